@@ -1,0 +1,49 @@
+# Everything here sets up what it needs: a virtual environment in .venv, and the starter model in .cache.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
+
+.PHONY: help demo demo-stop test test-long lint run bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
+
+demo: $(VENV)/.installed $(MODEL) ## start the daemon, bring in the starter model, ask it something
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/demo/demo.sh $(MODEL)
+
+demo-stop: ## stop the demo's daemon
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/demo/demo.sh --stop
+
+test: $(VENV)/.dev $(MODEL) ## all tests but the long ones
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: $(VENV)/.dev $(MODEL) ## the tests that take minutes
+	$(BIN)/python -m pytest -m long
+
+lint: $(VENV)/.dev ## format, lint, types, import contracts
+	$(BIN)/ruff format --check && $(BIN)/ruff check && $(BIN)/mypy && $(BIN)/lint-imports
+
+run: $(VENV)/.installed ## the daemon in the foreground
+	$(BIN)/osaurusd serve
+
+bench: $(VENV)/.dev $(MODEL) ## measure start-up, memory and first token
+	$(BIN)/python -m tests.bench
+
+clean: ## remove what the targets above made
+	rm -rf $(VENV) .cache .demo dist
+
+$(VENV)/.python:
+	sh .ci/venv "$(PYTHON)" $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
+
+$(MODEL): | $(VENV)/.python
+	$(BIN)/python tests/starter_model.py

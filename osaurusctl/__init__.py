@@ -1,0 +1,1 @@
+"""osaurusctl: the control CLI of osaurusd."""

@@ -1,0 +1,33 @@
+import click
+
+from osaurusctl import process
+from osaurusctl.client import Client
+from osaurusctl.command import Command
+from osaurusctl.errors import DaemonNotRunning
+from osaurusctl.output import Output
+from osaurusd.wire import paths
+from osaurusd.wire.admin import DaemonStatus
+
+
+@click.command("up", cls=Command)
+@click.option("--host", help="Host name or address to serve on; default: the configuration's.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to serve on; default: the configuration's.")
+@click.option("--timeout", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to wait for it.")
+@click.pass_obj
+def command(output: Output, host: str | None, port: int | None, timeout: float) -> None:
+    """Start the daemon in the background."""
+    where = paths.resolve()
+    client = Client(where.socket)
+    options = [*(["--host", host] if host else []), *(["--port", str(port)] if port is not None else [])]
+    try:
+        status, started = client.status(any_version=True), False
+    except DaemonNotRunning:
+        process.launch(where, client, options, timeout)
+        status, started = client.status(any_version=True), True
+    _show(output, status, started)
+
+
+def _show(output: Output, status: DaemonStatus, started: bool) -> None:
+    result = {"started": started, "pid": status.pid, "endpoints": status.endpoints, "log_file": status.log_file}
+    first = f"osaurusd {'is running' if started else 'was already running'} (pid {status.pid})"
+    output.show(result, "\n".join([first, *status.endpoints, f"log: {status.log_file}"]))

@@ -1,0 +1,99 @@
+"""The admin API under `/v0/`, on the Unix socket only: what `osaurusctl` asks for."""
+
+import os
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from osaurusd import __version__
+from osaurusd.admin import imports, views
+from osaurusd.admin.context import DAEMON
+from osaurusd.errors import ModelNotFound, VersionMismatch
+from osaurusd.web import body, keys
+from osaurusd.wire.admin import (
+    API_HEADER,
+    API_VERSION,
+    VERSION_HEADER,
+    LoadRequest,
+    Route,
+    ShutdownReply,
+    UnloadReply,
+    UnloadRequest,
+)
+
+# What it takes to see and end a daemon of another version.
+ANY_VERSION = frozenset({Route.STATUS, Route.SHUTDOWN})
+
+
+def add_routes(app: web.Application) -> None:
+    """Mount the admin API."""
+    app.middlewares.append(_check_version)
+    app.on_response_prepare.append(_tell_version)
+    app.router.add_get(Route.STATUS, _status)
+    app.router.add_get(Route.MODELS, _models)
+    app.router.add_get(Route.WORKERS, _workers)
+    app.router.add_post(Route.LOAD, _load)
+    app.router.add_post(Route.UNLOAD, _unload)
+    app.router.add_post(Route.IMPORTS, imports.create)
+    app.router.add_post(Route.SHUTDOWN, _shutdown)
+
+
+@web.middleware
+async def _check_version(request: web.Request, handler: Handler) -> web.StreamResponse:
+    theirs = request.headers.get(API_HEADER)
+    if request.path.startswith("/v0/") and request.path not in ANY_VERSION and theirs != str(API_VERSION):
+        raise VersionMismatch(
+            f"this daemon ({__version__}) speaks admin API {API_VERSION}, and the request {theirs or 'names none'}; "
+            "use an osaurusctl of the same version, or restart the daemon after an upgrade"
+        )
+    return await handler(request)
+
+
+async def _tell_version(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers[API_HEADER] = str(API_VERSION)
+    response.headers[VERSION_HEADER] = __version__
+
+
+async def _status(request: web.Request) -> web.Response:
+    records = await request.app[keys.CATALOG].records()
+    reports = request.app[keys.POOL].report()
+    return body.reply(views.status(request.app[DAEMON], request.app[keys.CONFIG].default_model, records, reports))
+
+
+async def _models(request: web.Request) -> web.Response:
+    await request.app[keys.CATALOG].refresh()
+    reports = request.app[keys.POOL].report()
+    return body.reply([views.model(record, reports) for record in await request.app[keys.CATALOG].records()])
+
+
+async def _workers(request: web.Request) -> web.Response:
+    return body.reply([views.worker(report) for report in request.app[keys.POOL].report()])
+
+
+async def _load(request: web.Request) -> web.Response:
+    order = await body.read(request, LoadRequest)
+    record = await request.app[keys.CATALOG].find(order.model)
+    pool = request.app[keys.POOL]
+    async with pool.lease(record):
+        pass
+    report = next((report for report in pool.report() if report.key == record.repo), None)
+    if report is None:
+        raise ModelNotFound(f"`{record.name}` was unloaded again at once", param="model")
+    return body.reply(views.worker(report))
+
+
+async def _unload(request: web.Request) -> web.Response:
+    order = await body.read(request, UnloadRequest)
+    pool = request.app[keys.POOL]
+    loaded = {report.key: report.name for report in pool.report()}
+    if order.model is not None:
+        record = await request.app[keys.CATALOG].find(order.model)
+        loaded = {key: name for key, name in loaded.items() if key == record.repo}
+    for key in loaded:
+        await pool.unload(key, force=order.force)
+    return body.reply(UnloadReply(unloaded=list(loaded.values())))
+
+
+async def _shutdown(request: web.Request) -> web.Response:
+    request.app[DAEMON].stop()
+    return body.reply(ShutdownReply(pid=os.getpid()), status=202)

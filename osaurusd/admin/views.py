@@ -1,0 +1,77 @@
+"""Our state as the admin API shows it."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable
+
+import psutil
+
+from osaurusd import __version__
+from osaurusd.admin.context import Daemon
+from osaurusd.catalog.record import ModelRecord
+from osaurusd.pool.pool import WorkerReport
+from osaurusd.wire.admin import API_VERSION, DaemonStatus, ModelInfo, ModelState, WorkerInfo
+
+
+def worker(report: WorkerReport) -> WorkerInfo:
+    """A worker, with the memory that its process has now."""
+    return WorkerInfo(
+        model=report.name,
+        state=report.state,
+        pid=report.pid,
+        device=report.device,
+        memory_bytes=max(report.mlx_bytes, _resident_bytes(report.pid)),
+        in_flight=report.in_flight,
+        waiting=report.waiting,
+        load_seconds=report.load_seconds,
+        idle_seconds=report.idle_seconds,
+    )
+
+
+def model(record: ModelRecord, reports: Iterable[WorkerReport] = ()) -> ModelInfo:
+    """A model, with its worker if it has one."""
+    report = next((report for report in reports if report.key == record.repo), None)
+    return ModelInfo(
+        name=record.name,
+        repo=record.repo,
+        path=str(record.path),
+        source=record.source,
+        state=record.state,
+        bytes=record.size_bytes,
+        created=record.created,
+        reason=record.reason,
+        architecture=record.architecture,
+        quantization=record.quantization,
+        context_length=record.context_length,
+        worker=worker(report) if report else None,
+    )
+
+
+def status(
+    daemon: Daemon, default_model: str | None, records: list[ModelRecord], reports: list[WorkerReport]
+) -> DaemonStatus:
+    """The daemon as a whole."""
+    return DaemonStatus(
+        version=__version__,
+        api_version=API_VERSION,
+        pid=os.getpid(),
+        instance=daemon.instance,
+        uptime_seconds=time.monotonic() - daemon.started_at,
+        endpoints=daemon.endpoints,
+        socket=str(daemon.paths.socket),
+        config_file=str(daemon.paths.config_file),
+        log_file=str(daemon.paths.log_file),
+        models_dir=str(daemon.paths.models_dir),
+        default_model=default_model,
+        models_available=sum(record.state is ModelState.AVAILABLE for record in records),
+        workers=[worker(report) for report in reports],
+    )
+
+
+def _resident_bytes(pid: int | None) -> int:
+    """Resident memory of a process; 0 for one that is gone or not there yet."""
+    if pid is not None:
+        with contextlib.suppress(psutil.Error):
+            return int(psutil.Process(pid).memory_info().rss)
+    return 0

@@ -1,0 +1,74 @@
+"""Facts about a model from its JSON files."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from osaurusd.catalog.record import GenerationDefaults
+
+_CONTEXT_KEYS = (
+    "max_position_embeddings",
+    "max_context_length",  # OpenELM
+    "max_seq_len",
+    "max_sequence_length",
+    "seq_length",
+    "n_positions",
+    "n_ctx",
+)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not a JSON object; the message says what it is instead.
+    """
+    value = json.loads(path.read_bytes())
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} holds a {type(value).__name__} where an object belongs")
+    return value
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Tokens that prompt and answer may have together, if the config says."""
+    for scope in (config, config.get("text_config")):
+        if not isinstance(scope, dict):
+            continue
+        for key in _CONTEXT_KEYS:
+            value = scope.get(key)
+            if isinstance(value, int) and value > 0:
+                return value
+    return None
+
+
+def quantization(config: Mapping[str, Any]) -> str | None:
+    """Such as `4-bit`, `mxfp4`; None for full precision."""
+    scheme = config.get("quantization") or config.get("quantization_config")
+    if not isinstance(scheme, dict):
+        return None
+    mode = scheme.get("mode", "affine")
+    if mode != "affine":
+        return str(mode)
+    if bits := scheme.get("bits"):
+        return f"{bits}-bit"
+    return str(scheme.get("quant_method", "quantized"))
+
+
+def generation_defaults(folder: Path) -> GenerationDefaults:
+    """What `generation_config.json` says about sampling; a file that is absent or broken says nothing."""
+    try:
+        config = read_object(folder / "generation_config.json")
+    except (OSError, ValueError):
+        return GenerationDefaults()
+    return GenerationDefaults(
+        temperature=_number(config.get("temperature"), 0, 2),
+        top_p=_number(config.get("top_p"), 0, 1) or None,
+    )
+
+
+def _number(value: object, low: float, high: float) -> float | None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
+        return float(value)
+    return None

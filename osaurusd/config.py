@@ -1,0 +1,174 @@
+"""The configuration: one frozen object, read once from file, environment and flags, in that rising precedence."""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from osaurusd.errors import ConfigError
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
+Bytes = Annotated[int, msgspec.Meta(ge=1)]
+Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
+Fraction = Annotated[float, msgspec.Meta(gt=0, le=1)]
+
+SHUTDOWN_GRACE_SECONDS = 20.0
+"""A service manager must wait longer than this before it kills; `launchd/` says how long it does."""
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the tables of the config file."""
+
+
+class Server(Section, frozen=True):
+    """`[server]`: what clients connect to.
+
+    `host` is bound as given; `localhost` means 127.0.0.1 and, where there is one, ::1. `allowed_hosts` are further
+    names for the `Host` header, `allowed_origins` the web origins (`https://chat.example`) that may call from a page.
+    """
+
+    host: str = "localhost"
+    port: Port = 8080
+    allowed_hosts: list[str] = []
+    allowed_origins: list[str] = []
+    max_body_bytes: Bytes = 32 * 1024 * 1024
+    shutdown_grace_seconds: Seconds = SHUTDOWN_GRACE_SECONDS
+
+
+class Defaults(Section, frozen=True):
+    """`[defaults]`: sampling for requests that do not say and models whose `generation_config.json` does not either.
+
+    `max_tokens` left out means: until the context is full.
+    """
+
+    temperature: Temperature = 1.0
+    top_p: Fraction = 1.0
+    max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+class Worker(Section, frozen=True):
+    """`[worker]`: the processes that run the models.
+
+    `dequantize`: on a CPU backend compute in float32 (`auto`: if it fits into memory). `blas`: the library preloaded
+    into workers on Linux: `auto` takes the system's OpenBLAS, `none` leaves MLX's own, else a path.
+    """
+
+    dequantize: Literal["auto", "always", "never"] = "auto"
+    blas: str = "auto"
+    load_timeout_seconds: Seconds = 600.0
+    stop_grace_seconds: Seconds = 5.0
+
+
+class Log(Section, frozen=True):
+    """`[log]`: how much is logged."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Config(Section, frozen=True):
+    """The whole configuration. `default_model` serves `osaurusctl run` and requests that name no model."""
+
+    default_model: str | None = None
+    server: Server = Server()
+    defaults: Defaults = Defaults()
+    worker: Worker = Worker()
+    log: Log = Log()
+
+
+ENVIRONMENT = {
+    "OSAURUS_HOST": ("server", "host"),
+    "OSAURUS_PORT": ("server", "port"),
+    "OSAURUS_DEFAULT_MODEL": ("default_model",),
+    "OSAURUS_LOG_LEVEL": ("log", "level"),
+}
+"""Variables that override the file, and the key that each one sets."""
+
+
+def load(
+    path: Path, *, env: Mapping[str, str] = os.environ, flags: Mapping[tuple[str, str], object] | None = None
+) -> Config:
+    """Read the configuration.
+
+    Args:
+        path: the TOML file; one that does not exist counts as empty.
+        env: the environment.
+        flags: values from the command line by key path, such as `{("server", "port"): 8080}`.
+
+    Raises:
+        ConfigError: the file is not TOML, or a key is unknown or its value wrong; the message names it.
+    """
+    tree = _read(path)
+    _refuse_unknown_keys(tree, path)
+    _convert(tree, str(path))
+    for variable, key in ENVIRONMENT.items():
+        if variable in env:
+            _put(tree, key, env[variable])
+            _convert(tree, f"the environment variable {variable}", strict=False)
+    for key, value in (flags or {}).items():
+        _put(tree, key, value)
+    return _convert(tree, "the command line", strict=False)
+
+
+def known_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
+    """Every key of the file, dotted."""
+    for field in msgspec.structs.fields(section):
+        if _is_section(field.type):
+            yield from known_keys(field.type, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+def _keys_in(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    known = {key.partition(".")[0] for key in _known_below(prefix)}
+    for key, value in tree.items():
+        if isinstance(value, dict) and key in known:
+            yield from _keys_in(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _known_below(prefix: str) -> list[str]:
+    return [key.removeprefix(prefix) for key in known_keys() if key.startswith(prefix)]
+
+
+def _refuse_unknown_keys(tree: Mapping[str, Any], path: Path) -> None:
+    known = list(known_keys())
+    for key in _keys_in(tree):
+        if key in known or any(name.startswith(f"{key}.") for name in known):
+            continue
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"; did you mean `{near[0]}`?" if near else f"; known keys: {', '.join(known)}"
+        raise ConfigError(f"{path}: unknown key `{key}`{hint}", param=key)
+
+
+def _put(tree: dict[str, Any], key: tuple[str, ...], value: object) -> None:
+    for name in key[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[key[-1]] = value
+
+
+def _convert(tree: Mapping[str, Any], source: str, *, strict: bool = True) -> Config:
+    try:
+        return msgspec.convert(tree, Config, strict=strict)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")
+        key = where.rstrip("`")
+        raise ConfigError(f"{source}: `{key}`: {what[:1].lower()}{what[1:]}", param=key) from error

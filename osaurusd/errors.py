@@ -1,0 +1,144 @@
+"""What can go wrong, without saying how it is shown: no status codes and no layout here.
+
+OsaurusError
+├── InvalidRequest              the request itself is wrong; `param` names the field
+│   ├── InvalidJson
+│   ├── UnsupportedParameter
+│   ├── ImageInputUnsupported
+│   └── ContextLengthExceeded
+├── ModelNotFound
+│   └── ModelNotDownloaded      known by name, but not on this machine
+├── NotFound, MethodNotAllowed, RequestTooLarge, UnsupportedMediaType, Forbidden, VersionMismatch
+├── Busy, NameTaken, ImportFailed
+├── InsufficientMemory, LoadFailed, WorkerCrashed, SlowClient, ModelUnloaded, ShuttingDown
+├── ConfigError, HomeInUse, ListenFailed
+└── InternalError
+"""
+
+from typing import ClassVar
+
+from osaurusd.wire.errors import ErrorCode
+
+
+class OsaurusError(Exception):
+    """Base of every failure that has a code. `param` is the JSON path of the field at fault, if one is."""
+
+    code: ClassVar[ErrorCode] = ErrorCode.INTERNAL_ERROR
+    by_code: ClassVar[dict[ErrorCode, type["OsaurusError"]]] = {}
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def __init_subclass__(cls) -> None:
+        OsaurusError.by_code[cls.code] = cls
+
+
+class InvalidRequest(OsaurusError):
+    code = ErrorCode.INVALID_REQUEST
+
+
+class InvalidJson(InvalidRequest):
+    code = ErrorCode.INVALID_JSON
+
+
+class UnsupportedParameter(InvalidRequest):
+    code = ErrorCode.UNSUPPORTED_PARAMETER
+
+
+class ImageInputUnsupported(InvalidRequest):
+    code = ErrorCode.IMAGE_INPUT_UNSUPPORTED
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
+
+
+class ModelNotFound(OsaurusError):
+    code = ErrorCode.MODEL_NOT_FOUND
+
+
+class ModelNotDownloaded(ModelNotFound):
+    code = ErrorCode.MODEL_NOT_DOWNLOADED
+
+
+class NotFound(OsaurusError):
+    code = ErrorCode.NOT_FOUND
+
+
+class MethodNotAllowed(OsaurusError):
+    code = ErrorCode.METHOD_NOT_ALLOWED
+
+
+class RequestTooLarge(OsaurusError):
+    code = ErrorCode.REQUEST_TOO_LARGE
+
+
+class UnsupportedMediaType(OsaurusError):
+    code = ErrorCode.UNSUPPORTED_MEDIA_TYPE
+
+
+class Forbidden(OsaurusError):
+    code = ErrorCode.FORBIDDEN
+
+
+class VersionMismatch(OsaurusError):
+    code = ErrorCode.VERSION_MISMATCH
+
+
+class Busy(OsaurusError):
+    code = ErrorCode.BUSY
+
+
+class NameTaken(OsaurusError):
+    code = ErrorCode.NAME_TAKEN
+
+
+class ImportFailed(OsaurusError):
+    code = ErrorCode.IMPORT_FAILED
+
+
+class InsufficientMemory(OsaurusError):
+    code = ErrorCode.INSUFFICIENT_MEMORY
+
+
+class LoadFailed(OsaurusError):
+    code = ErrorCode.LOAD_FAILED
+
+
+class WorkerCrashed(OsaurusError):
+    code = ErrorCode.WORKER_CRASHED
+
+
+class SlowClient(OsaurusError):
+    code = ErrorCode.SLOW_CLIENT
+
+
+class ModelUnloaded(OsaurusError):
+    code = ErrorCode.MODEL_UNLOADED
+
+
+class ShuttingDown(OsaurusError):
+    code = ErrorCode.SHUTTING_DOWN
+
+
+class ConfigError(OsaurusError):
+    code = ErrorCode.CONFIG_ERROR
+
+
+class HomeInUse(OsaurusError):
+    code = ErrorCode.HOME_IN_USE
+
+
+class ListenFailed(OsaurusError):
+    code = ErrorCode.LISTEN_FAILED
+
+
+class InternalError(OsaurusError):
+    code = ErrorCode.INTERNAL_ERROR
+
+
+def from_code(code: ErrorCode, message: str, param: str | None = None) -> OsaurusError:
+    """The error that travelled as a code, as the class it was raised as on the other side."""
+    return OsaurusError.by_code.get(code, InternalError)(message, param=param)

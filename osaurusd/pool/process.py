@@ -1,0 +1,209 @@
+"""One worker process: spawn, handshake, last words, end."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from osaurusd import __version__, ipc
+from osaurusd.errors import LoadFailed, OsaurusError, VersionMismatch, WorkerCrashed
+from osaurusd.log import get_logger
+from osaurusd.pool.client import WorkerClient
+
+log = get_logger(__name__)
+
+LAST_WORDS_LINES = 20
+
+# -P: a folder called osaurusd in the working directory must not be taken for the package.
+WORKER_COMMAND = (sys.executable, "-P", "-m", "osaurusd.worker")
+
+WORKER_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",  # a worker reads what is on disk and never asks the network
+    "TOKENIZERS_PARALLELISM": "false",  # the tokenizer threads are the worker's own
+    "TRANSFORMERS_VERBOSITY": "error",  # it advises, among other things, to install torch
+    "USE_TORCH": "0",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How to start workers: the command, a library to preload, and the time limits in seconds."""
+
+    command: Sequence[str] = WORKER_COMMAND
+    preload: Path | None = None
+    load_timeout: float = 600.0
+    stop_grace: float = 5.0
+
+
+class WorkerProcess:
+    """A worker and its model. `client` speaks with it; `exited` is done once it is gone, with the reason."""
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        launch: Launch,
+    ) -> None:
+        reader, writer = streams
+        self._process = process
+        self._launch = launch
+        self._reader = ipc.FrameReader(reader, ipc.FROM_WORKER)
+        self._writer = writer
+        self._last_words: deque[str] = deque(maxlen=LAST_WORDS_LINES)
+        self._gone = asyncio.create_task(self._reap())
+        self.client = WorkerClient(self._reader, writer)
+        self.exited = self._gone
+        self.loaded: ipc.Loaded
+        self._stopped_for: OsaurusError | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def stop(self, reason: OsaurusError) -> None:
+        """End it: ask, then SIGTERM, then SIGKILL, with the grace period between them; returns once it is gone.
+
+        Requests still in flight fail with `reason`.
+        """
+        self._stopped_for = reason
+        self.client.say_goodbye()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._launch.stop_grace):
+                    await asyncio.shield(self.exited)
+                    return
+            self._signal(number)
+        await asyncio.shield(self.exited)
+
+    async def _load(self, order: ipc.Load) -> None:
+        try:
+            async with asyncio.timeout(self._launch.load_timeout):
+                await self._handshake(order)
+        except TimeoutError:
+            self._signal(signal.SIGKILL)
+            await asyncio.shield(self._gone)
+            limit = self._launch.load_timeout
+            raise LoadFailed(f"loading took longer than {limit:g} s (`worker.load_timeout_seconds`)") from None
+        except EOFError:
+            raise await self._end_of_file() from None
+        except ipc.FrameError as error:
+            self._signal(signal.SIGKILL)
+            raise WorkerCrashed(f"the model's worker sent garbage: {error}") from error
+        except BaseException:
+            # Refused or cancelled: nobody will have this process, so it must not stay.
+            self._signal(signal.SIGKILL)
+            await asyncio.shield(self._gone)
+            raise
+        self.exited = asyncio.create_task(self._serve())
+
+    async def _handshake(self, order: ipc.Load) -> None:
+        hello = await self._read()
+        if not isinstance(hello, ipc.Hello) or hello.version != __version__:
+            raise VersionMismatch(
+                f"this daemon is version {__version__}, but what is installed now is another one; "
+                "restart it (`osaurusctl down`, `osaurusctl up`) to finish the upgrade"
+            )
+        self._writer.write(ipc.encode([order]))
+        answer = await self._read()
+        if isinstance(answer, ipc.LoadFailed):
+            raise LoadFailed(f"the model could not be loaded: {answer.message}")
+        if not isinstance(answer, ipc.Loaded):
+            raise ipc.FrameError(f"a {type(answer).__name__} frame where Loaded belongs")
+        self.loaded = answer
+
+    async def _read(self) -> ipc.FromWorker:
+        frame = await self._reader.read()
+        if frame is None:
+            raise EOFError
+        return frame
+
+    async def _serve(self) -> OsaurusError:
+        """Hand frames out until the worker is gone, then fail what was in flight."""
+        try:
+            await self.client.read_all()
+            error = await self._end_of_file()
+        except ipc.FrameError as garbage:
+            self._signal(signal.SIGKILL)
+            await self._gone
+            error = WorkerCrashed(f"the model's worker sent garbage: {garbage}")
+        error = self._stopped_for or error
+        self.client.fail_all(error)
+        return error
+
+    async def _end_of_file(self) -> OsaurusError:
+        """A worker that closed its end is dying; one that does not get on with it is helped."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._launch.stop_grace):
+                return await asyncio.shield(self._gone)
+        self._signal(signal.SIGKILL)
+        return await asyncio.shield(self._gone)
+
+    async def _reap(self) -> OsaurusError:
+        """Wait for the end of the process; return how it ended, with its last words."""
+        await self._listen()
+        code = await self._process.wait()
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        words = "\n".join(self._last_words)
+        return WorkerCrashed(f"the model's worker ended ({how})" + (f"; its last words:\n{words}" if words else ""))
+
+    async def _listen(self) -> None:
+        """Log what the process prints and remember its last lines."""
+        assert self._process.stdout is not None, "spawned with a pipe"
+        rest = b""
+        while chunk := await self._process.stdout.read(65536):
+            *lines, rest = (rest + chunk).split(b"\n")
+            self._note(lines)
+        self._note([rest])
+
+    def _note(self, lines: list[bytes]) -> None:
+        for line in lines:
+            if text := line.decode(errors="replace").rstrip():
+                self._last_words.append(text)
+                log.info("worker says", pid=self.pid, line=text)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+
+async def start(order: ipc.Load, launch: Launch) -> WorkerProcess:
+    """Spawn a worker and have it load a model.
+
+    Raises:
+        LoadFailed: it could not be spawned, the model could not be loaded, or not in time.
+        WorkerCrashed: it died while loading; the message has its last words.
+        VersionMismatch: what is installed by now is not what this daemon was started from.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *launch.command,
+                "--fd",
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                pass_fds=[theirs.fileno()],
+                env=_environment(launch),
+            )
+        except OSError as error:
+            ours.close()
+            raise LoadFailed(f"no worker process could be started: {error}") from error
+    worker = WorkerProcess(process, await ipc.connect(ours.detach()), launch)
+    await worker._load(order)
+    return worker
+
+
+def _environment(launch: Launch) -> dict[str, str]:
+    environment = {**os.environ, **WORKER_ENVIRONMENT}
+    if launch.preload is not None:
+        already = environment.get("LD_PRELOAD")
+        environment["LD_PRELOAD"] = f"{launch.preload}:{already}" if already else str(launch.preload)
+    return environment

@@ -1,0 +1,110 @@
+"""From an exception to an HTTP answer: the one place that knows status codes and the envelope's layout."""
+
+from collections.abc import Mapping
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from osaurusd.errors import (
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    OsaurusError,
+    RequestTooLarge,
+)
+from osaurusd.log import get_logger
+from osaurusd.wire.errors import ErrorBody, ErrorCode, ErrorEnvelope
+
+log = get_logger(__name__)
+
+STATUS: Mapping[ErrorCode, int] = {
+    ErrorCode.INVALID_JSON: 400,
+    ErrorCode.INVALID_REQUEST: 400,
+    ErrorCode.UNSUPPORTED_PARAMETER: 400,
+    ErrorCode.IMAGE_INPUT_UNSUPPORTED: 400,
+    ErrorCode.CONTEXT_LENGTH_EXCEEDED: 400,
+    ErrorCode.IMPORT_FAILED: 400,
+    ErrorCode.FORBIDDEN: 403,
+    ErrorCode.MODEL_NOT_FOUND: 404,
+    ErrorCode.MODEL_NOT_DOWNLOADED: 404,
+    ErrorCode.NOT_FOUND: 404,
+    ErrorCode.METHOD_NOT_ALLOWED: 405,
+    ErrorCode.SLOW_CLIENT: 408,
+    ErrorCode.BUSY: 409,
+    ErrorCode.NAME_TAKEN: 409,
+    ErrorCode.VERSION_MISMATCH: 412,
+    ErrorCode.REQUEST_TOO_LARGE: 413,
+    ErrorCode.UNSUPPORTED_MEDIA_TYPE: 415,
+    ErrorCode.LOAD_FAILED: 500,
+    ErrorCode.INTERNAL_ERROR: 500,
+    ErrorCode.CONFIG_ERROR: 500,
+    ErrorCode.HOME_IN_USE: 500,
+    ErrorCode.LISTEN_FAILED: 500,
+    ErrorCode.WORKER_CRASHED: 502,
+    ErrorCode.MODEL_UNLOADED: 503,
+    ErrorCode.SHUTTING_DOWN: 503,
+    ErrorCode.INSUFFICIENT_MEMORY: 503,
+}
+
+# OpenAI's clients ask again on 5xx; where the same request would fail the same way, this header tells them not to.
+_FINAL = {ErrorCode.LOAD_FAILED, ErrorCode.INTERNAL_ERROR}
+
+
+def status_of(error: OsaurusError) -> int:
+    """The HTTP status of an error."""
+    return STATUS[error.code]
+
+
+def error_body(error: OsaurusError) -> ErrorBody:
+    """The error as it stands in every answer."""
+    kind = "invalid_request_error" if status_of(error) < 500 else "server_error"
+    return ErrorBody(message=error.message, type=kind, param=error.param, code=error.code)
+
+
+def envelope(error: OsaurusError) -> bytes:
+    """The error as OpenAI's JSON object."""
+    return msgspec.json.encode(ErrorEnvelope(error_body(error)))
+
+
+def response(error: OsaurusError) -> web.Response:
+    """The error as a whole HTTP answer."""
+    headers = {"x-should-retry": "false"} if error.code in _FINAL else {}
+    return web.Response(status=status_of(error), body=envelope(error), content_type="application/json", headers=headers)
+
+
+def known(error: Exception) -> OsaurusError:
+    """The error itself if it has a code; anything else is logged whole and shown as `internal_error`."""
+    if isinstance(error, OsaurusError):
+        return error
+    log.error("unexpected error", exc_info=error)
+    return InternalError("something went wrong inside osaurusd; its log says what")
+
+
+@web.middleware
+async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn whatever a handler raises into its answer."""
+    try:
+        return await handler(request)
+    except web.HTTPException as refusal:
+        return _translate(request, refusal)
+    except Exception as error:  # noqa: BLE001  the boundary: what has no code is logged and hidden
+        return response(known(error))
+
+
+def _translate(request: web.Request, refusal: web.HTTPException) -> web.Response:
+    """aiohttp's own refusals, in our words."""
+    if isinstance(refusal, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(refusal.allowed_methods))
+        answer = response(MethodNotAllowed(f"{request.path} does not take {request.method}; it takes {allowed}"))
+        answer.headers["Allow"] = allowed
+        return answer
+    error: OsaurusError
+    if isinstance(refusal, web.HTTPNotFound):
+        error = NotFound(f"there is no {request.path} here")
+    elif isinstance(refusal, web.HTTPRequestEntityTooLarge):
+        error = RequestTooLarge("the request body is larger than `server.max_body_bytes` allows")
+    else:
+        error = InvalidRequest(refusal.text or refusal.reason)
+    return response(error)

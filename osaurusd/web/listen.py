@@ -1,0 +1,143 @@
+"""Opening the doors: TCP sockets on both loopback families, and the Unix socket with its lock."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from osaurusd.errors import HomeInUse, ListenFailed
+from osaurusd.log import get_logger
+
+log = get_logger(__name__)
+
+BACKLOG = 512
+
+# IPv6 may be switched off or have no loopback address; then 127.0.0.1 has to do.
+_NO_SUCH_FAMILY = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
+
+
+def tcp(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets for `host`; `localhost` means 127.0.0.1 and, where there is one, ::1. Port 0 picks one.
+
+    Raises:
+        ListenFailed: an address is taken or not ours; the message says which and why.
+    """
+    if host != "localhost":
+        return [_bind(address, port) for address in _resolve(host, port)]
+    first = _bind("127.0.0.1", port)
+    try:
+        return [first, _bind("::1", first.getsockname()[1])]
+    except ListenFailed as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_SUCH_FAMILY:
+            return [first]
+        first.close()
+        raise
+
+
+def url(listener: socket.socket) -> str:
+    """Where clients reach a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextlib.contextmanager
+def locked_home(lock: Path) -> Iterator[None]:
+    """Own this home while the block runs; the lock file holds our pid and is never removed.
+
+    Raises:
+        HomeInUse: another daemon owns it; the message has its pid.
+    """
+    make_private_dir(lock.parent)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            pid = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            raise HomeInUse(f"another osaurusd (pid {pid}) already runs on {lock.parent.parent}") from error
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def unix(path: Path) -> Iterator[socket.socket]:
+    """A listening Unix socket, 0600 in a 0700 directory; call it under `locked_home`.
+
+    The lock says that nobody serves a socket file that lies there, so a leftover may be replaced, and ours removed.
+
+    Raises:
+        ListenFailed: the path is taken by something that is no socket of ours.
+    """
+    make_private_dir(path.parent)
+    _remove_leftover(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # From the first moment on nobody else may connect; chmod after bind would leave a gap.
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+        yield listener
+        path.unlink(missing_ok=True)
+    finally:
+        listener.close()
+
+
+def make_private_dir(path: Path) -> None:
+    """Make a directory that only its owner can enter, or check that it is one.
+
+    Raises:
+        ListenFailed: it is not a directory of ours; one of ours that others can enter is closed to them.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise ListenFailed(f"{path} is not a directory of this user; move it away")
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        path.chmod(0o700)
+
+
+def _resolve(host: str, port: int) -> list[str]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ListenFailed(f"the host {host!r} is no address of this machine: {error}") from error
+    return list(dict.fromkeys(str(address[4][0]) for address in found))
+
+
+def _bind(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener: socket.socket | None = None
+    try:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind((address, port))
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        raise ListenFailed(f"cannot listen on {address} port {port}: {error.strerror or error}") from error
+    return listener
+
+
+def _remove_leftover(path: Path) -> None:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+        raise ListenFailed(f"{path} is in the way and no socket of this user; move it away")
+    path.unlink()

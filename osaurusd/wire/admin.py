@@ -1,0 +1,145 @@
+"""The admin API's types: what travels over the Unix socket under `/v0/`.
+
+Requests refuse unknown fields; replies are read leniently, so that an older CLI understands a newer daemon.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from osaurusd.wire.errors import ErrorBody
+
+API_VERSION = 1
+"""Raised when either side could misread the other; compared on every admin request."""
+
+API_HEADER = "Osaurus-Api"
+VERSION_HEADER = "Osaurus-Version"
+
+SOCKET_HOST = "osaurusd"
+"""The `Host` that clients of the Unix socket send. Browsers cannot be made to send it."""
+
+
+class Route(StrEnum):
+    """Paths of the admin API."""
+
+    STATUS = "/v0/status"
+    MODELS = "/v0/models"
+    WORKERS = "/v0/workers"
+    LOAD = "/v0/load"
+    UNLOAD = "/v0/unload"
+    IMPORTS = "/v0/imports"
+    SHUTDOWN = "/v0/shutdown"
+
+
+class ModelState(StrEnum):
+    """Whether a model on disk can be served."""
+
+    AVAILABLE = "available"
+    PARTIAL = "partial"
+    UNUSABLE = "unusable"
+
+
+class WorkerState(StrEnum):
+    """Where a model's worker process is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker process. `memory_bytes` is resident memory or what MLX holds, whichever is more."""
+
+    model: str
+    state: WorkerState
+    pid: int | None = None
+    device: str | None = None
+    memory_bytes: int = 0
+    in_flight: int = 0
+    waiting: int = 0
+    load_seconds: float | None = None
+    idle_seconds: float | None = None
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One model on disk. `reason` says what is missing or wrong where `state` is not `available`."""
+
+    name: str
+    repo: str
+    path: str
+    source: str
+    state: ModelState
+    bytes: int
+    created: int
+    reason: str | None = None
+    architecture: str | None = None
+    quantization: str | None = None
+    context_length: int | None = None
+    worker: WorkerInfo | None = None
+
+
+class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The daemon as a whole. `instance` is a new random id on every start."""
+
+    version: str
+    api_version: int
+    pid: int
+    instance: str
+    uptime_seconds: float
+    endpoints: list[str]
+    socket: str
+    config_file: str
+    log_file: str
+    models_dir: str
+    default_model: str | None
+    models_available: int
+    workers: list[WorkerInfo]
+
+
+class LoadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    model: str
+
+
+class UnloadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Unload `model`, or every loaded one if it is null; `force` ends the requests that are running."""
+
+    model: str | None = None
+    force: bool = False
+
+
+class UnloadReply(msgspec.Struct, frozen=True, kw_only=True):
+    unloaded: list[str]
+
+
+class ImportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bring in the MLX folder or `.gguf` file at the absolute path `path`, as `name` if given."""
+
+    path: str
+    name: str | None = None
+
+
+class ShutdownReply(msgspec.Struct, frozen=True, kw_only=True):
+    pid: int
+
+
+class ImportProgress(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="progress"):
+    """A line of a running import: `done` of `total` bytes of `stage`."""
+
+    stage: str
+    done: int
+    total: int
+
+
+class ImportDone(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="done"):
+    """The last line of an import that worked."""
+
+    model: ModelInfo
+
+
+class ImportRefused(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="error"):
+    """The last line of an import that failed; nothing was left behind."""
+
+    error: ErrorBody
+
+
+ImportEvent = ImportProgress | ImportDone | ImportRefused

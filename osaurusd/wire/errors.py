@@ -1,0 +1,51 @@
+"""Error codes and the one error envelope, as they travel over HTTP, the Unix socket and worker frames."""
+
+from enum import StrEnum
+
+import msgspec
+
+
+class ErrorCode(StrEnum):
+    """Machine-readable reasons. They are API: documented, tested, and never renamed."""
+
+    INVALID_JSON = "invalid_json"
+    INVALID_REQUEST = "invalid_request"
+    UNSUPPORTED_PARAMETER = "unsupported_parameter"
+    IMAGE_INPUT_UNSUPPORTED = "image_input_unsupported"
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    MODEL_NOT_FOUND = "model_not_found"
+    MODEL_NOT_DOWNLOADED = "model_not_downloaded"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    REQUEST_TOO_LARGE = "request_too_large"
+    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    FORBIDDEN = "forbidden"
+    VERSION_MISMATCH = "version_mismatch"
+    BUSY = "busy"
+    NAME_TAKEN = "name_taken"
+    IMPORT_FAILED = "import_failed"
+    INSUFFICIENT_MEMORY = "insufficient_memory"
+    LOAD_FAILED = "load_failed"
+    WORKER_CRASHED = "worker_crashed"
+    SLOW_CLIENT = "slow_client"
+    MODEL_UNLOADED = "model_unloaded"
+    SHUTTING_DOWN = "shutting_down"
+    CONFIG_ERROR = "config_error"
+    HOME_IN_USE = "home_in_use"
+    LISTEN_FAILED = "listen_failed"
+    INTERNAL_ERROR = "internal_error"
+
+
+class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The object under `error`: OpenAI's four keys, all always present."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorEnvelope(msgspec.Struct, frozen=True):
+    """What every failed HTTP request answers, and the last SSE object of a stream that failed midway."""
+
+    error: ErrorBody

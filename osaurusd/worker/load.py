@@ -1,0 +1,94 @@
+"""Loading a model: limits, weights, precision, tokenizer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.utils import dequantize_model, get_total_parameters, load_model, load_tokenizer
+
+from osaurusd import ipc
+
+FLOAT32_BYTES = 4
+_NARROW = (mx.float16, mx.bfloat16)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model. `dtype` is what its weights are stored in while it runs."""
+
+    network: Any
+    tokenizer: Any
+    end_tokens: list[int]
+    context_length: int | None
+    dtype: str
+
+
+def load(order: ipc.Load) -> Model:
+    """Load the model that `order` names, within its limits. Runs on the thread that owns MLX.
+
+    Raises:
+        OSError, ValueError, RuntimeError and what else mlx_lm raises on files it cannot read.
+    """
+    _apply_limits(order)
+    path = Path(order.path)
+    network, config = load_model(path, lazy=True)
+    widened = _wants_float32(network, order)
+    if widened:
+        network = _widen(network)
+    # One array after the other, so that no second copy of the whole model exists while it is widened.
+    for parameter in _parameters(network):
+        mx.eval(parameter)
+    mx.clear_cache()
+    tokenizer = load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
+    return Model(
+        network=network,
+        tokenizer=tokenizer,
+        end_tokens=sorted(tokenizer.eos_token_ids),
+        context_length=order.context_length,
+        dtype="float32" if widened else _dtype(network, config),
+    )
+
+
+def device_name() -> str:
+    """`cpu`, or the name of the GPU that MLX computes on."""
+    if mx.default_device() == mx.cpu:
+        return "cpu"
+    return str(mx.device_info().get("device_name", "gpu"))
+
+
+def _apply_limits(order: ipc.Load) -> None:
+    if order.memory_limit_bytes is not None:
+        mx.set_memory_limit(order.memory_limit_bytes)
+    if order.cache_limit_bytes is not None:
+        mx.set_cache_limit(order.cache_limit_bytes)
+    if order.wired_limit_bytes is not None:
+        mx.set_wired_limit(order.wired_limit_bytes)
+
+
+def _wants_float32(network: Any, order: ipc.Load) -> bool:
+    """Whether to widen: MLX's CPU backend multiplies float32 matrices many times faster than packed or 16-bit ones."""
+    if order.dequantize != "auto":
+        return order.dequantize == "always"
+    if mx.default_device() != mx.cpu:
+        return False
+    needed = get_total_parameters(network) * FLOAT32_BYTES
+    return order.memory_limit_bytes is None or needed <= order.memory_limit_bytes
+
+
+def _widen(network: Any) -> Any:
+    # Scales first: dequantizing yields their precision.
+    network.set_dtype(mx.float32, lambda dtype: dtype in _NARROW)
+    return dequantize_model(network)
+
+
+def _dtype(network: Any, config: dict[str, Any]) -> str:
+    if quantization := config.get("quantization"):
+        return f"{quantization['bits']}-bit"
+    return "/".join(sorted({str(parameter.dtype).removeprefix("mlx.core.") for parameter in _parameters(network)}))
+
+
+def _parameters(network: Any) -> list[mx.array]:
+    flat: list[tuple[str, mx.array]] = tree_flatten(network.parameters())  # type: ignore[assignment]
+    return [parameter for _, parameter in flat]

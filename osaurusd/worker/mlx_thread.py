@@ -1,0 +1,76 @@
+"""The one thread that owns MLX: it loads, prefills, decodes and frees, and nothing else touches an array."""
+
+import queue
+import threading
+from collections.abc import Callable
+
+from osaurusd import ipc
+from osaurusd.wire.errors import ErrorCode
+from osaurusd.worker.engine import Engine
+
+Emit = Callable[[list[ipc.Frame]], None]
+
+
+class MlxThread:
+    """Runs work that other threads post, in order, and steps the engine while it has sequences.
+
+    Args:
+        emit: takes the frames of each step; called on this thread.
+        give_up: called with the reason when generation cannot go on; does not return.
+    """
+
+    def __init__(self, emit: Emit, give_up: Callable[[str], None]) -> None:
+        self._emit = emit
+        self._give_up = give_up
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._engine: Engine | None = None
+        self._failed_steps = 0
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="mlx", daemon=True).start()
+
+    def post(self, work: Callable[[], None]) -> None:
+        """Have `work` done between two steps. From any thread."""
+        self._inbox.put(work)
+
+    def adopt(self, engine: Engine) -> None:
+        """Step this engine from now on. Only from posted work."""
+        self._engine = engine
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._do_posted_work()
+                if self._engine is not None and self._engine.busy:
+                    self._step(self._engine)
+        except Exception as error:  # noqa: BLE001  a process without this thread would live on, dead inside
+            self._give_up(f"the MLX thread failed: {type(error).__name__}: {error}")
+
+    def _do_posted_work(self) -> None:
+        """Do all that is posted; wait for some only if there is nothing to generate."""
+        idle = self._engine is None or not self._engine.busy
+        try:
+            self._inbox.get(block=idle)()
+            while True:
+                self._inbox.get_nowait()()
+        except queue.Empty:
+            return
+
+    def _step(self, engine: Engine) -> None:
+        try:
+            frames = engine.step()
+        except Exception as error:  # noqa: BLE001  whatever a model raises costs its requests, not the process
+            self._recover(engine, error)
+            return
+        self._failed_steps = 0
+        if frames:
+            self._emit(frames)
+
+    def _recover(self, engine: Engine, error: Exception) -> None:
+        """Fail the batch and go on with an empty one; a second failure in a row means the model is broken."""
+        reason = f"the model failed while generating: {type(error).__name__}: {error}"
+        lost = engine.drop_all()
+        self._emit([ipc.Failed(id=id_, code=ErrorCode.INTERNAL_ERROR, message=reason) for id_ in lost])
+        self._failed_steps += 1
+        if self._failed_steps > 1:
+            self._give_up(reason)

@@ -1,0 +1,57 @@
+"""What tests share: short-lived homes, the starter model, and a daemon that serves it."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+
+from tests import daemons, starter_model
+from tests.daemons import Daemon
+
+SMOLLM = "smollm2-135m-instruct"
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """An empty home with a path short enough for a Unix socket."""
+    path = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def smollm_gguf() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file."""
+    return starter_model.fetch()
+
+
+@pytest.fixture(scope="session")
+def smollm_folder(smollm_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct as an MLX folder."""
+    from osaurusd.worker.convert.run import import_model  # noqa: PLC0415  costs a second that most tests need not pay
+
+    folder = tmp_path_factory.mktemp("smollm") / SMOLLM
+    folder.mkdir()
+    import_model(smollm_gguf, folder, lambda *_: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm_daemon(smollm_folder: Path) -> Iterator[Daemon]:
+    """A daemon that has SmolLM2 and keeps it loaded over all tests."""
+    home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
+    (home / "models").mkdir()
+    shutil.copytree(smollm_folder, home / "models" / SMOLLM)
+    with daemons.running(home) as daemon:
+        yield daemon
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def client(smollm_daemon: Daemon) -> Iterator[OpenAI]:
+    """The official client, pointed at that daemon as the guide shows."""
+    with OpenAI(base_url=smollm_daemon.url, api_key="not-needed", max_retries=0) as openai_client:
+        yield openai_client

@@ -1,0 +1,94 @@
+"""The guide's program and curl lines, as they stand but for the model's name, against the real thing."""
+
+import json
+import subprocess
+
+from openai import OpenAI
+
+from tests.conftest import SMOLLM
+from tests.daemons import Daemon
+
+
+def test_models_are_listed(client: OpenAI) -> None:
+    models = client.models.list()
+
+    assert [SMOLLM] == [model.id for model in models.data]
+    assert ["osaurus"] == [model.owned_by for model in models.data]
+
+
+def test_a_chat_answers_with_paris_at_temperature_zero(client: OpenAI) -> None:
+    response = client.chat.completions.create(
+        model=SMOLLM,
+        messages=[
+            {"role": "system", "content": "You are a helpful assistant."},
+            {"role": "user", "content": "What is the capital of France?"},
+        ],
+        temperature=0,
+        max_tokens=100,
+    )
+
+    assert "Paris" in (response.choices[0].message.content or "")
+    assert "stop" == response.choices[0].finish_reason
+    assert SMOLLM == response.model
+
+
+def test_a_stream_yields_text_in_pieces(client: OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model=SMOLLM, messages=[{"role": "user", "content": "Write a haiku about coding"}], stream=True, max_tokens=40
+    )
+
+    pieces = [chunk.choices[0].delta.content for chunk in stream if chunk.choices[0].delta.content is not None]
+
+    assert len(pieces) > 5
+    assert "".join(pieces).strip()
+
+
+def curl(daemon: Daemon, path: str, body: object = None) -> str:
+    arguments = ["curl", "-sS", "--max-time", "120", daemon.url + path]
+    if body is not None:
+        arguments += ["-H", "Content-Type: application/json", "-d", json.dumps(body)]
+    return subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
+
+
+def test_curl_lists_models_in_the_guides_shape(smollm_daemon: Daemon) -> None:
+    listing = json.loads(curl(smollm_daemon, "/models"))
+
+    assert "list" == listing["object"]
+    assert {"id", "object", "created", "owned_by"} == set(listing["data"][0])
+
+
+def test_curl_gets_a_completion_in_the_guides_shape(smollm_daemon: Daemon) -> None:
+    body = {
+        "model": SMOLLM,
+        "messages": [
+            {"role": "system", "content": "You are a helpful assistant."},
+            {"role": "user", "content": "Hello, how are you?"},
+        ],
+        "temperature": 0.7,
+        "max_tokens": 15,
+    }
+    reply = json.loads(curl(smollm_daemon, "/chat/completions", body))
+
+    assert "chat.completion" == reply["object"]
+    assert reply["id"].startswith("chatcmpl-")
+    assert "assistant" == reply["choices"][0]["message"]["role"]
+    usage = reply["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_curl_gets_a_stream_in_the_guides_shape(smollm_daemon: Daemon) -> None:
+    body = {
+        "model": SMOLLM,
+        "messages": [{"role": "user", "content": "Tell me a short story"}],
+        "stream": True,
+        "temperature": 0.8,
+        "max_tokens": 10,
+    }
+    lines = curl(smollm_daemon, "/chat/completions", body).split("\n\n")
+
+    assert "data: [DONE]" == lines[-2]
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+    assert {"chat.completion.chunk"} == {chunk["object"] for chunk in chunks}
+    assert "assistant" == chunks[0]["choices"][0]["delta"]["role"]
+    assert chunks[-1]["choices"][0]["finish_reason"] in ("length", "stop")
+    assert 1 == len({chunk["id"] for chunk in chunks})

@@ -1,0 +1,277 @@
+"""Loading, leaving, dying and ending, on real processes."""
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from tests import daemons
+from tests.daemons import Daemon
+from tests.models import make_tiny
+
+LONG = {"model": "tiny", "messages": [{"role": "user", "content": "Go on."}], "max_tokens": 1900, "temperature": 1}
+PATIENCE_SECONDS = 60
+
+
+@pytest.fixture
+def tiny_home(home: Path, smollm_folder: Path) -> Path:
+    """A home with a tiny random model whose answers go on until the context is full."""
+    make_tiny(home / "models" / "tiny", smollm_folder, eos_token_id=49151)
+    return home
+
+
+Post = Callable[[Daemon, object], HTTPConnection]
+
+
+@pytest.fixture
+def post() -> Iterator[Post]:
+    """Send a chat request over a connection of its own, which stays open until the test ends or closes it."""
+    with contextlib.ExitStack() as stack:
+
+        def send(daemon: Daemon, body: object) -> HTTPConnection:
+            address = urlsplit(daemon.url)
+            connection = HTTPConnection(address.hostname or "", address.port, timeout=PATIENCE_SECONDS)
+            stack.callback(connection.close)
+            connection.request("POST", "/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+            return connection
+
+        yield send
+
+
+def eventually(what: Callable[[], bool]) -> None:
+    """Wait for something that only the process table can tell."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not what():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+
+
+def workers(daemon: Daemon) -> list[psutil.Process]:
+    return psutil.Process(daemon.process.pid).children()
+
+
+def is_idle(process: psutil.Process) -> bool:
+    return process.cpu_percent(interval=0.2) < 5
+
+
+def test_concurrent_first_requests_share_one_load(tiny_home: Path, post: Post) -> None:
+    with daemons.running(tiny_home) as daemon:
+        body = {**LONG, "max_tokens": 3}
+        with ThreadPoolExecutor(4) as executor:
+            statuses = list(executor.map(lambda _: post(daemon, body).getresponse().status, range(4)))
+
+        assert [200] * 4 == statuses
+        assert 1 == len(workers(daemon))
+        assert 1 == len([line for line in daemon.log if line["event"] == "loaded"])
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_hangs_up_stops_its_generation(tiny_home: Path, post: Post, stream: bool) -> None:
+    with daemons.running(tiny_home) as daemon:
+        assert 200 == daemon.admin("POST", "/v0/load", {"model": "tiny"})[0]
+        # A context of its own size, so that left alone it would go on for minutes.
+        connection = post(daemon, {**LONG, "stream": stream})
+        if stream:
+            assert 200 == connection.getresponse().status
+        else:
+            eventually(lambda: daemon.admin("GET", "/v0/workers")[1][0]["in_flight"] == 1)
+        connection.close()
+        gone = daemon.wait_for("request", count=sum(line["event"] == "request" for line in daemon.log) + 1)
+
+        assert gone["status"] in ("gone", 200)
+        eventually(lambda: daemon.admin("GET", "/v0/workers")[1][0]["in_flight"] == 0)
+        eventually(lambda: is_idle(workers(daemon)[0]))
+
+
+def test_a_worker_that_dies_fails_its_stream_and_the_next_request_starts_another(tiny_home: Path, post: Post) -> None:
+    with daemons.running(tiny_home) as daemon:
+        stream = post(daemon, {**LONG, "stream": True}).getresponse()
+        stream.readline()
+        (worker,) = workers(daemon)
+        worker.send_signal(signal.SIGKILL)
+        rest = stream.read().decode()
+
+        assert "worker_crashed" in rest
+        assert "SIGKILL" in rest
+        assert "[DONE]" not in rest
+        assert 200 == post(daemon, {**LONG, "max_tokens": 2}).getresponse().status
+        assert worker.pid != workers(daemon)[0].pid
+
+
+def test_a_worker_that_dies_before_the_first_token_is_a_502(tiny_home: Path, post: Post) -> None:
+    with daemons.running(tiny_home) as daemon:
+        assert 200 == daemon.admin("POST", "/v0/load", {"model": "tiny"})[0]
+        (worker,) = workers(daemon)
+        worker.suspend()
+        connection = post(daemon, LONG)
+        eventually(lambda: daemon.admin("GET", "/v0/workers")[1][0]["in_flight"] == 1)
+        worker.kill()
+        answer = connection.getresponse()
+
+        assert 502 == answer.status
+        assert "worker_crashed" == json.loads(answer.read())["error"]["code"]
+
+
+def test_a_model_that_cannot_be_loaded_is_an_error_with_its_reason(tiny_home: Path, post: Post) -> None:
+    config = tiny_home / "models" / "tiny" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_size": 48}))
+    with daemons.running(tiny_home) as daemon:
+        answer = post(daemon, {**LONG, "stream": True}).getresponse()
+        error = json.loads(answer.read())["error"]
+
+        assert (500, "load_failed") == (answer.status, error["code"])
+        assert "shape" in error["message"]
+        assert [] == daemon.admin("GET", "/v0/workers")[1]
+
+
+def test_unload_gives_the_process_back_and_refuses_a_busy_model(tiny_home: Path, post: Post) -> None:
+    with daemons.running(tiny_home) as daemon:
+        stream = post(daemon, {**LONG, "stream": True}).getresponse()
+        stream.readline()
+        status, refusal = daemon.admin("POST", "/v0/unload", {"model": "tiny"})
+        assert (409, "busy") == (status, refusal["error"]["code"])
+
+        assert (200, {"unloaded": ["tiny"]}) == daemon.admin("POST", "/v0/unload", {"force": True})
+        assert "model_unloaded" in stream.read().decode()
+        assert [] == workers(daemon)
+        assert (200, {"unloaded": []}) == daemon.admin("POST", "/v0/unload", {"model": "tiny"})
+
+
+def test_sigterm_lets_running_requests_finish(tiny_home: Path, post: Post) -> None:
+    with daemons.running(tiny_home) as daemon:
+        stream = post(daemon, {**LONG, "max_tokens": 200, "stream": True}).getresponse()
+        stream.readline()
+        daemon.process.send_signal(signal.SIGTERM)
+        rest = stream.read().decode()
+
+        assert "[DONE]" in rest
+        assert 0 == daemon.process.wait(PATIENCE_SECONDS)
+    assert not (tiny_home / "run" / "admin.sock").exists()
+
+
+def test_the_grace_period_ends(tiny_home: Path, post: Post) -> None:
+    (tiny_home / "config.toml").write_text("[server]\nshutdown_grace_seconds = 0.2\n")
+    with daemons.running(tiny_home) as daemon:
+        stream = post(daemon, {**LONG, "stream": True}).getresponse()
+        stream.readline()
+        assert 200 == stream.status
+        (worker,) = workers(daemon)
+
+        assert 0 == daemon.stop()
+        assert "shutting_down" in stream.read().decode()
+        assert not worker.is_running()
+
+
+def test_a_worker_ends_with_its_daemon_however_that_ends(tiny_home: Path, post: Post) -> None:
+    with daemons.running(tiny_home) as daemon:
+        stream = post(daemon, {**LONG, "stream": True}).getresponse()
+        stream.readline()
+        (worker,) = workers(daemon)
+        daemon.stop(signal.SIGKILL)
+
+        psutil.wait_procs([worker], PATIENCE_SECONDS)
+        assert not worker.is_running()
+
+    with daemons.running(tiny_home) as successor:
+        assert 200 == successor.admin("GET", "/v0/status")[0]
+
+
+def test_a_second_daemon_on_the_same_home_is_refused_and_told_the_pid(home: Path) -> None:
+    with daemons.running(home) as daemon:
+        second = subprocess.run(
+            [sys.executable, "-m", "osaurusd", "serve", "--port", "0"],
+            env=daemons.environment(home),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+        )
+
+        assert 1 == second.returncode
+        assert f"pid {daemon.process.pid}" in second.stderr
+        assert 200 == daemon.admin("GET", "/v0/status")[0]
+
+
+def test_a_port_that_is_taken_is_said_and_ends_with_1(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        run = subprocess.run(
+            [sys.executable, "-m", "osaurusd", "serve", "--port", str(port)],
+            env=daemons.environment(home),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+        )
+
+    assert 1 == run.returncode
+    assert f"port {port}" in run.stderr.splitlines()[-1]
+    assert "Traceback" not in run.stderr
+
+
+def test_a_bad_config_is_said_and_ends_with_1(home: Path) -> None:
+    (home / "config.toml").write_text("[server]\nprot = 1\n")
+    run = subprocess.run(
+        [sys.executable, "-m", "osaurusd", "serve"],
+        env=daemons.environment(home),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+
+    assert 1 == run.returncode
+    assert "did you mean `server.port`" in run.stderr
+
+
+def test_the_default_model_serves_requests_that_name_none(tiny_home: Path, post: Post) -> None:
+    body = {**LONG, "model": None, "max_tokens": 2}
+    with daemons.running(tiny_home) as daemon:
+        assert 400 == post(daemon, body).getresponse().status
+    with daemons.running(tiny_home, OSAURUS_DEFAULT_MODEL="tiny") as daemon:
+        answer = post(daemon, body).getresponse()
+
+        assert 200 == answer.status
+        assert "tiny" == json.loads(answer.read())["model"]
+
+
+def test_the_models_own_generation_defaults_are_used(tiny_home: Path, post: Post) -> None:
+    (tiny_home / "models" / "tiny" / "generation_config.json").write_text('{"temperature": 0.0}')
+    body = {**LONG, "max_tokens": 12}
+    del body["temperature"]
+    with daemons.running(tiny_home) as daemon:
+        answers = {
+            json.loads(post(daemon, body).getresponse().read())["choices"][0]["message"]["content"] for _ in "123"
+        }
+
+    assert 1 == len(answers)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenBLAS is preloaded on Linux only")
+def test_openblas_is_preloaded_where_there_is_one_and_the_log_says_so(tiny_home: Path) -> None:
+    with daemons.running(tiny_home) as daemon:
+        said = daemon.wait_for("BLAS for workers")["preloaded"]
+        assert 200 == daemon.admin("POST", "/v0/load", {"model": "tiny"})[0]
+        maps = Path(f"/proc/{workers(daemon)[0].pid}/maps").read_text()
+
+        assert (said is not None) == ("openblas" in maps)
+
+
+def test_an_idle_connection_does_not_hold_up_the_end(home: Path) -> None:
+    with daemons.running(home) as daemon:
+        address = urlsplit(daemon.url)
+        with socket.create_connection((address.hostname, address.port)) as idle:
+            idle.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert idle.recv(4096).startswith(b"HTTP/1.1 200")
+            started = time.monotonic()
+
+            assert 0 == daemon.stop()
+            assert time.monotonic() - started < 10

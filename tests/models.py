@@ -1,0 +1,52 @@
+"""Making models for tests: tiny random weights of any architecture, with a real tokenizer."""
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+TINY_LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 49152,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+    "eos_token_id": 2,
+}
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def make_tiny(folder: Path, tokenizer: Path, *, template: str | None = "chatml", seed: int = 0, **config: Any) -> Path:
+    """Write a model with random weights into `folder`.
+
+    Args:
+        folder: made if need be.
+        tokenizer: a model folder to take the tokenizer from.
+        template: `chatml` for that model's chat template, None for none, else a Jinja template.
+        seed: of the weights.
+        config: keys of config.json that differ from a tiny Llama's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {**TINY_LLAMA, **config}
+    module = importlib.import_module(f"mlx_lm.models.{settings['model_type']}")
+    mx.random.seed(seed)
+    network = module.Model(module.ModelArgs.from_dict(settings))
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(network.parameters())), {"format": "mlx"})
+    (folder / "config.json").write_text(json.dumps(settings))
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(tokenizer / name, folder / name)
+    if template == "chatml":
+        shutil.copyfile(tokenizer / "chat_template.jinja", folder / "chat_template.jinja")
+    elif template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    return folder

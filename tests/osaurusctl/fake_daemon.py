@@ -1,0 +1,322 @@
+"""A daemon of canned answers: real HTTP on a real Unix socket, a real lock, no models.
+
+Run as a program it stands in for `python -m osaurusd serve`.
+"""
+
+import fcntl
+import http.server
+import json
+import os
+import select
+import signal
+import socketserver
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+import msgspec
+
+from osaurusd import __version__
+from osaurusd.wire.admin import (
+    API_HEADER,
+    API_VERSION,
+    VERSION_HEADER,
+    DaemonStatus,
+    ModelInfo,
+    ModelState,
+    Route,
+    ShutdownReply,
+    UnloadReply,
+    WorkerInfo,
+    WorkerState,
+)
+from osaurusd.wire.errors import ErrorBody, ErrorEnvelope
+
+HOLD = object()
+"""In a stream: wait until the client goes away."""
+
+CUT = object()
+"""In a stream: end here, without a proper end."""
+
+
+class Recorded(msgspec.Struct):
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: object
+
+
+class FakeDaemon:
+    """Attributes say what it answers; `requests` is what it was asked."""
+
+    HOLD, CUT = HOLD, CUT
+
+    def __init__(self, home):
+        self.home = Path(home)
+        self.version = __version__
+        self.api = str(API_VERSION)
+        self.pid = os.getpid()
+        self.models = [model("llama-3.2-3b-instruct")]
+        self.workers = []
+        self.default_model = None
+        self.health = deque()
+        self.errors = {}
+        self.missing = set()
+        self.raw = {}
+        self.status_override = {}
+        self.import_events = []
+        self.answers = deque()
+        self.refuse_every_foreign_call = True
+        self.let_go_on_shutdown = True
+        self.requests = []
+        self.client_gone = threading.Event()
+        self.stopping = threading.Event()
+        self.closing = threading.Event()
+        self.asked = threading.Event()
+
+    def start(self):
+        run = self.home / "run"
+        run.mkdir(parents=True, mode=0o700, exist_ok=True)
+        self.lock = (run / "admin.sock.lock").open("w+", encoding="utf-8")
+        fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.lock.write(f"{self.pid}\n")
+        self.lock.flush()
+        self.server = _Server(str(run / "admin.sock"), _Handler)
+        self.server.fake = self
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self.thread.start()
+
+    def let_go(self):
+        """Release the lock, as the end of the process would."""
+        self.lock.close()
+
+    def close(self):
+        self.closing.set()
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+        (self.home / "run" / "admin.sock").unlink(missing_ok=True)
+        self.let_go()
+
+    def fail(self, path, code, message, status=400):
+        self.errors[path] = (status, ErrorBody(message=message, type="invalid_request_error", code=code))
+
+    def bodies(self, path):
+        return [request.body for request in self.requests if request.path == path]
+
+    def status(self):
+        status = DaemonStatus(
+            version=self.version,
+            api_version=int(self.api),
+            pid=self.pid,
+            instance="0123",
+            uptime_seconds=192.4,
+            endpoints=["http://127.0.0.1:8080", "http://[::1]:8080"],
+            socket=str(self.home / "run" / "admin.sock"),
+            config_file=str(self.home / "config.toml"),
+            log_file=str(self.home / "logs" / "osaurusd.log"),
+            models_dir=str(self.home / "models"),
+            default_model=self.default_model,
+            models_available=len(self.models),
+            workers=self.workers,
+        )
+        return {**msgspec.to_builtins(status), **self.status_override}
+
+
+def model(name, **fields):
+    return ModelInfo(
+        **{
+            "name": name,
+            "repo": f"mlx-community/{name}-4bit",
+            "path": f"/models/{name}",
+            "source": "hub",
+            "state": ModelState.AVAILABLE,
+            "bytes": 1_807_496_278,
+            "created": 1738193123,
+            "quantization": "4-bit",
+            "context_length": 131072,
+            **fields,
+        }
+    )
+
+
+def worker(name, **fields):
+    known = {"state": WorkerState.READY, "pid": 4242, "device": "gpu", "memory_bytes": 2_100_000_000}
+    return WorkerInfo(model=name, **{**known, **fields})
+
+
+class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = False
+    request_queue_size = 32
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format, *args):
+        pass
+
+    def do_GET(self):
+        self.answer()
+
+    def do_POST(self):
+        self.answer()
+
+    @property
+    def fake(self):
+        return self.server.fake
+
+    def answer(self):
+        self.close_connection = True
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = json.loads(content) if content else None
+        self.fake.requests.append(Recorded(self.command, self.path, dict(self.headers), body))
+        if (raw := self.fake.raw.get(self.path)) is not None:
+            self.wfile.write(raw)
+        elif self.is_foreign():
+            self.error(412, ErrorBody(message="another API version", type="x", code="version_mismatch"))
+        elif self.path in self.fake.errors:
+            self.error(*self.fake.errors[self.path])
+        elif body and body.get("model") in self.fake.missing:
+            self.error(404, ErrorBody(message=f"no model `{body['model']}`", type="x", code="model_not_found"))
+        elif self.command == "GET":
+            self.get()
+        else:
+            self.post(body)
+
+    def is_foreign(self):
+        foreign = self.path.startswith("/v0") and self.headers.get(API_HEADER) != self.fake.api
+        exempt = self.path in (Route.STATUS, Route.SHUTDOWN) and not self.fake.refuse_every_foreign_call
+        return foreign and not exempt
+
+    def get(self):
+        fake = self.fake
+        match self.path:
+            case "/health":
+                self.reply(fake.health.popleft() if fake.health else 200, {})
+            case Route.STATUS:
+                self.reply(200, fake.status())
+            case Route.MODELS:
+                self.reply(200, fake.models)
+            case Route.WORKERS:
+                self.reply(200, fake.workers)
+
+    def post(self, body):
+        fake = self.fake
+        match self.path:
+            case Route.LOAD:
+                self.reply(200, worker(body["model"], load_seconds=3.21))
+            case Route.UNLOAD:
+                loaded = [w.model for w in fake.workers]
+                self.reply(200, UnloadReply(unloaded=[n for n in loaded if body["model"] in (None, n)]))
+            case Route.SHUTDOWN:
+                self.reply(202, ShutdownReply(pid=fake.pid))
+                fake.stopping.set()
+                if fake.let_go_on_shutdown:
+                    fake.let_go()
+            case Route.IMPORTS:
+                self.stream(fake.import_events, lambda event: msgspec.json.encode(event) + b"\n")
+            case "/v1/chat/completions":
+                self.chat(body)
+
+    def chat(self, body):
+        self.fake.asked.set()
+        tokens = self.fake.answers.popleft() if self.fake.answers else ["Hello", " there"]
+        shown = {"model": body["model"], "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1}
+
+        def chunk(token):
+            if isinstance(token, ErrorBody):
+                return _event(ErrorEnvelope(token))
+            return _event({**shown, "choices": [{"index": 0, "delta": {"content": token}, "finish_reason": None}]})
+
+        if self.stream(tokens, chunk, end=False):
+            finish = "length" if body.get("max_tokens") == 2 else "stop"
+            self.chunk(_event({**shown, "choices": [{"index": 0, "delta": {}, "finish_reason": finish}]}))
+            if body.get("stream_options", {}).get("include_usage"):
+                usage = {"prompt_tokens": 20, "completion_tokens": 2, "total_tokens": 22}
+                self.chunk(_event({**shown, "choices": [], "usage": usage}))
+            self.chunk(b": keep alive\n\ndata: [DONE]\n\n")
+            self.chunk(b"")
+
+    def stream(self, items, encode, *, end=True):
+        """Send the items; whether they came to their proper end."""
+        self.head(200, {"Transfer-Encoding": "chunked"})
+        for item in items:
+            if item is HOLD:
+                self.wait_for_client_to_leave()
+                return False
+            if item is CUT:
+                return False
+            self.chunk(encode(item))
+            if isinstance(item, ErrorBody):
+                self.chunk(b"")
+                return False
+        if end:
+            self.chunk(b"")
+        return True
+
+    def wait_for_client_to_leave(self):
+        while not self.fake.closing.is_set():
+            if select.select([self.connection], [], [], 0.05)[0]:
+                self.fake.client_gone.set()
+                return
+
+    def chunk(self, data):
+        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+
+    def error(self, status, body):
+        self.reply(status, ErrorEnvelope(body))
+
+    def reply(self, status, value):
+        content = msgspec.json.encode(value)
+        self.head(status, {"Content-Length": str(len(content)), "Content-Type": "application/json"})
+        self.wfile.write(content)
+
+    def head(self, status, headers):
+        self.send_response(status)
+        for name, value in {**headers, API_HEADER: self.fake.api, VERSION_HEADER: self.fake.version}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+
+def _event(value):
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+
+
+def main():
+    home = Path(os.environ["OSAURUS_HOME"])
+    started = {
+        "argv": sys.argv[1:],
+        "pid": os.getpid(),
+        "supervised": os.environ.get("OSAURUS_SUPERVISED"),
+        "own_session": os.getsid(0) == os.getpid(),
+        "stdin_is_null": os.path.samestat(os.fstat(0), Path(os.devnull).stat()),
+    }
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "started.json").write_text(json.dumps(started), encoding="utf-8")
+    mode = os.environ.get("FAKE_MODE")
+    if mode == "dies":
+        print("config.toml: unknown key `prot`", file=sys.stderr)
+        sys.exit(2)
+    if mode == "never ready":
+        # Whoever reads this pipe sees it end with this process.
+        alive = (home / "alive").open("w") if (home / "alive").exists() else None  # noqa: F841
+        signal.pause()
+    fake = FakeDaemon(home)
+    fake.health.extend([503, 503])
+    fake.let_go_on_shutdown = False
+    fake.start()
+    fake.stopping.wait()
+    if mode == "slow to stop":
+        time.sleep(0.3)
+    fake.close()
+
+
+if __name__ == "__main__":
+    main()

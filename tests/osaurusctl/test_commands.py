@@ -1,0 +1,237 @@
+"""Every command says the right thing, to people and to programs."""
+
+import json
+
+import pytest
+
+from osaurusd import __version__
+from osaurusd.wire.admin import API_VERSION, ModelState, Route, WorkerState
+
+
+def test_status_shows_how_the_daemon_is(daemon, invoke, fake):
+    daemon.workers = [fake.worker("llama-3.2-3b-instruct"), fake.worker("qwen", state=WorkerState.STARTING)]
+    daemon.default_model = "llama-3.2-3b-instruct"
+    result = invoke("status")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert result.stdout.splitlines() == [
+        f"version    {__version__}",
+        f"pid        {daemon.pid}",
+        "uptime     3m 12s",
+        "endpoints  http://127.0.0.1:8080",
+        "           http://[::1]:8080",
+        f"socket     {daemon.home}/run/admin.sock",
+        f"config     {daemon.home}/config.toml",
+        f"log        {daemon.home}/logs/osaurusd.log",
+        f"models     1 available, imported ones in {daemon.home}/models",
+        "default    llama-3.2-3b-instruct",
+        "loaded     llama-3.2-3b-instruct (ready, 2.1 GB)",
+        "           qwen (starting, 2.1 GB)",
+    ]
+
+
+def test_status_json_is_the_wire_object(daemon, invoke):
+    result = invoke("status", "--json")
+    assert json.loads(result.stdout) == daemon.status()
+
+
+def test_status_of_another_version_says_how_to_finish_the_upgrade(daemon, invoke):
+    daemon.version = "0.0.9"
+    result = invoke("status")
+    assert result.exit_code == 0
+    last = result.stdout.splitlines()[-1]
+    assert __version__ in last
+    assert "`osaurusctl down && osaurusctl up`" in last
+
+
+def test_ls_lists_models_in_columns(daemon, invoke, fake):
+    daemon.models = [
+        fake.model("llama-3.2-3b-instruct", worker=fake.worker("llama-3.2-3b-instruct")),
+        fake.model("qwen", quantization=None, context_length=None, bytes=512),
+        fake.model("gemma", worker=fake.worker("gemma", state=WorkerState.STARTING)),
+    ]
+    result = invoke("ls")
+    assert result.stderr == ""
+    assert result.stdout.splitlines() == [
+        "NAME                   SIZE    QUANT  CONTEXT  STATE      REPO",
+        "llama-3.2-3b-instruct  1.8 GB  4-bit  131072   loaded     mlx-community/llama-3.2-3b-instruct-4bit",
+        "qwen                   512 B   -      -        available  mlx-community/qwen-4bit",
+        "gemma                  1.8 GB  4-bit  131072   loading    mlx-community/gemma-4bit",
+    ]
+
+
+def test_ls_says_why_a_model_cannot_be_used(daemon, invoke, fake):
+    daemon.models = [
+        fake.model("a"),
+        fake.model("b", state=ModelState.PARTIAL, reason="model-00002.safetensors is missing"),
+        fake.model("c", state=ModelState.UNUSABLE, reason="unknown architecture"),
+    ]
+    lines = invoke("ls").stdout.splitlines()
+    assert lines[0].endswith("REASON")
+    assert "available" in lines[1]
+    assert "partial" in lines[2]
+    assert lines[2].endswith("model-00002.safetensors is missing")
+    assert "unusable" in lines[3]
+    assert lines[3].endswith("unknown architecture")
+
+
+def test_ls_json_is_the_list(daemon, invoke):
+    [model] = json.loads(invoke("--json", "ls").stdout)
+    assert model["name"] == "llama-3.2-3b-instruct"
+    assert model["bytes"] == 1_807_496_278
+
+
+def test_ps_lists_workers_in_columns(daemon, invoke, fake):
+    daemon.workers = [
+        fake.worker("llama", in_flight=2, waiting=1),
+        fake.worker("qwen", pid=None, device=None, idle_seconds=75.2, state=WorkerState.STOPPING),
+    ]
+    assert invoke("ps").stdout.splitlines() == [
+        "MODEL  STATE     MEMORY  IN FLIGHT       IDLE    DEVICE  PID",
+        "llama  ready     2.1 GB  2 (+1 waiting)  -       gpu     4242",
+        "qwen   stopping  2.1 GB  0               1m 15s  -       -",
+    ]
+
+
+def test_ps_json_is_the_list(daemon, invoke, fake):
+    daemon.workers = [fake.worker("llama")]
+    assert json.loads(invoke("ps", "--json").stdout)[0]["pid"] == 4242
+
+
+@pytest.mark.parametrize(("command", "hint"), [("ls", "`osaurusctl import PATH`"), ("ps", "`osaurusctl load NAME`")])
+def test_an_empty_list_says_what_to_do_next(daemon, invoke, command, hint):
+    daemon.models = []
+    result = invoke(command)
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert hint in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["ls", "ps"])
+def test_an_empty_list_in_json_is_just_empty(daemon, invoke, command):
+    daemon.models = []
+    result = invoke(command, "--json")
+    assert (result.stdout, result.stderr) == ("[]\n", "")
+
+
+def test_load_waits_and_says_what_it_took(daemon, invoke):
+    result = invoke("load", "llama")
+    assert result.stdout == "llama is loaded on gpu: 2.1 GB in 3.2 s\n"
+    assert daemon.bodies(Route.LOAD) == [{"model": "llama"}]
+
+
+def test_load_json_is_the_worker(daemon, invoke):
+    assert json.loads(invoke("load", "llama", "--json").stdout)["load_seconds"] == 3.21
+
+
+def test_unload_takes_several_names(daemon, invoke, fake):
+    daemon.workers = [fake.worker("a"), fake.worker("b")]
+    result = invoke("unload", "a", "b", "--force")
+    assert result.stdout == "a is unloaded\nb is unloaded\n"
+    assert daemon.bodies(Route.UNLOAD) == [{"model": "a", "force": True}, {"model": "b", "force": True}]
+
+
+def test_unload_json_is_one_document_for_all_names(daemon, invoke, fake):
+    daemon.workers = [fake.worker("a"), fake.worker("b")]
+    assert json.loads(invoke("unload", "a", "b", "--json").stdout) == {"unloaded": ["a", "b"]}
+
+
+def test_unload_all_is_one_call(daemon, invoke, fake):
+    daemon.workers = [fake.worker("a"), fake.worker("b")]
+    assert invoke("unload", "--all").stdout == "a is unloaded\nb is unloaded\n"
+    assert daemon.bodies(Route.UNLOAD) == [{"model": None, "force": False}]
+
+
+def test_unload_of_what_is_not_loaded_says_so(daemon, invoke):
+    assert invoke("unload", "a").stderr == "not loaded: a\n"
+    assert invoke("unload", "--all").stderr == "nothing was loaded\n"
+
+
+@pytest.mark.parametrize("args", [[], ["a", "--all"]])
+def test_unload_needs_either_names_or_all(daemon, invoke, args):
+    result = invoke("unload", *args)
+    assert result.exit_code == 2
+    assert "`--all`" in result.stderr
+    assert daemon.requests == []
+
+
+def test_unload_that_fails_midway_says_what_it_did(daemon, invoke, fake):
+    daemon.workers = [fake.worker("a")]
+    daemon.missing.add("b")
+    result = invoke("unload", "a", "b")
+    assert result.exit_code == 4
+    assert result.stderr.splitlines()[:2] == ["a is unloaded", "error: no model `b`"]
+
+
+def test_version_shows_both_versions(daemon, invoke):
+    daemon.version = "0.0.9"
+    result = invoke("version")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        f"osaurusctl {__version__} (API {API_VERSION})",
+        f"osaurusd 0.0.9 (API {API_VERSION}, pid {daemon.pid})",
+    ]
+
+
+def test_version_json_holds_both(daemon, invoke):
+    assert json.loads(invoke("version", "--json").stdout) == {
+        "version": __version__,
+        "api_version": API_VERSION,
+        "daemon": {"version": daemon.version, "api_version": API_VERSION, "pid": daemon.pid},
+    }
+
+
+def test_version_without_a_daemon_is_no_failure(invoke):
+    result = invoke("version")
+    assert result.exit_code == 0
+    assert result.stdout == f"osaurusctl {__version__} (API {API_VERSION})\n"
+    assert "not running" in result.stderr
+    assert json.loads(invoke("version", "--json").stdout)["daemon"] is None
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_the_shells_script(invoke, shell):
+    result = invoke("completion", shell)
+    assert result.exit_code == 0
+    assert f"_OSAURUSCTL_COMPLETE={shell}_complete" in result.stdout
+    document = json.loads(invoke("--json", "completion", shell).stdout)
+    assert document["script"].strip() == result.stdout.strip()
+
+
+def _complete(ctl, monkeypatch, *words):
+    monkeypatch.setenv("_OSAURUSCTL_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", " ".join(["osaurusctl", *words]))
+    monkeypatch.setenv("COMP_CWORD", str(len(words)))
+    return ctl()
+
+
+def test_completion_offers_models_that_can_be_served(daemon, ctl, monkeypatch, fake):
+    daemon.models = [fake.model("llama"), fake.model("lama", state=ModelState.PARTIAL), fake.model("qwen")]
+    result = _complete(ctl, monkeypatch, "run", "L")
+    assert result.stdout == "plain,llama\n"
+
+
+def test_completion_of_unload_offers_loaded_models(daemon, ctl, monkeypatch, fake):
+    daemon.workers = [fake.worker("qwen")]
+    assert _complete(ctl, monkeypatch, "unload", "").stdout == "plain,qwen\n"
+
+
+def test_completion_is_silent_without_a_daemon(ctl, monkeypatch):
+    for command in ("load", "unload"):
+        result = _complete(ctl, monkeypatch, command, "")
+        assert (result.stdout.strip(), result.stderr) == ("", "")
+
+
+def test_completion_offers_the_commands(ctl, monkeypatch):
+    assert "plain,status" in _complete(ctl, monkeypatch, "st").stdout
+
+
+@pytest.mark.parametrize(
+    "command", ["up", "down", "status", "ls", "ps", "run", "load", "unload", "import", "version", "completion"]
+)
+def test_every_command_explains_itself(invoke, command):
+    assert command in invoke("--help").stdout
+    result = invoke(command, "-h")
+    assert result.exit_code == 0
+    assert "--json" in result.stdout

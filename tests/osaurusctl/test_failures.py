@@ -1,0 +1,296 @@
+"""Every failure is one line, a hint where there is one, and the exit code of the contract."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from osaurusctl.client import Client
+from osaurusctl.errors import EXIT_CODES, HINTS, Exit, from_body
+from osaurusd.wire.admin import API_HEADER, Route
+from osaurusd.wire.errors import ErrorBody, ErrorCode
+
+NEED_THE_DAEMON = [
+    ["status"],
+    ["ls"],
+    ["ps"],
+    ["load", "llama"],
+    ["unload", "llama"],
+    ["unload", "--all"],
+    ["import", "."],
+    ["run", "llama", "hello"],
+    ["down"],
+]
+
+
+@pytest.mark.parametrize("command", NEED_THE_DAEMON, ids=" ".join)
+def test_without_a_daemon_one_line_names_the_command_that_starts_it(ctl, command):
+    result = ctl(*command)
+    assert result.returncode == 3
+    assert result.stdout == ""
+    assert result.stderr == "error: osaurusd is not running; `osaurusctl up` starts it\n"
+
+
+@pytest.mark.parametrize("command", NEED_THE_DAEMON, ids=" ".join)
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_without_a_daemon_json_carries_the_error(invoke, home, command, place):
+    result = invoke(*(["--json", *command] if place == "before" else [*command, "--json"]))
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["error"]["code"] == "daemon_not_running"
+    assert "not running" in result.stderr
+
+
+def test_a_socket_that_nobody_listens_on_is_no_daemon(daemon, invoke):
+    daemon.server.shutdown()
+    daemon.server.server_close()
+    assert invoke("status").exit_code == 3
+
+
+@pytest.mark.parametrize("code", list(ErrorCode))
+def test_every_code_of_the_daemon_has_an_exit_code(code):
+    expected = {
+        "model_not_found": 4,
+        "model_not_downloaded": 4,
+        "insufficient_memory": 5,
+        "version_mismatch": 6,
+    }
+    assert from_body(ErrorBody(message="m", type="t", code=code)).exit_code == expected.get(code, 1)
+
+
+def test_a_code_of_a_newer_daemon_is_a_failure():
+    for code in ("from_the_future", None):
+        assert from_body(ErrorBody(message="m", type="t", code=code)).exit_code == Exit.FAILURE
+
+
+def test_hints_name_commands_in_backticks():
+    assert EXIT_CODES.keys() <= HINTS.keys()
+    assert all(hint.count("`") % 2 == 0 and "`osaurusctl " in hint for hint in HINTS.values())
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [("model_not_found", 4), ("model_not_downloaded", 4), ("insufficient_memory", 5), ("busy", 1)],
+)
+def test_the_daemons_errors_are_shown_with_hint_and_exit_code(daemon, ctl, code, exit_code):
+    daemon.fail(Route.LOAD, code, "it did not work")
+    result = ctl("load", "llama")
+    assert result.returncode == exit_code
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == ["error: it did not work", f"hint: {HINTS[code]}"]
+
+
+def test_json_errors_are_one_document_and_the_human_line(daemon, ctl):
+    daemon.fail(Route.LOAD, "model_not_found", "no model `llama`")
+    result = ctl("load", "llama", "--json")
+    assert result.returncode == 4
+    assert json.loads(result.stdout) == {
+        "error": {
+            "message": "no model `llama`",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": "model_not_found",
+        }
+    }
+    assert result.stderr.startswith("error: no model `llama`\n")
+
+
+def test_further_lines_of_a_message_are_indented(daemon, invoke):
+    daemon.fail(Route.LOAD, "worker_crashed", "the worker ended\nline 1\nline 2", status=502)
+    assert invoke("load", "llama").stderr.splitlines()[:3] == ["error: the worker ended", "  line 1", "  line 2"]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["load"],
+        ["nonsense"],
+        ["ls", "--nonsense"],
+        ["up", "--port", "70000"],
+        ["completion", "tcsh"],
+        ["run", "llama", "hi", "--temperature", "3"],
+        ["import", "/nowhere/at/all"],
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_are_2_and_name_the_help(invoke, args):
+    result = invoke(*args)
+    assert result.exit_code == 2
+    error, hint = result.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert hint.endswith(" --help` says how it is used")
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "args", [["load", "--json"], ["--json", "load"], ["ls", "--nonsense", "--json"], ["x", "--json"]]
+)
+def test_usage_errors_obey_json(invoke, args):
+    result = invoke(*args)
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["error"]["code"] == "usage"
+
+
+def test_json_after_a_double_dash_is_an_argument(invoke):
+    result = invoke("ls", "--", "--json")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+
+
+def test_no_command_shows_the_help_as_usage_error(invoke):
+    result = invoke()
+    assert result.exit_code == 2
+    assert "Commands:" in result.stderr
+
+
+@pytest.mark.parametrize("api", ["0", "2"])
+@pytest.mark.parametrize(
+    "command",
+    [["ls"], ["ps"], ["load", "a"], ["unload", "a"], ["import", "."], ["run", "a"], ["run"]],
+)
+def test_a_daemon_of_another_api_version_is_6(daemon, invoke, home, command, api):
+    daemon.api, daemon.version = api, "9.9.9"
+    result = invoke(*command, input="a prompt")
+    assert result.exit_code == 6
+    error, hint = result.stderr.splitlines()
+    assert "osaurusd 9.9.9" in error
+    assert "`osaurusctl down && osaurusctl up`" in hint
+
+
+def test_a_412_without_version_headers_is_6(daemon, invoke):
+    daemon.fail(Route.MODELS, "version_mismatch", "restart osaurusd", status=412)
+    result = invoke("ls")
+    assert result.exit_code == 6
+    assert result.stderr.startswith("error: restart osaurusd\n")
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_status_version_and_down_work_across_versions(daemon, invoke, refuses):
+    daemon.api, daemon.version, daemon.refuse_every_foreign_call = "2", "9.9.9", refuses
+    assert invoke("status").exit_code == 0
+    assert json.loads(invoke("version", "--json").stdout)["daemon"]["api_version"] == 2
+    assert invoke("down").exit_code == 0
+    assert daemon.stopping.is_set()
+
+
+def test_status_shows_what_it_understands_of_another_version(daemon, invoke):
+    daemon.api = "2"
+    daemon.status_override = {"workers": "three", "uptime_seconds": {"s": 1}, "version": "9.9.9"}
+    result = invoke("status", "--json")
+    assert result.exit_code == 0
+    status = json.loads(result.stdout)
+    assert (status["version"], status["workers"], status["pid"]) == ("9.9.9", [], daemon.pid)
+
+
+def test_every_call_says_who_it_is_for_and_what_it_speaks(daemon, invoke):
+    for command in (["status"], ["load", "a"], ["run", "a", "hi"]):
+        invoke(*command)
+    assert len(daemon.requests) == 3
+    assert all(request.headers[API_HEADER] == "1" for request in daemon.requests)
+    assert all(request.headers["Host"] == "osaurusd" for request in daemon.requests)
+    posts = [request.headers for request in daemon.requests if request.method == "POST"]
+    assert all(headers["Content-Type"] == "application/json" for headers in posts)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n[",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{x}",
+        b'HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n[{"name": 123}]',
+        b"HTTP/1.1 500 Oops\r\nContent-Length: 4\r\n\r\noops",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n[",
+    ],
+)
+def test_a_broken_reply_is_a_message(daemon, ctl, raw):
+    daemon.raw = {Route.MODELS: raw}
+    result = ctl("ls")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: osaurusd's reply could not be used: ")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_daemon_that_does_not_answer_is_given_up(daemon, monkeypatch, invoke):
+    monkeypatch.setitem(Client.__init__.__kwdefaults__, "patience", 0.05)
+    daemon.server.shutdown()
+    result = invoke("status")
+    assert result.exit_code == 1
+    assert "in time" in result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_another_users_socket_is_a_message(daemon, home):
+    home.chmod(0o755)
+    script = (
+        "import os, osaurusctl.cli, osaurusctl.commands.status\n"
+        "os.setuid(65534)\n"
+        "osaurusctl.cli.root.main(['status'])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=30)
+    assert result.returncode == 1
+    assert f"no permission to use the socket {home}/run/admin.sock" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_no_permission_is_a_message(invoke, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("osaurusctl.client._UnixConnection.connect", refuse)
+    result = invoke("ls")
+    assert result.exit_code == 1
+    assert "no permission to use the socket" in result.stderr
+    assert "hint: " in result.stderr
+
+
+def test_a_socket_path_that_is_too_long_is_a_message(ctl, monkeypatch):
+    monkeypatch.setenv("OSAURUS_HOME", "/tmp/" + "x" * 120)
+    for command in ("status", "version", "up"):
+        result = ctl(command)
+        assert result.returncode == 1
+        assert "103" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_a_home_that_cannot_be_written_is_a_message(ctl, home, monkeypatch):
+    (home / "file").write_text("")
+    monkeypatch.setenv("OSAURUS_HOME", str(home / "file"))
+    result = ctl("up")
+    assert result.returncode == 1
+    assert result.stderr.count("\n") <= 2
+    assert str(home / "file") in result.stderr
+
+
+def test_text_that_is_not_utf8_is_a_message(daemon, ctl):
+    result = ctl("run", "llama", b"\xff\xfe")
+    assert result.returncode == 1
+    assert "not valid UTF-8" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(daemon, spawn, fake):
+    daemon.models = [fake.model(f"model-{number}") for number in range(5000)]
+    process = spawn("ls")
+    process.stdout.readline()
+    process.stdout.close()
+    process.stdout = None
+    _, stderr = process.communicate(timeout=30)
+    assert stderr == b""
+
+
+def test_a_reader_that_never_was_ends_an_error_quietly(home, spawn):
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = spawn("ls", "--json", stdout=writing)
+    os.close(writing)
+    _, stderr = process.communicate(timeout=30)
+    assert stderr == b"error: osaurusd is not running; `osaurusctl up` starts it\n"
+    assert process.returncode == 3
+
+
+def test_closed_streams_are_no_failure(daemon):
+    command = f"exec {sys.executable} -m osaurusctl ls <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], check=False, cwd=daemon.home, timeout=30).returncode == 0

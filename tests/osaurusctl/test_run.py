@@ -1,0 +1,169 @@
+"""`osaurusctl run` with a question: the answer streams, and ends well, badly, or by Ctrl-C."""
+
+import json
+import signal
+
+import pytest
+
+from osaurusd.wire.errors import ErrorBody
+
+CHAT = "/v1/chat/completions"
+CRASH = ErrorBody(message="the worker ended", type="server_error", code="worker_crashed")
+
+
+def test_the_answer_goes_to_standard_output(daemon, ctl):
+    result = ctl("run", "llama", "hello")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "Hello there\n", "")
+    assert daemon.bodies(CHAT) == [
+        {
+            "model": "llama",
+            "messages": [{"role": "user", "content": "hello"}],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+    ]
+
+
+def test_an_answer_that_ends_its_line_gets_no_second_end(daemon, invoke):
+    daemon.answers.append(["one\n"])
+    assert invoke("run", "llama", "hello").stdout == "one\n"
+
+
+def test_options_reach_the_daemon(daemon, invoke):
+    options = ["--system", "Be brief.", "--temperature", "0", "--max-tokens", "7", "--seed", "3"]
+    assert invoke("run", *options, "llama", "hello").exit_code == 0
+    [body] = daemon.bodies(CHAT)
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert (body["temperature"], body["max_tokens"], body["seed"]) == (0.0, 7, 3)
+
+
+def test_json_is_one_document_with_usage(daemon, ctl):
+    result = ctl("run", "llama", "hello", "--json")
+    assert result.stdout.count("\n") == 1
+    assert json.loads(result.stdout) == {
+        "model": "llama",
+        "content": "Hello there",
+        "finish_reason": "stop",
+        "usage": {"prompt_tokens": 20, "completion_tokens": 2, "total_tokens": 22},
+    }
+
+
+def test_an_answer_that_was_cut_off_says_so(daemon, invoke):
+    result = invoke("run", "llama", "hello", "--max-tokens", "2")
+    assert result.exit_code == 0
+    assert "cut off" in result.stderr
+
+
+def test_standard_input_is_the_prompt(daemon, ctl):
+    assert ctl("run", "llama", input="from a pipe\n").returncode == 0
+    assert daemon.bodies(CHAT)[0]["messages"][-1]["content"] == "from a pipe"
+
+
+def test_standard_input_goes_after_the_prompt(daemon, ctl):
+    assert ctl("run", "llama", "Sum up:", input="line 1\n\nline 2\n").returncode == 0
+    assert daemon.bodies(CHAT)[0]["messages"][-1]["content"] == "Sum up:\n\nline 1\n\nline 2"
+
+
+@pytest.mark.parametrize("args", [["llama"], ["llama", ""], ["llama", "--json"], []])
+def test_no_prompt_at_all_is_a_usage_error(daemon, ctl, args):
+    result = ctl("run", *args, input="")
+    assert result.returncode == 2
+    assert "there is no prompt" in result.stderr
+    assert daemon.requests == []
+
+
+def test_a_conversation_has_no_json(daemon, terminal):
+    shown, code = terminal("run", "llama", "--json").end()
+    assert code == 2
+    assert '"code":"usage"' in shown
+
+
+def test_without_a_name_the_default_model_answers(daemon, ctl):
+    daemon.default_model = "qwen"
+    assert ctl("run", input="hello").returncode == 0
+    assert daemon.bodies(CHAT)[0]["model"] == "qwen"
+
+
+def test_without_a_name_and_a_default_the_key_and_file_are_named(daemon, ctl):
+    result = ctl("run", input="hello")
+    assert result.returncode == 2
+    assert "`default_model`" in result.stderr
+    assert str(daemon.home / "config.toml") in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"), [("model_not_found", 4), ("insufficient_memory", 5), ("context_length_exceeded", 1)]
+)
+def test_an_error_before_the_answer_has_its_exit_code(daemon, invoke, code, exit_code):
+    daemon.fail(CHAT, code, "no")
+    result = invoke("run", "llama", "hello")
+    assert (result.exit_code, result.stdout) == (exit_code, "")
+    assert result.stderr.startswith("error: no\n")
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [("worker_crashed", 1), ("insufficient_memory", 5)])
+def test_an_error_in_the_stream_has_its_exit_code(daemon, ctl, code, exit_code):
+    daemon.answers.append(["Hel", ErrorBody(message="the worker ended", type="server_error", code=code)])
+    result = ctl("run", "llama", "hello")
+    assert result.returncode == exit_code
+    assert result.stdout == "Hel\n"
+    assert result.stderr.startswith("error: the worker ended\n")
+
+
+def test_an_error_in_the_stream_is_the_only_json_document(daemon, ctl):
+    daemon.answers.append(["Hel", CRASH])
+    result = ctl("run", "llama", "hello", "--json")
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["error"]["code"] == "worker_crashed"
+
+
+@pytest.mark.parametrize("tokens", [["Hel", "CUT"], ["CUT"]])
+def test_an_answer_that_breaks_off_is_an_error(daemon, invoke, tokens):
+    daemon.answers.append([daemon.CUT if token == "CUT" else token for token in tokens])
+    result = invoke("run", "llama", "hello")
+    assert result.exit_code == 1
+    assert "osaurusd's reply could not be used" in result.stderr
+
+
+@pytest.mark.parametrize("data", [b"data: nonsense\n\n", b'data: {"choices": 3}\n\n', b"data: {}\n\n"])
+def test_a_stream_that_is_none_is_an_error(daemon, invoke, data):
+    daemon.raw = {CHAT: b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(data), data)}
+    result = invoke("run", "llama", "hello")
+    assert result.exit_code == 1
+    assert "osaurusd's reply could not be used" in result.stderr
+
+
+def test_interrupting_is_130_and_ends_the_request(daemon, spawn):
+    daemon.answers.append(["Hello", daemon.HOLD])
+    process = spawn("run", "llama", "hello", stdin=None)
+    assert process.stdout.read(5) == b"Hello"
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"interrupted" in stderr
+    assert b"Traceback" not in stderr
+    assert daemon.client_gone.wait(30)
+
+
+def test_interrupting_in_json_is_a_document(daemon, spawn):
+    daemon.answers.append([daemon.HOLD])
+    process = spawn("run", "llama", "hello", "--json")
+    process.stdin.close()
+    process.stdin = None
+    assert daemon.asked.wait(30)
+    process.send_signal(signal.SIGINT)
+    stdout, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert json.loads(stdout)["error"]["code"] == "interrupted"
+
+
+def test_a_reader_that_leaves_ends_the_request(daemon, spawn):
+    daemon.answers.append(["x" * 1000] * 2000)
+    process = spawn("run", "llama", "hello")
+    process.stdin.close()
+    process.stdin = None
+    process.stdout.read(10)
+    process.stdout.close()
+    process.stdout = None
+    _, stderr = process.communicate(timeout=30)
+    assert stderr == b""

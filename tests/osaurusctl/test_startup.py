@@ -1,0 +1,50 @@
+"""The CLI starts fast, because it imports little."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+HEAVY = {"aiohttp", "asyncio", "rich", "structlog", "mlx", "numpy", "psutil", "readline", "huggingface_hub", "tomllib"}
+
+
+@pytest.mark.parametrize("command", ["ls", "status", "ps", "version"])
+def test_plain_commands_import_nothing_heavy(daemon, command):
+    script = (
+        "import sys; from osaurusctl.cli import root\n"
+        f"try: root.main([{command!r}])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print('loaded:', *sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    loaded = set(result.stderr.rpartition("loaded: ")[2].split())
+    assert "osaurusctl" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_nothing_of_the_cli_imports_aiohttp(home):
+    script = (
+        "import importlib, pkgutil, sys, osaurusctl as package\n"
+        "for module in pkgutil.walk_packages(package.__path__, 'osaurusctl.'): importlib.import_module(module.name)\n"
+        "assert 'aiohttp' not in sys.modules and 'rich' not in sys.modules and 'structlog' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], timeout=30, check=True)
+
+
+def test_commands_load_only_when_called(home):
+    script = (
+        "import sys, osaurusctl.cli\n"
+        "assert not [name for name in sys.modules if name.startswith('osaurusctl.commands.')]\n"
+    )
+    subprocess.run([sys.executable, "-c", script], timeout=30, check=True)
+
+
+def test_ls_is_quick(daemon, ctl):
+    """The target is 0.2 s on a machine at rest; the limit here leaves room for one that is not."""
+    took = []
+    for _ in range(3):
+        start = time.monotonic()
+        assert ctl("ls").returncode == 0
+        took.append(time.monotonic() - start)
+    assert min(took) < 2

@@ -1,0 +1,126 @@
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+import osaurusd
+from osaurusd import ipc
+from osaurusd.worker.convert.__main__ import PROGRESS_SECONDS, Reporter
+
+ROOT = Path(osaurusd.__file__).parents[1]
+
+
+@contextlib.asynccontextmanager
+async def importer(source, dest):
+    """The importer as the daemon starts it: the process, its frames, and the writer that closes its socket."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "osaurusd.worker.convert", "--fd", str(theirs.fileno()), str(source), str(dest)),
+            pass_fds=(theirs.fileno(),),
+            cwd=ROOT,
+            stdin=asyncio.subprocess.DEVNULL,
+        )
+    stream, writer = await ipc.connect(ours.detach())
+    try:
+        yield process, ipc.FrameReader(stream, ipc.FROM_IMPORTER), writer
+    finally:
+        writer.close()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def frames_of(reader):
+    frames = []
+    while (frame := await reader.read()) is not None:
+        frames.append(frame)
+    return frames
+
+
+@pytest.fixture
+def endless(tmp_path, tiny):
+    """A good file with so much nothing after its tensors that to hash it takes minutes."""
+    path = tiny.write(tmp_path / "endless.gguf")
+    with path.open("r+b") as stream:
+        stream.truncate(1 << 36)
+    return path
+
+
+async def test_an_import_reports_its_progress_and_its_end(tmp_path, dest, tiny):
+    source = tiny.write(tmp_path / "x.gguf", "Q4_1")
+
+    async with importer(source, dest) as (process, reader, _):
+        frames = await frames_of(reader)
+        code = await process.wait()
+
+    assert code == 0
+    assert frames[-1] == ipc.Imported()
+    size = source.stat().st_size
+    assert frames[0] == ipc.Progress(stage="hash", done=0, total=size)
+    assert ipc.Progress(stage="hash", done=size, total=size) in frames
+    assert frames[-2].stage == "convert"
+    assert frames[-2].done == frames[-2].total
+    assert json.loads((dest / "osaurus.json").read_text())["source"] == "x.gguf"
+
+
+async def test_a_daemon_that_hangs_up_on_success_does_not_make_it_a_failure(tmp_path, dest, tiny):
+    async with importer(tiny.write(tmp_path / "x.gguf"), dest) as (process, reader, writer):
+        while await reader.read() != ipc.Imported():
+            pass
+        writer.close()
+
+        assert await process.wait() == 0
+
+
+async def test_a_failure_is_a_frame_with_its_reason(tmp_path, dest):
+    (tmp_path / "x.gguf").write_text("nothing of the kind")
+
+    async with importer(tmp_path / "x.gguf", dest) as (process, reader, _):
+        frames = await frames_of(reader)
+        code = await process.wait()
+
+    reason = "x.gguf: not a GGUF file: it does not start with the letters GGUF"
+    assert frames == [ipc.ImportFailure(message=reason)]
+    assert code == 1
+
+
+async def test_the_importer_ends_when_the_daemon_does(endless, dest):
+    async with importer(endless, dest) as (process, reader, writer):
+        assert await reader.read() == ipc.Progress(stage="hash", done=0, total=1 << 36)
+        writer.close()
+
+        assert await process.wait() == 1
+    assert not (dest / "osaurus.json").exists()
+
+
+async def test_an_interrupt_from_the_terminal_is_the_daemons_business(endless, dest):
+    async with importer(endless, dest) as (process, reader, _):
+        before = await reader.read()
+        process.send_signal(signal.SIGINT)
+        later = [await reader.read() for _ in range(3)]
+
+        assert before.done < later[0].done < later[1].done < later[2].done
+        assert process.returncode is None
+
+
+def test_progress_is_sent_at_most_ten_times_a_second_besides_the_ends_of_a_stage():
+    sent, now = [], 100.0
+    report = Reporter(sent.append, lambda: now)
+
+    for done in range(0, 1001):
+        report("hash", done, 1000)
+        now += 0.001
+    report("convert", 0, 10)
+    report("convert", 5, 10)
+    report("convert", 10, 10)
+
+    hashed = [frame.done for frame in sent if frame.stage == "hash"]
+    assert (hashed[0], hashed[-1]) == (0, 1000)
+    assert len(hashed) <= 1 / PROGRESS_SECONDS + 2
+    assert [frame.done for frame in sent if frame.stage == "convert"] == [0, 10]
