@@ -34,16 +34,20 @@ clean: ## remove what the targets above made
 	rm -rf $(VENV) .cache .demo dist
 
 $(VENV)/.python:
-	sh .ci/venv "$(PYTHON)" $(VENV)
+	@echo "Setting up Python in $(VENV) ..."
+	@sh .ci/venv "$(PYTHON)" $(VENV)
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
+	@echo "Installing osaurusd and what it needs ..."
+	@$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --group dev
+	@echo "Installing what tests and linters need ..."
+	@$(BIN)/python -m pip install --quiet --group dev
 	@touch $@
 
 $(MODEL): | $(VENV)/.python
-	$(BIN)/python tests/starter_model.py
+	@echo "Downloading the starter model (90 MB) ..."
+	@$(BIN)/python tests/starter_model.py

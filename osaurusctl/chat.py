@@ -125,7 +125,6 @@ def _turn(client: Client, settings: Settings, history: list[Message], text: str,
     question = _message("user", text)
     try:
         _collect(client, settings.request([*history, question]), answer, output)
-        _say_if_cut(answer, output)
     except KeyboardInterrupt:
         output.note("")
     except CliError as error:
@@ -135,6 +134,7 @@ def _turn(client: Client, settings: Settings, history: list[Message], text: str,
         output.error(error.body, str(error), error.hint)
     else:
         _end_line(answer, output)
+        _say_if_cut(answer, output)
     if answer.content:
         history += [question, _message("assistant", answer.content)]
 

@@ -16,13 +16,20 @@ PROGRAM = "osaurusctl"
 MODULES = {
     "up": "osaurusctl.commands.up",
     "down": "osaurusctl.commands.down",
+    "reload": "osaurusctl.commands.reload",
     "status": "osaurusctl.commands.status",
     "ls": "osaurusctl.commands.ls",
+    "show": "osaurusctl.commands.show",
     "ps": "osaurusctl.commands.ps",
     "run": "osaurusctl.commands.run",
     "load": "osaurusctl.commands.load",
     "unload": "osaurusctl.commands.unload",
     "import": "osaurusctl.commands.import_",
+    "alias": "osaurusctl.commands.alias",
+    "verify": "osaurusctl.commands.verify",
+    "rm": "osaurusctl.commands.rm",
+    "prune": "osaurusctl.commands.prune",
+    "config": "osaurusctl.commands.config",
     "version": "osaurusctl.commands.version",
     "completion": "osaurusctl.commands.completion",
 }
@@ -69,8 +76,8 @@ def _explained(error: Exception) -> CliError:
             return CliError(error.format_message())
         case UnicodeError():
             return CliError("a text or a file name on the command line or standard input is not valid UTF-8")
-        case OSError(strerror=str(reason), filename=str(path)):
-            return CliError(f"{path}: {reason}")
+        case OSError(strerror=str(reason), filename=path):
+            return CliError(f"{path}: {reason}" if path else reason)
         case _:
             return CliError(str(error))
 

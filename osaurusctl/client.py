@@ -3,7 +3,7 @@
 import contextlib
 import http.client
 import socket
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,15 +18,26 @@ from osaurusd.wire.admin import (
     API_VERSION,
     SOCKET_HOST,
     VERSION_HEADER,
+    Alias,
+    AliasRequest,
     DaemonStatus,
+    DetailsRequest,
     ImportEvent,
     ImportRequest,
     LoadRequest,
+    ModelDetails,
     ModelInfo,
+    PruneReply,
+    PruneRequest,
+    ReloadReply,
+    RemoveReply,
+    RemoveRequest,
     Route,
     ShutdownReply,
     UnloadReply,
     UnloadRequest,
+    VerifyEvent,
+    VerifyRequest,
     WorkerInfo,
 )
 from osaurusd.wire.errors import ErrorEnvelope
@@ -107,6 +118,10 @@ class Client:
     def models(self) -> list[ModelInfo]:
         return _decode(self._request("GET", Route.MODELS, timeout=self._patience).body, list[ModelInfo])
 
+    def details(self, model: str) -> ModelDetails:
+        request = DetailsRequest(model=model)
+        return _decode(self._request("POST", Route.DETAILS, request, timeout=self._patience).body, ModelDetails)
+
     def workers(self) -> list[WorkerInfo]:
         return _decode(self._request("GET", Route.WORKERS, timeout=self._patience).body, list[WorkerInfo])
 
@@ -117,6 +132,27 @@ class Client:
     def unload(self, model: str | None, *, force: bool) -> UnloadReply:
         """Unload `model`, or all."""
         return _decode(self._request("POST", Route.UNLOAD, UnloadRequest(model=model, force=force)).body, UnloadReply)
+
+    def remove(self, models: Sequence[str], *, force: bool, dry_run: bool = False) -> RemoveReply:
+        """Remove `models` from disk and tell what came free; with `dry_run`, what would."""
+        request = RemoveRequest(models=list(models), force=force, dry_run=dry_run)
+        return _decode(self._request("POST", Route.REMOVE, request).body, RemoveReply)
+
+    def prune(self, *, dry_run: bool = False) -> PruneReply:
+        """Remove the daemon's leftovers and tell which there were; with `dry_run`, which there are."""
+        return _decode(self._request("POST", Route.PRUNE, PruneRequest(dry_run=dry_run)).body, PruneReply)
+
+    def aliases(self) -> list[Alias]:
+        return _decode(self._request("GET", Route.ALIASES, timeout=self._patience).body, list[Alias])
+
+    def set_alias(self, alias: str, target: str | None) -> Alias:
+        """Let `alias` mean `target` too; with None, take it away and tell what it was."""
+        request = AliasRequest(alias=alias, target=target)
+        return _decode(self._request("POST", Route.ALIASES, request, timeout=self._patience).body, Alias)
+
+    def reload(self) -> ReloadReply:
+        """Let the daemon read its configuration again."""
+        return _decode(self._request("POST", Route.RELOAD, {}, timeout=self._patience).body, ReloadReply)
 
     def shutdown(self) -> ShutdownReply:
         """Ask a daemon of whatever version to stop. It still runs when this returns."""
@@ -132,10 +168,11 @@ class Client:
 
     def import_model(self, request: ImportRequest) -> Generator[ImportEvent, None, None]:
         """Events of an import, as they come; closing the generator cancels it."""
-        with contextlib.closing(self._lines(Route.IMPORTS, request)) as lines:
-            for line in lines:
-                if line.strip():
-                    yield _decode(line, ImportEvent)
+        return self._events(Route.IMPORTS, request, ImportEvent)
+
+    def verify(self, model: str) -> Generator[VerifyEvent, None, None]:
+        """Events of a verification, as they come; closing the generator cancels it."""
+        return self._events(Route.VERIFY, VerifyRequest(model=model), VerifyEvent)
 
     def chat(self, body: dict[str, Any]) -> Generator[bytes, None, None]:
         """The JSON objects of a streamed chat completion; closing the generator cancels it."""
@@ -162,6 +199,12 @@ class Client:
     def _send(self, method: str, path: str, body: object, *, timeout: float | None, api: str) -> _Reply:
         with self._exchange(method, path, body, timeout=timeout, api=api) as response:
             return _head(response, response.read())
+
+    def _events(self, path: str, body: object, kind: Any) -> Generator[Any, None, None]:
+        with contextlib.closing(self._lines(path, body)) as lines:
+            for line in lines:
+                if line.strip():
+                    yield _decode(line, kind)
 
     def _lines(self, path: str, body: object) -> Generator[bytes, None, None]:
         with self._exchange("POST", path, body, timeout=None, api=str(API_VERSION)) as response:

@@ -35,12 +35,21 @@ class Command(click.Command):
         self.params.append(json_option())
 
 
-class LazyGroup(click.Group):
+class Group(click.Group):
+    """A command of several, which take `--json` like itself."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(json_option())
+
+
+class LazyGroup(Group):
     """A group that imports a command's module, and takes its `command`, when that command is asked for."""
 
     def __init__(self, *args: Any, modules: Mapping[str, str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.params.append(json_option())
         self._modules = modules
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature

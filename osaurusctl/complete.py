@@ -1,22 +1,30 @@
 """Model names for the shell's completion: the daemon's, or none if it cannot be asked."""
 
+from collections.abc import Iterable
+
 import click
 
 from osaurusctl.client import Client
 from osaurusctl.errors import CliError
 from osaurusd.wire import paths
-from osaurusd.wire.admin import ModelState
+from osaurusd.wire.admin import ModelInfo, ModelState
 
 _PATIENCE_SECONDS = 1.0
 
 
 def available(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of the models that can be served."""
-    try:
-        models = _client().models()
-    except (CliError, OSError, paths.SocketPathTooLong):
-        return []
-    return _matching([model.name for model in models if model.state is ModelState.AVAILABLE], incomplete)
+    """Names of the models that can be served, aliases included."""
+    models = [model for model in _models() if model.state is ModelState.AVAILABLE]
+    return matching([name for model in models for name in (model.name, *model.aliases)], incomplete)
+
+
+def known(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of all models on this machine, without aliases."""
+    return matching([model.name for model in _models()], incomplete)
+
+
+def aliases(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    return matching([alias for model in _models() for alias in model.aliases], incomplete)
 
 
 def loaded(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
@@ -25,12 +33,19 @@ def loaded(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> lis
         workers = _client().workers()
     except (CliError, OSError, paths.SocketPathTooLong):
         return []
-    return _matching([worker.model for worker in workers], incomplete)
+    return matching([worker.model for worker in workers], incomplete)
+
+
+def matching(names: Iterable[str], incomplete: str) -> list[str]:
+    return [name for name in names if name.lower().startswith(incomplete.lower())]
+
+
+def _models() -> list[ModelInfo]:
+    try:
+        return _client().models()
+    except (CliError, OSError, paths.SocketPathTooLong):
+        return []
 
 
 def _client() -> Client:
     return Client(paths.resolve().socket, patience=_PATIENCE_SECONDS)
-
-
-def _matching(names: list[str], incomplete: str) -> list[str]:
-    return [name for name in names if name.lower().startswith(incomplete.lower())]

@@ -27,15 +27,16 @@ EXIT_CODES = {
 """Every other code is an ordinary failure."""
 
 _SEE_LOG = "`osaurusctl status` names the log file"
-FINISH_UPGRADE = "`osaurusctl down && osaurusctl up`"
+RESTART = "`osaurusctl down && osaurusctl up`"
 
 HINTS = {
     ErrorCode.MODEL_NOT_FOUND: "`osaurusctl ls` lists the models on this machine",
     ErrorCode.MODEL_NOT_DOWNLOADED: "`osaurusctl ls` lists the models on this machine",
     ErrorCode.INSUFFICIENT_MEMORY: "`osaurusctl ps` shows what is loaded, and `osaurusctl unload NAME` makes room",
-    ErrorCode.VERSION_MISMATCH: f"{FINISH_UPGRADE} finishes the upgrade",
+    ErrorCode.VERSION_MISMATCH: f"{RESTART} finishes the upgrade",
     ErrorCode.BUSY: "`osaurusctl ps` shows what is running, and `osaurusctl unload NAME --force` ends it",
     ErrorCode.NAME_TAKEN: "`osaurusctl import PATH --name NAME` gives it another name",
+    ErrorCode.CONFIG_ERROR: "`osaurusctl config path` names the file, and `osaurusctl config check` checks it",
     ErrorCode.CONTEXT_LENGTH_EXCEEDED: "`osaurusctl ls` shows how many tokens each model takes",
     ErrorCode.SHUTTING_DOWN: "`osaurusctl up` starts it again once it has stopped",
     ErrorCode.LOAD_FAILED: _SEE_LOG,

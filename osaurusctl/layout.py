@@ -12,6 +12,11 @@ def table(rows: Iterable[Sequence[str]]) -> str:
     )
 
 
+def labelled(label: str, values: Sequence[str], nothing: str = "none") -> list[tuple[str, str]]:
+    """A row a value, the first with the label."""
+    return [(label if index == 0 else "", value) for index, value in enumerate(values or [nothing])]
+
+
 def size(count: int) -> str:
     """Bytes in decimal units, as disks are sold."""
     amount = float(count)
@@ -20,6 +25,16 @@ def size(count: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" or amount >= 99.95 else f"{amount:.1f} {unit}"
         amount /= 1000
     return f"{amount:.1f} TB"
+
+
+def quantity(count: int) -> str:
+    """A number of parameters, as models are named after it."""
+    amount = float(count)
+    for unit in ("", "K", "M", "B"):
+        if amount < 999.5:
+            return f"{amount:.0f}{unit}" if not unit or amount >= 99.95 else f"{amount:.1f}{unit}"
+        amount /= 1000
+    return f"{amount:.1f}T"
 
 
 def age(seconds: float) -> str:
@@ -31,7 +46,3 @@ def age(seconds: float) -> str:
         if amount or parts or unit == "s":
             parts.append(f"{amount}{unit}")
     return " ".join(parts[:2])
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

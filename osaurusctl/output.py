@@ -6,7 +6,7 @@ from typing import TextIO
 
 import msgspec
 
-# A model's answer must not move the cursor or rename the window of the terminal it is shown on.
+# What a model answers, and what its files say, must not move the cursor or rename the window of the terminal.
 _NO_CONTROLS = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t")
 
 _RED, _CYAN = "31", "36"
@@ -23,7 +23,7 @@ class Output:
         if self.json:
             self._document(value)
         elif human:
-            _write(sys.stdout, f"{human}\n")
+            _write(sys.stdout, _harmless(f"{human}\n", sys.stdout))
 
     def event(self, value: object) -> None:
         """One JSON document of several, a line each; people see progress by other means."""
@@ -32,16 +32,24 @@ class Output:
 
     def stream(self, text: str) -> None:
         """A piece of an answer, as it comes."""
-        _write(sys.stdout, text.translate(_NO_CONTROLS) if is_terminal(sys.stdout) else text)
+        _write(sys.stdout, _harmless(text, sys.stdout))
 
     def note(self, text: str) -> None:
         """A remark for people."""
         if not self.json:
-            _write(sys.stderr, f"{text}\n")
+            _write(sys.stderr, _harmless(f"{text}\n", sys.stderr))
+
+    def ask(self, question: str) -> bool:
+        """Whether the person at the terminal says yes; nothing and the end of input mean no."""
+        _write(sys.stderr, f"{question} [y/N] ")
+        answer = sys.stdin.readline()
+        if not answer:
+            _write(sys.stderr, "\n")
+        return answer.strip().lower() in ("y", "yes")
 
     def error(self, body: object, message: str, hint: str | None) -> None:
         """A failure: one line for people, further lines of the message indented, and the JSON document if asked for."""
-        first, *more = message.splitlines() or [""]
+        first, *more = _harmless(message, sys.stderr).splitlines() or [""]
         lines = [f"{_coloured('error:', _RED)} {first}", *(f"  {line}" for line in more)]
         if hint:
             lines.append(f"{_coloured('hint:', _CYAN)} {hint}")
@@ -69,6 +77,10 @@ def _write(stream: TextIO | None, text: str) -> None:
     if stream is not None:
         stream.write(text)
         stream.flush()
+
+
+def _harmless(text: str, stream: TextIO | None) -> str:
+    return text.translate(_NO_CONTROLS) if is_terminal(stream) else text
 
 
 def _coloured(text: str, colour: str) -> str:

@@ -1,4 +1,4 @@
-"""How a running import is shown: a bar on a terminal, a line a stage elsewhere, JSON lines on request."""
+"""How long work is shown while it runs: a bar on a terminal, a line a stage elsewhere, JSON lines on request."""
 
 import contextlib
 import sys
@@ -7,12 +7,22 @@ from collections.abc import Callable, Generator, Iterator
 from osaurusctl.errors import BrokenReply, from_body
 from osaurusctl.layout import size
 from osaurusctl.output import Output, is_terminal
-from osaurusd.wire.admin import ImportDone, ImportEvent, ImportProgress, ImportRefused
+from osaurusd.wire.admin import (
+    ImportDone,
+    ImportEvent,
+    ImportProgress,
+    ImportRefused,
+    VerifyDone,
+    VerifyEvent,
+    VerifyFailed,
+    VerifyProgress,
+)
 
-Reporter = Callable[[ImportProgress], None]
+Progress = ImportProgress | VerifyProgress
+Reporter = Callable[[Progress], None]
 
 
-def follow(events: Generator[ImportEvent, None, None], output: Output) -> ImportDone:
+def follow_import(events: Generator[ImportEvent, None, None], output: Output) -> ImportDone:
     """Show an import until it ends; leaving early, in whatever way, cancels it.
 
     Raises:
@@ -30,6 +40,28 @@ def follow(events: Generator[ImportEvent, None, None], output: Output) -> Import
     raise BrokenReply("the import ended without a result")
 
 
+def follow_verification(events: Generator[VerifyEvent, None, None], output: Output) -> VerifyDone:
+    """Show a verification until it ends; leaving early, in whatever way, cancels it.
+
+    Raises:
+        CliError: it could not be carried out, or the daemon's reply broke off.
+    """
+    with contextlib.closing(events), _reporter(output) as report:
+        for event in events:
+            match event:
+                case VerifyProgress():
+                    report(event)
+                case VerifyFailed(error=error):
+                    raise from_body(error)
+                case VerifyDone():
+                    return event
+    raise BrokenReply("the verification ended without a result")
+
+
+def _stage(event: Progress) -> str:
+    return event.stage if isinstance(event, ImportProgress) else "hashing"
+
+
 def _reporter(output: Output) -> contextlib.AbstractContextManager[Reporter]:
     if output.json:
         return contextlib.nullcontext(output.event)
@@ -39,10 +71,10 @@ def _reporter(output: Output) -> contextlib.AbstractContextManager[Reporter]:
 def _stage_lines(output: Output) -> Reporter:
     seen = set()
 
-    def report(event: ImportProgress) -> None:
-        if event.stage not in seen:
-            seen.add(event.stage)
-            output.note(f"{event.stage} ({size(event.total)})" if event.total else event.stage)
+    def report(event: Progress) -> None:
+        if (stage := _stage(event)) not in seen:
+            seen.add(stage)
+            output.note(f"{stage} ({size(event.total)})" if event.total else stage)
 
     return report
 
@@ -50,17 +82,21 @@ def _stage_lines(output: Output) -> Reporter:
 @contextlib.contextmanager
 def _bars() -> Iterator[Reporter]:
     # rich takes longer to import than a whole `osaurusctl ls` takes to run.
+    from rich import progress as rich  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
-    stage = TextColumn("{task.description}", markup=False)
-    columns = (stage, BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    label = rich.TextColumn("{task.description}", markup=False)
+    columns = (label, rich.BarColumn(), rich.DownloadColumn(), rich.TimeRemainingColumn())
+    with rich.Progress(*columns, console=Console(stderr=True)) as bars:
         tasks = {}
 
-        def report(event: ImportProgress) -> None:
-            if event.stage not in tasks:
-                tasks[event.stage] = progress.add_task(event.stage, total=event.total or None)
-            progress.update(tasks[event.stage], completed=event.done, total=event.total or None)
+        def report(event: Progress) -> None:
+            if (stage := _stage(event)) not in tasks:
+                tasks[stage] = bars.add_task(stage, total=event.total or None)
+            bars.update(tasks[stage], description=_label(event), completed=event.done, total=event.total or None)
 
         yield report
+
+
+def _label(event: Progress) -> str:
+    return event.stage if isinstance(event, ImportProgress) else event.file

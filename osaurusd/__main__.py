@@ -19,8 +19,8 @@ def main() -> None:
         places = paths.resolve()
         flags = {("server", key): getattr(arguments, key) for key in ("host", "port")}
         given = {key: value for key, value in flags.items() if value is not None}
-        settings = config.load(arguments.config or places.config_file, flags=given)
-        daemon.run(settings, places)
+        file = arguments.config or places.config_file
+        daemon.run(lambda: config.load(file, flags=given), places)
     except paths.SocketPathTooLong as error:
         _fail(str(error))
     except OsaurusError as error:

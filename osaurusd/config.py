@@ -70,10 +70,22 @@ class Log(Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+class Models(Section, frozen=True):
+    """`[models]`: `roots` are further folders to look for models in, besides the Hugging Face cache and our own."""
+
+    roots: list[str] = []
+
+
 class Config(Section, frozen=True):
-    """The whole configuration. `default_model` serves `osaurusctl run` and requests that name no model."""
+    """The whole configuration.
+
+    `default_model` serves `osaurusctl run` and requests that name no model; with `default_for_unknown` also requests
+    that name one that is not there.
+    """
 
     default_model: str | None = None
+    default_for_unknown: bool = False
+    models: Models = Models()
     server: Server = Server()
     defaults: Defaults = Defaults()
     worker: Worker = Worker()
@@ -114,6 +126,29 @@ def load(
     return _convert(tree, "the command line", strict=False)
 
 
+NEEDS_RESTART = frozenset({"server.host", "server.port", "server.max_body_bytes"})
+"""Keys that a running daemon cannot change."""
+
+
+def value_of(config: Config, key: str) -> object:
+    """The value of a dotted key."""
+    value: object = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def changed_keys(old: Config, new: Config) -> list[str]:
+    """The dotted keys whose values differ."""
+    return [key for key in known_keys() if value_of(old, key) != value_of(new, key)]
+
+
+def as_far_as_possible(running: Config, wanted: Config) -> Config:
+    """`wanted`, but what needs a restart stays as it is `running`."""
+    kept = {key.removeprefix("server."): value_of(running, key) for key in NEEDS_RESTART}
+    return msgspec.structs.replace(wanted, server=msgspec.structs.replace(wanted.server, **kept))
+
+
 def known_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
     """Every key of the file, dotted."""
     for field in msgspec.structs.fields(section):
@@ -128,7 +163,7 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
@@ -136,24 +171,21 @@ def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Section)
 
 
-def _keys_in(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    known = {key.partition(".")[0] for key in _known_below(prefix)}
+def _keys_in(tree: Mapping[str, Any], section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """The keys that a file sets, dotted, and whether each is known. Tables of ours are looked into."""
+    fields = {field.name: field.type for field in msgspec.structs.fields(section)}
     for key, value in tree.items():
-        if isinstance(value, dict) and key in known:
-            yield from _keys_in(value, f"{prefix}{key}.")
+        kind: Any = fields.get(key)
+        if isinstance(value, dict) and key in fields:
+            # Below a key that is no table, every key is unknown.
+            yield from _keys_in(value, kind if _is_section(kind) else Section, f"{prefix}{key}.")
         else:
-            yield prefix + key
-
-
-def _known_below(prefix: str) -> list[str]:
-    return [key.removeprefix(prefix) for key in known_keys() if key.startswith(prefix)]
+            yield prefix + key, key in fields
 
 
 def _refuse_unknown_keys(tree: Mapping[str, Any], path: Path) -> None:
     known = list(known_keys())
-    for key in _keys_in(tree):
-        if key in known or any(name.startswith(f"{key}.") for name in known):
-            continue
+    for key in (key for key, is_known in _keys_in(tree) if not is_known):
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"; did you mean `{near[0]}`?" if near else f"; known keys: {', '.join(known)}"
         raise ConfigError(f"{path}: unknown key `{key}`{hint}", param=key)

@@ -9,6 +9,8 @@ import socket
 import sys
 import time
 import uuid
+from collections.abc import Callable
+from pathlib import Path
 from typing import TextIO
 
 import psutil
@@ -19,7 +21,8 @@ from osaurusd.admin import context
 from osaurusd.admin.routes import add_routes as add_admin_routes
 from osaurusd.catalog.catalog import Catalog
 from osaurusd.catalog.imports import Imports
-from osaurusd.catalog.scan import hub_cache
+from osaurusd.catalog.registry import Registry
+from osaurusd.catalog.roots import hub_cache
 from osaurusd.config import Config
 from osaurusd.openai.routes import add_routes as add_client_routes
 from osaurusd.pool import blas
@@ -27,6 +30,7 @@ from osaurusd.pool.pool import Pool, Share
 from osaurusd.pool.process import Launch
 from osaurusd.web import guard, keys, listen
 from osaurusd.web.app import make_app
+from osaurusd.web.settings import Settings
 from osaurusd.wire.paths import Paths
 
 logger = log.get_logger(__name__)
@@ -39,17 +43,31 @@ WORKER_CACHE_SHARE = 0.05
 HANDLER_END_SECONDS = 2.0
 
 
-def run(config: Config, paths: Paths) -> None:
+def run(read: Callable[[], Config], paths: Paths) -> None:
     """Serve in the foreground until SIGTERM, SIGINT or a request to shut down.
 
+    Args:
+        read: reads the configuration, now and whenever a reload is asked for.
+        paths: where everything lies.
+
     Raises:
-        OsaurusError: it cannot start, because the home or the port is taken or a path is not ours.
+        OsaurusError: it cannot start, because the configuration is wrong, the home or the port is taken, or a path is
+            not ours.
     """
+
+    def checked() -> Config:
+        config = read()
+        blas.find(config.worker.blas)
+        return config
+
+    config = checked()
     with listen.locked_home(paths.lock):
-        for directory in (paths.log_dir, paths.state_dir, paths.models_dir):
+        for directory in (paths.log_dir, paths.state_dir):
             listen.make_private_dir(directory)
+        # Often a link to a larger volume, so not held to the same rules.
+        paths.models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with log.configured(config.log.level, paths.log_file, _console()):
-            asyncio.run(_serve(config, paths))
+            asyncio.run(_serve(Settings(config, checked), paths))
 
 
 def _console() -> TextIO | None:
@@ -57,20 +75,23 @@ def _console() -> TextIO | None:
     return None if "OSAURUS_SUPERVISED" in os.environ else sys.stderr
 
 
-async def _serve(config: Config, paths: Paths) -> None:
-    catalog = Catalog(paths.models_dir, hub_cache())
+async def _serve(settings: Settings, paths: Paths) -> None:
+    server = settings.config.server
+    registry = Registry(paths.state_dir / "names.json")
+    catalog = Catalog(paths.models_dir, hub_cache(), registry, _extra_roots(settings.config))
     imports = Imports(catalog)
-    pool = Pool(_launch(config), _share(config))
+    pool = Pool(_launch(settings.config), _share(settings.config))
+    _follow(settings, catalog, pool)
     stop = _Stop()
     await asyncio.to_thread(imports.sweep)
     with contextlib.ExitStack() as stack:
-        doors = [stack.enter_context(door) for door in listen.tcp(config.server.host, config.server.port)]
+        doors = [stack.enter_context(door) for door in listen.tcp(server.host, server.port)]
         admin_door = stack.enter_context(listen.unix(paths.socket))
         endpoints = [listen.url(door) for door in doors]
         daemon = context.Daemon(uuid.uuid4().hex, time.monotonic(), endpoints, paths, stop.soon.set)
-        tcp_app = _client_app(config, catalog, pool)
-        guard.guard_tcp(tcp_app, config.server)
-        socket_app = _client_app(config, catalog, pool)
+        tcp_app = _client_app(settings, catalog, pool)
+        guard.guard_tcp(tcp_app, lambda: settings.config.server)
+        socket_app = _client_app(settings, catalog, pool)
         guard.guard_socket(socket_app, os.geteuid())
         add_admin_routes(socket_app)
         socket_app[context.DAEMON] = daemon
@@ -81,7 +102,18 @@ async def _serve(config: Config, paths: Paths) -> None:
         warming = asyncio.create_task(catalog.refresh())
         await stop.soon.wait()
         warming.cancel()
-        await _close(runners, pool, stop, config.server.shutdown_grace_seconds)
+        await _close(runners, pool, stop, settings.config.server.shutdown_grace_seconds)
+
+
+def _follow(settings: Settings, catalog: Catalog, pool: Pool) -> None:
+    """Have those who keep something of the configuration told when it changes."""
+    settings.on_change(lambda config: log.set_level(config.log.level))
+    settings.on_change(lambda config: pool.configure(_launch(config), _share(config)))
+    settings.on_change(lambda config: catalog.set_extra(_extra_roots(config)))
+
+
+def _extra_roots(config: Config) -> list[Path]:
+    return [Path(root).expanduser() for root in config.models.roots]
 
 
 class _Stop:
@@ -99,9 +131,9 @@ class _Stop:
         self.soon.set()
 
 
-def _client_app(config: Config, catalog: Catalog, pool: Pool) -> web.Application:
-    app = make_app(config)
-    app[keys.CONFIG] = config
+def _client_app(settings: Settings, catalog: Catalog, pool: Pool) -> web.Application:
+    app = make_app(settings.config)
+    app[keys.SETTINGS] = settings
     app[keys.CATALOG] = catalog
     app[keys.POOL] = pool
     add_client_routes(app)

@@ -12,6 +12,7 @@ from typing import Generic, Literal, TypeVar
 
 import msgspec
 
+from osaurusd.wire.admin import FileState
 from osaurusd.wire.errors import ErrorCode
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
@@ -152,13 +153,48 @@ class ImportFailure(Frame, frozen=True, tag="import_failure"):
     message: str
 
 
+# Store process to daemon
+
+
+class Deletion(Frame, frozen=True, tag="deletion"):
+    """The bytes that a deletion freed, or that a planned one would free."""
+
+    freed_bytes: int
+
+
+class Hashing(Frame, frozen=True, tag="hashing"):
+    """`done` of `total` bytes of a model hashed; `file` is the one being read."""
+
+    file: str
+    done: int
+    total: int
+
+
+class HashedFile(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    bytes: int
+    state: FileState
+
+
+class Hashed(Frame, frozen=True, tag="hashed"):
+    """How every file of a model compares with what the store recorded."""
+
+    files: list[HashedFile]
+
+
+class StoreFailure(Frame, frozen=True, tag="store_failure"):
+    message: str
+
+
 ToWorker = Load | Generate | Cancel | Shutdown
 FromWorker = Hello | Loaded | LoadFailed | Delta | Done | Failed | Stats
 FromImporter = Progress | Imported | ImportFailure
+FromStore = Deletion | Hashing | Hashed | StoreFailure
 
 TO_WORKER: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
 FROM_WORKER: msgspec.json.Decoder[FromWorker] = msgspec.json.Decoder(FromWorker)
 FROM_IMPORTER: msgspec.json.Decoder[FromImporter] = msgspec.json.Decoder(FromImporter)
+FROM_STORE: msgspec.json.Decoder[FromStore] = msgspec.json.Decoder(FromStore)
 
 
 def encode(frames: Iterable[Frame]) -> bytes:

@@ -14,6 +14,8 @@ import structlog
 MAX_BYTES = 10 * 1024 * 1024
 BACKUPS = 5
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
 get_logger = structlog.stdlib.get_logger
 
 _SHARED: list[structlog.typing.Processor] = [
@@ -41,18 +43,18 @@ def configured(level: str, file: Path, console: TextIO | None) -> Iterator[None]
     Records cross a queue, so that a slow disk never holds up the event loop.
     """
     to_file = _OwnerOnlyRotation(file, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8")
-    to_file.setFormatter(_formatter(structlog.processors.JSONRenderer()))
+    to_file.setFormatter(_formatter([structlog.processors.JSONRenderer()]))
     handlers: list[logging.Handler] = [to_file]
     if console is not None:
         to_console = logging.StreamHandler(console)
-        to_console.setFormatter(_formatter(_console_renderer(console)))
+        to_console.setFormatter(_formatter(_for_console(console)))
         handlers.append(to_console)
 
     records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     listener = logging.handlers.QueueListener(records, *handlers)
     root = logging.getLogger()
     root.handlers = [_PassThrough(records)]
-    root.setLevel(level.upper())
+    set_level(level)
     # One line a request at most, and that one is ours.
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     structlog.configure(
@@ -71,6 +73,11 @@ def configured(level: str, file: Path, console: TextIO | None) -> Iterator[None]
             handler.close()
 
 
+def set_level(level: str) -> None:
+    """Log from this level on."""
+    logging.getLogger().setLevel(level.upper())
+
+
 class _PassThrough(logging.handlers.QueueHandler):
     """Hands records over as they are: structlog's are dictionaries that only the formatter may turn into text."""
 
@@ -78,12 +85,21 @@ class _PassThrough(logging.handlers.QueueHandler):
         return record
 
 
-def _console_renderer(console: TextIO) -> structlog.typing.Processor:
-    return structlog.dev.ConsoleRenderer(colors=True) if console.isatty() else structlog.processors.JSONRenderer()
+def _for_console(console: TextIO) -> list[structlog.typing.Processor]:
+    if not console.isatty():
+        return [structlog.processors.JSONRenderer()]
+    return [_without_controls, structlog.dev.ConsoleRenderer(colors=True)]
 
 
-def _formatter(renderer: structlog.typing.Processor) -> logging.Formatter:
+def _without_controls(
+    _: structlog.typing.WrappedLogger, __: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Paths and last words come from strangers; they must not move the cursor of whoever watches the log."""
+    return {key: value.translate(_CONTROLS) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _formatter(renderers: list[structlog.typing.Processor]) -> logging.Formatter:
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=_SHARED,
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
     )

@@ -1,6 +1,7 @@
 """What tests share: short-lived homes, the starter model, and a daemon that serves it."""
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,12 @@ from tests import daemons, starter_model
 from tests.daemons import Daemon
 
 SMOLLM = "smollm2-135m-instruct"
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C work in the processes that tests start, also where a script runs the tests in its background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 TINY_LLAMA = {
@@ -26,7 +27,15 @@ TINY_LLAMA = {
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-def make_tiny(folder: Path, tokenizer: Path, *, template: str | None = "chatml", seed: int = 0, **config: Any) -> Path:
+def make_tiny(
+    folder: Path,
+    tokenizer: Path,
+    *,
+    template: str | None = "chatml",
+    seed: int = 0,
+    group_size: int | None = None,
+    **config: Any,
+) -> Path:
     """Write a model with random weights into `folder`.
 
     Args:
@@ -34,6 +43,7 @@ def make_tiny(folder: Path, tokenizer: Path, *, template: str | None = "chatml",
         tokenizer: a model folder to take the tokenizer from.
         template: `chatml` for that model's chat template, None for none, else a Jinja template.
         seed: of the weights.
+        group_size: of weights quantized to 4 bits, as `mlx_lm.convert` leaves them; None for full precision.
         config: keys of config.json that differ from a tiny Llama's.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,6 +51,11 @@ def make_tiny(folder: Path, tokenizer: Path, *, template: str | None = "chatml",
     module = importlib.import_module(f"mlx_lm.models.{settings['model_type']}")
     mx.random.seed(seed)
     network = module.Model(module.ModelArgs.from_dict(settings))
+    if group_size is not None:
+        network.set_dtype(mx.bfloat16)
+        nn.quantize(network, group_size=group_size, bits=4)
+        scheme = {"group_size": group_size, "bits": 4, "mode": "affine"}
+        settings |= {"quantization": scheme, "quantization_config": scheme}
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(network.parameters())), {"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(settings))
     for name in TOKENIZER_FILES:

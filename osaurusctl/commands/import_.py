@@ -7,7 +7,7 @@ from osaurusctl.command import Command
 from osaurusctl.errors import Interrupted
 from osaurusctl.layout import size
 from osaurusctl.output import Output
-from osaurusctl.progress import follow
+from osaurusctl.progress import follow_import
 from osaurusd.wire.admin import ImportRequest
 
 
@@ -22,7 +22,7 @@ def command(output: Output, path: Path, name: str | None) -> None:
     """
     request = ImportRequest(path=str(path.absolute()), name=name)
     try:
-        done = follow(connect().import_model(request), output)
+        done = follow_import(connect().import_model(request), output)
     except KeyboardInterrupt as error:
         raise Interrupted("the import is cancelled; nothing was left behind") from error
     output.show(done, f"{done.model.name} is imported ({size(done.model.bytes)})")

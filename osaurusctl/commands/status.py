@@ -2,8 +2,8 @@ import click
 
 from osaurusctl.client import connect
 from osaurusctl.command import Command
-from osaurusctl.errors import FINISH_UPGRADE
-from osaurusctl.layout import age, size, table
+from osaurusctl.errors import RESTART
+from osaurusctl.layout import age, labelled, size, table
 from osaurusctl.output import Output
 from osaurusd import __version__
 from osaurusd.wire.admin import DaemonStatus
@@ -23,20 +23,16 @@ def _describe(status: DaemonStatus) -> str:
         ("version", status.version),
         ("pid", str(status.pid)),
         ("uptime", age(status.uptime_seconds)),
-        *_labelled("endpoints", status.endpoints),
+        *labelled("endpoints", status.endpoints),
         ("socket", status.socket),
         ("config", status.config_file),
         ("log", status.log_file),
         ("models", f"{status.models_available} available, imported ones in {status.models_dir}"),
         ("default", status.default_model or "none"),
-        *_labelled("loaded", loaded),
+        *labelled("loaded", loaded),
+        *(labelled("faults", status.faults) if status.faults else []),
     ]
     text = table(rows)
     if status.version != __version__:
-        text += f"\nosaurusctl is {__version__}: {FINISH_UPGRADE} restarts the daemon to finish the upgrade"
+        text += f"\nosaurusctl is {__version__}: {RESTART} restarts the daemon to finish the upgrade"
     return text
-
-
-def _labelled(label: str, values: list[str]) -> list[tuple[str, str]]:
-    """A row a value, the first with the label."""
-    return [(label if index == 0 else "", value) for index, value in enumerate(values or ["none"])]

@@ -6,7 +6,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from osaurusd import __version__
-from osaurusd.admin import imports, views
+from osaurusd.admin import imports, store, views
 from osaurusd.admin.context import DAEMON
 from osaurusd.errors import ModelNotFound, VersionMismatch
 from osaurusd.web import body, keys
@@ -15,6 +15,7 @@ from osaurusd.wire.admin import (
     API_VERSION,
     VERSION_HEADER,
     LoadRequest,
+    ReloadReply,
     Route,
     ShutdownReply,
     UnloadReply,
@@ -35,6 +36,13 @@ def add_routes(app: web.Application) -> None:
     app.router.add_post(Route.LOAD, _load)
     app.router.add_post(Route.UNLOAD, _unload)
     app.router.add_post(Route.IMPORTS, imports.create)
+    app.router.add_post(Route.DETAILS, store.details)
+    app.router.add_post(Route.REMOVE, store.remove)
+    app.router.add_post(Route.VERIFY, store.verify)
+    app.router.add_get(Route.ALIASES, store.aliases)
+    app.router.add_post(Route.ALIASES, store.alias)
+    app.router.add_post(Route.PRUNE, store.prune)
+    app.router.add_post(Route.RELOAD, _reload)
     app.router.add_post(Route.SHUTDOWN, _shutdown)
 
 
@@ -55,9 +63,11 @@ async def _tell_version(_: web.Request, response: web.StreamResponse) -> None:
 
 
 async def _status(request: web.Request) -> web.Response:
-    records = await request.app[keys.CATALOG].records()
+    catalog = request.app[keys.CATALOG]
+    records = await catalog.records()
+    default = request.app[keys.SETTINGS].config.default_model
     reports = request.app[keys.POOL].report()
-    return body.reply(views.status(request.app[DAEMON], request.app[keys.CONFIG].default_model, records, reports))
+    return body.reply(views.status(request.app[DAEMON], default, records, reports, catalog.faults))
 
 
 async def _models(request: web.Request) -> web.Response:
@@ -92,6 +102,11 @@ async def _unload(request: web.Request) -> web.Response:
     for key in loaded:
         await pool.unload(key, force=order.force)
     return body.reply(UnloadReply(unloaded=list(loaded.values())))
+
+
+async def _reload(request: web.Request) -> web.Response:
+    applied, needs_restart = request.app[keys.SETTINGS].reload()
+    return body.reply(ReloadReply(applied=applied, needs_restart=needs_restart))
 
 
 async def _shutdown(request: web.Request) -> web.Response:

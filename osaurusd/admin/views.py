@@ -9,9 +9,10 @@ import psutil
 
 from osaurusd import __version__
 from osaurusd.admin.context import Daemon
+from osaurusd.catalog.facts import Facts
 from osaurusd.catalog.record import ModelRecord
 from osaurusd.pool.pool import WorkerReport
-from osaurusd.wire.admin import API_VERSION, DaemonStatus, ModelInfo, ModelState, WorkerInfo
+from osaurusd.wire.admin import API_VERSION, DaemonStatus, FileInfo, ModelDetails, ModelInfo, ModelState, WorkerInfo
 
 
 def worker(report: WorkerReport) -> WorkerInfo:
@@ -43,13 +44,40 @@ def model(record: ModelRecord, reports: Iterable[WorkerReport] = ()) -> ModelInf
         reason=record.reason,
         architecture=record.architecture,
         quantization=record.quantization,
+        parameters=record.parameters,
         context_length=record.context_length,
+        aliases=list(record.aliases),
         worker=worker(report) if report else None,
     )
 
 
+def details(record: ModelRecord, facts: Facts, reports: Iterable[WorkerReport]) -> ModelDetails:
+    """Everything about one model."""
+    memory = record.memory
+    per_token = memory.cache_bytes_per_token
+    full = memory.weights_bytes + per_token * record.context_length if per_token and record.context_length else None
+    return ModelDetails(
+        model=model(record, reports),
+        commit=facts.commit,
+        licence=facts.licence,
+        tools=facts.tools,
+        reasoning=facts.reasoning,
+        vision=facts.vision,
+        temperature=record.generation.temperature,
+        top_p=record.generation.top_p,
+        files=[FileInfo(name=name, bytes=size) for name, size in record.files],
+        weights_bytes=memory.weights_bytes,
+        kv_bytes_per_token=per_token,
+        full_context_bytes=full,
+    )
+
+
 def status(
-    daemon: Daemon, default_model: str | None, records: list[ModelRecord], reports: list[WorkerReport]
+    daemon: Daemon,
+    default_model: str | None,
+    records: list[ModelRecord],
+    reports: list[WorkerReport],
+    faults: list[str],
 ) -> DaemonStatus:
     """The daemon as a whole."""
     return DaemonStatus(
@@ -66,6 +94,7 @@ def status(
         default_model=default_model,
         models_available=sum(record.state is ModelState.AVAILABLE for record in records),
         workers=[worker(report) for report in reports],
+        faults=faults,
     )
 
 

@@ -1,9 +1,12 @@
 """Which model types the installed mlx_lm can build, read from its files without importing it."""
 
 import ast
+import re
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+
+_ARGUMENTS = re.compile(r"\bModelArgs\b")
 
 
 @cache
@@ -12,9 +15,14 @@ def supported() -> frozenset[str]:
     root = _package()
     if root is None:
         return frozenset()
-    modules = {path.stem for path in (root / "models").glob("*.py") if path.stem != "__init__"}
+    modules = {path.stem for path in (root / "models").glob("*.py") if _is_model(path)}
     renamed = _remapping((root / "utils.py").read_text(encoding="utf-8"))
     return frozenset(modules | {old for old, new in renamed.items() if new in modules})
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a module has what mlx_lm builds a model from; caches, layers and the like lie beside them."""
+    return _ARGUMENTS.search(path.read_text(encoding="utf-8")) is not None
 
 
 def _package() -> Path | None:

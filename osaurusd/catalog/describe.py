@@ -25,10 +25,19 @@ def read_object(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it is not a JSON object; the message says what it is instead.
     """
-    value = json.loads(path.read_bytes())
+    try:
+        value = json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is nested too deeply") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} holds a {type(value).__name__} where an object belongs")
     return value
+
+
+def architecture(config: Mapping[str, Any]) -> str | None:
+    """What mlx_lm goes by to choose a model's code."""
+    kind = config.get("model_type")
+    return kind if isinstance(kind, str) else None
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:
@@ -38,7 +47,7 @@ def context_length(config: Mapping[str, Any]) -> int | None:
             continue
         for key in _CONTEXT_KEYS:
             value = scope.get(key)
-            if isinstance(value, int) and value > 0:
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                 return value
     return None
 
@@ -72,3 +81,13 @@ def _number(value: object, low: float, high: float) -> float | None:
     if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
         return float(value)
     return None
+
+
+def tokenizer_needs_code(folder: Path) -> bool:
+    """Whether `tokenizer_config.json` names a tokenizer class that the repo itself ships as code."""
+    try:
+        auto_map = read_object(folder / "tokenizer_config.json").get("auto_map")
+    except (OSError, ValueError):
+        return False
+    # Older files have a list of the slow and the fast class in place of the object.
+    return isinstance(auto_map, list) or (isinstance(auto_map, dict) and "AutoTokenizer" in auto_map)

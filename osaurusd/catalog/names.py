@@ -1,8 +1,9 @@
 """API names of models: the published table first, then the rule. Pure."""
 
 import difflib
+import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 PUBLISHED = {
     "mlx-community/Llama-3.2-3B-Instruct-4bit": "llama-3.2-3b-instruct",
@@ -16,49 +17,63 @@ PUBLISHED = {
 }
 """The names that clients have been promised, by repo."""
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
+_PUBLISHED_BY_LOWER = {repo.lower(): name for repo, name in PUBLISHED.items()}
+_RESERVED = frozenset(PUBLISHED.values())
+
+MAX_LENGTH = 96
+
+_NAME = re.compile(rf"[a-z0-9][a-z0-9._-]{{0,{MAX_LENGTH - 1}}}")
+
+
+def candidates(repo: str) -> Iterator[str]:
+    """The names that a repo may have, the one it would like best first, without end."""
+    lower = repo.lower()
+    if published := _PUBLISHED_BY_LOWER.get(lower):
+        yield published
+    else:
+        organization, _, name = lower.rpartition("/")
+        short = re.sub(r"-it(?=-|$)", "-instruct", name.removesuffix("-4bit")) if organization else name
+        # A published name belongs to its repo, whether that is here yet or not.
+        yield from (wanted for wanted in (short, name) if wanted not in _RESERVED)
+    yield lower
+    # Repos that differ only in case.
+    yield from (f"{lower}-{number}" for number in itertools.count(2))
 
 
 def api_name(repo: str) -> str:
     """The name that a repo asks for, before any clash is settled."""
-    for published, name in PUBLISHED.items():
-        if repo.lower() == published.lower():
-            return name
-    organization, _, name = repo.lower().rpartition("/")
-    if not organization:
-        return name  # an imported model goes by the name it was given
-    name = name.removesuffix("-4bit")
-    return re.sub(r"-it(?=-|$)", "-instruct", name)
+    return next(candidates(repo))
 
 
-def assign(repos: Iterable[str]) -> dict[str, str]:
+def assign(repos: Iterable[str], given: Mapping[str, str], taken: Iterable[str] = ()) -> dict[str, str]:
     """A name for each repo, no two alike.
 
-    Repos of the published table come first, then the order given; one whose name is taken goes by its full id.
+    Args:
+        repos: in the order in which they may choose.
+        given: names by repo that were given before; they stay.
+        taken: names that belong to something else.
     """
-    published = {repo.lower() for repo in PUBLISHED}
-    names: dict[str, str] = {}
-    taken: set[str] = set()
-    for repo in sorted(repos, key=lambda repo: repo.lower() not in published):
-        name = api_name(repo)
-        if name in taken:
-            name = repo.lower()
-        taken.add(name)
-        names[repo] = name
+    wanted = list(repos)
+    names = {repo: given[repo] for repo in wanted if repo in given}
+    used = {*names.values(), *taken}
+    for repo in wanted:
+        if repo not in names:
+            names[repo] = next(name for name in candidates(repo) if name not in used)
+            used.add(names[repo])
     return names
 
 
 def is_valid(name: str) -> bool:
-    """Whether `name` may be given to an imported model: it becomes a folder and an API name."""
+    """Whether `name` may be given to an imported model or an alias: it becomes a folder and an API name."""
     return _NAME.fullmatch(name) is not None
 
 
 def from_file(stem: str) -> str:
     """A valid name for a model file or folder called `stem`, less its quantization mark."""
     stem = re.sub(r"[.\-_](q\d[a-z0-9_]*|f16|f32|bf16)$", "", stem.lower())
-    return re.sub(r"[^a-z0-9._-]+", "-", stem).strip("-._") or "model"
+    return re.sub(r"[^a-z0-9._-]+", "-", stem).strip("-._")[:MAX_LENGTH].rstrip("-._") or "model"
 
 
-def near(name: str, names: Mapping[str, object] | Iterable[str]) -> list[str]:
+def near(name: str, names: Iterable[str]) -> list[str]:
     """Up to three of `names` that `name` may have meant."""
     return difflib.get_close_matches(name.lower(), list(names), n=3, cutoff=0.5)

@@ -14,12 +14,21 @@ class GenerationDefaults:
     top_p: float | None = None
 
 
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that the weights take, and that each token of context adds where the config tells."""
+
+    weights_bytes: int = 0
+    cache_bytes_per_token: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelRecord:
     """One model on disk.
 
-    `repo` is its identity: `org/name` from the hub, the folder's name for an imported one. `created` is when it
-    arrived, in unix seconds. `reason` says what is missing or wrong unless it is available.
+    `repo` is its identity: `org/name` from the hub or an extra root, the folder's name for an imported one. `created`
+    is when it arrived, in unix seconds. `reason` says what is missing or wrong unless it is available. `files` are
+    names and sizes in bytes.
     """
 
     name: str
@@ -27,10 +36,17 @@ class ModelRecord:
     path: Path
     source: str
     state: ModelState
-    size_bytes: int
     created: int
+    files: tuple[tuple[str, int], ...] = ()
     reason: str | None = None
     architecture: str | None = None
     quantization: str | None = None
+    parameters: int | None = None
     context_length: int | None = None
     generation: GenerationDefaults = GenerationDefaults()
+    memory: MemoryEstimate = MemoryEstimate()
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(size for _, size in self.files)

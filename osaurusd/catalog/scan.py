@@ -1,132 +1,150 @@
-"""Finding models on disk: the Hugging Face cache and our own folder of imported ones. Blocking; run in a thread."""
+"""From folders to records: what each model is, and whether it can be served. Blocking; run in a thread."""
 
 import os
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from osaurusd.catalog import architectures, describe, names, safetensors
-from osaurusd.catalog.record import ModelRecord
+from osaurusd.catalog import architectures, describe, memory, safetensors
+from osaurusd.catalog.record import MemoryEstimate, ModelRecord
+from osaurusd.catalog.roots import Place, Root, places
 from osaurusd.wire.admin import ModelState
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tiktoken.model", "vocab.json")
-
-STAGING_PREFIX = ".importing-"
-"""Folders under `models/` that an import has not finished; never models."""
+STANDARD_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+OWN_TOKENIZERS = ("tiktoken.model", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
-class _Folder:
-    """A place where a model lies or should lie."""
+class _File:
+    """A file of a model; what changes when another tool replaces it."""
 
-    repo: str
-    path: Path
-    source: str
-
-
-def hub_cache(env: Mapping[str, str] = os.environ) -> Path:
-    """The Hugging Face cache, found as huggingface_hub finds it."""
-    if cache := env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(cache).expanduser()
-    if home := env.get("HF_HOME"):
-        return Path(home).expanduser() / "hub"
-    cache_home = env.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache_home).expanduser() / "huggingface" / "hub"
+    name: str
+    size: int
+    modified: int
+    inode: int
 
 
-def scan(models_dir: Path, hub: Path) -> list[ModelRecord]:
-    """Every model below the two roots, complete or not, in the order of their names."""
-    folders = [*_imported(models_dir), *_cached(hub)]
-    unique = {folder.repo: folder for folder in reversed(folders)}
-    records = [_describe(folder) for folder in unique.values()]
-    # Models that can be served choose their names first.
-    records.sort(key=lambda record: (record.state is not ModelState.AVAILABLE, record.created, record.repo))
-    assigned = names.assign(record.repo for record in records)
-    return sorted((replace(record, name=assigned[record.repo]) for record in records), key=lambda record: record.name)
+class Scanner:
+    """Describes the models below one root, and looks again only at those whose files have changed.
+
+    Args:
+        root: where to look.
+        boundaries: roots that links may lead into, besides the one they lie in.
+    """
+
+    def __init__(self, root: Root, boundaries: Sequence[Path] = ()) -> None:
+        self.root = root
+        self._boundaries = boundaries
+        self._known: dict[Place, tuple[tuple[_File, ...], ModelRecord]] = {}
+
+    def scan(self) -> list[ModelRecord]:
+        """Every model below the root, complete or not; names are not assigned yet.
+
+        Raises:
+            OSError: the root cannot be read.
+        """
+        self._known = {place: self._look(place) for place in places(self.root)}
+        return [record for _, record in self._known.values()]
+
+    def _look(self, place: Place) -> tuple[tuple[_File, ...], ModelRecord]:
+        files = _files(place.path)
+        known = self._known.get(place)
+        if known is not None and known[0] == files:
+            return known
+        return files, _describe(place, files, (place.boundary, *self._boundaries))
 
 
-def _imported(models_dir: Path) -> Iterator[_Folder]:
-    for path in _subdirectories(models_dir):
-        if not path.name.startswith("."):
-            yield _Folder(path.name, path, "imported")
-
-
-def _cached(hub: Path) -> Iterator[_Folder]:
-    for path in _subdirectories(hub):
-        kind, *parts = path.name.split("--")
-        if kind == "models" and parts and (snapshot := _snapshot(path)):
-            yield _Folder("/".join(parts), snapshot, "hub")
-
-
-def _snapshot(repo: Path) -> Path | None:
-    """The revision that `main` points to, or the newest there is."""
-    try:
-        return repo / "snapshots" / (repo / "refs" / "main").read_text().strip()
-    except OSError:
-        snapshots = _subdirectories(repo / "snapshots")
-        return max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
-
-
-def _subdirectories(path: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in path.iterdir() if entry.is_dir())
-    except OSError:
-        return []
-
-
-def _describe(folder: _Folder) -> ModelRecord:
-    files = _files(folder.path)
+def _describe(place: Place, found: tuple[_File, ...], boundaries: Sequence[Path]) -> ModelRecord:
+    files = {file.name: file.size for file in found}
     record = ModelRecord(
-        name=folder.repo,
-        repo=folder.repo,
-        path=folder.path,
-        source=folder.source,
+        name=place.repo,
+        repo=place.repo,
+        path=place.path,
+        source=place.source,
         state=ModelState.AVAILABLE,
-        size_bytes=sum(files.values()),
-        created=_arrived(folder.path),
+        created=_arrived(place.path),
+        files=tuple(files.items()),
     )
+    if escaping := _leads_out(place.path, files, boundaries):
+        return _unusable(record, f"{escaping} links to a place outside the store")
     if "config.json" not in files:
-        return replace(record, state=ModelState.PARTIAL, reason="config.json is missing")
+        return _partial(record, "config.json is missing")
     try:
-        config = describe.read_object(folder.path / "config.json")
+        config = describe.read_object(place.path / "config.json")
     except (OSError, ValueError) as error:
-        return replace(record, state=ModelState.UNUSABLE, reason=f"config.json cannot be read: {error}")
+        return _unusable(record, f"config.json cannot be read: {error}")
+    weights = safetensors.read(place.path)
     record = replace(
         record,
-        architecture=str(config.get("model_type")),
+        architecture=describe.architecture(config),
         quantization=describe.quantization(config),
+        parameters=memory.parameters(weights.tensors, config) or None,
         context_length=describe.context_length(config),
-        generation=describe.generation_defaults(folder.path),
+        generation=describe.generation_defaults(place.path),
+        memory=MemoryEstimate(weights.nbytes, memory.cache_bytes_per_token(config)),
     )
-    return _judge(record, config, files)
+    return _judge(record, config, files, weights.missing)
 
 
-def _judge(record: ModelRecord, config: dict[str, Any], files: Mapping[str, int]) -> ModelRecord:
+def _judge(
+    record: ModelRecord, config: Mapping[str, Any], files: Mapping[str, int], missing_weights: str | None
+) -> ModelRecord:
     """Unusable for what it is, partial for what it lacks, or available."""
     if record.architecture not in architectures.supported():
-        reason = f"mlx_lm has no architecture `{record.architecture}`"
-        return replace(record, state=ModelState.UNUSABLE, reason=reason)
+        return _unusable(record, f"mlx_lm has no architecture `{record.architecture}`")
     if config.get("model_file") is not None:
-        return replace(record, state=ModelState.UNUSABLE, reason="it needs code of its own, which is never run")
-    if not any(name in files for name in TOKENIZER_FILES):
-        return replace(record, state=ModelState.PARTIAL, reason="no tokenizer")
-    if missing := safetensors.missing_weights(record.path):
-        return replace(record, state=ModelState.PARTIAL, reason=missing)
+        return _unusable(record, "it needs code of its own (`model_file`), which is never run")
+    if not any(name in files for name in STANDARD_TOKENIZERS):
+        if describe.tokenizer_needs_code(record.path):
+            return _unusable(record, "its tokenizer needs code of its own (`auto_map`), which is never run")
+        if not any(name in files for name in OWN_TOKENIZERS):
+            return _partial(record, "no tokenizer")
+    if missing_weights:
+        return _partial(record, missing_weights)
     return record
 
 
-def _files(folder: Path) -> dict[str, int]:
-    """Names and sizes in bytes of the files in a folder, links followed; broken links are left out."""
-    sizes: dict[str, int] = {}
+def _partial(record: ModelRecord, reason: str) -> ModelRecord:
+    return replace(record, state=ModelState.PARTIAL, reason=reason)
+
+
+def _unusable(record: ModelRecord, reason: str) -> ModelRecord:
+    return replace(record, state=ModelState.UNUSABLE, reason=reason)
+
+
+def _files(folder: Path) -> tuple[_File, ...]:
+    """The files in a folder, links followed; broken links are left out."""
+    found = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_file():
-                    sizes[entry.name] = entry.stat().st_size
+                if (file := _file(entry)) is not None:
+                    found.append(file)
     except OSError:
-        return {}
-    return sizes
+        return ()
+    return tuple(sorted(found, key=lambda file: file.name))
+
+
+def _file(entry: os.DirEntry[str]) -> _File | None:
+    """The file, or None for what is none: a folder, a link to nowhere or to itself, a name that is no text."""
+    try:
+        entry.name.encode()
+        facts = entry.stat()
+    except (OSError, UnicodeEncodeError):
+        return None
+    return _File(entry.name, facts.st_size, facts.st_mtime_ns, facts.st_ino) if stat.S_ISREG(facts.st_mode) else None
+
+
+def _leads_out(folder: Path, names: Mapping[str, int], boundaries: Sequence[Path]) -> str | None:
+    """A file that is a link to somewhere outside all boundaries, if there is one."""
+    allowed = [os.path.realpath(boundary) + os.sep for boundary in boundaries]
+    for name in names:
+        target = os.path.realpath(folder / name)
+        if not any(target.startswith(boundary) for boundary in allowed):
+            return name
+    return None
 
 
 def _arrived(folder: Path) -> int:

@@ -7,11 +7,13 @@ from osaurusd.web import body, keys
 
 
 async def index(request: web.Request) -> web.Response:
-    """The models that can be served, and no others."""
+    """The models that can be served, and no others; aliases are listed like models."""
     records = await request.app[keys.CATALOG].available()
-    return body.reply(render.ModelList(data=[render.model(record) for record in records]))
+    named = [(name, record) for record in records for name in (record.name, *record.aliases)]
+    return body.reply(render.ModelList(data=[render.model(record, name) for name, record in named]))
 
 
 async def show(request: web.Request) -> web.Response:
     """One model by any of its names."""
-    return body.reply(render.model(await request.app[keys.CATALOG].find(request.match_info["model"])))
+    record = await request.app[keys.CATALOG].find(request.match_info["model"])
+    return body.reply(render.model(record, record.name))

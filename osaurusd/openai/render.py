@@ -136,9 +136,9 @@ async def chunks(
             yield chunk([ChunkChoice(delta=TextDelta(content=event.text))])
 
 
-def model(record: ModelRecord) -> Model:
-    """A model as the API lists it."""
-    return Model(id=record.name, created=record.created)
+def model(record: ModelRecord, name: str) -> Model:
+    """A model as the API lists it under one of its names."""
+    return Model(id=name, created=record.created)
 
 
 def _usage(done: ipc.Done) -> Usage:

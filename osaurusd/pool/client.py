@@ -28,7 +28,7 @@ class _Reply:
 
     def put(self, event: Event) -> bool:
         """Take an event in; False if the consumer is so far behind that it must be given up."""
-        self._bytes += len(event.text) if isinstance(event, ipc.Delta) else 0
+        self._bytes += _size(event)
         if self._bytes > MAX_BUFFERED_BYTES:
             return False
         self._events.append(event)
@@ -49,8 +49,12 @@ class _Reply:
             self._arrived.clear()
             await self._arrived.wait()
         event = self._events.popleft()
-        self._bytes -= len(event.text) if isinstance(event, ipc.Delta) else 0
+        self._bytes -= _size(event)
         return event
+
+
+def _size(event: Event) -> int:
+    return len(event.text.encode()) if isinstance(event, ipc.Delta) else 0
 
 
 class WorkerClient:
@@ -64,6 +68,7 @@ class WorkerClient:
         self._writer = writer
         self._ids = itertools.count(1)
         self._replies: dict[int, _Reply] = {}
+        self._gone: OsaurusError | None = None
         self.stats = ipc.Stats(active_bytes=0, cache_bytes=0)
 
     async def generate(self, order: ipc.Generate) -> AsyncGenerator[Event]:
@@ -72,6 +77,8 @@ class WorkerClient:
         Raises:
             OsaurusError: what the worker answered, or that it died.
         """
+        if self._gone is not None:
+            raise self._gone
         id_ = next(self._ids)
         reply = self._replies[id_] = _Reply()
         self._send(msgspec.structs.replace(order, id=id_))
@@ -103,7 +110,8 @@ class WorkerClient:
                 self._hand_over(frame, reply)
 
     def fail_all(self, error: OsaurusError) -> None:
-        """The worker is gone: every request that is not complete fails with `error`."""
+        """The worker is gone: every request that is not complete fails with `error`, and so does every later one."""
+        self._gone = error
         self._writer.close()
         for reply in self._replies.values():
             if not reply.ended:

@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from osaurusd import ipc
@@ -46,6 +47,7 @@ class _Slot:
     worker: WorkerProcess | None = None
     load_seconds: float | None = None
     last_used: float | None = None
+    stopped_for: OsaurusError | None = None
 
 
 class _Wait:
@@ -86,6 +88,11 @@ class Pool:
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
 
+    def configure(self, launch: Launch, share: Share) -> None:
+        """Start workers like this from now on; those that run stay as they are."""
+        self._launch = launch
+        self._share = share
+
     @contextlib.asynccontextmanager
     async def lease(self, record: ModelRecord) -> AsyncIterator[WorkerClient]:
         """A ready worker for this model, loaded first if need be; it counts as in use until the block ends.
@@ -97,13 +104,15 @@ class Pool:
         self._records[record.repo] = record
         self._scheduler.request(record.repo, wait)
         resident = await self._granted(wait)
-        slot = self._slots[resident]
+        slot = self._slots.get(resident)
         try:
-            if slot.worker is None:
-                raise WorkerCrashed("the model's worker ended at once")
+            # Between the grant and this step the worker may have gone again.
+            if slot is None or slot.worker is None:
+                raise WorkerCrashed("the model's worker ended before it could be used")
             yield slot.worker.client
         finally:
-            slot.last_used = time.monotonic()
+            if slot is not None:
+                slot.last_used = time.monotonic()
             self._scheduler.released(resident)
             self._note_idle()
 
@@ -152,6 +161,7 @@ class Pool:
 
     def stop(self, resident: Resident, reason: OsaurusError) -> None:
         slot = self._slots[resident]
+        slot.stopped_for = reason
         if slot.worker is not None:
             self._spawn(slot.worker.stop(reason))
         else:
@@ -161,27 +171,34 @@ class Pool:
         """One worker's whole life, from spawn to exit."""
         error: OsaurusError = InternalError("the daemon lost track of the model's worker")
         try:
-            error = await self._until_gone(resident, slot)
+            await asyncio.wait({slot.starting})
+            error = _failure(slot.starting) or await self._until_gone(resident, slot, slot.starting.result())
         finally:
             # Whatever happened above, nobody may be left waiting for this resident.
-            if resident.state is WorkerState.STOPPING:
-                log.info("unloaded", model=slot.name)
-            else:
-                log.error("worker lost", model=slot.name, code=error.code, reason=error.message)
-            del self._slots[resident]
-            self._scheduler.exited(resident, error)
-            self._note_idle()
+            self._gone(resident, slot, error)
 
-    async def _until_gone(self, resident: Resident, slot: _Slot) -> OsaurusError:
-        await asyncio.wait({slot.starting})
-        if error := _failure(slot.starting):
-            return error
-        slot.worker = worker = slot.starting.result()
+    async def _until_gone(self, resident: Resident, slot: _Slot, worker: WorkerProcess) -> OsaurusError:
+        slot.worker = worker
         slot.last_used = time.monotonic()
         slot.load_seconds = slot.last_used - slot.started_at
+        worker.on_exit = partial(self._gone, resident, slot)
         log.info("loaded", model=slot.name, pid=worker.pid, **_facts(slot.load_seconds, worker.loaded))
+        if slot.stopped_for is not None:
+            # Told to stop in the moment between the end of the load and this one.
+            self._spawn(worker.stop(slot.stopped_for))
         self._scheduler.ready(resident)
         return await asyncio.shield(worker.exited)
+
+    def _gone(self, resident: Resident, slot: _Slot, error: OsaurusError) -> None:
+        """The worker is no more; only the first to say so counts."""
+        if self._slots.pop(resident, None) is None:
+            return
+        if slot.stopped_for is not None:
+            log.info("unloaded", model=slot.name)
+        else:
+            log.error("worker lost", model=slot.name, code=error.code, reason=error.message)
+        self._scheduler.exited(resident, error)
+        self._note_idle()
 
     async def _granted(self, wait: _Wait) -> Resident:
         try:
@@ -192,6 +209,7 @@ class Pool:
                 self._scheduler.released(wait.future.result())
             else:
                 self._scheduler.abandoned(wait)
+            self._note_idle()
             raise
 
     def _note_idle(self) -> None:

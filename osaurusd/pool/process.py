@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from osaurusd.pool.client import WorkerClient
 log = get_logger(__name__)
 
 LAST_WORDS_LINES = 20
+LAST_WORDS_SECONDS = 1.0
 
 # -P: a folder called osaurusd in the working directory must not be taken for the package.
 WORKER_COMMAND = (sys.executable, "-P", "-m", "osaurusd.worker")
@@ -47,10 +48,12 @@ class WorkerProcess:
     def __init__(
         self,
         process: asyncio.subprocess.Process,
+        output: asyncio.StreamReader,
         streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         launch: Launch,
     ) -> None:
         reader, writer = streams
+        self._output = output
         self._process = process
         self._launch = launch
         self._reader = ipc.FrameReader(reader, ipc.FROM_WORKER)
@@ -60,11 +63,17 @@ class WorkerProcess:
         self.client = WorkerClient(self._reader, writer)
         self.exited = self._gone
         self.loaded: ipc.Loaded
+        self.on_exit: Callable[[OsaurusError], None] = lambda _: None
         self._stopped_for: OsaurusError | None = None
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def abandon(self) -> None:
+        """End it at once; nobody has it."""
+        self._signal(signal.SIGKILL)
+        self._writer.close()
 
     async def stop(self, reason: OsaurusError) -> None:
         """End it: ask, then SIGTERM, then SIGKILL, with the grace period between them; returns once it is gone.
@@ -83,24 +92,25 @@ class WorkerProcess:
 
     async def _load(self, order: ipc.Load) -> None:
         try:
-            async with asyncio.timeout(self._launch.load_timeout):
+            await self._try_to_load(order)
+        except BaseException:
+            # Refused, failed or cancelled: nobody will have this process, so it must not stay.
+            self.abandon()
+            await asyncio.shield(self._gone)
+            raise
+        self.exited = asyncio.create_task(self._serve())
+
+    async def _try_to_load(self, order: ipc.Load) -> None:
+        limit = self._launch.load_timeout
+        try:
+            async with asyncio.timeout(limit):
                 await self._handshake(order)
         except TimeoutError:
-            self._signal(signal.SIGKILL)
-            await asyncio.shield(self._gone)
-            limit = self._launch.load_timeout
             raise LoadFailed(f"loading took longer than {limit:g} s (`worker.load_timeout_seconds`)") from None
         except EOFError:
             raise await self._end_of_file() from None
         except ipc.FrameError as error:
-            self._signal(signal.SIGKILL)
             raise WorkerCrashed(f"the model's worker sent garbage: {error}") from error
-        except BaseException:
-            # Refused or cancelled: nobody will have this process, so it must not stay.
-            self._signal(signal.SIGKILL)
-            await asyncio.shield(self._gone)
-            raise
-        self.exited = asyncio.create_task(self._serve())
 
     async def _handshake(self, order: ipc.Load) -> None:
         hello = await self._read()
@@ -133,6 +143,8 @@ class WorkerProcess:
             await self._gone
             error = WorkerCrashed(f"the model's worker sent garbage: {garbage}")
         error = self._stopped_for or error
+        # Told before its requests fail, so that whoever asks again at once is not given this worker.
+        self.on_exit(error)
         self.client.fail_all(error)
         return error
 
@@ -146,17 +158,19 @@ class WorkerProcess:
 
     async def _reap(self) -> OsaurusError:
         """Wait for the end of the process; return how it ended, with its last words."""
-        await self._listen()
+        listening = asyncio.create_task(self._listen())
         code = await self._process.wait()
+        # What it has started may hold its output open for longer than anybody wants to wait.
+        await asyncio.wait({listening}, timeout=LAST_WORDS_SECONDS)
+        listening.cancel()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         words = "\n".join(self._last_words)
         return WorkerCrashed(f"the model's worker ended ({how})" + (f"; its last words:\n{words}" if words else ""))
 
     async def _listen(self) -> None:
         """Log what the process prints and remember its last lines."""
-        assert self._process.stdout is not None, "spawned with a pipe"
         rest = b""
-        while chunk := await self._process.stdout.read(65536):
+        while chunk := await self._output.read(65536):
             *lines, rest = (rest + chunk).split(b"\n")
             self._note(lines)
         self._note([rest])
@@ -180,25 +194,60 @@ async def start(order: ipc.Load, launch: Launch) -> WorkerProcess:
         WorkerCrashed: it died while loading; the message has its last words.
         VersionMismatch: what is installed by now is not what this daemon was started from.
     """
-    ours, theirs = socket.socketpair()
-    with theirs:
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *launch.command,
-                "--fd",
-                str(theirs.fileno()),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                pass_fds=[theirs.fileno()],
-                env=_environment(launch),
-            )
-        except OSError as error:
-            ours.close()
-            raise LoadFailed(f"no worker process could be started: {error}") from error
-    worker = WorkerProcess(process, await ipc.connect(ours.detach()), launch)
+    spawning = asyncio.create_task(_spawn(launch))
+    try:
+        worker = await asyncio.shield(spawning)
+    except asyncio.CancelledError:
+        await asyncio.shield(_end_orphan(spawning))
+        raise
     await worker._load(order)
     return worker
+
+
+async def _spawn(launch: Launch) -> WorkerProcess:
+    ours, theirs = socket.socketpair()
+    # A pipe of our own: asyncio's would have the end of the process wait for whoever else holds it open.
+    output, their_output = os.pipe()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *launch.command,
+            "--fd",
+            str(theirs.fileno()),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=their_output,
+            stderr=asyncio.subprocess.STDOUT,
+            pass_fds=[theirs.fileno()],
+            # Ctrl-C in the daemon's terminal is for the daemon, which says when workers end.
+            process_group=0,
+            env=_environment(launch),
+        )
+    except OSError as error:
+        ours.close()
+        os.close(output)
+        raise LoadFailed(f"no worker process could be started: {error}") from error
+    finally:
+        theirs.close()
+        os.close(their_output)
+    reader, transport = await _read_pipe(output)
+    worker = WorkerProcess(process, reader, await ipc.connect(ours.detach()), launch)
+    worker.exited.add_done_callback(lambda _: transport.close())
+    return worker
+
+
+async def _read_pipe(descriptor: int) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
+    reader = asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    pipe = os.fdopen(descriptor, "rb", buffering=0)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
+    return reader, transport
+
+
+async def _end_orphan(spawning: asyncio.Task[WorkerProcess]) -> None:
+    """A process that is half spawned belongs to nobody: let it come up, then end it."""
+    with contextlib.suppress(LoadFailed):
+        worker = await spawning
+        worker.abandon()
+        await worker.exited
 
 
 def _environment(launch: Launch) -> dict[str, str]:

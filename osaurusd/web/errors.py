@@ -89,6 +89,8 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
         return await handler(request)
     except web.HTTPException as refusal:
         return _translate(request, refusal)
+    except web.RequestPayloadError as error:
+        return response(InvalidRequest(f"the body could not be read: {error}"))
     except Exception as error:  # noqa: BLE001  the boundary: what has no code is logged and hidden
         return response(known(error))
 

@@ -6,7 +6,7 @@ rebinds its own name to 127.0.0.1 still sends its own name), the `Origin` must b
 """
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
@@ -24,15 +24,13 @@ _CORS_MAX_AGE_SECONDS = "600"
 _BODY_METHODS = frozenset({hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_PATCH})
 
 
-def guard_tcp(app: web.Application, server: Server) -> None:
-    """Guard an application that is reached over TCP."""
-    hosts = allowed_hosts(server)
-    origins = frozenset(server.allowed_origins)
+def guard_tcp(app: web.Application, server: Callable[[], Server]) -> None:
+    """Guard an application that is reached over TCP; `server` says what is allowed now."""
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        _check_host(request, hosts)
-        _check_origin(request, origins)
+        _check_host(request, allowed_hosts(server()))
+        _check_origin(request, server().allowed_origins)
         if _is_preflight(request):
             return _preflight(request)
         _check_content_type(request)
@@ -41,7 +39,7 @@ def guard_tcp(app: web.Application, server: Server) -> None:
     async def allow_reading(request: web.Request, response: web.StreamResponse) -> None:
         """Errors and streams included, for a page cannot see what it may not read."""
         origin = request.headers.get(hdrs.ORIGIN)
-        if origin is not None and _is_allowed(origin, origins):
+        if origin is not None and _is_allowed(origin, server().allowed_origins):
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
             response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = "x-request-id"
             response.headers.add(hdrs.VARY, hdrs.ORIGIN)
@@ -82,7 +80,7 @@ def _check_host(request: web.Request, allowed: Iterable[str]) -> None:
         )
 
 
-def _check_origin(request: web.Request, configured: frozenset[str]) -> None:
+def _check_origin(request: web.Request, configured: Sequence[str]) -> None:
     origin = request.headers.get(hdrs.ORIGIN)
     if origin is not None and not _is_allowed(origin, configured):
         raise Forbidden(
@@ -99,7 +97,7 @@ def _check_content_type(request: web.Request) -> None:
         )
 
 
-def _is_allowed(origin: str, configured: frozenset[str]) -> bool:
+def _is_allowed(origin: str, configured: Sequence[str]) -> bool:
     """Configured origins exactly, and pages that this machine itself serves over loopback."""
     return origin in configured or _is_loopback(origin)
 
@@ -136,8 +134,11 @@ def _without_port(host: str) -> str:
 
 
 def _bracketed(host: str) -> str:
-    """An IPv6 address as it stands in a `Host` header."""
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+    """A configured name as it stands in a `Host` header, less its port; IPv6 addresses stand in brackets there."""
+    try:
+        return f"[{host}]" if ipaddress.ip_address(host).version == 6 else host
+    except ValueError:
+        return _without_port(host)
 
 
 def _is_wildcard(host: str) -> bool:

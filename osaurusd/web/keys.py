@@ -3,9 +3,9 @@
 from aiohttp import web
 
 from osaurusd.catalog.catalog import Catalog
-from osaurusd.config import Config
 from osaurusd.pool.pool import Pool
+from osaurusd.web.settings import Settings
 
-CONFIG = web.AppKey("CONFIG", Config)
+SETTINGS = web.AppKey("SETTINGS", Settings)
 CATALOG = web.AppKey("CATALOG", Catalog)
 POOL = web.AppKey("POOL", Pool)

@@ -6,6 +6,7 @@ import fcntl
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from osaurusd.log import get_logger
 log = get_logger(__name__)
 
 BACKLOG = 512
+LOCK_TRIES = 5
+LOCK_PAUSE_SECONDS = 0.02
 
 # IPv6 may be switched off or have no loopback address; then 127.0.0.1 has to do.
 _NO_SUCH_FAMILY = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
@@ -27,7 +30,7 @@ def tcp(host: str, port: int) -> list[socket.socket]:
         ListenFailed: an address is taken or not ours; the message says which and why.
     """
     if host != "localhost":
-        return [_bind(address, port) for address in _resolve(host, port)]
+        return _bind_all(_resolve(host, port), port)
     first = _bind("127.0.0.1", port)
     try:
         return [first, _bind("::1", first.getsockname()[1])]
@@ -54,11 +57,9 @@ def locked_home(lock: Path) -> Iterator[None]:
     make_private_dir(lock.parent)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not _lock(descriptor):
             pid = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-            raise HomeInUse(f"another osaurusd (pid {pid}) already runs on {lock.parent.parent}") from error
+            raise HomeInUse(f"another osaurusd (pid {pid}) already runs on {lock.parent.parent}")
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         yield
@@ -87,8 +88,10 @@ def unix(path: Path) -> Iterator[socket.socket]:
             os.umask(mask)
         listener.listen(BACKLOG)
         listener.setblocking(False)
-        yield listener
-        path.unlink(missing_ok=True)
+        try:
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
     finally:
         listener.close()
 
@@ -99,7 +102,8 @@ def make_private_dir(path: Path) -> None:
     Raises:
         ListenFailed: it is not a directory of ours; one of ours that others can enter is closed to them.
     """
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700, parents=True)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise ListenFailed(f"{path} is not a directory of this user; move it away")
@@ -107,10 +111,28 @@ def make_private_dir(path: Path) -> None:
         path.chmod(0o700)
 
 
+def _lock(descriptor: int) -> bool:
+    """Take the lock unless it is held. `osaurusctl` holds it for a moment when it looks, so one look is not enough."""
+    for _ in range(LOCK_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(LOCK_PAUSE_SECONDS)
+    return False
+
+
+def _bind_all(addresses: list[str], port: int) -> list[socket.socket]:
+    """All or none."""
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(_bind(address, port)) for address in addresses]
+        stack.pop_all()
+        return listeners
+
+
 def _resolve(host: str, port: int) -> list[str]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise ListenFailed(f"the host {host!r} is no address of this machine: {error}") from error
     return list(dict.fromkeys(str(address[4][0]) for address in found))
 
@@ -129,7 +151,8 @@ def _bind(address: str, port: int) -> socket.socket:
     except OSError as error:
         if listener is not None:
             listener.close()
-        raise ListenFailed(f"cannot listen on {address} port {port}: {error.strerror or error}") from error
+        hint = "; `--port` or `server.port` chooses another" if error.errno == errno.EADDRINUSE else ""
+        raise ListenFailed(f"cannot listen on {address} port {port}: {error.strerror or error}{hint}") from error
     return listener
 
 

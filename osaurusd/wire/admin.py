@@ -28,6 +28,12 @@ class Route(StrEnum):
     LOAD = "/v0/load"
     UNLOAD = "/v0/unload"
     IMPORTS = "/v0/imports"
+    DETAILS = "/v0/models/details"
+    REMOVE = "/v0/models/remove"
+    VERIFY = "/v0/models/verify"
+    ALIASES = "/v0/aliases"
+    PRUNE = "/v0/prune"
+    RELOAD = "/v0/reload"
     SHUTDOWN = "/v0/shutdown"
 
 
@@ -74,8 +80,36 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
     architecture: str | None = None
     quantization: str | None = None
+    parameters: int | None = None
     context_length: int | None = None
+    aliases: list[str] = []
     worker: WorkerInfo | None = None
+
+
+class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    bytes: int
+
+
+class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that is known of one model without loading it.
+
+    `weights_bytes` is what the weights take in memory; `kv_bytes_per_token` what each token of context adds, and
+    `full_context_bytes` weights and a full context together, where the config tells.
+    """
+
+    model: ModelInfo
+    commit: str | None = None
+    licence: str | None = None
+    tools: bool = False
+    reasoning: bool = False
+    vision: bool = False
+    temperature: float | None = None
+    top_p: float | None = None
+    files: list[FileInfo] = []
+    weights_bytes: int = 0
+    kv_bytes_per_token: int | None = None
+    full_context_bytes: int | None = None
 
 
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +128,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     default_model: str | None
     models_available: int
     workers: list[WorkerInfo]
+    faults: list[str] = []
 
 
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -116,6 +151,106 @@ class ImportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     path: str
     name: str | None = None
+
+
+class DetailsRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    model: str
+
+
+class RemoveRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Remove `models` from disk; one that is in use is refused unless `force`. `dry_run` only tells what would go."""
+
+    models: list[str]
+    force: bool = False
+    dry_run: bool = False
+
+
+class Removed(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that is gone, or would be, and the bytes that come free: what no other model shares."""
+
+    name: str
+    repo: str
+    bytes: int
+
+
+class RemoveReply(msgspec.Struct, frozen=True, kw_only=True):
+    removed: list[Removed]
+
+
+class AliasRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Let `alias` mean the model `target` too; with `target` null, no longer."""
+
+    alias: str
+    target: str | None = None
+
+
+class Alias(msgspec.Struct, frozen=True, kw_only=True):
+    alias: str
+    target: str
+
+
+class PruneRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Remove our own leftovers; `dry_run` only lists them."""
+
+    dry_run: bool = False
+
+
+class Leftover(msgspec.Struct, frozen=True, kw_only=True):
+    path: str
+    bytes: int
+    what: str
+
+
+class PruneReply(msgspec.Struct, frozen=True, kw_only=True):
+    leftovers: list[Leftover]
+
+
+class ReloadReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Keys whose new values are in force, and keys whose new values need a restart."""
+
+    applied: list[str]
+    needs_restart: list[str]
+
+
+class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    model: str
+
+
+class VerifyProgress(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="progress"):
+    """`done` of `total` bytes hashed; `file` is the one being read."""
+
+    file: str
+    done: int
+    total: int
+
+
+class FileState(StrEnum):
+    """How a file compares with what the store recorded of it."""
+
+    INTACT = "intact"
+    CHANGED = "changed"
+    MISSING = "missing"
+    UNRECORDED = "unrecorded"
+
+
+class VerifiedFile(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    bytes: int
+    state: FileState
+
+
+class VerifyDone(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="done"):
+    """The last line of a verification that could be carried out, whatever it found."""
+
+    model: str
+    files: list[VerifiedFile]
+
+
+class VerifyFailed(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="error"):
+    error: ErrorBody
+
+
+VerifyEvent = VerifyProgress | VerifyDone | VerifyFailed
 
 
 class ShutdownReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -41,8 +41,8 @@ class Sequence:
 class Engine:
     """Prefills prompts in chunks, taking turns, and decodes all sequences that are ready together.
 
-    Every method runs on the thread that owns MLX. A step lasts one decode step and one prefill chunk at most, and a
-    cancelled sequence is gone by the next one.
+    Every method runs on the thread that owns MLX, which calls `decode` and `prefill` in turn while there is work; a
+    cancelled sequence is gone by the next call.
 
     Args:
         network: an mlx_lm model.
@@ -78,18 +78,30 @@ class Engine:
         self._clear()
         return lost
 
-    def step(self) -> list[ipc.Frame]:
-        """One decode step for all that decode, and one prefill chunk for the one whose turn it is."""
-        frames: list[ipc.Frame] = []
-        if self._decoding:
-            for token in self._decoder.step():
-                frames += self._take(token)
-        self._admit()
-        if self._prefilling:
-            self._prefill_next()
+    def decode(self) -> list[ipc.Frame]:
+        """One decode step for all that decode."""
+        if not self._decoding:
+            return []
+        frames = [frame for token in self._decoder.step() for frame in self._take(token)]
         if any(isinstance(frame, ipc.Done) for frame in frames):
             frames.append(stats())
         return frames
+
+    def prefill(self) -> None:
+        """One prefill chunk for the one whose turn it is; one that is through joins those that decode."""
+        self._admit()
+        if not self._prefilling:
+            return
+        # It stays in the queue until it is through, so that a failure finds it there.
+        sequence = self._prefilling[0]
+        self._prefill_chunk(sequence)
+        if sequence.prefill_left:
+            self._prefilling.rotate(-1)
+            return
+        uid = self._decoder.join(sequence.cache, sequence.prompt, make_sampler(sequence.sampling))
+        self._prefilling.popleft()
+        sequence.cache = []
+        self._decoding[uid] = sequence
 
     def _clear(self) -> None:
         self._waiting: deque[Sequence] = deque()
@@ -109,20 +121,13 @@ class Engine:
             sequence.cache = make_prompt_cache(self._network)
             self._prefilling.append(sequence)
 
-    def _prefill_next(self) -> None:
-        sequence = self._prefilling.popleft()
+    def _prefill_chunk(self, sequence: Sequence) -> None:
         chunk = min(sequence.prefill_left, PREFILL_CHUNK_SHARED if self._decoding else PREFILL_CHUNK_ALONE)
         if chunk:
             tokens = mx.array(sequence.prompt[sequence.prefilled : sequence.prefilled + chunk])
             self._network(tokens[None], cache=sequence.cache)
             mx.eval([layer.state for layer in sequence.cache])
             sequence.prefilled += chunk
-        if sequence.prefill_left:
-            self._prefilling.append(sequence)
-            return
-        uid = self._decoder.join(sequence.cache, sequence.prompt, make_sampler(sequence.sampling))
-        sequence.cache = []
-        self._decoding[uid] = sequence
 
     def _take(self, token: Token) -> Iterator[ipc.Frame]:
         sequence = self._decoding[token.uid]

@@ -1,5 +1,6 @@
 """Loading a model: limits, weights, precision, tokenizer."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from osaurusd import ipc
 
 FLOAT32_BYTES = 4
 _NARROW = (mx.float16, mx.bfloat16)
+
+# A model type whose tokenizer is, for transformers, what tokenizer.json describes and nothing else.
+_PLAIN_TOKENIZER = "glm4"
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ def load(order: ipc.Load) -> Model:
     for parameter in _parameters(network):
         mx.eval(parameter)
     mx.clear_cache()
-    tokenizer = load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
+    tokenizer = load_tokenizer(path, _tokenizer_options(path), eos_token_ids=config.get("eos_token_id"))
     return Model(
         network=network,
         tokenizer=tokenizer,
@@ -65,6 +69,15 @@ def _apply_limits(order: ipc.Load) -> None:
         mx.set_cache_limit(order.cache_limit_bytes)
     if order.wired_limit_bytes is not None:
         mx.set_wired_limit(order.wired_limit_bytes)
+
+
+def _tokenizer_options(path: Path) -> dict[str, Any]:
+    """What to tell transformers, which refuses a tokenizer that names code even where it can do without."""
+    options: dict[str, Any] = {"trust_remote_code": False}
+    settings = path / "tokenizer_config.json"
+    if (path / "tokenizer.json").exists() and settings.exists() and "auto_map" in json.loads(settings.read_bytes()):
+        options["tokenizer_type"] = _PLAIN_TOKENIZER
+    return options
 
 
 def _wants_float32(network: Any, order: ipc.Load) -> bool:

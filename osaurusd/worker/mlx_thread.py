@@ -58,13 +58,13 @@ class MlxThread:
 
     def _step(self, engine: Engine) -> None:
         try:
-            frames = engine.step()
+            # Sent before anything else can fail: tokens that are decoded are not lost.
+            if frames := engine.decode():
+                self._emit(frames)
+                self._failed_steps = 0
+            engine.prefill()
         except Exception as error:  # noqa: BLE001  whatever a model raises costs its requests, not the process
             self._recover(engine, error)
-            return
-        self._failed_steps = 0
-        if frames:
-            self._emit(frames)
 
     def _recover(self, engine: Engine, error: Exception) -> None:
         """Fail the batch and go on with an empty one; a second failure in a row means the model is broken."""

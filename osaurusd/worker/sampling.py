@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import mlx.core as mx
-from mlx_lm.sample_utils import apply_top_p, greedy_sampler
+from mlx_lm.sample_utils import greedy_sampler
 
 from osaurusd import ipc
 
@@ -53,4 +53,14 @@ def _shape(logprobs: mx.array, temperature: float, top_p: float) -> mx.array:
     scaled = logprobs * (1 / temperature)
     if top_p >= 1:
         return scaled
-    return apply_top_p(scaled - mx.logsumexp(scaled, axis=-1, keepdims=True), top_p)  # type: ignore[no-any-return]
+    return _nucleus(scaled - mx.logsumexp(scaled, axis=-1, keepdims=True), top_p)
+
+
+def _nucleus(logprobs: mx.array, top_p: float) -> mx.array:
+    # mlx_lm's `apply_top_p` is compiled anew for each value, which on a CPU stalls every stream for a second.
+    order = mx.argsort(-logprobs, axis=-1)
+    ranked = mx.take_along_axis(logprobs, order, axis=-1)
+    probabilities = mx.exp(ranked)
+    likelier = mx.cumsum(probabilities, axis=-1) - probabilities
+    kept = mx.where(likelier < top_p, ranked, -mx.inf)
+    return mx.put_along_axis(logprobs, order, kept, axis=-1)

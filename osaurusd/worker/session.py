@@ -105,7 +105,8 @@ class Session:
     def _cancel(self, id_: int) -> None:
         if task := self._preparing.get(id_):
             task.cancel()
-        elif self._engine is not None:
+        # Also then, for the task may just have handed its sequence over.
+        if self._engine is not None:
             self._mlx.post(partial(self._engine.cancel, id_))
 
     def _emit(self, frames: list[ipc.Frame]) -> None:

@@ -11,10 +11,13 @@ if [ "$1" = --stop ]; then
     exec osaurusctl down
 fi
 
-step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+step() { printf '\n== %s\n' "$*"; }
 
 step "1. Start the daemon"
-osaurusctl up
+osaurusctl up || {
+    echo "If the port is taken, choose another: OSAURUS_PORT=8081 make demo" >&2
+    exit 1
+}
 
 step "2. Bring in the starter model"
 if osaurusctl ls --json | grep -q "\"name\":\"$name\""; then
@@ -26,7 +29,8 @@ fi
 step "3. Ask it: What is the capital of France?"
 osaurusctl run "$name" "What is the capital of France?" --temperature 0
 
-url=$(osaurusctl status --json | sed 's/.*"endpoints":\["\([^"]*\)".*/\1/')
+port=$(osaurusctl status --json | sed 's/.*"endpoints":\["[^"]*:\([0-9]*\)".*/\1/')
+url=http://localhost:$port
 cat <<EOF
 
 $(step "Try next")

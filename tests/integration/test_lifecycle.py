@@ -265,6 +265,17 @@ def test_openblas_is_preloaded_where_there_is_one_and_the_log_says_so(tiny_home:
         assert (said is not None) == ("openblas" in maps)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what a process has loaded")
+def test_the_daemon_never_loads_mlx_or_numpy_however_much_it_serves(tiny_home: Path, post: Post) -> None:
+    with daemons.running(tiny_home) as daemon:
+        assert 200 == post(daemon, {**LONG, "max_tokens": 3}).getresponse().status
+        own = Path(f"/proc/{daemon.process.pid}/maps").read_text()
+        workers_own = Path(f"/proc/{workers(daemon)[0].pid}/maps").read_text()
+
+    assert "libmlx" in workers_own
+    assert [] == [name for name in ("libmlx", "mlx", "numpy", "tokenizers") if f"/{name}" in own]
+
+
 def test_an_idle_connection_does_not_hold_up_the_end(home: Path) -> None:
     with daemons.running(home) as daemon:
         address = urlsplit(daemon.url)
@@ -275,3 +286,18 @@ def test_an_idle_connection_does_not_hold_up_the_end(home: Path) -> None:
 
             assert 0 == daemon.stop()
             assert time.monotonic() - started < 10
+
+
+@pytest.mark.long
+def test_loads_and_unloads_leave_nothing_behind(tiny_home: Path) -> None:
+    with daemons.running(tiny_home) as daemon:
+        own = psutil.Process(daemon.process.pid)
+        descriptors = []
+        for _ in range(12):
+            assert 200 == daemon.admin("POST", "/v0/load", {"model": "tiny"})[0]
+            assert 200 == daemon.admin("POST", "/v0/unload", {"model": "tiny"})[0]
+            assert [] == own.children()
+            descriptors.append(own.num_fds())
+
+        # The first one opens what stays open.
+        assert max(descriptors[1:]) <= descriptors[1]

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import importlib.util
 import os
@@ -42,7 +43,8 @@ def home(monkeypatch):
     monkeypatch.setenv("OSAURUS_HOME", str(path))
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
+    # An empty entry would mean the current directory.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
     yield path
     shutil.rmtree(path, ignore_errors=True)
 
@@ -115,12 +117,20 @@ class Terminal:
     def type(self, text):
         os.write(self.master, text.encode())
 
-    def expect(self, text):
+    def expect(self, text, patience=PATIENCE_SECONDS):
         """Wait until `text` is shown, after what was expected before."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + patience
         while text not in self.shown[self.seen :]:
             assert self._read(deadline), f"{text!r} is not shown, but {self.shown[self.seen :]!r}"
         self.seen = self.shown.index(text, self.seen) + len(text)
+
+    def interrupt_prompt(self, text):
+        """Press Ctrl-C until `text` is shown: CPython's readline misses a signal just before it waits for a key."""
+        for _ in range(PATIENCE_SECONDS):
+            self.type("\x03")
+            with contextlib.suppress(AssertionError):
+                return self.expect(text, patience=1)
+        raise AssertionError(f"Ctrl-C does not lead to {text!r}, but {self.shown[self.seen :]!r}")
 
     def end(self):
         """Everything shown until the command ended, and its exit code."""

@@ -1,18 +1,13 @@
-"""A daemon of canned answers: real HTTP on a real Unix socket, a real lock, no models.
-
-Run as a program it stands in for `python -m osaurusd serve`.
-"""
+"""A daemon of canned answers: real HTTP on a real Unix socket, a real lock, no models."""
 
 import fcntl
 import http.server
 import json
 import os
 import select
-import signal
 import socketserver
 import sys
 import threading
-import time
 from collections import deque
 from pathlib import Path
 
@@ -23,9 +18,16 @@ from osaurusd.wire.admin import (
     API_HEADER,
     API_VERSION,
     VERSION_HEADER,
+    Alias,
     DaemonStatus,
+    FileInfo,
+    ModelDetails,
     ModelInfo,
     ModelState,
+    PruneReply,
+    ReloadReply,
+    Removed,
+    RemoveReply,
     Route,
     ShutdownReply,
     UnloadReply,
@@ -61,12 +63,18 @@ class FakeDaemon:
         self.models = [model("llama-3.2-3b-instruct")]
         self.workers = []
         self.default_model = None
+        self.faults = []
         self.health = deque()
         self.errors = {}
         self.missing = set()
         self.raw = {}
         self.status_override = {}
         self.import_events = []
+        self.verify_events = []
+        self.details = {}
+        self.aliases = {}
+        self.leftovers = []
+        self.reloaded = ReloadReply(applied=[], needs_restart=[])
         self.answers = deque()
         self.refuse_every_foreign_call = True
         self.let_go_on_shutdown = True
@@ -121,6 +129,7 @@ class FakeDaemon:
             default_model=self.default_model,
             models_available=len(self.models),
             workers=self.workers,
+            faults=self.faults,
         )
         return {**msgspec.to_builtins(status), **self.status_override}
 
@@ -140,6 +149,16 @@ def model(name, **fields):
             **fields,
         }
     )
+
+
+def details(name, model_fields=None, **fields):
+    known = {
+        "commit": "7f0dc925e0d0afb0322d96f9255cfddf2ba5636e",
+        "licence": "llama3.2",
+        "files": [FileInfo(name="config.json", bytes=1100), FileInfo(name="model.safetensors", bytes=1_807_496_278)],
+        "weights_bytes": 1_807_496_278,
+    }
+    return ModelDetails(model=model(name, **(model_fields or {})), **{**known, **fields})
 
 
 def worker(name, **fields):
@@ -183,12 +202,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.error(412, ErrorBody(message="another API version", type="x", code="version_mismatch"))
         elif self.path in self.fake.errors:
             self.error(*self.fake.errors[self.path])
-        elif body and body.get("model") in self.fake.missing:
-            self.error(404, ErrorBody(message=f"no model `{body['model']}`", type="x", code="model_not_found"))
+        elif missing := self.missing(body):
+            self.error(404, ErrorBody(message=f"no model `{missing[0]}`", type="x", code="model_not_found"))
         elif self.command == "GET":
             self.get()
         else:
             self.post(body)
+
+    def missing(self, body):
+        body = body or {}
+        return [name for name in (body.get("model"), *body.get("models", [])) if name in self.fake.missing]
 
     def is_foreign(self):
         foreign = self.path.startswith("/v0") and self.headers.get(API_HEADER) != self.fake.api
@@ -206,6 +229,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.reply(200, fake.models)
             case Route.WORKERS:
                 self.reply(200, fake.workers)
+            case Route.ALIASES:
+                self.reply(200, [Alias(alias=alias, target=target) for alias, target in fake.aliases.items()])
 
     def post(self, body):
         fake = self.fake
@@ -224,6 +249,40 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.stream(fake.import_events, lambda event: msgspec.json.encode(event) + b"\n")
             case "/v1/chat/completions":
                 self.chat(body)
+            case _:
+                self.manage(body)
+
+    def manage(self, body):
+        fake = self.fake
+        match self.path:
+            case Route.DETAILS:
+                self.reply(200, fake.details[body["model"]])
+            case Route.REMOVE:
+                self.remove(body)
+            case Route.VERIFY:
+                self.stream(fake.verify_events, lambda event: msgspec.json.encode(event) + b"\n")
+            case Route.ALIASES:
+                self.alias(body["alias"], body["target"])
+            case Route.PRUNE:
+                self.reply(200, PruneReply(leftovers=fake.leftovers))
+                if not body["dry_run"]:
+                    fake.leftovers = []
+            case Route.RELOAD:
+                self.reply(200, fake.reloaded)
+
+    def remove(self, body):
+        gone = [model for model in self.fake.models if model.name in body["models"]]
+        removed = [Removed(name=model.name, repo=model.repo, bytes=model.bytes) for model in gone]
+        self.reply(200, RemoveReply(removed=removed))
+        if not body["dry_run"]:
+            self.fake.models = [model for model in self.fake.models if model not in gone]
+
+    def alias(self, alias, target):
+        if target is None:
+            target = self.fake.aliases.pop(alias)
+        else:
+            self.fake.aliases[alias] = target
+        self.reply(200, Alias(alias=alias, target=target))
 
     def chat(self, body):
         self.fake.asked.set()
@@ -287,36 +346,3 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 def _event(value):
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
-
-
-def main():
-    home = Path(os.environ["OSAURUS_HOME"])
-    started = {
-        "argv": sys.argv[1:],
-        "pid": os.getpid(),
-        "supervised": os.environ.get("OSAURUS_SUPERVISED"),
-        "own_session": os.getsid(0) == os.getpid(),
-        "stdin_is_null": os.path.samestat(os.fstat(0), Path(os.devnull).stat()),
-    }
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "started.json").write_text(json.dumps(started), encoding="utf-8")
-    mode = os.environ.get("FAKE_MODE")
-    if mode == "dies":
-        print("config.toml: unknown key `prot`", file=sys.stderr)
-        sys.exit(2)
-    if mode == "never ready":
-        # Whoever reads this pipe sees it end with this process.
-        alive = (home / "alive").open("w") if (home / "alive").exists() else None  # noqa: F841
-        signal.pause()
-    fake = FakeDaemon(home)
-    fake.health.extend([503, 503])
-    fake.let_go_on_shutdown = False
-    fake.start()
-    fake.stopping.wait()
-    if mode == "slow to stop":
-        time.sleep(0.3)
-    fake.close()
-
-
-if __name__ == "__main__":
-    main()

@@ -74,8 +74,7 @@ def test_an_empty_line_asks_nothing(daemon, chat):
 def test_ctrl_c_at_the_prompt_only_drops_the_line(daemon, chat):
     chat.type("half a thou")
     chat.expect("half a thou")
-    chat.type("\x03")
-    chat.expect(PROMPT)
+    chat.interrupt_prompt(PROMPT)
     _say(chat, "hello")
     chat.expect("Hello there")
     assert _contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "hello"]
@@ -141,3 +140,10 @@ def test_a_prompt_at_a_terminal_is_answered_once(daemon, terminal):
     shown, code = terminal("run", "llama", "hello").end()
     assert code == 0
     assert shown == "Hello there\r\n"
+
+
+def test_an_answer_that_was_cut_off_says_so_on_a_line_of_its_own(daemon, terminal):
+    screen = terminal("run", "llama", "--max-tokens", "2")
+    screen.expect(PROMPT)
+    _say(screen, "hello")
+    screen.expect("Hello there\r\nthe answer was cut off")

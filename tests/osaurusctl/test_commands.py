@@ -30,6 +30,14 @@ def test_status_shows_how_the_daemon_is(daemon, invoke, fake):
     ]
 
 
+def test_status_shows_what_is_amiss(daemon, invoke):
+    daemon.faults = ["the models folder /Volumes/X does not answer", "the disk is full"]
+    assert invoke("status").stdout.splitlines()[-2:] == [
+        "faults     the models folder /Volumes/X does not answer",
+        "           the disk is full",
+    ]
+
+
 def test_status_json_is_the_wire_object(daemon, invoke):
     result = invoke("status", "--json")
     assert json.loads(result.stdout) == daemon.status()
@@ -42,43 +50,6 @@ def test_status_of_another_version_says_how_to_finish_the_upgrade(daemon, invoke
     last = result.stdout.splitlines()[-1]
     assert __version__ in last
     assert "`osaurusctl down && osaurusctl up`" in last
-
-
-def test_ls_lists_models_in_columns(daemon, invoke, fake):
-    daemon.models = [
-        fake.model("llama-3.2-3b-instruct", worker=fake.worker("llama-3.2-3b-instruct")),
-        fake.model("qwen", quantization=None, context_length=None, bytes=512),
-        fake.model("gemma", worker=fake.worker("gemma", state=WorkerState.STARTING)),
-    ]
-    result = invoke("ls")
-    assert result.stderr == ""
-    assert result.stdout.splitlines() == [
-        "NAME                   SIZE    QUANT  CONTEXT  STATE      REPO",
-        "llama-3.2-3b-instruct  1.8 GB  4-bit  131072   loaded     mlx-community/llama-3.2-3b-instruct-4bit",
-        "qwen                   512 B   -      -        available  mlx-community/qwen-4bit",
-        "gemma                  1.8 GB  4-bit  131072   loading    mlx-community/gemma-4bit",
-    ]
-
-
-def test_ls_says_why_a_model_cannot_be_used(daemon, invoke, fake):
-    daemon.models = [
-        fake.model("a"),
-        fake.model("b", state=ModelState.PARTIAL, reason="model-00002.safetensors is missing"),
-        fake.model("c", state=ModelState.UNUSABLE, reason="unknown architecture"),
-    ]
-    lines = invoke("ls").stdout.splitlines()
-    assert lines[0].endswith("REASON")
-    assert "available" in lines[1]
-    assert "partial" in lines[2]
-    assert lines[2].endswith("model-00002.safetensors is missing")
-    assert "unusable" in lines[3]
-    assert lines[3].endswith("unknown architecture")
-
-
-def test_ls_json_is_the_list(daemon, invoke):
-    [model] = json.loads(invoke("--json", "ls").stdout)
-    assert model["name"] == "llama-3.2-3b-instruct"
-    assert model["bytes"] == 1_807_496_278
 
 
 def test_ps_lists_workers_in_columns(daemon, invoke, fake):
@@ -212,13 +183,30 @@ def test_completion_offers_models_that_can_be_served(daemon, ctl, monkeypatch, f
     assert result.stdout == "plain,llama\n"
 
 
+def test_completion_offers_aliases_to_run(daemon, ctl, monkeypatch, fake):
+    daemon.models = [fake.model("llama", aliases=["fast"])]
+    assert _complete(ctl, monkeypatch, "run", "").stdout == "plain,llama\nplain,fast\n"
+    assert _complete(ctl, monkeypatch, "alias", "--rm", "").stdout == "plain,fast\n"
+
+
+@pytest.mark.parametrize("words", [["show"], ["rm", "qwen"], ["verify"], ["alias", "fast"]], ids=" ".join)
+def test_completion_offers_every_model_where_its_files_matter(daemon, ctl, monkeypatch, fake, words):
+    daemon.models = [fake.model("llama", aliases=["l"]), fake.model("lama", state=ModelState.PARTIAL)]
+    assert _complete(ctl, monkeypatch, *words, "l").stdout == "plain,llama\nplain,lama\n"
+
+
+@pytest.mark.parametrize("command", ["get", "set", "unset"])
+def test_completion_offers_config_keys(ctl, monkeypatch, command):
+    assert _complete(ctl, monkeypatch, "config", command, "server.p").stdout == "plain,server.port\n"
+
+
 def test_completion_of_unload_offers_loaded_models(daemon, ctl, monkeypatch, fake):
     daemon.workers = [fake.worker("qwen")]
     assert _complete(ctl, monkeypatch, "unload", "").stdout == "plain,qwen\n"
 
 
 def test_completion_is_silent_without_a_daemon(ctl, monkeypatch):
-    for command in ("load", "unload"):
+    for command in ("load", "unload", "show", "rm"):
         result = _complete(ctl, monkeypatch, command, "")
         assert (result.stdout.strip(), result.stderr) == ("", "")
 
@@ -228,7 +216,11 @@ def test_completion_offers_the_commands(ctl, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", ["up", "down", "status", "ls", "ps", "run", "load", "unload", "import", "version", "completion"]
+    "command",
+    [
+        *("up", "down", "reload", "status", "ls", "show", "ps", "run", "load", "unload", "import", "alias", "verify"),
+        *("rm", "prune", "config", "version", "completion"),
+    ],
 )
 def test_every_command_explains_itself(invoke, command):
     assert command in invoke("--help").stdout

@@ -21,6 +21,14 @@ NEED_THE_DAEMON = [
     ["unload", "--all"],
     ["import", "."],
     ["run", "llama", "hello"],
+    ["show", "llama"],
+    ["rm", "llama", "--yes"],
+    ["verify", "llama"],
+    ["prune", "--yes"],
+    ["alias"],
+    ["alias", "fast", "llama"],
+    ["alias", "--rm", "fast"],
+    ["reload"],
     ["down"],
 ]
 
@@ -111,6 +119,15 @@ def test_further_lines_of_a_message_are_indented(daemon, invoke):
         ["completion", "tcsh"],
         ["run", "llama", "hi", "--temperature", "3"],
         ["import", "/nowhere/at/all"],
+        ["rm"],
+        ["rm", "llama"],
+        ["prune"],
+        ["ls", "--sort", "colour"],
+        ["ls", "--state", "asleep"],
+        ["alias", "fast"],
+        ["alias", "fast", "llama", "--rm", "fast"],
+        ["config", "nonsense"],
+        ["config", "set", "server.port"],
     ],
     ids=" ".join,
 )
@@ -133,7 +150,7 @@ def test_usage_errors_obey_json(invoke, args):
 
 
 def test_json_after_a_double_dash_is_an_argument(invoke):
-    result = invoke("ls", "--", "--json")
+    result = invoke("ps", "--", "--json")
     assert result.exit_code == 2
     assert result.stdout == ""
 
@@ -147,7 +164,10 @@ def test_no_command_shows_the_help_as_usage_error(invoke):
 @pytest.mark.parametrize("api", ["0", "2"])
 @pytest.mark.parametrize(
     "command",
-    [["ls"], ["ps"], ["load", "a"], ["unload", "a"], ["import", "."], ["run", "a"], ["run"]],
+    [
+        *(["ls"], ["ps"], ["load", "a"], ["unload", "a"], ["import", "."], ["run", "a"], ["run"], ["show", "a"]),
+        *(["rm", "a", "--yes"], ["verify", "a"], ["prune", "--yes"], ["alias"], ["alias", "b", "a"], ["reload"]),
+    ],
 )
 def test_a_daemon_of_another_api_version_is_6(daemon, invoke, home, command, api):
     daemon.api, daemon.version = api, "9.9.9"

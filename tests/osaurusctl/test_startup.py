@@ -6,7 +6,19 @@ import time
 
 import pytest
 
-HEAVY = {"aiohttp", "asyncio", "rich", "structlog", "mlx", "numpy", "psutil", "readline", "huggingface_hub", "tomllib"}
+HEAVY = {
+    "aiohttp",
+    "asyncio",
+    "rich",
+    "structlog",
+    "mlx",
+    "numpy",
+    "psutil",
+    "readline",
+    "huggingface_hub",
+    "tomllib",
+    "tomlkit",
+}
 
 
 @pytest.mark.parametrize("command", ["ls", "status", "ps", "version"])

@@ -21,7 +21,7 @@ def stand_in(home, monkeypatch):
     package.mkdir(parents=True)
     for name in ("__init__.py", "wire", "config.py", "errors.py"):
         (package / name).symlink_to(Path(osaurusd.__file__).with_name(name))
-    script = Path(__file__).with_name("fake_daemon.py")
+    script = Path(__file__).with_name("stand_in.py")
     (package / "__main__.py").write_text(f"import runpy\nrunpy.run_path({str(script)!r}, run_name='__main__')\n")
     monkeypatch.setenv("PYTHONPATH", f"{package.parent}{os.pathsep}{os.environ['PYTHONPATH']}")
     monkeypatch.delenv("FAKE_MODE", raising=False)
@@ -86,9 +86,11 @@ def test_up_shows_the_last_words_of_a_daemon_that_dies(ctl, stand_in, home, monk
     assert log.read_text() == "words of an earlier run\nconfig.toml: unknown key `prot`\n"
 
 
-def test_up_does_not_wait_for_ever(ctl, stand_in, monkeypatch):
+def test_up_does_not_wait_for_ever(ctl, stand_in, monkeypatch, home):
     monkeypatch.setenv("FAKE_MODE", "never ready")
+    os.mkfifo(home / "alive")
     result = ctl("up", "--timeout", "0.5", "--json")
+    (home / "alive").open().close()  # It is up by now, so that the fixture finds and ends it.
     assert result.returncode == 1
     assert json.loads(result.stdout)["error"]["code"] == "start_timeout"
     assert "(pid " in result.stderr

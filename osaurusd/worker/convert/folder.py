@@ -118,8 +118,8 @@ def _check_weights(source: Path, names: set[str]) -> None:
         weight_map = _read_object(source / INDEX).get("weight_map")
         if not isinstance(weight_map, dict):
             raise ImportFailed(f"{INDEX}: it has no weight_map")
-        for shard in sorted({str(shard) for shard in weight_map.values()} - names):
-            raise ImportFailed(f"{shard}: {INDEX} names it, and it is missing")
+        if missing := sorted({str(shard) for shard in weight_map.values()} - names):
+            raise ImportFailed(f"{missing[0]}: {INDEX} names it, and it is missing")
     for name in sorted(fnmatch.filter(names, "*.safetensors")):
         safetensors_file.check_whole(source / name)
 

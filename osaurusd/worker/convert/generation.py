@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from osaurusd.worker.convert.llama import as_float32
-from osaurusd.worker.convert.metadata import Metadata
+from osaurusd.worker.convert.metadata import Metadata, shortest_float32
 from osaurusd.worker.convert.vocabulary import Vocabulary
 
 # llama.cpp's names of them (gguf-py/gguf/constants.py).
@@ -36,7 +35,7 @@ def generation_config(metadata: Metadata, vocabulary: Vocabulary) -> dict[str, A
     config = token_ids(vocabulary)
     for key, name in _NUMBERS.items():
         if (number := metadata.find_number(key)) is not None:
-            config[name] = as_float32(number)
+            config[name] = shortest_float32(number)
     if (top_k := metadata.find_integer("general.sampling.top_k")) is not None:
         config["top_k"] = top_k
     if "temperature" in config:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from osaurusd.worker.convert import blocks, rope
 from osaurusd.worker.convert.gguf_file import GgufHeader, TensorInfo
-from osaurusd.worker.convert.metadata import Metadata
+from osaurusd.worker.convert.metadata import Metadata, shortest_float32
 
 SUPPORTED_TYPES = ("F32", "F16", *blocks.BITS)
 ROPE_FREQUENCIES = "rope_freqs.weight"
@@ -90,18 +90,9 @@ def plan(header: GgufHeader, rope_factors: npt.NDArray[np.float64] | None) -> Pl
     # MLX computes in the widest type that it meets: one F32 norm would make every activation F32.
     float_type = "F32" if all(p.source is None or p.source.type == "F32" for p in placements) else "F16"
     config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "hidden_size": geometry.hidden,
-        "num_hidden_layers": geometry.layers,
-        "intermediate_size": geometry.intermediate,
-        "num_attention_heads": geometry.heads,
-        "num_key_value_heads": geometry.kv_heads,
-        "head_dim": geometry.head_dim,
-        "vocab_size": geometry.vocabulary,
+        **_geometry_config(geometry),
         "max_position_embeddings": _positive(metadata, "llama.context_length"),
-        "rms_norm_eps": as_float32(metadata.number("llama.attention.layer_norm_rms_epsilon")),
+        "rms_norm_eps": shortest_float32(metadata.number("llama.attention.layer_norm_rms_epsilon")),
         "attention_bias": bias_of["attn"],
         "mlp_bias": bias_of["ffn"],
         "tie_word_embeddings": "output.weight" not in header.tensors,
@@ -110,11 +101,6 @@ def plan(header: GgufHeader, rope_factors: npt.NDArray[np.float64] | None) -> Pl
         **_quantization_config(placements),
     }
     return Plan(config, placements, float_type)
-
-
-def as_float32(number: float) -> float:
-    """The shortest decimal that is the same float32, as GGUF's are: 1e-05 and not 9.999999747378752e-06."""
-    return float(str(np.float32(number)))
 
 
 def _check_kind(header: GgufHeader) -> None:
@@ -182,6 +168,21 @@ class _Slot:
     optional: bool = False
 
 
+def _geometry_config(geometry: Geometry) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": geometry.hidden,
+        "num_hidden_layers": geometry.layers,
+        "intermediate_size": geometry.intermediate,
+        "num_attention_heads": geometry.heads,
+        "num_key_value_heads": geometry.kv_heads,
+        "head_dim": geometry.head_dim,
+        "vocab_size": geometry.vocabulary,
+    }
+
+
 def _slots(geometry: Geometry, header: GgufHeader, bias_of: Mapping[str, bool]) -> Iterator[_Slot]:
     yield _Slot("model.embed_tokens.weight", EMBEDDING, (geometry.vocabulary, geometry.hidden))
     for layer in range(geometry.layers):
@@ -236,7 +237,7 @@ def _check_nothing_left(header: GgufHeader, placements: list[Placement]) -> None
 
 
 def _rope_config(metadata: Metadata, factors: npt.NDArray[np.float64] | None, head_dim: int) -> dict[str, Any]:
-    base = as_float32(metadata.find_number("llama.rope.freq_base") or 10000.0)
+    base = shortest_float32(metadata.find_number("llama.rope.freq_base") or 10000.0)
     if base <= 1:
         raise metadata.failure(f"its RoPE base is {base}")
     scaling = rope.linear_scaling(metadata, "llama")

@@ -4,11 +4,18 @@ import math
 from collections.abc import Mapping
 from typing import TypeAlias, TypeVar
 
+import numpy as np
+
 from osaurusd.errors import ImportFailed
 
 Value: TypeAlias = "int | float | bool | str | list[Value]"
 
 T = TypeVar("T")
+
+
+def shortest_float32(number: float) -> float:
+    """The shortest decimal that is the same float32, as GGUF's are: 1e-05 and not 9.999999747378752e-06."""
+    return float(str(np.float32(number)))
 
 
 class Metadata:

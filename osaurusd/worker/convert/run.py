@@ -18,7 +18,7 @@ from osaurusd.worker.convert.vocabulary import Vocabulary, read_vocabulary
 from osaurusd.worker.convert.weights import read_floats, write_weights
 
 Progress = Callable[[str, int, int], None]
-"""Told the stage (`copy`, or `hash` and then `convert`), the bytes done and the bytes to do."""
+"""Told the stage (`copy`, or `hash` and `convert`, then `record`), the bytes done and the bytes to do."""
 
 _HASH_CHUNK_BYTES = 4 * 1024 * 1024
 
@@ -42,10 +42,12 @@ def import_model(source: Path, dest: Path, progress: Progress) -> None:
             copy_folder(source, dest, lambda done, total: progress("copy", done, total))
             provenance = _provenance(source, "folder")
         elif source.suffix.lower() == ".gguf" and source.is_file():
-            provenance = _provenance(source, "gguf") | {"sha256": _convert(source, dest, progress)}
+            provenance = _provenance(source, "gguf") | _convert(source, dest, progress)
         else:
             raise ImportFailed(f"{source.name}: {_unfit(source)}")
-        write_json(dest / PROVENANCE, provenance)
+        # What a later verification compares with.
+        recorded = _hash_all(dest, lambda done, total: progress("record", done, total))
+        write_json(dest / PROVENANCE, provenance | {"files": recorded})
         _sync_folder(dest)
     except OSError as error:
         name = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str | bytes) else source.name
@@ -58,8 +60,8 @@ def _unfit(source: Path) -> str:
     return "it is neither a model folder nor a .gguf file"
 
 
-def _convert(source: Path, dest: Path, progress: Progress) -> str:
-    """Writes the folder for a GGUF file and gives the file's SHA-256 in hex."""
+def _convert(source: Path, dest: Path, progress: Progress) -> dict[str, str]:
+    """Writes the folder for a GGUF file and gives the file's SHA-256 in hex, and its licence if it names one."""
     header = read_header(source)
     plan = llama.plan(header, read_floats(header, llama.ROPE_FREQUENCIES))
     vocabulary = read_vocabulary(header.metadata)
@@ -68,9 +70,10 @@ def _convert(source: Path, dest: Path, progress: Progress) -> str:
     write_tokenizer(vocabulary, header.metadata, dest)
     write_json(dest / "generation_config.json", generation_config(header.metadata, vocabulary))
     write_json(dest / CONFIG, plan.config | token_ids(vocabulary))
-    digest = _hash(source, lambda done, total: progress("hash", done, total))
+    digest = _hash(source, _Count(source.stat().st_size, lambda done, total: progress("hash", done, total)))
     write_weights(header, plan, dest, lambda done, total: progress("convert", done, total))
-    return digest
+    licence = header.metadata.find_text("general.license")
+    return {"sha256": digest} | ({"license": licence} if licence else {})
 
 
 def _check_sizes(header: GgufHeader, plan: llama.Plan, vocabulary: Vocabulary) -> None:
@@ -79,17 +82,35 @@ def _check_sizes(header: GgufHeader, plan: llama.Plan, vocabulary: Vocabulary) -
         raise header.metadata.failure(f"it has {len(vocabulary.tokens)} tokens and embeddings for {rows}")
 
 
-def _hash(path: Path, progress: Callable[[int, int], None]) -> str:
+def _hash(path: Path, progress: Callable[[int], None]) -> str:
+    """SHA-256 in hex; `progress` is told the size of each piece."""
     digest = hashlib.sha256()
-    total = path.stat().st_size
-    done = 0
-    progress(0, total)
     with path.open("rb") as stream:
         while piece := stream.read(_HASH_CHUNK_BYTES):
             digest.update(piece)
-            done += len(piece)
-            progress(done, total)
+            progress(len(piece))
     return digest.hexdigest()
+
+
+def _hash_all(folder: Path, progress: Callable[[int, int], None]) -> dict[str, str]:
+    """SHA-256 in hex of each file in a folder, by name."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    count = _Count(sum(path.stat().st_size for path in files), progress)
+    return {path.name: _hash(path, count) for path in files}
+
+
+class _Count:
+    """Adds pieces up for a progress report that wants the bytes done and to do."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], None]) -> None:
+        self._done = 0
+        self._total = total
+        self._progress = progress
+        progress(0, total)
+
+    def __call__(self, size: int) -> None:
+        self._done += size
+        self._progress(self._done, self._total)
 
 
 def _provenance(source: Path, kind: str) -> dict[str, Any]:

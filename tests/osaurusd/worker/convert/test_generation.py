@@ -64,5 +64,5 @@ def test_a_temperature_of_zero_samples_nothing(defaults):
 
 
 def test_sampling_that_is_no_number_is_refused(defaults):
-    with pytest.raises(ImportFailed, match="'general.sampling.temp' is not a finite number"):
+    with pytest.raises(ImportFailed, match=r"'general\.sampling\.temp' is not a finite number"):
         defaults(**{"general.sampling.temp": "warm"})

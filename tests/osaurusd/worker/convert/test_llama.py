@@ -184,7 +184,9 @@ def test_a_large_model_is_written_in_shards_with_an_index(tmp_path, convert, tin
     assert len(shards) > 1
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert sorted(set(index["weight_map"].values())) == shards
-    assert index["metadata"]["total_size"] == sum(value.nbytes for f in shards for value in mx.load(folder / f).values())
+    assert index["metadata"]["total_size"] == sum(
+        value.nbytes for f in shards for value in mx.load(folder / f).values()
+    )
     model, _ = mlx_lm.load(str(folder))
     assert mx.isfinite(model(PROMPT)).all()
 
@@ -268,7 +270,10 @@ def refusal(convert, path):
         ({"llama.block_count": 4_000_000_000}, "announces 4000000000 layers"),
         ({"llama.block_count": 3}, "lacks the tensor 'blk.2.attn_norm.weight'"),
         ({"llama.block_count": 1}, "unexpected tensor 'blk.1.attn_k.weight'"),
-        ({"llama.feed_forward_length": 128}, "'blk.0.ffn_gate.weight' has the shape [96, 64]; the metadata says [128, 64]"),
+        (
+            {"llama.feed_forward_length": 128},
+            "'blk.0.ffn_gate.weight' has the shape [96, 64]; the metadata says [128, 64]",
+        ),
         ({"llama.context_length": "long"}, "'llama.context_length' is not one integer"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -281,7 +286,9 @@ def test_metadata_that_mlx_lms_llama_cannot_follow_is_refused(tmp_path, convert,
 def test_metadata_that_is_missing_is_named(tmp_path, convert, tiny, key):
     metadata = {name: value for name, value in tiny.metadata().items() if name != key}
 
-    assert f"lacks the metadata key '{key}'" in refusal(convert, write_gguf(tmp_path / "x.gguf", metadata, tiny.tensors()))
+    assert f"lacks the metadata key '{key}'" in refusal(
+        convert, write_gguf(tmp_path / "x.gguf", metadata, tiny.tensors())
+    )
 
 
 @pytest.mark.parametrize("name", ["token_embd.weight", "output_norm.weight", "blk.1.attn_v.weight"])

@@ -1,0 +1,86 @@
+"""Removing and verifying models, by a child process that knows huggingface_hub's cache."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+from osaurusd import ipc
+from osaurusd.catalog import child
+from osaurusd.catalog.catalog import Catalog
+from osaurusd.catalog.record import ModelRecord
+from osaurusd.catalog.roots import STAGING_PREFIXES
+from osaurusd.errors import InternalError, InvalidRequest
+from osaurusd.wire.admin import Leftover
+
+STORE_COMMAND = (*child.PYTHON, "osaurusd.fetch")
+
+_WHAT = {STAGING_PREFIXES[0]: "an unfinished import", STAGING_PREFIXES[1]: "an unfinished removal"}
+
+
+async def deletion(catalog: Catalog, record: ModelRecord, *, dry_run: bool) -> int:
+    """Remove a model from disk, or with `dry_run` find out what that would free; returns the bytes.
+
+    Raises:
+        InvalidRequest: it lies in a folder that is not ours to change.
+        InternalError: it could not be removed; the message says why.
+    """
+    if record.source == "extra":
+        raise InvalidRequest(
+            f"`{record.name}` lies in {record.path}, which belongs to another program; remove it there"
+        )
+    if record.source == "imported":
+        if dry_run:
+            return record.size_bytes
+        arguments = ["delete-folder", "--path", str(record.path)]
+    else:
+        arguments = ["plan" if dry_run else "delete", "--cache", str(catalog.hub), "--repo", record.repo]
+    freed = 0
+    async with contextlib.aclosing(_run(arguments)) as frames:
+        async for frame in frames:
+            if isinstance(frame, ipc.Deletion):
+                freed = frame.freed_bytes
+                break
+    return freed
+
+
+async def verification(record: ModelRecord) -> AsyncGenerator[ipc.Hashing | ipc.Hashed]:
+    """Hash a model's files; yields progress, then how each compares with what the store recorded.
+
+    Raises:
+        InternalError: a file could not be read.
+    """
+    async with contextlib.aclosing(_run(["verify", "--snapshot", str(record.path)])) as frames:
+        async for frame in frames:
+            if isinstance(frame, ipc.Hashing | ipc.Hashed):
+                yield frame
+            if isinstance(frame, ipc.Hashed):
+                return
+
+
+async def leftovers(models_dir: Path) -> list[Leftover]:
+    """What imports and removals that did not finish have left behind."""
+    return await asyncio.to_thread(_leftovers, models_dir)
+
+
+def _leftovers(models_dir: Path) -> list[Leftover]:
+    return [
+        Leftover(path=str(path), bytes=_size(path), what=what)
+        for prefix, what in _WHAT.items()
+        for path in sorted(models_dir.glob(f"{prefix}*"))
+    ]
+
+
+def _size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+
+
+async def _run(arguments: list[str]) -> AsyncGenerator[ipc.FromStore]:
+    try:
+        async with contextlib.aclosing(child.frames(STORE_COMMAND, arguments, ipc.FROM_STORE)) as frames:
+            async for frame in frames:
+                if isinstance(frame, ipc.StoreFailure):
+                    raise InternalError(frame.message)
+                yield frame
+    except child.ChildDied as error:
+        raise InternalError(f"the process that looks after the model store died ({error})") from error

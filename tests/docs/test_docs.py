@@ -1,0 +1,82 @@
+"""The documents say everything that users can meet, and nothing that is not there."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from osaurusctl.cli import MODULES
+from osaurusctl.errors import Exit
+from osaurusd.catalog.names import PUBLISHED
+from osaurusd.config import ENVIRONMENT, Config, known_keys
+from osaurusd.openai.routes import PREFIXES
+from osaurusd.web.errors import STATUS
+from osaurusd.wire.errors import ErrorCode
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def rows(document: str) -> dict[str, list[str]]:
+    """The table rows of a document by their first cell, backticks dropped."""
+    found = {}
+    for line in (DOCS / document).read_text().splitlines():
+        if line.startswith("| "):
+            first, *rest = [cell.strip() for cell in line.strip("|").split(" | ")]
+            found[first.strip().strip("`")] = [cell.strip("` |") for cell in rest]
+    return found
+
+
+@pytest.mark.parametrize("code", list(ErrorCode))
+def test_every_error_code_is_documented_with_its_status(code: ErrorCode) -> None:
+    if code in (ErrorCode.CONFIG_ERROR, ErrorCode.HOME_IN_USE, ErrorCode.LISTEN_FAILED):
+        assert f"`{code}`" in (DOCS / "api.md").read_text()
+    else:
+        assert str(STATUS[code]) == rows("api.md")[code][0]
+
+
+@pytest.mark.parametrize("key", list(known_keys()))
+def test_every_config_key_is_documented_with_its_default(key: str) -> None:
+    value: object = Config()
+    for name in key.split("."):
+        value = getattr(value, name)
+    shown = rows("configuration.md")[key][0]
+
+    expected = "none" if value is None else json.dumps(value)
+    assert expected == shown
+
+
+def test_every_variable_is_documented() -> None:
+    text = (DOCS / "configuration.md").read_text()
+
+    assert [] == [variable for variable in ENVIRONMENT if f"`{variable}`" not in text]
+
+
+@pytest.mark.parametrize("command", sorted(MODULES))
+def test_every_command_is_documented(command: str) -> None:
+    assert re.search(rf"^## `osaurusctl {command}\b", (DOCS / "cli.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("code", list(Exit))
+def test_every_exit_code_is_documented(code: Exit) -> None:
+    assert str(int(code)) in rows("cli.md")
+
+
+def test_every_endpoint_is_documented() -> None:
+    text = (DOCS / "api.md").read_text()
+
+    assert ("", "/v1") == PREFIXES
+    for endpoint in ("GET /models", "GET /models/{id}", "POST /chat/completions", "GET /health"):
+        assert f"## `{endpoint}`" in text
+
+
+def test_the_published_names_are_documented() -> None:
+    for repo, name in PUBLISHED.items():
+        assert name == rows("api.md")[repo][0]
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in (ROOT / "README.md", *DOCS.glob("*.md")):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"

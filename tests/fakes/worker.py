@@ -1,0 +1,227 @@
+"""A worker without a model: speaks frames over `--fd N` like the real one, and misbehaves on request.
+
+How it loads is chosen by the name of the folder that it is told to load:
+
+    slow_ready      connects to 127.0.0.1 on the port that the file `gate` in the folder names, and is loaded once
+                    the other side has written something
+    crash_on_load   prints its last words and ends with exit code 3
+    refuse_load     answers LoadFailed
+    garbage_on_load answers with bytes that are no frame
+    close_on_load   closes its end instead of answering, makes the file `closed` in the folder, and lives on
+    deaf_on_stop    is loaded, but ignores Shutdown and the end of file, and ends only on SIGTERM
+    hang_on_stop    is loaded, but ignores Shutdown, the end of file and SIGTERM too
+    have_child      is loaded, and leaves a process behind that holds standard error open; `child` is its pid
+    anything else   is loaded at once
+
+How it answers is chosen by the last message:
+
+    crash           one word, then last words on standard error and exit code 7
+    fail            one word, then Failed
+    garbage         one word, then bytes that are no frame
+    flood           four times what the daemon buffers for a client, at once, then Done
+    stall           one word, and nothing more until it is cancelled
+    anything else   itself, word by word, in turn with what other requests get, then Done
+
+The environment variable FAKE_WORKER chooses what comes before any order:
+
+    wrong_version   a Hello of another version
+    garbage         bytes that are no frame instead of Hello
+    silent          no Hello
+    die_at_once     last words and exit code 3 instead of Hello
+    brief           Hello and Loaded without being asked, then exit code 5
+
+In the folder it leaves `received`, the tags of the frames it got, one a line; `load.json`, the order to load; and
+`loaded` once it has said that it is.
+"""
+
+import argparse
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from osaurusd import __version__, ipc
+from osaurusd.wire.errors import ErrorCode
+
+GARBAGE = b"\xff" * 64
+FLOOD_BYTES = 4 * 1024 * 1024
+FLOOD_DELTA = "x" * 64 * 1024
+LOADED = ipc.Loaded(device="fake", dtype="none", memory_bytes=1234, batched=True)
+STATS = ipc.Stats(active_bytes=1000, cache_bytes=234)
+
+
+class Worker:
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._stream = connection.makefile("rb", buffering=0)
+        self._words: dict[int, list[str]] = {}
+        self._counts: dict[int, int] = {}
+        self._folder: Path | None = None
+        self._stubborn = False
+
+    def run(self) -> None:
+        """Answer until the daemon closes its end or says goodbye."""
+        _misbehave_early(self._connection)
+        self.send(ipc.Hello(version=__version__))
+        while True:
+            while self._readable(wait=not self._words):
+                if not self._obey(self._receive()):
+                    return
+            self._step()
+
+    def send(self, *frames: ipc.Frame) -> None:
+        self._connection.sendall(ipc.encode(frames))
+
+    def _readable(self, *, wait: bool) -> bool:
+        ready, _, _ = select.select([self._connection], [], [], None if wait else 0)
+        return bool(ready)
+
+    def _receive(self) -> ipc.ToWorker | None:
+        head = self._read(4)
+        return ipc.TO_WORKER.decode(self._read(int.from_bytes(head, "big"))) if head else None
+
+    def _read(self, count: int) -> bytes:
+        parts = b""
+        while len(parts) < count and (part := self._stream.read(count - len(parts))):
+            parts += part
+        return parts
+
+    def _obey(self, frame: ipc.ToWorker | None) -> bool:
+        """Whether to go on."""
+        if frame is None or isinstance(frame, ipc.Shutdown):
+            self._note(frame)
+            if self._stubborn:
+                _hang()
+            return False
+        match frame:
+            case ipc.Load():
+                self._folder = Path(frame.path)
+                self._note(frame)
+                (self._folder / "load.json").write_bytes(msgspec.json.encode(frame))
+                self._load(self._folder)
+            case ipc.Generate():
+                self._note(frame)
+                self._begin(frame)
+            case ipc.Cancel():
+                self._note(frame)
+                self._words.pop(frame.id, None)
+        return True
+
+    def _note(self, frame: ipc.ToWorker | None) -> None:
+        if frame is not None and self._folder is not None:
+            with (self._folder / "received").open("a") as file:
+                file.write(f"{msgspec.to_builtins(frame)['type']}\n")
+
+    def _load(self, folder: Path) -> None:
+        match folder.name:
+            case "slow_ready":
+                with socket.create_connection(("127.0.0.1", int((folder / "gate").read_text()))) as gate:
+                    gate.recv(1)
+            case "crash_on_load":
+                _die("no room for the weights", 3)
+            case "refuse_load":
+                self.send(ipc.LoadFailed(message="the weights are not there"))
+                return
+            case "garbage_on_load":
+                self._connection.sendall(GARBAGE)
+                return
+            case "close_on_load":
+                self._stream.close()
+                self._connection.close()
+                (folder / "closed").touch()
+                _hang()
+            case "deaf_on_stop":
+                self._stubborn = True
+            case "hang_on_stop":
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                self._stubborn = True
+            case "have_child":
+                child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+                (folder / "child").write_text(str(child.pid))
+        self.send(LOADED, STATS)
+        (folder / "loaded").touch()
+
+    def _begin(self, order: ipc.Generate) -> None:
+        text = order.messages[-1].content
+        match text:
+            case "crash" | "fail" | "garbage" | "stall":
+                self.send(ipc.Delta(id=order.id, text=f"{text} "))
+                self._misbehave(text, order.id)
+            case "flood":
+                deltas = [ipc.Delta(id=order.id, text=FLOOD_DELTA)] * (FLOOD_BYTES // len(FLOOD_DELTA))
+                self.send(*deltas, _done(order.id, 0))
+            case _:
+                self._words[order.id] = text.split()
+                self._counts[order.id] = len(text.split())
+
+    def _misbehave(self, how: str, id_: int) -> None:
+        match how:
+            case "crash":
+                _die("the GPU caught fire", 7)
+            case "fail":
+                code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
+                self.send(ipc.Failed(id=id_, code=code, message="too long", param="messages"))
+            case "garbage":
+                self._connection.sendall(GARBAGE)
+
+    def _step(self) -> None:
+        """One word for every request that still has some, in one write."""
+        frames: list[ipc.Frame] = []
+        for id_, words in list(self._words.items()):
+            if words:
+                frames.append(ipc.Delta(id=id_, text=f"{words.pop(0)} "))
+            else:
+                del self._words[id_]
+                frames.append(_done(id_, self._counts.pop(id_)))
+        self.send(*frames)
+
+
+def _misbehave_early(connection: socket.socket) -> None:
+    match os.environ.get("FAKE_WORKER"):
+        case "wrong_version":
+            connection.sendall(ipc.encode([ipc.Hello(version="0.0.0")]))
+            _hang()
+        case "garbage":
+            connection.sendall(GARBAGE)
+            _hang()
+        case "silent":
+            _hang()
+        case "die_at_once":
+            _die("no such library", 3)
+        case "brief":
+            connection.sendall(ipc.encode([ipc.Hello(version=__version__), LOADED]))
+            sys.exit(5)
+
+
+def _done(id_: int, tokens: int) -> ipc.Done:
+    return ipc.Done(id=id_, finish_reason="stop", prompt_tokens=1, completion_tokens=tokens)
+
+
+def _die(words: str, code: int) -> NoReturn:
+    print("this is not the last line", file=sys.stderr)
+    print(words, file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def _hang() -> NoReturn:
+    while True:
+        time.sleep(60)
+
+
+def main() -> None:
+    """Serve on the inherited socket."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    with socket.socket(fileno=parser.parse_args().fd) as connection:
+        Worker(connection).run()
+
+
+if __name__ == "__main__":
+    main()

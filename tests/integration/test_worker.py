@@ -1,0 +1,443 @@
+"""The real worker process, spoken to as the daemon does."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model, load_tokenizer
+
+import osaurusd
+from osaurusd import ipc
+from osaurusd.pool.process import WORKER_COMMAND, WORKER_ENVIRONMENT
+from osaurusd.wire.errors import ErrorCode
+from tests.models import make_tiny
+
+SECONDS = 60
+PROMPTLY = 5
+CONTEXT = 1024
+ENDLESS = 900
+LIMITS = {"context_length": CONTEXT, "memory_limit_bytes": 2**36}
+ENDS = ipc.Done | ipc.Failed
+
+
+class Worker:
+    """A worker process and the daemon's end of its socket."""
+
+    def __init__(self, folder):
+        ours, theirs = socket.socketpair()
+        self.socket = ours
+        self.socket.settimeout(SECONDS)
+        self._stream = ours.makefile("rb")
+        self._ids = itertools.count(1)
+        with theirs:
+            self.process = subprocess.Popen(
+                [*WORKER_COMMAND, "--fd", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **WORKER_ENVIRONMENT},
+            )
+
+    def send(self, *frames):
+        self.socket.sendall(ipc.encode(frames))
+
+    def read(self):
+        """The next frame, None at the end."""
+        if len(head := self._stream.read(4)) < 4:
+            return None
+        return ipc.FROM_WORKER.decode(self._stream.read(int.from_bytes(head, "big")))
+
+    def load(self, folder, **options):
+        """The answer to an order to load."""
+        self.send(ipc.Load(path=str(folder), **{**LIMITS, **options}))
+        answer = self.read()
+        while isinstance(answer, ipc.Stats | ipc.Delta | ENDS):
+            answer = self.read()
+        return answer
+
+    def order(self, text="tell me", max_tokens=8, sampling=None, **options):
+        """A request with an id of its own."""
+        return ipc.Generate(
+            id=next(self._ids),
+            messages=[ipc.Message(role="user", content=text)],
+            sampling=sampling or ipc.Sampling(temperature=0, top_p=1),
+            max_tokens=max_tokens,
+            **options,
+        )
+
+    def until_ended(self, *ids):
+        """All frames until each of these requests has ended."""
+        frames = []
+        while not set(ids) <= {frame.id for frame in frames if isinstance(frame, ENDS)}:
+            frames.append(self.read())
+        return frames
+
+    def begin(self, *orders):
+        """Send orders; all frames until each has got its first one."""
+        self.send(*orders)
+        frames = []
+        while not {order.id for order in orders} <= {getattr(frame, "id", None) for frame in frames}:
+            frames.append(self.read())
+        return frames
+
+    def ask(self, *args, **options):
+        """Text and end of a request."""
+        order = self.order(*args, **options)
+        self.send(order)
+        frames = self.until_ended(order.id)
+        return text_of(frames, order.id), end_of(frames, order.id)
+
+    def close(self):
+        self._stream.close()
+        self.socket.close()
+
+    def kill(self):
+        self.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def text_of(frames, id_):
+    return "".join(frame.text for frame in frames if isinstance(frame, ipc.Delta) and frame.id == id_)
+
+
+def end_of(frames, id_):
+    (end,) = [frame for frame in frames if isinstance(frame, ENDS) and frame.id == id_]
+    return end
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts workers; those that still run at the end are killed."""
+    workers = []
+
+    def start():
+        workers.append(Worker(tmp_path_factory.mktemp("cwd")))
+        assert ipc.Hello(version=osaurusd.__version__) == workers[-1].read()
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.kill()
+
+
+@pytest.fixture(scope="module")
+def tiny(smollm_folder, tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp("tiny"), smollm_folder, tie_word_embeddings=False)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny):
+    return load_tokenizer(tiny, {"trust_remote_code": False})
+
+
+@pytest.fixture(scope="module")
+def serving(start, tiny):
+    """A worker that has loaded the tiny model."""
+    worker = start()
+    assert isinstance(worker.load(tiny), ipc.Loaded)
+    return worker
+
+
+@pytest.fixture(scope="module")
+def loading(start):
+    """A worker that is told to load one thing after the other."""
+    return start()
+
+
+# Loading
+
+
+def test_a_loaded_model_is_described(loading, tiny):
+    loaded = loading.load(tiny)
+
+    assert isinstance(loaded, ipc.Loaded)
+    assert loaded.dtype == "float32"
+    assert loaded.batched
+    weights = sum(weight.nbytes for weight in mx.load(str(tiny / "model.safetensors")).values())
+    assert weights <= loaded.memory_bytes < 2 * weights
+    assert (loaded.device == "cpu") == (mx.default_device() == mx.cpu)
+    stats = loading.read()
+    assert isinstance(stats, ipc.Stats)
+    assert stats.active_bytes >= weights
+
+
+def break_config(folder):
+    (folder / "config.json").write_text("{")
+
+
+def break_weights(folder):
+    (folder / "model.safetensors").write_bytes(b"nonsense")
+
+
+def lose_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def lose_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+
+
+def change_architecture(folder):
+    (folder / "config.json").write_text(json.dumps({"model_type": "no_such_thing"}))
+
+
+@pytest.mark.parametrize("damage", [break_config, break_weights, lose_weights, lose_tokenizer, change_architecture])
+def test_a_broken_folder_is_refused_and_the_worker_lives_on(loading, tiny, tmp_path, damage):
+    broken = shutil.copytree(tiny, tmp_path / "broken")
+    damage(broken)
+
+    answer = loading.load(broken)
+
+    assert isinstance(answer, ipc.LoadFailed)
+    assert answer.message
+    assert loading.process.poll() is None
+
+
+def test_a_worker_that_refused_a_folder_can_still_load_another(loading, tiny, tmp_path):
+    assert isinstance(loading.load(tmp_path / "absent"), ipc.LoadFailed)
+
+    assert isinstance(loading.load(tiny), ipc.Loaded)
+
+
+@pytest.fixture(scope="module")
+def quantized(smollm_folder, tmp_path_factory):
+    """A tiny model in 4 bits, whose scales are 16-bit."""
+    folder = make_tiny(tmp_path_factory.mktemp("quantized"), smollm_folder)
+    network, config = load_model(folder)
+    network.set_dtype(mx.float16)
+    nn.quantize(network, group_size=32, bits=4)
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(network.parameters())), {"format": "mlx"})
+    config = {**config, "quantization": {"group_size": 32, "bits": 4}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def half(smollm_folder, tmp_path_factory):
+    """A tiny model in 16 bits."""
+    folder = make_tiny(tmp_path_factory.mktemp("half"), smollm_folder)
+    network, _ = load_model(folder)
+    network.set_dtype(mx.bfloat16)
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(network.parameters())), {"format": "mlx"})
+    return folder
+
+
+AUTO = "float32" if mx.default_device() == mx.cpu else None
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"dequantize": "never"}, "4-bit"),
+        ({"dequantize": "always"}, "float32"),
+        ({"dequantize": "auto"}, AUTO or "4-bit"),
+        ({"dequantize": "auto", "memory_limit_bytes": None}, AUTO or "4-bit"),
+        ({"dequantize": "auto", "memory_limit_bytes": 4 * 2**20}, "4-bit"),
+    ],
+)
+def test_packed_weights_are_widened_as_ordered(loading, quantized, options, expected):
+    loaded = loading.load(quantized, **options)
+
+    assert loaded.dtype == expected
+    text, end = loading.ask("hello", 2)
+    assert isinstance(end, ipc.Done)
+    assert text
+
+
+@pytest.mark.parametrize(
+    ("dequantize", "expected"), [("never", "bfloat16"), ("always", "float32"), ("auto", AUTO or "bfloat16")]
+)
+def test_narrow_weights_are_widened_as_ordered(loading, half, dequantize, expected):
+    loaded = loading.load(half, dequantize=dequantize)
+
+    assert loaded.dtype == expected
+    assert isinstance(loading.ask("hello", 2)[1], ipc.Done)
+
+
+def test_a_template_that_fails_in_its_own_way_is_the_requests_fault(loading, tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "odd")
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content + 1 }}")
+    assert isinstance(loading.load(folder), ipc.Loaded)
+
+    _, end = loading.ask("hello")
+
+    assert isinstance(end, ipc.Failed)
+    assert (ErrorCode.INVALID_REQUEST, "messages") == (end.code, end.param)
+    assert "TypeError" in end.message
+
+
+def test_a_model_without_a_template_is_asked_in_plain_lines(loading, tiny, tokenizer, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "plain")
+    (folder / "chat_template.jinja").unlink()
+    assert isinstance(loading.load(folder), ipc.Loaded)
+
+    _, end = loading.ask("hello", 2)
+
+    assert len(tokenizer.encode("user: hello\nassistant:")) == end.prompt_tokens
+
+
+# Answering
+
+
+def test_an_answer_is_complete_and_repeats(serving, tokenizer):
+    text, end = serving.ask("tell me", 12)
+
+    assert text
+    chat = [{"role": "user", "content": "tell me"}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True)
+    assert ("length", len(prompt), 12) == (end.finish_reason, end.prompt_tokens, end.completion_tokens)
+    assert text == serving.ask("tell me", 12)[0]
+
+
+def test_memory_is_reported_after_an_answer(serving):
+    order = serving.order(max_tokens=3)
+    serving.send(order)
+    serving.until_ended(order.id)
+
+    stats = serving.read()
+
+    assert isinstance(stats, ipc.Stats)
+    assert stats.active_bytes > 0
+
+
+def test_requests_at_once_are_answered_together_and_as_each_alone(serving):
+    texts = ["one", "tell me of dinosaurs", "word " * 150]
+    alone = [serving.ask(text, 15)[0] for text in texts]
+    orders = [serving.order(text, 15) for text in texts]
+    serving.send(*orders)
+
+    frames = serving.until_ended(*[order.id for order in orders])
+
+    assert alone == [text_of(frames, order.id) for order in orders]
+    ids = [getattr(frame, "id", None) for frame in frames]
+    for order, other in itertools.permutations(orders, 2):
+        assert ids.index(order.id) < frames.index(end_of(frames, other.id)), "one waited for the other's end"
+
+
+def test_a_seed_repeats_among_others(serving):
+    seeded = ipc.Sampling(temperature=1.5, top_p=0.9, seed=3)
+    alone, _ = serving.ask("tell me", 10, seeded)
+    order = serving.order("tell me", 10, seeded)
+    others = [serving.order("x", 20, ipc.Sampling(temperature=2, top_p=1)) for _ in range(2)]
+
+    serving.send(others[0], order, others[1])
+    frames = serving.until_ended(*[one.id for one in (order, *others)])
+
+    assert alone == text_of(frames, order.id)
+
+
+def test_a_stop_string_ends_the_text_before_it(serving):
+    text, _ = serving.ask("tell me", 12)
+    stop = text[len(text) // 2 :][:3]
+
+    stopped, end = serving.ask("tell me", 12, stop=[stop])
+
+    assert text[: text.index(stop)] == stopped
+    assert end.finish_reason == "stop"
+
+
+def test_an_answer_ends_where_the_context_does(loading, tiny):
+    assert isinstance(loading.load(tiny, context_length=64), ipc.Loaded)
+
+    for limit in (None, 1000):
+        _, end = loading.ask("tell me", limit)
+
+        assert end.finish_reason == "length"
+        assert end.prompt_tokens + end.completion_tokens == 64
+
+
+def test_a_prompt_that_is_too_long_disturbs_nobody(serving):
+    alone, _ = serving.ask("tell me", 40)
+    neighbour, long = serving.order("tell me", 40), serving.order("word " * 1500)
+    frames = serving.begin(neighbour)
+
+    serving.send(long)
+    frames += serving.until_ended(neighbour.id, long.id)
+
+    end = end_of(frames, long.id)
+    assert (ErrorCode.CONTEXT_LENGTH_EXCEEDED, "messages") == (end.code, end.param)
+    assert str(CONTEXT) in end.message
+    assert alone == text_of(frames, neighbour.id)
+
+
+# Cancelling
+
+
+def test_a_cancelled_request_stops_within_one_step(serving):
+    order, neighbour = serving.order("tell me", ENDLESS), serving.order("and me", ENDLESS)
+    refused = serving.order("word " * 1500)
+    serving.begin(order, neighbour)
+
+    # The refusal is written after the cancel was read; the step under way then is the last that may have the request.
+    serving.send(ipc.Cancel(id=order.id), refused)
+    serving.until_ended(refused.id)
+    after = [serving.read() for _ in range(30)]
+
+    assert sum(frame.id == order.id for frame in after) <= 1
+    assert sum(frame.id == neighbour.id for frame in after) >= 29
+    serving.send(ipc.Cancel(id=neighbour.id))
+
+
+def test_a_cancelled_request_leaves_its_neighbour_alone(serving):
+    alone, _ = serving.ask("and me", 30)
+    order, neighbour = serving.order("tell me", ENDLESS), serving.order("and me", 30)
+    frames = serving.begin(order, neighbour)
+
+    serving.send(ipc.Cancel(id=order.id))
+    frames += serving.until_ended(neighbour.id)
+
+    assert alone == text_of(frames, neighbour.id)
+    assert not [frame for frame in frames if isinstance(frame, ENDS) and frame.id == order.id]
+
+
+def test_a_request_can_be_cancelled_before_its_prompt_is_made(serving):
+    order = serving.order("word " * 1000, ENDLESS)
+
+    serving.send(order, ipc.Cancel(id=order.id))
+
+    other = serving.order("hello", 30)
+    serving.send(other)
+    assert order.id not in {getattr(frame, "id", None) for frame in serving.until_ended(other.id)}
+
+
+def test_cancelling_what_is_not_there_is_harmless(serving):
+    serving.send(ipc.Cancel(id=10_000))
+
+    assert isinstance(serving.ask("hello", 3)[1], ipc.Done)
+
+
+# The end
+
+
+def test_an_interrupt_from_the_keyboard_is_ignored(serving):
+    order = serving.order("tell me", 60)
+    frames = serving.begin(order)
+
+    serving.process.send_signal(signal.SIGINT)
+
+    frames += serving.until_ended(order.id)
+    assert end_of(frames, order.id).completion_tokens == 60
+    assert isinstance(serving.ask("hello", 3)[1], ipc.Done)
+
+
+def test_the_end_of_the_daemon_ends_it_at_once_in_the_middle_of_answers(start, tiny):
+    worker = start()
+    worker.load(tiny)
+    worker.begin(*[worker.order("tell me", ENDLESS) for _ in range(3)])
+    begun = time.monotonic()
+
+    worker.close()
+
+    assert worker.process.wait(SECONDS) == 0
+    assert time.monotonic() - begun < PROMPTLY

@@ -1,0 +1,246 @@
+"""Frames over a real socketpair: what is sent arrives, and what is no frame is told from what never came."""
+
+import asyncio
+import contextlib
+import socket
+import struct
+from typing import get_args
+
+import pytest
+
+from osaurusd import ipc
+from osaurusd.wire.admin import FileState
+from osaurusd.wire.errors import ErrorCode
+
+SAMPLING = ipc.Sampling(temperature=0.7, top_p=0.9, seed=-(2**63))
+TALK = [ipc.Message(role="system", content=""), ipc.Message(role="user", content='Grüße, "世界" 🦕\n\x00')]
+
+TO_WORKER = [
+    ipc.Load(path="/models/x"),
+    ipc.Load(
+        path="/models/x",
+        context_length=8192,
+        dequantize="always",
+        memory_limit_bytes=2**40,
+        cache_limit_bytes=0,
+        wired_limit_bytes=1,
+    ),
+    ipc.Generate(id=1, messages=TALK, sampling=ipc.Sampling(temperature=0, top_p=1)),
+    ipc.Generate(id=2**53, messages=TALK, sampling=SAMPLING, max_tokens=5, stop=["\n\n", "###"]),
+    ipc.Cancel(id=3),
+    ipc.Shutdown(),
+]
+FROM_WORKER = [
+    ipc.Hello(version="1.2.3"),
+    ipc.Loaded(device="gpu", dtype="bfloat16", memory_bytes=2**40, batched=True),
+    ipc.LoadFailed(message="no"),
+    ipc.Delta(id=1, text=""),
+    ipc.Delta(id=1, text="世界"),
+    ipc.Done(id=1, finish_reason="stop", prompt_tokens=3, completion_tokens=0),
+    ipc.Done(id=1, finish_reason="length", prompt_tokens=3, completion_tokens=4),
+    *[ipc.Failed(id=1, code=code, message="why") for code in ErrorCode],
+    ipc.Failed(id=1, code=ErrorCode.INVALID_REQUEST, message="why", param="messages[0].role"),
+    ipc.Stats(active_bytes=1, cache_bytes=0),
+]
+FROM_IMPORTER = [
+    ipc.Progress(stage="convert", done=0, total=2**40),
+    ipc.Imported(),
+    ipc.ImportFailure(message="not a GGUF file"),
+]
+FROM_STORE = [
+    ipc.Deletion(freed_bytes=2**40),
+    ipc.Hashing(file="ü.safetensors", done=0, total=1),
+    ipc.Hashed(files=[ipc.HashedFile(name=str(state), bytes=1, state=state) for state in FileState]),
+    ipc.StoreFailure(message="no"),
+]
+DIRECTIONS = [
+    pytest.param(TO_WORKER, ipc.ToWorker, ipc.TO_WORKER, id="to worker"),
+    pytest.param(FROM_WORKER, ipc.FromWorker, ipc.FROM_WORKER, id="from worker"),
+    pytest.param(FROM_IMPORTER, ipc.FromImporter, ipc.FROM_IMPORTER, id="from importer"),
+    pytest.param(FROM_STORE, ipc.FromStore, ipc.FROM_STORE, id="from store"),
+]
+
+
+@contextlib.asynccontextmanager
+async def reading(decoder):
+    """A reader of this direction, and the raw socket at the other end."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    stream, writer = await ipc.connect(ours.detach())
+    try:
+        with theirs:
+            yield ipc.FrameReader(stream, decoder), theirs
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+def announced(length, body=b""):
+    return struct.pack(">I", length) + body
+
+
+def framed(body):
+    return announced(len(body), body)
+
+
+async def send(peer, data):
+    await asyncio.get_running_loop().sock_sendall(peer, data)
+
+
+@pytest.mark.parametrize(("samples", "union", "_"), DIRECTIONS)
+def test_there_is_a_sample_of_every_frame(samples, union, _):
+    assert {type(sample) for sample in samples} == set(get_args(union))
+
+
+@pytest.mark.parametrize(
+    ("frame", "decoder"),
+    [
+        pytest.param(frame, direction.values[2], id=f"{type(frame).__name__}-{at}")
+        for direction in DIRECTIONS
+        for at, frame in enumerate(direction.values[0])
+    ],
+)
+async def test_every_frame_arrives_as_it_was_sent(frame, decoder):
+    async with reading(decoder) as (reader, peer):
+        await send(peer, ipc.encode([frame]))
+        assert await reader.read() == frame
+
+
+@pytest.mark.parametrize(("samples", "_", "decoder"), DIRECTIONS)
+async def test_frames_of_one_write_arrive_in_order_and_then_the_end(samples, _, decoder):
+    async with reading(decoder) as (reader, peer):
+        await send(peer, ipc.encode(samples))
+        peer.shutdown(socket.SHUT_WR)
+        assert [await reader.read() for _ in samples] == samples
+        assert await reader.read() is None
+
+
+async def test_a_frame_may_arrive_byte_by_byte():
+    async with reading(ipc.FROM_WORKER) as (reader, peer):
+        waiting = asyncio.create_task(reader.read())
+        for byte in ipc.encode([ipc.Hello(version="1")]):
+            await send(peer, bytes([byte]))
+            await asyncio.sleep(0)
+        assert await waiting == ipc.Hello(version="1")
+
+
+async def test_a_frame_may_be_larger_than_any_buffer():
+    long = ipc.Delta(id=1, text="🦕" * 1_000_000)
+    async with reading(ipc.FROM_WORKER) as (reader, peer):
+        received, _ = await asyncio.gather(reader.read(), send(peer, ipc.encode([long])))
+        assert received == long
+
+
+async def test_frames_travel_the_other_way_too():
+    ours, theirs = socket.socketpair()
+    one, two = await ipc.connect(ours.detach()), await ipc.connect(theirs.detach())
+    one[1].write(ipc.encode([ipc.Cancel(id=1)]))
+    two[1].write(ipc.encode([ipc.Hello(version="1")]))
+    assert await ipc.FrameReader(two[0], ipc.TO_WORKER).read() == ipc.Cancel(id=1)
+    assert await ipc.FrameReader(one[0], ipc.FROM_WORKER).read() == ipc.Hello(version="1")
+    for _, writer in (one, two):
+        writer.close()
+        await writer.wait_closed()
+
+
+def test_a_frame_is_its_length_and_its_json():
+    assert ipc.encode([ipc.Shutdown(), ipc.Cancel(id=7)]) == (
+        b'\x00\x00\x00\x13{"type":"shutdown"}' + b'\x00\x00\x00\x18{"type":"cancel","id":7}'
+    )
+
+
+def test_no_frames_are_no_bytes():
+    assert ipc.encode([]) == b""
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"\x00\x00", id="half a length"),
+        pytest.param(announced(100), id="a length alone"),
+        pytest.param(announced(100, b'{"type":'), id="half a body"),
+    ],
+)
+async def test_an_end_in_the_middle_of_a_frame_is_the_end(sent):
+    async with reading(ipc.FROM_WORKER) as (reader, peer):
+        await send(peer, ipc.encode([ipc.Hello(version="1")]) + sent)
+        peer.close()
+        assert await reader.read() == ipc.Hello(version="1")
+        assert await reader.read() is None
+        assert await reader.read() is None
+
+
+async def test_a_peer_that_resets_the_connection_has_ended():
+    ours, theirs = socket.socketpair()
+    stream, writer = await ipc.connect(ours.detach())
+    writer.write(ipc.encode([ipc.Shutdown()]))
+    await writer.drain()
+    theirs.close()  # with bytes unread, which is a reset
+    assert await ipc.FrameReader(stream, ipc.FROM_WORKER).read() is None
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"hello", id="no JSON"),
+        pytest.param(b'{"type":"hello","version":"1"', id="cut JSON"),
+        pytest.param(b'{"type":"hello","version":"1"}x', id="more than JSON"),
+        pytest.param(b"[]", id="an array"),
+        pytest.param(b"null", id="null"),
+        pytest.param(b"{}", id="no type"),
+        pytest.param(b'{"type":"bonjour"}', id="unknown type"),
+        pytest.param(b'{"type":1}', id="wrong type of type"),
+        pytest.param(b'{"type":"hello"}', id="missing field"),
+        pytest.param(b'{"type":"hello","version":1}', id="wrong type of field"),
+        pytest.param(b'{"type":"failed","id":1,"code":"whatever","message":""}', id="unknown code"),
+        pytest.param(
+            b'{"type":"done","id":1,"finish_reason":"tired","prompt_tokens":1,"completion_tokens":1}', id="reason"
+        ),
+        pytest.param(b'{"type":"hello","version":"\xff"}', id="not UTF-8"),
+        pytest.param(b'{"type":"hello","version":"\\ud800"}', id="lone surrogate"),
+        pytest.param(b'{"x":' * 100_000, id="nested too deeply"),
+    ],
+)
+async def test_what_is_no_frame_is_an_error(body):
+    async with reading(ipc.FROM_WORKER) as (reader, peer):
+        sending = asyncio.create_task(send(peer, framed(body)))
+        with pytest.raises(ipc.FrameError):
+            await reader.read()
+        await sending
+
+
+@pytest.mark.parametrize(("samples", "_", "decoder"), DIRECTIONS)
+async def test_frames_of_other_directions_are_errors(samples, _, decoder):
+    foreign = [frame for frame in TO_WORKER + FROM_WORKER + FROM_IMPORTER + FROM_STORE if frame not in samples]
+    assert foreign
+    async with reading(decoder) as (reader, peer):
+        for frame in foreign:
+            await send(peer, ipc.encode([frame]))
+            with pytest.raises(ipc.FrameError):
+                await reader.read()
+
+
+@pytest.mark.parametrize("length", [ipc.MAX_FRAME_BYTES + 1, 2**32 - 1, int.from_bytes(b"HTTP")])
+async def test_a_length_over_the_limit_is_an_error_at_once(length):
+    async with reading(ipc.FROM_WORKER) as (reader, peer):
+        await send(peer, announced(length))
+        with pytest.raises(ipc.FrameError, match=str(length)):
+            await reader.read()
+
+
+async def test_a_frame_of_just_the_limit_is_taken(monkeypatch):
+    data = ipc.encode([ipc.Hello(version="1")])
+    monkeypatch.setattr(ipc, "MAX_FRAME_BYTES", len(data) - 4)
+    async with reading(ipc.FROM_WORKER) as (reader, peer):
+        await send(peer, data)
+        assert await reader.read() == ipc.Hello(version="1")
+        monkeypatch.setattr(ipc, "MAX_FRAME_BYTES", len(data) - 5)
+        await send(peer, data)
+        with pytest.raises(ipc.FrameError):
+            await reader.read()

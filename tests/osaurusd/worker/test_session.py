@@ -1,0 +1,124 @@
+import asyncio
+import contextlib
+import itertools
+import socket
+from concurrent.futures import Future
+
+import pytest
+
+import osaurusd
+from osaurusd import ipc
+from osaurusd.worker import session as session_module
+from osaurusd.worker.session import Session
+
+SAMPLING = ipc.Sampling(temperature=0, top_p=1)
+SECONDS = 30
+
+
+@pytest.fixture(autouse=True)
+def threads_that_end(monkeypatch, mlx_thread):
+    monkeypatch.setattr(session_module, "MlxThread", mlx_thread)
+
+
+def order(id_, text="hi", max_tokens=5):
+    message = ipc.Message(role="user", content=text)
+    return ipc.Generate(id=id_, messages=[message], sampling=SAMPLING, max_tokens=max_tokens)
+
+
+async def close_all(writers):
+    for writer in writers:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def until_done(frames, id_):
+    """All frames up to the end of this request."""
+    seen = []
+    while not (seen and isinstance(seen[-1], ipc.Done) and seen[-1].id == id_):
+        seen.append(await frames.read())
+    return seen
+
+
+class AtOnce:
+    """An executor without threads: what it is given is done by the time it has it, so that turns can be counted."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def submit(self, work, *arguments):
+        future = Future()
+        future.set_result(work(*arguments))
+        return future
+
+
+@pytest.fixture
+async def talk(monkeypatch, tiny_folder):
+    """A session in this process that has loaded the tiny model: what feeds it, and what reads its frames."""
+    monkeypatch.setattr(session_module, "ThreadPoolExecutor", AtOnce)
+    ours, theirs = socket.socketpair()
+    reader, ours_writer = await ipc.connect(ours.detach())
+    _, writer = await ipc.connect(theirs.detach())
+    orders = asyncio.StreamReader()
+    frames = ipc.FrameReader(reader, ipc.FROM_WORKER)
+    running = asyncio.create_task(Session(ipc.FrameReader(orders, ipc.TO_WORKER), writer).run())
+
+    def send(*sent):
+        orders.feed_data(ipc.encode(sent))
+
+    async with asyncio.timeout(SECONDS):
+        assert ipc.Hello(version=osaurusd.__version__) == await frames.read()
+        send(ipc.Load(path=str(tiny_folder), context_length=2048))
+        assert isinstance(await frames.read(), ipc.Loaded)
+        assert isinstance(await frames.read(), ipc.Stats)
+        yield send, frames
+        send(ipc.Shutdown())  # it must hear this whatever it is doing
+        await running
+    await close_all([ours_writer, writer])
+
+
+async def test_a_cancel_is_obeyed_in_whatever_turn_it_comes(talk):
+    send, frames = talk
+    ids = itertools.count(1)
+    for late in range(8):
+        cancelled, other, last = next(ids), next(ids), next(ids)
+        send(order(cancelled, max_tokens=1500))
+        for _ in range(late):
+            await asyncio.sleep(0)
+
+        send(ipc.Cancel(id=cancelled), order(other, max_tokens=3))
+
+        await until_done(frames, other)
+        # Nothing of the first follows: a third request runs alone.
+        send(order(last, max_tokens=10))
+        seen = await until_done(frames, last)
+        assert {last} == {frame.id for frame in seen if not isinstance(frame, ipc.Stats)}, late
+
+
+async def test_a_goodbye_is_heard_in_the_middle_of_an_answer(talk):
+    send, frames = talk
+    send(order(1, max_tokens=1500))
+
+    assert 1 == (await frames.read()).id  # the fixture says it
+
+
+@pytest.mark.parametrize("sent", [b"", b"\0\0\0\4junk", b"\0\0\0\xffhalf a frame"])
+async def test_it_ends_with_its_daemon(monkeypatch, sent):
+    opened = []
+
+    async def connect(fd, connect=ipc.connect):
+        streams = await connect(fd)
+        opened.append(streams[1])
+        return streams
+
+    monkeypatch.setattr(ipc, "connect", connect)
+    ours, theirs = socket.socketpair()
+    serving = asyncio.create_task(session_module.serve(theirs.detach()))
+    reader, writer = await ipc.connect(ours.detach())
+    assert ipc.Hello(version=osaurusd.__version__) == await ipc.FrameReader(reader, ipc.FROM_WORKER).read()
+
+    writer.write(sent)
+    writer.close()
+
+    assert await asyncio.wait_for(serving, SECONDS) is None
+    await close_all(opened)  # its own end would go with its process
