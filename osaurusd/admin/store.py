@@ -1,6 +1,7 @@
 """The model store: details, aliases, removal, verification, leftovers."""
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -109,11 +110,15 @@ def _refuse_busy(records: dict[str, ModelRecord], pool: Pool) -> None:
 
 async def _verification(record: ModelRecord) -> AsyncGenerator[VerifyEvent]:
     try:
-        async for frame in store.verification(record):
-            if isinstance(frame, ipc.Hashing):
-                yield VerifyProgress(file=frame.file, done=frame.done, total=frame.total)
-            else:
-                files = [VerifiedFile(name=f.name, bytes=f.bytes, state=f.state) for f in frame.files]
-                yield VerifyDone(model=record.name, files=files)
+        async with contextlib.aclosing(store.verification(record)) as frames:
+            async for frame in frames:
+                yield _verify_event(record, frame)
     except OsaurusError as error:
         yield VerifyFailed(error=errors.error_body(error))
+
+
+def _verify_event(record: ModelRecord, frame: ipc.Hashing | ipc.Hashed) -> VerifyEvent:
+    if isinstance(frame, ipc.Hashing):
+        return VerifyProgress(file=frame.file, done=frame.done, total=frame.total)
+    files = [VerifiedFile(name=file.name, bytes=file.bytes, state=file.state) for file in frame.files]
+    return VerifyDone(model=record.name, files=files)

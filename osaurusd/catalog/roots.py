@@ -68,7 +68,7 @@ def _imported(root: Root) -> Iterator[Place]:
 def _cached(root: Root, repo: Path) -> Iterator[Place]:
     name = "/".join(repo.name.split("--")[1:])
     if name and (snapshot := _snapshot(repo)):
-        yield Place(name, snapshot, "hub", root.path)
+        yield Place(name, snapshot, root.source, root.path)
 
 
 def _extra(root: Root, path: Path) -> Iterator[Place]:

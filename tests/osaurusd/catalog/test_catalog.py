@@ -297,7 +297,7 @@ async def test_extra_roots_are_searched_at_both_depths(models, hub, tmp_path):
     assert {record.name: record.source for record in records} == {
         "flat": "extra",
         "deep-instruct": "extra",
-        "cached": "hub",
+        "cached": "extra",
     }
 
 
