@@ -27,8 +27,8 @@ lint: $(VENV)/.dev ## format, lint, types, import contracts
 run: $(VENV)/.installed ## the daemon in the foreground
 	$(BIN)/osaurusd serve
 
-bench: $(VENV)/.dev $(MODEL) ## measure start-up, memory and first token
-	$(BIN)/python -m tests.bench
+bench: $(VENV)/.dev $(MODEL) ## measure against mlx_lm.server, and start-up; ten minutes
+	$(BIN)/python -m tests.bench $(BENCH)
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) .cache .demo dist

@@ -61,8 +61,8 @@ class _Chunk(msgspec.Struct, frozen=True):
     error: ErrorBody | None = None
 
 
-def default_model(client: Client) -> str:
-    """The model that serves where none is named.
+def default_model(client: Client, *, command: str = "run") -> str:
+    """The model that serves where `command` names none.
 
     Raises:
         CliError: none is set; the message says where it would be.
@@ -71,7 +71,7 @@ def default_model(client: Client) -> str:
     if status.default_model is None:
         raise CliError(
             f"no model is named, and `default_model` is not set in {status.config_file}",
-            hint="`osaurusctl run NAME` names one, and `osaurusctl ls` lists them",
+            hint=f"`osaurusctl {command} NAME` names one, and `osaurusctl ls` lists them",
             exit_code=Exit.USAGE,
             code="no_default_model",
         )

@@ -22,6 +22,7 @@ MODULES = {
     "show": "osaurusctl.commands.show",
     "ps": "osaurusctl.commands.ps",
     "run": "osaurusctl.commands.run",
+    "bench": "osaurusctl.commands.bench",
     "load": "osaurusctl.commands.load",
     "unload": "osaurusctl.commands.unload",
     "import": "osaurusctl.commands.import_",

@@ -56,10 +56,16 @@ class Worker(Section, frozen=True):
 
     `dequantize`: on a CPU backend compute in float32 (`auto`: if it fits into memory). `blas`: the library preloaded
     into workers on Linux: `auto` takes the system's OpenBLAS, `none` leaves MLX's own, else a path.
+    `prefix_cache_bytes` bounds what each keeps of earlier prompts; left out, it is an eighth of the machine's memory.
+    `max_waiting` requests may wait for a model. Running answers stall for `stall_seconds` at most while a prompt is
+    processed, or for some of their own steps if those take longer.
     """
 
     dequantize: Literal["auto", "always", "never"] = "auto"
     blas: str = "auto"
+    prefix_cache_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    max_waiting: Annotated[int, msgspec.Meta(ge=1)] = 64
+    stall_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.2
     load_timeout_seconds: Seconds = 600.0
     stop_grace_seconds: Seconds = 5.0
 

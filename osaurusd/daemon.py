@@ -38,6 +38,8 @@ logger = log.get_logger(__name__)
 # What one worker may use of the machine's memory, and keep of it in freed buffers.
 WORKER_MEMORY_SHARE = 0.7
 WORKER_CACHE_SHARE = 0.05
+# What one worker keeps of earlier prompts, unless the configuration says.
+PREFIX_CACHE_SHARE = 0.125
 
 # Handlers have nothing left to wait for once the pool is closed; this only bounds a client that does not read.
 HANDLER_END_SECONDS = 2.0
@@ -180,8 +182,13 @@ def _launch(config: Config) -> Launch:
 
 def _share(config: Config) -> Share:
     physical = psutil.virtual_memory().total
+    worker = config.worker
+    kept = worker.prefix_cache_bytes
     return Share(
-        dequantize=config.worker.dequantize,
+        dequantize=worker.dequantize,
+        prefix_cache_bytes=int(physical * PREFIX_CACHE_SHARE) if kept is None else kept,
+        max_waiting=worker.max_waiting,
+        stall_seconds=worker.stall_seconds,
         memory_limit_bytes=int(physical * WORKER_MEMORY_SHARE),
         cache_limit_bytes=int(physical * WORKER_CACHE_SHARE),
     )

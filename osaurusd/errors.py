@@ -5,11 +5,12 @@ OsaurusError
 │   ├── InvalidJson
 │   ├── UnsupportedParameter
 │   ├── ImageInputUnsupported
-│   └── ContextLengthExceeded
+│   ├── ContextLengthExceeded
+│   └── RequestExceedsMemory    it could not be served even alone
 ├── ModelNotFound
 │   └── ModelNotDownloaded      known by name, but not on this machine
 ├── NotFound, MethodNotAllowed, RequestTooLarge, UnsupportedMediaType, Forbidden, VersionMismatch
-├── Busy, NameTaken, ImportFailed
+├── Busy, QueueFull, NameTaken, ImportFailed
 ├── InsufficientMemory, LoadFailed, WorkerCrashed, SlowClient, ModelUnloaded, ShuttingDown
 ├── ConfigError, HomeInUse, ListenFailed
 └── InternalError
@@ -55,6 +56,10 @@ class ContextLengthExceeded(InvalidRequest):
     code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
 
 
+class RequestExceedsMemory(InvalidRequest):
+    code = ErrorCode.REQUEST_EXCEEDS_MEMORY
+
+
 class ModelNotFound(OsaurusError):
     code = ErrorCode.MODEL_NOT_FOUND
 
@@ -89,6 +94,10 @@ class VersionMismatch(OsaurusError):
 
 class Busy(OsaurusError):
     code = ErrorCode.BUSY
+
+
+class QueueFull(OsaurusError):
+    code = ErrorCode.QUEUE_FULL
 
 
 class NameTaken(OsaurusError):

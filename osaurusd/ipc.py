@@ -8,7 +8,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Iterable
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -17,8 +17,9 @@ from osaurusd.wire.errors import ErrorCode
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 _LENGTH = struct.Struct(">I")
+_READ_BYTES = 256 * 1024
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 T = TypeVar("T")
 
@@ -31,18 +32,88 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of all messages."""
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One chat turn, its content already reduced to text."""
+class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of what frames are made of."""
+
+
+class ToolCall(Part, frozen=True):
+    """A call that an earlier answer made; `arguments` is JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Message(Part, frozen=True):
+    """One chat turn, its content already reduced to text. `tool_call_id` is set on the answers of tools."""
 
     role: str
-    content: str
+    content: str = ""
+    name: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] = []
+    tool_call_id: str | None = None
 
 
-class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How to choose tokens; every default has been applied by the time this is made."""
+class Chat(Part, frozen=True, tag="chat"):
+    """Messages for the chat template. `tools` are OpenAI's tool objects; `template` are further template variables."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] = []
+    template: dict[str, Any] = {}
+
+
+class Text(Part, frozen=True, tag="text"):
+    """Text to continue as it stands. With `suffix`: what is to be filled in stands between the two."""
+
+    text: str
+    suffix: str | None = None
+
+
+class Tokens(Part, frozen=True, tag="tokens"):
+    """Token ids to continue as they stand."""
+
+    tokens: list[int]
+
+
+Prompt = Chat | Text | Tokens
+
+
+class JsonObject(Part, frozen=True, tag="json_object"):
+    """The answer is to be one JSON object."""
+
+
+class JsonSchema(Part, frozen=True, tag="json_schema"):
+    """The answer is to be JSON that the schema accepts."""
+
+    schema: dict[str, Any]
+
+
+class Calls(Part, frozen=True, tag="calls"):
+    """The answer is to be calls of the chat's tools with these names: one, or several if `parallel`."""
+
+    names: list[str]
+    parallel: bool = False
+
+
+Constraint = JsonObject | JsonSchema | Calls
+
+
+class Sampling(Part, frozen=True):
+    """How to choose tokens; every default has been applied by the time this is made.
+
+    `top_k` 0 and `min_p` 0 cut nothing off. `repetition_penalty` counts prompt and answer, the other two the answer.
+    `logit_bias` holds pairs of token id and what is added to its logit.
+    """
 
     temperature: float
-    top_p: float
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: list[tuple[int, float]] = []
     seed: int | None = None
 
 
@@ -50,7 +121,12 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Load(Frame, frozen=True, tag="load"):
-    """Load the model in the folder `path`. Limits are in bytes; None leaves MLX's own."""
+    """Load the model in the folder `path`. Limits are in bytes; None leaves MLX's own.
+
+    `prefix_cache_bytes` bounds what is kept of earlier prompts, 0 keeps nothing. A request that finds `max_waiting`
+    others waiting for their turn is refused. `stall_seconds` is how long running answers may stall while a prompt is
+    processed, if that is longer than a few of their own steps.
+    """
 
     path: str
     context_length: int | None = None
@@ -58,16 +134,31 @@ class Load(Frame, frozen=True, tag="load"):
     memory_limit_bytes: int | None = None
     cache_limit_bytes: int | None = None
     wired_limit_bytes: int | None = None
+    prefix_cache_bytes: int = 0
+    max_waiting: int = 64
+    stall_seconds: float = 0.2
 
 
 class Generate(Frame, frozen=True, tag="generate"):
-    """Answer `messages`. `max_tokens` None means: until the context is full."""
+    """Continue `prompt`, `n` times.
+
+    `max_tokens` None means: until the context is full; 0 is only of use with `echo`. `logprobs` is how many likeliest
+    tokens to tell beside each chosen one, None for no log-probabilities at all. `echo` gives the prompt back first,
+    scored if log-probabilities are asked for. `call_tools` False leaves calls that the model makes in the text, and
+    without `parallel_calls` only the first one of an answer counts.
+    """
 
     id: int
-    messages: list[Message]
+    prompt: Prompt
     sampling: Sampling
+    n: int = 1
     max_tokens: int | None = None
     stop: list[str] = []
+    logprobs: int | None = None
+    echo: bool = False
+    call_tools: bool = True
+    parallel_calls: bool = True
+    constraint: Constraint | None = None
 
 
 class Cancel(Frame, frozen=True, tag="cancel"):
@@ -102,20 +193,63 @@ class LoadFailed(Frame, frozen=True, tag="load_failed"):
     message: str
 
 
+class Likelihood(Part, frozen=True):
+    """A token as text and bytes, and how likely the model held it; None for the first token of a prompt."""
+
+    text: str
+    bytes: list[int]
+    logprob: float | None = None
+
+
+class ScoredToken(Likelihood, frozen=True):
+    """A token of the prompt or answer beside the likeliest tokens at its place, likeliest first."""
+
+    top: list[Likelihood] = []
+
+
+class CallDelta(Part, frozen=True):
+    """More of the tool call `index` of an answer: first its id and name, then its arguments, piece by piece."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
 class Delta(Frame, frozen=True, tag="delta"):
-    """New text of request `id`; the first one of a request may be empty and means: the prompt is processed."""
+    """What is new in answer `index` of request `id`.
+
+    The first one of an answer may be empty and means: the prompt is processed.
+    """
 
     id: int
-    text: str
+    index: int = 0
+    text: str = ""
+    reasoning: str = ""
+    calls: list[CallDelta] = []
+    tokens: list[ScoredToken] = []
+
+
+class Finished(Frame, frozen=True, tag="finished"):
+    """Answer `index` of request `id` is complete."""
+
+    id: int
+    reason: FinishReason
+    index: int = 0
 
 
 class Done(Frame, frozen=True, tag="done"):
-    """Request `id` is complete. Counts are tokens; the end token is not counted as a completion token."""
+    """Every answer of request `id` is complete.
+
+    Counts are tokens, over all answers: `cached_tokens` of the prompt were not computed anew, `reasoning_tokens` of
+    the completion are thoughts. The end token is not counted as a completion token.
+    """
 
     id: int
-    finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 class Failed(Frame, frozen=True, tag="failed"):
@@ -128,10 +262,11 @@ class Failed(Frame, frozen=True, tag="failed"):
 
 
 class Stats(Frame, frozen=True, tag="stats"):
-    """Bytes that MLX holds for arrays and keeps in its own cache of freed buffers."""
+    """Bytes that MLX holds for arrays and keeps in its own cache of freed buffers, and those of kept prompts."""
 
     active_bytes: int
     cache_bytes: int
+    prefix_cache_bytes: int = 0
 
 
 # Importer to daemon
@@ -187,7 +322,7 @@ class StoreFailure(Frame, frozen=True, tag="store_failure"):
 
 
 ToWorker = Load | Generate | Cancel | Shutdown
-FromWorker = Hello | Loaded | LoadFailed | Delta | Done | Failed | Stats
+FromWorker = Hello | Loaded | LoadFailed | Delta | Finished | Done | Failed | Stats
 FromImporter = Progress | Imported | ImportFailure
 FromStore = Deletion | Hashing | Hashed | StoreFailure
 
@@ -218,6 +353,7 @@ class FrameReader(Generic[T]):
     def __init__(self, stream: asyncio.StreamReader, decoder: msgspec.json.Decoder[T]) -> None:
         self._stream = stream
         self._decoder = decoder
+        self._read = bytearray()
 
     async def read(self) -> T | None:
         """The next frame, or None once the peer has closed or died, even in the middle of a frame.
@@ -225,17 +361,33 @@ class FrameReader(Generic[T]):
         Raises:
             FrameError: the bytes are no frame of this direction.
         """
-        try:
-            (length,) = _LENGTH.unpack(await self._stream.readexactly(_LENGTH.size))
-            if length > MAX_FRAME_BYTES:
-                raise FrameError(f"a frame of {length} bytes is announced; the limit is {MAX_FRAME_BYTES}")
-            body = await self._stream.readexactly(length)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
+        while (body := self._take()) is None:
+            try:
+                # As much as there is: what one step of a worker produced comes in one piece.
+                more = await self._stream.read(_READ_BYTES)
+            except ConnectionError:
+                return None
+            if not more:
+                return None
+            self._read += more
         try:
             return self._decoder.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise FrameError(f"a frame could not be read: {error}") from error
+
+    def _take(self) -> bytes | None:
+        """The first frame's body, if all of it has been read."""
+        if len(self._read) < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack_from(self._read)
+        if length > MAX_FRAME_BYTES:
+            raise FrameError(f"a frame of {length} bytes is announced; the limit is {MAX_FRAME_BYTES}")
+        end = _LENGTH.size + length
+        if len(self._read) < end:
+            return None
+        body = bytes(self._read[_LENGTH.size : end])
+        del self._read[:end]
+        return body
 
 
 async def connect(fd: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -17,6 +17,9 @@ _CONTEXT_KEYS = (
     "n_ctx",
 )
 
+# No vocabulary is larger; what claims to be is no number of tokens.
+_MOST_TOKENS = 2**31 - 1
+
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`.
@@ -71,9 +74,14 @@ def generation_defaults(folder: Path) -> GenerationDefaults:
         config = read_object(folder / "generation_config.json")
     except (OSError, ValueError):
         return GenerationDefaults()
+    greedy = config.get("do_sample") is False
+    top_k = _number(config.get("top_k"), 0, _MOST_TOKENS)
     return GenerationDefaults(
-        temperature=_number(config.get("temperature"), 0, 2),
+        temperature=0.0 if greedy else _number(config.get("temperature"), 0, 2),
         top_p=_number(config.get("top_p"), 0, 1) or None,
+        top_k=None if top_k is None else int(top_k),
+        min_p=_number(config.get("min_p"), 0, 1),
+        repetition_penalty=_number(config.get("repetition_penalty"), 0, 10) or None,
     )
 
 

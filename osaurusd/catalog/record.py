@@ -8,10 +8,16 @@ from osaurusd.wire.admin import ModelState
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """Sampling that the model's own `generation_config.json` asks for; None where it says nothing."""
+    """Sampling that the model's own `generation_config.json` asks for; None where it says nothing.
+
+    A `temperature` of 0 is also what `do_sample: false` asks for.
+    """
 
     temperature: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from osaurusd.openai import render
+from osaurusd.openai.render import models as render
 from osaurusd.web import body, keys
 
 

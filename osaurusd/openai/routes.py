@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from osaurusd.openai import chat, models
+from osaurusd.openai import chat, completions, models
 from osaurusd.web import body
 
 PREFIXES = ("", "/v1")
@@ -15,6 +15,7 @@ def add_routes(app: web.Application) -> None:
         app.router.add_get(f"{prefix}/models", models.index)
         app.router.add_get(f"{prefix}/models/{{model:.+}}", models.show)
         app.router.add_post(f"{prefix}/chat/completions", chat.create)
+        app.router.add_post(f"{prefix}/completions", completions.create)
 
 
 async def _health(_: web.Request) -> web.Response:

@@ -10,31 +10,47 @@ import msgspec
 from osaurusd import ipc
 from osaurusd.errors import OsaurusError, SlowClient, from_code
 
-Event = ipc.Delta | ipc.Done
+Event = ipc.Delta | ipc.Finished | ipc.Done
 
-# Text that a client has not taken yet, per request. Generation outruns a client only if that one stalls.
+# What a client has not taken yet, per request. Generation outruns a client only if that one stalls.
 MAX_BUFFERED_BYTES = 1024 * 1024
+
+# Roughly what a token with its probability takes in an answer.
+LIKELIHOOD_BYTES = 64
+
+# Of the event loop, from an event's arrival until a consumer that merges several requests asks for the next one.
+TURNS = 5
+
+_OF_REQUESTS = (ipc.Delta, ipc.Finished, ipc.Done, ipc.Failed)
 
 
 class _Reply:
     """What a request has got and its consumer has not taken yet."""
 
     def __init__(self) -> None:
-        self._events: deque[Event] = deque()
+        self._events: deque[tuple[Event, int]] = deque()
         self._bytes = 0
         self._error: OsaurusError | None = None
         self._arrived = asyncio.Event()
         self.ended = False
 
     def put(self, event: Event) -> bool:
-        """Take an event in; False if the consumer is so far behind that it must be given up."""
-        self._bytes += _size(event)
-        if self._bytes > MAX_BUFFERED_BYTES:
+        """Take an event in; False if the consumer is so far behind that it must be given up.
+
+        One event may be of any size: a consumer that has left nothing unread is not behind.
+        """
+        size = _size(event)
+        if self._events and size and self._bytes + size > MAX_BUFFERED_BYTES:
             return False
-        self._events.append(event)
+        self._bytes += size
+        self._events.append((event, size))
         self.ended = isinstance(event, ipc.Done)
         self._arrived.set()
         return True
+
+    @property
+    def filling(self) -> bool:
+        return self._bytes > MAX_BUFFERED_BYTES // 2
 
     def fail(self, error: OsaurusError) -> None:
         """End with an error, once what came before it has been taken."""
@@ -48,13 +64,35 @@ class _Reply:
                 raise self._error
             self._arrived.clear()
             await self._arrived.wait()
-        event = self._events.popleft()
-        self._bytes -= _size(event)
+        event, size = self._events.popleft()
+        self._bytes -= size
         return event
 
 
+async def _let_take(reply: _Reply) -> None:
+    """Give a consumer that may only be waiting for its turn of the loop a few of them; one that is slow has no use."""
+    for _ in range(TURNS):
+        if not reply.filling or reply.ended:
+            return
+        await asyncio.sleep(0)
+
+
 def _size(event: Event) -> int:
-    return len(event.text.encode()) if isinstance(event, ipc.Delta) else 0
+    if not isinstance(event, ipc.Delta):
+        return 0
+    size = _bytes(event.text)
+    # Most deltas are text and nothing else.
+    if event.reasoning:
+        size += _bytes(event.reasoning)
+    if event.calls:
+        size += sum(_bytes(call.arguments) for call in event.calls)
+    if event.tokens:
+        size += LIKELIHOOD_BYTES * sum(1 + len(token.top) for token in event.tokens)
+    return size
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 class WorkerClient:
@@ -72,7 +110,7 @@ class WorkerClient:
         self.stats = ipc.Stats(active_bytes=0, cache_bytes=0)
 
     async def generate(self, order: ipc.Generate) -> AsyncGenerator[Event]:
-        """Deltas, then one Done. Closing the iterator cancels the request.
+        """Deltas, a Finished for each answer, then one Done. Closing the iterator cancels the request.
 
         Raises:
             OsaurusError: what the worker answered, or that it died.
@@ -106,8 +144,9 @@ class WorkerClient:
         while (frame := await self._reader.read()) is not None:
             if isinstance(frame, ipc.Stats):
                 self.stats = frame
-            elif isinstance(frame, ipc.Delta | ipc.Done | ipc.Failed) and (reply := self._replies.get(frame.id)):
+            elif isinstance(frame, _OF_REQUESTS) and (reply := self._replies.get(frame.id)):
                 self._hand_over(frame, reply)
+                await _let_take(reply)
 
     def fail_all(self, error: OsaurusError) -> None:
         """The worker is gone: every request that is not complete fails with `error`, and so does every later one."""

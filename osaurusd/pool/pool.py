@@ -69,11 +69,14 @@ class _Wait:
 
 @dataclass(frozen=True)
 class Share:
-    """What each worker is told when it loads: limits in bytes, None for MLX's own."""
+    """What each worker is told when it loads; see `ipc.Load`."""
 
     dequantize: Literal["auto", "always", "never"] = "auto"
     memory_limit_bytes: int | None = None
     cache_limit_bytes: int | None = None
+    prefix_cache_bytes: int = 0
+    max_waiting: int = 64
+    stall_seconds: float = 0.2
 
 
 class Pool:
@@ -82,7 +85,7 @@ class Pool:
     def __init__(self, launch: Launch, share: Share) -> None:
         self._launch = launch
         self._share = share
-        self._scheduler = Scheduler(self)
+        self._scheduler = Scheduler(self, share.max_waiting)
         self._slots: dict[Resident, _Slot] = {}
         self._records: dict[str, ModelRecord] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -92,6 +95,7 @@ class Pool:
         """Start workers like this from now on; those that run stay as they are."""
         self._launch = launch
         self._share = share
+        self._scheduler.max_waiting = share.max_waiting
 
     @contextlib.asynccontextmanager
     async def lease(self, record: ModelRecord) -> AsyncIterator[WorkerClient]:
@@ -153,6 +157,9 @@ class Pool:
             dequantize=self._share.dequantize,
             memory_limit_bytes=self._share.memory_limit_bytes,
             cache_limit_bytes=self._share.cache_limit_bytes,
+            prefix_cache_bytes=self._share.prefix_cache_bytes,
+            max_waiting=self._share.max_waiting,
+            stall_seconds=self._share.stall_seconds,
         )
         log.info("loading", model=record.name, path=order.path)
         starting = asyncio.create_task(process.start(order, self._launch))

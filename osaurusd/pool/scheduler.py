@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from osaurusd.errors import Busy, ModelUnloaded, OsaurusError, ShuttingDown
+from osaurusd.errors import Busy, ModelUnloaded, OsaurusError, QueueFull, ShuttingDown
 from osaurusd.wire.admin import WorkerState
 
 
@@ -46,9 +46,15 @@ class Effects(Protocol):
 
 
 class Scheduler:
-    """Decides, performs nothing. Loads are single-flight: all who want a model that is starting wait together."""
+    """Decides, performs nothing. Loads are single-flight: all who want a model that is starting wait together.
 
-    def __init__(self, effects: Effects) -> None:
+    Args:
+        effects: performs what is decided.
+        max_waiting: how many may wait for one model; more are refused.
+    """
+
+    def __init__(self, effects: Effects, max_waiting: int = 64) -> None:
+        self.max_waiting = max_waiting
         self._effects = effects
         self._residents: dict[str, Resident] = {}
         self._shutting_down = False
@@ -69,6 +75,8 @@ class Scheduler:
             self._effects.start(resident)
         elif resident.state is WorkerState.READY:
             self._grant(resident, ticket)
+        elif len(resident.waiting) >= self.max_waiting:
+            ticket.refuse(QueueFull(f"{self.max_waiting} requests are waiting for `{key}` already; try again later"))
         else:
             resident.waiting.append(ticket)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from osaurusd.errors import (
@@ -25,6 +25,7 @@ STATUS: Mapping[ErrorCode, int] = {
     ErrorCode.UNSUPPORTED_PARAMETER: 400,
     ErrorCode.IMAGE_INPUT_UNSUPPORTED: 400,
     ErrorCode.CONTEXT_LENGTH_EXCEEDED: 400,
+    ErrorCode.REQUEST_EXCEEDS_MEMORY: 400,
     ErrorCode.IMPORT_FAILED: 400,
     ErrorCode.FORBIDDEN: 403,
     ErrorCode.MODEL_NOT_FOUND: 404,
@@ -37,6 +38,7 @@ STATUS: Mapping[ErrorCode, int] = {
     ErrorCode.VERSION_MISMATCH: 412,
     ErrorCode.REQUEST_TOO_LARGE: 413,
     ErrorCode.UNSUPPORTED_MEDIA_TYPE: 415,
+    ErrorCode.QUEUE_FULL: 429,
     ErrorCode.LOAD_FAILED: 500,
     ErrorCode.INTERNAL_ERROR: 500,
     ErrorCode.CONFIG_ERROR: 500,
@@ -48,8 +50,13 @@ STATUS: Mapping[ErrorCode, int] = {
     ErrorCode.INSUFFICIENT_MEMORY: 503,
 }
 
-# OpenAI's clients ask again on 5xx; where the same request would fail the same way, this header tells them not to.
-_FINAL = {ErrorCode.LOAD_FAILED, ErrorCode.INTERNAL_ERROR}
+# OpenAI's clients ask again on 429 and 5xx: after how many seconds, or not at all, where the same request would fail
+# the same way.
+_ADVICE: Mapping[ErrorCode, Mapping[str, str]] = {
+    ErrorCode.QUEUE_FULL: {hdrs.RETRY_AFTER: "1"},
+    ErrorCode.LOAD_FAILED: {"x-should-retry": "false"},
+    ErrorCode.INTERNAL_ERROR: {"x-should-retry": "false"},
+}
 
 
 def status_of(error: OsaurusError) -> int:
@@ -59,8 +66,14 @@ def status_of(error: OsaurusError) -> int:
 
 def error_body(error: OsaurusError) -> ErrorBody:
     """The error as it stands in every answer."""
-    kind = "invalid_request_error" if status_of(error) < 500 else "server_error"
-    return ErrorBody(message=error.message, type=kind, param=error.param, code=error.code)
+    return ErrorBody(message=error.message, type=_kind(status_of(error)), param=error.param, code=error.code)
+
+
+def _kind(status: int) -> str:
+    """OpenAI's word for whose fault it is."""
+    if status == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"
 
 
 def envelope(error: OsaurusError) -> bytes:
@@ -70,7 +83,7 @@ def envelope(error: OsaurusError) -> bytes:
 
 def response(error: OsaurusError) -> web.Response:
     """The error as a whole HTTP answer."""
-    headers = {"x-should-retry": "false"} if error.code in _FINAL else {}
+    headers = _ADVICE.get(error.code)
     return web.Response(status=status_of(error), body=envelope(error), content_type="application/json", headers=headers)
 
 

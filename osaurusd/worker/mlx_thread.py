@@ -9,6 +9,7 @@ from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker.engine import Engine
 
 Emit = Callable[[list[ipc.Frame]], None]
+Work = Callable[[], list[ipc.Frame] | None]
 
 
 class MlxThread:
@@ -22,15 +23,15 @@ class MlxThread:
     def __init__(self, emit: Emit, give_up: Callable[[str], None]) -> None:
         self._emit = emit
         self._give_up = give_up
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Work] = queue.SimpleQueue()
         self._engine: Engine | None = None
         self._failed_steps = 0
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="mlx", daemon=True).start()
 
-    def post(self, work: Callable[[], None]) -> None:
-        """Have `work` done between two steps. From any thread."""
+    def post(self, work: Work) -> None:
+        """Have `work` done between two steps, and the frames that it returns sent. From any thread."""
         self._inbox.put(work)
 
     def adopt(self, engine: Engine) -> None:
@@ -50,11 +51,15 @@ class MlxThread:
         """Do all that is posted; wait for some only if there is nothing to generate."""
         idle = self._engine is None or not self._engine.busy
         try:
-            self._inbox.get(block=idle)()
+            self._do(self._inbox.get(block=idle))
             while True:
-                self._inbox.get_nowait()()
+                self._do(self._inbox.get_nowait())
         except queue.Empty:
             return
+
+    def _do(self, work: Work) -> None:
+        if frames := work():
+            self._emit(frames)
 
     def _step(self, engine: Engine) -> None:
         try:
@@ -62,7 +67,8 @@ class MlxThread:
             if frames := engine.decode():
                 self._emit(frames)
                 self._failed_steps = 0
-            engine.prefill()
+            if frames := engine.prefill():
+                self._emit(frames)
         except Exception as error:  # noqa: BLE001  whatever a model raises costs its requests, not the process
             self._recover(engine, error)
 

@@ -1,24 +1,13 @@
-"""From tokens to text: incremental detokenization and stop strings."""
+"""Stop strings in text that arrives in pieces."""
 
 from collections.abc import Sequence
-from typing import Protocol
-
-
-class Detokenizer(Protocol):
-    """What mlx_lm's streaming detokenizers offer."""
-
-    @property
-    def last_segment(self) -> str: ...
-
-    def add_token(self, token: int) -> None: ...
-
-    def finalize(self) -> None: ...
 
 
 class StopMatcher:
     """Finds stop strings in text that arrives in pieces.
 
-    Text that could be the beginning of a stop string is held back until it is known, so no part of one is emitted.
+    Text that could be the beginning of a stop string is held back until it is known, so no part of one is emitted. Of
+    several stop strings the one that begins first wins, however the text is cut.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
@@ -31,52 +20,36 @@ class StopMatcher:
         if not self._stop:
             return text
         text = self._held + text
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
-        if found:
-            self.matched = True
-            self._held = ""
-            return text[: min(found)]
-        safe = len(text) - max(_overlap(text, stop) for stop in self._stop)
-        self._held = text[safe:]
-        return text[:safe]
+        found = _first(text, self._stop)
+        # From here on a stop string may have begun, perhaps around the one that was found.
+        open_from = len(text) - max(_overlap(text, stop) for stop in self._stop)
+        if found is not None and found <= open_from:
+            return self._end(text[:found])
+        self._held = text[open_from:]
+        return text[:open_from]
 
     def flush(self) -> str:
-        """What was held back, once it is certain that nothing follows."""
+        """What was held back, once it is certain that nothing follows; sets `matched` if a stop string is in it."""
         held, self._held = self._held, ""
-        return held
+        found = _first(held, self._stop)
+        return held if found is None else self._end(held[:found])
+
+    def _end(self, text: str) -> str:
+        self.matched = True
+        self._held = ""
+        return text
 
 
-class TextStream:
-    """The text of one sequence.
-
-    Args:
-        detokenizer: a fresh streaming detokenizer.
-        stop: strings that end the text; they are never emitted.
-    """
-
-    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str]) -> None:
-        self._detokenizer = detokenizer
-        self._stop = StopMatcher(stop)
-
-    @property
-    def stopped(self) -> bool:
-        return self._stop.matched
-
-    def add(self, token: int) -> str:
-        """Take one token; return the text that is certain by now, often empty."""
-        self._detokenizer.add_token(token)
-        return self._stop.feed(self._detokenizer.last_segment)
-
-    def finish(self) -> str:
-        """The rest of the text after the last token."""
-        self._detokenizer.finalize()
-        rest = self._stop.feed(self._detokenizer.last_segment)
-        return rest if self._stop.matched else rest + self._stop.flush()
+def _first(text: str, stops: Sequence[str]) -> int | None:
+    """Where the first stop string in `text` begins."""
+    return min((at for at in map(text.find, stops) if at >= 0), default=None)
 
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a proper beginning of `stop`."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
+    at = max(len(text) - len(stop) + 1, 0)
+    while (at := text.find(stop[0], at)) >= 0:
+        if stop.startswith(text[at:]):
+            return len(text) - at
+        at += 1
     return 0

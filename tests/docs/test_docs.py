@@ -11,6 +11,10 @@ from osaurusctl.errors import Exit
 from osaurusd.catalog.names import PUBLISHED
 from osaurusd.config import ENVIRONMENT, Config, known_keys
 from osaurusd.openai.routes import PREFIXES
+from osaurusd.openai.schema.base import Request
+from osaurusd.openai.schema.chat import ChatRequest
+from osaurusd.openai.schema.completions import CompletionRequest
+from osaurusd.openai.translate.messages import ROLES
 from osaurusd.web.errors import STATUS
 from osaurusd.wire.errors import ErrorCode
 
@@ -67,8 +71,20 @@ def test_every_endpoint_is_documented() -> None:
     text = (DOCS / "api.md").read_text()
 
     assert ("", "/v1") == PREFIXES
-    for endpoint in ("GET /models", "GET /models/{id}", "POST /chat/completions", "GET /health"):
+    for endpoint in ("GET /models", "GET /models/{id}", "POST /chat/completions", "POST /completions", "GET /health"):
         assert f"## `{endpoint}`" in text
+
+
+@pytest.mark.parametrize("request_type", [ChatRequest, CompletionRequest])
+def test_every_field_of_a_request_is_documented(request_type: type[Request]) -> None:
+    named = set(re.findall(r"`([a-z_]+)[`.]", (DOCS / "api.md").read_text()))
+
+    assert set() == set(request_type.__struct_fields__) - named
+
+
+@pytest.mark.parametrize("role", list(ROLES))
+def test_every_role_is_documented(role: str) -> None:
+    assert f"`{role}`" in (DOCS / "api.md").read_text()
 
 
 def test_the_published_names_are_documented() -> None:

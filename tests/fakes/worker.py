@@ -13,14 +13,20 @@ How it loads is chosen by the name of the folder that it is told to load:
     have_child      is loaded, and leaves a process behind that holds standard error open; `child` is its pid
     anything else   is loaded at once
 
-How it answers is chosen by the last message:
+How it answers is chosen by the last message, or the text or the token ids that are to be continued:
 
     crash           one word, then last words on standard error and exit code 7
     fail            one word, then Failed
     garbage         one word, then bytes that are no frame
     flood           four times what the daemon buffers for a client, at once, then Done
     stall           one word, and nothing more until it is cancelled
-    anything else   itself, word by word, in turn with what other requests get, then Done
+    think           a thought, then one word
+    call            a call of the first tool, in pieces
+    anything else   itself, word by word, in turn with what other requests get, as often as it was asked for; up to
+                    `max_tokens` words, each one told with its likelihood if that was asked for, and after the prompt
+                    if that is to be echoed
+
+Each prompt has one token, each word is one, and a thought is two.
 
 The environment variable FAKE_WORKER chooses what comes before any order:
 
@@ -42,6 +48,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -61,8 +68,7 @@ class Worker:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._stream = connection.makefile("rb", buffering=0)
-        self._words: dict[int, list[str]] = {}
-        self._counts: dict[int, int] = {}
+        self._running: dict[int, Iterator[list[ipc.Frame]]] = {}
         self._folder: Path | None = None
         self._stubborn = False
 
@@ -71,7 +77,7 @@ class Worker:
         _misbehave_early(self._connection)
         self.send(ipc.Hello(version=__version__))
         while True:
-            while self._readable(wait=not self._words):
+            while self._readable(wait=not self._running):
                 if not self._obey(self._receive()):
                     return
             self._step()
@@ -111,7 +117,7 @@ class Worker:
                 self._begin(frame)
             case ipc.Cancel():
                 self._note(frame)
-                self._words.pop(frame.id, None)
+                self._running.pop(frame.id, None)
         return True
 
     def _note(self, frame: ipc.ToWorker | None) -> None:
@@ -149,17 +155,18 @@ class Worker:
         (folder / "loaded").touch()
 
     def _begin(self, order: ipc.Generate) -> None:
-        text = order.messages[-1].content
+        text = _text(order.prompt)
         match text:
             case "crash" | "fail" | "garbage" | "stall":
                 self.send(ipc.Delta(id=order.id, text=f"{text} "))
                 self._misbehave(text, order.id)
             case "flood":
                 deltas = [ipc.Delta(id=order.id, text=FLOOD_DELTA)] * (FLOOD_BYTES // len(FLOOD_DELTA))
-                self.send(*deltas, _done(order.id, 0))
+                self.send(*deltas, ipc.Finished(id=order.id, reason="stop"), _done(order.id, 0))
+            case "think" | "call":
+                self._running[order.id] = _scripted(order, text)
             case _:
-                self._words[order.id] = text.split()
-                self._counts[order.id] = len(text.split())
+                self._running[order.id] = _echoed(order, text)
 
     def _misbehave(self, how: str, id_: int) -> None:
         match how:
@@ -172,14 +179,14 @@ class Worker:
                 self._connection.sendall(GARBAGE)
 
     def _step(self) -> None:
-        """One word for every request that still has some, in one write."""
+        """One word for every answer that still has some, in one write."""
         frames: list[ipc.Frame] = []
-        for id_, words in list(self._words.items()):
-            if words:
-                frames.append(ipc.Delta(id=id_, text=f"{words.pop(0)} "))
+        for id_, steps in list(self._running.items()):
+            step = next(steps, None)
+            if step is None:
+                del self._running[id_]
             else:
-                del self._words[id_]
-                frames.append(_done(id_, self._counts.pop(id_)))
+                frames += step
         self.send(*frames)
 
 
@@ -200,8 +207,55 @@ def _misbehave_early(connection: socket.socket) -> None:
             sys.exit(5)
 
 
-def _done(id_: int, tokens: int) -> ipc.Done:
-    return ipc.Done(id=id_, finish_reason="stop", prompt_tokens=1, completion_tokens=tokens)
+def _text(prompt: ipc.Prompt) -> str:
+    match prompt:
+        case ipc.Chat():
+            return prompt.messages[-1].content
+        case ipc.Text():
+            return prompt.text
+        case ipc.Tokens():
+            return " ".join(map(str, prompt.tokens))
+
+
+def _echoed(order: ipc.Generate, text: str) -> Iterator[list[ipc.Frame]]:
+    words = [f"{word} " for word in text.split()]
+    reason: ipc.FinishReason = "stop"
+    if order.max_tokens is not None and order.max_tokens < len(words):
+        words, reason = words[: order.max_tokens], "length"
+    answers = range(order.n)
+    if order.echo:
+        likelihoods = [_likelihood(text, None, order.logprobs)] if order.logprobs is not None else []
+        yield [ipc.Delta(id=order.id, index=index, text=text, tokens=likelihoods) for index in answers]
+    for word in words:
+        likelihoods = [_likelihood(word, -0.5, order.logprobs)] if order.logprobs is not None else []
+        yield [ipc.Delta(id=order.id, index=index, text=word, tokens=likelihoods) for index in answers]
+    finished = [ipc.Finished(id=order.id, index=index, reason=reason) for index in answers]
+    yield [*finished, _done(order.id, order.n * len(words))]
+
+
+def _likelihood(text: str, logprob: float | None, others: int) -> ipc.ScoredToken:
+    found = [ipc.Likelihood(text=f"{at}", bytes=[*b"%d" % at], logprob=-1.0 - at) for at in range(others)]
+    top = [] if logprob is None else found
+    return ipc.ScoredToken(text=text, bytes=[*text.encode()], logprob=logprob, top=top)
+
+
+def _scripted(order: ipc.Generate, how: str) -> Iterator[list[ipc.Frame]]:
+    if how == "think":
+        yield [ipc.Delta(id=order.id, reasoning="Hm. ")]
+        yield [ipc.Delta(id=order.id, reasoning="Yes.")]
+        yield [ipc.Delta(id=order.id, text="thought")]
+        yield [ipc.Finished(id=order.id, reason="stop"), _done(order.id, 3, reasoning_tokens=2)]
+    else:
+        assert isinstance(order.prompt, ipc.Chat)
+        name = order.prompt.tools[0]["function"]["name"]
+        yield [ipc.Delta(id=order.id, calls=[ipc.CallDelta(index=0, id="call_1", name=name)])]
+        yield [ipc.Delta(id=order.id, calls=[ipc.CallDelta(index=0, arguments='{"a":')])]
+        yield [ipc.Delta(id=order.id, calls=[ipc.CallDelta(index=0, arguments=" 1}")])]
+        yield [ipc.Finished(id=order.id, reason="tool_calls"), _done(order.id, 3)]
+
+
+def _done(id_: int, tokens: int, reasoning_tokens: int = 0) -> ipc.Done:
+    return ipc.Done(id=id_, prompt_tokens=1, completion_tokens=tokens, reasoning_tokens=reasoning_tokens)
 
 
 def _die(words: str, code: int) -> NoReturn:

@@ -47,6 +47,7 @@ def test_an_error_need_not_name_a_field():
         (errors.UnsupportedParameter, errors.InvalidRequest),
         (errors.ImageInputUnsupported, errors.InvalidRequest),
         (errors.ContextLengthExceeded, errors.InvalidRequest),
+        (errors.RequestExceedsMemory, errors.InvalidRequest),
         (errors.ModelNotDownloaded, errors.ModelNotFound),
     ],
 )
@@ -56,4 +57,4 @@ def test_special_errors_are_caught_as_the_general_one(special, general):
 
 def test_other_errors_are_nobody_elses_kind():
     nested = {cls for cls in CLASSES if cls.__mro__[1] is not OsaurusError}
-    assert len(nested) == 5
+    assert len(nested) == 6

@@ -19,7 +19,8 @@ COMMAND = (sys.executable, fake_worker.__file__)
 def order(text="hello", **fields):
     """A request; the fake worker reads its wishes from the last message."""
     sampling = ipc.Sampling(temperature=0, top_p=1)
-    return ipc.Generate(id=0, messages=[ipc.Message(role="user", content=text)], sampling=sampling, **fields)
+    prompt = ipc.Chat(messages=[ipc.Message(role="user", content=text)])
+    return ipc.Generate(id=0, prompt=prompt, sampling=sampling, **fields)
 
 
 async def collect(events):

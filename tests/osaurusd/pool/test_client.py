@@ -16,7 +16,7 @@ DELTA = "x" * 65536
 
 
 def done(id_):
-    return ipc.Done(id=id_, finish_reason="stop", prompt_tokens=3, completion_tokens=2)
+    return ipc.Done(id=id_, prompt_tokens=3, completion_tokens=2)
 
 
 class Far:
@@ -75,11 +75,18 @@ async def test_a_request_travels_unchanged_but_for_its_id(ends):
     await answering
 
 
-async def test_deltas_and_done_arrive_as_they_were_sent(ends):
+async def test_all_that_is_said_of_several_answers_arrives_as_it_was_sent(ends):
     client, far = ends
-    answering = asyncio.create_task(collect(client.generate(order())))
+    answering = asyncio.create_task(collect(client.generate(order(n=2))))
     id_ = await far.request()
-    sent = [ipc.Delta(id=id_, text=""), ipc.Delta(id=id_, text="Paris"), done(id_)]
+    sent = [
+        ipc.Delta(id=id_, text=""),
+        ipc.Delta(id=id_, index=1, reasoning="Hm.", text="Paris"),
+        ipc.Finished(id=id_, index=1, reason="length"),
+        ipc.Delta(id=id_, calls=[ipc.CallDelta(index=0, id="c", name="f", arguments="{}")]),
+        ipc.Finished(id=id_, reason="tool_calls"),
+        done(id_),
+    ]
 
     await far.send(*sent)
 
@@ -254,7 +261,19 @@ async def test_a_long_answer_is_fine_while_it_is_being_read(ends):
     assert [*[ipc.Delta(id=id_, text=DELTA)] * count, done(id_)] == await answering
 
 
-async def test_the_limit_counts_bytes_and_not_characters(ends):
+@pytest.mark.parametrize(
+    "delta",
+    [
+        ipc.Delta(id=1, text="恐" * 65536),
+        ipc.Delta(id=1, reasoning="x" * 2 * 65536),
+        ipc.Delta(id=1, calls=[ipc.CallDelta(index=0, arguments="x" * 65536)] * 2),
+        ipc.Delta(
+            id=1, tokens=[ipc.ScoredToken(text="a", bytes=[97], top=[ipc.Likelihood(text="b", bytes=[98])])] * 1024
+        ),
+    ],
+    ids=["bytes and not characters", "reasoning", "calls", "likelihoods"],
+)
+async def test_the_limit_counts_all_that_a_client_has_not_read(ends, delta):
     client, far = ends
     slow = client.generate(order("slow"))
     first = asyncio.create_task(anext(slow))
@@ -262,11 +281,23 @@ async def test_the_limit_counts_bytes_and_not_characters(ends):
     await far.send(ipc.Delta(id=id_, text="a"))
     await first
 
-    await far.send(*[ipc.Delta(id=id_, text="恐" * 65536)] * (MAX_BUFFERED_BYTES // (2 * 65536)), done(id_))
+    await far.send(*[delta] * (MAX_BUFFERED_BYTES // (2 * 65536) + 1), done(id_))
     await settled(client, far)
 
+    assert 1 == id_
     with pytest.raises(SlowClient):
         await collect(slow)
+
+
+async def test_a_burst_beyond_the_limit_is_fine_for_a_consumer_that_reads(ends):
+    client, far = ends
+    answering = asyncio.create_task(collect(client.generate(order())))
+    id_ = await far.request()
+    burst = [ipc.Delta(id=id_, text="x" * 2 * MAX_BUFFERED_BYTES)] * 3 + [ipc.Delta(id=id_, text=DELTA)] * 64
+
+    await far.send(*burst, done(id_))
+
+    assert [*burst, done(id_)] == await answering
 
 
 # A worker that is gone

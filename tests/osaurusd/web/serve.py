@@ -30,7 +30,8 @@ class Answer:
         assert list(self.json) == ["error"]
         error = self.json["error"]
         assert list(error) == ["message", "type", "param", "code"]
-        assert error["type"] == ("invalid_request_error" if self.status < 500 else "server_error")
+        by_status = "invalid_request_error" if self.status < 500 else "server_error"
+        assert error["type"] == {429: "rate_limit_error"}.get(self.status, by_status)
         assert error["message"]
         return error
 

@@ -20,6 +20,7 @@ STATUS = {
     "unsupported_parameter": 400,
     "image_input_unsupported": 400,
     "context_length_exceeded": 400,
+    "request_exceeds_memory": 400,
     "import_failed": 400,
     "forbidden": 403,
     "model_not_found": 404,
@@ -32,6 +33,7 @@ STATUS = {
     "version_mismatch": 412,
     "request_too_large": 413,
     "unsupported_media_type": 415,
+    "queue_full": 429,
     "load_failed": 500,
     "internal_error": 500,
     "config_error": 500,
@@ -80,7 +82,7 @@ async def test_an_error_is_its_status_and_the_envelope(server, code, status):
     assert answer.status == status
     assert answer.error == {
         "message": "it went wrong",
-        "type": "invalid_request_error" if status < 500 else "server_error",
+        "type": {429: "rate_limit_error"}.get(status, "invalid_request_error" if status < 500 else "server_error"),
         "param": "messages[0]",
         "code": code,
     }
@@ -91,6 +93,12 @@ async def test_clients_are_told_not_to_try_again_where_it_is_no_use(server, code
     answer = await server.ask("GET", f"/fail/{code}")
     expected = "false" if code in ("load_failed", "internal_error") else None
     assert answer.headers.get("x-should-retry") == expected
+
+
+@pytest.mark.parametrize("code", STATUS)
+async def test_clients_are_told_when_to_try_again_where_it_is_worth_a_try(server, code):
+    answer = await server.ask("GET", f"/fail/{code}")
+    assert answer.headers.get("Retry-After") == ("1" if code == "queue_full" else None)
 
 
 async def test_an_unknown_path_is_a_404_that_names_it(server):

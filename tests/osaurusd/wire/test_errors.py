@@ -24,6 +24,8 @@ PROMISED = {
     "model_unloaded",
     "name_taken",
     "not_found",
+    "queue_full",
+    "request_exceeds_memory",
     "request_too_large",
     "shutting_down",
     "slow_client",

@@ -15,7 +15,7 @@ def network():
     """Makes a network of some kind, the same one always."""
     made = {}
 
-    def network(kind="full attention"):
+    def network(kind="llama"):
         if kind not in made:
             made[kind] = make_network(kind)
         return made[kind]

@@ -1,19 +1,19 @@
-"""Tiny random networks of several kinds, and what they must answer."""
+"""Tiny random networks of several kinds, what they must answer, and requests to ask it with."""
 
 import importlib
 
 import mlx.core as mx
 from mlx.utils import tree_map_with_path
-from mlx_lm.models.cache import make_prompt_cache
 
 from osaurusd import ipc
-from osaurusd.worker.engine import Sequence
-from osaurusd.worker.text import TextStream
+from osaurusd.worker.content import News
+from osaurusd.worker.request import Choice, Request
+from osaurusd.worker.sampling import Row
 
 VOCABULARY = 97
+WINDOW = 8
 
-_LLAMA = {
-    "model_type": "llama",
+_SIZES = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "intermediate_size": 64,
@@ -21,13 +21,43 @@ _LLAMA = {
     "num_key_value_heads": 1,
     "rms_norm_eps": 1e-5,
     "vocab_size": VOCABULARY,
-    "tie_word_embeddings": False,
 }
+_UNTIED = {**_SIZES, "tie_word_embeddings": False}
+_GEMMA = {**_SIZES, "head_dim": 16, "query_pre_attn_scalar": 16}
 
 CONFIGS = {
-    "full attention": _LLAMA,
-    "sliding window": {**_LLAMA, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
-    "convolutions": {
+    "llama": {**_UNTIED, "model_type": "llama"},
+    "qwen2": {**_UNTIED, "model_type": "qwen2"},
+    "qwen3": {
+        **_UNTIED,
+        "model_type": "qwen3",
+        "head_dim": 16,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 2048,
+    },
+    "gemma2": {**_GEMMA, "model_type": "gemma2"},
+    # Its layers have heads of different numbers.
+    "openelm": {
+        "model_type": "openelm",
+        "vocab_size": VOCABULARY,
+        "head_dim": 16,
+        "num_transformer_layers": 2,
+        "model_dim": 32,
+        "ffn_dim_divisor": 32,
+        "num_query_heads": [2, 4],
+        "num_kv_heads": [1, 2],
+        "ffn_multipliers": [1.0, 2.0],
+    },
+    # Sliding windows in every other layer.
+    "gemma3": {
+        **_GEMMA,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 4,
+        "sliding_window": WINDOW,
+        "sliding_window_pattern": 2,
+    },
+    # Convolutions in one layer, attention in the other.
+    "lfm2": {
         "model_type": "lfm2",
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -45,37 +75,57 @@ CONFIGS = {
         "intermediate_size": 64,
         "full_attn_idxs": [1],
     },
-    # Its caches cannot be merged into a batch.
-    "chunked attention": {
+    # A recurrent state and attention in each layer.
+    "falcon_h1": {
+        **_SIZES,
+        "model_type": "falcon_h1",
+        "head_dim": 16,
+        "mamba_d_ssm": 32,
+        "mamba_d_head": 16,
+        "mamba_n_heads": 2,
+        "mamba_d_state": 8,
+        "mamba_d_conv": 4,
+    },
+    # Attention in chunks; its caches cannot be merged into a batch.
+    "llama4": {
         "model_type": "llama4",
         "text_config": {
+            **_SIZES,
             "model_type": "llama4_text",
             "attention_bias": False,
-            "attention_chunk_size": 8,
+            "attention_chunk_size": WINDOW,
             "head_dim": 16,
-            "hidden_size": 32,
             "interleave_moe_layer_step": 1,
-            "intermediate_size": 64,
             "intermediate_size_mlp": 64,
             "max_position_embeddings": 2048,
-            "num_attention_heads": 2,
             "num_experts_per_tok": 1,
             "num_hidden_layers": 4,
-            "num_key_value_heads": 1,
             "num_local_experts": 2,
-            "rms_norm_eps": 1e-5,
             "rope_scaling": None,
             "rope_theta": 10000.0,
             "use_qk_norm": True,
-            "vocab_size": VOCABULARY,
         },
     },
 }
 
-BATCHABLE = ["full attention", "sliding window", "convolutions"]
+SLICEABLE = ["llama", "qwen2", "qwen3", "gemma2", "openelm"]
+"""Kinds whose caches can be cut at any token."""
+
+WITH_STATES = ["gemma3", "lfm2", "falcon_h1", "llama4"]
+
+BATCHABLE = [kind for kind in CONFIGS if kind != "llama4"]
+
+KINDS = list(CONFIGS)
 
 # Untrained layers hardly change what passes through them; with larger weights the whole prompt decides.
 _GAIN = 3.0
+
+PROMPT = [7, 8, 9]
+
+
+def tokens(count, start=0):
+    """A text of `count` tokens that does not repeat itself."""
+    return [(13 * at + at * at // 7 + at // 5) % (VOCABULARY - 1) for at in range(start, start + count)]
 
 
 def make_network(kind, seed=1):
@@ -114,12 +164,13 @@ def greedy_all(network, prompts, count, begun=()):
 _found = {}  # what is slow and asked for again and again; networks live as long as the tests
 
 
-def prefill(network, prompt):
-    """A cache that holds all of a prompt but its last token."""
-    cache = make_prompt_cache(network)
-    if len(prompt) > 1:
-        network(mx.array([prompt[:-1]]), cache=cache)
-    return cache
+def greedy_along(network, prompt, said):
+    """The most likely token after `prompt` and after each beginning of `said`, in one pass without any cache.
+
+    It is `said` itself if, and only if, that is the greedy continuation.
+    """
+    logits = network(mx.array([[*prompt, *said[:-1]]]))[0, len(prompt) - 1 :]
+    return mx.argmax(logits, axis=-1).tolist()
 
 
 class Watched:
@@ -148,28 +199,67 @@ class Watched:
     def __getattr__(self, name):
         return getattr(self._network, name)
 
+    @property
+    def prompt_chunks(self):
+        """The widths of the passes over more than one token."""
+        return [width for _, width in self.shapes if width > 1]
 
-class Numbers:
-    """A detokenizer that writes token 7 as `7 `."""
 
-    def __init__(self):
-        self.last_segment = ""
+class Saying:
+    """An answer that writes token 7 as `7 `.
 
-    def add_token(self, token):
-        self.last_segment = f"{token} "
+    Args:
+        stop: a token at which it is complete; not written.
+        spoils: a token that it cannot read.
+        unfinished: it cannot be finished.
+    """
 
-    def finalize(self):
-        self.last_segment = ""
+    def __init__(self, stop=None, spoils=None, unfinished=False):
+        self._stop = stop
+        self._spoils = spoils
+        self._unfinished = unfinished
+        self.scores = []
+        self.stopped = False
+        self.called = False
+        self.reasoning_tokens = 0
+
+    def add(self, token, score=None):
+        self.scores.append(score)
+        if token == self._spoils:
+            raise ValueError("unreadable")
+        if token == self._stop:
+            self.stopped = True
+            return None
+        return News(text=written([token]))
+
+    def finish(self, *, cut):
+        if self._unfinished:
+            raise ValueError("unfinished")
+        return News(text="cut ") if cut else None
 
 
 def written(tokens):
     return "".join(f"{token} " for token in tokens)
 
 
-GREEDY = ipc.Sampling(temperature=0, top_p=1)
+def said_in(text):
+    """The tokens of an answer's text."""
+    return [int(word) for word in text.split() if word.isdigit()]
 
 
-def sequence(id_, prompt, max_tokens=8, sampling=GREEDY, stop=()):
-    return Sequence(
-        id=id_, prompt=list(prompt), max_tokens=max_tokens, sampling=sampling, text=TextStream(Numbers(), stop)
-    )
+GREEDY = ipc.Sampling(temperature=0)
+
+
+def request(
+    id_, prompt, max_tokens=8, sampling=GREEDY, *, n=1, scored=None, answer=Saying, constraint=None, **properties
+):
+    """A request with `n` answers; `properties` are those of Request."""
+    choices = [
+        Choice(
+            index,
+            Row(sampling, prompt=prompt, scored=scored, entropy=1000 * id_ + 7, number=index, constraint=constraint),
+            answer(),
+        )
+        for index in range(n)
+    ]
+    return Request(id=id_, prompt=list(prompt), choices=choices, max_tokens=max_tokens, **properties)

@@ -4,8 +4,9 @@ import pytest
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from osaurusd import ipc
-from osaurusd.errors import ContextLengthExceeded, InvalidRequest
+from osaurusd.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from osaurusd.worker import prompts
+from tests.osaurusd.worker import families
 
 NO_SYSTEM = (
     "{% for message in messages %}"
@@ -25,8 +26,14 @@ ALTERNATING = (
 
 
 def chat(*turns):
-    """Messages from pairs of role and content."""
-    return [ipc.Message(role=role, content=content) for role, content in turns]
+    """A chat from pairs of role and content."""
+    return ipc.Chat(messages=[ipc.Message(role=role, content=content) for role, content in turns])
+
+
+@pytest.fixture(scope="module")
+def family(tiny_folder, tmp_path_factory):
+    """Makes the tokenizer of a family of models."""
+    return families.maker(tiny_folder, tmp_path_factory.mktemp("families"))
 
 
 @pytest.fixture
@@ -51,7 +58,7 @@ def test_the_chat_template_is_applied_with_a_generation_prompt(tokenizer):
 
     expected = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.encode(expected, add_special_tokens=False) == prompt.tokens
-    assert prompt.stop == []
+    assert (prompt.stop, prompt.boundary, prompt.thinking) == ([], None, False)
 
 
 def test_special_tokens_of_the_template_are_single_tokens(tokenizer):
@@ -166,3 +173,231 @@ def test_a_prompt_must_leave_room_for_one_token(tokenizer):
 
 def test_a_model_that_says_nothing_of_its_context_takes_any_prompt(tokenizer):
     assert len(prompts.encode(tokenizer, chat(("user", "word " * 3000)), None).tokens) > 3000
+
+
+@pytest.mark.parametrize("prompt", [ipc.Text(text="word " * 300), ipc.Tokens(tokens=[5] * 300)])
+def test_a_plain_prompt_that_leaves_no_room_is_refused(tokenizer, prompt):
+    with pytest.raises(ContextLengthExceeded, match=r"\b256 tokens.*\b30\d tokens") as caught:
+        prompts.encode(tokenizer, prompt, 256)
+
+    assert caught.value.param == "prompt"
+
+
+# Template variables
+
+
+def test_variables_reach_the_template(family):
+    tokenizer = family("qwen3")
+    quiet = ipc.Chat(messages=chat(("user", "hi")).messages, template={"enable_thinking": False})
+
+    assert tokenizer.decode(prompts.encode(tokenizer, quiet, None).tokens).endswith("<think>\n\n</think>\n\n")
+    assert "<think>" not in render(tokenizer, ("user", "hi"))
+
+
+@pytest.mark.parametrize("name", ["chat_template", "tokenize", "tools", "messages"])
+def test_what_is_no_variable_is_refused_by_name(tokenizer, name):
+    with pytest.raises(InvalidRequest, match=name) as caught:
+        prompts.encode(tokenizer, ipc.Chat(messages=chat(("user", "hi")).messages, template={name: "x"}), None)
+
+    assert caught.value.param == f"chat_template_kwargs.{name}"
+
+
+def test_a_template_that_fails_in_some_other_way_is_the_requests_fault(with_template):
+    with pytest.raises(InvalidRequest) as caught:
+        render(with_template("{{ messages[0].content + 1 }}"), ("user", "hi"))
+
+    assert caught.value.param == "messages"
+
+
+# Tools
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+
+
+def used_tool(arguments='{"city": "Oslo"}', **fields):
+    """A chat in which the assistant asked for the weather and the user says thanks."""
+    call = ipc.ToolCall(id="call_1", name="weather", arguments=arguments)
+    return ipc.Chat(
+        messages=[
+            ipc.Message(role="user", content="And in Oslo?"),
+            ipc.Message(role="assistant", tool_calls=[call]),
+            ipc.Message(role="tool", content="rain", name="weather", tool_call_id="call_1"),
+            ipc.Message(role="user", content="Thanks."),
+        ],
+        tools=[WEATHER],
+        **fields,
+    )
+
+
+def test_tools_calls_and_results_reach_a_template_that_knows_them(family):
+    tokenizer = family("qwen3")
+
+    text = tokenizer.decode(prompts.encode(tokenizer, used_tool(), None).tokens)
+
+    assert '"name": "weather", "parameters"' in text
+    assert '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>' in text
+    assert "<|im_start|>tool\nrain<|im_end|>" in text
+    assert "You can call functions" not in text
+
+
+def test_arguments_that_are_no_json_reach_the_template_as_they_are(family):
+    tokenizer = family("qwen3")
+
+    text = tokenizer.decode(prompts.encode(tokenizer, used_tool("{oops"), None).tokens)
+
+    assert '"arguments": "{oops"' in text
+
+
+def test_arguments_are_text_for_a_template_that_takes_them_so(family):
+    tokenizer = family("deepseek-r1")
+
+    text = tokenizer.decode(prompts.encode(tokenizer, used_tool(), None).tokens)
+
+    assert '```json\n{"city": "Oslo"}\n```' in text
+
+
+def test_a_template_that_knows_no_tools_gets_all_of_it_as_text(tokenizer):
+    text = tokenizer.decode(prompts.encode(tokenizer, used_tool(), None).tokens)
+
+    head, rest = text.split("<|im_end|>\n", 1)
+    assert '{"name": "weather", "parameters"' in head
+    assert "<tool_call>" in head
+    assert rest == (
+        "<|im_start|>user\nAnd in Oslo?<|im_end|>\n"
+        "<|im_start|>assistant\n<tool_call>\n"
+        '{"name": "weather", "arguments": {"city": "Oslo"}}\n'
+        "</tool_call><|im_end|>\n"
+        "<|im_start|>user\nResult of weather:\nrain\n\nThanks.<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_tools_are_explained_after_what_the_system_turn_says(tokenizer):
+    system = ipc.Message(role="system", content="Be brief.")
+    told = ipc.Chat(messages=[system, *used_tool().messages], tools=[WEATHER])
+
+    text = tokenizer.decode(prompts.encode(tokenizer, told, None).tokens)
+
+    assert text.startswith("<|im_start|>system\nBe brief.\n\nYou can call functions.")
+    assert text.count("<|im_start|>system") == 1
+
+
+def test_results_are_text_also_where_no_tool_is_offered_any_more(tokenizer):
+    text = tokenizer.decode(prompts.encode(tokenizer, ipc.Chat(messages=used_tool().messages), None).tokens)
+
+    assert "Result of weather:\nrain" in text
+    assert "You can call functions" not in text
+
+
+def test_without_a_template_tools_are_explained_too(with_template):
+    tokenizer = with_template(None)
+
+    assert "system: You can call functions." in tokenizer.decode(prompts.encode(tokenizer, used_tool(), None).tokens)
+
+
+def test_an_earlier_thought_reaches_the_template(with_template):
+    tokenizer = with_template("{% for m in messages %}[{{ m.reasoning_content }}]{{ m.content }}{% endfor %}")
+    turns = [ipc.Message(role="assistant", content="Yes.", reasoning="hm")]
+
+    assert "[hm]Yes." == tokenizer.decode(prompts.encode(tokenizer, ipc.Chat(messages=turns), None).tokens)
+
+
+# Thoughts
+
+
+def test_a_prompt_that_opens_a_thought_says_so(family):
+    assert prompts.encode(family("deepseek-r1"), chat(("user", "hi")), None).thinking
+
+
+@pytest.mark.parametrize("text", ["hi", "What does <think> mean?", "<think>", "<think>\n"])
+def test_a_thought_is_not_opened_by_what_the_user_says(family, text):
+    assert not prompts.encode(family("qwen3"), chat(("user", text)), None).thinking
+
+
+def test_a_thought_that_the_prompt_closes_is_not_open(family):
+    quiet = ipc.Chat(messages=chat(("user", "hi")).messages, template={"enable_thinking": False})
+
+    assert not prompts.encode(family("qwen3"), quiet, None).thinking
+
+
+# Boundaries
+
+
+@pytest.mark.parametrize("last", ["Hi", "0", "1", "\n\nso"])
+def test_the_boundary_is_where_the_last_user_turn_begins(tokenizer, last):
+    turns = [("system", "s"), ("user", "one"), ("assistant", "two"), ("user", last)]
+
+    prompt = prompts.encode(tokenizer, chat(*turns), None, find_boundary=True)
+
+    before, after = (
+        tokenizer.decode(prompt.tokens[: prompt.boundary]),
+        tokenizer.decode(prompt.tokens[prompt.boundary :]),
+    )
+    assert "two<|im_end|>\n<|im_start|>user" in before
+    assert before + after == render(tokenizer, *turns)
+    assert last.strip() in after
+
+
+def test_the_boundary_stands_before_what_was_folded_into_the_user_turn(with_template):
+    tokenizer = with_template(NO_SYSTEM)
+
+    prompt = prompts.encode(tokenizer, chat(("system", "Be brief."), ("user", "Hi")), None, find_boundary=True)
+
+    assert "Hi" not in tokenizer.decode(prompt.tokens[: prompt.boundary])
+
+
+def test_without_a_user_turn_there_is_no_boundary(tokenizer):
+    assert prompts.encode(tokenizer, chat(("system", "s")), None, find_boundary=True).boundary is None
+
+
+# Text and tokens
+
+
+def test_text_is_continued_as_it_stands(tokenizer):
+    assert tokenizer.encode("Once upon") == prompts.encode(tokenizer, ipc.Text(text="Once upon"), None).tokens
+
+
+def test_nothing_is_continued_as_the_beginning_of_a_document(tokenizer):
+    assert [tokenizer.bos_token_id] == prompts.encode(tokenizer, ipc.Text(text=""), None).tokens
+
+
+def test_tokens_are_taken_as_they_are(tokenizer):
+    assert [5, 49151, 0] == prompts.encode(tokenizer, ipc.Tokens(tokens=[5, 49151, 0]), None).tokens
+
+
+@pytest.mark.parametrize("tokens", [[5, 49152], [-1]])
+def test_tokens_outside_the_vocabulary_are_refused(tokenizer, tokens):
+    with pytest.raises(InvalidRequest, match="0 to 49151") as caught:
+        prompts.encode(tokenizer, ipc.Tokens(tokens=tokens), None)
+
+    assert caught.value.param == "prompt"
+
+
+def test_no_tokens_are_refused(tokenizer):
+    with pytest.raises(InvalidRequest, match="empty prompt") as caught:
+        prompts.encode(tokenizer, ipc.Tokens(tokens=[]), None)
+
+    assert caught.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("qwen-coder", "<|fim_prefix|>def f(<|fim_suffix|>): pass<|fim_middle|>"),
+        ("codestral", "[SUFFIX]): pass[PREFIX]def f("),
+    ],
+)
+def test_a_suffix_is_put_in_the_form_of_the_model(family, name, expected):
+    tokenizer = family(name)
+
+    prompt = prompts.encode(tokenizer, ipc.Text(text="def f(", suffix="): pass"), None)
+
+    assert expected == tokenizer.decode(prompt.tokens)
+    assert tokenizer.encode(expected) == prompt.tokens
+
+
+def test_a_suffix_is_refused_where_the_model_cannot_fill_in(tokenizer):
+    with pytest.raises(UnsupportedParameter, match="filling in") as caught:
+        prompts.encode(tokenizer, ipc.Text(text="a", suffix="b"), None)
+
+    assert caught.value.param == "suffix"

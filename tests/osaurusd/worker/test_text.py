@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from osaurusd.worker.text import StopMatcher, TextStream
+from osaurusd.worker.text import StopMatcher
 
 
 def feed(stop, *pieces):
@@ -22,9 +22,6 @@ def cuts(text):
             else:
                 pieces[-1] += letter
         yield pieces
-
-
-# Stop strings
 
 
 def test_without_stop_strings_text_passes_at_once():
@@ -69,6 +66,19 @@ def test_of_several_stop_strings_the_earliest_wins():
     assert (["a "], True) == feed(["one", "two"], "a two b one")
 
 
+def test_a_stop_string_waits_for_a_longer_one_that_began_before_it():
+    assert (["x", "", ""], True) == feed(["abcd", "bc"], "xab", "c", "d")
+    assert (["x", "", "a"], True) == feed(["abcd", "bc"], "xab", "c", "e")
+
+
+def test_a_stop_string_that_waited_in_vain_ends_the_text():
+    matcher = StopMatcher(["abcd", "bc"])
+
+    assert matcher.feed("xabc") == "x"
+    assert matcher.flush() == "a"
+    assert matcher.matched
+
+
 def test_the_longest_possible_beginning_is_held():
     assert (["x", "", "abc!"], False) == feed(["abcd", "bx"], "xab", "c", "!")
 
@@ -93,6 +103,10 @@ def test_nothing_is_left_after_a_match():
         (["END", "STOP"], "xENSTOPEND", "xEN"),
         (["恐竜"], "x恐恐竜y", "x恐"),
         (["zz"], "no stop here", "no stop here"),
+        (["abcd", "bc"], "xabcd", "x"),
+        (["abcd", "bc"], "xabce", "xa"),
+        (["abcd", "bc"], "xabc", "xa"),
+        (["abcdef", "cde", "d"], "abcdeg", "ab"),
     ],
 )
 def test_it_does_not_matter_how_the_text_is_cut(stop, text, expected):
@@ -107,104 +121,3 @@ def test_it_does_not_matter_how_the_text_is_cut(stop, text, expected):
             emitted += matcher.flush()
 
         assert expected == emitted, pieces
-
-
-# With a real tokenizer
-
-
-@pytest.fixture
-def tokens(tokenizer):
-    """The tokens of a text."""
-    return lambda text: tokenizer.encode(text, add_special_tokens=False)
-
-
-@pytest.fixture
-def stream(tokenizer):
-    """Makes text streams."""
-    return lambda *stop: TextStream(tokenizer.detokenizer, stop)
-
-
-def add_all(stream, tokens):
-    """All that is emitted, up to the stop string if there is one."""
-    pieces = []
-    for token in tokens:
-        pieces.append(stream.add(token))
-        if stream.stopped:
-            return pieces
-    return [*pieces, stream.finish()]
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["The capital of France is Paris.", "  indented\n\n\tcode()  ", "naïve café", "恐竜 🦕🦖 Ω", "a\u200db 👩‍👩‍👧"],
-)
-def test_text_comes_out_as_it_went_in_but_for_a_space_at_its_beginning(stream, tokens, text):
-    assert text.removeprefix(" ") == "".join(add_all(stream(), tokens(text)))
-
-
-def test_a_character_of_several_tokens_comes_out_whole(stream, tokens):
-    text = "x🦕y🦖"
-    assert len(tokens(text)) > len(text), "this text must have characters of several tokens"
-
-    pieces = add_all(stream(), tokens(text))
-
-    assert "".join(pieces) == text
-    assert not any("\ufffd" in piece for piece in pieces)
-
-
-def test_an_answer_that_ends_inside_a_character_keeps_what_came_before(stream, tokens):
-    cut = tokens("dino 🦕")[:-1]
-
-    text = "".join(add_all(stream(), cut))
-
-    assert text.startswith("dino ")
-    assert "🦕" not in text
-
-
-def test_a_stop_string_over_token_borders_is_found_and_never_emitted(stream, tokens):
-    text = "one two three four five"
-    assert len(tokens(text)) > 3
-    for start in range(4, 15):
-        for length in range(2, 9):
-            stop = text[start : start + length]
-
-            streaming = stream(stop)
-            emitted = "".join(add_all(streaming, tokens(text)))
-
-            assert text[: text.index(stop)] == emitted
-            assert streaming.stopped
-
-
-def test_a_stop_string_may_be_a_character_of_several_tokens(stream, tokens):
-    assert len(tokens("🦕")) > 1
-    streaming = stream("🦕")
-
-    assert "".join(add_all(streaming, tokens("a dino 🦕 and more"))) == "a dino "
-    assert streaming.stopped
-
-
-def test_what_looked_like_a_stop_string_is_emitted_in_the_end(stream, tokens):
-    streaming = stream("four five six")
-
-    assert "".join(add_all(streaming, tokens("three four five"))) == "three four five"
-    assert not streaming.stopped
-
-
-def test_a_stop_string_that_the_last_token_completes_late_is_found(stream, tokens):
-    # A lone space stays in the detokenizer until it is certain that nothing follows.
-    ids = tokens("the end ")
-    assert "the end " == "".join(add_all(stream(), ids))
-    streaming = stream("end ")
-
-    assert "".join(add_all(streaming, ids)) == "the "
-    assert streaming.stopped
-
-
-def test_streams_do_not_share_anything(stream, tokens):
-    first, second = stream(), stream()
-    one, two = tokens("one two three"), tokens("red green blue")
-
-    pairs = [(first.add(a), second.add(b)) for a, b in zip(one, two, strict=True)]
-
-    assert "".join(a for a, _ in pairs) + first.finish() == "one two three"
-    assert "".join(b for _, b in pairs) + second.finish() == "red green blue"

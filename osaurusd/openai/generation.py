@@ -1,0 +1,52 @@
+"""What chats and legacy completions do alike: find the model, and have its worker answer."""
+
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+
+from aiohttp import web
+
+from osaurusd import ipc
+from osaurusd.catalog.record import ModelRecord
+from osaurusd.errors import InvalidRequest, ModelNotFound
+from osaurusd.openai import batch
+from osaurusd.openai.render.envelope import Envelope
+from osaurusd.pool.client import Event
+from osaurusd.pool.pool import Pool
+from osaurusd.web import keys
+
+
+async def find(request: web.Request, model: str | None) -> ModelRecord:
+    """The model asked for, or the default one where none is named or, if the config says so, a stranger is.
+
+    Raises:
+        ModelNotFound: it is not here; InvalidRequest: none is named, and there is no default.
+    """
+    catalog, config = request.app[keys.CATALOG], request.app[keys.SETTINGS].config
+    if not model:
+        if config.default_model is None:
+            raise InvalidRequest(
+                "`model`: is required; `GET /models` lists them, and `default_model` in the config serves requests "
+                "without",
+                param="model",
+            )
+        return await catalog.find(config.default_model)
+    try:
+        return await catalog.find(model)
+    except ModelNotFound:
+        if config.default_for_unknown and config.default_model is not None:
+            return await catalog.find(config.default_model)
+        raise
+
+
+def envelope(kind: str, record: ModelRecord) -> Envelope:
+    """The envelope of a new reply; `kind` is what its id begins with."""
+    return Envelope(id=f"{kind}-{uuid.uuid4().hex}", created=int(time.time()), model=record.name)
+
+
+async def events(pool: Pool, record: ModelRecord, orders: Sequence[ipc.Generate]) -> AsyncGenerator[Event]:
+    """The worker's events as `batch.run` yields them; closing this, as an aborted handler does, cancels the request."""
+    async with pool.lease(record) as worker, contextlib.aclosing(batch.run(worker, orders)) as found:
+        async for event in found:
+            yield event

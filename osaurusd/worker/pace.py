@@ -1,0 +1,53 @@
+"""How many prompt tokens to process at a time: few while others wait for their next token, many when nobody does."""
+
+from dataclasses import dataclass
+
+# Running streams stall no longer than `stall_seconds` or this many of their own steps, whichever is longer ...
+STALL_STEPS = 6
+# ... and no longer than this many of their steps where passes that short are worth their while.
+AIM_STEPS = 5
+
+# A pass with fewer tokens than this takes about as long as one with as many, for the weights are read all the same.
+WORTHWHILE_TOKENS = 64
+
+# With nobody waiting: long passes, but a cancelled prompt or a new one is looked at this often.
+ALONE_SECONDS = 0.5
+
+LEAST_TOKENS = 16
+MOST_TOKENS = 2048
+_MULTIPLE = 16
+
+# How much a new measurement counts.
+_WEIGHT = 0.3
+
+
+@dataclass
+class Pace:
+    """Seconds that a decode step and a prompt token take, as measured lately; and how long streams may stall."""
+
+    token_seconds: float
+    stall_seconds: float = 0.2
+    step_seconds: float = 0.0
+
+    def decoded(self, seconds: float) -> None:
+        """A decode step took this long, with nothing else in between."""
+        self.step_seconds = _blend(self.step_seconds, seconds)
+
+    def prefilled(self, tokens: int, seconds: float) -> None:
+        """A pass over `tokens` prompt tokens took this long."""
+        if tokens >= LEAST_TOKENS:
+            self.token_seconds = _blend(self.token_seconds, seconds / tokens)
+
+    def tokens(self, *, shared: bool) -> int:
+        """Prompt tokens to process before the next decode step; `shared` if there are sequences that wait for it."""
+        seconds = self._shared_seconds() if shared else ALONE_SECONDS
+        tokens = int(seconds / self.token_seconds) // _MULTIPLE * _MULTIPLE
+        return min(max(tokens, LEAST_TOKENS), MOST_TOKENS)
+
+    def _shared_seconds(self) -> float:
+        aim = max(AIM_STEPS * self.step_seconds, WORTHWHILE_TOKENS * self.token_seconds)
+        return min(aim, max(self.stall_seconds, STALL_STEPS * self.step_seconds))
+
+
+def _blend(before: float, now: float) -> float:
+    return now if not before else before + _WEIGHT * (now - before)

@@ -1,0 +1,160 @@
+"""Prefill: prompts on their way into caches of their own, a chunk at a time, in turns."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from osaurusd.worker import caches
+from osaurusd.worker.caches import Layout
+from osaurusd.worker.likelihood import Score
+from osaurusd.worker.pace import Pace
+from osaurusd.worker.prefix import BLOCK_TOKENS, PrefixCache, Tokens
+from osaurusd.worker.request import Run
+from osaurusd.worker.sampling import score
+
+# The last pass yields the logits to go on from. Computing those of all its tokens costs little while they are this few.
+LAST_PASS_TOKENS = 64
+LAST_PASS_LEAST = 32
+
+# Taking over less than this is not worth waiting for, nor keeping a state for.
+WORTH_SHARING = 64
+
+# The shortest prompt has its turn first; the longest-waiting one at the latest after being passed over this often.
+MOST_PASSED_OVER = 3
+
+# Logits of a whole vocabulary for each token: the chunk bounds their bytes.
+SCORING_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a pass did: prompt tokens processed, and the logits [1, vocabulary] after the last one if it was that."""
+
+    tokens: int
+    logits: mx.array | None
+
+
+class Prefiller:
+    """Takes runs forward, one chunk at a time, and keeps what they have in common for those that come after."""
+
+    def __init__(self, network: Any, layout: Layout, prefix: PrefixCache, pace: Pace) -> None:
+        self._network = network
+        self._layout = layout
+        self._prefix = prefix
+        self._pace = pace
+        self.runs: list[Run] = []
+
+    def next_run(self) -> Run | None:
+        """Whose turn it is: the one with the least left to do, unless one was passed over too often."""
+        for run in self.runs:
+            if not run.started and not self._waits_for_another(run):
+                self._begin(run)
+        ready = [run for run in self.runs if run.started]
+        if not ready:
+            return None
+        starving = [run for run in ready if run.passed_over >= MOST_PASSED_OVER]
+        chosen = starving[0] if starving else min(ready, key=lambda run: run.left)
+        for run in ready:
+            run.passed_over += 1
+        chosen.passed_over = 0
+        return chosen
+
+    def advance(self, run: Run, most: int) -> Progress:
+        """One forward pass over at most `most` tokens of a run that has begun."""
+        mx.synchronize()  # a decode step may be under way; it is not this pass that takes its time
+        started = time.perf_counter()
+        if run.scoring:
+            progress = self._scoring_pass(run)
+        elif run.left <= max(min(LAST_PASS_TOKENS, most), 1):
+            progress = self._last_pass(run)
+        else:
+            progress = self._pass(run, most)
+        self._pace.prefilled(progress.tokens, time.perf_counter() - started)
+        return progress
+
+    def _begin(self, run: Run) -> None:
+        run.started = True
+        limit = 0 if run.scoring else len(run.tokens) - 1
+        match = self._prefix.find(run.tokens, limit)
+        run.cache = caches.restore(self._layout, self._network, match.blocks, match.length, match.states)
+        run.prefilled = match.length
+        if run.request.cached_tokens is None:
+            run.request.cached_tokens = match.length
+        if self._layout.has_states and self._prefix.enabled:
+            run.stops = self._stops(run, match.shared)
+
+    def _stops(self, run: Run, shared: int) -> list[int]:
+        """Where to keep states: where it leaves an earlier prompt, where the next may leave it, near its end."""
+        wanted = {shared, run.request.boundary or 0, max(len(run.tokens) - LAST_PASS_LEAST, 0)}
+        first = run.prefilled + WORTH_SHARING
+        return sorted((at for at in wanted if first <= at < len(run.tokens)), reverse=True)
+
+    def _waits_for_another(self, run: Run) -> bool:
+        """Whether one that is under way is about to process what this one begins with too."""
+        if self._layout.has_states or not self._prefix.enabled or run.scoring:
+            return False
+        others = [other for other in self.runs if other.started and not other.scoring]
+        commons = [(_common(run.tokens, other.tokens), other.prefilled) for other in others]
+        coming = max((common for common, there in commons if there < common), default=0)
+        if coming < WORTH_SHARING:
+            return False
+        return coming - self._prefix.find(run.tokens, len(run.tokens) - 1).length >= WORTH_SHARING
+
+    def _pass(self, run: Run, most: int) -> Progress:
+        count = min(most, max(run.left - LAST_PASS_LEAST, 1))
+        if run.stops:
+            count = min(count, run.stops[-1] - run.prefilled)
+        self._network(_part(run, count), cache=run.cache)
+        mx.eval([layer.state for layer in run.cache])
+        self._passed(run, count)
+        return Progress(count, None)
+
+    def _last_pass(self, run: Run) -> Progress:
+        count = run.left
+        logits = self._network(_part(run, count), cache=run.cache)[:, -1, :]
+        mx.eval(logits, [layer.state for layer in run.cache])
+        self._passed(run, count)
+        return Progress(count, logits)
+
+    def _scoring_pass(self, run: Run) -> Progress:
+        """A pass that scores each token of the prompt by the logits before it."""
+        count = min(SCORING_TOKENS, run.left)
+        logits = self._network(_part(run, count), cache=run.cache)[0]
+        following = run.tokens[run.prefilled + 1 : run.prefilled + count + 1]
+        most = run.choices[0].row.scored or 0
+        if len(following):
+            run.scores += _scores(logits[: len(following)], following, most)
+        mx.eval(logits, [layer.state for layer in run.cache])
+        run.prefilled += count
+        return Progress(count, None if run.left else logits[-1:])
+
+    def _passed(self, run: Run, count: int) -> None:
+        blocks_before = run.prefilled // BLOCK_TOKENS
+        run.prefilled += count
+        at_stop = bool(run.stops) and run.stops[-1] == run.prefilled
+        awaited = any(not other.started for other in self.runs)
+        if not (at_stop or awaited or not run.left or run.prefilled // BLOCK_TOKENS > blocks_before):
+            return
+        done = run.tokens[: run.prefilled]
+        self._prefix.insert(done, lambda start, end: caches.pack(self._layout, run.cache, start, end))
+        if at_stop:
+            run.stops.pop()
+            self._prefix.insert_state(done, caches.keep_states(run.cache))
+
+
+def _part(run: Run, count: int) -> mx.array:
+    return mx.array(run.tokens[run.prefilled : run.prefilled + count])[None]
+
+
+def _common(one: Tokens, other: Tokens) -> int:
+    """How many tokens both begin with alike."""
+    length = min(len(one), len(other))
+    different = np.flatnonzero(one[:length] != other[:length])
+    return int(different[0]) if len(different) else length
+
+
+def _scores(logits: mx.array, tokens: Tokens, most: int) -> list[Score]:
+    return score(logits, mx.array(tokens), most, list(range(len(tokens)))).told()

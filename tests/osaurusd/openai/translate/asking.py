@@ -1,0 +1,37 @@
+"""Requests as clients send them, made orders."""
+
+import msgspec
+
+from osaurusd.catalog.record import GenerationDefaults
+from osaurusd.config import Defaults
+from osaurusd.openai.schema.chat import ChatRequest
+from osaurusd.openai.schema.completions import CompletionRequest
+from osaurusd.openai.translate import chat, completions
+from osaurusd.web import body
+
+TALK = [{"role": "user", "content": "Hello"}]
+
+
+def chat_order(model=None, defaults=None, **fields):
+    """The order for a chat with these fields."""
+    request = body.decode(msgspec.json.encode({"messages": TALK, **fields}), ChatRequest)
+    return chat.order(request, model or GenerationDefaults(), defaults or Defaults())
+
+
+def completion_orders(model=None, defaults=None, **fields):
+    """The orders for a legacy completion with these fields."""
+    request = body.decode(msgspec.json.encode(fields), CompletionRequest)
+    return completions.orders(request, model or GenerationDefaults(), defaults or Defaults())
+
+
+def tool(name="f", **fields):
+    """A tool as clients send it."""
+    return {"type": "function", "function": {"name": name, **fields}}
+
+
+def nested(depth):
+    """Objects in each other, this many."""
+    value = {}
+    for _ in range(depth - 1):
+        value = {"a": value}
+    return value
