@@ -170,6 +170,7 @@ class Engine:
         most = self._memory.most_tokens(self._together(request))
         if most is not None:
             self._bound(request, most)
+        self._admit()  # those who can start do not wait
         if len(self._waiting) >= self._limits.max_waiting:
             raise QueueFull(f"{len(self._waiting)} requests are waiting for this model already; try again later")
 

@@ -66,10 +66,10 @@ def _call_rules(names: list[str], offered: list[dict[str, Any]]) -> Iterator[str
         if name not in by_name:
             raise InvalidRequest(f"`tool_choice`: there is no tool {name!r}", param="tool_choice")
         yield f'call_{at}: {json.dumps(tools.head(name))} arguments_{at} "}}"'
-        yield _json_rule(f"arguments_{at}", _arguments(by_name[name]), "tools")
+        yield _json_rule(f"arguments_{at}", _arguments(by_name[name]), "tools", of=f" of {name!r}")
 
 
-def _json_rule(name: str, schema: dict[str, Any], param: str) -> str:
+def _json_rule(name: str, schema: dict[str, Any], param: str, of: str = "") -> str:
     """A rule for JSON that the schema accepts.
 
     Raises:
@@ -80,21 +80,22 @@ def _json_rule(name: str, schema: dict[str, Any], param: str) -> str:
         text = json.dumps({**schema, "x-guidance": _OPTIONS})
         error = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text), limits=LIMITS)
     except (ValueError, RecursionError) as failure:
-        raise refused(str(failure), param) from failure
+        raise refused(str(failure), param, of) from failure
     if error and not error.startswith("WARNING"):
-        raise refused(error, param)
+        raise refused(error, param, of)
     return f"{name}: %json {text}"
 
 
-def refused(reason: str, param: str) -> InvalidRequest:
-    return InvalidRequest(f"`{param}`: a schema cannot be used: {reason[:_MAX_REASON]}", param=param)
+def refused(reason: str, param: str, of: str = "") -> InvalidRequest:
+    """The error for a schema that answers cannot be held to. `of` says whose it is, with a space before it."""
+    return InvalidRequest(f"`{param}`: the schema{of} cannot be used: {reason[:_MAX_REASON]}", param=param)
 
 
 def _arguments(function: dict[str, Any]) -> dict[str, Any]:
     """What the arguments of a function have to be: an object, and only of what the function names, if it does."""
     schema = function.get("parameters") or {"properties": {}}
     if not isinstance(schema, dict) or schema.get("type", "object") != "object":
-        raise refused(f"that of {function['name']!r} is not of the type `object`", "tools")
+        raise refused("arguments are of the type `object`", "tools", f" of {function['name']!r}")
     if "properties" in schema and not schema.keys() & _COMBINING:
         return {"type": "object", "additionalProperties": False, **schema}
     return {"type": "object", **schema}
@@ -109,8 +110,9 @@ def _check(schema: dict[str, Any]) -> None:
     for part in _parts(schema):
         least = part.get("minProperties", 0)
         # Of keys that the schema does not spell out, llguidance lets a model repeat one.
-        if isinstance(least, int) and least > 1 and part.get("additionalProperties") is not False:
-            raise ValueError("`minProperties` above 1 needs `additionalProperties: false`")
+        spelled_out = part.get("additionalProperties") is False and "patternProperties" not in part
+        if isinstance(least, int) and least > 1 and not spelled_out:
+            raise ValueError("`minProperties` above 1 needs `properties` and `additionalProperties: false`")
 
 
 def _parts(schema: Any) -> Iterator[dict[str, Any]]:

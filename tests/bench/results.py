@@ -8,9 +8,13 @@ Key = tuple[str, str, str, str]
 
 @dataclass
 class Results:
-    """The values of every round."""
+    """The values of every turn: the nth ones of two parties were measured one after the other.
+
+    `busy` are the shares of the processors that other programs took just before each turn, when all of ours were idle.
+    """
 
     runs: dict[Key, list[float]] = field(default_factory=dict)
+    busy: list[float] = field(default_factory=list)
     failures: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def add(self, model: str, part: str, party: str, figures: dict[str, float]) -> None:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import psutil
+
 from tests import daemons
 from tests.bench import parts, servers, startup
 from tests.bench.figures import OURS, RAW, THEIRS
@@ -26,6 +28,7 @@ BOTH: Mapping[str, Measurement] = {
 OURS_ONLY: Mapping[str, Measurement] = {"seeded": parts.seeded, "constrained": parts.constrained}
 
 STARTS = 7
+IDLE_SECONDS = 0.2
 
 TURNS = {"decode": 2}
 """Turns a round of the parts that are quick and whose aims are narrow; the others have one."""
@@ -90,6 +93,7 @@ def _take_turns(model: str, work: Work, rounds: int, results: Results) -> None:
 
 
 def _measure(model: str, part: str, party: str, work: Callable[[], Figures], when: str, results: Results) -> None:
+    results.busy.append(psutil.cpu_percent(IDLE_SECONDS) / 100)
     try:
         figures = work()
     except Exception as error:  # noqa: BLE001  one part that fails must not cost the others

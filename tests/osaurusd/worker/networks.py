@@ -85,6 +85,8 @@ CONFIGS = {
         "mamba_n_heads": 2,
         "mamba_d_state": 8,
         "mamba_d_conv": 4,
+        "embedding_multiplier": 1.0,
+        "lm_head_multiplier": 1.0,
     },
     # Attention in chunks; its caches cannot be merged into a batch.
     "llama4": {
@@ -113,7 +115,9 @@ SLICEABLE = ["llama", "qwen2", "qwen3", "gemma2", "openelm"]
 
 WITH_STATES = ["gemma3", "lfm2", "falcon_h1", "llama4"]
 
-BATCHABLE = [kind for kind in CONFIGS if kind != "llama4"]
+# mlx_lm's gemma2 lays masks of several sequences over the wrong axis.
+BATCHABLE = [kind for kind in CONFIGS if kind not in ("llama4", "gemma2")]
+"""Kinds that give sequences in a batch what each gets alone."""
 
 KINDS = list(CONFIGS)
 
@@ -162,6 +166,13 @@ def greedy_all(network, prompts, count, begun=()):
 
 
 _found = {}  # what is slow and asked for again and again; networks live as long as the tests
+
+
+def logprobs_along(network, prompt, said):
+    """The log-probability of each token of `said`, found the same way."""
+    logits = network(mx.array([[*prompt, *said[:-1]]]))[0, len(prompt) - 1 :]
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    return mx.take_along_axis(logprobs, mx.array(said)[:, None], axis=-1)[:, 0].tolist()
 
 
 def greedy_along(network, prompt, said):
@@ -236,6 +247,56 @@ class Saying:
         if self._unfinished:
             raise ValueError("unfinished")
         return News(text="cut ") if cut else None
+
+
+class Untold(Exception):
+    """The engine does not come to an end."""
+
+
+def turn(engine):
+    """What the MLX thread does between two looks at its orders; all frames but Stats."""
+    frames = engine.decode()
+    frames += engine.prefill()
+    return [frame for frame in frames if not isinstance(frame, ipc.Stats)]
+
+
+def run(engine, *requests):
+    """Add requests and go on until nothing is left to do; all frames."""
+    frames = [frame for one in requests for frame in engine.add(one)]
+    for _ in range(3000):
+        if not engine.busy:
+            return frames
+        frames += turn(engine)
+    raise Untold
+
+
+def until(engine, id_, count=1):
+    """Go on until a request has got so many frames; all frames."""
+    frames = []
+    while sum(frame.id == id_ for frame in frames) < count:
+        if not engine.busy:
+            raise Untold
+        frames += turn(engine)
+    return frames
+
+
+def text_of(frames, id_, index=0):
+    deltas = [frame for frame in frames if isinstance(frame, ipc.Delta) and (frame.id, frame.index) == (id_, index)]
+    return "".join(delta.text for delta in deltas)
+
+
+def done_of(frames, id_):
+    """The last frame of a request, which must be its only Done."""
+    (done,) = [frame for frame in frames if isinstance(frame, ipc.Done) and frame.id == id_]
+    assert done is [frame for frame in frames if frame.id == id_][-1]
+    return done
+
+
+def reason_of(frames, id_, index=0):
+    """Why an answer ended, which must have been told once."""
+    ends = [frame for frame in frames if isinstance(frame, ipc.Finished) and (frame.id, frame.index) == (id_, index)]
+    (end,) = ends
+    return end.reason
 
 
 def written(tokens):

@@ -2,163 +2,318 @@ import math
 from collections import Counter
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from osaurusd import ipc
-from osaurusd.worker.sampling import make_sampler
+from osaurusd.worker.sampling import Batch, Row, score
 
 PROBABILITIES = [0.05, 0.5, 0.15, 0.3]
+DRAWS = 4000
 
 
-def sampler(temperature=1.0, top_p=1.0, seed=None):
-    return make_sampler(ipc.Sampling(temperature=temperature, top_p=top_p, seed=seed))
+def row(temperature=1.0, seed=None, *, prompt=(), said=(), scored=None, entropy=1, number=0, **sampling):
+    return Row(
+        ipc.Sampling(temperature=temperature, seed=seed, **sampling),
+        prompt=prompt,
+        said=said,
+        scored=scored,
+        entropy=entropy,
+        number=number,
+    )
 
 
 def logs(*rows):
-    """Log-probabilities, one row for each sequence."""
+    """Logits, one row for each sequence."""
     return mx.log(mx.array(rows))
 
 
-def counts(sampler, probabilities=PROBABILITIES, draws=4000):
+def choose(rows, logits, masked=None):
+    chosen, _ = Batch(rows).choose(logits, masked)
+    return chosen.tolist()
+
+
+def draws(probabilities=PROBABILITIES, **sampling):
     """How often each token is chosen."""
-    return Counter(sampler(logs(*[probabilities] * draws)).tolist())
+    rows = [row(entropy=at, **sampling) for at in range(DRAWS)]
+    return Counter(choose(rows, logs(*[probabilities] * DRAWS)))
 
 
-def stream(sampler, count=50):
+def close(found, expected):
+    """Whether the draws are spread as expected, give or take what chance may do: four standard deviations."""
+    return set(found) <= set(expected) and all(
+        abs(found[token] - DRAWS * share) <= 4 * math.sqrt(DRAWS * share * (1 - share)) + 1e-9
+        for token, share in expected.items()
+    )
+
+
+def of(*kept, power=1.0):
+    """The probabilities of these tokens alone, to some power."""
+    weights = {token: PROBABILITIES[token] ** power for token in kept}
+    return {token: weight / sum(weights.values()) for token, weight in weights.items()}
+
+
+def stream(row, count=50, width=1000):
     """The choices of one sequence, one by one, among many equal tokens."""
-    logprobs = mx.zeros((1, 1000))
-    return [int(sampler(logprobs).item()) for _ in range(count)]
-
-
-# Greedy
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1e-9, 9e-5])
-@pytest.mark.parametrize("seed", [None, 1])
-def test_a_temperature_of_nothing_takes_the_most_likely_token(temperature, seed):
-    rows = logs(PROBABILITIES, [0.7, 0.1, 0.1, 0.1])
-
-    assert sampler(temperature, 0.1, seed)(rows).tolist() == [1, 0]
-
-
-def test_all_greedy_sequences_share_a_sampler():
-    assert sampler(0.0, seed=1) is sampler(0.0, 0.5, seed=2)
-
-
-def test_a_tiny_temperature_is_still_a_choice():
-    assert {1} == set(counts(sampler(1e-4)))
+    batch = Batch([row])
+    return [batch.choose(mx.zeros((1, width)))[0].item() for _ in range(count)]
 
 
 # Temperature
 
 
-def test_a_temperature_of_one_keeps_the_probabilities():
-    found = counts(sampler(seed=1))
+@pytest.mark.parametrize("temperature", [0.0, 1e-9, 9e-5])
+@pytest.mark.parametrize("seed", [None, 1])
+def test_a_temperature_of_nothing_takes_the_likeliest_token(temperature, seed):
+    rows = [row(temperature, seed, top_p=0.1, top_k=2, min_p=0.5) for _ in range(2)]
 
-    for token, probability in enumerate(PROBABILITIES):
-        assert found[token] / 4000 == pytest.approx(probability, abs=0.03)
-
-
-def test_the_lower_the_temperature_the_likelier_the_likeliest():
-    found = [counts(sampler(temperature, seed=1))[1] for temperature in (2.0, 1.0, 0.5, 0.1)]
-
-    assert sorted(found) == found
-    assert len(set(found)) == 4
+    assert [1, 0] == choose(rows, logs(PROBABILITIES, [0.7, 0.1, 0.1, 0.1]))
 
 
-def test_a_temperature_is_a_power():
-    found = counts(sampler(2.0, seed=1))
-
-    roots = [math.sqrt(probability) for probability in PROBABILITIES]
-    for token, root in enumerate(roots):
-        assert found[token] / 4000 == pytest.approx(root / sum(roots), abs=0.03)
+def test_a_tiny_temperature_is_still_a_choice():
+    assert {1} == set(draws(temperature=1e-4))
 
 
-# top_p
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_a_temperature_is_a_power(temperature):
+    assert close(draws(temperature=temperature), of(0, 1, 2, 3, power=1 / temperature))
+
+
+# What is cut off
 
 
 @pytest.mark.parametrize(
-    ("top_p", "kept"),
-    [(1e-6, {1}), (0.51, {1, 3}), (0.79, {1, 3}), (0.81, {1, 2, 3}), (1.0, {0, 1, 2, 3})],
+    ("sampling", "kept"),
+    [
+        ({"top_p": 1e-6}, [1]),
+        ({"top_p": 0.0}, [1]),
+        ({"top_p": 0.49}, [1]),
+        ({"top_p": 0.51}, [1, 3]),
+        ({"top_p": 0.79}, [1, 3]),
+        ({"top_p": 0.81}, [1, 2, 3]),
+        ({"top_k": 1}, [1]),
+        ({"top_k": 2}, [1, 3]),
+        ({"top_k": 3}, [1, 2, 3]),
+        ({"top_k": 4}, [0, 1, 2, 3]),
+        ({"top_k": 99}, [0, 1, 2, 3]),
+        ({"min_p": 1.0}, [1]),
+        ({"min_p": 0.61}, [1]),
+        ({"min_p": 0.59}, [1, 3]),
+        ({"min_p": 0.2}, [1, 2, 3]),
+        ({"min_p": 0.01}, [0, 1, 2, 3]),
+        ({"top_k": 3, "top_p": 0.51}, [1, 3]),
+        ({"top_k": 2, "top_p": 0.9}, [1, 3]),
+        # Of the two that are left the first has 0.625.
+        ({"top_k": 2, "top_p": 0.6}, [1]),
+        ({"min_p": 0.59, "top_p": 0.6}, [1]),
+        ({"min_p": 0.2, "top_k": 2, "top_p": 0.99}, [1, 3]),
+        ({"top_k": 3, "min_p": 0.59}, [1, 3]),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("seed", [None, 1])
-def test_top_p_keeps_the_smallest_set_that_is_likely_enough(top_p, kept, seed):
-    assert kept == set(counts(sampler(top_p=top_p, seed=seed), draws=1000))
+def test_what_is_cut_off_leaves_the_rest_as_it_was(sampling, kept):
+    assert close(draws(**sampling), of(*kept))
 
 
-def test_top_p_keeps_the_proportions_of_what_it_keeps():
-    found = counts(sampler(top_p=0.79, seed=1))
-
-    assert found[1] / found[3] == pytest.approx(5 / 3, rel=0.15)
-
-
-def test_top_p_looks_at_each_sequence_by_itself():
-    rows = logs(*[PROBABILITIES, [0.3, 0.05, 0.5, 0.15]] * 500)
-
-    chosen = sampler(top_p=0.79)(rows).tolist()
-
-    assert {1, 3} == set(chosen[0::2])
-    assert {0, 2} == set(chosen[1::2])
+@pytest.mark.parametrize(
+    ("temperature", "sampling", "kept"),
+    [(1.0, {"top_p": 0.79}, {0}), (100.0, {"top_p": 0.79}, {0, 1, 2, 3}), (3.0, {"min_p": 0.3}, {0, 1, 2, 3})],
+)
+def test_the_temperature_comes_before_what_is_cut_off(temperature, sampling, kept):
+    assert kept == set(draws([0.9, 0.04, 0.03, 0.03], temperature=temperature, **sampling))
 
 
-def test_top_p_is_taken_after_the_temperature():
-    skewed = [0.9, 0.04, 0.03, 0.03]
+def test_of_like_tokens_only_so_many_are_kept():
+    assert 3 == len(draws([0.25] * 4, top_k=3))
 
-    assert {0} == set(counts(sampler(1.0, 0.79), skewed, 500))
-    assert {0, 1, 2, 3} == set(counts(sampler(100.0, 0.79), skewed, 500))
+
+def test_each_row_cuts_off_what_it_asked_for():
+    asked = [{}, {"top_p": 0.79}, {"top_k": 1}, {"min_p": 0.2}, {"top_k": 3, "top_p": 0.51}, {"temperature": 0}]
+    kept = [{0, 1, 2, 3}, {1, 3}, {1}, {1, 2, 3}, {1, 3}, {1}]
+    rows = [row(entropy=at, **asked[at % len(asked)]) for at in range(200 * len(asked))]
+
+    chosen = choose(rows, logs(*[PROBABILITIES] * len(rows)))
+
+    assert kept == [set(chosen[at :: len(asked)]) for at in range(len(asked))]
+
+
+# Bias and penalties
+
+
+@pytest.mark.parametrize(
+    ("properties", "expected"),
+    [
+        ({"logit_bias": [(0, 0.5)]}, [2.5, 1.0, -1.0, 0.0]),
+        ({"logit_bias": [(0, -100.0), (3, 1.5)]}, [-98.0, 1.0, -1.0, 1.5]),
+        ({"frequency_penalty": 0.5}, [2.0, 1.0, -1.0, 0.0]),
+        ({"frequency_penalty": 0.5, "said": [0, 0, 3]}, [1.0, 1.0, -1.0, -0.5]),
+        ({"presence_penalty": 0.5, "said": [0, 0, 3]}, [1.5, 1.0, -1.0, -0.5]),
+        ({"presence_penalty": 0.5, "prompt": [0, 1]}, [2.0, 1.0, -1.0, 0.0]),
+        ({"frequency_penalty": -1.0, "said": [2]}, [2.0, 1.0, 0.0, 0.0]),
+        ({"repetition_penalty": 2.0, "prompt": [0, 2, 2]}, [1.0, 1.0, -2.0, 0.0]),
+        ({"repetition_penalty": 2.0, "said": [0, 2]}, [1.0, 1.0, -2.0, 0.0]),
+        ({"repetition_penalty": 2.0, "prompt": [0], "said": [0, 0]}, [1.0, 1.0, -1.0, 0.0]),
+        # The bias comes first, and what it makes of a logit is then weakened.
+        ({"repetition_penalty": 2.0, "logit_bias": [(0, 2.0)], "prompt": [0]}, [2.0, 1.0, -1.0, 0.0]),
+        (
+            {"repetition_penalty": 2.0, "frequency_penalty": 0.5, "presence_penalty": 0.25, "said": [0, 0]},
+            [-0.25, 1.0, -1.0, 0.0],
+        ),
+    ],
+    ids=str,
+)
+def test_bias_and_penalties_change_the_logits_as_documented(properties, expected):
+    """Seen from the outside: the likelihoods of one draw of many rows, all of which have said the same."""
+    rows = [row(entropy=at, **properties) for at in range(DRAWS)]
+
+    found = Counter(choose(rows, mx.array([[2.0, 1.0, -1.0, 0.0]] * DRAWS)))
+
+    weights = np.exp(expected)
+    assert close(found, dict(enumerate(weights / weights.sum())))
+
+
+def test_what_is_said_counts_from_then_on():
+    one = row(0, frequency_penalty=1.0)
+    batch = Batch([one])
+
+    assert [0, 1, 0, 1, 0, 2] == [batch.choose(mx.array([[3.0, 2.5, 0.5]]))[0].item() for _ in range(6)]
+
+
+def test_a_row_that_begins_again_counts_what_it_had_said():
+    logits = mx.array([[3.0, 2.5, 0.5]])
+    one, again = (row(seed=5, frequency_penalty=1.0, repetition_penalty=1.1, prompt=[2]) for _ in range(2))
+    batch = Batch([one])
+    said = [batch.choose(logits)[0].item() for _ in range(12)]
+
+    batch = Batch([again])
+    for _ in range(6):  # further than what counts
+        batch.choose(logits)
+    again.begin_again(said[:4])
+
+    batch = Batch([again])
+    assert said[4:] == [batch.choose(logits)[0].item() for _ in range(8)]
+
+
+def test_a_mask_has_the_last_word():
+    """What is masked stays so whatever bias it has, and what is cut off is cut off from what the mask leaves."""
+    masked = mx.array([[-mx.inf, -mx.inf, math.log(0.15), math.log(0.05)]] * DRAWS)
+    rows = [
+        Row(ipc.Sampling(temperature=1, top_p=0.7, logit_bias=[(1, 50.0)]), constraint=object(), entropy=at)
+        for at in range(DRAWS)
+    ]
+
+    found = choose(rows, logs(*[[0.05, 0.5, 0.15, 0.05]] * DRAWS), masked)
+
+    assert {2} == set(found)
+
+
+def test_only_the_constrained_rows_are_masked():
+    rows = [row(0), Row(ipc.Sampling(temperature=0), constraint=object()), row(0)]
+
+    assert [1, 0, 1] == choose(rows, mx.array([[1.0, 2.0]] * 3), mx.array([[1.0, -mx.inf]]))
+
+
+@pytest.mark.parametrize("properties", [{"frequency_penalty": 0.01}, {"logit_bias": [(0, -0.01)]}])
+@pytest.mark.parametrize("neighbours", [0, 1])
+def test_a_small_penalty_counts_in_half_precision_too(properties, neighbours):
+    rows = [row(0, said=[0], **properties), *[row(0)] * neighbours]
+
+    assert 1 == choose(rows, mx.array([[30.0, 30.0]] * len(rows), mx.bfloat16))[0]
 
 
 # Seeds
 
 
 @pytest.mark.parametrize("seed", [0, 1, -1, -(2**63), 2**63 - 1, 2**64 - 1])
-def test_a_seed_repeats(seed):
-    assert stream(sampler(seed=seed)) == stream(sampler(seed=seed))
+def test_a_seed_repeats_whatever_the_entropy(seed):
+    assert stream(row(seed=seed, entropy=1)) == stream(row(seed=seed, entropy=2))
 
 
 def test_seeds_differ():
-    streams = [tuple(stream(sampler(seed=seed))) for seed in (0, 1, 2, -1, 2**32, 2**33)]
+    streams = [tuple(stream(row(seed=seed))) for seed in (0, 1, 2, -1, 2**32, 2**33)]
 
     assert len(set(streams)) == len(streams)
 
 
+def test_answers_of_one_seed_differ():
+    streams = [tuple(stream(row(seed=3, number=number))) for number in range(8)]
+
+    assert len(set(streams)) == len(streams)
+
+
+def test_neighbouring_seeds_and_numbers_are_unrelated():
+    streams = [stream(row(seed=seed, number=number), 20) for seed in range(20) for number in range(4)]
+
+    choices = [choice for one in streams for choice in one]
+    assert len(set(choices)) > 0.75 * 1000 * (1 - math.exp(-len(choices) / 1000))
+
+
 def test_a_seeded_choice_does_not_repeat_itself_step_after_step():
-    assert len(set(stream(sampler(seed=1)))) > 40
+    assert len(set(stream(row(seed=1)))) > 40
 
 
-def test_a_seed_does_not_depend_on_what_else_is_sampled():
-    alone = stream(sampler(seed=1))
-    one, other, unseeded = sampler(seed=1), sampler(seed=2), sampler()
+def test_a_seeded_row_gets_the_same_alone_in_any_batch_and_in_any_place():
+    logits = mx.random.normal((20, 50), key=mx.random.key(1)) * 2
+    sampling = {"seed": 4, "temperature": 1.3, "top_p": 0.9, "frequency_penalty": 0.5, "min_p": 0.01}
+    one = row(**sampling)
+    alone = [choose([one], logits[at : at + 1])[0] for at in range(20)]
 
-    among = []
-    for _ in range(50):
-        mx.random.uniform(shape=(7,))
-        stream(other, 1)
-        among += stream(one, 1)
-        stream(unseeded, 2)
-
-    assert alone == among
-
-
-def test_equal_requests_with_a_seed_each_have_a_state_of_their_own():
-    first, second = sampler(seed=1), sampler(seed=1)
-    stream(first, 10)
-
-    assert stream(sampler(seed=1)) == stream(second)
+    for place, size in [(0, 2), (1, 2), (3, 7), (6, 7)]:
+        others = [row(0), row(seed=9), row(top_k=3), row(0.7, min_p=0.3), row(presence_penalty=1.0), row(scored=2)]
+        rows = others[:size - 1]
+        again = row(**sampling)
+        rows.insert(place, again)
+        batch = Batch(rows)
+        found = [batch.choose(mx.broadcast_to(logits[at], (size, 50)))[0].tolist()[place] for at in range(20)]
+        assert alone == found, (place, size)
 
 
-# Without a seed
+def test_without_a_seed_entropy_decides():
+    assert stream(row(entropy=1)) != stream(row(entropy=2))
+    assert stream(row(entropy=1)) == stream(row(entropy=1))
 
 
-def test_equal_requests_without_a_seed_share_a_sampler():
-    assert sampler(0.7, 0.9) is sampler(0.7, 0.9)
-    assert sampler(0.7, 0.9) is not sampler(0.7, 0.8)
-    assert sampler(0.7, 0.9) is not sampler(0.8, 0.9)
+# Scores
 
 
-def test_a_shared_sampler_chooses_for_each_sequence_by_itself():
-    assert len(set(sampler()(mx.zeros((50, 1000))).tolist())) > 40
+def test_scores_are_the_models_own_whatever_is_asked_for():
+    logits = mx.random.normal((3, 20), key=mx.random.key(2)) * 3
+    rows = [
+        row(scored=3, logit_bias=[(4, 100.0)], top_k=1),
+        row(0),
+        Row(ipc.Sampling(temperature=0), constraint=object(), scored=5),
+    ]
+    masked = mx.where(mx.arange(20) == 6, logits[2:], -mx.inf)
+
+    chosen, scores = Batch(rows).choose(logits, masked)
+
+    assert [4, 6] == [chosen.tolist()[at] for at in (0, 2)]
+    assert [0, 2] == scores.rows
+    truth = np.array(logits) - np.log(np.exp(np.array(logits)).sum(axis=1, keepdims=True))
+    for told, at, token in zip(scores.told(), (0, 2), (4, 6), strict=True):
+        assert told.logprob == pytest.approx(float(truth[at, token]), abs=1e-5)
+        likeliest = np.argsort(-truth[at])[:5]
+        assert likeliest.tolist() == [id_ for id_, _ in told.top]
+        assert [logprob for _, logprob in told.top] == pytest.approx(truth[at, likeliest].tolist(), abs=1e-5)
 
 
-def test_without_a_seed_nothing_repeats():
-    assert stream(sampler()) != stream(sampler())
+def test_scores_are_not_asked_for_where_nobody_wants_any():
+    _, scores = Batch([row(0), row()]).choose(logs(PROBABILITIES, PROBABILITIES))
+
+    assert scores is None
+
+
+@pytest.mark.parametrize(("most", "told"), [(0, 0), (1, 1), (3, 3), (20, 3)])
+def test_as_many_of_the_likeliest_are_told_as_asked_for_and_as_there_are(most, told):
+    (found,) = score(logs(PROBABILITIES), mx.array([2]), most, [0]).told()
+
+    assert found.logprob == pytest.approx(math.log(0.15))
+    assert [1, 3, 2][:told] == [id_ for id_, _ in found.top]
+
+
+def test_scores_of_half_precision_logits_are_sums_in_full():
+    logits = mx.array([[10.0, 10.0, 9.0]], mx.bfloat16)
+
+    (found,) = score(logits, mx.array([0]), 0, [0]).told()
+
+    assert found.logprob == pytest.approx(10 - math.log(2 * math.exp(10) + math.exp(9)), abs=1e-5)
