@@ -125,6 +125,11 @@ def keep_states_of_row(batch: Cache, row: int) -> list[Any]:
     return [leaf.extract(row) for leaf in leaves(batch) if not _is_batched_sliceable(leaf)]
 
 
+def merge(joining: Sequence[Cache]) -> Cache:
+    """One cache of several sequences, each padded on the left to the longest."""
+    return [layers[0].merge(list(layers)) for layers in zip(*joining, strict=True)]
+
+
 def extract(batch: Cache, row: int) -> Cache:
     """The cache of one sequence of a batch, as a copy."""
     return [layer.extract(row) for layer in batch]

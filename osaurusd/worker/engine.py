@@ -3,34 +3,27 @@
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import make_prompt_cache
 
 from osaurusd import ipc
 from osaurusd.errors import OsaurusError, QueueFull, RequestExceedsMemory
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker.answer import Answer
-from osaurusd.worker.caches import Cache, Layout
-from osaurusd.worker.decode import MAX_SEQUENCES, Decoder, Entrant, Token
+from osaurusd.worker.caches import Cache
+from osaurusd.worker.decode import MAX_SEQUENCES, Decoder, Entrant, Group, Token
 from osaurusd.worker.memory import Memory
 from osaurusd.worker.pace import Pace
-from osaurusd.worker.prefill import Prefiller
+from osaurusd.worker.prefill import LAST_PASS_LEAST, Prefiller
 from osaurusd.worker.prefix import PrefixCache
+from osaurusd.worker.probe import Probe
 from osaurusd.worker.request import Choice, Request, Run
 from osaurusd.worker.sampling import Row
 
 # An answer whose length only the context bounds is given room for this many tokens at a time.
 RESERVED_TOKENS = 512
-
-# A pass to learn a model's caches and speed from: long enough to be typical, short enough not to be noticed.
-PROBE_TOKENS = 32
-
-# Of a model that does not say; generous, for it only makes requests wait a little earlier.
-ASSUMED_HEADS = 32
-FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -41,6 +34,18 @@ class Limits:
     prefix_cache_bytes: int = 0
     max_waiting: int = 64
     stall_seconds: float = 0.2
+
+
+@dataclass
+class Arrivals:
+    """Runs that are through, and what they are decoded from: alone, or several with one cache."""
+
+    alone: list[tuple[Run, mx.array]] = field(default_factory=list)
+    groups: list[tuple[list[Run], Cache, mx.array]] = field(default_factory=list)
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for run, _ in self.alone] + [run for runs, _, _ in self.groups for run in runs]
 
 
 class Engine:
@@ -59,7 +64,7 @@ class Engine:
         self._network = network
         self._end_tokens = frozenset(end_tokens)
         self._limits = limits
-        probe = _Probe.of(network)
+        probe = Probe.of(network)
         self.layout = probe.layout
         self.vocabulary = probe.vocabulary
         self._pace = Pace(probe.token_seconds, limits.stall_seconds)
@@ -68,10 +73,10 @@ class Engine:
             weights_bytes=mx.get_active_memory(),
             limit_bytes=limits.memory_bytes,
             pass_bytes_per_token=probe.bytes_per_token,
-            score_bytes=_attention_heads(network) * FLOAT32_BYTES,
+            score_bytes=probe.score_bytes,
             pace=self._pace,
         )
-        self._prefilled_lately = False
+        self._stepped_at = 0.0
         self._prefix = PrefixCache(limits.prefix_cache_bytes, has_states=probe.layout.has_states)
         self._clear()
 
@@ -118,19 +123,18 @@ class Engine:
         """One decode step for all that decode."""
         if not self._decoding:
             return []
-        started = time.perf_counter()
+        self._note_step(time.perf_counter())
         tokens = self._decoder.step()
-        if not self._prefilled_lately:
-            self._pace.decoded(time.perf_counter() - started)
-        self._prefilled_lately = False
         frames: list[ipc.Frame] = []
         ended: list[Choice] = []
         for token in tokens:
+            if token.row not in self._decoding:
+                continue  # another answer of its request has failed
             try:
                 frames += self._take(token, ended)
             except Exception as error:  # noqa: BLE001  whatever comes of reading an answer costs that answer's request
                 frames.append(self._spoilt(token.row, error))
-        if ended:
+        if ended := [choice for choice in ended if choice.row in self._decoding]:
             self._leave(ended)
             frames.append(self.stats())
         frames += self._give_up_failed()
@@ -140,29 +144,49 @@ class Engine:
     def prefill(self) -> list[ipc.Frame]:
         """Prompt tokens for those whose turn it is; who is through joins those that decode."""
         self._admit()
-        frames: list[ipc.Frame] = []
-        ready: list[tuple[Run, mx.array]] = []
+        if not self._prefiller.runs:
+            return []
         shared = bool(self._decoding)
+        if shared:
+            mx.synchronize()  # the step under way takes its time whatever is done beside it
+            self._note_step(0.0)
         budget = self._pace.tokens(shared=shared)
-        while budget > 0 and (run := self._prefiller.next_run()):
-            self._prefilled_lately = True
+        frames: list[ipc.Frame] = []
+        arrivals = Arrivals()
+        first = True
+        while (first or budget >= LAST_PASS_LEAST) and (run := self._prefiller.next_run()):
+            first = False
+            runs = self._prefiller.mates(run, budget)
             try:
-                progress = self._prefiller.advance(run, budget)
+                budget -= self._process(runs, budget, arrivals)
             except Exception as error:  # noqa: BLE001  whatever a model raises on a prompt costs that prompt's request
-                frames.append(self._fail(run, error))
+                frames += self._fail(runs, error)
                 break
-            budget -= progress.tokens
+            if arrivals.runs and not shared:
+                break  # with nobody decoding yet, the first token must not wait for the prompts of others
+        return frames + self._join(arrivals)
+
+    def _process(self, runs: list[Run], most: int, arrivals: Arrivals) -> int:
+        """One pass; returns how many tokens it took."""
+        if len(runs) > 1:
+            tokens = len(runs) * max(run.left for run in runs)
+            cache, logits = self._prefiller.advance_together(runs)
+            arrivals.groups.append((runs, cache, logits))
+            done = runs
+        else:
+            progress = self._prefiller.advance(runs[0], most)
+            tokens = progress.tokens
+            done = runs if progress.logits is not None else []
             if progress.logits is not None:
-                self._prefiller.runs.remove(run)
-                ready.append((run, progress.logits))
-                # With nobody decoding yet, the first token must not wait for the prompts of others.
-                budget = budget if shared else 0
-        return frames + self._join(ready)
+                arrivals.alone.append((runs[0], progress.logits))
+        for run in done:
+            self._prefiller.runs.remove(run)
+        return tokens
 
     def _clear(self) -> None:
         self._waiting: deque[Run] = deque()
         self._prefiller = Prefiller(self._network, self.layout, self._prefix, self._pace)
-        self._decoder = Decoder(self._network, self.layout)
+        self._decoder = Decoder(self._network, self.layout, self._memory.weights_bytes)
         self._decoding: dict[Row, tuple[Request, Choice]] = {}
 
     def _check(self, request: Request) -> None:
@@ -171,8 +195,9 @@ class Engine:
         if most is not None:
             self._bound(request, most)
         self._admit()  # those who can start do not wait
-        if len(self._waiting) >= self._limits.max_waiting:
-            raise QueueFull(f"{len(self._waiting)} requests are waiting for this model already; try again later")
+        waiting = len({run.request.id for run in self._waiting})
+        if waiting >= self._limits.max_waiting:
+            raise QueueFull(f"{waiting} requests are waiting for this model already; try again later")
 
     def _bound(self, request: Request, most: int) -> None:
         needed = len(request.prompt) + (request.max_tokens if request.bounded else 1)
@@ -233,19 +258,36 @@ class Engine:
         choice.row.begin_again(choice.said)
         self._waiting.appendleft(Run.of(request, [choice], choice.said))
 
-    def _join(self, ready: list[tuple[Run, mx.array]]) -> list[ipc.Frame]:
+    def _note_step(self, now: float) -> None:
+        """A decode step begins, or one that began is complete and others go first: then `now` is 0."""
+        if self._stepped_at:
+            self._pace.decoded((now or time.perf_counter()) - self._stepped_at)
+        self._stepped_at = now
+
+    def _join(self, arrivals: Arrivals) -> list[ipc.Frame]:
+        """Have decoded what is through, but for prompts that were only to be given back."""
         frames: list[ipc.Frame] = []
-        entrants: list[Entrant] = []
-        for run, logits in ready:
+        for run in arrivals.runs:
             frames += _echo(run)
-            if run.request.max_tokens == 0:
-                frames += [frame for choice in run.choices for frame in run.request.end(choice, "length", 0)]
-                continue
             for choice in run.choices:
-                entrants.append(Entrant(choice.row, run.cache, len(run.tokens), logits))
                 self._decoding[choice.row] = (run.request, choice)
-        if entrants:
-            self._decoder.join(entrants)
+        if not arrivals.runs:
+            return frames
+        self._decoder.join(
+            [
+                Entrant(choice.row, run.cache, len(run.tokens), logits)
+                for run, logits in arrivals.alone
+                for choice in run.choices
+            ],
+            [
+                Group([run.choices[0].row for run in runs], cache, [len(run.tokens) for run in runs], logits)
+                for runs, cache, logits in arrivals.groups
+            ],
+        )
+        done = [(run.request, choice) for run in arrivals.runs if not run.request.max_tokens for choice in run.choices]
+        for request, choice in done:
+            frames += request.end(choice, "length", 0)
+        self._leave([choice for _, choice in done])
         return frames + self._give_up_failed()
 
     def _take(self, token: Token, ended: list[Choice]) -> Iterator[ipc.Frame]:
@@ -273,6 +315,8 @@ class Engine:
             request, _ = self._decoding.pop(choice.row)
             self._keep(request, choice)
         self._decoder.leave([choice.row for choice in choices])
+        if not self._decoding:
+            self._stepped_at = 0.0
 
     def _keep(self, request: Request, choice: Choice) -> None:
         if not self._prefix.enabled or not choice.said:
@@ -300,49 +344,16 @@ class Engine:
         reason = f"the answer could not be read: {type(error).__name__}: {error}"
         return ipc.Failed(id=request.id, code=ErrorCode.INTERNAL_ERROR, message=reason)
 
-    def _fail(self, run: Run, error: Exception) -> ipc.Frame:
+    def _fail(self, runs: list[Run], error: Exception) -> list[ipc.Frame]:
         """A prompt that cannot be processed costs its request; a model that cannot process any raises here."""
-        self.cancel(run.request.id)
-        _Probe.of(self._network)
+        Probe.of(self._network)
+        if len(runs) > 1:
+            for run in runs:
+                run.by_itself = True  # which of them it was will be seen
+            return []
+        self.cancel(runs[0].request.id)
         reason = f"the model failed on this prompt: {type(error).__name__}: {error}"
-        return ipc.Failed(id=run.request.id, code=ErrorCode.INTERNAL_ERROR, message=reason)
-
-
-@dataclass(frozen=True)
-class _Probe:
-    """What a first pass through a model shows. It also warms up what MLX compiles on first use."""
-
-    layout: Layout
-    vocabulary: int
-    token_seconds: float
-    bytes_per_token: int
-
-    @classmethod
-    def of(cls, network: Any) -> "_Probe":
-        _first_pass(network)  # compiles
-        before = mx.get_active_memory()
-        mx.reset_peak_memory()
-        started = time.perf_counter()
-        cache, vocabulary = _first_pass(network)
-        seconds = time.perf_counter() - started
-        needed = mx.get_peak_memory() - before
-        return cls(Layout.of(cache), vocabulary, seconds / PROBE_TOKENS, needed // PROBE_TOKENS)
-
-
-def _first_pass(network: Any) -> tuple[Cache, int]:
-    """The cache that it filled, and the width of the logits."""
-    cache: Cache = make_prompt_cache(network)
-    logits = network(mx.array([[0] * PROBE_TOKENS]), cache=cache)
-    mx.eval([layer.state for layer in cache])
-    return cache, logits.shape[-1]
-
-
-def _attention_heads(network: Any) -> int:
-    """Heads whose attention scores are held in memory for a whole pass: those of MLX's CPU backend."""
-    if mx.default_device() != mx.cpu:
-        return 0
-    heads = getattr(getattr(network, "args", None), "num_attention_heads", None)
-    return heads if isinstance(heads, int) else ASSUMED_HEADS
+        return [ipc.Failed(id=runs[0].request.id, code=ErrorCode.INTERNAL_ERROR, message=reason)]
 
 
 def _reserve(run: Run, choice: Choice) -> int:
@@ -357,6 +368,6 @@ def _stop_reason(answer: Answer) -> ipc.FinishReason:
 
 
 def _echo(run: Run) -> Iterator[ipc.Frame]:
-    if run.request.echo is not None:
+    if run.request.echo is not None and not run.choices[0].said:
         for choice in run.choices:
             yield from run.request.tell(choice, run.request.echo(run.scores))

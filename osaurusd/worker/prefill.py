@@ -2,18 +2,19 @@
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from osaurusd.worker import caches
-from osaurusd.worker.caches import Layout
+from osaurusd.worker.caches import Cache, Layout
 from osaurusd.worker.likelihood import Score
 from osaurusd.worker.pace import Pace
 from osaurusd.worker.prefix import BLOCK_TOKENS, PrefixCache, Tokens
 from osaurusd.worker.request import Run
-from osaurusd.worker.sampling import score
+from osaurusd.worker.scores import score
 
 # The last pass yields the logits to go on from. Computing those of all its tokens costs little while they are this few.
 LAST_PASS_TOKENS = 64
@@ -24,6 +25,9 @@ WORTH_SHARING = 64
 
 # The shortest prompt has its turn first; the longest-waiting one at the latest after being passed over this often.
 MOST_PASSED_OVER = 3
+
+# Short prompts that end together are processed together: a pass over few tokens hardly uses a GPU.
+MOST_TOGETHER = 16
 
 # Logits of a whole vocabulary for each token: the chunk bounds their bytes.
 SCORING_TOKENS = 64
@@ -62,18 +66,61 @@ class Prefiller:
         chosen.passed_over = 0
         return chosen
 
+    def mates(self, run: Run, most: int) -> list[Run]:
+        """`run`, and others that can be brought to their end with it in a pass over at most `most` tokens."""
+        group = [run]
+        if not self._ends_soon(run):
+            return group
+        others = [other for other in self.runs if other is not run and other.started and self._ends_soon(other)]
+        for other in sorted(others, key=lambda other: other.left):
+            if len(group) == MOST_TOGETHER or (len(group) + 1) * max(run.left, other.left) > most:
+                break
+            group.append(other)
+        return group
+
+    def advance_together(self, runs: list[Run]) -> tuple[Cache, mx.array]:
+        """Bring several runs to their end; returns their merged cache and the logits [runs, vocabulary] after it.
+
+        The last tokens have a pass of their own: the logits of all others would cost more than it does.
+        """
+        started = time.perf_counter()
+        cache = caches.merge([run.cache for run in runs])
+        counts = [run.left - 1 for run in runs]
+        width = max(counts)
+        if width:
+            padding = [width - count for count in counts]
+            for layer in cache:
+                layer.prepare(lengths=counts, right_padding=padding)
+            bodies = [np.pad(run.tokens[run.prefilled : -1], (0, gap)) for run, gap in zip(runs, padding, strict=True)]
+            self._network(mx.array(np.stack(bodies)), cache=cache)
+            for layer in cache:
+                layer.finalize()
+        last = mx.array(np.array([run.tokens[-1:] for run in runs]))
+        logits = self._network(last, cache=cache)[:, -1, :]
+        mx.eval(logits, [layer.state for layer in cache])
+        self._pace.prefilled((width + 1) * len(runs), time.perf_counter() - started)
+        for row, run in enumerate(runs):
+            run.prefilled = len(run.tokens)
+            self._prefix.insert(run.tokens, partial(caches.pack_row, self._layout, cache, row, run.prefilled))
+        return cache, logits
+
     def advance(self, run: Run, most: int) -> Progress:
         """One forward pass over at most `most` tokens of a run that has begun."""
-        mx.synchronize()  # a decode step may be under way; it is not this pass that takes its time
         started = time.perf_counter()
         if run.scoring:
             progress = self._scoring_pass(run)
-        elif run.left <= max(min(LAST_PASS_TOKENS, most), 1):
+        elif run.left <= max(min(LAST_PASS_TOKENS, most), LAST_PASS_LEAST) and not run.stops:
             progress = self._last_pass(run)
         else:
             progress = self._pass(run, most)
         self._pace.prefilled(progress.tokens, time.perf_counter() - started)
         return progress
+
+    def _ends_soon(self, run: Run) -> bool:
+        """Whether its last pass is next, and padding does not matter to it."""
+        simple = self._layout.batchable and not self._layout.has_states
+        single = len(run.choices) == 1 and not run.scoring and not run.by_itself
+        return simple and single and run.left <= LAST_PASS_TOKENS
 
     def _begin(self, run: Run) -> None:
         run.started = True
@@ -88,9 +135,10 @@ class Prefiller:
 
     def _stops(self, run: Run, shared: int) -> list[int]:
         """Where to keep states: where it leaves an earlier prompt, where the next may leave it, near its end."""
-        wanted = {shared, run.request.boundary or 0, max(len(run.tokens) - LAST_PASS_LEAST, 0)}
+        last = len(run.tokens) - LAST_PASS_LEAST
+        wanted = {shared, run.request.boundary or 0, last}
         first = run.prefilled + WORTH_SHARING
-        return sorted((at for at in wanted if first <= at < len(run.tokens)), reverse=True)
+        return sorted((at for at in wanted if first <= at <= last), reverse=True)
 
     def _waits_for_another(self, run: Run) -> bool:
         """Whether one that is under way is about to process what this one begins with too."""
@@ -104,7 +152,7 @@ class Prefiller:
         return coming - self._prefix.find(run.tokens, len(run.tokens) - 1).length >= WORTH_SHARING
 
     def _pass(self, run: Run, most: int) -> Progress:
-        count = min(most, max(run.left - LAST_PASS_LEAST, 1))
+        count = min(most, run.left - LAST_PASS_LEAST)
         if run.stops:
             count = min(count, run.stops[-1] - run.prefilled)
         self._network(_part(run, count), cache=run.cache)
@@ -139,7 +187,7 @@ class Prefiller:
         if not (at_stop or awaited or not run.left or run.prefilled // BLOCK_TOKENS > blocks_before):
             return
         done = run.tokens[: run.prefilled]
-        self._prefix.insert(done, lambda start, end: caches.pack(self._layout, run.cache, start, end))
+        self._prefix.insert(done, partial(caches.pack, self._layout, run.cache))
         if at_stop:
             run.stops.pop()
             self._prefix.insert_state(done, caches.keep_states(run.cache))

@@ -93,7 +93,7 @@ class Run:
     """Tokens to be processed before `choices` of a request can be decoded: its prompt, and what they said already.
 
     `prefilled` of them are in `cache`. `stops` are positions to keep states at, in falling order. `scores` collects
-    those of an echoed prompt.
+    those of an echoed prompt. One that is `by_itself` shares no pass with others.
     """
 
     request: Request
@@ -104,6 +104,7 @@ class Run:
     prefilled: int = 0
     stops: list[int] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
+    by_itself: bool = False
     passed_over: int = 0
 
     @classmethod
@@ -118,4 +119,4 @@ class Run:
     @property
     def scoring(self) -> bool:
         """Whether every token's logits are wanted, so that nothing can be taken over from earlier sequences."""
-        return self.request.wants_scores
+        return self.request.wants_scores and not self.choices[0].said

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from osaurusd import ipc
 from osaurusd.worker.constraint import Constraint
-from osaurusd.worker.likelihood import Score
+from osaurusd.worker.scores import Scores, score
 
 # Below this the division by the temperature overflows float32 long before it changes the choice.
 GREEDY_BELOW = 1e-4
@@ -69,28 +68,6 @@ class Row:
         return mixed >> 32, mixed & 0xFFFF_FFFF
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Log-probabilities of the rows that want them: of the chosen token [R], and of the likeliest, [R, most] each."""
-
-    rows: list[int]
-    chosen: mx.array
-    likeliest: mx.array
-    logprobs: mx.array
-
-    @property
-    def arrays(self) -> list[mx.array]:
-        return [self.chosen, self.likeliest, self.logprobs]
-
-    def told(self) -> list[Score]:
-        """The same as numbers, one score a row, likeliest first."""
-        columns: list[Any] = [array.tolist() for array in self.arrays]
-        return [
-            Score(chosen, sorted(zip(ids, logprobs, strict=True), key=lambda pair: -pair[1]))
-            for chosen, ids, logprobs in zip(*columns, strict=True)
-        ]
-
-
 class Batch:
     """The rows of a batch, in order, and what follows from who they are."""
 
@@ -115,6 +92,7 @@ class Batch:
         if masked is not None:
             rules = _put(rules, self.constrained, masked)
         if self.edited:
+            rules = rules.astype(mx.float32)  # half precision would swallow small penalties
             rules = _put(rules, self.edited, mx.concatenate([_edit(self.rows[at], rules[at]) for at in self.edited]))
         tokens = self._pick(rules)
         self._remember(tokens)
@@ -202,16 +180,6 @@ class _Truncation:
         if all(self._top_k) and most < rows.shape[-1]:
             rows = mx.topk(rows, most, axis=-1)
         return -mx.sort(-rows, axis=-1)
-
-
-def score(logits: mx.array, tokens: mx.array, most: int, rows: list[int]) -> Scores:
-    """Log-probabilities of `tokens` [R] and of the `most` likeliest tokens under `logits` [R, vocabulary]."""
-    logits = logits.astype(mx.float32)
-    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    chosen = mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
-    most = min(most, logits.shape[-1] - 1)
-    likeliest = mx.argpartition(-logprobs, kth=max(most - 1, 0), axis=-1)[:, :most]
-    return Scores(rows, chosen, likeliest, mx.take_along_axis(logprobs, likeliest, axis=-1))
 
 
 def _edit(row: Row, logits: mx.array) -> mx.array:

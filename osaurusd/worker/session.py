@@ -102,7 +102,7 @@ async def serve(fd: int) -> None:
     outbox = Outbox(fd, asyncio.get_running_loop())
     reader, _ = await ipc.connect(fd)
     session = Session(ipc.FrameReader(reader, ipc.TO_WORKER), outbox)
-    with contextlib.suppress(ipc.FrameError):
+    with contextlib.closing(outbox), contextlib.suppress(ipc.FrameError):
         await session.run()
 
 

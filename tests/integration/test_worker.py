@@ -64,12 +64,12 @@ class Worker:
             answer = self.read()
         return answer
 
-    def order(self, text="tell me", max_tokens=8, sampling=None, **options):
+    def order(self, text="tell me", max_tokens=8, sampling=None, prompt=None, **options):
         """A request with an id of its own."""
         return ipc.Generate(
             id=next(self._ids),
-            messages=[ipc.Message(role="user", content=text)],
-            sampling=sampling or ipc.Sampling(temperature=0, top_p=1),
+            prompt=prompt or ipc.Chat(messages=[ipc.Message(role="user", content=text)]),
+            sampling=sampling or ipc.Sampling(temperature=0),
             max_tokens=max_tokens,
             **options,
         )
@@ -91,10 +91,14 @@ class Worker:
 
     def ask(self, *args, **options):
         """Text and end of a request."""
+        frames, id_ = self.hear(*args, **options)
+        return text_of(frames, id_), end_of(frames, id_)
+
+    def hear(self, *args, **options):
+        """All frames up to the end of a request, and its id."""
         order = self.order(*args, **options)
         self.send(order)
-        frames = self.until_ended(order.id)
-        return text_of(frames, order.id), end_of(frames, order.id)
+        return self.until_ended(order.id), order.id
 
     def close(self):
         self._stream.close()
@@ -106,8 +110,15 @@ class Worker:
         self.process.wait()
 
 
-def text_of(frames, id_):
-    return "".join(frame.text for frame in frames if isinstance(frame, ipc.Delta) and frame.id == id_)
+def text_of(frames, id_, index=0):
+    deltas = [frame for frame in frames if isinstance(frame, ipc.Delta) and (frame.id, frame.index) == (id_, index)]
+    return "".join(delta.text for delta in deltas)
+
+
+def reason_of(frames, id_, index=0):
+    ends = [frame for frame in frames if isinstance(frame, ipc.Finished) and (frame.id, frame.index) == (id_, index)]
+    (end,) = ends
+    return end.reason
 
 
 def end_of(frames, id_):
@@ -145,6 +156,14 @@ def serving(start, tiny):
     """A worker that has loaded the tiny model."""
     worker = start()
     assert isinstance(worker.load(tiny), ipc.Loaded)
+    return worker
+
+
+@pytest.fixture(scope="module")
+def reusing(start, tiny):
+    """The same with room for earlier prompts."""
+    worker = start()
+    assert isinstance(worker.load(tiny, prefix_cache_bytes=2**28), ipc.Loaded)
     return worker
 
 
@@ -274,7 +293,7 @@ def test_a_template_that_fails_in_its_own_way_is_the_requests_fault(loading, tin
 
     assert isinstance(end, ipc.Failed)
     assert (ErrorCode.INVALID_REQUEST, "messages") == (end.code, end.param)
-    assert "TypeError" in end.message
+    assert "can only concatenate str" in end.message
 
 
 def test_a_model_without_a_template_is_asked_in_plain_lines(loading, tiny, tokenizer, tmp_path):
@@ -291,12 +310,13 @@ def test_a_model_without_a_template_is_asked_in_plain_lines(loading, tiny, token
 
 
 def test_an_answer_is_complete_and_repeats(serving, tokenizer):
-    text, end = serving.ask("tell me", 12)
+    frames, id_ = serving.hear("tell me", 12)
 
+    text, end = text_of(frames, id_), end_of(frames, id_)
     assert text
     chat = [{"role": "user", "content": "tell me"}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True)
-    assert ("length", len(prompt), 12) == (end.finish_reason, end.prompt_tokens, end.completion_tokens)
+    assert ("length", len(prompt), 12) == (reason_of(frames, id_), end.prompt_tokens, end.completion_tokens)
     assert text == serving.ask("tell me", 12)[0]
 
 
@@ -329,7 +349,7 @@ def test_a_seed_repeats_among_others(serving):
     seeded = ipc.Sampling(temperature=1.5, top_p=0.9, seed=3)
     alone, _ = serving.ask("tell me", 10, seeded)
     order = serving.order("tell me", 10, seeded)
-    others = [serving.order("x", 20, ipc.Sampling(temperature=2, top_p=1)) for _ in range(2)]
+    others = [serving.order("x", 20, ipc.Sampling(temperature=2)) for _ in range(2)]
 
     serving.send(others[0], order, others[1])
     frames = serving.until_ended(*[one.id for one in (order, *others)])
@@ -341,19 +361,133 @@ def test_a_stop_string_ends_the_text_before_it(serving):
     text, _ = serving.ask("tell me", 12)
     stop = text[len(text) // 2 :][:3]
 
-    stopped, end = serving.ask("tell me", 12, stop=[stop])
+    frames, id_ = serving.hear("tell me", 12, stop=[stop])
 
-    assert text[: text.index(stop)] == stopped
-    assert end.finish_reason == "stop"
+    assert text[: text.index(stop)] == text_of(frames, id_)
+    assert "stop" == reason_of(frames, id_)
+
+
+def test_what_was_asked_before_is_not_computed_anew(reusing):
+    question = ipc.Message(role="user", content="word " * 300)
+    cold, first = reusing.ask(prompt=ipc.Chat(messages=[question]), max_tokens=12)
+
+    warm, second = reusing.ask(prompt=ipc.Chat(messages=[question]), max_tokens=12)
+    talk = [question, ipc.Message(role="assistant", content=cold), ipc.Message(role="user", content="and?")]
+    _, third = reusing.ask(prompt=ipc.Chat(messages=talk), max_tokens=12)
+
+    assert cold == warm
+    assert [0, first.prompt_tokens - 1] == [first.cached_tokens, second.cached_tokens]
+    assert third.cached_tokens >= first.prompt_tokens
+
+
+def test_what_is_kept_is_reported_and_bounded(start, tiny):
+    worker = start()
+    cap = 200_000
+    assert isinstance(worker.load(tiny, prefix_cache_bytes=cap), ipc.Loaded)
+    assert worker.read().prefix_cache_bytes == 0
+
+    kept = []
+    for number in range(4):
+        worker.ask(f"{number} word " * 200, 2)
+        kept.append(worker.read().prefix_cache_bytes)
+
+    assert 0 < max(kept) <= cap
+
+
+def test_several_answers_share_their_prompt(serving):
+    warm = ipc.Sampling(temperature=1.5, seed=3)
+    frames, id_ = serving.hear("tell me", 8, warm, n=3)
+
+    assert 3 == len({text_of(frames, id_, index) for index in range(3)})
+    assert ["length"] * 3 == [reason_of(frames, id_, index) for index in range(3)]
+    end = end_of(frames, id_)
+    assert (24, end.prompt_tokens) == (end.completion_tokens, serving.ask("tell me", 1)[1].prompt_tokens)
+
+
+def test_tokens_and_text_are_gone_on_from_as_they_stand(serving, tokenizer):
+    tokens = tokenizer.encode("Once upon a time")
+
+    as_text, end = serving.ask(prompt=ipc.Text(text="Once upon a time"))
+    as_tokens, _ = serving.ask(prompt=ipc.Tokens(tokens=tokens))
+
+    assert as_text == as_tokens != ""
+    assert len(tokens) == end.prompt_tokens
+
+
+def test_a_prompt_can_be_given_back_with_its_scores(serving, tokenizer):
+    frames, id_ = serving.hear(prompt=ipc.Text(text="Once upon a time"), max_tokens=2, echo=True, logprobs=2)
+
+    tokens = [token for frame in frames if isinstance(frame, ipc.Delta) for token in frame.tokens]
+    count = len(tokenizer.encode("Once upon a time"))
+    assert text_of(frames, id_).startswith("Once upon a time")
+    assert text_of(frames, id_) == "".join(token.text for token in tokens)
+    assert [None, *[2] * (count + 1)] == [token.logprob and len(token.top) for token in tokens]
+    for token in tokens[1:]:
+        assert token.logprob <= token.top[0].logprob < 0
+
+
+def test_structured_output_beside_free_text(serving):
+    alone, _ = serving.ask("tell me", 60)
+    free = serving.order("tell me", 60)
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    held = serving.order("tell me", 60, constraint=ipc.JsonSchema(schema=schema))
+
+    serving.send(free, held)
+    frames = serving.until_ended(free.id, held.id)
+
+    assert alone == text_of(frames, free.id)
+    assert "stop" == reason_of(frames, held.id)
+    assert json.loads(text_of(frames, held.id))["a"] in (1, 2)
+
+
+def test_a_request_that_can_never_fit_is_refused_and_disturbs_nobody(start, tiny):
+    worker = start()
+    assert isinstance(worker.load(tiny), ipc.Loaded)
+    limit = worker.read().active_bytes + 20 * 2**20
+    loaded = worker.load(tiny, memory_limit_bytes=limit, context_length=100_000)
+    assert isinstance(loaded, ipc.Loaded)
+
+    end = worker.ask("tell me", 99_000)[1]
+
+    assert (ErrorCode.REQUEST_EXCEEDS_MEMORY, "max_tokens") == (end.code, end.param)
+    assert isinstance(worker.ask("tell me", 8)[1], ipc.Done)
+
+
+def test_whoever_comes_too_late_for_the_queue_is_told(start, tiny):
+    worker = start()
+    assert isinstance(worker.load(tiny, max_waiting=2), ipc.Loaded)
+    orders = [worker.order("tell me", 200) for _ in range(40)]
+    worker.send(*orders)
+
+    frames = worker.until_ended(*[order.id for order in orders])
+
+    refused = [frame for frame in frames if isinstance(frame, ipc.Failed)]
+    assert {ErrorCode.QUEUE_FULL} == {frame.code for frame in refused}
+    assert 1 <= len(refused) <= 6
+
+
+def test_a_long_prompt_does_not_stop_running_answers(start, tiny):
+    worker = start()
+    assert isinstance(worker.load(tiny, context_length=8192), ipc.Loaded)
+    running, long = worker.order("tell me", 2000), worker.order("word " * 6000)
+    frames = worker.begin(running)
+
+    worker.send(long)
+    frames = worker.until_ended(long.id)
+
+    first = next(at for at, frame in enumerate(frames) if getattr(frame, "id", None) == long.id)
+    assert 5 <= sum(getattr(frame, "id", None) == running.id for frame in frames[:first])
+    worker.send(ipc.Cancel(id=running.id))
 
 
 def test_an_answer_ends_where_the_context_does(loading, tiny):
     assert isinstance(loading.load(tiny, context_length=64), ipc.Loaded)
 
     for limit in (None, 1000):
-        _, end = loading.ask("tell me", limit)
+        frames, id_ = loading.hear("tell me", limit)
 
-        assert end.finish_reason == "length"
+        end = end_of(frames, id_)
+        assert "length" == reason_of(frames, id_)
         assert end.prompt_tokens + end.completion_tokens == 64
 
 

@@ -12,8 +12,36 @@ from osaurusd import ipc
 from osaurusd.wire.admin import FileState
 from osaurusd.wire.errors import ErrorCode
 
-SAMPLING = ipc.Sampling(temperature=0.7, top_p=0.9, seed=-(2**63))
-TALK = [ipc.Message(role="system", content=""), ipc.Message(role="user", content='Grüße, "世界" 🦕\n\x00')]
+SAMPLING = ipc.Sampling(
+    temperature=0.7,
+    top_p=0.9,
+    top_k=40,
+    min_p=0.05,
+    repetition_penalty=1.1,
+    frequency_penalty=-2.0,
+    presence_penalty=2.0,
+    logit_bias=[(0, -100.0), (49151, 0.5)],
+    seed=-(2**63),
+)
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"ü": {}}}}}
+TALK = ipc.Chat(
+    messages=[
+        ipc.Message(role="system"),
+        ipc.Message(role="user", content='Grüße, "世界" 🦕\n\x00', name="Ann"),
+        ipc.Message(
+            role="assistant", reasoning="hm", tool_calls=[ipc.ToolCall(id="call_1", name="f", arguments='{"ü":1}')]
+        ),
+        ipc.Message(role="tool", content="{}", tool_call_id="call_1"),
+    ],
+    tools=[TOOL],
+    template={"enable_thinking": False, "deep": [{"x": None}]},
+)
+TOKEN = ipc.ScoredToken(
+    text="�",
+    bytes=[0xF0, 0x9F],
+    logprob=-0.25,
+    top=[ipc.Likelihood(text="a", bytes=[97], logprob=-1e-9), ipc.Likelihood(text="", bytes=[])],
+)
 
 TO_WORKER = [
     ipc.Load(path="/models/x"),
@@ -24,9 +52,31 @@ TO_WORKER = [
         memory_limit_bytes=2**40,
         cache_limit_bytes=0,
         wired_limit_bytes=1,
+        prefix_cache_bytes=2**33,
+        max_waiting=0,
+        stall_seconds=0.05,
     ),
-    ipc.Generate(id=1, messages=TALK, sampling=ipc.Sampling(temperature=0, top_p=1)),
-    ipc.Generate(id=2**53, messages=TALK, sampling=SAMPLING, max_tokens=5, stop=["\n\n", "###"]),
+    ipc.Generate(id=1, prompt=TALK, sampling=ipc.Sampling(temperature=0)),
+    ipc.Generate(
+        id=2**53,
+        prompt=ipc.Text(text="Grüße 🦕\n", suffix=""),
+        sampling=SAMPLING,
+        n=8,
+        max_tokens=0,
+        stop=["\n\n", "###"],
+        logprobs=20,
+        echo=True,
+        call_tools=False,
+        parallel_calls=False,
+    ),
+    *[
+        ipc.Generate(id=3, prompt=ipc.Tokens(tokens=[0, 2**31 - 1]), sampling=SAMPLING, constraint=constraint)
+        for constraint in (
+            ipc.JsonObject(),
+            ipc.JsonSchema(schema={"type": "object", "properties": {"ü": {"enum": [1, None, "x"]}}}),
+            ipc.Calls(names=["f", "g"], parallel=True),
+        )
+    ],
     ipc.Cancel(id=3),
     ipc.Shutdown(),
 ]
@@ -34,13 +84,16 @@ FROM_WORKER = [
     ipc.Hello(version="1.2.3"),
     ipc.Loaded(device="gpu", dtype="bfloat16", memory_bytes=2**40, batched=True),
     ipc.LoadFailed(message="no"),
-    ipc.Delta(id=1, text=""),
-    ipc.Delta(id=1, text="世界"),
-    ipc.Done(id=1, finish_reason="stop", prompt_tokens=3, completion_tokens=0),
-    ipc.Done(id=1, finish_reason="length", prompt_tokens=3, completion_tokens=4),
+    ipc.Delta(id=1),
+    ipc.Delta(id=1, index=7, text="世界", reasoning="🦕", tokens=[TOKEN, ipc.ScoredToken(text="", bytes=[])]),
+    ipc.Delta(id=1, calls=[ipc.CallDelta(index=0, id="call_1", name="f"), ipc.CallDelta(index=0, arguments='{"')]),
+    *[ipc.Finished(id=1, index=3, reason=reason) for reason in get_args(ipc.FinishReason)],
+    ipc.Done(id=1, prompt_tokens=3, completion_tokens=0),
+    ipc.Done(id=1, prompt_tokens=3, completion_tokens=4, cached_tokens=2, reasoning_tokens=1),
     *[ipc.Failed(id=1, code=code, message="why") for code in ErrorCode],
     ipc.Failed(id=1, code=ErrorCode.INVALID_REQUEST, message="why", param="messages[0].role"),
     ipc.Stats(active_bytes=1, cache_bytes=0),
+    ipc.Stats(active_bytes=1, cache_bytes=0, prefix_cache_bytes=2**40),
 ]
 FROM_IMPORTER = [
     ipc.Progress(stage="convert", done=0, total=2**40),
@@ -199,9 +252,7 @@ async def test_a_peer_that_resets_the_connection_has_ended():
         pytest.param(b'{"type":"hello"}', id="missing field"),
         pytest.param(b'{"type":"hello","version":1}', id="wrong type of field"),
         pytest.param(b'{"type":"failed","id":1,"code":"whatever","message":""}', id="unknown code"),
-        pytest.param(
-            b'{"type":"done","id":1,"finish_reason":"tired","prompt_tokens":1,"completion_tokens":1}', id="reason"
-        ),
+        pytest.param(b'{"type":"finished","id":1,"reason":"tired"}', id="reason"),
         pytest.param(b'{"type":"hello","version":"\xff"}', id="not UTF-8"),
         pytest.param(b'{"type":"hello","version":"\\ud800"}', id="lone surrogate"),
         pytest.param(b'{"x":' * 100_000, id="nested too deeply"),

@@ -3,9 +3,12 @@
 import importlib
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_map_with_path
+from mlx_lm.models.cache import make_prompt_cache
 
 from osaurusd import ipc
+from osaurusd.worker.constraint import ConstraintFailed
 from osaurusd.worker.content import News
 from osaurusd.worker.request import Choice, Request
 from osaurusd.worker.sampling import Row
@@ -168,20 +171,38 @@ def greedy_all(network, prompts, count, begun=()):
 _found = {}  # what is slow and asked for again and again; networks live as long as the tests
 
 
-def logprobs_along(network, prompt, said):
-    """The log-probability of each token of `said`, found the same way."""
-    logits = network(mx.array([[*prompt, *said[:-1]]]))[0, len(prompt) - 1 :]
-    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    return mx.take_along_axis(logprobs, mx.array(said)[:, None], axis=-1)[:, 0].tolist()
-
-
 def greedy_along(network, prompt, said):
     """The most likely token after `prompt` and after each beginning of `said`, in one pass without any cache.
 
     It is `said` itself if, and only if, that is the greedy continuation.
     """
-    logits = network(mx.array([[*prompt, *said[:-1]]]))[0, len(prompt) - 1 :]
-    return mx.argmax(logits, axis=-1).tolist()
+    return mx.argmax(_logits_along(network, prompt, said), axis=-1).tolist()
+
+
+def logprobs_along(network, prompt, said):
+    """The log-probability of each token of `said`, found the same way."""
+    logits = _logits_along(network, prompt, said)
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    return mx.take_along_axis(logprobs, mx.array(said)[:, None], axis=-1)[:, 0].tolist()
+
+
+def _logits_along(network, prompt, said):
+    key = (id(network), tuple(prompt), tuple(said))
+    if key not in _along:
+        _along[key] = network(mx.array([[*prompt, *said[:-1]]]))[0, len(prompt) - 1 :]
+        mx.eval(_along[key])
+    return _along[key]
+
+
+_along = {}
+
+
+def prefilled(network, prompt):
+    """A cache that holds a prompt, and the logits [1, vocabulary] after it."""
+    cache = make_prompt_cache(network)
+    logits = network(mx.array([prompt]), cache=cache)[:, -1]
+    mx.eval(logits, [layer.state for layer in cache])
+    return cache, logits
 
 
 class Watched:
@@ -211,9 +232,9 @@ class Watched:
         return getattr(self._network, name)
 
     @property
-    def prompt_chunks(self):
-        """The widths of the passes over more than one token."""
-        return [width for _, width in self.shapes if width > 1]
+    def chunks(self):
+        """The widths of the passes over one sequence: of prompts, where at least two decode."""
+        return [width for rows, width in self.shapes if rows == 1]
 
 
 class Saying:
@@ -247,6 +268,30 @@ class Saying:
         if self._unfinished:
             raise ValueError("unfinished")
         return News(text="cut ") if cut else None
+
+
+class Odd:
+    """A constraint that allows odd and even tokens in turn, odd ones first.
+
+    Args:
+        most: how many tokens it can bear.
+    """
+
+    def __init__(self, most=10_000):
+        self.heard = []
+        self._most = most
+
+    def advance(self, token):
+        self.heard.append(token)
+        if len(self.heard) > self._most:
+            raise ConstraintFailed("enough")
+
+    def fork(self):
+        return Odd(self._most)
+
+    def fill(self, row):
+        allowed = np.arange(row.size * 32) % 2 != len(self.heard) % 2
+        row[:] = np.packbits(allowed, bitorder="little").view(np.int32)
 
 
 class Untold(Exception):
@@ -318,7 +363,14 @@ def request(
     choices = [
         Choice(
             index,
-            Row(sampling, prompt=prompt, scored=scored, entropy=1000 * id_ + 7, number=index, constraint=constraint),
+            Row(
+                sampling,
+                prompt=prompt,
+                scored=scored,
+                entropy=1000 * id_ + 7,
+                number=index,
+                constraint=constraint and constraint.fork(),
+            ),
             answer(),
         )
         for index in range(n)

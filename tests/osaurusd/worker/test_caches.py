@@ -1,20 +1,17 @@
 import mlx.core as mx
 import pytest
-from mlx_lm.models.cache import ArraysCache, KVCache, make_prompt_cache
+from mlx_lm.models.cache import ArraysCache, KVCache
 
 from osaurusd.worker import caches
 from osaurusd.worker.caches import GROWTH_TOKENS, Layout, Window
-from tests.osaurusd.worker.networks import BATCHABLE, KINDS, SLICEABLE, WINDOW, WITH_STATES, tokens
+from tests.osaurusd.worker.networks import BATCHABLE, KINDS, SLICEABLE, WINDOW, WITH_STATES, prefilled, tokens
 
 FLOAT32 = 4
 HEAD = 16
 
 
 def filled(network, prompt):
-    """A cache that holds a prompt."""
-    cache = make_prompt_cache(network)
-    network(mx.array([prompt]), cache=cache)
-    mx.eval([layer.state for layer in cache])
+    cache, _ = prefilled(network, prompt)
     return cache
 
 
@@ -211,8 +208,6 @@ def test_a_part_does_not_hold_on_to_the_cache_that_it_was_cut_from():
     part, held = held_by(make)
 
     assert held <= 2 * sum(array.nbytes for array in part)
-
-
 
 
 def convolution(sequences, through):

@@ -1,12 +1,24 @@
 import mlx.core as mx
 import pytest
-from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.sample_utils import greedy_sampler
 
 from osaurusd import ipc
-from osaurusd.worker.decode import BatchedDecoder, SerialDecoder, Token, can_batch
-from osaurusd.worker.sampling import make_sampler
-from tests.osaurusd.worker.networks import BATCHABLE, greedy, prefill
+from osaurusd.worker import caches
+from osaurusd.worker.caches import Layout
+from osaurusd.worker.constraint import ConstraintFailed
+from osaurusd.worker.decode import Decoder, Entrant
+from osaurusd.worker.sampling import Row
+from tests.osaurusd.worker.networks import (
+    BATCHABLE,
+    GREEDY,
+    KINDS,
+    WINDOW,
+    Odd,
+    greedy,
+    greedy_along,
+    logprobs_along,
+    prefilled,
+    tokens,
+)
 
 PROMPTS = {
     "one token": [5],
@@ -14,159 +26,322 @@ PROMPTS = {
     "longer than the window": list(range(20)),
     "the same again and again": [11] * 5,
     "the same as another": [7, 8, 9],
-    "longest": list(range(60, 10, -1)),
+    "longest": tokens(300),
 }
+HOT = ipc.Sampling(temperature=1.5, seed=11, top_p=0.95)
 
 
-def decode(decoder, uids, count):
-    """The first tokens of every sequence."""
-    tokens = {uid: [] for uid in uids}
-    while any(len(found) < count for found in tokens.values()):
-        for token in decoder.step():
-            tokens[token.uid].append(token.token)
-    return [tokens[uid][:count] for uid in uids]
+class Decoding:
+    """A decoder, and what its sequences have got."""
+
+    def __init__(self, network):
+        self.network = network
+        cache, _ = prefilled(network, tokens(4))
+        self.decoder = Decoder(network, Layout.of(cache))
+        self.got = {}
+
+    def join(self, *prompts, sampling=GREEDY, **properties):
+        """Have sequences join at once; their rows."""
+        rows = [Row(sampling, prompt=prompt, **properties) for prompt in prompts]
+        self.join_rows(dict(zip(rows, prompts, strict=True)))
+        return rows
+
+    def join_rows(self, prompts):
+        entrants = []
+        for row, prompt in prompts.items():
+            cache, logits = prefilled(self.network, prompt)
+            entrants.append(Entrant(row, cache, len(prompt), logits))
+            self.got[row] = []
+        self.decoder.join(entrants)
+
+    def go(self, steps):
+        for _ in range(steps):
+            for token in self.decoder.step():
+                self.got[token.row].append(token)
+
+    def said(self, row):
+        return [token.token for token in self.got[row]]
 
 
-def join(decoder, network, prompt, sampler=greedy_sampler):
-    return decoder.join(prefill(network, prompt), prompt, sampler)
+@pytest.fixture
+def decoding(network):
+    return lambda kind="llama": Decoding(network(kind))
 
 
-def test_caches_that_can_be_merged_are_told_from_those_that_cannot(network):
-    found = {kind: can_batch(make_prompt_cache(network(kind))) for kind in [*BATCHABLE, "chunked attention"]}
-
-    assert {**dict.fromkeys(BATCHABLE, True), "chunked attention": False} == found
+# Together
 
 
 @pytest.mark.parametrize("kind", BATCHABLE)
-def test_sequences_decoded_together_get_what_each_gets_alone(network, kind):
-    network = network(kind)
-    decoder = BatchedDecoder(network, [], None)
-    uids = [join(decoder, network, prompt) for prompt in PROMPTS.values()]
+def test_sequences_that_join_at_once_get_what_each_gets_alone(decoding, kind):
+    decoding = decoding(kind)
 
-    found = decode(decoder, uids, 12)
+    rows = decoding.join(*PROMPTS.values())
+    decoding.go(12)
 
-    expected = [greedy(network, prompt, 12) for prompt in PROMPTS.values()]
-    assert expected == found
-    assert len({tuple(tokens) for tokens in expected}) == len(PROMPTS) - 1, "the prompts must make a difference"
+    expected = [greedy(decoding.network, prompt, 12) for prompt in PROMPTS.values()]
+    assert expected == [decoding.said(row) for row in rows]
+    assert len({tuple(said) for said in expected}) == len(PROMPTS) - 1, "the prompts must make a difference"
 
 
-@pytest.mark.parametrize("kind", [*BATCHABLE, "chunked attention"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
-def test_a_serial_decoder_gets_the_same(network, kind, prompt):
-    network = network(kind)
-    decoder = SerialDecoder(network, [])
-    uid = join(decoder, network, prompt)
+def test_a_lone_sequence_gets_the_same(decoding, kind, prompt):
+    decoding = decoding(kind)
 
-    assert [greedy(network, prompt, 12)] == decode(decoder, [uid], 12)
+    (row,) = decoding.join(prompt)
+    decoding.go(2 * WINDOW)
+
+    assert greedy_along(decoding.network, prompt, decoding.said(row)) == decoding.said(row)
 
 
 @pytest.mark.parametrize("kind", BATCHABLE)
-def test_a_sequence_that_joins_later_disturbs_nobody(network, kind):
-    network = network(kind)
-    decoder = BatchedDecoder(network, [], None)
-    first = join(decoder, network, PROMPTS["short"])
-    (begun,) = decode(decoder, [first], 5)
-    second = join(decoder, network, PROMPTS["longest"])
+@pytest.mark.parametrize("script", ["JJJLLL", "JJLJLJLL", "JLJJLLJL", "JJJJLLLJ"])
+def test_whoever_joins_and_leaves_at_whatever_step_disturbs_nobody(decoding, kind, script):
+    """J: the next prompt joins. L: the oldest sequence leaves. Three steps after each, so that windows rotate."""
+    decoding = decoding(kind)
+    prompts = [PROMPTS["short"], tokens(300), [5], tokens(20, 50)]
+    there, prompt_of = [], {}
+    for act in script:
+        if act == "J":
+            prompt = prompts[len(prompt_of) % len(prompts)]
+            there += decoding.join(prompt)
+            prompt_of[there[-1]] = prompt
+        else:
+            decoding.decoder.leave([there.pop(0)])
+        decoding.go(3)
 
-    rest, other = decode(decoder, [first, second], 12)
-
-    assert greedy(network, PROMPTS["short"], 17) == begun + rest
-    assert greedy(network, PROMPTS["longest"], 12) == other
+    for row, prompt in prompt_of.items():
+        assert greedy_along(decoding.network, prompt, decoding.said(row)) == decoding.said(row)
 
 
 @pytest.mark.parametrize("kind", BATCHABLE)
 @pytest.mark.parametrize("leaves", range(3))
-def test_a_sequence_that_is_removed_disturbs_nobody(network, kind, leaves):
-    network = network(kind)
-    decoder = BatchedDecoder(network, [], None)
-    prompts = [PROMPTS[name] for name in ("short", "longest", "one token")]
-    uids = [join(decoder, network, prompt) for prompt in prompts]
-    begun = decode(decoder, uids, 4)
-    decoder.remove(uids.pop(leaves))
-    begun.pop(leaves)
-    prompts.pop(leaves)
+def test_whoever_leaves_a_batch_disturbs_nobody(decoding, kind, leaves):
+    decoding = decoding(kind)
+    rows = decoding.join(*(PROMPTS[name] for name in ("short", "longest", "one token")))
+    decoding.go(4)
 
-    rest = decode(decoder, uids, 6)
+    decoding.decoder.leave([rows[leaves]])
+    decoding.go(2 * WINDOW)
 
-    assert [greedy(network, prompt, 10) for prompt in prompts] == [a + b for a, b in zip(begun, rest, strict=True)]
-    assert set(uids) == {token.uid for token in decoder.step()}
+    for at, row in enumerate(rows):
+        prompt, said = list(row.prompt), decoding.said(row)
+        assert len(said) == (4 if at == leaves else 4 + 2 * WINDOW)
+        assert greedy_along(decoding.network, prompt, said) == said
 
 
-def test_a_sequence_can_be_removed_before_its_first_token(network):
-    decoder = BatchedDecoder(network(), [], None)
-    first = join(decoder, network(), PROMPTS["short"])
-    second = join(decoder, network(), PROMPTS["one token"])
+@pytest.mark.parametrize("kind", BATCHABLE)
+def test_several_may_join_a_batch_at_once(decoding, kind):
+    decoding = decoding(kind)
+    rows = decoding.join(PROMPTS["short"], PROMPTS["longest"])
+    decoding.go(2 * WINDOW)
 
-    decoder.remove(first)
+    rows += decoding.join(PROMPTS["one token"], PROMPTS["longer than the window"], PROMPTS["longest"])
+    decoding.go(2 * WINDOW)
 
-    assert [greedy(network(), PROMPTS["one token"], 4)] == decode(decoder, [second], 4)
-
-
-@pytest.mark.parametrize("make", [lambda network, ends: BatchedDecoder(network, ends, None), SerialDecoder])
-def test_an_end_token_is_marked_and_ends_its_sequence(network, make):
-    tokens = greedy(network(), PROMPTS["longest"], 12)
-    end = tokens[4]
-    expected = tokens[: tokens.index(end) + 1]
-    decoder = make(network(), [end, 96])
-    uid = join(decoder, network(), PROMPTS["longest"])
-
-    found = []
-    while not (found and found[-1].end):
-        found += decoder.step()
-
-    assert [Token(uid, token, token == end) for token in expected] == found
-    assert decoder.step() == []
+    for row in rows:
+        said = decoding.said(row)
+        assert greedy_along(decoding.network, list(row.prompt), said) == said
 
 
-@pytest.mark.parametrize("make", [lambda network, ends: BatchedDecoder(network, ends, None), SerialDecoder])
-def test_a_decoder_without_sequences_has_nothing_to_do(network, make):
-    assert make(network(), []).step() == []
+def test_a_sequence_may_leave_before_its_first_token(decoding):
+    decoding = decoding()
+    first, second = decoding.join(PROMPTS["short"], PROMPTS["longest"])
+
+    decoding.decoder.leave([first])
+    decoding.go(4)
+
+    assert [] == decoding.said(first)
+    assert greedy(decoding.network, PROMPTS["longest"], 4) == decoding.said(second)
 
 
-def test_each_sequence_has_its_own_sampler(network):
-    warm = ipc.Sampling(temperature=1.5, top_p=1, seed=1)
-    serial = SerialDecoder(network(), [])
-    uid = join(serial, network(), PROMPTS["short"], make_sampler(warm))
-    (alone,) = decode(serial, [uid], 10)
-    decoder = BatchedDecoder(network(), [], None)
-    uids = [
-        join(decoder, network(), PROMPTS["short"]),
-        join(decoder, network(), PROMPTS["short"], make_sampler(warm)),
-        join(decoder, network(), PROMPTS["longest"], make_sampler(ipc.Sampling(temperature=1, top_p=1))),
+def test_those_who_go_on_from_one_prompt_do_not_share_what_follows(decoding):
+    decoding = decoding()
+    cache, logits = prefilled(decoding.network, PROMPTS["longest"])
+    rows = [Row(HOT, number=number) for number in range(3)]
+    decoding.got = {row: [] for row in rows}
+
+    decoding.decoder.join([Entrant(row, cache, 300, logits) for row in rows])
+    decoding.go(10)
+
+    for number, row in enumerate(rows):
+        alone = Decoding(decoding.network)
+        other = Row(HOT, number=number)
+        alone.join_rows({other: PROMPTS["longest"]})
+        alone.go(10)
+        assert alone.said(other) == decoding.said(row)
+    assert len({tuple(decoding.said(row)) for row in rows}) == 3
+
+
+def test_when_all_have_left_it_begins_anew(decoding):
+    decoding = decoding()
+    decoding.decoder.leave(decoding.join(PROMPTS["short"], [5]))
+    decoding.go(1)
+    assert 0 == len(decoding.decoder)
+
+    (row,) = decoding.join(PROMPTS["longest"])
+    decoding.go(4)
+
+    assert greedy(decoding.network, PROMPTS["longest"], 4) == decoding.said(row)
+
+
+def test_whoever_is_not_there_may_leave(decoding):
+    decoding = decoding()
+    (row,) = decoding.join(PROMPTS["short"])
+
+    decoding.decoder.leave([Row(GREEDY)])
+    decoding.go(3)
+
+    assert greedy(decoding.network, PROMPTS["short"], 3) == decoding.said(row)
+
+
+def test_a_decoder_without_sequences_has_nothing_to_do(decoding):
+    assert [] == decoding().decoder.step()
+
+
+def test_the_lengths_are_those_of_the_caches(decoding):
+    decoding = decoding()
+    rows = decoding.join(PROMPTS["short"], PROMPTS["longest"])
+    decoding.go(4)
+    assert [7, 304] == decoding.decoder.lengths
+
+    decoding.decoder.leave(rows[:1])
+
+    assert [304] == decoding.decoder.lengths
+
+
+# Each by its own rules
+
+
+def mixed():
+    """Rows of all sorts, and the prompts they go on from."""
+    return {
+        Row(GREEDY): PROMPTS["short"],
+        Row(HOT, scored=3): PROMPTS["longest"],
+        Row(GREEDY, constraint=Odd()): PROMPTS["one token"],
+        Row(HOT, constraint=Odd(), scored=0): PROMPTS["short"],
+        Row(ipc.Sampling(temperature=0, frequency_penalty=1.0), scored=20): PROMPTS["longest"],
+        Row(ipc.Sampling(temperature=1.0, logit_bias=[(3, 2.0)], min_p=0.01), entropy=5): PROMPTS["one token"],
+    }
+
+
+def gist(decoding, row):
+    """Tokens, and scores rounded so far that the company does not matter."""
+    return [
+        (
+            token.token,
+            token.score and (round(token.score.logprob, 3), [id_ for id_, _ in token.score.top]),
+        )
+        for token in decoding.got[row]
     ]
 
-    cold, seeded, _ = decode(decoder, uids, 10)
 
-    assert greedy(network(), PROMPTS["short"], 10) == cold
-    assert alone == seeded
-    assert cold != seeded
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 3, 1, 4, 2, 0], [2, 0, 4, 1, 5, 3]])
+def test_each_gets_what_it_asked_for_whoever_else_is_there(decoding, order):
+    network = decoding("llama").network
+    expected = []
+    for row, prompt in mixed().items():
+        alone = Decoding(network)
+        alone.join_rows({row: prompt})
+        alone.go(12)
+        expected.append(gist(alone, row))
+    together, rows = Decoding(network), list(mixed().items())
 
+    for at in order:  # one after the other: the first has six steps more than the last
+        together.join_rows(dict(rows[at : at + 1]))
+        together.go(1)
+    together.go(12)
 
-def test_a_serial_decoder_takes_one_sequence_at_a_time(network):
-    decoder = SerialDecoder(network(), [])
-    first = join(decoder, network(), PROMPTS["short"])
-    with pytest.raises(RuntimeError, match="one sequence at a time"):
-        join(decoder, network(), PROMPTS["longest"])
-
-    decoder.remove(first)
-    second = join(decoder, network(), PROMPTS["longest"])
-
-    assert first != second
-    assert [greedy(network(), PROMPTS["longest"], 4)] == decode(decoder, [second], 4)
-
-
-def test_removing_a_sequence_that_has_left_a_serial_decoder_is_harmless(network):
-    decoder = SerialDecoder(network(), [])
-    first = join(decoder, network(), PROMPTS["short"])
-    decoder.remove(first)
-    second = join(decoder, network(), PROMPTS["short"])
-
-    decoder.remove(first)
-
-    assert [second] == [token.uid for token in decoder.step()]
+    for at, (row, _) in enumerate(rows):
+        assert expected[at] == gist(together, row)[:12], at
 
 
-def test_a_decoder_computes_on_the_threads_own_stream(network):
-    decoder = BatchedDecoder(network(), [], None)
+@pytest.mark.parametrize("leaves", range(6))
+def test_scores_and_constraints_stay_with_their_sequences(decoding, leaves):
+    decoding = decoding()
+    rows = list(mixed().items())
+    decoding.join_rows(dict(rows))
+    decoding.go(3)
 
-    assert mx.default_stream(mx.default_device()) == decoder._generator.stream
+    decoding.decoder.leave([rows[leaves][0]])
+    decoding.go(5)
+
+    for at, (row, prompt) in enumerate(rows):
+        said = decoding.said(row)
+        scores = [token.score for token in decoding.got[row]]
+        assert len(said) == (3 if at == leaves else 8)
+        if row.constraint is not None:
+            assert [1, 0, 1, 0, 1, 0, 1, 0][: len(said)] == [token % 2 for token in said]
+        if row.scored is None:
+            assert [None] * len(said) == scores
+        else:
+            assert logprobs_along(decoding.network, prompt, said) == pytest.approx(
+                [score.logprob for score in scores], abs=1e-3
+            )
+            assert {row.scored} == {len(score.top) for score in scores}
+
+
+def test_a_constraint_hears_each_token_once(decoding):
+    decoding = decoding()
+    rows = decoding.join(PROMPTS["short"], constraint=Odd())
+    rows += decoding.join(PROMPTS["longest"])
+    decoding.go(5)
+
+    assert decoding.said(rows[0]) == rows[0].constraint.heard
+
+
+@pytest.mark.parametrize("neighbours", [0, 2])
+def test_a_constraint_that_fails_is_told_and_costs_nobody_else(decoding, neighbours):
+    decoding = decoding()
+    others = decoding.join(*[PROMPTS["longest"]] * neighbours) if neighbours else []
+    (row,) = decoding.join(PROMPTS["short"], constraint=Odd(most=2))
+
+    decoding.go(2)
+    assert {} == decoding.decoder.take_failed()
+    decoding.go(1)
+
+    assert {row: "enough"} == decoding.decoder.take_failed()
+    assert {} == decoding.decoder.take_failed()
+    decoding.decoder.leave([row])
+    decoding.go(3)
+    for other in others:
+        assert greedy(decoding.network, PROMPTS["longest"], 6) == decoding.said(other)
+
+
+def test_a_constraint_that_cannot_even_begin_is_told(decoding):
+    class Unable(Odd):
+        def fill(self, row):
+            raise ConstraintFailed("unable")
+
+    decoding = decoding()
+
+    (row,) = decoding.join(PROMPTS["short"], constraint=Unable())
+
+    assert {row: "unable"} == decoding.decoder.take_failed()
+
+
+# What is kept
+
+
+@pytest.mark.parametrize("kind", BATCHABLE)
+@pytest.mark.parametrize("neighbours", [0, 2])
+def test_a_sequence_can_be_gone_on_from_where_it_is(decoding, kind, neighbours):
+    decoding = decoding(kind)
+    if neighbours:
+        decoding.join(tokens(50), [5])
+    (row,) = decoding.join(PROMPTS["longest"])
+    decoding.go(2 * WINDOW)
+
+    whole = [*PROMPTS["longest"], *decoding.said(row)]
+    kept = decoding.decoder.kept(row)
+    again = restored(decoding, kept, len(whole))
+    decoding.go(3)  # which is not to touch what was kept
+
+    _, expected = prefilled(decoding.network, [*whole, 5])
+    assert mx.allclose(expected, decoding.network(mx.array([[5]]), cache=again)[:, -1], atol=1e-4).item()
+
+
+def restored(decoding, kept, length):
+    layout = decoding.decoder._layout
+    parts = [kept.pack(0, 200), kept.pack(200, length)]
+    return caches.restore(layout, decoding.network, parts, length, kept.states() if layout.has_states else None)

@@ -1,22 +1,40 @@
+from dataclasses import replace
+
 import pytest
 
 from osaurusd import ipc
+from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker import engine as engine_module
+from osaurusd.worker.content import News
 from osaurusd.worker.decode import MAX_SEQUENCES
-from osaurusd.worker.engine import PREFILL_CHUNK_ALONE, PREFILL_CHUNK_SHARED, Engine
-from tests.osaurusd.worker.networks import BATCHABLE, VOCABULARY, Watched, greedy, greedy_all, sequence, written
+from osaurusd.worker.engine import Engine, Limits
+from osaurusd.worker.probe import Probe
+from tests.osaurusd.worker.networks import (
+    GREEDY,
+    KINDS,
+    PROMPT,
+    VOCABULARY,
+    Odd,
+    Saying,
+    Watched,
+    done_of,
+    greedy,
+    greedy_all,
+    greedy_along,
+    reason_of,
+    request,
+    run,
+    said_in,
+    text_of,
+    tokens,
+    turn,
+    until,
+    written,
+)
 
-ALL_KINDS = [*BATCHABLE, "chunked attention"]
-PROMPT = [7, 8, 9]
-DOWNWARD = list(range(60, 10, -1))
-LONG = [(13 * at + at // 7) % VOCABULARY for at in range(1200)]
-
-
-def turn(engine):
-    """What the MLX thread does in one round."""
-    frames = engine.decode()
-    engine.prefill()
-    return frames
+LONG = tokens(300)
+HOT = ipc.Sampling(temperature=1.5, seed=11)
+PLENTY = Limits(prefix_cache_bytes=2**30)
 
 
 @pytest.fixture
@@ -27,414 +45,270 @@ def watched(network):
 
 @pytest.fixture
 def engine(watched):
-    return Engine(watched, [])
+    return Engine(watched, [], PLENTY)
 
 
-def step(engine):
-    """What the thread does between two looks at its orders."""
-    frames = engine.decode()
-    engine.prefill()
-    return frames
+def failed_in(frames):
+    return {frame.id: frame for frame in frames if isinstance(frame, ipc.Failed)}
 
 
-def run(engine, *sequences):
-    """Add sequences and step until nothing is left; all frames but Stats."""
-    for one in sequences:
-        engine.add(one)
-    frames = []
-    for _ in range(2000):
-        if not engine.busy:
-            return [frame for frame in frames if not isinstance(frame, ipc.Stats)]
-        frames += turn(engine)
-    raise AssertionError("the engine does not come to an end")
-
-
-def text_of(frames, id_):
-    return "".join(frame.text for frame in frames if isinstance(frame, ipc.Delta) and frame.id == id_)
-
-
-def done_of(frames, id_):
-    """The last frame of a sequence, which must be its only Done."""
-    (done,) = [frame for frame in frames if isinstance(frame, ipc.Done) and frame.id == id_]
-    assert done is [frame for frame in frames if frame.id == id_][-1]
-    return done
-
-
-def fresh(tokens):
+def fresh(said):
     """Where a token stands that has not been there before, and is not the first."""
-    return next(at for at in range(2, len(tokens)) if tokens[at] not in tokens[:at])
+    return next(at for at in range(2, len(said)) if said[at] not in said[:at])
 
 
-def step_until(engine, id_, count=1):
-    """Step until a sequence has got so many frames."""
-    frames = []
-    while sum(frame.id == id_ for frame in frames) < count:
-        frames += [frame for frame in turn(engine) if not isinstance(frame, ipc.Stats)]
-    return frames
+# What a request gets
 
 
-# What a sequence gets
-
-
-def test_an_answer_is_deltas_and_then_done(engine, network):
-    tokens = greedy(network(), PROMPT, 3)
-
-    frames = run(engine, sequence(1, PROMPT, 3))
+def test_an_answer_is_deltas_and_then_its_end_and_the_requests(engine, network):
+    frames = run(engine, request(1, PROMPT, 3))
 
     assert [
-        *[ipc.Delta(id=1, text=written([token])) for token in tokens],
-        ipc.Done(id=1, finish_reason="length", prompt_tokens=3, completion_tokens=3),
+        *[ipc.Delta(id=1, text=written([token])) for token in greedy(network(), PROMPT, 3)],
+        ipc.Delta(id=1, text="cut "),
+        ipc.Finished(id=1, reason="length"),
+        ipc.Done(id=1, prompt_tokens=3, completion_tokens=3),
     ] == frames
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_max_tokens_is_exact(engine, network, count):
-    frames = run(engine, sequence(1, PROMPT, count))
+@pytest.mark.parametrize("kind", KINDS)
+def test_max_tokens_is_exact(network, kind, count):
+    frames = run(Engine(network(kind), [], PLENTY), request(1, PROMPT, count))
 
-    assert written(greedy(network(), PROMPT, count)) == text_of(frames, 1)
-    assert ("length", count) == (done_of(frames, 1).finish_reason, done_of(frames, 1).completion_tokens)
+    assert greedy(network(kind), PROMPT, count) == said_in(text_of(frames, 1))
+    assert ("length", count) == (reason_of(frames, 1), done_of(frames, 1).completion_tokens)
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
-def test_an_end_token_stops_and_is_neither_text_nor_counted(network, kind):
-    tokens = greedy(network(kind), DOWNWARD, 12)
-    at = fresh(tokens)
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "llama4"])
+@pytest.mark.parametrize("most", [0, 50])
+def test_an_end_token_stops_and_is_neither_told_nor_counted(network, kind, most):
+    said = greedy(network(kind), LONG, 12)
+    at = fresh(said)
 
-    frames = run(Engine(network(kind), [tokens[at]]), sequence(1, DOWNWARD, 50))
+    frames = run(Engine(network(kind), [said[at], 96], PLENTY), request(1, LONG, most or at + 1))
 
-    assert written(tokens[:at]) == text_of(frames, 1)
-    assert ("stop", at) == (done_of(frames, 1).finish_reason, done_of(frames, 1).completion_tokens)
+    assert written(said[:at]) == text_of(frames, 1)
+    assert ("stop", at) == (reason_of(frames, 1), done_of(frames, 1).completion_tokens)
 
 
 def test_an_answer_that_is_only_an_end_token_is_empty(network):
     (end,) = greedy(network(), PROMPT, 1)
 
-    frames = run(Engine(network(), [end]), sequence(1, PROMPT))
+    frames = run(Engine(network(), [end], PLENTY), request(1, PROMPT))
 
     assert [
-        ipc.Delta(id=1, text=""),
-        ipc.Done(id=1, finish_reason="stop", prompt_tokens=3, completion_tokens=0),
+        ipc.Delta(id=1),
+        ipc.Finished(id=1, reason="stop"),
+        ipc.Done(id=1, prompt_tokens=3, completion_tokens=0),
     ] == frames
 
 
-def test_an_end_token_at_the_very_limit_is_a_stop(network):
-    tokens = greedy(network(), DOWNWARD, 12)
-    at = fresh(tokens)
+@pytest.mark.parametrize("most", [0, 50])
+def test_an_answer_that_is_complete_ends(engine, network, most):
+    said = greedy(network(), LONG, 12)
+    at = fresh(said)
 
-    frames = run(Engine(network(), [tokens[at]]), sequence(1, DOWNWARD, at + 1))
+    frames = run(engine, request(1, LONG, most or at + 1, answer=lambda: Saying(stop=said[at])))
 
-    assert ("stop", at) == (done_of(frames, 1).finish_reason, done_of(frames, 1).completion_tokens)
-
-
-@pytest.mark.parametrize("kind", ALL_KINDS)
-def test_a_stop_string_over_a_token_border_stops_and_is_not_emitted(network, kind):
-    tokens = greedy(network(kind), DOWNWARD, 8)
-    text = written(tokens)
-    cut = len(written(tokens[:3]))
-    stop = text[cut - 2 : cut + 1]
-    expected = text[: text.index(stop)]
-
-    frames = run(Engine(network(kind), []), sequence(1, DOWNWARD, 50, stop=["never", stop]))
-
-    assert expected == text_of(frames, 1)
-    done = done_of(frames, 1)
-    assert done.finish_reason == "stop"
-    assert next(n for n in range(9) if stop in written(tokens[:n])) == done.completion_tokens
+    assert written(said[:at]) == text_of(frames, 1)
+    assert ("stop", at + 1) == (reason_of(frames, 1), done_of(frames, 1).completion_tokens)
 
 
-def test_a_stop_string_in_the_last_allowed_token_is_a_stop(engine, network):
-    tokens = greedy(network(), DOWNWARD, 12)
-    at = fresh(tokens)
+class Calling(Saying):
+    """An answer that has told a call by its second token, and thought before it."""
 
-    frames = run(engine, sequence(1, DOWNWARD, at + 1, stop=[f" {tokens[at]} "]))
-
-    assert ("stop", at + 1) == (done_of(frames, 1).finish_reason, done_of(frames, 1).completion_tokens)
-
-
-def test_text_held_for_a_stop_string_is_emitted_when_the_limit_comes_first(engine, network):
-    text = written(greedy(network(), PROMPT, 3))
-
-    frames = run(engine, sequence(1, PROMPT, 3, stop=[text + "and more"]))
-
-    assert text == text_of(frames, 1)
-    assert done_of(frames, 1).finish_reason == "length"
+    def add(self, token, score=None):
+        self.called = bool(self.scores)
+        self.reasoning_tokens = 1
+        return super().add(token, score)
 
 
-def test_text_held_for_a_stop_string_is_emitted_when_the_end_comes_first(network):
-    tokens = greedy(network(), DOWNWARD, 12)
-    at = fresh(tokens)
-    text = written(tokens[:at])
+@pytest.mark.parametrize("stop", [True, False])
+def test_an_answer_with_a_call_ends_for_it_unless_it_was_cut(engine, network, stop):
+    said = greedy(network(), LONG, 12)
+    at = fresh(said)
 
-    frames = run(Engine(network(), [tokens[at]]), sequence(1, DOWNWARD, 50, stop=[text + "and more"]))
+    frames = run(engine, request(1, LONG, 9, n=2, answer=lambda: Calling(stop=said[at] if stop else None)))
 
-    assert text == text_of(frames, 1)
-    assert done_of(frames, 1).finish_reason == "stop"
+    assert ["tool_calls" if stop else "length"] * 2 == [reason_of(frames, 1, index) for index in range(2)]
+    assert 2 == done_of(frames, 1).reasoning_tokens
+
+
+class Late(Saying):
+    """An answer that is sure of nothing before its third token."""
+
+    def add(self, token, score=None):
+        news = super().add(token, score)
+        return news if len(self.scores) > 2 else None
 
 
 def test_the_first_delta_comes_with_the_first_token_even_if_it_is_empty(engine, network):
-    text = written(greedy(network(), PROMPT, 5))
+    frames = run(engine, request(1, PROMPT, 4, answer=Late))
 
-    frames = run(engine, sequence(1, PROMPT, 3, stop=[text]))
-
-    assert ipc.Delta(id=1, text="") == frames[0]
-    assert not [frame for frame in frames[1:] if frame == ipc.Delta(id=1, text="")]
+    last = [ipc.Delta(id=1, text=written([token])) for token in greedy(network(), PROMPT, 4)[2:]]
+    assert [ipc.Delta(id=1), *last] == frames[:3]
 
 
-def test_an_answer_repeats_with_its_seed_whoever_else_is_there(network):
-    seeded = ipc.Sampling(temperature=1.5, top_p=1, seed=11)
-    wild = ipc.Sampling(temperature=2, top_p=1)
-    alone = text_of(run(Engine(network(), []), sequence(1, PROMPT, 10, seeded)), 1)
+def test_all_that_is_new_is_told(engine):
+    call = ipc.CallDelta(index=0, name="f")
+    token = ipc.ScoredToken(text="x", bytes=[120])
 
-    frames = run(
-        Engine(network(), []),
-        sequence(5, LONG[:50], 7, wild),
-        sequence(1, PROMPT, 10, seeded),
-        sequence(2, PROMPT, 10),
-    )
+    class Rich(Saying):
+        def add(self, _, score=None):
+            return News(text="a", reasoning="b", calls=[call], tokens=[token])
 
-    assert alone == text_of(frames, 1)
-    assert written(greedy(network(), PROMPT, 10)) == text_of(frames, 2)
+    frames = run(engine, request(1, PROMPT, 1, answer=Rich))
+
+    assert ipc.Delta(id=1, text="a", reasoning="b", calls=[call], tokens=[token]) == frames[0]
 
 
-# Several at once
+def test_scores_reach_the_answer(engine, network):
+    scored, plain = request(1, PROMPT, 3, scored=2), request(2, PROMPT, 3)
+
+    run(engine, scored, plain)
+
+    said = greedy(network(), PROMPT, 3)
+    assert said == [score.top[0][0] for score in scored.choices[0].answer.scores]
+    assert [None] * 3 == plain.choices[0].answer.scores
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
-def test_sequences_at_once_get_what_each_gets_alone(network, kind):
-    prompts = [[5], PROMPT, LONG[:20], [11] * 5, PROMPT, LONG[:50], [5]]
+# Several answers
 
-    frames = run(Engine(network(kind), []), *[sequence(id_, prompt, 10) for id_, prompt in enumerate(prompts)])
 
-    expected = [written(greedy(network(kind), prompt, 10)) for prompt in prompts]
-    assert expected == [text_of(frames, id_) for id_ in range(len(prompts))]
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "llama4"])
+def test_each_of_several_answers_has_its_own_way_and_end(network, kind):
+    alone = [said_in(text_of(run(Engine(network(kind), [], PLENTY), one), 1)) for one in numbered(HOT, 3)]
+
+    frames = run(Engine(network(kind), [], PLENTY), request(1, LONG, 9, HOT, n=3))
+
+    assert alone == [said_in(text_of(frames, 1, index)) for index in range(3)]
+    assert len({tuple(said) for said in alone}) == 3
+    assert ["length"] * 3 == [reason_of(frames, 1, index) for index in range(3)]
+    done = done_of(frames, 1)
+    assert (300, 27, 0) == (done.prompt_tokens, done.completion_tokens, done.cached_tokens)
+
+
+def numbered(sampling, count):
+    """Requests for one answer each: those that a request for several would have."""
+    for number in range(count):
+        one = request(1, LONG, 9, sampling)
+        one.choices[0].row.number = number
+        yield one
+
+
+def test_an_answer_may_end_long_before_another(network):
+    engine = Engine(network(), [], PLENTY)
+    said = greedy(network(), LONG, 12)
+    order = request(1, LONG, 30, n=2)
+    order.choices[1].answer = Saying(stop=said[0])
+
+    frames = run(engine, order)
+
+    ends = [frame.index for frame in frames if isinstance(frame, ipc.Finished)]
+    assert [1, 0] == ends
+    assert 31 == done_of(frames, 1).completion_tokens
+    assert greedy_along(network(), LONG, said_in(text_of(frames, 1))) == said_in(text_of(frames, 1))
+
+
+# Several requests
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_requests_at_once_get_what_each_gets_alone(network, kind):
+    prompts = [[5], PROMPT, LONG[:20], [11] * 5, PROMPT, LONG, [5]]
+
+    frames = run(Engine(network(kind), [], PLENTY), *[request(id_, prompt, 10) for id_, prompt in enumerate(prompts)])
+
+    assert [greedy(network(kind), prompt, 10) for prompt in prompts] == [
+        said_in(text_of(frames, id_)) for id_ in range(len(prompts))
+    ]
     assert [len(prompt) for prompt in prompts] == [done_of(frames, id_).prompt_tokens for id_ in range(len(prompts))]
 
 
-@pytest.mark.parametrize("kind", BATCHABLE)
-def test_a_sequence_may_join_while_others_decode(network, kind):
-    engine = Engine(network(kind), [])
-    engine.add(sequence(1, PROMPT, 20))
-    frames = step_until(engine, 1, 5)
+def test_seeded_constrained_and_scored_ones_share_a_batch_with_free_ones(network):
+    def orders():
+        return [
+            request(0, PROMPT, 10),
+            request(1, LONG, 10, HOT),
+            request(2, [5], 10, constraint=Odd()),
+            request(3, LONG, 10, HOT, scored=3),
+        ]
 
-    frames += run(engine, sequence(2, LONG[:300], 10))
+    alone = [text_of(run(Engine(network(), [], PLENTY), order), order.id) for order in orders()]
+    watched = Watched(network())
 
-    assert written(greedy(network(kind), PROMPT, 20)) == text_of(frames, 1)
-    assert written(greedy(network(kind), LONG[:300], 10)) == text_of(frames, 2)
+    frames = run(Engine(watched, [], PLENTY), *orders())
+
+    assert alone == [text_of(frames, id_) for id_ in range(4)]
+    assert (4, 1) in watched.shapes
+    assert [1, 0] * 5 == [token % 2 for token in said_in(alone[2])]
 
 
-def test_more_sequences_than_fit_wait_for_a_place(engine, network):
-    count = MAX_SEQUENCES + 3
-    prompts = {id_: [id_ % VOCABULARY, 1, 2] for id_ in range(count)}
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "lfm2", "falcon_h1"])
+def test_a_request_may_join_while_others_decode(network, kind):
+    engine = Engine(network(kind), [], PLENTY)
+    engine.add(request(1, PROMPT, 30))
+    frames = until(engine, 1, 5)
+
+    frames += run(engine, request(2, LONG, 10))
+
+    assert greedy(network(kind), PROMPT, 30) == said_in(text_of(frames, 1))
+    assert greedy(network(kind), LONG, 10) == said_in(text_of(frames, 2))
+
+
+def test_more_than_fit_wait_for_a_place(engine, network):
+    prompts = {id_: [id_ % VOCABULARY, 1, 2] for id_ in range(MAX_SEQUENCES + 3)}
     for id_, prompt in prompts.items():
-        engine.add(sequence(id_, prompt, 40))
+        engine.add(request(id_, prompt, 40))
 
     frames, most = [], 0
     while engine.busy:
-        step = [frame for frame in turn(engine) if not isinstance(frame, ipc.Stats)]
-        most = max(most, len({frame.id for frame in step}))
-        frames += step
+        news = turn(engine)
+        most = max(most, len({frame.id for frame in news if isinstance(frame, ipc.Delta)}))
+        frames += news
 
     assert most == MAX_SEQUENCES
-    expected = [written(tokens) for tokens in greedy_all(network(), list(prompts.values()), 40)]
-    assert expected == [text_of(frames, id_) for id_ in prompts]
-    assert {40} == {done_of(frames, id_).completion_tokens for id_ in prompts}
+    assert greedy_all(network(), list(prompts.values()), 40) == [said_in(text_of(frames, id_)) for id_ in prompts]
 
 
-def test_each_decoding_sequence_gets_one_token_a_step(engine):
-    for id_ in range(3):
-        engine.add(sequence(id_, PROMPT, 30))
-    for id_ in range(3):
-        step_until(engine, id_)
+def test_memory_is_reported_whenever_an_answer_ends(engine):
+    engine.add(request(1, LONG, 3))
+    engine.add(request(2, PROMPT, 6))
 
-    assert [0, 1, 2] == sorted(frame.id for frame in turn(engine))
-
-
-# Prompts
-
-
-@pytest.mark.parametrize("kind", ALL_KINDS)
-def test_a_long_prompt_in_chunks_gives_the_same_as_in_one_pass(network, kind, monkeypatch):
-    monkeypatch.setattr(engine_module, "PREFILL_CHUNK_ALONE", 64)
-    watched = Watched(network(kind))
-
-    frames = run(Engine(watched, []), sequence(1, LONG[:150], 3))
-
-    assert watched.shapes[:3] == [(1, 64), (1, 64), (1, 21)]
-    assert written(greedy(network(kind), LONG[:150], 3)) == text_of(frames, 1)
-
-
-def test_a_prompt_alone_is_processed_in_large_chunks(engine, watched):
-    run(engine, sequence(1, LONG, 1))
-
-    rest = len(LONG) - 1 - 2 * PREFILL_CHUNK_ALONE
-    assert [(1, PREFILL_CHUNK_ALONE), (1, PREFILL_CHUNK_ALONE), (1, rest)] == watched.shapes[:3]
-
-
-def test_a_prompt_is_processed_in_small_chunks_between_the_tokens_of_others(engine, watched, network):
-    engine.add(sequence(1, PROMPT, 30))
-    frames = step_until(engine, 1)
-    watched.shapes.clear()
-
-    engine.add(sequence(2, LONG[:600], 3))
     steps = []
-    while 2 not in {frame.id for frame in frames}:
-        before = len(watched.shapes)
-        frames += [frame for frame in turn(engine) if not isinstance(frame, ipc.Stats)]
-        steps.append(watched.shapes[before:])
-    frames += run(engine)
+    while engine.busy:
+        steps.append(engine.decode())
+        engine.prefill()
 
-    prompt_chunks = [width for shapes in steps for _, width in shapes if width > 1]
-    assert sum(prompt_chunks) == 599
-    assert max(prompt_chunks) == PREFILL_CHUNK_SHARED
-    assert max(sum(width for _, width in shapes) for shapes in steps) <= PREFILL_CHUNK_SHARED + 2
-    assert written(greedy(network(), PROMPT, 30)) == text_of(frames, 1)
-    assert written(greedy(network(), LONG[:600], 3)) == text_of(frames, 2)
-
-
-def test_prompts_take_turns(engine):
-    engine.add(sequence(1, LONG, 20))
-    engine.add(sequence(2, LONG[:600], 20))
-
-    frames = step_until(engine, 2)
-
-    assert {2} == {frame.id for frame in frames}, "the shorter one must not wait for all of the longer one"
-
-
-def test_an_answer_begins_as_soon_as_its_prompt_is_processed(engine):
-    engine.add(sequence(1, PROMPT, 20))
-    engine.add(sequence(2, LONG, 20))
-
-    frames = step_until(engine, 1, 3)
-
-    assert {1} == {frame.id for frame in frames}
-
-
-def test_a_prompt_of_one_token_needs_no_processing(engine, watched, network):
-    frames = run(engine, sequence(1, [5], 3))
-
-    assert written(greedy(network(), [5], 3)) == text_of(frames, 1)
-    assert {(1, 1)} == set(watched.shapes)
-
-
-# Cancelling
-
-
-def test_a_cancelled_sequence_that_decodes_is_gone_by_the_next_step(engine, network):
-    engine.add(sequence(1, PROMPT, 100))
-    engine.add(sequence(2, [5], 12))
-    frames = step_until(engine, 1, 2)
-
-    engine.cancel(1)
-
-    after = run(engine)
-    assert {2} == {frame.id for frame in after}
-    assert written(greedy(network(), [5], 12)) == text_of(frames + after, 2)
-
-
-def test_a_cancelled_sequence_whose_prompt_is_processed_is_gone_by_the_next_step(engine, watched):
-    engine.add(sequence(1, LONG, 100))
-    turn(engine)
-    assert watched.shapes == [(1, PREFILL_CHUNK_ALONE)]
-
-    engine.cancel(1)
-
-    assert not engine.busy
-    assert turn(engine) == []
-    assert watched.shapes == [(1, PREFILL_CHUNK_ALONE)]
-
-
-def test_a_cancelled_sequence_that_waits_is_gone_by_the_next_step(engine, watched):
-    engine.add(sequence(1, PROMPT, 100))
-
-    engine.cancel(1)
-
-    assert not engine.busy
-    assert turn(engine) == []
-    assert watched.shapes == []
-
-
-def test_a_cancelled_sequence_between_prompt_and_first_token_is_gone_by_the_next_step(engine):
-    engine.add(sequence(1, PROMPT, 100))
-    assert turn(engine) == []
-
-    engine.cancel(1)
-
-    assert not engine.busy
-    assert turn(engine) == []
-
-
-def test_a_place_that_a_cancelled_sequence_left_is_taken(engine):
-    for id_ in range(MAX_SEQUENCES + 1):
-        engine.add(sequence(id_, [id_, 1], 60))
-    for id_ in range(MAX_SEQUENCES):
-        step_until(engine, id_)
-
-    engine.cancel(3)
-
-    frames = step_until(engine, MAX_SEQUENCES, 2)
-    assert 3 not in {frame.id for frame in frames}
-
-
-def test_cancelling_what_is_not_there_is_harmless(engine, network):
-    engine.cancel(99)
-    frames = run(engine, sequence(1, PROMPT, 3))
-    engine.cancel(1)
-
-    assert written(greedy(network(), PROMPT, 3)) == text_of(frames, 1)
-
-
-def test_all_can_be_dropped_in_whatever_state_they_are(engine, network):
-    for id_ in range(MAX_SEQUENCES - 1):
-        engine.add(sequence(id_, [id_, 1], 60))
-    for id_ in range(MAX_SEQUENCES - 1):
-        step_until(engine, id_)
-    engine.add(sequence(100, LONG, 60))
-    engine.add(sequence(101, PROMPT, 60))
-    turn(engine)
-
-    lost = engine.drop_all()
-
-    assert {*range(MAX_SEQUENCES - 1), 100, 101} == set(lost)
-    assert len(lost) == MAX_SEQUENCES + 1
-    assert not engine.busy
-    assert turn(engine) == []
-    assert written(greedy(network(), PROMPT, 4)) == text_of(run(engine, sequence(1, PROMPT, 4)), 1)
-
-
-def test_dropping_nothing_is_harmless(engine):
-    assert engine.drop_all() == []
+    for frames in steps:
+        ended = any(isinstance(frame, ipc.Finished) for frame in frames)
+        assert ended == any(isinstance(frame, ipc.Stats) for frame in frames)
+    (last,) = [frame for frame in steps[-1] if isinstance(frame, ipc.Stats)]
+    assert 0 < last.prefix_cache_bytes < last.active_bytes
 
 
 # Models that are served in turn
 
 
 def test_a_model_whose_caches_cannot_be_merged_is_served_in_turn(network):
-    engine = Engine(network("chunked attention"), [])
+    watched = Watched(network("llama4"))
+    engine = Engine(watched, [], PLENTY)
 
-    frames = run(engine, sequence(1, PROMPT, 5), sequence(2, [5], 5), sequence(3, PROMPT, 5))
+    frames = run(engine, request(1, PROMPT, 5, n=2), request(2, [5], 5), request(3, PROMPT, 5))
 
-    assert not engine.batched
+    assert not engine.layout.batchable
+    assert {1} == {rows for rows, _ in watched.shapes}
     ids = [frame.id for frame in frames]
     assert sorted(ids) == ids
-    assert {1, 2, 3} == set(ids)
-
-
-def test_any_model_can_be_served_in_turn(network, monkeypatch):
-    monkeypatch.setattr(engine_module, "can_batch", lambda _: False)
-    prompts = [PROMPT, LONG[:30], [5]]
-
-    frames = run(Engine(network(), []), *[sequence(id_, prompt, 10) for id_, prompt in enumerate(prompts)])
-
-    assert [written(greedy(network(), prompt, 10)) for prompt in prompts] == [text_of(frames, id_) for id_ in range(3)]
-    ids = [frame.id for frame in frames]
-    assert sorted(ids) == ids
+    assert greedy(network("llama4"), [5], 5) == said_in(text_of(frames, 2))
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 5])
-def test_a_sequence_that_is_cancelled_gives_its_turn_to_the_next(network, steps):
-    engine = Engine(network("chunked attention"), [])
-    engine.add(sequence(1, LONG, 100))
-    engine.add(sequence(2, PROMPT, 5))
+def test_a_request_that_is_cancelled_gives_its_turn_to_the_next(network, steps):
+    engine = Engine(network("llama4"), [], PLENTY)
+    engine.add(request(1, LONG, 100, n=2))
+    engine.add(request(2, PROMPT, 5))
     for _ in range(steps):
         turn(engine)
 
@@ -442,44 +316,433 @@ def test_a_sequence_that_is_cancelled_gives_its_turn_to_the_next(network, steps)
 
     frames = run(engine)
     assert {2} == {frame.id for frame in frames}
-    assert written(greedy(network("chunked attention"), PROMPT, 5)) == text_of(frames, 2)
+    assert greedy(network("llama4"), PROMPT, 5) == said_in(text_of(frames, 2))
 
 
-def test_one_that_waits_for_its_turn_can_be_cancelled(network):
-    engine = Engine(network("chunked attention"), [])
-    engine.add(sequence(1, PROMPT, 5))
-    engine.add(sequence(2, PROMPT, 5))
+# Echo
+
+
+def echo(scores):
+    return News(text="prompt ", tokens=[ipc.ScoredToken(text="", bytes=[], logprob=score.logprob) for score in scores])
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama4"])
+@pytest.mark.parametrize("scored", [None, 0])
+def test_a_prompt_is_echoed_before_each_answer(network, kind, scored):
+    order = request(1, LONG, 4, n=2, scored=scored, echo=echo, wants_scores=scored is not None)
+
+    frames = run(Engine(network(kind), [], PLENTY), order)
+
+    for index in range(2):
+        first, *_ = [frame for frame in frames if isinstance(frame, ipc.Delta) and frame.index == index]
+        assert ("prompt ", 0 if scored is None else 299) == (first.text, len(first.tokens))
+        assert f"prompt {written(greedy(network(kind), LONG, 4))}cut " == text_of(frames, 1, index)
+
+
+@pytest.mark.parametrize("scored", [None, 0])
+def test_an_echo_may_be_all_that_is_wanted(engine, watched, scored):
+    order = request(1, LONG, 0, scored=scored, echo=echo, wants_scores=scored is not None)
+    watched.shapes.clear()
+
+    frames = run(engine, order)
+
+    assert [ipc.Delta, ipc.Finished, ipc.Done] == [type(frame) for frame in frames]
+    assert ("length", 0, 300) == (reason_of(frames, 1), frames[-1].completion_tokens, frames[-1].prompt_tokens)
+    assert 300 == sum(width for _, width in watched.shapes)
+    assert not engine.busy
+
+
+# Cancelling
+
+
+# What is done with an engine before a request is cancelled.
+STAGES = [
+    pytest.param(lambda engine: [], id="waiting"),
+    pytest.param(lambda engine: engine.prefill(), id="prefilling"),
+    pytest.param(lambda engine: [*engine.prefill(), *engine.prefill(), *engine.prefill()], id="prefilled"),
+    pytest.param(lambda engine: until(engine, 1), id="at its first token"),
+    pytest.param(lambda engine: until(engine, 1, 5), id="decoding"),
+]
+
+
+@pytest.mark.parametrize("go", STAGES)
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_cancelled_request_is_gone_at_once(network, monkeypatch, go, n):
+    watched = Watched(network())
+    engine = Engine(watched, [], PLENTY)
+    monkeypatch.setattr(engine._pace, "tokens", lambda *, shared: 150)
+    engine.add(request(1, LONG, 100, n=n))
+    go(engine)
+    watched.shapes.clear()
+
+    engine.cancel(1)
+
+    assert not engine.busy
+    assert [] == turn(engine) == watched.shapes
+    assert greedy(network(), LONG, 4) == said_in(text_of(run(engine, request(2, LONG, 4)), 2))
+
+
+@pytest.mark.parametrize("go", STAGES)
+def test_a_cancelled_request_disturbs_nobody(network, monkeypatch, go):
+    engine = Engine(network(), [], PLENTY)
+    monkeypatch.setattr(engine._pace, "tokens", lambda *, shared: 150)
+    engine.add(request(2, PROMPT, 30))
+    frames = until(engine, 2, 3)
+    engine.add(request(1, LONG, 100, n=2))
+    frames += [frame for frame in go(engine) if not isinstance(frame, ipc.Stats)]
+
+    engine.cancel(1)
+
+    after = run(engine)
+    assert {2} == {frame.id for frame in after}
+    assert greedy(network(), PROMPT, 30) == said_in(text_of(frames + after, 2))
+
+
+def test_a_cancelled_answer_is_kept_for_whoever_goes_on_from_it(engine):
+    engine.add(request(1, LONG, 100))
+    said = said_in(text_of(until(engine, 1, 20), 1))
+    engine.cancel(1)
+
+    frames = run(engine, request(2, [*LONG, *said, 1, 2, 3], 2))
+
+    assert 300 + len(said) == done_of(frames, 2).cached_tokens
+
+
+def test_a_place_that_a_cancelled_request_left_is_taken(engine):
+    for id_ in range(MAX_SEQUENCES + 1):
+        engine.add(request(id_, [id_, 1], 60))
+    for id_ in range(MAX_SEQUENCES):
+        until(engine, id_)
+
+    engine.cancel(3)
+
+    assert 3 not in {frame.id for frame in until(engine, MAX_SEQUENCES, 2)}
+
+
+def test_cancelling_what_is_not_there_is_harmless(engine, network):
+    engine.cancel(99)
+    frames = run(engine, request(1, PROMPT, 3))
+    engine.cancel(1)
+
+    assert greedy(network(), PROMPT, 3) == said_in(text_of(frames, 1))
+
+
+def test_all_can_be_dropped_in_whatever_state_they_are(engine, network, monkeypatch):
+    monkeypatch.setattr(engine._pace, "tokens", lambda *, shared: 64)
+    for id_ in range(MAX_SEQUENCES - 2):
+        engine.add(request(id_, [id_, 1], 60))
+    for id_ in range(MAX_SEQUENCES - 2):
+        until(engine, id_)
+    engine.add(request(100, LONG, 60))
+    engine.add(request(101, tokens(300, 9000), 60, n=2))
     turn(engine)
 
-    engine.cancel(2)
+    lost = engine.drop_all()
 
-    assert {1} == {frame.id for frame in run(engine)}
+    assert [*range(MAX_SEQUENCES - 2), 100, 101] == sorted(lost)
+    assert not engine.busy
+    assert [] == turn(engine)
+    assert greedy(network(), PROMPT, 4) == said_in(text_of(run(engine, request(1, PROMPT, 4)), 1))
 
 
-def test_all_can_be_dropped_while_one_has_its_turn(network):
-    engine = Engine(network("chunked attention"), [])
+# The queue
+
+
+def test_who_would_wait_behind_too_many_is_refused(network):
+    engine = Engine(network(), [], Limits(max_waiting=3))
+    for id_ in range(MAX_SEQUENCES):
+        engine.add(request(id_, [id_, 1], 60))
+        turn(engine)
+
+    refused = [failed_in(engine.add(request(100 + at, PROMPT, 4))).values() for at in range(5)]
+
+    assert [0, 0, 0, 1, 1] == [len(one) for one in refused]
+    ((failed,),) = refused[4:]
+    assert (104, ErrorCode.QUEUE_FULL) == (failed.id, failed.code)
+    assert "3 requests are waiting" in failed.message
+    frames = run(engine)
+    assert all(done_of(frames, 100 + at) for at in range(3))
+    assert not {103, 104} & {frame.id for frame in frames}
+
+
+def test_nobody_is_refused_where_there_is_room_to_start_at_once(network):
+    """As many as come between two steps."""
+    engine = Engine(network(), [], Limits(max_waiting=3))
+
+    frames = run(engine, *[request(id_, [id_, 1], 4) for id_ in range(MAX_SEQUENCES)])
+
+    assert {} == failed_in(frames)
+
+
+def test_several_answers_of_one_request_are_one_in_the_queue(network):
+    engine = Engine(network("llama4"), [], Limits(max_waiting=2))
+
+    frames = run(engine, request(1, PROMPT, 2, n=4), request(2, PROMPT, 2))
+
+    assert {} == failed_in(frames)
+
+
+# Memory
+
+
+class Tight:
+    """An engine with room for what is given, to the byte, and no more.
+
+    Args:
+        network: to answer with.
+        lengths: final lengths of sequences that decode together.
+        joining: and of those that join them.
+        prefix: bytes of the prefix cache's cap.
+    """
+
+    def __init__(self, network, monkeypatch, lengths, joining=(), prefix=0, spare=0):
+        self.watched = Watched(network)
+        self.engine = Engine(self.watched, [], Limits(prefix_cache_bytes=prefix))
+        monkeypatch.setattr(self.engine._pace, "prefilled", lambda tokens, seconds: None)
+        monkeypatch.setattr(self.engine._pace, "decoded", lambda seconds: None)
+        self.engine._memory.pass_bytes_per_token = self.engine._memory.score_bytes = 0
+        self.watched.shapes.clear()
+        self.put_back = []
+        put_back = self.engine._put_back
+        monkeypatch.setattr(
+            self.engine, "_put_back", lambda *answer: self.put_back.append(answer[0].id) or put_back(*answer)
+        )
+        self.limit = self.engine._memory.peak_bytes(lengths, joining) + spare
+        self.engine._memory.limit_bytes = self.limit
+        self.engine._limits = replace(self.engine._limits, memory_bytes=self.limit)
+
+    def most_together(self, *orders):
+        """All frames, and how many sequences decoded together at most."""
+        frames = run(self.engine, *orders)
+        return frames, max((rows for rows, width in self.watched.shapes), default=0)
+
+
+@pytest.fixture
+def tight(network, monkeypatch):
+    return lambda *args, kind="llama", **properties: Tight(network(kind), monkeypatch, *args, **properties)
+
+
+@pytest.mark.parametrize(
+    ("order", "param"),
+    [
+        ({"prompt": PROMPT, "max_tokens": 4000}, "max_tokens"),
+        ({"prompt": PROMPT, "max_tokens": 1500, "n": 2}, "max_tokens"),
+        ({"prompt": tokens(3000), "max_tokens": 10}, "messages"),
+        ({"prompt": tokens(3000), "max_tokens": 10, "bounded": False}, "messages"),
+    ],
+)
+def test_what_can_never_fit_is_refused_with_the_numbers(tight, order, param):
+    tight = tight([], [2048])
+
+    (failed,) = tight.engine.add(request(1, **order))
+
+    assert (ErrorCode.REQUEST_EXCEEDS_MEMORY, param) == (failed.code, failed.param)
+    needed = len(order["prompt"]) + (order["max_tokens"] if order.get("bounded", True) else 1)
+    most = tight.engine._memory.most_tokens(order.get("n", 1))
+    assert str(needed) in failed.message
+    assert str(most) in failed.message
+    assert not tight.engine.busy
+
+
+def test_an_answer_that_only_the_context_bounds_ends_where_memory_does(tight):
+    tight = tight([], [512])
+
+    frames = run(tight.engine, request(1, PROMPT, 100_000, bounded=False))
+
+    assert "length" == reason_of(frames, 1)
+    assert 512 - 3 == done_of(frames, 1).completion_tokens
+
+
+def test_what_does_not_fit_now_waits(tight, network):
+    tight = tight([512], [512])
+
+    frames, together = tight.most_together(*[request(id_, [id_, 2], 300) for id_ in range(3)])
+
+    assert together == 2
+    assert {} == failed_in(frames)
+    for id_ in range(3):
+        said = said_in(text_of(frames, id_))
+        assert 300 == len(said)
+        assert greedy_along(network(), [id_, 2], said) == said
+
+
+def test_whoever_waits_for_room_is_not_overtaken(tight):
+    tight = tight([512], [512])
+    engine = tight.engine
+    orders = [request(1, [1], 300), request(2, [2], 300), request(3, [3], 300), request(4, [4], 10)]
+
+    frames, _ = tight.most_together(*orders)
+
+    firsts = list(dict.fromkeys(frame.id for frame in frames))
+    assert [1, 2, 3, 4] == firsts
+    assert not engine.busy
+
+
+# So that two may begin, and one has to be put back after 448 tokens.
+SCANT = [4 + 64], [4 + 64]
+
+
+@pytest.fixture
+def reserves(monkeypatch):
+    """Answers without a bound are given room in small portions."""
+    monkeypatch.setattr(engine_module, "RESERVED_TOKENS", 64)
+
+
+@pytest.mark.parametrize(("kind", "prefix"), [("llama", 0), ("llama", 2**30), ("gemma3", 2**30)])
+def test_an_answer_that_outgrows_its_room_is_put_back_and_goes_on_the_same(tight, reserves, network, kind, prefix):
+    tight = tight(*SCANT, kind=kind, prefix=prefix)
+    free = [request(id_, [id_, 2, 3, 4], 600, sampling, bounded=False, scored=1) for id_, sampling in both()]
+    alone = [
+        text_of(run(Engine(network(kind), [], Limits()), request(id_, [id_, 2, 3, 4], 600, sampling)), id_)
+        for id_, sampling in both()
+    ]
+
+    frames, together = tight.most_together(*free)
+
+    assert (2, [2]) == (together, tight.put_back)
+    assert alone == [text_of(frames, id_) for id_, _ in both()]
+    assert [600, 600] == [done_of(frames, id_).completion_tokens for id_, _ in both()]
+    assert [600, 600] == [len(order.choices[0].answer.scores) for order in free]
+
+
+def both():
+    return [(1, GREEDY), (2, ipc.Sampling(temperature=1.2, seed=3, frequency_penalty=0.1, top_p=0.9))]
+
+
+def test_a_constrained_answer_that_is_put_back_keeps_to_its_constraint(tight, reserves):
+    tight = tight(*SCANT)
+    orders = [request(id_, [id_, 2, 3, 4], 600, bounded=False, constraint=Odd()) for id_ in (1, 2)]
+
+    frames, _ = tight.most_together(*orders)
+
+    assert [2] == tight.put_back
     for id_ in (1, 2):
-        engine.add(sequence(id_, PROMPT, 5))
-    step_until(engine, 1)
-
-    assert [1, 2] == sorted(engine.drop_all())
-
-    assert written(greedy(network("chunked attention"), [5], 5)) == text_of(run(engine, sequence(3, [5], 5)), 3)
+        said = said_in(text_of(frames, id_))
+        assert [1, 0] * 300 == [token % 2 for token in said]
 
 
-# Stats
+def test_an_answer_that_is_put_back_echoes_its_prompt_once(tight, reserves):
+    tight = tight(*SCANT)
+    orders = [
+        request(id_, [id_, 2, 3, 4], 600, bounded=False, echo=echo, scored=0, wants_scores=True) for id_ in (1, 2)
+    ]
+
+    frames, _ = tight.most_together(*orders)
+
+    assert [2] == tight.put_back
+    assert [1, 1] == [text_of(frames, id_).count("prompt") for id_ in (1, 2)]
 
 
-def test_memory_is_reported_whenever_a_sequence_is_done(engine):
-    engine.add(sequence(1, PROMPT, 3))
-    engine.add(sequence(2, PROMPT, 6))
+def test_what_is_kept_goes_before_anybody_waits(tight):
+    tight = tight([512], [512], prefix=2**30)
+    run(tight.engine, request(1, tokens(400), 4), request(2, tokens(400, 9000), 4))
+    assert tight.engine.stats().prefix_cache_bytes > 0
 
-    steps = []
+    tight.watched.shapes.clear()
+    _frames, together = tight.most_together(request(3, [3], 300), request(4, [4], 300))
+
+    assert together == 2
+
+
+def test_what_is_kept_never_takes_what_running_answers_were_promised(tight):
+    spare = 100_000
+    tight = tight([512], [512], prefix=2**30, spare=spare)
+    engine = tight.engine
+    engine.add(request(1, tokens(400), 100))
+    engine.add(request(2, tokens(400, 9000), 100))
+
     while engine.busy:
-        steps.append(turn(engine))
+        turn(engine)
+        if len(running := engine._reserved()) == 2:
+            assert engine._memory.peak_bytes(running[:1], running[1:]) + engine._prefix.nbytes <= tight.limit
 
-    for frames in steps:
-        done = any(isinstance(frame, ipc.Done) for frame in frames)
-        assert done == (bool(frames) and isinstance(frames[-1], ipc.Stats))
-    (last,) = [frame for frame in steps[-1] if isinstance(frame, ipc.Stats)]
-    assert last.active_bytes > 0
+
+# Failures
+
+
+def test_an_answer_that_cannot_be_read_costs_its_request_only(engine, network):
+    said = greedy(network(), PROMPT, 8)
+    at = fresh(said)
+    engine.add(request(1, PROMPT, 30, n=3, answer=lambda: Saying(spoils=said[at])))
+
+    frames = run(engine, request(2, LONG, 10), request(3, [5], 10))
+
+    (failed,) = failed_in(frames).values()
+    assert (1, "the answer could not be read: ValueError: unreadable") == (failed.id, failed.message)
+    assert failed is [frame for frame in frames if frame.id == 1][-1]
+    assert greedy(network(), LONG, 10) == said_in(text_of(frames, 2))
+    assert greedy(network(), [5], 10) == said_in(text_of(frames, 3))
+
+
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_answer_that_cannot_be_finished_costs_its_request_only(network, ends, n):
+    said = greedy(network(), PROMPT, 8)
+    at = fresh(said)
+    engine = Engine(network(), [said[at]] if ends else [], PLENTY)
+    order = request(1, PROMPT, at + 1, n=n, answer=lambda: Saying(unfinished=True))
+
+    frames = run(engine, request(2, [5], 10, constraint=Odd()), order)
+
+    (failed,) = failed_in(frames).values()
+    assert (1, "the answer could not be read: ValueError: unfinished") == (failed.id, failed.message)
+    assert {2} == {frame.id for frame in frames if isinstance(frame, ipc.Done)}
+
+
+def test_a_constraint_that_fails_costs_its_request_only(engine, network):
+    engine.add(request(1, PROMPT, 30, n=2, constraint=Odd(most=4)))
+
+    frames = run(engine, request(2, LONG, 10))
+
+    (failed,) = failed_in(frames).values()
+    assert 1 == failed.id
+    assert "enough" in failed.message
+    assert failed is [frame for frame in frames if frame.id == 1][-1]
+    assert greedy(network(), LONG, 10) == said_in(text_of(frames, 2))
+
+
+def test_a_model_that_cannot_process_any_prompt_loses_nobody(network):
+    """It raises, and whoever is lost then is told so."""
+    watched = Watched(network())
+    engine = Engine(watched, [], PLENTY)
+    for id_, prompt in ((1, PROMPT), (2, LONG), (3, tokens(300, 9000))):
+        engine.add(request(id_, prompt, 30))
+    until(engine, 1)
+    watched.failures = 10**6
+
+    with pytest.raises(ValueError, match="broken"):
+        engine.prefill()
+
+    assert [1, 2, 3] == sorted(engine.drop_all())
+
+
+def test_those_who_were_ready_are_not_lost_with_a_model_that_fails(network, monkeypatch):
+    watched = Watched(network(), poison=VOCABULARY - 1)
+    engine = Engine(watched, [], PLENTY)
+    monkeypatch.setattr(engine._pace, "tokens", lambda *, shared: 500)
+    engine.add(request(1, PROMPT, 30))
+    until(engine, 1)
+    engine.add(request(2, [5, 6], 30))
+    engine.add(request(3, [*tokens(100), VOCABULARY - 1], 30))
+    monkeypatch.setattr(Probe, "of", lambda network: network.broken)
+
+    with pytest.raises(AttributeError):
+        engine.prefill()
+
+    assert [1, 2, 3] == sorted(engine.drop_all())
+
+
+def test_after_a_step_that_fails_it_goes_on_with_nothing(network):
+    watched = Watched(network())
+    engine = Engine(watched, [], PLENTY)
+    engine.add(request(1, LONG, 30))
+    until(engine, 1, 3)
+    watched.failures = 1
+
+    with pytest.raises(ValueError, match="broken"):
+        engine.decode()
+    assert [1] == engine.drop_all()
+
+    frames = run(engine, request(2, LONG, 5))
+    assert greedy(network(), LONG, 5) == said_in(text_of(frames, 2))
+    assert 0 == done_of(frames, 2).cached_tokens

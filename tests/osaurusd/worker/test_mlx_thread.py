@@ -6,11 +6,10 @@ import pytest
 
 from osaurusd import ipc
 from osaurusd.wire.errors import ErrorCode
-from osaurusd.worker.engine import PREFILL_CHUNK_SHARED, Engine
-from tests.osaurusd.worker.networks import VOCABULARY, Watched, greedy, sequence, written
+from osaurusd.worker.engine import Engine, Limits
+from tests.osaurusd.worker.networks import PROMPT, VOCABULARY, Watched, greedy, request, said_in, text_of
 
 POISON = VOCABULARY - 1
-PROMPT = [7, 8, 9]
 POISONED = [1, POISON, 2]
 SECONDS = 10
 
@@ -29,7 +28,7 @@ class Runner:
         """Serve this network."""
 
         def adopt():
-            self.engine = Engine(network, [])
+            self.engine = Engine(network, [], Limits(prefix_cache_bytes=2**30))
             self.thread.adopt(self.engine)
 
         self.do(adopt)
@@ -40,12 +39,12 @@ class Runner:
         self.thread.post(lambda: (work(), done.set()))
         assert done.wait(SECONDS)
 
-    def add(self, *sequences):
+    def add(self, *requests):
         """Add all of them between the same two steps."""
-        self.thread.post(lambda: [self.engine.add(one) for one in sequences])
+        self.thread.post(lambda: [frame for one in requests for frame in self.engine.add(one)])
 
     def until(self, *ids):
-        """All frames so far, once each of these sequences has ended."""
+        """All frames so far, once each of these requests has ended."""
         while not set(ids) <= {frame.id for frame in self.frames if isinstance(frame, ipc.Done | ipc.Failed)}:
             self._take()
         return self.frames
@@ -73,12 +72,8 @@ def fragile(network):
     return Watched(network(), POISON)
 
 
-def text_of(frames, id_):
-    return "".join(frame.text for frame in frames if isinstance(frame, ipc.Delta) and frame.id == id_)
-
-
 def ends(frames):
-    """The last frame of each sequence."""
+    """The last frame of each request."""
     return {frame.id: frame for frame in frames if isinstance(frame, ipc.Done | ipc.Failed)}
 
 
@@ -92,19 +87,19 @@ def test_posted_work_is_done_in_order_on_one_thread(runner):
     assert [(number, "mlx") for number in range(20)] == done
 
 
-def test_sequences_are_answered(runner, network):
+def test_requests_are_answered(runner, network):
     runner.adopt(network())
 
-    runner.add(sequence(1, PROMPT, 10), sequence(2, [5], 10))
+    runner.add(request(1, PROMPT, 10), request(2, [5], 10))
 
     frames = runner.until(1, 2)
-    assert written(greedy(network(), PROMPT, 10)) == text_of(frames, 1)
-    assert written(greedy(network(), [5], 10)) == text_of(frames, 2)
+    assert greedy(network(), PROMPT, 10) == said_in(text_of(frames, 1))
+    assert greedy(network(), [5], 10) == said_in(text_of(frames, 2))
 
 
 def test_work_is_done_between_two_steps(runner, network):
     runner.adopt(network())
-    runner.add(sequence(1, PROMPT, 100_000), sequence(2, PROMPT, 10))
+    runner.add(request(1, PROMPT, 100_000), request(2, PROMPT, 10))
 
     runner.until(2)
     runner.do(lambda: runner.engine.cancel(1))
@@ -124,7 +119,7 @@ def test_work_that_fails_ends_everything_with_its_reason(runner):
 
 def test_a_failing_step_fails_the_batch_with_its_reason(runner, fragile):
     runner.adopt(fragile)
-    runner.add(sequence(1, PROMPT, 100_000), sequence(2, [5], 100_000), sequence(3, [5], 10))
+    runner.add(request(1, PROMPT, 100_000), request(2, [5], 100_000), request(3, [5], 10))
     runner.until(3)
 
     runner.do(lambda: setattr(fragile, "failures", 1))
@@ -137,70 +132,63 @@ def test_a_failing_step_fails_the_batch_with_its_reason(runner, fragile):
 
 def test_after_a_failing_step_it_goes_on(runner, fragile, network):
     runner.adopt(fragile)
-    runner.add(sequence(1, PROMPT, 100_000), sequence(2, [5], 10))
+    runner.add(request(1, PROMPT, 100_000), request(2, [5], 10))
     runner.until(2)
     runner.do(lambda: setattr(fragile, "failures", 1))
     runner.until(1)
 
-    runner.add(sequence(3, PROMPT, 10))
+    runner.add(request(3, PROMPT, 10))
 
-    assert written(greedy(network(), PROMPT, 10)) == text_of(runner.until(3), 3)
+    assert greedy(network(), PROMPT, 10) == said_in(text_of(runner.until(3), 3))
 
 
-def test_a_prompt_that_cannot_be_processed_fails(runner, fragile):
+def test_a_prompt_that_cannot_be_processed_fails_and_costs_nobody_else(runner, fragile, network):
     runner.adopt(fragile)
-
-    runner.add(sequence(1, POISONED))
-
-    found = ends(runner.until(1))[1]
-    assert isinstance(found, ipc.Failed)
-    assert "ValueError: poisoned" in found.message
-
-
-def test_a_prompt_that_cannot_be_processed_costs_the_batch_and_not_the_next(runner, fragile, network):
-    runner.adopt(fragile)
-    runner.add(sequence(1, PROMPT, 100_000), sequence(2, [5], 10))
+    runner.add(request(1, PROMPT, 40), request(2, [5], 2))
     runner.until(2)
 
-    runner.add(sequence(3, POISONED))
-    runner.until(1, 3)
-    runner.add(sequence(4, PROMPT, 10))
+    runner.add(request(3, POISONED), request(4, [*range(90)] * 10 + POISONED))
+    found = ends(runner.until(1, 3, 4))
 
-    assert written(greedy(network(), PROMPT, 10)) == text_of(runner.until(4), 4)
+    for id_ in (3, 4):
+        reason = "the model failed on this prompt: ValueError: poisoned"
+        assert ipc.Failed(id=id_, code=ErrorCode.INTERNAL_ERROR, message=reason) == found[id_]
+    assert greedy(network(), PROMPT, 40) == said_in(text_of(runner.frames, 1))
 
 
-def test_a_prompt_that_fails_half_way_fails(runner, fragile):
+def test_when_no_prompt_can_be_processed_all_fail_and_it_goes_on(runner, fragile, network):
     runner.adopt(fragile)
+    runner.do(lambda: setattr(fragile, "failures", 2))  # a prompt, and then what tells whether it was to blame
 
-    runner.add(sequence(1, [*range(90)] * 10 + POISONED))
+    runner.add(request(1, PROMPT), request(2, [*range(90)] * 10))
 
-    assert isinstance(ends(runner.until(1))[1], ipc.Failed)
+    reason = "the model failed while generating: ValueError: broken"
+    assert [reason] * 2 == [end.message for end in ends(runner.until(1, 2)).values()]
+    runner.add(request(3, PROMPT, 10))
+    assert greedy(network(), PROMPT, 10) == said_in(text_of(runner.until(3), 3))
 
 
-def test_a_sequence_that_is_done_in_the_step_that_fails_is_not_lost(runner, fragile, network):
-    """The step that decodes the last token of 1 then fails on the prompt of 2."""
+def test_a_request_that_is_done_in_the_step_that_fails_is_not_lost(runner, fragile, monkeypatch):
+    """The step that decodes the last token of the first then fails on the prompt of the second."""
     runner.adopt(fragile)
-    long = [*range(50)] * 10
-    chunks = -(-(len(long) - 1) // PREFILL_CHUNK_SHARED)
-    for count in range(1, chunks + 6):
-        runner.add(sequence(2 * count, PROMPT, count), sequence(2 * count + 1, [*long, *POISONED], 5))
+    runner.do(lambda: monkeypatch.setattr(runner.engine._pace, "tokens", lambda *, shared: 64))
+    for count in range(1, 12):
+        runner.add(request(2 * count, PROMPT, count), request(2 * count + 1, [*[*range(50)] * 10, *POISONED], 5))
 
         found = ends(runner.until(2 * count, 2 * count + 1))
 
-        assert isinstance(found[2 * count + 1], ipc.Failed)
-        # So that the next failure is not the second in a row.
-        runner.add(sequence(1000 + count, [5], 1))
-        runner.until(1000 + count)
+        assert [ipc.Done, ipc.Failed] == [type(found[2 * count + at]) for at in range(2)]
 
 
 def test_a_second_failure_in_a_row_gives_up(runner, fragile):
     runner.adopt(fragile)
-    runner.add(sequence(1, PROMPT, 100_000), sequence(2, [5], 10))
+    runner.add(request(1, PROMPT, 100_000), request(2, [5], 10))
     runner.until(2)
-    runner.do(lambda: setattr(fragile, "failures", 2))
+    # A step; then a prompt, and what tells whether it was to blame.
+    runner.do(lambda: setattr(fragile, "failures", 3))
     runner.until(1)
 
-    runner.add(sequence(3, PROMPT, 10))
+    runner.add(request(3, PROMPT, 10))
 
     assert runner.reason() == "the model failed while generating: ValueError: broken"
 
@@ -208,11 +196,11 @@ def test_a_second_failure_in_a_row_gives_up(runner, fragile):
 def test_failures_with_a_step_that_works_between_them_are_not_in_a_row(runner, fragile, network):
     runner.adopt(fragile)
     for count in range(3):
-        runner.add(sequence(10 * count, PROMPT, 100_000), sequence(10 * count + 1, [5], 5))
+        runner.add(request(10 * count, PROMPT, 100_000), request(10 * count + 1, [5], 5))
         runner.until(10 * count + 1)
         runner.do(lambda: setattr(fragile, "failures", 1))
         runner.until(10 * count)
 
-    runner.add(sequence(100, PROMPT, 5))
+    runner.add(request(100, PROMPT, 5))
 
-    assert written(greedy(network(), PROMPT, 5)) == text_of(runner.until(100), 100)
+    assert greedy(network(), PROMPT, 5) == said_in(text_of(runner.until(100), 100))

@@ -222,7 +222,9 @@ def test_a_beginning_that_is_used_survives_its_ends():
         keep(cache, joined(shared, text(256, start)))
 
     assert 512 == cache.find(shared, 512).length
-    ends = [start for start in range(1000, 8000, 1000) if cache.find(joined(shared, text(256, start)), 768).length > 512]
+    ends = [
+        start for start in range(1000, 8000, 1000) if cache.find(joined(shared, text(256, start)), 768).length > 512
+    ]
     assert [6000, 7000] == ends
 
 

@@ -8,10 +8,12 @@ import pytest
 
 import osaurusd
 from osaurusd import ipc
+from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker import session as session_module
+from osaurusd.worker.outbox import Outbox
 from osaurusd.worker.session import Session
 
-SAMPLING = ipc.Sampling(temperature=0, top_p=1)
+SAMPLING = ipc.Sampling(temperature=0)
 SECONDS = 30
 
 
@@ -21,8 +23,8 @@ def threads_that_end(monkeypatch, mlx_thread):
 
 
 def order(id_, text="hi", max_tokens=5):
-    message = ipc.Message(role="user", content=text)
-    return ipc.Generate(id=id_, messages=[message], sampling=SAMPLING, max_tokens=max_tokens)
+    prompt = ipc.Chat(messages=[ipc.Message(role="user", content=text)])
+    return ipc.Generate(id=id_, prompt=prompt, sampling=SAMPLING, max_tokens=max_tokens)
 
 
 async def close_all(writers):
@@ -58,10 +60,10 @@ async def talk(monkeypatch, tiny_folder):
     monkeypatch.setattr(session_module, "ThreadPoolExecutor", AtOnce)
     ours, theirs = socket.socketpair()
     reader, ours_writer = await ipc.connect(ours.detach())
-    _, writer = await ipc.connect(theirs.detach())
+    outbox = Outbox(theirs.fileno(), asyncio.get_running_loop())
     orders = asyncio.StreamReader()
     frames = ipc.FrameReader(reader, ipc.FROM_WORKER)
-    running = asyncio.create_task(Session(ipc.FrameReader(orders, ipc.TO_WORKER), writer).run())
+    running = asyncio.create_task(Session(ipc.FrameReader(orders, ipc.TO_WORKER), outbox).run())
 
     def send(*sent):
         orders.feed_data(ipc.encode(sent))
@@ -74,7 +76,9 @@ async def talk(monkeypatch, tiny_folder):
         yield send, frames
         send(ipc.Shutdown())  # it must hear this whatever it is doing
         await running
-    await close_all([ours_writer, writer])
+    outbox.close()
+    theirs.close()
+    await close_all([ours_writer])
 
 
 async def test_a_cancel_is_obeyed_in_whatever_turn_it_comes(talk):
@@ -100,6 +104,47 @@ async def test_a_goodbye_is_heard_in_the_middle_of_an_answer(talk):
     send(order(1, max_tokens=1500))
 
     assert 1 == (await frames.read()).id  # the fixture says it
+
+
+async def test_what_is_asked_at_once_is_answered_each_by_itself(talk):
+    send, frames = talk
+    send(order(1, "hi", 12), order(2, "tell me more", 3), order(3, "hi", 12))
+
+    seen = []
+    while {1, 2, 3} != {frame.id for frame in seen if isinstance(frame, ipc.Done)}:
+        seen.append(await frames.read())
+
+    texts = [
+        "".join(frame.text for frame in seen if isinstance(frame, ipc.Delta) and frame.id == id_) for id_ in (1, 3)
+    ]
+    assert texts[0] == texts[1] != ""
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code", "param"),
+    [
+        (ipc.Tokens(tokens=[]), ErrorCode.INVALID_REQUEST, "prompt"),
+        (ipc.Tokens(tokens=[2**40]), ErrorCode.INVALID_REQUEST, "prompt"),
+        (ipc.Text(text="word " * 3000), ErrorCode.CONTEXT_LENGTH_EXCEEDED, "prompt"),
+    ],
+)
+async def test_what_cannot_be_made_into_a_prompt_is_that_requests_fault(talk, prompt, code, param):
+    send, frames = talk
+    send(ipc.Generate(id=1, prompt=prompt, sampling=SAMPLING), order(2))
+
+    seen = await until_done(frames, 2)
+
+    (failed,) = [frame for frame in seen if isinstance(frame, ipc.Failed)]
+    assert (1, code, param) == (failed.id, failed.code, failed.param)
+
+
+async def test_a_folder_that_cannot_be_loaded_is_said_and_the_model_stays(talk, tmp_path):
+    send, frames = talk
+
+    send(ipc.Load(path=str(tmp_path)), order(1))
+
+    seen = await until_done(frames, 1)
+    assert isinstance(seen[0], ipc.LoadFailed)
 
 
 @pytest.mark.parametrize("sent", [b"", b"\0\0\0\4junk", b"\0\0\0\xffhalf a frame"])
