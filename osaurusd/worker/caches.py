@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_map
 from mlx_lm.models.cache import BatchKVCache, CacheList, KVCache, RotatingKVCache, make_prompt_cache
 
 # `KVCache` and its batched twin grow by this many tokens at a time.
@@ -37,9 +38,22 @@ def can_batch(cache: Cache) -> bool:
     return all(hasattr(layer, "merge") for layer in cache)
 
 
-def size_of(cache: Cache) -> int:
-    """Bytes that a cache holds."""
-    return sum(int(leaf.nbytes) for leaf in leaves(cache) if not leaf.empty())
+class GroupedMaskCache(BatchKVCache):  # type: ignore[misc]
+    """A batch for models that give the query heads of one KV head an axis of their own, as gemma2 does in mlx_lm.
+
+    Their attention scores have five axes, so the mask, which differs from row to row, needs as many.
+    """
+
+    def make_mask(self, *args: Any, **kwargs: Any) -> mx.array:
+        """A mask [rows, 1, 1, tokens, keys]."""
+        mask: mx.array = super().make_mask(*args, **kwargs)
+        return mask[:, :, None]
+
+    @classmethod
+    def merge(cls, caches: Sequence[KVCache]) -> "GroupedMaskCache":
+        """Merge as the base class does."""
+        merged = super().merge(caches)
+        return merged if isinstance(merged, cls) else cls([0] * len(caches))
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,7 @@ class Layout:
 
     `groups` lists arrays of one shape and precision that are packed together: pairs of a sliceable leaf's number and 0
     for its keys, 1 for its values. `bytes_per_token` is of the sliceable layers; `constant_bytes` do not grow.
+    `grouped_masks`: merged caches must be `GroupedMaskCache`.
     """
 
     groups: tuple[tuple[tuple[int, int], ...], ...]
@@ -64,6 +79,7 @@ class Layout:
     constant_bytes: int
     has_states: bool
     batchable: bool
+    grouped_masks: bool = False
 
     @classmethod
     def of(cls, cache: Cache) -> "Layout":
@@ -80,6 +96,14 @@ class Layout:
             has_states=bool(states),
             batchable=can_batch(cache),
         )
+
+    def merge(self, joining: Sequence[Cache]) -> Cache:
+        """One cache of several sequences, each padded on the left to the longest."""
+        return [self._merge_layer(layers) for layers in zip(*joining, strict=True)]
+
+    def _merge_layer(self, layers: tuple[Any, ...]) -> Any:
+        kind = GroupedMaskCache if self.grouped_masks and _is_sliceable(layers[0]) else layers[0]
+        return kind.merge(list(layers))
 
     def bytes_for(self, sequences: int, longest: int) -> int:
         """Bytes of a batch of `sequences` sequences, all padded to the longest one's `longest` tokens."""
@@ -117,17 +141,12 @@ def restore(layout: Layout, network: Any, blocks: Sequence[Packed], length: int,
 
 def keep_states(cache: Cache) -> list[Any]:
     """Copies of all leaves that are states, in order."""
-    return [copy.deepcopy(leaf) for leaf in leaves(cache) if not _is_sliceable(leaf)]
+    return [_compact(copy.deepcopy(leaf)) for leaf in leaves(cache) if not _is_sliceable(leaf)]
 
 
 def keep_states_of_row(batch: Cache, row: int) -> list[Any]:
     """The same for sequence `row` of a merged cache."""
-    return [leaf.extract(row) for leaf in leaves(batch) if not _is_batched_sliceable(leaf)]
-
-
-def merge(joining: Sequence[Cache]) -> Cache:
-    """One cache of several sequences, each padded on the left to the longest."""
-    return [layers[0].merge(list(layers)) for layers in zip(*joining, strict=True)]
+    return [_compact(leaf.extract(row)) for leaf in leaves(batch) if not _is_batched_sliceable(leaf)]
 
 
 def extract(batch: Cache, row: int) -> Cache:
@@ -141,7 +160,14 @@ def _is_sliceable(leaf: Any) -> bool:
 
 
 def _is_batched_sliceable(leaf: Any) -> bool:
-    return type(leaf) is BatchKVCache
+    return type(leaf) in (BatchKVCache, GroupedMaskCache)
+
+
+def _compact(leaf: Any) -> Any:
+    """The leaf with arrays of its own: a view would keep all that it was cut from in memory."""
+    leaf.state = tree_map(lambda part: mx.array(part) if isinstance(part, mx.array) else part, leaf.state)
+    mx.async_eval(leaf.state)  # type: ignore[no-untyped-call]
+    return leaf
 
 
 def _bytes_per_token(leaf: Any) -> int:
@@ -157,7 +183,8 @@ def _groups(sliceable: list[Any]) -> tuple[tuple[tuple[int, int], ...], ...]:
 
 
 def _pack(layout: Layout, parts: list[tuple[mx.array, mx.array]]) -> Packed:
-    return [mx.concatenate([parts[number][which] for number, which in group]) for group in layout.groups]
+    # A group of one is not copied by joining it.
+    return [mx.contiguous(mx.concatenate([parts[at][which] for at, which in group])) for group in layout.groups]
 
 
 def _unpack(layout: Layout, sliceable: list[Any], blocks: Sequence[Packed], length: int) -> None:

@@ -1,11 +1,10 @@
 """Decoding: one step yields one token for every sequence that has joined."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
 
-from osaurusd.worker import caches
 from osaurusd.worker.caches import Layout
 from osaurusd.worker.lane import Entrant, Group, Kept, Lane, Token
 from osaurusd.worker.sampling import Row
@@ -49,9 +48,8 @@ class Decoder:
 
     def join(self, entrants: Sequence[Entrant], groups: Sequence[Group] = ()) -> None:
         """Add sequences, and choose the first token of each."""
-        arrived = [Lane(self._network, self._layout, group, merged=True) for group in groups]
-        arrived += [Lane(self._network, self._layout, group, merged=len(group.rows) > 1) for group in _alike(entrants)]
-        for lane in arrived:
+        for group, merged in (*((group, True) for group in groups), *self._grouped(entrants)):
+            lane = Lane(self._network, self._layout, group, merged=merged)
             self._take_failed_of(lane)
             self._place(lane)
 
@@ -100,15 +98,13 @@ class Decoder:
         self._failed |= lane.failed
         lane.failed = {}
 
-
-def _alike(entrants: Sequence[Entrant]) -> list[Group]:
-    """Entrants that go on from one and the same cache, together; it is merged if they are several."""
-    found: dict[int, list[Entrant]] = {}
-    for entrant in entrants:
-        found.setdefault(id(entrant.cache), []).append(entrant)
-    groups = []
-    for same in found.values():
-        cache = same[0].cache if len(same) == 1 else caches.merge([entrant.cache for entrant in same])
-        logits = mx.concatenate([entrant.logits for entrant in same])
-        groups.append(Group([entrant.row for entrant in same], cache, [entrant.length for entrant in same], logits))
-    return groups
+    def _grouped(self, entrants: Sequence[Entrant]) -> Iterator[tuple[Group, bool]]:
+        """Entrants that go on from one and the same cache, together; it is merged if they are several."""
+        found: dict[int, list[Entrant]] = {}
+        for entrant in entrants:
+            found.setdefault(id(entrant.cache), []).append(entrant)
+        for same in found.values():
+            merged = len(same) > 1
+            cache = self._layout.merge([entrant.cache for entrant in same]) if merged else same[0].cache
+            logits = mx.concatenate([entrant.logits for entrant in same])
+            yield Group([entrant.row for entrant in same], cache, [entrant.length for entrant in same], logits), merged

@@ -113,7 +113,7 @@ class Engine:
 
     def drop_all(self) -> list[int]:
         """Begin anew with nothing; returns the ids of the requests that are lost."""
-        runs = [*self._waiting, *self._prefiller.runs]
+        runs = [*self._waiting, *self._prefiller.runs, *self._arrivals.runs]
         lost = [run.request.id for run in runs] + [request.id for request, _ in self._decoding.values()]
         self._prefix.clear()
         self._clear()
@@ -147,38 +147,36 @@ class Engine:
         if not self._prefiller.runs:
             return []
         shared = bool(self._decoding)
-        if shared:
-            mx.synchronize()  # the step under way takes its time whatever is done beside it
-            self._note_step(0.0)
+        mx.synchronize()  # a step under way takes its time whatever is done beside it
+        self._note_step(0.0)
         budget = self._pace.tokens(shared=shared)
         frames: list[ipc.Frame] = []
-        arrivals = Arrivals()
         first = True
         while (first or budget >= LAST_PASS_LEAST) and (run := self._prefiller.next_run()):
             first = False
             runs = self._prefiller.mates(run, budget)
             try:
-                budget -= self._process(runs, budget, arrivals)
+                budget -= self._process(runs, budget)
             except Exception as error:  # noqa: BLE001  whatever a model raises on a prompt costs that prompt's request
                 frames += self._fail(runs, error)
                 break
-            if arrivals.runs and not shared:
+            if self._arrivals.runs and not shared:
                 break  # with nobody decoding yet, the first token must not wait for the prompts of others
-        return frames + self._join(arrivals)
+        return frames + self._join()
 
-    def _process(self, runs: list[Run], most: int, arrivals: Arrivals) -> int:
+    def _process(self, runs: list[Run], most: int) -> int:
         """One pass; returns how many tokens it took."""
         if len(runs) > 1:
             tokens = len(runs) * max(run.left for run in runs)
             cache, logits = self._prefiller.advance_together(runs)
-            arrivals.groups.append((runs, cache, logits))
+            self._arrivals.groups.append((runs, cache, logits))
             done = runs
         else:
             progress = self._prefiller.advance(runs[0], most)
             tokens = progress.tokens
             done = runs if progress.logits is not None else []
             if progress.logits is not None:
-                arrivals.alone.append((runs[0], progress.logits))
+                self._arrivals.alone.append((runs[0], progress.logits))
         for run in done:
             self._prefiller.runs.remove(run)
         return tokens
@@ -187,6 +185,7 @@ class Engine:
         self._waiting: deque[Run] = deque()
         self._prefiller = Prefiller(self._network, self.layout, self._prefix, self._pace)
         self._decoder = Decoder(self._network, self.layout, self._memory.weights_bytes)
+        self._arrivals = Arrivals()
         self._decoding: dict[Row, tuple[Request, Choice]] = {}
 
     def _check(self, request: Request) -> None:
@@ -217,40 +216,45 @@ class Engine:
         most = MAX_SEQUENCES if self.layout.batchable else 1
         while self._waiting:
             run = self._waiting[0]
-            running = self._reserved()
+            decoding, arriving = self._reserved()
             joining = [_reserve(run, choice) for choice in run.choices]
-            fits = len(running) + len(joining) <= most and self._fits(running, joining)
+            running = len(decoding) + len(arriving)
+            fits = running + len(joining) <= most and self._memory.fits(decoding, [*arriving, *joining])
             if running and not fits:
                 return
             for choice, reserved in zip(run.choices, joining, strict=True):
                 choice.reserved = reserved
             self._prefiller.runs.append(self._waiting.popleft())
+            self._hand_out()
 
-    def _fits(self, running: list[int], joining: list[int] | None = None) -> bool:
-        """Whether there is room, made by dropping what is kept of earlier prompts and MLX's own freed buffers."""
-        if not self._memory.fits(running, joining or []):
-            return False
-        if self._limits.memory_bytes is not None:
-            spare = self._limits.memory_bytes - self._memory.peak_bytes(running, joining or [])
-            self._prefix.shrink(self._prefix.nbytes - spare)
-            if mx.get_active_memory() + mx.get_cache_memory() > self._limits.memory_bytes:
-                mx.clear_cache()
-        return True
+    def _hand_out(self) -> None:
+        """Leave to kept prompts what is promised to nobody; MLX's own freed buffers go before anything is short."""
+        limit = self._limits.memory_bytes
+        if limit is None:
+            return
+        self._prefix.cap(max(limit - self._memory.peak_bytes(*self._reserved()), 0))
+        if mx.get_active_memory() + mx.get_cache_memory() > limit:
+            mx.clear_cache()
 
-    def _reserved(self) -> list[int]:
-        """The lengths that everything under way may grow to."""
-        prefilling = [choice.reserved for run in self._prefiller.runs for choice in run.choices]
-        return [*prefilling, *(choice.reserved for _, choice in self._decoding.values())]
+    def _reserved(self) -> tuple[list[int], list[int]]:
+        """The lengths that those who decode may grow to, and those who are on their way."""
+        runs = [*self._prefiller.runs, *self._arrivals.runs]
+        arriving = [choice.reserved for run in runs for choice in run.choices]
+        return [choice.reserved for _, choice in self._decoding.values()], arriving
 
     def _make_room(self) -> None:
         """Let answers that outgrew their reservation go on, at the cost of the youngest if there is no room."""
         outgrown = False
         for request, choice in self._decoding.values():
-            if len(request.prompt) + len(choice.said) >= choice.reserved:
-                choice.reserved += RESERVED_TOKENS
+            full = len(request.prompt) + request.max_tokens
+            if len(request.prompt) + len(choice.said) >= choice.reserved < full:
+                choice.reserved = min(choice.reserved + RESERVED_TOKENS, full)
                 outgrown = True
-        while outgrown and len(self._decoding) > 1 and not self._fits(self._reserved()):
+        if not outgrown:
+            return
+        while len(self._decoding) > 1 and not self._memory.fits(*self._reserved()):
             self._put_back(*list(self._decoding.values())[-1])
+        self._hand_out()
 
     def _put_back(self, request: Request, choice: Choice) -> None:
         """Take an answer out of the batch, to go on from where it is once there is room again."""
@@ -264,8 +268,9 @@ class Engine:
             self._pace.decoded((now or time.perf_counter()) - self._stepped_at)
         self._stepped_at = now
 
-    def _join(self, arrivals: Arrivals) -> list[ipc.Frame]:
+    def _join(self) -> list[ipc.Frame]:
         """Have decoded what is through, but for prompts that were only to be given back."""
+        arrivals, self._arrivals = self._arrivals, Arrivals()
         frames: list[ipc.Frame] = []
         for run in arrivals.runs:
             frames += _echo(run)
@@ -317,6 +322,7 @@ class Engine:
         self._decoder.leave([choice.row for choice in choices])
         if not self._decoding:
             self._stepped_at = 0.0
+        self._hand_out()
 
     def _keep(self, request: Request, choice: Choice) -> None:
         if not self._prefix.enabled or not choice.said:

@@ -142,7 +142,7 @@ class Lane:
         return _KeptAlone(self._layout, self._cache)
 
     def _as_merged(self) -> Cache:
-        return self._cache if self._merged else caches.merge([self._cache])
+        return self._cache if self._merged else self._layout.merge([self._cache])
 
     def _advance(self, tokens: list[int]) -> None:
         for at in self._batch.constrained:

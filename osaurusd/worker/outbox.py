@@ -45,8 +45,9 @@ class Outbox:
 
     def close(self) -> None:
         """Send no more."""
-        self._loop.remove_writer(self._socket)
-        self._socket.close()
+        with self._lock:
+            self._loop.remove_writer(self._socket)
+            self._socket.close()
 
     def _drain(self) -> None:
         with self._lock:

@@ -84,7 +84,9 @@ class Prefiller:
         The last tokens have a pass of their own: the logits of all others would cost more than it does.
         """
         started = time.perf_counter()
-        cache = caches.merge([run.cache for run in runs])
+        for run in runs:
+            self._restore(run)
+        cache = self._layout.merge([run.cache for run in runs])
         counts = [run.left - 1 for run in runs]
         width = max(counts)
         if width:
@@ -107,6 +109,7 @@ class Prefiller:
     def advance(self, run: Run, most: int) -> Progress:
         """One forward pass over at most `most` tokens of a run that has begun."""
         started = time.perf_counter()
+        self._restore(run)
         if run.scoring:
             progress = self._scoring_pass(run)
         elif run.left <= max(min(LAST_PASS_TOKENS, most), LAST_PASS_LEAST) and not run.stops:
@@ -123,15 +126,19 @@ class Prefiller:
         return simple and single and run.left <= LAST_PASS_TOKENS
 
     def _begin(self, run: Run) -> None:
+        """Find what can be taken over; it is taken over with the first pass."""
         run.started = True
-        limit = 0 if run.scoring else len(run.tokens) - 1
-        match = self._prefix.find(run.tokens, limit)
-        run.cache = caches.restore(self._layout, self._network, match.blocks, match.length, match.states)
-        run.prefilled = match.length
+        run.match = self._prefix.find(run.tokens, 0 if run.scoring else len(run.tokens) - 1)
+        run.prefilled = run.match.length
         if run.request.cached_tokens is None:
-            run.request.cached_tokens = match.length
+            run.request.cached_tokens = run.prefilled
         if self._layout.has_states and self._prefix.enabled:
-            run.stops = self._stops(run, match.shared)
+            run.stops = self._stops(run, run.match.shared)
+
+    def _restore(self, run: Run) -> None:
+        if (match := run.match) is not None:
+            run.cache = caches.restore(self._layout, self._network, match.blocks, match.length, match.states)
+            run.match = None
 
     def _stops(self, run: Run, shared: int) -> list[int]:
         """Where to keep states: where it leaves an earlier prompt, where the next may leave it, near its end."""
@@ -141,15 +148,25 @@ class Prefiller:
         return sorted((at for at in wanted if first <= at <= last), reverse=True)
 
     def _waits_for_another(self, run: Run) -> bool:
-        """Whether one that is under way is about to process what this one begins with too."""
-        if self._layout.has_states or not self._prefix.enabled or run.scoring:
+        """Whether one that is under way is about to process what this one begins with too, and will keep it."""
+        if not self._prefix.enabled or run.scoring:
             return False
-        others = [other for other in self.runs if other.started and not other.scoring]
-        commons = [(_common(run.tokens, other.tokens), other.prefilled) for other in others]
-        coming = max((common for common, there in commons if there < common), default=0)
-        if coming < WORTH_SHARING:
+        coming, other = max(
+            ((run.common(other), other) for other in self.runs if other.started and self._will_keep(other, run)),
+            key=lambda pair: pair[0],
+            default=(0, None),
+        )
+        if other is None or coming - self._prefix.find(run.tokens, len(run.tokens) - 1).length < WORTH_SHARING:
             return False
-        return coming - self._prefix.find(run.tokens, len(run.tokens) - 1).length >= WORTH_SHARING
+        if self._layout.has_states and coming not in other.stops:
+            other.stops = sorted([*other.stops, coming], reverse=True)
+        return True
+
+    def _will_keep(self, other: Run, run: Run) -> bool:
+        """Whether what both begin with is still to be processed, and in a pass after which it is kept."""
+        common = run.common(other)
+        last = len(other.tokens) - LAST_PASS_LEAST if self._layout.has_states else len(other.tokens)
+        return not other.scoring and other.prefilled < common <= last
 
     def _pass(self, run: Run, most: int) -> Progress:
         count = min(most, run.left - LAST_PASS_LEAST)
@@ -195,13 +212,6 @@ class Prefiller:
 
 def _part(run: Run, count: int) -> mx.array:
     return mx.array(run.tokens[run.prefilled : run.prefilled + count])[None]
-
-
-def _common(one: Tokens, other: Tokens) -> int:
-    """How many tokens both begin with alike."""
-    length = min(len(one), len(other))
-    different = np.flatnonzero(one[:length] != other[:length])
-    return int(different[0]) if len(different) else length
 
 
 def _scores(logits: mx.array, tokens: Tokens, most: int) -> list[Score]:

@@ -9,7 +9,7 @@ always at the end of a branch, and can go without leaving anything behind that c
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,6 +86,7 @@ class PrefixCache:
 
     def __init__(self, max_bytes: int, *, has_states: bool) -> None:
         self._max_bytes = max_bytes
+        self._cap = max_bytes
         self._has_states = has_states
         self._root = Block(None, b"", [])
         self._order: OrderedDict[Block | State, None] = OrderedDict()
@@ -102,12 +103,14 @@ class PrefixCache:
         self._touch(block for block, _ in path)
         if not self._has_states:
             return self._match(path, min(shared, limit), shared, None)
-        state, length = self._last_state(path, limit)
-        if state is None:
+        usable = [(before, state) for before, state in self._states(tokens) if before + state.offset <= limit]
+        if not usable:
             return Match(0, shared, [], None)
+        before, state = max(usable, key=lambda pair: pair[0] + pair[1].offset)
+        way = [*path[: before // BLOCK_TOKENS], (state.block, state.offset)]
         self._order.move_to_end(state)
-        self._touch(block for block, _ in path)
-        return self._match(path, length, shared, state.leaves)
+        self._touch(block for block, _ in way)
+        return self._match(way, before + state.offset, shared, state.leaves)
 
     def insert(self, tokens: Tokens, read: Callable[[int, int], Packed]) -> None:
         """Keep a whole sequence; `read(start, end)` copies out what is not here yet."""
@@ -123,7 +126,7 @@ class PrefixCache:
                 break
             at += len(part)
         self._touch(path)
-        self._shrink_to(self._max_bytes)
+        self._shrink_to(self._cap)
 
     def insert_state(self, tokens: Tokens, leaves: list[Any]) -> None:
         """Keep the other layers' state after all of `tokens`, which have been inserted."""
@@ -136,16 +139,17 @@ class PrefixCache:
             self._add(state)
         self._order.move_to_end(block.states[offset])
         self._touch(block for block, _ in path)
-        self._shrink_to(self._max_bytes)
+        self._shrink_to(self._cap)
 
     def has_state(self, tokens: Tokens) -> bool:
         """Whether a state after all of `tokens` is here."""
         path = list(self._walk(tokens))
         return bool(path) and sum(used for _, used in path) == len(tokens) and path[-1][1] in path[-1][0].states
 
-    def shrink(self, nbytes: int) -> None:
-        """Drop what was used least recently until at least `nbytes` are free again, or nothing is left."""
-        self._shrink_to(max(self.nbytes - nbytes, 0))
+    def cap(self, nbytes: int) -> None:
+        """Keep no more than `nbytes` from now on, though never more than at first; the least recently used goes."""
+        self._cap = min(self._max_bytes, nbytes)
+        self._shrink_to(self._cap)
 
     def clear(self) -> None:
         """Drop everything."""
@@ -200,15 +204,22 @@ class PrefixCache:
         old.states = {}
         self._drop(old)
 
-    def _last_state(self, path: Sequence[tuple[Block, int]], limit: int) -> tuple[State | None, int]:
-        found: State | None = None
-        length = before = 0
-        for block, used in path:
-            for offset, state in block.states.items():
-                if offset <= used and length < before + offset <= limit:
-                    found, length = state, before + offset
-            before += used
-        return found, length
+    def _states(self, tokens: Tokens) -> Iterator[tuple[int, State]]:
+        """The states within what `tokens` begin with, each with the tokens before its block.
+
+        They may be in blocks beside those that are most alike.
+        """
+        block, before = self._root, 0
+        while before < len(tokens):
+            part = tokens[before : before + BLOCK_TOKENS]
+            for child in block.children.values():
+                for offset, state in child.states.items():
+                    if child.key.startswith(part[:offset].tobytes()) and offset <= len(part):
+                        yield before, state
+            following = block.children.get(part.tobytes())
+            if following is None:
+                return
+            block, before = following, before + len(part)
 
     def _touch(self, path: Iterable[Block]) -> None:
         for block in reversed(list(path)):

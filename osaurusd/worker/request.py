@@ -9,7 +9,7 @@ from osaurusd import ipc
 from osaurusd.worker.answer import Answer, News
 from osaurusd.worker.caches import Cache
 from osaurusd.worker.likelihood import Score
-from osaurusd.worker.prefix import Tokens
+from osaurusd.worker.prefix import Match, Tokens
 from osaurusd.worker.sampling import Row
 
 
@@ -93,7 +93,8 @@ class Run:
     """Tokens to be processed before `choices` of a request can be decoded: its prompt, and what they said already.
 
     `prefilled` of them are in `cache`. `stops` are positions to keep states at, in falling order. `scores` collects
-    those of an echoed prompt. One that is `by_itself` shares no pass with others.
+    those of an echoed prompt. `match` is what it takes over, until it has. One that is `by_itself` shares no pass with
+    others.
     """
 
     request: Request
@@ -104,8 +105,10 @@ class Run:
     prefilled: int = 0
     stops: list[int] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
+    match: Match | None = None
     by_itself: bool = False
     passed_over: int = 0
+    _commons: dict["Run", int] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, request: Request, choices: list[Choice], said: list[int]) -> "Run":
@@ -120,3 +123,11 @@ class Run:
     def scoring(self) -> bool:
         """Whether every token's logits are wanted, so that nothing can be taken over from earlier sequences."""
         return self.request.wants_scores and not self.choices[0].said
+
+    def common(self, other: "Run") -> int:
+        """How many tokens both begin with alike."""
+        if other not in self._commons:
+            length = min(len(self.tokens), len(other.tokens))
+            different = np.flatnonzero(self.tokens[:length] != other.tokens[:length])
+            self._commons[other] = int(different[0]) if len(different) else length
+        return self._commons[other]

@@ -145,7 +145,7 @@ class Batch:
 
 class _Truncation:
     """Cuts unlikely tokens off: those below `min_p` of the likeliest, those after the first `top_k`, and those after
-    the smallest set that holds `top_p` of what is left then.
+    the smallest set that holds `top_p` of what is left then. Tokens as likely as the last one that stays do stay.
     """
 
     def __init__(self, rows: Sequence[tuple[int, ipc.Sampling]], *, everything: int) -> None:

@@ -118,8 +118,7 @@ SLICEABLE = ["llama", "qwen2", "qwen3", "gemma2", "openelm"]
 
 WITH_STATES = ["gemma3", "lfm2", "falcon_h1", "llama4"]
 
-# mlx_lm's gemma2 lays masks of several sequences over the wrong axis.
-BATCHABLE = [kind for kind in CONFIGS if kind not in ("llama4", "gemma2")]
+BATCHABLE = [kind for kind in CONFIGS if kind != "llama4"]
 """Kinds that give sequences in a batch what each gets alone."""
 
 KINDS = list(CONFIGS)
@@ -152,6 +151,7 @@ def _louder(path, weight):
 
 def greedy(network, prompt, count):
     """The most likely continuation, found the slow way: the whole text anew for each token, without any cache."""
+    network = getattr(network, "_network", network)
     key = (id(network), tuple(prompt))
     found = _found.get(key, [])
     if len(found) < count:
@@ -187,6 +187,7 @@ def logprobs_along(network, prompt, said):
 
 
 def _logits_along(network, prompt, said):
+    network = getattr(network, "_network", network)
     key = (id(network), tuple(prompt), tuple(said))
     if key not in _along:
         _along[key] = network(mx.array([[*prompt, *said[:-1]]]))[0, len(prompt) - 1 :]

@@ -4,6 +4,7 @@ from mlx_lm.models.cache import ArraysCache, KVCache
 
 from osaurusd.worker import caches
 from osaurusd.worker.caches import GROWTH_TOKENS, Layout, Window
+from osaurusd.worker.probe import Probe
 from tests.osaurusd.worker.networks import BATCHABLE, KINDS, SLICEABLE, WINDOW, WITH_STATES, prefilled, tokens
 
 FLOAT32 = 4
@@ -16,12 +17,12 @@ def filled(network, prompt):
 
 
 def layout_of(network):
-    return Layout.of(filled(network, tokens(4)))
+    return Probe.of(network).layout
 
 
 def merged(network, *prompts):
     """A batch of prompts."""
-    return [layers[0].merge(list(layers)) for layers in zip(*(filled(network, p) for p in prompts), strict=True)]
+    return layout_of(network).merge([filled(network, prompt) for prompt in prompts])
 
 
 def after(network, cache, token=5):
@@ -42,7 +43,8 @@ def test_a_layout_says_which_layers_cannot_be_cut_and_whether_caches_can_be_merg
     layout = layout_of(network(kind))
 
     assert (kind in WITH_STATES) == layout.has_states
-    assert kind == "gemma2" or (kind in BATCHABLE) == layout.batchable
+    assert (kind in BATCHABLE) == layout.batchable
+    assert (kind == "gemma2") == layout.grouped_masks
 
 
 @pytest.mark.parametrize(

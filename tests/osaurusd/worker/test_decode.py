@@ -3,9 +3,9 @@ import pytest
 
 from osaurusd import ipc
 from osaurusd.worker import caches
-from osaurusd.worker.caches import Layout
 from osaurusd.worker.constraint import ConstraintFailed
-from osaurusd.worker.decode import Decoder, Entrant
+from osaurusd.worker.decode import PADDING_COST_CPU, PADDING_COST_GPU, Decoder, Entrant, Group
+from osaurusd.worker.probe import Probe
 from osaurusd.worker.sampling import Row
 from tests.osaurusd.worker.networks import (
     BATCHABLE,
@@ -13,6 +13,7 @@ from tests.osaurusd.worker.networks import (
     KINDS,
     WINDOW,
     Odd,
+    Watched,
     greedy,
     greedy_along,
     logprobs_along,
@@ -32,12 +33,19 @@ HOT = ipc.Sampling(temperature=1.5, seed=11, top_p=0.95)
 
 
 class Decoding:
-    """A decoder, and what its sequences have got."""
+    """A decoder, and what its sequences have got.
 
-    def __init__(self, network):
-        self.network = network
-        cache, _ = prefilled(network, tokens(4))
-        self.decoder = Decoder(network, Layout.of(cache))
+    Args:
+        network: an mlx_lm model.
+        padding: how many tokens of padding are worth a pass; None for any number, so that all share one lane.
+    """
+
+    def __init__(self, network, padding=None):
+        self.network = Watched(network)
+        self.layout = Probe.of(network).layout
+        cost = PADDING_COST_CPU if mx.default_device() == mx.cpu else PADDING_COST_GPU
+        worth = 10**6 if padding is None else padding
+        self.decoder = Decoder(self.network, self.layout, worth * cost * self.layout.bytes_per_token)
         self.got = {}
 
     def join(self, *prompts, sampling=GREEDY, **properties):
@@ -65,7 +73,7 @@ class Decoding:
 
 @pytest.fixture
 def decoding(network):
-    return lambda kind="llama": Decoding(network(kind))
+    return lambda kind="llama", padding=None: Decoding(network(kind), padding)
 
 
 # Together
@@ -78,6 +86,7 @@ def test_sequences_that_join_at_once_get_what_each_gets_alone(decoding, kind):
     rows = decoding.join(*PROMPTS.values())
     decoding.go(12)
 
+    assert [6] == [len(lane) for lane in decoding.decoder.lanes]
     expected = [greedy(decoding.network, prompt, 12) for prompt in PROMPTS.values()]
     assert expected == [decoding.said(row) for row in rows]
     assert len({tuple(said) for said in expected}) == len(PROMPTS) - 1, "the prompts must make a difference"
@@ -96,9 +105,10 @@ def test_a_lone_sequence_gets_the_same(decoding, kind, prompt):
 
 @pytest.mark.parametrize("kind", BATCHABLE)
 @pytest.mark.parametrize("script", ["JJJLLL", "JJLJLJLL", "JLJJLLJL", "JJJJLLLJ"])
-def test_whoever_joins_and_leaves_at_whatever_step_disturbs_nobody(decoding, kind, script):
+@pytest.mark.parametrize("padding", [None, 50])
+def test_whoever_joins_and_leaves_at_whatever_step_disturbs_nobody(decoding, kind, script, padding):
     """J: the next prompt joins. L: the oldest sequence leaves. Three steps after each, so that windows rotate."""
-    decoding = decoding(kind)
+    decoding = decoding(kind, padding)
     prompts = [PROMPTS["short"], tokens(300), [5], tokens(20, 50)]
     there, prompt_of = [], {}
     for act in script:
@@ -165,7 +175,7 @@ def test_those_who_go_on_from_one_prompt_do_not_share_what_follows(decoding):
     decoding.go(10)
 
     for number, row in enumerate(rows):
-        alone = Decoding(decoding.network)
+        alone = Decoding(decoding.network._network)
         other = Row(HOT, number=number)
         alone.join_rows({other: PROMPTS["longest"]})
         alone.go(10)
@@ -199,15 +209,68 @@ def test_a_decoder_without_sequences_has_nothing_to_do(decoding):
     assert [] == decoding().decoder.step()
 
 
-def test_the_lengths_are_those_of_the_caches(decoding):
-    decoding = decoding()
-    rows = decoding.join(PROMPTS["short"], PROMPTS["longest"])
-    decoding.go(4)
-    assert [7, 304] == decoding.decoder.lengths
+# Lanes
+
+
+@pytest.mark.parametrize(
+    ("padding", "lanes"), [(10**6, [[100, 110, 300]]), (10, [[100, 110], [300]]), (9, [[100], [110], [300]])]
+)
+def test_who_would_cost_too_much_padding_has_a_lane_of_his_own(decoding, padding, lanes):
+    decoding = decoding("llama", padding)
+    decoding.join(tokens(100), tokens(110), tokens(300))
+    assert lanes == decoding.decoder.lanes
+
+    decoding.network.shapes.clear()
+    decoding.go(3)
+
+    assert [(len(lane), 1) for lane in lanes] * 3 == decoding.network.shapes
+    assert [[length + 3 for length in lane] for lane in lanes] == decoding.decoder.lanes
+
+
+def test_lanes_whose_padding_has_become_cheap_are_put_together(decoding):
+    decoding = decoding("llama", 40)
+    rows = [row for _ in range(3) for row in decoding.join(tokens(100))] + decoding.join(tokens(120))
+    decoding.go(2)
+    assert [[102] * 3, [122]] == decoding.decoder.lanes
 
     decoding.decoder.leave(rows[:1])
+    decoding.go(10)
 
-    assert [304] == decoding.decoder.lengths
+    assert [[112, 112, 132]] == decoding.decoder.lanes
+    for row in rows[1:]:
+        assert greedy(decoding.network, row.prompt, 12) == decoding.said(row)
+
+
+def test_caches_that_cannot_be_merged_never_share_a_lane(decoding):
+    decoding = decoding("llama4")
+
+    rows = decoding.join(PROMPTS["short"], PROMPTS["the same as another"])
+    decoding.go(3)
+
+    assert [[6], [6]] == decoding.decoder.lanes
+    assert [greedy(decoding.network, PROMPTS["short"], 3)] * 2 == [decoding.said(row) for row in rows]
+
+
+@pytest.mark.parametrize("kind", BATCHABLE)
+@pytest.mark.parametrize("others", [0, 1, 2])
+def test_those_whose_prompts_were_processed_together_join_together(decoding, kind, others):
+    decoding = decoding(kind)
+    before = decoding.join(*[tokens(40, 77)] * others) if others else []
+    decoding.go(2 * WINDOW)
+    prompts = [tokens(30), tokens(12, 500), tokens(30, 900)]
+    found = [prefilled(decoding.network, prompt) for prompt in prompts]
+    rows = [Row(GREEDY, prompt=prompt) for prompt in prompts]
+    decoding.got |= {row: [] for row in rows}
+
+    cache, logits = (
+        decoding.layout.merge([cache for cache, _ in found]),
+        mx.concatenate([logits for _, logits in found]),
+    )
+    decoding.decoder.join([], [Group(rows, cache, [30, 12, 30], logits)])
+    decoding.go(2 * WINDOW)
+
+    for row in [*before, *rows]:
+        assert greedy_along(decoding.network, list(row.prompt), decoding.said(row)) == decoding.said(row)
 
 
 # Each by its own rules
@@ -238,7 +301,7 @@ def gist(decoding, row):
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 3, 1, 4, 2, 0], [2, 0, 4, 1, 5, 3]])
 def test_each_gets_what_it_asked_for_whoever_else_is_there(decoding, order):
-    network = decoding("llama").network
+    network = decoding("llama").network._network
     expected = []
     for row, prompt in mixed().items():
         alone = Decoding(network)
@@ -342,6 +405,6 @@ def test_a_sequence_can_be_gone_on_from_where_it_is(decoding, kind, neighbours):
 
 
 def restored(decoding, kept, length):
-    layout = decoding.decoder._layout
+    layout = decoding.layout
     parts = [kept.pack(0, 200), kept.pack(200, length)]
     return caches.restore(layout, decoding.network, parts, length, kept.states() if layout.has_states else None)

@@ -645,16 +645,16 @@ def test_what_is_kept_goes_before_anybody_waits(tight):
 
 
 def test_what_is_kept_never_takes_what_running_answers_were_promised(tight):
-    spare = 100_000
-    tight = tight([512], [512], prefix=2**30, spare=spare)
+    tight = tight([512], [512], prefix=2**30, spare=50_000)
     engine = tight.engine
     engine.add(request(1, tokens(400), 100))
     engine.add(request(2, tokens(400, 9000), 100))
 
     while engine.busy:
         turn(engine)
-        if len(running := engine._reserved()) == 2:
-            assert engine._memory.peak_bytes(running[:1], running[1:]) + engine._prefix.nbytes <= tight.limit
+        decoding = [choice.reserved for _, choice in engine._decoding.values()]
+        arriving = [choice.reserved for run in engine._prefiller.runs for choice in run.choices]
+        assert engine._memory.peak_bytes(decoding, arriving) + engine._prefix.nbytes <= tight.limit
 
 
 # Failures

@@ -347,6 +347,74 @@ def test_those_who_are_ready_at_once_begin_together_and_nobody_waits_for_the_res
     assert {1} == {frame.id for frame in first[2] if isinstance(frame, ipc.Delta)}
 
 
+# Together
+
+
+SHORT = [tokens(count, 1000 * count) for count in (1, 60, 2, 33, 20)]
+
+
+@pytest.mark.parametrize("kind", SLICEABLE)
+@pytest.mark.parametrize("company", [0, 1, 2])
+def test_short_prompts_are_processed_together(asking, kind, company, pace):
+    asking = asking(kind)
+    pace(asking.engine, shared=512, alone=512)
+    frames = []
+    if company:
+        asking.engine.add(asking.order(PROMPT, 60, n=company))
+        frames += until(asking.engine, 1, company)
+    orders = [asking.order(prompt, 20) for prompt in SHORT]
+
+    asking.watched.shapes.clear()
+    frames += run(asking.engine, *orders)
+
+    assert (len(SHORT), 59) in asking.watched.shapes
+    for order in orders:
+        asking.check(frames, order.id)
+        assert len(order.prompt) - 1 == asking.ask(order.prompt, 20)[1]
+
+
+def test_prompts_that_others_have_begun_are_processed_together_too(asking, pace):
+    asking = asking()
+    pace(asking.engine, alone=512)
+    asking.ask(LONG)
+    orders = [asking.order([*LONG[:count], *tokens(30, 5000 + count)]) for count in (300, 512, 7)]
+
+    frames = run(asking.engine, *orders)
+
+    assert [300, 512, 7] == [asking.check(frames, order.id)[1] for order in orders]
+
+
+def test_together_no_more_is_processed_than_the_budget_allows(asking, pace):
+    asking = asking()
+    asking.company()
+    pace(asking.engine, shared=128)
+    orders = [asking.order(tokens(40, 1000 * at)) for at in range(6)]
+    for order in orders:
+        asking.engine.add(order)
+
+    asking.watched.shapes.clear()
+    turn(asking.engine)
+
+    assert sum(rows * width for rows, width in asking.watched.shapes if width > 1) <= 128
+    frames = run(asking.engine)
+    for order in orders:
+        asking.check(frames, order.id)
+
+
+def test_one_of_those_processed_together_that_fails_costs_its_request_only(network, pace):
+    engine = Engine(Watched(network(), poison=VOCABULARY - 1), [], PLENTY)
+    pace(engine, alone=512)
+    prompts = {1: tokens(20), 2: [*tokens(10, 5000), VOCABULARY - 1, 3], 3: tokens(30, 9000)}
+
+    frames = run(engine, *[request(id_, prompt) for id_, prompt in prompts.items()])
+
+    assert [2] == [frame.id for frame in frames if isinstance(frame, ipc.Failed)]
+    for id_ in (1, 3):
+        said = said_in(text_of(frames, id_))
+        assert len(said) == 8
+        assert greedy_along(network(), prompts[id_], said) == said
+
+
 # Scoring
 
 

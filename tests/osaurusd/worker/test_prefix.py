@@ -228,24 +228,28 @@ def test_a_beginning_that_is_used_survives_its_ends():
     assert [6000, 7000] == ends
 
 
-def test_shrinking_frees_at_least_so_much_and_no_block_more(cache):
+def test_a_lower_cap_takes_what_is_over_it_and_no_block_more(cache):
     keep(cache, text(256 * 4))
     block = cache.nbytes // 4
 
-    cache.shrink(block + 1)
+    cache.cap(cache.nbytes - block - 1)
 
     assert 2 * block == cache.nbytes
     assert 512 == cache.find(text(1024), 1024).length
 
 
-@pytest.mark.parametrize("nbytes", [0, -1, -(2**40)])
-def test_shrinking_by_nothing_keeps_all(cache, nbytes):
+def test_a_cap_that_is_not_reached_takes_nothing_and_lower_ones_are_not_for_ever(cache):
     keep(cache, text(700))
     before = cache.nbytes
 
-    cache.shrink(nbytes)
+    cache.cap(before)
+    keep(cache, text(700, 5000))
+    capped = cache.nbytes
+    cache.cap(2**60)
+    keep(cache, text(700, 5000))
+    keep(cache, text(700))
 
-    assert before == cache.nbytes
+    assert capped <= before < cache.nbytes
 
 
 def test_clearing_leaves_nothing(cache):
@@ -362,7 +366,7 @@ def test_a_state_that_is_not_used_goes_before_blocks_that_are(stateful):
     keep_state(stateful, text(300), "old", 10**6)
     keep_state(stateful, text(200), "new", 10**6)
 
-    stateful.shrink(1)
+    stateful.cap(stateful.nbytes - 1)
 
     assert (200, "new") == ((match := stateful.find(text(301), 300)).length, name_of(match))
     assert match.shared == 300

@@ -9,7 +9,7 @@ from osaurusd import ipc
 from osaurusd.worker.sampling import Batch, Row, score
 
 PROBABILITIES = [0.05, 0.5, 0.15, 0.3]
-DRAWS = 4000
+DRAWS = 1500
 
 
 def row(temperature=1.0, seed=None, *, prompt=(), said=(), scored=None, entropy=1, number=0, **sampling):
