@@ -195,6 +195,7 @@ def held_by(make):
     mx.synchronize()
     before = mx.get_active_memory()
     made = make()
+    mx.synchronize()
     return made, mx.get_active_memory() - before
 
 
