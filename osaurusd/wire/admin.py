@@ -46,11 +46,13 @@ class ModelState(StrEnum):
 
 
 class WorkerState(StrEnum):
-    """Where a model's worker process is in its life."""
+    """Where a model's worker process is in its life: `queued` waits for memory, `failed` ended by itself."""
 
+    QUEUED = "queued"
     STARTING = "starting"
     READY = "ready"
     STOPPING = "stopping"
+    FAILED = "failed"
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
