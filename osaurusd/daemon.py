@@ -17,28 +17,33 @@ import psutil
 from aiohttp import web
 
 from osaurusd import __version__, log
-from osaurusd.admin import context
+from osaurusd.admin import context, residency
 from osaurusd.admin.routes import add_routes as add_admin_routes
 from osaurusd.catalog.catalog import Catalog
 from osaurusd.catalog.imports import Imports
 from osaurusd.catalog.registry import Registry
 from osaurusd.catalog.roots import hub_cache
 from osaurusd.config import Config
+from osaurusd.metrics import Counter
 from osaurusd.openai.routes import add_routes as add_client_routes
 from osaurusd.pool import blas
-from osaurusd.pool.pool import Pool, Share
+from osaurusd.pool.pins import Pins
+from osaurusd.pool.pool import Pool
 from osaurusd.pool.process import Launch
-from osaurusd.web import guard, keys, listen
+from osaurusd.pool.scheduler import Rules
+from osaurusd.pool.shares import KeepAlive, Share
+from osaurusd.web import guard, keys, listen, metrics
 from osaurusd.web.app import make_app
 from osaurusd.web.settings import Settings
 from osaurusd.wire.paths import Paths
 
 logger = log.get_logger(__name__)
 
-# What one worker may use of the machine's memory, and keep of it in freed buffers.
-WORKER_MEMORY_SHARE = 0.7
+# What all models together may use of the machine's memory, unless the configuration says.
+BUDGET_SHARE = 0.7
+# What one worker keeps at most of it in freed buffers.
 WORKER_CACHE_SHARE = 0.05
-# What one worker keeps of earlier prompts, unless the configuration says.
+# What one worker keeps at most of earlier prompts, unless the configuration says.
 PREFIX_CACHE_SHARE = 0.125
 
 # Handlers have nothing left to wait for once the pool is closed; this only bounds a client that does not read.
@@ -82,7 +87,11 @@ async def _serve(settings: Settings, paths: Paths) -> None:
     registry = Registry(paths.state_dir / "names.json")
     catalog = Catalog(paths.models_dir, hub_cache(), registry, _extra_roots(settings.config))
     imports = Imports(catalog)
-    pool = Pool(_launch(settings.config), _share(settings.config))
+    pins = Pins(paths.state_dir / "residency.json")
+    config = settings.config
+    spare_seconds = config.residency.spare_seconds
+    pool = Pool(_launch(config), _share(config), _rules(config), _keep_alive(config), spare_seconds=spare_seconds)
+    requests = metrics.make_counter()
     _follow(settings, catalog, pool)
     stop = _Stop()
     await asyncio.to_thread(imports.sweep)
@@ -90,27 +99,47 @@ async def _serve(settings: Settings, paths: Paths) -> None:
         doors = [stack.enter_context(door) for door in listen.tcp(server.host, server.port)]
         admin_door = stack.enter_context(listen.unix(paths.socket))
         endpoints = [listen.url(door) for door in doors]
-        daemon = context.Daemon(uuid.uuid4().hex, time.monotonic(), endpoints, paths, stop.soon.set)
-        tcp_app = _client_app(settings, catalog, pool)
+        faults = [fault for fault in (registry.fault, pins.fault) if fault is not None]
+        daemon = context.Daemon(uuid.uuid4().hex, time.monotonic(), endpoints, paths, stop.soon.set, faults)
+        tcp_app = _client_app(settings, catalog, pool, requests)
         guard.guard_tcp(tcp_app, lambda: settings.config.server)
-        socket_app = _client_app(settings, catalog, pool)
+        socket_app = _client_app(settings, catalog, pool, requests)
         guard.guard_socket(socket_app, os.geteuid())
         add_admin_routes(socket_app)
         socket_app[context.DAEMON] = daemon
         socket_app[context.IMPORTS] = imports
+        socket_app[context.PINS] = pins
         runners = [await _open(tcp_app, doors), await _open(socket_app, [admin_door])]
         logger.info("serving", version=__version__, pid=os.getpid(), endpoints=endpoints, socket=str(paths.socket))
         _warn_if_exposed(doors)
-        warming = asyncio.create_task(catalog.refresh())
+        warming = asyncio.create_task(_warm_up(catalog, pool, pins, daemon))
         await stop.soon.wait()
         warming.cancel()
         await _close(runners, pool, stop, settings.config.server.shutdown_grace_seconds)
 
 
+async def _warm_up(catalog: Catalog, pool: Pool, pins: Pins, daemon: context.Daemon) -> None:
+    """What the doors need not wait for: look at the disk, and load the pinned models."""
+    await catalog.refresh()
+    found, faults = await residency.restore_pins(catalog, pins)
+    daemon.faults.extend(faults)
+    for record in found:
+        pool.pin(record, check=False)
+    pool.bring_up(found)
+
+
 def _follow(settings: Settings, catalog: Catalog, pool: Pool) -> None:
     """Have those who keep something of the configuration told when it changes."""
     settings.on_change(lambda config: log.set_level(config.log.level))
-    settings.on_change(lambda config: pool.configure(_launch(config), _share(config)))
+    settings.on_change(
+        lambda config: pool.configure(
+            _launch(config),
+            _share(config),
+            _rules(config),
+            _keep_alive(config),
+            spare_seconds=config.residency.spare_seconds,
+        )
+    )
     settings.on_change(lambda config: catalog.set_extra(_extra_roots(config)))
 
 
@@ -133,12 +162,13 @@ class _Stop:
         self.soon.set()
 
 
-def _client_app(settings: Settings, catalog: Catalog, pool: Pool) -> web.Application:
+def _client_app(settings: Settings, catalog: Catalog, pool: Pool, requests: Counter) -> web.Application:
     app = make_app(settings.config)
     app[keys.SETTINGS] = settings
     app[keys.CATALOG] = catalog
     app[keys.POOL] = pool
     add_client_routes(app)
+    metrics.add_route(app, requests, pool)
     return app
 
 
@@ -177,7 +207,22 @@ def _launch(config: Config) -> Launch:
         preload=preload,
         load_timeout=config.worker.load_timeout_seconds,
         stop_grace=config.worker.stop_grace_seconds,
+        hang=config.residency.hang_seconds,
     )
+
+
+def _rules(config: Config) -> Rules:
+    residency = config.residency
+    return Rules(
+        budget_bytes=residency.budget_bytes or int(psutil.virtual_memory().total * BUDGET_SHARE),
+        max_waiting=config.worker.max_waiting,
+        wait_seconds=residency.wait_seconds,
+        min_residency_seconds=residency.min_residency_seconds,
+    )
+
+
+def _keep_alive(config: Config) -> KeepAlive:
+    return KeepAlive(config.residency.keep_alive_seconds, config.residency.keep_alive_by_model)
 
 
 def _share(config: Config) -> Share:
@@ -189,7 +234,6 @@ def _share(config: Config) -> Share:
         prefix_cache_bytes=int(physical * PREFIX_CACHE_SHARE) if kept is None else kept,
         max_waiting=worker.max_waiting,
         stall_seconds=worker.stall_seconds,
-        memory_limit_bytes=int(physical * WORKER_MEMORY_SHARE),
         cache_limit_bytes=int(physical * WORKER_CACHE_SHARE),
     )
 

@@ -35,6 +35,11 @@ class Registry:
         self._lock = threading.Lock()
 
     @property
+    def fault(self) -> str | None:
+        """What was wrong with the file, if anything was."""
+        return self._file.fault
+
+    @property
     def aliases(self) -> dict[str, str]:
         """Repos by alias."""
         return dict(self._state.aliases)

@@ -3,7 +3,7 @@
 Events come in as method calls, with the time at which they happened; what follows from them goes out through `Effects`.
 Nothing happens between events: `due` says when a `tick` is wanted. A model's life:
 
-    absent --request--> queued --room--> starting --ready--> ready --unload, idle, evicted--> stopping --exited--> absent
+    absent --request--> queued --room--> starting --ready--> ready --unload, idle, room--> stopping --exited--> absent
                                             |                  |
                                             +------exited------+--> failed --request after the back-off--> queued
 
@@ -22,12 +22,10 @@ from typing import Protocol
 from osaurusd.errors import Busy, ModelUnloaded, OsaurusError, QueueFull, ShuttingDown
 from osaurusd.pool import policy, refusal
 from osaurusd.pool.policy import Holding, Plan
-from osaurusd.wire.admin import WorkerState
+from osaurusd.wire.admin import IN_MEMORY, WorkerState
 
 MOST_BACKOFF_SECONDS = 60.0
 """The longest that a model which dies again and again is left alone; one that lived as long begins anew."""
-
-_HELD = (WorkerState.STARTING, WorkerState.READY, WorkerState.STOPPING)
 
 
 class Ticket(Protocol):
@@ -410,7 +408,9 @@ class Scheduler:
         """Those of `drain` that take no further requests: those that have had their time."""
         ends = {key: self._residents[key].ready_at for key in drain}
         over = {key for key, at in ends.items() if at is not None and now >= at + self._rules.min_residency_seconds}
-        later = [at + self._rules.min_residency_seconds for key, at in ends.items() if key not in over and at is not None]
+        later = [
+            at + self._rules.min_residency_seconds for key, at in ends.items() if key not in over and at is not None
+        ]
         self._alarms += later
         if len(over) < len(ends) or not ends:
             resident.blocked_since = None
@@ -479,7 +479,9 @@ class Scheduler:
         resident.waiting.append((next(self._turns), ticket))
 
     def _stop(self, resident: Resident, reason: OsaurusError, cause: Cause) -> None:
-        if cause in (Cause.UNLOAD, Cause.SHUTDOWN) and (resident.state is not WorkerState.STOPPING or self._shutting_down):
+        if cause in (Cause.UNLOAD, Cause.SHUTDOWN) and (
+            resident.state is not WorkerState.STOPPING or self._shutting_down
+        ):
             self._refuse_all(resident, reason)
         if resident.state is WorkerState.QUEUED:
             del self._residents[resident.key]
@@ -508,7 +510,7 @@ class Scheduler:
 
     def _held(self) -> list[Resident]:
         """Those that have memory, or are getting it."""
-        return self._in(*_HELD)
+        return self._in(*IN_MEMORY)
 
     def _holding(self, resident: Resident, nbytes: int | None = None) -> Holding:
         return Holding(

@@ -15,7 +15,7 @@ from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker.answer import Answer
 from osaurusd.worker.caches import Cache, Layout
 from osaurusd.worker.decode import MAX_SEQUENCES, Decoder, Entrant, Token
-from osaurusd.worker.memory import Memory
+from osaurusd.worker.memory import ORDINARY_TOKENS, Memory
 from osaurusd.worker.pace import Pace
 from osaurusd.worker.prefill import Prefiller
 from osaurusd.worker.prefix import PrefixCache
@@ -47,7 +47,8 @@ class Engine:
     """Takes requests in, prefills their prompts in chunks, and decodes all that are ready together.
 
     Every method runs on the thread that owns MLX, which calls `decode` and `prefill` in turn while there is work; a
-    cancelled request is gone by the next call.
+    cancelled request is gone by the next call. `progress` counts forward passes, and `reserved_bytes` is what weights
+    and requests under way may grow to; any thread may read these two, and `busy`.
 
     Args:
         network: an mlx_lm model.
@@ -71,13 +72,26 @@ class Engine:
             score_bytes=_attention_heads(network) * FLOAT32_BYTES,
             pace=self._pace,
         )
+        self._memory.limit(limits.memory_bytes)
         self._prefilled_lately = False
         self._prefix = PrefixCache(limits.prefix_cache_bytes, has_states=probe.layout.has_states)
+        self.progress = 0
         self._clear()
 
     @property
     def busy(self) -> bool:
         return bool(self._waiting or self._prefiller.runs or self._decoding)
+
+    def set_limits(self, limits: Limits) -> None:
+        """Keep within these limits from now on. Requests under way go on; what is kept of earlier ones may go."""
+        self._limits = limits
+        self._memory.limit(limits.memory_bytes)
+        self._prefix.resize(limits.prefix_cache_bytes)
+        mx.clear_cache()
+
+    def least_bytes(self, context_length: int | None) -> int:
+        """What the model takes at the least while it serves a request of ordinary length."""
+        return self._memory.least_bytes(min(context_length or ORDINARY_TOKENS, ORDINARY_TOKENS))
 
     def stats(self) -> ipc.Stats:
         """What MLX holds now."""
@@ -85,6 +99,7 @@ class Engine:
             active_bytes=mx.get_active_memory(),
             cache_bytes=mx.get_cache_memory(),
             prefix_cache_bytes=self._prefix.nbytes,
+            reserved_bytes=self.reserved_bytes,
         )
 
     def add(self, request: Request) -> list[ipc.Frame]:
@@ -118,6 +133,7 @@ class Engine:
         """One decode step for all that decode."""
         if not self._decoding:
             return []
+        self.progress += 1
         started = time.perf_counter()
         tokens = self._decoder.step()
         if not self._prefilled_lately:
@@ -146,6 +162,7 @@ class Engine:
         budget = self._pace.tokens(shared=shared)
         while budget > 0 and (run := self._prefiller.next_run()):
             self._prefilled_lately = True
+            self.progress += 1
             try:
                 progress = self._prefiller.advance(run, budget)
             except Exception as error:  # noqa: BLE001  whatever a model raises on a prompt costs that prompt's request
@@ -164,6 +181,10 @@ class Engine:
         self._prefiller = Prefiller(self._network, self.layout, self._prefix, self._pace)
         self._decoder = Decoder(self._network, self.layout)
         self._decoding: dict[Row, tuple[Request, Choice]] = {}
+        self._count_reserved()
+
+    def _count_reserved(self) -> None:
+        self.reserved_bytes = self._memory.peak_bytes(self._reserved())
 
     def _check(self, request: Request) -> None:
         """Refuse what could not be served even alone, and what would wait behind too many."""
@@ -200,6 +221,7 @@ class Engine:
             for choice, reserved in zip(run.choices, joining, strict=True):
                 choice.reserved = reserved
             self._prefiller.runs.append(self._waiting.popleft())
+            self._count_reserved()
 
     def _fits(self, running: list[int], joining: list[int] | None = None) -> bool:
         """Whether there is room, made by dropping what is kept of earlier prompts and MLX's own freed buffers."""
@@ -224,6 +246,8 @@ class Engine:
             if len(request.prompt) + len(choice.said) >= choice.reserved:
                 choice.reserved += RESERVED_TOKENS
                 outgrown = True
+        if outgrown:
+            self._count_reserved()
         while outgrown and len(self._decoding) > 1 and not self._fits(self._reserved()):
             self._put_back(*list(self._decoding.values())[-1])
 
@@ -273,6 +297,7 @@ class Engine:
             request, _ = self._decoding.pop(choice.row)
             self._keep(request, choice)
         self._decoder.leave([choice.row for choice in choices])
+        self._count_reserved()
 
     def _keep(self, request: Request, choice: Choice) -> None:
         if not self._prefix.enabled or not choice.said:

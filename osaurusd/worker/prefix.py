@@ -147,6 +147,11 @@ class PrefixCache:
         """Drop what was used least recently until at least `nbytes` are free again, or nothing is left."""
         self._shrink_to(max(self.nbytes - nbytes, 0))
 
+    def resize(self, max_bytes: int) -> None:
+        """Keep no more than this from now on; what was used least recently goes."""
+        self._max_bytes = max_bytes
+        self._shrink_to(max_bytes)
+
     def clear(self) -> None:
         """Drop everything."""
         self._shrink_to(0)

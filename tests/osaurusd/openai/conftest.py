@@ -7,8 +7,9 @@ import pytest
 
 from osaurusd.config import Config, Defaults
 from osaurusd.openai.routes import add_routes
-from osaurusd.pool.pool import Pool, Share
+from osaurusd.pool.pool import Pool
 from osaurusd.pool.process import Launch
+from osaurusd.pool.shares import Share
 from osaurusd.web import keys
 from osaurusd.web.app import make_app
 from osaurusd.web.settings import Settings

@@ -4,8 +4,9 @@ import contextlib
 import pytest
 
 from osaurusd.catalog.record import ModelRecord
-from osaurusd.pool.pool import Pool, Share
+from osaurusd.pool.pool import Pool
 from osaurusd.pool.process import Launch
+from osaurusd.pool.shares import Share
 from osaurusd.wire.admin import ModelState
 from tests.osaurusd.pool.asking import COMMAND, Traces
 
@@ -49,8 +50,9 @@ async def make_pool(traces):
     """Makes pools of fake workers."""
     pools = []
 
-    def make_pool(share=None, command=COMMAND, **limits):
-        pools.append(Pool(Launch(command=command, **limits), share or Share()))
+    def make_pool(share=None, command=COMMAND, *, rules=None, keep_alive=None, spare_seconds=0, awake=None, **limits):
+        launch = Launch(command=command, **limits)
+        pools.append(Pool(launch, share or Share(), rules, keep_alive, spare_seconds=spare_seconds, awake=awake))
         return pools[-1]
 
     yield make_pool

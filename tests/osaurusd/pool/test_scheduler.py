@@ -1,9 +1,9 @@
 import pytest
 
-from osaurusd.errors import Busy, LoadFailed, ModelUnloaded, ShuttingDown, WorkerCrashed
+from osaurusd.errors import Busy, LoadFailed, ModelUnloaded, ShuttingDown
 from osaurusd.pool.scheduler import Resident
 from osaurusd.wire.admin import WorkerState
-from tests.osaurusd.pool.timeline import A, B, CRASH, Timeline
+from tests.osaurusd.pool.timeline import CRASH, A, B, Timeline
 
 
 @pytest.fixture

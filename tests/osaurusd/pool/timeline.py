@@ -72,7 +72,7 @@ class Ticket:
 
 
 class Timeline:
-    """A scheduler whose events all happen `now`; `sizes` and `keep_alive` say what models need and how long they stay."""
+    """A scheduler whose events happen `now`; `sizes` and `keep_alive` are what models need and how long they stay."""
 
     def __init__(self, **rules):
         self.effects = Effects()
