@@ -254,7 +254,15 @@ async def start(order: ipc.Load, launch: Launch, spare: WorkerProcess | None = N
         VersionMismatch: what is installed by now is not what this daemon was started from.
     """
     started = time.monotonic()
-    worker = spare or await spawned(launch)
+    if spare is not None:
+        try:
+            await spare.load(order, started)
+        except WorkerCrashed as error:
+            # It may have been dying for long: only one that was started for this model says something about it.
+            log.warning("the spare worker was of no use", pid=spare.pid, reason=error.message)
+        else:
+            return spare
+    worker = await spawned(launch)
     await worker.load(order, started)
     return worker
 

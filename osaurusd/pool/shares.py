@@ -9,9 +9,11 @@ from osaurusd.catalog.record import ModelRecord
 
 FLOAT32_BYTES = 4
 
-# A request of ordinary length, as the worker reckons too once it runs; beside its cache there are activations.
+# A request of ordinary length, as the worker reckons too once it runs. Beside weights and its cache there are
+# activations, which no file tells of.
 ORDINARY_TOKENS = 2048
-WORKING_BYTES = 32 * 1024 * 1024
+WEIGHTS_FACTOR = 1.05
+CACHE_FACTOR = 1.33
 
 # Of what a model may use beyond its needs: what it may keep of earlier prompts, and of buffers that MLX has freed.
 PREFIX_PART = 2
@@ -63,7 +65,7 @@ def estimate(record: ModelRecord, share: Share, budget: int, *, on_cpu: bool) ->
     weights = max(widened, record.memory.weights_bytes) if widens else record.memory.weights_bytes
     tokens = min(record.context_length or ORDINARY_TOKENS, ORDINARY_TOKENS)
     cache = (record.memory.cache_bytes_per_token or 0) * tokens * (2 if widens else 1)
-    return weights + cache + WORKING_BYTES if weights else 0
+    return int(weights * WEIGHTS_FACTOR + cache * CACHE_FACTOR)
 
 
 def load_order(record: ModelRecord, share: Share, limits: ipc.Limits) -> ipc.Load:
