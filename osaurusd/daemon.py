@@ -13,12 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-import psutil
 from aiohttp import web
 
 from osaurusd import __version__, log
 from osaurusd.admin import context, residency
 from osaurusd.admin.routes import add_routes as add_admin_routes
+from osaurusd.awake import Awake
 from osaurusd.catalog.catalog import Catalog
 from osaurusd.catalog.imports import Imports
 from osaurusd.catalog.registry import Registry
@@ -26,25 +26,15 @@ from osaurusd.catalog.roots import hub_cache
 from osaurusd.config import Config
 from osaurusd.metrics import Counter
 from osaurusd.openai.routes import add_routes as add_client_routes
-from osaurusd.pool import blas
+from osaurusd.pool import blas, terms
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
-from osaurusd.pool.process import Launch
-from osaurusd.pool.scheduler import Rules
-from osaurusd.pool.shares import KeepAlive, Share
 from osaurusd.web import guard, keys, listen, metrics
 from osaurusd.web.app import make_app
 from osaurusd.web.settings import Settings
 from osaurusd.wire.paths import Paths
 
 logger = log.get_logger(__name__)
-
-# What all models together may use of the machine's memory, unless the configuration says.
-BUDGET_SHARE = 0.7
-# What one worker keeps at most of it in freed buffers.
-WORKER_CACHE_SHARE = 0.05
-# What one worker keeps at most of earlier prompts, unless the configuration says.
-PREFIX_CACHE_SHARE = 0.125
 
 # Handlers have nothing left to wait for once the pool is closed; this only bounds a client that does not read.
 HANDLER_END_SECONDS = 2.0
@@ -88,9 +78,7 @@ async def _serve(settings: Settings, paths: Paths) -> None:
     catalog = Catalog(paths.models_dir, hub_cache(), registry, _extra_roots(settings.config))
     imports = Imports(catalog)
     pins = Pins(paths.state_dir / "residency.json")
-    config = settings.config
-    spare_seconds = config.residency.spare_seconds
-    pool = Pool(_launch(config), _share(config), _rules(config), _keep_alive(config), spare_seconds=spare_seconds)
+    pool = Pool(terms.of(settings.config), awake=Awake())
     requests = metrics.make_counter()
     _follow(settings, catalog, pool)
     stop = _Stop()
@@ -131,15 +119,7 @@ async def _warm_up(catalog: Catalog, pool: Pool, pins: Pins, daemon: context.Dae
 def _follow(settings: Settings, catalog: Catalog, pool: Pool) -> None:
     """Have those who keep something of the configuration told when it changes."""
     settings.on_change(lambda config: log.set_level(config.log.level))
-    settings.on_change(
-        lambda config: pool.configure(
-            _launch(config),
-            _share(config),
-            _rules(config),
-            _keep_alive(config),
-            spare_seconds=config.residency.spare_seconds,
-        )
-    )
+    settings.on_change(lambda config: pool.configure(terms.of(config)))
     settings.on_change(lambda config: catalog.set_extra(_extra_roots(config)))
 
 
@@ -198,44 +178,6 @@ async def _close(runners: list[web.AppRunner], pool: Pool, stop: _Stop, grace: f
     for runner in runners:
         await runner.cleanup()
     logger.info("stopped")
-
-
-def _launch(config: Config) -> Launch:
-    preload = blas.find(config.worker.blas)
-    logger.info("BLAS for workers", preloaded=str(preload) if preload else None)
-    return Launch(
-        preload=preload,
-        load_timeout=config.worker.load_timeout_seconds,
-        stop_grace=config.worker.stop_grace_seconds,
-        hang=config.residency.hang_seconds,
-    )
-
-
-def _rules(config: Config) -> Rules:
-    residency = config.residency
-    return Rules(
-        budget_bytes=residency.budget_bytes or int(psutil.virtual_memory().total * BUDGET_SHARE),
-        max_waiting=config.worker.max_waiting,
-        wait_seconds=residency.wait_seconds,
-        min_residency_seconds=residency.min_residency_seconds,
-    )
-
-
-def _keep_alive(config: Config) -> KeepAlive:
-    return KeepAlive(config.residency.keep_alive_seconds, config.residency.keep_alive_by_model)
-
-
-def _share(config: Config) -> Share:
-    physical = psutil.virtual_memory().total
-    worker = config.worker
-    kept = worker.prefix_cache_bytes
-    return Share(
-        dequantize=worker.dequantize,
-        prefix_cache_bytes=int(physical * PREFIX_CACHE_SHARE) if kept is None else kept,
-        max_waiting=worker.max_waiting,
-        stall_seconds=worker.stall_seconds,
-        cache_limit_bytes=int(physical * WORKER_CACHE_SHARE),
-    )
 
 
 def _warn_if_exposed(doors: list[socket.socket]) -> None:

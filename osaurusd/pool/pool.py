@@ -17,11 +17,12 @@ from osaurusd.log import get_logger
 from osaurusd.pool import process, report, shares
 from osaurusd.pool.client import WorkerClient
 from osaurusd.pool.meter import Meters, Tally
-from osaurusd.pool.process import Launch, WorkerProcess
+from osaurusd.pool.process import WorkerProcess
 from osaurusd.pool.report import Budget, Slot, WorkerReport
-from osaurusd.pool.scheduler import Cause, Demand, Resident, Rules, Scheduler
-from osaurusd.pool.shares import KeepAlive, Share
+from osaurusd.pool.resident import Cause, Demand, Resident, Rules
+from osaurusd.pool.scheduler import Scheduler
 from osaurusd.pool.spare import Spare
+from osaurusd.pool.terms import Terms
 from osaurusd.wire.admin import WorkerState
 from osaurusd.wire.residency import EventKind
 
@@ -49,57 +50,37 @@ class Pool:
     """All workers. Loads on request, keeps what is loaded while it is useful, and outlives every one of them.
 
     Args:
-        launch: how workers are started.
-        share: what each is told.
-        rules: how memory is given out.
-        keep_alive: how long models stay once idle.
-        spare_seconds: how long a spare worker is kept after a load; 0 for none.
+        terms: how.
         bus: is told what happens.
         awake: held while requests are served.
     """
 
-    def __init__(
-        self,
-        launch: Launch,
-        share: Share,
-        rules: Rules | None = None,
-        keep_alive: KeepAlive | None = None,
-        *,
-        spare_seconds: float = 0.0,
-        bus: Bus | None = None,
-        awake: Awake | None = None,
-    ) -> None:
+    def __init__(self, terms: Terms, *, bus: Bus | None = None, awake: Awake | None = None) -> None:
         self.meters = Meters()
         self.bus = bus or Bus()
-        self._launch = launch
-        self._share = share
-        self._rules = rules or Rules(max_waiting=share.max_waiting)
-        self._keep_alive = keep_alive or KeepAlive()
-        self._spare = Spare(launch, spare_seconds)
+        self._terms = terms
+        self._spare = Spare(terms.launch, terms.spare_seconds)
         self._awake = awake or Awake()
         # Until a worker has said what it computes on.
         self._on_cpu = sys.platform != "darwin"
         self._working_set: int | None = None
-        self._scheduler = Scheduler(self, self._rules)
+        self._scheduler = Scheduler(self, terms.rules)
         self._slots: dict[Resident, Slot] = {}
         self._records: dict[str, ModelRecord] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
 
-    def configure(
-        self, launch: Launch, share: Share, rules: Rules, keep_alive: KeepAlive, *, spare_seconds: float = 0.0
-    ) -> None:
+    def configure(self, terms: Terms) -> None:
         """Start workers like this from now on; memory is divided anew at once."""
-        self._launch = launch
-        self._share = share
-        self._keep_alive = keep_alive
-        self._spare.configure(launch, spare_seconds)
+        self._terms = terms
+        self._spare.configure(terms.launch, terms.spare_seconds)
         for resident in self._scheduler.residents:
             if record := self._records.get(resident.key):
-                self._tell(self._scheduler.keep, resident.key, keep_alive.of(record))
-        self._rules = rules
-        self._tell(self._scheduler.configure, self._capped(rules))
+                self._tell(self._scheduler.keep, resident.key, terms.keep_alive.of(record))
+        self._tell(self._scheduler.configure, self._rules())
+        for resident in self._scheduler.residents:
+            self.limit(resident)
 
     @contextlib.asynccontextmanager
     async def lease(self, record: ModelRecord) -> AsyncIterator[WorkerClient]:
@@ -221,10 +202,10 @@ class Pool:
     def start(self, resident: Resident) -> None:
         record = self._records[resident.key]
         told = self._limits(resident)
-        order = shares.load_order(record, self._share, told)
+        order = shares.load_order(record, self._terms.share, told)
         log.info("loading", model=record.name, path=order.path)
         self.bus.publish(EventKind.LOADING, record.name, bytes=resident.needs_bytes)
-        starting = asyncio.create_task(process.start(order, self._launch, self._spare.take()))
+        starting = asyncio.create_task(process.start(order, self._terms.launch, self._spare.take()))
         slot = self._slots[resident] = Slot(record.name, starting, _now(), told)
         self._spawn(self._live(resident, slot))
 
@@ -250,7 +231,7 @@ class Pool:
             worker.client.limit(wanted)
 
     def _limits(self, resident: Resident) -> ipc.Limits:
-        return shares.limits(self._share, resident.limit_bytes, resident.needs_bytes, wired=not self._on_cpu)
+        return shares.limits(self._terms.share, resident.limit_bytes, resident.needs_bytes, wired=not self._on_cpu)
 
     async def _live(self, resident: Resident, slot: Slot) -> None:
         """One worker's whole life, from spawn to exit."""
@@ -288,10 +269,11 @@ class Pool:
         self._on_cpu = loaded.device == "cpu"
         if loaded.working_set_bytes and loaded.working_set_bytes != self._working_set:
             self._working_set = loaded.working_set_bytes
-            self._tell(self._scheduler.configure, self._capped(self._rules))
+            self._tell(self._scheduler.configure, self._rules())
 
-    def _capped(self, rules: Rules) -> Rules:
+    def _rules(self) -> Rules:
         """With no more than the GPU recommends to use."""
+        rules = self._terms.rules
         if self._working_set is None:
             return rules
         return replace(rules, budget_bytes=min(rules.budget_bytes, self._working_set))
@@ -319,8 +301,8 @@ class Pool:
 
     def _demand(self, record: ModelRecord) -> Demand:
         self._records[record.repo] = record
-        needed = shares.estimate(record, self._share, self._scheduler.rules.budget_bytes, on_cpu=self._on_cpu)
-        return Demand(record.repo, needed, self._keep_alive.of(record))
+        needed = shares.estimate(record, self._terms.share, self._scheduler.rules.budget_bytes, on_cpu=self._on_cpu)
+        return Demand(record.repo, needed, self._terms.keep_alive.of(record))
 
     async def _wait_for(self, demand: Demand, *, insist: bool = False) -> Resident:
         wait = _Wait()

@@ -8,7 +8,8 @@ import msgspec
 from osaurusd import ipc
 from osaurusd.errors import OsaurusError
 from osaurusd.pool.process import WorkerProcess
-from osaurusd.pool.scheduler import Cause, Failure, Resident, Scheduler
+from osaurusd.pool.resident import Cause, Failure, Resident
+from osaurusd.pool.scheduler import Scheduler
 from osaurusd.wire.admin import IN_MEMORY, WorkerState
 from osaurusd.wire.residency import LoadPhases
 

@@ -15,7 +15,7 @@ from osaurusd.errors import (
     VersionMismatch,
     WorkerCrashed,
 )
-from osaurusd.pool.scheduler import Rules
+from osaurusd.pool.resident import Rules
 from osaurusd.pool.shares import Share
 from osaurusd.wire.admin import WorkerState
 from tests.osaurusd.pool.asking import (

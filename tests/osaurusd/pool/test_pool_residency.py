@@ -10,7 +10,7 @@ import pytest
 
 from osaurusd.catalog.record import MemoryEstimate
 from osaurusd.errors import Busy, InsufficientMemory, WorkerCrashed
-from osaurusd.pool.scheduler import Rules
+from osaurusd.pool.resident import Rules
 from osaurusd.pool.shares import KeepAlive, Share
 from osaurusd.wire.admin import WorkerState
 from osaurusd.wire.residency import EventKind

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from osaurusd.errors import Busy, InsufficientMemory, ShuttingDown, WorkerCrashed
-from osaurusd.pool.scheduler import Cause, Rules
+from osaurusd.pool.resident import Cause, Rules
 from osaurusd.wire.admin import IN_MEMORY
 from tests.osaurusd.pool.timeline import CRASH, A, B, C, D, Timeline
 

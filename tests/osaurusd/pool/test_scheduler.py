@@ -1,7 +1,7 @@
 import pytest
 
 from osaurusd.errors import Busy, LoadFailed, ModelUnloaded, ShuttingDown
-from osaurusd.pool.scheduler import Resident
+from osaurusd.pool.resident import Resident
 from osaurusd.wire.admin import WorkerState
 from tests.osaurusd.pool.timeline import CRASH, A, B, Timeline
 

@@ -4,7 +4,8 @@ import functools
 import itertools
 
 from osaurusd.errors import WorkerCrashed
-from osaurusd.pool.scheduler import Demand, Rules, Scheduler
+from osaurusd.pool.resident import Demand, Rules
+from osaurusd.pool.scheduler import Scheduler
 
 A, B, C, D = "org/a", "org/b", "org/c", "org/d"
 CRASH = WorkerCrashed("it crashed")
