@@ -77,7 +77,7 @@ class Pool:
         self._spare.configure(terms.launch, terms.spare_seconds)
         for resident in self._scheduler.residents:
             if record := self._records.get(resident.key):
-                self._tell(self._scheduler.keep, resident.key, terms.keep_alive.of(record))
+                self._tell(self._scheduler.keep, resident.key, terms.keep_alive.of(record), asked=False)
         self._tell(self._scheduler.configure, self._rules())
         for resident in self._scheduler.residents:
             self.limit(resident)

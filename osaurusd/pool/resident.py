@@ -57,15 +57,18 @@ class Cause(StrEnum):
 class Resident:
     """A model that has a worker process, or is to get one or lose one.
 
-    `waiting` are those who want it, each with the number of its turn; `turn` is that of the first one. `reserved_bytes`
-    is what it and its requests may grow to, as its worker says; `limit_bytes` what it may use. One that is `closing`
-    takes no new requests, for another model waits for its room.
+    `keep_alive` is as in `Demand`; `keep_alive_asked` says that somebody wanted it for this load. `waiting` are those
+    who want the model, each with the number of its turn; `turn` is that of the first one. `reserved_bytes` is what it
+    and its requests may grow to, as its worker says; `limit_bytes` what it may use. One that is `closing` takes no new
+    requests, for another model waits for its room; `blocked_since` is when one that waits began to wait for nothing
+    but the end of requests.
     """
 
     key: str
     state: WorkerState = WorkerState.QUEUED
     needs_bytes: int = 0
     keep_alive: float | None = None
+    keep_alive_asked: bool = False
     turn: int = 0
     in_flight: int = 0
     waiting: deque[tuple[int, Ticket]] = field(default_factory=deque)

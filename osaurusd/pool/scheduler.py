@@ -109,10 +109,11 @@ class Scheduler:
             self._wait(resident, ticket)
         self._settle(now)
 
-    def keep(self, key: str, keep_alive: float | None, now: float) -> None:
-        """Have a resident model stay this long once idle."""
-        if resident := self._residents.get(key):
-            resident.keep_alive = keep_alive
+    def keep(self, key: str, keep_alive: float | None, now: float, *, asked: bool = True) -> None:
+        """Have a resident model stay this long once idle; what was `asked` for yields only to what is asked for."""
+        resident = self._residents.get(key)
+        if resident is not None and (asked or not resident.keep_alive_asked):
+            resident.keep_alive, resident.keep_alive_asked = keep_alive, asked
             self._settle(now)
 
     def abandoned(self, ticket: Ticket, now: float) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from osaurusd.awake import Awake
 from osaurusd.catalog.record import MemoryEstimate
 from osaurusd.errors import Busy, InsufficientMemory, WorkerCrashed
 from osaurusd.pool.resident import Rules
@@ -262,3 +263,20 @@ async def test_without_a_spare_worker_there_is_one_process_for_each_model(pool, 
     await pool.load(model())
 
     assert 1 == len(traces.children())
+
+
+# Sleep
+
+
+async def test_sleep_is_prevented_while_a_model_serves_and_not_while_it_idles(make_pool, model, traces):
+    command = ("sleep", "61")
+    pool = make_pool(awake=Awake(platform="darwin", command=command, delay=0))
+    report = await pool.load(model())
+
+    def preventing():
+        return [child for child in traces.children() if child.pid != report.pid]
+
+    async with begun(pool, model()):
+        await until(preventing)
+
+    await until(lambda: not preventing())
