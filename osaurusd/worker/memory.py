@@ -55,8 +55,9 @@ class Memory:
 
     def least_bytes(self, tokens: int) -> int:
         """The limit under which a sequence of `tokens` still fits, and has passes that are not too short."""
-        needed = self._batch_bytes([tokens]) + _ORDINARY_PASS * self._bytes_per_pass_token(tokens)
-        return self.weights_bytes + needed * _PASS_PART // (_PASS_PART - 1)
+        for_cache = self._batch_bytes([tokens]) * _PASS_PART // (_PASS_PART - 1)
+        for_passes = _ORDINARY_PASS * self._bytes_per_pass_token(tokens) * _PASS_PART
+        return self.weights_bytes + max(for_cache, for_passes) + 1
 
     def fits(self, lengths: Sequence[int], joining: Sequence[int] = ()) -> bool:
         """Whether there is room for all of them at once."""
