@@ -41,6 +41,7 @@ from osaurusd.wire.admin import (
     WorkerInfo,
 )
 from osaurusd.wire.errors import ErrorEnvelope
+from osaurusd.wire.residency import Event, PinReply, PinRequest
 
 T = TypeVar("T")
 
@@ -125,13 +126,26 @@ class Client:
     def workers(self) -> list[WorkerInfo]:
         return _decode(self._request("GET", Route.WORKERS, timeout=self._patience).body, list[WorkerInfo])
 
-    def load(self, model: str) -> WorkerInfo:
-        """Load `model` and wait until it is ready, however long that takes."""
-        return _decode(self._request("POST", Route.LOAD, LoadRequest(model=model)).body, WorkerInfo)
+    def load(self, model: str, keep_alive_seconds: float | None = None) -> WorkerInfo:
+        """Load `model` and wait until it is ready, however long that takes; it stays this long once idle."""
+        request = LoadRequest(model=model, keep_alive_seconds=keep_alive_seconds)
+        return _decode(self._request("POST", Route.LOAD, request).body, WorkerInfo)
 
     def unload(self, model: str | None, *, force: bool) -> UnloadReply:
         """Unload `model`, or all."""
         return _decode(self._request("POST", Route.UNLOAD, UnloadRequest(model=model, force=force)).body, UnloadReply)
+
+    def pins(self) -> PinReply:
+        return _decode(self._request("GET", Route.PINS, timeout=self._patience).body, PinReply)
+
+    def pin(self, model: str, *, pinned: bool) -> PinReply:
+        """Pin `model`, or let it go; tells which are pinned then. It is loaded in the background."""
+        request = PinRequest(model=model, pinned=pinned)
+        return _decode(self._request("POST", Route.PINS, request, timeout=self._patience).body, PinReply)
+
+    def events(self, *, follow: bool) -> Generator[Event, None, None]:
+        """What has happened to models lately; with `follow`, also what happens until the generator is closed."""
+        return self._events(f"{Route.EVENTS}{'?follow=1' if follow else ''}", None, Event, method="GET")
 
     def remove(self, models: Sequence[str], *, force: bool, dry_run: bool = False) -> RemoveReply:
         """Remove `models` from disk and tell what came free; with `dry_run`, what would."""
@@ -200,14 +214,14 @@ class Client:
         with self._exchange(method, path, body, timeout=timeout, api=api) as response:
             return _head(response, response.read())
 
-    def _events(self, path: str, body: object, kind: Any) -> Generator[Any, None, None]:
-        with contextlib.closing(self._lines(path, body)) as lines:
+    def _events(self, path: str, body: object, kind: Any, method: str = "POST") -> Generator[Any, None, None]:
+        with contextlib.closing(self._lines(path, body, method)) as lines:
             for line in lines:
                 if line.strip():
                     yield _decode(line, kind)
 
-    def _lines(self, path: str, body: object) -> Generator[bytes, None, None]:
-        with self._exchange("POST", path, body, timeout=None, api=str(API_VERSION)) as response:
+    def _lines(self, path: str, body: object, method: str = "POST") -> Generator[bytes, None, None]:
+        with self._exchange(method, path, body, timeout=None, api=str(API_VERSION)) as response:
             failed = response.status >= 400
             _head(response, response.read() if failed else b"").check()
             while line := response.readline():

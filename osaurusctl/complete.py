@@ -7,7 +7,7 @@ import click
 from osaurusctl.client import Client
 from osaurusctl.errors import CliError
 from osaurusd.wire import paths
-from osaurusd.wire.admin import ModelInfo, ModelState
+from osaurusd.wire.admin import IN_MEMORY, ModelInfo, ModelState
 
 _PATIENCE_SECONDS = 1.0
 
@@ -33,7 +33,15 @@ def loaded(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> lis
         workers = _client().workers()
     except (CliError, OSError, paths.SocketPathTooLong):
         return []
-    return matching([worker.model for worker in workers], incomplete)
+    return matching([worker.model for worker in workers if worker.state in IN_MEMORY], incomplete)
+
+
+def pinned(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of the models that are pinned."""
+    try:
+        return matching(_client().pins().pinned, incomplete)
+    except (CliError, OSError, paths.SocketPathTooLong):
+        return []
 
 
 def matching(names: Iterable[str], incomplete: str) -> list[str]:

@@ -34,7 +34,7 @@ HINTS = {
     ErrorCode.MODEL_NOT_DOWNLOADED: "`osaurusctl ls` lists the models on this machine",
     ErrorCode.INSUFFICIENT_MEMORY: "`osaurusctl ps` shows what is loaded, and `osaurusctl unload NAME` makes room",
     ErrorCode.VERSION_MISMATCH: f"{RESTART} finishes the upgrade",
-    ErrorCode.BUSY: "`osaurusctl ps` shows what is running, and `osaurusctl unload NAME --force` ends it",
+    ErrorCode.BUSY: "`osaurusctl ps` shows what is running or pinned, and `osaurusctl unload NAME --force` ends it",
     ErrorCode.NAME_TAKEN: "`osaurusctl import PATH --name NAME` gives it another name",
     ErrorCode.CONFIG_ERROR: "`osaurusctl config path` names the file, and `osaurusctl config check` checks it",
     ErrorCode.CONTEXT_LENGTH_EXCEEDED: "`osaurusctl ls` shows how many tokens each model takes",

@@ -5,7 +5,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 import msgspec
 
@@ -15,6 +15,7 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
 Bytes = Annotated[int, msgspec.Meta(ge=1)]
 Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
+KeepAlive = Annotated[float, msgspec.Meta(ge=-1, le=10**9)]
 Fraction = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 SHUTDOWN_GRACE_SECONDS = 20.0
@@ -70,6 +71,25 @@ class Worker(Section, frozen=True):
     stop_grace_seconds: Seconds = 5.0
 
 
+class Residency(Section, frozen=True):
+    """`[residency]`: which models are in memory, and for how long.
+
+    `budget_bytes` is for all models together; left out, it is 70 % of the machine's memory. A model that nobody has
+    used for `keep_alive_seconds` is unloaded: 0 is at once, -1 never; `keep_alive_by_model` says otherwise for some, by
+    name. `wait_seconds` is how long running requests may hold up a model that needs their room, and
+    `min_residency_seconds` how long a model takes requests before it must let others in. A worker that makes no
+    progress for `hang_seconds` is ended. After a load a spare worker is kept for `spare_seconds`; 0 is none.
+    """
+
+    budget_bytes: Bytes | None = None
+    keep_alive_seconds: KeepAlive = 900.0
+    keep_alive_by_model: dict[str, KeepAlive] = {}
+    wait_seconds: Seconds = 60.0
+    min_residency_seconds: Seconds = 10.0
+    hang_seconds: Annotated[float, msgspec.Meta(gt=0, le=86400)] = 120.0
+    spare_seconds: Seconds = 0.0
+
+
 class Log(Section, frozen=True):
     """`[log]`: how much is logged."""
 
@@ -95,6 +115,7 @@ class Config(Section, frozen=True):
     server: Server = Server()
     defaults: Defaults = Defaults()
     worker: Worker = Worker()
+    residency: Residency = Residency()
     log: Log = Log()
 
 
@@ -182,7 +203,7 @@ def _keys_in(tree: Mapping[str, Any], section: type[Section] = Config, prefix: s
     fields = {field.name: field.type for field in msgspec.structs.fields(section)}
     for key, value in tree.items():
         kind: Any = fields.get(key)
-        if isinstance(value, dict) and key in fields:
+        if isinstance(value, dict) and key in fields and get_origin(kind) is not dict:
             # Below a key that is no table, every key is unknown.
             yield from _keys_in(value, kind if _is_section(kind) else Section, f"{prefix}{key}.")
         else:

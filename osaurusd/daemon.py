@@ -13,33 +13,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-import psutil
 from aiohttp import web
 
 from osaurusd import __version__, log
-from osaurusd.admin import context
+from osaurusd.admin import context, residency
 from osaurusd.admin.routes import add_routes as add_admin_routes
+from osaurusd.awake import Awake
 from osaurusd.catalog.catalog import Catalog
 from osaurusd.catalog.imports import Imports
 from osaurusd.catalog.registry import Registry
 from osaurusd.catalog.roots import hub_cache
 from osaurusd.config import Config
+from osaurusd.metrics import Counter
 from osaurusd.openai.routes import add_routes as add_client_routes
-from osaurusd.pool import blas
-from osaurusd.pool.pool import Pool, Share
-from osaurusd.pool.process import Launch
-from osaurusd.web import guard, keys, listen
+from osaurusd.pool import blas, terms
+from osaurusd.pool.pins import Pins
+from osaurusd.pool.pool import Pool
+from osaurusd.web import guard, keys, listen, metrics
 from osaurusd.web.app import make_app
 from osaurusd.web.settings import Settings
 from osaurusd.wire.paths import Paths
 
 logger = log.get_logger(__name__)
-
-# What one worker may use of the machine's memory, and keep of it in freed buffers.
-WORKER_MEMORY_SHARE = 0.7
-WORKER_CACHE_SHARE = 0.05
-# What one worker keeps of earlier prompts, unless the configuration says.
-PREFIX_CACHE_SHARE = 0.125
 
 # Handlers have nothing left to wait for once the pool is closed; this only bounds a client that does not read.
 HANDLER_END_SECONDS = 2.0
@@ -82,7 +77,9 @@ async def _serve(settings: Settings, paths: Paths) -> None:
     registry = Registry(paths.state_dir / "names.json")
     catalog = Catalog(paths.models_dir, hub_cache(), registry, _extra_roots(settings.config))
     imports = Imports(catalog)
-    pool = Pool(_launch(settings.config), _share(settings.config))
+    pins = Pins(paths.state_dir / "residency.json")
+    pool = Pool(terms.of(settings.config), awake=Awake())
+    requests = metrics.make_counter()
     _follow(settings, catalog, pool)
     stop = _Stop()
     await asyncio.to_thread(imports.sweep)
@@ -90,27 +87,39 @@ async def _serve(settings: Settings, paths: Paths) -> None:
         doors = [stack.enter_context(door) for door in listen.tcp(server.host, server.port)]
         admin_door = stack.enter_context(listen.unix(paths.socket))
         endpoints = [listen.url(door) for door in doors]
-        daemon = context.Daemon(uuid.uuid4().hex, time.monotonic(), endpoints, paths, stop.soon.set)
-        tcp_app = _client_app(settings, catalog, pool)
+        faults = [fault for fault in (registry.fault, pins.fault) if fault is not None]
+        daemon = context.Daemon(uuid.uuid4().hex, time.monotonic(), endpoints, paths, stop.soon.set, faults)
+        tcp_app = _client_app(settings, catalog, pool, requests)
         guard.guard_tcp(tcp_app, lambda: settings.config.server)
-        socket_app = _client_app(settings, catalog, pool)
+        socket_app = _client_app(settings, catalog, pool, requests)
         guard.guard_socket(socket_app, os.geteuid())
         add_admin_routes(socket_app)
         socket_app[context.DAEMON] = daemon
         socket_app[context.IMPORTS] = imports
+        socket_app[context.PINS] = pins
         runners = [await _open(tcp_app, doors), await _open(socket_app, [admin_door])]
         logger.info("serving", version=__version__, pid=os.getpid(), endpoints=endpoints, socket=str(paths.socket))
         _warn_if_exposed(doors)
-        warming = asyncio.create_task(catalog.refresh())
+        warming = asyncio.create_task(_warm_up(catalog, pool, pins, daemon))
         await stop.soon.wait()
         warming.cancel()
         await _close(runners, pool, stop, settings.config.server.shutdown_grace_seconds)
 
 
+async def _warm_up(catalog: Catalog, pool: Pool, pins: Pins, daemon: context.Daemon) -> None:
+    """What the doors need not wait for: look at the disk, and load the pinned models."""
+    await catalog.refresh()
+    found, faults = await residency.restore_pins(catalog, pins)
+    daemon.faults.extend(faults)
+    for record in found:
+        pool.pin(record, check=False)
+    pool.bring_up(found)
+
+
 def _follow(settings: Settings, catalog: Catalog, pool: Pool) -> None:
     """Have those who keep something of the configuration told when it changes."""
     settings.on_change(lambda config: log.set_level(config.log.level))
-    settings.on_change(lambda config: pool.configure(_launch(config), _share(config)))
+    settings.on_change(lambda config: pool.configure(terms.of(config)))
     settings.on_change(lambda config: catalog.set_extra(_extra_roots(config)))
 
 
@@ -133,12 +142,13 @@ class _Stop:
         self.soon.set()
 
 
-def _client_app(settings: Settings, catalog: Catalog, pool: Pool) -> web.Application:
+def _client_app(settings: Settings, catalog: Catalog, pool: Pool, requests: Counter) -> web.Application:
     app = make_app(settings.config)
     app[keys.SETTINGS] = settings
     app[keys.CATALOG] = catalog
     app[keys.POOL] = pool
     add_client_routes(app)
+    metrics.add_route(app, requests, pool)
     return app
 
 
@@ -168,30 +178,6 @@ async def _close(runners: list[web.AppRunner], pool: Pool, stop: _Stop, grace: f
     for runner in runners:
         await runner.cleanup()
     logger.info("stopped")
-
-
-def _launch(config: Config) -> Launch:
-    preload = blas.find(config.worker.blas)
-    logger.info("BLAS for workers", preloaded=str(preload) if preload else None)
-    return Launch(
-        preload=preload,
-        load_timeout=config.worker.load_timeout_seconds,
-        stop_grace=config.worker.stop_grace_seconds,
-    )
-
-
-def _share(config: Config) -> Share:
-    physical = psutil.virtual_memory().total
-    worker = config.worker
-    kept = worker.prefix_cache_bytes
-    return Share(
-        dequantize=worker.dequantize,
-        prefix_cache_bytes=int(physical * PREFIX_CACHE_SHARE) if kept is None else kept,
-        max_waiting=worker.max_waiting,
-        stall_seconds=worker.stall_seconds,
-        memory_limit_bytes=int(physical * WORKER_MEMORY_SHARE),
-        cache_limit_bytes=int(physical * WORKER_CACHE_SHARE),
-    )
 
 
 def _warn_if_exposed(doors: list[socket.socket]) -> None:

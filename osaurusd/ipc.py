@@ -139,6 +139,15 @@ class Load(Frame, frozen=True, tag="load"):
     stall_seconds: float = 0.2
 
 
+class Limits(Frame, frozen=True, tag="limits"):
+    """Use no more than this from now on; the fields mean what they mean in `Load`."""
+
+    memory_limit_bytes: int | None = None
+    cache_limit_bytes: int | None = None
+    wired_limit_bytes: int | None = None
+    prefix_cache_bytes: int = 0
+
+
 class Generate(Frame, frozen=True, tag="generate"):
     """Continue `prompt`, `n` times.
 
@@ -175,18 +184,26 @@ class Shutdown(Frame, frozen=True, tag="shutdown"):
 
 
 class Hello(Frame, frozen=True, tag="hello"):
-    """The first frame: the version of the package that the worker runs."""
+    """The first frame: the version of the package that the worker runs, and how long its imports took."""
 
     version: str
+    import_seconds: float = 0.0
 
 
 class Loaded(Frame, frozen=True, tag="loaded"):
-    """The model is ready. `dtype` is what the weights are computed in; `notes` are for the log."""
+    """The model is ready.
+
+    `dtype` is what the weights are computed in. `memory_bytes` is what it takes now, `least_bytes` what it takes while
+    it serves one request of ordinary length; 0 if that is not known. `working_set_bytes` is how much memory the GPU
+    recommends to use at most, for all processes together; None where there is no GPU.
+    """
 
     device: str
     dtype: str
     memory_bytes: int
     batched: bool
+    least_bytes: int = 0
+    working_set_bytes: int | None = None
 
 
 class LoadFailed(Frame, frozen=True, tag="load_failed"):
@@ -262,11 +279,26 @@ class Failed(Frame, frozen=True, tag="failed"):
 
 
 class Stats(Frame, frozen=True, tag="stats"):
-    """Bytes that MLX holds for arrays and keeps in its own cache of freed buffers, and those of kept prompts."""
+    """Bytes that MLX holds for arrays and keeps in its own cache of freed buffers, and those of kept prompts.
+
+    `reserved_bytes` is what weights and the requests under way may grow to.
+    """
 
     active_bytes: int
     cache_bytes: int
     prefix_cache_bytes: int = 0
+    reserved_bytes: int = 0
+
+
+class Pulse(Frame, frozen=True, tag="pulse"):
+    """The worker is getting on: sent about once a second while `progress` moves.
+
+    `progress` only grows: by the bytes of weights that are loaded, by forward passes afterwards. `reserved_bytes` as in
+    `Stats`.
+    """
+
+    progress: int
+    reserved_bytes: int = 0
 
 
 # Importer to daemon
@@ -321,8 +353,8 @@ class StoreFailure(Frame, frozen=True, tag="store_failure"):
     message: str
 
 
-ToWorker = Load | Generate | Cancel | Shutdown
-FromWorker = Hello | Loaded | LoadFailed | Delta | Finished | Done | Failed | Stats
+ToWorker = Load | Limits | Generate | Cancel | Shutdown
+FromWorker = Hello | Loaded | LoadFailed | Delta | Finished | Done | Failed | Stats | Pulse
 FromImporter = Progress | Imported | ImportFailure
 FromStore = Deletion | Hashing | Hashed | StoreFailure
 

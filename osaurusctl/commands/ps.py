@@ -2,25 +2,23 @@ import click
 
 from osaurusctl.client import connect
 from osaurusctl.command import Command
-from osaurusctl.layout import age, size, table
+from osaurusctl.layout import table
 from osaurusctl.output import Output
+from osaurusctl.workers import HEADER, last_exit, row
 from osaurusd.wire.admin import WorkerInfo
-
-_HEADER = ("MODEL", "STATE", "MEMORY", "IN FLIGHT", "IDLE", "DEVICE", "PID")
 
 
 @click.command("ps", cls=Command)
 @click.pass_obj
 def command(output: Output) -> None:
-    """List the models in memory."""
+    """List the models in memory, those that wait to be, and those that failed."""
     workers = connect().workers()
-    output.show(workers, table([_HEADER, *map(_row, workers)]) if workers else "")
+    output.show(workers, _describe(workers) if workers else "")
     if not workers:
         output.note("no model is loaded; `osaurusctl load NAME` or a request loads one")
 
 
-def _row(worker: WorkerInfo) -> tuple[str, ...]:
-    running = f"{worker.in_flight} (+{worker.waiting} waiting)" if worker.waiting else str(worker.in_flight)
-    idle = "-" if worker.idle_seconds is None else age(worker.idle_seconds)
-    pid = "-" if worker.pid is None else str(worker.pid)
-    return worker.model, worker.state, size(worker.memory_bytes), running, idle, worker.device or "-", pid
+def _describe(workers: list[WorkerInfo]) -> str:
+    exits = [line for worker in workers for line in last_exit(worker)]
+    lines = [table([HEADER, *map(row, workers)]), *(["", "last exits:", *exits] if exits else [])]
+    return "\n".join(lines)

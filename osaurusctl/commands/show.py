@@ -8,6 +8,7 @@ from osaurusctl.command import Command
 from osaurusctl.layout import age, labelled, quantity, size, table
 from osaurusctl.output import Output
 from osaurusd.wire.admin import ModelDetails, ModelInfo, WorkerInfo
+from osaurusd.wire.residency import LoadPhases
 
 Rows = list[tuple[str, str]]
 
@@ -89,6 +90,17 @@ def _worker(worker: WorkerInfo) -> Rows:
         ("device", worker.device or "-"),
         ("pid", "-" if worker.pid is None else str(worker.pid)),
         ("in flight", str(worker.in_flight)),
+        *(_load(worker.load_phases) if worker.load_phases else []),
+    ]
+
+
+def _load(phases: LoadPhases) -> Rows:
+    first = phases.first_token_seconds
+    return [
+        ("load: spawn", "none, from a spare worker" if phases.spare else f"{phases.spawn_seconds:.2f} s"),
+        ("load: imports", "none, from a spare worker" if phases.spare else f"{phases.import_seconds:.2f} s"),
+        ("load: weights", f"{phases.weights_seconds:.2f} s"),
+        ("load: first token", "-" if first is None else f"{first:.2f} s"),
     ]
 
 

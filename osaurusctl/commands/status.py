@@ -6,7 +6,7 @@ from osaurusctl.errors import RESTART
 from osaurusctl.layout import age, labelled, size, table
 from osaurusctl.output import Output
 from osaurusd import __version__
-from osaurusd.wire.admin import DaemonStatus
+from osaurusd.wire.admin import IN_MEMORY, DaemonStatus
 
 
 @click.command("status", cls=Command)
@@ -18,7 +18,11 @@ def command(output: Output) -> None:
 
 
 def _describe(status: DaemonStatus) -> str:
-    loaded = [f"{worker.model} ({worker.state}, {size(worker.memory_bytes)})" for worker in status.workers]
+    loaded = [
+        f"{worker.model} ({worker.state}, {size(worker.memory_bytes)})"
+        for worker in status.workers
+        if worker.state in IN_MEMORY
+    ]
     rows = [
         ("version", status.version),
         ("pid", str(status.pid)),
@@ -29,6 +33,7 @@ def _describe(status: DaemonStatus) -> str:
         ("log", status.log_file),
         ("models", f"{status.models_available} available, imported ones in {status.models_dir}"),
         ("default", status.default_model or "none"),
+        ("memory", f"{size(status.memory_used_bytes)} of {size(status.memory_budget_bytes)} for models"),
         *labelled("loaded", loaded),
         *(labelled("faults", status.faults) if status.faults else []),
     ]

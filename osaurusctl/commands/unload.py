@@ -10,8 +10,8 @@ from osaurusd.wire.admin import UnloadReply
 
 @click.command("unload", cls=Command)
 @click.argument("names", metavar="NAME...", nargs=-1, shell_complete=complete.loaded)
-@click.option("--all", "everything", is_flag=True, help="Unload every loaded model.")
-@click.option("--force", is_flag=True, help="End requests that are running.")
+@click.option("--all", "everything", is_flag=True, help="Unload every loaded model that is not pinned.")
+@click.option("--force", is_flag=True, help="End requests that are running, and unload pinned models too.")
 @click.pass_obj
 def command(output: Output, names: tuple[str, ...], everything: bool, force: bool) -> None:
     """Free the memory of the models NAME..., or of all with --all."""

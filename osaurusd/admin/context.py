@@ -1,24 +1,30 @@
 """What admin handlers need beside catalog and pool."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
 from osaurusd.catalog.imports import Imports
+from osaurusd.pool.pins import Pins
 from osaurusd.wire.paths import Paths
 
 
 @dataclass(frozen=True)
 class Daemon:
-    """The running daemon: its identity, and how to end it. `started_at` is on the monotonic clock, in seconds."""
+    """The running daemon: its identity, and how to end it. `started_at` is on the monotonic clock, in seconds.
+
+    `faults` is what went wrong at the start, a line each.
+    """
 
     instance: str
     started_at: float
     endpoints: list[str]
     paths: Paths
     stop: Callable[[], None]
+    faults: list[str] = field(default_factory=list)
 
 
 DAEMON = web.AppKey("DAEMON", Daemon)
+PINS = web.AppKey("PINS", Pins)
 IMPORTS = web.AppKey("IMPORTS", Imports)

@@ -13,12 +13,13 @@ async def stream(request: web.Request, events: AsyncGenerator[msgspec.Struct]) -
     The first one is awaited before the headers go out, so that what is refused at once has its true status.
     """
     async with contextlib.aclosing(events):
-        first = await anext(events)
+        first = await anext(events, None)
         response = web.StreamResponse()
         response.content_type = "application/jsonl"
         with contextlib.suppress(ConnectionError):
             await response.prepare(request)
-            await response.write(_line(first))
+            if first is not None:
+                await response.write(_line(first))
             async for event in events:
                 await response.write(_line(event))
             await response.write_eof()

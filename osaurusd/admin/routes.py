@@ -6,20 +6,17 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from osaurusd import __version__
-from osaurusd.admin import imports, store, views
+from osaurusd.admin import imports, residency, store, views
 from osaurusd.admin.context import DAEMON
-from osaurusd.errors import ModelNotFound, VersionMismatch
+from osaurusd.errors import VersionMismatch
 from osaurusd.web import body, keys
 from osaurusd.wire.admin import (
     API_HEADER,
     API_VERSION,
     VERSION_HEADER,
-    LoadRequest,
     ReloadReply,
     Route,
     ShutdownReply,
-    UnloadReply,
-    UnloadRequest,
 )
 
 # What it takes to see and end a daemon of another version.
@@ -32,9 +29,12 @@ def add_routes(app: web.Application) -> None:
     app.on_response_prepare.append(_tell_version)
     app.router.add_get(Route.STATUS, _status)
     app.router.add_get(Route.MODELS, _models)
-    app.router.add_get(Route.WORKERS, _workers)
-    app.router.add_post(Route.LOAD, _load)
-    app.router.add_post(Route.UNLOAD, _unload)
+    app.router.add_get(Route.WORKERS, residency.workers)
+    app.router.add_post(Route.LOAD, residency.load)
+    app.router.add_post(Route.UNLOAD, residency.unload)
+    app.router.add_get(Route.PINS, residency.pins)
+    app.router.add_post(Route.PINS, residency.pin)
+    app.router.add_get(Route.EVENTS, residency.events)
     app.router.add_post(Route.IMPORTS, imports.create)
     app.router.add_post(Route.DETAILS, store.details)
     app.router.add_post(Route.REMOVE, store.remove)
@@ -66,42 +66,16 @@ async def _status(request: web.Request) -> web.Response:
     catalog = request.app[keys.CATALOG]
     records = await catalog.records()
     default = request.app[keys.SETTINGS].config.default_model
-    reports = request.app[keys.POOL].report()
-    return body.reply(views.status(request.app[DAEMON], default, records, reports, catalog.faults))
+    pool, daemon = request.app[keys.POOL], request.app[DAEMON]
+    reports = pool.report()
+    faults = [*catalog.faults, *daemon.faults, *views.failures(reports)]
+    return body.reply(views.status(daemon, default, records, reports, pool.budget, faults))
 
 
 async def _models(request: web.Request) -> web.Response:
     await request.app[keys.CATALOG].refresh()
     reports = request.app[keys.POOL].report()
     return body.reply([views.model(record, reports) for record in await request.app[keys.CATALOG].records()])
-
-
-async def _workers(request: web.Request) -> web.Response:
-    return body.reply([views.worker(report) for report in request.app[keys.POOL].report()])
-
-
-async def _load(request: web.Request) -> web.Response:
-    order = await body.read(request, LoadRequest)
-    record = await request.app[keys.CATALOG].find(order.model)
-    pool = request.app[keys.POOL]
-    async with pool.lease(record):
-        pass
-    report = next((report for report in pool.report() if report.key == record.repo), None)
-    if report is None:
-        raise ModelNotFound(f"`{record.name}` was unloaded again at once", param="model")
-    return body.reply(views.worker(report))
-
-
-async def _unload(request: web.Request) -> web.Response:
-    order = await body.read(request, UnloadRequest)
-    pool = request.app[keys.POOL]
-    loaded = {report.key: report.name for report in pool.report()}
-    if order.model is not None:
-        record = await request.app[keys.CATALOG].find(order.model)
-        loaded = {key: name for key, name in loaded.items() if key == record.repo}
-    for key in loaded:
-        await pool.unload(key, force=order.force)
-    return body.reply(UnloadReply(unloaded=list(loaded.values())))
 
 
 async def _reload(request: web.Request) -> web.Response:

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from osaurusd import ipc
 from osaurusd.admin import lines, views
-from osaurusd.admin.context import IMPORTS
+from osaurusd.admin.context import IMPORTS, PINS
 from osaurusd.catalog import facts, store
 from osaurusd.catalog.record import ModelRecord
 from osaurusd.errors import Busy, OsaurusError
@@ -78,6 +78,8 @@ async def remove(request: web.Request) -> web.Response:
         removed.append(Removed(name=record.name, repo=record.repo, bytes=freed))
         if not order.dry_run:
             await asyncio.to_thread(catalog.registry.forget, record.repo)
+            await asyncio.to_thread(request.app[PINS].remove, record.repo)
+            pool.unpin(record)
     if not order.dry_run:
         await catalog.refresh()
     return body.reply(RemoveReply(removed=removed))
@@ -106,6 +108,8 @@ def _refuse_busy(records: dict[str, ModelRecord], pool: Pool) -> None:
     for report in pool.report():
         if report.key in records and report.in_flight + report.waiting:
             raise Busy(f"`{report.name}` is serving requests; wait for them or use --force")
+        if report.key in records and report.pinned and report.is_there:
+            raise Busy(f"`{report.name}` is pinned; unpin it or use --force")
 
 
 async def _verification(record: ModelRecord) -> AsyncGenerator[VerifyEvent]:

@@ -11,8 +11,17 @@ from osaurusd import __version__
 from osaurusd.admin.context import Daemon
 from osaurusd.catalog.facts import Facts
 from osaurusd.catalog.record import ModelRecord
-from osaurusd.pool.pool import WorkerReport
-from osaurusd.wire.admin import API_VERSION, DaemonStatus, FileInfo, ModelDetails, ModelInfo, ModelState, WorkerInfo
+from osaurusd.pool.report import Budget, WorkerReport
+from osaurusd.wire.admin import (
+    API_VERSION,
+    DaemonStatus,
+    FileInfo,
+    ModelDetails,
+    ModelInfo,
+    ModelState,
+    WorkerInfo,
+    WorkerState,
+)
 
 
 def worker(report: WorkerReport) -> WorkerInfo:
@@ -23,16 +32,23 @@ def worker(report: WorkerReport) -> WorkerInfo:
         pid=report.pid,
         device=report.device,
         memory_bytes=max(report.mlx_bytes, _resident_bytes(report.pid)),
+        estimated_bytes=report.needs_bytes,
+        limit_bytes=report.limit_bytes,
         in_flight=report.in_flight,
         waiting=report.waiting,
+        tokens_per_second=report.tokens_per_second,
+        pinned=report.pinned,
         load_seconds=report.load_seconds,
+        load_phases=report.phases,
         idle_seconds=report.idle_seconds,
+        idle_left_seconds=report.idle_left_seconds,
+        last_exit=report.last_exit,
     )
 
 
 def model(record: ModelRecord, reports: Iterable[WorkerReport] = ()) -> ModelInfo:
-    """A model, with its worker if it has one."""
-    report = next((report for report in reports if report.key == record.repo), None)
+    """A model, with its worker if it has one that runs."""
+    report = next((report for report in reports if report.key == record.repo and report.is_there), None)
     return ModelInfo(
         name=record.name,
         repo=record.repo,
@@ -77,6 +93,7 @@ def status(
     default_model: str | None,
     records: list[ModelRecord],
     reports: list[WorkerReport],
+    budget: Budget,
     faults: list[str],
 ) -> DaemonStatus:
     """The daemon as a whole."""
@@ -94,8 +111,16 @@ def status(
         default_model=default_model,
         models_available=sum(record.state is ModelState.AVAILABLE for record in records),
         workers=[worker(report) for report in reports],
+        memory_budget_bytes=budget.total_bytes,
+        memory_used_bytes=budget.used_bytes,
         faults=faults,
     )
+
+
+def failures(reports: Iterable[WorkerReport]) -> list[str]:
+    """The models whose workers ended by themselves, a line each."""
+    failed = (report for report in reports if report.state is WorkerState.FAILED)
+    return [f"{report.name} failed: {(report.last_exit or '').partition(chr(10))[0]}" for report in failed]
 
 
 def _resident_bytes(pid: int | None) -> int:

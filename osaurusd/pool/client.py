@@ -2,13 +2,15 @@
 
 import asyncio
 import itertools
+import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 
 from osaurusd import ipc
 from osaurusd.errors import OsaurusError, SlowClient, from_code
+from osaurusd.pool.meter import Meters, Tally, Timing
 
 Event = ipc.Delta | ipc.Finished | ipc.Done
 
@@ -27,7 +29,8 @@ _OF_REQUESTS = (ipc.Delta, ipc.Finished, ipc.Done, ipc.Failed)
 class _Reply:
     """What a request has got and its consumer has not taken yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, timing: Timing) -> None:
+        self.timing = timing
         self._events: deque[tuple[Event, int]] = deque()
         self._bytes = 0
         self._error: OsaurusError | None = None
@@ -99,9 +102,17 @@ class WorkerClient:
     """Sends requests to a worker and hands its frames to whom they belong.
 
     The reading never waits for a consumer, so that one slow client holds up nobody else.
+
+    `stats` is what the worker said last of its memory, `tally` what it does; `busy` is set while it has requests, and
+    `moved_at` is when it was last seen to get on with them, in monotonic seconds. `on_reserved` is told what the worker
+    and its requests may grow to.
     """
 
     def __init__(self, reader: ipc.FrameReader[ipc.FromWorker], writer: asyncio.StreamWriter) -> None:
+        self.tally = Tally("", Meters())
+        self.busy = asyncio.Event()
+        self.moved_at = time.monotonic()
+        self.on_reserved: Callable[[int], None] = lambda _: None
         self._reader = reader
         self._writer = writer
         self._ids = itertools.count(1)
@@ -118,7 +129,10 @@ class WorkerClient:
         if self._gone is not None:
             raise self._gone
         id_ = next(self._ids)
-        reply = self._replies[id_] = _Reply()
+        reply = self._replies[id_] = _Reply(self.tally.begin())
+        if not self.busy.is_set():
+            self.moved_at = time.monotonic()
+            self.busy.set()
         self._send(msgspec.structs.replace(order, id=id_))
         try:
             while True:
@@ -128,8 +142,15 @@ class WorkerClient:
                     return
         finally:
             del self._replies[id_]
+            if not self._replies:
+                self.busy.clear()
+            reply.timing.close()
             if not reply.ended:
                 self._send(ipc.Cancel(id=id_))
+
+    def limit(self, limits: ipc.Limits) -> None:
+        """Tell the worker what it may use from now on."""
+        self._send(limits)
 
     def say_goodbye(self) -> None:
         """Ask the worker to end."""
@@ -142,8 +163,9 @@ class WorkerClient:
             FrameError: the worker sent garbage.
         """
         while (frame := await self._reader.read()) is not None:
-            if isinstance(frame, ipc.Stats):
-                self.stats = frame
+            self.moved_at = time.monotonic()
+            if isinstance(frame, ipc.Stats | ipc.Pulse):
+                self._take_figures(frame)
             elif isinstance(frame, _OF_REQUESTS) and (reply := self._replies.get(frame.id)):
                 self._hand_over(frame, reply)
                 await _let_take(reply)
@@ -156,9 +178,18 @@ class WorkerClient:
             if not reply.ended:
                 reply.fail(error)
 
+    def _take_figures(self, frame: ipc.Stats | ipc.Pulse) -> None:
+        if isinstance(frame, ipc.Stats):
+            self.stats = frame
+        self.on_reserved(frame.reserved_bytes)
+
     def _hand_over(self, frame: Event | ipc.Failed, reply: _Reply) -> None:
         if reply.ended:
             return
+        if isinstance(frame, ipc.Delta):
+            reply.timing.delta(frame.index, self.moved_at)
+        elif isinstance(frame, ipc.Done):
+            reply.timing.done(frame)
         if isinstance(frame, ipc.Failed):
             reply.fail(from_code(frame.code, frame.message, frame.param))
         elif not reply.put(frame):

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from pathlib import Path
 from osaurusd import __version__, ipc
 from osaurusd.errors import LoadFailed, OsaurusError, VersionMismatch, WorkerCrashed
 from osaurusd.log import get_logger
+from osaurusd.pool import watch
 from osaurusd.pool.client import WorkerClient
+from osaurusd.wire.residency import LoadPhases
 
 log = get_logger(__name__)
 
@@ -34,16 +37,24 @@ WORKER_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start workers: the command, a library to preload, and the time limits in seconds."""
+    """How to start workers: the command, a library to preload, and the time limits in seconds.
+
+    A worker that has something to do and makes no progress for `hang` is ended.
+    """
 
     command: Sequence[str] = WORKER_COMMAND
     preload: Path | None = None
     load_timeout: float = 600.0
     stop_grace: float = 5.0
+    hang: float = 120.0
 
 
 class WorkerProcess:
-    """A worker and its model. `client` speaks with it; `exited` is done once it is gone, with the reason."""
+    """A worker and its model.
+
+    `client` speaks with it; `exited` is done once it is gone, with the reason; `phases` says where the time of its load
+    went.
+    """
 
     def __init__(
         self,
@@ -63,8 +74,12 @@ class WorkerProcess:
         self.client = WorkerClient(self._reader, writer)
         self.exited = self._gone
         self.loaded: ipc.Loaded
+        self.phases: LoadPhases
+        self._hello: ipc.Hello | None = None
         self.on_exit: Callable[[OsaurusError], None] = lambda _: None
         self._stopped_for: OsaurusError | None = None
+        self._found_hung: OsaurusError | None = None
+        self._greeted_at = 0.0
 
     @property
     def pid(self) -> int:
@@ -90,7 +105,15 @@ class WorkerProcess:
             self._signal(number)
         await asyncio.shield(self.exited)
 
-    async def _load(self, order: ipc.Load) -> None:
+    async def greet(self) -> bool:
+        """Wait until it has done its imports; False if it failed to."""
+        with contextlib.suppress(EOFError, ipc.FrameError, WorkerCrashed):
+            return await self._read_hello() is not None
+        return False
+
+    async def load(self, order: ipc.Load, started: float) -> None:
+        """Have it load a model; raises what `start` raises. `started`, in monotonic seconds, is when it was wanted."""
+        spare = self._hello is not None
         try:
             await self._try_to_load(order)
         except BaseException:
@@ -98,7 +121,17 @@ class WorkerProcess:
             self.abandon()
             await asyncio.shield(self._gone)
             raise
+        self.phases = self._phases(started, spare=spare)
         self.exited = asyncio.create_task(self._serve())
+
+    def _phases(self, started: float, *, spare: bool) -> LoadPhases:
+        hello = self._hello
+        assert hello is not None, "it has loaded"
+        weights = time.monotonic() - (started if spare else self._greeted_at)
+        if spare:
+            return LoadPhases(spawn_seconds=0.0, import_seconds=0.0, weights_seconds=weights, spare=True)
+        spawn = max(self._greeted_at - started - hello.import_seconds, 0.0)
+        return LoadPhases(spawn_seconds=spawn, import_seconds=hello.import_seconds, weights_seconds=weights)
 
     async def _try_to_load(self, order: ipc.Load) -> None:
         limit = self._launch.load_timeout
@@ -112,15 +145,23 @@ class WorkerProcess:
         except ipc.FrameError as error:
             raise WorkerCrashed(f"the model's worker sent garbage: {error}") from error
 
+    async def _read_hello(self) -> ipc.Hello | None:
+        if self._hello is None:
+            hello = await self._read()
+            self._hello = hello if isinstance(hello, ipc.Hello) else None
+            self._greeted_at = time.monotonic()
+        return self._hello
+
     async def _handshake(self, order: ipc.Load) -> None:
-        hello = await self._read()
-        if not isinstance(hello, ipc.Hello) or hello.version != __version__:
+        hello = await self._read_hello()
+        if hello is None or hello.version != __version__:
             raise VersionMismatch(
                 f"this daemon is version {__version__}, but what is installed now is another one; "
                 "restart it (`osaurusctl down`, `osaurusctl up`) to finish the upgrade"
             )
         self._writer.write(ipc.encode([order]))
-        answer = await self._read()
+        while isinstance(answer := await self._read(), ipc.Pulse):
+            continue
         if isinstance(answer, ipc.LoadFailed):
             raise LoadFailed(f"the model could not be loaded: {answer.message}")
         if not isinstance(answer, ipc.Loaded):
@@ -128,13 +169,29 @@ class WorkerProcess:
         self.loaded = answer
 
     async def _read(self) -> ipc.FromWorker:
-        frame = await self._reader.read()
+        """The next frame while it loads: even if only a pulse, one must come before the worker counts as hung."""
+        try:
+            async with asyncio.timeout(self._launch.hang):
+                frame = await self._reader.read()
+        except TimeoutError:
+            raise self._hung("while it loaded") from None
         if frame is None:
             raise EOFError
         return frame
 
+    def _hung(self, when: str) -> WorkerCrashed:
+        return WorkerCrashed(f"the model's worker made no progress for {self._launch.hang:g} s {when}, and was ended")
+
+    async def _watch(self) -> None:
+        """End the worker if it hangs; its end is noticed as any other's."""
+        await watch.until_hung(self.client, self._launch.hang)
+        self._found_hung = self._hung("on its requests")
+        log.error("worker hangs", pid=self.pid, seconds=self._launch.hang)
+        self._signal(signal.SIGKILL)
+
     async def _serve(self) -> OsaurusError:
         """Hand frames out until the worker is gone, then fail what was in flight."""
+        watching = asyncio.create_task(self._watch())
         try:
             await self.client.read_all()
             error = await self._end_of_file()
@@ -142,7 +199,9 @@ class WorkerProcess:
             self._signal(signal.SIGKILL)
             await self._gone
             error = WorkerCrashed(f"the model's worker sent garbage: {garbage}")
-        error = self._stopped_for or error
+        finally:
+            watching.cancel()
+        error = self._stopped_for or self._found_hung or error
         # Told before its requests fail, so that whoever asks again at once is not given this worker.
         self.on_exit(error)
         self.client.fail_all(error)
@@ -186,22 +245,40 @@ class WorkerProcess:
             self._process.send_signal(number)
 
 
-async def start(order: ipc.Load, launch: Launch) -> WorkerProcess:
-    """Spawn a worker and have it load a model.
+async def start(order: ipc.Load, launch: Launch, spare: WorkerProcess | None = None) -> WorkerProcess:
+    """Spawn a worker, or take the spare one, and have it load a model.
 
     Raises:
         LoadFailed: it could not be spawned, the model could not be loaded, or not in time.
         WorkerCrashed: it died while loading; the message has its last words.
         VersionMismatch: what is installed by now is not what this daemon was started from.
     """
+    started = time.monotonic()
+    if spare is not None:
+        try:
+            await spare.load(order, started)
+        except WorkerCrashed as error:
+            # It may have been dying for long: only one that was started for this model says something about it.
+            log.warning("the spare worker was of no use", pid=spare.pid, reason=error.message)
+        else:
+            return spare
+    worker = await spawned(launch)
+    await worker.load(order, started)
+    return worker
+
+
+async def spawned(launch: Launch) -> WorkerProcess:
+    """A worker that has just been spawned and is to load something, or be abandoned.
+
+    Raises:
+        LoadFailed: it could not be spawned.
+    """
     spawning = asyncio.create_task(_spawn(launch))
     try:
-        worker = await asyncio.shield(spawning)
+        return await asyncio.shield(spawning)
     except asyncio.CancelledError:
         await asyncio.shield(_end_orphan(spawning))
         raise
-    await worker._load(order)
-    return worker
 
 
 async def _spawn(launch: Launch) -> WorkerProcess:

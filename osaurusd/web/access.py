@@ -8,6 +8,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from osaurusd.log import get_logger
+from osaurusd.web import metrics
 
 log = get_logger(__name__)
 
@@ -32,6 +33,7 @@ async def _access(request: web.Request, handler: Handler) -> web.StreamResponse:
             return response
         finally:
             milliseconds = round((time.perf_counter() - started) * 1000, 1)
+            metrics.count(request, status)
             log.info("request", method=request.method, path=request.path, status=status, ms=milliseconds)
 
 

@@ -55,6 +55,7 @@ STATUS: Mapping[ErrorCode, int] = {
 _ADVICE: Mapping[ErrorCode, Mapping[str, str]] = {
     ErrorCode.QUEUE_FULL: {hdrs.RETRY_AFTER: "1"},
     ErrorCode.LOAD_FAILED: {"x-should-retry": "false"},
+    ErrorCode.INSUFFICIENT_MEMORY: {"x-should-retry": "false"},
     ErrorCode.INTERNAL_ERROR: {"x-should-retry": "false"},
 }
 

@@ -4,10 +4,12 @@ Requests refuse unknown fields; replies are read leniently, so that an older CLI
 """
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
 from osaurusd.wire.errors import ErrorBody
+from osaurusd.wire.residency import LoadPhases
 
 API_VERSION = 1
 """Raised when either side could misread the other; compared on every admin request."""
@@ -27,6 +29,8 @@ class Route(StrEnum):
     WORKERS = "/v0/workers"
     LOAD = "/v0/load"
     UNLOAD = "/v0/unload"
+    PINS = "/v0/pins"
+    EVENTS = "/v0/events"
     IMPORTS = "/v0/imports"
     DETAILS = "/v0/models/details"
     REMOVE = "/v0/models/remove"
@@ -46,25 +50,43 @@ class ModelState(StrEnum):
 
 
 class WorkerState(StrEnum):
-    """Where a model's worker process is in its life."""
+    """Where a model's worker process is in its life: `queued` waits for memory, `failed` ended by itself."""
 
+    QUEUED = "queued"
     STARTING = "starting"
     READY = "ready"
     STOPPING = "stopping"
+    FAILED = "failed"
+
+
+IN_MEMORY = frozenset({WorkerState.STARTING, WorkerState.READY, WorkerState.STOPPING})
+"""The states in which there is a process, or is about to be."""
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker process. `memory_bytes` is resident memory or what MLX holds, whichever is more."""
+    """One worker process, one that waits for memory, or one that ended by itself.
+
+    `memory_bytes` is resident memory or what MLX holds, whichever is more; `estimated_bytes` what the model is thought
+    to need of the budget, or known to once it runs; `limit_bytes` what it may use. `idle_left_seconds` is after what
+    time it will be unloaded, null while it is in use and where it never is. `last_exit` says how its last worker died.
+    """
 
     model: str
     state: WorkerState
     pid: int | None = None
     device: str | None = None
     memory_bytes: int = 0
+    estimated_bytes: int = 0
+    limit_bytes: int = 0
     in_flight: int = 0
     waiting: int = 0
+    tokens_per_second: float = 0.0
+    pinned: bool = False
     load_seconds: float | None = None
+    load_phases: LoadPhases | None = None
     idle_seconds: float | None = None
+    idle_left_seconds: float | None = None
+    last_exit: str | None = None
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,7 +135,10 @@ class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The daemon as a whole. `instance` is a new random id on every start."""
+    """The daemon as a whole. `instance` is a new random id on every start.
+
+    `memory_used_bytes` of `memory_budget_bytes` are held by models, as they are reckoned.
+    """
 
     version: str
     api_version: int
@@ -128,15 +153,21 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     default_model: str | None
     models_available: int
     workers: list[WorkerInfo]
+    memory_budget_bytes: int = 0
+    memory_used_bytes: int = 0
     faults: list[str] = []
 
 
-class LoadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LoadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Load `model`. `keep_alive_seconds` is how long it stays once idle, until it is unloaded; below 0 is for ever."""
+
     model: str
+    keep_alive_seconds: Annotated[float, msgspec.Meta(ge=-1, le=10**9)] | None = None
 
 
 class UnloadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Unload `model`, or every loaded one if it is null; `force` ends the requests that are running."""
+    """Unload `model`, or if it is null every loaded one that is not pinned; `force` also pinned ones, and those that
+    are serving requests, which fail."""
 
     model: str | None = None
     force: bool = False

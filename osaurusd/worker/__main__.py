@@ -2,10 +2,10 @@
 
 import argparse
 import asyncio
+import importlib
 import os
 import signal
-
-from osaurusd.worker import session
+import time
 
 
 def main() -> None:
@@ -15,7 +15,10 @@ def main() -> None:
     fd = parser.parse_args().fd
     # Ctrl-C reaches the whole process group; when to end is the daemon's to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    asyncio.run(session.serve(fd))
+    started = time.perf_counter()
+    # Here and not above, for how long it takes is told to the daemon: it is most of what a small model's load takes.
+    session = importlib.import_module("osaurusd.worker.session")
+    asyncio.run(session.serve(fd, time.perf_counter() - started))
     # There is nothing to save, and tearing MLX down beneath its own running thread can hang or crash.
     os._exit(0)
 

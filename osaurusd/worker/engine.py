@@ -14,7 +14,7 @@ from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker.answer import Answer
 from osaurusd.worker.caches import Cache
 from osaurusd.worker.decode import MAX_SEQUENCES, Decoder, Entrant, Group, Token
-from osaurusd.worker.memory import Memory
+from osaurusd.worker.memory import ORDINARY_TOKENS, Memory
 from osaurusd.worker.pace import Pace
 from osaurusd.worker.prefill import LAST_PASS_LEAST, Prefiller
 from osaurusd.worker.prefix import PrefixCache
@@ -52,7 +52,8 @@ class Engine:
     """Takes requests in, prefills their prompts in chunks, and decodes all that are ready together.
 
     Every method runs on the thread that owns MLX, which calls `decode` and `prefill` in turn while there is work; a
-    cancelled request is gone by the next call.
+    cancelled request is gone by the next call. `progress` counts forward passes, and `reserved_bytes` is what weights
+    and requests under way may grow to; any thread may read these two, and `busy`.
 
     Args:
         network: an mlx_lm model.
@@ -76,13 +77,27 @@ class Engine:
             score_bytes=probe.score_bytes,
             pace=self._pace,
         )
+        self._memory.limit(limits.memory_bytes)
         self._stepped_at = 0.0
         self._prefix = PrefixCache(limits.prefix_cache_bytes, has_states=probe.layout.has_states)
+        self.progress = 0
         self._clear()
 
     @property
     def busy(self) -> bool:
         return bool(self._waiting or self._prefiller.runs or self._decoding)
+
+    def set_limits(self, limits: Limits) -> None:
+        """Keep within these limits from now on. Requests under way go on; what is kept of earlier ones may go."""
+        self._limits = limits
+        self._memory.limit(limits.memory_bytes)
+        self._prefix.resize(limits.prefix_cache_bytes)
+        mx.clear_cache()
+        self._hand_out()
+
+    def least_bytes(self, context_length: int | None) -> int:
+        """What the model takes at the least while it serves a request of ordinary length."""
+        return self._memory.least_bytes(min(context_length or ORDINARY_TOKENS, ORDINARY_TOKENS))
 
     def stats(self) -> ipc.Stats:
         """What MLX holds now."""
@@ -90,6 +105,7 @@ class Engine:
             active_bytes=mx.get_active_memory(),
             cache_bytes=mx.get_cache_memory(),
             prefix_cache_bytes=self._prefix.nbytes,
+            reserved_bytes=self.reserved_bytes,
         )
 
     def add(self, request: Request) -> list[ipc.Frame]:
@@ -123,6 +139,7 @@ class Engine:
         """One decode step for all that decode."""
         if not self._decoding:
             return []
+        self.progress += 1
         self._note_step(time.perf_counter())
         tokens = self._decoder.step()
         frames: list[ipc.Frame] = []
@@ -154,6 +171,7 @@ class Engine:
         first = True
         while (first or budget >= LAST_PASS_LEAST) and (run := self._prefiller.next_run()):
             first = False
+            self.progress += 1
             runs = self._prefiller.mates(run, budget)
             try:
                 budget -= self._process(runs, budget)
@@ -187,6 +205,7 @@ class Engine:
         self._decoder = Decoder(self._network, self.layout, self._memory.weights_bytes)
         self._arrivals = Arrivals()
         self._decoding: dict[Row, tuple[Request, Choice]] = {}
+        self._hand_out()
 
     def _check(self, request: Request) -> None:
         """Refuse what could not be served even alone, and what would wait behind too many."""
@@ -229,10 +248,11 @@ class Engine:
 
     def _hand_out(self) -> None:
         """Leave to kept prompts what is promised to nobody; MLX's own freed buffers go before anything is short."""
+        self.reserved_bytes = self._memory.peak_bytes(*self._reserved())
         limit = self._limits.memory_bytes
         if limit is None:
             return
-        self._prefix.cap(max(limit - self._memory.peak_bytes(*self._reserved()), 0))
+        self._prefix.cap(max(limit - self.reserved_bytes, 0))
         if mx.get_active_memory() + mx.get_cache_memory() > limit:
             mx.clear_cache()
 

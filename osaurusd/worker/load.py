@@ -1,6 +1,7 @@
 """Loading a model: limits, weights, precision, tokenizer."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,17 @@ class Model:
     dtype: str
 
 
-def load(order: ipc.Load) -> Model:
+def load(order: ipc.Load, on_bytes: Callable[[int], None] = lambda _: None) -> Model:
     """Load the model that `order` names, within its limits. Runs on the thread that owns MLX.
+
+    Args:
+        order: which, and what it may use.
+        on_bytes: told the size of each piece of weights once it is in memory.
 
     Raises:
         OSError, ValueError, RuntimeError and what else mlx_lm raises on files it cannot read.
     """
-    _apply_limits(order)
+    apply_limits(order)
     path = Path(order.path)
     network, config = load_model(path, lazy=True)
     widened = _wants_float32(network, order)
@@ -44,6 +49,7 @@ def load(order: ipc.Load) -> Model:
     # One array after the other, so that no second copy of the whole model exists while it is widened.
     for parameter in _parameters(network):
         mx.eval(parameter)
+        on_bytes(parameter.nbytes)
     mx.clear_cache()
     tokenizer = load_tokenizer(path, _tokenizer_options(path), eos_token_ids=config.get("eos_token_id"))
     return Model(
@@ -62,13 +68,21 @@ def device_name() -> str:
     return str(mx.device_info().get("device_name", "gpu"))
 
 
-def _apply_limits(order: ipc.Load) -> None:
+def working_set_bytes() -> int | None:
+    """What the GPU recommends to use at most, for all processes together; None without one that says so."""
+    recommended = mx.device_info().get("max_recommended_working_set_size")
+    return int(recommended) if recommended else None
+
+
+def apply_limits(order: ipc.Load | ipc.Limits) -> None:
+    """Have MLX keep within these limits. Runs on the thread that owns MLX."""
     if order.memory_limit_bytes is not None:
         mx.set_memory_limit(order.memory_limit_bytes)
     if order.cache_limit_bytes is not None:
         mx.set_cache_limit(order.cache_limit_bytes)
     if order.wired_limit_bytes is not None:
-        mx.set_wired_limit(order.wired_limit_bytes)
+        # More than the GPU recommends is an error.
+        mx.set_wired_limit(min(order.wired_limit_bytes, working_set_bytes() or 0))
 
 
 def _tokenizer_options(path: Path) -> dict[str, Any]:

@@ -23,11 +23,15 @@ _WEIGHT = 0.3
 
 @dataclass
 class Pace:
-    """Seconds that a decode step and a prompt token take, as measured lately; and how long streams may stall."""
+    """Seconds that a decode step and a prompt token take, as measured lately; and how long streams may stall.
+
+    `most_tokens` is what memory allows a pass to have.
+    """
 
     token_seconds: float
     stall_seconds: float = 0.2
     step_seconds: float = 0.0
+    most_tokens: int = MOST_TOKENS
 
     def decoded(self, seconds: float) -> None:
         """A decode step took this long, with nothing else in between."""
@@ -42,7 +46,7 @@ class Pace:
         """Prompt tokens to process before the next decode step; `shared` if there are sequences that wait for it."""
         seconds = self._shared_seconds() if shared else ALONE_SECONDS
         tokens = int(seconds / self.token_seconds) // _MULTIPLE * _MULTIPLE
-        return min(max(tokens, LEAST_TOKENS), MOST_TOKENS)
+        return min(max(tokens, LEAST_TOKENS), self.most_tokens)
 
     def _shared_seconds(self) -> float:
         aim = max(AIM_STEPS * self.step_seconds, WORTHWHILE_TOKENS * self.token_seconds)

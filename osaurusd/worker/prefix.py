@@ -141,15 +141,15 @@ class PrefixCache:
         self._touch(block for block, _ in path)
         self._shrink_to(self._cap)
 
-    def has_state(self, tokens: Tokens) -> bool:
-        """Whether a state after all of `tokens` is here."""
-        path = list(self._walk(tokens))
-        return bool(path) and sum(used for _, used in path) == len(tokens) and path[-1][1] in path[-1][0].states
-
     def cap(self, nbytes: int) -> None:
         """Keep no more than `nbytes` from now on, though never more than at first; the least recently used goes."""
         self._cap = min(self._max_bytes, nbytes)
         self._shrink_to(self._cap)
+
+    def resize(self, max_bytes: int) -> None:
+        """Keep no more than this from now on; what was used least recently goes."""
+        self._max_bytes = max_bytes
+        self.cap(max_bytes)
 
     def clear(self) -> None:
         """Drop everything."""

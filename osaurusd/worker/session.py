@@ -5,6 +5,7 @@ import contextlib
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import NoReturn
 
@@ -14,35 +15,57 @@ from osaurusd import __version__, ipc
 from osaurusd.errors import OsaurusError
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker.engine import Engine, Limits
-from osaurusd.worker.load import device_name, load
+from osaurusd.worker.load import apply_limits, device_name, load, working_set_bytes
 from osaurusd.worker.mlx_thread import MlxThread
 from osaurusd.worker.outbox import Outbox
 from osaurusd.worker.prepare import Preparer
 
 TOKENIZER_THREADS = 2
+PULSE_SECONDS = 1.0
 
 
 class Session:
-    """One daemon, one model: reads orders until the daemon closes its end or says goodbye."""
+    """One daemon, one model: reads orders until the daemon closes its end or says goodbye.
 
-    def __init__(self, reader: ipc.FrameReader[ipc.ToWorker], outbox: Outbox) -> None:
+    Args:
+        reader: orders.
+        outbox: takes what there is to say.
+        import_seconds: how long it took to import all this.
+    """
+
+    def __init__(self, reader: ipc.FrameReader[ipc.ToWorker], outbox: Outbox, *, import_seconds: float = 0.0) -> None:
         self._reader = reader
         self._outbox = outbox
+        self._import_seconds = import_seconds
         self._loop = asyncio.get_running_loop()
         self._mlx = MlxThread(outbox.send, _give_up)
         self._tokenizing = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenize")
         self._preparing: dict[int, asyncio.Task[None]] = {}
         self._preparer: Preparer | None = None
         self._engine: Engine | None = None
+        self._loading = False
+        self._loaded_bytes = 0
+        self._at_work = asyncio.Event()
 
     async def run(self) -> None:
         """Serve until the daemon is gone."""
         self._mlx.start()
-        self._outbox.send([ipc.Hello(version=__version__)])
+        self._outbox.send([ipc.Hello(version=__version__, import_seconds=self._import_seconds)])
+        pulse = self._loop.create_task(self._tell_pulse())
+        try:
+            await self._obey()
+        finally:
+            pulse.cancel()
+
+    async def _obey(self) -> None:
         while (frame := await self._reader.read()) is not None:
+            self._at_work.set()
             match frame:
                 case ipc.Load():
+                    self._loading = True
                     self._mlx.post(partial(self._load, frame))
+                case ipc.Limits():
+                    self._mlx.post(partial(self._limit, frame))
                 case ipc.Generate():
                     self._start(frame)
                 case ipc.Cancel():
@@ -50,23 +73,57 @@ class Session:
                 case ipc.Shutdown():
                     return
 
+    async def _tell_pulse(self) -> None:
+        """Tell the daemon about progress while there is some. Only numbers are read, so MLX's thread loses no time."""
+        told = 0
+        while True:
+            await self._at_work.wait()
+            await asyncio.sleep(PULSE_SECONDS)
+            engine = self._engine
+            progress = self._loaded_bytes + (engine.progress if engine else 0)
+            if progress != told:
+                told = progress
+                self._outbox.send([ipc.Pulse(progress=progress, reserved_bytes=engine.reserved_bytes if engine else 0)])
+            elif not self._loading and not (engine and engine.busy):
+                self._at_work.clear()
+
+    def _count_loaded(self, nbytes: int) -> None:
+        self._loaded_bytes += nbytes
+
     def _load(self, order: ipc.Load) -> list[ipc.Frame]:
         """On the MLX thread."""
-        limits = Limits(order.memory_limit_bytes, order.prefix_cache_bytes, order.max_waiting, order.stall_seconds)
+        self._limits = Limits(
+            order.memory_limit_bytes, order.prefix_cache_bytes, order.max_waiting, order.stall_seconds
+        )
         try:
-            model = load(order)
-            self._engine = Engine(model.network, model.end_tokens, limits)
+            model = load(order, self._count_loaded)
+            self._engine = Engine(model.network, model.end_tokens, self._limits)
             self._preparer = Preparer(model, self._engine.layout, self._engine.vocabulary)
         except Exception as error:  # noqa: BLE001  model files can be wrong in more ways than mlx_lm names
             return [ipc.LoadFailed(message=f"{type(error).__name__}: {error}")]
+        finally:
+            self._loading = False
         self._mlx.adopt(self._engine)
         loaded = ipc.Loaded(
             device=device_name(),
             dtype=model.dtype,
             memory_bytes=mx.get_active_memory(),
             batched=self._engine.layout.batchable,
+            least_bytes=self._engine.least_bytes(order.context_length),
+            working_set_bytes=working_set_bytes(),
         )
         return [loaded, self._engine.stats()]
+
+    def _limit(self, order: ipc.Limits) -> list[ipc.Frame]:
+        """On the MLX thread."""
+        if self._engine is None:
+            return []
+        apply_limits(order)
+        self._limits = replace(
+            self._limits, memory_bytes=order.memory_limit_bytes, prefix_cache_bytes=order.prefix_cache_bytes
+        )
+        self._engine.set_limits(self._limits)
+        return [self._engine.stats()]
 
     def _start(self, order: ipc.Generate) -> None:
         task = self._loop.create_task(self._generate(order))
@@ -97,11 +154,11 @@ class Session:
             self._mlx.post(partial(self._engine.cancel, id_))
 
 
-async def serve(fd: int) -> None:
-    """Run a session over the inherited socket `fd`."""
+async def serve(fd: int, import_seconds: float = 0.0) -> None:
+    """Run a session over the inherited socket `fd`; `import_seconds` is how long it took to get here."""
     outbox = Outbox(fd, asyncio.get_running_loop())
     reader, _ = await ipc.connect(fd)
-    session = Session(ipc.FrameReader(reader, ipc.TO_WORKER), outbox)
+    session = Session(ipc.FrameReader(reader, ipc.TO_WORKER), outbox, import_seconds=import_seconds)
     with contextlib.closing(outbox), contextlib.suppress(ipc.FrameError):
         await session.run()
 

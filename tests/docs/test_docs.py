@@ -71,7 +71,14 @@ def test_every_endpoint_is_documented() -> None:
     text = (DOCS / "api.md").read_text()
 
     assert ("", "/v1") == PREFIXES
-    for endpoint in ("GET /models", "GET /models/{id}", "POST /chat/completions", "POST /completions", "GET /health"):
+    for endpoint in (
+        "GET /models",
+        "GET /models/{id}",
+        "POST /chat/completions",
+        "POST /completions",
+        "GET /health",
+        "GET /metrics",
+    ):
         assert f"## `{endpoint}`" in text
 
 

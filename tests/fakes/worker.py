@@ -10,6 +10,7 @@ How it loads is chosen by the name of the folder that it is told to load:
     close_on_load   closes its end instead of answering, makes the file `closed` in the folder, and lives on
     deaf_on_stop    is loaded, but ignores Shutdown and the end of file, and ends only on SIGTERM
     hang_on_stop    is loaded, but ignores Shutdown, the end of file and SIGTERM too
+    plod_on_load    is loaded after several times what the test calls a hang, and tells of progress meanwhile
     have_child      is loaded, and leaves a process behind that holds standard error open; `child` is its pid
     anything else   is loaded at once
 
@@ -20,6 +21,7 @@ How it answers is chosen by the last message, or the text or the token ids that 
     garbage         one word, then bytes that are no frame
     flood           four times what the daemon buffers for a client, at once, then Done
     stall           one word, and nothing more until it is cancelled
+    plod            one word, then nothing but pulses for about a second, then Done
     think           a thought, then one word
     call            a call of the first tool, in pieces
     anything else   itself, word by word, in turn with what other requests get, as often as it was asked for; up to
@@ -36,8 +38,10 @@ The environment variable FAKE_WORKER chooses what comes before any order:
     die_at_once     last words and exit code 3 instead of Hello
     brief           Hello and Loaded without being asked, then exit code 5
 
+If the folder has a file `least`, that is what the model needs at the least, in bytes.
+
 In the folder it leaves `received`, the tags of the frames it got, one a line; `load.json`, the order to load; and
-`loaded` once it has said that it is.
+`loaded` once it has said that it is; and `limits.jsonl`, the limits that came later, a line each.
 """
 
 import argparse
@@ -58,6 +62,8 @@ from osaurusd import __version__, ipc
 from osaurusd.wire.errors import ErrorCode
 
 GARBAGE = b"\xff" * 64
+PLODDING_STEPS = 12
+PLODDING_SECONDS = 0.1
 FLOOD_BYTES = 4 * 1024 * 1024
 FLOOD_DELTA = "x" * 64 * 1024
 LOADED = ipc.Loaded(device="fake", dtype="none", memory_bytes=1234, batched=True)
@@ -112,6 +118,9 @@ class Worker:
                 self._note(frame)
                 (self._folder / "load.json").write_bytes(msgspec.json.encode(frame))
                 self._load(self._folder)
+            case ipc.Limits():
+                with (self._folder / "limits.jsonl").open("ab") as file:
+                    file.write(msgspec.json.encode(frame) + b"\n")
             case ipc.Generate():
                 self._note(frame)
                 self._begin(frame)
@@ -151,8 +160,16 @@ class Worker:
             case "have_child":
                 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
                 (folder / "child").write_text(str(child.pid))
-        self.send(LOADED, STATS)
+            case "plod_on_load":
+                self._plod()
+        least = folder / "least"
+        self.send(msgspec.structs.replace(LOADED, least_bytes=int(least.read_text()) if least.exists() else 0), STATS)
         (folder / "loaded").touch()
+
+    def _plod(self) -> None:
+        for step in range(PLODDING_STEPS):
+            self.send(ipc.Pulse(progress=step + 1))
+            time.sleep(PLODDING_SECONDS)
 
     def _begin(self, order: ipc.Generate) -> None:
         text = _text(order.prompt)
@@ -163,6 +180,9 @@ class Worker:
             case "flood":
                 deltas = [ipc.Delta(id=order.id, text=FLOOD_DELTA)] * (FLOOD_BYTES // len(FLOOD_DELTA))
                 self.send(*deltas, ipc.Finished(id=order.id, reason="stop"), _done(order.id, 0))
+            case "plod":
+                self.send(ipc.Delta(id=order.id, text="plod "))
+                self._running[order.id] = _plodding(order)
             case "think" | "call":
                 self._running[order.id] = _scripted(order, text)
             case _:
@@ -237,6 +257,13 @@ def _likelihood(text: str, logprob: float | None, others: int) -> ipc.ScoredToke
     found = [ipc.Likelihood(text=f"{at}", bytes=[*b"%d" % at], logprob=-1.0 - at) for at in range(others)]
     top = [] if logprob is None else found
     return ipc.ScoredToken(text=text, bytes=[*text.encode()], logprob=logprob, top=top)
+
+
+def _plodding(order: ipc.Generate) -> Iterator[list[ipc.Frame]]:
+    for step in range(PLODDING_STEPS):
+        time.sleep(PLODDING_SECONDS)
+        yield [ipc.Pulse(progress=step + 1)]
+    yield [ipc.Finished(id=order.id, reason="stop"), _done(order.id, 1)]
 
 
 def _scripted(order: ipc.Generate, how: str) -> Iterator[list[ipc.Frame]]:

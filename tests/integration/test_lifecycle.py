@@ -132,7 +132,7 @@ def test_a_model_that_cannot_be_loaded_is_an_error_with_its_reason(tiny_home: Pa
 
         assert (500, "load_failed") == (answer.status, error["code"])
         assert "shape" in error["message"]
-        assert [] == daemon.admin("GET", "/v0/workers")[1]
+        assert ["failed"] == [worker["state"] for worker in daemon.admin("GET", "/v0/workers")[1]]
 
 
 def test_unload_gives_the_process_back_and_refuses_a_busy_model(tiny_home: Path, post: Post) -> None:

@@ -35,6 +35,7 @@ from osaurusd.wire.admin import (
     WorkerState,
 )
 from osaurusd.wire.errors import ErrorBody, ErrorEnvelope
+from osaurusd.wire.residency import PinReply
 
 HOLD = object()
 """In a stream: wait until the client goes away."""
@@ -73,6 +74,8 @@ class FakeDaemon:
         self.verify_events = []
         self.details = {}
         self.aliases = {}
+        self.pins = []
+        self.events = []
         self.leftovers = []
         self.reloaded = ReloadReply(applied=[], needs_restart=[])
         self.answers = deque()
@@ -129,6 +132,8 @@ class FakeDaemon:
             default_model=self.default_model,
             models_available=len(self.models),
             workers=self.workers,
+            memory_budget_bytes=11 * 10**9,
+            memory_used_bytes=4_200_000_000,
             faults=self.faults,
         )
         return {**msgspec.to_builtins(status), **self.status_override}
@@ -229,6 +234,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.reply(200, fake.models)
             case Route.WORKERS:
                 self.reply(200, fake.workers)
+            case Route.PINS:
+                self.pinned()
+            case Route.EVENTS | "/v0/events?follow=1":
+                self.stream(fake.events, lambda event: msgspec.json.encode(event) + b"\n")
             case Route.ALIASES:
                 self.reply(200, [Alias(alias=alias, target=target) for alias, target in fake.aliases.items()])
 
@@ -263,12 +272,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.stream(fake.verify_events, lambda event: msgspec.json.encode(event) + b"\n")
             case Route.ALIASES:
                 self.alias(body["alias"], body["target"])
+            case Route.PINS:
+                fake.pins = [name for name in fake.pins if name != body["model"]]
+                fake.pins += [body["model"]] if body["pinned"] else []
+                self.pinned()
             case Route.PRUNE:
                 self.reply(200, PruneReply(leftovers=fake.leftovers))
                 if not body["dry_run"]:
                     fake.leftovers = []
             case Route.RELOAD:
                 self.reply(200, fake.reloaded)
+
+    def pinned(self):
+        pins = self.fake.pins
+        self.reply(200, PinReply(pinned=pins, needs_bytes=len(pins) * 10**9, budget_bytes=11 * 10**9))
 
     def remove(self, body):
         gone = [model for model in self.fake.models if model.name in body["models"]]

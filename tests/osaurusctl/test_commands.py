@@ -25,6 +25,7 @@ def test_status_shows_how_the_daemon_is(daemon, invoke, fake):
         f"log        {daemon.home}/logs/osaurusd.log",
         f"models     1 available, imported ones in {daemon.home}/models",
         "default    llama-3.2-3b-instruct",
+        "memory     4.2 GB of 11.0 GB for models",
         "loaded     llama-3.2-3b-instruct (ready, 2.1 GB)",
         "           qwen (starting, 2.1 GB)",
     ]
@@ -54,13 +55,23 @@ def test_status_of_another_version_says_how_to_finish_the_upgrade(daemon, invoke
 
 def test_ps_lists_workers_in_columns(daemon, invoke, fake):
     daemon.workers = [
-        fake.worker("llama", in_flight=2, waiting=1),
-        fake.worker("qwen", pid=None, device=None, idle_seconds=75.2, state=WorkerState.STOPPING),
+        fake.worker("llama", in_flight=2, waiting=1, estimated_bytes=2 * 10**9, tokens_per_second=41.25),
+        fake.worker("qwen", idle_left_seconds=75.2),
+        fake.worker("kept", pinned=True),
+        fake.worker(
+            "gone", pid=None, device=None, memory_bytes=0, state=WorkerState.FAILED, last_exit="SIGKILL\nwords"
+        ),
     ]
     assert invoke("ps").stdout.splitlines() == [
-        "MODEL  STATE     MEMORY  IN FLIGHT       IDLE    DEVICE  PID",
-        "llama  ready     2.1 GB  2 (+1 waiting)  -       gpu     4242",
-        "qwen   stopping  2.1 GB  0               1m 15s  -       -",
+        "MODEL  STATE   MEMORY  ESTIMATED  IN FLIGHT       TOK/S  PINNED  UNLOADS IN  DEVICE  PID",
+        "llama  ready   2.1 GB  2.0 GB     2 (+1 waiting)  41.2   -       -           gpu     4242",
+        "qwen   ready   2.1 GB  -          0               -      -       1m 15s      gpu     4242",
+        "kept   ready   2.1 GB  -          0               -      yes     never       gpu     4242",
+        "gone   failed  0 B     -          0               -      -       -           -       -",
+        "",
+        "last exits:",
+        "gone: SIGKILL",
+        "  words",
     ]
 
 
@@ -201,8 +212,13 @@ def test_completion_offers_config_keys(ctl, monkeypatch, command):
 
 
 def test_completion_of_unload_offers_loaded_models(daemon, ctl, monkeypatch, fake):
-    daemon.workers = [fake.worker("qwen")]
+    daemon.workers = [fake.worker("qwen"), fake.worker("gone", state=WorkerState.FAILED)]
     assert _complete(ctl, monkeypatch, "unload", "").stdout == "plain,qwen\n"
+
+
+def test_completion_of_unpin_offers_pinned_models(daemon, ctl, monkeypatch):
+    daemon.pins = ["qwen"]
+    assert _complete(ctl, monkeypatch, "unpin", "").stdout == "plain,qwen\n"
 
 
 def test_completion_is_silent_without_a_daemon(ctl, monkeypatch):
@@ -218,7 +234,24 @@ def test_completion_offers_the_commands(ctl, monkeypatch):
 @pytest.mark.parametrize(
     "command",
     [
-        *("up", "down", "reload", "status", "ls", "show", "ps", "run", "load", "unload", "import", "alias", "verify"),
+        *(
+            "up",
+            "down",
+            "reload",
+            "status",
+            "ls",
+            "show",
+            "ps",
+            "run",
+            "load",
+            "unload",
+            "pin",
+            "unpin",
+            "top",
+            "import",
+            "alias",
+            "verify",
+        ),
         *("rm", "prune", "config", "version", "completion"),
     ],
 )

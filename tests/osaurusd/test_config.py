@@ -20,9 +20,13 @@ def load(tmp_path):
     return load
 
 
+TABLES = {"residency.keep_alive_by_model"}
+"""Keys whose value is a table."""
+
+
 def leaves(tree, prefix=""):
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and prefix + key not in TABLES:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
@@ -43,8 +47,18 @@ DEFAULTS = {
     "defaults.max_tokens": None,
     "worker.dequantize": "auto",
     "worker.blas": "auto",
+    "worker.prefix_cache_bytes": None,
+    "worker.max_waiting": 64,
+    "worker.stall_seconds": 0.2,
     "worker.load_timeout_seconds": 600.0,
     "worker.stop_grace_seconds": 5.0,
+    "residency.budget_bytes": None,
+    "residency.keep_alive_seconds": 900.0,
+    "residency.keep_alive_by_model": {},
+    "residency.wait_seconds": 60.0,
+    "residency.min_residency_seconds": 10.0,
+    "residency.hang_seconds": 120.0,
+    "residency.spare_seconds": 0.0,
     "log.level": "info",
 }
 
@@ -82,8 +96,19 @@ def test_every_key_can_be_set_in_the_file(load):
         [worker]
         dequantize = "never"
         blas = "none"
+        prefix_cache_bytes = 0
+        max_waiting = 1
+        stall_seconds = 0.5
         load_timeout_seconds = 1.5
         stop_grace_seconds = 86400
+        [residency]
+        budget_bytes = 1
+        keep_alive_seconds = -1
+        keep_alive_by_model = { "llama-3.2-3b-instruct" = 0 }
+        wait_seconds = 0
+        min_residency_seconds = 0
+        hang_seconds = 0.5
+        spare_seconds = 1
         [log]
         level = "debug"
     """
@@ -103,8 +128,18 @@ def test_every_key_can_be_set_in_the_file(load):
         "defaults.max_tokens": 7,
         "worker.dequantize": "never",
         "worker.blas": "none",
+        "worker.prefix_cache_bytes": 0,
+        "worker.max_waiting": 1,
+        "worker.stall_seconds": 0.5,
         "worker.load_timeout_seconds": 1.5,
         "worker.stop_grace_seconds": 86400.0,
+        "residency.budget_bytes": 1,
+        "residency.keep_alive_seconds": -1.0,
+        "residency.keep_alive_by_model": {"llama-3.2-3b-instruct": 0.0},
+        "residency.wait_seconds": 0.0,
+        "residency.min_residency_seconds": 0.0,
+        "residency.hang_seconds": 0.5,
+        "residency.spare_seconds": 1.0,
         "log.level": "debug",
     }
     assert all(found[key] != DEFAULTS[key] for key in DEFAULTS)
@@ -343,3 +378,17 @@ def test_the_configuration_cannot_be_changed():
 def test_lists_are_not_shared_between_configurations():
     Server().allowed_hosts.append("evil.example")
     assert [] == Server().allowed_hosts
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[residency]\nkeep_alive_by_model = { a = -2 }", "residency.keep_alive_by_model"),
+        ("[residency]\nkeep_alive_by_model = { a = 'soon' }", "residency.keep_alive_by_model"),
+        ("[residency]\nhang_seconds = 0", "residency.hang_seconds"),
+        ("[residency]\nbudget_bytes = 0", "residency.budget_bytes"),
+    ],
+)
+def test_what_residency_cannot_be_is_refused_by_its_key(load, text, key):
+    with pytest.raises(ConfigError, match=key):
+        load(text)

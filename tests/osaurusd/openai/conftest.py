@@ -7,8 +7,9 @@ import pytest
 
 from osaurusd.config import Config, Defaults
 from osaurusd.openai.routes import add_routes
-from osaurusd.pool.pool import Pool, Share
+from osaurusd.pool.pool import Pool
 from osaurusd.pool.process import Launch
+from osaurusd.pool.terms import Terms
 from osaurusd.web import keys
 from osaurusd.web.app import make_app
 from osaurusd.web.settings import Settings
@@ -65,7 +66,7 @@ async def serving_model(tmp_path):
     app = make_app(config)
     app[keys.SETTINGS] = Settings(config, lambda: config)
     app[keys.CATALOG] = disk.make_catalog(tmp_path / "models", hub)
-    app[keys.POOL] = Pool(Launch(command=COMMAND), Share())
+    app[keys.POOL] = Pool(Terms(Launch(command=COMMAND)))
     add_routes(app)
     async with serving(app) as server:
         yield Serving(server, folder)

@@ -4,8 +4,11 @@ import contextlib
 import pytest
 
 from osaurusd.catalog.record import ModelRecord
-from osaurusd.pool.pool import Pool, Share
+from osaurusd.pool.pool import Pool
 from osaurusd.pool.process import Launch
+from osaurusd.pool.resident import Rules
+from osaurusd.pool.shares import KeepAlive, Share
+from osaurusd.pool.terms import Terms
 from osaurusd.wire.admin import ModelState
 from tests.osaurusd.pool.asking import COMMAND, Traces
 
@@ -49,8 +52,11 @@ async def make_pool(traces):
     """Makes pools of fake workers."""
     pools = []
 
-    def make_pool(share=None, command=COMMAND, **limits):
-        pools.append(Pool(Launch(command=command, **limits), share or Share()))
+    def make_pool(share=None, command=COMMAND, *, rules=None, keep_alive=None, spare_seconds=0, awake=None, **limits):
+        launch = Launch(command=command, **limits)
+        keep_alive = keep_alive or KeepAlive()
+        terms = Terms(launch, share or Share(), rules or Rules(), keep_alive, spare_seconds)
+        pools.append(Pool(terms, awake=awake))
         return pools[-1]
 
     yield make_pool

@@ -15,7 +15,8 @@ from osaurusd.errors import (
     VersionMismatch,
     WorkerCrashed,
 )
-from osaurusd.pool.pool import Share
+from osaurusd.pool.resident import Rules
+from osaurusd.pool.shares import Share
 from osaurusd.wire.admin import WorkerState
 from tests.osaurusd.pool.asking import (
     ask,
@@ -106,9 +107,9 @@ async def test_a_flood_that_nobody_reads_harms_nobody_else(pool, model):
     assert "cancel" in received(model())
 
 
-async def test_the_worker_is_told_its_share(pool, make_pool, model, monkeypatch):
-    share = Share(dequantize="never", memory_limit_bytes=12345, cache_limit_bytes=678)
-    pool = make_pool(share)
+async def test_the_worker_is_told_its_share(make_pool, model):
+    share = Share(dequantize="never", cache_limit_bytes=678)
+    pool = make_pool(share, rules=Rules(budget_bytes=12345))
 
     await ask_model(pool, model())
 
@@ -171,7 +172,8 @@ async def test_a_load_that_fails_is_raised_in_every_waiting_lease(pool, model):
 
     assert [LoadFailed] * 3 == [type(outcome) for outcome in outcomes]
     assert "the weights are not there" in outcomes[0].message
-    assert pool.report() == []
+    (report,) = pool.report()
+    assert (WorkerState.FAILED, outcomes[0].message) == (report.state, report.last_exit)
 
 
 async def test_a_load_that_failed_is_tried_again_by_the_next_lease(pool, model):
@@ -269,7 +271,8 @@ async def test_a_worker_that_dies_idle_is_replaced(pool, model):
     await ask_model(pool, model())
     pid = pid_of(pool)
     os.kill(pid, signal.SIGKILL)
-    await until(lambda: not pool.report())
+    await until(lambda: pool.report()[0].state == WorkerState.FAILED)
+    assert "SIGKILL" in pool.report()[0].last_exit
 
     assert await ask_model(pool, model(), "again") == "again "
     assert pid != pid_of(pool)

@@ -1,111 +1,34 @@
-import itertools
-
 import pytest
 
-from osaurusd.errors import Busy, LoadFailed, ModelUnloaded, ShuttingDown, WorkerCrashed
-from osaurusd.pool.scheduler import Resident, Scheduler
+from osaurusd.errors import Busy, LoadFailed, ModelUnloaded, ShuttingDown
+from osaurusd.pool.resident import Resident
 from osaurusd.wire.admin import WorkerState
-
-A, B = "org/a", "org/b"
-CRASH = WorkerCrashed("it crashed")
-
-
-class Effects:
-    """Records what the scheduler does, in order."""
-
-    def __init__(self):
-        self.calls = []
-        self.reasons = []
-        self.residents = []
-
-    def start(self, resident):
-        self.calls.append(("start", resident.key))
-        self.residents.append(resident)
-
-    def stop(self, resident, reason):
-        self.calls.append(("stop", resident.key))
-        self.reasons.append(reason)
-
-    @property
-    def last(self):
-        """The resident that was started last."""
-        return self.residents[-1]
-
-
-class Ticket:
-    """One who waits, and what came of it."""
-
-    turns = itertools.count()
-
-    def __init__(self, *, gone=False):
-        self.gone = gone
-        self.resident = None
-        self.error = None
-        self.turn = None
-
-    def grant(self, resident):
-        assert self.turn is None, "settled twice"
-        self.turn = next(Ticket.turns)
-        if self.gone:
-            return False
-        self.resident = resident
-        return True
-
-    def refuse(self, error):
-        assert self.turn is None, "settled twice"
-        self.turn = next(Ticket.turns)
-        self.error = error
-
-    @property
-    def settled(self):
-        return self.turn is not None
+from tests.osaurusd.pool.timeline import CRASH, A, B, Timeline
 
 
 @pytest.fixture
-def effects():
-    return Effects()
+def scheduler():
+    return Timeline()
 
 
 @pytest.fixture
-def scheduler(effects):
-    return Scheduler(effects)
+def effects(scheduler):
+    return scheduler.effects
 
 
 @pytest.fixture
 def ask(scheduler):
-    """Asks for a model with a new ticket."""
-
-    def ask(key=A, **options):
-        ticket = Ticket(**options)
-        scheduler.request(key, ticket)
-        return ticket
-
-    return ask
+    return scheduler.ask
 
 
 @pytest.fixture
 def unload(scheduler):
-    """Unloads a model with a new ticket."""
-
-    def unload(key=A, *, force=False):
-        ticket = Ticket()
-        scheduler.unload(key, ticket, force=force)
-        return ticket
-
-    return unload
+    return scheduler.unload
 
 
 @pytest.fixture
-def load(scheduler, effects, ask):
-    """A model that is ready and that nobody uses."""
-
-    def load(key=A):
-        ticket = ask(key)
-        scheduler.ready(effects.last)
-        scheduler.released(ticket.resident)
-        return ticket.resident
-
-    return load
+def load(scheduler):
+    return scheduler.load
 
 
 # Starting

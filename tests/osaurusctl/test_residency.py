@@ -1,0 +1,114 @@
+import json
+import signal
+import time
+
+import pytest
+
+from osaurusd.wire.admin import Route
+from osaurusd.wire.residency import Event, EventKind
+
+
+def test_pinning_tells_what_is_pinned_and_the_sums(daemon, invoke):
+    assert invoke("pin", "llama").stdout == "pinned: llama (1.0 GB of 11.0 GB)\n"
+    assert invoke("pin", "qwen").stdout == "pinned: llama, qwen (2.0 GB of 11.0 GB)\n"
+    assert json.loads(invoke("pin", "--json").stdout)["pinned"] == ["llama", "qwen"]
+    assert invoke("unpin", "llama").stdout == "llama is not pinned; still pinned: qwen\n"
+    assert invoke("unpin", "qwen").stdout == "qwen is not pinned\n"
+    assert "no model is pinned" in invoke("pin").stderr
+
+
+def test_pins_beyond_the_budget_are_exit_code_5(daemon, invoke):
+    daemon.fail(Route.PINS, "insufficient_memory", "pinned together, they are too much", 503)
+
+    result = invoke("pin", "llama")
+
+    assert result.exit_code == 5
+    assert "too much" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("1h", 3600), ("2d", 172800), ("-1", -1), ("0", 0)]
+)
+def test_a_keep_alive_is_a_span_of_time(daemon, invoke, text, seconds):
+    assert invoke("load", "llama", "--keep-alive", text).exit_code == 0
+    assert daemon.bodies(Route.LOAD) == [{"model": "llama", "keep_alive_seconds": seconds}]
+
+
+@pytest.mark.parametrize("text", ["soon", "1 hour", "-2", "1w", ""])
+def test_what_is_no_span_of_time_is_refused(daemon, invoke, text):
+    result = invoke("load", "llama", "--keep-alive", text)
+
+    assert result.exit_code == 2
+    assert "write `90s`" in result.stderr
+
+
+def events():
+    return [
+        Event(kind=EventKind.LOADED, time=0.0, model="llama", seconds=1.25, bytes=2 * 10**9, pid=42),
+        Event(kind=EventKind.UNLOADED, time=60.0, model="llama", cause="room", reason="the model made room for `qwen`"),
+        Event(kind=EventKind.CRASHED, time=61.0, model="qwen", reason="it ended\nlast words"),
+    ]
+
+
+def test_events_are_lines_for_people(daemon, invoke, monkeypatch):
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    daemon.events = events()
+
+    assert invoke("events").stdout.splitlines() == [
+        "00:00:00  loaded       llama (1.2 s, 2.0 GB, pid 42)",
+        "00:01:00  unloaded     llama (room): the model made room for `qwen`",
+        "00:01:01  crashed      qwen: it ended",
+        "    last words",
+    ]
+
+
+def test_events_are_json_lines_for_programs(daemon, invoke):
+    daemon.events = events()
+
+    lines = [json.loads(line) for line in invoke("events", "--json").stdout.splitlines()]
+
+    assert [("loaded", "llama"), ("unloaded", "llama"), ("crashed", "qwen")] == [
+        (line["kind"], line["model"]) for line in lines
+    ]
+
+
+def test_following_ends_with_ctrl_c_and_tells_the_daemon(daemon, spawn):
+    daemon.events = [*events(), daemon.HOLD]
+    following = spawn("events", "--follow")
+    assert b"loaded" in following.stdout.readline()
+
+    following.send_signal(signal.SIGINT)
+
+    assert following.wait(30) == 130
+    assert daemon.client_gone.wait(30)
+
+
+def test_following_a_daemon_that_ends_is_a_failure(daemon, invoke):
+    assert invoke("events", "--follow").exit_code == 1
+
+
+def test_top_without_a_terminal_says_what_to_use(daemon, invoke):
+    result = invoke("top")
+
+    assert result.exit_code == 1
+    assert "osaurusctl ps" in result.stderr
+
+
+def test_top_in_json_is_one_look(daemon, invoke, fake):
+    daemon.workers = [fake.worker("llama")]
+
+    assert json.loads(invoke("top", "--json").stdout)["workers"][0]["model"] == "llama"
+
+
+def test_top_fills_the_screen_and_follows_what_happens_until_ctrl_c(daemon, terminal, fake):
+    daemon.workers = [fake.worker("llama", tokens_per_second=41.25)]
+    screen = terminal("top", "--interval", "0.1")
+    screen.expect("4.2 GB of 11.0 GB")
+    screen.expect("llama")
+
+    daemon.workers = [fake.worker("qwen")]
+    screen.expect("qwen")
+    screen.type("\x03")
+
+    assert screen.end()[1] == 0
