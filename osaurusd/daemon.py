@@ -16,7 +16,7 @@ from typing import TextIO
 from aiohttp import web
 
 from osaurusd import __version__, log
-from osaurusd.admin import context, residency
+from osaurusd.admin import context
 from osaurusd.admin.routes import add_routes as add_admin_routes
 from osaurusd.awake import Awake
 from osaurusd.catalog.catalog import Catalog
@@ -100,17 +100,17 @@ async def _serve(settings: Settings, paths: Paths) -> None:
         runners = [await _open(tcp_app, doors), await _open(socket_app, [admin_door])]
         logger.info("serving", version=__version__, pid=os.getpid(), endpoints=endpoints, socket=str(paths.socket))
         _warn_if_exposed(doors)
-        warming = asyncio.create_task(_warm_up(catalog, pool, pins, daemon))
+        warming = asyncio.create_task(_warm_up(catalog, pool, pins))
         await stop.soon.wait()
         warming.cancel()
         await _close(runners, pool, stop, settings.config.server.shutdown_grace_seconds)
 
 
-async def _warm_up(catalog: Catalog, pool: Pool, pins: Pins, daemon: context.Daemon) -> None:
+async def _warm_up(catalog: Catalog, pool: Pool, pins: Pins) -> None:
     """What the doors need not wait for: look at the disk, and load the pinned models."""
     await catalog.refresh()
-    found, faults = await residency.restore_pins(catalog, pins)
-    daemon.faults.extend(faults)
+    available = {record.repo: record for record in await catalog.available()}
+    found = [available[repo] for repo in pins.all if repo in available]
     for record in found:
         pool.pin(record, check=False)
     pool.bring_up(found)
@@ -148,7 +148,7 @@ def _client_app(settings: Settings, catalog: Catalog, pool: Pool, requests: Coun
     app[keys.CATALOG] = catalog
     app[keys.POOL] = pool
     add_client_routes(app)
-    metrics.add_route(app, requests, pool)
+    metrics.add_route(app, requests)
     return app
 
 

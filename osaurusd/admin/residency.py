@@ -2,19 +2,18 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 
 from aiohttp import web
 
 from osaurusd.admin import lines, views
 from osaurusd.admin.context import PINS
-from osaurusd.catalog.catalog import Catalog
 from osaurusd.catalog.record import ModelRecord
 from osaurusd.errors import ModelNotFound
 from osaurusd.events import Bus
 from osaurusd.pool.pins import Pins
 from osaurusd.web import body, keys
-from osaurusd.wire.admin import LoadRequest, UnloadReply, UnloadRequest
+from osaurusd.wire.admin import LoadRequest, ModelState, UnloadReply, UnloadRequest
 from osaurusd.wire.residency import Event, PinReply, PinRequest
 
 
@@ -62,9 +61,13 @@ async def pin(request: web.Request) -> web.Response:
         pool.pin(record)
         await asyncio.to_thread(kept.add, record.repo)
         pool.bring_up([record])
+    elif order.model in kept.all:
+        # By its repo, as one is listed that is not on this machine any more.
+        pool.unpin(order.model)
+        await asyncio.to_thread(kept.remove, order.model)
     else:
         record = await catalog.find_any(order.model)
-        pool.unpin(record)
+        pool.unpin(record.repo)
         await asyncio.to_thread(kept.remove, record.repo)
     return body.reply(await _pinned(request))
 
@@ -75,15 +78,10 @@ async def events(request: web.Request) -> web.StreamResponse:
     return await lines.stream(request, _told(bus, follow=request.query.get("follow") == "1"))
 
 
-async def restore_pins(catalog: Catalog, pins: Pins) -> tuple[list[ModelRecord], list[str]]:
-    """The pinned models that are here, and what is amiss with the others."""
-    found, faults = [], []
-    for repo in pins.all:
-        try:
-            found.append(await catalog.find(repo))
-        except ModelNotFound as error:
-            faults.append(f"pinned model: {error.message}")
-    return found, faults
+def missing_pins(records: Iterable[ModelRecord], pins: Pins) -> list[str]:
+    """The pinned models that are not on this machine, a line each."""
+    here = {record.repo for record in records if record.state is ModelState.AVAILABLE}
+    return [f"{repo} is pinned, but not here; `osaurusctl unpin` forgets it" for repo in pins.all if repo not in here]
 
 
 async def _pinned(request: web.Request) -> PinReply:

@@ -7,7 +7,7 @@ from aiohttp.typedefs import Handler
 
 from osaurusd import __version__
 from osaurusd.admin import imports, residency, store, views
-from osaurusd.admin.context import DAEMON
+from osaurusd.admin.context import DAEMON, PINS
 from osaurusd.errors import VersionMismatch
 from osaurusd.web import body, keys
 from osaurusd.wire.admin import (
@@ -68,7 +68,8 @@ async def _status(request: web.Request) -> web.Response:
     default = request.app[keys.SETTINGS].config.default_model
     pool, daemon = request.app[keys.POOL], request.app[DAEMON]
     reports = pool.report()
-    faults = [*catalog.faults, *daemon.faults, *views.failures(reports)]
+    missing = residency.missing_pins(records, request.app[PINS])
+    faults = [*catalog.faults, *daemon.faults, *missing, *views.failures(reports)]
     return body.reply(views.status(daemon, default, records, reports, pool.budget, faults))
 
 

@@ -79,7 +79,7 @@ async def remove(request: web.Request) -> web.Response:
         if not order.dry_run:
             await asyncio.to_thread(catalog.registry.forget, record.repo)
             await asyncio.to_thread(request.app[PINS].remove, record.repo)
-            pool.unpin(record)
+            pool.unpin(record.repo)
     if not order.dry_run:
         await catalog.refresh()
     return body.reply(RemoveReply(removed=removed))

@@ -119,8 +119,8 @@ def status(
 
 def failures(reports: Iterable[WorkerReport]) -> list[str]:
     """The models whose workers ended by themselves, a line each."""
-    failed = (report for report in reports if report.state is WorkerState.FAILED)
-    return [f"{report.name} failed: {(report.last_exit or '').partition(chr(10))[0]}" for report in failed]
+    failed = [report for report in reports if report.state is WorkerState.FAILED]
+    return [f"{report.name} failed: {report.last_exit.splitlines()[0]}" for report in failed if report.last_exit]
 
 
 def _resident_bytes(pid: int | None) -> int:

@@ -139,11 +139,11 @@ class Pool:
         self._tell(self._scheduler.pin, self._demand(record), check=check)
         self.bus.publish(EventKind.PINNED, record.name)
 
-    def unpin(self, record: ModelRecord) -> None:
-        """Treat this model like any other again."""
-        if record.repo in self._scheduler.pinned:
-            self._tell(self._scheduler.unpin, record.repo)
-            self.bus.publish(EventKind.UNPINNED, record.name)
+    def unpin(self, key: str) -> None:
+        """Treat the model with this key like any other again."""
+        if key in self._scheduler.pinned:
+            self._tell(self._scheduler.unpin, key)
+            self.bus.publish(EventKind.UNPINNED, self._records[key].name)
 
     def bring_up(self, records: Sequence[ModelRecord]) -> None:
         """Load these models one after the other, without waiting for that; what fails is logged and told as events."""

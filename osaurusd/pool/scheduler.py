@@ -14,7 +14,6 @@ start if they take nothing away from it.
 
 import itertools
 from collections import deque
-from collections.abc import Iterable
 
 from osaurusd.errors import Busy, ModelUnloaded, OsaurusError, QueueFull, ShuttingDown
 from osaurusd.pool import policy, refusal
@@ -267,17 +266,19 @@ class Scheduler:
         queue = sorted(self._in(WorkerState.QUEUED), key=lambda resident: resident.turn)
         for resident in queue:
             plan = policy.make_room(self._rules.budget_bytes, map(self._holding, self._held()), resident.needs_bytes)
-            if not plan.possible or self._has_waited_enough(resident, plan, now):
-                self._give_up(resident, plan, now)
+            if claimed:
+                resident.blocked_since = None  # its turn to have room made for it has not come
+            if self._can_never_fit(resident) or self._has_waited_enough(resident, now):
+                self._give_up(resident, now)
             elif not claimed:
                 going |= {*plan.evict, *plan.drain}
-                closing |= self._closing(resident, plan.drain, now)
+                closing |= self._closing(resident, plan, now)
                 if not plan.drain:
                     self._evict(plan, f"`{resident.key}`")
             if resident.key not in self._residents:
                 continue
             if self._fits(resident, claimed, going):
-                resident.state = WorkerState.STARTING
+                resident.state, resident.last_used = WorkerState.STARTING, now
                 starting.append(resident)
             else:
                 claimed += resident.needs_bytes
@@ -291,23 +292,30 @@ class Scheduler:
         then = claimed + sum(other.holds_bytes for other in held if other.key not in going)
         return resident.needs_bytes + max(now, then) <= self._rules.budget_bytes
 
-    def _has_waited_enough(self, resident: Resident, plan: Plan, now: float) -> bool:
-        if not plan.drain or resident.blocked_since is None:
+    def _can_never_fit(self, resident: Resident) -> bool:
+        """Whether it does not fit even beside the pinned models alone, with none of them in use."""
+        pinned = (
+            other for other in self._held() if other.key in self._pins and other.state is not WorkerState.STOPPING
+        )
+        return resident.needs_bytes + sum(other.needs_bytes for other in pinned) > self._rules.budget_bytes
+
+    def _has_waited_enough(self, resident: Resident, now: float) -> bool:
+        if resident.blocked_since is None:
             return False
         until = resident.blocked_since + self._rules.wait_seconds
         if now < until:
             self._alarms.append(until)
         return now >= until
 
-    def _closing(self, resident: Resident, drain: Iterable[str], now: float) -> set[str]:
-        """Those of `drain` that take no further requests: those that have had their time."""
-        ends = {key: self._residents[key].ready_at for key in drain}
+    def _closing(self, resident: Resident, plan: Plan, now: float) -> set[str]:
+        """Those in use that take no further requests for the sake of `resident`: those that have had their time."""
+        ends = {key: self._residents[key].ready_at for key in plan.drain}
         over = {key for key, at in ends.items() if at is not None and now >= at + self._rules.min_residency_seconds}
         later = [
             at + self._rules.min_residency_seconds for key, at in ends.items() if key not in over and at is not None
         ]
         self._alarms += later
-        if len(over) < len(ends) or not ends:
+        if len(over) < len(ends) or (plan.possible and not ends):
             resident.blocked_since = None
         elif resident.blocked_since is None:
             resident.blocked_since = now
@@ -320,10 +328,11 @@ class Scheduler:
             if not resident.closing:
                 self._grant_all(resident, now)
 
-    def _give_up(self, resident: Resident, plan: Plan, now: float) -> None:
+    def _give_up(self, resident: Resident, now: float) -> None:
         held = [self._account(other) for other in self._held()]
         budget = self._rules.budget_bytes
-        error = refusal.no_room(resident.key, resident.needs_bytes, budget, held, ever=plan.possible)
+        ever = not self._can_never_fit(resident)
+        error = refusal.no_room(resident.key, resident.needs_bytes, budget, held, ever=ever)
         del self._residents[resident.key]
         self._refuse_all(resident, error)
         for ticket in resident.unloading:

@@ -8,9 +8,9 @@ from osaurusd import metrics
 from osaurusd.metrics import Counter, Family, Gauge, Labels
 from osaurusd.pool.pool import Pool
 from osaurusd.pool.report import WorkerReport
+from osaurusd.web import keys
 
 REQUESTS: web.AppKey[Counter] = web.AppKey("REQUESTS", Counter)
-POOL: web.AppKey[Pool] = web.AppKey("METERED_POOL", Pool)
 
 
 def make_counter() -> Counter:
@@ -18,10 +18,9 @@ def make_counter() -> Counter:
     return Counter("osaurus_http_requests_total", "Requests by endpoint and status.", ("endpoint", "status"))
 
 
-def add_route(app: web.Application, requests: Counter, pool: Pool) -> None:
-    """Mount `/metrics`, which tells of these."""
+def add_route(app: web.Application, requests: Counter) -> None:
+    """Mount `/metrics`, which tells of these requests and of the pool."""
     app[REQUESTS] = requests
-    app[POOL] = pool
     app.router.add_get("/metrics", _metrics)
 
 
@@ -35,7 +34,7 @@ def count(request: web.Request, status: int | str) -> None:
 
 
 async def _metrics(request: web.Request) -> web.Response:
-    pool = request.app[POOL]
+    pool = request.app[keys.POOL]
     families: list[Family] = [request.app[REQUESTS], *pool.meters.families(), *_gauges(pool)]
     return web.Response(body=metrics.render(families), headers={"Content-Type": metrics.CONTENT_TYPE})
 

@@ -75,7 +75,7 @@ class Session:
 
     async def _tell_pulse(self) -> None:
         """Tell the daemon about progress while there is some. Only numbers are read, so MLX's thread loses no time."""
-        told = 0
+        told = idle_looks = 0
         while True:
             await self._at_work.wait()
             await asyncio.sleep(PULSE_SECONDS)
@@ -84,7 +84,10 @@ class Session:
             if progress != told:
                 told = progress
                 self._outbox.send([ipc.Pulse(progress=progress, reserved_bytes=engine.reserved_bytes if engine else 0)])
-            elif not self._loading and not (engine and engine.busy):
+            at_work = self._loading or self._preparing or (engine and engine.busy)
+            # A request may be on its way from one thread to the other when nobody seems to have one.
+            idle_looks = 0 if at_work else idle_looks + 1
+            if idle_looks > 1:
                 self._at_work.clear()
 
     def _count_loaded(self, nbytes: int) -> None:

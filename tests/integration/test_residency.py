@@ -155,7 +155,18 @@ def test_a_damaged_state_file_is_moved_aside_and_told(models_home: Path) -> None
     assert (state / "residency.damaged.json").exists()
 
 
-def test_pins_that_exceed_the_budget_and_pins_that_are_gone_are_told(models_home: Path) -> None:
+def test_a_pinned_model_that_is_gone_is_told_and_can_be_forgotten(home: Path) -> None:
+    (home / "state").mkdir(mode=0o700)
+    (home / "state" / "residency.json").write_text('{"version": 1, "pins": ["org/gone"]}')
+    with daemons.running(home) as daemon:
+        assert any("org/gone is pinned" in fault for fault in daemon.admin("GET", "/v0/status")[1]["faults"])
+
+        assert (200, []) == _pinned(daemon.admin("POST", "/v0/pins", {"model": "org/gone", "pinned": False}))
+
+        assert [] == daemon.admin("GET", "/v0/status")[1]["faults"]
+
+
+def test_pins_that_exceed_the_budget_are_refused_with_the_sums(models_home: Path) -> None:
     configure(models_home, budget_bytes=ROOM_FOR_ONE)
     with daemons.running(models_home) as daemon:
         assert 200 == daemon.admin("POST", "/v0/pins", {"model": "one"})[0]

@@ -234,6 +234,35 @@ def test_a_smaller_budget_ends_idle_models(timeline):
     assert [("stop", A)] == timeline.effects.calls[2:]
 
 
+def test_what_requests_of_a_pinned_model_have_reserved_is_waited_for(timeline):
+    timeline.pin(timeline.demand(A))
+    timeline.load(A)
+    running = timeline.ask(A)
+    timeline.reserved(running.resident, 80)
+
+    waiting = timeline.ask(C)
+    assert not waiting.settled
+    timeline.pass_time(59)
+    assert not waiting.settled
+    timeline.released(running.resident)
+
+    assert {A: "ready", C: "starting"} == timeline.states()
+
+
+def test_one_that_is_only_starting_is_not_the_first_to_go(timeline):
+    timeline.sizes = {A: 50, B: 50, C: 50}
+    timeline.load(A)
+    timeline.ask(A)
+    timeline.pass_time(1)
+    timeline.ask(B)
+    timeline.ask(C)
+    timeline.pass_time(20)
+
+    assert not timeline.ask(A).settled
+    timeline.ready(timeline.resident(B))
+    assert timeline.ask(B).resident
+
+
 # Shares
 
 
