@@ -1,5 +1,6 @@
 """The daemon as a process: starting it without a service manager, and seeing it end."""
 
+import contextlib
 import fcntl
 import os
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import osaurusd
 from osaurusctl.client import Client
-from osaurusctl.errors import CliError
+from osaurusctl.errors import CliError, DaemonNotRunning
+from osaurusd.config import SHUTDOWN_GRACE_SECONDS
 from osaurusd.wire.paths import Paths
 
 _READY_POLL_SECONDS = 0.025
@@ -44,6 +46,18 @@ def launch(paths: Paths, client: Client, options: Sequence[str], timeout: float)
             hint=f"`osaurusctl status` tells when it is ready, and {paths.log_file} what it does",
             code="start_timeout",
         )
+
+
+def relaunch(paths: Paths, client: Client, timeout: float) -> None:
+    """End a daemon that was started by `launch`, and start another one as the configuration says.
+
+    Raises:
+        CliError: it does not end, or its successor does not start.
+    """
+    with contextlib.suppress(DaemonNotRunning):
+        client.shutdown()
+    wait_until_gone(paths.lock, SHUTDOWN_GRACE_SECONDS + 10)
+    launch(paths, client, [], timeout)
 
 
 def holder(lock: Path) -> int | None:

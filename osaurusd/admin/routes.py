@@ -5,7 +5,7 @@ import os
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from osaurusd import __version__
+from osaurusd import __version__, log
 from osaurusd.admin import imports, store, views
 from osaurusd.admin.context import DAEMON
 from osaurusd.errors import ModelNotFound, VersionMismatch
@@ -28,8 +28,7 @@ ANY_VERSION = frozenset({Route.STATUS, Route.SHUTDOWN})
 
 def add_routes(app: web.Application) -> None:
     """Mount the admin API."""
-    app.middlewares.append(_check_version)
-    app.on_response_prepare.append(_tell_version)
+    add_version_check(app)
     app.router.add_get(Route.STATUS, _status)
     app.router.add_get(Route.MODELS, _models)
     app.router.add_get(Route.WORKERS, _workers)
@@ -44,6 +43,12 @@ def add_routes(app: web.Application) -> None:
     app.router.add_post(Route.PRUNE, store.prune)
     app.router.add_post(Route.RELOAD, _reload)
     app.router.add_post(Route.SHUTDOWN, _shutdown)
+
+
+def add_version_check(app: web.Application) -> None:
+    """Refuse requests of another API version, and say in every answer which one is spoken here."""
+    app.middlewares.append(_check_version)
+    app.on_response_prepare.append(_tell_version)
 
 
 @web.middleware
@@ -67,7 +72,8 @@ async def _status(request: web.Request) -> web.Response:
     records = await catalog.records()
     default = request.app[keys.SETTINGS].config.default_model
     reports = request.app[keys.POOL].report()
-    return body.reply(views.status(request.app[DAEMON], default, records, reports, catalog.faults))
+    faults = [*catalog.faults, *log.faults()]
+    return body.reply(views.status(request.app[DAEMON], default, records, reports, faults))
 
 
 async def _models(request: web.Request) -> web.Response:

@@ -78,6 +78,8 @@ def status(
     records: list[ModelRecord],
     reports: list[WorkerReport],
     faults: list[str],
+    *,
+    serving: bool = True,
 ) -> DaemonStatus:
     """The daemon as a whole."""
     return DaemonStatus(
@@ -95,6 +97,7 @@ def status(
         models_available=sum(record.state is ModelState.AVAILABLE for record in records),
         workers=[worker(report) for report in reports],
         faults=faults,
+        serving=serving,
     )
 
 

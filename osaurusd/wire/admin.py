@@ -113,7 +113,10 @@ class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The daemon as a whole. `instance` is a new random id on every start."""
+    """The daemon as a whole. `instance` is a new random id on every start.
+
+    One that is not `serving` has its reason in `faults`, and goes on by itself once that is mended.
+    """
 
     version: str
     api_version: int
@@ -129,6 +132,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     models_available: int
     workers: list[WorkerInfo]
     faults: list[str] = []
+    serving: bool = True
 
 
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,0 +1,76 @@
+"""Waiting until the very process that the service manager started serves."""
+
+import time
+from collections.abc import Callable
+
+from osaurusctl.client import Client
+from osaurusctl.errors import CliError
+from osaurusctl.service.manager import Facts, Manager
+from osaurusd.wire.admin import DaemonStatus
+
+_POLL_SECONDS = 0.1
+
+
+def daemon_status(client: Client) -> DaemonStatus | None:
+    """The daemon's own word, of whatever version; None if nobody answers."""
+    try:
+        return client.status(any_version=True)
+    except CliError:
+        return None
+
+
+def is_ready(facts: Facts, status: DaemonStatus | None) -> bool:
+    """Whether the service's own process serves. Another daemon's word, and a stranger's on the port, do not count."""
+    return status is not None and status.serving and status.pid == facts.pid
+
+
+def await_ready(manager: Manager, client: Client, timeout: float, *, not_instance: str | None = None) -> DaemonStatus:
+    """Wait until the service's own process serves.
+
+    Args:
+        not_instance: the daemon that ran before, whose answers do not count.
+
+    Raises:
+        CliError: it does not in time; the message has the cause as far as it can be known.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        facts, status = manager.facts(), daemon_status(client)
+        if status is not None and is_ready(facts, status) and status.instance != not_instance:
+            return status
+        if time.monotonic() >= deadline:
+            raise _not_ready(manager, facts, status, timeout)
+        time.sleep(_POLL_SECONDS)
+
+
+def await_end(gone: Callable[[], bool], timeout: float) -> bool:
+    """Whether it has come about in time."""
+    deadline = time.monotonic() + timeout
+    while not gone():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def _not_ready(manager: Manager, facts: Facts, status: DaemonStatus | None, timeout: float) -> CliError:
+    message, hint = _cause(manager, facts, status)
+    return CliError(f"the service is not ready after {timeout:g} s: {message}", hint=hint, code="not_ready")
+
+
+def _cause(manager: Manager, facts: Facts, status: DaemonStatus | None) -> tuple[str, str]:
+    look = "`osaurusctl doctor` looks closer"
+    if not facts.loaded:
+        return f"{manager.name} has not loaded it", look
+    if facts.pid is None:
+        last = f", and it ended last with {facts.last_exit}" if facts.last_exit not in (None, "0") else ""
+        return f"{manager.name} has taken it, but no process runs ({facts.state}{last})", look
+    if status is None:
+        return f"its process (pid {facts.pid}) does not answer yet", look
+    if status.pid != facts.pid:
+        return f"another osaurusd (pid {status.pid}) has the home, and the service waits for its end", (
+            f"end it with `kill {status.pid}`: the service takes over"
+        )
+    if status.faults:
+        return "; ".join(status.faults), "once that is mended it goes on by itself; `osaurusctl status` shows it"
+    return f"its process (pid {facts.pid}) does not serve yet", look
