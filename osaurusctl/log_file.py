@@ -2,17 +2,16 @@
 
 import contextlib
 import datetime
+import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import msgspec
-
-from osaurusctl.errors import CliError
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -47,18 +46,26 @@ def parse_since(text: str, now: datetime.datetime) -> datetime.datetime:
     return datetime.datetime.fromisoformat(text.strip()).astimezone()
 
 
-def last(file: Path, count: int, wanted: Wanted) -> list[dict[str, Any]]:
-    """The last `count` wanted records, older files included; a line that is no JSON is a record of its text."""
+def last(file: Path, count: int, wanted: Wanted, stream: TextIO | None) -> list[dict[str, Any]]:
+    """The last `count` wanted records, older files included; a line that is no JSON is a record of its text.
+
+    Args:
+        file: the log; what it was rotated to lies beside it.
+        stream: `file` as `open_log` opened it; read to its last complete line.
+    """
     kept: deque[dict[str, Any]] = deque(maxlen=count)
-    for path in _files(file):
-        with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as stream:
-            kept.extend(record for record in map(_record, stream) if wanted.takes(record))
+    for path in _rotated(file):
+        with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as old:
+            kept.extend(record for record in map(_record, old) if wanted.takes(record))
+    if stream is not None:
+        kept.extend(record for record in _complete_lines(stream) if wanted.takes(record))
     return list(kept)
 
 
-def follow(file: Path, wanted: Wanted, wait: Callable[[float], None] = time.sleep) -> Iterator[dict[str, Any]]:
-    """Wanted records from now on, as they are written, through every rotation. Never ends."""
-    stream = _open_at_end(file)
+def follow(
+    file: Path, wanted: Wanted, stream: TextIO | None, wait: Callable[[float], None] = time.sleep
+) -> Iterator[dict[str, Any]]:
+    """Wanted records from where `stream` is, as they are written, through every rotation. Never ends."""
     while True:
         if stream is not None:
             yield from (record for record in _complete_lines(stream) if wanted.takes(record))
@@ -68,7 +75,7 @@ def follow(file: Path, wanted: Wanted, wait: Callable[[float], None] = time.slee
             # Nothing more comes to the old file once there is a new one.
             yield from (record for record in _complete_lines(stream) if wanted.takes(record))
             stream.close()
-        stream = _open(file)
+        stream = open_log(file)
         if stream is None:
             wait(_POLL_SECONDS)
 
@@ -82,30 +89,18 @@ def shown(record: dict[str, Any]) -> str:
     return "\n".join([line, *str(record.get("exception", "")).splitlines()])
 
 
-def require(file: Path) -> None:
-    """Raise if there is no log."""
-    if not file.exists():
-        raise CliError(f"there is no log at {file}", hint="`osaurusctl status` tells whether osaurusd has run")
-
-
-def _files(file: Path) -> Iterable[Path]:
-    """Oldest first."""
-    rotated = [path for path in file.parent.glob(f"{file.name}.*") if path.suffix[1:].isdecimal()]
-    return [*sorted(rotated, key=lambda path: -int(path.suffix[1:])), file]
-
-
-def _open(file: Path) -> TextIO | None:
+def open_log(file: Path) -> TextIO | None:
+    """The log, or None if there is none yet."""
     try:
         return file.open(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None
 
 
-def _open_at_end(file: Path) -> TextIO | None:
-    stream = _open(file)
-    if stream is not None:
-        stream.seek(0, 2)
-    return stream
+def _rotated(file: Path) -> list[Path]:
+    """Oldest first."""
+    rotated = [path for path in file.parent.glob(f"{file.name}.*") if path.suffix[1:].isdecimal()]
+    return sorted(rotated, key=lambda path: -int(path.suffix[1:]))
 
 
 def _complete_lines(stream: TextIO) -> Iterator[dict[str, Any]]:
@@ -121,7 +116,7 @@ def _complete_lines(stream: TextIO) -> Iterator[dict[str, Any]]:
 
 def _is_rotated(stream: TextIO, file: Path) -> bool:
     try:
-        return not Path(file).samefile(stream.fileno())
+        return not os.path.samestat(file.stat(), os.fstat(stream.fileno()))
     except FileNotFoundError:
         return False
 

@@ -34,6 +34,7 @@ from osaurusd.pool.process import Launch
 from osaurusd.web import activation, guard, keys, listen
 from osaurusd.web.app import make_app, open_app
 from osaurusd.web.settings import Settings
+from osaurusd.wire.installation import installation
 from osaurusd.wire.paths import Paths
 
 logger = log.get_logger(__name__)
@@ -43,6 +44,7 @@ WORKER_MEMORY_SHARE = 0.7
 WORKER_CACHE_SHARE = 0.05
 # What one worker keeps of earlier prompts, unless the configuration says.
 PREFIX_CACHE_SHARE = 0.125
+
 
 def run(read: Callable[[], Config], paths: Paths) -> None:
     """Serve until SIGTERM, SIGINT or a request to shut down.
@@ -105,7 +107,7 @@ async def _live(read: Callable[[], Config], paths: Paths, *, patient: bool) -> N
     opened = activation.inherited()
     with contextlib.ExitStack() as stack:
         admin_door = opened.admin or stack.enter_context(listen.unix(paths.socket))
-        daemon = context.Daemon(uuid.uuid4().hex, time.monotonic(), [], paths, stop.soon.set)
+        daemon = context.Daemon(uuid.uuid4().hex, time.monotonic(), [], paths, stop.soon.set, installation())
         watchdog = asyncio.create_task(supervision.feed_watchdog())
         antechamber = Antechamber(daemon, admin_door, read, opened.http)
         try:

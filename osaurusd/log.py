@@ -32,9 +32,13 @@ class _OwnerOnlyRotation(logging.handlers.RotatingFileHandler):
     """Rotates like its base; what it creates is readable by its owner only."""
 
     def __init__(self, file: Path) -> None:
-        # Opened at the first record: a disk that is full then is no reason not to start.
-        super().__init__(file, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8", delay=True)
         self.fault: str | None = None
+        super().__init__(file, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8", delay=True)
+        try:
+            self.stream = self._open()
+        except OSError as error:
+            # A disk that is full is no reason not to start; the first record tries again.
+            self.fault = f"the log {file} cannot be written: {error}"
 
     def _open(self) -> TextIOWrapper:
         stream = super()._open()
@@ -45,8 +49,8 @@ class _OwnerOnlyRotation(logging.handlers.RotatingFileHandler):
         self.fault = None
         super().emit(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, ARG002 - the base's name
-        """Remember what kept a record out of the file. Standard error is no better place: it may be on the same disk."""
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - the base's signature
+        """Remember what kept a record out of the file. Standard error may be on the same full disk."""
         self.fault = f"the log {self.baseFilename} cannot be written: {sys.exception()}"
 
 

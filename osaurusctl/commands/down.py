@@ -21,7 +21,7 @@ _PATIENCE_SECONDS = SHUTDOWN_GRACE_SECONDS + 10
 def command(output: Output, timeout: float) -> None:
     """Stop the daemon, the service if it is installed, and wait until it is gone."""
     where = paths.resolve()
-    if (manager := service.ours(where)) is not None and manager.facts().running:
+    if (manager := service.ours()) is not None and manager.facts().running:
         stop.perform(output, manager)
         return
     try:

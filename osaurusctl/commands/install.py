@@ -23,7 +23,9 @@ _PATIENCE_SECONDS = 60.0
 @click.option("--headless", is_flag=True, help="macOS: in this user's sessions without a screen, such as over ssh.")
 @click.option("--system", is_flag=True, help="macOS: from boot on, for a Mac where no one logs in; calls sudo.")
 @click.option("--dry-run", is_flag=True, help="Only print the service file and the steps.")
-@click.option("--timeout", type=click.FloatRange(0), default=_PATIENCE_SECONDS, show_default=True, help="To wait for it.")
+@click.option(
+    "--timeout", type=click.FloatRange(0), default=_PATIENCE_SECONDS, show_default=True, help="To wait for it."
+)
 @click.pass_obj
 def command(
     output: Output,

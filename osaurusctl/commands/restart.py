@@ -20,7 +20,7 @@ def command(output: Output, timeout: float) -> None:
     service.refuse_inside()
     where = paths.resolve()
     client = Client(where.socket)
-    there = service.ours(where)
+    there = service.ours()
     if there is not None:
         status = control.restart(there, client, timeout)
     elif process.holder(where.lock) is None:

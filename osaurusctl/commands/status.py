@@ -19,7 +19,7 @@ def command(output: Output) -> None:
     """Show how the daemon and its service are, and where files lie."""
     where = paths.resolve()
     there = service.found()
-    facts = there.facts() if there is not None and service.is_for(there, where) else None
+    facts = there.facts() if there is not None and service.is_for(there) else None
     try:
         status = Client(where.socket).status(any_version=True)
     except DaemonNotRunning:

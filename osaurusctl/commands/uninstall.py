@@ -17,7 +17,7 @@ def command(output: Output, purge: bool, yes: bool) -> None:
     service.refuse_inside()
     where = paths.resolve()
     there = service.found()
-    if there is not None and not service.is_for(there, where):
+    if there is not None and not service.is_for(there):
         there = None
     if there is None and not purge:
         raise manager.not_installed()

@@ -19,9 +19,11 @@ from osaurusd.wire.admin import DaemonStatus
 def command(output: Output, host: str | None, port: int | None, timeout: float) -> None:
     """Start the daemon in the background; the service, if it is installed."""
     where = paths.resolve()
-    if (manager := service.ours(where)) is not None:
+    if (manager := service.ours()) is not None:
         if host is not None or port is not None:
-            raise click.UsageError("osaurusd is installed as a service: `osaurusctl install` takes `--host` and `--port`")
+            raise click.UsageError(
+                "osaurusd is installed as a service: `osaurusctl install` takes `--host` and `--port`"
+            )
         start.perform(output, manager, timeout)
         return
     client = Client(where.socket)

@@ -13,6 +13,7 @@ def start(manager: Manager, client: Client, timeout: float) -> tuple[DaemonStatu
     """
     facts = manager.facts()
     if not facts.loaded:
+        manager.refuse()
         manager.loading().act()
         if facts.enabled is False:
             manager.disabling().act()

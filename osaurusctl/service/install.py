@@ -58,7 +58,7 @@ def plan(manager: Manager, job: Job, paths: Paths) -> Plan:
     Raises:
         CliError: the service is another home's or mode's, or the file would be wrong.
     """
-    _refuse_other(manager, paths)
+    _refuse_other(manager)
     content = manager.content(job)
     before = files.read(manager.file)
     facts, status = manager.facts(), ready.daemon_status(Client(paths.socket))
@@ -136,16 +136,12 @@ def purge(paths: Paths) -> None:
             place.unlink(missing_ok=True)
 
 
-def _refuse_other(manager: Manager, paths: Paths) -> None:
+def _refuse_other(manager: Manager) -> None:
     there = service.installed()
     if there is None:
         return
-    if not service.is_for(there, paths):
-        raise CliError(
-            f"{there.file} is the service of another home",
-            hint=f"`osaurusctl uninstall` in that environment removes it; {service.LABEL_VARIABLE} names a second one",
-            code="other_home",
-        )
+    if not service.is_for(there):
+        raise service.other_home(there)
     if there.mode is not manager.mode:
         raise CliError(
             f"it is installed as a {there.mode} service, and two would fight over the home",
@@ -193,5 +189,7 @@ def _is_mendable(manager: Manager, client: Client) -> bool:
 
 def _with(error: CliError | OSError, more: str) -> CliError:
     if isinstance(error, CliError):
-        return CliError(f"{error}\n{more}", hint=error.hint, exit_code=error.exit_code, code=error.body.code or "failure")
+        return CliError(
+            f"{error}\n{more}", hint=error.hint, exit_code=error.exit_code, code=error.body.code or "failure"
+        )
     return CliError(f"{error.filename or os.curdir}: {error.strerror}\n{more}", code="install_failed")

@@ -1,5 +1,6 @@
 """What the service runs and how it was asked for, whatever the service manager is."""
 
+import itertools
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -8,7 +9,6 @@ from enum import StrEnum
 from pathlib import Path
 
 from osaurusctl.errors import CliError
-from osaurusd.config import ENVIRONMENT
 from osaurusd.wire.paths import Paths
 
 LABEL = "ai.osaurus.osaurusd"
@@ -24,7 +24,10 @@ _PLACES = (
     "XDG_DATA_HOME",
     "XDG_CACHE_HOME",
 )
-_CARRIED = (*_PLACES, *ENVIRONMENT, "HF_ENDPOINT")
+
+# Those that override the configuration. Named here because it takes long to import `osaurusd.config`.
+OVERRIDES = ("OSAURUS_HOST", "OSAURUS_PORT", "OSAURUS_DEFAULT_MODEL", "OSAURUS_LOG_LEVEL")
+_CARRIED = (*_PLACES, *OVERRIDES, "HF_ENDPOINT")
 
 _OURS = frozenset({"OSAURUS_SUPERVISED"})
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|_KEY$|^KEY$|AUTH", re.IGNORECASE)
@@ -63,8 +66,7 @@ class Job:
 
 def options(arguments: Iterable[str]) -> tuple[str | None, int | None]:
     """Host and port out of a command line that `Job.arguments` made."""
-    words = list(arguments)
-    found = dict(zip(words, words[1:], strict=False))
+    found = dict(itertools.pairwise(arguments))
     port = found.get("--port", "")
     return found.get("--host"), int(port) if port.isdecimal() else None
 

@@ -102,10 +102,7 @@ class Launchd:
         )
 
     def writing(self, content: bytes | None) -> Step:
-        if content is None:
-            text = f"remove {self.file}"
-        else:
-            text = f"write {self.file}"
+        text = f"remove {self.file}" if content is None else f"write {self.file}"
         if self._sudo:
             text = f"sudo: {text} (root's, 0644)"
         return Step(text, lambda: self._write(content))
@@ -305,4 +302,3 @@ def _variables(printed: Printed) -> list[str] | None:
     """The job's own variables; launchd adds the name of the service."""
     lines = printed.blocks.get("environment")
     return None if lines is None else sorted(line for line in lines if not line.startswith("XPC_SERVICE_NAME"))
-

@@ -50,8 +50,6 @@ class Manager(Protocol):
     name: str
     mode: Mode
     file: Path
-    stop_seconds: float
-    """How long a stop may take, from asking to the end."""
 
     def refuse(self) -> None:
         """Raise if this session cannot have the service, saying what can be done."""

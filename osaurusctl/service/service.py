@@ -11,7 +11,6 @@ from osaurusctl.service.launchd import Launchd
 from osaurusctl.service.manager import Manager
 from osaurusctl.service.run import run
 from osaurusctl.service.systemd import Systemd
-from osaurusd.wire.paths import Paths
 
 LABEL_VARIABLE = "OSAURUS_SERVICE_LABEL"
 ROOT_VARIABLE = "OSAURUS_ALLOW_ROOT"
@@ -43,7 +42,9 @@ def installed() -> Manager | None:
     candidates = [for_mode(mode) for mode in Mode if managers.kind() == "launchd" or mode is Mode.LOGIN]
     there = [each for each in candidates if each.file.exists()]
     # A file for sessions without a screen lies where one for logins would.
-    return next((each for each in there if each.mode is Mode.SYSTEM or _is_headless(each) == (each.mode is Mode.HEADLESS)), None)
+    return next(
+        (each for each in there if each.mode is Mode.SYSTEM or _is_headless(each) == (each.mode is Mode.HEADLESS)), None
+    )
 
 
 def found() -> Manager | None:
@@ -56,26 +57,36 @@ def found() -> Manager | None:
     return usual if usual.facts().loaded else None
 
 
-def ours(paths: Paths) -> Manager | None:
+def ours() -> Manager | None:
     """The installed service, if it is this home's: what `up` and `down` act on."""
     there = installed()
-    return there if there is not None and is_for(there, paths) else None
+    return there if there is not None and is_for(there) else None
 
 
 def needed() -> Manager:
     """The installed service.
 
     Raises:
-        CliError: there is none.
+        CliError: there is none, or it is another home's.
     """
     if managers.kind() is None:
         raise managers.none_here()
     if (there := found()) is None:
         raise managers.not_installed()
+    if not is_for(there):
+        raise other_home(there)
     return there
 
 
-def is_for(manager: Manager, paths: Paths) -> bool:
+def other_home(manager: Manager) -> CliError:
+    return CliError(
+        f"{manager.file} is the service of another home",
+        hint=f"set OSAURUS_HOME as it was at its installation; {LABEL_VARIABLE} names a second service",
+        code="other_home",
+    )
+
+
+def is_for(manager: Manager) -> bool:
     """Whether the installed service's daemon uses this environment's home. One that cannot be read is taken as ours."""
     try:
         job = manager.recorded()

@@ -1,5 +1,6 @@
 """The service under systemd: a unit of the user's own manager."""
 
+import contextlib
 import getpass
 import os
 import shlex
@@ -64,6 +65,7 @@ class Systemd:
     """
 
     name = "systemd"
+    mode: Mode
     stop_seconds = STOP_SECONDS + _STOP_MARGIN_SECONDS
 
     def __init__(self, run: Run, label: str, mode: Mode, env: Mapping[str, str] = os.environ) -> None:
@@ -143,9 +145,10 @@ class Systemd:
 
     def advice(self) -> str | None:
         user = getpass.getuser()
-        shown = self._run(["loginctl", "show-user", user, "--property=Linger"], self.stop_seconds)
-        if shown.code == 0 and "Linger=yes" in shown.out:
-            return None
+        with contextlib.suppress(CliError):
+            shown = self._run(["loginctl", "show-user", user, "--property=Linger"], self.stop_seconds)
+            if shown.code == 0 and "Linger=yes" in shown.out:
+                return None
         return f"it starts when {user} logs in; `loginctl enable-linger` has it start at boot"
 
     def file_faults(self) -> list[str]:

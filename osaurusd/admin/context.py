@@ -6,18 +6,23 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from osaurusd.catalog.imports import Imports
+from osaurusd.wire.diagnosis import Installation
 from osaurusd.wire.paths import Paths
 
 
 @dataclass(frozen=True)
 class Daemon:
-    """The running daemon: its identity, and how to end it. `started_at` is on the monotonic clock, in seconds."""
+    """The running daemon: its identity, and how to end it. `started_at` is on the monotonic clock, in seconds.
+
+    `installation` is what was there when it started: an upgrade in place changes the files and not the process.
+    """
 
     instance: str
     started_at: float
     endpoints: list[str]
     paths: Paths
     stop: Callable[[], None]
+    installation: Installation
 
 
 DAEMON = web.AppKey("DAEMON", Daemon)

@@ -6,7 +6,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from osaurusd import __version__, log
-from osaurusd.admin import imports, store, views
+from osaurusd.admin import diagnosis, imports, store, views
 from osaurusd.admin.context import DAEMON
 from osaurusd.errors import ModelNotFound, VersionMismatch
 from osaurusd.web import body, keys
@@ -30,6 +30,7 @@ def add_routes(app: web.Application) -> None:
     """Mount the admin API."""
     add_version_check(app)
     app.router.add_get(Route.STATUS, _status)
+    app.router.add_get(Route.DIAGNOSIS, diagnosis.show)
     app.router.add_get(Route.MODELS, _models)
     app.router.add_get(Route.WORKERS, _workers)
     app.router.add_post(Route.LOAD, _load)

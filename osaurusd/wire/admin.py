@@ -23,6 +23,7 @@ class Route(StrEnum):
     """Paths of the admin API."""
 
     STATUS = "/v0/status"
+    DIAGNOSIS = "/v0/diagnosis"
     MODELS = "/v0/models"
     WORKERS = "/v0/workers"
     LOAD = "/v0/load"

@@ -36,8 +36,11 @@ BARE_PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
 THROTTLE_SECONDS, EXIT_SECONDS, SOFT_FILES = 10, 5, 256
 EX_CONFIG = 78
 SPAWN_TYPES = {
-    "Standard": "daemon (3)", "Interactive": "interactive (4)", "Background": "background (5)", "Adaptive": "adaptive (6)"
-}  # fmt: skip
+    "Standard": "daemon (3)",
+    "Interactive": "interactive (4)",
+    "Background": "background (5)",
+    "Adaptive": "adaptive (6)",
+}
 SESSIONS = {"gui": "Aqua", "user": "Background", "system": "System"}
 HINT = "Try re-running the command as root for richer errors.\n"
 
@@ -101,6 +104,7 @@ class Job:
         self.removed = False
         self.wanted = asyncio.Event()
         self.ended = asyncio.Event()
+        self.spawned = asyncio.Event()
         self.life = None
 
     def begin(self):
@@ -140,10 +144,12 @@ class Job:
             self.last_code, self.last_signal, self.state = EX_CONFIG, None, "spawn scheduled"
             return True
         self.state = "SIGTERMed" if self.removed else "running"
+        self.spawned.set()
         code = await self.process.wait()
         self._kill_group()
         self.last_code, self.last_signal = (code, None) if code >= 0 else (None, -code)
         self.process, self.state = None, "not running"
+        self.spawned.clear()
         return self._keep_alive(code)
 
     async def _spawn(self):
@@ -264,7 +270,9 @@ class Domain:
         if self.faults.use_up("bootstrap_eio"):
             raise self._eio("Bootstrap")
         if self.faults.use_up("bootstrap_busy"):
-            raise Refused(37, f"{words[1]}: service already bootstrapped\nBootstrap failed: 37: Operation already in progress\n")
+            raise Refused(
+                37, f"{words[1]}: service already bootstrapped\nBootstrap failed: 37: Operation already in progress\n"
+            )
         self._load(words[1])
 
     def _load(self, path):
@@ -331,8 +339,7 @@ class Domain:
             raise Refused(37, "")
         job.kick("-k" in words)
         if "-p" in words:
-            while job.process is None:
-                await asyncio.sleep(0.01)
+            await job.spawned.wait()
             return f"{job.process.pid}\n"
         return ""
 
@@ -372,7 +379,13 @@ class Domain:
     def _job(self, target):
         label = self._label(target)
         if label not in self.jobs:
-            where = f"user gui: {self.uid}" if self.kind == "gui" else f"uid: {self.uid}" if self.kind == "user" else "system"
+            where = (
+                f"user gui: {self.uid}"
+                if self.kind == "gui"
+                else f"uid: {self.uid}"
+                if self.kind == "user"
+                else "system"
+            )
             raise Refused(113, f'Bad request.\nCould not find service "{label}" in domain for {where}\n')
         return self.jobs[label]
 
@@ -385,17 +398,32 @@ def printed(job):
     """As `launchctl print` shows a job: one tab before its own fields, more before what it contains."""
     tree = job.tree
     words = tree["ProgramArguments"]
-    lines = [f"{job.domain.name}/{job.label} = {{", f"\tactive count = {1 if job.process else 0}", f"\tpath = {job.path}"]
+    lines = [
+        f"{job.domain.name}/{job.label} = {{",
+        f"\tactive count = {1 if job.process else 0}",
+        f"\tpath = {job.path}",
+    ]
     lines += ["\ttype = LaunchAgent", f"\tstate = {job.state}", "", f"\tprogram = {words[0]}"]
     lines += ["\targuments = {", *(f"\t\t{word}" for word in words), "\t}", ""]
     if "WorkingDirectory" in tree:
         lines += [f"\tworking directory = {tree['WorkingDirectory']}", ""]
     for key, name in (("StandardOutPath", "stdout path"), ("StandardErrorPath", "stderr path")):
         lines += [f"\t{name} = {tree[key]}"] if key in tree else []
-    lines += ["\tinherited environment = {", "\t\tSSH_AUTH_SOCK => /private/tmp/com.apple.launchd.fake/Listeners", "\t}", ""]
+    lines += [
+        "\tinherited environment = {",
+        "\t\tSSH_AUTH_SOCK => /private/tmp/com.apple.launchd.fake/Listeners",
+        "\t}",
+        "",
+    ]
     lines += ["\tdefault environment = {", f"\t\tPATH => {BARE_PATH}", "\t}", "", "\tenvironment = {"]
     lines += [f"\t\t{name} => {value}" for name, value in tree.get("EnvironmentVariables", {}).items()]
-    lines += [f"\t\tXPC_SERVICE_NAME => {job.label}", "\t}", "", f"\tdomain = {job.domain.name} [100015]", "\tasid = 100015"]
+    lines += [
+        f"\t\tXPC_SERVICE_NAME => {job.label}",
+        "\t}",
+        "",
+        f"\tdomain = {job.domain.name} [100015]",
+        "\tasid = 100015",
+    ]
     lines += [f"\tminimum runtime = {tree.get('ThrottleInterval', THROTTLE_SECONDS)}"]
     lines += [f"\texit timeout = {tree.get('ExitTimeOut', EXIT_SECONDS)}", f"\truns = {job.runs}"]
     if job.process:

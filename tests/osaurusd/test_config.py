@@ -46,6 +46,7 @@ DEFAULTS = {
     "worker.load_timeout_seconds": 600.0,
     "worker.stop_grace_seconds": 5.0,
     "log.level": "info",
+    "log.content": False,
 }
 
 
@@ -86,6 +87,7 @@ def test_every_key_can_be_set_in_the_file(load):
         stop_grace_seconds = 86400
         [log]
         level = "debug"
+        content = true
     """
     found = dict(leaves(msgspec.to_builtins(load(text))))
     assert found == {
@@ -106,6 +108,7 @@ def test_every_key_can_be_set_in_the_file(load):
         "worker.load_timeout_seconds": 1.5,
         "worker.stop_grace_seconds": 86400.0,
         "log.level": "debug",
+        "log.content": True,
     }
     assert all(found[key] != DEFAULTS[key] for key in DEFAULTS)
 
