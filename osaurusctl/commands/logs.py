@@ -35,10 +35,11 @@ def command(output: Output, follow: bool, lines: int, since: datetime.datetime |
     stream = log_file.open_log(file)
     if stream is None and not follow:
         raise CliError(f"there is no log at {file}", hint="`osaurusctl status` tells whether osaurusd has run")
-    for record in log_file.last(file, lines, wanted, stream):
-        output.show(record, log_file.shown(record))
-    if follow:
-        # Ctrl-C is how this is meant to end.
-        with contextlib.suppress(KeyboardInterrupt):
-            for record in log_file.follow(file, wanted, stream):
-                output.show(record, log_file.shown(record))
+    with stream or contextlib.nullcontext():
+        for record in log_file.last(file, lines, wanted, stream):
+            output.show(record, log_file.shown(record))
+        if follow:
+            # Ctrl-C is how this is meant to end.
+            with contextlib.suppress(KeyboardInterrupt):
+                for record in log_file.follow(file, wanted, stream):
+                    output.show(record, log_file.shown(record))

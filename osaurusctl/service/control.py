@@ -33,8 +33,8 @@ def restart(manager: Manager, client: Client, timeout: float) -> DaemonStatus:
     """End the process when its requests are done, and wait until its successor serves."""
     before = ready.daemon_status(client)
     facts = manager.facts()
-    if not facts.loaded or facts.drift:
-        # What is loaded is not what the file says: only loading it anew changes that.
+    if not facts.running or facts.drift:
+        # Only loading it anew helps where what is loaded is not what the file says, or was taken and never started.
         manager.unloading().act()
         manager.loading().act()
         if facts.enabled is False:

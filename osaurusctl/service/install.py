@@ -69,14 +69,14 @@ def plan(manager: Manager, job: Job, paths: Paths) -> Plan:
         steps.append(Step(f"write the launcher {job.launcher}", lambda: launcher.write(job.launcher)))
     if stranger is not None:
         steps.append(_handing_over(stranger, paths))
-    unchanged = before == content and facts.loaded and facts.enabled is not False and not facts.drift
+    unchanged = before == content and facts.running and facts.enabled is not False and not facts.drift
     if unchanged:
         must_restart = not fresh or (status is not None and status.version != __version__)
-        steps.append(manager.restarting() if must_restart and facts.running else manager.starting())
+        steps.append(manager.restarting() if must_restart else manager.starting())
     else:
         steps += [manager.unloading()] if facts.loaded else []
         steps += [manager.writing(content), manager.loading()]
-    stays = unchanged and fresh and facts.running and status is not None and status.version == __version__
+    stays = unchanged and fresh and status is not None and status.version == __version__
     return Plan(
         manager=manager,
         content=content,

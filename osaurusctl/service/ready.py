@@ -1,7 +1,6 @@
 """Waiting until the very process that the service manager started serves."""
 
 import time
-from collections.abc import Callable
 
 from osaurusctl.client import Client
 from osaurusctl.errors import CliError
@@ -35,22 +34,14 @@ def await_ready(manager: Manager, client: Client, timeout: float, *, not_instanc
     """
     deadline = time.monotonic() + timeout
     while True:
-        facts, status = manager.facts(), daemon_status(client)
-        if status is not None and is_ready(facts, status) and status.instance != not_instance:
+        # The daemon first: asking it costs much less than asking the service manager.
+        status = daemon_status(client)
+        serves = status is not None and status.serving and status.instance != not_instance
+        if status is not None and serves and is_ready(manager.facts(), status):
             return status
         if time.monotonic() >= deadline:
-            raise _not_ready(manager, facts, status, timeout)
+            raise _not_ready(manager, manager.facts(), status, timeout)
         time.sleep(_POLL_SECONDS)
-
-
-def await_end(gone: Callable[[], bool], timeout: float) -> bool:
-    """Whether it has come about in time."""
-    deadline = time.monotonic() + timeout
-    while not gone():
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(_POLL_SECONDS)
-    return True
 
 
 def _not_ready(manager: Manager, facts: Facts, status: DaemonStatus | None, timeout: float) -> CliError:

@@ -221,9 +221,10 @@ class Systemd:
 def render(job: Job) -> str:
     """The unit file of a job."""
     variables = "".join(f"Environment={_quoted(f'{name}={value}')}\n" for name, value in sorted(job.env.items()))
+    program, *arguments = job.arguments
     return _UNIT.format(
-        # A dollar sign starts a variable in commands only.
-        command=" ".join(_quoted(word).replace("$", "$$") for word in job.arguments),
+        # A dollar sign starts a variable in arguments only.
+        command=" ".join([_quoted(program), *(_quoted(word).replace("$", "$$") for word in arguments)]),
         stop_seconds=STOP_SECONDS,
         home=str(job.user_home).replace("%", "%%"),
         environment=variables,
@@ -236,12 +237,12 @@ def recorded(text: str) -> Job:
     Raises:
         CliError: it is not one of ours.
     """
-    commands = [_words(value.replace("$$", "$")) for value in _values(text, "ExecStart")]
+    commands = [_words(value) for value in _values(text, "ExecStart")]
     homes = list(_values(text, "WorkingDirectory"))
     if len(commands) != 1 or not commands[0] or len(homes) != 1:
         raise CliError("it is no unit of osaurusd", code="bad_service_file")
     pairs = [word.partition("=") for value in _values(text, "Environment") for word in _words(value)]
-    host, port = options(commands[0])
+    host, port = options(word.replace("$$", "$") for word in commands[0])
     return Job(
         launcher=Path(commands[0][0]),
         user_home=Path(homes[0].replace("%%", "%")),

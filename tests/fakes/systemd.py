@@ -93,9 +93,10 @@ class Unit:
             channel.bind(str(address))
             channel.setblocking(False)
             listening = asyncio.create_task(self._listen(channel))
-            command = words(self.settings["Service.ExecStart"][0].replace("$$", "$"))
+            program, *arguments = words(self.settings["Service.ExecStart"][0])
             self.process = await asyncio.create_subprocess_exec(
-                *command,
+                program,
+                *(word.replace("$$", "$") for word in arguments),
                 env=self._environment(address),
                 cwd=self.settings.get("Service.WorkingDirectory", ["/"])[0].replace("%%", "%"),
                 stdin=asyncio.subprocess.DEVNULL,
