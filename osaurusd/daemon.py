@@ -68,7 +68,8 @@ def run(read: Callable[[], Config], paths: Paths) -> None:
 
     supervision.raise_file_limit()
     if supervision.supervised():
-        supervision.bound_crash_log()
+        for descriptor in (1, 2):
+            supervision.bound_crash_log(descriptor)
         supervision.persist(lambda: _run(checked, paths, patient=True))
     else:
         checked()

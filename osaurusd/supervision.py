@@ -73,8 +73,8 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def bound_crash_log(descriptor: int = 2, limit: int = CRASH_LOG_BYTES) -> None:
-    """Empty the file that standard error goes to if it has grown beyond `limit`; what it held is kept beside it once.
+def bound_crash_log(descriptor: int, limit: int = CRASH_LOG_BYTES) -> None:
+    """Empty the file that an output of ours goes to if it has grown beyond `limit`; what it held is kept beside it once.
 
     Copied and truncated, not renamed: the service manager goes on writing to the file it opened.
     """

@@ -95,4 +95,4 @@ def _yes(value: bool) -> str:
 def _upgrade(status: DaemonStatus) -> list[str]:
     if status.version == __version__:
         return []
-    return [f"osaurusctl is {__version__}: {RESTART} restarts the daemon to finish the upgrade"]
+    return [f"osaurusctl is {__version__}: restart to finish the upgrade ({RESTART})"]

@@ -103,7 +103,11 @@ def carry_out(plan: Plan, client: Client, timeout: float, say: Callable[[str], N
     except (CliError, OSError, KeyboardInterrupt) as error:
         if not plan.changed:
             raise
-        undone = _undo(plan, client)
+        interrupted = isinstance(error, KeyboardInterrupt)
+        if not interrupted and plan.before is None and _is_mendable(plan.manager, client):
+            undone = "it stays installed, and goes on by itself once that is mended"
+        else:
+            undone = _undo(plan)
         if isinstance(error, KeyboardInterrupt):
             raise
         raise _with(error, undone) from error
@@ -163,11 +167,9 @@ def _make_private(path: Path) -> None:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def _undo(plan: Plan, client: Client) -> str:
+def _undo(plan: Plan) -> str:
     """Put back what was there before, and tell how that went."""
     manager = plan.manager
-    if plan.before is None and _is_mendable(manager, client):
-        return "it stays installed, and goes on by itself once that is mended"
     try:
         manager.unloading().act()
         manager.writing(plan.before).act()

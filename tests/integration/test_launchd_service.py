@@ -173,6 +173,7 @@ def test_disabled_lasts_through_logins_and_a_start_is_for_once(mac: Mac) -> None
     assert mac.service()["enabled"]
 
 
+@pytest.mark.long
 def test_up_and_down_act_on_the_service(mac: Mac) -> None:
     assert 0 == mac.install().returncode
     assert 0 == mac.ctl("down").returncode
@@ -184,6 +185,7 @@ def test_up_and_down_act_on_the_service(mac: Mac) -> None:
     assert mac.service()["ready"]
 
 
+@pytest.mark.long
 def test_restart_lets_a_running_request_finish(mac: Mac, smollm_folder: Path) -> None:
     make_tiny(mac.home / "models" / "tiny", smollm_folder, eos_token_id=49151)
     assert 0 == mac.install().returncode
@@ -343,6 +345,7 @@ def test_a_port_that_comes_free_is_taken(mac: Mac) -> None:
     assert (pid, 1) == (mac.service()["pid"], mac.service()["runs"])
 
 
+@pytest.mark.long
 def test_a_change_to_a_port_that_is_held_is_taken_back(mac: Mac, taken: int) -> None:
     assert 0 == mac.install().returncode
     before = mac.plist.read_bytes()
@@ -472,6 +475,7 @@ def test_no_command_ends_the_service_it_runs_in(mac: Mac) -> None:
     assert pid == mac.pid
 
 
+@pytest.mark.long
 def test_another_homes_service_is_left_alone(mac: Mac) -> None:
     assert 0 == mac.install().returncode
     other = mac.root / "other"
@@ -483,6 +487,7 @@ def test_another_homes_service_is_left_alone(mac: Mac) -> None:
     assert mac.service()["ready"]
 
 
+@pytest.mark.long
 def test_drift_is_told_and_a_restart_loads_the_file(mac: Mac) -> None:
     assert 0 == mac.install().returncode
     tree = plistlib.loads(mac.plist.read_bytes())
@@ -555,6 +560,7 @@ def test_what_it_prints_is_bounded_at_the_next_start(mac: Mac) -> None:
     assert 0o600 == stat.S_IMODE(kept.stat().st_mode)
 
 
+@pytest.mark.long
 def test_an_installation_that_is_interrupted_takes_itself_back(mac: Mac) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
@@ -571,3 +577,5 @@ def test_an_installation_that_is_interrupted_takes_itself_back(mac: Mac) -> None
 
     assert 130 == process.returncode
     assert "interrupted" in stderr
+    assert not mac.plist.exists()
+    assert 3 == mac.ctl("status").returncode
