@@ -75,14 +75,14 @@ def holder(lock: Path) -> int | None:
     return None
 
 
-def wait_until_gone(lock: Path, timeout: float) -> None:
-    """Wait until no daemon holds `lock`.
+def wait_until_gone(lock: Path, timeout: float, *, only: int | None = None) -> None:
+    """Wait until no daemon holds `lock`, or another one than that with the pid `only`.
 
     Raises:
         CliError: one still does after `timeout` seconds; the message says which.
     """
     deadline = time.monotonic() + timeout
-    while (pid := holder(lock)) is not None:
+    while (pid := holder(lock)) is not None and only in (None, pid):
         if time.monotonic() >= deadline:
             message = f"osaurusd (pid {pid or 'unknown'}) still runs after {timeout:g} s"
             hint = f"`osaurusctl down` waits again, and `kill -9 {pid or 'PID'}` ends it at once"

@@ -115,7 +115,7 @@ async def _live(read: Callable[[], Config], paths: Paths, *, patient: bool) -> N
             ready = await (antechamber.wait(stop.soon) if patient else antechamber.enter())
             if ready is not None:
                 settings, doors = ready
-                stack.enter_context(contextlib.ExitStack()).callback(_close_all, doors)
+                stack.callback(_close_all, doors)
                 log.set_level(settings.config.log.level)
                 here = dataclasses.replace(daemon, endpoints=[listen.url(door) for door in doors])
                 await _serve(settings, here, doors, admin_door, stop)

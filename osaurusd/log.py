@@ -33,6 +33,7 @@ class _OwnerOnlyRotation(logging.handlers.RotatingFileHandler):
 
     def __init__(self, file: Path) -> None:
         self.fault: str | None = None
+        self._failed = False
         super().__init__(file, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8", delay=True)
         try:
             self.stream = self._open()
@@ -46,11 +47,14 @@ class _OwnerOnlyRotation(logging.handlers.RotatingFileHandler):
         return stream
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.fault = None
+        self._failed = False
         super().emit(record)
+        if not self._failed:
+            self.fault = None
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - the base's signature
         """Remember what kept a record out of the file. Standard error may be on the same full disk."""
+        self._failed = True
         self.fault = f"the log {self.baseFilename} cannot be written: {sys.exception()}"
 
 

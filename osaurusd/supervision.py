@@ -74,7 +74,7 @@ def raise_file_limit() -> None:
 
 
 def bound_crash_log(descriptor: int, limit: int = CRASH_LOG_BYTES) -> None:
-    """Empty the file that an output of ours goes to if it has grown beyond `limit`; what it held is kept beside it once.
+    """Empty the file that an output of ours goes to if it has grown beyond `limit`; what it held is kept once.
 
     Copied and truncated, not renamed: the service manager goes on writing to the file it opened.
     """

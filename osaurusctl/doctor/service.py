@@ -20,7 +20,7 @@ def launcher_runs(patient: Patient) -> Iterator[Check]:
         return
     if job is None:
         return
-    if fault := launcher.fault(job.launcher):
+    if fault := launcher.fault(job.launcher, job.env):
         yield failure("launcher", fault, "`osaurusctl install`, from where osaurusd is now, writes it anew")
     elif not launcher.is_current(job.launcher):
         yield warning(

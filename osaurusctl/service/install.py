@@ -67,8 +67,6 @@ def plan(manager: Manager, job: Job, paths: Paths) -> Plan:
     fresh = launcher.is_current(job.launcher)
     if not fresh:
         steps.append(Step(f"write the launcher {job.launcher}", lambda: launcher.write(job.launcher)))
-    if stranger is not None:
-        steps.append(_handing_over(stranger, paths))
     unchanged = before == content and facts.running and facts.enabled is not False and not facts.drift
     if unchanged:
         must_restart = not fresh or (status is not None and status.version != __version__)
@@ -76,6 +74,9 @@ def plan(manager: Manager, job: Job, paths: Paths) -> Plan:
     else:
         steps += [manager.unloading()] if facts.loaded else []
         steps += [manager.writing(content), manager.loading()]
+    if stranger is not None:
+        # Last: the service waits for the home, and a failure up to here leaves that daemon as it is.
+        steps.append(_handing_over(stranger, paths))
     stays = unchanged and fresh and status is not None and status.version == __version__
     return Plan(
         manager=manager,
@@ -103,14 +104,12 @@ def carry_out(plan: Plan, client: Client, timeout: float, say: Callable[[str], N
     except (CliError, OSError, KeyboardInterrupt) as error:
         if not plan.changed:
             raise
-        interrupted = isinstance(error, KeyboardInterrupt)
-        if not interrupted and plan.before is None and _is_mendable(plan.manager, client):
-            undone = "it stays installed, and goes on by itself once that is mended"
-        else:
-            undone = _undo(plan)
         if isinstance(error, KeyboardInterrupt):
+            _undo(plan)
             raise
-        raise _with(error, undone) from error
+        if plan.before is None and _is_mendable(plan.manager, client):
+            raise _with(error, "it stays installed, and goes on by itself once that is mended") from error
+        raise _with(error, _undo(plan)) from error
 
 
 def removing(manager: Manager, paths: Paths) -> list[Step]:
@@ -122,7 +121,7 @@ def removing(manager: Manager, paths: Paths) -> list[Step]:
     return [
         manager.unloading(),
         manager.writing(None),
-        Step(f"remove the launcher {launcher_file}", lambda: launcher_file.unlink(missing_ok=True)),
+        Step(f"remove the launcher {launcher_file}", lambda: launcher.remove(launcher_file)),
     ]
 
 
@@ -158,7 +157,7 @@ def _handing_over(daemon: DaemonStatus, paths: Paths) -> Step:
     def act() -> None:
         with contextlib.suppress(CliError):
             Client(paths.socket).shutdown()
-        process.wait_until_gone(paths.lock, _HAND_OVER_SECONDS)
+        process.wait_until_gone(paths.lock, _HAND_OVER_SECONDS, only=daemon.pid)
 
     return Step(f"stop the osaurusd that runs now (pid {daemon.pid}), and wait until it is gone", act)
 
@@ -175,6 +174,8 @@ def _undo(plan: Plan) -> str:
         manager.writing(plan.before).act()
         if plan.launcher_before is not None:
             files.replace(plan.launcher, plan.launcher_before, 0o755)
+        elif plan.before is None:
+            launcher.remove(plan.launcher)
         if plan.before is None:
             return "nothing was left installed"
         manager.loading().act()

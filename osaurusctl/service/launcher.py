@@ -5,15 +5,17 @@ the Python it links to, and the system would say nothing. The launcher looks for
 there is none it says so once and looks again, so that a service manager need not restart it over and over.
 """
 
-import os
+import contextlib
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from osaurusctl.service import files
 
 _PROBE_SECONDS = 20.0
+_BARE_PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
 
 # Where installers put programs; `~` is the home of whoever the service runs as.
 _USUAL = ("~/.local/bin/osaurusd", "/opt/homebrew/bin/osaurusd", "/usr/local/bin/osaurusd")
@@ -63,9 +65,19 @@ def write(path: Path) -> None:
     files.replace(path, render().encode(), 0o755)
 
 
-def fault(path: Path) -> str | None:
-    """Why the launcher at `path` does not start osaurusd, or None if it does. Runs it."""
-    env = {name: value for name, value in os.environ.items() if name != "OSAURUS_SUPERVISED"}
+def remove(path: Path) -> None:
+    """Take the launcher away, and its folder if that is empty then."""
+    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()
+
+
+def fault(path: Path, variables: Mapping[str, str]) -> str | None:
+    """Why the launcher at `path` does not start osaurusd, or None if it does.
+
+    Runs it with the service's `variables` and no others of this session: what works here may not work there.
+    """
+    env = {"HOME": str(Path.home()), "PATH": _BARE_PATH, **variables}
     try:
         run = subprocess.run(
             [path, "--version"], env=env, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False

@@ -14,6 +14,7 @@ from osaurusctl.service.job import Job, Mode, options
 
 TEMPLATE = "ai.osaurus.osaurusd.plist"
 
+_OTHER_VOLUME = "keep OSAURUS_HOME on the boot volume; `models.roots` names folders of models on other ones"
 _NOT_CARRIED = frozenset({"PATH", "HOME", "OSAURUS_SUPERVISED"})
 
 
@@ -35,7 +36,8 @@ def render(job: Job, label: str) -> dict[str, Any]:
         tree["UserName"] = job.user
         tree["EnvironmentVariables"]["HOME"] = str(job.user_home)
     if wrong := schema.problems(tree, job.mode):
-        raise CliError("\n".join(["the service file would be wrong:", *wrong]), code="bad_service_file")
+        hint = _OTHER_VOLUME if any("boot volume" in each for each in wrong) else None
+        raise CliError("\n".join(["the service file would be wrong:", *wrong]), hint=hint, code="bad_service_file")
     return tree
 
 

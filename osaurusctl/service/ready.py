@@ -4,6 +4,7 @@ import time
 
 from osaurusctl.client import Client
 from osaurusctl.errors import CliError
+from osaurusctl.service import launcher
 from osaurusctl.service.manager import Facts, Manager
 from osaurusd.wire.admin import DaemonStatus
 
@@ -57,7 +58,7 @@ def _cause(manager: Manager, facts: Facts, status: DaemonStatus | None) -> tuple
         last = f", and it ended last with {facts.last_exit}" if facts.last_exit not in (None, "0") else ""
         return f"{manager.name} has taken it, but no process runs ({facts.state}{last})", look
     if status is None:
-        return f"its process (pid {facts.pid}) does not answer yet", look
+        return _launcher_fault(manager) or f"its process (pid {facts.pid}) does not answer yet", look
     if status.pid != facts.pid:
         return f"another osaurusd (pid {status.pid}) has the home, and the service waits for its end", (
             f"end it with `kill {status.pid}`: the service takes over"
@@ -65,3 +66,9 @@ def _cause(manager: Manager, facts: Facts, status: DaemonStatus | None) -> tuple
     if status.faults:
         return "; ".join(status.faults), "once that is mended it goes on by itself; `osaurusctl status` shows it"
     return f"its process (pid {facts.pid}) does not serve yet", look
+
+
+def _launcher_fault(manager: Manager) -> str | None:
+    """Why the process that runs may be the launcher still, looking for osaurusd."""
+    job = manager.recorded()
+    return launcher.fault(job.launcher, job.env) if job is not None else None

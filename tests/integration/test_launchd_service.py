@@ -319,6 +319,20 @@ def test_a_moved_environment_is_named_and_mended(mac: Mac) -> None:
     assert mac.service()["ready"]
 
 
+def test_what_only_this_shell_can_import_is_not_installed(mac: Mac) -> None:
+    """A service does not have the shell's PYTHONPATH."""
+    bare = mac.root / "venv"
+    venv.create(bare, symlinks=True)
+    paths = os.pathsep.join([str(ROOT), *(path for path in sys.path if path.endswith("site-packages"))])
+    arguments = ["-m", "osaurusctl", "install", "--port", "0", "--timeout", "1"]
+    run = mac.run(bare / "bin" / "python", *arguments, PYTHONPATH=paths)
+
+    assert 1 == run.returncode
+    assert f"{bare}/bin/python cannot import osaurusd" in run.stderr
+    assert "nothing was left installed" in run.stderr
+    assert not (mac.home / "bin").exists()
+
+
 def test_a_stranger_on_the_port_is_named_and_sat_out(mac: Mac, taken: int) -> None:
     """Its 200 for `/health` is not ours."""
     run = mac.install("--port", str(taken), "--timeout", "1.5")
@@ -426,7 +440,7 @@ def test_uninstalled_leaves_models_and_settings(mac: Mac) -> None:
 
     assert 2 == mac.ctl("uninstall", "--purge").returncode
     assert 0 == mac.ctl("uninstall", "--purge", "--yes").returncode
-    assert [] == [path for path in mac.home.iterdir() if path.name != "bin"]
+    assert [] == list(mac.home.iterdir())
 
 
 def test_a_dry_run_shows_file_and_steps_and_does_nothing(mac: Mac) -> None:

@@ -20,7 +20,7 @@ def path(tmp_path):
 def test_it_runs_the_osaurusd_of_the_python_that_wrote_it(path):
     launcher.write(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o755
-    assert launcher.fault(path) is None
+    assert launcher.fault(path, {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}) is None
     assert launcher.is_current(path)
     run = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout == f"osaurusd {osaurusd.__version__}\n"
@@ -44,7 +44,7 @@ def test_a_python_that_is_gone_is_named(path, tmp_path, monkeypatch):
     path.parent.mkdir()
     path.write_text(launcher.render(Path("/gone/bin/python")))
     path.chmod(0o755)
-    assert "/gone/bin/python cannot import osaurusd" in launcher.fault(path)
+    assert "/gone/bin/python cannot import osaurusd" in launcher.fault(path, {})
     assert not launcher.is_current(path)
 
 
@@ -74,4 +74,4 @@ def test_supervised_it_says_so_once_and_goes_on_looking(path, tmp_path):
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    assert launcher.fault(tmp_path / "gone") == f"{tmp_path / 'gone'}: No such file or directory"
+    assert launcher.fault(tmp_path / "gone", {}) == f"{tmp_path / 'gone'}: No such file or directory"
