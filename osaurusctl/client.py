@@ -40,6 +40,7 @@ from osaurusd.wire.admin import (
     VerifyRequest,
     WorkerInfo,
 )
+from osaurusd.wire.diagnosis import Diagnosis
 from osaurusd.wire.errors import ErrorEnvelope
 from osaurusd.wire.residency import Event, PinReply, PinRequest
 
@@ -122,6 +123,10 @@ class Client:
     def details(self, model: str) -> ModelDetails:
         request = DetailsRequest(model=model)
         return _decode(self._request("POST", Route.DETAILS, request, timeout=self._patience).body, ModelDetails)
+
+    def diagnosis(self) -> Diagnosis:
+        """What the daemon itself sees of its surroundings."""
+        return _decode(self._request("GET", Route.DIAGNOSIS, timeout=self._patience).body, Diagnosis)
 
     def workers(self) -> list[WorkerInfo]:
         return _decode(self._request("GET", Route.WORKERS, timeout=self._patience).body, list[WorkerInfo])

@@ -27,7 +27,7 @@ EXIT_CODES = {
 """Every other code is an ordinary failure."""
 
 _SEE_LOG = "`osaurusctl status` names the log file"
-RESTART = "`osaurusctl down && osaurusctl up`"
+RESTART = "`osaurusctl restart`"
 
 HINTS = {
     ErrorCode.MODEL_NOT_FOUND: "`osaurusctl ls` lists the models on this machine",
@@ -39,6 +39,7 @@ HINTS = {
     ErrorCode.CONFIG_ERROR: "`osaurusctl config path` names the file, and `osaurusctl config check` checks it",
     ErrorCode.CONTEXT_LENGTH_EXCEEDED: "`osaurusctl ls` shows how many tokens each model takes",
     ErrorCode.SHUTTING_DOWN: "`osaurusctl up` starts it again once it has stopped",
+    ErrorCode.NOT_SERVING: "it goes on by itself once that is mended; `osaurusctl doctor` looks closer",
     ErrorCode.LOAD_FAILED: _SEE_LOG,
     ErrorCode.WORKER_CRASHED: _SEE_LOG,
     ErrorCode.INTERNAL_ERROR: _SEE_LOG,

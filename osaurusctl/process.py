@@ -1,5 +1,6 @@
 """The daemon as a process: starting it without a service manager, and seeing it end."""
 
+import contextlib
 import fcntl
 import os
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import osaurusd
 from osaurusctl.client import Client
-from osaurusctl.errors import CliError
+from osaurusctl.errors import CliError, DaemonNotRunning
+from osaurusd.config import SHUTDOWN_GRACE_SECONDS
 from osaurusd.wire.paths import Paths
 
 _READY_POLL_SECONDS = 0.025
@@ -46,6 +48,18 @@ def launch(paths: Paths, client: Client, options: Sequence[str], timeout: float)
         )
 
 
+def relaunch(paths: Paths, client: Client, timeout: float) -> None:
+    """End a daemon that was started by `launch`, and start another one as the configuration says.
+
+    Raises:
+        CliError: it does not end, or its successor does not start.
+    """
+    with contextlib.suppress(DaemonNotRunning):
+        client.shutdown()
+    wait_until_gone(paths.lock, SHUTDOWN_GRACE_SECONDS + 10)
+    launch(paths, client, [], timeout)
+
+
 def holder(lock: Path) -> int | None:
     """The pid of the daemon that holds `lock`; 0 if it has not written it; None if no daemon does."""
     try:
@@ -61,14 +75,14 @@ def holder(lock: Path) -> int | None:
     return None
 
 
-def wait_until_gone(lock: Path, timeout: float) -> None:
-    """Wait until no daemon holds `lock`.
+def wait_until_gone(lock: Path, timeout: float, *, only: int | None = None) -> None:
+    """Wait until no daemon holds `lock`, or another one than that with the pid `only`.
 
     Raises:
         CliError: one still does after `timeout` seconds; the message says which.
     """
     deadline = time.monotonic() + timeout
-    while (pid := holder(lock)) is not None:
+    while (pid := holder(lock)) is not None and only in (None, pid):
         if time.monotonic() >= deadline:
             message = f"osaurusd (pid {pid or 'unknown'}) still runs after {timeout:g} s"
             hint = f"`osaurusctl down` waits again, and `kill -9 {pid or 'PID'}` ends it at once"

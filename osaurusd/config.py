@@ -91,9 +91,10 @@ class Residency(Section, frozen=True):
 
 
 class Log(Section, frozen=True):
-    """`[log]`: how much is logged."""
+    """`[log]`: how much is logged. Prompts and answers only with `content`."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    content: bool = False
 
 
 class Models(Section, frozen=True):

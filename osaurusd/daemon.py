@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import ipaddress
 import os
 import signal
@@ -15,33 +16,36 @@ from typing import TextIO
 
 from aiohttp import web
 
-from osaurusd import __version__, log
+from osaurusd import __version__, log, supervision
 from osaurusd.admin import context
+from osaurusd.admin.antechamber import Antechamber
 from osaurusd.admin.routes import add_routes as add_admin_routes
 from osaurusd.awake import Awake
 from osaurusd.catalog.catalog import Catalog
 from osaurusd.catalog.imports import Imports
 from osaurusd.catalog.registry import Registry
 from osaurusd.catalog.roots import hub_cache
-from osaurusd.config import Config
+from osaurusd.config import Config, Log
+from osaurusd.errors import ConfigError
 from osaurusd.metrics import Counter
 from osaurusd.openai.routes import add_routes as add_client_routes
 from osaurusd.pool import blas, terms
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
-from osaurusd.web import guard, keys, listen, metrics
-from osaurusd.web.app import make_app
+from osaurusd.web import activation, guard, keys, listen, metrics
+from osaurusd.web.app import make_app, open_app
 from osaurusd.web.settings import Settings
+from osaurusd.wire.installation import installation
 from osaurusd.wire.paths import Paths
 
 logger = log.get_logger(__name__)
 
-# Handlers have nothing left to wait for once the pool is closed; this only bounds a client that does not read.
-HANDLER_END_SECONDS = 2.0
-
 
 def run(read: Callable[[], Config], paths: Paths) -> None:
-    """Serve in the foreground until SIGTERM, SIGINT or a request to shut down.
+    """Serve until SIGTERM, SIGINT or a request to shut down.
+
+    A supervised daemon does not end for want of something: it waits for its home, a usable configuration and its port,
+    and says so. In the foreground these are errors.
 
     Args:
         read: reads the configuration, now and whenever a reload is asked for.
@@ -57,14 +61,36 @@ def run(read: Callable[[], Config], paths: Paths) -> None:
         blas.find(config.worker.blas)
         return config
 
-    config = checked()
-    with listen.locked_home(paths.lock):
+    supervision.raise_file_limit()
+    if supervision.supervised():
+        for descriptor in (1, 2):
+            supervision.bound_crash_log(descriptor)
+        supervision.persist(lambda: _run(checked, paths, patient=True))
+    else:
+        checked()
+        _run(checked, paths, patient=False)
+
+
+def _run(read: Callable[[], Config], paths: Paths, *, patient: bool) -> None:
+    with listen.locked_home(paths.lock, _say_waiting if patient else None):
         for directory in (paths.log_dir, paths.state_dir):
             listen.make_private_dir(directory)
         # Often a link to a larger volume, so not held to the same rules.
         paths.models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with log.configured(config.log.level, paths.log_file, _console()):
-            asyncio.run(_serve(Settings(config, checked), paths))
+        with log.configured(_level(read), paths.log_file, _console()):
+            asyncio.run(_live(read, paths, patient=patient))
+
+
+def _say_waiting(reason: str) -> None:
+    supervision.say(f"{reason}; waiting for its end")
+    supervision.notify(f"STATUS={reason}")
+
+
+def _level(read: Callable[[], Config]) -> str:
+    try:
+        return read().log.level
+    except ConfigError:
+        return Log().level
 
 
 def _console() -> TextIO | None:
@@ -72,8 +98,40 @@ def _console() -> TextIO | None:
     return None if "OSAURUS_SUPERVISED" in os.environ else sys.stderr
 
 
-async def _serve(settings: Settings, paths: Paths) -> None:
-    server = settings.config.server
+async def _live(read: Callable[[], Config], paths: Paths, *, patient: bool) -> None:
+    stop = _Stop()
+    opened = activation.inherited()
+    with contextlib.ExitStack() as stack:
+        admin_door = opened.admin or stack.enter_context(listen.unix(paths.socket))
+        daemon = context.Daemon(uuid.uuid4().hex, time.monotonic(), [], paths, stop.soon.set, installation())
+        watchdog = asyncio.create_task(supervision.feed_watchdog())
+        antechamber = Antechamber(daemon, admin_door, read, opened.http)
+        try:
+            ready = await (antechamber.wait(stop.soon) if patient else antechamber.enter())
+            if ready is not None:
+                settings, doors = ready
+                stack.callback(_close_all, doors)
+                log.set_level(settings.config.log.level)
+                here = dataclasses.replace(daemon, endpoints=[listen.url(door) for door in doors])
+                await _serve(settings, here, doors, admin_door, stop)
+        finally:
+            supervision.notify("STOPPING=1", "STATUS=stopping")
+            watchdog.cancel()
+
+
+def _close_all(doors: list[socket.socket]) -> None:
+    for door in doors:
+        door.close()
+
+
+async def _serve(
+    settings: Settings,
+    daemon: context.Daemon,
+    doors: list[socket.socket],
+    admin_door: socket.socket,
+    stop: "_Stop",
+) -> None:
+    paths = daemon.paths
     registry = Registry(paths.state_dir / "names.json")
     catalog = Catalog(paths.models_dir, hub_cache(), registry, _extra_roots(settings.config))
     imports = Imports(catalog)
@@ -81,29 +139,26 @@ async def _serve(settings: Settings, paths: Paths) -> None:
     pool = Pool(terms.of(settings.config), awake=Awake())
     requests = metrics.make_counter()
     _follow(settings, catalog, pool)
-    stop = _Stop()
     await asyncio.to_thread(imports.sweep)
-    with contextlib.ExitStack() as stack:
-        doors = [stack.enter_context(door) for door in listen.tcp(server.host, server.port)]
-        admin_door = stack.enter_context(listen.unix(paths.socket))
-        endpoints = [listen.url(door) for door in doors]
-        faults = [fault for fault in (registry.fault, pins.fault) if fault is not None]
-        daemon = context.Daemon(uuid.uuid4().hex, time.monotonic(), endpoints, paths, stop.soon.set, faults)
-        tcp_app = _client_app(settings, catalog, pool, requests)
-        guard.guard_tcp(tcp_app, lambda: settings.config.server)
-        socket_app = _client_app(settings, catalog, pool, requests)
-        guard.guard_socket(socket_app, os.geteuid())
-        add_admin_routes(socket_app)
-        socket_app[context.DAEMON] = daemon
-        socket_app[context.IMPORTS] = imports
-        socket_app[context.PINS] = pins
-        runners = [await _open(tcp_app, doors), await _open(socket_app, [admin_door])]
-        logger.info("serving", version=__version__, pid=os.getpid(), endpoints=endpoints, socket=str(paths.socket))
-        _warn_if_exposed(doors)
-        warming = asyncio.create_task(_warm_up(catalog, pool, pins))
-        await stop.soon.wait()
-        warming.cancel()
-        await _close(runners, pool, stop, settings.config.server.shutdown_grace_seconds)
+    tcp_app = _client_app(settings, catalog, pool, requests)
+    guard.guard_tcp(tcp_app, lambda: settings.config.server)
+    socket_app = _client_app(settings, catalog, pool, requests)
+    guard.guard_socket(socket_app, os.geteuid())
+    add_admin_routes(socket_app)
+    faults = [fault for fault in (registry.fault, pins.fault) if fault is not None]
+    socket_app[context.DAEMON] = dataclasses.replace(daemon, faults=faults)
+    socket_app[context.IMPORTS] = imports
+    socket_app[context.PINS] = pins
+    runners = [await open_app(tcp_app, doors), await open_app(socket_app, [admin_door])]
+    endpoints = daemon.endpoints
+    logger.info("serving", version=__version__, pid=os.getpid(), endpoints=endpoints, socket=str(paths.socket))
+    supervision.notify("READY=1", f"STATUS=serving on {', '.join(endpoints)}")
+    _warn_if_exposed(doors)
+    warming = asyncio.create_task(_warm_up(catalog, pool, pins))
+    await stop.soon.wait()
+    supervision.notify("STOPPING=1", "STATUS=finishing running requests")
+    warming.cancel()
+    await _close(runners, pool, stop, settings.config.server.shutdown_grace_seconds)
 
 
 async def _warm_up(catalog: Catalog, pool: Pool, pins: Pins) -> None:
@@ -150,17 +205,6 @@ def _client_app(settings: Settings, catalog: Catalog, pool: Pool, requests: Coun
     add_client_routes(app)
     metrics.add_route(app, requests)
     return app
-
-
-async def _open(app: web.Application, listeners: list[socket.socket]) -> web.AppRunner:
-    # handler_cancellation: a client that hangs up ends its handler, and with it the generation.
-    runner = web.AppRunner(
-        app, handler_cancellation=True, access_log=None, shutdown_timeout=HANDLER_END_SECONDS, handle_signals=False
-    )
-    await runner.setup()
-    for listener in listeners:
-        await web.SockSite(runner, listener).start()
-    return runner
 
 
 async def _close(runners: list[web.AppRunner], pool: Pool, stop: _Stop, grace: float) -> None:

@@ -11,7 +11,7 @@ OsaurusError
 │   └── ModelNotDownloaded      known by name, but not on this machine
 ├── NotFound, MethodNotAllowed, RequestTooLarge, UnsupportedMediaType, Forbidden, VersionMismatch
 ├── Busy, QueueFull, NameTaken, ImportFailed
-├── InsufficientMemory, LoadFailed, WorkerCrashed, SlowClient, ModelUnloaded, ShuttingDown
+├── InsufficientMemory, LoadFailed, WorkerCrashed, SlowClient, ModelUnloaded, ShuttingDown, NotServing
 ├── ConfigError, HomeInUse, ListenFailed
 └── InternalError
 """
@@ -130,6 +130,10 @@ class ModelUnloaded(OsaurusError):
 
 class ShuttingDown(OsaurusError):
     code = ErrorCode.SHUTTING_DOWN
+
+
+class NotServing(OsaurusError):
+    code = ErrorCode.NOT_SERVING
 
 
 class ConfigError(OsaurusError):

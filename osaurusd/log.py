@@ -3,6 +3,7 @@
 import logging
 import logging.handlers
 import queue
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -30,10 +31,39 @@ _SHARED: list[structlog.typing.Processor] = [
 class _OwnerOnlyRotation(logging.handlers.RotatingFileHandler):
     """Rotates like its base; what it creates is readable by its owner only."""
 
+    def __init__(self, file: Path) -> None:
+        self.fault: str | None = None
+        self._failed = False
+        super().__init__(file, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8", delay=True)
+        try:
+            self.stream = self._open()
+        except OSError as error:
+            # A disk that is full is no reason not to start; the first record tries again.
+            self.fault = f"the log {file} cannot be written: {error}"
+
     def _open(self) -> TextIOWrapper:
         stream = super()._open()
         Path(self.baseFilename).chmod(0o600)
         return stream
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._failed = False
+        super().emit(record)
+        if not self._failed:
+            self.fault = None
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - the base's signature
+        """Remember what kept a record out of the file. Standard error may be on the same full disk."""
+        self._failed = True
+        self.fault = f"the log {self.baseFilename} cannot be written: {sys.exception()}"
+
+
+_FILES: list[_OwnerOnlyRotation] = []
+
+
+def faults() -> list[str]:
+    """What is amiss with the log file at the moment."""
+    return [file.fault for file in _FILES if file.fault is not None]
 
 
 @contextmanager
@@ -42,7 +72,7 @@ def configured(level: str, file: Path, console: TextIO | None) -> Iterator[None]
 
     Records cross a queue, so that a slow disk never holds up the event loop.
     """
-    to_file = _OwnerOnlyRotation(file, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8")
+    to_file = _OwnerOnlyRotation(file)
     to_file.setFormatter(_formatter([structlog.processors.JSONRenderer()]))
     handlers: list[logging.Handler] = [to_file]
     if console is not None:
@@ -63,11 +93,13 @@ def configured(level: str, file: Path, console: TextIO | None) -> Iterator[None]
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+    _FILES.append(to_file)
     listener.start()
     try:
         yield
     finally:
         listener.stop()
+        _FILES.remove(to_file)
         root.handlers = []
         for handler in handlers:
             handler.close()

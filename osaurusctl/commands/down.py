@@ -3,8 +3,10 @@ import click
 from osaurusctl import process
 from osaurusctl.client import Client
 from osaurusctl.command import Command
+from osaurusctl.commands import stop
 from osaurusctl.errors import DaemonNotRunning
 from osaurusctl.output import Output
+from osaurusctl.service import service
 from osaurusd.config import SHUTDOWN_GRACE_SECONDS
 from osaurusd.wire import paths
 
@@ -17,8 +19,11 @@ _PATIENCE_SECONDS = SHUTDOWN_GRACE_SECONDS + 10
 )
 @click.pass_obj
 def command(output: Output, timeout: float) -> None:
-    """Stop the daemon and wait until it is gone."""
+    """Stop the daemon, the service if it is installed, and wait until it is gone."""
     where = paths.resolve()
+    if (manager := service.ours()) is not None and manager.facts().running:
+        stop.perform(output, manager)
+        return
     try:
         pid = Client(where.socket).shutdown().pid
     except DaemonNotRunning:

@@ -3,8 +3,10 @@ import click
 from osaurusctl import process
 from osaurusctl.client import Client
 from osaurusctl.command import Command
+from osaurusctl.commands import start
 from osaurusctl.errors import DaemonNotRunning
 from osaurusctl.output import Output
+from osaurusctl.service import service
 from osaurusd.wire import paths
 from osaurusd.wire.admin import DaemonStatus
 
@@ -15,8 +17,15 @@ from osaurusd.wire.admin import DaemonStatus
 @click.option("--timeout", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to wait for it.")
 @click.pass_obj
 def command(output: Output, host: str | None, port: int | None, timeout: float) -> None:
-    """Start the daemon in the background."""
+    """Start the daemon in the background; the service, if it is installed."""
     where = paths.resolve()
+    if (manager := service.ours()) is not None:
+        if host is not None or port is not None:
+            raise click.UsageError(
+                "osaurusd is installed as a service: `osaurusctl install` takes `--host` and `--port`"
+            )
+        start.perform(output, manager, timeout)
+        return
     client = Client(where.socket)
     options = [*(["--host", host] if host else []), *(["--port", str(port)] if port is not None else [])]
     try:

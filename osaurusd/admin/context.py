@@ -7,6 +7,7 @@ from aiohttp import web
 
 from osaurusd.catalog.imports import Imports
 from osaurusd.pool.pins import Pins
+from osaurusd.wire.diagnosis import Installation
 from osaurusd.wire.paths import Paths
 
 
@@ -14,6 +15,7 @@ from osaurusd.wire.paths import Paths
 class Daemon:
     """The running daemon: its identity, and how to end it. `started_at` is on the monotonic clock, in seconds.
 
+    `installation` is what was there when it started: an upgrade in place changes the files and not the process.
     `faults` is what went wrong at the start, a line each.
     """
 
@@ -22,6 +24,7 @@ class Daemon:
     endpoints: list[str]
     paths: Paths
     stop: Callable[[], None]
+    installation: Installation
     faults: list[str] = field(default_factory=list)
 
 

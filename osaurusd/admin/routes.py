@@ -5,8 +5,8 @@ import os
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from osaurusd import __version__
-from osaurusd.admin import imports, residency, store, views
+from osaurusd import __version__, log
+from osaurusd.admin import diagnosis, imports, residency, store, views
 from osaurusd.admin.context import DAEMON, PINS
 from osaurusd.errors import VersionMismatch
 from osaurusd.web import body, keys
@@ -25,9 +25,9 @@ ANY_VERSION = frozenset({Route.STATUS, Route.SHUTDOWN})
 
 def add_routes(app: web.Application) -> None:
     """Mount the admin API."""
-    app.middlewares.append(_check_version)
-    app.on_response_prepare.append(_tell_version)
+    add_version_check(app)
     app.router.add_get(Route.STATUS, _status)
+    app.router.add_get(Route.DIAGNOSIS, diagnosis.show)
     app.router.add_get(Route.MODELS, _models)
     app.router.add_get(Route.WORKERS, residency.workers)
     app.router.add_post(Route.LOAD, residency.load)
@@ -44,6 +44,12 @@ def add_routes(app: web.Application) -> None:
     app.router.add_post(Route.PRUNE, store.prune)
     app.router.add_post(Route.RELOAD, _reload)
     app.router.add_post(Route.SHUTDOWN, _shutdown)
+
+
+def add_version_check(app: web.Application) -> None:
+    """Refuse requests of another API version, and say in every answer which one is spoken here."""
+    app.middlewares.append(_check_version)
+    app.on_response_prepare.append(_tell_version)
 
 
 @web.middleware
@@ -69,7 +75,7 @@ async def _status(request: web.Request) -> web.Response:
     pool, daemon = request.app[keys.POOL], request.app[DAEMON]
     reports = pool.report()
     missing = residency.missing_pins(records, request.app[PINS])
-    faults = [*catalog.faults, *daemon.faults, *missing, *views.failures(reports)]
+    faults = [*catalog.faults, *daemon.faults, *log.faults(), *missing, *views.failures(reports)]
     return body.reply(views.status(daemon, default, records, reports, pool.budget, faults))
 
 

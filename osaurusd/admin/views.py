@@ -95,6 +95,8 @@ def status(
     reports: list[WorkerReport],
     budget: Budget,
     faults: list[str],
+    *,
+    serving: bool = True,
 ) -> DaemonStatus:
     """The daemon as a whole."""
     return DaemonStatus(
@@ -114,6 +116,7 @@ def status(
         memory_budget_bytes=budget.total_bytes,
         memory_used_bytes=budget.used_bytes,
         faults=faults,
+        serving=serving,
     )
 
 

@@ -18,7 +18,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     record = await generation.find(request, chat.model)
     order = translate.order(chat, record.generation, request.app[keys.SETTINGS].config.defaults)
     envelope = generation.envelope("chatcmpl", record)
-    async with contextlib.aclosing(generation.events(request.app[keys.POOL], record, [order])) as events:
+    async with contextlib.aclosing(generation.events(request, record, [order])) as events:
         if chat.stream:
             return await sse.stream(request, chunks(envelope, events, include_usage=chat.include_usage))
         return body.reply(await render.completion(envelope, events))

@@ -17,7 +17,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     record = await generation.find(request, asked.model)
     orders = translate.orders(asked, record.generation, request.app[keys.SETTINGS].config.defaults)
     envelope = generation.envelope("cmpl", record)
-    async with contextlib.aclosing(generation.events(request.app[keys.POOL], record, orders)) as events:
+    async with contextlib.aclosing(generation.events(request, record, orders)) as events:
         if asked.stream:
             return await sse.stream(request, render.chunks(envelope, events, include_usage=asked.include_usage))
         return body.reply(await render.completion(envelope, events))

@@ -10,10 +10,9 @@ from aiohttp import web
 from osaurusd import ipc
 from osaurusd.catalog.record import ModelRecord
 from osaurusd.errors import InvalidRequest, ModelNotFound
-from osaurusd.openai import batch
+from osaurusd.openai import batch, content
 from osaurusd.openai.render.envelope import Envelope
 from osaurusd.pool.client import Event
-from osaurusd.pool.pool import Pool
 from osaurusd.web import keys
 
 
@@ -45,8 +44,12 @@ def envelope(kind: str, record: ModelRecord) -> Envelope:
     return Envelope(id=f"{kind}-{uuid.uuid4().hex}", created=int(time.time()), model=record.name)
 
 
-async def events(pool: Pool, record: ModelRecord, orders: Sequence[ipc.Generate]) -> AsyncGenerator[Event]:
+async def events(request: web.Request, record: ModelRecord, orders: Sequence[ipc.Generate]) -> AsyncGenerator[Event]:
     """The worker's events as `batch.run` yields them; closing this, as an aborted handler does, cancels the request."""
-    async with pool.lease(record) as worker, contextlib.aclosing(batch.run(worker, orders)) as found:
-        async for event in found:
-            yield event
+    async with request.app[keys.POOL].lease(record) as worker:
+        answer = batch.run(worker, orders)
+        if request.app[keys.SETTINGS].config.log.content:
+            answer = content.logged(answer, orders)
+        async with contextlib.aclosing(answer) as found:
+            async for event in found:
+                yield event

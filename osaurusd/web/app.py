@@ -1,9 +1,14 @@
 """Making an application: what every listener has in common."""
 
+import socket
+
 from aiohttp import web
 
 from osaurusd.config import Config
 from osaurusd.web import access, errors
+
+# Handlers have nothing left to wait for once the pool is closed; this only bounds a client that does not read.
+HANDLER_END_SECONDS = 2.0
 
 
 def make_app(config: Config) -> web.Application:
@@ -12,3 +17,15 @@ def make_app(config: Config) -> web.Application:
     access.record_access(app)
     app.middlewares.append(errors.middleware)
     return app
+
+
+async def open_app(app: web.Application, listeners: list[socket.socket]) -> web.AppRunner:
+    """Serve an application on sockets that listen already."""
+    # handler_cancellation: a client that hangs up ends its handler, and with it the generation.
+    runner = web.AppRunner(
+        app, handler_cancellation=True, access_log=None, shutdown_timeout=HANDLER_END_SECONDS, handle_signals=False
+    )
+    await runner.setup()
+    for listener in listeners:
+        await web.SockSite(runner, listener).start()
+    return runner

@@ -47,6 +47,7 @@ STATUS: Mapping[ErrorCode, int] = {
     ErrorCode.WORKER_CRASHED: 502,
     ErrorCode.MODEL_UNLOADED: 503,
     ErrorCode.SHUTTING_DOWN: 503,
+    ErrorCode.NOT_SERVING: 503,
     ErrorCode.INSUFFICIENT_MEMORY: 503,
 }
 

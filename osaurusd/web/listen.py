@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from osaurusd.errors import HomeInUse, ListenFailed
@@ -48,18 +48,26 @@ def url(listener: socket.socket) -> str:
 
 
 @contextlib.contextmanager
-def locked_home(lock: Path) -> Iterator[None]:
+def locked_home(lock: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Own this home while the block runs; the lock file holds our pid and is never removed.
 
+    Args:
+        lock: the file.
+        wait: told who owns it, before the end of that one is waited for, however long that takes.
+
     Raises:
-        HomeInUse: another daemon owns it; the message has its pid.
+        HomeInUse: another daemon owns it, and nobody said to `wait`; the message has its pid.
     """
     make_private_dir(lock.parent)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if not _lock(descriptor):
             pid = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-            raise HomeInUse(f"another osaurusd (pid {pid}) already runs on {lock.parent.parent}")
+            reason = f"another osaurusd (pid {pid}) already runs on {lock.parent.parent}"
+            if wait is None:
+                raise HomeInUse(reason)
+            wait(reason)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         yield

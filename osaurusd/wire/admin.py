@@ -25,6 +25,7 @@ class Route(StrEnum):
     """Paths of the admin API."""
 
     STATUS = "/v0/status"
+    DIAGNOSIS = "/v0/diagnosis"
     MODELS = "/v0/models"
     WORKERS = "/v0/workers"
     LOAD = "/v0/load"
@@ -138,6 +139,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The daemon as a whole. `instance` is a new random id on every start.
 
     `memory_used_bytes` of `memory_budget_bytes` are held by models, as they are reckoned.
+    One that is not `serving` has its reason in `faults`, and goes on by itself once that is mended.
     """
 
     version: str
@@ -156,6 +158,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     memory_budget_bytes: int = 0
     memory_used_bytes: int = 0
     faults: list[str] = []
+    serving: bool = True
 
 
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

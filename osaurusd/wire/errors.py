@@ -32,6 +32,7 @@ class ErrorCode(StrEnum):
     SLOW_CLIENT = "slow_client"
     MODEL_UNLOADED = "model_unloaded"
     SHUTTING_DOWN = "shutting_down"
+    NOT_SERVING = "not_serving"
     CONFIG_ERROR = "config_error"
     HOME_IN_USE = "home_in_use"
     LISTEN_FAILED = "listen_failed"

@@ -8,6 +8,8 @@ import pytest
 
 from osaurusctl.cli import MODULES
 from osaurusctl.errors import Exit
+from osaurusctl.service import manager as managers
+from osaurusctl.service import service
 from osaurusd.catalog.names import PUBLISHED
 from osaurusd.config import ENVIRONMENT, Config, known_keys
 from osaurusd.openai.routes import PREFIXES
@@ -15,6 +17,7 @@ from osaurusd.openai.schema.base import Request
 from osaurusd.openai.schema.chat import ChatRequest
 from osaurusd.openai.schema.completions import CompletionRequest
 from osaurusd.openai.translate.messages import ROLES
+from osaurusd.web.activation import LAUNCHD_VARIABLE
 from osaurusd.web.errors import STATUS
 from osaurusd.wire.errors import ErrorCode
 
@@ -100,6 +103,13 @@ def test_the_published_names_are_documented() -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    for document in (ROOT / "README.md", *DOCS.glob("*.md")):
+    for document in (ROOT / "README.md", ROOT / "launchd" / "README.md", *DOCS.glob("*.md")):
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_every_variable_of_the_service_is_documented() -> None:
+    text = (DOCS / "configuration.md").read_text()
+
+    for variable in (managers.MANAGER_VARIABLE, service.LABEL_VARIABLE, service.ROOT_VARIABLE, LAUNCHD_VARIABLE):
+        assert f"`{variable}`" in text

@@ -301,3 +301,18 @@ def test_loads_and_unloads_leave_nothing_behind(tiny_home: Path) -> None:
 
         # The first one opens what stays open.
         assert max(descriptors[1:]) <= descriptors[1]
+
+
+def test_prompts_and_answers_are_logged_only_if_asked_for(tiny_home: Path, post: Post) -> None:
+    config = tiny_home / "config.toml"
+    log = tiny_home / "logs" / "osaurusd.log"
+    body = {**LONG, "messages": [{"role": "user", "content": "xyzzy"}], "max_tokens": 2}
+    with daemons.running(tiny_home) as daemon:
+        assert 200 == post(daemon, body).getresponse().status
+        daemon.wait_for("request")
+        assert "xyzzy" not in log.read_text()
+        config.write_text("[log]\ncontent = true\n")
+        assert 200 == daemon.admin("POST", "/v0/reload", {})[0]
+        assert 200 == post(daemon, body).getresponse().status
+        daemon.wait_for("answer")
+        assert "xyzzy" in log.read_text()

@@ -39,9 +39,9 @@ def test_status_shows_what_is_amiss(daemon, invoke):
     ]
 
 
-def test_status_json_is_the_wire_object(daemon, invoke):
+def test_status_json_is_the_wire_object_and_the_service(daemon, invoke):
     result = invoke("status", "--json")
-    assert json.loads(result.stdout) == daemon.status()
+    assert json.loads(result.stdout) == {**daemon.status(), "serving": True, "service": None}
 
 
 def test_status_of_another_version_says_how_to_finish_the_upgrade(daemon, invoke):
@@ -50,7 +50,7 @@ def test_status_of_another_version_says_how_to_finish_the_upgrade(daemon, invoke
     assert result.exit_code == 0
     last = result.stdout.splitlines()[-1]
     assert __version__ in last
-    assert "`osaurusctl down && osaurusctl up`" in last
+    assert "`osaurusctl restart`" in last
 
 
 def test_ps_lists_workers_in_columns(daemon, invoke, fake):

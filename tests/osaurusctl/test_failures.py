@@ -175,7 +175,7 @@ def test_a_daemon_of_another_api_version_is_6(daemon, invoke, home, command, api
     assert result.exit_code == 6
     error, hint = result.stderr.splitlines()
     assert "osaurusd 9.9.9" in error
-    assert "`osaurusctl down && osaurusctl up`" in hint
+    assert "`osaurusctl restart`" in hint
 
 
 def test_a_412_without_version_headers_is_6(daemon, invoke):

@@ -60,6 +60,7 @@ DEFAULTS = {
     "residency.hang_seconds": 120.0,
     "residency.spare_seconds": 0.0,
     "log.level": "info",
+    "log.content": False,
 }
 
 
@@ -111,6 +112,7 @@ def test_every_key_can_be_set_in_the_file(load):
         spare_seconds = 1
         [log]
         level = "debug"
+        content = true
     """
     found = dict(leaves(msgspec.to_builtins(load(text))))
     assert found == {
@@ -141,6 +143,7 @@ def test_every_key_can_be_set_in_the_file(load):
         "residency.hang_seconds": 0.5,
         "residency.spare_seconds": 1.0,
         "log.level": "debug",
+        "log.content": True,
     }
     assert all(found[key] != DEFAULTS[key] for key in DEFAULTS)
 

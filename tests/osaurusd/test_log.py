@@ -222,3 +222,19 @@ def test_it_can_be_configured_again(tmp_path):
             logger.info(name)
     assert [lines(tmp_path / name)[0]["event"] for name in ("one", "two")] == ["one", "two"]
     assert [len(lines(tmp_path / name)) for name in ("one", "two")] == [1, 1]
+
+
+def test_a_file_that_cannot_be_written_is_a_fault_until_it_can(file, monkeypatch):
+    def full(self):
+        raise OSError(28, "No space left on device", str(file))
+
+    with log.configured("info", file, None):
+        assert log.faults() == []
+    with monkeypatch.context() as patched:
+        patched.setattr(log._OwnerOnlyRotation, "_open", full)
+        with log.configured("info", file, None):
+            assert "No space left on device" in log.faults()[0]
+            patched.undo()
+            logger.info("there is room again")
+        assert log.faults() == []
+    assert lines(file)[-1]["event"] == "there is room again"

@@ -42,6 +42,7 @@ STATUS = {
     "worker_crashed": 502,
     "model_unloaded": 503,
     "shutting_down": 503,
+    "not_serving": 503,
     "insufficient_memory": 503,
 }
 

@@ -28,6 +28,7 @@ PROMISED = {
     "request_exceeds_memory",
     "request_too_large",
     "shutting_down",
+    "not_serving",
     "slow_client",
     "unsupported_media_type",
     "unsupported_parameter",

@@ -1,0 +1,475 @@
+"""A stand-in for macOS's launchd: one process supervises the jobs of one domain, as long as that domain exists.
+
+`launchd.py DOMAIN` is what a login is; its end (SIGTERM) is the logout. It really runs jobs, with launchd's bare
+environment and limits, and has launchd's habits as they bear on who controls it:
+
+- a definition is cached when it is loaded: what happens to its file later does not matter until it is loaded again;
+- the set of disabled labels outlives bootout, files and logins;
+- KeepAlive's keys are ORed; a job is started again at the earliest ThrottleInterval after its last start;
+- bootout answers at once; the job stays, as SIGTERMed, until it has ended or ExitTimeOut has brought SIGKILL;
+- standard streams are opened before the program runs, so their failure is an exit code 78 that leaves no words;
+- a job's process group is killed when its process has ended.
+
+`FAKE_LAUNCHD_STATE` is the folder of sockets, disabled labels and `faults.json`; `FAKE_LAUNCHD_SCALE` multiplies every
+duration. `faults.json` holds `bootstrap_eio` (how many bootstraps still fail with 5), `bootstrap_busy` (with 37),
+`bootout_busy` (bootouts that answer 36), `no_process` (jobs are taken but not started), `disabled_is_eio`, and
+`old_print_disabled` (the flavour before macOS 13). It is read at every call.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import plistlib
+import pwd
+import resource
+import signal
+import stat
+import sys
+import time
+from pathlib import Path
+
+STATE = Path(os.environ["FAKE_LAUNCHD_STATE"])
+SCALE = float(os.environ.get("FAKE_LAUNCHD_SCALE", "1"))
+
+BARE_PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
+THROTTLE_SECONDS, EXIT_SECONDS, SOFT_FILES = 10, 5, 256
+EX_CONFIG = 78
+SPAWN_TYPES = {
+    "Standard": "daemon (3)",
+    "Interactive": "interactive (4)",
+    "Background": "background (5)",
+    "Adaptive": "adaptive (6)",
+}
+SESSIONS = {"gui": "Aqua", "user": "Background", "system": "System"}
+HINT = "Try re-running the command as root for richer errors.\n"
+
+
+class Refused(Exception):
+    """A call that fails, with launchctl's exit code and words."""
+
+    def __init__(self, code, text):
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+
+class Faults:
+    """The knobs, which tests turn while this runs."""
+
+    def __init__(self):
+        self.path = STATE / "faults.json"
+
+    def on(self, name):
+        return bool(self._all().get(name))
+
+    def use_up(self, name):
+        """Whether one more of these is due."""
+        left = self._all()
+        if not left.get(name):
+            return False
+        left[name] -= 1
+        self.path.write_text(json.dumps(left))
+        return True
+
+    def _all(self):
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
+
+
+class Disabled:
+    """Labels that must not start, by user."""
+
+    def __init__(self, uid):
+        self.path = STATE / f"disabled-{uid}.json"
+
+    def all(self):
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def put(self, label, value):
+        self.path.write_text(json.dumps(self.all() | {label: value}))
+
+
+class Job:
+    """A loaded definition and its process."""
+
+    def __init__(self, domain, path, tree):
+        self.domain, self.path, self.tree = domain, path, tree
+        self.label = tree["Label"]
+        self.state = "not running"
+        self.process = None
+        self.runs = 0
+        self.last_code = self.last_signal = None
+        self.reason = "speculative"
+        self.started_at = None
+        self.removed = False
+        self.wanted = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.spawned = asyncio.Event()
+        self.life = None
+
+    def begin(self):
+        keep = self.tree.get("KeepAlive", False)
+        # SuccessfulExit and Crashed imply one run; so does plain true.
+        if self.tree.get("RunAtLoad") or keep:
+            self.wanted.set()
+        self.life = asyncio.create_task(self._live())
+
+    async def _live(self):
+        while not self.removed:
+            await self.wanted.wait()
+            await self._throttle()
+            if self.removed:
+                break
+            self.wanted.clear()
+            if await self._run() and not self.removed:
+                self.reason = "inefficient"
+                self.wanted.set()
+
+    async def _throttle(self):
+        if self.started_at is None:
+            return
+        left = self.started_at + self.tree.get("ThrottleInterval", THROTTLE_SECONDS) * SCALE - time.monotonic()
+        if left > 0:
+            self.state = "spawn scheduled"
+            await asyncio.sleep(left)
+
+    async def _run(self):
+        """One life of the process; returns whether it must have another."""
+        self.runs += 1
+        self.started_at = time.monotonic()
+        self.state = "spawning"
+        try:
+            self.process = await self._spawn()
+        except OSError:
+            self.last_code, self.last_signal, self.state = EX_CONFIG, None, "spawn scheduled"
+            return True
+        self.state = "SIGTERMed" if self.removed else "running"
+        self.spawned.set()
+        code = await self.process.wait()
+        self._kill_group()
+        self.last_code, self.last_signal = (code, None) if code >= 0 else (None, -code)
+        self.process, self.state = None, "not running"
+        self.spawned.clear()
+        return self._keep_alive(code)
+
+    async def _spawn(self):
+        tree = self.tree
+        words = tree["ProgramArguments"]
+        with contextlib.ExitStack() as stack:
+            flags = os.O_CREAT | os.O_APPEND
+            streams = {
+                "stdin": self._stream(stack, "StandardInPath", os.O_RDONLY),
+                "stdout": self._stream(stack, "StandardOutPath", os.O_WRONLY | flags),
+                "stderr": self._stream(stack, "StandardErrorPath", os.O_WRONLY | flags),
+            }
+            return await asyncio.create_subprocess_exec(
+                tree.get("Program", words[0]),
+                *words[1:],
+                **streams,
+                cwd=tree.get("WorkingDirectory", "/"),
+                env=self._environment(),
+                umask=int(tree.get("Umask", 0o022)),
+                start_new_session=True,
+                preexec_fn=self._limit,
+            )
+
+    def _stream(self, stack, key, flags):
+        descriptor = os.open(self.tree.get(key, os.devnull), flags, 0o666)
+        stack.callback(os.close, descriptor)
+        return descriptor
+
+    def _environment(self):
+        user = pwd.getpwuid(os.getuid())
+        bare = {
+            "PATH": BARE_PATH,
+            "HOME": os.environ["HOME"],
+            "USER": user.pw_name,
+            "LOGNAME": user.pw_name,
+            "SHELL": user.pw_shell or "/bin/zsh",
+            "TMPDIR": "/tmp/",
+            "SSH_AUTH_SOCK": "/private/tmp/com.apple.launchd.fake/Listeners",
+            "XPC_SERVICE_NAME": self.label,
+        }
+        given = {k: v for k, v in self.tree.get("EnvironmentVariables", {}).items() if isinstance(v, str)}
+        return bare | given
+
+    def _limit(self):
+        soft = self.tree.get("SoftResourceLimits", {}).get("NumberOfFiles", SOFT_FILES)
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard), hard))
+
+    def _kill_group(self):
+        if not self.tree.get("AbandonProcessGroup"):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def _keep_alive(self, code):
+        keep = self.tree.get("KeepAlive", False)
+        if isinstance(keep, bool):
+            return keep
+        good, crashed = code == 0, code < 0 and -code not in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
+        wishes = []
+        if "SuccessfulExit" in keep:
+            wishes.append(keep["SuccessfulExit"] == good)
+        if "Crashed" in keep:
+            wishes.append(keep["Crashed"] == crashed)
+        return any(wishes)
+
+    def kick(self, kill):
+        if self.process is None:
+            self.reason = "one-shot"
+            self.wanted.set()
+        elif kill:
+            self.process.send_signal(signal.SIGKILL)
+            self.wanted.set()
+
+    async def remove(self):
+        """End it for good; returns when it is gone."""
+        self.removed = True
+        if self.process is None:
+            self.life.cancel()
+        else:
+            self.state = "SIGTERMed"
+            self.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(asyncio.CancelledError):
+            done, _ = await asyncio.wait({self.life}, timeout=self.tree.get("ExitTimeOut", EXIT_SECONDS) * SCALE)
+            if not done and self.process is not None:
+                self.process.send_signal(signal.SIGKILL)
+            await asyncio.wait({self.life})
+
+
+class Domain:
+    """What exists from login to logout."""
+
+    def __init__(self, name):
+        self.name = name
+        self.kind, _, uid = name.partition("/")
+        self.uid = uid or "system"
+        self.jobs = {}
+        self.disabled = Disabled(self.uid)
+        self.faults = Faults()
+        self.ending = set()
+
+    def login(self):
+        """Start what lies in the user's folder and may start here."""
+        for path in sorted((Path(os.environ["HOME"]) / "Library" / "LaunchAgents").glob("*.plist")):
+            with contextlib.suppress(Refused):
+                self._load(str(path))
+
+    async def logout(self):
+        await asyncio.gather(*(job.remove() for job in self.jobs.values()))
+
+    async def answer(self, argv):
+        verb, words = argv[0], argv[1:]
+        try:
+            return 0, await getattr(self, "do_" + verb.replace("-", "_"))(words) or "", ""
+        except Refused as refusal:
+            return refusal.code, "", refusal.text
+
+    async def do_bootstrap(self, words):
+        if self.faults.use_up("bootstrap_eio"):
+            raise self._eio("Bootstrap")
+        if self.faults.use_up("bootstrap_busy"):
+            raise Refused(
+                37, f"{words[1]}: service already bootstrapped\nBootstrap failed: 37: Operation already in progress\n"
+            )
+        self._load(words[1])
+
+    def _load(self, path):
+        tree = self._read(path)
+        label = tree["Label"]
+        if label in self.jobs:
+            raise self._eio("Bootstrap")
+        if self.disabled.all().get(label):
+            if self.faults.on("disabled_is_eio"):
+                raise self._eio("Bootstrap")
+            raise Refused(119, "Bootstrap failed: 119: Service is disabled\n")
+        sessions = tree.get("LimitLoadToSessionType", "Aqua" if self.kind == "gui" else SESSIONS[self.kind])
+        if SESSIONS[self.kind] not in ([sessions] if isinstance(sessions, str) else sessions):
+            raise Refused(134, "Bootstrap failed: 134: Service cannot load in requested session\n")
+        self.jobs[label] = job = Job(self, path, tree)
+        if self.faults.on("no_process"):
+            job.life = asyncio.create_task(job.ended.wait())
+        else:
+            job.begin()
+
+    def _read(self, path):
+        try:
+            found = Path(path).lstat()
+            right = stat.S_ISREG(found.st_mode) and path.endswith(".plist") and not found.st_mode & 0o022
+            tree = plistlib.loads(Path(path).read_bytes())
+        except Exception:  # noqa: BLE001  whatever is wrong with it, launchd has one answer
+            raise self._eio("Bootstrap") from None
+        if not right or found.st_uid not in (0, os.getuid()) or not isinstance(tree, dict):
+            raise self._eio("Bootstrap")
+        if "Label" not in tree or not tree.get("ProgramArguments"):
+            raise self._eio("Bootstrap")
+        return tree
+
+    async def do_bootout(self, words):
+        target = words[0]
+        if len(words) > 1 or target == self.name:
+            job = next((job for job in self.jobs.values() if words[1:] == [job.path]), None)
+            if job is None:
+                raise self._eio("Boot-out")
+        else:
+            job = self.jobs.get(self._label(target))
+            if job is None:
+                raise Refused(3, "Boot-out failed: 3: No such process\n")
+        if not job.removed:
+            task = asyncio.create_task(self._remove(job))
+            self.ending.add(task)
+            task.add_done_callback(self.ending.discard)
+        if self.faults.use_up("bootout_busy"):
+            raise Refused(36, "Boot-out failed: 36: Operation now in progress\n")
+
+    async def _remove(self, job):
+        await job.remove()
+        self.jobs.pop(job.label, None)
+
+    async def do_enable(self, words):
+        self.disabled.put(self._label(words[0]), False)
+
+    async def do_disable(self, words):
+        self.disabled.put(self._label(words[0]), True)
+
+    async def do_kickstart(self, words):
+        job = self._job(words[-1])
+        if job.process is not None and "-k" not in words:
+            raise Refused(37, "")
+        job.kick("-k" in words)
+        if "-p" in words:
+            await job.spawned.wait()
+            return f"{job.process.pid}\n"
+        return ""
+
+    async def do_kill(self, words):
+        job = self._job(words[1])
+        if job.process is None:
+            raise Refused(3, "No process to signal.\n")
+        number = int(words[0]) if words[0].isdecimal() else signal.Signals[words[0]]
+        job.process.send_signal(number)
+
+    async def do_print(self, words):
+        if words[0] == self.name:
+            return f"{self.name} = {{\n\ttype = {self.kind}\n\thandle = 1\n}}\n"
+        return printed(self._job(words[0]))
+
+    async def do_blame(self, words):
+        return self._job(words[0]).reason + "\n"
+
+    async def do_print_disabled(self, words):
+        old = self.faults.on("old_print_disabled")
+        words = {True: "true" if old else "disabled", False: "false" if old else "enabled"}
+        lines = [f'\t\t"{label}" => {words[value]}' for label, value in self.disabled.all().items()]
+        return "\n".join(["\tdisabled services = {", *lines, "\t}", ""])
+
+    async def do_list(self, words):
+        if words:
+            return listed(self._job(f"{self.name}/{words[0]}"))
+        lines = ["PID\tStatus\tLabel"]
+        for job in self.jobs.values():
+            pid = job.process.pid if job.process else "-"
+            lines.append(f"{pid}\t{-job.last_signal if job.last_signal else job.last_code or 0}\t{job.label}")
+        return "\n".join([*lines, ""])
+
+    def _label(self, target):
+        return target.removeprefix(self.name + "/")
+
+    def _job(self, target):
+        label = self._label(target)
+        if label not in self.jobs:
+            where = (
+                f"user gui: {self.uid}"
+                if self.kind == "gui"
+                else f"uid: {self.uid}"
+                if self.kind == "user"
+                else "system"
+            )
+            raise Refused(113, f'Bad request.\nCould not find service "{label}" in domain for {where}\n')
+        return self.jobs[label]
+
+    @staticmethod
+    def _eio(verb):
+        return Refused(5, f"{verb} failed: 5: Input/output error\n{HINT}")
+
+
+def printed(job):
+    """As `launchctl print` shows a job: one tab before its own fields, more before what it contains."""
+    tree = job.tree
+    words = tree["ProgramArguments"]
+    lines = [
+        f"{job.domain.name}/{job.label} = {{",
+        f"\tactive count = {1 if job.process else 0}",
+        f"\tpath = {job.path}",
+    ]
+    lines += ["\ttype = LaunchAgent", f"\tstate = {job.state}", "", f"\tprogram = {words[0]}"]
+    lines += ["\targuments = {", *(f"\t\t{word}" for word in words), "\t}", ""]
+    if "WorkingDirectory" in tree:
+        lines += [f"\tworking directory = {tree['WorkingDirectory']}", ""]
+    for key, name in (("StandardOutPath", "stdout path"), ("StandardErrorPath", "stderr path")):
+        lines += [f"\t{name} = {tree[key]}"] if key in tree else []
+    lines += [
+        "\tinherited environment = {",
+        "\t\tSSH_AUTH_SOCK => /private/tmp/com.apple.launchd.fake/Listeners",
+        "\t}",
+        "",
+    ]
+    lines += ["\tdefault environment = {", f"\t\tPATH => {BARE_PATH}", "\t}", "", "\tenvironment = {"]
+    lines += [f"\t\t{name} => {value}" for name, value in tree.get("EnvironmentVariables", {}).items()]
+    lines += [
+        f"\t\tXPC_SERVICE_NAME => {job.label}",
+        "\t}",
+        "",
+        f"\tdomain = {job.domain.name} [100015]",
+        "\tasid = 100015",
+    ]
+    lines += [f"\tminimum runtime = {tree.get('ThrottleInterval', THROTTLE_SECONDS)}"]
+    lines += [f"\texit timeout = {tree.get('ExitTimeOut', EXIT_SECONDS)}", f"\truns = {job.runs}"]
+    if job.process:
+        lines += [f"\tpid = {job.process.pid}"]
+    lines += [f"\timmediate reason = {job.reason}", "\tforks = 0", "\texecs = 1", "\tinitialized = 1"]
+    if job.last_signal:
+        lines += [f"\tlast terminating signal = {signal.strsignal(job.last_signal)}: {job.last_signal}"]
+    else:
+        code = "(never exited)" if job.last_code is None else job.last_code
+        lines += [f"\tlast exit code = {'78: EX_CONFIG' if code == EX_CONFIG else code}"]
+    lines += ["", "\tsemaphores = {", "\t\tsuccessful exit => 0", "\t}", ""]
+    lines += ["\tresource coalition = {", "\t\tstate = active", "\t\tpid = 1", "\t}", ""]
+    lines += [f"\tspawn type = {SPAWN_TYPES[tree.get('ProcessType', 'Standard')]}", "\tjetsam priority = 40"]
+    return "\n".join([*lines, "\tproperties = runatload | inferred program", "}", ""])
+
+
+def listed(job):
+    """As `launchctl list LABEL` does; LastExitStatus is what wait(2) gave."""
+    status = job.last_signal if job.last_signal else (job.last_code or 0) << 8
+    lines = ["{", f'\t"LimitLoadToSessionType" = "{SESSIONS[job.domain.kind]}";', f'\t"Label" = "{job.label}";']
+    lines += ['\t"OnDemand" = false;', f'\t"LastExitStatus" = {status};']
+    lines += [f'\t"PID" = {job.process.pid};'] if job.process else []
+    words = job.tree["ProgramArguments"]
+    lines += [f'\t"Program" = "{words[0]}";', '\t"ProgramArguments" = (', *(f'\t\t"{word}";' for word in words), "\t);"]
+    return "\n".join([*lines, "};", ""])
+
+
+async def main(name):
+    domain = Domain(name)
+
+    async def serve(reader, writer):
+        code, out, err = await domain.answer(json.loads(await reader.readline())["argv"])
+        writer.write(json.dumps({"code": code, "out": out, "err": err}).encode() + b"\n")
+        writer.close()
+
+    over = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, over.set)
+    path = STATE / f"{name.replace('/', '-')}.sock"
+    domain.login()
+    async with await asyncio.start_unix_server(serve, path):
+        print("ready", flush=True)
+        await over.wait()
+        await domain.logout()
+    path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))

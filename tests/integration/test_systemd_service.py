@@ -1,0 +1,237 @@
+"""The service under systemd, with the installed programs and real processes; and what systemd is told."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import daemons
+from tests.daemons import UnixConnection
+
+FAKES = Path(__file__).parents[1] / "fakes"
+PROGRAMS = Path(sys.executable).parent
+PATIENCE_SECONDS = 60
+
+
+class Account:
+    """A home, and the stand-in for its user's systemd."""
+
+    def __init__(self, root: Path) -> None:
+        self.home = root / "os & 100%h"
+        self.unit = root / "home" / ".config" / "systemd" / "user" / "osaurusd.service"
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OSAURUS_", "HF_", "XDG_"))}
+        self.env = {
+            **inherited,
+            "HOME": str(root / "home"),
+            "PATH": f"{FAKES}:{os.environ['PATH']}",
+            "OSAURUS_HOME": str(self.home),
+            "OSAURUS_ALLOW_ROOT": "1",
+            "OSAURUS_SERVICE_MANAGER": "systemd",
+            "FAKE_SYSTEMD_STATE": str(root / "systemd"),
+            "FAKE_SYSTEMD_SCALE": "0.05",
+        }
+
+    def login(self) -> subprocess.Popen[str]:
+        manager = subprocess.Popen(
+            [sys.executable, "-IS", FAKES / "systemd.py"], env=self.env, stdout=subprocess.PIPE, text=True
+        )
+        assert manager.stdout is not None
+        assert "ready\n" == manager.stdout.readline()
+        return manager
+
+    def ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [PROGRAMS / "osaurusctl", *arguments],
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+
+    def install(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        path = ["--env", f"PYTHONPATH={self.env['PYTHONPATH']}"] if "PYTHONPATH" in self.env else []
+        return self.ctl("install", "--port", "0", *path, *arguments)
+
+    def service(self) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads(self.ctl("status", "--json").stdout)["service"]
+        return facts
+
+
+def end(manager: subprocess.Popen[str]) -> None:
+    manager.terminate()
+    manager.wait(PATIENCE_SECONDS)
+    assert manager.stdout is not None
+    manager.stdout.close()
+
+
+@pytest.fixture
+def account() -> Iterator[Account]:
+    root = Path(tempfile.mkdtemp(prefix="ol", dir="/tmp"))
+    for folder in ("home", "systemd", "os & 100%h"):
+        (root / folder).mkdir()
+    yield Account(root)
+    shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def linux(account: Account) -> Iterator[Account]:
+    manager = account.login()
+    yield account
+    end(manager)
+
+
+def eventually(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not what():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.05)
+
+
+def test_installed_it_runs_comes_back_after_a_kill_and_follows_the_commands(linux: Account) -> None:
+    run = linux.install()
+    assert 0 == run.returncode, run.stderr
+    assert "enable-linger" in run.stderr
+    facts = linux.service()
+    assert [True] * 5 == [facts[name] for name in ("installed", "enabled", "loaded", "running", "ready")]
+    assert ("active (running)", []) == (facts["state"], facts["drift"])
+    assert 0o644 == stat.S_IMODE(linux.unit.stat().st_mode)
+
+    os.kill(facts["pid"], signal.SIGKILL)
+    eventually(lambda: linux.service()["runs"] == 2 and linux.service()["ready"])
+    assert 0 == linux.ctl("restart").returncode
+    assert 0 == linux.ctl("stop").returncode
+    assert not linux.service()["running"]
+    assert 0 == linux.ctl("start").returncode
+    assert linux.service()["ready"]
+
+
+def test_a_changed_unit_is_loaded_anew_and_removal_leaves_nothing(linux: Account) -> None:
+    assert 0 == linux.install().returncode
+    pid = linux.service()["pid"]
+    assert 0 == linux.install("--env", "CHANGED=a %n b").returncode
+    facts = linux.service()
+    assert (True, []) == (facts["ready"], facts["drift"])
+    assert pid != facts["pid"]
+    linux.unit.write_text(linux.unit.read_text() + "\n")
+    assert 2 == len(linux.service()["drift"])
+
+    assert 0 == linux.ctl("uninstall").returncode
+    assert not linux.unit.exists()
+    assert 3 == linux.ctl("status").returncode
+
+
+def test_disabled_lasts_through_a_login(account: Account) -> None:
+    manager = account.login()
+    assert 0 == account.install().returncode
+    assert 0 == account.ctl("disable").returncode
+    end(manager)
+    manager = account.login()
+    facts = account.service()
+    assert (False, False) == (facts["enabled"], facts["running"])
+    assert 0 == account.ctl("enable").returncode
+    end(manager)
+    manager = account.login()
+    eventually(lambda: account.service()["ready"])
+    end(manager)
+
+
+def test_a_session_without_systemd_says_what_to_do(account: Account) -> None:
+    run = account.install()
+
+    assert 1 == run.returncode
+    assert "no systemd of its user" in run.stderr
+    assert "osaurusctl up" in run.stderr
+
+
+class Listener:
+    """What systemd hears of a daemon."""
+
+    def __init__(self, address: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(address))
+        self.socket.settimeout(PATIENCE_SECONDS)
+
+    def wait_for(self, field: str) -> dict[str, str]:
+        while True:
+            words = self.socket.recv(65536).decode()
+            if field in words.splitlines():
+                return dict(line.split("=", 1) for line in words.splitlines())
+
+
+@pytest.fixture
+def listener(home: Path) -> Iterator[Listener]:
+    heard = Listener(home / "notify")
+    yield heard
+    heard.socket.close()
+
+
+def test_systemd_hears_of_the_start_the_watch_and_the_end(home: Path, listener: Listener) -> None:
+    with daemons.running(home, NOTIFY_SOCKET=str(home / "notify"), WATCHDOG_USEC="200000") as daemon:
+        ready = listener.wait_for("READY=1")
+        assert daemon.url in ready["STATUS"]
+        listener.wait_for("WATCHDOG=1")
+        listener.wait_for("WATCHDOG=1")
+        daemon.process.send_signal(signal.SIGTERM)
+        listener.wait_for("STOPPING=1")
+        assert 0 == daemon.process.wait(PATIENCE_SECONDS)
+
+
+def test_a_daemon_that_waits_is_ready_as_soon_as_its_socket_answers(home: Path, listener: Listener) -> None:
+    (home / "config.toml").write_text("prot = 1\n")
+    env = daemons.environment(home, NOTIFY_SOCKET=str(home / "notify"), OSAURUS_SUPERVISED="systemd")
+    process = subprocess.Popen([sys.executable, "-m", "osaurusd", "serve", "--port", "0"], env=env)
+    try:
+        listener.wait_for("READY=1")
+        connection = UnixConnection(home / "run" / "admin.sock")
+        connection.request("GET", "/v0/status", headers={"Host": "osaurusd"})
+        assert not json.loads(connection.getresponse().read())["serving"]
+        connection.close()
+        (home / "config.toml").unlink()
+        while "serving on" not in listener.wait_for("READY=1")["STATUS"]:
+            pass
+    finally:
+        process.terminate()
+        assert 0 == process.wait(PATIENCE_SECONDS)
+
+
+@pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="it comes with systemd")
+def test_sockets_that_systemd_opened_are_served(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    admin = home / "own.sock"
+    names = ["--listen", f"127.0.0.1:{port}", "--listen", str(admin), "--fdname=http:admin"]
+    passed = [f"--setenv={name}" for name in daemons.environment(home) if name != "PATH"]
+    process = subprocess.Popen(
+        ["systemd-socket-activate", *names, *passed, sys.executable, "-m", "osaurusd", "serve"],
+        env=daemons.environment(home),
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        # It starts the daemon once somebody connects, and that somebody is then answered.
+        eventually(admin.exists)
+        http = HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
+        http.request("GET", "/health")
+        assert 200 == http.getresponse().status
+        http.close()
+        unix = UnixConnection(admin)
+        unix.request("GET", "/v0/status", headers={"Host": "osaurusd"})
+        assert [f"http://127.0.0.1:{port}"] == json.loads(unix.getresponse().read())["endpoints"]
+        unix.close()
+        assert not (home / "run" / "admin.sock").exists()
+    finally:
+        process.terminate()
+        assert 0 == process.wait(PATIENCE_SECONDS)

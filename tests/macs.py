@@ -1,0 +1,170 @@
+"""An account whose services launchd runs: the stand-in, or the real launchd where tests run on a Mac with a screen."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from osaurusctl import process
+from tests import daemons
+
+FAKES = Path(__file__).parent / "fakes"
+PROGRAMS = Path(sys.executable).parent
+PATIENCE_SECONDS = 90
+SCALE = 0.02
+"""How long the stand-in's seconds are."""
+
+
+def has_screen() -> bool:
+    """Whether this is a Mac with somebody logged in at the screen."""
+    if sys.platform != "darwin":
+        return False
+    run = subprocess.run(["launchctl", "print", f"gui/{os.getuid()}"], capture_output=True, check=False)
+    return run.returncode == 0
+
+
+REAL = has_screen()
+LABEL = f"ai.osaurus.osaurusd.test-{os.getpid()}" if REAL else "ai.osaurus.osaurusd"
+
+
+@dataclass
+class Mac:
+    """A home, an OSAURUS_HOME with a space and an ampersand in it, and launchd."""
+
+    root: Path
+    env: dict[str, str]
+    domains: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+
+    @property
+    def home(self) -> Path:
+        return self.root / "os & home"
+
+    @property
+    def socket(self) -> Path:
+        return self.home / "run" / "admin.sock"
+
+    @property
+    def plist(self) -> Path:
+        return Path(self.env["HOME"]) / "Library" / "LaunchAgents" / f"{LABEL}.plist"
+
+    @property
+    def target(self) -> str:
+        return f"gui/{os.getuid()}/{LABEL}"
+
+    def login(self, kind: str = "gui") -> None:
+        """Have a domain, and with it what starts at login."""
+        if REAL:
+            return
+        supervisor = subprocess.Popen(
+            [sys.executable, "-IS", FAKES / "launchd.py", f"{kind}/{os.getuid()}"],
+            env=self.env,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert supervisor.stdout is not None
+        assert "ready\n" == supervisor.stdout.readline()
+        self.domains[kind] = supervisor
+
+    def logout(self, kind: str = "gui") -> None:
+        supervisor = self.domains.pop(kind)
+        supervisor.send_signal(signal.SIGTERM)
+        supervisor.wait(PATIENCE_SECONDS)
+        assert supervisor.stdout is not None
+        supervisor.stdout.close()
+
+    def faults(self, **knobs: Any) -> None:
+        """Have the stand-in fail in these ways from now on."""
+        (self.root / "launchd" / "faults.json").write_text(json.dumps(knobs))
+
+    def ctl(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run the installed `osaurusctl`."""
+        return self.run(PROGRAMS / "osaurusctl", *arguments, **env)
+
+    def install(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """`osaurusctl install`, on any free port unless the arguments say which."""
+        port = [] if "--port" in arguments else ["--port", "0"]
+        path = ["--env", f"PYTHONPATH={self.env['PYTHONPATH']}"] if "PYTHONPATH" in self.env else []
+        return self.ctl("install", *port, *path, *arguments, **env)
+
+    def launchctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.run("launchctl", *arguments)
+
+    def run(self, program: str | Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [program, *arguments],
+            env={**self.env, **env},
+            cwd=self.root,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+
+    def status(self) -> dict[str, Any]:
+        """What `osaurusctl status --json` prints, whether the daemon runs or not."""
+        document: dict[str, Any] = json.loads(self.ctl("status", "--json").stdout)
+        return document
+
+    def service(self) -> dict[str, Any]:
+        """The service's part of the status."""
+        facts: dict[str, Any] = self.status()["service"]
+        return facts
+
+    @property
+    def pid(self) -> int:
+        """Of the daemon that has the home."""
+        return int(self.admin("GET", "/v0/status")[1]["pid"])
+
+    def admin(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """One request over the Unix socket."""
+        connection = daemons.UnixConnection(self.socket)
+        headers = {"Host": "osaurusd", "Osaurus-Api": "1", "Content-Type": "application/json"}
+        try:
+            connection.request(method, path, body=None if body is None else json.dumps(body), headers=headers)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        finally:
+            connection.close()
+
+
+@contextlib.contextmanager
+def mac(*kinds: str) -> Iterator[Mac]:
+    """An account with these domains; nothing of it is left when the block ends."""
+    root = Path(tempfile.mkdtemp(prefix="om", dir="/tmp"))
+    for folder in ("home", "launchd", "os & home"):
+        (root / folder).mkdir()
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OSAURUS_", "HF_", "XDG_", "FAKE_"))}
+    env = {**inherited, "OSAURUS_HOME": str(root / "os & home"), "OSAURUS_ALLOW_ROOT": "1"}
+    if REAL:
+        env |= {"OSAURUS_SERVICE_LABEL": LABEL}
+    else:
+        env |= {
+            "HOME": str(root / "home"),
+            "PATH": f"{FAKES}:{env['PATH']}",
+            "OSAURUS_SERVICE_MANAGER": "launchd",
+            "FAKE_LAUNCHD_STATE": str(root / "launchd"),
+            "FAKE_LAUNCHD_SCALE": str(SCALE),
+        }
+    account = Mac(root, env)
+    try:
+        for kind in kinds:
+            account.login(kind)
+        yield account
+    finally:
+        if REAL:
+            account.ctl("uninstall")
+        for kind in list(account.domains):
+            account.logout(kind)
+        # What was started without launchd.
+        if process.holder(account.home / "run" / "admin.sock.lock"):
+            account.ctl("down")
+        shutil.rmtree(root, ignore_errors=True)
