@@ -21,6 +21,7 @@ from osaurusd.admin import context
 from osaurusd.admin.routes import add_routes as add_admin_routes
 from osaurusd.catalog.catalog import Catalog
 from osaurusd.catalog.imports import Imports
+from osaurusd.catalog.pulls import Pulls
 from osaurusd.catalog.registry import Registry
 from osaurusd.catalog.roots import hub_cache
 from osaurusd.config import Config
@@ -28,7 +29,7 @@ from osaurusd.openai.routes import add_routes as add_client_routes
 from osaurusd.pool import blas
 from osaurusd.pool.pool import Pool, Share
 from osaurusd.pool.process import Launch
-from osaurusd.web import guard, keys, listen
+from osaurusd.web import errors, guard, keys, listen
 from osaurusd.web.app import make_app
 from osaurusd.web.settings import Settings
 from osaurusd.wire.paths import Paths
@@ -82,6 +83,7 @@ async def _serve(settings: Settings, paths: Paths) -> None:
     registry = Registry(paths.state_dir / "names.json")
     catalog = Catalog(paths.models_dir, hub_cache(), registry, _extra_roots(settings.config))
     imports = Imports(catalog)
+    pulls = _pulls(settings, catalog, paths)
     pool = Pool(_launch(settings.config), _share(settings.config))
     _follow(settings, catalog, pool)
     stop = _Stop()
@@ -98,12 +100,15 @@ async def _serve(settings: Settings, paths: Paths) -> None:
         add_admin_routes(socket_app)
         socket_app[context.DAEMON] = daemon
         socket_app[context.IMPORTS] = imports
+        socket_app[context.PULLS] = pulls
         runners = [await _open(tcp_app, doors), await _open(socket_app, [admin_door])]
         logger.info("serving", version=__version__, pid=os.getpid(), endpoints=endpoints, socket=str(paths.socket))
         _warn_if_exposed(doors)
         warming = asyncio.create_task(catalog.refresh())
+        pulls.start()
         await stop.soon.wait()
         warming.cancel()
+        await pulls.close()
         await _close(runners, pool, stop, settings.config.server.shutdown_grace_seconds)
 
 
@@ -112,6 +117,15 @@ def _follow(settings: Settings, catalog: Catalog, pool: Pool) -> None:
     settings.on_change(lambda config: log.set_level(config.log.level))
     settings.on_change(lambda config: pool.configure(_launch(config), _share(config)))
     settings.on_change(lambda config: catalog.set_extra(_extra_roots(config)))
+
+
+def _pulls(settings: Settings, catalog: Catalog, paths: Paths) -> Pulls:
+    return Pulls(
+        catalog,
+        paths.state_dir / "pulls.json",
+        options=lambda: settings.config.pulls,
+        body=lambda error: errors.error_body(errors.known(error)),
+    )
 
 
 def _extra_roots(config: Config) -> list[Path]:

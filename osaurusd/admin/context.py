@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from osaurusd.catalog.imports import Imports
+from osaurusd.catalog.pulls import Pulls
 from osaurusd.wire.paths import Paths
 
 
@@ -22,3 +23,4 @@ class Daemon:
 
 DAEMON = web.AppKey("DAEMON", Daemon)
 IMPORTS = web.AppKey("IMPORTS", Imports)
+PULLS = web.AppKey("PULLS", Pulls)

@@ -6,7 +6,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from osaurusd import __version__
-from osaurusd.admin import imports, store, views
+from osaurusd.admin import imports, pulls, store, views
 from osaurusd.admin.context import DAEMON
 from osaurusd.errors import ModelNotFound, VersionMismatch
 from osaurusd.web import body, keys
@@ -36,6 +36,7 @@ def add_routes(app: web.Application) -> None:
     app.router.add_post(Route.LOAD, _load)
     app.router.add_post(Route.UNLOAD, _unload)
     app.router.add_post(Route.IMPORTS, imports.create)
+    pulls.add_routes(app)
     app.router.add_post(Route.DETAILS, store.details)
     app.router.add_post(Route.REMOVE, store.remove)
     app.router.add_post(Route.VERIFY, store.verify)
@@ -73,7 +74,8 @@ async def _status(request: web.Request) -> web.Response:
 async def _models(request: web.Request) -> web.Response:
     await request.app[keys.CATALOG].refresh()
     reports = request.app[keys.POOL].report()
-    return body.reply([views.model(record, reports) for record in await request.app[keys.CATALOG].records()])
+    records = await request.app[keys.CATALOG].records()
+    return body.reply(pulls.with_partials(request, [views.model(record, reports) for record in records]))
 
 
 async def _workers(request: web.Request) -> web.Response:

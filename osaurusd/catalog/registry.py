@@ -1,19 +1,13 @@
 """Names that were given once stay given: remembered over restarts, together with the users' aliases."""
 
-import contextlib
-import os
-import tempfile
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
-from osaurusd.catalog import names
+from osaurusd.catalog import names, statefile
 from osaurusd.errors import InvalidRequest, ModelNotFound, NameTaken
-from osaurusd.log import get_logger
-
-log = get_logger(__name__)
 
 VERSION = 1
 
@@ -35,7 +29,7 @@ class Registry:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._state = _load(file)
+        self._state = statefile.load(file, _State, VERSION, "names")
         # Scans name models in threads of their own, while requests add aliases.
         self._lock = threading.Lock()
 
@@ -103,34 +97,4 @@ class Registry:
             self._save()
 
     def _save(self) -> None:
-        """Replace the file as a whole, so that a crash leaves the old one or the new one."""
-        self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=self._file.parent, prefix=".names-")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(self._state)))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._file)  # noqa: PTH105  beside the descriptor calls it belongs to
-        except OSError:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
-            raise
-
-
-def _load(file: Path) -> _State:
-    try:
-        state = msgspec.json.decode(file.read_bytes(), type=_State)
-    except FileNotFoundError:
-        return _State()
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        return _set_aside(file, str(error))
-    return state if state.version == VERSION else _set_aside(file, f"its version is {state.version}")
-
-
-def _set_aside(file: Path, reason: str) -> _State:
-    aside = file.with_suffix(".damaged.json")
-    with contextlib.suppress(OSError):
-        file.replace(aside)
-    log.error("the names file could not be used and was moved aside", file=str(file), aside=str(aside), reason=reason)
-    return _State()
+        statefile.save(self._file, msgspec.json.encode(self._state))

@@ -35,6 +35,7 @@ from osaurusd.wire.admin import (
     WorkerState,
 )
 from osaurusd.wire.errors import ErrorBody, ErrorEnvelope
+from osaurusd.wire.pulls import PullRoute
 
 HOLD = object()
 """In a stream: wait until the client goes away."""
@@ -71,6 +72,9 @@ class FakeDaemon:
         self.status_override = {}
         self.import_events = []
         self.verify_events = []
+        self.pulls = []
+        self.pull_events = []
+        self.found = []
         self.details = {}
         self.aliases = {}
         self.leftovers = []
@@ -229,6 +233,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.reply(200, fake.models)
             case Route.WORKERS:
                 self.reply(200, fake.workers)
+            case PullRoute.PULLS:
+                self.reply(200, fake.pulls)
             case Route.ALIASES:
                 self.reply(200, [Alias(alias=alias, target=target) for alias, target in fake.aliases.items()])
 
@@ -269,6 +275,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     fake.leftovers = []
             case Route.RELOAD:
                 self.reply(200, fake.reloaded)
+            case _:
+                self.download()
+
+    def download(self):
+        fake = self.fake
+        match self.path:
+            case PullRoute.PULLS:
+                self.reply(202, fake.pulls[0])
+            case PullRoute.WATCH:
+                self.stream(fake.pull_events, lambda event: msgspec.json.encode(event) + b"\n")
+            case PullRoute.CANCEL:
+                self.reply(200, fake.pulls[0])
+            case PullRoute.SEARCH:
+                self.reply(200, fake.found)
 
     def remove(self, body):
         gone = [model for model in self.fake.models if model.name in body["models"]]

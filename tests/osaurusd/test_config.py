@@ -43,8 +43,15 @@ DEFAULTS = {
     "defaults.max_tokens": None,
     "worker.dequantize": "auto",
     "worker.blas": "auto",
+    "worker.prefix_cache_bytes": None,
+    "worker.max_waiting": 64,
+    "worker.stall_seconds": 0.2,
     "worker.load_timeout_seconds": 600.0,
     "worker.stop_grace_seconds": 5.0,
+    "pulls.connections": 6,
+    "pulls.stall_seconds": 30.0,
+    "pulls.patience_seconds": 1800.0,
+    "pulls.disk_margin_bytes": 1073741824,
     "log.level": "info",
 }
 
@@ -84,6 +91,14 @@ def test_every_key_can_be_set_in_the_file(load):
         blas = "none"
         load_timeout_seconds = 1.5
         stop_grace_seconds = 86400
+        prefix_cache_bytes = 0
+        max_waiting = 1
+        stall_seconds = 60
+        [pulls]
+        connections = 32
+        stall_seconds = 3600
+        patience_seconds = 0
+        disk_margin_bytes = 0
         [log]
         level = "debug"
     """
@@ -105,6 +120,13 @@ def test_every_key_can_be_set_in_the_file(load):
         "worker.blas": "none",
         "worker.load_timeout_seconds": 1.5,
         "worker.stop_grace_seconds": 86400.0,
+        "worker.prefix_cache_bytes": 0,
+        "worker.max_waiting": 1,
+        "worker.stall_seconds": 60.0,
+        "pulls.connections": 32,
+        "pulls.stall_seconds": 3600.0,
+        "pulls.patience_seconds": 0.0,
+        "pulls.disk_margin_bytes": 0,
         "log.level": "debug",
     }
     assert all(found[key] != DEFAULTS[key] for key in DEFAULTS)

@@ -11,6 +11,7 @@ import pytest
 from osaurusd import ipc
 from osaurusd.wire.admin import FileState
 from osaurusd.wire.errors import ErrorCode
+from osaurusd.wire.pulls import PullStage
 
 SAMPLING = ipc.Sampling(temperature=0.7, top_p=0.9, seed=-(2**63))
 TALK = [ipc.Message(role="system", content=""), ipc.Message(role="user", content='Grüße, "世界" 🦕\n\x00')]
@@ -53,11 +54,18 @@ FROM_STORE = [
     ipc.Hashed(files=[ipc.HashedFile(name=str(state), bytes=1, state=state) for state in FileState]),
     ipc.StoreFailure(message="no"),
 ]
+FROM_HUB = [
+    *(ipc.Pulling(stage=stage, done=1, total=2**40, commit="c" * 40, note="waiting") for stage in PullStage),
+    ipc.Pulled(commit="c" * 40, bytes=2**40),
+    ipc.HubModels(models=[ipc.HubModel(repo="org/name", bytes=1, gated=True)]),
+    *(ipc.HubFailure(code=code, message="no") for code in ErrorCode),
+]
 DIRECTIONS = [
     pytest.param(TO_WORKER, ipc.ToWorker, ipc.TO_WORKER, id="to worker"),
     pytest.param(FROM_WORKER, ipc.FromWorker, ipc.FROM_WORKER, id="from worker"),
     pytest.param(FROM_IMPORTER, ipc.FromImporter, ipc.FROM_IMPORTER, id="from importer"),
     pytest.param(FROM_STORE, ipc.FromStore, ipc.FROM_STORE, id="from store"),
+    pytest.param(FROM_HUB, ipc.FromHub, ipc.FROM_HUB, id="from hub"),
 ]
 
 
@@ -217,7 +225,9 @@ async def test_what_is_no_frame_is_an_error(body):
 
 @pytest.mark.parametrize(("samples", "_", "decoder"), DIRECTIONS)
 async def test_frames_of_other_directions_are_errors(samples, _, decoder):
-    foreign = [frame for frame in TO_WORKER + FROM_WORKER + FROM_IMPORTER + FROM_STORE if frame not in samples]
+    foreign = [
+        frame for frame in TO_WORKER + FROM_WORKER + FROM_IMPORTER + FROM_STORE + FROM_HUB if frame not in samples
+    ]
     assert foreign
     async with reading(decoder) as (reader, peer):
         for frame in foreign:
