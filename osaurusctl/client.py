@@ -42,6 +42,16 @@ from osaurusd.wire.admin import (
 )
 from osaurusd.wire.diagnosis import Diagnosis
 from osaurusd.wire.errors import ErrorEnvelope
+from osaurusd.wire.pulls import (
+    FoundModel,
+    PullCancel,
+    PullEvent,
+    PullInfo,
+    PullRequest,
+    PullRoute,
+    PullWatch,
+    SearchRequest,
+)
 from osaurusd.wire.residency import Event, PinReply, PinRequest
 
 T = TypeVar("T")
@@ -192,6 +202,27 @@ class Client:
     def verify(self, model: str) -> Generator[VerifyEvent, None, None]:
         """Events of a verification, as they come; closing the generator cancels it."""
         return self._events(Route.VERIFY, VerifyRequest(model=model), VerifyEvent)
+
+    def pull(self, model: str, token: str | None) -> PullInfo:
+        """Have the daemon download `model`; a pull that runs already is joined."""
+        request = PullRequest(model=model, token=token)
+        return _decode(self._request("POST", PullRoute.PULLS, request, timeout=self._patience).body, PullInfo)
+
+    def pulls(self) -> list[PullInfo]:
+        return _decode(self._request("GET", PullRoute.PULLS, timeout=self._patience).body, list[PullInfo])
+
+    def watch_pulls(self, pulls: Sequence[str]) -> Generator[PullEvent, None, None]:
+        """Events of pulls by their ids, as they come; closing the generator leaves them as they are."""
+        return self._events(PullRoute.WATCH, PullWatch(pulls=list(pulls)), PullEvent)
+
+    def cancel_pull(self, pull: str) -> PullInfo:
+        """End a pull by its id or a name of its model."""
+        request = PullCancel(pull=pull)
+        return _decode(self._request("POST", PullRoute.CANCEL, request, timeout=self._patience).body, PullInfo)
+
+    def search(self, request: SearchRequest) -> list[FoundModel]:
+        """Ask the hub for models; takes as long as the hub does."""
+        return _decode(self._request("POST", PullRoute.SEARCH, request).body, list[FoundModel])
 
     def chat(self, body: dict[str, Any]) -> Generator[bytes, None, None]:
         """The JSON objects of a streamed chat completion; closing the generator cancels it."""

@@ -8,6 +8,7 @@ from osaurusctl.client import Client
 from osaurusctl.errors import CliError
 from osaurusd.wire import paths
 from osaurusd.wire.admin import IN_MEMORY, ModelInfo, ModelState
+from osaurusd.wire.pulls import PullInfo, PullState
 
 _PATIENCE_SECONDS = 1.0
 
@@ -44,6 +45,17 @@ def pinned(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> lis
         return []
 
 
+def pullable(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of the pulls that may be asked for again."""
+    return matching([pull.name for pull in _pulls() if pull.state is not PullState.DONE], incomplete)
+
+
+def pulls(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of the pulls that run or wait."""
+    states = (PullState.QUEUED, PullState.RUNNING)
+    return matching([pull.name for pull in _pulls() if pull.state in states], incomplete)
+
+
 def matching(names: Iterable[str], incomplete: str) -> list[str]:
     return [name for name in names if name.lower().startswith(incomplete.lower())]
 
@@ -51,6 +63,13 @@ def matching(names: Iterable[str], incomplete: str) -> list[str]:
 def _models() -> list[ModelInfo]:
     try:
         return _client().models()
+    except (CliError, OSError, paths.SocketPathTooLong):
+        return []
+
+
+def _pulls() -> list[PullInfo]:
+    try:
+        return _client().pulls()
     except (CliError, OSError, paths.SocketPathTooLong):
         return []
 

@@ -31,7 +31,8 @@ RESTART = "`osaurusctl restart`"
 
 HINTS = {
     ErrorCode.MODEL_NOT_FOUND: "`osaurusctl ls` lists the models on this machine",
-    ErrorCode.MODEL_NOT_DOWNLOADED: "`osaurusctl ls` lists the models on this machine",
+    ErrorCode.MODEL_NOT_DOWNLOADED: "`osaurusctl pull NAME` downloads it",
+    ErrorCode.DISK_FULL: "`osaurusctl ls --sort size`, `osaurusctl rm NAME` and `osaurusctl prune` make room",
     ErrorCode.INSUFFICIENT_MEMORY: "`osaurusctl ps` shows what is loaded, and `osaurusctl unload NAME` makes room",
     ErrorCode.VERSION_MISMATCH: f"{RESTART} finishes the upgrade",
     ErrorCode.BUSY: "`osaurusctl ps` shows what is running or pinned, and `osaurusctl unload NAME --force` ends it",

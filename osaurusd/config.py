@@ -103,6 +103,19 @@ class Models(Section, frozen=True):
     roots: list[str] = []
 
 
+class Pulls(Section, frozen=True):
+    """`[pulls]`: downloads from the hub.
+
+    Each has `connections` at most. One that gives nothing for `stall_seconds` is made anew, and a pull that gets
+    nothing for `patience_seconds`, however often it asks, has failed. `disk_margin_bytes` of the disk stay free.
+    """
+
+    connections: Annotated[int, msgspec.Meta(ge=1, le=32)] = 6
+    stall_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 30.0
+    patience_seconds: Seconds = 1800.0
+    disk_margin_bytes: Annotated[int, msgspec.Meta(ge=0)] = 1024 * 1024 * 1024
+
+
 class Config(Section, frozen=True):
     """The whole configuration.
 
@@ -117,6 +130,7 @@ class Config(Section, frozen=True):
     defaults: Defaults = Defaults()
     worker: Worker = Worker()
     residency: Residency = Residency()
+    pulls: Pulls = Pulls()
     log: Log = Log()
 
 

@@ -23,16 +23,18 @@ from osaurusd.admin.routes import add_routes as add_admin_routes
 from osaurusd.awake import Awake
 from osaurusd.catalog.catalog import Catalog
 from osaurusd.catalog.imports import Imports
+from osaurusd.catalog.pulls import Pulls
 from osaurusd.catalog.registry import Registry
 from osaurusd.catalog.roots import hub_cache
 from osaurusd.config import Config, Log
 from osaurusd.errors import ConfigError
+from osaurusd.events import Bus
 from osaurusd.metrics import Counter
 from osaurusd.openai.routes import add_routes as add_client_routes
 from osaurusd.pool import blas, terms
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
-from osaurusd.web import activation, guard, keys, listen, metrics
+from osaurusd.web import activation, errors, guard, keys, listen, metrics
 from osaurusd.web.app import make_app, open_app
 from osaurusd.web.settings import Settings
 from osaurusd.wire.installation import installation
@@ -136,7 +138,9 @@ async def _serve(
     catalog = Catalog(paths.models_dir, hub_cache(), registry, _extra_roots(settings.config))
     imports = Imports(catalog)
     pins = Pins(paths.state_dir / "residency.json")
-    pool = Pool(terms.of(settings.config), awake=Awake())
+    bus, awake = Bus(), Awake()
+    pool = Pool(terms.of(settings.config), bus=bus, awake=awake)
+    pulls = _pulls(settings, catalog, paths, bus, awake)
     requests = metrics.make_counter()
     _follow(settings, catalog, pool)
     await asyncio.to_thread(imports.sweep)
@@ -145,19 +149,22 @@ async def _serve(
     socket_app = _client_app(settings, catalog, pool, requests)
     guard.guard_socket(socket_app, os.geteuid())
     add_admin_routes(socket_app)
-    faults = [fault for fault in (registry.fault, pins.fault) if fault is not None]
+    faults = [fault for fault in (registry.fault, pins.fault, pulls.fault) if fault is not None]
     socket_app[context.DAEMON] = dataclasses.replace(daemon, faults=faults)
     socket_app[context.IMPORTS] = imports
     socket_app[context.PINS] = pins
+    socket_app[context.PULLS] = pulls
     runners = [await open_app(tcp_app, doors), await open_app(socket_app, [admin_door])]
     endpoints = daemon.endpoints
     logger.info("serving", version=__version__, pid=os.getpid(), endpoints=endpoints, socket=str(paths.socket))
     supervision.notify("READY=1", f"STATUS=serving on {', '.join(endpoints)}")
     _warn_if_exposed(doors)
     warming = asyncio.create_task(_warm_up(catalog, pool, pins))
+    pulls.start()
     await stop.soon.wait()
     supervision.notify("STOPPING=1", "STATUS=finishing running requests")
     warming.cancel()
+    await pulls.close()
     await _close(runners, pool, stop, settings.config.server.shutdown_grace_seconds)
 
 
@@ -176,6 +183,17 @@ def _follow(settings: Settings, catalog: Catalog, pool: Pool) -> None:
     settings.on_change(lambda config: log.set_level(config.log.level))
     settings.on_change(lambda config: pool.configure(terms.of(config)))
     settings.on_change(lambda config: catalog.set_extra(_extra_roots(config)))
+
+
+def _pulls(settings: Settings, catalog: Catalog, paths: Paths, bus: Bus, awake: Awake) -> Pulls:
+    return Pulls(
+        catalog,
+        paths.state_dir / "pulls.json",
+        options=lambda: settings.config.pulls,
+        body=lambda error: errors.error_body(errors.known(error)),
+        bus=bus,
+        awake=awake,
+    )
 
 
 def _extra_roots(config: Config) -> list[Path]:

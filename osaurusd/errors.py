@@ -10,7 +10,7 @@ OsaurusError
 ├── ModelNotFound
 │   └── ModelNotDownloaded      known by name, but not on this machine
 ├── NotFound, MethodNotAllowed, RequestTooLarge, UnsupportedMediaType, Forbidden, VersionMismatch
-├── Busy, QueueFull, NameTaken, ImportFailed
+├── Busy, QueueFull, NameTaken, ImportFailed, PullFailed, DiskFull
 ├── InsufficientMemory, LoadFailed, WorkerCrashed, SlowClient, ModelUnloaded, ShuttingDown, NotServing
 ├── ConfigError, HomeInUse, ListenFailed
 └── InternalError
@@ -106,6 +106,14 @@ class NameTaken(OsaurusError):
 
 class ImportFailed(OsaurusError):
     code = ErrorCode.IMPORT_FAILED
+
+
+class PullFailed(OsaurusError):
+    code = ErrorCode.PULL_FAILED
+
+
+class DiskFull(OsaurusError):
+    code = ErrorCode.DISK_FULL
 
 
 class InsufficientMemory(OsaurusError):

@@ -14,6 +14,7 @@ import msgspec
 
 from osaurusd.wire.admin import FileState
 from osaurusd.wire.errors import ErrorCode
+from osaurusd.wire.pulls import PullStage
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 _LENGTH = struct.Struct(">I")
@@ -353,15 +354,59 @@ class StoreFailure(Frame, frozen=True, tag="store_failure"):
     message: str
 
 
+# Hub process to daemon
+
+
+class Pulling(Frame, frozen=True, tag="pulling"):
+    """How far a download is; the fields mean what they mean in `wire.pulls.PullInfo`."""
+
+    stage: PullStage
+    done: int = 0
+    total: int = 0
+    hashed: int = 0
+    to_hash: int = 0
+    bytes_per_second: float = 0
+    commit: str | None = None
+    note: str | None = None
+
+
+class Pulled(Frame, frozen=True, tag="pulled"):
+    """The model is in the cache, whole. `bytes` is the size of its files."""
+
+    commit: str
+    bytes: int
+
+
+class HubModel(Part, frozen=True):
+    """A model that the hub knows. `bytes` is the size of its weights."""
+
+    repo: str
+    bytes: int | None = None
+    parameters: int | None = None
+    downloads: int | None = None
+    gated: bool = False
+
+
+class HubModels(Frame, frozen=True, tag="hub_models"):
+    models: list[HubModel]
+
+
+class HubFailure(Frame, frozen=True, tag="hub_failure"):
+    code: ErrorCode
+    message: str
+
+
 ToWorker = Load | Limits | Generate | Cancel | Shutdown
 FromWorker = Hello | Loaded | LoadFailed | Delta | Finished | Done | Failed | Stats | Pulse
 FromImporter = Progress | Imported | ImportFailure
 FromStore = Deletion | Hashing | Hashed | StoreFailure
+FromHub = Pulling | Pulled | HubModels | HubFailure
 
 TO_WORKER: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
 FROM_WORKER: msgspec.json.Decoder[FromWorker] = msgspec.json.Decoder(FromWorker)
 FROM_IMPORTER: msgspec.json.Decoder[FromImporter] = msgspec.json.Decoder(FromImporter)
 FROM_STORE: msgspec.json.Decoder[FromStore] = msgspec.json.Decoder(FromStore)
+FROM_HUB: msgspec.json.Decoder[FromHub] = msgspec.json.Decoder(FromHub)
 
 
 def encode(frames: Iterable[Frame]) -> bytes:

@@ -33,5 +33,5 @@ def _describe(event: Event) -> str:
     ]
     lines = (event.reason or "").splitlines()
     about = f" ({', '.join(facts)})" if facts else ""
-    head = f"{when}  {event.kind:<11}  {event.model}{about}"
+    head = f"{when}  {event.kind:<14}  {event.model}{about}"
     return "\n".join([head + (f": {lines[0]}" if lines else ""), *(f"    {line}" for line in lines[1:])])

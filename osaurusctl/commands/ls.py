@@ -46,7 +46,7 @@ def command(output: Output, text: str | None, by: str, reverse: bool, state: str
     models = _ordered(models, by, reverse)
     output.show(models, _describe(models) if models else "")
     if not everything:
-        output.note("no models yet; `osaurusctl import PATH` brings one in")
+        output.note("no models yet; `osaurusctl pull NAME` downloads one")
     elif not models:
         output.note("no model is like that; `osaurusctl ls` lists them all")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from osaurusd.catalog.imports import Imports
+from osaurusd.catalog.pulls import Pulls
 from osaurusd.pool.pins import Pins
 from osaurusd.wire.diagnosis import Installation
 from osaurusd.wire.paths import Paths
@@ -31,3 +32,4 @@ class Daemon:
 DAEMON = web.AppKey("DAEMON", Daemon)
 PINS = web.AppKey("PINS", Pins)
 IMPORTS = web.AppKey("IMPORTS", Imports)
+PULLS = web.AppKey("PULLS", Pulls)

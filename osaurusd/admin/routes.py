@@ -6,7 +6,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from osaurusd import __version__, log
-from osaurusd.admin import diagnosis, imports, residency, store, views
+from osaurusd.admin import diagnosis, imports, pulls, residency, store, views
 from osaurusd.admin.context import DAEMON, PINS
 from osaurusd.errors import VersionMismatch
 from osaurusd.web import body, keys
@@ -36,6 +36,7 @@ def add_routes(app: web.Application) -> None:
     app.router.add_post(Route.PINS, residency.pin)
     app.router.add_get(Route.EVENTS, residency.events)
     app.router.add_post(Route.IMPORTS, imports.create)
+    pulls.add_routes(app)
     app.router.add_post(Route.DETAILS, store.details)
     app.router.add_post(Route.REMOVE, store.remove)
     app.router.add_post(Route.VERIFY, store.verify)
@@ -82,7 +83,8 @@ async def _status(request: web.Request) -> web.Response:
 async def _models(request: web.Request) -> web.Response:
     await request.app[keys.CATALOG].refresh()
     reports = request.app[keys.POOL].report()
-    return body.reply([views.model(record, reports) for record in await request.app[keys.CATALOG].records()])
+    records = await request.app[keys.CATALOG].records()
+    return body.reply(pulls.with_partials(request, [views.model(record, reports) for record in records]))
 
 
 async def _reload(request: web.Request) -> web.Response:

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from osaurusd import ipc
 from osaurusd.admin import lines, views
-from osaurusd.admin.context import IMPORTS, PINS
+from osaurusd.admin.context import IMPORTS, PINS, PULLS
 from osaurusd.catalog import facts, store
 from osaurusd.catalog.record import ModelRecord
 from osaurusd.errors import Busy, OsaurusError
@@ -93,14 +93,16 @@ async def verify(request: web.Request) -> web.StreamResponse:
 
 
 async def prune(request: web.Request) -> web.Response:
-    """Remove our own leftovers, but not those of an import that is running."""
+    """Remove our own leftovers, but not those of an import or a pull that runs or waits."""
     order = await body.read(request, PruneRequest)
-    running = {str(path) for path in request.app[IMPORTS].running}
-    found = await store.leftovers(request.app[keys.CATALOG].models_dir)
-    leftovers = [leftover for leftover in found if leftover.path not in running]
+    catalog, pulls = request.app[keys.CATALOG], request.app[PULLS]
+    kept = {str(path) for path in (*request.app[IMPORTS].running, *pulls.in_use())}
+    found = await store.leftovers(catalog.models_dir, catalog.hub)
+    leftovers = [leftover for leftover in found if leftover.path not in kept]
     if not order.dry_run:
         for leftover in leftovers:
             await asyncio.to_thread(shutil.rmtree, Path(leftover.path), ignore_errors=True)
+            await pulls.forget(Path(leftover.path))
     return body.reply(PruneReply(leftovers=leftovers))
 
 

@@ -132,16 +132,17 @@ class Catalog:
         return next((r for r in records if wanted in (r.name, r.repo.lower(), *r.aliases)), None)
 
     def _missing(self, model: str) -> ModelNotFound:
-        for repo, name in names.PUBLISHED.items():
-            if model.lower() in (repo.lower(), name):
-                return ModelNotDownloaded(
-                    f"the model `{name}` is not downloaded; get it with `hf download {repo}`", param="model"
-                )
+        known = {alias: alias for alias in self.registry.aliases}
+        known |= {key: name for repo, name in names.PUBLISHED.items() for key in (repo.lower(), name)}
+        if name := known.get(model.lower()):
+            return ModelNotDownloaded(
+                f"the model `{name}` is not downloaded; `osaurusctl pull {name}` gets it", param="model"
+            )
         here = [record.name for record in self._records if record.state is ModelState.AVAILABLE]
         if near := names.near(model, here):
             hint = "did you mean " + " or ".join(f"`{name}`" for name in near) + "?"
         elif here:
             hint = "available models: " + ", ".join(f"`{name}`" for name in here[:10])
         else:
-            hint = "no model is available yet; bring one in with `osaurusctl import`"
+            hint = "no model is available yet; `osaurusctl pull NAME` downloads one"
         return ModelNotFound(f"there is no model `{model}`; {hint}", param="model")

@@ -5,7 +5,7 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -23,7 +23,10 @@ class ChildDied(Exception):
 
 
 async def frames(
-    module: Sequence[str], arguments: Sequence[str], decoder: msgspec.json.Decoder[T]
+    module: Sequence[str],
+    arguments: Sequence[str],
+    decoder: msgspec.json.Decoder[T],
+    env: Mapping[str, str] | None = None,
 ) -> AsyncGenerator[T]:
     """Run a child and yield its frames; closing the iterator kills it.
 
@@ -31,28 +34,31 @@ async def frames(
         module: the command, up to `--fd N`.
         arguments: what follows.
         decoder: reads the union of frames that it sends.
+        env: its whole environment; None for ours.
 
     Raises:
         ChildDied: it could not be started, sent garbage, or ended before the frame at which the caller stops.
     """
-    process, ours = await _spawn(module, arguments)
-    stream, writer = await ipc.connect(ours.detach())
-    reader = ipc.FrameReader(stream, decoder)
+    process, ours = await _spawn(module, arguments, env)
     try:
-        while (frame := await reader.read()) is not None:
-            yield frame
-        code = await process.wait()
-        raise ChildDied(signal.Signals(-code).name if code < 0 else f"exit code {code}")
+        stream, writer = await ipc.connect(ours.detach())
+        with contextlib.closing(writer):
+            reader = ipc.FrameReader(stream, decoder)
+            while (frame := await reader.read()) is not None:
+                yield frame
+            code = await process.wait()
+            raise ChildDied(signal.Signals(-code).name if code < 0 else f"exit code {code}")
     except ipc.FrameError as error:
         raise ChildDied(f"it sent garbage: {error}") from error
     finally:
-        writer.close()
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await asyncio.shield(process.wait())
 
 
-async def _spawn(module: Sequence[str], arguments: Sequence[str]) -> tuple[asyncio.subprocess.Process, socket.socket]:
+async def _spawn(
+    module: Sequence[str], arguments: Sequence[str], env: Mapping[str, str] | None
+) -> tuple[asyncio.subprocess.Process, socket.socket]:
     ours, theirs = socket.socketpair()
     with theirs:
         try:
@@ -65,8 +71,12 @@ async def _spawn(module: Sequence[str], arguments: Sequence[str]) -> tuple[async
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
+                env=env,
             )
         except OSError as error:
             ours.close()
             raise ChildDied(f"it could not be started: {error}") from error
+        except asyncio.CancelledError:
+            ours.close()
+            raise
         return process, ours

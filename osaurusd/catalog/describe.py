@@ -94,8 +94,13 @@ def _number(value: object, low: float, high: float) -> float | None:
 def tokenizer_needs_code(folder: Path) -> bool:
     """Whether `tokenizer_config.json` names a tokenizer class that the repo itself ships as code."""
     try:
-        auto_map = read_object(folder / "tokenizer_config.json").get("auto_map")
+        return names_own_tokenizer(read_object(folder / "tokenizer_config.json"))
     except (OSError, ValueError):
         return False
+
+
+def names_own_tokenizer(tokenizer_config: Mapping[str, Any]) -> bool:
+    """`tokenizer_needs_code` for a file's content."""
+    auto_map = tokenizer_config.get("auto_map")
     # Older files have a list of the slow and the fast class in place of the object.
     return isinstance(auto_map, list) or (isinstance(auto_map, dict) and "AutoTokenizer" in auto_map)

@@ -39,6 +39,19 @@ def hub_cache(env: Mapping[str, str] = os.environ) -> Path:
     return _expanded(env.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface" / "hub"
 
 
+def repo_folder(hub: Path, repo: str) -> Path:
+    """Where a Hugging Face cache keeps the repo `ORG/NAME`."""
+    return hub / "--".join(["models", *repo.split("/")])
+
+
+def pulls_folder(hub: Path) -> Path:
+    """Where downloads into a Hugging Face cache lie until they are complete, a folder for each repo.
+
+    The hub's client passes `.locks` over when it looks for models, and so do we.
+    """
+    return hub / ".locks" / ".osaurus-pulls"
+
+
 def _expanded(path: str) -> Path:
     return Path(os.path.expandvars(path)).expanduser()
 

@@ -7,13 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from osaurusd.catalog import architectures, describe, memory, safetensors
+from osaurusd.catalog import describe, loadable, memory, safetensors
 from osaurusd.catalog.record import MemoryEstimate, ModelRecord
 from osaurusd.catalog.roots import Place, Root, places
 from osaurusd.wire.admin import ModelState
-
-STANDARD_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-OWN_TOKENIZERS = ("tiktoken.model", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -92,15 +89,10 @@ def _judge(
     record: ModelRecord, config: Mapping[str, Any], files: Mapping[str, int], missing_weights: str | None
 ) -> ModelRecord:
     """Unusable for what it is, partial for what it lacks, or available."""
-    if record.architecture not in architectures.supported():
-        return _unusable(record, f"mlx_lm has no architecture `{record.architecture}`")
-    if config.get("model_file") is not None:
-        return _unusable(record, "it needs code of its own (`model_file`), which is never run")
-    if not any(name in files for name in STANDARD_TOKENIZERS):
-        if describe.tokenizer_needs_code(record.path):
-            return _unusable(record, "its tokenizer needs code of its own (`auto_map`), which is never run")
-        if not any(name in files for name in OWN_TOKENIZERS):
-            return _partial(record, "no tokenizer")
+    if reason := loadable.refusal(config, files, lambda: describe.tokenizer_needs_code(record.path)):
+        return _unusable(record, reason)
+    if not loadable.has_tokenizer(files):
+        return _partial(record, "no tokenizer")
     if missing_weights:
         return _partial(record, missing_weights)
     return record

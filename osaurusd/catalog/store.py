@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import stat
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -9,11 +10,14 @@ from osaurusd import ipc
 from osaurusd.catalog import child
 from osaurusd.catalog.catalog import Catalog
 from osaurusd.catalog.record import ModelRecord
-from osaurusd.catalog.roots import STAGING_PREFIXES
+from osaurusd.catalog.roots import STAGING_PREFIXES, pulls_folder
 from osaurusd.errors import InternalError, InvalidRequest
 from osaurusd.wire.admin import Leftover
 
 STORE_COMMAND = (*child.PYTHON, "osaurusd.fetch")
+
+# What `st_blocks` counts, whatever the file system's own blocks are.
+_BLOCK_BYTES = 512
 
 _WHAT = {STAGING_PREFIXES[0]: "an unfinished import", STAGING_PREFIXES[1]: "an unfinished removal"}
 
@@ -58,21 +62,25 @@ async def verification(record: ModelRecord) -> AsyncGenerator[ipc.Hashing | ipc.
                 return
 
 
-async def leftovers(models_dir: Path) -> list[Leftover]:
-    """What imports and removals that did not finish have left behind."""
-    return await asyncio.to_thread(_leftovers, models_dir)
+async def leftovers(models_dir: Path, hub: Path) -> list[Leftover]:
+    """What imports, removals and downloads that did not finish have left behind."""
+    return await asyncio.to_thread(_leftovers, models_dir, hub)
 
 
-def _leftovers(models_dir: Path) -> list[Leftover]:
-    return [
-        Leftover(path=str(path), bytes=_size(path), what=what)
-        for prefix, what in _WHAT.items()
-        for path in sorted(models_dir.glob(f"{prefix}*"))
-    ]
+def _leftovers(models_dir: Path, hub: Path) -> list[Leftover]:
+    found = [(path, what) for prefix, what in _WHAT.items() for path in sorted(models_dir.glob(f"{prefix}*"))]
+    found += [(path, "a partial download") for path in sorted(pulls_folder(hub).glob("*"))]
+    return [Leftover(path=str(path), bytes=_size(path), what=what) for path, what in found]
 
 
 def _size(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+    """Bytes on the disk; a file that is received in parts has holes, which take none."""
+    total = 0
+    for path in folder.rglob("*"):
+        status = path.lstat()
+        if not stat.S_ISDIR(status.st_mode):
+            total += min(status.st_size, status.st_blocks * _BLOCK_BYTES)
+    return total
 
 
 async def _run(arguments: list[str]) -> AsyncGenerator[ipc.FromStore]:

@@ -113,30 +113,36 @@ def _look(path: Path, name: str, recorded: Records) -> _File:
 
 def _compare(file: _File, progress: Callable[[int], None]) -> FileState:
     """Reads a file to its end, even if nothing is recorded of it: that it can be read is worth knowing."""
-    found = _hash(file, progress)
+    try:
+        found = hash_file(file.path, file.size, file.digest, progress)
+    except OSError as error:
+        raise StoreError(f"{file.name}: {error.strerror or error}") from error
     if file.digest is None:
         return FileState.UNRECORDED
     return FileState.INTACT if found == file.digest.value else FileState.CHANGED
 
 
-def _hash(file: _File, progress: Callable[[int], None]) -> str:
-    """The file's digest in hex, by the algorithm of its record.
+def hash_file(path: Path, size: int, digest: Digest | None, progress: Callable[[int], None]) -> str:
+    """What a file hashes to in hex, by the algorithm of `digest`.
+
+    Args:
+        path: the file.
+        size: in bytes; git's hash begins with it.
+        digest: None for SHA-256.
+        progress: told the bytes done.
 
     Raises:
-        StoreError: the file could not be read.
+        OSError: the file could not be read.
     """
-    digest = hashlib.sha256()
-    if file.digest and file.digest.algorithm == "git":
+    summed = hashlib.sha256()
+    if digest and digest.algorithm == "git":
         # How git names a blob: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
-        digest = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+        summed = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     done = 0
     progress(done)
-    try:
-        with file.path.open("rb", buffering=0) as stream:
-            while piece := stream.read(_CHUNK_BYTES):
-                digest.update(piece)
-                done += len(piece)
-                progress(done)
-    except OSError as error:
-        raise StoreError(f"{file.name}: {error.strerror or error}") from error
-    return digest.hexdigest()
+    with path.open("rb", buffering=0) as stream:
+        while piece := stream.read(_CHUNK_BYTES):
+            summed.update(piece)
+            done += len(piece)
+            progress(done)
+    return summed.hexdigest()

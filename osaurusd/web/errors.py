@@ -44,11 +44,13 @@ STATUS: Mapping[ErrorCode, int] = {
     ErrorCode.CONFIG_ERROR: 500,
     ErrorCode.HOME_IN_USE: 500,
     ErrorCode.LISTEN_FAILED: 500,
+    ErrorCode.PULL_FAILED: 502,
     ErrorCode.WORKER_CRASHED: 502,
     ErrorCode.MODEL_UNLOADED: 503,
     ErrorCode.SHUTTING_DOWN: 503,
     ErrorCode.NOT_SERVING: 503,
     ErrorCode.INSUFFICIENT_MEMORY: 503,
+    ErrorCode.DISK_FULL: 507,
 }
 
 # OpenAI's clients ask again on 429 and 5xx: after how many seconds, or not at all, where the same request would fail

@@ -91,7 +91,10 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One model on disk. `reason` says what is missing or wrong where `state` is not `available`."""
+    """One model on disk. `reason` says what is missing or wrong where `state` is not `available`.
+
+    `share` is how much of a model that a pull has not finished is here, from 0 to 1.
+    """
 
     name: str
     repo: str
@@ -107,6 +110,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     context_length: int | None = None
     aliases: list[str] = []
     worker: WorkerInfo | None = None
+    share: float | None = None
 
 
 class FileInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,6 +26,8 @@ class ErrorCode(StrEnum):
     QUEUE_FULL = "queue_full"
     NAME_TAKEN = "name_taken"
     IMPORT_FAILED = "import_failed"
+    PULL_FAILED = "pull_failed"
+    DISK_FULL = "disk_full"
     INSUFFICIENT_MEMORY = "insufficient_memory"
     LOAD_FAILED = "load_failed"
     WORKER_CRASHED = "worker_crashed"

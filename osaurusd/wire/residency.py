@@ -18,6 +18,11 @@ class EventKind(StrEnum):
     CRASHED = "crashed"
     PINNED = "pinned"
     UNPINNED = "unpinned"
+    PULL_QUEUED = "pull_queued"
+    PULL_RUNNING = "pull_running"
+    PULL_DONE = "pull_done"
+    PULL_FAILED = "pull_failed"
+    PULL_CANCELLED = "pull_cancelled"
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -35,6 +35,7 @@ from osaurusd.wire.admin import (
     WorkerState,
 )
 from osaurusd.wire.errors import ErrorBody, ErrorEnvelope
+from osaurusd.wire.pulls import PullRoute
 from osaurusd.wire.residency import PinReply
 
 HOLD = object()
@@ -72,6 +73,9 @@ class FakeDaemon:
         self.status_override = {}
         self.import_events = []
         self.verify_events = []
+        self.pulls = []
+        self.pull_events = []
+        self.found = []
         self.details = {}
         self.aliases = {}
         self.pins = []
@@ -238,6 +242,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.pinned()
             case Route.EVENTS | "/v0/events?follow=1":
                 self.stream(fake.events, lambda event: msgspec.json.encode(event) + b"\n")
+            case PullRoute.PULLS:
+                self.reply(200, fake.pulls)
             case Route.ALIASES:
                 self.reply(200, [Alias(alias=alias, target=target) for alias, target in fake.aliases.items()])
 
@@ -282,6 +288,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     fake.leftovers = []
             case Route.RELOAD:
                 self.reply(200, fake.reloaded)
+            case _:
+                self.download()
+
+    def download(self):
+        fake = self.fake
+        match self.path:
+            case PullRoute.PULLS:
+                self.reply(202, fake.pulls[0])
+            case PullRoute.WATCH:
+                self.stream(fake.pull_events, lambda event: msgspec.json.encode(event) + b"\n")
+            case PullRoute.CANCEL:
+                self.reply(200, fake.pulls[0])
+            case PullRoute.SEARCH:
+                self.reply(200, fake.found)
 
     def pinned(self):
         pins = self.fake.pins

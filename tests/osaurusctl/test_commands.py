@@ -80,7 +80,7 @@ def test_ps_json_is_the_list(daemon, invoke, fake):
     assert json.loads(invoke("ps", "--json").stdout)[0]["pid"] == 4242
 
 
-@pytest.mark.parametrize(("command", "hint"), [("ls", "`osaurusctl import PATH`"), ("ps", "`osaurusctl load NAME`")])
+@pytest.mark.parametrize(("command", "hint"), [("ls", "`osaurusctl pull NAME`"), ("ps", "`osaurusctl load NAME`")])
 def test_an_empty_list_says_what_to_do_next(daemon, invoke, command, hint):
     daemon.models = []
     result = invoke(command)

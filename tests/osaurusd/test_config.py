@@ -59,6 +59,10 @@ DEFAULTS = {
     "residency.min_residency_seconds": 10.0,
     "residency.hang_seconds": 120.0,
     "residency.spare_seconds": 0.0,
+    "pulls.connections": 6,
+    "pulls.stall_seconds": 30.0,
+    "pulls.patience_seconds": 1800.0,
+    "pulls.disk_margin_bytes": 1073741824,
     "log.level": "info",
     "log.content": False,
 }
@@ -110,6 +114,11 @@ def test_every_key_can_be_set_in_the_file(load):
         min_residency_seconds = 0
         hang_seconds = 0.5
         spare_seconds = 1
+        [pulls]
+        connections = 32
+        stall_seconds = 3600
+        patience_seconds = 0
+        disk_margin_bytes = 0
         [log]
         level = "debug"
         content = true
@@ -142,6 +151,10 @@ def test_every_key_can_be_set_in_the_file(load):
         "residency.min_residency_seconds": 0.0,
         "residency.hang_seconds": 0.5,
         "residency.spare_seconds": 1.0,
+        "pulls.connections": 32,
+        "pulls.stall_seconds": 3600.0,
+        "pulls.patience_seconds": 0.0,
+        "pulls.disk_margin_bytes": 0,
         "log.level": "debug",
         "log.content": True,
     }

@@ -11,6 +11,7 @@ import pytest
 from osaurusd import ipc
 from osaurusd.wire.admin import FileState
 from osaurusd.wire.errors import ErrorCode
+from osaurusd.wire.pulls import PullStage
 
 SAMPLING = ipc.Sampling(
     temperature=0.7,
@@ -77,12 +78,16 @@ TO_WORKER = [
             ipc.Calls(names=["f", "g"], parallel=True),
         )
     ],
+    ipc.Limits(),
+    ipc.Limits(memory_limit_bytes=2**40, cache_limit_bytes=0, wired_limit_bytes=1, prefix_cache_bytes=2**33),
     ipc.Cancel(id=3),
     ipc.Shutdown(),
 ]
 FROM_WORKER = [
     ipc.Hello(version="1.2.3"),
+    ipc.Hello(version="1.2.3", import_seconds=1.5),
     ipc.Loaded(device="gpu", dtype="bfloat16", memory_bytes=2**40, batched=True),
+    ipc.Loaded(device="gpu", dtype="4-bit", memory_bytes=1, batched=False, least_bytes=2, working_set_bytes=2**40),
     ipc.LoadFailed(message="no"),
     ipc.Delta(id=1),
     ipc.Delta(id=1, index=7, text="世界", reasoning="🦕", tokens=[TOKEN, ipc.ScoredToken(text="", bytes=[])]),
@@ -93,7 +98,8 @@ FROM_WORKER = [
     *[ipc.Failed(id=1, code=code, message="why") for code in ErrorCode],
     ipc.Failed(id=1, code=ErrorCode.INVALID_REQUEST, message="why", param="messages[0].role"),
     ipc.Stats(active_bytes=1, cache_bytes=0),
-    ipc.Stats(active_bytes=1, cache_bytes=0, prefix_cache_bytes=2**40),
+    ipc.Stats(active_bytes=1, cache_bytes=0, prefix_cache_bytes=2**40, reserved_bytes=1),
+    ipc.Pulse(progress=2**40, reserved_bytes=1),
 ]
 FROM_IMPORTER = [
     ipc.Progress(stage="convert", done=0, total=2**40),
@@ -106,11 +112,18 @@ FROM_STORE = [
     ipc.Hashed(files=[ipc.HashedFile(name=str(state), bytes=1, state=state) for state in FileState]),
     ipc.StoreFailure(message="no"),
 ]
+FROM_HUB = [
+    *(ipc.Pulling(stage=stage, done=1, total=2**40, commit="c" * 40, note="waiting") for stage in PullStage),
+    ipc.Pulled(commit="c" * 40, bytes=2**40),
+    ipc.HubModels(models=[ipc.HubModel(repo="org/name", bytes=1, gated=True)]),
+    *(ipc.HubFailure(code=code, message="no") for code in ErrorCode),
+]
 DIRECTIONS = [
     pytest.param(TO_WORKER, ipc.ToWorker, ipc.TO_WORKER, id="to worker"),
     pytest.param(FROM_WORKER, ipc.FromWorker, ipc.FROM_WORKER, id="from worker"),
     pytest.param(FROM_IMPORTER, ipc.FromImporter, ipc.FROM_IMPORTER, id="from importer"),
     pytest.param(FROM_STORE, ipc.FromStore, ipc.FROM_STORE, id="from store"),
+    pytest.param(FROM_HUB, ipc.FromHub, ipc.FROM_HUB, id="from hub"),
 ]
 
 
@@ -268,7 +281,9 @@ async def test_what_is_no_frame_is_an_error(body):
 
 @pytest.mark.parametrize(("samples", "_", "decoder"), DIRECTIONS)
 async def test_frames_of_other_directions_are_errors(samples, _, decoder):
-    foreign = [frame for frame in TO_WORKER + FROM_WORKER + FROM_IMPORTER + FROM_STORE if frame not in samples]
+    foreign = [
+        frame for frame in TO_WORKER + FROM_WORKER + FROM_IMPORTER + FROM_STORE + FROM_HUB if frame not in samples
+    ]
     assert foreign
     async with reading(decoder) as (reader, peer):
         for frame in foreign:

@@ -118,7 +118,7 @@ async def test_without_near_names_all_are_listed(catalog, hub):
 
 
 async def test_without_any_model_it_says_how_to_get_one(catalog):
-    with pytest.raises(ModelNotFound, match="osaurusctl import") as refusal:
+    with pytest.raises(ModelNotFound, match="osaurusctl pull NAME") as refusal:
         await catalog.find("gpt-4o")
     assert type(refusal.value) is ModelNotFound
 
@@ -131,8 +131,7 @@ async def test_a_known_model_that_is_not_here_can_be_downloaded(catalog, name):
         await catalog.find(name)
     assert refusal.value.param == "model"
     assert refusal.value.message == (
-        "the model `llama-3.2-3b-instruct` is not downloaded; "
-        "get it with `hf download mlx-community/Llama-3.2-3B-Instruct-4bit`"
+        "the model `llama-3.2-3b-instruct` is not downloaded; `osaurusctl pull llama-3.2-3b-instruct` gets it"
     )
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from osaurusd.wire.admin import ModelState
-from tests.osaurusd.fetch import hub as hub_server
+from tests.fakes import hub as hub_server
 from tests.osaurusd.fetch.conftest import download
 
 from .disk import index, model, scan, tensors
@@ -25,7 +25,7 @@ REPOS = {
 @pytest.fixture
 def filled(hub, tmp_path):
     """The cache after two whole downloads and one that left a shard out."""
-    with hub_server.serving(REPOS) as url:
+    with hub_server.serving(tmp_path / "root", REPOS) as url:
         whole, sharded = REPOS
         wanted = [
             {"repo_id": whole, "revision": OLD},

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from . import hub
+from tests.fakes import hub
 
 REPO = "org/model"
 TWIN = "org/twin"
@@ -64,7 +64,7 @@ def download(url, cache, home, *downloads):
 def downloaded(tmp_path_factory):
     """A cache with both revisions of `REPO`, and with `TWIN`; not to be changed."""
     home = tmp_path_factory.mktemp("hf")
-    with hub.serving(REPOS) as url:
+    with hub.serving(tmp_path_factory.mktemp("root"), REPOS) as url:
         wanted = [{"repo_id": REPO, "revision": OLD}, {"repo_id": REPO}, {"repo_id": TWIN}]
         download(url, home / "hub", home, *wanted)
     return home / "hub"

@@ -13,19 +13,20 @@ ROOT = Path(osaurusd.__file__).parents[1]
 
 
 @contextlib.asynccontextmanager
-async def running(*arguments):
+async def running(*arguments, module="osaurusd.fetch", decoder=ipc.FROM_STORE, **options):
     """The process, its frames, and the writer that closes its socket."""
     ours, theirs = socket.socketpair()
     with theirs:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "osaurusd.fetch", "--fd", str(theirs.fileno()), *map(str, arguments)),
+            *(sys.executable, "-m", module, "--fd", str(theirs.fileno()), *map(str, arguments)),
             pass_fds=(theirs.fileno(),),
             cwd=ROOT,
             stdin=asyncio.subprocess.DEVNULL,
+            **options,
         )
     stream, writer = await ipc.connect(ours.detach())
     try:
-        yield process, ipc.FrameReader(stream, ipc.FROM_STORE), writer
+        yield process, ipc.FrameReader(stream, decoder), writer
     finally:
         writer.close()
         with contextlib.suppress(ProcessLookupError):
@@ -33,10 +34,10 @@ async def running(*arguments):
         await process.wait()
 
 
-async def run(*arguments):
+async def run(*arguments, **options):
     """All frames of a process that ends by itself, and its exit code."""
     frames = []
-    async with running(*arguments) as (process, reader, _):
+    async with running(*arguments, **options) as (process, reader, _):
         while (frame := await reader.read()) is not None:
             frames.append(frame)
         return frames, await process.wait()

@@ -8,8 +8,9 @@ from osaurusd import ipc
 from osaurusd.fetch.failure import StoreError
 from osaurusd.fetch.verify import verify
 from osaurusd.wire.admin import FileState
+from tests.fakes import hub
 
-from . import hub, process
+from . import process
 from .conftest import FILES, NEW, REPO, client, download
 from .test_cache import SHARE
 
@@ -86,7 +87,7 @@ def test_what_is_absent_is_missing_only_if_a_model_needs_it(cache):
 
 
 def test_a_download_with_patterns_is_intact(tmp_path):
-    with hub.serving({REPO: FILES}) as url:
+    with hub.serving(tmp_path / "root", {REPO: FILES}) as url:
         wanted = {"repo_id": REPO, "allow_patterns": ["*.json", "model*.safetensors", "*.jinja"]}
         download(url, tmp_path / "hub", tmp_path, wanted)
 

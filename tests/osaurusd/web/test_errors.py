@@ -22,6 +22,8 @@ STATUS = {
     "context_length_exceeded": 400,
     "request_exceeds_memory": 400,
     "import_failed": 400,
+    "pull_failed": 502,
+    "disk_full": 507,
     "forbidden": 403,
     "model_not_found": 404,
     "model_not_downloaded": 404,

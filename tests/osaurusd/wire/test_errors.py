@@ -12,6 +12,8 @@ PROMISED = {
     "home_in_use",
     "image_input_unsupported",
     "import_failed",
+    "pull_failed",
+    "disk_full",
     "insufficient_memory",
     "internal_error",
     "invalid_json",

@@ -1,0 +1,49 @@
+"""The process that asks the hub: what it is started with, and its failures as ours."""
+
+import contextlib
+import os
+from collections.abc import AsyncGenerator, Sequence
+
+from osaurusd import ipc
+from osaurusd.catalog import child
+from osaurusd.errors import PullFailed, from_code
+
+HUB_COMMAND = (*child.PYTHON, "osaurusd.fetch.hub")
+
+
+async def run(arguments: Sequence[str], token: str | None) -> AsyncGenerator[ipc.FromHub]:
+    """Run it and yield its frames; closing the iterator kills it.
+
+    Args:
+        arguments: the command and what it takes.
+        token: handed over in its environment, where the hub's client looks; None for the stored one.
+
+    Raises:
+        OsaurusError: it could not do what was asked, for a reason with a code.
+        child.ChildDied: it died.
+    """
+    env = dict(os.environ) if token is None else {**os.environ, "HF_TOKEN": token}
+    async with contextlib.aclosing(child.frames(HUB_COMMAND, arguments, ipc.FROM_HUB, env)) as frames:
+        async for frame in frames:
+            if isinstance(frame, ipc.HubFailure):
+                raise from_code(frame.code, frame.message)
+            yield frame
+
+
+async def search(words: str, author: str | None, limit: int, token: str | None) -> list[ipc.HubModel]:
+    """MLX models on the hub that go by these words.
+
+    Raises:
+        OsaurusError: the hub does not say.
+    """
+    arguments = ["search", f"--words={words}", f"--limit={limit}"]
+    if author is not None:
+        arguments.append(f"--author={author}")
+    try:
+        async with contextlib.aclosing(run(arguments, token)) as frames:
+            async for frame in frames:
+                if isinstance(frame, ipc.HubModels):
+                    return frame.models
+    except child.ChildDied as error:
+        raise PullFailed(f"the process that asks the hub died ({error})") from error
+    raise PullFailed("the process that asks the hub had nothing to say")
