@@ -52,10 +52,12 @@ class Worker:
         self.socket.sendall(ipc.encode(frames))
 
     def read(self):
-        """The next frame, None at the end."""
-        if len(head := self._stream.read(4)) < 4:
-            return None
-        return ipc.FROM_WORKER.decode(self._stream.read(int.from_bytes(head, "big")))
+        """The next frame that is no pulse, None at the end."""
+        while len(head := self._stream.read(4)) == 4:
+            frame = ipc.FROM_WORKER.decode(self._stream.read(int.from_bytes(head, "big")))
+            if not isinstance(frame, ipc.Pulse):
+                return frame
+        return None
 
     def load(self, folder, **options):
         """The answer to an order to load."""
@@ -134,7 +136,7 @@ def start(tmp_path_factory):
 
     def start():
         workers.append(Worker(tmp_path_factory.mktemp("cwd")))
-        assert ipc.Hello(version=osaurusd.__version__) == workers[-1].read()
+        assert osaurusd.__version__ == workers[-1].read().version
         return workers[-1]
 
     yield start

@@ -56,9 +56,9 @@ def test_events_are_lines_for_people(daemon, invoke, monkeypatch):
     daemon.events = events()
 
     assert invoke("events").stdout.splitlines() == [
-        "00:00:00  loaded       llama (1.2 s, 2.0 GB, pid 42)",
-        "00:01:00  unloaded     llama (room): the model made room for `qwen`",
-        "00:01:01  crashed      qwen: it ended",
+        "00:00:00  loaded          llama (1.2 s, 2.0 GB, pid 42)",
+        "00:01:00  unloaded        llama (room): the model made room for `qwen`",
+        "00:01:01  crashed         qwen: it ended",
         "    last words",
     ]
 

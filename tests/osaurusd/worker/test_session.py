@@ -34,11 +34,18 @@ async def close_all(writers):
             await writer.wait_closed()
 
 
+async def next_of(frames):
+    """The next frame that is no pulse."""
+    while isinstance(frame := await frames.read(), ipc.Pulse):
+        pass
+    return frame
+
+
 async def until_done(frames, id_):
     """All frames up to the end of this request."""
     seen = []
     while not (seen and isinstance(seen[-1], ipc.Done) and seen[-1].id == id_):
-        seen.append(await frames.read())
+        seen.append(await next_of(frames))
     return seen
 
 
@@ -69,10 +76,10 @@ async def talk(monkeypatch, tiny_folder):
         orders.feed_data(ipc.encode(sent))
 
     async with asyncio.timeout(SECONDS):
-        assert ipc.Hello(version=osaurusd.__version__) == await frames.read()
+        assert ipc.Hello(version=osaurusd.__version__) == await next_of(frames)
         send(ipc.Load(path=str(tiny_folder), context_length=2048))
-        assert isinstance(await frames.read(), ipc.Loaded)
-        assert isinstance(await frames.read(), ipc.Stats)
+        assert isinstance(await next_of(frames), ipc.Loaded)
+        assert isinstance(await next_of(frames), ipc.Stats)
         yield send, frames
         send(ipc.Shutdown())  # it must hear this whatever it is doing
         await running
@@ -103,7 +110,7 @@ async def test_a_goodbye_is_heard_in_the_middle_of_an_answer(talk):
     send, frames = talk
     send(order(1, max_tokens=1500))
 
-    assert 1 == (await frames.read()).id  # the fixture says it
+    assert 1 == (await next_of(frames)).id  # the fixture says it
 
 
 async def test_what_is_asked_at_once_is_answered_each_by_itself(talk):
@@ -112,7 +119,7 @@ async def test_what_is_asked_at_once_is_answered_each_by_itself(talk):
 
     seen = []
     while {1, 2, 3} != {frame.id for frame in seen if isinstance(frame, ipc.Done)}:
-        seen.append(await frames.read())
+        seen.append(await next_of(frames))
 
     texts = [
         "".join(frame.text for frame in seen if isinstance(frame, ipc.Delta) and frame.id == id_) for id_ in (1, 3)
