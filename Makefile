@@ -16,7 +16,7 @@ demo-stop: ## stop the demo's daemon
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/demo/demo.sh --stop
 
 test: $(VENV)/.dev $(MODEL) ## all tests but the long ones
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-long: $(VENV)/.dev $(MODEL) ## the tests that take minutes
 	$(BIN)/python -m pytest -m long

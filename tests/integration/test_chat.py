@@ -133,7 +133,7 @@ def test_a_known_model_that_is_not_here_is_a_404_that_says_how_to_get_it(client:
         ask(client, model="llama-3.2-3b-instruct")
 
     assert "model_not_downloaded" == refusal.value.code
-    assert "mlx-community/Llama-3.2-3B-Instruct-4bit" in refusal.value.message
+    assert "`osaurusctl pull llama-3.2-3b-instruct`" in refusal.value.message
 
 
 def test_any_case_of_the_name_finds_the_model_and_the_answer_has_the_api_name(client: OpenAI) -> None:
