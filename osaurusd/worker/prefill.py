@@ -156,8 +156,12 @@ class Prefiller:
             key=lambda pair: pair[0],
             default=(0, None),
         )
-        if other is None or coming - self._prefix.find(run.tokens, len(run.tokens) - 1).length < WORTH_SHARING:
+        if other is None:
             return False
+        # One that waits already does so to the end: the last of it is worth as much as the first.
+        if not run.waited and coming - self._prefix.find(run.tokens, len(run.tokens) - 1).length < WORTH_SHARING:
+            return False
+        run.waited = True
         if self._layout.has_states and coming not in other.stops:
             other.stops = sorted([*other.stops, coming], reverse=True)
         return True

@@ -94,7 +94,7 @@ class Run:
 
     `prefilled` of them are in `cache`. `stops` are positions to keep states at, in falling order. `scores` collects
     those of an echoed prompt. `match` is what it takes over, until it has. One that is `by_itself` shares no pass with
-    others.
+    others; one that has `waited` did so for another that processes what both begin with.
     """
 
     request: Request
@@ -107,6 +107,7 @@ class Run:
     scores: list[Score] = field(default_factory=list)
     match: Match | None = None
     by_itself: bool = False
+    waited: bool = False
     passed_over: int = 0
     _commons: dict["Run", int] = field(default_factory=dict, repr=False)
 
