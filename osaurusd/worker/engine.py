@@ -166,11 +166,12 @@ class Engine:
         shared = bool(self._decoding)
         mx.synchronize()  # a step under way takes its time whatever is done beside it
         self._note_step(0.0)
-        budget = self._pace.tokens(shared=shared)
+        budget: int | None = None
         frames: list[ipc.Frame] = []
-        first = True
-        while (first or budget >= LAST_PASS_LEAST) and (run := self._prefiller.next_run()):
-            first = False
+        while (budget is None or budget >= LAST_PASS_LEAST) and (run := self._prefiller.next_run()):
+            if budget is None:
+                self._pace.context = run.prefilled
+                budget = self._pace.tokens(shared=shared)
             self.progress += 1
             runs = self._prefiller.mates(run, budget)
             try:

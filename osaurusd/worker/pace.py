@@ -1,17 +1,20 @@
 """How many prompt tokens to process at a time: few while others wait for their next token, many when nobody does."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Running streams stall no longer than `stall_seconds` or this many of their own steps, whichever is longer ...
 STALL_STEPS = 6
 # ... and no longer than this many of their steps where passes that short are worth their while.
-AIM_STEPS = 5
+AIM_STEPS = 4
 
 # A pass with fewer tokens than this takes about as long as one with as many, for the weights are read all the same.
 WORTHWHILE_TOKENS = 64
 
 # With nobody waiting: long passes, but a cancelled prompt or a new one is looked at this often.
-ALONE_SECONDS = 0.5
+ALONE_SECONDS = 0.8
+
+CONTEXT_STEP = 512
+"""How many tokens of context make a difference to be measured apart."""
 
 LEAST_TOKENS = 16
 MOST_TOKENS = 2048
@@ -25,13 +28,16 @@ _WEIGHT = 0.3
 class Pace:
     """Seconds that a decode step and a prompt token take, as measured lately; and how long streams may stall.
 
-    `most_tokens` is what memory allows a pass to have.
+    `most_tokens` is what memory allows a pass to have. `context` is how many tokens there are before those in question:
+    the more there are, the longer each takes. `token_seconds` is of the first `CONTEXT_STEP`.
     """
 
     token_seconds: float
     stall_seconds: float = 0.2
     step_seconds: float = 0.0
     most_tokens: int = MOST_TOKENS
+    context: int = 0
+    _later_seconds: dict[int, float] = field(default_factory=dict)
 
     def decoded(self, seconds: float) -> None:
         """A decode step took this long, with nothing else in between."""
@@ -39,18 +45,30 @@ class Pace:
 
     def prefilled(self, tokens: int, seconds: float) -> None:
         """A pass over `tokens` prompt tokens took this long."""
-        if tokens >= LEAST_TOKENS:
+        if tokens < LEAST_TOKENS:
+            return
+        step = self.context // CONTEXT_STEP
+        if step:
+            self._later_seconds[step] = _blend(self._later_seconds.get(step, 0.0), seconds / tokens)
+        else:
             self.token_seconds = _blend(self.token_seconds, seconds / tokens)
 
     def tokens(self, *, shared: bool) -> int:
         """Prompt tokens to process before the next decode step; `shared` if there are sequences that wait for it."""
         seconds = self._shared_seconds() if shared else ALONE_SECONDS
-        tokens = int(seconds / self.token_seconds) // _MULTIPLE * _MULTIPLE
+        tokens = int(seconds / self._token_seconds) // _MULTIPLE * _MULTIPLE
         return min(max(tokens, LEAST_TOKENS), self.most_tokens)
 
     def _shared_seconds(self) -> float:
-        aim = max(AIM_STEPS * self.step_seconds, WORTHWHILE_TOKENS * self.token_seconds)
-        return min(aim, max(self.stall_seconds, STALL_STEPS * self.step_seconds))
+        aim = max(AIM_STEPS * self.step_seconds, WORTHWHILE_TOKENS * self._token_seconds)
+        # The step that follows is part of the stall.
+        return min(aim, max(self.stall_seconds, (STALL_STEPS - 1) * self.step_seconds))
+
+    @property
+    def _token_seconds(self) -> float:
+        """At this context, or at the nearest shorter one that is known."""
+        known = [step for step in self._later_seconds if step <= self.context // CONTEXT_STEP]
+        return self._later_seconds[max(known)] if known else self.token_seconds
 
 
 def _blend(before: float, now: float) -> float:

@@ -18,7 +18,7 @@ from osaurusd.worker.scores import score
 
 # The last pass yields the logits to go on from. Computing those of all its tokens costs little while they are this few.
 LAST_PASS_TOKENS = 64
-LAST_PASS_LEAST = 32
+LAST_PASS_LEAST = 16
 
 # Taking over less than this is not worth waiting for, nor keeping a state for.
 WORTH_SHARING = 64
@@ -84,6 +84,7 @@ class Prefiller:
         The last tokens have a pass of their own: the logits of all others would cost more than it does.
         """
         started = time.perf_counter()
+        self._pace.context = max(run.prefilled for run in runs)
         for run in runs:
             self._restore(run)
         cache = self._layout.merge([run.cache for run in runs])
@@ -109,6 +110,7 @@ class Prefiller:
     def advance(self, run: Run, most: int) -> Progress:
         """One forward pass over at most `most` tokens of a run that has begun."""
         started = time.perf_counter()
+        self._pace.context = run.prefilled
         self._restore(run)
         if run.scoring:
             progress = self._scoring_pass(run)

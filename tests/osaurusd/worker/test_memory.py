@@ -34,7 +34,7 @@ def test_the_peak_is_weights_batch_copies_and_one_pass(lengths, joining, expecte
 def test_the_size_of_a_pass_follows_the_pace():
     slow = memory(token_seconds=0.01)
 
-    assert WEIGHTS + 102_400 + 48 * (3 + 2 * 10_000) == slow.peak_bytes([10_000])
+    assert WEIGHTS + 102_400 + 80 * (3 + 2 * 10_000) == slow.peak_bytes([10_000])
 
 
 def test_windows_and_states_are_counted_once_for_each_sequence():

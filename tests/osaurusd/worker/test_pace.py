@@ -32,9 +32,9 @@ def test_a_short_pass_tells_nothing_of_a_tokens_time():
 
 
 @pytest.mark.parametrize(
-    ("token", "expected"), [(1 * MS, 496), (0.5 * MS, 992), (0.01 * MS, MOST_TOKENS), (1000 * MS, LEAST_TOKENS)]
+    ("token", "expected"), [(1 * MS, 800), (0.5 * MS, 1600), (0.01 * MS, MOST_TOKENS), (1000 * MS, LEAST_TOKENS)]
 )
-def test_a_prompt_alone_is_processed_for_half_a_second_at_a_time(token, expected):
+def test_a_prompt_alone_is_processed_for_less_than_a_second_at_a_time(token, expected):
     assert expected == Pace(token, step_seconds=1 * MS).tokens(shared=False)
 
 
@@ -43,16 +43,28 @@ def test_a_prompt_alone_is_processed_for_half_a_second_at_a_time(token, expected
     [
         pytest.param(1 * MS, 0, WORTHWHILE_TOKENS, id="as few as are worth while"),
         pytest.param(1 * MS, 5 * MS, WORTHWHILE_TOKENS, id="fast steps"),
-        pytest.param(1 * MS, 20 * MS, 96, id="five steps, in multiples of 16"),
+        pytest.param(1 * MS, 20 * MS, 80, id="four steps, in multiples of 16"),
         pytest.param(10 * MS, 20 * MS, 16, id="the stall budget, in multiples of 16"),
-        pytest.param(10 * MS, 80 * MS, 48, id="slow steps: six of them"),
-        pytest.param(10 * MS, 200 * MS, 96, id="slower steps: five of them are worth while"),
+        pytest.param(10 * MS, 80 * MS, 32, id="slow steps: six, of which one is their own"),
+        pytest.param(10 * MS, 200 * MS, 80, id="slower steps: four of them are worth while"),
         pytest.param(1000 * MS, 1 * MS, LEAST_TOKENS, id="the least there is"),
         pytest.param(0.001 * MS, 20 * MS, MOST_TOKENS, id="the most there is"),
     ],
 )
 def test_running_answers_stall_only_so_long(token, step, expected):
     assert expected == Pace(token, step_seconds=step).tokens(shared=True)
+
+
+def test_what_tokens_take_behind_many_others_says_nothing_of_the_first_ones():
+    pace = Pace(1 * MS)
+    pace.context = 1500
+    pace.prefilled(100, 1.0)
+
+    assert 80 == pace.tokens(shared=False)
+    pace.context = 4000
+    assert 80 == pace.tokens(shared=False)
+    pace.context = 0
+    assert 800 == pace.tokens(shared=False)
 
 
 @pytest.mark.parametrize(("stall", "expected"), [(0.05, 16), (0.2, 32), (10, 64)])
