@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +51,28 @@ class Daemon:
 
     def admin(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """One admin request: status and parsed answer (a list of objects for JSON lines)."""
+        with self._asked(method, path, body) as answer:
+            text = answer.read()
+        if answer.getheader("Content-Type") == "application/jsonl":
+            return answer.status, [json.loads(line) for line in text.splitlines()]
+        return answer.status, json.loads(text)
+
+    @contextlib.contextmanager
+    def following(self, method: str, path: str, body: object = None) -> Iterator[Iterator[dict[str, Any]]]:
+        """One admin request whose answer is JSON lines, each as it comes."""
+        with self._asked(method, path, body) as answer:
+            assert 200 == answer.status
+            yield (json.loads(line) for line in answer)
+
+    @contextlib.contextmanager
+    def _asked(self, method: str, path: str, body: object) -> Iterator[HTTPResponse]:
         connection = UnixConnection(self.socket)
         headers = {"Host": "osaurusd", "Osaurus-Api": "1", "Content-Type": "application/json"}
         try:
             connection.request(method, path, body=None if body is None else json.dumps(body), headers=headers)
-            answer = connection.getresponse()
-            text = answer.read()
+            yield connection.getresponse()
         finally:
             connection.close()
-        if answer.getheader("Content-Type") == "application/jsonl":
-            return answer.status, [json.loads(line) for line in text.splitlines()]
-        return answer.status, json.loads(text)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and wait for the end; returns the exit code."""

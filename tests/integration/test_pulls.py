@@ -104,6 +104,13 @@ def events(daemon: Daemon, pull: str) -> list[dict[str, Any]]:
     return list(told)
 
 
+def received(daemon: Daemon, count: int) -> None:
+    """Wait until the only pull has so many bytes."""
+    (pull,) = daemon.admin("GET", "/v0/pulls")[1]
+    with daemon.following("POST", "/v0/pulls/watch", {"pulls": [pull["id"]]}) as told:
+        next(event for event in told if event["pull"]["done"] >= count)
+
+
 def listed(daemon: Daemon) -> list[str]:
     with OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
         return [model.id for model in client.models.list()]
@@ -186,6 +193,8 @@ def test_a_closed_terminal_does_not_end_a_pull_and_ctrl_c_does(daemon: Daemon, h
         assert watching.stderr is not None
         while "downloading" not in watching.stderr.readline():
             pass
+        if number == signal.SIGINT:
+            received(daemon, 40_000_000)
         watching.send_signal(number)
         said = watching.stderr.read()
         watching.stderr.close()
