@@ -15,8 +15,8 @@ from osaurusd.worker.answer import Answer
 from osaurusd.worker.caches import Cache
 from osaurusd.worker.decode import MAX_SEQUENCES, Decoder, Entrant, Group, Token
 from osaurusd.worker.memory import ORDINARY_TOKENS, Memory
-from osaurusd.worker.pace import Pace
-from osaurusd.worker.prefill import LAST_PASS_LEAST, Prefiller
+from osaurusd.worker.pace import WORTHWHILE_TOKENS, Pace
+from osaurusd.worker.prefill import Prefiller
 from osaurusd.worker.prefix import PrefixCache
 from osaurusd.worker.probe import Probe
 from osaurusd.worker.request import Choice, Request, Run
@@ -68,7 +68,7 @@ class Engine:
         probe = Probe.of(network)
         self.layout = probe.layout
         self.vocabulary = probe.vocabulary
-        self._pace = Pace(probe.token_seconds, limits.stall_seconds)
+        self._pace = Pace(probe.token_seconds, limits.stall_seconds, pass_seconds=probe.pass_seconds)
         self._memory = Memory(
             layout=probe.layout,
             weights_bytes=mx.get_active_memory(),
@@ -86,6 +86,14 @@ class Engine:
     @property
     def busy(self) -> bool:
         return bool(self._waiting or self._prefiller.runs or self._decoding)
+
+    @property
+    def gathering_seconds(self) -> float:
+        """How long to wait for requests that are about to come before anything is begun; 0 once something is."""
+        runs = [*self._waiting, *self._prefiller.runs]
+        if self._decoding or not runs or any(run.started for run in runs):
+            return 0.0
+        return self._pace.gathering_seconds(min(len(run.tokens) for run in runs))
 
     def set_limits(self, limits: Limits) -> None:
         """Keep within these limits from now on. Requests under way go on; what is kept of earlier ones may go."""
@@ -168,14 +176,14 @@ class Engine:
         self._note_step(0.0)
         budget: int | None = None
         frames: list[ipc.Frame] = []
-        while (budget is None or budget >= LAST_PASS_LEAST) and (run := self._prefiller.next_run()):
+        while (budget is None or budget >= WORTHWHILE_TOKENS) and (run := self._prefiller.next_run()):
             if budget is None:
                 self._pace.context = run.prefilled
                 budget = self._pace.tokens(shared=shared)
             self.progress += 1
             runs = self._prefiller.mates(run, budget)
             try:
-                budget -= self._process(runs, budget)
+                budget -= self._process(runs, budget) + self._pace.pass_tokens
             except Exception as error:  # noqa: BLE001  whatever a model raises on a prompt costs that prompt's request
                 frames += self._fail(runs, error)
                 break

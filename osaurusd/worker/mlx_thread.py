@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 from osaurusd import ipc
@@ -18,11 +19,13 @@ class MlxThread:
     Args:
         emit: takes the frames of each step; called on this thread.
         give_up: called with the reason when generation cannot go on; does not return.
+        expecting: whether further requests are about to be posted; called on this thread.
     """
 
-    def __init__(self, emit: Emit, give_up: Callable[[str], None]) -> None:
+    def __init__(self, emit: Emit, give_up: Callable[[str], None], expecting: Callable[[], bool]) -> None:
         self._emit = emit
         self._give_up = give_up
+        self._expecting = expecting
         self._inbox: queue.SimpleQueue[Work] = queue.SimpleQueue()
         self._engine: Engine | None = None
         self._failed_steps = 0
@@ -43,6 +46,7 @@ class MlxThread:
             while True:
                 self._do_posted_work()
                 if self._engine is not None and self._engine.busy:
+                    self._gather(self._engine)
                     self._step(self._engine)
         except Exception as error:  # noqa: BLE001  a process without this thread would live on, dead inside
             self._give_up(f"the MLX thread failed: {type(error).__name__}: {error}")
@@ -56,6 +60,15 @@ class MlxThread:
                 self._do(self._inbox.get_nowait())
         except queue.Empty:
             return
+
+    def _gather(self, engine: Engine) -> None:
+        """Wait a moment for prompts that come with the first one: begun together, they are through much sooner."""
+        until = time.monotonic() + engine.gathering_seconds
+        while self._expecting() and engine.gathering_seconds and (left := until - time.monotonic()) > 0:
+            try:
+                self._do(self._inbox.get(timeout=left))
+            except queue.Empty:
+                return
 
     def _do(self, work: Work) -> None:
         if frames := work():

@@ -7,7 +7,7 @@ STALL_STEPS = 6
 # ... and no longer than this many of their steps where passes that short are worth their while.
 AIM_STEPS = 4
 
-# A pass with fewer tokens than this takes about as long as one with as many, for the weights are read all the same.
+# A pass takes its time for reading the weights, however few tokens it has: fewer than these are not worth it.
 WORTHWHILE_TOKENS = 64
 
 # With nobody waiting: long passes, but a cancelled prompt or a new one is looked at this often.
@@ -23,18 +23,28 @@ _MULTIPLE = 16
 # How much a new measurement counts.
 _WEIGHT = 0.3
 
+# What a pass takes for its tokens is at least this part of its time, if the time without any was measured too long.
+_LEAST_FOR_TOKENS = 0.25
+
+# A first prompt waits for those that come with it for this part of the time that it would take, but not longer than ...
+_GATHERING = 0.25
+# ... so many seconds.
+MOST_GATHERING_SECONDS = 0.05
+
 
 @dataclass
 class Pace:
-    """Seconds that a decode step and a prompt token take, as measured lately; and how long streams may stall.
+    """Seconds that passes take, as measured lately, and how long streams may stall.
 
-    `most_tokens` is what memory allows a pass to have. `context` is how many tokens there are before those in question:
-    the more there are, the longer each takes. `token_seconds` is of the first `CONTEXT_STEP`.
+    A pass over prompt tokens takes `pass_seconds`, and `token_seconds` more for each of them; the latter is of the
+    first `CONTEXT_STEP`. `most_tokens` is what memory allows a pass to have. `context` is how many tokens there are
+    before those in question: the more there are, the longer each takes.
     """
 
     token_seconds: float
     stall_seconds: float = 0.2
     step_seconds: float = 0.0
+    pass_seconds: float = 0.0
     most_tokens: int = MOST_TOKENS
     context: int = 0
     _later_seconds: dict[int, float] = field(default_factory=dict)
@@ -42,27 +52,42 @@ class Pace:
     def decoded(self, seconds: float) -> None:
         """A decode step took this long, with nothing else in between."""
         self.step_seconds = _blend(self.step_seconds, seconds)
+        # A step reads all weights too, and does more besides.
+        self.pass_seconds = min(self.pass_seconds, seconds)
 
     def prefilled(self, tokens: int, seconds: float) -> None:
         """A pass over `tokens` prompt tokens took this long."""
         if tokens < LEAST_TOKENS:
             return
+        each = max(seconds - self.pass_seconds, seconds * _LEAST_FOR_TOKENS) / tokens
         step = self.context // CONTEXT_STEP
         if step:
-            self._later_seconds[step] = _blend(self._later_seconds.get(step, 0.0), seconds / tokens)
+            self._later_seconds[step] = _blend(self._later_seconds.get(step, 0.0), each)
         else:
-            self.token_seconds = _blend(self.token_seconds, seconds / tokens)
+            self.token_seconds = _blend(self.token_seconds, each)
 
     def tokens(self, *, shared: bool) -> int:
         """Prompt tokens to process before the next decode step; `shared` if there are sequences that wait for it."""
         seconds = self._shared_seconds() if shared else ALONE_SECONDS
-        tokens = int(seconds / self._token_seconds) // _MULTIPLE * _MULTIPLE
+        tokens = int((seconds - self.pass_seconds) / self._token_seconds) // _MULTIPLE * _MULTIPLE
         return min(max(tokens, LEAST_TOKENS), self.most_tokens)
 
+    @property
+    def pass_tokens(self) -> int:
+        """How many tokens more could have been processed if a pass had been left out."""
+        return int(self.pass_seconds / self._token_seconds)
+
+    def gathering_seconds(self, tokens: int) -> float:
+        """How long a first prompt of so many tokens may wait for others, to be processed together with them."""
+        return min(_GATHERING * (self.pass_seconds + tokens * self.token_seconds), MOST_GATHERING_SECONDS)
+
     def _shared_seconds(self) -> float:
-        aim = max(AIM_STEPS * self.step_seconds, WORTHWHILE_TOKENS * self._token_seconds)
+        aim = max(AIM_STEPS * self.step_seconds, self._seconds(WORTHWHILE_TOKENS))
         # The step that follows is part of the stall.
         return min(aim, max(self.stall_seconds, (STALL_STEPS - 1) * self.step_seconds))
+
+    def _seconds(self, tokens: int) -> float:
+        return self.pass_seconds + tokens * self._token_seconds
 
     @property
     def _token_seconds(self) -> float:

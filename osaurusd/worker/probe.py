@@ -24,12 +24,14 @@ FLOAT32_BYTES = 4
 class Probe:
     """A model's caches and logits, and what a prompt token costs in time and memory.
 
-    `score_bytes` are those of the attention scores of one token with one other, 0 where they are never held at once.
-    To probe also warms up what MLX compiles on first use.
+    A pass takes `pass_seconds`, and `token_seconds` more for each token. `score_bytes` are those of the attention
+    scores of one token with one other, 0 where they are never held at once. To probe also warms up what MLX compiles on
+    first use.
     """
 
     layout: Layout
     vocabulary: int
+    pass_seconds: float
     token_seconds: float
     bytes_per_token: int
     score_bytes: int
@@ -44,10 +46,13 @@ class Probe:
         cache, vocabulary = _first_pass(network)
         seconds = time.perf_counter() - started
         needed = mx.get_peak_memory() - before
+        layout = _proven(network, Layout.of(cache))
+        least = _seconds_of_one(network, cache)
         return cls(
-            layout=_proven(network, Layout.of(cache)),
+            layout=layout,
             vocabulary=vocabulary,
-            token_seconds=seconds / PROBE_TOKENS,
+            pass_seconds=least,
+            token_seconds=max(seconds - least, seconds / 2) / PROBE_TOKENS,
             bytes_per_token=needed // PROBE_TOKENS,
             score_bytes=_attention_heads(network) * FLOAT32_BYTES,
         )
@@ -57,6 +62,16 @@ def _first_pass(network: Any) -> tuple[Cache, int]:
     """The cache that it filled, and the width of the logits."""
     cache, logits = _filled(network, PROBE_TOKENS)
     return cache, logits.shape[-1]
+
+
+def _seconds_of_one(network: Any, cache: Cache) -> float:
+    """What a pass over a single token takes, which is mostly the reading of the weights."""
+    seconds = []
+    for _ in range(2):
+        started = time.perf_counter()
+        mx.eval(network(mx.array([[0]]), cache=cache))
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def _filled(network: Any, count: int) -> tuple[Cache, mx.array]:

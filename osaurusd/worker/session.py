@@ -38,7 +38,7 @@ class Session:
         self._outbox = outbox
         self._import_seconds = import_seconds
         self._loop = asyncio.get_running_loop()
-        self._mlx = MlxThread(outbox.send, _give_up)
+        self._mlx = MlxThread(outbox.send, _give_up, lambda: bool(self._preparing))
         self._tokenizing = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenize")
         self._preparing: dict[int, asyncio.Task[None]] = {}
         self._preparer: Preparer | None = None

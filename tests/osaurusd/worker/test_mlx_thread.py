@@ -21,7 +21,8 @@ class Runner:
         self._emitted = queue.SimpleQueue()
         self._ended = queue.SimpleQueue()
         self.frames = []
-        self.thread = make(self._emitted.put, self._give_up)
+        self.expecting = False
+        self.thread = make(self._emitted.put, self._give_up, lambda: self.expecting)
         self.thread.start()
 
     def adopt(self, network):
@@ -95,6 +96,32 @@ def test_requests_are_answered(runner, network):
     frames = runner.until(1, 2)
     assert greedy(network(), PROMPT, 10) == said_in(text_of(frames, 1))
     assert greedy(network(), [5], 10) == said_in(text_of(frames, 2))
+
+
+def test_prompts_that_come_together_are_begun_together(runner, network, monkeypatch):
+    watched = Watched(network())
+    runner.adopt(watched)
+    runner.do(lambda: monkeypatch.setattr(runner.engine._pace, "gathering_seconds", lambda tokens: SECONDS))
+    watched.shapes.clear()
+    runner.expecting = True
+
+    runner.add(request(1, [5, 6, 7], 4))
+    runner.do(lambda: None)
+    assert not watched.shapes
+    runner.expecting = False
+    runner.add(request(2, [8, 9, 10], 4))
+
+    runner.until(1, 2)
+    assert (2, 2) == watched.shapes[0]
+
+
+def test_a_prompt_does_not_wait_for_others_for_ever(runner, network):
+    runner.adopt(network())
+    runner.expecting = True
+
+    runner.add(request(1, PROMPT, 4))
+
+    assert greedy(network(), PROMPT, 4) == said_in(text_of(runner.until(1), 1))
 
 
 def test_work_is_done_between_two_steps(runner, network):

@@ -23,6 +23,34 @@ def test_the_first_step_is_taken_as_it_is():
     assert pace.step_seconds == 40 * MS
 
 
+def test_what_a_pass_takes_in_any_case_is_not_its_tokens_doing():
+    pace = Pace(1 * MS, pass_seconds=50 * MS)
+
+    for _ in range(30):
+        pace.prefilled(45, (50 + 45 * 2) * MS)
+
+    assert pace.token_seconds == pytest.approx(2 * MS, rel=1e-3)
+    assert 25 == pace.pass_tokens
+    assert (800 - 50) // 2 // 16 * 16 == pace.tokens(shared=False)
+
+
+def test_no_pass_takes_longer_than_a_step_without_tokens():
+    """The first measurement may have been taken while the machine was busy with something else."""
+    pace = Pace(1 * MS, pass_seconds=500 * MS)
+
+    pace.prefilled(100, 100 * MS)
+    assert pace.token_seconds == pytest.approx((0.7 + 0.3 * 0.25) * MS)
+    pace.decoded(40 * MS)
+    pace.decoded(60 * MS)
+
+    assert 40 * MS == pace.pass_seconds
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(20, 10 * MS), (45, 16.25 * MS), (2000, 50 * MS)])
+def test_a_first_prompt_waits_for_a_part_of_its_own_time(tokens, expected):
+    assert Pace(1 * MS, pass_seconds=20 * MS).gathering_seconds(tokens) == pytest.approx(expected)
+
+
 def test_a_short_pass_tells_nothing_of_a_tokens_time():
     pace = Pace(1 * MS)
 
