@@ -51,6 +51,7 @@ _CHECKS: tuple[Callable[[Patient], Iterator[Check]], ...] = (
     service_checks.service_file,
     service_checks.job_state,
     service_checks.spawn_type,
+    service_checks.priority,
     daemon.daemon_serves,
     daemon.upgrade,
     daemon.versions,

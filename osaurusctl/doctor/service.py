@@ -1,5 +1,7 @@
 """Checks of the service: its launcher, its file, its job."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 from osaurusctl.doctor.check import Check, Patient, failure, ok, warning
@@ -7,6 +9,10 @@ from osaurusctl.errors import CliError
 from osaurusctl.service import launcher
 
 _MANY_STARTS = 5
+
+# What macOS gives the processes of apps; those that it clocks down have 20 or less.
+_LEAST_PRIORITY = 31
+_PS_SECONDS = 5.0
 
 
 def launcher_runs(patient: Patient) -> Iterator[Check]:
@@ -71,3 +77,19 @@ def spawn_type(patient: Patient) -> Iterator[Check]:
         yield ok("spawn type", kind)
     else:
         yield failure("spawn type", f"{kind}: launchd clocks it down", "`osaurusctl install` writes the file anew")
+
+
+def priority(patient: Patient) -> Iterator[Check]:
+    """What macOS made of the spawn type. Models' processes inherit it, and nothing else shows it: not even `nice`."""
+    pid = patient.facts.pid if patient.facts else None
+    if sys.platform != "darwin" or pid is None:
+        return
+    ps = ["ps", "-o", "pri=", "-p", str(pid)]
+    found = subprocess.run(ps, capture_output=True, text=True, timeout=_PS_SECONDS, check=False).stdout.split()
+    if not found or not found[0].isdecimal():
+        yield warning("priority", f"`{' '.join(ps)}` does not tell it")
+    elif int(found[0]) < _LEAST_PRIORITY:
+        text = f"{found[0]}, less than the {_LEAST_PRIORITY} of apps: macOS clocks it down"
+        yield failure("priority", text, "`osaurusctl install` writes the file anew")
+    else:
+        yield ok("priority", found[0])
