@@ -19,7 +19,12 @@ class Settings:
     def __init__(self, config: Config, read: Read) -> None:
         self.config = config
         self._read = read
+        self._vet: list[Apply] = []
         self._apply: list[Apply] = []
+
+    def before_change(self, vet: Apply) -> None:
+        """Have `vet` called before; what it raises keeps the old configuration in force."""
+        self._vet.append(vet)
 
     def on_change(self, apply: Apply) -> None:
         """Have `apply` called with every new configuration."""
@@ -33,7 +38,10 @@ class Settings:
         """
         wanted = self._read()
         changed = changed_keys(self.config, wanted)
-        self.config = as_far_as_possible(self.config, wanted)
+        possible = as_far_as_possible(self.config, wanted)
+        for vet in self._vet:
+            vet(possible)
+        self.config = possible
         for apply in self._apply:
             apply(self.config)
         return [key for key in changed if key not in NEEDS_RESTART], [key for key in changed if key in NEEDS_RESTART]
