@@ -193,7 +193,7 @@ def _vet(settings: Settings, exposure: Exposure, secured: tls.Tls | None) -> Non
     """Have a configuration refused that would shut everybody out, or whose certificate cannot be used."""
     settings.before_change(lambda config: exposure.check(config.server))
     if secured is not None:
-        settings.before_change(lambda _: secured.renew())
+        settings.before_change(lambda config: secured.renew(config.server))
 
 
 def _follow(settings: Settings, catalog: Catalog, pool: Pool) -> None:

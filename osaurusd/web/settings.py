@@ -23,7 +23,7 @@ class Settings:
         self._apply: list[Apply] = []
 
     def before_change(self, vet: Apply) -> None:
-        """Have `vet` called before; what it raises keeps the old configuration in force."""
+        """Have `vet` called before, with all that is wanted; what it raises keeps the old configuration in force."""
         self._vet.append(vet)
 
     def on_change(self, apply: Apply) -> None:
@@ -38,10 +38,9 @@ class Settings:
         """
         wanted = self._read()
         changed = changed_keys(self.config, wanted)
-        possible = as_far_as_possible(self.config, wanted)
         for vet in self._vet:
-            vet(possible)
-        self.config = possible
+            vet(wanted)
+        self.config = as_far_as_possible(self.config, wanted)
         for apply in self._apply:
             apply(self.config)
         return [key for key in changed if key not in NEEDS_RESTART], [key for key in changed if key in NEEDS_RESTART]

@@ -17,6 +17,9 @@ from osaurusd.web import listen
 HANDSHAKE_SECONDS = 10.0
 """A client that has not agreed on a key by then is hung up on."""
 
+FAREWELL_SECONDS = 2.0
+"""How long a closed connection waits for the client to close it too."""
+
 
 class Tls:
     """Certificate and key of the server. Blocking.
@@ -29,17 +32,19 @@ class Tls:
     """
 
     def __init__(self, certificate: Path, key: Path) -> None:
-        self._files = certificate, key
+        self._files = (certificate, key)
         self.context = _context(*self._files)
+        self._newest = self.context
+        self.context.sni_callback = self._present_newest
 
-    def renew(self) -> None:
-        """Read the files again; handshakes from now on use what they hold.
+    def renew(self, server: Server) -> None:
+        """Read the files again, if they are still the ones that are wanted; handshakes from now on use what they hold.
 
         Raises:
             ConfigError: they cannot be used; what was read before stays.
         """
-        _context(*self._files)
-        self.context.load_cert_chain(*self._files, password=_no_password)
+        if _files(server) == self._files:
+            self._newest = _context(*self._files)
 
     @property
     def fault(self) -> str | None:
@@ -50,18 +55,15 @@ class Tls:
             return f"other users can read the private key {key}; `chmod 600` keeps it to its owner"
         return None
 
+    def _present_newest(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        """Called at the beginning of each handshake, where another certificate can be chosen."""
+        connection.context = self._newest
+
 
 def of(server: Server) -> Tls | None:
     """What the configuration asks for; None for no TLS. Raises as `Tls` does."""
-    certificate, key = server.tls_certificate, server.tls_key
-    if certificate is None and key is None:
-        return None
-    if certificate is None or key is None:
-        missing, given = ("tls_key", "tls_certificate") if key is None else ("tls_certificate", "tls_key")
-        raise ConfigError(
-            f"`server.{given}` is set and `server.{missing}` is not: TLS needs both", param=f"server.{missing}"
-        )
-    return Tls(_path("tls_certificate", certificate), _path("tls_key", key))
+    files = _files(server)
+    return None if files is None else Tls(*files)
 
 
 class TlsSite(web.BaseSite):
@@ -81,8 +83,24 @@ class TlsSite(web.BaseSite):
         server = self._runner.server
         assert server is not None
         self._server = await asyncio.get_running_loop().create_server(
-            server, sock=self._listener, ssl=self._context, ssl_handshake_timeout=HANDSHAKE_SECONDS
+            server,
+            sock=self._listener,
+            ssl=self._context,
+            ssl_handshake_timeout=HANDSHAKE_SECONDS,
+            ssl_shutdown_timeout=FAREWELL_SECONDS,
         )
+
+
+def _files(server: Server) -> tuple[Path, Path] | None:
+    certificate, key = server.tls_certificate, server.tls_key
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        missing, given = ("tls_key", "tls_certificate") if key is None else ("tls_certificate", "tls_key")
+        raise ConfigError(
+            f"`server.{given}` is set and `server.{missing}` is not: TLS needs both", param=f"server.{missing}"
+        )
+    return _path("tls_certificate", certificate), _path("tls_key", key)
 
 
 def _path(setting: str, value: str) -> Path:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import socket
 import ssl
 
@@ -119,7 +120,8 @@ def test_a_key_of_roots_may_have_a_group_that_reads_it(issue):
 class Served:
     """An application behind TLS."""
 
-    def __init__(self, secured, listener, authority):
+    def __init__(self, settings, secured, listener, authority):
+        self.settings = settings
         self.tls = secured
         self.port = listener.getsockname()[1]
         self.trust = ssl.create_default_context()
@@ -154,7 +156,8 @@ class Served:
 
 @pytest.fixture
 async def served(issue, authority):
-    secured = tls.of(server(*issue("live")))
+    settings = server(*issue("live"))
+    secured = tls.of(settings)
     app = make_app(Config())
 
     async def hello(request):
@@ -163,7 +166,7 @@ async def served(issue, authority):
     app.router.add_get("/", hello)
     listener = socket.create_server(("127.0.0.1", 0))
     runner = await open_app(app, [listener], secured)
-    yield Served(secured, listener, authority)
+    yield Served(settings, secured, listener, authority)
     await runner.cleanup()
 
 
@@ -216,7 +219,7 @@ async def test_a_handshake_that_does_not_go_on_is_ended_and_holds_up_nobody(issu
     monkeypatch.setattr(tls, "HANDSHAKE_SECONDS", 0.3)
     listener = socket.create_server(("127.0.0.1", 0))
     runner = await open_app(make_app(Config()), [listener], tls.of(server(*issue("live"))))
-    served = Served(None, listener, authority)
+    served = Served(None, None, listener, authority)
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
         writer.write(b"\x16\x03\x01\x02\x00")
@@ -232,14 +235,23 @@ async def test_renewed_files_are_used_from_the_next_connection_on(served, issue)
     before = (await served.ask())[1]
     issue("live")
     assert before == (await served.ask())[1]
-    served.tls.renew()
+    served.tls.renew(served.settings)
     after = (await served.ask())[1]
     assert before["serialNumber"] != after["serialNumber"]
+
+
+async def test_files_that_are_not_wanted_any_more_are_not_looked_for(served, issue, tmp_path):
+    before = (await served.ask())[1]
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    served.tls.renew(server(*issue("next")))
+    served.tls.renew(Server())
+    assert before == (await served.ask())[1]
 
 
 async def test_files_that_cannot_be_renewed_leave_what_was(served, issue):
     before = (await served.ask())[1]
     issue("live")[1].write_text("half a file")
     with pytest.raises(ConfigError, match=r"server\.tls_key"):
-        served.tls.renew()
+        served.tls.renew(served.settings)
     assert before == (await served.ask())[1]
