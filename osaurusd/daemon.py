@@ -149,7 +149,7 @@ async def _serve(
     await asyncio.to_thread(imports.sweep)
     exposure = Exposure([door.getsockname()[0] for door in doors], keyring)
     secured = tls.of(settings.config.server)
-    _vet(settings, exposure, secured)
+    _watch_over(settings, exposure, secured)
     tcp_app = _client_app(settings, catalog, pool, requests)
     guard.guard_tcp(tcp_app, lambda: settings.config.server, exposure.names)
     auth.ask_for_keys(tcp_app, keyring, lambda request: exposure.asks(settings.config.server, request))
@@ -168,8 +168,7 @@ async def _serve(
     runners = [await open_app(tcp_app, doors, secured), await open_app(socket_app, [admin_door])]
     logger.info("serving", version=__version__, pid=os.getpid(), endpoints=endpoints, socket=str(paths.socket))
     supervision.notify("READY=1", f"STATUS=serving on {', '.join(endpoints)}")
-    if exposure.exposed and not exposure.needs_keys(settings.config.server):
-        logger.warning("other machines can connect, and nobody is asked for an API key", endpoints=endpoints)
+    _warn_if_open(exposure, settings.config)
     warming = asyncio.create_task(_warm_up(catalog, pool, pins))
     pulls.start()
     await stop.soon.wait()
@@ -189,11 +188,17 @@ async def _warm_up(catalog: Catalog, pool: Pool, pins: Pins) -> None:
     pool.bring_up(found)
 
 
-def _vet(settings: Settings, exposure: Exposure, secured: tls.Tls | None) -> None:
-    """Have a configuration refused that would shut everybody out, or whose certificate cannot be used."""
+def _watch_over(settings: Settings, exposure: Exposure, secured: tls.Tls | None) -> None:
+    """Have a configuration refused that would shut everybody out or has no usable certificate; warn of an open one."""
     settings.before_change(lambda config: exposure.check(config.server))
+    settings.on_change(lambda config: _warn_if_open(exposure, config))
     if secured is not None:
         settings.before_change(lambda config: secured.renew(config.server))
+
+
+def _warn_if_open(exposure: Exposure, config: Config) -> None:
+    if exposure.exposed and not exposure.needs_keys(config.server):
+        logger.warning("other machines can connect, and nobody is asked for an API key")
 
 
 def _follow(settings: Settings, catalog: Catalog, pool: Pool) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from osaurusd.admin import keys, views
@@ -43,7 +43,7 @@ def add_routes(app: web.Application) -> None:
 async def _retry_with_key(request: web.Request, handler: Handler) -> web.StreamResponse:
     """A key may be what is missing."""
     answer = await handler(request)
-    if request.path == KeyRoute.KEYS:
+    if (request.method, request.path) == (hdrs.METH_POST, KeyRoute.KEYS):
         with contextlib.suppress(ConfigError):
             request.app[REASON].retry()
     return answer

@@ -133,7 +133,8 @@ def _context(certificate: Path, key: Path) -> ssl.SSLContext:
 
 def _refuse_unreadable(setting: str, file: Path) -> None:
     try:
-        file.read_bytes()
+        with file.open("rb") as stream:
+            stream.read(1)
     except OSError as error:
         _refuse(setting, f"{file}: {error.strerror}", error)
     except ValueError as error:

@@ -8,7 +8,7 @@ from osaurusctl.doctor.check import Patient
 from osaurusctl.doctor.daemon import exposure
 from osaurusd import __version__
 from osaurusd.wire.admin import API_VERSION, DaemonStatus, ModelState, Route, WorkerState
-from osaurusd.wire.keys import Protection
+from osaurusd.wire.keys import KeyInfo, Protection
 
 
 def test_status_shows_how_the_daemon_is(daemon, invoke, fake):
@@ -275,6 +275,11 @@ def test_completion_of_unpin_offers_pinned_models(daemon, ctl, monkeypatch):
     assert _complete(ctl, monkeypatch, "unpin", "").stdout == "plain,qwen\n"
 
 
+def test_completion_of_revoke_offers_the_ids_of_keys(daemon, ctl, monkeypatch):
+    daemon.keys = [KeyInfo(id="a1", name="laptop", created=1), KeyInfo(id="b2", name=None, created=1)]
+    assert _complete(ctl, monkeypatch, "key", "revoke", "a").stdout == "plain,a1\n"
+
+
 def test_completion_is_silent_without_a_daemon(ctl, monkeypatch):
     for command in ("load", "unload", "show", "rm"):
         result = _complete(ctl, monkeypatch, command, "")
@@ -292,6 +297,7 @@ def test_completion_offers_the_commands(ctl, monkeypatch):
             "up",
             "down",
             "reload",
+            "key",
             "status",
             "ls",
             "show",

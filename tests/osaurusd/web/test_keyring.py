@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -76,6 +77,18 @@ def test_a_revoked_key_is_gone_at_once_and_for_good(file):
     assert (None, second.id) == (Keyring(file).find(first.key), Keyring(file).find(second.key))
     with pytest.raises(NotFound, match=first.id):
         keyring.revoke(first.id)
+
+
+def test_keys_that_are_made_and_revoked_at_once_are_all_kept_right(file):
+    keyring = Keyring(file)
+    old = [keyring.create().id for _ in range(4)]
+    with ThreadPoolExecutor(8) as executor:
+        made = [executor.submit(keyring.create) for _ in range(12)]
+        gone = [executor.submit(keyring.revoke, key_id) for key_id in old]
+    expected = {each.result().id for each in made}
+
+    assert set(old) == {each.result().id for each in gone}
+    assert expected == {key.id for key in keyring.all} == {key.id for key in Keyring(file).all}
 
 
 def test_a_key_that_cannot_be_kept_does_not_exist(file, monkeypatch):
