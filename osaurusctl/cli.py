@@ -26,6 +26,7 @@ MODULES = {
     "logs": "osaurusctl.commands.logs",
     "doctor": "osaurusctl.commands.doctor",
     "reload": "osaurusctl.commands.reload",
+    "key": "osaurusctl.commands.key",
     "status": "osaurusctl.commands.status",
     "ls": "osaurusctl.commands.ls",
     "show": "osaurusctl.commands.show",

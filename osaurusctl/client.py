@@ -42,6 +42,7 @@ from osaurusd.wire.admin import (
 )
 from osaurusd.wire.diagnosis import Diagnosis
 from osaurusd.wire.errors import ErrorEnvelope
+from osaurusd.wire.keys import KeyInfo, KeyRequest, KeyRoute, NewKey, RevokeRequest
 from osaurusd.wire.pulls import (
     FoundModel,
     PullCancel,
@@ -178,6 +179,19 @@ class Client:
         """Let `alias` mean `target` too; with None, take it away and tell what it was."""
         request = AliasRequest(alias=alias, target=target)
         return _decode(self._request("POST", Route.ALIASES, request, timeout=self._patience).body, Alias)
+
+    def api_keys(self) -> list[KeyInfo]:
+        return _decode(self._request("GET", KeyRoute.KEYS, timeout=self._patience).body, list[KeyInfo])
+
+    def create_key(self, name: str | None) -> NewKey:
+        """Make an API key; the reply is the only one that has it."""
+        request = KeyRequest(name=name)
+        return _decode(self._request("POST", KeyRoute.KEYS, request, timeout=self._patience).body, NewKey)
+
+    def revoke_key(self, key_id: str) -> KeyInfo:
+        """Have a key refused from now on."""
+        request = RevokeRequest(id=key_id)
+        return _decode(self._request("POST", KeyRoute.REVOKE, request, timeout=self._patience).body, KeyInfo)
 
     def reload(self) -> ReloadReply:
         """Let the daemon read its configuration again."""

@@ -56,6 +56,14 @@ def pulls(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list
     return matching([pull.name for pull in _pulls() if pull.state in states], incomplete)
 
 
+def keys(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Ids of the API keys."""
+    try:
+        return matching([key.id for key in _client().api_keys()], incomplete)
+    except (CliError, OSError, paths.SocketPathTooLong):
+        return []
+
+
 def matching(names: Iterable[str], incomplete: str) -> list[str]:
     return [name for name in names if name.lower().startswith(incomplete.lower())]
 

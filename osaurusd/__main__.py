@@ -17,7 +17,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     try:
         places = paths.resolve()
-        flags = {("server", key): getattr(arguments, key) for key in ("host", "port")}
+        flags = {("server", key): getattr(arguments, key) for key in ("host", "port", "insecure")}
         given = {key: value for key, value in flags.items() if value is not None}
         file = arguments.config or places.config_file
         daemon.run(lambda: config.load(file, flags=given), places)
@@ -34,6 +34,12 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="serve in the foreground until told to stop")
     serve.add_argument("--host", help="address to listen on (default: localhost, both families)")
     serve.add_argument("--port", type=int, help="port to listen on (default: 8080)")
+    serve.add_argument(
+        "--insecure",
+        action="store_const",
+        const=True,
+        help="let anyone who can connect use it without an API key, other machines too",
+    )
     serve.add_argument("--config", type=Path, help="TOML file to read instead of the usual one")
     return parser
 

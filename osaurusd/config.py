@@ -31,12 +31,19 @@ class Server(Section, frozen=True):
 
     `host` is bound as given; `localhost` means 127.0.0.1 and, where there is one, ::1. `allowed_hosts` are further
     names for the `Host` header, `allowed_origins` the web origins (`https://chat.example`) that may call from a page.
+    Where other machines can connect, clients need an API key, unless `insecure`, or they are on this machine and
+    `trust_loopback`; with `require_key` all need one everywhere. `tls_certificate` and `tls_key` are PEM files.
     """
 
     host: str = "localhost"
     port: Port = 8080
     allowed_hosts: list[str] = []
     allowed_origins: list[str] = []
+    insecure: bool = False
+    require_key: bool = False
+    trust_loopback: bool = False
+    tls_certificate: str | None = None
+    tls_key: str | None = None
     max_body_bytes: Bytes = 32 * 1024 * 1024
     shutdown_grace_seconds: Seconds = SHUTDOWN_GRACE_SECONDS
 
@@ -168,7 +175,9 @@ def load(
     return _convert(tree, "the command line", strict=False)
 
 
-NEEDS_RESTART = frozenset({"server.host", "server.port", "server.max_body_bytes"})
+NEEDS_RESTART = frozenset(
+    {"server.host", "server.port", "server.max_body_bytes", "server.tls_certificate", "server.tls_key"}
+)
 """Keys that a running daemon cannot change."""
 
 

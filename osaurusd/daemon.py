@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import dataclasses
-import ipaddress
 import os
 import signal
 import socket
@@ -34,8 +33,10 @@ from osaurusd.openai.routes import add_routes as add_client_routes
 from osaurusd.pool import blas, terms
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
-from osaurusd.web import activation, errors, guard, keys, listen, metrics
+from osaurusd.web import activation, auth, errors, guard, keys, listen, metrics, tls
 from osaurusd.web.app import make_app, open_app
+from osaurusd.web.exposure import Exposure
+from osaurusd.web.keyring import Keyring
 from osaurusd.web.settings import Settings
 from osaurusd.wire.installation import installation
 from osaurusd.wire.paths import Paths
@@ -61,6 +62,7 @@ def run(read: Callable[[], Config], paths: Paths) -> None:
     def checked() -> Config:
         config = read()
         blas.find(config.worker.blas)
+        tls.of(config.server)
         return config
 
     supervision.raise_file_limit()
@@ -107,15 +109,15 @@ async def _live(read: Callable[[], Config], paths: Paths, *, patient: bool) -> N
         admin_door = opened.admin or stack.enter_context(listen.unix(paths.socket))
         daemon = context.Daemon(uuid.uuid4().hex, time.monotonic(), [], paths, stop.soon.set, installation())
         watchdog = asyncio.create_task(supervision.feed_watchdog())
-        antechamber = Antechamber(daemon, admin_door, read, opened.http)
+        keyring = Keyring(paths.state_dir / "keys.json")
+        antechamber = Antechamber(daemon, admin_door, read, opened.http, keyring)
         try:
             ready = await (antechamber.wait(stop.soon) if patient else antechamber.enter())
             if ready is not None:
                 settings, doors = ready
                 stack.callback(_close_all, doors)
                 log.set_level(settings.config.log.level)
-                here = dataclasses.replace(daemon, endpoints=[listen.url(door) for door in doors])
-                await _serve(settings, here, doors, admin_door, stop)
+                await _serve(settings, daemon, doors, admin_door, keyring, stop)
         finally:
             supervision.notify("STOPPING=1", "STATUS=stopping")
             watchdog.cancel()
@@ -131,6 +133,7 @@ async def _serve(
     daemon: context.Daemon,
     doors: list[socket.socket],
     admin_door: socket.socket,
+    keyring: Keyring,
     stop: "_Stop",
 ) -> None:
     paths = daemon.paths
@@ -144,21 +147,28 @@ async def _serve(
     requests = metrics.make_counter()
     _follow(settings, catalog, pool)
     await asyncio.to_thread(imports.sweep)
+    exposure = Exposure([door.getsockname()[0] for door in doors], keyring)
+    secured = tls.of(settings.config.server)
+    _watch_over(settings, exposure, secured)
     tcp_app = _client_app(settings, catalog, pool, requests)
-    guard.guard_tcp(tcp_app, lambda: settings.config.server)
+    guard.guard_tcp(tcp_app, lambda: settings.config.server, exposure.names)
+    auth.ask_for_keys(tcp_app, keyring, lambda request: exposure.asks(settings.config.server, request))
     socket_app = _client_app(settings, catalog, pool, requests)
     guard.guard_socket(socket_app, os.geteuid())
     add_admin_routes(socket_app)
-    faults = [fault for fault in (registry.fault, pins.fault, pulls.fault) if fault is not None]
-    socket_app[context.DAEMON] = dataclasses.replace(daemon, faults=faults)
+    found = (registry.fault, pins.fault, pulls.fault, keyring.fault, secured.fault if secured else None)
+    faults = [fault for fault in found if fault is not None]
+    endpoints = [listen.url(door, tls=secured is not None) for door in doors]
+    socket_app[context.DAEMON] = dataclasses.replace(daemon, endpoints=endpoints, faults=faults)
+    socket_app[context.EXPOSURE] = exposure
+    socket_app[context.KEYRING] = keyring
     socket_app[context.IMPORTS] = imports
     socket_app[context.PINS] = pins
     socket_app[context.PULLS] = pulls
-    runners = [await open_app(tcp_app, doors), await open_app(socket_app, [admin_door])]
-    endpoints = daemon.endpoints
+    runners = [await open_app(tcp_app, doors, secured), await open_app(socket_app, [admin_door])]
     logger.info("serving", version=__version__, pid=os.getpid(), endpoints=endpoints, socket=str(paths.socket))
     supervision.notify("READY=1", f"STATUS=serving on {', '.join(endpoints)}")
-    _warn_if_exposed(doors)
+    _warn_if_open(exposure, settings.config)
     warming = asyncio.create_task(_warm_up(catalog, pool, pins))
     pulls.start()
     await stop.soon.wait()
@@ -176,6 +186,19 @@ async def _warm_up(catalog: Catalog, pool: Pool, pins: Pins) -> None:
     for record in found:
         pool.pin(record, check=False)
     pool.bring_up(found)
+
+
+def _watch_over(settings: Settings, exposure: Exposure, secured: tls.Tls | None) -> None:
+    """Have a configuration refused that would shut everybody out or has no usable certificate; warn of an open one."""
+    settings.before_change(lambda config: exposure.check(config.server))
+    settings.on_change(lambda config: _warn_if_open(exposure, config))
+    if secured is not None:
+        settings.before_change(lambda config: secured.renew(config.server))
+
+
+def _warn_if_open(exposure: Exposure, config: Config) -> None:
+    if exposure.exposed and not exposure.needs_keys(config.server):
+        logger.warning("other machines can connect, and nobody is asked for an API key")
 
 
 def _follow(settings: Settings, catalog: Catalog, pool: Pool) -> None:
@@ -240,10 +263,3 @@ async def _close(runners: list[web.AppRunner], pool: Pool, stop: _Stop, grace: f
     for runner in runners:
         await runner.cleanup()
     logger.info("stopped")
-
-
-def _warn_if_exposed(doors: list[socket.socket]) -> None:
-    for door in doors:
-        address = door.getsockname()[0]
-        if not ipaddress.ip_address(address).is_loopback:
-            logger.warning("listening beyond this machine, and there is no authentication", address=address)

@@ -9,7 +9,7 @@ OsaurusError
 │   └── RequestExceedsMemory    it could not be served even alone
 ├── ModelNotFound
 │   └── ModelNotDownloaded      known by name, but not on this machine
-├── NotFound, MethodNotAllowed, RequestTooLarge, UnsupportedMediaType, Forbidden, VersionMismatch
+├── NotFound, MethodNotAllowed, RequestTooLarge, UnsupportedMediaType, InvalidApiKey, Forbidden, VersionMismatch
 ├── Busy, QueueFull, NameTaken, ImportFailed, PullFailed, DiskFull
 ├── InsufficientMemory, LoadFailed, WorkerCrashed, SlowClient, ModelUnloaded, ShuttingDown, NotServing
 ├── ConfigError, HomeInUse, ListenFailed
@@ -82,6 +82,10 @@ class RequestTooLarge(OsaurusError):
 
 class UnsupportedMediaType(OsaurusError):
     code = ErrorCode.UNSUPPORTED_MEDIA_TYPE
+
+
+class InvalidApiKey(OsaurusError):
+    code = ErrorCode.INVALID_API_KEY
 
 
 class Forbidden(OsaurusError):

@@ -19,6 +19,7 @@ _PATIENCE_SECONDS = 60.0
 @click.command("install", cls=Command)
 @click.option("--host", help="Host name or address to serve on; default: the configuration's.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to serve on; default: the configuration's.")
+@click.option("--insecure", is_flag=True, help="Ask nobody for an API key, though other machines can connect.")
 @click.option("--env", "assignments", multiple=True, metavar="KEY=VALUE", help="A variable for the daemon; repeatable.")
 @click.option("--headless", is_flag=True, help="macOS: in this user's sessions without a screen, such as over ssh.")
 @click.option("--system", is_flag=True, help="macOS: from boot on, for a Mac where no one logs in; calls sudo.")
@@ -31,6 +32,7 @@ def command(
     output: Output,
     host: str | None,
     port: int | None,
+    insecure: bool,
     assignments: tuple[str, ...],
     headless: bool,
     system: bool,
@@ -44,7 +46,7 @@ def command(
     where = paths.resolve()
     mode = Mode.SYSTEM if system else Mode.HEADLESS if headless else Mode.LOGIN
     manager = service.for_mode(mode)
-    job = install.job_for(where, mode, host, port, carried() | given(assignments))
+    job = install.job_for(where, mode, carried() | given(assignments), host=host, port=port, insecure=insecure)
     if not dry_run:
         service.refuse_inside()
         manager.refuse()

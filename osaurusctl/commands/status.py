@@ -11,6 +11,7 @@ from osaurusctl.service.manager import Facts
 from osaurusd import __version__
 from osaurusd.wire import paths
 from osaurusd.wire.admin import IN_MEMORY, DaemonStatus
+from osaurusd.wire.keys import Protection
 
 
 @click.command("status", cls=Command)
@@ -58,6 +59,7 @@ def _daemon(status: DaemonStatus) -> list[tuple[str, str]]:
         ("pid", str(status.pid)),
         ("uptime", age(status.uptime_seconds)),
         *labelled("endpoints", status.endpoints),
+        *([("access", _access(status.protection))] if status.protection else []),
         ("socket", status.socket),
         ("config", status.config_file),
         ("log", status.log_file),
@@ -67,6 +69,18 @@ def _daemon(status: DaemonStatus) -> list[tuple[str, str]]:
         *labelled("loaded", loaded),
         *(labelled("faults", status.faults) if status.faults else []),
     ]
+
+
+def _access(protection: Protection) -> str:
+    """Who gets in over TCP."""
+    parts = ["other machines too" if protection.exposed else "this machine only"]
+    if not protection.key_required:
+        parts.append("no API key asked for")
+    else:
+        here = ", not on this machine" if protection.trusts_loopback else ""
+        parts.append(f"API key needed{here} ({protection.keys or 'none'} there)")
+    parts.append("TLS" if protection.tls else "no TLS")
+    return ", ".join(parts)
 
 
 def _service(facts: Facts, status: DaemonStatus | None) -> list[tuple[str, str]]:

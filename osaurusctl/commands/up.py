@@ -14,20 +14,25 @@ from osaurusd.wire.admin import DaemonStatus
 @click.command("up", cls=Command)
 @click.option("--host", help="Host name or address to serve on; default: the configuration's.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to serve on; default: the configuration's.")
+@click.option("--insecure", is_flag=True, help="Ask nobody for an API key, though other machines can connect.")
 @click.option("--timeout", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to wait for it.")
 @click.pass_obj
-def command(output: Output, host: str | None, port: int | None, timeout: float) -> None:
+def command(output: Output, host: str | None, port: int | None, insecure: bool, timeout: float) -> None:
     """Start the daemon in the background; the service, if it is installed."""
     where = paths.resolve()
     if (manager := service.ours()) is not None:
-        if host is not None or port is not None:
+        if host is not None or port is not None or insecure:
             raise click.UsageError(
-                "osaurusd is installed as a service: `osaurusctl install` takes `--host` and `--port`"
+                "osaurusd is installed as a service: `osaurusctl install` takes `--host`, `--port` and `--insecure`"
             )
         start.perform(output, manager, timeout)
         return
     client = Client(where.socket)
-    options = [*(["--host", host] if host else []), *(["--port", str(port)] if port is not None else [])]
+    options = [
+        *(["--host", host] if host else []),
+        *(["--port", str(port)] if port is not None else []),
+        *(["--insecure"] if insecure else []),
+    ]
     try:
         status, started = client.status(any_version=True), False
     except DaemonNotRunning:

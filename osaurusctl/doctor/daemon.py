@@ -3,6 +3,7 @@
 import http.client
 import os
 import socket
+import ssl
 import stat
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from osaurusd.wire import ports
 from osaurusd.wire.installation import installation
 
 _ANSWER_SECONDS = 5.0
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def configuration(patient: Patient) -> Iterator[Check]:
@@ -99,8 +101,10 @@ def _configured_port(patient: Patient) -> int | None:
 def _endpoint(endpoint: str) -> Iterator[Check]:
     """Whether clients reach it there."""
     address = urlsplit(endpoint)
-    host = "127.0.0.1" if address.hostname in (None, "0.0.0.0") else address.hostname
+    host = _LOOPBACK.get(address.hostname or "", address.hostname or "127.0.0.1")
     connection = http.client.HTTPConnection(host, address.port, timeout=_ANSWER_SECONDS)
+    if address.scheme == "https":
+        connection = http.client.HTTPSConnection(host, address.port, timeout=_ANSWER_SECONDS, context=_any_name())
     try:
         connection.request("GET", "/health")
         code = connection.getresponse().status
@@ -113,6 +117,34 @@ def _endpoint(endpoint: str) -> Iterator[Check]:
             yield failure("port", f"{endpoint}/health answers {code}", "`osaurusctl logs`")
     finally:
         connection.close()
+
+
+def _any_name() -> ssl.SSLContext:
+    """The question is whether it answers, at an address that its certificate need not name."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def exposure(patient: Patient) -> Iterator[Check]:
+    """Whether other machines can connect, and what is asked of them."""
+    found = patient.status.protection if patient.status else None
+    if found is None:
+        return
+    key_made = "`osaurusctl key create` makes one"
+    if found.key_required and not found.keys:
+        yield failure("access", "API keys are asked for over TCP, and there is none", key_made)
+    elif not found.exposed:
+        yield ok("access", "only programs on this machine can connect")
+    elif not found.key_required:
+        what = "other machines can connect, and nobody is asked for an API key"
+        yield warning("access", what, f"{key_made}; then take `--insecure` or `server.insecure` away")
+    elif not found.tls:
+        what = "other machines can connect with an API key, and it travels without TLS"
+        yield warning("access", what, "set `server.tls_certificate` and `server.tls_key`, unless the network is yours")
+    else:
+        yield ok("access", "other machines can connect, over TLS and with an API key")
 
 
 def socket_permissions(patient: Patient) -> Iterator[Check]:

@@ -56,6 +56,7 @@ _CHECKS: tuple[Callable[[Patient], Iterator[Check]], ...] = (
     daemon.upgrade,
     daemon.versions,
     daemon.port,
+    daemon.exposure,
     daemon.socket_permissions,
     daemon.open_files,
     machine.disk,

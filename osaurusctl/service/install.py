@@ -38,7 +38,9 @@ class Plan:
     instance: str | None
 
 
-def job_for(paths: Paths, mode: Mode, host: str | None, port: int | None, env: dict[str, str]) -> Job:
+def job_for(
+    paths: Paths, mode: Mode, env: dict[str, str], *, host: str | None, port: int | None, insecure: bool
+) -> Job:
     """The job of this environment."""
     return Job(
         launcher=launcher_path(paths),
@@ -46,6 +48,7 @@ def job_for(paths: Paths, mode: Mode, host: str | None, port: int | None, env: d
         log_dir=paths.log_dir,
         host=host,
         port=port,
+        insecure=insecure,
         env=env,
         mode=mode,
         user=service.user_name() if mode is Mode.SYSTEM else None,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 from osaurusctl.errors import CliError
 from osaurusd.wire.paths import Paths
@@ -52,6 +53,7 @@ class Job:
     log_dir: Path
     host: str | None = None
     port: int | None = None
+    insecure: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
     mode: Mode = Mode.LOGIN
     user: str | None = None
@@ -61,14 +63,24 @@ class Job:
         """The command line, program first."""
         host = ["--host", self.host] if self.host is not None else []
         port = ["--port", str(self.port)] if self.port is not None else []
-        return [str(self.launcher), "serve", *host, *port]
+        insecure = ["--insecure"] if self.insecure else []
+        return [str(self.launcher), "serve", *host, *port, *insecure]
 
 
-def options(arguments: Iterable[str]) -> tuple[str | None, int | None]:
-    """Host and port out of a command line that `Job.arguments` made."""
-    found = dict(itertools.pairwise(arguments))
+class Options(NamedTuple):
+    """What a command line asks the daemon for."""
+
+    host: str | None
+    port: int | None
+    insecure: bool
+
+
+def options(arguments: Iterable[str]) -> Options:
+    """What a command line that `Job.arguments` made asks for."""
+    words = list(arguments)
+    found = dict(itertools.pairwise(words))
     port = found.get("--port", "")
-    return found.get("--host"), int(port) if port.isdecimal() else None
+    return Options(found.get("--host"), int(port) if port.isdecimal() else None, "--insecure" in words)
 
 
 def launcher_path(paths: Paths) -> Path:

@@ -69,14 +69,15 @@ def recorded(tree: Mapping[str, Any], mode: Mode) -> Job:
     """
     try:
         arguments = [str(word) for word in tree["ProgramArguments"]]
-        host, port = options(arguments)
+        asked = options(arguments)
         env = {name: value for name, value in tree["EnvironmentVariables"].items() if name not in _NOT_CARRIED}
         return Job(
             launcher=Path(arguments[0]),
             user_home=Path(tree["WorkingDirectory"]),
             log_dir=Path(tree["StandardErrorPath"]).parent,
-            host=host,
-            port=port,
+            host=asked.host,
+            port=asked.port,
+            insecure=asked.insecure,
             env=env,
             mode=mode,
             user=tree.get("UserName"),

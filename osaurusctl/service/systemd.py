@@ -242,13 +242,14 @@ def recorded(text: str) -> Job:
     if len(commands) != 1 or not commands[0] or len(homes) != 1:
         raise CliError("it is no unit of osaurusd", code="bad_service_file")
     pairs = [word.partition("=") for value in _values(text, "Environment") for word in _words(value)]
-    host, port = options(word.replace("$$", "$") for word in commands[0])
+    asked = options(word.replace("$$", "$") for word in commands[0])
     return Job(
         launcher=Path(commands[0][0]),
         user_home=Path(homes[0].replace("%%", "%")),
         log_dir=Path(),
-        host=host,
-        port=port,
+        host=asked.host,
+        port=asked.port,
+        insecure=asked.insecure,
         env={name: value for name, _, value in pairs if name not in _OURS},
     )
 

@@ -13,6 +13,8 @@ from osaurusd.config import Config
 from osaurusd.errors import ConfigError, ListenFailed, OsaurusError
 from osaurusd.web import guard, listen
 from osaurusd.web.app import make_app, open_app
+from osaurusd.web.exposure import Exposure
+from osaurusd.web.keyring import Keyring
 from osaurusd.web.settings import Settings
 from osaurusd.wire import ports
 
@@ -33,15 +35,22 @@ class Antechamber:
         admin_door: the listening Unix socket; it stays open.
         read: reads and checks the configuration.
         http: sockets for clients that are open already; if there are any, none are opened.
+        keyring: where other machines could connect, there must be a key in it.
     """
 
     def __init__(
-        self, daemon: context.Daemon, admin_door: socket.socket, read: Callable[[], Config], http: list[socket.socket]
+        self,
+        daemon: context.Daemon,
+        admin_door: socket.socket,
+        read: Callable[[], Config],
+        http: list[socket.socket],
+        keyring: Keyring,
     ) -> None:
         self._daemon = daemon
         self._admin_door = admin_door
         self._read = read
         self._http = http
+        self._keyring = keyring
         self._retry = asyncio.Event()
         self._config: Config | None = None
         self._reason = waiting.Reason(self._reload)
@@ -50,12 +59,18 @@ class Antechamber:
         """One try.
 
         Raises:
-            OsaurusError: the configuration is wrong, or the port is not to be had.
+            OsaurusError: the configuration is wrong, the port is not to be had, or a key is needed and missing.
         """
         self._config = None
         self._config = self._read()
         server = self._config.server
-        return Settings(self._config, self._read), self._http or listen.tcp(server.host, server.port)
+
+        def admit(addresses: list[str]) -> None:
+            Exposure(addresses, self._keyring).check(server)
+
+        if self._http:
+            admit([door.getsockname()[0] for door in self._http])
+        return Settings(self._config, self._read), self._http or listen.tcp(server.host, server.port, admit)
 
     async def wait(self, stop: asyncio.Event) -> Ready | None:
         """Try until it works; None if `stop` is set before."""
@@ -80,6 +95,7 @@ class Antechamber:
         guard.guard_socket(app, os.geteuid())
         waiting.add_routes(app)
         app[context.DAEMON] = self._daemon
+        app[context.KEYRING] = self._keyring
         app[waiting.REASON] = self._reason
         # A copy, for the site closes what it serves on, and clients that come in between must only wait.
         runner = await open_app(app, [self._admin_door.dup()])

@@ -8,6 +8,8 @@ from aiohttp import web
 from osaurusd.catalog.imports import Imports
 from osaurusd.catalog.pulls import Pulls
 from osaurusd.pool.pins import Pins
+from osaurusd.web.exposure import Exposure
+from osaurusd.web.keyring import Keyring
 from osaurusd.wire.diagnosis import Installation
 from osaurusd.wire.paths import Paths
 
@@ -30,6 +32,8 @@ class Daemon:
 
 
 DAEMON = web.AppKey("DAEMON", Daemon)
+EXPOSURE = web.AppKey("EXPOSURE", Exposure)
+KEYRING = web.AppKey("KEYRING", Keyring)
 PINS = web.AppKey("PINS", Pins)
 IMPORTS = web.AppKey("IMPORTS", Imports)
 PULLS = web.AppKey("PULLS", Pulls)

@@ -7,7 +7,8 @@ from aiohttp.typedefs import Handler
 
 from osaurusd import __version__, log
 from osaurusd.admin import diagnosis, imports, pulls, residency, store, views
-from osaurusd.admin.context import DAEMON, PINS
+from osaurusd.admin import keys as api_keys
+from osaurusd.admin.context import DAEMON, EXPOSURE, PINS
 from osaurusd.errors import VersionMismatch
 from osaurusd.web import body, keys
 from osaurusd.wire.admin import (
@@ -37,6 +38,7 @@ def add_routes(app: web.Application) -> None:
     app.router.add_get(Route.EVENTS, residency.events)
     app.router.add_post(Route.IMPORTS, imports.create)
     pulls.add_routes(app)
+    api_keys.add_routes(app)
     app.router.add_post(Route.DETAILS, store.details)
     app.router.add_post(Route.REMOVE, store.remove)
     app.router.add_post(Route.VERIFY, store.verify)
@@ -72,12 +74,16 @@ async def _tell_version(_: web.Request, response: web.StreamResponse) -> None:
 async def _status(request: web.Request) -> web.Response:
     catalog = request.app[keys.CATALOG]
     records = await catalog.records()
-    default = request.app[keys.SETTINGS].config.default_model
-    pool, daemon = request.app[keys.POOL], request.app[DAEMON]
+    config = request.app[keys.SETTINGS].config
+    pool, daemon, exposure = request.app[keys.POOL], request.app[DAEMON], request.app[EXPOSURE]
     reports = pool.report()
     missing = residency.missing_pins(records, request.app[PINS])
-    faults = [*catalog.faults, *daemon.faults, *log.faults(), *missing, *views.failures(reports)]
-    return body.reply(views.status(daemon, default, records, reports, pool.budget, faults))
+    exposed = exposure.faults(config.server)
+    faults = [*exposed, *catalog.faults, *daemon.faults, *log.faults(), *missing, *views.failures(reports)]
+    protection = exposure.protection(config.server)
+    return body.reply(
+        views.status(daemon, config.default_model, records, reports, pool.budget, faults, protection=protection)
+    )
 
 
 async def _models(request: web.Request) -> web.Response:

@@ -22,6 +22,7 @@ from osaurusd.wire.admin import (
     WorkerInfo,
     WorkerState,
 )
+from osaurusd.wire.keys import Protection
 
 
 def worker(report: WorkerReport) -> WorkerInfo:
@@ -97,6 +98,7 @@ def status(
     faults: list[str],
     *,
     serving: bool = True,
+    protection: Protection | None = None,
 ) -> DaemonStatus:
     """The daemon as a whole."""
     return DaemonStatus(
@@ -117,6 +119,7 @@ def status(
         memory_used_bytes=budget.used_bytes,
         faults=faults,
         serving=serving,
+        protection=protection,
     )
 
 

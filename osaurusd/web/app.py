@@ -6,6 +6,7 @@ from aiohttp import web
 
 from osaurusd.config import Config
 from osaurusd.web import access, errors
+from osaurusd.web.tls import Tls, TlsSite
 
 # Handlers have nothing left to wait for once the pool is closed; this only bounds a client that does not read.
 HANDLER_END_SECONDS = 2.0
@@ -19,7 +20,7 @@ def make_app(config: Config) -> web.Application:
     return app
 
 
-async def open_app(app: web.Application, listeners: list[socket.socket]) -> web.AppRunner:
+async def open_app(app: web.Application, listeners: list[socket.socket], tls: Tls | None = None) -> web.AppRunner:
     """Serve an application on sockets that listen already."""
     # handler_cancellation: a client that hangs up ends its handler, and with it the generation.
     runner = web.AppRunner(
@@ -27,5 +28,6 @@ async def open_app(app: web.Application, listeners: list[socket.socket]) -> web.
     )
     await runner.setup()
     for listener in listeners:
-        await web.SockSite(runner, listener).start()
+        site = web.SockSite(runner, listener) if tls is None else TlsSite(runner, listener, tls.context)
+        await site.start()
     return runner

@@ -27,6 +27,7 @@ STATUS: Mapping[ErrorCode, int] = {
     ErrorCode.CONTEXT_LENGTH_EXCEEDED: 400,
     ErrorCode.REQUEST_EXCEEDS_MEMORY: 400,
     ErrorCode.IMPORT_FAILED: 400,
+    ErrorCode.INVALID_API_KEY: 401,
     ErrorCode.FORBIDDEN: 403,
     ErrorCode.MODEL_NOT_FOUND: 404,
     ErrorCode.MODEL_NOT_DOWNLOADED: 404,
@@ -54,8 +55,9 @@ STATUS: Mapping[ErrorCode, int] = {
 }
 
 # OpenAI's clients ask again on 429 and 5xx: after how many seconds, or not at all, where the same request would fail
-# the same way.
+# the same way. A 401 must say how one makes oneself known (RFC 9110, section 15.5.2).
 _ADVICE: Mapping[ErrorCode, Mapping[str, str]] = {
+    ErrorCode.INVALID_API_KEY: {hdrs.WWW_AUTHENTICATE: "Bearer"},
     ErrorCode.QUEUE_FULL: {hdrs.RETRY_AFTER: "1"},
     ErrorCode.LOAD_FAILED: {"x-should-retry": "false"},
     ErrorCode.INSUFFICIENT_MEMORY: {"x-should-retry": "false"},

@@ -24,12 +24,20 @@ _CORS_MAX_AGE_SECONDS = "600"
 _BODY_METHODS = frozenset({hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_PATCH})
 
 
-def guard_tcp(app: web.Application, server: Callable[[], Server]) -> None:
-    """Guard an application that is reached over TCP; `server` says what is allowed now."""
+def guard_tcp(
+    app: web.Application, server: Callable[[], Server], names: Callable[[], frozenset[str]] = frozenset
+) -> None:
+    """Guard an application that is reached over TCP.
+
+    Args:
+        app: not frozen yet.
+        server: says what is allowed now.
+        names: further values of `Host`, from the addresses that are bound.
+    """
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        _check_host(request, allowed_hosts(server()))
+        _check_host(request, allowed_hosts(server()) | names())
         _check_origin(request, server().allowed_origins)
         if _is_preflight(request):
             return _preflight(request)

@@ -23,14 +23,20 @@ LOCK_PAUSE_SECONDS = 0.02
 _NO_SUCH_FAMILY = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
 
 
-def tcp(host: str, port: int) -> list[socket.socket]:
+def tcp(host: str, port: int, admit: Callable[[list[str]], None] = lambda _: None) -> list[socket.socket]:
     """Listening sockets for `host`; `localhost` means 127.0.0.1 and, where there is one, ::1. Port 0 picks one.
+
+    Args:
+        host, port: what to bind.
+        admit: told the addresses before any is bound; what it raises is raised, and none is.
 
     Raises:
         ListenFailed: an address is taken or not ours; the message says which and why.
     """
+    addresses = ["127.0.0.1", "::1"] if host == "localhost" else _resolve(host, port)
+    admit(addresses)
     if host != "localhost":
-        return _bind_all(_resolve(host, port), port)
+        return _bind_all(addresses, port)
     first = _bind("127.0.0.1", port)
     try:
         return [first, _bind("::1", first.getsockname()[1])]
@@ -41,10 +47,11 @@ def tcp(host: str, port: int) -> list[socket.socket]:
         raise
 
 
-def url(listener: socket.socket) -> str:
+def url(listener: socket.socket, *, tls: bool = False) -> str:
     """Where clients reach a listening socket."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 @contextlib.contextmanager

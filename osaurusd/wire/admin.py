@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 
 from osaurusd.wire.errors import ErrorBody
+from osaurusd.wire.keys import Protection
 from osaurusd.wire.residency import LoadPhases
 
 API_VERSION = 1
@@ -143,7 +144,8 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The daemon as a whole. `instance` is a new random id on every start.
 
     `memory_used_bytes` of `memory_budget_bytes` are held by models, as they are reckoned.
-    One that is not `serving` has its reason in `faults`, and goes on by itself once that is mended.
+    One that is not `serving` has its reason in `faults`, and goes on by itself once that is mended; nobody gets in
+    over TCP then, and `protection` is null.
     """
 
     version: str
@@ -163,6 +165,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     memory_used_bytes: int = 0
     faults: list[str] = []
     serving: bool = True
+    protection: Protection | None = None
 
 
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -20,6 +20,7 @@ class ErrorCode(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     REQUEST_TOO_LARGE = "request_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    INVALID_API_KEY = "invalid_api_key"
     FORBIDDEN = "forbidden"
     VERSION_MISMATCH = "version_mismatch"
     BUSY = "busy"

@@ -35,6 +35,7 @@ from osaurusd.wire.admin import (
     WorkerState,
 )
 from osaurusd.wire.errors import ErrorBody, ErrorEnvelope
+from osaurusd.wire.keys import KeyRoute
 from osaurusd.wire.pulls import PullRoute
 from osaurusd.wire.residency import PinReply
 
@@ -79,6 +80,7 @@ class FakeDaemon:
         self.details = {}
         self.aliases = {}
         self.pins = []
+        self.keys = []
         self.events = []
         self.leftovers = []
         self.reloaded = ReloadReply(applied=[], needs_restart=[])
@@ -244,6 +246,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.stream(fake.events, lambda event: msgspec.json.encode(event) + b"\n")
             case PullRoute.PULLS:
                 self.reply(200, fake.pulls)
+            case KeyRoute.KEYS:
+                self.reply(200, fake.keys)
             case Route.ALIASES:
                 self.reply(200, [Alias(alias=alias, target=target) for alias, target in fake.aliases.items()])
 

@@ -4,8 +4,11 @@ import json
 
 import pytest
 
+from osaurusctl.doctor.check import Patient
+from osaurusctl.doctor.daemon import exposure
 from osaurusd import __version__
-from osaurusd.wire.admin import API_VERSION, ModelState, Route, WorkerState
+from osaurusd.wire.admin import API_VERSION, DaemonStatus, ModelState, Route, WorkerState
+from osaurusd.wire.keys import KeyInfo, Protection
 
 
 def test_status_shows_how_the_daemon_is(daemon, invoke, fake):
@@ -37,6 +40,57 @@ def test_status_shows_what_is_amiss(daemon, invoke):
         "faults     the models folder /Volumes/X does not answer",
         "           the disk is full",
     ]
+
+
+@pytest.mark.parametrize(
+    ("protection", "row"),
+    [
+        ({}, "this machine only, no API key asked for, no TLS"),
+        ({"key_required": True, "keys": 2, "tls": True}, "this machine only, API key needed (2 there), TLS"),
+        ({"exposed": True, "key_required": True}, "other machines too, API key needed (none there), no TLS"),
+        (
+            {"exposed": True, "key_required": True, "trusts_loopback": True, "keys": 1},
+            "other machines too, API key needed, not on this machine (1 there), no TLS",
+        ),
+    ],
+)
+def test_status_shows_who_gets_in(daemon, invoke, protection, row):
+    daemon.status_override = {"protection": protection}
+    assert f"access     {row}" in invoke("status").stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("protection", "verdict", "found"),
+    [
+        ({}, "ok", "only programs on this machine"),
+        ({"key_required": True}, "failure", "there is none"),
+        ({"exposed": True, "key_required": True}, "failure", "there is none"),
+        ({"exposed": True}, "warning", "nobody is asked"),
+        ({"exposed": True, "key_required": True, "keys": 1}, "warning", "without TLS"),
+        ({"exposed": True, "key_required": True, "keys": 1, "tls": True}, "ok", "over TLS and with an API key"),
+    ],
+)
+def test_doctor_judges_who_gets_in(protection, verdict, found):
+    status = DaemonStatus(
+        version=__version__,
+        api_version=API_VERSION,
+        pid=1,
+        instance="0123",
+        uptime_seconds=1,
+        endpoints=[],
+        socket="",
+        config_file="",
+        log_file="",
+        models_dir="",
+        default_model=None,
+        models_available=0,
+        workers=[],
+        protection=Protection(**protection),
+    )
+    nothing = dict.fromkeys(("paths", "manager", "facts", "config", "diagnosis", "unanswered"))
+    (check,) = exposure(Patient(status=status, **nothing))
+    assert (verdict, "access") == (check.verdict, check.name)
+    assert found in check.found
 
 
 def test_status_json_is_the_wire_object_and_the_service(daemon, invoke):
@@ -221,6 +275,11 @@ def test_completion_of_unpin_offers_pinned_models(daemon, ctl, monkeypatch):
     assert _complete(ctl, monkeypatch, "unpin", "").stdout == "plain,qwen\n"
 
 
+def test_completion_of_revoke_offers_the_ids_of_keys(daemon, ctl, monkeypatch):
+    daemon.keys = [KeyInfo(id="a1", name="laptop", created=1), KeyInfo(id="b2", name=None, created=1)]
+    assert _complete(ctl, monkeypatch, "key", "revoke", "a").stdout == "plain,a1\n"
+
+
 def test_completion_is_silent_without_a_daemon(ctl, monkeypatch):
     for command in ("load", "unload", "show", "rm"):
         result = _complete(ctl, monkeypatch, command, "")
@@ -238,6 +297,7 @@ def test_completion_offers_the_commands(ctl, monkeypatch):
             "up",
             "down",
             "reload",
+            "key",
             "status",
             "ls",
             "show",

@@ -31,10 +31,10 @@ def stand_in(home, monkeypatch):
 
 
 def test_up_starts_a_daemon_of_its_own_and_down_ends_it(ctl, stand_in, home):
-    up = ctl("up", "--host", "127.0.0.1", "--port", "9000")
+    up = ctl("up", "--host", "127.0.0.1", "--port", "9000", "--insecure")
     assert up.returncode == 0, up.stderr
     started = stand_in()
-    assert started["argv"] == ["serve", "--host", "127.0.0.1", "--port", "9000"]
+    assert started["argv"] == ["serve", "--host", "127.0.0.1", "--port", "9000", "--insecure"]
     assert started["supervised"] == "up"
     assert started["own_session"]
     assert started["stdin_is_null"]

@@ -40,6 +40,11 @@ DEFAULTS = {
     "server.port": 8080,
     "server.allowed_hosts": [],
     "server.allowed_origins": [],
+    "server.insecure": False,
+    "server.require_key": False,
+    "server.trust_loopback": False,
+    "server.tls_certificate": None,
+    "server.tls_key": None,
     "server.max_body_bytes": 33554432,
     "server.shutdown_grace_seconds": 20.0,
     "defaults.temperature": 1.0,
@@ -92,6 +97,11 @@ def test_every_key_can_be_set_in_the_file(load):
         port = 0
         allowed_hosts = ["studio.local"]
         allowed_origins = ["https://chat.example"]
+        insecure = true
+        require_key = true
+        trust_loopback = true
+        tls_certificate = "/a.pem"
+        tls_key = "/a.key"
         max_body_bytes = 1
         shutdown_grace_seconds = 0
         [defaults]
@@ -132,6 +142,11 @@ def test_every_key_can_be_set_in_the_file(load):
         "server.port": 0,
         "server.allowed_hosts": ["studio.local"],
         "server.allowed_origins": ["https://chat.example"],
+        "server.insecure": True,
+        "server.require_key": True,
+        "server.trust_loopback": True,
+        "server.tls_certificate": "/a.pem",
+        "server.tls_key": "/a.key",
         "server.max_body_bytes": 1,
         "server.shutdown_grace_seconds": 0.0,
         "defaults.temperature": 0.0,

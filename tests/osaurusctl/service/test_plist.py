@@ -14,14 +14,17 @@ NASTY = "/tmp/a b & <c> \"d\" 'e' @LOGS@x ü"
 
 
 @pytest.mark.parametrize("mode", list(Mode))
-@pytest.mark.parametrize(("host", "port"), [(None, None), ("::1", 0), ("localhost", 65535)])
-def test_a_job_is_read_back_as_it_was_written(mode, host, port):
+@pytest.mark.parametrize(
+    ("host", "port", "insecure"), [(None, None, False), ("::1", 0, True), ("localhost", 65535, False)]
+)
+def test_a_job_is_read_back_as_it_was_written(mode, host, port, insecure):
     job = Job(
         launcher=Path("/opt/x & y/osaurusd"),
         user_home=Path("/Users/a b"),
         log_dir=Path("/Users/a b/Library/Logs/osaurusd"),
         host=host,
         port=port,
+        insecure=insecure,
         env={"HF_HOME": "/x <y> & z", "EMPTY": ""},
         mode=mode,
         user="me" if mode is Mode.SYSTEM else None,

@@ -14,7 +14,15 @@ from osaurusctl.service.run import Result
 from osaurusd.config import Config
 
 NASTY = "/x/a b %h $HOME \"q\" back\\slash 'single' ü"
-JOB = Job(launcher=Path(NASTY), user_home=Path("/home/100% me"), log_dir=Path(), host="::1", port=0, env={"A": NASTY})
+JOB = Job(
+    launcher=Path(NASTY),
+    user_home=Path("/home/100% me"),
+    log_dir=Path(),
+    host="::1",
+    port=0,
+    insecure=True,
+    env={"A": NASTY},
+)
 
 
 def test_a_job_is_read_back_as_it_was_written():

@@ -24,6 +24,7 @@ STATUS = {
     "import_failed": 400,
     "pull_failed": 502,
     "disk_full": 507,
+    "invalid_api_key": 401,
     "forbidden": 403,
     "model_not_found": 404,
     "model_not_downloaded": 404,

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from osaurusd.errors import HomeInUse, ListenFailed
+from osaurusd.errors import ConfigError, HomeInUse, ListenFailed
 from osaurusd.web import listen
 
 
@@ -159,6 +159,27 @@ def test_a_port_can_be_taken_again_at_once(opened):
     with socket.create_connection(("127.0.0.1", port)):
         listener.close()
     assert opened("127.0.0.1", port)[0].getsockname()[1] == port
+
+
+@pytest.mark.parametrize(
+    ("host", "found"), [("localhost", ["127.0.0.1", "::1"]), ("127.0.0.1", ["127.0.0.1"]), ("0.0.0.0", ["0.0.0.0"])]
+)
+def test_addresses_are_told_before_any_is_bound(taken, host, found):
+    told = []
+
+    def refuse(addresses):
+        told.extend(addresses)
+        raise ConfigError("no")
+
+    # On a port that is taken: if it were bound first, that would be what it fails with.
+    with pytest.raises(ConfigError):
+        listen.tcp(host, taken, refuse)
+    assert told == found
+
+
+def test_the_url_says_whether_it_is_tls(opened):
+    (listener,) = opened("127.0.0.1")
+    assert listen.url(listener, tls=True) == f"https://127.0.0.1:{listener.getsockname()[1]}"
 
 
 @ipv6

@@ -16,6 +16,7 @@ PROMISED = {
     "disk_full",
     "insufficient_memory",
     "internal_error",
+    "invalid_api_key",
     "invalid_json",
     "invalid_request",
     "listen_failed",

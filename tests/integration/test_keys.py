@@ -1,0 +1,247 @@
+"""Beyond loopback nobody gets in without a key: real daemons, real clients, real sockets."""
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import psutil
+import pytest
+from openai import OpenAI
+
+from osaurusd.web.keyring import Keyring
+from tests import daemons
+from tests.daemons import Daemon, UnixConnection
+from tests.integration.access import PATIENCE_SECONDS, create, ctl, serve
+
+EVERYWHERE = ("--host", "0.0.0.0")
+
+
+def local(daemon: Daemon) -> str:
+    """Where a daemon on all addresses is reached from here."""
+    return daemon.url.replace("0.0.0.0", "127.0.0.1")
+
+
+def models(url: str, **headers: str) -> int:
+    """The status of a request with these headers, `_` in whose names is `-`."""
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    return int(httpx2.get(f"{url}/v1/models", headers=sent, timeout=PATIENCE_SECONDS).status_code)
+
+
+@pytest.fixture
+def key(home: Path) -> str:
+    """A home that has a key."""
+    return Keyring(home / "state" / "keys.json").create("first").key
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_without_a_key_other_machines_are_not_served(home: Path, host: str) -> None:
+    run = serve(home, "--host", host)
+
+    assert 1 == run.returncode
+    assert f"other machines can connect to {host}, and there is no API key" in run.stderr
+    for way_out in ("`osaurusctl key create`", "`server.host`", "`--insecure`"):
+        assert way_out in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_keys_that_were_damaged_keep_everybody_out(home: Path, key: str) -> None:
+    (home / "state" / "keys.json").write_text('{"version": 1, "keys": [')
+    run = serve(home, *EVERYWHERE)
+
+    assert 1 == run.returncode
+    assert "keys.damaged.json" in run.stderr.splitlines()[-1]
+    # The second time there is no file at all, which is no way in either.
+    assert 1 == serve(home, *EVERYWHERE).returncode
+
+
+def test_insecure_is_said_in_full(home: Path) -> None:
+    with daemons.running(home, *EVERYWHERE, "--insecure") as daemon:
+        assert 200 == models(local(daemon))
+        assert 200 == models(local(daemon), authorization="Basic whatever")
+        assert "warning" == daemon.wait_for("other machines can connect, and nobody is asked for an API key")["level"]
+        protection = daemon.admin("GET", "/v0/status")[1]["protection"]
+        assert (True, False) == (protection["exposed"], protection["key_required"])
+        assert "other machines too, no API key asked for, no TLS" in ctl(home, "status").stdout
+
+
+def test_openai_clients_get_in_with_a_key_until_it_is_revoked(home: Path, key: str) -> None:
+    with daemons.running(home, *EVERYWHERE) as daemon:
+        url = local(daemon)
+        second = create(daemon, "second")
+        with contextlib.ExitStack() as stack:
+
+            def client(api_key: str) -> OpenAI:
+                return stack.enter_context(OpenAI(base_url=f"{url}/v1", api_key=api_key, max_retries=0))
+
+            for good in (client(key), client(second["key"])):
+                assert [] == good.models.list().data
+                with pytest.raises(openai.NotFoundError):
+                    good.chat.completions.create(model="none", messages=[{"role": "user", "content": "Hi."}])
+            for bad in (client("not-needed"), client(key[:-1])):
+                with pytest.raises(openai.AuthenticationError) as error:
+                    bad.chat.completions.create(model="none", messages=[{"role": "user", "content": "Hi."}])
+                assert "invalid_api_key" == error.value.code
+                assert "Bearer" == error.value.response.headers["WWW-Authenticate"]
+
+            assert 200 == daemon.admin("POST", "/v0/keys/revoke", {"id": second["id"]})[0]
+            with pytest.raises(openai.AuthenticationError):
+                client(second["key"]).models.list()
+            assert [] == client(key).models.list().data
+
+        assert 200 == models(url, x_api_key=key)
+        assert 401 == models(url, x_api_key=second["key"])
+        assert 401 == models(url)
+        assert 200 == httpx2.get(f"{url}/health").status_code
+        assert 401 == httpx2.get(f"{url}/metrics").status_code
+        assert 404 == httpx2.get(f"{url}/v0/keys", headers={"x-api-key": key}).status_code
+        told = daemon.admin("GET", "/v0/keys")[1]
+        assert [("first", True)] == [(each["name"], each["last_used"] is not None) for each in told]
+        arguments = " ".join(psutil.Process(daemon.process.pid).cmdline())
+        outputs = ctl(home, "status").stdout, ctl(home, "doctor").stdout, ctl(home, "key", "ls", "--json").stdout
+        logged = json.dumps(daemon.log)
+    assert "travels without TLS" in outputs[1]
+    written = b"".join(file.read_bytes() for file in home.rglob("*") if file.is_file())
+    for secret in (key, second["key"]):
+        assert secret not in arguments + logged + "".join(outputs)
+        assert secret.encode() not in written
+
+
+def test_a_service_waits_for_its_first_key_without_a_port(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with supervised(home, *EVERYWHERE, "--port", str(port)):
+        waiting = await_status(home, lambda status: bool(status["faults"]))
+        assert not waiting["serving"]
+        assert "there is no API key" in waiting["faults"][0]
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)
+        assert "there is no API key" in ctl(home, "status").stdout
+
+        made = ctl(home, "key", "create", "phone")
+        assert (0, made.stdout) == (made.returncode, f"{made.stdout.strip()}\n")
+        await_status(home, lambda status: bool(status["serving"]))
+        assert 200 == models(f"http://127.0.0.1:{port}", authorization=f"Bearer {made.stdout.strip()}")
+        assert 401 == models(f"http://127.0.0.1:{port}")
+
+
+@contextlib.contextmanager
+def supervised(home: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    env = daemons.environment(home, OSAURUS_SUPERVISED="systemd")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "osaurusd", "serve", *arguments], env=env, stdin=subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert 0 == process.wait(PATIENCE_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def await_status(home: Path, is_right: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The daemon's status once it is as wanted; it says so only when asked."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        connection = UnixConnection(home / "run" / "admin.sock")
+        with contextlib.closing(connection), contextlib.suppress(OSError):
+            connection.request("GET", "/v0/status", headers={"Host": "osaurusd", "Osaurus-Api": "1"})
+            status: dict[str, Any] = json.loads(connection.getresponse().read())
+            if is_right(status):
+                return status
+        assert time.monotonic() < deadline, "its status is never as wanted"
+        time.sleep(0.05)
+
+
+# Takes the socket it was given as the descriptor that systemd would have passed.
+_ACTIVATE = (
+    "import os, sys\n"
+    "os.dup2(int(sys.argv[1]), 3)\n"
+    "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1')\n"
+    "os.execv(sys.executable, [sys.executable, '-m', 'osaurusd', 'serve'])\n"
+)
+
+
+def test_sockets_of_a_service_manager_count_by_where_they_are_bound(home: Path) -> None:
+    (home / "config.toml").write_text('[server]\nhost = "localhost"\n')
+    with socket.create_server(("0.0.0.0", 0)) as listener:
+        run = subprocess.run(
+            [sys.executable, "-c", _ACTIVATE, str(listener.fileno())],
+            env=daemons.environment(home),
+            pass_fds=[listener.fileno()],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+    assert 1 == run.returncode
+    assert "other machines can connect to 0.0.0.0, and there is no API key" in run.stderr
+
+
+def test_a_reload_that_would_need_a_key_is_refused_until_there_is_one(home: Path) -> None:
+    config = home / "config.toml"
+    config.write_text("[server]\ninsecure = true\n")
+    with daemons.running(home, *EVERYWHERE) as daemon:
+        url = local(daemon)
+        config.write_text("")
+        status, answer = daemon.admin("POST", "/v0/reload", {})
+        assert (500, "config_error") == (status, answer["error"]["code"])
+        assert "there is no API key" in answer["error"]["message"]
+        assert 200 == models(url)
+
+        made = create(daemon)
+        assert (200, {"applied": ["server.insecure"], "needs_restart": []}) == daemon.admin("POST", "/v0/reload", {})
+        assert [401, 200] == [models(url), models(url, x_api_key=made["key"])]
+
+        config.write_text("[server]\ntrust_loopback = true\n")
+        assert 200 == daemon.admin("POST", "/v0/reload", {})[0]
+        assert 200 == models(url)
+        for outward in addresses_of_this_machine()[:1]:
+            there = url.replace("127.0.0.1", outward)
+            assert [401, 200] == [models(there), models(there, x_api_key=made["key"])]
+
+        daemon.admin("POST", "/v0/keys/revoke", {"id": made["id"]})
+        assert "no API key is left" in daemon.admin("GET", "/v0/status")[1]["faults"][0]
+
+
+def addresses_of_this_machine() -> list[str]:
+    found = [each.address for each_of in psutil.net_if_addrs().values() for each in each_of if each.family == 2]
+    return [address for address in found if not address.startswith("127.")]
+
+
+def test_on_loopback_keys_are_asked_for_only_if_wanted(home: Path) -> None:
+    with daemons.running(home) as daemon:
+        assert 200 == models(daemon.url, authorization="Bearer not-needed")
+        made = ctl(home, "key", "create", "--json")
+        secret = json.loads(made.stdout)["key"]
+        assert 200 == models(daemon.url)
+        (home / "config.toml").write_text("[server]\nrequire_key = true\n")
+        assert 200 == daemon.admin("POST", "/v0/reload", {})[0]
+        assert [401, 200] == [models(daemon.url), models(daemon.url, x_api_key=secret)]
+        # Whoever can open the Unix socket is the user.
+        assert 200 == daemon.admin("GET", "/v1/models")[0]
+
+
+def test_keys_are_made_listed_and_revoked_from_the_command_line(home: Path) -> None:
+    with daemons.running(home):
+        assert "[]\n" == ctl(home, "key", "ls", "--json").stdout
+        made = json.loads(ctl(home, "--json", "key", "create", "Anna's laptop").stdout)
+        assert ["id", "name", "created", "key"] == list(made)
+        listed = ctl(home, "key", "ls").stdout
+        assert [["ID", "NAME"], [made["id"], "Anna's"]] == [line.split()[:2] for line in listed.splitlines()]
+        assert listed.rstrip().endswith("never")
+        assert 1 == ctl(home, "key", "create", "\x1b[2J").returncode
+        assert "refused from now on" in ctl(home, "key", "revoke", made["id"]).stdout
+        again = ctl(home, "key", "revoke", made["id"])
+        assert (1, True) == (again.returncode, "there is no API key with the id" in again.stderr)
