@@ -36,6 +36,7 @@ from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
 from osaurusd.web import activation, errors, guard, keys, listen, metrics
 from osaurusd.web.app import make_app, open_app
+from osaurusd.web.limits import Gate
 from osaurusd.web.settings import Settings
 from osaurusd.wire.installation import installation
 from osaurusd.wire.paths import Paths
@@ -144,9 +145,10 @@ async def _serve(
     requests = metrics.make_counter()
     _follow(settings, catalog, pool)
     await asyncio.to_thread(imports.sweep)
-    tcp_app = _client_app(settings, catalog, pool, requests)
+    gate = Gate(lambda: settings.config)
+    tcp_app = _client_app(settings, catalog, pool, requests, gate)
     guard.guard_tcp(tcp_app, lambda: settings.config.server)
-    socket_app = _client_app(settings, catalog, pool, requests)
+    socket_app = _client_app(settings, catalog, pool, requests, gate)
     guard.guard_socket(socket_app, os.geteuid())
     add_admin_routes(socket_app)
     faults = [fault for fault in (registry.fault, pins.fault, pulls.fault) if fault is not None]
@@ -215,8 +217,8 @@ class _Stop:
         self.soon.set()
 
 
-def _client_app(settings: Settings, catalog: Catalog, pool: Pool, requests: Counter) -> web.Application:
-    app = make_app(settings.config)
+def _client_app(settings: Settings, catalog: Catalog, pool: Pool, requests: Counter, gate: Gate) -> web.Application:
+    app = make_app(settings.config, gate)
     app[keys.SETTINGS] = settings
     app[keys.CATALOG] = catalog
     app[keys.POOL] = pool

@@ -10,6 +10,8 @@ from typing import Any
 from aiohttp import web
 from multidict import CIMultiDict
 
+from osaurusd.web.app import open_app
+
 
 @dataclass
 class Answer:
@@ -88,9 +90,7 @@ def parsed(data: bytes) -> Answer:
 async def serving(app: web.Application, listener: socket.socket | None = None):
     """Serve on this socket, or on a free port of 127.0.0.1, while the block runs."""
     listener = listener or socket.create_server(("127.0.0.1", 0))
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=2.0, handle_signals=False)
-    await runner.setup()
-    await web.SockSite(runner, listener).start()
+    runner = await open_app(app, [listener])
     try:
         yield Server(listener)
     finally:
