@@ -79,18 +79,6 @@ _ADVICE: Mapping[ErrorCode, Mapping[str, str]] = {
 }
 
 
-# Whoever sends these may mean something else by the bytes that follow.
-_CLOSING = frozenset(
-    {
-        ErrorCode.MALFORMED_REQUEST,
-        ErrorCode.REQUEST_TIMEOUT,
-        ErrorCode.HEADERS_TOO_LARGE,
-        ErrorCode.EXPECTATION_FAILED,
-        ErrorCode.NOT_IMPLEMENTED,
-    }
-)
-
-
 def status_of(error: OsaurusError) -> int:
     """The HTTP status of an error."""
     return STATUS[error.code]
@@ -122,12 +110,7 @@ def envelope(error: OsaurusError) -> bytes:
 def response(error: OsaurusError) -> web.Response:
     """The error as a whole HTTP answer."""
     headers = _ADVICE.get(error.code)
-    answer = web.Response(
-        status=status_of(error), body=envelope(error), content_type="application/json", headers=headers
-    )
-    if error.code in _CLOSING:
-        answer.force_close()
-    return answer
+    return web.Response(status=status_of(error), body=envelope(error), content_type="application/json", headers=headers)
 
 
 def wire(error: OsaurusError) -> bytes:

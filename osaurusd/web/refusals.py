@@ -8,6 +8,7 @@ from aiohttp.http_exceptions import BadHttpMethod, BadStatusLine, HttpProcessing
 
 from osaurusd.errors import (
     ExpectationFailed,
+    Forbidden,
     HeadersTooLarge,
     MalformedRequest,
     NotImplementedHere,
@@ -101,7 +102,7 @@ def _target_fault(message: RawRequestMessage) -> OsaurusError | None:
         return MalformedRequest("the request's target is no path and no http URL")
     host = message.headers.get(hdrs.HOST, "")
     if _without_default_port(message.url.raw_authority) != _without_default_port(host):
-        return MalformedRequest(
+        return Forbidden(
             f"the request's target is on {excerpt(message.url.raw_authority)!r}, and `Host` says {excerpt(host)!r}"
         )
     return None

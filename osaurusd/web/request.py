@@ -8,7 +8,7 @@ from aiohttp.http import HttpVersion11, RawRequestMessage
 
 from osaurusd.errors import MalformedRequest, RequestTimeout, RequestTooLarge
 from osaurusd.web import inflate
-from osaurusd.web.limits import GATE, HELD
+from osaurusd.web.limits import FAULT, GATE, HELD
 from osaurusd.web.refusals import CONTINUE
 
 
@@ -92,8 +92,11 @@ class Request(web.Request):
 
 
 async def close_unfinished(request: web.Request, response: web.StreamResponse) -> None:
-    """Close after an answer that comes before its request has: where the next one begins is not known then."""
-    if isinstance(request, Request) and not request.is_received:
+    """Close after an answer that comes before its request has, or to one that others may read otherwise.
+
+    Where the next request would begin is not known then.
+    """
+    if FAULT in request or (isinstance(request, Request) and not request.is_received):
         response.force_close()
         # What keeping the connection depends on has been looked at before this is called.
         response.headers[hdrs.CONNECTION] = "close"
