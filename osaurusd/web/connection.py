@@ -54,8 +54,15 @@ class Connection(web.RequestHandler):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it has no request, not even the beginning of one."""
-        return self._waits and self._head_clock is None
+        """Whether it has no request, not even the beginning of one, or everything has been said on it."""
+        return self._farewell is not None or (self._waits and self._head_clock is None)
+
+    def make_room(self) -> None:
+        """Close at once. Only for one that is idle."""
+        if self._farewell is not None:
+            self._farewell.abort()
+        else:
+            self.force_close()
 
     @property
     def _waits(self) -> bool:
@@ -211,7 +218,7 @@ class Connection(web.RequestHandler):
         error = TooManyConnections("there are as many connections as `limits.max_connections` or the system allows")
         self._note(error)
         self._pipe.write(errors.wire(error))
-        if self._server.turned_away < MAX_TURNED_AWAY:
+        if self._server.may_linger(self):
             self._part()
         else:
             self._pipe.close()
@@ -247,7 +254,7 @@ class Server(web.Server):
         self.gate = app[limits.GATE]
         self._options = options
         self._in: set[Connection] = set()
-        self.turned_away = 0
+        self._turned_away: set[Connection] = set()
 
     def __call__(self) -> Connection:
         found = self.gate.limits
@@ -272,16 +279,23 @@ class Server(web.Server):
         if len(self._in) >= limits.max_connections(self.gate.limits):
             idle = min((one for one in self._in if one.is_idle), key=lambda one: one.idle_since, default=None)
             if idle is None:
-                self.turned_away += 1
                 return False
             self._in.discard(idle)
-            idle.force_close()
+            idle.make_room()
         self._in.add(connection)
         return True
 
+    def may_linger(self, connection: Connection) -> bool:
+        """Whether one that was not let in may stay until it has heard why."""
+        if len(self._turned_away) >= MAX_TURNED_AWAY:
+            return False
+        self._turned_away.add(connection)
+        return True
+
     def let_out(self, connection: Connection) -> None:
-        if connection in self._in:
-            self._in.remove(connection)
+        """It is closed."""
+        self._in.discard(connection)
+        self._turned_away.discard(connection)
 
     def _request(
         self,

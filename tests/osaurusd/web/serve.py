@@ -41,9 +41,14 @@ class Answer:
 class Server:
     """An application on a listening socket, run as the daemon runs it."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, runner: web.AppRunner) -> None:
+        self._runner = runner
         self._address = listener.getsockname()
         self._family = listener.family
+
+    def connections(self) -> list[web.RequestHandler]:
+        """The connections that the server has."""
+        return self._runner.server.connections if self._runner.server else []
 
     @property
     def port(self) -> int:
@@ -92,7 +97,7 @@ async def serving(app: web.Application, listener: socket.socket | None = None):
     listener = listener or socket.create_server(("127.0.0.1", 0))
     runner = await open_app(app, [listener])
     try:
-        yield Server(listener)
+        yield Server(listener, runner)
     finally:
         await runner.cleanup()
         listener.close()
