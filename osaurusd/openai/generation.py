@@ -48,7 +48,7 @@ def envelope(kind: str, record: ModelRecord) -> Envelope:
 async def events(request: web.Request, record: ModelRecord, orders: Sequence[ipc.Generate]) -> AsyncGenerator[Event]:
     """The worker's events as `batch.run` yields them; closing this, as an aborted handler does, cancels the request."""
     deadline = Deadline(request)
-    with request.app[GATE].admitted():
+    with request.app[GATE].admitted(), deadline.cutting():
         async with contextlib.AsyncExitStack() as stack:
             async with deadline.enforced():
                 worker = await stack.enter_async_context(request.app[keys.POOL].lease(record))

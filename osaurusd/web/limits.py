@@ -17,6 +17,9 @@ T = TypeVar("T")
 SPARE_DESCRIPTORS = 96
 """Kept from connections: for workers, downloads, logs, state, and what is just being closed."""
 
+CUT_SECONDS = 5.0
+"""How long after its time a request may take to tell that; then its client is one that hardly reads."""
+
 _ADMIN_PREFIX = "/v0/"
 
 
@@ -113,6 +116,7 @@ class Deadline:
     """When a request to a model must have been answered, if ever: `limits.request_seconds` after it began."""
 
     def __init__(self, request: web.Request) -> None:
+        self._request = request
         self._seconds = request.app[GATE].limits.request_seconds
         self._at = request[BEGAN] + self._seconds if self._seconds else None
 
@@ -133,6 +137,19 @@ class Deadline:
             raise TimeLimitExceeded(
                 f"the request took longer than the {self._seconds:g} s that `limits.request_seconds` allows"
             ) from error
+
+    @contextlib.contextmanager
+    def cutting(self) -> Iterator[None]:
+        """Cut the connection if `CUT_SECONDS` after the deadline the block still runs, as it does for a slow reader."""
+        transport = self._request.transport
+        if self._at is None or transport is None:
+            yield
+            return
+        cut = asyncio.get_running_loop().call_at(self._at + CUT_SECONDS, transport.abort)
+        try:
+            yield
+        finally:
+            cut.cancel()
 
     def over(self, events: AsyncGenerator[T]) -> AsyncGenerator[T]:
         """The same events, none of them after the deadline; raises as `enforced` does."""
