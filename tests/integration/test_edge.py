@@ -3,7 +3,6 @@
 import contextlib
 import gzip
 import json
-import os
 import shutil
 import socket
 import tempfile
@@ -88,13 +87,8 @@ def until(what, seconds: float = WAIT_SECONDS) -> None:
         time.sleep(0.02)
 
 
-def sockets(daemon: Daemon) -> int:
-    """How many descriptors of the daemon are sockets."""
-    kinds = []
-    for path in Path(f"/proc/{daemon.process.pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            kinds.append(os.readlink(path))  # noqa: PTH115  what it leads to is no path
-    return sum(kind.startswith("socket:") for kind in kinds)
+def descriptors(daemon: Daemon) -> int:
+    return psutil.Process(daemon.process.pid).num_fds()
 
 
 def still_serves(daemon: Daemon) -> bool:
@@ -122,26 +116,32 @@ def test_what_is_wrong_is_refused_and_others_are_served(daemon: Daemon, dial, da
     assert still_serves(daemon)
 
 
-def test_a_bomb_does_not_make_the_daemon_grow(daemon: Daemon, dial) -> None:
-    bomb = gzip.compress(bytes(300_000_000))
+@pytest.fixture(scope="module")
+def bomb() -> bytes:
+    """A hundred times what a body may be, packed."""
+    return gzip.compress(bytes(100_000_000))
+
+
+def test_a_bomb_does_not_make_the_daemon_grow(daemon: Daemon, dial, bomb: bytes) -> None:
     head = POST + f"Content-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n".encode()
     process = psutil.Process(daemon.process.pid)
     before = process.memory_info().rss
-    assert len(bomb) < 1_000_000
     assert (413, "request_too_large") == exchanged(dial(), head + bomb)
-    assert process.memory_info().rss - before < 30_000_000
+    assert process.memory_info().rss - before < 20_000_000
 
 
 def test_clients_that_do_nothing_do_not_pile_up(daemon: Daemon, dial) -> None:
-    before = sockets(daemon)
+    before = descriptors(daemon)
     crowd = [dial() for _ in range(100)]
     for connection in crowd[::2]:
         connection.sendall(GET)
     assert still_serves(daemon)
-    assert sockets(daemon) <= before + 80
-    until(lambda: sockets(daemon) <= before)
+    assert descriptors(daemon) <= before + 80
+    until(lambda: descriptors(daemon) <= before)
 
 
+# A Unix socket holds little, so that not much must be generated until its reader holds it up.
+@pytest.mark.parametrize("dial", ["unix"], indirect=True)
 def test_a_reader_that_stalls_is_dropped_and_others_are_served(daemon: Daemon, dial) -> None:
     chat = {
         "model": "tiny",
@@ -160,5 +160,5 @@ def test_a_reader_that_stalls_is_dropped_and_others_are_served(daemon: Daemon, d
     assert connection.recv(12) == b"HTTP/1.1 200"
     assert still_serves(daemon)
     daemon.wait_for("dropped a client that does not read", count=dropped + 1)
-    until(lambda: all(worker["in_flight"] == 0 for worker in daemon.admin("GET", "/v0/workers")[1]["workers"]))
+    until(lambda: all(worker["in_flight"] == 0 for worker in daemon.admin("GET", "/v0/workers")[1]))
     assert still_serves(daemon)

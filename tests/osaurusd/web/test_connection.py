@@ -106,7 +106,7 @@ def events(lines, event):
 # Heads.
 
 
-@pytest.mark.parametrize("data", [b"G", GET[:20], GET, b"\r\n", GET + b"X: y"])
+@pytest.mark.parametrize("data", [b"G", GET[:20], GET, b"\r\n", GET + b"X: y"], ids=range(5))
 async def test_a_head_that_does_not_come_to_an_end_is_a_408(serve, logged, data):
     async with serve(header_seconds=SOON) as server, connected(server, data) as (reader, _):
         answer = parsed(await end_of(reader))

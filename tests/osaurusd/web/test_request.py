@@ -62,6 +62,7 @@ async def server(app):
         ("", TEXT),
         ("identity, gzip", gzip.compress(TEXT)),
     ],
+    ids=["gzip", "x-gzip", "any case", "zlib", "bare deflate", "identity", "empty", "identity and gzip"],
 )
 async def test_a_packed_body_is_made_plain(server, encoding, packed):
     answer = await server.ask("POST", "/", f"Content-Encoding: {encoding}", body=packed)
@@ -75,7 +76,7 @@ async def test_a_packed_body_may_come_in_any_pieces(server):
     assert (answer.status, answer.body) == (200, TEXT)
 
 
-@pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "gzip, gzip", "gzip, br", "aws-chunked", "\xff"])
+@pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "gzip, gzip", "gzip, br", "\xff"])
 async def test_other_encodings_are_a_415_that_says_which_are_understood(server, encoding):
     answer = await server.ask("POST", "/", f"Content-Encoding: {encoding}", body=TEXT)
     assert (answer.status, answer.error["code"]) == (415, "unsupported_encoding")
@@ -94,6 +95,7 @@ async def test_other_encodings_are_a_415_that_says_which_are_understood(server, 
         ("gzip", gzip.compress(TEXT) + b"more"),
         ("gzip", gzip.compress(TEXT) + gzip.compress(TEXT)),
     ],
+    ids=["plain", "no deflate", "cut", "head only", "cut zlib", "wrong sum", "more behind", "two streams"],
 )
 async def test_a_body_that_is_packed_wrongly_is_a_400(server, encoding, packed):
     answer = await server.ask("POST", "/", f"Content-Encoding: {encoding}", body=packed)
