@@ -57,10 +57,15 @@ class Connection(web.RequestHandler):
         """Whether it has no request, not even the beginning of one, or everything has been said on it."""
         return self._farewell is not None or (self._waits and self._head_clock is None)
 
+    def abort(self) -> None:
+        """Close at once; what has not been sent is lost."""
+        if self._pipe is not None:
+            self._pipe.abort()
+
     def make_room(self) -> None:
         """Close at once. Only for one that is idle."""
         if self._farewell is not None:
-            self._farewell.abort()
+            self.abort()
         else:
             self.force_close()
 
@@ -72,7 +77,12 @@ class Connection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._pipe = cast(asyncio.Transport, transport)
         if not self._server.let_in(self):
-            self._turn_away()
+            # If it may not linger, it may miss the reason.
+            self._refuse(
+                TooManyConnections("there are as many connections as `limits.max_connections` or the system allows")
+            )
+            if not self._server.may_linger(self):
+                self._pipe.abort()
             return
         # Then `pause_writing` tells of any bytes that the client has not taken, and draining waits for all of them.
         self._pipe.set_write_buffer_limits(high=0)
@@ -81,6 +91,7 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_clocks()
         self._server.let_out(self)
+        self._pipe = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -98,7 +109,12 @@ class Connection(web.RequestHandler):
     def _parse(self, data: bytes) -> None:
         """A head that is not complete is timed and measured, and a body that breaks is told to its reader."""
         before, body, reads_body = self._request_count, self._body, self._reads_body
-        super().data_received(data)
+        try:
+            super().data_received(data)
+        except Exception as error:  # noqa: BLE001  a boundary: what the loop would do with it is to print it
+            errors.known(error)
+            self.abort()
+            return
         if self._request_count > before:
             self._stop_head_clock()
             last, payload = self._messages[-1]
@@ -167,7 +183,7 @@ class Connection(web.RequestHandler):
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - the base's signature
         if self._farewell is not None:
-            self._farewell.abort()
+            self.abort()
         await super().shutdown(timeout)
 
     def _read_head(self, count: int) -> None:
@@ -202,7 +218,8 @@ class Connection(web.RequestHandler):
         self._reader_clock = self._loop.call_later(seconds, self._look_at_reader)
 
     def _look_at_reader(self) -> None:
-        assert self._pipe is not None
+        if self._pipe is None:
+            return
         unsent, now = self._pipe.get_write_buffer_size(), self._loop.time()
         if unsent < self._unsent_bytes:
             self._read_at = now
@@ -212,16 +229,6 @@ class Connection(web.RequestHandler):
             return
         log.info("dropped a client that does not read", seconds=self._limits.reader_stall_seconds, unsent_bytes=unsent)
         self._pipe.abort()
-
-    def _turn_away(self) -> None:
-        assert self._pipe is not None
-        error = TooManyConnections("there are as many connections as `limits.max_connections` or the system allows")
-        self._note(error)
-        self._pipe.write(errors.wire(error))
-        if self._server.may_linger(self):
-            self._part()
-        else:
-            self._pipe.close()
 
     def _refuse(self, error: OsaurusError) -> None:
         """Answer what is not even a request yet, and close."""

@@ -18,7 +18,6 @@ class Farewell(asyncio.Protocol):
     """
 
     def __init__(self, transport: asyncio.Transport, before: asyncio.Protocol) -> None:
-        self._transport = transport
         self._before = before
         transport.set_protocol(self)
         if not transport.is_closing():
@@ -36,7 +35,3 @@ class Farewell(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end.cancel()
         self._before.connection_lost(exc)
-
-    def abort(self) -> None:
-        """Wait no longer."""
-        self._transport.abort()

@@ -38,15 +38,17 @@ class Inflater:
         """
         if self._stream is None:
             self._stream = zlib.decompressobj(_ZLIB if data[0] & 0x0F == _ZLIB_METHOD else _RAW)
-        while True:
+        piece = None
+        # All bytes may have been taken in when a piece is full, and yet mean more.
+        while piece is None or data or len(piece) == STEP_BYTES:
             try:
-                yield self._stream.decompress(data, STEP_BYTES)
+                piece = self._stream.decompress(data, STEP_BYTES)
             except zlib.error as error:
                 raise MalformedRequest(f"the body is no {self._encoding} stream: {error}") from error
             if self._stream.unused_data:
                 raise MalformedRequest(f"the body has something after the end of its {self._encoding} stream")
-            if not (data := self._stream.unconsumed_tail):
-                return
+            data = self._stream.unconsumed_tail
+            yield piece
 
     def finish(self) -> None:
         """Raise MalformedRequest if the body breaks off."""

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from osaurusd.config import Config, Limits, Server
 from osaurusd.errors import Forbidden
+from osaurusd.web import inflate
 from osaurusd.web.app import make_app
 from osaurusd.web.limits import GATE
 
@@ -101,6 +102,14 @@ async def test_a_body_that_is_packed_wrongly_is_a_400(server, encoding, packed):
     answer = await server.ask("POST", "/", f"Content-Encoding: {encoding}", body=packed)
     assert (answer.status, answer.error["code"]) == (400, "malformed_request")
     assert encoding in answer.error["message"]
+
+
+@pytest.mark.parametrize("size", [inflate.STEP_BYTES + more for more in (-1, 0, 1, 258)])
+@pytest.mark.parametrize("pack", [bare, zlib.compress, gzip.compress])
+async def test_a_packed_body_may_end_anywhere(server, pack, size):
+    encoding = "gzip" if pack is gzip.compress else "deflate"
+    answer = await server.ask("POST", "/", f"Content-Encoding: {encoding}", body=pack(bytes(size)))
+    assert (answer.status, len(answer.body)) == (200, size)
 
 
 @pytest.mark.parametrize("size", [MAX_BODY, MAX_BODY + 1])
