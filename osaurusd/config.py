@@ -13,6 +13,7 @@ from osaurusd.errors import ConfigError
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
+Patience = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 Bytes = Annotated[int, msgspec.Meta(ge=1)]
 Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
 KeepAlive = Annotated[float, msgspec.Meta(ge=-1, le=10**9)]
@@ -46,6 +47,32 @@ class Server(Section, frozen=True):
     tls_key: str | None = None
     max_body_bytes: Bytes = 32 * 1024 * 1024
     shutdown_grace_seconds: Seconds = SHUTDOWN_GRACE_SECONDS
+
+
+class Limits(Section, frozen=True):
+    """`[limits]`: what one client may take of what is there for all.
+
+    The head of a request may have a target of `max_request_line_bytes`, `max_headers` headers of `max_header_bytes`
+    each, and `max_head_bytes` in all. It must be there `header_seconds` after its first byte; a body in `body_seconds`,
+    without a pause of `body_stall_seconds`. A connection without a request is closed after `idle_seconds`, one whose
+    client does not read after `reader_stall_seconds`. `max_connections` counts those over TCP and those over the Unix
+    socket apart, `max_requests` all requests to models, and `max_buffered_bytes` the bodies of requests under way.
+    `request_seconds` is how long a request to a model may take; 0 is without end.
+    """
+
+    max_connections: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 1024
+    max_requests: Annotated[int, msgspec.Meta(ge=1)] = 256
+    max_buffered_bytes: Bytes = 256 * 1024 * 1024
+    max_request_line_bytes: Annotated[int, msgspec.Meta(ge=256, le=1024 * 1024)] = 8192
+    max_headers: Annotated[int, msgspec.Meta(ge=16, le=10_000)] = 100
+    max_header_bytes: Annotated[int, msgspec.Meta(ge=256, le=1024 * 1024)] = 16384
+    max_head_bytes: Annotated[int, msgspec.Meta(ge=1024, le=16 * 1024 * 1024)] = 65536
+    header_seconds: Patience = 20.0
+    body_stall_seconds: Patience = 30.0
+    body_seconds: Patience = 300.0
+    idle_seconds: Patience = 75.0
+    reader_stall_seconds: Patience = 60.0
+    request_seconds: Seconds = 0.0
 
 
 class Defaults(Section, frozen=True):
@@ -134,6 +161,7 @@ class Config(Section, frozen=True):
     default_for_unknown: bool = False
     models: Models = Models()
     server: Server = Server()
+    limits: Limits = Limits()
     defaults: Defaults = Defaults()
     worker: Worker = Worker()
     residency: Residency = Residency()

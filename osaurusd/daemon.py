@@ -37,6 +37,7 @@ from osaurusd.web import activation, auth, errors, guard, keys, listen, metrics,
 from osaurusd.web.app import make_app, open_app
 from osaurusd.web.exposure import Exposure
 from osaurusd.web.keyring import Keyring
+from osaurusd.web.limits import Gate
 from osaurusd.web.settings import Settings
 from osaurusd.wire.installation import installation
 from osaurusd.wire.paths import Paths
@@ -150,10 +151,11 @@ async def _serve(
     exposure = Exposure([door.getsockname()[0] for door in doors], keyring)
     secured = tls.of(settings.config.server)
     _watch_over(settings, exposure, secured)
-    tcp_app = _client_app(settings, catalog, pool, requests)
+    gate = Gate(lambda: settings.config)
+    tcp_app = _client_app(settings, catalog, pool, requests, gate)
     guard.guard_tcp(tcp_app, lambda: settings.config.server, exposure.names)
     auth.ask_for_keys(tcp_app, keyring, lambda request: exposure.asks(settings.config.server, request))
-    socket_app = _client_app(settings, catalog, pool, requests)
+    socket_app = _client_app(settings, catalog, pool, requests, gate)
     guard.guard_socket(socket_app, os.geteuid())
     add_admin_routes(socket_app)
     found = (registry.fault, pins.fault, pulls.fault, keyring.fault, secured.fault if secured else None)
@@ -238,8 +240,8 @@ class _Stop:
         self.soon.set()
 
 
-def _client_app(settings: Settings, catalog: Catalog, pool: Pool, requests: Counter) -> web.Application:
-    app = make_app(settings.config)
+def _client_app(settings: Settings, catalog: Catalog, pool: Pool, requests: Counter, gate: Gate) -> web.Application:
+    app = make_app(settings.config, gate)
     app[keys.SETTINGS] = settings
     app[keys.CATALOG] = catalog
     app[keys.POOL] = pool

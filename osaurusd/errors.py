@@ -10,6 +10,9 @@ OsaurusError
 ├── ModelNotFound
 │   └── ModelNotDownloaded      known by name, but not on this machine
 ├── NotFound, MethodNotAllowed, RequestTooLarge, UnsupportedMediaType, InvalidApiKey, Forbidden, VersionMismatch
+├── MalformedRequest, RequestTimeout, UriTooLong, ExpectationFailed, HeadersTooLarge, NotImplementedHere,
+│   UnsupportedEncoding         it is wrong as HTTP, or too slow, before anybody has looked at what it asks for
+├── TooManyRequests, TooManyConnections, TimeLimitExceeded
 ├── Busy, QueueFull, NameTaken, ImportFailed, PullFailed, DiskFull
 ├── InsufficientMemory, LoadFailed, WorkerCrashed, SlowClient, ModelUnloaded, ShuttingDown, NotServing
 ├── ConfigError, HomeInUse, ListenFailed
@@ -86,6 +89,46 @@ class UnsupportedMediaType(OsaurusError):
 
 class InvalidApiKey(OsaurusError):
     code = ErrorCode.INVALID_API_KEY
+
+
+class MalformedRequest(OsaurusError):
+    code = ErrorCode.MALFORMED_REQUEST
+
+
+class RequestTimeout(OsaurusError):
+    code = ErrorCode.REQUEST_TIMEOUT
+
+
+class UriTooLong(OsaurusError):
+    code = ErrorCode.URI_TOO_LONG
+
+
+class ExpectationFailed(OsaurusError):
+    code = ErrorCode.EXPECTATION_FAILED
+
+
+class HeadersTooLarge(OsaurusError):
+    code = ErrorCode.HEADERS_TOO_LARGE
+
+
+class NotImplementedHere(OsaurusError):
+    code = ErrorCode.NOT_IMPLEMENTED
+
+
+class UnsupportedEncoding(OsaurusError):
+    code = ErrorCode.UNSUPPORTED_ENCODING
+
+
+class TooManyRequests(OsaurusError):
+    code = ErrorCode.TOO_MANY_REQUESTS
+
+
+class TooManyConnections(OsaurusError):
+    code = ErrorCode.TOO_MANY_CONNECTIONS
+
+
+class TimeLimitExceeded(OsaurusError):
+    code = ErrorCode.TIME_LIMIT_EXCEEDED
 
 
 class Forbidden(OsaurusError):

@@ -14,6 +14,7 @@ from osaurusd.openai import batch, content
 from osaurusd.openai.render.envelope import Envelope
 from osaurusd.pool.client import Event
 from osaurusd.web import keys
+from osaurusd.web.limits import GATE, Deadline
 
 
 async def find(request: web.Request, model: str | None) -> ModelRecord:
@@ -46,10 +47,14 @@ def envelope(kind: str, record: ModelRecord) -> Envelope:
 
 async def events(request: web.Request, record: ModelRecord, orders: Sequence[ipc.Generate]) -> AsyncGenerator[Event]:
     """The worker's events as `batch.run` yields them; closing this, as an aborted handler does, cancels the request."""
-    async with request.app[keys.POOL].lease(record) as worker:
-        answer = batch.run(worker, orders)
-        if request.app[keys.SETTINGS].config.log.content:
-            answer = content.logged(answer, orders)
-        async with contextlib.aclosing(answer) as found:
-            async for event in found:
-                yield event
+    deadline = Deadline(request)
+    with request.app[GATE].admitted(), deadline.cutting():
+        async with contextlib.AsyncExitStack() as stack:
+            async with deadline.enforced():
+                worker = await stack.enter_async_context(request.app[keys.POOL].lease(record))
+            answer = batch.run(worker, orders)
+            if request.app[keys.SETTINGS].config.log.content:
+                answer = content.logged(answer, orders)
+            async with contextlib.aclosing(deadline.over(answer)) as found:
+                async for event in found:
+                    yield event

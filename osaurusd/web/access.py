@@ -12,6 +12,9 @@ from osaurusd.web import metrics
 
 log = get_logger(__name__)
 
+MAX_PATH = 256
+"""So much of a path is logged: enough to tell what was meant."""
+
 REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 
 
@@ -34,7 +37,7 @@ async def _access(request: web.Request, handler: Handler) -> web.StreamResponse:
         finally:
             milliseconds = round((time.perf_counter() - started) * 1000, 1)
             metrics.count(request, status)
-            log.info("request", method=request.method, path=request.path, status=status, ms=milliseconds)
+            log.info("request", method=request.method, path=request.path[:MAX_PATH], status=status, ms=milliseconds)
 
 
 async def _tell_id(request: web.Request, response: web.StreamResponse) -> None:

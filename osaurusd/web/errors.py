@@ -15,6 +15,8 @@ from osaurusd.errors import (
     RequestTooLarge,
 )
 from osaurusd.log import get_logger
+from osaurusd.web import inflate
+from osaurusd.web.refusals import excerpt
 from osaurusd.wire.errors import ErrorBody, ErrorCode, ErrorEnvelope
 
 log = get_logger(__name__)
@@ -28,29 +30,39 @@ STATUS: Mapping[ErrorCode, int] = {
     ErrorCode.REQUEST_EXCEEDS_MEMORY: 400,
     ErrorCode.IMPORT_FAILED: 400,
     ErrorCode.INVALID_API_KEY: 401,
+    ErrorCode.MALFORMED_REQUEST: 400,
     ErrorCode.FORBIDDEN: 403,
     ErrorCode.MODEL_NOT_FOUND: 404,
     ErrorCode.MODEL_NOT_DOWNLOADED: 404,
     ErrorCode.NOT_FOUND: 404,
     ErrorCode.METHOD_NOT_ALLOWED: 405,
+    ErrorCode.REQUEST_TIMEOUT: 408,
     ErrorCode.SLOW_CLIENT: 408,
     ErrorCode.BUSY: 409,
     ErrorCode.NAME_TAKEN: 409,
     ErrorCode.VERSION_MISMATCH: 412,
     ErrorCode.REQUEST_TOO_LARGE: 413,
+    ErrorCode.URI_TOO_LONG: 414,
+    ErrorCode.UNSUPPORTED_ENCODING: 415,
     ErrorCode.UNSUPPORTED_MEDIA_TYPE: 415,
+    ErrorCode.EXPECTATION_FAILED: 417,
     ErrorCode.QUEUE_FULL: 429,
+    ErrorCode.TOO_MANY_REQUESTS: 429,
+    ErrorCode.HEADERS_TOO_LARGE: 431,
     ErrorCode.LOAD_FAILED: 500,
     ErrorCode.INTERNAL_ERROR: 500,
     ErrorCode.CONFIG_ERROR: 500,
     ErrorCode.HOME_IN_USE: 500,
     ErrorCode.LISTEN_FAILED: 500,
+    ErrorCode.NOT_IMPLEMENTED: 501,
     ErrorCode.PULL_FAILED: 502,
     ErrorCode.WORKER_CRASHED: 502,
     ErrorCode.MODEL_UNLOADED: 503,
     ErrorCode.SHUTTING_DOWN: 503,
     ErrorCode.NOT_SERVING: 503,
     ErrorCode.INSUFFICIENT_MEMORY: 503,
+    ErrorCode.TOO_MANY_CONNECTIONS: 503,
+    ErrorCode.TIME_LIMIT_EXCEEDED: 504,
     ErrorCode.DISK_FULL: 507,
 }
 
@@ -58,6 +70,10 @@ STATUS: Mapping[ErrorCode, int] = {
 # the same way. A 401 must say how one makes oneself known (RFC 9110, section 15.5.2).
 _ADVICE: Mapping[ErrorCode, Mapping[str, str]] = {
     ErrorCode.INVALID_API_KEY: {hdrs.WWW_AUTHENTICATE: "Bearer"},
+    ErrorCode.TOO_MANY_REQUESTS: {hdrs.RETRY_AFTER: "1"},
+    ErrorCode.TOO_MANY_CONNECTIONS: {hdrs.RETRY_AFTER: "1"},
+    ErrorCode.TIME_LIMIT_EXCEEDED: {"x-should-retry": "false"},
+    ErrorCode.UNSUPPORTED_ENCODING: {hdrs.ACCEPT_ENCODING: inflate.SUPPORTED},
     ErrorCode.QUEUE_FULL: {hdrs.RETRY_AFTER: "1"},
     ErrorCode.LOAD_FAILED: {"x-should-retry": "false"},
     ErrorCode.INSUFFICIENT_MEMORY: {"x-should-retry": "false"},
@@ -72,7 +88,8 @@ def status_of(error: OsaurusError) -> int:
 
 def error_body(error: OsaurusError) -> ErrorBody:
     """The error as it stands in every answer."""
-    return ErrorBody(message=error.message, type=_kind(status_of(error)), param=error.param, code=error.code)
+    param = None if error.param is None else _encodable(error.param)
+    return ErrorBody(message=_encodable(error.message), type=_kind(status_of(error)), param=param, code=error.code)
 
 
 def _kind(status: int) -> str:
@@ -80,6 +97,11 @@ def _kind(status: int) -> str:
     if status == 429:
         return "rate_limit_error"
     return "invalid_request_error" if status < 500 else "server_error"
+
+
+def _encodable(text: str) -> str:
+    """As it is, or with escapes for what no UTF-8 has: half a surrogate from a path or a field."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def envelope(error: OsaurusError) -> bytes:
@@ -91,6 +113,15 @@ def response(error: OsaurusError) -> web.Response:
     """The error as a whole HTTP answer."""
     headers = _ADVICE.get(error.code)
     return web.Response(status=status_of(error), body=envelope(error), content_type="application/json", headers=headers)
+
+
+def wire(error: OsaurusError) -> bytes:
+    """The same byte for byte, for a connection that has no request to answer; it is the last one there."""
+    answer = response(error)
+    body = envelope(error)
+    headers = {**answer.headers, hdrs.CONTENT_LENGTH: str(len(body)), hdrs.CONNECTION: "close"}
+    lines = [f"HTTP/1.1 {answer.status} {answer.reason}", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def known(error: Exception) -> OsaurusError:
@@ -108,22 +139,34 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
         return await handler(request)
     except web.HTTPException as refusal:
         return _translate(request, refusal)
-    except web.RequestPayloadError as error:
-        return response(InvalidRequest(f"the body could not be read: {error}"))
+    except ConnectionError as error:
+        if request.transport is None or request.transport.is_closing():
+            raise
+        return _answer(request, error)
     except Exception as error:  # noqa: BLE001  the boundary: what has no code is logged and hidden
-        return response(known(error))
+        return _answer(request, error)
+
+
+def _answer(request: web.Request, error: Exception) -> web.Response:
+    answer = response(known(error))
+    if request.writer.output_size > 0:
+        # A second answer in the middle of one would be taken for a part of it; so the client gets none and sees it.
+        raise ConnectionResetError("an answer has begun already") from error
+    return answer
 
 
 def _translate(request: web.Request, refusal: web.HTTPException) -> web.Response:
     """aiohttp's own refusals, in our words."""
     if isinstance(refusal, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(refusal.allowed_methods))
-        answer = response(MethodNotAllowed(f"{request.path} does not take {request.method}; it takes {allowed}"))
+        answer = response(
+            MethodNotAllowed(f"{excerpt(request.path)} does not take {request.method}; it takes {allowed}")
+        )
         answer.headers["Allow"] = allowed
         return answer
     error: OsaurusError
     if isinstance(refusal, web.HTTPNotFound):
-        error = NotFound(f"there is no {request.path} here")
+        error = NotFound(f"there is no {excerpt(request.path)} here")
     elif isinstance(refusal, web.HTTPRequestEntityTooLarge):
         error = RequestTooLarge("the request body is larger than `server.max_body_bytes` allows")
     else:

@@ -33,6 +33,12 @@ def count(request: web.Request, status: int | str) -> None:
     counter.add(1, endpoint, str(status))
 
 
+def count_refusal(app: web.Application, status: int) -> None:
+    """Something has been refused that was no request yet."""
+    if (counter := app.get(REQUESTS)) is not None:
+        counter.add(1, "other", str(status))
+
+
 async def _metrics(request: web.Request) -> web.Response:
     pool = request.app[keys.POOL]
     families: list[Family] = [request.app[REQUESTS], *pool.meters.families(), *_gauges(pool)]

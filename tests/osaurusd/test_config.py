@@ -47,6 +47,19 @@ DEFAULTS = {
     "server.tls_key": None,
     "server.max_body_bytes": 33554432,
     "server.shutdown_grace_seconds": 20.0,
+    "limits.max_connections": 1024,
+    "limits.max_requests": 256,
+    "limits.max_buffered_bytes": 268435456,
+    "limits.max_request_line_bytes": 8192,
+    "limits.max_headers": 100,
+    "limits.max_header_bytes": 16384,
+    "limits.max_head_bytes": 65536,
+    "limits.header_seconds": 20.0,
+    "limits.body_stall_seconds": 30.0,
+    "limits.body_seconds": 300.0,
+    "limits.idle_seconds": 75.0,
+    "limits.reader_stall_seconds": 60.0,
+    "limits.request_seconds": 0.0,
     "defaults.temperature": 1.0,
     "defaults.top_p": 1.0,
     "defaults.max_tokens": None,
@@ -104,6 +117,20 @@ def test_every_key_can_be_set_in_the_file(load):
         tls_key = "/a.key"
         max_body_bytes = 1
         shutdown_grace_seconds = 0
+        [limits]
+        max_connections = 1
+        max_requests = 1
+        max_buffered_bytes = 1
+        max_request_line_bytes = 256
+        max_headers = 16
+        max_header_bytes = 256
+        max_head_bytes = 1024
+        header_seconds = 0.5
+        body_stall_seconds = 0.5
+        body_seconds = 0.5
+        idle_seconds = 0.5
+        reader_stall_seconds = 0.5
+        request_seconds = 1.0
         [defaults]
         temperature = 0
         top_p = 0.5
@@ -149,6 +176,19 @@ def test_every_key_can_be_set_in_the_file(load):
         "server.tls_key": "/a.key",
         "server.max_body_bytes": 1,
         "server.shutdown_grace_seconds": 0.0,
+        "limits.max_connections": 1,
+        "limits.max_requests": 1,
+        "limits.max_buffered_bytes": 1,
+        "limits.max_request_line_bytes": 256,
+        "limits.max_headers": 16,
+        "limits.max_header_bytes": 256,
+        "limits.max_head_bytes": 1024,
+        "limits.header_seconds": 0.5,
+        "limits.body_stall_seconds": 0.5,
+        "limits.body_seconds": 0.5,
+        "limits.idle_seconds": 0.5,
+        "limits.reader_stall_seconds": 0.5,
+        "limits.request_seconds": 1.0,
         "defaults.temperature": 0.0,
         "defaults.top_p": 0.5,
         "defaults.max_tokens": 7,
@@ -253,6 +293,14 @@ def test_the_environment_is_read_by_default(tmp_path, monkeypatch):
         ("[server]\nshutdown_grace_seconds = -1", "server.shutdown_grace_seconds"),
         ("[server]\nshutdown_grace_seconds = 86401", "server.shutdown_grace_seconds"),
         ("[server]\nshutdown_grace_seconds = nan", "server.shutdown_grace_seconds"),
+        ("[limits]\nmax_connections = 0", "limits.max_connections"),
+        ("[limits]\nmax_requests = 0", "limits.max_requests"),
+        ("[limits]\nmax_headers = 15", "limits.max_headers"),
+        ("[limits]\nmax_header_bytes = '16k'", "limits.max_header_bytes"),
+        ("[limits]\nmax_head_bytes = 1.5", "limits.max_head_bytes"),
+        ("[limits]\nheader_seconds = 0", "limits.header_seconds"),
+        ("[limits]\nreader_stall_seconds = inf", "limits.reader_stall_seconds"),
+        ("[limits]\nrequest_seconds = -1", "limits.request_seconds"),
         ("[defaults]\ntemperature = -0.1", "defaults.temperature"),
         ("[defaults]\ntemperature = 2.1", "defaults.temperature"),
         ("[defaults]\ntemperature = nan", "defaults.temperature"),

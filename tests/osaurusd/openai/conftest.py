@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 
 import pytest
+from aiohttp import web
 
 from osaurusd.config import Config, Defaults
 from osaurusd.openai.routes import add_routes
@@ -12,6 +13,7 @@ from osaurusd.pool.process import Launch
 from osaurusd.pool.terms import Terms
 from osaurusd.web import keys
 from osaurusd.web.app import make_app
+from osaurusd.web.limits import Gate
 from osaurusd.web.settings import Settings
 from tests.osaurusd.catalog import disk
 from tests.osaurusd.pool.asking import COMMAND, until
@@ -26,6 +28,7 @@ class Serving:
 
     server: Server
     folder: object
+    app: web.Application
 
     async def post(self, path, **fields):
         """The answer to a request to the model."""
@@ -63,12 +66,13 @@ async def serving_model(tmp_path):
     hub = tmp_path / "hub"
     folder = disk.write_hub(hub, "mlx-community/gemma-2-2b-it-4bit", disk.model())
     config = Config(defaults=Defaults(temperature=0.0))
-    app = make_app(config)
-    app[keys.SETTINGS] = Settings(config, lambda: config)
+    settings = Settings(config, lambda: config)
+    app = make_app(config, Gate(lambda: settings.config))
+    app[keys.SETTINGS] = settings
     app[keys.CATALOG] = disk.make_catalog(tmp_path / "models", hub)
     app[keys.POOL] = Pool(Terms(Launch(command=COMMAND)))
     add_routes(app)
     async with serving(app) as server:
-        yield Serving(server, folder)
+        yield Serving(server, folder, app)
     async with asyncio.timeout(20):
         await app[keys.POOL].close()

@@ -10,6 +10,8 @@ from typing import Any
 from aiohttp import web
 from multidict import CIMultiDict
 
+from osaurusd.web.app import open_app
+
 
 @dataclass
 class Answer:
@@ -39,9 +41,14 @@ class Answer:
 class Server:
     """An application on a listening socket, run as the daemon runs it."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, runner: web.AppRunner) -> None:
+        self._runner = runner
         self._address = listener.getsockname()
         self._family = listener.family
+
+    def connections(self) -> list[web.RequestHandler]:
+        """The connections that the server has."""
+        return self._runner.server.connections if self._runner.server else []
 
     @property
     def port(self) -> int:
@@ -88,11 +95,9 @@ def parsed(data: bytes) -> Answer:
 async def serving(app: web.Application, listener: socket.socket | None = None):
     """Serve on this socket, or on a free port of 127.0.0.1, while the block runs."""
     listener = listener or socket.create_server(("127.0.0.1", 0))
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=2.0, handle_signals=False)
-    await runner.setup()
-    await web.SockSite(runner, listener).start()
+    runner = await open_app(app, [listener])
     try:
-        yield Server(listener)
+        yield Server(listener, runner)
     finally:
         await runner.cleanup()
         listener.close()

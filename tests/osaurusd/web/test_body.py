@@ -190,7 +190,7 @@ async def test_a_body_in_chunks_may_have_no_more(server):
 
 async def test_a_body_that_is_not_packed_as_it_says_is_the_clients_fault(server, logged):
     answer = await server.ask("POST", "/", JSON, "Content-Encoding: gzip", body=b'{"items":[]}')
-    assert (answer.status, answer.error["code"]) == (400, "invalid_request")
+    assert (answer.status, answer.error["code"]) == (400, "malformed_request")
     assert [line for line in logged() if line["event"] == "unexpected error"] == []
 
 

@@ -25,6 +25,16 @@ STATUS = {
     "pull_failed": 502,
     "disk_full": 507,
     "invalid_api_key": 401,
+    "malformed_request": 400,
+    "request_timeout": 408,
+    "uri_too_long": 414,
+    "unsupported_encoding": 415,
+    "expectation_failed": 417,
+    "too_many_requests": 429,
+    "headers_too_large": 431,
+    "not_implemented": 501,
+    "too_many_connections": 503,
+    "time_limit_exceeded": 504,
     "forbidden": 403,
     "model_not_found": 404,
     "model_not_downloaded": 404,
@@ -95,14 +105,17 @@ async def test_an_error_is_its_status_and_the_envelope(server, code, status):
 @pytest.mark.parametrize("code", STATUS)
 async def test_clients_are_told_not_to_try_again_where_it_is_no_use(server, code):
     answer = await server.ask("GET", f"/fail/{code}")
-    expected = "false" if code in ("load_failed", "internal_error", "insufficient_memory") else None
+    final = ("load_failed", "internal_error", "insufficient_memory", "time_limit_exceeded")
+    expected = "false" if code in final else None
     assert answer.headers.get("x-should-retry") == expected
 
 
 @pytest.mark.parametrize("code", STATUS)
 async def test_clients_are_told_when_to_try_again_where_it_is_worth_a_try(server, code):
     answer = await server.ask("GET", f"/fail/{code}")
-    assert answer.headers.get("Retry-After") == ("1" if code == "queue_full" else None)
+    assert answer.headers.get("Retry-After") == (
+        "1" if code in ("queue_full", "too_many_requests", "too_many_connections") else None
+    )
 
 
 async def test_an_unknown_path_is_a_404_that_names_it(server):
