@@ -58,6 +58,8 @@ async def test_other_hosts_are_refused(server, calls, host):
         "Referer: http://localhost/",
         "Referer:",
         "referer: https://evil.example/page",
+        "Sec-Fetch-Site: none",
+        "Sec-Fetch-Site: cross-site",
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
