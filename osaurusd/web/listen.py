@@ -59,7 +59,7 @@ def locked_home(lock: Path, wait: Callable[[str], None] | None = None) -> Iterat
         HomeInUse: another daemon owns it, and nobody said to `wait`; the message has its pid.
     """
     make_private_dir(lock.parent)
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _open_own(lock)
     try:
         if not _lock(descriptor):
             pid = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
@@ -117,6 +117,26 @@ def make_private_dir(path: Path) -> None:
         raise ListenFailed(f"{path} is not a directory of this user; move it away")
     if stat.S_IMODE(found.st_mode) & 0o077:
         path.chmod(0o700)
+
+
+def _open_own(path: Path) -> int:
+    """Open a file of ours to be written to, which is made if it is not there, and 0600 whatever it was.
+
+    Raises:
+        ListenFailed: it is a link, no file, or another user's, put there before the folder was closed to others.
+    """
+    try:
+        # Not to wait for whoever reads from a pipe.
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        raise ListenFailed(f"{path} cannot be opened: {error.strerror or error}; move it away") from error
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        os.close(descriptor)
+        raise ListenFailed(f"{path} is in the way and no file of this user; move it away")
+    os.fchmod(descriptor, 0o600)
+    return descriptor
 
 
 def _lock(descriptor: int) -> bool:
