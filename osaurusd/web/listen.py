@@ -79,10 +79,11 @@ def locked_home(lock: Path, wait: Callable[[str], None] | None = None) -> Iterat
 def unix(path: Path) -> Iterator[socket.socket]:
     """A listening Unix socket, 0600 in a 0700 directory; call it under `locked_home`.
 
-    The lock says that nobody serves a socket file that lies there, so a leftover may be replaced, and ours removed.
+    The lock says that no daemon serves a socket file that lies there; nor may anything else. Then it is a leftover,
+    which is replaced. At the end ours is removed, unless another one lies there by then.
 
     Raises:
-        ListenFailed: the path is taken by something that is no socket of ours.
+        ListenFailed: the path is taken by something that is no socket of ours, or by one that somebody listens on.
     """
     make_private_dir(path.parent)
     _remove_leftover(path)
@@ -94,12 +95,13 @@ def unix(path: Path) -> Iterator[socket.socket]:
             listener.bind(str(path))
         finally:
             os.umask(mask)
+        ours = path.lstat()
         listener.listen(BACKLOG)
         listener.setblocking(False)
         try:
             yield listener
         finally:
-            path.unlink(missing_ok=True)
+            _remove_if(path, ours)
     finally:
         listener.close()
 
@@ -191,4 +193,26 @@ def _remove_leftover(path: Path) -> None:
         return
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
         raise ListenFailed(f"{path} is in the way and no socket of this user; move it away")
+    if _is_live(path):
+        raise ListenFailed(f"{path} is in use by another program; end that, or move the socket away")
     path.unlink()
+
+
+def _is_live(path: Path) -> bool:
+    """Whether somebody listens on a socket file, or may do so: only a refusal says that nobody does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            # Too many wait there already, or it takes datagrams.
+            return True
+    return True
+
+
+def _remove_if(path: Path, ours: os.stat_result) -> None:
+    with contextlib.suppress(OSError):
+        if os.path.samestat(path.lstat(), ours):
+            path.unlink()

