@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_origin
 
 import msgspec
 
+from osaurusd import origins
 from osaurusd.errors import ConfigError
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -31,7 +32,7 @@ class Server(Section, frozen=True):
     """`[server]`: what clients connect to.
 
     `host` is bound as given; `localhost` means 127.0.0.1 and, where there is one, ::1. `allowed_hosts` are further
-    names for the `Host` header, `allowed_origins` the web origins (`https://chat.example`) that may call from a page.
+    names for the `Host` header, `allowed_origins` patterns (`osaurusd/origins.py`) of the pages and apps that may call.
     Where other machines can connect, clients need an API key, unless `insecure`, or they are on this machine and
     `trust_loopback`; with `require_key` all need one everywhere. `tls_certificate` and `tls_key` are PEM files.
     """
@@ -278,8 +279,19 @@ def _put(tree: dict[str, Any], key: tuple[str, ...], value: object) -> None:
 
 def _convert(tree: Mapping[str, Any], source: str, *, strict: bool = True) -> Config:
     try:
-        return msgspec.convert(tree, Config, strict=strict)
+        config = msgspec.convert(tree, Config, strict=strict)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$.")
         key = where.rstrip("`")
         raise ConfigError(f"{source}: `{key}`: {what[:1].lower()}{what[1:]}", param=key) from error
+    _check_origins(config.server.allowed_origins, source)
+    return config
+
+
+def _check_origins(patterns: list[str], source: str) -> None:
+    for at, pattern in enumerate(patterns):
+        try:
+            origins.compiled(pattern)
+        except ValueError as error:
+            key = f"server.allowed_origins[{at}]"
+            raise ConfigError(f"{source}: `{key}`: {error}", param=key) from error

@@ -66,6 +66,8 @@ def run(read: Callable[[], Config], paths: Paths) -> None:
         tls.of(config.server)
         return config
 
+    # Whatever is written is for this user only, whoever started us; before there are threads, which share it.
+    os.umask(0o077)
     supervision.raise_file_limit()
     if supervision.supervised():
         for descriptor in (1, 2):

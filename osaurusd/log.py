@@ -12,6 +12,8 @@ from typing import TextIO
 
 import structlog
 
+from osaurusd.redaction import redacted_fields
+
 MAX_BYTES = 10 * 1024 * 1024
 BACKUPS = 5
 
@@ -130,8 +132,15 @@ def _without_controls(
     return {key: value.translate(_CONTROLS) if isinstance(value, str) else value for key, value in event.items()}
 
 
+def _without_secrets(
+    _: structlog.typing.WrappedLogger, __: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """The one place that every record passes, ours or a library's. Runs where the file is written, not on the loop."""
+    return redacted_fields(event)
+
+
 def _formatter(renderers: list[structlog.typing.Processor]) -> logging.Formatter:
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=_SHARED,
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _without_secrets, *renderers],
     )

@@ -13,7 +13,7 @@ from osaurusd.admin import lines, views
 from osaurusd.admin.context import IMPORTS, PINS, PULLS
 from osaurusd.catalog import facts, store
 from osaurusd.catalog.record import ModelRecord
-from osaurusd.errors import Busy, OsaurusError
+from osaurusd.errors import Busy, InvalidRequest, OsaurusError
 from osaurusd.pool.pool import Pool
 from osaurusd.web import body, errors, keys
 from osaurusd.wire.admin import (
@@ -89,6 +89,8 @@ async def verify(request: web.Request) -> web.StreamResponse:
     """Hash a model's files and tell the progress; a client that goes away ends it."""
     order = await body.read(request, VerifyRequest)
     record = await request.app[keys.CATALOG].find_any(order.model)
+    if record.escapes:
+        raise InvalidRequest(f"nothing of `{record.name}` is read: {record.reason}", param="model")
     return await lines.stream(request, _verification(record))
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from osaurusd import ipc
+from osaurusd import environment, ipc
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ async def frames(
         module: the command, up to `--fd N`.
         arguments: what follows.
         decoder: reads the union of frames that it sends.
-        env: its whole environment; None for ours.
+        env: its whole environment; None for what a process needs that has no business with secrets.
 
     Raises:
         ChildDied: it could not be started, sent garbage, or ended before the frame at which the caller stops.
@@ -71,7 +71,7 @@ async def _spawn(
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env=env,
+                env=environment.minimal() if env is None else env,
             )
         except OSError as error:
             ours.close()

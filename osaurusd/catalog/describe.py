@@ -17,6 +17,9 @@ _CONTEXT_KEYS = (
     "n_ctx",
 )
 
+# A tokenizer_config.json with all the tokens that a model adds has a few MB.
+_MAX_JSON_BYTES = 64 * 1024 * 1024
+
 # No vocabulary is larger; what claims to be is no number of tokens.
 _MOST_TOKENS = 2**31 - 1
 
@@ -28,8 +31,12 @@ def read_object(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it is not a JSON object; the message says what it is instead.
     """
+    with path.open("rb") as file:
+        content = file.read(_MAX_JSON_BYTES + 1)
+    if len(content) > _MAX_JSON_BYTES:
+        raise ValueError(f"{path.name} is larger than {_MAX_JSON_BYTES} bytes")
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(content)
     except RecursionError as error:
         raise ValueError(f"{path.name} is nested too deeply") from error
     if not isinstance(value, dict):

@@ -29,8 +29,10 @@ class Facts:
 
 
 def gather(record: ModelRecord) -> Facts:
-    """Read the facts of one model; files that are missing or broken say nothing."""
+    """Read the facts of one model; files that are missing, broken or not to be read say nothing."""
     folder = record.path
+    if record.escapes:
+        return Facts(commit=None, licence=None, tools=False, reasoning=False, vision=False)
     config = _object(folder / "config.json")
     template = _template(folder)
     return Facts(

@@ -4,9 +4,12 @@ import contextlib
 import os
 from collections.abc import AsyncGenerator, Sequence
 
+import msgspec
+
 from osaurusd import ipc
 from osaurusd.catalog import child
 from osaurusd.errors import PullFailed, from_code
+from osaurusd.redaction import redacted
 
 HUB_COMMAND = (*child.PYTHON, "osaurusd.fetch.hub")
 
@@ -26,7 +29,9 @@ async def run(arguments: Sequence[str], token: str | None) -> AsyncGenerator[ipc
     async with contextlib.aclosing(child.frames(HUB_COMMAND, arguments, ipc.FROM_HUB, env)) as frames:
         async for frame in frames:
             if isinstance(frame, ipc.HubFailure):
-                raise from_code(frame.code, frame.message)
+                raise from_code(frame.code, redacted(frame.message))
+            if isinstance(frame, ipc.Pulling) and frame.note:
+                frame = msgspec.structs.replace(frame, note=redacted(frame.note))
             yield frame
 
 

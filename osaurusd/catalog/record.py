@@ -34,7 +34,7 @@ class ModelRecord:
 
     `repo` is its identity: `org/name` from the hub or an extra root, the folder's name for an imported one. `created`
     is when it arrived, in unix seconds. `reason` says what is missing or wrong unless it is available. `files` are
-    names and sizes in bytes.
+    names and sizes in bytes. One that `escapes` has links that lead out of the store: nothing of it may be read.
     """
 
     name: str
@@ -45,6 +45,7 @@ class ModelRecord:
     created: int
     files: tuple[tuple[str, int], ...] = ()
     reason: str | None = None
+    escapes: bool = False
     architecture: str | None = None
     quantization: str | None = None
     parameters: int | None = None

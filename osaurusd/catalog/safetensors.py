@@ -4,14 +4,26 @@ Format: https://huggingface.co/docs/safetensors, an 8-byte little-endian header 
 """
 
 import json
+import math
 import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from osaurusd.catalog import describe
 
 INDEX = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000
+
+# Bits a number by the names that the format gives its types.
+_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+}
 
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 
@@ -70,7 +82,7 @@ def _shards(folder: Path) -> list[str]:
     if not index.exists():
         found = {path.name for path in folder.glob("model*.safetensors")}
         return sorted(found.union(*(_siblings(name) for name in found)))
-    names = set(json.loads(index.read_bytes())["weight_map"].values())
+    names = set(describe.read_object(index)["weight_map"].values())
     if outside := [name for name in names if Path(name).name != name]:
         raise ValueError(f"it names a file outside the model: {outside[0]}")
     return sorted(names)
@@ -103,5 +115,21 @@ def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     if size != expected:
         raise _WrongLength(f"{size} bytes, but its header implies {expected}")
     for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        yield name, Tensor(entry["dtype"], tuple(int(size) for size in entry.get("shape", ())), end - begin)
+        yield name, _tensor(entry)
+
+
+def _tensor(entry: Mapping[str, Any]) -> Tensor:
+    """The tensor that an entry describes.
+
+    Raises:
+        ValueError: its place in the file has not the size that its shape and type make. Whoever loads it by its shape
+            would read something else.
+    """
+    begin, end = entry["data_offsets"]
+    tensor = Tensor(entry["dtype"], tuple(int(size) for size in entry.get("shape", ())), end - begin)
+    bits = _BITS.get(tensor.dtype)
+    if begin < 0 or end < begin or min(tensor.shape, default=0) < 0:
+        raise ValueError("a tensor lies outside of the file")
+    if bits is not None and "shape" in entry and math.prod(tensor.shape) * bits != tensor.nbytes * 8:
+        raise ValueError(f"a tensor of shape {list(tensor.shape)[:8]} does not have {tensor.nbytes} bytes")
+    return tensor

@@ -12,6 +12,8 @@ from osaurusd.catalog.record import MemoryEstimate, ModelRecord
 from osaurusd.catalog.roots import Place, Root, places
 from osaurusd.wire.admin import ModelState
 
+TEMPLATES = "additional_chat_templates"
+
 
 @dataclass(frozen=True)
 class _File:
@@ -65,7 +67,7 @@ def _describe(place: Place, found: tuple[_File, ...], boundaries: Sequence[Path]
         files=tuple(files.items()),
     )
     if escaping := _leads_out(place.path, files, boundaries):
-        return _unusable(record, f"{escaping} links to a place outside the store")
+        return _unusable(replace(record, escapes=True), f"{escaping} links to a place outside the store")
     if "config.json" not in files:
         return _partial(record, "config.json is missing")
     try:
@@ -130,13 +132,23 @@ def _file(entry: os.DirEntry[str]) -> _File | None:
 
 
 def _leads_out(folder: Path, names: Mapping[str, int], boundaries: Sequence[Path]) -> str | None:
-    """A file that is a link to somewhere outside all boundaries, if there is one."""
+    """A file or folder that is a link to somewhere outside all boundaries, if there is one."""
     allowed = [os.path.realpath(boundary) + os.sep for boundary in boundaries]
-    for name in names:
+    for name in (*names, *_templates(folder)):
         target = os.path.realpath(folder / name)
         if not any(target.startswith(boundary) for boundary in allowed):
             return name
     return None
+
+
+def _templates(folder: Path) -> list[str]:
+    """The one folder that a tokenizer looks into (transformers' `CHAT_TEMPLATE_DIR`), and what is in it."""
+    try:
+        return [TEMPLATES, *(f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).iterdir())]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError:
+        return [TEMPLATES]
 
 
 def _arrived(folder: Path) -> int:

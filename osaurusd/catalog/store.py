@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import stat
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -69,7 +70,11 @@ async def leftovers(models_dir: Path, hub: Path) -> list[Leftover]:
 
 def _leftovers(models_dir: Path, hub: Path) -> list[Leftover]:
     found = [(path, what) for prefix, what in _WHAT.items() for path in sorted(models_dir.glob(f"{prefix}*"))]
-    found += [(path, "a partial download") for path in sorted(pulls_folder(hub).glob("*"))]
+    # A link is not followed: what it leads to is not ours to list or to remove.
+    partials = pulls_folder(hub)
+    if os.path.realpath(partials) == str(pulls_folder(hub.resolve())):
+        found += [(path, "a partial download") for path in sorted(partials.glob("*"))]
+    found = [(path, what) for path, what in found if not path.is_symlink()]
     return [Leftover(path=str(path), bytes=_size(path), what=what) for path, what in found]
 
 

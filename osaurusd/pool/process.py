@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from osaurusd import __version__, ipc
+from osaurusd import __version__, environment, ipc
 from osaurusd.errors import LoadFailed, OsaurusError, VersionMismatch, WorkerCrashed
 from osaurusd.log import get_logger
 from osaurusd.pool import watch
 from osaurusd.pool.client import WorkerClient
+from osaurusd.redaction import redacted
 from osaurusd.wire.residency import LoadPhases
 
 log = get_logger(__name__)
@@ -236,7 +237,7 @@ class WorkerProcess:
 
     def _note(self, lines: list[bytes]) -> None:
         for line in lines:
-            if text := line.decode(errors="replace").rstrip():
+            if text := redacted(line.decode(errors="replace").rstrip()):
                 self._last_words.append(text)
                 log.info("worker says", pid=self.pid, line=text)
 
@@ -328,8 +329,8 @@ async def _end_orphan(spawning: asyncio.Task[WorkerProcess]) -> None:
 
 
 def _environment(launch: Launch) -> dict[str, str]:
-    environment = {**os.environ, **WORKER_ENVIRONMENT}
+    env = {**environment.minimal(), **WORKER_ENVIRONMENT}
     if launch.preload is not None:
-        already = environment.get("LD_PRELOAD")
-        environment["LD_PRELOAD"] = f"{launch.preload}:{already}" if already else str(launch.preload)
-    return environment
+        already = env.get("LD_PRELOAD")
+        env["LD_PRELOAD"] = f"{launch.preload}:{already}" if already else str(launch.preload)
+    return env

@@ -1,27 +1,35 @@
 """The door: who may speak to the daemon at all. Everything here happens before any handler runs.
 
-A web page in a browser on this machine can reach a loopback port. What stops it: the `Host` must be ours (a page that
-rebinds its own name to 127.0.0.1 still sends its own name), the `Origin` must be one we know, and bodies must be JSON
-(which a page cannot send to another origin without asking first).
+A web page in a browser on this machine can reach a loopback port. What stops it: the `Host` must be ours (`hosts.py`),
+the `Origin` must be one we know (`osaurusd/origins.py` has the patterns), and bodies must be JSON, which a page cannot
+send to another origin without asking first (`preflight.py`).
 """
 
-import ipaddress
-from collections.abc import Callable, Iterable, Sequence
-from urllib.parse import urlsplit
+import json
+from collections.abc import Callable, Sequence
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
+from osaurusd import origins
 from osaurusd.config import Server
 from osaurusd.errors import Forbidden, InvalidRequest, UnsupportedMediaType
-from osaurusd.web import peer
+from osaurusd.web import peer, preflight
+from osaurusd.web.hosts import LOOPBACK_HOSTS, allowed_hosts, check_host
 from osaurusd.wire.admin import SOCKET_HOST
 
-LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
-
-_CORS_METHODS = "GET, POST, OPTIONS"
-_CORS_MAX_AGE_SECONDS = "600"
 _BODY_METHODS = frozenset({hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_PATCH})
+
+_FETCH_SITE = "Sec-Fetch-Site"
+_FROM_NO_PAGE = frozenset({"none", "same-origin"})
+_SHOWN_CHARACTERS = 100
+
+_ALWAYS = {
+    # A body is what its type says, and not what it looks like.
+    "X-Content-Type-Options": "nosniff",
+    # No page may embed an answer as image, script or style; what it may fetch, CORS says.
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 
 
 def guard_tcp(
@@ -37,34 +45,38 @@ def guard_tcp(
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        _check_host(request, allowed_hosts(server()) | names())
-        _check_origin(request, server().allowed_origins)
-        if _is_preflight(request):
-            return _preflight(request)
+        name = check_host(request, allowed_hosts(server()) | names())
+        _check_origin(request, name, server().allowed_origins)
+        if preflight.is_preflight(request):
+            return preflight.answer(request)
         _check_content_type(request)
         return await handler(request)
 
     async def allow_reading(request: web.Request, response: web.StreamResponse) -> None:
         """Errors and streams included, for a page cannot see what it may not read."""
-        origin = request.headers.get(hdrs.ORIGIN)
-        if origin is not None and _is_allowed(origin, server().allowed_origins):
-            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
-            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = "x-request-id"
-            response.headers.add(hdrs.VARY, hdrs.ORIGIN)
+        response.headers.update(_ALWAYS)
+        response.headers.add(hdrs.VARY, hdrs.ORIGIN)
+        found = request.headers.getall(hdrs.ORIGIN, [])
+        if len(found) == 1 and _is_allowed(found[0], server().allowed_origins):
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = found[0]
+            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = "x-request-id, retry-after"
 
     app.middlewares.append(guard)
     app.on_response_prepare.append(allow_reading)
 
 
 def guard_socket(app: web.Application, own_uid: int) -> None:
-    """Guard an application on the Unix socket: our own user only, and nothing that comes from a browser."""
+    """Guard an application on the Unix socket: our own user and root only, and nothing that comes from a browser.
+
+    Root is let in because it can do all that anyway: it may become the user, and read and write what is his.
+    """
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         if peer.uid(request) not in (own_uid, 0):
             raise Forbidden("this socket belongs to another user")
-        _check_host(request, {SOCKET_HOST, "localhost"})
-        if hdrs.ORIGIN in request.headers or hdrs.REFERER in request.headers:
+        check_host(request, {SOCKET_HOST, "localhost"})
+        if any(name in request.headers for name in (hdrs.ORIGIN, hdrs.REFERER, _FETCH_SITE)):
             raise Forbidden("requests from web pages are not taken here")
         _check_content_type(request)
         return await handler(request)
@@ -72,30 +84,48 @@ def guard_socket(app: web.Application, own_uid: int) -> None:
     app.middlewares.append(guard)
 
 
-def allowed_hosts(server: Server) -> frozenset[str]:
-    """Names, without port, that the `Host` header may have. An address that means `all` is no name."""
-    bound = [] if _is_wildcard(server.host) else [server.host]
-    return LOOPBACK_HOSTS | {_bracketed(host.lower()) for host in (*bound, *server.allowed_hosts)}
+def _check_origin(request: web.Request, name: str, configured: Sequence[str]) -> None:
+    """Refuse what a page asks for that may not.
 
-
-def _check_host(request: web.Request, allowed: Iterable[str]) -> None:
-    values = request.headers.getall(hdrs.HOST, [])
-    if len(values) != 1:
-        raise InvalidRequest("the request must have exactly one `Host` header")
-    if _without_port(values[0].lower()) not in allowed:
+    Args:
+        request: whose headers the browser has set, and no page can.
+        name: by which we were called.
+        configured: patterns of origins that may.
+    """
+    found = request.headers.getall(hdrs.ORIGIN, [])
+    if len(found) > 1:
+        raise InvalidRequest("the request must have one `Origin` header at most")
+    if found and not _is_allowed(found[0], configured):
+        raise _not_known(found[0])
+    if not found and not _is_of_no_other_page(request, name):
         raise Forbidden(
-            f"the `Host` {values[0]!r} is none of this server's names; add it to `server.allowed_hosts` if it should be"
+            "requests that a page of another site makes are not taken without its `Origin`: use fetch() in the mode "
+            "`cors`, and add the page's origin to `server.allowed_origins`"
         )
 
 
-def _check_origin(request: web.Request, configured: Sequence[str]) -> None:
-    origin = request.headers.get(hdrs.ORIGIN)
-    if origin is not None and not _is_allowed(origin, configured):
-        raise Forbidden(
-            f"pages of the origin {origin!r} may not use this server; add it to `server.allowed_origins` if they should"
+def _is_of_no_other_page(request: web.Request, name: str) -> bool:
+    """What the browser, if it is one, says of the page, for images and links that tell no origin.
+
+    Pages on other ports of the same host are of the same site; over loopback, they may call anyway.
+    """
+    sites = set(request.headers.getall(_FETCH_SITE, []))
+    return sites <= (_FROM_NO_PAGE | {"same-site"} if name in LOOPBACK_HOSTS else _FROM_NO_PAGE)
+
+
+def _not_known(origin: str) -> Forbidden:
+    shown = origin if len(origin) <= _SHOWN_CHARACTERS else f"{origin[:_SHOWN_CHARACTERS]}…"
+    message = f"pages of the origin {shown!r} may not use this server"
+    if not origins.is_origin(origin) and origin != origins.NULL:
+        return Forbidden(
+            f"{message}; `server.allowed_origins` has those that may, and this is none that could be there"
         )
-    if request.headers.get("Sec-Fetch-Site") == "cross-site" and origin not in configured:
-        raise Forbidden("requests that a page of another site makes are not taken")
+    line = f"allowed_origins = [{json.dumps(origin)}]"
+    told = (
+        f"`{line}` under `[server]` in the config file lets them (`server.allowed_origins`), after `osaurusctl reload`"
+    )
+    warned = "; but any web page can send this one" if origin == origins.NULL else ""
+    return Forbidden(f"{message}; {told}{warned}")
 
 
 def _check_content_type(request: web.Request) -> None:
@@ -106,51 +136,5 @@ def _check_content_type(request: web.Request) -> None:
 
 
 def _is_allowed(origin: str, configured: Sequence[str]) -> bool:
-    """Configured origins exactly, and pages that this machine itself serves over loopback."""
-    return origin in configured or _is_loopback(origin)
-
-
-def _is_loopback(origin: str) -> bool:
-    try:
-        parts = urlsplit(origin)
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and _without_port(parts.netloc.lower()) in LOOPBACK_HOSTS
-
-
-def _is_preflight(request: web.Request) -> bool:
-    return (
-        request.method == hdrs.METH_OPTIONS
-        and hdrs.ORIGIN in request.headers
-        and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
-    )
-
-
-def _preflight(request: web.Request) -> web.Response:
-    headers = {
-        hdrs.ACCESS_CONTROL_ALLOW_METHODS: _CORS_METHODS,
-        hdrs.ACCESS_CONTROL_MAX_AGE: _CORS_MAX_AGE_SECONDS,
-    }
-    if wanted := request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS):
-        headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = wanted
-    return web.Response(status=204, headers=headers)
-
-
-def _without_port(host: str) -> str:
-    name, colon, port = host.rpartition(":")
-    return name if colon and port.isdecimal() and not name.endswith(":") else host
-
-
-def _bracketed(host: str) -> str:
-    """A configured name as it stands in a `Host` header, less its port; IPv6 addresses stand in brackets there."""
-    try:
-        return f"[{host}]" if ipaddress.ip_address(host).version == 6 else host
-    except ValueError:
-        return _without_port(host)
-
-
-def _is_wildcard(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return host == ""
+    """Configured origins, and pages that this machine itself serves over loopback."""
+    return origins.is_loopback(origin) or origins.is_allowed(origin, configured)

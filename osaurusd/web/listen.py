@@ -66,7 +66,7 @@ def locked_home(lock: Path, wait: Callable[[str], None] | None = None) -> Iterat
         HomeInUse: another daemon owns it, and nobody said to `wait`; the message has its pid.
     """
     make_private_dir(lock.parent)
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _open_own(lock)
     try:
         if not _lock(descriptor):
             pid = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
@@ -86,10 +86,11 @@ def locked_home(lock: Path, wait: Callable[[str], None] | None = None) -> Iterat
 def unix(path: Path) -> Iterator[socket.socket]:
     """A listening Unix socket, 0600 in a 0700 directory; call it under `locked_home`.
 
-    The lock says that nobody serves a socket file that lies there, so a leftover may be replaced, and ours removed.
+    The lock says that no daemon serves a socket file that lies there; nor may anything else. Then it is a leftover,
+    which is replaced. At the end ours is removed, unless another one lies there by then.
 
     Raises:
-        ListenFailed: the path is taken by something that is no socket of ours.
+        ListenFailed: the path is taken by something that is no socket of ours, or by one that somebody listens on.
     """
     make_private_dir(path.parent)
     _remove_leftover(path)
@@ -101,12 +102,13 @@ def unix(path: Path) -> Iterator[socket.socket]:
             listener.bind(str(path))
         finally:
             os.umask(mask)
+        ours = path.lstat()
         listener.listen(BACKLOG)
         listener.setblocking(False)
         try:
             yield listener
         finally:
-            path.unlink(missing_ok=True)
+            _remove_if(path, ours)
     finally:
         listener.close()
 
@@ -124,6 +126,26 @@ def make_private_dir(path: Path) -> None:
         raise ListenFailed(f"{path} is not a directory of this user; move it away")
     if stat.S_IMODE(found.st_mode) & 0o077:
         path.chmod(0o700)
+
+
+def _open_own(path: Path) -> int:
+    """Open a file of ours to be written to, which is made if it is not there, and 0600 whatever it was.
+
+    Raises:
+        ListenFailed: it is a link, no file, or another user's, put there before the folder was closed to others.
+    """
+    try:
+        # Not to wait for whoever reads from a pipe.
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        raise ListenFailed(f"{path} cannot be opened: {error.strerror or error}; move it away") from error
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        os.close(descriptor)
+        raise ListenFailed(f"{path} is in the way and no file of this user; move it away")
+    os.fchmod(descriptor, 0o600)
+    return descriptor
 
 
 def _lock(descriptor: int) -> bool:
@@ -178,4 +200,26 @@ def _remove_leftover(path: Path) -> None:
         return
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
         raise ListenFailed(f"{path} is in the way and no socket of this user; move it away")
+    if _is_live(path):
+        raise ListenFailed(f"{path} is in use by another program; end that, or move the socket away")
     path.unlink()
+
+
+def _is_live(path: Path) -> bool:
+    """Whether somebody listens on a socket file, or may do so: only a refusal says that nobody does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            # Too many wait there already, or it takes datagrams.
+            return True
+    return True
+
+
+def _remove_if(path: Path, ours: os.stat_result) -> None:
+    with contextlib.suppress(OSError):
+        if os.path.samestat(path.lstat(), ours):
+            path.unlink()

@@ -30,7 +30,7 @@ How it answers is chosen by the last message, or the text or the token ids that 
 
 Each prompt has one token, each word is one, and a thought is two.
 
-The environment variable FAKE_WORKER chooses what comes before any order:
+The environment variable PYTHON_FAKE_WORKER, whose name is passed on to workers, chooses what comes before any order:
 
     wrong_version   a Hello of another version
     garbage         bytes that are no frame instead of Hello
@@ -211,7 +211,7 @@ class Worker:
 
 
 def _misbehave_early(connection: socket.socket) -> None:
-    match os.environ.get("FAKE_WORKER"):
+    match os.environ.get("PYTHON_FAKE_WORKER"):
         case "wrong_version":
             connection.sendall(ipc.encode([ipc.Hello(version="0.0.0")]))
             _hang()

@@ -471,3 +471,11 @@ def test_lists_are_not_shared_between_configurations():
 def test_what_residency_cannot_be_is_refused_by_its_key(load, text, key):
     with pytest.raises(ConfigError, match=key):
         load(text)
+
+
+@pytest.mark.parametrize("pattern", ["*", "https://*", "https://chat.example/", "chat.example"])
+def test_a_pattern_of_origins_that_is_none_is_refused_by_its_place(load, pattern):
+    with pytest.raises(ConfigError, match=r"no origin|every") as refusal:
+        load(f'server.allowed_origins = ["https://chat.example", "{pattern}"]')
+    assert refusal.value.param == "server.allowed_origins[1]"
+    assert "`server.allowed_origins[1]`: " in refusal.value.message

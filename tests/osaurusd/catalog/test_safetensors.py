@@ -13,6 +13,12 @@ ONE = "model-00001-of-00002.safetensors"
 TWO = "model-00002-of-00002.safetensors"
 
 
+def tensor(shape, offsets, dtype, nbytes=None):
+    """A file with one tensor, whatever is said of it."""
+    header = json.dumps({"a": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}).encode()
+    return with_header(header) + bytes(max(offsets) if nbytes is None else nbytes)
+
+
 @pytest.mark.parametrize(
     "files",
     [
@@ -61,6 +67,13 @@ def test_whole_weights_miss_nothing(tmp_path, files):
         pytest.param(with_header(b'{"a":{"data_offsets":[0,"9"]}}'), "unreadable header", id="text for an offset"),
         pytest.param(with_header(b'{"a":{"data_offsets":[0,1e400]}}'), "implies", id="an infinite offset"),
         pytest.param(with_header(b'{"a":' * 50_000), "unreadable header", id="nested too deeply"),
+        pytest.param(tensor([4], [0, 16], "F32")[:-1], "implies", id="cut by a byte"),
+        pytest.param(tensor([4], [0, 15], "F32"), "does not have 15 bytes", id="a shape larger than its place"),
+        pytest.param(tensor([2], [0, 16], "F32"), "does not have 16 bytes", id="a shape smaller than its place"),
+        pytest.param(tensor([2**62, 2**62], [0, 16], "U8"), "does not have 16 bytes", id="a shape beyond all memory"),
+        pytest.param(tensor([-4, -1], [0, 16], "F32"), "outside of the file", id="a shape below nothing"),
+        pytest.param(tensor([4], [16, 0], "F32", 0), "outside of the file", id="an end before its beginning"),
+        pytest.param(tensor([24], [-8, 16], "U8", 16), "outside of the file", id="the header taken for weights"),
         pytest.param(b"<!DOCTYPE html><html>", "unreadable header", id="an error page"),
         pytest.param(
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "unreadable header", id="an LFS pointer"

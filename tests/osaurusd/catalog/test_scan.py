@@ -219,6 +219,33 @@ def test_a_single_file_that_leads_out_makes_a_model_unusable(models, hub, tmp_pa
     )
 
 
+@pytest.mark.parametrize("link", ["additional_chat_templates", "additional_chat_templates/tool_use.jinja"])
+def test_templates_that_lead_out_make_a_model_unusable(models, hub, tmp_path, link):
+    folder = write(models / "m", model())
+    write(tmp_path / "elsewhere", {"tool_use.jinja": b"secret"})
+    (folder / link).parent.mkdir(exist_ok=True)
+    (folder / link).symlink_to(tmp_path / "elsewhere" / ("tool_use.jinja" if "/" in link else ""))
+    record = only(scan(models, hub))
+    assert (record.state, record.reason) == (ModelState.UNUSABLE, f"{link} links to a place outside the store")
+    assert record.escapes
+
+
+def test_templates_that_stay_do_no_harm(models, hub):
+    folder = write(models / "m", model())
+    write(folder / "additional_chat_templates", {"tool_use.jinja": b"{{ messages }}"})
+    record = only(scan(models, hub))
+    assert (record.state, record.escapes) == (ModelState.AVAILABLE, False)
+
+
+def test_a_config_that_never_ends_is_not_read_to_its_end(models, hub):
+    folder = write(models / "m", model())
+    with (folder / "config.json").open("wb") as file:
+        file.truncate(2**40)
+    record = only(scan(models, hub))
+    assert record.state is ModelState.UNUSABLE
+    assert "larger than" in record.reason
+
+
 def test_a_tokenizer_that_only_mentions_code_will_do(models, hub):
     files = {
         **model(auto_map={"AutoModel": "own.Model"}),

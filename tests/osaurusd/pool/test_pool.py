@@ -194,7 +194,7 @@ async def test_a_load_that_takes_too_long_is_ended(make_pool, model, gate, trace
 
 
 async def test_a_worker_of_another_version_is_refused(pool, model, monkeypatch):
-    monkeypatch.setenv("FAKE_WORKER", "wrong_version")
+    monkeypatch.setenv("PYTHON_FAKE_WORKER", "wrong_version")
 
     with pytest.raises(VersionMismatch, match="restart"):
         await ask_model(pool, model())
@@ -210,7 +210,7 @@ async def test_a_model_that_fails_to_load_harms_no_other(pool, model):
 
 
 async def test_a_worker_that_ends_at_once_is_a_crash(pool, model, monkeypatch, traces):
-    monkeypatch.setenv("FAKE_WORKER", "brief")
+    monkeypatch.setenv("PYTHON_FAKE_WORKER", "brief")
     asking = asyncio.create_task(ask_model(pool, model()))
     child = await traces.child()
 

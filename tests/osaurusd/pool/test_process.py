@@ -96,7 +96,7 @@ async def test_a_crash_while_loading_carries_exit_code_and_last_words(model):
 
 
 async def test_a_crash_before_hello_carries_exit_code_and_last_words(model, monkeypatch):
-    monkeypatch.setenv("FAKE_WORKER", "die_at_once")
+    monkeypatch.setenv("PYTHON_FAKE_WORKER", "die_at_once")
 
     with pytest.raises(WorkerCrashed, match=r"\(exit code 3\)") as caught:
         await load(model, "echo")
@@ -105,14 +105,14 @@ async def test_a_crash_before_hello_carries_exit_code_and_last_words(model, monk
 
 
 async def test_a_worker_of_another_version_is_refused(model, monkeypatch):
-    monkeypatch.setenv("FAKE_WORKER", "wrong_version")
+    monkeypatch.setenv("PYTHON_FAKE_WORKER", "wrong_version")
 
     with pytest.raises(VersionMismatch, match="restart"):
         await load(model, "echo")
 
 
 async def test_garbage_instead_of_hello_is_a_crash(model, monkeypatch, traces):
-    monkeypatch.setenv("FAKE_WORKER", "garbage")
+    monkeypatch.setenv("PYTHON_FAKE_WORKER", "garbage")
 
     with pytest.raises(WorkerCrashed, match="garbage"):
         await load(model, "echo")
@@ -138,7 +138,7 @@ async def test_a_load_that_takes_too_long_is_ended(model, gate, traces):
 
 
 async def test_a_worker_that_says_nothing_is_ended(model, monkeypatch, traces):
-    monkeypatch.setenv("FAKE_WORKER", "silent")
+    monkeypatch.setenv("PYTHON_FAKE_WORKER", "silent")
 
     with pytest.raises(LoadFailed, match=r"longer than 0\.5 s"):
         await load(model, "echo", Launch(command=COMMAND, load_timeout=0.5))
@@ -166,7 +166,7 @@ async def test_a_load_that_is_cancelled_ends_the_process(model, gate, traces):
 
 @pytest.mark.parametrize("late", range(8))
 async def test_a_load_that_is_cancelled_early_leaves_nothing_behind(model, monkeypatch, late):
-    monkeypatch.setenv("FAKE_WORKER", "silent")
+    monkeypatch.setenv("PYTHON_FAKE_WORKER", "silent")
     loading = asyncio.create_task(load(model, "echo"))
     await turns(late)
 

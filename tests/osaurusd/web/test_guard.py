@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from osaurusd.config import Config, Server
+from osaurusd.config import Config, Server, load
 from osaurusd.errors import ImportFailed
 from osaurusd.web import body, guard, sse
 from osaurusd.web.app import make_app
@@ -28,7 +28,11 @@ def calls():
 @pytest.fixture
 async def server(calls):
     config = Config(
-        server=Server(allowed_hosts=["Studio.local", "fd00::1"], allowed_origins=[CONFIGURED], max_body_bytes=100)
+        server=Server(
+            allowed_hosts=["Studio.local", "fd00::1"],
+            allowed_origins=[CONFIGURED, "vscode-webview://*"],
+            max_body_bytes=100,
+        )
     )
     app = make_app(config)
     guard.guard_tcp(app, lambda: config.server)
@@ -70,9 +74,12 @@ async def server(calls):
         "127.0.0.1:1",
         "[::1]",
         "[::1]:8080",
+        "[0:0:0:0:0:0:0:1]",
+        "[0000::0001]:8080",
         "studio.local",
         "STUDIO.local:8080",
         "[fd00::1]:8080",
+        "[FD00:0::1]:8080",
     ],
 )
 async def test_our_own_names_are_served(server, calls, host):
@@ -85,6 +92,15 @@ async def test_our_own_names_are_served(server, calls, host):
     "host",
     [
         "",
+        "localhost:",
+        "localhost:65536",
+        "[localhost]",
+        "[127.0.0.1]",
+        "[::1%lo]",
+        "[::1%25lo]",
+        "[::1]x",
+        "::ffff:127.0.0.1",
+        "[::ffff:7f00:1]",
         "0.0.0.0",
         "0.0.0.0:8080",
         "[::]",
@@ -150,10 +166,25 @@ async def test_other_than_one_host_is_a_bad_request(server, calls, request_):
     assert calls == []
 
 
-async def test_a_request_that_names_another_server_in_its_first_line_is_judged_by_its_host(server, calls):
-    answer = await server.send(b"GET http://localhost/ HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
-    assert answer.status == 403
-    assert calls == []
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        ("http://localhost:8080/", "localhost:8080", 200),
+        ("http://LOCALHOST/", "localhost", 200),
+        ("http://localhost/", "evil.example", 403),
+        ("http://evil.example/", "localhost", 403),
+        ("http://evil.example:80/", "localhost", 403),
+        ("https://localhost@evil.example/", "localhost", 403),
+        ("http://user@localhost/", "localhost", 403),
+        ("http://0.0.0.0/", "localhost", 403),
+        ("//evil.example/", "localhost", 404),
+    ],
+)
+async def test_a_request_line_that_names_a_server_is_judged_by_that_name_and_its_host(
+    server, calls, target, host, status
+):
+    assert (await server.ask("GET", target, host=host)).status == status
+    assert calls == (["/"] if status == 200 else [])
 
 
 async def test_every_request_of_a_connection_is_judged(server, calls):
@@ -171,6 +202,8 @@ async def test_every_request_of_a_connection_is_judged(server, calls):
         (Server(host="127.0.0.1"), set()),
         (Server(host="192.0.2.1"), {"192.0.2.1"}),
         (Server(host="::1"), set()),
+        (Server(host="0:0:0:0:0:0:0:1"), set()),
+        (Server(host="FD00:0::1"), {"[fd00::1]"}),
         (Server(host="fd00::1"), {"[fd00::1]"}),
         (Server(host="Studio.local"), {"studio.local"}),
         (Server(host="0.0.0.0"), set()),
@@ -201,7 +234,7 @@ async def test_pages_of_known_origins_may_call_and_read(server, calls, origin):
     answer = await server.ask("GET", "/", f"Origin: {origin}")
     assert (answer.status, answer.body) == (200, b"hello")
     assert answer.headers["Access-Control-Allow-Origin"] == origin
-    assert answer.headers["Access-Control-Expose-Headers"] == "x-request-id"
+    assert answer.headers["Access-Control-Expose-Headers"] == "x-request-id, retry-after"
     assert answer.headers.getall("Vary") == ["Origin"]
     assert "Access-Control-Allow-Credentials" not in answer.headers
 
@@ -220,6 +253,12 @@ async def test_what_comes_from_no_page_needs_no_origin(server, calls):
         "http://evil.example",
         "https://evil.example:8080",
         "http://localhost.evil.example",
+        "http://localhost/",
+        "http://localhost/page",
+        "http://localhost:",
+        "http://localhost:3000:3000",
+        "HTTP://localhost",
+        "http://user@localhost",
         "http://evil.example/localhost",
         "http://localhost@evil.example",
         "http://evil.example#localhost",
@@ -252,10 +291,57 @@ async def test_pages_of_other_origins_are_refused_before_any_handler(server, cal
     assert calls == []
 
 
-async def test_the_refusal_names_the_origin_and_what_to_do(server):
-    answer = await server.ask("GET", "/", "Origin: http://evil.example")
-    assert "'http://evil.example'" in answer.error["message"]
-    assert "`server.allowed_origins`" in answer.error["message"]
+@pytest.mark.parametrize(
+    ("origin", "line"),
+    [
+        ("http://chat.example:3000", 'allowed_origins = ["http://chat.example:3000"]'),
+        ("app://obsidian.md", 'allowed_origins = ["app://obsidian.md"]'),
+        ("file://", 'allowed_origins = ["file://"]'),
+        ("null", 'allowed_origins = ["null"]'),
+    ],
+)
+async def test_the_refusal_names_the_setting_the_line_and_the_command_that_would_allow_it(
+    server, tmp_path, origin, line
+):
+    message = (await server.ask("GET", "/", f"Origin: {origin}")).error["message"]
+
+    assert repr(origin) in message
+    assert "`server.allowed_origins`" in message
+    assert "`osaurusctl reload`" in message
+    assert f"`{line}` under `[server]`" in message
+    (file := tmp_path / "config.toml").write_text(f"[server]\n{line}\n")
+    assert [origin] == load(file, env={}).server.allowed_origins
+
+
+async def test_the_refusal_of_null_says_who_sends_it(server):
+    assert "any web page can send this one" in (await server.ask("GET", "/", "Origin: null")).error["message"]
+
+
+async def test_what_is_no_origin_is_not_offered_to_be_allowed_and_shown_in_part(server):
+    message = (await server.ask("GET", "/", f"Origin: http://{'x' * 4000}")).error["message"]
+    assert "allowed_origins = [" not in message
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize("second", ["http://localhost", "http://evil.example", CONFIGURED])
+async def test_two_origins_are_a_bad_request(server, calls, second):
+    answer = await server.ask("GET", "/", "Origin: http://localhost", f"Origin: {second}")
+    assert answer.status == 400
+    assert "Access-Control-Allow-Origin" not in answer.headers
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "host", "status"),
+    [("GET", "/", "localhost", 200), ("GET", "/none", "localhost", 404), ("HEAD", "/", "evil.example", 403)],
+)
+async def test_no_page_may_embed_an_answer_or_take_it_for_another_type(server, method, path, host, status):
+    answer = await server.ask(method, path, host=host)
+    assert answer.status == status
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert answer.headers["Vary"] == "Origin"
+    assert "Timing-Allow-Origin" not in answer.headers
 
 
 async def test_a_page_that_gave_its_name_our_address_is_refused(server, calls):
@@ -269,6 +355,17 @@ async def test_a_page_that_gave_its_name_our_address_is_refused(server, calls):
     ("headers", "status"),
     [
         (["Sec-Fetch-Site: none"], 200),
+        (["Sec-Fetch-Site: same-site"], 200),
+        (["Sec-Fetch-Site: cross-site", "Origin: http://localhost:3000"], 200),
+        (["Sec-Fetch-Site: cross-site", "Origin: vscode-webview://1a2b"], 200),
+        (["Sec-Fetch-Site: cross-site", "Origin: vscode-webview://1a2b.evil.example"], 403),
+        (["Sec-Fetch-Site: same-site", "Origin: http://evil.example"], 403),
+        (["Sec-Fetch-Site: same-origin", "Origin: http://evil.example"], 403),
+        (["Sec-Fetch-Site: Cross-Site"], 403),
+        (["Sec-Fetch-Site: something-new"], 403),
+        (["Sec-Fetch-Site:"], 403),
+        (["Sec-Fetch-Site: none", "Sec-Fetch-Site: cross-site"], 403),
+        (["Sec-Fetch-Site: none, cross-site"], 403),
         (["Sec-Fetch-Site: same-origin"], 200),
         (["Sec-Fetch-Site: same-site", "Origin: http://localhost:3000"], 200),
         (["Sec-Fetch-Site: cross-site", f"Origin: {CONFIGURED}"], 200),
@@ -283,6 +380,14 @@ async def test_what_browsers_call_cross_site_is_refused(server, calls, headers, 
     answer = await server.ask("GET", "/", *headers)
     assert answer.status == status
     assert calls == (["/"] if status == 200 else [])
+
+
+async def test_a_page_of_the_same_site_needs_an_origin_where_that_is_more_than_this_machine(server, calls):
+    """Over a name of ours, `same-site` may be any host of the same domain."""
+    assert (await server.ask("GET", "/", "Sec-Fetch-Site: same-site", host="studio.local")).status == 403
+    assert calls == []
+    headers = ["Sec-Fetch-Site: same-site", f"Origin: {CONFIGURED}"]
+    assert (await server.ask("GET", "/", *headers, host="studio.local")).status == 200
 
 
 @pytest.mark.parametrize(
@@ -309,6 +414,7 @@ async def test_bodies_are_taken_as_json(server, content_type):
         ["Content-Type: text/json"],
         ["Content-Type: application/octet-stream"],
         ["Content-Type: json"],
+        ["Content-Type: application/json, text/plain"],
         ["Content-Type: \xff"],
     ],
 )
@@ -325,9 +431,11 @@ async def test_what_has_no_body_needs_no_type(server):
     assert (await server.ask("GET", "/", "Content-Type: text/plain")).status == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/events", "/none"])
-@pytest.mark.parametrize("origin", ["http://localhost:3000", CONFIGURED])
-async def test_a_preflight_is_answered_without_a_handler(server, calls, origin, path):
+@pytest.mark.parametrize(
+    ("path", "methods"), [("/", "GET, HEAD, POST"), ("/events", "GET, HEAD"), ("/none", "GET, HEAD, POST")]
+)
+@pytest.mark.parametrize("origin", ["http://localhost:3000", CONFIGURED, "vscode-webview://1a2b"])
+async def test_a_preflight_is_answered_without_a_handler(server, calls, origin, path, methods):
     answer = await server.ask(
         "OPTIONS",
         path,
@@ -337,10 +445,12 @@ async def test_a_preflight_is_answered_without_a_handler(server, calls, origin, 
     )
     assert (answer.status, answer.body) == (204, b"")
     assert answer.headers["Access-Control-Allow-Origin"] == origin
-    assert answer.headers["Access-Control-Allow-Methods"] == "GET, POST, OPTIONS"
+    assert answer.headers["Access-Control-Allow-Methods"] == methods
     assert answer.headers["Access-Control-Allow-Headers"] == "authorization,content-type,x-stainless-lang"
     assert int(answer.headers["Access-Control-Max-Age"]) > 0
-    assert answer.headers["Vary"] == "Origin"
+    varies = ", ".join(answer.headers.getall("Vary"))
+    assert varies == "Access-Control-Request-Method, Access-Control-Request-Headers, Origin"
+    assert "Access-Control-Allow-Private-Network" not in answer.headers
     assert "Access-Control-Allow-Credentials" not in answer.headers
     assert calls == []
 
@@ -351,9 +461,33 @@ async def test_a_preflight_that_wants_no_headers_is_given_none(server):
     assert "Access-Control-Allow-Headers" not in answer.headers
 
 
+PRIVATE = "Access-Control-Request-Private-Network: true"
+
+
+async def test_a_page_of_another_network_is_let_in_if_its_origin_is(server):
+    headers = [f"Origin: {CONFIGURED}", "Access-Control-Request-Method: POST", PRIVATE]
+    answer = await server.ask("OPTIONS", "/", *headers)
+    assert answer.headers["Access-Control-Allow-Private-Network"] == "true"
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    ["authorization;x", "a b", "é", ",", "content-type,,x", "x" * 2049, "a," * 1024],
+    ids=lambda text: text[:9],
+)
+async def test_a_preflight_for_what_are_no_headers_allows_none(server, calls, wanted):
+    headers = [f"Origin: {CONFIGURED}", "Access-Control-Request-Method: POST"]
+    answer = await server.ask("OPTIONS", "/", *headers, f"Access-Control-Request-Headers: {wanted}")
+    assert answer.status == 400
+    assert [name for name in answer.headers if name.lower().startswith("access-control-allow-")] == [
+        "Access-Control-Allow-Origin"
+    ]
+    assert calls == []
+
+
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://chat.example.evil.example"])
 async def test_a_preflight_of_another_origin_is_refused(server, calls, origin):
-    answer = await server.ask("OPTIONS", "/", f"Origin: {origin}", "Access-Control-Request-Method: POST")
+    answer = await server.ask("OPTIONS", "/", f"Origin: {origin}", "Access-Control-Request-Method: POST", PRIVATE)
     assert answer.status == 403
     assert [name for name in answer.headers if name.lower().startswith("access-control")] == []
     assert calls == []
@@ -385,7 +519,7 @@ async def test_pages_of_known_origins_may_read_errors_and_streams_too(server, me
     answer = await server.ask(method, path, f"Origin: {CONFIGURED}", *headers, body=content)
     assert answer.status == status
     assert answer.headers["Access-Control-Allow-Origin"] == CONFIGURED
-    assert answer.headers["Access-Control-Expose-Headers"] == "x-request-id"
+    assert answer.headers["Access-Control-Expose-Headers"] == "x-request-id, retry-after"
     assert answer.headers["Vary"] == "Origin"
     assert "x-request-id" in answer.headers
 

@@ -1,6 +1,10 @@
 """Who may speak to the daemon over the Unix socket."""
 
+import asyncio
+import contextlib
 import os
+import subprocess
+import sys
 
 import pytest
 from aiohttp import web
@@ -58,6 +62,8 @@ async def test_other_hosts_are_refused(server, calls, host):
         "Referer: http://localhost/",
         "Referer:",
         "referer: https://evil.example/page",
+        "Sec-Fetch-Site: none",
+        "Sec-Fetch-Site: cross-site",
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
@@ -89,3 +95,47 @@ async def test_another_user_is_told_so_whatever_else_is_wrong(server, monkeypatc
     answer = await server.ask("POST", "/none", "Origin: http://evil.example", host="evil.example", body=b"x")
     assert answer.status == 403
     assert answer.error["message"] == "this socket belongs to another user"
+
+
+STRANGER = """
+import os, socket, sys
+os.setgid(65534)
+os.setuid(65534)
+with socket.socket(socket.AF_UNIX) as client:
+    client.connect(sys.argv[1])
+    client.sendall(b"GET / HTTP/1.1\\r\\nHost: osaurusd\\r\\nConnection: close\\r\\n\\r\\n")
+    while data := client.recv(4096):
+        sys.stdout.buffer.write(data)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+async def test_a_process_of_another_user_is_refused_even_where_it_could_connect(server, home, calls):
+    path = home / "run" / "admin.sock"
+    command = [sys.executable, "-I", "-c", STRANGER, str(path)]
+    ask = {"capture_output": True, "check": False}
+
+    refused = await asyncio.to_thread(subprocess.run, command, **ask)
+    assert b"PermissionError" in refused.stderr
+
+    for place, mode in ((home, 0o755), (path.parent, 0o755), (path, 0o666)):
+        place.chmod(mode)
+    answered = await asyncio.to_thread(subprocess.run, command, **ask)
+    assert answered.stdout.startswith(b"HTTP/1.1 403 "), answered
+    assert b"this socket belongs to another user" in answered.stdout
+    assert calls == []
+
+
+async def test_garbage_half_requests_and_idle_connections_keep_nobody_out(server, calls):
+    beginnings = [b"", b"\x00\xff\x16\x03\x01", b"GET / HT", b"GET / HTTP/1.1\r\nHost: osau", b"\r\n" * 50]
+    async with contextlib.AsyncExitStack() as stack:
+        for number in range(200):
+            _, writer = await server.connect()
+            stack.callback(writer.close)
+            writer.write(beginnings[number % len(beginnings)])
+            await writer.drain()
+
+        answer = await server.ask(host="osaurusd")
+
+        assert (answer.status, answer.body) == (200, b"hello")
+    assert (await server.ask(host="osaurusd")).status == 200

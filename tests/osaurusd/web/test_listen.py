@@ -244,6 +244,63 @@ def test_a_socket_that_a_dead_daemon_left_is_replaced(home):
         client.connect(str(path))
 
 
+@pytest.mark.parametrize("kind", ["SOCK_STREAM", "SOCK_DGRAM"])
+def test_a_socket_that_another_program_listens_on_is_left_to_it(home, kind):
+    path = home / "run" / "admin.sock"
+    path.parent.mkdir()
+    script = (
+        "import socket, sys\n"
+        "server = socket.socket(socket.AF_UNIX, getattr(socket, sys.argv[2]))\n"
+        "server.bind(sys.argv[1])\n"
+        "if sys.argv[2] == 'SOCK_STREAM': server.listen(0)\n"
+        "print(flush=True)\nsys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path), kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        before = path.lstat()
+        for _ in range(3):  # also when no more clients are taken there
+            with pytest.raises(ListenFailed, match="in use by another program"), listen.unix(path):
+                pass
+        assert path.lstat().st_ino == before.st_ino
+        process.kill()
+        process.wait()
+    if kind == "SOCK_STREAM":
+        with listen.unix(path), socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+
+
+def test_a_socket_that_took_our_place_is_left_to_its_owner(home):
+    path = home / "run" / "admin.sock"
+    with listen.unix(path), socket.socket(socket.AF_UNIX) as other:
+        path.rename(path.with_name("aside"))
+        other.bind(str(path))
+    assert path.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a socket away")
+def test_a_socket_of_another_user_is_left_alone_and_refused(home):
+    path = home / "run" / "admin.sock"
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+    os.chown(path, 65534, -1)
+    with pytest.raises(ListenFailed, match="no socket of this user"), listen.unix(path):
+        pass
+    assert path.lstat().st_uid == 65534
+
+
+def test_a_directory_that_everybody_could_write_is_closed_and_what_lies_there_still_checked(home):
+    path = home / "run" / "admin.sock"
+    path.parent.mkdir()
+    path.parent.chmod(0o777)
+    path.symlink_to("/etc/passwd")
+    with pytest.raises(ListenFailed, match="no socket of this user"), listen.unix(path):
+        pass
+    assert (mode(path.parent), path.is_symlink()) == (0o700, True)
+
+
 def make_file(path):
     path.write_text("mine")
 
@@ -378,3 +435,41 @@ def test_a_lock_without_a_pid_still_counts(home, content):
         lock.write_text(content)
         with pytest.raises(HomeInUse, match=r"\(pid unknown\)"), listen.locked_home(lock):
             pass
+
+
+@pytest.mark.parametrize("make", [make_link, make_link_to_socket, make_folder, os.mkfifo])
+def test_a_lock_that_is_no_file_is_left_alone_and_refused(home, make):
+    lock = home / "run" / "admin.sock.lock"
+    lock.parent.mkdir()
+    make(lock)
+    with pytest.raises(ListenFailed) as refusal, listen.locked_home(lock):
+        pass
+    assert str(lock) in refusal.value.message
+
+
+def test_a_lock_that_is_a_link_to_a_file_does_not_cost_that_file(home):
+    lock = home / "run" / "admin.sock.lock"
+    lock.parent.mkdir()
+    (home / "precious").write_text("mine")
+    lock.symlink_to(home / "precious")
+    with pytest.raises(ListenFailed), listen.locked_home(lock):
+        pass
+    assert (home / "precious").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_lock_of_another_user_is_refused(home):
+    lock = home / "run" / "admin.sock.lock"
+    lock.parent.mkdir()
+    lock.touch()
+    os.chown(lock, 65534, -1)
+    with pytest.raises(ListenFailed, match="no file of this user"), listen.locked_home(lock):
+        pass
+
+
+def test_a_lock_is_for_its_owner_only_whatever_it_was(home):
+    lock = home / "run" / "admin.sock.lock"
+    lock.parent.mkdir()
+    lock.touch(mode=0o644)
+    with listen.locked_home(lock):
+        assert mode(lock) == 0o600
