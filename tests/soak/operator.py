@@ -21,7 +21,7 @@ VICTIMS = [model for model in MODELS if model != SURVIVOR]
 
 LOOKS = ("/metrics", "/v0/workers", "/v0/status", "/v0/models", "/v0/events", "/v0/diagnosis", "/v0/aliases", "/health")
 
-PAUSE_SECONDS = (0.5, 2.5)
+PAUSE_SECONDS = (0.2, 2.0)
 
 
 class Operator:
@@ -150,8 +150,8 @@ class Operator:
 
 
 _CHORES: list[Callable[[Operator], Awaitable[None]]] = [
-    Operator.kill,
-    Operator.unload_by_force,
+    *[Operator.kill] * 2,
+    *[Operator.unload_by_force] * 2,
     Operator.pin_for_a_while,
     Operator.shorten_queues,
     *[Operator.unload] * 2,

@@ -134,11 +134,12 @@ QUEUE = Fault(FaultKind.SHORT_QUEUE, None, 20, 22)
         (PIN, Outcome("plain", "two", 19, 21, "insufficient_memory")),
         (QUEUE, Outcome("plain", "two", 50, 51, "queue_full")),
         (Fault(FaultKind.KILL, "one", 20, 20), Outcome("plain", "one", 60, 61, "worker_crashed", AGAIN)),
+        (UNLOAD, Outcome("reads_slowly", "one", 60, 61, "slow_client")),
     ],
 )
 def test_what_was_caused_is_no_fault(evidence, fault, outcome):
     evidence.faults.append(fault)
-    evidence.outcomes.append(outcome)
+    evidence.outcomes += [outcome, replace(outcome, result=RIGHT)]
 
     assert [] == verdict.reasons(evidence)
 
@@ -155,6 +156,7 @@ def test_what_was_caused_is_no_fault(evidence, fault, outcome):
         (Fault(FaultKind.KILL, "one", 20, 20), Outcome("plain", "one", 60, 61, "worker_crashed")),
         (Fault(FaultKind.KILL, "one", 20, 20), Outcome("plain", "one", 100, 101, "worker_crashed", AGAIN)),
         (Fault(FaultKind.KILL, "one", 20, 20), Outcome("plain", "one", 19, 21, "internal_error")),
+        (UNLOAD, Outcome("plain", "one", 60, 61, "slow_client")),
     ],
 )
 def test_what_nobody_caused_is(evidence, fault, outcome):

@@ -130,20 +130,26 @@ class Vandal:
         return _checked(answer, question.answers[0])
 
     async def reads_slowly(self, model: str) -> str:
-        """Reads a long stream with pauses between pieces."""
-        asking = {**self._asking(model), "stream": True, "logprobs": True, "top_logprobs": 20, "max_tokens": 400}
+        """Reads a long stream with pauses; one that leaves too much unread is given up."""
+        asking = {
+            "model": model,
+            "messages": chat(text(self._rng, SHORT)),
+            "temperature": 1,
+            "stream": True,
+            "logprobs": True,
+            "top_logprobs": 20,
+            "max_tokens": self._rng.choice([100, 1500]),
+        }
         seen = b""
         async with self._connected(buffer_bytes=4096) as (reader, writer):
             writer.write(self._request(asking))
-            pauses = self._rng.randrange(1, 8)
+            pauses = self._rng.randrange(1, 15)
             while piece := await reader.read(65536):
                 seen = seen[-500:] + piece
                 if pauses:
                     pauses -= 1
                     await asyncio.sleep(self._rng.random())
-        if b"[DONE]" in seen or b'"slow_client"' in seen:
-            return RIGHT
-        return _code_in(seen)
+        return RIGHT if b"[DONE]" in seen else _code_in(seen)
 
     async def watches_and_hangs(self, _: str) -> str:
         """Follows events without reading them."""

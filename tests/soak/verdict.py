@@ -22,6 +22,9 @@ RESERVED_BYTES = 100_000
 GARBAGE = "talks_garbage"
 """The kind of request that is no HTTP."""
 
+DAWDLED = "reads_slowly", "slow_client"
+"""The kind of request whose client may lose its answer by its own doing, and the error that it gets."""
+
 MOST_SHOWN = 5
 
 
@@ -49,7 +52,11 @@ def wrong_answers(evidence: Evidence) -> Iterator[str]:
 def unexplained_errors(evidence: Evidence) -> Iterator[str]:
     """Errors that nothing which was done can have caused."""
     failed = [outcome for outcome in evidence.outcomes if outcome.result not in (RIGHT, WRONG, LEFT)]
-    unexplained = [outcome for outcome in failed if not any(_explains(fault, outcome) for fault in evidence.faults)]
+    unexplained = [
+        outcome
+        for outcome in failed
+        if (outcome.kind, outcome.result) != DAWDLED and not any(_explains(fault, outcome) for fault in evidence.faults)
+    ]
     yield from _some(
         f"{outcome.kind} of {outcome.model} ended with {outcome.result}, and nobody had caused it: {outcome.detail}"
         for outcome in unexplained
