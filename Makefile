@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
+MINUTES ?= 10
 
-.PHONY: help demo demo-stop test test-long lint run bench clean
+.PHONY: help demo demo-stop test test-long soak lint run bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -20,6 +21,9 @@ test: $(VENV)/.dev $(MODEL) ## all tests but the long ones
 
 test-long: $(VENV)/.dev $(MODEL) ## the tests that take minutes
 	$(BIN)/python -m pytest -m long
+
+soak: $(VENV)/.dev $(MODEL) ## mixed, rude and faulty use for MINUTES=10, and what must not be left of it; SEED=1 repeats one
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(SOAK)
 
 lint: $(VENV)/.dev ## format, lint, types, import contracts
 	$(BIN)/ruff format --check && $(BIN)/ruff check && $(BIN)/mypy && $(BIN)/lint-imports

@@ -155,7 +155,8 @@ class Generate(Frame, frozen=True, tag="generate"):
     `max_tokens` None means: until the context is full; 0 is only of use with `echo`. `logprobs` is how many likeliest
     tokens to tell beside each chosen one, None for no log-probabilities at all. `echo` gives the prompt back first,
     scored if log-probabilities are asked for. `call_tools` False leaves calls that the model makes in the text, and
-    without `parallel_calls` only the first one of an answer counts.
+    without `parallel_calls` only the first one of an answer counts. One that is `part` of a client's request that has
+    been begun is not refused for the length of the queue.
     """
 
     id: int
@@ -169,6 +170,7 @@ class Generate(Frame, frozen=True, tag="generate"):
     call_tools: bool = True
     parallel_calls: bool = True
     constraint: Constraint | None = None
+    part: bool = False
 
 
 class Cancel(Frame, frozen=True, tag="cancel"):

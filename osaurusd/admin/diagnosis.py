@@ -2,6 +2,7 @@
 
 import asyncio
 import resource
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -29,8 +30,14 @@ async def show(request: web.Request) -> web.Response:
             blas=str(found) if found else None,
             open_files=psutil.Process().num_fds(),
             open_files_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            tasks=_tasks(),
         )
     )
+
+
+def _tasks() -> dict[str, int]:
+    coroutines = (task.get_coro() for task in asyncio.all_tasks())
+    return dict(Counter(getattr(coroutine, "__qualname__", repr(coroutine)) for coroutine in coroutines))
 
 
 async def _probe(path: Path) -> StoreProbe:

@@ -35,6 +35,7 @@ def worker(report: WorkerReport) -> WorkerInfo:
         memory_bytes=max(report.mlx_bytes, _resident_bytes(report.pid)),
         estimated_bytes=report.needs_bytes,
         limit_bytes=report.limit_bytes,
+        reserved_bytes=report.reserved_bytes,
         in_flight=report.in_flight,
         waiting=report.waiting,
         tokens_per_second=report.tokens_per_second,

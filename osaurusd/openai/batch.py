@@ -18,7 +18,8 @@ async def run(worker: WorkerClient, orders: Sequence[ipc.Generate]) -> AsyncGene
     """The events of all orders as they come, and one Done with the sum of their counts.
 
     The answers are numbered through: answer `i` of the order at `k` has the index `k * n + i`. At most `AT_ONCE`
-    orders run at a time. The first failure ends them all; so does closing the iterator.
+    orders run at a time. The first failure ends them all; so does closing the iterator. Whether the worker's queue has
+    room is asked with the first order only: what has been begun is not given up because others came meanwhile.
 
     Args:
         worker: who is asked.
@@ -29,7 +30,7 @@ async def run(worker: WorkerClient, orders: Sequence[ipc.Generate]) -> AsyncGene
             async for event in events:
                 yield event
         return
-    waiting = deque(enumerate(orders))
+    waiting = deque((at, msgspec.structs.replace(order, part=at > 0)) for at, order in enumerate(orders))
     done: list[ipc.Done] = []
     async with contextlib.aclosing(_Merge()) as merge:
         while waiting or merge.running:

@@ -38,7 +38,8 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerReport:
-    """A worker as it is now. Bytes are what MLX holds, what it was thought to need and may use; times are seconds."""
+    """A worker as it is now. Bytes are what MLX holds, what it was thought to need, may use, and has promised to
+    requests; times are seconds."""
 
     key: str
     name: str
@@ -48,6 +49,7 @@ class WorkerReport:
     mlx_bytes: int = 0
     needs_bytes: int = 0
     limit_bytes: int = 0
+    reserved_bytes: int = 0
     in_flight: int = 0
     waiting: int = 0
     pinned: bool = False
@@ -79,6 +81,7 @@ def of_resident(resident: Resident, name: str, slot: Slot | None, scheduler: Sch
         mlx_bytes=stats.active_bytes + stats.cache_bytes,
         needs_bytes=resident.needs_bytes,
         limit_bytes=resident.limit_bytes,
+        reserved_bytes=resident.reserved_bytes,
         in_flight=resident.in_flight,
         waiting=len(resident.waiting),
         pinned=pinned,

@@ -69,8 +69,9 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One worker process, one that waits for memory, or one that ended by itself.
 
     `memory_bytes` is resident memory or what MLX holds, whichever is more; `estimated_bytes` what the model is thought
-    to need of the budget, or known to once it runs; `limit_bytes` what it may use. `idle_left_seconds` is after what
-    time it will be unloaded, null while it is in use and where it never is. `last_exit` says how its last worker died.
+    to need of the budget, or known to once it runs; `limit_bytes` what it may use; `reserved_bytes` what it and the
+    requests that it has may grow to. `idle_left_seconds` is after what time it will be unloaded, null while it is in
+    use and where it never is. `last_exit` says how its last worker died.
     """
 
     model: str
@@ -80,6 +81,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int = 0
     estimated_bytes: int = 0
     limit_bytes: int = 0
+    reserved_bytes: int = 0
     in_flight: int = 0
     waiting: int = 0
     tokens_per_second: float = 0.0

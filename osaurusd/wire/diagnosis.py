@@ -20,10 +20,12 @@ class StoreProbe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
-    """The daemon's surroundings as it sees them. `installation` is that of its start, whatever lies on disk now."""
+    """The daemon and its surroundings as it sees them. `installation` is that of its start, whatever lies on disk now;
+    `tasks` are the coroutines that run in it, and how many of each."""
 
     installation: Installation
     stores: list[StoreProbe]
     blas: str | None
     open_files: int
     open_files_limit: int
+    tasks: dict[str, int] = {}

@@ -185,6 +185,9 @@ class Engine:
             try:
                 budget -= self._process(runs, budget) + self._pace.pass_tokens
             except Exception as error:  # noqa: BLE001  whatever a model raises on a prompt costs that prompt's request
+                Probe.of(self._network)  # raises if the model cannot process any
+                # First, for another answer of the request that fails may be among those who are through.
+                frames += self._join()
                 frames += self._fail(runs, error)
                 break
             if self._arrivals.runs and not shared:
@@ -223,7 +226,7 @@ class Engine:
             self._bound(request, most)
         self._admit()  # those who can start do not wait
         waiting = len({run.request.id for run in self._waiting})
-        if waiting >= self._limits.max_waiting:
+        if waiting >= self._limits.max_waiting and not request.part:
             raise QueueFull(f"{waiting} requests are waiting for this model already; try again later")
 
     def _bound(self, request: Request, most: int) -> None:
@@ -380,8 +383,7 @@ class Engine:
         return ipc.Failed(id=request.id, code=ErrorCode.INTERNAL_ERROR, message=reason)
 
     def _fail(self, runs: list[Run], error: Exception) -> list[ipc.Frame]:
-        """A prompt that cannot be processed costs its request; a model that cannot process any raises here."""
-        Probe.of(self._network)
+        """A prompt that cannot be processed costs its request."""
         if len(runs) > 1:
             for run in runs:
                 run.by_itself = True  # which of them it was will be seen

@@ -54,6 +54,7 @@ class Preparer:
             choices=[self._choice(order, prompt, constraint, index) for index in range(order.n)],
             max_tokens=room if order.max_tokens is None else min(order.max_tokens, room),
             bounded=order.max_tokens is not None,
+            part=order.part,
             boundary=prompt.boundary,
             echo=partial(self._echo, order, prompt) if order.echo else None,
             wants_scores=order.echo and order.logprobs is not None,

@@ -4,6 +4,7 @@ import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from osaurusd import ipc
 from osaurusd.errors import ContextLengthExceeded, InvalidRequest
-from osaurusd.worker import infill, tools
+from osaurusd.worker import infill, length, tools
 
 FALLBACK_STOP = "\nuser:"
 
@@ -48,34 +49,30 @@ def encode(tokenizer: Any, prompt: ipc.Prompt, context_length: int | None, *, fi
     """
     match prompt:
         case ipc.Chat():
-            encoded = _chat(tokenizer, prompt)
-            _check_length(encoded.tokens, context_length, "messages")
+            encoded = _chat(tokenizer, prompt, context_length)
+            _check(encoded.tokens, context_length, "messages")
             if find_boundary:
                 return replace(encoded, boundary=_boundary(tokenizer, prompt, encoded.tokens))
             return encoded
         case ipc.Text():
+            length.check_text(tokenizer, prompt.text + (prompt.suffix or ""), context_length, "prompt")
             tokens = _text(tokenizer, prompt)
         case ipc.Tokens():
             tokens = _known(tokenizer, prompt.tokens)
-    _check_length(tokens, context_length, "prompt")
+    _check(tokens, context_length, "prompt")
     return Prompt(tokens)
 
 
-def _check_length(tokens: list[int], context_length: int | None, param: str) -> None:
+def _check(tokens: list[int], context_length: int | None, param: str) -> None:
     if not tokens:
         raise InvalidRequest(f"the {param} came to an empty prompt; there is nothing to go on from", param=param)
-    if context_length is not None and len(tokens) >= context_length:
-        raise ContextLengthExceeded(
-            f"this model's context length is {context_length} tokens, but the {param} came to {len(tokens)} tokens "
-            f"and the answer needs room too; shorten the {param}",
-            param=param,
-        )
+    length.check(tokens, context_length, param)
 
 
 # Chats
 
 
-def _chat(tokenizer: Any, chat: ipc.Chat) -> Prompt:
+def _chat(tokenizer: Any, chat: ipc.Chat, context_length: int | None) -> Prompt:
     """Render and tokenize a chat.
 
     A template that rejects the system role gets the system text at the beginning of the first user turn, one that
@@ -89,24 +86,33 @@ def _chat(tokenizer: Any, chat: ipc.Chat) -> Prompt:
     if not tools.takes_tools(tokenizer):
         chat = ipc.Chat(messages=tools.describe(chat.messages, chat.tools), template=chat.template)
     try:
-        return _with_template(tokenizer, chat) if tokenizer.has_chat_template else _without_template(tokenizer, chat)
+        make = _with_template if tokenizer.has_chat_template else _without_template
+        return make(tokenizer, chat, context_length)
+    except ContextLengthExceeded:
+        raise
     except Exception as error:
         raise InvalidRequest(
             f"the model's chat template refuses these messages: {str(error) or type(error).__name__}", param="messages"
         ) from error
 
 
-def _with_template(tokenizer: Any, chat: ipc.Chat) -> Prompt:
+def _with_template(tokenizer: Any, chat: ipc.Chat, context_length: int | None) -> Prompt:
     failure: Exception | None = None
+    large = length.is_large(len(msgspec.json.encode(chat)), context_length)
     for turns in _renderings(chat.messages):
+        render = partial(
+            tokenizer.apply_chat_template, turns, tools=chat.tools or None, add_generation_prompt=True, **chat.template
+        )
         try:
-            rendered = tokenizer.apply_chat_template(
-                turns, tools=chat.tools or None, add_generation_prompt=True, tokenize=True, **chat.template
-            )
+            if large:
+                # Not what was sent: templates leave out much of it, such as old thoughts.
+                length.check_text(tokenizer, render(tokenize=False), context_length, "messages")
+            tokens = list(render(tokenize=True))
+        except ContextLengthExceeded:
+            raise
         except Exception as error:  # noqa: BLE001  templates are programs, and raise whatever they like
             failure = error
         else:
-            tokens = list(rendered)
             return Prompt(tokens, thinking=_opens_thought(tokenizer, tokens))
     assert failure is not None, "there is always a rendering"
     raise failure
@@ -155,9 +161,10 @@ def _fold_system(messages: list[ipc.Message]) -> list[ipc.Message] | None:
     return rest
 
 
-def _without_template(tokenizer: Any, chat: ipc.Chat) -> Prompt:
-    turns = [f"{message.role}: {message.content}" for message in chat.messages]
-    return Prompt(list(tokenizer.encode("\n".join([*turns, "assistant:"]))), [FALLBACK_STOP])
+def _without_template(tokenizer: Any, chat: ipc.Chat, context_length: int | None) -> Prompt:
+    text = "\n".join([*(f"{message.role}: {message.content}" for message in chat.messages), "assistant:"])
+    length.check_text(tokenizer, text, context_length, "messages")
+    return Prompt(list(tokenizer.encode(text)), [FALLBACK_STOP])
 
 
 def _opens_thought(tokenizer: Any, tokens: list[int]) -> bool:
@@ -174,7 +181,7 @@ def _boundary(tokenizer: Any, chat: ipc.Chat, tokens: list[int]) -> int | None:
     other = msgspec.structs.replace(turn, content="1" if turn.content.startswith("0") else "0")
     messages = [*chat.messages[:last], other, *chat.messages[last + 1 :]]
     try:
-        others = _chat(tokenizer, msgspec.structs.replace(chat, messages=messages)).tokens
+        others = _chat(tokenizer, msgspec.structs.replace(chat, messages=messages), None).tokens
     except InvalidRequest:
         return None
     pairs = enumerate(zip(tokens, others, strict=False))

@@ -36,7 +36,7 @@ class Request:
     `max_tokens` bounds each answer; `bounded` says whether the client set it or only the context does. `boundary` is
     where the part of the prompt ends that the next one may share. `echo` gives the prompt back before any answer: with
     one score for each of its tokens but the first, if it `wants_scores`. `cached_tokens` of the prompt had not to be
-    computed; None until that is known.
+    computed; None until that is known. One that is `part` of what has been begun may wait behind any number of others.
     """
 
     id: int
@@ -44,6 +44,7 @@ class Request:
     choices: list[Choice]
     max_tokens: int
     bounded: bool = True
+    part: bool = False
     boundary: int | None = None
     echo: Callable[[list[Score]], News] | None = None
     wants_scores: bool = False

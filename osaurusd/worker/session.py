@@ -75,15 +75,17 @@ class Session:
 
     async def _tell_pulse(self) -> None:
         """Tell the daemon about progress while there is some. Only numbers are read, so MLX's thread loses no time."""
-        told = idle_looks = 0
+        told, idle_looks = ipc.Pulse(progress=0), 0
         while True:
             await self._at_work.wait()
             await asyncio.sleep(PULSE_SECONDS)
             engine = self._engine
             progress = self._loaded_bytes + (engine.progress if engine else 0)
-            if progress != told:
-                told = progress
-                self._outbox.send([ipc.Pulse(progress=progress, reserved_bytes=engine.reserved_bytes if engine else 0)])
+            pulse = ipc.Pulse(progress=progress, reserved_bytes=engine.reserved_bytes if engine else 0)
+            # What is reserved may shrink without any progress: by a cancellation.
+            if pulse != told:
+                told = pulse
+                self._outbox.send([pulse])
             at_work = self._loading or self._preparing or (engine and engine.busy)
             # A request may be on its way from one thread to the other when nobody seems to have one.
             idle_looks = 0 if at_work else idle_looks + 1

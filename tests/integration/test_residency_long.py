@@ -4,12 +4,13 @@ import os
 import signal
 import statistics
 import threading
+from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests import daemons
+from tests import daemons, descriptors
 from tests.daemons import Daemon
 from tests.integration.residency import (
     ROOM_FOR_ONE,
@@ -67,7 +68,7 @@ def test_loads_and_unloads_give_everything_back(models_home: Path) -> None:
     with daemons.running(models_home) as daemon:
         own = psutil.Process(daemon.process.pid)
         _cycle(daemon)
-        before, descriptors = tree_bytes(daemon), own.num_fds()
+        before, open_before = tree_bytes(daemon), descriptors.by_kind(own.pid)
         seen = []
         for _ in range(CYCLES):
             _cycle(daemon)
@@ -76,7 +77,7 @@ def test_loads_and_unloads_give_everything_back(models_home: Path) -> None:
 
         print(f"RSS after {CYCLES} cycles: {seen[-1] / 1e6:+.1f} MB, at most {max(seen) / 1e6:+.1f} MB")
         assert abs(seen[-1]) < LEAK_BYTES
-        assert own.num_fds() <= descriptors
+        assert Counter() == descriptors.leaked(own.pid, open_before)
 
 
 def _cycle(daemon: Daemon) -> None:

@@ -18,10 +18,12 @@ class Worker:
         self.go = asyncio.Event()
         self.running = 0
         self.most = 0
+        self.parts = []
 
     async def generate(self, order):
         self.running += 1
         self.most = max(self.most, self.running)
+        self.parts.append(order.part)
         try:
             await self.go.wait()
             text = order.prompt.messages[0].content
@@ -65,6 +67,13 @@ async def test_only_so_many_run_at_a_time_and_each_gets_its_turn(worker):
     events = await answering
     assert batch.AT_ONCE == worker.most
     assert [*range(50)] == sorted(event.index for event in events if isinstance(event, ipc.Delta))
+
+
+async def test_only_the_first_order_asks_whether_there_is_room_in_the_queue(worker):
+    worker.go.set()
+    await collect(batch.run(worker, [order("a")] * 20))
+
+    assert [False, *[True] * 19] == worker.parts
 
 
 async def test_one_failure_ends_all(worker):

@@ -8,7 +8,7 @@ from osaurusd.worker import engine as engine_module
 from osaurusd.worker.content import News
 from osaurusd.worker.decode import MAX_SEQUENCES
 from osaurusd.worker.engine import Engine, Limits
-from osaurusd.worker.probe import Probe
+from osaurusd.worker.probe import PROBE_TOKENS, Probe
 from tests.osaurusd.worker.networks import (
     GREEDY,
     KINDS,
@@ -55,6 +55,11 @@ def failed_in(frames):
 def fresh(said):
     """Where a token stands that has not been there before, and is not the first."""
     return next(at for at in range(2, len(said)) if said[at] not in said[:at])
+
+
+def fresh_in(said, other):
+    """A token that one has said and another has not, and that no probe is made with."""
+    return next(token for token in said if token >= PROBE_TOKENS and token not in other)
 
 
 # What a request gets
@@ -465,6 +470,16 @@ def test_who_would_wait_behind_too_many_is_refused(network):
     assert not {103, 104} & {frame.id for frame in frames}
 
 
+def test_part_of_what_has_been_begun_waits_behind_any_number(network):
+    engine = Engine(network("llama4"), [], Limits(max_waiting=1))
+    for id_ in range(2):
+        assert [] == engine.add(request(id_, PROMPT, 5))
+
+    assert [2] == [*failed_in(engine.add(request(2, PROMPT, 5)))]
+    assert [] == engine.add(request(3, PROMPT, 5, part=True))
+    assert {0, 1, 3} == {frame.id for frame in run(engine) if isinstance(frame, ipc.Done)}
+
+
 def test_nobody_is_refused_where_there_is_room_to_start_at_once(network):
     """As many as come between two steps."""
     engine = Engine(network(), [], Limits(max_waiting=3))
@@ -699,6 +714,24 @@ def test_a_constraint_that_fails_costs_its_request_only(engine, network):
     assert "enough" in failed.message
     assert failed is [frame for frame in frames if frame.id == 1][-1]
     assert greedy(network(), LONG, 10) == said_in(text_of(frames, 2))
+
+
+@pytest.mark.parametrize("echo", [None, lambda _: News(text="prompt ")])
+def test_an_answer_that_is_ready_goes_with_another_that_fails_in_the_same_turn(network, echo):
+    watched = Watched(network())
+    engine = Engine(watched, [], Limits())
+    engine.add(request(1, PROMPT, 30, HOT, n=2, echo=echo))
+    until(engine, 1, 12)
+    one, other = engine._decoding.values()
+    watched._poison = fresh_in(other[1].said, one[1].said)
+    engine._put_back(*other)
+    engine._put_back(*one)
+
+    frames = run(engine, request(2, [5], 10))
+
+    assert {1} == failed_in(frames).keys()
+    assert ipc.Failed is type([frame for frame in frames if frame.id == 1][-1])
+    assert {2} == {frame.id for frame in frames if isinstance(frame, ipc.Done)}
 
 
 def test_a_model_that_cannot_process_any_prompt_loses_nobody(network):
