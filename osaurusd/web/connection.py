@@ -85,7 +85,8 @@ class Connection(web.RequestHandler):
                 self._pipe.abort()
             return
         # Then `pause_writing` tells of any bytes that the client has not taken, and draining waits for all of them.
-        self._pipe.set_write_buffer_limits(high=0)
+        # Not 0, for asyncio's TLS pauses at the limit already, and none is what there mostly is.
+        self._pipe.set_write_buffer_limits(high=1)
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
