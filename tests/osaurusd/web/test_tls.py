@@ -126,6 +126,7 @@ class Served:
         self.port = listener.getsockname()[1]
         self.trust = ssl.create_default_context()
         authority.configure_trust(self.trust)
+        self.held, self.given_up = asyncio.Event(), asyncio.Event()
 
     async def ask(self, **options):
         """A whole answer, and the certificate it came with."""
@@ -163,10 +164,28 @@ async def served(issue, authority):
     async def hello(request):
         return web.Response(text=f"hello over {request.scheme}")
 
+    async def stream(request):
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(64):
+            await response.write(bytes(65536))
+        return response
+
+    async def hold(request):
+        served.held.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            served.given_up.set()
+            raise
+
     app.router.add_get("/", hello)
+    app.router.add_get("/stream", stream)
+    app.router.add_get("/hold", hold)
     listener = socket.create_server(("127.0.0.1", 0))
     runner = await open_app(app, [listener], secured)
-    yield Served(settings, secured, listener, authority)
+    served = Served(settings, secured, listener, authority)
+    yield served
     await runner.cleanup()
 
 
@@ -174,6 +193,25 @@ async def test_requests_are_answered_over_tls(served):
     answer, _ = await served.ask()
     assert b"HTTP/1.1 200 OK" in answer
     assert answer.endswith(b"hello over https")
+
+
+async def test_a_stream_that_is_longer_than_every_buffer_arrives_whole(served):
+    reader, writer = await served.open()
+    writer.write(b"GET /stream HTTP/1.0\r\nHost: localhost\r\n\r\n")
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await reader.readuntil(b"\r\n\r\n")
+        assert bytes(64 * 65536) == await reader.read(-1)
+    writer.close()
+
+
+@pytest.mark.parametrize("abrupt", [True, False])
+async def test_a_client_that_hangs_up_ends_its_request(served, abrupt):
+    _, writer = await served.open()
+    writer.write(PLAIN.replace(b"GET /", b"GET /hold"))
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await served.held.wait()
+        writer.transport.abort() if abrupt else writer.close()
+        await served.given_up.wait()
 
 
 async def test_a_client_of_an_old_version_is_refused(served):
