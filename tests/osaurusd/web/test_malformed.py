@@ -1,9 +1,12 @@
 """What is wrong as HTTP is refused in our words, and the connection is closed: nobody reads on behind it."""
 
+import asyncio
+import random
+
 import pytest
 from aiohttp import web
 
-from osaurusd.config import Config
+from osaurusd.config import Config, Limits, Server
 from osaurusd.web import body, guard
 from osaurusd.web.app import make_app
 
@@ -103,10 +106,8 @@ OTHERS = {
 }
 
 
-@pytest.fixture
-async def server(logged):
-    config = Config()
-    config = Config(server=type(config.server)(max_body_bytes=1000))
+def make(config):
+    """A server with a route to ask and one to tell it something."""
     app = make_app(config)
     guard.guard_tcp(app, lambda: config.server)
 
@@ -118,7 +119,12 @@ async def server(logged):
 
     app.router.add_get("/", hello)
     app.router.add_post("/", read)
-    async with serving(app) as server:
+    return app
+
+
+@pytest.fixture
+async def server(logged):
+    async with serving(make(Config(server=Server(max_body_bytes=1000)))) as server:
         yield server
 
 
@@ -229,3 +235,56 @@ async def test_byte_by_byte_is_as_good_as_at_once(server):
     assert parsed(await reader.read()).body == b"hello"
     writer.close()
     await writer.wait_closed()
+
+
+SEEDS = [
+    GET + b"\r\n",
+    GET + b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+    POST + b'Content-Length: 7\r\n\r\n{"a":1}',
+    POST + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n{}",
+    POST + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
+    CHUNKED + b"\r\n2;a=b\r\n{}\r\n0\r\nX: y\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n\r\n",
+]
+SPICES = [b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b",", b"\xff", b"%00", b"0", b"-1", b"\r\n\r\n", b"a" * 300]
+
+
+def mangled(dice):
+    """A request or two with some of its bytes replaced, left out or added."""
+    data = bytearray(b"".join(dice.choices(SEEDS, k=dice.randint(1, 2))))
+    for _ in range(dice.randint(1, 4)):
+        at = dice.randrange(len(data))
+        data[at : at + dice.choice((0, 0, 1, 1, 5, 40))] = dice.choice([*SPICES, bytes([dice.randrange(256)])])
+    return bytes(data)
+
+
+async def answered(server, dice):
+    """The first bytes of the answer to something mangled, sent in two parts, until the server closes."""
+    data = mangled(dice)
+    cut = dice.randrange(len(data) + 1)
+    reader, writer = await server.connect()
+    try:
+        writer.write(data[:cut])
+        await writer.drain()
+        writer.write(data[cut:])
+        async with asyncio.timeout(60):
+            return (await reader.read())[:12]
+    except ConnectionError:
+        return b""
+    finally:
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
+async def test_mangled_requests_do_no_harm(logged, count):
+    dice = random.Random(count)
+    hasty = Limits(header_seconds=0.1, body_stall_seconds=0.1, idle_seconds=0.1)
+    async with serving(make(Config(server=Server(max_body_bytes=1000), limits=hasty))) as server:
+        statuses = set()
+        for _ in range(0, count, 100):
+            statuses |= set(await asyncio.gather(*(answered(server, dice) for _ in range(100))))
+        assert await still_answers(server)
+    assert statuses >= {b"HTTP/1.1 200", b"HTTP/1.1 400"}
+    assert {status[:7] for status in statuses} <= {b"HTTP/1.", b""}
+    assert b"HTTP/1.1 500" not in statuses
+    assert noise(logged()) == []
