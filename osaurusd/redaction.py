@@ -28,13 +28,10 @@ _RULES = (
     # Tokens that say what they are: Hugging Face's, and the keys of OpenAI's clients and ours.
     (re.compile(r"\b(hf_|api_org_|sk-|osk-)[A-Za-z0-9_.-]{6,}"), rf"\1{MASK}"),
     (re.compile(r"(?i)\b(bearer)\s+[^\s\"',;]+"), rf"\1 {MASK}"),
-    (
-        re.compile(
-            rf"(?i)(?<![\w-])({_NAME})(\\?[\"']?\s*[:=]\s*(?:b?\\?[\"'])?(?:(?:basic|bearer|digest)\s+)?+)"
-            rf"(?!{re.escape(MASK)})[^\s\"'\\,;&)}}\]]+"
-        ),
-        rf"\1\2{MASK}",
-    ),
+)
+_NAMED = re.compile(
+    rf"(?i)(?<![\w-])({_NAME})(\\?[\"']?\s*[:=]\s*(?:b?\\?[\"'])?(?:(?:basic|bearer|digest)\s+)?+)"
+    rf"(?!{re.escape(MASK)})([^\s\"'\\,;&)}}\]]+)"
 )
 _URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,30}://)([^\s\"'<>]+)")
 
@@ -46,7 +43,7 @@ def redacted(text: str) -> str:
     text = _URL.sub(_without_secrets, text)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
-    return text
+    return _NAMED.sub(_without_value, text)
 
 
 def redacted_value(value: Any) -> Any:
@@ -68,6 +65,13 @@ def redacted_fields(fields: Mapping[Any, Any]) -> dict[Any, Any]:
         key: MASK if isinstance(value, str) and _is_secret(key) else redacted_value(value)
         for key, value in fields.items()
     }
+
+
+def _without_value(named: re.Match[str]) -> str:
+    """The name and what stands between, unless it is prose: `a token: that is` has no secret in it."""
+    name, between, value = named.groups()
+    prose = between.strip() == ":" and name.isalpha() and name.islower() and not any(map(str.isdigit, value))
+    return named[0] if prose else f"{name}{between}{MASK}"
 
 
 def _without_secrets(url: re.Match[str]) -> str:

@@ -113,3 +113,11 @@ def test_every_variable_of_the_service_is_documented() -> None:
 
     for variable in (managers.MANAGER_VARIABLE, service.LABEL_VARIABLE, service.ROOT_VARIABLE, LAUNCHD_VARIABLE):
         assert f"`{variable}`" in text
+
+
+def test_every_test_that_the_table_of_attacks_names_exists() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (DOCS / "security.md").read_text())
+
+    assert len(named) > 30
+    for file, test in named:
+        assert re.search(rf"^(?:async )?def {test}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file}::{test}"

@@ -238,3 +238,26 @@ def test_a_file_that_cannot_be_written_is_a_fault_until_it_can(file, monkeypatch
             logger.info("there is room again")
         assert log.faults() == []
     assert lines(file)[-1]["event"] == "there is room again"
+
+
+@pytest.mark.parametrize("terminal", [None, io.StringIO(), Terminal()])
+def test_secrets_are_taken_out_of_every_record_whoever_logs_it(file, terminal):
+    with log.configured("debug", file, terminal):
+        logger.info("asked", headers={"authorization": "PLANTED"}, url="https://a/b?sig=PLANTED", token="PLANTED")
+        logging.getLogger("library").debug("%s said hf_PLANTED0123", "https://u:PLANTED@proxy")
+        try:
+            raise ValueError("Bearer PLANTED")
+        except ValueError:
+            logger.exception("failed")
+
+    shown = file.read_text() + (terminal.getvalue() if terminal else "")
+    assert "PLANTED" not in shown
+    assert len(lines(file)) == 3
+    assert shown.count("[redacted]") >= 6
+
+
+def test_prompts_that_are_logged_on_purpose_are_logged_as_they_are(file):
+    prompt = [{"role": "user", "content": "What is a token: how does max_tokens=5 work, and a key?"}]
+    with log.configured("info", file, None):
+        logger.info("prompt", prompts=prompt)
+    assert lines(file)[0]["prompts"] == prompt

@@ -52,6 +52,7 @@ def test_redacting_twice_is_redacting_once():
         "serving",
         "max_tokens: 512, prompt_tokens=12",
         "the token budget is 12",
+        "what is a token: how long is it? and a secret: is it kept?",
         "a key that is unknown: `server.porrt`",
         "http://localhost:8080/v1/models",
         "['http://127.0.0.1:8080', 'http://[::1]:8080']",

@@ -63,6 +63,15 @@ async def test_the_worker_is_offline_and_has_no_standard_input(tmp_path, model):
         await load(model, "echo", Launch(command=(sys.executable, str(program))))
 
 
+async def test_the_worker_knows_no_token_and_its_last_words_tell_none(tmp_path, model, monkeypatch):
+    program = tmp_path / "look.py"
+    program.write_text("import os, sys; print(os.environ.get('HF_TOKEN'), 'hf_PLANTED0123'); sys.exit(1)")
+    monkeypatch.setenv("HF_TOKEN", "hf_PLANTED0123")
+
+    with pytest.raises(WorkerCrashed, match=r"\nNone hf_\[redacted\]$"):
+        await load(model, "echo", Launch(command=(sys.executable, str(program))))
+
+
 async def test_a_library_is_preloaded_before_those_that_are_already(tmp_path, model, monkeypatch):
     program = tmp_path / "look.py"
     program.write_text("import os, sys; print('preload', os.environ.get('LD_PRELOAD')); sys.exit(1)")
