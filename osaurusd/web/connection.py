@@ -255,11 +255,10 @@ class Connection(web.RequestHandler):
 class Server(web.Server):
     """Makes the connections of an application, and counts them."""
 
-    def __init__(self, app: web.Application, handler: Any, **options: Any) -> None:
+    def __init__(self, app: web.Application, handler: Any) -> None:
         super().__init__(handler, request_factory=self._request, handler_cancellation=True)
         self.app = app
         self.gate = app[limits.GATE]
-        self._options = options
         self._in: set[Connection] = set()
         self._turned_away: set[Connection] = set()
 
@@ -278,7 +277,6 @@ class Server(web.Server):
             lingering_time=0,
             # Bodies are made plain where they are read, for only there it is known how large they may be.
             auto_decompress=False,
-            **self._options,
         )
 
     def let_in(self, connection: Connection) -> bool:
