@@ -11,7 +11,6 @@ from osaurusd.web import inflate
 from osaurusd.web.limits import FAULT, GATE, HELD
 from osaurusd.web.refusals import CONTINUE
 
-
 # Enough that a large body is not stopped and started again for every part of it.
 READ_BYTES = 1024 * 1024
 
