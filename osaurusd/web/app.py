@@ -6,8 +6,8 @@ from aiohttp import web
 
 from osaurusd.config import Config
 from osaurusd.web import access, errors, limits, request
-from osaurusd.web.connection import Server
 from osaurusd.web.limits import GATE, Gate
+from osaurusd.web.server import Server
 from osaurusd.web.tls import Tls, TlsSite
 
 # Handlers have nothing left to wait for once the pool is closed; this only bounds a client that does not read.

@@ -6,28 +6,24 @@ head takes to come, and an answer to be read.
 """
 
 import asyncio
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
-from aiohttp.http import HttpProcessingError, HttpVersion11, RawRequestMessage
+from aiohttp.http import HttpProcessingError, RawRequestMessage
 from aiohttp.streams import StreamReader
-from aiohttp.web_protocol import ERROR
 
 from osaurusd.errors import InternalError, OsaurusError, RequestTimeout, TooManyConnections
 from osaurusd.log import get_logger
-from osaurusd.web import errors, limits, metrics, refusals
+from osaurusd.web import errors, metrics, refusals
 from osaurusd.web.farewell import Farewell
-from osaurusd.web.request import Request
+from osaurusd.web.reader_clock import ReaderClock
+
+if TYPE_CHECKING:
+    from osaurusd.web.server import Server
 
 log = get_logger(__name__)
 
 HEAD_END = b"\r\n\r\n"
-
-# How often a client that does not read is looked at before it is given up.
-LOOKS = 8
-
-# Beyond these, clients that are turned away may miss the reason: each takes a descriptor until it has closed its end.
-MAX_TURNED_AWAY = 32
 
 
 class Connection(web.RequestHandler):
@@ -47,9 +43,7 @@ class Connection(web.RequestHandler):
         self._body: StreamReader | None = None
         self._head_bytes = 0
         self._head_clock: asyncio.TimerHandle | None = None
-        self._reader_clock: asyncio.TimerHandle | None = None
-        self._unsent_bytes = 0
-        self._read_at = 0.0
+        self._reader = ReaderClock(self._limits.reader_stall_seconds)
         self.idle_since = self._loop.time()
 
     @property
@@ -129,15 +123,11 @@ class Connection(web.RequestHandler):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._pipe is not None:
-            self._unsent_bytes = self._pipe.get_write_buffer_size()
-            self._read_at = self._loop.time()
-            self._watch_reader()
+            self._reader.start(self._pipe)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._reader_clock is not None:
-            self._reader_clock.cancel()
-            self._reader_clock = None
+        self._reader.stop()
 
     def handle_error(
         self,
@@ -211,25 +201,7 @@ class Connection(web.RequestHandler):
 
     def _stop_clocks(self) -> None:
         self._stop_head_clock()
-        if self._reader_clock is not None:
-            self._reader_clock.cancel()
-
-    def _watch_reader(self) -> None:
-        seconds = self._limits.reader_stall_seconds / LOOKS
-        self._reader_clock = self._loop.call_later(seconds, self._look_at_reader)
-
-    def _look_at_reader(self) -> None:
-        if self._pipe is None:
-            return
-        unsent, now = self._pipe.get_write_buffer_size(), self._loop.time()
-        if unsent < self._unsent_bytes:
-            self._read_at = now
-        self._unsent_bytes = unsent
-        if now - self._read_at < self._limits.reader_stall_seconds:
-            self._watch_reader()
-            return
-        log.info("dropped a client that does not read", seconds=self._limits.reader_stall_seconds, unsent_bytes=unsent)
-        self._pipe.abort()
+        self._reader.stop()
 
     def _refuse(self, error: OsaurusError) -> None:
         """Answer what is not even a request yet, and close."""
@@ -251,82 +223,3 @@ class Connection(web.RequestHandler):
         status = errors.status_of(error)
         log.info("refused", code=str(error.code), status=status, reason=error.message)
         metrics.count_refusal(self._server.app, status)
-
-
-class Server(web.Server):
-    """Makes the connections of an application, and counts them."""
-
-    def __init__(self, app: web.Application, handler: Any, **options: Any) -> None:
-        super().__init__(handler, request_factory=self._request, handler_cancellation=True)
-        self.app = app
-        self.gate = app[limits.GATE]
-        self._options = options
-        self._in: set[Connection] = set()
-        self._turned_away: set[Connection] = set()
-
-    def __call__(self) -> Connection:
-        found = self.gate.limits
-        return Connection(
-            self,
-            loop=asyncio.get_running_loop(),
-            max_line_size=found.max_request_line_bytes,
-            # Never the same as for the line, for an error that says which limit it was is told apart by that alone.
-            max_field_size=found.max_header_bytes + (found.max_header_bytes == found.max_request_line_bytes),
-            max_headers=found.max_headers,
-            keepalive_timeout=found.idle_seconds,
-            access_log=None,
-            # What has not arrived when the answer is out is not waited for: the connection is closed.
-            lingering_time=0,
-            # Bodies are made plain where they are read, for only there it is known how large they may be.
-            auto_decompress=False,
-            **self._options,
-        )
-
-    def let_in(self, connection: Connection) -> bool:
-        """Whether there is room for it. The one that has been idle for longest makes room if need be."""
-        if len(self._in) >= limits.max_connections(self.gate.limits):
-            idle = min((one for one in self._in if one.is_idle), key=lambda one: one.idle_since, default=None)
-            if idle is None:
-                return False
-            self._in.discard(idle)
-            idle.make_room()
-        self._in.add(connection)
-        return True
-
-    def may_linger(self, connection: Connection) -> bool:
-        """Whether one that was not let in may stay until it has heard why."""
-        if len(self._turned_away) >= MAX_TURNED_AWAY:
-            return False
-        self._turned_away.add(connection)
-        return True
-
-    def let_out(self, connection: Connection) -> None:
-        """It is closed."""
-        self._in.discard(connection)
-        self._turned_away.discard(connection)
-
-    def _request(
-        self,
-        message: RawRequestMessage,
-        payload: StreamReader,
-        protocol: web.RequestHandler,
-        writer: Any,
-        task: "asyncio.Task[None]",
-    ) -> Request:
-        config = self.gate.config
-        fault = refusals.of_head(message, config.limits.max_head_bytes)
-        if fault is not None or message is ERROR:
-            # Also those who speak another version, or none, are answered in ours.
-            message = message._replace(version=HttpVersion11)
-        request = Request(
-            message,
-            payload,
-            protocol,
-            writer,
-            task,
-            asyncio.get_running_loop(),
-            client_max_size=config.server.max_body_bytes,
-        )
-        if fault is not None:
-            request[limits.FAULT] = fault
-        return request

@@ -11,6 +11,9 @@ from osaurusd.web import inflate
 from osaurusd.web.limits import FAULT, GATE, HELD
 from osaurusd.web.refusals import CONTINUE
 
+# Enough that a large body is not stopped and started again for every part of it.
+READ_BYTES = 1024 * 1024
+
 
 class Request(web.Request):
     """aiohttp's request, but for how its body is read.
@@ -54,6 +57,7 @@ class Request(web.Request):
         if (self.content_length or 0) > self._client_max_size:
             raise self._too_large()
         self._go_on()
+        self.content.set_read_chunk_size(READ_BYTES)
         body = bytearray()
         sent = 0
         arrival = _Arrival(self)

@@ -27,7 +27,7 @@ max_body_bytes = 1000000
 max_connections = 40
 header_seconds = 0.5
 body_stall_seconds = 0.5
-idle_seconds = 2
+idle_seconds = 1
 reader_stall_seconds = 0.5
 """
 
@@ -123,7 +123,7 @@ def bomb() -> bytes:
 
 
 def test_a_bomb_does_not_make_the_daemon_grow(daemon: Daemon, dial, bomb: bytes) -> None:
-    head = POST + f"Content-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n".encode()
+    head = POST + f"Connection: close\r\nContent-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n".encode()
     process = psutil.Process(daemon.process.pid)
     before = process.memory_info().rss
     assert (413, "request_too_large") == exchanged(dial(), head + bomb)

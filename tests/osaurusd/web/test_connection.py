@@ -12,8 +12,6 @@ from aiohttp import web
 from osaurusd.config import Config, Limits
 from osaurusd.web import sse
 from osaurusd.web.app import make_app
-from osaurusd.web.connection import Connection
-from osaurusd.web.limits import GATE
 
 from .serve import parsed, serving
 
@@ -214,38 +212,6 @@ async def test_a_large_answer_that_is_not_read_ends(serve, logged, after):
             await gone(server)
         assert (await server.ask()).body == b"hello"
     assert len(events(logged(), "dropped a client that does not read")) == 1
-
-
-class Pipe:
-    """A transport of which only what is unsent matters."""
-
-    def __init__(self):
-        self.unsent = 0
-        self.aborted = False
-
-    def get_write_buffer_size(self):
-        return self.unsent
-
-    def abort(self):
-        self.aborted = True
-
-
-async def test_a_slow_reader_is_let_be_as_long_as_it_reads():
-    class Server:
-        app = make_app(Config(limits=Limits(reader_stall_seconds=1e-6)))
-        gate = app[GATE]
-        request_handler = request_factory = None
-
-    connection = Connection(Server(), loop=asyncio.get_running_loop())
-    connection._pipe = pipe = Pipe()
-    pipe.unsent = 100
-    connection.pause_writing()
-    for pipe.unsent in (99, 50, 1):
-        connection._look_at_reader()
-        assert not pipe.aborted
-    connection._look_at_reader()
-    assert pipe.aborted
-    connection._stop_clocks()
 
 
 async def test_a_reader_that_takes_its_time_gets_everything(serve):
