@@ -15,7 +15,7 @@ from typing import TextIO
 
 from aiohttp import web
 
-from osaurusd import __version__, log, supervision
+from osaurusd import __version__, log, origins, supervision
 from osaurusd.admin import context
 from osaurusd.admin.antechamber import Antechamber
 from osaurusd.admin.routes import add_routes as add_admin_routes
@@ -173,6 +173,7 @@ async def _serve(
     logger.info("serving", version=__version__, pid=os.getpid(), endpoints=endpoints, socket=str(paths.socket))
     supervision.notify("READY=1", f"STATUS=serving on {', '.join(endpoints)}")
     _warn_if_open(exposure, settings.config)
+    _warn_if_anybody_may_call(settings.config)
     warming = asyncio.create_task(_warm_up(catalog, pool, pins))
     pulls.start()
     await stop.soon.wait()
@@ -210,6 +211,7 @@ def _follow(settings: Settings, catalog: Catalog, pool: Pool) -> None:
     settings.on_change(lambda config: log.set_level(config.log.level))
     settings.on_change(lambda config: pool.configure(terms.of(config)))
     settings.on_change(lambda config: catalog.set_extra(_extra_roots(config)))
+    settings.on_change(_warn_if_anybody_may_call)
 
 
 def _pulls(settings: Settings, catalog: Catalog, paths: Paths, bus: Bus, awake: Awake) -> Pulls:
@@ -267,3 +269,8 @@ async def _close(runners: list[web.AppRunner], pool: Pool, stop: _Stop, grace: f
     for runner in runners:
         await runner.cleanup()
     logger.info("stopped")
+
+
+def _warn_if_anybody_may_call(config: Config) -> None:
+    if origins.is_allowed(origins.NULL, config.server.allowed_origins):
+        logger.warning("`server.allowed_origins` has `null`, which any web page can make its origin")

@@ -6,6 +6,7 @@ last words. What is known to be secret is not put there in the first place.
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 MASK = "[redacted]"
@@ -19,8 +20,9 @@ _NAME = (
 _SECRET_NAME = re.compile(rf"(?i:{_NAME})")
 
 # What one of the rules below could find anything in; most texts hold none of it.
-_HINT = re.compile(
-    r"(?i)hf_|api_org_|sk-|bearer|://|token|key|secret|passw|passph|credential|authoriz|cookie|signature|sig="
+_HINTS = (
+    *("hf_", "api_org_", "sk-", "bearer", "://", "token", "key", "secret", "passw", "passph", "credential"),
+    *("authoriz", "cookie", "sig", "x-amz-"),
 )
 
 # Every rule takes time in proportion to the text, whatever it is: prompts may be logged.
@@ -38,7 +40,8 @@ _URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,30}://)([^\s\"'<>]+)")
 
 def redacted(text: str) -> str:
     """`text` without what looks like a secret; who reads it still sees what kind of thing was there."""
-    if _HINT.search(text) is None:
+    lower = text.lower()
+    if not any(hint in lower for hint in _HINTS):
         return text
     text = _URL.sub(_without_secrets, text)
     for pattern, replacement in _RULES:
@@ -84,5 +87,6 @@ def _without_secrets(url: re.Match[str]) -> str:
     return f"{scheme}{MASK + at if at else ''}{host}{slash}{path}{asked}{MASK if query else ''}"
 
 
+@lru_cache(maxsize=1024)
 def _is_secret(key: object) -> bool:
     return isinstance(key, str) and _SECRET_NAME.fullmatch(key) is not None

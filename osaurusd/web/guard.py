@@ -24,6 +24,9 @@ _FETCH_SITE = "Sec-Fetch-Site"
 _FROM_NO_PAGE = frozenset({"none", "same-origin"})
 _SHOWN_CHARACTERS = 100
 
+# What OpenAI's clients look at besides the body.
+_READABLE = "x-request-id, retry-after, x-should-retry"
+
 _ALWAYS = {
     # A body is what its type says, and not what it looks like.
     "X-Content-Type-Options": "nosniff",
@@ -59,7 +62,7 @@ def guard_tcp(
         found = request.headers.getall(hdrs.ORIGIN, [])
         if len(found) == 1 and _is_allowed(found[0], server().allowed_origins):
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = found[0]
-            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = "x-request-id, retry-after"
+            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = _READABLE
 
     app.middlewares.append(guard)
     app.on_response_prepare.append(allow_reading)

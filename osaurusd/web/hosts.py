@@ -5,6 +5,7 @@ port is not compared: it proves nothing about the page, and differs where a tunn
 """
 
 import ipaddress
+import json
 import re
 from collections.abc import Iterable
 
@@ -17,6 +18,8 @@ LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 # The host as it stands there, whatever it is, and a port. Spaces, user names and paths are left in and match nothing.
 _WITH_PORT = re.compile(r"(?P<name>\[[^\[\]]*\]|[^:]*)(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
+
+_NAME = re.compile(r"[a-z0-9._-]{1,253}|\[[0-9a-f:.]+\]")
 
 _SHOWN_CHARACTERS = 100
 
@@ -67,10 +70,12 @@ def _check_target(request: web.Request, allowed: Iterable[str]) -> None:
 
 def _not_ours(host: str) -> Forbidden:
     shown = host if len(host) <= _SHOWN_CHARACTERS else f"{host[:_SHOWN_CHARACTERS]}…"
-    return Forbidden(
-        f"the `Host` {shown!r} is none of this server's names; add it to `server.allowed_hosts` in the config file if "
-        "it should be, and run `osaurusctl reload`"
-    )
+    message = f"the `Host` {shown!r} is none of this server's names (`server.allowed_hosts`)"
+    name = name_of(host)
+    if not _NAME.fullmatch(name):
+        return Forbidden(f"{message}, and could be none")
+    line = f"allowed_hosts = [{json.dumps(name)}]"
+    return Forbidden(f"{message}; `{line}` under `[server]` in the config file makes it one, after `osaurusctl reload`")
 
 
 def _bracketed(host: str) -> str:

@@ -77,6 +77,17 @@ def test_what_a_refusal_advises_lets_the_app_in(daemon: Daemon, client: httpx2.C
     assert 403 == ask(client, "OPTIONS", CHAT, app | asked).status_code
 
 
+def test_the_log_warns_when_every_page_is_let_in(daemon: Daemon, client: httpx2.Client) -> None:
+    (daemon.home / "config.toml").write_text('[server]\nallowed_origins = ["null"]\n')
+    assert 0 == ctl(daemon.home, "reload").returncode
+
+    warning = "`server.allowed_origins` has `null`, which any web page can make its origin"
+    assert "warning" == daemon.wait_for(warning)["level"]
+    assert 200 == ask(client, "GET", "/health", STRANGERS["sandbox"]).status_code
+    (daemon.home / "config.toml").unlink()
+    assert 0 == ctl(daemon.home, "reload").returncode
+
+
 def test_a_pattern_that_is_none_keeps_the_old_configuration(daemon: Daemon, client: httpx2.Client) -> None:
     (daemon.home / "config.toml").write_text('[server]\nallowed_origins = ["*"]\n')
     told = ctl(daemon.home, "reload")

@@ -142,6 +142,15 @@ async def test_the_refusal_names_the_host_and_what_to_do(server):
     answer = await server.ask(host="evil.example:81")
     assert "'evil.example:81'" in answer.error["message"]
     assert "`server.allowed_hosts`" in answer.error["message"]
+    assert '`allowed_hosts = ["evil.example"]` under `[server]`' in answer.error["message"]
+    assert "`osaurusctl reload`" in answer.error["message"]
+
+
+@pytest.mark.parametrize("host", ["", "localhost@evil.example", "x" * 4000, "a b", "[::1"])
+async def test_what_could_be_no_name_is_not_offered_to_be_one(server, host):
+    message = (await server.ask(host=host)).error["message"]
+    assert "allowed_hosts = [" not in message
+    assert len(message) < 300
 
 
 @pytest.mark.parametrize("path", ["/", "/events", "/fail", "/none"])
@@ -234,7 +243,7 @@ async def test_pages_of_known_origins_may_call_and_read(server, calls, origin):
     answer = await server.ask("GET", "/", f"Origin: {origin}")
     assert (answer.status, answer.body) == (200, b"hello")
     assert answer.headers["Access-Control-Allow-Origin"] == origin
-    assert answer.headers["Access-Control-Expose-Headers"] == "x-request-id, retry-after"
+    assert answer.headers["Access-Control-Expose-Headers"] == "x-request-id, retry-after, x-should-retry"
     assert answer.headers.getall("Vary") == ["Origin"]
     assert "Access-Control-Allow-Credentials" not in answer.headers
 
@@ -519,7 +528,7 @@ async def test_pages_of_known_origins_may_read_errors_and_streams_too(server, me
     answer = await server.ask(method, path, f"Origin: {CONFIGURED}", *headers, body=content)
     assert answer.status == status
     assert answer.headers["Access-Control-Allow-Origin"] == CONFIGURED
-    assert answer.headers["Access-Control-Expose-Headers"] == "x-request-id, retry-after"
+    assert answer.headers["Access-Control-Expose-Headers"] == "x-request-id, retry-after, x-should-retry"
     assert answer.headers["Vary"] == "Origin"
     assert "x-request-id" in answer.headers
 
