@@ -138,10 +138,12 @@ class Vandal:
             "stream": True,
             "logprobs": True,
             "top_logprobs": 20,
+            # What the system takes in between is some megabytes.
+            "n": self._rng.choice([1, 8]),
             "max_tokens": self._rng.choice([100, 1500]),
         }
         seen = b""
-        async with self._connected(buffer_bytes=4096) as (reader, writer):
+        async with self._connected(buffer_bytes=65536) as (reader, writer):
             writer.write(self._request(asking))
             pauses = self._rng.randrange(1, 15)
             while piece := await reader.read(65536):
