@@ -8,6 +8,8 @@ import numpy as np
 
 from osaurusd.worker.likelihood import Score
 
+_LEAST = float(np.finfo(np.float32).min)
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -56,13 +58,21 @@ class Scores:
 
 
 def score(logits: mx.array, tokens: mx.array, most: int, rows: list[int]) -> Scores:
-    """Log-probabilities of `tokens` [R] and of the `most` likeliest tokens under `logits` [R, vocabulary]."""
+    """Log-probabilities of `tokens` [R] and of the `most` likeliest tokens under `logits` [R, vocabulary].
+
+    All are finite, for JSON has no other numbers: what a model rules out, or cannot say because its numbers overflow,
+    is as unlikely as a number can be.
+    """
     logits = logits.astype(mx.float32)
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     chosen = mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
     most = min(most, logits.shape[-1] - 1)
     likeliest = mx.argpartition(-logprobs, kth=max(most - 1, 0), axis=-1)[:, :most]
-    return Scores(rows, chosen, likeliest, mx.take_along_axis(logprobs, likeliest, axis=-1))
+    return Scores(rows, _finite(chosen), likeliest, _finite(mx.take_along_axis(logprobs, likeliest, axis=-1)))
+
+
+def _finite(logprobs: mx.array) -> mx.array:
+    return mx.nan_to_num(logprobs, nan=_LEAST, neginf=_LEAST)
 
 
 def _widened(columns: mx.array, width: int, filling: float) -> mx.array:

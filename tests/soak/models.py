@@ -2,6 +2,9 @@
 
 MODELS = ("llama", "qwen3", "gemma2", "llama4")
 
+IN_TURN = "llama4"
+"""The one that decodes one sequence after the other."""
+
 CONTEXT_TOKENS = 2048
 
 SURVIVOR = "llama"

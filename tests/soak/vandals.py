@@ -12,6 +12,7 @@ from typing import Any
 
 from tests.soak.clients import WrongAnswer
 from tests.soak.evidence import LEFT, RIGHT
+from tests.soak.models import IN_TURN
 from tests.soak.questions import LONG, SHORT, Known, chat, text
 
 BODY_BYTES = 30_000_000
@@ -39,6 +40,7 @@ WRONG_TYPES: Sequence[Any] = (
 )
 
 PATIENCE_SECONDS = 300.0
+MOST_PAUSE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Vandal:
         return _checked(answer, question.answers[0])
 
     async def reads_slowly(self, model: str) -> str:
-        """Reads a long stream with pauses; one that leaves too much unread is given up."""
+        """Lets a long stream wait before it reads it; one that leaves too much unread is given up."""
         asking = {
             "model": model,
             "messages": chat(text(self._rng, SHORT)),
@@ -138,17 +140,17 @@ class Vandal:
             "stream": True,
             "logprobs": True,
             "top_logprobs": 20,
+            # What the system takes in between is some megabytes.
+            "n": 1 if model == IN_TURN else self._rng.choice([1, 8]),
             "max_tokens": self._rng.choice([100, 1500]),
         }
         seen = b""
-        async with self._connected(buffer_bytes=4096) as (reader, writer):
+        async with self._connected(buffer_bytes=65536) as (reader, writer):
             writer.write(self._request(asking))
-            pauses = self._rng.randrange(1, 15)
+            await reader.readline()
+            await asyncio.sleep(self._rng.uniform(0, MOST_PAUSE_SECONDS))
             while piece := await reader.read(65536):
                 seen = seen[-500:] + piece
-                if pauses:
-                    pauses -= 1
-                    await asyncio.sleep(self._rng.random())
         return RIGHT if b"[DONE]" in seen else _code_in(seen)
 
     async def watches_and_hangs(self, _: str) -> str:

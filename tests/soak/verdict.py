@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from tests.soak.evidence import LEFT, RIGHT, WRONG, Evidence, Fault, FaultKind, Inventory, Outcome
+from tests.soak.evidence import LEFT, RIGHT, WRONG, Evidence, Fault, FaultKind, Inventory, Load, Outcome
 
 # How far resident memory may rise from the third quarter to the fourth: allocators keep some of what they were given.
 GROWTH_SHARE, GROWTH_BYTES = 0.03, 4_000_000
@@ -114,7 +114,7 @@ def unfinished(evidence: Evidence) -> Iterator[str]:
     for load in evidence.loads:
         if load.in_flight or load.waiting:
             yield f"{load.model} has {load.in_flight} requests in flight and {load.waiting} waiting"
-        more = load.reserved_bytes - usual[load.model].reserved_bytes
+        more = load.reserved_bytes - usual.get(load.model, Load(load.model, 0, 0, 0)).reserved_bytes
         if more > RESERVED_BYTES:
             yield f"{load.model} has {more} bytes reserved for nobody"
 

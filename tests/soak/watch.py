@@ -107,6 +107,6 @@ async def settled_loads(admin: Admin, resting: list[Load]) -> list[Load]:
     until = time.monotonic() + QUIET_SECONDS
     while True:
         found = await loads(admin)
-        if all(load == usual[load.model] for load in found) or time.monotonic() > until:
+        if all(load == usual.get(load.model) for load in found) or time.monotonic() > until:
             return found
         await asyncio.sleep(0.5)

@@ -1,5 +1,7 @@
+import math
 from dataclasses import replace
 
+import mlx.core as mx
 import pytest
 
 from osaurusd import ipc
@@ -138,6 +140,18 @@ def test_an_answer_with_a_call_ends_for_it_unless_it_was_cut(engine, network, st
 
     assert ["tool_calls" if stop else "length"] * 2 == [reason_of(frames, 1, index) for index in range(2)]
     assert 2 == done_of(frames, 1).reasoning_tokens
+
+
+class Scored(Saying):
+    """An answer that tells how likely each token was."""
+
+    def add(self, token, score=None):
+        tops = [ipc.Likelihood(text="", bytes=[], logprob=logprob) for _, logprob in score.top]
+        told = ipc.ScoredToken(text="", bytes=[], logprob=score.logprob, top=tops)
+        return News(text=written([token]), tokens=[told])
+
+    def finish(self, *, cut):
+        return None
 
 
 class Late(Saying):
@@ -732,6 +746,39 @@ def test_an_answer_that_is_ready_goes_with_another_that_fails_in_the_same_turn(n
     assert {1} == failed_in(frames).keys()
     assert ipc.Failed is type([frame for frame in frames if frame.id == 1][-1])
     assert {2} == {frame.id for frame in frames if isinstance(frame, ipc.Done)}
+
+
+class Speechless:
+    """A network whose logits are of no use.
+
+    Args:
+        network: does the work.
+        value: what every logit is but that of token 5; that one too if it is not a number.
+    """
+
+    def __init__(self, network, value):
+        self._network = network
+        self._logits = mx.where(mx.arange(VOCABULARY) == 5, 0.0 if value == value else value, value)
+
+    def __call__(self, tokens, cache=None):
+        return 0 * self._network(tokens, cache=cache) + self._logits
+
+    def __getattr__(self, name):
+        return getattr(self._network, name)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("sampling", [GREEDY, HOT, ipc.Sampling(temperature=1.5, seed=11, top_p=0.5, top_k=3)])
+def test_numbers_that_are_none_are_told_as_numbers(network, value, sampling):
+    engine = Engine(Speechless(network(), value), [], Limits())
+
+    frames = run(engine, request(1, PROMPT, 3, sampling, scored=2, echo=echo, wants_scores=True, answer=Scored))
+
+    assert "length" == reason_of(frames, 1)
+    told = [token.logprob for frame in frames if isinstance(frame, ipc.Delta) for token in frame.tokens]
+    assert 5 == len(told)
+    assert all(map(math.isfinite, told))
+    assert b"null" not in ipc.encode(frame for frame in frames if isinstance(frame, ipc.Delta))
 
 
 def test_a_model_that_cannot_process_any_prompt_loses_nobody(network):

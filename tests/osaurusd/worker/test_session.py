@@ -10,6 +10,7 @@ import osaurusd
 from osaurusd import ipc
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker import session as session_module
+from osaurusd.worker.engine import Engine
 from osaurusd.worker.outbox import Outbox
 from osaurusd.worker.session import Session
 
@@ -37,6 +38,13 @@ async def close_all(writers):
 async def next_of(frames):
     """The next frame that is no pulse."""
     while isinstance(frame := await frames.read(), ipc.Pulse):
+        pass
+    return frame
+
+
+async def pulse(frames, wanted):
+    """The next pulse that is as wanted."""
+    while not (isinstance(frame := await frames.read(), ipc.Pulse) and wanted(frame)):
         pass
     return frame
 
@@ -104,6 +112,23 @@ async def test_a_cancel_is_obeyed_in_whatever_turn_it_comes(talk):
         send(order(last, max_tokens=10))
         seen = await until_done(frames, last)
         assert {last} == {frame.id for frame in seen if not isinstance(frame, ipc.Stats)}, late
+
+
+async def test_what_a_cancelled_request_had_reserved_is_told_to_be_free(talk, monkeypatch):
+    send, frames = talk
+    monkeypatch.setattr(session_module, "PULSE_SECONDS", 0.02)
+    # As if nothing had been computed since the last pulse.
+    monkeypatch.setattr(Engine, "progress", property(lambda _: 1, lambda *_: None), raising=False)
+    send(order(1))
+    await until_done(frames, 1)
+    idle = await next_of(frames)
+    send(order(2, max_tokens=1500))
+    await pulse(frames, lambda pulse: pulse.reserved_bytes > idle.reserved_bytes)
+
+    send(ipc.Cancel(id=2))
+
+    async with asyncio.timeout(SECONDS):
+        await pulse(frames, lambda pulse: pulse.reserved_bytes == idle.reserved_bytes)
 
 
 async def test_a_goodbye_is_heard_in_the_middle_of_an_answer(talk):

@@ -1,0 +1,65 @@
+"""What clients leave behind that go away, and daemons whose workers die: nothing."""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import daemons, descriptors
+from tests.daemons import Daemon
+from tests.integration.residency import ask, asked, make_models, workers
+from tests.integration.test_lifecycle import eventually
+
+ENDLESS = {"max_tokens": 1900, "stream": True}
+
+
+@pytest.fixture
+def daemon(home: Path, smollm_folder: Path) -> Iterator[Daemon]:
+    """A daemon whose tiny model has answered once."""
+    make_models(home, smollm_folder, "one")
+    with daemons.running(home) as daemon:
+        assert 200 == ask(daemon, "one")
+        yield daemon
+
+
+def tasks(daemon: Daemon) -> Counter[str]:
+    return Counter(daemon.admin("GET", "/v0/diagnosis")[1]["tasks"])
+
+
+def reserved(daemon: Daemon) -> int:
+    return int(workers(daemon)["one"]["reserved_bytes"])
+
+
+def test_clients_that_hang_up_leave_nothing_behind(daemon: Daemon) -> None:
+    pid = daemon.process.pid
+    eventually(lambda: workers(daemon)["one"]["in_flight"] == 0)
+    idle, before, running = reserved(daemon), descriptors.by_kind(pid), tasks(daemon)
+
+    for n in (1, 3, 8):
+        with asked(daemon, "one", n=n, **ENDLESS) as stream:
+            assert stream.readline().startswith(b"data: {")
+
+    eventually(lambda: reserved(daemon) == idle)
+    eventually(lambda: not tasks(daemon) - running)
+    assert 0 == workers(daemon)["one"]["in_flight"]
+    assert Counter() == descriptors.leaked(pid, before)
+
+
+def test_a_worker_that_is_killed_leaves_nothing_behind(daemon: Daemon) -> None:
+    pid = daemon.process.pid
+    daemon.admin("POST", "/v0/unload", {"model": "one"})
+    running = tasks(daemon)
+    before = descriptors.by_kind(pid)
+
+    for _ in range(2):
+        daemon.admin("POST", "/v0/load", {"model": "one"})
+        with asked(daemon, "one", **ENDLESS) as stream:
+            assert stream.readline().startswith(b"data: {")
+            os.kill(workers(daemon)["one"]["pid"], signal.SIGKILL)
+            assert b"worker_crashed" in stream.read()
+
+    eventually(lambda: not tasks(daemon) - running)
+    assert Counter() == descriptors.leaked(pid, before)
