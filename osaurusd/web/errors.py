@@ -53,6 +53,9 @@ STATUS: Mapping[ErrorCode, int] = {
     ErrorCode.DISK_FULL: 507,
 }
 
+MAX_MESSAGE = 4000
+MAX_PARAM = 500
+
 # OpenAI's clients ask again on 429 and 5xx: after how many seconds, or not at all, where the same request would fail
 # the same way.
 _ADVICE: Mapping[ErrorCode, Mapping[str, str]] = {
@@ -69,8 +72,15 @@ def status_of(error: OsaurusError) -> int:
 
 
 def error_body(error: OsaurusError) -> ErrorBody:
-    """The error as it stands in every answer."""
-    return ErrorBody(message=error.message, type=_kind(status_of(error)), param=error.param, code=error.code)
+    """The error as it stands in every answer; what it quotes of a request may be of any length, an answer not."""
+    param = None if error.param is None else _shortened(error.param, MAX_PARAM)
+    return ErrorBody(
+        message=_shortened(error.message, MAX_MESSAGE), type=_kind(status_of(error)), param=param, code=error.code
+    )
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _kind(status: int) -> str:
