@@ -14,7 +14,8 @@ T = TypeVar("T")
 # Sampling from an empty set is undefined; OpenAI takes 0 to mean the most likely token only.
 SMALLEST_TOP_P = 1e-6
 
-_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
+TOKEN_ID = r"0|[1-9][0-9]{0,9}"
+_TOKEN_ID = re.compile(TOKEN_ID)
 
 
 def sampling(request: Request, model: GenerationDefaults, defaults: Defaults) -> ipc.Sampling:
