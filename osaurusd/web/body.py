@@ -42,7 +42,7 @@ def decode(body: bytes, kind: type[T], limits: Input = _LIMITS) -> T:
         value = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except msgspec.DecodeError as error:
         raise InvalidJson(f"the body is not valid JSON: {strict.reason(content, error)}") from error
     except RecursionError as error:
         raise InvalidJson("the body is not acceptable JSON: it is nested too deeply") from error

@@ -66,7 +66,7 @@ def _remainders(multiple: object) -> int:
     except InvalidOperation:  # no number, which is for llguidance to say
         return 1
     digits = int("".join(map(str, number.as_tuple().digits)))
-    return max(digits, int(min(abs(number), MAX_MULTIPLE + 1)), 1) if number.is_finite() else MAX_MULTIPLE + 1
+    return max(digits, int(min(abs(number), Decimal(MAX_MULTIPLE + 1))), 1) if number.is_finite() else MAX_MULTIPLE + 1
 
 
 def _bound(what: str, found: int, limit: int) -> None:

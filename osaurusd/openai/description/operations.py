@@ -68,7 +68,11 @@ OPERATIONS = (
         method="get", path="/models", id="listModels", summary="The models that can be served", reply=models.ModelList
     ),
     Operation(
-        method="get", path="/models/{model}", id="showModel", summary="One model, by any of its names", reply=models.Model
+        method="get",
+        path="/models/{model}",
+        id="showModel",
+        summary="One model, by any of its names",
+        reply=models.Model,
     ),
     Operation(
         method="post",

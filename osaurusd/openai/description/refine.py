@@ -54,7 +54,11 @@ LIMITS = (
     Limit(_CALLED, "name", "max_name_length", "maxLength", "string"),
     *(
         Limit(body, field, key)
-        for body, field in (("Function", "parameters"), ("NamedSchema", "schema"), ("ChatRequest", "chat_template_kwargs"))
+        for body, field in (
+            ("Function", "parameters"),
+            ("NamedSchema", "schema"),
+            ("ChatRequest", "chat_template_kwargs"),
+        )
         for key in ("max_schema_bytes", "max_schema_depth")
     ),
 )

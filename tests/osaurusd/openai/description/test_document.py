@@ -6,7 +6,6 @@ import re
 import jsonschema
 import msgspec
 import pytest
-from aiohttp import web
 
 from osaurusd.config import Config, Input
 from osaurusd.errors import InvalidRequest
@@ -30,6 +29,13 @@ LIMITS_OF_BODIES = {"max_depth", "max_values", "max_members"}
 
 def validator(component):
     return jsonschema.Draft202012Validator({**DESCRIBED, "$ref": f"#/components/schemas/{component}"})
+
+
+def read(kind, fields):
+    """As a handler does."""
+    asked = body.decode(msgspec.json.encode(fields), kind)
+    check = Limits(Input())
+    (check.chat if kind is ChatRequest else check.completion)(asked)
 
 
 def routes():
@@ -86,9 +92,7 @@ def test_each_example_is_a_request():
     for operation in (one for one in OPERATIONS if one.request is not None):
         assert operation.examples
         for example in operation.examples.values():
-            asked = body.decode(msgspec.json.encode(example), operation.request)
-            check = Limits(Input())
-            (check.chat if operation.request is ChatRequest else check.completion)(asked)
+            read(operation.request, example)
             validator(operation.request.__name__).validate(example)
 
 
@@ -110,9 +114,7 @@ def test_each_example_is_a_request():
 )
 def test_what_is_refused_does_not_fit_it(kind, fields):
     with pytest.raises(InvalidRequest):
-        asked = body.decode(msgspec.json.encode(fields), kind)
-        check = Limits(Input())
-        (check.chat if kind is ChatRequest else check.completion)(asked)
+        read(kind, fields)
     assert not validator(kind.__name__).is_valid(fields)
 
 
