@@ -15,6 +15,7 @@ from osaurusd.errors import ConfigError
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
 Patience = Annotated[float, msgspec.Meta(gt=0, le=86400)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
 Bytes = Annotated[int, msgspec.Meta(ge=1)]
 Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
 KeepAlive = Annotated[float, msgspec.Meta(ge=-1, le=10**9)]
@@ -125,6 +126,32 @@ class Residency(Section, frozen=True):
     spare_seconds: Seconds = 0.0
 
 
+class Input(Section, frozen=True):
+    """`[input]`: how much one request may have of anything; what has more is refused.
+
+    `max_depth`, `max_values` and `max_members` (of objects) are for whole bodies. `max_schema_bytes` and
+    `max_schema_depth` are for JSON schemas, for the parameters of all tools together, and for `chat_template_kwargs`.
+    Where OpenAI has a limit, ours is that or higher: programs that speak to models of their own ask for more.
+    """
+
+    max_depth: Annotated[int, msgspec.Meta(ge=8, le=500)] = 128
+    max_values: Count = 1_000_000
+    max_members: Count = 200_000
+    max_messages: Count = 4096
+    max_parts: Count = 2048
+    max_tool_calls: Count = 128
+    max_name_length: Count = 256
+    max_stop_strings: Count = 16
+    max_stop_length: Count = 1024
+    max_tools: Count = 128
+    max_schema_bytes: Count = 128 * 1024
+    max_schema_depth: Annotated[int, msgspec.Meta(ge=1, le=400)] = 100
+    max_choices: Annotated[int, msgspec.Meta(ge=1, le=128)] = 8
+    max_top_logprobs: Annotated[int, msgspec.Meta(ge=1, le=100)] = 20
+    max_logit_bias: Count = 1024
+    max_prompts: Count = 128
+
+
 class Log(Section, frozen=True):
     """`[log]`: how much is logged. Prompts and answers only with `content`."""
 
@@ -167,6 +194,7 @@ class Config(Section, frozen=True):
     worker: Worker = Worker()
     residency: Residency = Residency()
     pulls: Pulls = Pulls()
+    input: Input = Input()
     log: Log = Log()
 
 

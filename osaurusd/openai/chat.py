@@ -5,6 +5,7 @@ import contextlib
 from aiohttp import web
 
 from osaurusd.openai import generation
+from osaurusd.openai.limits import Limits
 from osaurusd.openai.render import chat as render
 from osaurusd.openai.render.chunks import chunks
 from osaurusd.openai.schema.chat import ChatRequest
@@ -15,8 +16,10 @@ from osaurusd.web import body, keys, sse
 async def create(request: web.Request) -> web.StreamResponse:
     """Answer a chat, as one object or as a stream of chunks."""
     chat = await body.read(request, ChatRequest)
+    config = request.app[keys.SETTINGS].config
+    Limits(config.input).chat(chat)
     record = await generation.find(request, chat.model)
-    order = translate.order(chat, record.generation, request.app[keys.SETTINGS].config.defaults)
+    order = translate.order(chat, record.generation, config.defaults)
     envelope = generation.envelope("chatcmpl", record)
     async with contextlib.aclosing(generation.events(request, record, [order])) as events:
         if chat.stream:

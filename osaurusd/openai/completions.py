@@ -5,6 +5,7 @@ import contextlib
 from aiohttp import web
 
 from osaurusd.openai import generation
+from osaurusd.openai.limits import Limits
 from osaurusd.openai.render import completions as render
 from osaurusd.openai.schema.completions import CompletionRequest
 from osaurusd.openai.translate import completions as translate
@@ -14,8 +15,10 @@ from osaurusd.web import body, keys, sse
 async def create(request: web.Request) -> web.StreamResponse:
     """Continue one or several prompts, as one object or as a stream of chunks."""
     asked = await body.read(request, CompletionRequest)
+    config = request.app[keys.SETTINGS].config
+    Limits(config.input).completion(asked)
     record = await generation.find(request, asked.model)
-    orders = translate.orders(asked, record.generation, request.app[keys.SETTINGS].config.defaults)
+    orders = translate.orders(asked, record.generation, config.defaults)
     envelope = generation.envelope("cmpl", record)
     async with contextlib.aclosing(generation.events(request, record, orders)) as events:
         if asked.stream:

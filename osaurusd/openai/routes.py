@@ -3,7 +3,8 @@
 from aiohttp import web
 
 from osaurusd.openai import chat, completions, models
-from osaurusd.web import body
+from osaurusd.openai.description.document import document
+from osaurusd.web import body, keys
 
 PREFIXES = ("", "/v1")
 
@@ -12,6 +13,7 @@ def add_routes(app: web.Application) -> None:
     """Mount everything that clients may ask for."""
     for prefix in PREFIXES:
         app.router.add_get(f"{prefix}/health", _health)
+        app.router.add_get(f"{prefix}/openapi.json", _describe)
         app.router.add_get(f"{prefix}/models", models.index)
         app.router.add_get(f"{prefix}/models/{{model:.+}}", models.show)
         app.router.add_post(f"{prefix}/chat/completions", chat.create)
@@ -21,3 +23,9 @@ def add_routes(app: web.Application) -> None:
 async def _health(_: web.Request) -> web.Response:
     """The doors open only once requests can be served, so to answer is the answer."""
     return body.reply({"status": "ok"})
+
+
+async def _describe(request: web.Request) -> web.Response:
+    """The description of these routes, under the limits in force; made when it is first asked for."""
+    described = document(request.app[keys.SETTINGS].config.input)
+    return web.Response(body=described, content_type="application/json")

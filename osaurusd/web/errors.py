@@ -66,6 +66,9 @@ STATUS: Mapping[ErrorCode, int] = {
     ErrorCode.DISK_FULL: 507,
 }
 
+MAX_MESSAGE = 4000
+MAX_PARAM = 500
+
 # OpenAI's clients ask again on 429 and 5xx: after how many seconds, or not at all, where the same request would fail
 # the same way. A 401 must say how one makes oneself known (RFC 9110, section 15.5.2).
 _ADVICE: Mapping[ErrorCode, Mapping[str, str]] = {
@@ -87,9 +90,16 @@ def status_of(error: OsaurusError) -> int:
 
 
 def error_body(error: OsaurusError) -> ErrorBody:
-    """The error as it stands in every answer."""
-    param = None if error.param is None else _encodable(error.param)
-    return ErrorBody(message=_encodable(error.message), type=_kind(status_of(error)), param=param, code=error.code)
+    """The error as it stands in every answer; what it quotes of a request may be of any length, an answer not."""
+    param = None if error.param is None else _shown(error.param, MAX_PARAM)
+    message = _shown(error.message, MAX_MESSAGE)
+    return ErrorBody(message=message, type=_kind(status_of(error)), param=param, code=error.code)
+
+
+def _shown(text: str, length: int) -> str:
+    """Its beginning, with escapes for what no UTF-8 has: half a surrogate from a path or a field."""
+    shown = text if len(text) <= length else f"{text[: length - 1]}…"
+    return shown.encode("utf-8", "backslashreplace").decode()
 
 
 def _kind(status: int) -> str:
@@ -97,11 +107,6 @@ def _kind(status: int) -> str:
     if status == 429:
         return "rate_limit_error"
     return "invalid_request_error" if status < 500 else "server_error"
-
-
-def _encodable(text: str) -> str:
-    """As it is, or with escapes for what no UTF-8 has: half a surrogate from a path or a field."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def envelope(error: OsaurusError) -> bytes:

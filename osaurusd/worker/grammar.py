@@ -8,7 +8,7 @@ from llguidance import LLMatcher, LLParserLimits
 
 from osaurusd import ipc
 from osaurusd.errors import InvalidRequest
-from osaurusd.worker import tools
+from osaurusd.worker import schema_cost, tools
 
 MAX_CALLS = 8
 """Calls in one answer that must be calls."""
@@ -76,6 +76,7 @@ def _json_rule(name: str, schema: dict[str, Any], param: str, of: str = "") -> s
         InvalidRequest: there can be no such rule.
     """
     try:
+        schema_cost.check(schema)
         _check(schema)
         text = json.dumps({**schema, "x-guidance": _OPTIONS})
         error = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text), limits=LIMITS)
@@ -88,7 +89,9 @@ def _json_rule(name: str, schema: dict[str, Any], param: str, of: str = "") -> s
 
 def refused(reason: str, param: str, of: str = "") -> InvalidRequest:
     """The error for a schema that answers cannot be held to. `of` says whose it is, with a space before it."""
-    return InvalidRequest(f"`{param}`: the schema{of} cannot be used: {reason[:_MAX_REASON]}", param=param)
+    # What llguidance adds for its own developers helps nobody here.
+    said = reason.partition("<non-verbose/>")[0].partition("<backtrace>")[0].strip()[:_MAX_REASON]
+    return InvalidRequest(f"`{param}`: the schema{of} cannot be used: {said}", param=param)
 
 
 def _arguments(function: dict[str, Any]) -> dict[str, Any]:

@@ -81,6 +81,7 @@ def test_every_endpoint_is_documented() -> None:
         "POST /completions",
         "GET /health",
         "GET /metrics",
+        "GET /openapi.json",
     ):
         assert f"## `{endpoint}`" in text
 

@@ -81,6 +81,22 @@ DEFAULTS = {
     "pulls.stall_seconds": 30.0,
     "pulls.patience_seconds": 1800.0,
     "pulls.disk_margin_bytes": 1073741824,
+    "input.max_depth": 128,
+    "input.max_values": 1000000,
+    "input.max_members": 200000,
+    "input.max_messages": 4096,
+    "input.max_parts": 2048,
+    "input.max_tool_calls": 128,
+    "input.max_name_length": 256,
+    "input.max_stop_strings": 16,
+    "input.max_stop_length": 1024,
+    "input.max_tools": 128,
+    "input.max_schema_bytes": 131072,
+    "input.max_schema_depth": 100,
+    "input.max_choices": 8,
+    "input.max_top_logprobs": 20,
+    "input.max_logit_bias": 1024,
+    "input.max_prompts": 128,
     "log.level": "info",
     "log.content": False,
 }
@@ -151,6 +167,23 @@ def test_every_key_can_be_set_in_the_file(load):
         min_residency_seconds = 0
         hang_seconds = 0.5
         spare_seconds = 1
+        [input]
+        max_depth = 8
+        max_values = 9
+        max_members = 10
+        max_messages = 11
+        max_parts = 12
+        max_tool_calls = 13
+        max_name_length = 14
+        max_stop_strings = 15
+        max_stop_length = 16
+        max_tools = 17
+        max_schema_bytes = 18
+        max_schema_depth = 19
+        max_choices = 20
+        max_top_logprobs = 21
+        max_logit_bias = 22
+        max_prompts = 23
         [pulls]
         connections = 32
         stall_seconds = 3600
@@ -210,6 +243,22 @@ def test_every_key_can_be_set_in_the_file(load):
         "pulls.stall_seconds": 3600.0,
         "pulls.patience_seconds": 0.0,
         "pulls.disk_margin_bytes": 0,
+        "input.max_depth": 8,
+        "input.max_values": 9,
+        "input.max_members": 10,
+        "input.max_messages": 11,
+        "input.max_parts": 12,
+        "input.max_tool_calls": 13,
+        "input.max_name_length": 14,
+        "input.max_stop_strings": 15,
+        "input.max_stop_length": 16,
+        "input.max_tools": 17,
+        "input.max_schema_bytes": 18,
+        "input.max_schema_depth": 19,
+        "input.max_choices": 20,
+        "input.max_top_logprobs": 21,
+        "input.max_logit_bias": 22,
+        "input.max_prompts": 23,
         "log.level": "debug",
         "log.content": True,
     }

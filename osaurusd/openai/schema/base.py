@@ -1,11 +1,12 @@
-"""What chats and legacy completions have in common: OpenAI's published schema, and sampling fields beyond it."""
+"""What chats and legacy completions have in common: OpenAI's published schema, and sampling fields beyond it.
+
+How many there may be of what is configured (`openai.limits`); what is out of range in itself is here.
+"""
 
 from typing import Annotated
 
 import msgspec
 
-MAX_CHOICES = 8
-MAX_LOGPROBS = 20
 MAX_TOKEN_ID = 2**31 - 1
 
 # More than any context holds; what is larger would not fit into the numbers of those who count.
@@ -15,7 +16,7 @@ Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 Bias = Annotated[float, msgspec.Meta(ge=-100, le=100)]
 StopString = Annotated[str, msgspec.Meta(min_length=1)]
 Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-Logprobs = Annotated[int, msgspec.Meta(ge=0, le=MAX_LOGPROBS)]
+Logprobs = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +33,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)] | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] | None = None
     stop: StopString | list[StopString] | None = None
     seed: Seed | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
@@ -42,7 +43,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[str, Bias], msgspec.Meta(max_length=1024)] | None = None
+    logit_bias: dict[str, Bias] | None = None
 
     @property
     def include_usage(self) -> bool:

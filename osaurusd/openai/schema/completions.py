@@ -8,8 +8,6 @@ from osaurusd.openai.schema.base import MAX_TOKEN_ID, MAX_TOKENS, Logprobs, Requ
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN_ID)]
 
-MAX_PROMPTS = 128
-
 
 class CompletionRequest(Request, frozen=True, kw_only=True):
     """The body. `prompt` is a text, token ids, or a list of such; `logprobs` is how many likeliest tokens to tell."""

@@ -6,7 +6,6 @@ from osaurusd.config import Defaults
 from osaurusd.errors import InvalidRequest, UnsupportedParameter
 from osaurusd.openai.schema.chat import HARMLESS, ChatRequest, NamedSchema, ResponseFormat
 from osaurusd.openai.translate.messages import messages
-from osaurusd.openai.translate.nesting import checked
 from osaurusd.openai.translate.sampling import sampling, stop
 from osaurusd.openai.translate.template import variables
 from osaurusd.openai.translate.tools import tools
@@ -73,4 +72,4 @@ def _schema(named: NamedSchema | None, path: str) -> ipc.JsonSchema:
         raise InvalidRequest(f"`{path}`: is required", param=path)
     if named.schema is None:
         raise InvalidRequest(f"`{path}.schema`: is required", param=f"{path}.schema")
-    return ipc.JsonSchema(schema=checked(named.schema, f"{path}.schema"))
+    return ipc.JsonSchema(schema=named.schema)

@@ -6,7 +6,7 @@ from osaurusd import ipc
 from osaurusd.catalog.record import GenerationDefaults
 from osaurusd.config import Defaults
 from osaurusd.errors import InvalidRequest, UnsupportedParameter
-from osaurusd.openai.schema.completions import MAX_PROMPTS, CompletionRequest
+from osaurusd.openai.schema.completions import CompletionRequest
 from osaurusd.openai.translate.sampling import sampling, stop
 
 DEFAULT_MAX_TOKENS = 16
@@ -53,8 +53,8 @@ def _prompts(request: CompletionRequest) -> list[ipc.Prompt]:
         return [_text(given or "", request.suffix)]
     if given and isinstance(given[0], int):
         return [_tokens(given, "prompt", request.suffix)]
-    if not 1 <= len(given) <= MAX_PROMPTS:
-        raise InvalidRequest(f"`prompt`: 1 to {MAX_PROMPTS} prompts, not {len(given)}", param="prompt")
+    if not given:
+        raise InvalidRequest("`prompt`: is an empty list; leave it out to begin with nothing", param="prompt")
     return [_prompt(prompt, f"prompt[{at}]", request.suffix) for at, prompt in enumerate(given)]
 
 

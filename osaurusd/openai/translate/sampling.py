@@ -11,12 +11,11 @@ from osaurusd.openai.schema.base import MAX_TOKEN_ID, Request
 
 T = TypeVar("T")
 
-MAX_STOP_STRINGS = 16
-
 # Sampling from an empty set is undefined; OpenAI takes 0 to mean the most likely token only.
 SMALLEST_TOP_P = 1e-6
 
-_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
+TOKEN_ID = r"0|[1-9][0-9]{0,9}"
+_TOKEN_ID = re.compile(TOKEN_ID)
 
 
 def sampling(request: Request, model: GenerationDefaults, defaults: Defaults) -> ipc.Sampling:
@@ -41,15 +40,8 @@ def sampling(request: Request, model: GenerationDefaults, defaults: Defaults) ->
 
 
 def stop(request: Request) -> list[str]:
-    """The stop strings.
-
-    Raises:
-        InvalidRequest: there are too many.
-    """
-    strings = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    if len(strings) > MAX_STOP_STRINGS:
-        raise InvalidRequest(f"`stop`: at most {MAX_STOP_STRINGS} strings, not {len(strings)}", param="stop")
-    return strings
+    """The stop strings."""
+    return [request.stop] if isinstance(request.stop, str) else request.stop or []
 
 
 def _first(*values: T | None) -> T:

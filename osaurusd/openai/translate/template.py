@@ -4,7 +4,6 @@ from typing import Any
 
 from osaurusd.errors import InvalidRequest
 from osaurusd.openai.schema.chat import ChatRequest
-from osaurusd.openai.translate.nesting import checked
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
@@ -44,7 +43,7 @@ def variables(request: ChatRequest) -> dict[str, Any]:
         if name in RESERVED:
             path = f"chat_template_kwargs.{name}"
             raise InvalidRequest(f"`{path}`: is no variable of a template; leave it out", param=path)
-    return {**_effort(request.reasoning_effort), **checked(own, "chat_template_kwargs")}
+    return {**_effort(request.reasoning_effort), **own}
 
 
 def _effort(effort: str | None) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 from osaurusd import ipc
 from osaurusd.errors import InvalidRequest, UnsupportedParameter
 from osaurusd.openai.schema.chat import AllowedTools, ChatRequest, Function, FunctionName, Tool, ToolChoice, ToolName
-from osaurusd.openai.translate.nesting import checked
 
 F = TypeVar("F", Function, FunctionName)
 
@@ -51,7 +50,6 @@ def _offered(tools: list[Tool]) -> dict[str, Function]:
         function = _function(tool.type, tool.function, path)
         if function.name in offered:
             raise InvalidRequest(f"`{path}.function.name`: {function.name!r} is taken", param=f"{path}.function.name")
-        checked(function.parameters or {}, f"{path}.function.parameters")
         offered[function.name] = function
     return offered
 

@@ -1,106 +1,119 @@
-"""Limits on requests to a model, with a worker that does as it is told."""
-
-import asyncio
-import contextlib
-import json
+"""What a request may have at most: refused by the path of the field, with the limit and its key."""
 
 import msgspec
 import pytest
 
-from osaurusd.config import Limits
-from osaurusd.web import keys, limits
-from osaurusd.web.limits import GATE
-from tests.osaurusd.pool.asking import until
+from osaurusd.config import Input
+from osaurusd.errors import InvalidRequest
+from osaurusd.openai import limits
+from osaurusd.openai.limits import Limits
+from osaurusd.openai.schema.chat import ChatRequest
+from osaurusd.openai.schema.completions import CompletionRequest
+from osaurusd.web import body
+from tests.osaurusd.openai.translate.asking import TALK, nested, tool
 
-from .conftest import MODEL
-
-pytestmark = pytest.mark.timeout(120)
-
-CHAT = "/v1/chat/completions"
-STALL = [{"role": "user", "content": "stall"}]
-HELLO = [{"role": "user", "content": "hello"}]
-
-
-def chat(messages, **fields):
-    """The bytes of a request, which may be sent in parts."""
-    body = json.dumps({"model": MODEL, "messages": messages, **fields}).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode(), body
-
-
-async def limit(serving, **limits):
-    """Have these limits hold from now on; the model is loaded already."""
-    assert (await serving.post(CHAT, messages=HELLO)).status == 200
-    settings = serving.app[keys.SETTINGS]
-    settings.config = msgspec.structs.replace(settings.config, limits=Limits(**limits))
-
-
-@contextlib.asynccontextmanager
-async def asked(serving, *parts):
-    reader, writer = await serving.server.connect()
-    try:
-        for part in parts:
-            writer.write(part)
-        yield reader
-    finally:
-        writer.transport.abort()
+SMALL = Input(
+    max_messages=2,
+    max_parts=2,
+    max_tool_calls=1,
+    max_name_length=5,
+    max_stop_strings=2,
+    max_stop_length=3,
+    max_tools=2,
+    max_schema_bytes=60,
+    max_schema_depth=3,
+    max_choices=2,
+    max_top_logprobs=2,
+    max_logit_bias=1,
+    max_prompts=2,
+)
+LONG = "x" * 6
+PART = {"type": "text", "text": "a"}
 
 
-async def test_a_request_too_many_is_refused_before_its_body_is_read(serving_model):
-    await limit(serving_model, max_requests=1)
-    gate = serving_model.app[GATE]
-    async with asked(serving_model, *chat(STALL, stream=True)) as reader:
-        await reader.readuntil(b"data: ")
-        assert gate.requests == 1
-        head, _ = chat(HELLO)
-        refused = await serving_model.server.send(head)
-        models = await serving_model.server.ask("GET", "/models")
-    await until(lambda: gate.requests == 0)
-    answer = await serving_model.post(CHAT, messages=HELLO)
-    assert (refused.status, refused.error["code"], refused.headers["Retry-After"]) == (429, "too_many_requests", "1")
-    assert "`limits.max_requests`" in refused.error["message"]
-    assert (models.status, answer.status) == (200, 200)
+def chat(**fields):
+    request = body.decode(msgspec.json.encode({"messages": TALK, **fields}), ChatRequest)
+    Limits(SMALL).chat(request)
 
 
-async def test_a_request_that_takes_too_long_is_a_504_and_its_sequence_ended(serving_model):
-    await limit(serving_model, request_seconds=0.7)
-    answer = await serving_model.post(CHAT, messages=STALL)
-    assert (answer.status, answer.error["code"]) == (504, "time_limit_exceeded")
-    assert answer.headers["x-should-retry"] == "false"
-    assert "`limits.request_seconds`" in answer.error["message"]
-    await until(lambda: "cancel" in serving_model.received())
-    assert (await serving_model.post(CHAT, messages=HELLO)).status == 200
+def completion(**fields):
+    Limits(SMALL).completion(body.decode(msgspec.json.encode(fields), CompletionRequest))
 
 
-async def test_a_stream_that_takes_too_long_says_so_at_its_end(serving_model):
-    await limit(serving_model, request_seconds=0.7)
-    *_, last = await serving_model.stream(CHAT, messages=STALL)
-    assert last["error"]["code"] == "time_limit_exceeded"
-    await until(lambda: "cancel" in serving_model.received())
+def calls(**fields):
+    return [{"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "{}"}, **fields}]}]
 
 
-async def test_a_reader_that_stalls_is_dropped_and_its_sequence_ended_and_others_are_not(serving_model):
-    await limit(serving_model, reader_stall_seconds=0.2)
-    gate = serving_model.app[GATE]
-    words = "word " * 200_000
-    async with asked(serving_model, *chat([{"role": "user", "content": words}], stream=True)) as reader:
-        await reader.readuntil(b"data: ")
-        reader._transport.pause_reading()
-        answers = [await serving_model.post(CHAT, messages=HELLO) for _ in range(3)]
-        async with asyncio.timeout(60):
-            await until(lambda: gate.requests == 0)
-            await until(lambda: "cancel" in serving_model.received())
-            await until(lambda: not serving_model.server.connections())
-    assert [answer.status for answer in answers] == [200, 200, 200]
+def form(schema):
+    return {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
 
 
-async def test_a_reader_that_hardly_reads_is_cut_off_after_the_deadline(serving_model, monkeypatch):
-    monkeypatch.setattr(limits, "CUT_SECONDS", 0.1)
-    await limit(serving_model, request_seconds=0.7)
-    body = json.dumps({"model": MODEL, "prompt": ["flood"] * 16, "stream": True}).encode()
-    head = chat(HELLO)[0].replace(CHAT.encode(), b"/v1/completions").partition(b"Content-Length")[0]
-    async with asked(serving_model, head + b"Content-Length: %d\r\n\r\n" % len(body), body) as reader:
-        await reader.readuntil(b"data: ")
-        reader._transport.pause_reading()
-        await until(lambda: not serving_model.server.connections())
-    assert serving_model.app[GATE].requests == 0
+TOO_MUCH = [
+    (chat, {"messages": TALK * 3}, "messages", "max_messages"),
+    (chat, {"messages": [{"role": "user", "content": [PART] * 3}]}, "messages[0].content", "max_parts"),
+    (chat, {"messages": [*TALK, {"role": "user", "content": "", "name": LONG}]}, "messages[1].name", "max_name_length"),
+    (
+        chat,
+        {"messages": [{"role": "tool", "content": "", "tool_call_id": LONG}]},
+        "messages[0].tool_call_id",
+        "max_name_length",
+    ),
+    (chat, {"messages": [{**calls()[0], "tool_calls": calls()[0]["tool_calls"] * 2}]}, "messages[0].tool_calls", None),
+    (chat, {"messages": calls(id=LONG)}, "messages[0].tool_calls[0].id", "max_name_length"),
+    (
+        chat,
+        {"messages": calls(function={"name": LONG, "arguments": ""})},
+        "messages[0].tool_calls[0].function.name",
+        "max_name_length",
+    ),
+    (chat, {"model": LONG}, "model", "max_name_length"),
+    (chat, {"n": 3}, "n", "max_choices"),
+    (chat, {"n": 2**31 - 1}, "n", "max_choices"),
+    (chat, {"stop": "abcd"}, "stop", "max_stop_length"),
+    (chat, {"stop": ["a", "abcd"]}, "stop[1]", "max_stop_length"),
+    (chat, {"stop": ["a"] * 3}, "stop", "max_stop_strings"),
+    (chat, {"logit_bias": {"1": 1, "2": 1}}, "logit_bias", "max_logit_bias"),
+    (chat, {"logprobs": True, "top_logprobs": 3}, "top_logprobs", "max_top_logprobs"),
+    (chat, {"tools": [tool(name) for name in "abc"]}, "tools", "max_tools"),
+    (chat, {"tools": [tool(parameters=nested(4))]}, "tools[0].function.parameters", "max_schema_depth"),
+    (chat, {"tools": [tool(parameters={"a": "x" * 60})]}, "tools[0].function.parameters", "max_schema_bytes"),
+    (chat, {"tools": [tool(name, parameters={"a": "x" * 30}) for name in "ab"]}, "tools", "max_schema_bytes"),
+    (chat, {"response_format": form(nested(4))}, "response_format.json_schema.schema", "max_schema_depth"),
+    (chat, {"response_format": form({"a": "x" * 60})}, "response_format.json_schema.schema", "max_schema_bytes"),
+    (chat, {"chat_template_kwargs": nested(4)}, "chat_template_kwargs", "max_schema_depth"),
+    (chat, {"chat_template_kwargs": {"a": ["x"] * 60}}, "chat_template_kwargs", "max_schema_bytes"),
+    (completion, {"prompt": ["a"] * 3}, "prompt", "max_prompts"),
+    (completion, {"prompt": [[1]] * 3}, "prompt", "max_prompts"),
+    (completion, {"logprobs": 3}, "logprobs", "max_top_logprobs"),
+    (completion, {"n": 3}, "n", "max_choices"),
+]
+
+
+@pytest.mark.parametrize(("check", "fields", "param", "key"), TOO_MUCH)
+def test_more_than_may_be_is_refused_with_the_limit_and_its_key(check, fields, param, key):
+    with pytest.raises(InvalidRequest) as refusal:
+        check(**fields)
+    key = key or "max_tool_calls"
+    assert param == refusal.value.param
+    assert refusal.value.message.startswith(f"`{param}`: at most {getattr(SMALL, key)} {limits.UNITS[key]}, not ")
+    assert refusal.value.message.endswith(f"(`input.{key}`)")
+
+
+def test_every_limit_of_fields_is_enforced():
+    of_bodies = {"max_depth", "max_values", "max_members"}
+    assert set(Input.__struct_fields__) - of_bodies == {key or "max_tool_calls" for *_, key in TOO_MUCH}
+
+
+@pytest.mark.parametrize(
+    ("check", "fields"),
+    [
+        (chat, {"messages": TALK * 2}),
+        (chat, {"n": 2, "stop": ["abc", "a"], "logit_bias": {"1": 1}, "model": "x" * 5}),
+        (chat, {"tools": [tool(name, parameters=nested(3)) for name in "ab"]}),
+        (completion, {"prompt": list(range(100))}),
+        (completion, {"prompt": ["a", "b"]}),
+        (completion, {"prompt": []}),
+    ],
+)
+def test_just_so_much_may_be(check, fields):
+    check(**fields)

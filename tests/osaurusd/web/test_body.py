@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 
-from osaurusd.config import Config, Server
+from osaurusd.config import Config, Input, Server
 from osaurusd.errors import InvalidJson, InvalidRequest
 from osaurusd.web import body
 from osaurusd.web.app import make_app
@@ -136,6 +136,91 @@ def test_a_number_out_of_range_is_named(content, param):
     assert refusal.value.param == param
 
 
+@pytest.mark.parametrize(
+    ("content", "param"),
+    [
+        (b'{"items":[],"items":[]}', "items"),
+        (b'{"items":[],"\\u0069tems":[]}', "items"),
+        (b'{"items":[{"name":"a","name":"b"}]}', "items[0].name"),
+        (b'{"items":[{"name":"a"},{"name":"a","size":1,"size":1}]}', "items[1].size"),
+        (b'{"items":[],"anything":{"a":[{},{"b":{"c":1,"d":1,"c":1}}]}}', "anything.a[1].b.c"),
+        (b'{"items":[],"unknown":{"":1,"":2}}', "unknown."),
+        (b'{"items":[],"x":1,"x":{"y":1}}', "x"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_named(content, param):
+    with pytest.raises(InvalidRequest) as refusal:
+        body.decode(content, Order)
+    assert (refusal.value.param, refusal.value.message) == (param, f"`{param}`: stands there more than once")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"items":[{"name":"a"},{"name":"a"}]}',
+        b'{"items":[],"anything":"{\\"a\\":1,\\"a\\":2}"}',
+        b'{"items":[],"anything":{"a":{"a":{"a":1}}}}',
+        b'{"items":[],"anything":{"a":1,"A":1}}',
+    ],
+)
+def test_what_only_looks_repeated_is_taken(content):
+    body.decode(content, Order)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'\xef\xbb\xbf{"items":[]}', "byte order mark"),
+        ('{"items":[]}'.encode("utf-16"), "UTF-16"),
+        ('{"items":[]}'.encode("utf-32"), "UTF-32"),
+        (b'{"items":[],"unknown":"\xff"}', "UTF-8 at byte 23"),
+        (b'{"items":[],"\xff":1}', "UTF-8 at byte 13"),
+        (b'{"items":[{"name":"\\ud800"}]}', "surrogate"),
+        (b'{"items":[],"unknown":"\\udc00"}', "surrogate"),
+    ],
+)
+def test_what_is_wrong_with_the_text_is_said(content, says):
+    with pytest.raises(InvalidJson, match=says):
+        body.decode(content, Order)
+
+
+def test_nul_in_a_text_is_a_character_like_others():
+    assert body.decode(b'{"items":[{"name":"a\\u0000b"}]}', Order).items[0].name == "a\0b"
+
+
+@pytest.mark.parametrize("number", [b"9" * 5000, b"-" + b"9" * 5000])
+def test_a_number_of_thousands_of_digits_is_refused_also_where_nobody_looks(number):
+    with pytest.raises(InvalidRequest, match="digits"):
+        body.decode(b'{"items":[],"unknown":%s}' % number, Order)
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'[{"a\\"[":'], ids=["arrays", "objects", "both"])
+def test_so_many_levels_may_be_in_each_other_and_no_more(opening):
+    closing = {b"[": b"]", b'{"a":': b"}"}.get(opening, b"}]")
+    here = 9 // len(closing)
+
+    def nested(levels):
+        return b'{"items":[],"unknown":' + opening * levels + b"1" + closing * levels + b',"also":[[],{},"[[[["]}'
+
+    body.decode(nested(here), Order, Input(max_depth=10))
+    with pytest.raises(InvalidJson, match=r"at most 10 levels \(`input.max_depth`\)"):
+        body.decode(nested(here + 1), Order, Input(max_depth=10))
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        (b'{"items":[],"anything":[1,2,3,4,5,6,7,8,9]}', "max_values"),
+        (b'{"items":[],"anything":[' + b'"",' * 500 + b'""]}', "max_values"),
+        (b'{"items":[],"anything":{"a":1,"b":2,"c":3}}', "max_members"),
+    ],
+)
+def test_so_many_values_may_be_in_a_body_and_no_more(content, key):
+    body.decode(b'{"items":[],"anything":[":,{[",1,2,3,4,5,6]}', Order, Input(max_values=12, max_members=4))
+    with pytest.raises(InvalidRequest, match=rf"`input.{key}`"):
+        body.decode(content, Order, Input(max_values=12, max_members=4))
+
+
 @pytest.fixture
 async def server(logged):
     app = make_app(Config(server=Server(max_body_bytes=1000)))
@@ -202,3 +287,20 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error_of_our
     writer.close()
     await writer.wait_closed()
     assert [line for line in logged() if line["event"] == "unexpected error"] == []
+
+
+@pytest.mark.parametrize("charset", ["utf-16", "latin-1", "iso-8859-1", "nonsense"])
+async def test_a_body_in_another_encoding_is_not_read(server, charset):
+    answer = await server.ask("POST", "/", f"{JSON}; charset={charset}", body=b'{"items":[]}')
+    assert (answer.status, answer.error["code"]) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF-8", '"utf-8"', "us-ascii"])
+async def test_an_encoding_that_is_utf8_is_read(server, charset):
+    assert (await server.ask("POST", "/", f"{JSON}; charset={charset}", body=b'{"items":[]}')).status == 201
+
+
+async def test_an_error_quotes_only_so_much(server):
+    answer = await server.ask("POST", "/", JSON, body=b'{"items":[],"%s":1,"%s":1}' % (b"k" * 450, b"k" * 450))
+    assert len(answer.error["param"]) == 450
+    assert len(answer.body) < 2000

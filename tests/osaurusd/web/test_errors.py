@@ -188,3 +188,8 @@ def test_any_other_error_is_an_internal_one(logged):
     assert "a secret" not in shown.message
     (line,) = logged()
     assert "ValueError: a secret" in line["exception"]
+
+
+def test_what_an_error_quotes_is_cut():
+    body = errors.error_body(domain.InvalidRequest("m" * 10_000, param="p" * 10_000))
+    assert (len(body.message), len(body.param)) == (errors.MAX_MESSAGE, errors.MAX_PARAM)

@@ -3,7 +3,8 @@
 import msgspec
 
 from osaurusd.catalog.record import GenerationDefaults
-from osaurusd.config import Defaults
+from osaurusd.config import Defaults, Input
+from osaurusd.openai.limits import Limits
 from osaurusd.openai.schema.chat import ChatRequest
 from osaurusd.openai.schema.completions import CompletionRequest
 from osaurusd.openai.translate import chat, completions
@@ -15,12 +16,14 @@ TALK = [{"role": "user", "content": "Hello"}]
 def chat_order(model=None, defaults=None, **fields):
     """The order for a chat with these fields."""
     request = body.decode(msgspec.json.encode({"messages": TALK, **fields}), ChatRequest)
+    Limits(Input()).chat(request)
     return chat.order(request, model or GenerationDefaults(), defaults or Defaults())
 
 
 def completion_orders(model=None, defaults=None, **fields):
     """The orders for a legacy completion with these fields."""
     request = body.decode(msgspec.json.encode(fields), CompletionRequest)
+    Limits(Input()).completion(request)
     return completions.orders(request, model or GenerationDefaults(), defaults or Defaults())
 
 

@@ -112,4 +112,7 @@ def test_stop_has_several_forms(stop, expected):
 def test_too_many_stop_strings_are_refused():
     with pytest.raises(InvalidRequest) as refusal:
         chat_order(stop=["x"] * 17)
-    assert ("stop", "`stop`: at most 16 strings, not 17") == (refusal.value.param, refusal.value.message)
+    assert ("stop", "`stop`: at most 16 strings, not 17 (`input.max_stop_strings`)") == (
+        refusal.value.param,
+        refusal.value.message,
+    )

@@ -1,0 +1,219 @@
+"""What is sent: JSON of any kind, requests with something wrong in them, schemas that nobody would write."""
+
+import copy
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from hypothesis import strategies as st
+
+PATHS = st.sampled_from(["/v1/chat/completions", "/completions"])
+
+# Half a surrogate pair cannot be encoded; as an escape it is among the bytes below.
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+numbers = st.one_of(
+    st.integers(),
+    st.floats(),
+    st.sampled_from([0, -1, 1, 2**31, 2**53 + 1, 2**63, -(2**63) - 1, 10**30, 1e308, -0.0, 1e-320]),
+)
+scalars = st.one_of(st.none(), st.booleans(), numbers, text)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(text, inner, max_size=5)),
+    max_leaves=20,
+)
+
+WORDS = [
+    "",
+    "auto",
+    "none",
+    "required",
+    "function",
+    "text",
+    "json_object",
+    "json_schema",
+    "user",
+    "tool",
+    "\0",
+    "<|im_end|>",
+]
+nasty = st.one_of(
+    values,
+    st.sampled_from([*WORDS, [], {}, [[]], "x" * 2000, ["x"] * 200, [0] * 500, {"type": "function"}, {"a": {"a": {}}}]),
+)
+
+CHATS: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": "Hello"}]},
+    {"messages": [{"role": "system", "content": [{"type": "text", "text": "x"}]}, {"role": "user", "content": "y"}]},
+    {
+        "messages": [
+            {"role": "user", "content": "Weather?"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}],
+            },
+            {"role": "tool", "tool_call_id": "c", "content": "rain"},
+        ],
+        "tools": [
+            {
+                "type": "function",
+                "function": {
+                    "name": "f",
+                    "description": "d",
+                    "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}},
+                },
+            }
+        ],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+    },
+    {
+        "messages": [{"role": "user", "content": "JSON"}],
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "n", "schema": {"type": "object", "properties": {"a": {"type": "string"}}}},
+        },
+        "logprobs": True,
+        "top_logprobs": 2,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    },
+    {
+        "messages": [{"role": "user", "content": "Hello"}],
+        "n": 2,
+        "stop": ["a", "b"],
+        "seed": 1,
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "top_k": 3,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "frequency_penalty": 0.1,
+        "presence_penalty": 0.1,
+        "logit_bias": {"1": 5},
+        "reasoning_effort": "low",
+        "chat_template_kwargs": {"a": [1]},
+    },
+]
+TEXTS: list[dict[str, Any]] = [
+    {"prompt": "Once", "suffix": None},
+    {"prompt": ["a", [1, 2]], "echo": True, "logprobs": 2, "n": 1, "best_of": 1},
+    {"prompt": [1, 2, 3], "stop": "x", "stream": True, "seed": 3},
+]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths to everything in a value."""
+    if path:
+        yield path
+    members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, member in members:
+        yield from places(member, (*path, key))
+
+
+def parent(value: Any, path: tuple[Any, ...]) -> Any:
+    for key in path[:-1]:
+        value = value[key]
+    return value
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> tuple[str, bytes]:
+    """A path, and a valid request to it in which one to three things were changed, taken out or put in."""
+    path = draw(PATHS)
+    request = copy.deepcopy(draw(st.sampled_from(CHATS if "chat" in path else TEXTS)))
+    for _ in range(draw(st.integers(1, 3))):
+        found = list(places(request))
+        place = draw(st.sampled_from(found))
+        holder = parent(request, place)
+        match draw(st.sampled_from(["replace", "remove", "add"])):
+            case "replace":
+                holder[place[-1]] = copy.deepcopy(draw(nasty))
+            case "remove" if len(found) > 1:
+                del holder[place[-1]]
+            case _ if isinstance(holder, dict):
+                holder[draw(text)] = copy.deepcopy(draw(nasty))
+            case _:
+                holder.append(copy.deepcopy(draw(nasty)))
+        if not request:
+            break
+    return path, json.dumps({**request, "max_tokens": draw(st.sampled_from([1, 2, 3]))}).encode()
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> tuple[str, bytes]:
+    """A path, and the bytes of a valid request to it with other bytes in their midst, or with some missing."""
+    path = draw(PATHS)
+    sent = json.dumps({**draw(st.sampled_from(CHATS if "chat" in path else TEXTS)), "max_tokens": 1}).encode()
+    at = draw(st.integers(0, len(sent)))
+    until = draw(st.integers(at, min(at + 5, len(sent))))
+    pieces = [b'"', b"\\", b"\\ud800", b"\\u0000", b"\0", b"\xff", b"\xed\xa0\x80", b"{}", b"[", b"}", b",", b":"]
+    piece = draw(
+        st.one_of(st.binary(max_size=4), st.sampled_from([*pieces, b"1e999", b"NaN", b"9" * 5000, b"[" * 600]))
+    )
+    return path, sent[:at] + piece + sent[until:]
+
+
+patterns = st.one_of(
+    st.sampled_from(["^a{1,1000}$", "(a|b)*c", "^(a+)+$", r"\d{4}", r"(a)\1", "(?=a)", "[^\\]]*", "(", ".{0,9999}"]),
+    st.text("ab()|*+?{}[]^$\\d0,", max_size=12),
+)
+sizes = st.one_of(st.integers(-2, 5), st.sampled_from([0, 10**3, 10**6, 10**18, 2**64]))
+
+
+def _extended(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    keyed = st.dictionaries(st.sampled_from(["a", "b", "type", "$ref", ""]), inner, max_size=4)
+    listed = st.lists(inner, max_size=4)
+    return st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.one_of(st.sampled_from(TYPES), st.lists(st.sampled_from(TYPES), max_size=3)),
+            "properties": keyed,
+            "required": st.lists(st.sampled_from(["a", "b", "zzz", ""]), max_size=4),
+            "additionalProperties": st.one_of(st.booleans(), inner),
+            "patternProperties": st.dictionaries(patterns, inner, max_size=3),
+            "items": inner,
+            "prefixItems": listed,
+            "anyOf": listed,
+            "oneOf": listed,
+            "allOf": listed,
+            "not": inner,
+            "enum": st.lists(values, max_size=4),
+            "const": values,
+            "$ref": st.sampled_from(["#", "#/$defs/a", "#/properties/a", "#/$defs/none", "http://localhost/x", ""]),
+            "$defs": keyed,
+        },
+    )
+
+
+TYPES = ["object", "array", "string", "integer", "number", "boolean", "null", "nonsense"]
+schemas = st.recursive(
+    st.one_of(
+        st.fixed_dictionaries(
+            {"type": st.sampled_from(TYPES)},
+            optional={
+                "pattern": patterns,
+                "format": st.sampled_from(["date", "uuid", "email", "ipv6", "nonsense"]),
+                **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "minProperties"), sizes),
+                **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "multipleOf"), numbers),
+            },
+        ),
+        st.booleans(),
+        values,
+    ),
+    _extended,
+    max_leaves=8,
+)
+
+
+@st.composite
+def constrained(draw: st.DrawFn) -> bytes:
+    """A chat whose answer or whose calls are to be held to a schema that nobody would write."""
+    schema = draw(st.one_of(_extended(schemas), schemas))
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
+    if draw(st.booleans()):
+        form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+        return json.dumps({**asked, "response_format": form}).encode()
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    return json.dumps({**asked, "tools": [tool], "tool_choice": "required"}).encode()
