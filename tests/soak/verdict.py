@@ -21,9 +21,6 @@ BACKOFF_SECONDS = 65.0
 # What a worker says it has reserved differs by what MLX needs while it loads; a sequence reserves more.
 RESERVED_BYTES = 100_000
 
-GARBAGE = "talks_garbage"
-"""The kind of request that is no HTTP."""
-
 DAWDLED = "reads_slowly", "slow_client"
 """The kind of request whose client may lose its answer by its own doing, and the error that it gets."""
 
@@ -142,15 +139,12 @@ def quarters(values: Sequence[float]) -> list[float]:
 
 
 def error_lines(evidence: Evidence) -> Iterator[str]:
-    """What the daemon logged as an error, but for the ends of workers that were killed, and for garbage that came."""
+    """What the daemon logged as an error, but for the ends of workers that were killed."""
     kills = Counter(fault.model for fault in evidence.faults if fault.kind is FaultKind.KILL)
-    garbage = sum(outcome.kind == GARBAGE for outcome in evidence.outcomes)
     unexplained = []
     for line in evidence.log:
         if line.get("event") == "worker lost" and "SIGKILL" in line.get("reason", "") and kills[line["model"]]:
             kills[line["model"]] -= 1
-        elif "aiohttp.http_exceptions." in line.get("exception", "") and garbage:
-            garbage -= 1
         elif line.get("level") in ("error", "critical") or line.get("event") == "plain text":
             unexplained.append(line)
     yield from _some(f"the daemon logged {line}" for line in unexplained)
