@@ -93,7 +93,7 @@ class Limits:
         self._bound(sum(sizes), "tools", "max_schema_bytes")
 
     def _object(self, value: dict[str, Any] | None, path: str) -> int:
-        """Its size. Every level of it costs stack wherever it is written or read again, so there may be only so many."""
+        """Its size. Every level of it costs stack wherever it is written or read again, so they are bounded too."""
         if value is None:
             return 0
         level: list[Any] = [value]

@@ -1,6 +1,7 @@
 """Frames and model files of any bytes: read, or refused with the error that is meant for it. No processes."""
 
 import asyncio
+import contextlib
 import json
 import shutil
 import struct
@@ -63,10 +64,8 @@ def test_a_stream_of_any_bytes_is_frames_and_an_end_or_a_frame_error(sent: bytes
         while (frame := await reader.read()) is not None:
             assert isinstance(frame, ipc.Frame)
 
-    try:
+    with contextlib.suppress(ipc.FrameError):
         asyncio.run(read())
-    except ipc.FrameError as error:
-        assert str(error)
 
 
 @few
@@ -134,9 +133,6 @@ def gguf(folder: Path) -> bytes:
 def test_a_gguf_file_of_any_bytes_is_read_or_refused(folder: Path, gguf: bytes, data: st.DataObject) -> None:
     path = folder / "spoiled.gguf"
     path.write_bytes(data.draw(st.one_of(spoiled(gguf), st.binary(max_size=64).map(lambda tail: gguf[:24] + tail))))
-    try:
+    with contextlib.suppress(ImportFailed):
         header = gguf_file.read_header(path)
-    except ImportFailed as error:
-        assert error.message
-    else:
         assert all(tensor.offset <= path.stat().st_size for tensor in header.tensors.values())

@@ -13,10 +13,14 @@ from osaurusd.openai.translate.template import EFFORTS, RESERVED
 Schema = dict[str, Any]
 
 
+ITEMS = "items"
+
+
 class Limit(NamedTuple):
     """A key of `[input]` as the JSON Schema keyword that says it, of a field of one of our types.
 
-    `kind` is the type that the keyword is for, where the field may have several. Without a keyword it is said in words.
+    `kind` is the type that the keyword is for, as a field may have several, or `ITEMS` for what an array holds. Without
+    a keyword the limit is said in words only.
     """
 
     type: str
@@ -37,6 +41,7 @@ LIMITS = (
             Limit(body, "model", "max_name_length", "maxLength", "string"),
             Limit(body, "n", "max_choices", "maximum", "integer"),
             Limit(body, "stop", "max_stop_length", "maxLength", "string"),
+            Limit(body, "stop", "max_stop_length", "maxLength", ITEMS),
             Limit(body, "stop", "max_stop_strings", "maxItems", "array"),
             Limit(body, "logit_bias", "max_logit_bias", "maxProperties", "object"),
         )
@@ -99,18 +104,13 @@ def _limit(schema: Schema, limit: Limit, most: int) -> None:
     if limit.keyword:
         for form in _forms(schema, limit.kind):
             form[limit.keyword] = most
-        if limit.key == "max_stop_strings":
-            _item_lengths(schema, "max_stop_length")
-    said = f"At most {most} {UNITS[limit.key]} (`input.{limit.key}`)."
-    schema["description"] = f"{schema.get('description', '')} {said}".strip()
-
-
-def _item_lengths(schema: Schema, key: str) -> None:
-    longest = [form["maxLength"] for form in _forms(schema, "string")]
-    for form in _forms(schema, "array"):
-        form["items"]["maxLength"] = longest[0]
+    said, before = f"At most {most} {UNITS[limit.key]} (`input.{limit.key}`).", schema.get("description", "")
+    if said not in before:
+        schema["description"] = f"{before} {said}".strip()
 
 
 def _forms(schema: Schema, kind: str) -> Iterable[Schema]:
-    """The alternatives of a field that are of this JSON type."""
+    """The alternatives of a field that are of this JSON type, or what its arrays hold."""
+    if kind == ITEMS:
+        return [form["items"] for form in _forms(schema, "array")]
     return [form for form in schema.get("anyOf", [schema]) if form.get("type") == kind]
