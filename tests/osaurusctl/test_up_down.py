@@ -19,7 +19,7 @@ def stand_in(home, monkeypatch):
     """Makes `python -m osaurusd` the fake daemon, and kills what is left of it at the end."""
     package = home / "packages" / "osaurusd"
     package.mkdir(parents=True)
-    for name in ("__init__.py", "wire", "config.py", "errors.py"):
+    for name in ("__init__.py", "wire", "config.py", "origins.py", "errors.py"):
         (package / name).symlink_to(Path(osaurusd.__file__).with_name(name))
     script = Path(__file__).with_name("stand_in.py")
     (package / "__main__.py").write_text(f"import runpy\nrunpy.run_path({str(script)!r}, run_name='__main__')\n")
