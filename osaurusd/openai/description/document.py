@@ -112,9 +112,20 @@ def _operation(one: Operation) -> dict[str, Any]:
 def _content(one: Operation) -> dict[str, Any]:
     content = {one.media: {"schema": {"type": "string"} if one.reply is None else _schema(one.reply)}}
     if one.event is not None:
-        said = f"With `stream`: events whose `data` is a {one.event.__name__} each, an ErrorEnvelope or `[DONE]`."
-        content[EVENTS] = {"schema": {"type": "string", "description": said}, "x-event-schema": _schema(one.event)}
+        content[EVENTS] = {"schema": _event(one.event)}
     return content
+
+
+def _event(kind: type) -> dict[str, Any]:
+    """One Server-Sent Event as OpenAPI 3.2 would have it; 3.1 leaves open what the schema of a stream is about."""
+    said = f"With `stream`: a {kind.__name__} as JSON; `[DONE]` at the end, or an ErrorEnvelope."
+    data = {
+        "type": "string",
+        "description": said,
+        "contentMediaType": JSON,
+        "contentSchema": {"anyOf": [_schema(kind), _schema(ErrorEnvelope)]},
+    }
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
 def _schema(kind: Any) -> dict[str, Any]:
