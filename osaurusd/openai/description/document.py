@@ -118,13 +118,13 @@ def _content(one: Operation) -> dict[str, Any]:
 
 def _event(kind: type) -> dict[str, Any]:
     """One Server-Sent Event as OpenAPI 3.2 would have it; 3.1 leaves open what the schema of a stream is about."""
-    said = f"With `stream`: a {kind.__name__} as JSON; `[DONE]` at the end, or an ErrorEnvelope."
-    data = {
+    written = {
         "type": "string",
-        "description": said,
+        "description": f"With `stream`: a {kind.__name__} as JSON, or an ErrorEnvelope, which is the last one.",
         "contentMediaType": JSON,
         "contentSchema": {"anyOf": [_schema(kind), _schema(ErrorEnvelope)]},
     }
+    data = {"anyOf": [{"const": "[DONE]", "description": "The end."}, written]}
     return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
