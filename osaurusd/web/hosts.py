@@ -43,7 +43,6 @@ def check_host(request: web.Request, allowed: Iterable[str]) -> str:
     name = name_of(values[0])
     if name not in allowed:
         raise _not_ours(values[0])
-    _check_target(request, allowed)
     return name
 
 
@@ -59,13 +58,6 @@ def name_of(host: str) -> str:
         return f"[{ipaddress.IPv6Address(name[1:-1])}]"
     except ValueError:
         return host
-
-
-def _check_target(request: web.Request, allowed: Iterable[str]) -> None:
-    """A request line that names a server overrides the header (RFC 9112, 3.2.2), so that one must be ours too."""
-    target = request._message.url  # `request.url` is made from the header where the line has no name
-    if target.absolute and name_of(target.authority) not in allowed:
-        raise _not_ours(target.authority)
 
 
 def _not_ours(host: str) -> Forbidden:

@@ -48,7 +48,9 @@ class MlxThread:
                 if self._engine is not None and self._engine.busy:
                     self._gather(self._engine)
                     self._step(self._engine)
-        except Exception as error:  # noqa: BLE001  a process without this thread would live on, dead inside
+        except SystemExit:
+            raise
+        except BaseException as error:  # noqa: BLE001  a process without this thread would live on, dead inside
             self._give_up(f"the MLX thread failed: {type(error).__name__}: {error}")
 
     def _do_posted_work(self) -> None:

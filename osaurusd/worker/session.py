@@ -140,9 +140,11 @@ class Session:
         assert self._engine is not None, "the daemon asks only after Loaded"
         try:
             request = await self._loop.run_in_executor(self._tokenizing, self._preparer.prepare, order)
+        except asyncio.CancelledError:
+            raise
         except OsaurusError as error:
             self._refuse(order, error.code, error.message, error.param)
-        except Exception as error:  # noqa: BLE001  a template or tokenizer may raise anything; it is this request's
+        except BaseException as error:  # noqa: BLE001  it is this request's, also what Rust raises, which is no Exception
             reason = f"the prompt could not be made: {type(error).__name__}: {error}"
             self._refuse(order, ErrorCode.INVALID_REQUEST, reason, None)
         else:

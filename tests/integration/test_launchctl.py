@@ -3,7 +3,6 @@
 Where both may be run, the stand-in has launchd's words and habits only as far as these tests say so.
 """
 
-import itertools
 import os
 import plistlib
 import signal
@@ -160,11 +159,13 @@ def test_keys_of_keep_alive_are_alternatives(mac: Mac) -> None:
 
 @only_stand_in
 def test_two_starts_are_the_throttle_apart(mac: Mac) -> None:
+    before = time.time()
     load(mac, "/bin/sh", "-c", f"date +%s.%N >> '{mac.root}/starts'; exit 1", KeepAlive=True, ThrottleInterval=20)
     until(mac, lambda each: each is not None and (each.number("runs") or 0) >= 3)
     starts = [float(line) for line in (mac.root / "starts").read_text().splitlines()]
 
-    assert all(after - before > 20 * SCALE * 0.8 for before, after in itertools.pairwise(starts))
+    # Counted from the beginning: a busy machine may have the time told late, but never too early.
+    assert all(start - before >= number * 20 * SCALE for number, start in enumerate(starts))
 
 
 def test_a_stream_that_cannot_be_opened_leaves_only_a_code(mac: Mac) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import psutil
@@ -120,6 +121,7 @@ def chat(used: Used, daemon: Daemon) -> None:
             used.answers += texts(answer.json())
         garbage = client.post("/v1/chat/completions", content=f'{{"model": "{SAID}', headers=JSON)
         used.statuses["garbage"] = garbage.status_code
+        used.statuses["chunks"] = send_bad_chunks(daemon)
         lost = client.get(f"/v1/{API_KEY}/nowhere?api_key={API_KEY}&token={OTHER_KEY}")
         used.statuses["nowhere"] = lost.status_code
         used.note_processes(daemon)
@@ -127,6 +129,15 @@ def chat(used: Used, daemon: Daemon) -> None:
 
 
 JSON = {"Content-Type": "application/json"}
+
+
+def send_bad_chunks(daemon: Daemon) -> int:
+    """The status of a request whose body is not chunked as it says."""
+    url = urlsplit(daemon.url)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((url.hostname, url.port), timeout=60) as connection:
+        connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n{SAID}\r\n{SAID}".encode())
+        return int(connection.makefile("rb").readline().split()[1])
 
 
 def texts(answer: dict[str, Any]) -> list[str]:
@@ -216,7 +227,7 @@ def test_the_run_was_as_it_was_meant(used: Used) -> None:
     """Else nothing could have been spilt."""
     assert {
         **{"chat": 200, "completion": 200, "schema": 400, "tools": 200, "template": 400, "role": 400},
-        **{"model": 404, "garbage": 400, "nowhere": 404, "import": 200, "alias": 200, "pin": 200},
+        **{"model": 404, "garbage": 400, "chunks": 400, "nowhere": 404, "import": 200, "alias": 200, "pin": 200},
     } == {name: status for name, status in used.statuses.items() if name != "field"}
     assert len(used.answers) >= 2
     assert any(SAID in answer for answer in used.answers)

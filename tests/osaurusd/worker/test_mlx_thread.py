@@ -14,6 +14,10 @@ POISONED = [1, POISON, 2]
 SECONDS = 10
 
 
+class Panic(BaseException):
+    """As what extensions that are written in Rust raise."""
+
+
 class Runner:
     """A running thread, what it emitted, and why it gave up."""
 
@@ -139,6 +143,15 @@ def test_work_that_fails_ends_everything_with_its_reason(runner):
     runner.thread.post(lambda: [].pop())
 
     assert runner.reason() == "the MLX thread failed: IndexError: pop from empty list"
+
+
+def test_a_panic_which_is_no_exception_does_not_leave_the_process_dead_inside(runner):
+    def panic():
+        raise Panic("index out of bounds")
+
+    runner.thread.post(panic)
+
+    assert runner.reason() == "the MLX thread failed: Panic: index out of bounds"
 
 
 # A network that fails

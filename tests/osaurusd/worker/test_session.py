@@ -12,6 +12,7 @@ from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker import session as session_module
 from osaurusd.worker.engine import Engine
 from osaurusd.worker.outbox import Outbox
+from osaurusd.worker.prepare import Preparer
 from osaurusd.worker.session import Session
 
 SAMPLING = ipc.Sampling(temperature=0)
@@ -129,6 +130,28 @@ async def test_what_a_cancelled_request_had_reserved_is_told_to_be_free(talk, mo
 
     async with asyncio.timeout(SECONDS):
         await pulse(frames, lambda pulse: pulse.reserved_bytes == idle.reserved_bytes)
+
+
+class Panic(BaseException):
+    """As what extensions that are written in Rust raise."""
+
+
+async def test_a_panic_over_a_prompt_is_an_error_of_its_request(talk, monkeypatch):
+    send, frames = talk
+    prepare = Preparer.prepare
+
+    def panic(preparer, order):
+        if order.id == 1:
+            raise Panic("index out of bounds")
+        return prepare(preparer, order)
+
+    monkeypatch.setattr(Preparer, "prepare", panic)
+    send(order(1), order(2))
+
+    failed = await next_of(frames)
+    assert (1, ErrorCode.INVALID_REQUEST) == (failed.id, failed.code)
+    assert "Panic: index out of bounds" in failed.message
+    await until_done(frames, 2)
 
 
 async def test_a_goodbye_is_heard_in_the_middle_of_an_answer(talk):
