@@ -154,24 +154,23 @@ async def _serve(
     secured = tls.of(settings.config.server)
     _watch_over(settings, exposure, secured)
     gate = Gate(lambda: settings.config)
-    tcp_app = _client_app(settings, catalog, pool, requests, gate)
+    tcp_app, socket_app = (_client_app(settings, catalog, pool, requests, gate) for _ in range(2))
     guard.guard_tcp(tcp_app, lambda: settings.config.server, exposure.names)
     auth.ask_for_keys(tcp_app, keyring, lambda request: exposure.asks(settings.config.server, request))
-    socket_app = _client_app(settings, catalog, pool, requests, gate)
     guard.guard_socket(socket_app, os.geteuid())
     add_admin_routes(socket_app)
     found = (registry.fault, pins.fault, pulls.fault, keyring.fault, secured.fault if secured else None)
     faults = [fault for fault in found if fault is not None]
     endpoints = [listen.url(door, tls=secured is not None) for door in doors]
-    socket_app[context.DAEMON] = dataclasses.replace(daemon, endpoints=endpoints, faults=faults)
+    daemon = dataclasses.replace(daemon, endpoints=endpoints, faults=faults)
+    socket_app[context.DAEMON] = daemon
     socket_app[context.EXPOSURE] = exposure
     socket_app[context.KEYRING] = keyring
     socket_app[context.IMPORTS] = imports
     socket_app[context.PINS] = pins
     socket_app[context.PULLS] = pulls
     runners = [await open_app(tcp_app, doors, secured), await open_app(socket_app, [admin_door])]
-    logger.info("serving", version=__version__, pid=os.getpid(), endpoints=endpoints, socket=str(paths.socket))
-    supervision.notify("READY=1", f"STATUS=serving on {', '.join(endpoints)}")
+    _announce(daemon)
     _warn_if_open(exposure, settings.config)
     _warn_if_anybody_may_call(settings.config)
     warming = asyncio.create_task(_warm_up(catalog, pool, pins))
@@ -181,6 +180,12 @@ async def _serve(
     warming.cancel()
     await pulls.close()
     await _close(runners, pool, stop, settings.config.server.shutdown_grace_seconds)
+
+
+def _announce(daemon: context.Daemon) -> None:
+    where = {"endpoints": daemon.endpoints, "socket": str(daemon.paths.socket)}
+    logger.info("serving", version=__version__, pid=os.getpid(), **where)
+    supervision.notify("READY=1", f"STATUS=serving on {', '.join(daemon.endpoints)}")
 
 
 async def _warm_up(catalog: Catalog, pool: Pool, pins: Pins) -> None:

@@ -781,10 +781,11 @@ def test_numbers_that_are_none_are_told_as_numbers(network, value, sampling):
     assert b"null" not in ipc.encode(frame for frame in frames if isinstance(frame, ipc.Delta))
 
 
-def test_a_model_that_cannot_process_any_prompt_loses_nobody(network):
+def test_a_model_that_cannot_process_any_prompt_loses_nobody(network, monkeypatch):
     """It raises, and whoever is lost then is told so."""
     watched = Watched(network())
     engine = Engine(watched, [], PLENTY)
+    monkeypatch.setattr(engine._pace, "tokens", lambda *, shared: 64)
     for id_, prompt in ((1, PROMPT), (2, LONG), (3, tokens(300, 9000))):
         engine.add(request(id_, prompt, 30))
     until(engine, 1)
