@@ -134,7 +134,9 @@ def test_clients_that_do_nothing_do_not_pile_up(daemon: Daemon, dial) -> None:
     before = descriptors(daemon)
     crowd = [dial() for _ in range(100)]
     for connection in crowd[::2]:
-        connection.sendall(GET)
+        # It may have made room for a later one already.
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(GET)
     assert still_serves(daemon)
     assert descriptors(daemon) <= before + 80
     until(lambda: descriptors(daemon) <= before)
