@@ -12,11 +12,11 @@ from osaurusd.wire.keys import KeyRequest, KeyRoute, RevokeRequest
 def add_routes(app: web.Application) -> None:
     """Mount them; `KEYRING` must be in the application."""
     app.router.add_get(KeyRoute.KEYS, _list)
-    app.router.add_post(KeyRoute.KEYS, create)
+    app.router.add_post(KeyRoute.KEYS, _create)
     app.router.add_post(KeyRoute.REVOKE, _revoke)
 
 
-async def create(request: web.Request) -> web.Response:
+async def _create(request: web.Request) -> web.Response:
     """Make a key, and tell it, this once."""
     order = await body.read(request, KeyRequest)
     return body.reply(await asyncio.to_thread(request.app[KEYRING].create, order.name), status=201)

@@ -93,7 +93,7 @@ def error_body(error: OsaurusError) -> ErrorBody:
     """The error as it stands in every answer; what it quotes of a request may be of any length, an answer not."""
     param = None if error.param is None else _shown(error.param, MAX_PARAM)
     message = _shown(error.message, MAX_MESSAGE)
-    return ErrorBody(message=message, type=_kind(status_of(error)), param=param, code=error.code)
+    return ErrorBody(message=message, type=kind_of(status_of(error)), param=param, code=error.code)
 
 
 def _shown(text: str, length: int) -> str:
@@ -102,7 +102,7 @@ def _shown(text: str, length: int) -> str:
     return shown.encode("utf-8", "backslashreplace").decode()
 
 
-def _kind(status: int) -> str:
+def kind_of(status: int) -> str:
     """OpenAI's word for whose fault it is."""
     if status == 429:
         return "rate_limit_error"

@@ -13,7 +13,7 @@ from osaurusd import __version__
 from osaurusd.config import Input
 from osaurusd.openai.description.operations import EVENTS, JSON, OPERATIONS, Operation
 from osaurusd.openai.description.refine import refine
-from osaurusd.web.errors import STATUS
+from osaurusd.web.errors import STATUS, kind_of
 from osaurusd.wire.errors import ErrorBody, ErrorCode, ErrorEnvelope
 
 _REFERENCE = "#/components/schemas/{name}"
@@ -149,8 +149,8 @@ def _errors() -> dict[str, Any]:
 
 
 def _error(status: int, codes: list[ErrorCode]) -> dict[str, Any]:
-    kind = "rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
-    example = ErrorEnvelope(ErrorBody(message="What is wrong, and what would be right.", type=kind, code=codes[0]))
+    body = ErrorBody(message="What is wrong, and what would be right.", type=kind_of(status), code=codes[0])
+    example = ErrorEnvelope(body)
     only = {"properties": {"error": {"properties": {"code": {"enum": codes}}}}}
     schema = {"allOf": [_schema(ErrorEnvelope), only]}
     answer = {
