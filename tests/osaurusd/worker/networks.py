@@ -7,11 +7,13 @@ import numpy as np
 from mlx.utils import tree_map_with_path
 from mlx_lm.models.cache import make_prompt_cache
 
-from osaurusd import ipc
-from osaurusd.worker.constraint import ConstraintFailed
-from osaurusd.worker.content import News
-from osaurusd.worker.request import Choice, Request
-from osaurusd.worker.sampling import Row
+from osaurusd.inference.events import Completed, Delta, Finished
+from osaurusd.inference.request import SamplingParams
+from osaurusd.rpc import messages
+from osaurusd.worker.engine.request import Choice, Request
+from osaurusd.worker.engine.sampling import Row
+from osaurusd.worker.frontend.constraint import ConstraintFailed
+from osaurusd.worker.frontend.content import News
 
 VOCABULARY = 97
 WINDOW = 8
@@ -303,7 +305,7 @@ def turn(engine):
     """What the MLX thread does between two looks at its orders; all frames but Stats."""
     frames = engine.decode()
     frames += engine.prefill()
-    return [frame for frame in frames if not isinstance(frame, ipc.Stats)]
+    return [frame for frame in frames if not isinstance(frame, messages.Stats)]
 
 
 def run(engine, *requests):
@@ -327,20 +329,20 @@ def until(engine, id_, count=1):
 
 
 def text_of(frames, id_, index=0):
-    deltas = [frame for frame in frames if isinstance(frame, ipc.Delta) and (frame.id, frame.index) == (id_, index)]
+    deltas = [frame for frame in frames if isinstance(frame, Delta) and (frame.id, frame.index) == (id_, index)]
     return "".join(delta.text for delta in deltas)
 
 
 def done_of(frames, id_):
     """The last frame of a request, which must be its only Done."""
-    (done,) = [frame for frame in frames if isinstance(frame, ipc.Done) and frame.id == id_]
+    (done,) = [frame for frame in frames if isinstance(frame, Completed) and frame.id == id_]
     assert done is [frame for frame in frames if frame.id == id_][-1]
     return done
 
 
 def reason_of(frames, id_, index=0):
     """Why an answer ended, which must have been told once."""
-    ends = [frame for frame in frames if isinstance(frame, ipc.Finished) and (frame.id, frame.index) == (id_, index)]
+    ends = [frame for frame in frames if isinstance(frame, Finished) and (frame.id, frame.index) == (id_, index)]
     (end,) = ends
     return end.reason
 
@@ -354,7 +356,7 @@ def said_in(text):
     return [int(word) for word in text.split() if word.isdigit()]
 
 
-GREEDY = ipc.Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 
 
 def request(
