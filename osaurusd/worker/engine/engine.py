@@ -122,7 +122,9 @@ class Engine:
         try:
             self._check(request)
         except OsaurusError as refusal:
-            return [messages.Failed(id=request.id, code=refusal.code, message=refusal.message, param=refusal.param)]
+            return [
+                messages.Failed(id=request.id, code=refusal.code, message=refusal.message, location=refusal.location)
+            ]
         if self.layout.batchable:
             self._waiting.append(Run.of(request, request.choices, []))
         else:
@@ -227,7 +229,7 @@ class Engine:
             self._bound(request, most)
         self._admit()  # those who can start do not wait
         waiting = len({run.request.id for run in self._waiting})
-        if waiting >= self._limits.max_waiting and not request.part:
+        if waiting >= self._limits.max_waiting and not request.continuation:
             raise QueueFull(f"{waiting} requests are waiting for this model already; try again later")
 
     def _bound(self, request: Request, most: int) -> None:
@@ -236,7 +238,7 @@ class Engine:
             raise RequestExceedsMemory(
                 f"{len(request.choices)} answer(s) of {needed} tokens, prompt included, do not fit into this model's "
                 f"memory even alone; there is room for {most} tokens each",
-                param="max_tokens" if len(request.prompt) < most and request.bounded else "messages",
+                location=("max_tokens",) if len(request.prompt) < most and request.bounded else ("prompt",),
             )
         request.max_tokens = min(request.max_tokens, most - len(request.prompt))
 

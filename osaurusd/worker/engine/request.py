@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from osaurusd.inference.events import Completed, Delta, Finished, FinishReason
+from osaurusd.inference.events import Completed, Delta, Event, Finished, FinishReason, Usage
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.caches import Cache
 from osaurusd.worker.engine.prefix import Match, Tokens
@@ -37,7 +37,7 @@ class Request:
     `max_tokens` bounds each answer; `bounded` says whether the client set it or only the context does. `boundary` is
     where the part of the prompt ends that the next one may share. `echo` gives the prompt back before any answer: with
     one score for each of its tokens but the first, if it `wants_scores`. `cached_tokens` of the prompt had not to be
-    computed; None until that is known. One that is `part` of what has been begun may wait behind any number of others.
+    computed; None until that is known. A `continuation` of a client request that has begun may wait behind any number of others.
     """
 
     id: int
@@ -45,7 +45,7 @@ class Request:
     choices: list[Choice]
     max_tokens: int
     bounded: bool = True
-    part: bool = False
+    continuation: bool = False
     boundary: int | None = None
     echo: Callable[[list[Score]], News] | None = None
     wants_scores: bool = False
@@ -63,31 +63,35 @@ class Request:
             return
         choice.announced = True
         if news is None:
-            yield Delta(id=self.id, index=choice.index)
+            yield self._output(Delta(index=choice.index))
         else:
-            yield Delta(
-                id=self.id,
-                index=choice.index,
-                text=news.text,
-                reasoning=news.reasoning,
-                calls=news.calls,
-                tokens=news.tokens,
+            yield self._output(
+                Delta(
+                    index=choice.index,
+                    text=news.text,
+                    reasoning=news.reasoning,
+                    tool_calls=news.calls,
+                    logprobs=news.tokens,
+                )
             )
 
     def end(self, choice: Choice, reason: FinishReason, tokens: int) -> Iterator[messages.Frame]:
         """One answer of `tokens` tokens is complete, and with the last one the request."""
-        yield Finished(id=self.id, index=choice.index, reason=reason)
+        yield self._output(Finished(index=choice.index, reason=reason))
         self.open -= 1
         self.completion_tokens += tokens
         self.reasoning_tokens += choice.answer.reasoning_tokens
         if not self.open:
-            yield Completed(
-                id=self.id,
+            usage = Usage(
                 prompt_tokens=len(self.prompt),
                 completion_tokens=self.completion_tokens,
                 cached_tokens=self.cached_tokens or 0,
                 reasoning_tokens=self.reasoning_tokens,
             )
+            yield self._output(Completed(usage=usage))
+
+    def _output(self, event: Event) -> messages.Frame:
+        return messages.Output(id=self.id, event=event)
 
 
 @dataclass(eq=False)

@@ -6,8 +6,7 @@ from typing import Any, Protocol
 from mlx_lm.generate import make_text_state_machine
 
 from osaurusd.inference.events import TokenLogprob
-from osaurusd.inference.request import ChatPrompt, RequiredToolCalls
-from osaurusd.rpc import messages
+from osaurusd.inference.request import ChatPrompt, GenerationRequest, RequiredToolCalls, Tool
 from osaurusd.worker.frontend import likelihood
 from osaurusd.worker.frontend.calls import CallReader, LiveCalls
 from osaurusd.worker.frontend.content import Content, News, Rules
@@ -183,18 +182,18 @@ class Speech:
         self._markers = {calls: markers(tokenizer, calls=calls) for calls in (False, True)}
         self._machines = {calls: make_text_state_machine(found) for calls, found in self._markers.items()}
 
-    def answer(self, order: messages.Generate, prompt: Prompt) -> Answer:
+    def answer(self, order: GenerationRequest, prompt: Prompt) -> Answer:
         """A fresh answer to `order`, which was encoded as `prompt`."""
         stop = [*order.stop, *prompt.stop]
         ledger = None if order.logprobs is None else Ledger(self._texts)
         if not isinstance(order.prompt, ChatPrompt):
             return Answer(self._continuing(prompt.tokens), Rules(stop=stop, ledger=ledger))
-        reads_calls = bool(order.prompt.tools) and order.call_tools and order.constraint is None
+        reads_calls = bool(order.prompt.tools) and order.parse_tool_calls and order.constraint is None
         rules = Rules(
             stop=stop,
             reader=self._reader(order.prompt.tools) if reads_calls else None,
             unmarked=reads_calls and not self._own_calls,
-            max_calls=None if order.parallel_calls else 1,
+            max_calls=None if order.parallel_tool_calls else 1,
             live=LiveCalls() if isinstance(order.constraint, RequiredToolCalls) else None,
             ledger=ledger,
         )
@@ -204,10 +203,10 @@ class Speech:
         """An echoed prompt: tokens with their scores, one for each, None for the first."""
         return likelihood.scored(self._texts, tokens, scores)
 
-    def _reader(self, tools: list[dict[str, Any]]) -> CallReader:
+    def _reader(self, tools: list[Tool]) -> CallReader:
         return CallReader(tools, self._tokenizer.tool_parser if self._own_calls else None)
 
-    def _splitter(self, order: messages.Generate, prompt: Prompt, *, calls: bool) -> Splitter | None:
+    def _splitter(self, order: GenerationRequest, prompt: Prompt, *, calls: bool) -> Splitter | None:
         if not self._markers[calls]:
             return None
         initial = TEXT

@@ -4,7 +4,7 @@ import secrets
 from functools import partial
 
 from osaurusd.errors import InvalidRequest
-from osaurusd.inference.request import ChatPrompt, SamplingParams, TextPrompt
+from osaurusd.inference.request import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.caches import Layout
 from osaurusd.worker.engine.request import Choice, Request
@@ -39,35 +39,36 @@ class Preparer:
         self._speech = Speech(model.tokenizer)
         self._grammars = Grammars(model.tokenizer, vocabulary, model.end_tokens)
 
-    def prepare(self, order: messages.Generate) -> Request:
+    def prepare(self, frame: messages.Generate) -> Request:
         """The request for an order.
 
         Raises:
             OsaurusError: what is wrong with it.
         """
+        order = frame.request
         _check_bias(order.sampling, self._vocabulary)
         prompt = prompts.encode(self._tokenizer, order.prompt, self._context_length, find_boundary=self._find_boundary)
         constraint = self._constraint(order, prompt)
         room = max((self._context_length or UNKNOWN_CONTEXT_LENGTH) - len(prompt.tokens), 1)
         return Request(
-            id=order.id,
+            id=frame.id,
             prompt=prompt.tokens,
             choices=[self._choice(order, prompt, constraint, index) for index in range(order.n)],
             max_tokens=room if order.max_tokens is None else min(order.max_tokens, room),
             bounded=order.max_tokens is not None,
-            part=order.part,
+            continuation=frame.continuation,
             boundary=prompt.boundary,
             echo=partial(self._echo, order, prompt) if order.echo else None,
             wants_scores=order.echo and order.logprobs is not None,
         )
 
-    def _constraint(self, order: messages.Generate, prompt: Prompt) -> Constraint | None:
+    def _constraint(self, order: GenerationRequest, prompt: Prompt) -> Constraint | None:
         if order.constraint is None:
             return None
         tools = order.prompt.tools if isinstance(order.prompt, ChatPrompt) else []
         return self._grammars.compile(order.constraint, tools, thinking=prompt.thinking)
 
-    def _choice(self, order: messages.Generate, prompt: Prompt, constraint: Constraint | None, index: int) -> Choice:
+    def _choice(self, order: GenerationRequest, prompt: Prompt, constraint: Constraint | None, index: int) -> Choice:
         row = Row(
             order.sampling,
             prompt=prompt.tokens,
@@ -78,7 +79,7 @@ class Preparer:
         )
         return Choice(index, row, self._speech.answer(order, prompt))
 
-    def _echo(self, order: messages.Generate, prompt: Prompt, scores: list[Score]) -> News:
+    def _echo(self, order: GenerationRequest, prompt: Prompt, scores: list[Score]) -> News:
         """The prompt as the beginning of an answer."""
         text = order.prompt.text if isinstance(order.prompt, TextPrompt) else self._tokenizer.decode(prompt.tokens)
         tokens = self._speech.scored(prompt.tokens, [None, *scores]) if order.logprobs is not None else []
@@ -89,6 +90,6 @@ def _check_bias(sampling: SamplingParams, vocabulary: int) -> None:
     for token, _ in sampling.logit_bias:
         if not 0 <= token < vocabulary:
             raise InvalidRequest(
-                f"`logit_bias`: {token} is no token id of this model; they go from 0 to {vocabulary - 1}",
-                param="logit_bias",
+                f"{token} is not a token id of this model; they range from 0 to {vocabulary - 1}",
+                location=("sampling", "logit_bias"),
             )
