@@ -7,10 +7,10 @@ from osaurusd.errors import InvalidRequest
 from osaurusd.inference.request import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.caches import Layout
-from osaurusd.worker.engine.request import Choice, Request
-from osaurusd.worker.engine.sampling import Row
+from osaurusd.worker.engine.request import Choice, EngineRequest
+from osaurusd.worker.engine.sampling import SamplingState
 from osaurusd.worker.frontend import prompts
-from osaurusd.worker.frontend.answer import News, Speech
+from osaurusd.worker.frontend.answer import OutputDelta, Speech
 from osaurusd.worker.frontend.constraint import Constraint, Grammars
 from osaurusd.worker.frontend.likelihood import Score
 from osaurusd.worker.frontend.prompts import Prompt
@@ -39,7 +39,7 @@ class Preparer:
         self._speech = Speech(model.tokenizer)
         self._grammars = Grammars(model.tokenizer, vocabulary, model.end_tokens)
 
-    def prepare(self, frame: messages.Generate) -> Request:
+    def prepare(self, frame: messages.Generate) -> EngineRequest:
         """The request for an order.
 
         Raises:
@@ -50,16 +50,16 @@ class Preparer:
         prompt = prompts.encode(self._tokenizer, order.prompt, self._context_length, find_boundary=self._find_boundary)
         constraint = self._constraint(order, prompt)
         room = max((self._context_length or UNKNOWN_CONTEXT_LENGTH) - len(prompt.tokens), 1)
-        return Request(
+        return EngineRequest(
             id=frame.id,
-            prompt=prompt.tokens,
+            prompt_tokens=prompt.tokens,
             choices=[self._choice(order, prompt, constraint, index) for index in range(order.n)],
             max_tokens=room if order.max_tokens is None else min(order.max_tokens, room),
             bounded=order.max_tokens is not None,
             continuation=frame.continuation,
-            boundary=prompt.boundary,
+            shared_prefix_length=prompt.boundary,
             echo=partial(self._echo, order, prompt) if order.echo else None,
-            wants_scores=order.echo and order.logprobs is not None,
+            needs_prompt_logprobs=order.echo and order.logprobs is not None,
         )
 
     def _constraint(self, order: GenerationRequest, prompt: Prompt) -> Constraint | None:
@@ -69,7 +69,7 @@ class Preparer:
         return self._grammars.compile(order.constraint, tools, thinking=prompt.thinking)
 
     def _choice(self, order: GenerationRequest, prompt: Prompt, constraint: Constraint | None, index: int) -> Choice:
-        row = Row(
+        row = SamplingState(
             order.sampling,
             prompt=prompt.tokens,
             constraint=constraint.fork() if constraint and index else constraint,
@@ -79,11 +79,11 @@ class Preparer:
         )
         return Choice(index, row, self._speech.answer(order, prompt))
 
-    def _echo(self, order: GenerationRequest, prompt: Prompt, scores: list[Score]) -> News:
+    def _echo(self, order: GenerationRequest, prompt: Prompt, scores: list[Score]) -> OutputDelta:
         """The prompt as the beginning of an answer."""
         text = order.prompt.text if isinstance(order.prompt, TextPrompt) else self._tokenizer.decode(prompt.tokens)
         tokens = self._speech.scored(prompt.tokens, [None, *scores]) if order.logprobs is not None else []
-        return News(text=text, tokens=tokens)
+        return OutputDelta(text=text, tokens=tokens)
 
 
 def _check_bias(sampling: SamplingParams, vocabulary: int) -> None:
