@@ -10,9 +10,9 @@ from osaurusd.rpc import messages
 from osaurusd.worker.engine.caches import Cache
 from osaurusd.worker.engine.prefix import Match, Tokens
 from osaurusd.worker.engine.sampling import SamplingState
+from osaurusd.worker.frontend.logprobs import Score
 from osaurusd.worker.frontend.output_parser import SequenceOutput
 from osaurusd.worker.frontend.text_assembler import OutputDelta
-from osaurusd.worker.frontend.logprobs import Score
 
 
 @dataclass(eq=False)

@@ -191,7 +191,7 @@ def _load_json(text: str) -> Any:
 
 
 def _dump_json(arguments: dict[str, Any]) -> str | None:
-    """Encode arguments as JSON. Return None for values without a JSON form: parsers may accept Python values and NaN."""
+    """Encode arguments as JSON. Return None for values without a JSON form, such as NaN, which parsers may accept."""
     try:
         text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
         text.encode()

@@ -95,7 +95,7 @@ def _tokenizer_options(path: Path) -> dict[str, Any]:
 
 
 def _needs_float32(network: Any, frame: messages.Load) -> bool:
-    """Whether to convert weights: MLX's CPU backend is many times faster on float32 than on packed or 16-bit weights."""
+    """Whether to convert weights: on CPU, MLX is many times faster with float32 than with packed or 16-bit weights."""
     if frame.dequantize != "auto":
         return frame.dequantize == "always"
     if mx.default_device() != mx.cpu:
