@@ -20,7 +20,7 @@ from osaurusd.admin import context
 from osaurusd.admin.antechamber import Antechamber
 from osaurusd.admin.routes import add_routes as add_admin_routes
 from osaurusd.config import Config, Log
-from osaurusd.downloads.manager import Pulls
+from osaurusd.downloads.manager import PullManager
 from osaurusd.errors import ConfigError
 from osaurusd.events import Bus
 from osaurusd.http import auth, errors, guard, keys, listen, metrics, tls
@@ -32,7 +32,7 @@ from osaurusd.http.settings import Settings
 from osaurusd.imports.manager import Imports
 from osaurusd.metrics import Counter
 from osaurusd.models.catalog import Catalog
-from osaurusd.models.registry import Registry
+from osaurusd.models.names import NameRegistry
 from osaurusd.models.roots import hub_cache
 from osaurusd.platform import activation, service_manager
 from osaurusd.platform.power import Awake
@@ -141,7 +141,7 @@ async def _serve(
     stop: "_Stop",
 ) -> None:
     paths = daemon.paths
-    registry = Registry(paths.state_dir / "names.json")
+    registry = NameRegistry(paths.state_dir / "names.json")
     catalog = Catalog(paths.models_dir, hub_cache(), registry, _extra_roots(settings.config))
     imports = Imports(catalog)
     pins = Pins(paths.state_dir / "residency.json")
@@ -216,18 +216,18 @@ def _follow(settings: Settings, catalog: Catalog, pool: Pool) -> None:
     """Have those who keep something of the configuration told when it changes."""
     settings.on_change(lambda config: log.set_level(config.log.level))
     settings.on_change(lambda config: pool.configure(terms.of(config)))
-    settings.on_change(lambda config: catalog.set_extra(_extra_roots(config)))
+    settings.on_change(lambda config: catalog.set_extra_roots(_extra_roots(config)))
     settings.on_change(_warn_if_anybody_may_call)
 
 
-def _pulls(settings: Settings, catalog: Catalog, paths: Paths, bus: Bus, awake: Awake) -> Pulls:
-    return Pulls(
+def _pulls(settings: Settings, catalog: Catalog, paths: Paths, bus: Bus, awake: Awake) -> PullManager:
+    return PullManager(
         catalog,
         paths.state_dir / "pulls.json",
         options=lambda: settings.config.pulls,
-        body=lambda error: errors.error_body(errors.known(error)),
+        error_body=lambda error: errors.error_body(errors.known(error)),
         bus=bus,
-        awake=awake,
+        power=awake,
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from osaurusd.downloads.manager import Pulls
+from osaurusd.downloads.manager import PullManager
 from osaurusd.http.exposure import Exposure
 from osaurusd.http.keyring import Keyring
 from osaurusd.imports.manager import Imports
@@ -36,4 +36,4 @@ EXPOSURE = web.AppKey("EXPOSURE", Exposure)
 KEYRING = web.AppKey("KEYRING", Keyring)
 PINS = web.AppKey("PINS", Pins)
 IMPORTS = web.AppKey("IMPORTS", Imports)
-PULLS = web.AppKey("PULLS", Pulls)
+PULLS = web.AppKey("PULLS", PullManager)
