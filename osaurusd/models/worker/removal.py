@@ -2,8 +2,8 @@
 
 For the cache's layout see https://huggingface.co/docs/huggingface_hub/guides/manage-cache. huggingface_hub's own
 deletion strategy removes a repository with `shutil.rmtree` in directory order. If the process died halfway, a model
-could remain that lacks, say, only its chat template. So the folder `snapshots` is renamed first: in one step, no program
-sees a revision of the model any more.
+could remain that lacks, say, only its chat template. So the folder `snapshots` is renamed first: from that step on, no
+program sees a revision of the model.
 """
 
 import secrets

@@ -3,9 +3,9 @@ import os
 import shutil
 
 import pytest
-
 from osaurusd.models.worker.failure import StoreError
 from osaurusd.models.worker.verify import verify
+
 from osaurusd.rpc import messages
 from osaurusd.wire.admin import FileState
 from tests.fakes import hub

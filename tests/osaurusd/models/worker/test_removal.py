@@ -7,9 +7,9 @@ import time
 
 import pytest
 from huggingface_hub import scan_cache_dir
+from osaurusd.models.worker.failure import StoreError
 
 from osaurusd.models.worker import cache as store
-from osaurusd.models.worker.failure import StoreError
 from osaurusd.rpc import messages
 
 from . import interrupt, process
