@@ -22,7 +22,7 @@ from osaurusd.admin.antechamber import Antechamber
 from osaurusd.admin.routes import ROUTES as ADMIN_ROUTES
 from osaurusd.admin.routes import add_version_headers, check_version
 from osaurusd.config import Config, Log
-from osaurusd.downloads.manager import Pulls
+from osaurusd.downloads.manager import PullManager
 from osaurusd.errors import ConfigError
 from osaurusd.events import Bus
 from osaurusd.http import errors, listen
@@ -39,7 +39,7 @@ from osaurusd.http.trusted_hosts import BoundHosts, trusted_hosts
 from osaurusd.imports.manager import Imports
 from osaurusd.metrics import Gauge, Labels, render
 from osaurusd.models.catalog import Catalog
-from osaurusd.models.registry import Registry
+from osaurusd.models.names import NameRegistry
 from osaurusd.models.roots import hub_cache
 from osaurusd.platform import activation, service_manager
 from osaurusd.platform.power import Awake
@@ -150,7 +150,7 @@ async def _serve(
     stop: "_Stop",
 ) -> None:
     paths = daemon.paths
-    registry = Registry(paths.state_dir / "names.json")
+    registry = NameRegistry(paths.state_dir / "names.json")
     catalog = Catalog(paths.models_dir, hub_cache(), registry, _extra_roots(settings.config))
     imports = Imports(catalog)
     pins = Pins(paths.state_dir / "residency.json")
@@ -256,18 +256,18 @@ def _follow(settings: Settings, catalog: Catalog, pool: Pool) -> None:
     """Have those who keep something of the configuration told when it changes."""
     settings.add_listener(lambda config: log.set_level(config.log.level))
     settings.add_listener(lambda config: pool.configure(terms.of(config)))
-    settings.add_listener(lambda config: catalog.set_extra(_extra_roots(config)))
+    settings.add_listener(lambda config: catalog.set_extra_roots(_extra_roots(config)))
     settings.add_listener(_warn_if_anybody_may_call)
 
 
-def _pulls(settings: Settings, catalog: Catalog, paths: Paths, bus: Bus, awake: Awake) -> Pulls:
-    return Pulls(
+def _pulls(settings: Settings, catalog: Catalog, paths: Paths, bus: Bus, awake: Awake) -> PullManager:
+    return PullManager(
         catalog,
         paths.state_dir / "pulls.json",
         options=lambda: settings.config.pulls,
-        body=lambda error: errors.error_body(errors.as_osaurus_error(error)),
+        error_body=lambda error: errors.error_body(errors.as_osaurus_error(error)),
         bus=bus,
-        awake=awake,
+        power=awake,
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from osaurusd.downloads.manager import Pulls
+from osaurusd.downloads.manager import PullManager
 from osaurusd.http.api_keys import ApiKeys
 from osaurusd.http.auth import AuthPolicy
 from osaurusd.imports.manager import Imports
@@ -36,4 +36,4 @@ EXPOSURE = web.AppKey("EXPOSURE", AuthPolicy)
 KEYRING = web.AppKey("KEYRING", ApiKeys)
 PINS = web.AppKey("PINS", Pins)
 IMPORTS = web.AppKey("IMPORTS", Imports)
-PULLS = web.AppKey("PULLS", Pulls)
+PULLS = web.AppKey("PULLS", PullManager)

@@ -15,10 +15,9 @@ from osaurusd.errors import Busy, InvalidRequest, OsaurusError
 from osaurusd.http.errors import error_body
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.streaming import stream_ndjson
-from osaurusd.models import facts, store
+from osaurusd.models import maintenance, messages, metadata
 from osaurusd.models.record import ModelRecord
 from osaurusd.pool.pool import Pool
-from osaurusd.rpc import messages
 from osaurusd.wire.admin import (
     Alias,
     AliasRequest,
@@ -28,7 +27,6 @@ from osaurusd.wire.admin import (
     Removed,
     RemoveReply,
     RemoveRequest,
-    VerifiedFile,
     VerifyDone,
     VerifyEvent,
     VerifyFailed,
@@ -41,7 +39,7 @@ async def details(request: web.Request) -> web.Response:
     """Everything about one model, one that cannot be served included."""
     order = await read_json(request, DetailsRequest)
     record = await request.app[keys.CATALOG].find_any(order.model)
-    gathered = await asyncio.to_thread(facts.gather, record)
+    gathered = await asyncio.to_thread(metadata.read_provenance, record)
     return json_response(views.details(record, gathered, request.app[keys.POOL].report()))
 
 
@@ -77,7 +75,7 @@ async def remove(request: web.Request) -> web.Response:
     for record in records.values():
         if not order.dry_run:
             await pool.unload(record.repo, force=order.force)
-        freed = await store.deletion(catalog, record, dry_run=order.dry_run)
+        freed = await maintenance.remove_model(catalog, record, dry_run=order.dry_run)
         removed.append(Removed(name=record.name, repo=record.repo, bytes=freed))
         if not order.dry_run:
             await asyncio.to_thread(catalog.registry.forget, record.repo)
@@ -101,8 +99,8 @@ async def prune(request: web.Request) -> web.Response:
     """Remove our own leftovers, but not those of an import or a pull that runs or waits."""
     order = await read_json(request, PruneRequest)
     catalog, pulls = request.app[keys.CATALOG], request.app[PULLS]
-    kept = {str(path) for path in (*request.app[IMPORTS].running, *pulls.in_use())}
-    found = await store.leftovers(catalog.models_dir, catalog.hub)
+    kept = {str(path) for path in (*request.app[IMPORTS].running, *pulls.active_folders())}
+    found = await maintenance.find_leftovers(catalog.models_dir, catalog.hub)
     leftovers = [leftover for leftover in found if leftover.path not in kept]
     if not order.dry_run:
         for leftover in leftovers:
@@ -121,15 +119,14 @@ def _refuse_busy(records: dict[str, ModelRecord], pool: Pool) -> None:
 
 async def _verification(record: ModelRecord) -> AsyncGenerator[VerifyEvent]:
     try:
-        async with contextlib.aclosing(store.verification(record)) as frames:
+        async with contextlib.aclosing(maintenance.verify_model(record)) as frames:
             async for frame in frames:
                 yield _verify_event(record, frame)
     except OsaurusError as error:
         yield VerifyFailed(error=error_body(error))
 
 
-def _verify_event(record: ModelRecord, frame: messages.Hashing | messages.Hashed) -> VerifyEvent:
+def _verify_event(record: ModelRecord, frame: messages.Hashing | messages.Verification) -> VerifyEvent:
     if isinstance(frame, messages.Hashing):
         return VerifyProgress(file=frame.file, done=frame.done, total=frame.total)
-    files = [VerifiedFile(name=file.name, bytes=file.bytes, state=file.state) for file in frame.files]
-    return VerifyDone(model=record.name, files=files)
+    return VerifyDone(model=record.name, files=frame.files)

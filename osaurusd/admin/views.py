@@ -9,7 +9,7 @@ import psutil
 
 from osaurusd import __version__
 from osaurusd.admin.context import Daemon
-from osaurusd.models.facts import Facts
+from osaurusd.models.metadata import Provenance
 from osaurusd.models.record import ModelRecord
 from osaurusd.pool.report import Budget, WorkerReport
 from osaurusd.wire.admin import (
@@ -69,18 +69,18 @@ def model(record: ModelRecord, reports: Iterable[WorkerReport] = ()) -> ModelInf
     )
 
 
-def details(record: ModelRecord, facts: Facts, reports: Iterable[WorkerReport]) -> ModelDetails:
+def details(record: ModelRecord, provenance: Provenance, reports: Iterable[WorkerReport]) -> ModelDetails:
     """Everything about one model."""
     memory = record.memory
     per_token = memory.cache_bytes_per_token
     full = memory.weights_bytes + per_token * record.context_length if per_token and record.context_length else None
     return ModelDetails(
         model=model(record, reports),
-        commit=facts.commit,
-        licence=facts.licence,
-        tools=facts.tools,
-        reasoning=facts.reasoning,
-        vision=facts.vision,
+        commit=provenance.commit,
+        licence=provenance.licence,
+        tools=record.capabilities.tools,
+        reasoning=record.capabilities.reasoning,
+        vision=record.capabilities.vision,
         temperature=record.generation.temperature,
         top_p=record.generation.top_p,
         files=[FileInfo(name=name, bytes=size) for name, size in record.files],
