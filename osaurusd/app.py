@@ -36,7 +36,7 @@ from osaurusd.http.routes import Route, RouteGroup
 from osaurusd.http.server import HttpServer
 from osaurusd.http.tls import Tls
 from osaurusd.http.trusted_hosts import BoundHosts, trusted_hosts
-from osaurusd.imports.manager import Imports
+from osaurusd.imports.manager import ImportManager
 from osaurusd.metrics import Gauge, Labels, render
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.names import NameRegistry
@@ -152,7 +152,7 @@ async def _serve(
     paths = daemon.paths
     registry = NameRegistry(paths.state_dir / "names.json")
     catalog = Catalog(paths.models_dir, hub_cache(), registry, _extra_roots(settings.config))
-    imports = Imports(catalog)
+    imports = ImportManager(catalog)
     pins = Pins(paths.state_dir / "residency.json")
     bus, awake = Bus(), Awake()
     pool = Pool(terms.of(settings.config), bus=bus, awake=awake)

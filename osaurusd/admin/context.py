@@ -8,7 +8,7 @@ from aiohttp import web
 from osaurusd.downloads.manager import PullManager
 from osaurusd.http.api_keys import ApiKeys
 from osaurusd.http.auth import AuthPolicy
-from osaurusd.imports.manager import Imports
+from osaurusd.imports.manager import ImportManager
 from osaurusd.pool.pins import Pins
 from osaurusd.wire.diagnosis import Installation
 from osaurusd.wire.paths import Paths
@@ -35,5 +35,5 @@ DAEMON = web.AppKey("DAEMON", Daemon)
 EXPOSURE = web.AppKey("EXPOSURE", AuthPolicy)
 KEYRING = web.AppKey("KEYRING", ApiKeys)
 PINS = web.AppKey("PINS", Pins)
-IMPORTS = web.AppKey("IMPORTS", Imports)
+IMPORTS = web.AppKey("IMPORTS", ImportManager)
 PULLS = web.AppKey("PULLS", PullManager)

@@ -11,8 +11,8 @@ from osaurusd.errors import OsaurusError
 from osaurusd.http.errors import error_body
 from osaurusd.http.json import read_json
 from osaurusd.http.streaming import stream_ndjson
+from osaurusd.imports import messages
 from osaurusd.models.record import ModelRecord
-from osaurusd.rpc import messages
 from osaurusd.wire.admin import ImportDone, ImportEvent, ImportProgress, ImportRefused, ImportRequest
 
 

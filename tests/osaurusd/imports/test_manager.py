@@ -15,14 +15,14 @@ import pytest
 import tests
 from osaurusd.errors import ImportFailed, InvalidRequest, NameTaken, OsaurusError
 from osaurusd.imports import manager as module
-from osaurusd.imports.manager import Imports
+from osaurusd.imports import messages
+from osaurusd.imports.manager import ImportManager
 from osaurusd.models.record import ModelRecord
 from osaurusd.models.roots import STAGING_PREFIXES
 from osaurusd.models.scan import Scanner
-from osaurusd.rpc import framing, messages
+from osaurusd.rpc import framing
 from osaurusd.wire.admin import ModelState
-
-from .disk import make_catalog, model, write, write_hub
+from tests.osaurusd.models.disk import make_catalog, model, write, write_hub
 
 FAKE = Path(tests.__file__).parent / "fakes" / "importer.py"
 
@@ -39,7 +39,7 @@ def catalog(models, hub):
 
 @pytest.fixture
 def imports(catalog):
-    return Imports(catalog)
+    return ImportManager(catalog)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ async def test_a_folder_goes_by_its_whole_name(imports, source, whole):
 
 
 async def test_the_models_folder_is_made_if_need_be(tmp_path, hub, source, whole):
-    imports = Imports(make_catalog(tmp_path / "data" / "models", hub))
+    imports = ImportManager(make_catalog(tmp_path / "data" / "models", hub))
     await finish(imports.run(source(["copy", whole], ["imported"]), "m"))
     assert left_in(tmp_path / "data" / "models") == ["m"]
 
@@ -327,7 +327,7 @@ def test_sweeping_removes_what_was_left_and_nothing_else(imports, models):
 
 
 def test_sweeping_a_folder_that_is_not_there_does_nothing(tmp_path, hub):
-    Imports(make_catalog(tmp_path / "none", hub)).sweep()
+    ImportManager(make_catalog(tmp_path / "none", hub)).sweep()
     assert not (tmp_path / "none").exists()
 
 

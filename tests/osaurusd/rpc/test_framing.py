@@ -111,11 +111,6 @@ FROM_WORKER = [
     messages.Stats(active_bytes=1, cache_bytes=0, prefix_cache_bytes=2**40, reserved_bytes=1),
     messages.Pulse(progress=2**40, reserved_bytes=1),
 ]
-FROM_IMPORTER = [
-    messages.Progress(stage="convert", done=0, total=2**40),
-    messages.Imported(),
-    messages.ImportFailure(message="not a GGUF file"),
-]
 FROM_STORE = [
     messages.Deletion(freed_bytes=2**40),
     messages.Hashing(file="ü.safetensors", done=0, total=1),
@@ -131,7 +126,6 @@ FROM_HUB = [
 DIRECTIONS = [
     pytest.param(TO_WORKER, messages.ToWorker, messages.TO_WORKER, id="to worker"),
     pytest.param(FROM_WORKER, messages.FromWorker, messages.FROM_WORKER, id="from worker"),
-    pytest.param(FROM_IMPORTER, messages.FromImporter, messages.FROM_IMPORTER, id="from importer"),
     pytest.param(FROM_STORE, messages.FromStore, messages.FROM_STORE, id="from store"),
     pytest.param(FROM_HUB, messages.FromHub, messages.FROM_HUB, id="from hub"),
 ]
@@ -292,7 +286,7 @@ async def test_what_is_no_frame_is_an_error(body):
 @pytest.mark.parametrize(("samples", "_", "decoder"), DIRECTIONS)
 async def test_frames_of_other_directions_are_errors(samples, _, decoder):
     foreign = [
-        frame for frame in TO_WORKER + FROM_WORKER + FROM_IMPORTER + FROM_STORE + FROM_HUB if frame not in samples
+        frame for frame in TO_WORKER + FROM_WORKER + FROM_STORE + FROM_HUB if frame not in samples
     ]
     assert foreign
     async with reading(decoder) as (reader, peer):

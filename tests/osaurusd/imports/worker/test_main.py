@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import osaurusd
-from osaurusd.rpc import framing, messages
+from osaurusd.imports import messages
+from osaurusd.rpc import framing
 
 ROOT = Path(osaurusd.__file__).parents[1]
 

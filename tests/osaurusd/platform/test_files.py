@@ -3,7 +3,7 @@ import os
 import msgspec
 import pytest
 
-from osaurusd.platform.state import StateFile
+from osaurusd.platform.files import StateFile
 
 
 class Kept(msgspec.Struct, kw_only=True):

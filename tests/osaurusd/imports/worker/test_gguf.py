@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from osaurusd.errors import ImportFailed
-from osaurusd.imports.worker.gguf_file import MAX_HEADER_BYTES, read_header
+from osaurusd.imports.worker.gguf import MAX_HEADER_BYTES, read_header
 
 from .gguf_writer import write_gguf
 

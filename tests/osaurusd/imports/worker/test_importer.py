@@ -11,7 +11,7 @@ import pytest
 from mlx_lm.utils import dequantize_model
 
 from osaurusd.errors import ImportFailed
-from osaurusd.imports.worker.run import import_model
+from osaurusd.imports.worker.importer import import_model
 
 from .gguf_writer import TinyLlama, sentence_piece_tokenizer
 
