@@ -22,7 +22,7 @@ from osaurusd.admin.routes import add_routes as add_admin_routes
 from osaurusd.config import Config, Log
 from osaurusd.downloads.manager import Pulls
 from osaurusd.errors import ConfigError
-from osaurusd.events import Bus
+from osaurusd.events import EventBus
 from osaurusd.http import auth, errors, guard, keys, listen, metrics, tls
 from osaurusd.http.app import make_app, open_app
 from osaurusd.http.exposure import Exposure
@@ -35,7 +35,7 @@ from osaurusd.models.catalog import Catalog
 from osaurusd.models.registry import Registry
 from osaurusd.models.roots import hub_cache
 from osaurusd.platform import activation, service_manager
-from osaurusd.platform.power import Awake
+from osaurusd.platform.power import PowerAssertion
 from osaurusd.pool import blas, terms
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
@@ -70,10 +70,10 @@ def run(read: Callable[[], Config], paths: Paths) -> None:
     # Whatever is written is for this user only, whoever started us; before there are threads, which share it.
     os.umask(0o077)
     service_manager.raise_file_limit()
-    if service_manager.supervised():
+    if service_manager.is_supervised():
         for descriptor in (1, 2):
-            service_manager.bound_crash_log(descriptor)
-        service_manager.persist(lambda: _run(checked, paths, patient=True))
+            service_manager.rotate_crash_log(descriptor)
+        service_manager.retry_until_success(lambda: _run(checked, paths, patient=True))
     else:
         checked()
         _run(checked, paths, patient=False)
@@ -90,7 +90,7 @@ def _run(read: Callable[[], Config], paths: Paths, *, patient: bool) -> None:
 
 
 def _say_waiting(reason: str) -> None:
-    service_manager.say(f"{reason}; waiting for its end")
+    service_manager.print_status(f"{reason}; waiting for its end")
     service_manager.notify(f"STATUS={reason}")
 
 
@@ -145,7 +145,7 @@ async def _serve(
     catalog = Catalog(paths.models_dir, hub_cache(), registry, _extra_roots(settings.config))
     imports = Imports(catalog)
     pins = Pins(paths.state_dir / "residency.json")
-    bus, awake = Bus(), Awake()
+    bus, awake = EventBus(), PowerAssertion()
     pool = Pool(terms.of(settings.config), bus=bus, awake=awake)
     pulls = _pulls(settings, catalog, paths, bus, awake)
     requests = metrics.make_counter()
@@ -220,7 +220,7 @@ def _follow(settings: Settings, catalog: Catalog, pool: Pool) -> None:
     settings.on_change(_warn_if_anybody_may_call)
 
 
-def _pulls(settings: Settings, catalog: Catalog, paths: Paths, bus: Bus, awake: Awake) -> Pulls:
+def _pulls(settings: Settings, catalog: Catalog, paths: Paths, bus: EventBus, awake: PowerAssertion) -> Pulls:
     return Pulls(
         catalog,
         paths.state_dir / "pulls.json",

@@ -9,7 +9,7 @@ from aiohttp import web
 from osaurusd.admin import lines, views
 from osaurusd.admin.context import PINS
 from osaurusd.errors import ModelNotFound
-from osaurusd.events import Bus
+from osaurusd.events import EventBus
 from osaurusd.http import body, keys
 from osaurusd.models.record import ModelRecord
 from osaurusd.pool.pins import Pins
@@ -91,11 +91,11 @@ async def _pinned(request: web.Request) -> PinReply:
     return PinReply(pinned=names, needs_bytes=pool.pinned_bytes, budget_bytes=pool.budget.total_bytes)
 
 
-async def _told(bus: Bus, *, follow: bool) -> AsyncGenerator[Event]:
+async def _told(bus: EventBus, *, follow: bool) -> AsyncGenerator[Event]:
     if not follow:
-        for event in bus.past():
+        for event in bus.history():
             yield event
         return
-    async with contextlib.aclosing(bus.listen()) as events:
+    async with contextlib.aclosing(bus.subscribe()) as events:
         async for event in events:
             yield event

@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 from osaurusd.errors import InsufficientMemory, InternalError, ModelUnloaded, OsaurusError, WorkerCrashed
-from osaurusd.events import Bus
+from osaurusd.events import EventBus
 from osaurusd.log import get_logger
 from osaurusd.models.record import ModelRecord
-from osaurusd.platform.power import Awake
+from osaurusd.platform.power import PowerAssertion
 from osaurusd.pool import report, shares
 from osaurusd.pool.meter import Meters, Tally
 from osaurusd.pool.report import Budget, Slot, WorkerReport
@@ -55,12 +55,12 @@ class Pool:
         awake: held while requests are served.
     """
 
-    def __init__(self, terms: Terms, *, bus: Bus | None = None, awake: Awake | None = None) -> None:
+    def __init__(self, terms: Terms, *, bus: EventBus | None = None, awake: PowerAssertion | None = None) -> None:
         self.meters = Meters()
-        self.bus = bus or Bus()
+        self.bus = bus or EventBus()
         self._terms = terms
         self._spare = Spare(terms.launch, terms.spare_seconds)
-        self._awake = awake or Awake()
+        self._awake = awake or PowerAssertion()
         # Until a worker has said what it computes on.
         self._on_cpu = sys.platform != "darwin"
         self._working_set: int | None = None

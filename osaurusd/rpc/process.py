@@ -16,7 +16,7 @@ from osaurusd import __version__
 from osaurusd.errors import LoadFailed, OsaurusError, VersionMismatch, WorkerCrashed
 from osaurusd.log import get_logger
 from osaurusd.platform import environment
-from osaurusd.redaction import redacted
+from osaurusd.redaction import redact
 from osaurusd.rpc import framing, messages, watchdog
 from osaurusd.rpc.client import WorkerClient
 from osaurusd.wire.residency import LoadPhases
@@ -238,7 +238,7 @@ class WorkerProcess:
 
     def _note(self, lines: list[bytes]) -> None:
         for line in lines:
-            if text := redacted(line.decode(errors="replace").rstrip()):
+            if text := redact(line.decode(errors="replace").rstrip()):
                 self._last_words.append(text)
                 log.info("worker says", pid=self.pid, line=text)
 
