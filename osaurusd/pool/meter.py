@@ -94,10 +94,10 @@ class Tally:
 
     def ended(self, done: Completed) -> None:
         """A request is complete."""
-        self._meters.prompt_tokens.add(done.prompt_tokens, self._model)
-        self._meters.cached_tokens.add(done.cached_tokens, self._model)
-        self._meters.completion_tokens.add(done.completion_tokens, self._model)
-        self._meters.cache_lookups.add(1, self._model, "hit" if done.cached_tokens else "miss")
+        self._meters.prompt_tokens.add(done.usage.prompt_tokens, self._model)
+        self._meters.cached_tokens.add(done.usage.cached_tokens, self._model)
+        self._meters.completion_tokens.add(done.usage.completion_tokens, self._model)
+        self._meters.cache_lookups.add(1, self._model, "hit" if done.usage.cached_tokens else "miss")
 
     def broken_off(self, tokens: int) -> None:
         """A request ended early, after about so many tokens."""

@@ -6,14 +6,11 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 
-import msgspec
-
 from osaurusd.errors import OsaurusError, SlowClient, from_code
-from osaurusd.inference.events import Completed, Delta, Finished
+from osaurusd.inference.events import Completed, Delta, Event
+from osaurusd.inference.request import GenerationRequest
 from osaurusd.pool.meter import Meters, Tally, Timing
 from osaurusd.rpc import framing, messages
-
-Event = Delta | Finished | Completed
 
 # What a client has not taken yet, per request. Generation outruns a client only if that one stalls.
 MAX_BUFFERED_BYTES = 1024 * 1024
@@ -24,7 +21,7 @@ LIKELIHOOD_BYTES = 64
 # Of the event loop, from an event's arrival until a consumer that merges several requests asks for the next one.
 TURNS = 5
 
-_OF_REQUESTS = (Delta, Finished, Completed, messages.Failed)
+_OF_REQUESTS = (messages.Output, messages.Failed)
 
 
 class _Reply:
@@ -88,10 +85,10 @@ def _size(event: Event) -> int:
     # Most deltas are text and nothing else.
     if event.reasoning:
         size += _bytes(event.reasoning)
-    if event.calls:
-        size += sum(_bytes(call.arguments) for call in event.calls)
-    if event.tokens:
-        size += LIKELIHOOD_BYTES * sum(1 + len(token.top) for token in event.tokens)
+    if event.tool_calls:
+        size += sum(_bytes(call.arguments) for call in event.tool_calls)
+    if event.logprobs:
+        size += LIKELIHOOD_BYTES * sum(1 + len(token.top) for token in event.logprobs)
     return size
 
 
@@ -121,7 +118,7 @@ class WorkerClient:
         self._gone: OsaurusError | None = None
         self.stats = messages.Stats(active_bytes=0, cache_bytes=0)
 
-    async def generate(self, order: messages.Generate) -> AsyncGenerator[Event]:
+    async def generate(self, request: GenerationRequest, *, continuation: bool = False) -> AsyncGenerator[Event]:
         """Deltas, a Finished for each answer, then one Done. Closing the iterator cancels the request.
 
         Raises:
@@ -134,7 +131,7 @@ class WorkerClient:
         if not self.busy.is_set():
             self.moved_at = time.monotonic()
             self.busy.set()
-        self._send(msgspec.structs.replace(order, id=id_))
+        self._send(messages.Generate(id=id_, request=request, continuation=continuation))
         try:
             while True:
                 event = await reply.get()
@@ -184,16 +181,17 @@ class WorkerClient:
             self.stats = frame
         self.on_reserved(frame.reserved_bytes)
 
-    def _hand_over(self, frame: Event | messages.Failed, reply: _Reply) -> None:
+    def _hand_over(self, frame: messages.Output | messages.Failed, reply: _Reply) -> None:
         if reply.ended:
             return
-        if isinstance(frame, Delta):
-            reply.timing.delta(frame.index, self.moved_at)
-        elif isinstance(frame, Completed):
-            reply.timing.done(frame)
         if isinstance(frame, messages.Failed):
-            reply.fail(from_code(frame.code, frame.message, frame.param))
-        elif not reply.put(frame):
+            reply.fail(from_code(frame.code, frame.message, frame.location))
+            return
+        if isinstance(frame.event, Delta):
+            reply.timing.delta(frame.event.index, self.moved_at)
+        elif isinstance(frame.event, Completed):
+            reply.timing.done(frame.event)
+        if not reply.put(frame.event):
             reply.fail(SlowClient(f"the client left more than {MAX_BUFFERED_BYTES} bytes of the answer unread"))
             self._send(messages.Cancel(id=frame.id))
 

@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from osaurusd import __version__
 from osaurusd.errors import OsaurusError
+from osaurusd.inference.request import Location
 from osaurusd.rpc import framing, messages
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker.engine.engine import Engine, Limits
@@ -146,15 +147,15 @@ class Session:
         except asyncio.CancelledError:
             raise
         except OsaurusError as error:
-            self._refuse(order, error.code, error.message, error.param)
+            self._refuse(order, error.code, error.message, error.location)
         except BaseException as error:  # noqa: BLE001  it is this request's, also what Rust raises, which is no Exception
             reason = f"the prompt could not be made: {type(error).__name__}: {error}"
             self._refuse(order, ErrorCode.INVALID_REQUEST, reason, None)
         else:
             self._mlx.post(partial(self._engine.add, request))
 
-    def _refuse(self, order: messages.Generate, code: ErrorCode, reason: str, param: str | None) -> None:
-        self._outbox.send([messages.Failed(id=order.id, code=code, message=reason, param=param)])
+    def _refuse(self, order: messages.Generate, code: ErrorCode, reason: str, location: Location | None) -> None:
+        self._outbox.send([messages.Failed(id=order.id, code=code, message=reason, location=location)])
 
     def _cancel(self, id_: int) -> None:
         if task := self._preparing.get(id_):

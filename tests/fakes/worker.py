@@ -59,7 +59,16 @@ from typing import NoReturn
 import msgspec
 
 from osaurusd import __version__
-from osaurusd.inference.events import Completed, Delta, Finished, FinishReason, Logprob, TokenLogprob, ToolCallDelta
+from osaurusd.inference.events import (
+    Completed,
+    Delta,
+    Finished,
+    FinishReason,
+    Logprob,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
 from osaurusd.inference.request import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 from osaurusd.rpc import framing, messages
 from osaurusd.wire.errors import ErrorCode
@@ -175,16 +184,16 @@ class Worker:
             time.sleep(PLODDING_SECONDS)
 
     def _begin(self, order: messages.Generate) -> None:
-        text = _text(order.prompt)
+        text = _text(order.request.prompt)
         match text:
             case "crash" | "fail" | "garbage" | "stall":
-                self.send(Delta(id=order.id, text=f"{text} "))
+                self.send(_delta(order.id, text=f"{text} "))
                 self._misbehave(text, order.id)
             case "flood":
-                deltas = [Delta(id=order.id, text=FLOOD_DELTA)] * (FLOOD_BYTES // len(FLOOD_DELTA))
-                self.send(*deltas, Finished(id=order.id, reason="stop"), _done(order.id, 0))
+                deltas = [_delta(order.id, text=FLOOD_DELTA)] * (FLOOD_BYTES // len(FLOOD_DELTA))
+                self.send(*deltas, _finished(order.id, reason="stop"), _done(order.id, 0))
             case "plod":
-                self.send(Delta(id=order.id, text="plod "))
+                self.send(_delta(order.id, text="plod "))
                 self._running[order.id] = _plodding(order)
             case "think" | "call":
                 self._running[order.id] = _scripted(order, text)
@@ -197,7 +206,7 @@ class Worker:
                 _die("the GPU caught fire", 7)
             case "fail":
                 code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
-                self.send(messages.Failed(id=id_, code=code, message="too long", param="messages"))
+                self.send(messages.Failed(id=id_, code=code, message="too long", location=("prompt",)))
             case "garbage":
                 self._connection.sendall(GARBAGE)
 
@@ -233,7 +242,7 @@ def _misbehave_early(connection: socket.socket) -> None:
 def _text(prompt: Prompt) -> str:
     match prompt:
         case ChatPrompt():
-            return prompt.messages[-1].content
+            return prompt.messages[-1].text
         case TextPrompt():
             return prompt.text
         case TokenPrompt():
@@ -243,17 +252,17 @@ def _text(prompt: Prompt) -> str:
 def _echoed(order: messages.Generate, text: str) -> Iterator[list[messages.Frame]]:
     words = [f"{word} " for word in text.split()]
     reason: FinishReason = "stop"
-    if order.max_tokens is not None and order.max_tokens < len(words):
-        words, reason = words[: order.max_tokens], "length"
-    answers = range(order.n)
-    if order.echo:
-        likelihoods = [_likelihood(text, None, order.logprobs)] if order.logprobs is not None else []
-        yield [Delta(id=order.id, index=index, text=text, tokens=likelihoods) for index in answers]
+    if order.request.max_tokens is not None and order.request.max_tokens < len(words):
+        words, reason = words[: order.request.max_tokens], "length"
+    answers = range(order.request.n)
+    if order.request.echo:
+        likelihoods = [_likelihood(text, None, order.request.logprobs)] if order.request.logprobs is not None else []
+        yield [_delta(order.id, index=index, text=text, logprobs=likelihoods) for index in answers]
     for word in words:
-        likelihoods = [_likelihood(word, -0.5, order.logprobs)] if order.logprobs is not None else []
-        yield [Delta(id=order.id, index=index, text=word, tokens=likelihoods) for index in answers]
-    finished = [Finished(id=order.id, index=index, reason=reason) for index in answers]
-    yield [*finished, _done(order.id, order.n * len(words))]
+        likelihoods = [_likelihood(word, -0.5, order.request.logprobs)] if order.request.logprobs is not None else []
+        yield [_delta(order.id, index=index, text=word, logprobs=likelihoods) for index in answers]
+    finished = [_finished(order.id, index=index, reason=reason) for index in answers]
+    yield [*finished, _done(order.id, order.request.n * len(words))]
 
 
 def _likelihood(text: str, logprob: float | None, others: int) -> TokenLogprob:
@@ -266,26 +275,35 @@ def _plodding(order: messages.Generate) -> Iterator[list[messages.Frame]]:
     for step in range(PLODDING_STEPS):
         time.sleep(PLODDING_SECONDS)
         yield [messages.Pulse(progress=step + 1)]
-    yield [Finished(id=order.id, reason="stop"), _done(order.id, 1)]
+    yield [_finished(order.id, reason="stop"), _done(order.id, 1)]
 
 
 def _scripted(order: messages.Generate, how: str) -> Iterator[list[messages.Frame]]:
     if how == "think":
-        yield [Delta(id=order.id, reasoning="Hm. ")]
-        yield [Delta(id=order.id, reasoning="Yes.")]
-        yield [Delta(id=order.id, text="thought")]
-        yield [Finished(id=order.id, reason="stop"), _done(order.id, 3, reasoning_tokens=2)]
+        yield [_delta(order.id, reasoning="Hm. ")]
+        yield [_delta(order.id, reasoning="Yes.")]
+        yield [_delta(order.id, text="thought")]
+        yield [_finished(order.id, reason="stop"), _done(order.id, 3, reasoning_tokens=2)]
     else:
-        assert isinstance(order.prompt, ChatPrompt)
-        name = order.prompt.tools[0]["function"]["name"]
-        yield [Delta(id=order.id, calls=[ToolCallDelta(index=0, id="call_1", name=name)])]
-        yield [Delta(id=order.id, calls=[ToolCallDelta(index=0, arguments='{"a":')])]
-        yield [Delta(id=order.id, calls=[ToolCallDelta(index=0, arguments=" 1}")])]
-        yield [Finished(id=order.id, reason="tool_calls"), _done(order.id, 3)]
+        assert isinstance(order.request.prompt, ChatPrompt)
+        name = order.request.prompt.tools[0].name
+        yield [_delta(order.id, tool_calls=[ToolCallDelta(index=0, id="call_1", name=name)])]
+        yield [_delta(order.id, tool_calls=[ToolCallDelta(index=0, arguments='{"a":')])]
+        yield [_delta(order.id, tool_calls=[ToolCallDelta(index=0, arguments=" 1}")])]
+        yield [_finished(order.id, reason="tool_calls"), _done(order.id, 3)]
 
 
-def _done(id_: int, tokens: int, reasoning_tokens: int = 0) -> Completed:
-    return Completed(id=id_, prompt_tokens=1, completion_tokens=tokens, reasoning_tokens=reasoning_tokens)
+def _delta(id_: int, **fields) -> messages.Output:
+    return messages.Output(id=id_, event=Delta(**fields))
+
+
+def _finished(id_: int, **fields) -> messages.Output:
+    return messages.Output(id=id_, event=Finished(**fields))
+
+
+def _done(id_: int, tokens: int, reasoning_tokens: int = 0) -> messages.Output:
+    usage = Usage(prompt_tokens=1, completion_tokens=tokens, reasoning_tokens=reasoning_tokens)
+    return messages.Output(id=id_, event=Completed(usage=usage))
 
 
 def _die(words: str, code: int) -> NoReturn:

@@ -7,15 +7,15 @@ from collections.abc import AsyncGenerator, Sequence
 
 import msgspec
 
-from osaurusd.inference.events import Completed
-from osaurusd.rpc import messages
-from osaurusd.rpc.client import Event, WorkerClient
+from osaurusd.inference.events import Completed, Event, Started, Usage
+from osaurusd.inference.request import GenerationRequest
+from osaurusd.rpc.client import WorkerClient
 
 # Enough to fill a batch, and few enough to leave room in the worker's queue for others.
 AT_ONCE = 16
 
 
-async def run(worker: WorkerClient, orders: Sequence[messages.Generate]) -> AsyncGenerator[Event]:
+async def run(worker: WorkerClient, orders: Sequence[GenerationRequest]) -> AsyncGenerator[Event]:
     """The events of all orders as they come, and one Done with the sum of their counts.
 
     The answers are numbered through: answer `i` of the order at `k` has the index `k * n + i`. At most `AT_ONCE`
@@ -31,18 +31,22 @@ async def run(worker: WorkerClient, orders: Sequence[messages.Generate]) -> Asyn
             async for event in events:
                 yield event
         return
-    waiting = deque((at, msgspec.structs.replace(order, part=at > 0)) for at, order in enumerate(orders))
+    waiting = deque(enumerate(orders))
     done: list[Completed] = []
     async with contextlib.aclosing(_Merge()) as merge:
         while waiting or merge.running:
             while waiting and merge.running < AT_ONCE:
                 at, order = waiting.popleft()
-                merge.add(at * order.n, worker.generate(order))
+                merge.add(at * order.n, worker.generate(order, continuation=at > 0))
             for first, event in await merge.next():
                 if isinstance(event, Completed):
                     done.append(event)
                 else:
-                    yield msgspec.structs.replace(event, index=first + event.index)
+                    yield (
+                        event
+                        if isinstance(event, Started)
+                        else msgspec.structs.replace(event, index=first + event.index)
+                    )
     yield _sum(done)
 
 
@@ -82,9 +86,10 @@ class _Merge:
 
 def _sum(counts: list[Completed]) -> Completed:
     return Completed(
-        id=0,
-        prompt_tokens=sum(done.prompt_tokens for done in counts),
-        completion_tokens=sum(done.completion_tokens for done in counts),
-        cached_tokens=sum(done.cached_tokens for done in counts),
-        reasoning_tokens=sum(done.reasoning_tokens for done in counts),
+        usage=Usage(
+            prompt_tokens=sum(done.usage.prompt_tokens for done in counts),
+            completion_tokens=sum(done.usage.completion_tokens for done in counts),
+            cached_tokens=sum(done.usage.cached_tokens for done in counts),
+            reasoning_tokens=sum(done.usage.reasoning_tokens for done in counts),
+        )
     )

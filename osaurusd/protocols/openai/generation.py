@@ -10,11 +10,11 @@ from aiohttp import web
 from osaurusd.errors import InvalidRequest, ModelNotFound
 from osaurusd.http import keys
 from osaurusd.http.limits import GATE, Deadline
+from osaurusd.inference.events import Event
+from osaurusd.inference.request import GenerationRequest
 from osaurusd.models.record import ModelRecord
 from osaurusd.protocols.openai import batch, content
 from osaurusd.protocols.openai.render.envelope import Envelope
-from osaurusd.rpc import messages
-from osaurusd.rpc.client import Event
 
 
 async def find(request: web.Request, model: str | None) -> ModelRecord:
@@ -46,7 +46,7 @@ def envelope(kind: str, record: ModelRecord) -> Envelope:
 
 
 async def events(
-    request: web.Request, record: ModelRecord, orders: Sequence[messages.Generate]
+    request: web.Request, record: ModelRecord, orders: Sequence[GenerationRequest]
 ) -> AsyncGenerator[Event]:
     """The worker's events as `batch.run` yields them; closing this, as an aborted handler does, cancels the request."""
     deadline = Deadline(request)

@@ -7,7 +7,7 @@ import mlx.core as mx
 
 from osaurusd.worker.engine.caches import Layout
 from osaurusd.worker.engine.lane import Entrant, Group, Kept, Lane, Token
-from osaurusd.worker.engine.sampling import Row
+from osaurusd.worker.engine.sampling import SamplingState
 
 __all__ = ["MAX_SEQUENCES", "Decoder", "Entrant", "Group", "Token"]
 
@@ -36,7 +36,7 @@ class Decoder:
         cost = PADDING_COST_CPU if mx.default_device() == mx.cpu else PADDING_COST_GPU
         self._padding_worth_a_pass = weights_bytes // (max(layout.bytes_per_token, 1) * cost)
         self._lanes: list[Lane] = []
-        self._failed: dict[Row, str] = {}
+        self._failed: dict[SamplingState, str] = {}
 
     def __len__(self) -> int:
         return sum(len(lane.rows) for lane in self._lanes)
@@ -60,16 +60,16 @@ class Decoder:
             self._take_failed_of(lane)
         return tokens
 
-    def take_failed(self) -> dict[Row, str]:
+    def take_failed(self) -> dict[SamplingState, str]:
         """The sequences whose constraint cannot go on, and why: nothing further that they say is to be believed."""
         failed, self._failed = self._failed, {}
         return failed
 
-    def kept(self, row: Row) -> Kept:
+    def kept(self, row: SamplingState) -> Kept:
         """What a sequence's cache holds, its last token handed out included."""
         return next(lane for lane in self._lanes if row in lane.rows).kept(row)
 
-    def leave(self, rows: Sequence[Row]) -> None:
+    def leave(self, rows: Sequence[SamplingState]) -> None:
         """Take sequences out."""
         before = len(self)
         for lane in self._lanes:

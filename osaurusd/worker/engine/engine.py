@@ -19,9 +19,9 @@ from osaurusd.worker.engine.pace import WORTHWHILE_TOKENS, Pace
 from osaurusd.worker.engine.prefill import Prefiller
 from osaurusd.worker.engine.prefix import PrefixCache
 from osaurusd.worker.engine.probe import Probe
-from osaurusd.worker.engine.request import Choice, Request, Run
-from osaurusd.worker.engine.sampling import Row
-from osaurusd.worker.frontend.answer import Answer
+from osaurusd.worker.engine.request import Choice, EngineRequest, Run
+from osaurusd.worker.engine.sampling import SamplingState
+from osaurusd.worker.frontend.answer import SequenceOutput
 
 # An answer whose length only the context bounds is given room for this many tokens at a time.
 RESERVED_TOKENS = 512
@@ -117,12 +117,14 @@ class Engine:
             reserved_bytes=self.reserved_bytes,
         )
 
-    def add(self, request: Request) -> list[messages.Frame]:
+    def add(self, request: EngineRequest) -> list[messages.Frame]:
         """Take a request in, or refuse it with the reason."""
         try:
             self._check(request)
         except OsaurusError as refusal:
-            return [messages.Failed(id=request.id, code=refusal.code, message=refusal.message, param=refusal.param)]
+            return [
+                messages.Failed(id=request.id, code=refusal.code, message=refusal.message, location=refusal.location)
+            ]
         if self.layout.batchable:
             self._waiting.append(Run.of(request, request.choices, []))
         else:
@@ -160,7 +162,7 @@ class Engine:
                 frames += self._take(token, ended)
             except Exception as error:  # noqa: BLE001  whatever comes of reading an answer costs that answer's request
                 frames.append(self._spoilt(token.row, error))
-        if ended := [choice for choice in ended if choice.row in self._decoding]:
+        if ended := [choice for choice in ended if choice.sampling in self._decoding]:
             self._leave(ended)
             frames.append(self.stats())
         frames += self._give_up_failed()
@@ -217,30 +219,30 @@ class Engine:
         self._prefiller = Prefiller(self._network, self.layout, self._prefix, self._pace)
         self._decoder = Decoder(self._network, self.layout, self._memory.weights_bytes)
         self._arrivals = Arrivals()
-        self._decoding: dict[Row, tuple[Request, Choice]] = {}
+        self._decoding: dict[SamplingState, tuple[EngineRequest, Choice]] = {}
         self._hand_out()
 
-    def _check(self, request: Request) -> None:
+    def _check(self, request: EngineRequest) -> None:
         """Refuse what could not be served even alone, and what would wait behind too many."""
         most = self._memory.most_tokens(self._together(request))
         if most is not None:
             self._bound(request, most)
         self._admit()  # those who can start do not wait
         waiting = len({run.request.id for run in self._waiting})
-        if waiting >= self._limits.max_waiting and not request.part:
+        if waiting >= self._limits.max_waiting and not request.continuation:
             raise QueueFull(f"{waiting} requests are waiting for this model already; try again later")
 
-    def _bound(self, request: Request, most: int) -> None:
-        needed = len(request.prompt) + (request.max_tokens if request.bounded else 1)
+    def _bound(self, request: EngineRequest, most: int) -> None:
+        needed = len(request.prompt_tokens) + (request.max_tokens if request.bounded else 1)
         if needed > most:
             raise RequestExceedsMemory(
                 f"{len(request.choices)} answer(s) of {needed} tokens, prompt included, do not fit into this model's "
                 f"memory even alone; there is room for {most} tokens each",
-                param="max_tokens" if len(request.prompt) < most and request.bounded else "messages",
+                location=("max_tokens",) if len(request.prompt_tokens) < most and request.bounded else ("prompt",),
             )
-        request.max_tokens = min(request.max_tokens, most - len(request.prompt))
+        request.max_tokens = min(request.max_tokens, most - len(request.prompt_tokens))
 
-    def _together(self, request: Request) -> int:
+    def _together(self, request: EngineRequest) -> int:
         return len(request.choices) if self.layout.batchable else 1
 
     def _admit(self) -> None:
@@ -279,8 +281,8 @@ class Engine:
         """Let answers that outgrew their reservation go on, at the cost of the youngest if there is no room."""
         outgrown = False
         for request, choice in self._decoding.values():
-            full = len(request.prompt) + request.max_tokens
-            if len(request.prompt) + len(choice.said) >= choice.reserved < full:
+            full = len(request.prompt_tokens) + request.max_tokens
+            if len(request.prompt_tokens) + len(choice.output_tokens) >= choice.reserved < full:
                 choice.reserved = min(choice.reserved + RESERVED_TOKENS, full)
                 outgrown = True
         if not outgrown:
@@ -289,11 +291,11 @@ class Engine:
             self._put_back(*list(self._decoding.values())[-1])
         self._hand_out()
 
-    def _put_back(self, request: Request, choice: Choice) -> None:
+    def _put_back(self, request: EngineRequest, choice: Choice) -> None:
         """Take an answer out of the batch, to go on from where it is once there is room again."""
         self._leave([choice])
-        choice.row.begin_again(choice.said)
-        self._waiting.appendleft(Run.of(request, [choice], choice.said))
+        choice.sampling.begin_again(choice.output_tokens)
+        self._waiting.appendleft(Run.of(request, [choice], choice.output_tokens))
 
     def _note_step(self, now: float) -> None:
         """A decode step begins, or one that began is complete and others go first: then `now` is 0."""
@@ -308,17 +310,17 @@ class Engine:
         for run in arrivals.runs:
             frames += _echo(run)
             for choice in run.choices:
-                self._decoding[choice.row] = (run.request, choice)
+                self._decoding[choice.sampling] = (run.request, choice)
         if not arrivals.runs:
             return frames
         self._decoder.join(
             [
-                Entrant(choice.row, run.cache, len(run.tokens), logits)
+                Entrant(choice.sampling, run.cache, len(run.tokens), logits)
                 for run, logits in arrivals.alone
                 for choice in run.choices
             ],
             [
-                Group([run.choices[0].row for run in runs], cache, [len(run.tokens) for run in runs], logits)
+                Group([run.choices[0].sampling for run in runs], cache, [len(run.tokens) for run in runs], logits)
                 for runs, cache, logits in arrivals.groups
             ],
         )
@@ -331,37 +333,39 @@ class Engine:
     def _take(self, token: Token, ended: list[Choice]) -> Iterator[messages.Frame]:
         """Tell what a token adds to its answer; one that is complete goes to `ended`."""
         request, choice = self._decoding[token.row]
-        choice.said.append(token.token)
-        answer = choice.answer
+        choice.output_tokens.append(token.token)
+        answer = choice.output
         if token.token in self._end_tokens:
             ended.append(choice)
             yield from request.tell(choice, answer.finish(cut=False))
-            yield from request.end(choice, _stop_reason(answer), len(choice.said) - 1)
+            yield from request.end(choice, _stop_reason(answer), len(choice.output_tokens) - 1)
             return
         news = answer.add(token.token, token.score)
-        full = len(choice.said) >= request.max_tokens
+        full = len(choice.output_tokens) >= request.max_tokens
         yield from request.tell(choice, news)
         if full and not answer.stopped:
             yield from request.tell(choice, answer.finish(cut=True))
         if answer.stopped or full:
             ended.append(choice)
-            yield from request.end(choice, _stop_reason(answer) if answer.stopped else "length", len(choice.said))
+            yield from request.end(
+                choice, _stop_reason(answer) if answer.stopped else "length", len(choice.output_tokens)
+            )
 
     def _leave(self, choices: list[Choice]) -> None:
         """Take answers out of the batch, and keep what their caches hold for requests that go on from there."""
         for choice in choices:
-            request, _ = self._decoding.pop(choice.row)
+            request, _ = self._decoding.pop(choice.sampling)
             self._keep(request, choice)
-        self._decoder.leave([choice.row for choice in choices])
+        self._decoder.leave([choice.sampling for choice in choices])
         if not self._decoding:
             self._stepped_at = 0.0
         self._hand_out()
 
-    def _keep(self, request: Request, choice: Choice) -> None:
-        if not self._prefix.enabled or not choice.said:
+    def _keep(self, request: EngineRequest, choice: Choice) -> None:
+        if not self._prefix.enabled or not choice.output_tokens:
             return
-        tokens = Run.of(request, [choice], choice.said).tokens
-        kept = self._decoder.kept(choice.row)
+        tokens = Run.of(request, [choice], choice.output_tokens).tokens
+        kept = self._decoder.kept(choice.sampling)
         self._prefix.insert(tokens, kept.pack)
         if self.layout.has_states:
             self._prefix.insert_state(tokens, kept.states())
@@ -377,7 +381,7 @@ class Engine:
                 frames.append(messages.Failed(id=request.id, code=ErrorCode.INVALID_REQUEST, message=message))
         return frames
 
-    def _spoilt(self, row: Row, error: Exception) -> messages.Frame:
+    def _spoilt(self, row: SamplingState, error: Exception) -> messages.Frame:
         request, _ = self._decoding[row]
         self.cancel(request.id)
         reason = f"the answer could not be read: {type(error).__name__}: {error}"
@@ -397,15 +401,15 @@ class Engine:
 def _reserve(run: Run, choice: Choice) -> int:
     """The length that an answer is promised room for when it starts."""
     request = run.request
-    rest = request.max_tokens - len(choice.said)
+    rest = request.max_tokens - len(choice.output_tokens)
     return len(run.tokens) + (rest if request.bounded else min(rest, RESERVED_TOKENS))
 
 
-def _stop_reason(answer: Answer) -> FinishReason:
-    return "tool_calls" if answer.called else "stop"
+def _stop_reason(answer: SequenceOutput) -> FinishReason:
+    return "tool_calls" if answer.has_tool_calls else "stop"
 
 
 def _echo(run: Run) -> Iterator[messages.Frame]:
-    if run.request.echo is not None and not run.choices[0].said:
+    if run.request.echo is not None and not run.choices[0].output_tokens:
         for choice in run.choices:
             yield from run.request.tell(choice, run.request.echo(run.scores))

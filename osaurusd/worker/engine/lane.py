@@ -10,7 +10,7 @@ import numpy as np
 
 from osaurusd.worker.engine import caches
 from osaurusd.worker.engine.caches import Cache, Layout, Packed
-from osaurusd.worker.engine.sampling import Batch, Row
+from osaurusd.worker.engine.sampling import Batch, SamplingState
 from osaurusd.worker.engine.scores import Scores
 from osaurusd.worker.frontend import constraint
 from osaurusd.worker.frontend.constraint import Constraint, ConstraintFailed
@@ -24,7 +24,7 @@ class Entrant:
     The decoder takes the cache over unless several sequences go on from it.
     """
 
-    row: Row
+    row: SamplingState
     cache: Cache
     length: int
     logits: mx.array
@@ -34,7 +34,7 @@ class Entrant:
 class Group:
     """Sequences whose prompts were processed together: one merged cache, and the logits [rows, vocabulary] after it."""
 
-    rows: list[Row]
+    rows: list[SamplingState]
     cache: Cache
     lengths: list[int]
     logits: mx.array
@@ -44,7 +44,7 @@ class Group:
 class Token:
     """What a step gave a sequence. The sequence's cache holds the token by then."""
 
-    row: Row
+    row: SamplingState
     token: int
     score: Score | None
 
@@ -77,7 +77,7 @@ class Lane:
         self._merged = merged
         self.rows = list(group.rows)
         self.lengths = list(group.lengths)
-        self.failed: dict[Row, str] = {}
+        self.failed: dict[SamplingState, str] = {}
         self._batch = Batch(self.rows)
         self._tokens, self._scores = self._batch.choose(group.logits, self._masked(group.logits))
         self._start_evaluating()
@@ -117,7 +117,7 @@ class Lane:
         self.failed |= other.failed
         self._batch = Batch(self.rows)
 
-    def leave(self, rows: Sequence[Row]) -> None:
+    def leave(self, rows: Sequence[SamplingState]) -> None:
         """Take sequences out."""
         keep = [at for at, row in enumerate(self.rows) if row not in rows]
         if len(keep) == len(self.rows):
@@ -135,7 +135,7 @@ class Lane:
             for layer in self._cache:
                 layer.filter(keep)
 
-    def kept(self, row: Row) -> Kept:
+    def kept(self, row: SamplingState) -> Kept:
         """What a sequence's cache holds, its last token handed out included."""
         at = self.rows.index(row)
         if self._merged:
@@ -164,7 +164,7 @@ class Lane:
         return constraint.apply(logits[mx.array(constrained)], allowed)
 
     @contextlib.contextmanager
-    def _watching(self, row: Row) -> Iterator[Constraint]:
+    def _watching(self, row: SamplingState) -> Iterator[Constraint]:
         """The row's constraint; if it fails, that is noted, and is no matter of the other rows."""
         assert row.constraint is not None, "only constrained rows are asked for theirs"
         try:
@@ -202,7 +202,7 @@ class _KeptRow:
         return caches.keep_states_of_row(self.batch, self.row)
 
 
-def _by_row(rows: list[Row], scores: Scores | None) -> dict[int, Score]:
+def _by_row(rows: list[SamplingState], scores: Scores | None) -> dict[int, Score]:
     """The scores of those that want them, each with as many of the likeliest tokens as it wants."""
     if scores is None:
         return {}

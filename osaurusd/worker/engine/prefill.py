@@ -145,7 +145,7 @@ class Prefiller:
     def _stops(self, run: Run, shared: int) -> list[int]:
         """Where to keep states: where it leaves an earlier prompt, where the next may leave it, near its end."""
         last = len(run.tokens) - LAST_PASS_LEAST
-        wanted = {shared, run.request.boundary or 0, last}
+        wanted = {shared, run.request.shared_prefix_length or 0, last}
         first = run.prefilled + WORTH_SHARING
         return sorted((at for at in wanted if first <= at <= last), reverse=True)
 
@@ -195,7 +195,7 @@ class Prefiller:
         count = min(SCORING_TOKENS, run.left)
         logits = self._network(_part(run, count), cache=run.cache)[0]
         following = run.tokens[run.prefilled + 1 : run.prefilled + count + 1]
-        most = run.choices[0].row.scored or 0
+        most = run.choices[0].sampling.scored or 0
         if len(following):
             run.scores += _scores(logits[: len(following)], following, most)
         mx.eval(logits, [layer.state for layer in run.cache])

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from osaurusd.inference.events import Completed, Delta, Finished, FinishReason
+from osaurusd.inference.events import Completed, Delta, Event, Finished, FinishReason, Usage
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.caches import Cache
 from osaurusd.worker.engine.prefix import Match, Tokens
-from osaurusd.worker.engine.sampling import Row
-from osaurusd.worker.frontend.answer import Answer, News
+from osaurusd.worker.engine.sampling import SamplingState
+from osaurusd.worker.frontend.answer import OutputDelta, SequenceOutput
 from osaurusd.worker.frontend.likelihood import Score
 
 
@@ -23,32 +23,32 @@ class Choice:
     """
 
     index: int
-    row: Row
-    answer: Answer
-    said: list[int] = field(default_factory=list)
+    sampling: SamplingState
+    output: SequenceOutput
+    output_tokens: list[int] = field(default_factory=list)
     reserved: int = 0
     announced: bool = False
 
 
 @dataclass(eq=False)
-class Request:
+class EngineRequest:
     """A prompt and its answers.
 
     `max_tokens` bounds each answer; `bounded` says whether the client set it or only the context does. `boundary` is
     where the part of the prompt ends that the next one may share. `echo` gives the prompt back before any answer: with
-    one score for each of its tokens but the first, if it `wants_scores`. `cached_tokens` of the prompt had not to be
-    computed; None until that is known. One that is `part` of what has been begun may wait behind any number of others.
+    one score for each of its tokens but the first, if it `needs_prompt_logprobs`. `cached_tokens` of the prompt had not to be
+    computed; None until that is known. A `continuation` of a client request that has begun may wait behind any number of others.
     """
 
     id: int
-    prompt: list[int]
+    prompt_tokens: list[int]
     choices: list[Choice]
     max_tokens: int
     bounded: bool = True
-    part: bool = False
-    boundary: int | None = None
-    echo: Callable[[list[Score]], News] | None = None
-    wants_scores: bool = False
+    continuation: bool = False
+    shared_prefix_length: int | None = None
+    echo: Callable[[list[Score]], OutputDelta] | None = None
+    needs_prompt_logprobs: bool = False
     cached_tokens: int | None = None
     open: int = 0
     completion_tokens: int = 0
@@ -57,37 +57,41 @@ class Request:
     def __post_init__(self) -> None:
         self.open = len(self.choices)
 
-    def tell(self, choice: Choice, news: News | None) -> Iterator[messages.Frame]:
+    def tell(self, choice: Choice, news: OutputDelta | None) -> Iterator[messages.Frame]:
         """What is new in an answer; the first of it is sent even if empty, for it says that the prompt is processed."""
         if news is None and choice.announced:
             return
         choice.announced = True
         if news is None:
-            yield Delta(id=self.id, index=choice.index)
+            yield self._output(Delta(index=choice.index))
         else:
-            yield Delta(
-                id=self.id,
-                index=choice.index,
-                text=news.text,
-                reasoning=news.reasoning,
-                calls=news.calls,
-                tokens=news.tokens,
+            yield self._output(
+                Delta(
+                    index=choice.index,
+                    text=news.text,
+                    reasoning=news.reasoning,
+                    tool_calls=news.calls,
+                    logprobs=news.tokens,
+                )
             )
 
     def end(self, choice: Choice, reason: FinishReason, tokens: int) -> Iterator[messages.Frame]:
         """One answer of `tokens` tokens is complete, and with the last one the request."""
-        yield Finished(id=self.id, index=choice.index, reason=reason)
+        yield self._output(Finished(index=choice.index, reason=reason))
         self.open -= 1
         self.completion_tokens += tokens
-        self.reasoning_tokens += choice.answer.reasoning_tokens
+        self.reasoning_tokens += choice.output.reasoning_tokens
         if not self.open:
-            yield Completed(
-                id=self.id,
-                prompt_tokens=len(self.prompt),
+            usage = Usage(
+                prompt_tokens=len(self.prompt_tokens),
                 completion_tokens=self.completion_tokens,
                 cached_tokens=self.cached_tokens or 0,
                 reasoning_tokens=self.reasoning_tokens,
             )
+            yield self._output(Completed(usage=usage))
+
+    def _output(self, event: Event) -> messages.Frame:
+        return messages.Output(id=self.id, event=event)
 
 
 @dataclass(eq=False)
@@ -99,7 +103,7 @@ class Run:
     others; one that has `waited` did so for another that processes what both begin with.
     """
 
-    request: Request
+    request: EngineRequest
     choices: list[Choice]
     tokens: Tokens
     cache: Cache = field(default_factory=list)
@@ -114,9 +118,9 @@ class Run:
     _commons: dict["Run", int] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, request: Request, choices: list[Choice], said: list[int]) -> "Run":
+    def of(cls, request: EngineRequest, choices: list[Choice], said: list[int]) -> "Run":
         """The run that leads up to `choices`, all of which have said `said`."""
-        return cls(request, choices, np.array([*request.prompt, *said], np.int32))
+        return cls(request, choices, np.array([*request.prompt_tokens, *said], np.int32))
 
     @property
     def left(self) -> int:
@@ -125,7 +129,7 @@ class Run:
     @property
     def scoring(self) -> bool:
         """Whether every token's logits are wanted, so that nothing can be taken over from earlier sequences."""
-        return self.request.wants_scores and not self.choices[0].said
+        return self.request.needs_prompt_logprobs and not self.choices[0].output_tokens
 
     def common(self, other: "Run") -> int:
         """How many tokens both begin with alike."""

@@ -18,7 +18,7 @@ _MASK = 0xFFFF_FFFF_FFFF_FFFF
 
 
 @dataclass(eq=False)
-class Row:
+class SamplingState:
     """How one sequence of a batch chooses its tokens, and what it remembers between two choices.
 
     `scored` is how many likeliest tokens to tell of each choice, None for no scores. `prompt` and `said` are the
@@ -58,7 +58,7 @@ class Row:
 
     def begin_again(self, said: Sequence[int]) -> None:
         """Go on after `said`: choices beyond it are forgotten."""
-        self.said, self.chosen = list(said), len(said)
+        self.output_tokens, self.chosen = list(said), len(said)
         self.counts = self.seen = None
 
     def key(self) -> tuple[int, int]:
@@ -71,7 +71,7 @@ class Row:
 class Batch:
     """The rows of a batch, in order, and what follows from who they are."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[SamplingState]) -> None:
         self.rows = list(rows)
         self.hot = [at for at, row in enumerate(rows) if not row.greedy]
         self.edited = [at for at, row in enumerate(rows) if row.edited]
@@ -182,7 +182,7 @@ class _Truncation:
         return -mx.sort(-rows, axis=-1)
 
 
-def _edit(row: Row, logits: mx.array) -> mx.array:
+def _edit(row: SamplingState, logits: mx.array) -> mx.array:
     """The logits [vocabulary] of one row with its bias and penalties, as [1, vocabulary]."""
     sampling = row.sampling
     if sampling.logit_bias:
@@ -193,13 +193,13 @@ def _edit(row: Row, logits: mx.array) -> mx.array:
     return logits[None]
 
 
-def _penalize(row: Row, logits: mx.array) -> mx.array:
+def _penalize(row: SamplingState, logits: mx.array) -> mx.array:
     sampling = row.sampling
     if row.counts is None:
         row.counts = mx.zeros(logits.shape, mx.float32)
         row.seen = mx.zeros(logits.shape, mx.bool_)
-        if row.said:
-            row.counts = row.counts.at[mx.array(list(row.said))].add(1)
+        if row.output_tokens:
+            row.counts = row.counts.at[mx.array(list(row.output_tokens))].add(1)
         if row.prompt:
             row.seen[mx.array(list(set(row.prompt)))] = True
     said = row.counts > 0

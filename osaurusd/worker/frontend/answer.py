@@ -6,16 +6,15 @@ from typing import Any, Protocol
 from mlx_lm.generate import make_text_state_machine
 
 from osaurusd.inference.events import TokenLogprob
-from osaurusd.inference.request import ChatPrompt, RequiredToolCalls
-from osaurusd.rpc import messages
+from osaurusd.inference.request import ChatPrompt, GenerationRequest, RequiredToolCalls, Tool
 from osaurusd.worker.frontend import likelihood
 from osaurusd.worker.frontend.calls import CallReader, LiveCalls
-from osaurusd.worker.frontend.content import Content, News, Rules
+from osaurusd.worker.frontend.content import Content, OutputDelta, Rules
 from osaurusd.worker.frontend.likelihood import Ledger, Score, TokenTexts
 from osaurusd.worker.frontend.markers import CALL, REASONING, TEXT, Segment, Splitter, markers, own_calls
 from osaurusd.worker.frontend.prompts import Prompt
 
-__all__ = ["Answer", "News", "Speech"]
+__all__ = ["OutputDelta", "SequenceOutput", "Speech"]
 
 
 class Detokenizer(Protocol):
@@ -29,7 +28,7 @@ class Detokenizer(Protocol):
     def finalize(self) -> None: ...
 
 
-class Answer:
+class SequenceOutput:
     """One sequence. All methods run on one thread; none of them computes with MLX.
 
     Args:
@@ -60,16 +59,21 @@ class Answer:
         return self._content.stopped
 
     @property
-    def called(self) -> bool:
-        """A call was told: the reason to finish is `tool_calls`, unless the answer was cut."""
-        return self._content.called
+    def matched_stop(self) -> str | None:
+        """The stop string that ended the output, if one did."""
+        return self._content.matched_stop
 
-    def add(self, token: int, score: Score | None = None) -> News | None:
+    @property
+    def has_tool_calls(self) -> bool:
+        """A call was told: the reason to finish is `tool_calls`, unless the answer was cut."""
+        return self._content.has_tool_calls
+
+    def add(self, token: int, score: Score | None = None) -> OutputDelta | None:
         """Take one token; return what is certain by now, None if nothing is."""
         self._detokenizer.add_token(token)
         text = self._detokenizer.last_segment
         if self._plain:
-            return News(text=text) if text else None
+            return OutputDelta(text=text) if text else None
         if self._ledger is not None:
             self._ledger.add(token, score, len(text))
         thinking = self._thinking
@@ -77,7 +81,7 @@ class Answer:
         self.reasoning_tokens += thinking or self._thinking
         return self._content.take_news()
 
-    def finish(self, *, cut: bool) -> News | None:
+    def finish(self, *, cut: bool) -> OutputDelta | None:
         """The rest, after the last token.
 
         Args:
@@ -89,7 +93,7 @@ class Answer:
         self._detokenizer.finalize()
         text = self._detokenizer.last_segment
         if self._plain:
-            return News(text=text) if text else None
+            return OutputDelta(text=text) if text else None
         if self._ledger is not None:
             self._ledger.extend(len(text))
         self._split(text)
@@ -183,31 +187,31 @@ class Speech:
         self._markers = {calls: markers(tokenizer, calls=calls) for calls in (False, True)}
         self._machines = {calls: make_text_state_machine(found) for calls, found in self._markers.items()}
 
-    def answer(self, order: messages.Generate, prompt: Prompt) -> Answer:
+    def answer(self, order: GenerationRequest, prompt: Prompt) -> SequenceOutput:
         """A fresh answer to `order`, which was encoded as `prompt`."""
         stop = [*order.stop, *prompt.stop]
         ledger = None if order.logprobs is None else Ledger(self._texts)
         if not isinstance(order.prompt, ChatPrompt):
-            return Answer(self._continuing(prompt.tokens), Rules(stop=stop, ledger=ledger))
-        reads_calls = bool(order.prompt.tools) and order.call_tools and order.constraint is None
+            return SequenceOutput(self._continuing(prompt.tokens), Rules(stop=stop, ledger=ledger))
+        reads_calls = bool(order.prompt.tools) and order.parse_tool_calls and order.constraint is None
         rules = Rules(
             stop=stop,
             reader=self._reader(order.prompt.tools) if reads_calls else None,
             unmarked=reads_calls and not self._own_calls,
-            max_calls=None if order.parallel_calls else 1,
+            max_calls=None if order.parallel_tool_calls else 1,
             live=LiveCalls() if isinstance(order.constraint, RequiredToolCalls) else None,
             ledger=ledger,
         )
-        return Answer(self._tokenizer.detokenizer, rules, self._splitter(order, prompt, calls=reads_calls))
+        return SequenceOutput(self._tokenizer.detokenizer, rules, self._splitter(order, prompt, calls=reads_calls))
 
     def scored(self, tokens: Sequence[int], scores: Sequence[Score | None]) -> list[TokenLogprob]:
         """An echoed prompt: tokens with their scores, one for each, None for the first."""
         return likelihood.scored(self._texts, tokens, scores)
 
-    def _reader(self, tools: list[dict[str, Any]]) -> CallReader:
+    def _reader(self, tools: list[Tool]) -> CallReader:
         return CallReader(tools, self._tokenizer.tool_parser if self._own_calls else None)
 
-    def _splitter(self, order: messages.Generate, prompt: Prompt, *, calls: bool) -> Splitter | None:
+    def _splitter(self, order: GenerationRequest, prompt: Prompt, *, calls: bool) -> Splitter | None:
         if not self._markers[calls]:
             return None
         initial = TEXT

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from osaurusd.inference.events import ToolCallDelta
+from osaurusd.inference.request import Tool
+from osaurusd.worker.frontend.tools import template_tool
 
 # Long arguments are told in pieces of this many characters.
 PIECE = 40
@@ -38,13 +40,12 @@ class CallReader:
     """Reads calls of the given tools. Whatever is not one, it leaves alone.
 
     Args:
-        tools: OpenAI's tool objects.
         parser: of the model's own format, if mlx_lm has one; else blocks are JSON.
     """
 
-    def __init__(self, tools: Sequence[dict[str, Any]], parser: Parser | None = None) -> None:
-        self._tools = list(tools)
-        self._names = {tool["function"]["name"] for tool in tools}
+    def __init__(self, tools: Sequence[Tool], parser: Parser | None = None) -> None:
+        self._tools = [template_tool(tool) for tool in tools]
+        self._names = {tool.name for tool in tools}
         self._parser = parser
 
     def block(self, text: str) -> list[Call] | None:

@@ -12,7 +12,7 @@ from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
 from osaurusd.errors import InvalidRequest
-from osaurusd.inference.request import OutputConstraint, RequiredToolCalls
+from osaurusd.inference.request import Location, OutputConstraint, RequiredToolCalls, Tool
 from osaurusd.worker.frontend import grammar
 
 Bitmask = NDArray[np.int32]
@@ -39,32 +39,32 @@ class Grammars:
         self._lock = Lock()
         self._made: LLTokenizer | None = None
 
-    def compile(self, constraint: OutputConstraint, offered: list[dict[str, Any]], *, thinking: bool) -> "Constraint":
+    def compile(self, constraint: OutputConstraint, offered: list[Tool], *, thinking: bool) -> "Constraint":
         """A constraint for one sequence.
 
         Args:
             constraint: what the answer is to be.
-            offered: OpenAI's tool objects, among them all that `constraint` names.
+            offered: the request's tools, among them all that `constraint` names.
             thinking: the answer begins inside a thought, and the constraint after it.
 
         Raises:
             InvalidRequest: the schema says what llguidance cannot hold an answer to; the message says what.
         """
-        param = "tools" if isinstance(constraint, RequiredToolCalls) else "response_format"
+        location: Location = ("prompt", "tools") if isinstance(constraint, RequiredToolCalls) else ("constraint",)
         rules = grammar.make(constraint, offered, after_thought=self._tokenizer.has_thinking)
-        matcher = LLMatcher(self._llguidance(param), rules, log_level=0, limits=grammar.LIMITS)
+        matcher = LLMatcher(self._llguidance(location), rules, log_level=0, limits=grammar.LIMITS)
         if matcher.is_error():
-            raise grammar.refused(matcher.get_error(), param)
+            raise grammar.refused(matcher.get_error(), location)
         return Constraint(matcher, self._width, self._thoughts(thinking=thinking))
 
-    def _llguidance(self, param: str) -> LLTokenizer:
+    def _llguidance(self, location: Location) -> LLTokenizer:
         with self._lock:
             if self._made is None:
                 try:
                     self._made = _llguidance_tokenizer(self._tokenizer, self._width, self._end_tokens)
                 except Exception as error:  # of tokenizers there are more kinds than llguidance reads
                     raise InvalidRequest(
-                        f"`{param}`: this model's tokenizer does not allow structured output: {error}", param=param
+                        f"this model's tokenizer does not allow structured output: {error}", location=location
                     ) from error
             return self._made
 

@@ -11,7 +11,7 @@ from osaurusd.worker.frontend.likelihood import Ledger
 from osaurusd.worker.frontend.text import StopMatcher
 
 
-class News(msgspec.Struct, kw_only=True):
+class OutputDelta(msgspec.Struct, kw_only=True):
     """What is new in an answer, under the names of `Delta`."""
 
     text: str = ""
@@ -53,19 +53,23 @@ class Content:
 
     def __init__(self, rules: Rules) -> None:
         self.stopped = False
-        self.called = False
+        self.has_tool_calls = False
         self._rules = rules
         self._stop = StopMatcher(rules.stop)
-        self._news = News()
+        self._news = OutputDelta()
         self._held = ""
         self._calls = 0
         self._watching = rules.unmarked
 
-    def take_news(self) -> News | None:
+    @property
+    def matched_stop(self) -> str | None:
+        return self._stop.matched_stop
+
+    def take_news(self) -> OutputDelta | None:
         """What was told since the last time."""
         if not self._news:
             return None
-        news, self._news = self._news, News()
+        news, self._news = self._news, OutputDelta()
         return news
 
     def think(self, thought: str) -> None:
@@ -113,7 +117,7 @@ class Content:
         elif self._watching and not cut and (calls := self._whole()):
             self.drop(len(self._held))
             self._tell(calls)
-        elif self.called and not self._held.strip():
+        elif self.has_tool_calls and not self._held.strip():
             self.drop(len(self._held))
         else:
             self._release(len(self._held))
@@ -121,7 +125,7 @@ class Content:
     def _say_live(self, live: LiveCalls, text: str) -> None:
         self.drop(len(text))
         self._news.calls += live.feed(text)
-        self.called = self.called or bool(self._news.calls)
+        self.has_tool_calls = self.has_tool_calls or bool(self._news.calls)
 
     def _hold(self, text: str) -> None:
         """Text that no stop string can cut off any more; told at once, but for what calls may swallow."""
@@ -150,5 +154,5 @@ class Content:
         for call in calls[: None if self._rules.max_calls is None else self._rules.max_calls - self._calls]:
             self._news.calls += told(call, self._calls)
             self._calls += 1
-            self.called = True
+            self.has_tool_calls = True
         self.stopped = self._calls == self._rules.max_calls

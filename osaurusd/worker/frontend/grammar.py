@@ -7,7 +7,7 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits
 
 from osaurusd.errors import InvalidRequest
-from osaurusd.inference.request import JsonObject, JsonSchema, OutputConstraint, RequiredToolCalls
+from osaurusd.inference.request import JsonObject, JsonSchema, Location, OutputConstraint, RequiredToolCalls, Tool
 from osaurusd.worker.frontend import schema_cost, tools
 
 MAX_CALLS = 8
@@ -34,12 +34,12 @@ _COMBINING = {"$ref", "allOf", "anyOf", "oneOf", "patternProperties"}
 _DATA = {"const", "enum", "default", "examples"}
 
 
-def make(constraint: OutputConstraint, offered: list[dict[str, Any]], *, after_thought: bool) -> str:
+def make(constraint: OutputConstraint, offered: list[Tool], *, after_thought: bool) -> str:
     """A grammar in llguidance's Lark dialect.
 
     Args:
         constraint: what the answer is to be.
-        offered: OpenAI's tool objects, among them all that `constraint` names.
+        offered: the request's tools, among them all that `constraint` names.
         after_thought: the answer may begin with an empty line, as models are used to after a thought.
 
     Raises:
@@ -47,9 +47,9 @@ def make(constraint: OutputConstraint, offered: list[dict[str, Any]], *, after_t
     """
     match constraint:
         case JsonObject():
-            start, rules = "value", [_json_rule("value", {"type": "object"}, "response_format")]
+            start, rules = "value", [_json_rule("value", {"type": "object"}, ("constraint",))]
         case JsonSchema(schema=schema):
-            start, rules = "value", [_json_rule("value", schema, "response_format")]
+            start, rules = "value", [_json_rule("value", schema, ("constraint", "schema"))]
         case RequiredToolCalls(names=names, parallel=parallel):
             more = f' ("\\n" call){{0,{MAX_CALLS - 1}}}' if parallel else ""
             start, rules = f"call{more}", list(_call_rules(names, offered))
@@ -58,18 +58,18 @@ def make(constraint: OutputConstraint, offered: list[dict[str, Any]], *, after_t
     return grammar
 
 
-def _call_rules(names: list[str], offered: list[dict[str, Any]]) -> Iterator[str]:
+def _call_rules(names: list[str], offered: list[Tool]) -> Iterator[str]:
     """The form that `calls.LiveCalls` reads."""
-    by_name = {tool["function"]["name"]: tool["function"] for tool in offered}
+    by_name = {tool.name: tool for tool in offered}
     yield "call: " + " | ".join(f"call_{at}" for at in range(len(names)))
     for at, name in enumerate(names):
         if name not in by_name:
-            raise InvalidRequest(f"`tool_choice`: there is no tool {name!r}", param="tool_choice")
+            raise InvalidRequest(f"there is no tool {name!r}", location=("constraint",))
         yield f'call_{at}: {json.dumps(tools.head(name))} arguments_{at} "}}"'
-        yield _json_rule(f"arguments_{at}", _arguments(by_name[name]), "tools", of=f" of {name!r}")
+        yield _json_rule(f"arguments_{at}", _arguments(by_name[name]), ("prompt", "tools"), of=f" of {name!r}")
 
 
-def _json_rule(name: str, schema: dict[str, Any], param: str, of: str = "") -> str:
+def _json_rule(name: str, schema: dict[str, Any], location: Location, of: str = "") -> str:
     """A rule for JSON that the schema accepts.
 
     Raises:
@@ -81,24 +81,24 @@ def _json_rule(name: str, schema: dict[str, Any], param: str, of: str = "") -> s
         text = json.dumps({**schema, "x-guidance": _OPTIONS})
         error = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text), limits=LIMITS)
     except (ValueError, RecursionError) as failure:
-        raise refused(str(failure), param, of) from failure
+        raise refused(str(failure), location, of) from failure
     if error and not error.startswith("WARNING"):
-        raise refused(error, param, of)
+        raise refused(error, location, of)
     return f"{name}: %json {text}"
 
 
-def refused(reason: str, param: str, of: str = "") -> InvalidRequest:
+def refused(reason: str, location: Location, of: str = "") -> InvalidRequest:
     """The error for a schema that answers cannot be held to. `of` says whose it is, with a space before it."""
     # What llguidance adds for its own developers helps nobody here.
     said = reason.partition("<non-verbose/>")[0].partition("<backtrace>")[0].strip()[:_MAX_REASON]
-    return InvalidRequest(f"`{param}`: the schema{of} cannot be used: {said}", param=param)
+    return InvalidRequest(f"the schema{of} cannot be used: {said}", location=location)
 
 
-def _arguments(function: dict[str, Any]) -> dict[str, Any]:
+def _arguments(function: Tool) -> dict[str, Any]:
     """What the arguments of a function have to be: an object, and only of what the function names, if it does."""
-    schema = function.get("parameters") or {"properties": {}}
-    if not isinstance(schema, dict) or schema.get("type", "object") != "object":
-        raise refused("arguments are of the type `object`", "tools", f" of {function['name']!r}")
+    schema = function.parameters or {"properties": {}}
+    if schema.get("type", "object") != "object":
+        raise refused("arguments are of the type `object`", ("prompt", "tools"), f" of {function.name!r}")
     if "properties" in schema and not schema.keys() & _COMBINING:
         return {"type": "object", "additionalProperties": False, **schema}
     return {"type": "object", **schema}

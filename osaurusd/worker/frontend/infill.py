@@ -35,8 +35,8 @@ def encode(tokenizer: Any, prefix: str, suffix: str) -> list[int]:
         if all(marker in vocabulary for marker in family[:3] if marker is not None):
             return [*tokenizer.encode(""), *_parts(tokenizer, vocabulary, family, prefix, suffix)]
     raise UnsupportedParameter(
-        "`suffix`: this model has no tokens for filling in; leave it out or use a model that was trained for it",
-        param="suffix",
+        "this model has no fill-in-the-middle tokens; leave the suffix out or use a model that was trained for it",
+        location=("prompt", "suffix"),
     )
 
 

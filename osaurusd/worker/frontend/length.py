@@ -18,14 +18,14 @@ _MORE = 4
 _CERTAIN = 1.25
 
 
-def check(tokens: Sequence[int], context_length: int | None, param: str) -> None:
+def check(tokens: Sequence[int], context_length: int | None) -> None:
     """Refuse a prompt that leaves no room for an answer.
 
     Raises:
-        ContextLengthExceeded: with both numbers; `param` names the field.
+        ContextLengthExceeded: with both numbers.
     """
     if context_length is not None and len(tokens) >= context_length:
-        raise _exceeded(context_length, f"{len(tokens)}", param)
+        raise _exceeded(context_length, f"{len(tokens)}")
 
 
 def is_large(characters: int, context_length: int | None) -> bool:
@@ -33,7 +33,7 @@ def is_large(characters: int, context_length: int | None) -> bool:
     return context_length is not None and characters > _first_look(context_length)
 
 
-def check_text(tokenizer: Any, text: str, context_length: int | None, param: str) -> None:
+def check_text(tokenizer: Any, text: str, context_length: int | None) -> None:
     """Refuse a text whose beginning alone is longer than the context. A text that is not large is not looked at.
 
     Raises:
@@ -45,7 +45,7 @@ def check_text(tokenizer: Any, text: str, context_length: int | None, param: str
     while looked_at < len(text):
         tokens = len(tokenizer.encode(text[:looked_at], add_special_tokens=False))
         if tokens > _CERTAIN * context_length:
-            raise _exceeded(context_length, f"more than {tokens}", param)
+            raise _exceeded(context_length, f"more than {tokens}")
         looked_at *= _MORE
 
 
@@ -53,9 +53,9 @@ def _first_look(context_length: int) -> int:
     return max(CHARACTERS * context_length, LEAST_CHARACTERS)
 
 
-def _exceeded(context_length: int, count: str, param: str) -> ContextLengthExceeded:
+def _exceeded(context_length: int, count: str) -> ContextLengthExceeded:
     return ContextLengthExceeded(
-        f"this model's context length is {context_length} tokens, but the {param} came to {count} tokens "
-        f"and the answer needs room too; shorten the {param}",
-        param=param,
+        f"this model's context length is {context_length} tokens, but the prompt has {count} tokens "
+        "and the output needs room too; shorten the prompt",
+        location=("prompt",),
     )

@@ -11,7 +11,8 @@ import msgspec
 from transformers import PreTrainedTokenizerBase
 
 from osaurusd.errors import ContextLengthExceeded, InvalidRequest
-from osaurusd.inference.request import ChatPrompt, Message, Prompt, TextPrompt, TokenPrompt, ToolCall
+from osaurusd.inference import request as neutral
+from osaurusd.inference.request import ChatPrompt, Message, TextPart, TextPrompt, TokenPrompt, ToolCall
 from osaurusd.worker.frontend import infill, length, tools
 
 FALLBACK_STOP = "\nuser:"
@@ -39,7 +40,9 @@ class Prompt:
     thinking: bool = False
 
 
-def encode(tokenizer: Any, prompt: Prompt, context_length: int | None, *, find_boundary: bool = False) -> Prompt:
+def encode(
+    tokenizer: Any, prompt: neutral.Prompt, context_length: int | None, *, find_boundary: bool = False
+) -> Prompt:
     """Turn a prompt into tokens. Runs on any thread.
 
     Raises:
@@ -50,23 +53,23 @@ def encode(tokenizer: Any, prompt: Prompt, context_length: int | None, *, find_b
     match prompt:
         case ChatPrompt():
             encoded = _chat(tokenizer, prompt, context_length)
-            _check(encoded.tokens, context_length, "messages")
+            _check(encoded.tokens, context_length)
             if find_boundary:
                 return replace(encoded, boundary=_boundary(tokenizer, prompt, encoded.tokens))
             return encoded
         case TextPrompt():
-            length.check_text(tokenizer, prompt.text + (prompt.suffix or ""), context_length, "prompt")
+            length.check_text(tokenizer, prompt.text + (prompt.suffix or ""), context_length)
             tokens = _text(tokenizer, prompt)
         case TokenPrompt():
             tokens = _known(tokenizer, prompt.tokens)
-    _check(tokens, context_length, "prompt")
+    _check(tokens, context_length)
     return Prompt(tokens)
 
 
-def _check(tokens: list[int], context_length: int | None, param: str) -> None:
+def _check(tokens: list[int], context_length: int | None) -> None:
     if not tokens:
-        raise InvalidRequest(f"the {param} came to an empty prompt; there is nothing to go on from", param=param)
-    length.check(tokens, context_length, param)
+        raise InvalidRequest("the prompt is empty after tokenization", location=("prompt",))
+    length.check(tokens, context_length)
 
 
 # Chats
@@ -78,13 +81,15 @@ def _chat(tokenizer: Any, chat: ChatPrompt, context_length: int | None) -> Promp
     A template that rejects the system role gets the system text at the beginning of the first user turn, one that
     knows nothing of tools gets them as text. A model without a template gets one `role: text` line a turn.
     """
-    if reserved := sorted(_RESERVED & chat.template.keys()):
+    if reserved := sorted(_RESERVED & chat.template_variables.keys()):
         raise InvalidRequest(
-            f"`chat_template_kwargs.{reserved[0]}`: is no variable for the chat template; leave it out",
-            param=f"chat_template_kwargs.{reserved[0]}",
+            f"{reserved[0]!r} is not a chat template variable; leave it out",
+            location=("prompt", "template_variables", reserved[0]),
         )
     if not tools.takes_tools(tokenizer):
-        chat = ChatPrompt(messages=tools.describe(chat.messages, chat.tools), template=chat.template)
+        chat = ChatPrompt(
+            messages=tools.describe(chat.messages, chat.tools), template_variables=chat.template_variables
+        )
     try:
         make = _with_template if tokenizer.has_chat_template else _without_template
         return make(tokenizer, chat, context_length)
@@ -92,7 +97,8 @@ def _chat(tokenizer: Any, chat: ChatPrompt, context_length: int | None) -> Promp
         raise
     except Exception as error:
         raise InvalidRequest(
-            f"the model's chat template refuses these messages: {str(error) or type(error).__name__}", param="messages"
+            f"the model's chat template rejects these messages: {str(error) or type(error).__name__}",
+            location=("prompt", "messages"),
         ) from error
 
 
@@ -101,12 +107,16 @@ def _with_template(tokenizer: Any, chat: ChatPrompt, context_length: int | None)
     large = length.is_large(len(msgspec.json.encode(chat)), context_length)
     for turns in _renderings(chat.messages):
         render = partial(
-            tokenizer.apply_chat_template, turns, tools=chat.tools or None, add_generation_prompt=True, **chat.template
+            tokenizer.apply_chat_template,
+            turns,
+            tools=[tools.template_tool(tool) for tool in chat.tools] or None,
+            add_generation_prompt=True,
+            **chat.template_variables,
         )
         try:
             if large:
                 # Not what was sent: templates leave out much of it, such as old thoughts.
-                length.check_text(tokenizer, render(tokenize=False), context_length, "messages")
+                length.check_text(tokenizer, render(tokenize=False), context_length)
             tokens = list(render(tokenize=True))
         except ContextLengthExceeded:
             raise
@@ -128,13 +138,15 @@ def _renderings(messages: list[Message]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _turn(message: Message, *, parsed: bool) -> dict[str, Any]:
-    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    turn: dict[str, Any] = {"role": message.role, "content": message.text}
     if message.name is not None:
         turn["name"] = message.name
     if message.reasoning is not None:
         turn["reasoning_content"] = message.reasoning
-    if message.tool_call_id is not None:
-        turn["tool_call_id"] = message.tool_call_id
+    for result in message.tool_results[:1]:
+        turn["tool_call_id"] = result.call_id
+        if result.name is not None:
+            turn["name"] = result.name
     if message.tool_calls:
         turn["tool_calls"] = [_call(call, parsed=parsed) for call in message.tool_calls]
     return turn
@@ -152,18 +164,20 @@ def _call(call: ToolCall, *, parsed: bool) -> dict[str, Any]:
 
 def _fold_system(messages: list[Message]) -> list[Message] | None:
     """The messages with all system text moved into the first user turn; None if there is none to move."""
-    system = [message.content for message in messages if message.role == "system"]
+    system = [message.text for message in messages if message.role == "system"]
     rest = [message for message in messages if message.role != "system"]
     first = next((at for at, message in enumerate(rest) if message.role == "user"), None)
     if not system or first is None:
         return None
-    rest[first] = msgspec.structs.replace(rest[first], content="\n\n".join([*system, rest[first].content]))
+    rest[first] = msgspec.structs.replace(
+        rest[first], content=[TextPart(text="\n\n".join([*system, rest[first].text]))]
+    )
     return rest
 
 
 def _without_template(tokenizer: Any, chat: ChatPrompt, context_length: int | None) -> Prompt:
-    text = "\n".join([*(f"{message.role}: {message.content}" for message in chat.messages), "assistant:"])
-    length.check_text(tokenizer, text, context_length, "messages")
+    text = "\n".join([*(f"{message.role}: {message.text}" for message in chat.messages), "assistant:"])
+    length.check_text(tokenizer, text, context_length)
     return Prompt(list(tokenizer.encode(text)), [FALLBACK_STOP])
 
 
@@ -178,7 +192,7 @@ def _boundary(tokenizer: Any, chat: ChatPrompt, tokens: list[int]) -> int | None
     if last is None:
         return None
     turn = chat.messages[last]
-    other = msgspec.structs.replace(turn, content="1" if turn.content.startswith("0") else "0")
+    other = msgspec.structs.replace(turn, content=[TextPart(text="1" if turn.text.startswith("0") else "0")])
     messages = [*chat.messages[:last], other, *chat.messages[last + 1 :]]
     try:
         others = _chat(tokenizer, msgspec.structs.replace(chat, messages=messages), None).tokens
@@ -204,5 +218,7 @@ def _text(tokenizer: Any, prompt: TextPrompt) -> list[int]:
 def _known(tokenizer: Any, tokens: list[int]) -> list[int]:
     size = len(tokenizer)
     if wrong := next((token for token in tokens if not 0 <= token < size), None):
-        raise InvalidRequest(f"`prompt`: this model's token ids go from 0 to {size - 1}, not {wrong}", param="prompt")
+        raise InvalidRequest(
+            f"this model's token ids range from 0 to {size - 1}, not {wrong}", location=("prompt", "tokens")
+        )
     return tokens

@@ -14,6 +14,7 @@ class StopMatcher:
         self._stop = [text for text in stop if text]
         self._held = ""
         self.matched = False
+        self.matched_stop: str | None = None
 
     def feed(self, text: str) -> str:
         """Take more text; return what may be emitted now. Sets `matched` once a stop string is complete."""
@@ -24,7 +25,7 @@ class StopMatcher:
         # From here on a stop string may have begun, perhaps around the one that was found.
         open_from = len(text) - max(_overlap(text, stop) for stop in self._stop)
         if found is not None and found <= open_from:
-            return self._end(text[:found])
+            return self._end(text, found)
         self._held = text[open_from:]
         return text[:open_from]
 
@@ -32,12 +33,13 @@ class StopMatcher:
         """What was held back, once it is certain that nothing follows; sets `matched` if a stop string is in it."""
         held, self._held = self._held, ""
         found = _first(held, self._stop)
-        return held if found is None else self._end(held[:found])
+        return held if found is None else self._end(held, found)
 
-    def _end(self, text: str) -> str:
+    def _end(self, text: str, at: int) -> str:
         self.matched = True
+        self.matched_stop = next(stop for stop in self._stop if text.startswith(stop, at))
         self._held = ""
-        return text
+        return text[:at]
 
 
 def _first(text: str, stops: Sequence[str]) -> int | None:

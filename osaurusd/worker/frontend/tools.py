@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from osaurusd.inference.request import Message, ToolCall
+from osaurusd.inference.request import Message, TextPart, Tool, ToolCall
 
 OPEN = "<tool_call>"
 CLOSE = "</tool_call>"
@@ -24,6 +24,15 @@ Use the tags once for each call. You are then given the results. Where no functi
 _TOOLS = re.compile(r"\btools\b")
 
 
+def template_tool(tool: Tool) -> dict[str, Any]:
+    """Build the object that chat templates expect for a tool, by the convention of transformers."""
+    function: dict[str, Any] = {"name": tool.name}
+    if tool.description is not None:
+        function["description"] = tool.description
+    function["parameters"] = tool.parameters or {"type": "object", "properties": {}}
+    return {"type": "function", "function": function}
+
+
 def takes_tools(tokenizer: Any) -> bool:
     """Whether the model's chat template does something with tools."""
     if not tokenizer.has_chat_template:
@@ -37,7 +46,7 @@ def takes_tools(tokenizer: Any) -> bool:
     return True
 
 
-def describe(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
+def describe(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
     """The same chat without tools, calls and results: all of them as text.
 
     Results become user turns, joined with the user turn that follows, for there are templates that want turns to
@@ -48,28 +57,29 @@ def describe(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> li
     for message in messages:
         turn = _as_text(message)
         if after_result and turn.role == "user":
-            turn = Message(role="user", content=f"{turns.pop().content}\n\n{turn.content}")
+            turn = Message.from_text("user", f"{turns.pop().text}\n\n{turn.text}")
         turns.append(turn)
         after_result = message.role == "tool"
     return _explained(turns, tools) if tools else turns
 
 
-def _explained(turns: list[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
-    lines = "\n".join(json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools)
+def _explained(turns: list[Message], tools: Sequence[Tool]) -> list[Message]:
+    lines = "\n".join(json.dumps(template_tool(tool)["function"], ensure_ascii=False) for tool in tools)
     explanation = _EXPLANATION.format(tools=lines, open=OPEN, close=CLOSE)
     if turns and turns[0].role == "system":
-        first = msgspec.structs.replace(turns[0], content=f"{turns[0].content}\n\n{explanation}")
+        first = msgspec.structs.replace(turns[0], content=[TextPart(text=f"{turns[0].text}\n\n{explanation}")])
         return [first, *turns[1:]]
-    return [Message(role="system", content=explanation), *turns]
+    return [Message.from_text("system", explanation), *turns]
 
 
 def _as_text(message: Message) -> Message:
     if message.role == "tool":
-        return Message(role="user", content=f"Result of {message.name or message.tool_call_id}:\n{message.content}")
+        results = [f"Result of {one.name or one.call_id}:\n{message.text}" for one in message.tool_results]
+        return Message.from_text("user", "\n\n".join(results))
     if message.tool_calls:
         blocks = "\n".join(_block(call) for call in message.tool_calls)
-        content = f"{message.content}\n{blocks}" if message.content else blocks
-        return msgspec.structs.replace(message, content=content, tool_calls=[])
+        content = f"{message.text}\n{blocks}" if message.text else blocks
+        return msgspec.structs.replace(message, content=[TextPart(text=content)], tool_calls=[])
     return message
 
 

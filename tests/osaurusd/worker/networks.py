@@ -10,10 +10,10 @@ from mlx_lm.models.cache import make_prompt_cache
 from osaurusd.inference.events import Completed, Delta, Finished
 from osaurusd.inference.request import SamplingParams
 from osaurusd.rpc import messages
-from osaurusd.worker.engine.request import Choice, Request
-from osaurusd.worker.engine.sampling import Row
+from osaurusd.worker.engine.request import Choice, EngineRequest
+from osaurusd.worker.engine.sampling import SamplingState
 from osaurusd.worker.frontend.constraint import ConstraintFailed
-from osaurusd.worker.frontend.content import News
+from osaurusd.worker.frontend.content import OutputDelta
 
 VOCABULARY = 97
 WINDOW = 8
@@ -255,7 +255,7 @@ class Saying:
         self._unfinished = unfinished
         self.scores = []
         self.stopped = False
-        self.called = False
+        self.has_tool_calls = False
         self.reasoning_tokens = 0
 
     def add(self, token, score=None):
@@ -265,12 +265,12 @@ class Saying:
         if token == self._stop:
             self.stopped = True
             return None
-        return News(text=written([token]))
+        return OutputDelta(text=written([token]))
 
     def finish(self, *, cut):
         if self._unfinished:
             raise ValueError("unfinished")
-        return News(text="cut ") if cut else None
+        return OutputDelta(text="cut ") if cut else None
 
 
 class Odd:
@@ -366,7 +366,7 @@ def request(
     choices = [
         Choice(
             index,
-            Row(
+            SamplingState(
                 sampling,
                 prompt=prompt,
                 scored=scored,
@@ -378,4 +378,4 @@ def request(
         )
         for index in range(n)
     ]
-    return Request(id=id_, prompt=list(prompt), choices=choices, max_tokens=max_tokens, **properties)
+    return EngineRequest(id=id_, prompt=list(prompt), choices=choices, max_tokens=max_tokens, **properties)

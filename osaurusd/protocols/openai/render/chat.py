@@ -6,10 +6,9 @@ from typing import Literal
 
 import msgspec
 
-from osaurusd.inference.events import Completed, Delta, Finished, FinishReason, TokenLogprob
+from osaurusd.inference.events import Completed, Delta, Event, Finished, FinishReason, TokenLogprob
 from osaurusd.protocols.openai.render.envelope import Envelope, Usage, usage
 from osaurusd.protocols.openai.render.logprobs import ChatLogprobs, chat_logprobs
-from osaurusd.rpc.client import Event
 
 
 class CalledFunction(msgspec.Struct, kw_only=True):
@@ -67,8 +66,8 @@ class _Answer:
     def add(self, delta: Delta) -> None:
         self._text.append(delta.text)
         self._reasoning.append(delta.reasoning)
-        self._tokens += delta.tokens
-        for piece in delta.calls:
+        self._tokens += delta.logprobs
+        for piece in delta.tool_calls:
             if piece.id is not None and piece.name is not None:
                 self._calls[piece.index] = ToolCall(id=piece.id, function=CalledFunction(name=piece.name))
             self._calls[piece.index].function.arguments += piece.arguments

@@ -6,11 +6,11 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from osaurusd.inference.events import Completed, Delta, Finished, FinishReason, ToolCallDelta
+from osaurusd.inference import events as neutral
+from osaurusd.inference.events import Completed, Delta, Event, Finished, FinishReason, Started
 from osaurusd.protocols.openai.render.envelope import Envelope
 from osaurusd.protocols.openai.render.logprobs import ChatLogprobs, chat_logprobs
 from osaurusd.protocols.openai.render.splice import Splicer
-from osaurusd.rpc.client import Event
 
 
 class FunctionDelta(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +66,8 @@ async def chunks(
     splicer = Splicer(ChunkHead(id=envelope.id, created=envelope.created, model=envelope.model), include_usage)
     begun: set[int] = set()
     async for event in events:
+        if isinstance(event, Started):
+            continue
         if isinstance(event, Completed):
             if include_usage:
                 yield splicer.usage(event)
@@ -76,7 +78,7 @@ async def chunks(
             yield splicer.chunk(ChunkChoice(index=event.index, delta=_ROLE))
         if isinstance(event, Finished):
             yield splicer.chunk(ChunkChoice(index=event.index, delta=_NOTHING, finish_reason=event.reason))
-        elif event.text or event.reasoning or event.calls or event.tokens:
+        elif event.text or event.reasoning or event.tool_calls or event.logprobs:
             yield splicer.chunk(_choice(event))
 
 
@@ -84,12 +86,12 @@ def _choice(event: Delta) -> ChunkChoice:
     delta = ChoiceDelta(
         content=event.text or UNSET,
         reasoning_content=event.reasoning or UNSET,
-        tool_calls=[_call(piece) for piece in event.calls] or UNSET,
+        tool_calls=[_call(piece) for piece in event.tool_calls] or UNSET,
     )
-    return ChunkChoice(index=event.index, delta=delta, logprobs=chat_logprobs(event.tokens))
+    return ChunkChoice(index=event.index, delta=delta, logprobs=chat_logprobs(event.logprobs))
 
 
-def _call(piece: ToolCallDelta) -> ToolCallDelta:
+def _call(piece: neutral.ToolCallDelta) -> ToolCallDelta:
     if piece.id is None or piece.name is None:
         return ToolCallDelta(index=piece.index, function=FunctionDelta(arguments=piece.arguments))
     function = FunctionDelta(name=piece.name, arguments=piece.arguments)

@@ -6,11 +6,10 @@ from typing import Literal
 
 import msgspec
 
-from osaurusd.inference.events import Completed, Delta, Finished, FinishReason
+from osaurusd.inference.events import Completed, Delta, Event, Finished, FinishReason, Started
 from osaurusd.protocols.openai.render.envelope import Envelope, Usage, usage
 from osaurusd.protocols.openai.render.logprobs import LegacyLogprobs, legacy_logprobs
 from osaurusd.protocols.openai.render.splice import Splicer
-from osaurusd.rpc.client import Event
 
 
 class TextChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +43,8 @@ async def completion(envelope: Envelope, events: AsyncIterator[Event]) -> TextCo
     pieces: defaultdict[int, list[TextChoice]] = defaultdict(list)
     said: Counter[int] = Counter()
     async for event in events:
+        if isinstance(event, Started):
+            continue
         if isinstance(event, Completed):
             done = event
         elif piece := _piece(event, said):
@@ -64,6 +65,8 @@ async def chunks(
     splicer = Splicer(TextHead(id=envelope.id, created=envelope.created, model=envelope.model), include_usage)
     said: Counter[int] = Counter()
     async for event in events:
+        if isinstance(event, Started):
+            continue
         if isinstance(event, Completed):
             if include_usage:
                 yield splicer.usage(event)
@@ -75,9 +78,9 @@ def _piece(event: Delta | Finished, said: Counter[int]) -> TextChoice | None:
     """What the event adds, if anything. `said` counts the characters of each answer so far."""
     if isinstance(event, Finished):
         return TextChoice(index=event.index, text="", finish_reason=event.reason)
-    if not event.text and not event.tokens:
+    if not event.text and not event.logprobs:
         return None
-    logprobs = legacy_logprobs(event.tokens, said[event.index])
+    logprobs = legacy_logprobs(event.logprobs, said[event.index])
     said[event.index] += len(event.text)
     return TextChoice(index=event.index, text=event.text, logprobs=logprobs)
 

@@ -38,9 +38,9 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 def usage(done: Completed) -> Usage:
     """The worker's counts in OpenAI's shape."""
     return Usage(
-        prompt_tokens=done.prompt_tokens,
-        completion_tokens=done.completion_tokens,
-        total_tokens=done.prompt_tokens + done.completion_tokens,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=done.cached_tokens),
-        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=done.reasoning_tokens),
+        prompt_tokens=done.usage.prompt_tokens,
+        completion_tokens=done.usage.completion_tokens,
+        total_tokens=done.usage.prompt_tokens + done.usage.completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=done.usage.cached_tokens),
+        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=done.usage.reasoning_tokens),
     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from osaurusd.inference.events import TokenLogprob
+from osaurusd.inference import events as neutral
 
 UNLIKELY = -9999.0
 """What OpenAI says in place of a log-probability too small to tell. JSON has no infinity."""
@@ -38,12 +38,12 @@ class LegacyLogprobs(msgspec.Struct, frozen=True, kw_only=True):
     text_offset: list[int]
 
 
-def chat_logprobs(tokens: Sequence[TokenLogprob]) -> ChatLogprobs | None:
+def chat_logprobs(tokens: Sequence[neutral.TokenLogprob]) -> ChatLogprobs | None:
     """The tokens of an answer or a piece of it; None if there are none."""
     return ChatLogprobs(content=[_token(token) for token in tokens]) if tokens else None
 
 
-def _token(token: TokenLogprob) -> TokenLogprob:
+def _token(token: neutral.TokenLogprob) -> TokenLogprob:
     return TokenLogprob(
         token=token.text,
         logprob=_finite(token.logprob),
@@ -56,7 +56,7 @@ def _finite(logprob: float | None) -> float:
     return UNLIKELY if logprob is None else max(logprob, UNLIKELY)
 
 
-def legacy_logprobs(tokens: Sequence[TokenLogprob], offset: int) -> LegacyLogprobs | None:
+def legacy_logprobs(tokens: Sequence[neutral.TokenLogprob], offset: int) -> LegacyLogprobs | None:
     """The tokens of a piece of text that begins after `offset` characters; None if there are none."""
     if not tokens:
         return None
@@ -68,7 +68,7 @@ def legacy_logprobs(tokens: Sequence[TokenLogprob], offset: int) -> LegacyLogpro
     )
 
 
-def _likeliest(token: TokenLogprob) -> dict[str, float]:
+def _likeliest(token: neutral.TokenLogprob) -> dict[str, float]:
     """The likeliest tokens, and the chosen one. Of several with the same text the likeliest one stands for all."""
     found: dict[str, float] = {}
     for one in (*token.top, token):
@@ -76,7 +76,7 @@ def _likeliest(token: TokenLogprob) -> dict[str, float]:
     return found
 
 
-def _offsets(tokens: Sequence[TokenLogprob], offset: int) -> list[int]:
+def _offsets(tokens: Sequence[neutral.TokenLogprob], offset: int) -> list[int]:
     # A character may be spread over several tokens; it counts where its last byte is.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     offsets = []

@@ -2,17 +2,16 @@
 
 from osaurusd.config import Defaults
 from osaurusd.errors import InvalidRequest, UnsupportedParameter
-from osaurusd.inference.request import ChatPrompt, JsonObject, JsonSchema
+from osaurusd.inference.request import ChatPrompt, GenerationRequest, JsonObject, JsonSchema
 from osaurusd.models.record import GenerationDefaults
 from osaurusd.protocols.openai.schema.chat import HARMLESS, ChatRequest, NamedSchema, ResponseFormat
 from osaurusd.protocols.openai.translate.messages import messages
 from osaurusd.protocols.openai.translate.sampling import sampling, stop
 from osaurusd.protocols.openai.translate.template import variables
 from osaurusd.protocols.openai.translate.tools import tools
-from osaurusd.rpc import messages
 
 
-def order(request: ChatRequest, model: GenerationDefaults, defaults: Defaults) -> messages.Generate:
+def order(request: ChatRequest, model: GenerationDefaults, defaults: Defaults) -> GenerationRequest:
     """The worker's order for a chat. The request wins over the model's own defaults, those over the config file's.
 
     Raises:
@@ -26,17 +25,18 @@ def order(request: ChatRequest, model: GenerationDefaults, defaults: Defaults) -
             "`response_format`: the answer cannot be of this format and the call that `tool_choice` requires",
             param="response_format",
         )
-    return messages.Generate(
-        id=0,
-        prompt=ChatPrompt(messages=messages(request.messages), tools=given.shown, template=variables(request)),
+    return GenerationRequest(
+        prompt=ChatPrompt(
+            messages=messages(request.messages), tools=given.shown, template_variables=variables(request)
+        ),
         sampling=sampling(request, model, defaults),
         n=request.n or 1,
         max_tokens=request.max_completion_tokens or request.max_tokens or defaults.max_tokens,
         stop=stop(request),
         logprobs=_logprobs(request),
         # An answer of a given format is no call, whatever it looks like.
-        call_tools=bool(given.shown) and form is None,
-        parallel_calls=request.parallel_tool_calls is not False,
+        parse_tool_calls=bool(given.shown) and form is None,
+        parallel_tool_calls=request.parallel_tool_calls is not False,
         constraint=form or given.required,
     )
 

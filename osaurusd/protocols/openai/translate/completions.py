@@ -4,17 +4,16 @@ from collections.abc import Sequence
 
 from osaurusd.config import Defaults
 from osaurusd.errors import InvalidRequest, UnsupportedParameter
-from osaurusd.inference.request import Prompt, TextPrompt, TokenPrompt
+from osaurusd.inference.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
 from osaurusd.models.record import GenerationDefaults
 from osaurusd.protocols.openai.schema.completions import CompletionRequest
 from osaurusd.protocols.openai.translate.sampling import sampling, stop
-from osaurusd.rpc import messages
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's; unlike chats, these answers have no end of their own."""
 
 
-def orders(request: CompletionRequest, model: GenerationDefaults, defaults: Defaults) -> list[messages.Generate]:
+def orders(request: CompletionRequest, model: GenerationDefaults, defaults: Defaults) -> list[GenerationRequest]:
     """The worker's orders, in the order of the prompts. Sampling is defaulted as in chats.
 
     Raises:
@@ -23,8 +22,7 @@ def orders(request: CompletionRequest, model: GenerationDefaults, defaults: Defa
     _check(request)
     chosen, ends = sampling(request, model, defaults), stop(request)
     return [
-        messages.Generate(
-            id=0,
+        GenerationRequest(
             prompt=prompt,
             sampling=chosen,
             n=request.n or 1,
@@ -32,7 +30,7 @@ def orders(request: CompletionRequest, model: GenerationDefaults, defaults: Defa
             stop=ends,
             logprobs=request.logprobs,
             echo=bool(request.echo),
-            call_tools=False,
+            parse_tool_calls=False,
         )
         for prompt in _prompts(request)
     ]

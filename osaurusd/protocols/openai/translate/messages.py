@@ -1,14 +1,20 @@
 """From the turns of a chat to messages whose content is text."""
 
 from osaurusd.errors import ImageInputUnsupported, InvalidRequest, UnsupportedParameter
-from osaurusd.inference.request import Message, ToolCall
+from osaurusd.inference import request as neutral
 from osaurusd.protocols.openai.schema.chat import Message, Part, ToolCall
 
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+ROLES: dict[str, neutral.Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
 """Roles that clients may use, and what chat templates call them."""
 
 
-def messages(turns: list[Message]) -> list[Message]:
+def messages(turns: list[Message]) -> list[neutral.Message]:
     """The turns as chat templates want them.
 
     Answers of tools get the name of the function that was called, which some templates need and OpenAI's schema has
@@ -26,7 +32,7 @@ def messages(turns: list[Message]) -> list[Message]:
     return found
 
 
-def _message(turn: Message, path: str, called: dict[str, str]) -> Message:
+def _message(turn: Message, path: str, called: dict[str, str]) -> neutral.Message:
     _refuse_unsupported(turn, path)
     calls = [_call(call, f"{path}.tool_calls[{at}]") for at, call in enumerate(turn.tool_calls or [])]
     if calls and turn.role != "assistant":
@@ -34,14 +40,13 @@ def _message(turn: Message, path: str, called: dict[str, str]) -> Message:
     if turn.role == "tool" and turn.tool_call_id is None:
         raise InvalidRequest(f"`{path}.tool_call_id`: is required in a `tool` turn", param=f"{path}.tool_call_id")
     answers = turn.tool_call_id if turn.role == "tool" else None
-    return Message(
-        role=_role(turn.role, f"{path}.role"),
-        content="" if calls and turn.content is None else _content(turn.content, f"{path}.content"),
-        name=turn.name or called.get(answers or ""),
-        reasoning=turn.reasoning_content,
-        tool_calls=calls,
-        tool_call_id=answers,
-    )
+    role = _role(turn.role, f"{path}.role")
+    text = "" if calls and turn.content is None else _content(turn.content, f"{path}.content")
+    parts: list[neutral.ContentPart] = [neutral.TextPart(text=text)] if text else []
+    if answers is not None:
+        texts = [neutral.TextPart(text=text)]
+        parts = [neutral.ToolResultPart(call_id=answers, name=turn.name or called.get(answers), content=[*texts])]
+    return neutral.Message(role=role, content=parts, name=turn.name, reasoning=turn.reasoning_content, tool_calls=calls)
 
 
 def _refuse_unsupported(turn: Message, path: str) -> None:
@@ -50,7 +55,7 @@ def _refuse_unsupported(turn: Message, path: str) -> None:
             raise UnsupportedParameter(f"`{path}.{name}` is not supported; leave it out", param=f"{path}.{name}")
 
 
-def _role(role: str, path: str) -> str:
+def _role(role: str, path: str) -> neutral.Role:
     if role == "function":
         raise UnsupportedParameter(f"`{path}`: `function` is not supported; use `tool`", param=path)
     if role not in ROLES:
@@ -59,12 +64,12 @@ def _role(role: str, path: str) -> str:
     return ROLES[role]
 
 
-def _call(call: ToolCall, path: str) -> ToolCall:
+def _call(call: ToolCall, path: str) -> neutral.ToolCall:
     if call.type != "function":
         raise UnsupportedParameter(f"`{path}.type`: only `function`, not {call.type!r}", param=f"{path}.type")
     if call.function is None:
         raise InvalidRequest(f"`{path}.function`: is required", param=f"{path}.function")
-    return ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
+    return neutral.ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
 
 
 def _content(content: str | list[Part] | None, path: str) -> str:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from osaurusd.errors import InvalidRequest, UnsupportedParameter
+from osaurusd.inference import request as neutral
 from osaurusd.inference.request import RequiredToolCalls
 from osaurusd.protocols.openai.schema.chat import (
     AllowedTools,
@@ -18,14 +19,12 @@ from osaurusd.protocols.openai.schema.chat import (
 
 F = TypeVar("F", Function, FunctionName)
 
-_NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
-
 
 @dataclass(frozen=True)
 class Tools:
     """`shown` are OpenAI's tool objects for the chat template; with `required` the answer must be calls of them."""
 
-    shown: list[dict[str, Any]]
+    shown: list[neutral.Tool]
     required: RequiredToolCalls | None = None
 
 
@@ -117,13 +116,5 @@ def _function(kind: str, function: F | None, path: str) -> F:
     return function
 
 
-def _shown(functions: Iterable[Function]) -> list[dict[str, Any]]:
-    return [{"type": "function", "function": _described(function)} for function in functions]
-
-
-def _described(function: Function) -> dict[str, Any]:
-    """What a model is told of a function. Without `parameters` it has none; templates want that said."""
-    described: dict[str, Any] = {"name": function.name}
-    if function.description is not None:
-        described["description"] = function.description
-    return {**described, "parameters": function.parameters or _NO_PARAMETERS}
+def _shown(functions: Iterable[Function]) -> list[neutral.Tool]:
+    return [neutral.Tool(name=one.name, description=one.description, parameters=one.parameters) for one in functions]

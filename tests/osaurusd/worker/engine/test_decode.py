@@ -5,7 +5,7 @@ from osaurusd.inference.request import SamplingParams
 from osaurusd.worker.engine import caches
 from osaurusd.worker.engine.decode import PADDING_COST_CPU, PADDING_COST_GPU, Decoder, Entrant, Group
 from osaurusd.worker.engine.probe import Probe
-from osaurusd.worker.engine.sampling import Row
+from osaurusd.worker.engine.sampling import SamplingState
 from osaurusd.worker.frontend.constraint import ConstraintFailed
 from tests.osaurusd.worker.networks import (
     BATCHABLE,
@@ -50,7 +50,7 @@ class Decoding:
 
     def join(self, *prompts, sampling=GREEDY, **properties):
         """Have sequences join at once; their rows."""
-        rows = [Row(sampling, prompt=prompt, **properties) for prompt in prompts]
+        rows = [SamplingState(sampling, prompt=prompt, **properties) for prompt in prompts]
         self.join_rows(dict(zip(rows, prompts, strict=True)))
         return rows
 
@@ -88,7 +88,7 @@ def test_sequences_that_join_at_once_get_what_each_gets_alone(decoding, kind):
 
     assert [6] == [len(lane) for lane in decoding.decoder.lanes]
     expected = [greedy(decoding.network, prompt, 12) for prompt in PROMPTS.values()]
-    assert expected == [decoding.said(row) for row in rows]
+    assert expected == [decoding.output_tokens(row) for row in rows]
     assert len({tuple(said) for said in expected}) == len(PROMPTS) - 1, "the prompts must make a difference"
 
 
@@ -100,7 +100,7 @@ def test_a_lone_sequence_gets_the_same(decoding, kind, prompt):
     (row,) = decoding.join(prompt)
     decoding.go(2 * WINDOW)
 
-    assert greedy_along(decoding.network, prompt, decoding.said(row)) == decoding.said(row)
+    assert greedy_along(decoding.network, prompt, decoding.output_tokens(row)) == decoding.output_tokens(row)
 
 
 @pytest.mark.parametrize("kind", BATCHABLE)
@@ -121,7 +121,7 @@ def test_whoever_joins_and_leaves_at_whatever_step_disturbs_nobody(decoding, kin
         decoding.go(3)
 
     for row, prompt in prompt_of.items():
-        assert greedy_along(decoding.network, prompt, decoding.said(row)) == decoding.said(row)
+        assert greedy_along(decoding.network, prompt, decoding.output_tokens(row)) == decoding.output_tokens(row)
 
 
 @pytest.mark.parametrize("kind", BATCHABLE)
@@ -135,7 +135,7 @@ def test_whoever_leaves_a_batch_disturbs_nobody(decoding, kind, leaves):
     decoding.go(2 * WINDOW)
 
     for at, row in enumerate(rows):
-        prompt, said = list(row.prompt), decoding.said(row)
+        prompt, said = list(row.prompt), decoding.output_tokens(row)
         assert len(said) == (4 if at == leaves else 4 + 2 * WINDOW)
         assert greedy_along(decoding.network, prompt, said) == said
 
@@ -150,7 +150,7 @@ def test_several_may_join_a_batch_at_once(decoding, kind):
     decoding.go(2 * WINDOW)
 
     for row in rows:
-        said = decoding.said(row)
+        said = decoding.output_tokens(row)
         assert greedy_along(decoding.network, list(row.prompt), said) == said
 
 
@@ -161,14 +161,14 @@ def test_a_sequence_may_leave_before_its_first_token(decoding):
     decoding.decoder.leave([first])
     decoding.go(4)
 
-    assert [] == decoding.said(first)
-    assert greedy(decoding.network, PROMPTS["longest"], 4) == decoding.said(second)
+    assert [] == decoding.output_tokens(first)
+    assert greedy(decoding.network, PROMPTS["longest"], 4) == decoding.output_tokens(second)
 
 
 def test_those_who_go_on_from_one_prompt_do_not_share_what_follows(decoding):
     decoding = decoding()
     cache, logits = prefilled(decoding.network, PROMPTS["longest"])
-    rows = [Row(HOT, number=number) for number in range(3)]
+    rows = [SamplingState(HOT, number=number) for number in range(3)]
     decoding.got = {row: [] for row in rows}
 
     decoding.decoder.join([Entrant(row, cache, 300, logits) for row in rows])
@@ -176,11 +176,11 @@ def test_those_who_go_on_from_one_prompt_do_not_share_what_follows(decoding):
 
     for number, row in enumerate(rows):
         alone = Decoding(decoding.network._network)
-        other = Row(HOT, number=number)
+        other = SamplingState(HOT, number=number)
         alone.join_rows({other: PROMPTS["longest"]})
         alone.go(10)
-        assert alone.said(other) == decoding.said(row)
-    assert len({tuple(decoding.said(row)) for row in rows}) == 3
+        assert alone.output_tokens(other) == decoding.output_tokens(row)
+    assert len({tuple(decoding.output_tokens(row)) for row in rows}) == 3
 
 
 def test_when_all_have_left_it_begins_anew(decoding):
@@ -192,17 +192,17 @@ def test_when_all_have_left_it_begins_anew(decoding):
     (row,) = decoding.join(PROMPTS["longest"])
     decoding.go(4)
 
-    assert greedy(decoding.network, PROMPTS["longest"], 4) == decoding.said(row)
+    assert greedy(decoding.network, PROMPTS["longest"], 4) == decoding.output_tokens(row)
 
 
 def test_whoever_is_not_there_may_leave(decoding):
     decoding = decoding()
     (row,) = decoding.join(PROMPTS["short"])
 
-    decoding.decoder.leave([Row(GREEDY)])
+    decoding.decoder.leave([SamplingState(GREEDY)])
     decoding.go(3)
 
-    assert greedy(decoding.network, PROMPTS["short"], 3) == decoding.said(row)
+    assert greedy(decoding.network, PROMPTS["short"], 3) == decoding.output_tokens(row)
 
 
 def test_a_decoder_without_sequences_has_nothing_to_do(decoding):
@@ -238,7 +238,7 @@ def test_lanes_whose_padding_has_become_cheap_are_put_together(decoding):
 
     assert [[112, 112, 132]] == decoding.decoder.lanes
     for row in rows[1:]:
-        assert greedy(decoding.network, row.prompt, 12) == decoding.said(row)
+        assert greedy(decoding.network, row.prompt, 12) == decoding.output_tokens(row)
 
 
 def test_caches_that_cannot_be_merged_never_share_a_lane(decoding):
@@ -248,7 +248,7 @@ def test_caches_that_cannot_be_merged_never_share_a_lane(decoding):
     decoding.go(3)
 
     assert [[6], [6]] == decoding.decoder.lanes
-    assert [greedy(decoding.network, PROMPTS["short"], 3)] * 2 == [decoding.said(row) for row in rows]
+    assert [greedy(decoding.network, PROMPTS["short"], 3)] * 2 == [decoding.output_tokens(row) for row in rows]
 
 
 @pytest.mark.parametrize("kind", BATCHABLE)
@@ -259,7 +259,7 @@ def test_those_whose_prompts_were_processed_together_join_together(decoding, kin
     decoding.go(2 * WINDOW)
     prompts = [tokens(30), tokens(12, 500), tokens(30, 900)]
     found = [prefilled(decoding.network, prompt) for prompt in prompts]
-    rows = [Row(GREEDY, prompt=prompt) for prompt in prompts]
+    rows = [SamplingState(GREEDY, prompt=prompt) for prompt in prompts]
     decoding.got |= {row: [] for row in rows}
 
     cache, logits = (
@@ -270,7 +270,9 @@ def test_those_whose_prompts_were_processed_together_join_together(decoding, kin
     decoding.go(2 * WINDOW)
 
     for row in [*before, *rows]:
-        assert greedy_along(decoding.network, list(row.prompt), decoding.said(row)) == decoding.said(row)
+        assert greedy_along(decoding.network, list(row.prompt), decoding.output_tokens(row)) == decoding.output_tokens(
+            row
+        )
 
 
 # Each by its own rules
@@ -279,12 +281,14 @@ def test_those_whose_prompts_were_processed_together_join_together(decoding, kin
 def mixed():
     """Rows of all sorts, and the prompts they go on from."""
     return {
-        Row(GREEDY): PROMPTS["short"],
-        Row(HOT, scored=3): PROMPTS["longest"],
-        Row(GREEDY, constraint=Odd()): PROMPTS["one token"],
-        Row(HOT, constraint=Odd(), scored=0): PROMPTS["short"],
-        Row(SamplingParams(temperature=0, frequency_penalty=1.0), scored=20): PROMPTS["longest"],
-        Row(SamplingParams(temperature=1.0, logit_bias=[(3, 2.0)], min_p=0.01), entropy=5): PROMPTS["one token"],
+        SamplingState(GREEDY): PROMPTS["short"],
+        SamplingState(HOT, scored=3): PROMPTS["longest"],
+        SamplingState(GREEDY, constraint=Odd()): PROMPTS["one token"],
+        SamplingState(HOT, constraint=Odd(), scored=0): PROMPTS["short"],
+        SamplingState(SamplingParams(temperature=0, frequency_penalty=1.0), scored=20): PROMPTS["longest"],
+        SamplingState(SamplingParams(temperature=1.0, logit_bias=[(3, 2.0)], min_p=0.01), entropy=5): PROMPTS[
+            "one token"
+        ],
     }
 
 
@@ -330,7 +334,7 @@ def test_scores_and_constraints_stay_with_their_sequences(decoding, leaves):
     decoding.go(5)
 
     for at, (row, prompt) in enumerate(rows):
-        said = decoding.said(row)
+        said = decoding.output_tokens(row)
         scores = [token.score for token in decoding.got[row]]
         assert len(said) == (3 if at == leaves else 8)
         if row.constraint is not None:
@@ -350,7 +354,7 @@ def test_a_constraint_hears_each_token_once(decoding):
     rows += decoding.join(PROMPTS["longest"])
     decoding.go(5)
 
-    assert decoding.said(rows[0]) == rows[0].constraint.heard
+    assert decoding.output_tokens(rows[0]) == rows[0].constraint.heard
 
 
 @pytest.mark.parametrize("neighbours", [0, 2])
@@ -368,7 +372,7 @@ def test_a_constraint_that_fails_is_told_and_costs_nobody_else(decoding, neighbo
     decoding.decoder.leave([row])
     decoding.go(3)
     for other in others:
-        assert greedy(decoding.network, PROMPTS["longest"], 6) == decoding.said(other)
+        assert greedy(decoding.network, PROMPTS["longest"], 6) == decoding.output_tokens(other)
 
 
 def test_a_constraint_that_cannot_even_begin_is_told(decoding):
@@ -395,7 +399,7 @@ def test_a_sequence_can_be_gone_on_from_where_it_is(decoding, kind, neighbours):
     (row,) = decoding.join(PROMPTS["longest"])
     decoding.go(2 * WINDOW)
 
-    whole = [*PROMPTS["longest"], *decoding.said(row)]
+    whole = [*PROMPTS["longest"], *decoding.output_tokens(row)]
     kept = decoding.decoder.kept(row)
     again = restored(decoding, kept, len(whole))
     decoding.go(3)  # which is not to touch what was kept

@@ -12,7 +12,7 @@ from osaurusd.worker.engine import engine as engine_module
 from osaurusd.worker.engine.decode import MAX_SEQUENCES
 from osaurusd.worker.engine.engine import Engine, Limits
 from osaurusd.worker.engine.probe import PROBE_TOKENS, Probe
-from osaurusd.worker.frontend.content import News
+from osaurusd.worker.frontend.content import OutputDelta
 from tests.osaurusd.worker.networks import (
     GREEDY,
     KINDS,
@@ -128,7 +128,7 @@ class Calling(Saying):
     """An answer that has told a call by its second token, and thought before it."""
 
     def add(self, token, score=None):
-        self.called = bool(self.scores)
+        self.has_tool_calls = bool(self.scores)
         self.reasoning_tokens = 1
         return super().add(token, score)
 
@@ -150,7 +150,7 @@ class Scored(Saying):
     def add(self, token, score=None):
         tops = [Logprob(text="", bytes=[], logprob=logprob) for _, logprob in score.top]
         told = TokenLogprob(text="", bytes=[], logprob=score.logprob, top=tops)
-        return News(text=written([token]), tokens=[told])
+        return OutputDelta(text=written([token]), tokens=[told])
 
     def finish(self, *, cut):
         return None
@@ -177,7 +177,7 @@ def test_all_that_is_new_is_told(engine):
 
     class Rich(Saying):
         def add(self, _, score=None):
-            return News(text="a", reasoning="b", calls=[call], tokens=[token])
+            return OutputDelta(text="a", reasoning="b", calls=[call], tokens=[token])
 
     frames = run(engine, request(1, PROMPT, 1, answer=Rich))
 
@@ -214,7 +214,7 @@ def numbered(sampling, count):
     """Requests for one answer each: those that a request for several would have."""
     for number in range(count):
         one = request(1, LONG, 9, sampling)
-        one.choices[0].row.number = number
+        one.choices[0].sampling.number = number
         yield one
 
 
@@ -344,13 +344,15 @@ def test_a_request_that_is_cancelled_gives_its_turn_to_the_next(network, steps):
 
 
 def echo(scores):
-    return News(text="prompt ", tokens=[TokenLogprob(text="", bytes=[], logprob=score.logprob) for score in scores])
+    return OutputDelta(
+        text="prompt ", tokens=[TokenLogprob(text="", bytes=[], logprob=score.logprob) for score in scores]
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama4"])
 @pytest.mark.parametrize("scored", [None, 0])
 def test_a_prompt_is_echoed_before_each_answer(network, kind, scored):
-    order = request(1, LONG, 4, n=2, scored=scored, echo=echo, wants_scores=scored is not None)
+    order = request(1, LONG, 4, n=2, scored=scored, echo=echo, needs_prompt_logprobs=scored is not None)
 
     frames = run(Engine(network(kind), [], PLENTY), order)
 
@@ -362,7 +364,7 @@ def test_a_prompt_is_echoed_before_each_answer(network, kind, scored):
 
 @pytest.mark.parametrize("scored", [None, 0])
 def test_an_echo_may_be_all_that_is_wanted(engine, watched, scored):
-    order = request(1, LONG, 0, scored=scored, echo=echo, wants_scores=scored is not None)
+    order = request(1, LONG, 0, scored=scored, echo=echo, needs_prompt_logprobs=scored is not None)
     watched.shapes.clear()
 
     frames = run(engine, order)
@@ -655,7 +657,8 @@ def test_a_constrained_answer_that_is_put_back_keeps_to_its_constraint(tight, re
 def test_an_answer_that_is_put_back_echoes_its_prompt_once(tight, reserves):
     tight = tight(*SCANT)
     orders = [
-        request(id_, [id_, 2, 3, 4], 600, bounded=False, echo=echo, scored=0, wants_scores=True) for id_ in (1, 2)
+        request(id_, [id_, 2, 3, 4], 600, bounded=False, echo=echo, scored=0, needs_prompt_logprobs=True)
+        for id_ in (1, 2)
     ]
 
     frames, _ = tight.most_together(*orders)
@@ -732,14 +735,14 @@ def test_a_constraint_that_fails_costs_its_request_only(engine, network):
     assert greedy(network(), LONG, 10) == said_in(text_of(frames, 2))
 
 
-@pytest.mark.parametrize("echo", [None, lambda _: News(text="prompt ")])
+@pytest.mark.parametrize("echo", [None, lambda _: OutputDelta(text="prompt ")])
 def test_an_answer_that_is_ready_goes_with_another_that_fails_in_the_same_turn(network, echo):
     watched = Watched(network())
     engine = Engine(watched, [], Limits())
     engine.add(request(1, PROMPT, 30, HOT, n=2, echo=echo))
     until(engine, 1, 12)
     one, other = engine._decoding.values()
-    watched._poison = fresh_in(other[1].said, one[1].said)
+    watched._poison = fresh_in(other[1].output_tokens, one[1].output_tokens)
     engine._put_back(*other)
     engine._put_back(*one)
 
@@ -774,7 +777,9 @@ class Speechless:
 def test_numbers_that_are_none_are_told_as_numbers(network, value, sampling):
     engine = Engine(Speechless(network(), value), [], Limits())
 
-    frames = run(engine, request(1, PROMPT, 3, sampling, scored=2, echo=echo, wants_scores=True, answer=Scored))
+    frames = run(
+        engine, request(1, PROMPT, 3, sampling, scored=2, echo=echo, needs_prompt_logprobs=True, answer=Scored)
+    )
 
     assert "length" == reason_of(frames, 1)
     told = [token.logprob for frame in frames if isinstance(frame, Delta) for token in frame.tokens]

@@ -426,7 +426,7 @@ def test_a_prompt_is_scored_token_by_token(asking, kind, count):
     prompt = LONG[:count]
     told = []
     asking.ask(prompt)  # what is there already is of no use: its scores are not
-    order = request(9, prompt, 3, scored=2, wants_scores=True, echo=lambda scores: told.append(scores))
+    order = request(9, prompt, 3, scored=2, needs_prompt_logprobs=True, echo=lambda scores: told.append(scores))
 
     frames = run(asking.engine, order)
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from osaurusd.inference.request import SamplingParams
-from osaurusd.worker.engine.sampling import Batch, Row, score
+from osaurusd.worker.engine.sampling import Batch, SamplingState, score
 
 PROBABILITIES = [0.05, 0.5, 0.15, 0.3]
 DRAWS = 1500
 
 
 def row(temperature=1.0, seed=None, *, prompt=(), said=(), scored=None, entropy=1, number=0, **sampling):
-    return Row(
+    return SamplingState(
         SamplingParams(temperature=temperature, seed=seed, **sampling),
         prompt=prompt,
         said=said,
@@ -198,7 +198,7 @@ def test_a_mask_has_the_last_word():
     """What is masked stays so whatever bias it has, and what is cut off is cut off from what the mask leaves."""
     masked = mx.array([[-mx.inf, -mx.inf, math.log(0.15), math.log(0.05)]] * DRAWS)
     rows = [
-        Row(SamplingParams(temperature=1, top_p=0.7, logit_bias=[(1, 50.0)]), constraint=object(), entropy=at)
+        SamplingState(SamplingParams(temperature=1, top_p=0.7, logit_bias=[(1, 50.0)]), constraint=object(), entropy=at)
         for at in range(DRAWS)
     ]
 
@@ -208,7 +208,7 @@ def test_a_mask_has_the_last_word():
 
 
 def test_only_the_constrained_rows_are_masked():
-    rows = [row(0), Row(SamplingParams(temperature=0), constraint=object()), row(0)]
+    rows = [row(0), SamplingState(SamplingParams(temperature=0), constraint=object()), row(0)]
 
     assert [1, 0, 1] == choose(rows, mx.array([[1.0, 2.0]] * 3), mx.array([[1.0, -mx.inf]]))
 
@@ -281,7 +281,7 @@ def test_scores_are_the_models_own_whatever_is_asked_for():
     rows = [
         row(scored=3, logit_bias=[(4, 100.0)], top_k=1),
         row(0),
-        Row(SamplingParams(temperature=0), constraint=object(), scored=5),
+        SamplingState(SamplingParams(temperature=0), constraint=object(), scored=5),
     ]
     masked = mx.where(mx.arange(20) == 6, logits[2:], -mx.inf)
 

@@ -13,7 +13,7 @@ from osaurusd.inference.request import (
     TokenPrompt,
 )
 from osaurusd.rpc import framing, messages
-from osaurusd.worker.frontend.answer import News, Speech
+from osaurusd.worker.frontend.answer import OutputDelta, Speech
 from osaurusd.worker.frontend.likelihood import Score
 from osaurusd.worker.frontend.prompts import Prompt
 from tests.osaurusd.worker import families
@@ -241,7 +241,7 @@ def test_calls_are_found_in_the_form_of_the_model(family, name, written, text, c
 
     assert calls == said.calls
     assert text == said.text
-    assert said.answer.called
+    assert said.answer.has_tool_calls
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_what_is_no_call_is_text_exactly_as_it_was_written(family, name, written
 
     assert written == said.text
     assert [] == said.deltas
-    assert not said.answer.called
+    assert not said.answer.has_tool_calls
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_a_call_that_is_cut_is_text(family, name):
     said = Said(family(name), f"<tool_call>{OSLO[:-4]}", order(CHAT_WITH_TOOLS), cut=True)
 
     assert f"<tool_call>{OSLO[:-4]}" == said.text
-    assert not said.answer.called
+    assert not said.answer.has_tool_calls
 
 
 @pytest.mark.parametrize("name", ["qwen3", "llama3"])
@@ -332,7 +332,7 @@ def test_calls_stay_in_the_text_where_they_are_not_wanted(family, name, generate
         said = Said(family(name), written, generate)
 
         assert written == said.text
-        assert not said.answer.called
+        assert not said.answer.has_tool_calls
 
 
 def test_without_parallel_calls_the_answer_ends_with_its_first(family):
@@ -342,7 +342,7 @@ def test_without_parallel_calls_the_answer_ends_with_its_first(family):
 
     assert ONE_CALL == said.calls
     assert said.answer.stopped
-    assert said.answer.called
+    assert said.answer.has_tool_calls
 
 
 def test_without_parallel_calls_only_the_first_of_a_list_is_told(family):
@@ -387,7 +387,7 @@ def test_calls_that_the_answer_is_held_to_are_told(family, name, before):
 
     assert [*ONE_CALL, ("time", {"zone": '}"{\\', "more": [{"a": {}}]})] == said.calls
     assert said.text == ""
-    assert said.answer.called
+    assert said.answer.has_tool_calls
 
 
 def test_calls_that_the_answer_is_held_to_are_told_while_they_come(tokenizer):
@@ -471,5 +471,5 @@ def test_an_echoed_prompt_is_scored_but_for_its_first_token(tokenizer):
 
 
 def test_news_without_anything_in_it_are_false():
-    assert not News()
-    assert News(reasoning="x")
+    assert not OutputDelta()
+    assert OutputDelta(reasoning="x")
