@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, disable_created_metrics
 
 from osaurusd import __version__, log, origins
 from osaurusd.admin import context
@@ -22,7 +23,7 @@ from osaurusd.admin.routes import add_routes as add_admin_routes
 from osaurusd.config import Config, Log
 from osaurusd.downloads.manager import Pulls
 from osaurusd.errors import ConfigError
-from osaurusd.events import Bus
+from osaurusd.events import EventBus
 from osaurusd.http import auth, errors, guard, keys, listen, metrics, tls
 from osaurusd.http.app import make_app, open_app
 from osaurusd.http.exposure import Exposure
@@ -30,13 +31,13 @@ from osaurusd.http.keyring import Keyring
 from osaurusd.http.limits import Gate
 from osaurusd.http.settings import Settings
 from osaurusd.imports.manager import Imports
-from osaurusd.metrics import Counter
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.registry import Registry
 from osaurusd.models.roots import hub_cache
 from osaurusd.platform import activation, service_manager
-from osaurusd.platform.power import Awake
-from osaurusd.pool import blas, terms
+from osaurusd.platform.power import PowerAssertion
+from osaurusd.pool.config import PoolConfig, find_blas
+from osaurusd.pool.metrics import PoolCollector, PoolMetrics
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
 from osaurusd.protocols.openai.routes import add_routes as add_client_routes
@@ -63,17 +64,17 @@ def run(read: Callable[[], Config], paths: Paths) -> None:
 
     def checked() -> Config:
         config = read()
-        blas.find(config.worker.blas)
+        find_blas(config.worker.blas)
         tls.of(config.server)
         return config
 
     # Whatever is written is for this user only, whoever started us; before there are threads, which share it.
     os.umask(0o077)
     service_manager.raise_file_limit()
-    if service_manager.supervised():
+    if service_manager.is_supervised():
         for descriptor in (1, 2):
-            service_manager.bound_crash_log(descriptor)
-        service_manager.persist(lambda: _run(checked, paths, patient=True))
+            service_manager.rotate_crash_log(descriptor)
+        service_manager.retry_until_success(lambda: _run(checked, paths, patient=True))
     else:
         checked()
         _run(checked, paths, patient=False)
@@ -90,7 +91,7 @@ def _run(read: Callable[[], Config], paths: Paths, *, patient: bool) -> None:
 
 
 def _say_waiting(reason: str) -> None:
-    service_manager.say(f"{reason}; waiting for its end")
+    service_manager.print_status(f"{reason}; waiting for its end")
     service_manager.notify(f"STATUS={reason}")
 
 
@@ -145,17 +146,21 @@ async def _serve(
     catalog = Catalog(paths.models_dir, hub_cache(), registry, _extra_roots(settings.config))
     imports = Imports(catalog)
     pins = Pins(paths.state_dir / "residency.json")
-    bus, awake = Bus(), Awake()
-    pool = Pool(terms.of(settings.config), bus=bus, awake=awake)
+    bus, awake = EventBus(), PowerAssertion()
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it unannotated
+    collectors = CollectorRegistry()
+    pool_metrics = PoolMetrics(collectors)
+    pool = Pool(PoolConfig.from_config(settings.config), events=bus, metrics=pool_metrics, power=awake)
+    collectors.register(PoolCollector(pool))
     pulls = _pulls(settings, catalog, paths, bus, awake)
-    requests = metrics.make_counter()
+    requests = metrics.make_counter(collectors)
     _follow(settings, catalog, pool)
     await asyncio.to_thread(imports.sweep)
     exposure = Exposure([door.getsockname()[0] for door in doors], keyring)
     secured = tls.of(settings.config.server)
     _watch_over(settings, exposure, secured)
     gate = Gate(lambda: settings.config)
-    tcp_app, socket_app = (_client_app(settings, catalog, pool, requests, gate) for _ in range(2))
+    tcp_app, socket_app = (_client_app(settings, catalog, pool, requests, collectors, gate) for _ in range(2))
     guard.guard_tcp(tcp_app, lambda: settings.config.server, exposure.names)
     auth.ask_for_keys(tcp_app, keyring, lambda request: exposure.asks(settings.config.server, request))
     guard.guard_socket(socket_app, os.geteuid())
@@ -196,7 +201,7 @@ async def _warm_up(catalog: Catalog, pool: Pool, pins: Pins) -> None:
     found = [available[repo] for repo in pins.all if repo in available]
     for record in found:
         pool.pin(record, check=False)
-    pool.bring_up(found)
+    pool.load_in_background(found)
 
 
 def _watch_over(settings: Settings, exposure: Exposure, secured: tls.Tls | None) -> None:
@@ -215,12 +220,12 @@ def _warn_if_open(exposure: Exposure, config: Config) -> None:
 def _follow(settings: Settings, catalog: Catalog, pool: Pool) -> None:
     """Have those who keep something of the configuration told when it changes."""
     settings.on_change(lambda config: log.set_level(config.log.level))
-    settings.on_change(lambda config: pool.configure(terms.of(config)))
+    settings.on_change(lambda config: pool.configure(PoolConfig.from_config(config)))
     settings.on_change(lambda config: catalog.set_extra(_extra_roots(config)))
     settings.on_change(_warn_if_anybody_may_call)
 
 
-def _pulls(settings: Settings, catalog: Catalog, paths: Paths, bus: Bus, awake: Awake) -> Pulls:
+def _pulls(settings: Settings, catalog: Catalog, paths: Paths, bus: EventBus, awake: PowerAssertion) -> Pulls:
     return Pulls(
         catalog,
         paths.state_dir / "pulls.json",
@@ -250,13 +255,15 @@ class _Stop:
         self.soon.set()
 
 
-def _client_app(settings: Settings, catalog: Catalog, pool: Pool, requests: Counter, gate: Gate) -> web.Application:
+def _client_app(
+    settings: Settings, catalog: Catalog, pool: Pool, requests: Counter, collectors: CollectorRegistry, gate: Gate
+) -> web.Application:
     app = make_app(settings.config, gate)
     app[keys.SETTINGS] = settings
     app[keys.CATALOG] = catalog
     app[keys.POOL] = pool
     add_client_routes(app)
-    metrics.add_route(app, requests)
+    metrics.add_route(app, requests, collectors)
     return app
 
 

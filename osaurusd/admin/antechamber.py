@@ -78,7 +78,7 @@ class Antechamber:
         with contextlib.suppress(ConfigError, ListenFailed):
             return await self.enter()
         async with self._open():
-            pauses = service_manager.pauses()
+            pauses = service_manager.retry_delays()
             while not stop.is_set():
                 try:
                     return await self.enter()

@@ -11,7 +11,7 @@ from aiohttp import web
 from osaurusd.admin.context import DAEMON
 from osaurusd.http import body, keys
 from osaurusd.models.roots import hub_cache
-from osaurusd.pool import blas
+from osaurusd.pool.config import find_blas
 from osaurusd.wire.diagnosis import Diagnosis, StoreProbe
 
 PROBE_SECONDS = 5.0
@@ -22,7 +22,7 @@ async def show(request: web.Request) -> web.Response:
     config = request.app[keys.SETTINGS].config
     daemon = request.app[DAEMON]
     roots = [daemon.paths.models_dir, hub_cache(), *map(Path, config.models.roots)]
-    found = blas.find(config.worker.blas)
+    found = find_blas(config.worker.blas)
     return body.reply(
         Diagnosis(
             installation=daemon.installation,

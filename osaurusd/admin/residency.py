@@ -9,7 +9,7 @@ from aiohttp import web
 from osaurusd.admin import lines, views
 from osaurusd.admin.context import PINS
 from osaurusd.errors import ModelNotFound
-from osaurusd.events import Bus
+from osaurusd.events import EventBus
 from osaurusd.http import body, keys
 from osaurusd.models.record import ModelRecord
 from osaurusd.pool.pins import Pins
@@ -19,7 +19,7 @@ from osaurusd.wire.residency import Event, PinReply, PinRequest
 
 async def workers(request: web.Request) -> web.Response:
     """All workers."""
-    return body.reply([views.worker(report) for report in request.app[keys.POOL].report()])
+    return body.reply([views.worker(report) for report in request.app[keys.POOL].snapshot()])
 
 
 async def load(request: web.Request) -> web.Response:
@@ -36,7 +36,7 @@ async def unload(request: web.Request) -> web.Response:
     """Unload one model, or all; without `force`, all means those that are not pinned."""
     order = await body.read(request, UnloadRequest)
     pool = request.app[keys.POOL]
-    reports = pool.report()
+    reports = pool.snapshot()
     if order.model is not None:
         record = await request.app[keys.CATALOG].find(order.model)
         reports = [report for report in reports if report.key == record.repo]
@@ -44,7 +44,7 @@ async def unload(request: web.Request) -> web.Response:
         reports = [report for report in reports if not report.pinned]
     for report in reports:
         await pool.unload(report.key, force=order.force)
-    return body.reply(UnloadReply(unloaded=[report.name for report in reports if report.is_there]))
+    return body.reply(UnloadReply(unloaded=[report.name for report in reports if report.in_memory]))
 
 
 async def pins(request: web.Request) -> web.Response:
@@ -60,7 +60,7 @@ async def pin(request: web.Request) -> web.Response:
         record = await catalog.find(order.model)
         pool.pin(record)
         await asyncio.to_thread(kept.add, record.repo)
-        pool.bring_up([record])
+        pool.load_in_background([record])
     elif order.model in kept.all:
         # By its repo, as one is listed that is not on this machine any more.
         pool.unpin(order.model)
@@ -74,7 +74,7 @@ async def pin(request: web.Request) -> web.Response:
 
 async def events(request: web.Request) -> web.StreamResponse:
     """What has happened, and with `?follow=1` also what happens from now on, until the client goes away."""
-    bus = request.app[keys.POOL].bus
+    bus = request.app[keys.POOL].events
     return await lines.stream(request, _told(bus, follow=request.query.get("follow") == "1"))
 
 
@@ -91,11 +91,11 @@ async def _pinned(request: web.Request) -> PinReply:
     return PinReply(pinned=names, needs_bytes=pool.pinned_bytes, budget_bytes=pool.budget.total_bytes)
 
 
-async def _told(bus: Bus, *, follow: bool) -> AsyncGenerator[Event]:
+async def _told(bus: EventBus, *, follow: bool) -> AsyncGenerator[Event]:
     if not follow:
-        for event in bus.past():
+        for event in bus.history():
             yield event
         return
-    async with contextlib.aclosing(bus.listen()) as events:
+    async with contextlib.aclosing(bus.subscribe()) as events:
         async for event in events:
             yield event

@@ -69,7 +69,7 @@ async def _status(request: web.Request) -> web.Response:
     records = await catalog.records()
     config = request.app[keys.SETTINGS].config
     pool, daemon, exposure = request.app[keys.POOL], request.app[DAEMON], request.app[EXPOSURE]
-    reports = pool.report()
+    reports = pool.snapshot()
     missing = residency.missing_pins(records, request.app[PINS])
     exposed = exposure.faults(config.server)
     faults = [*exposed, *catalog.faults, *daemon.faults, *log.faults(), *missing, *views.failures(reports)]
@@ -81,7 +81,7 @@ async def _status(request: web.Request) -> web.Response:
 
 async def _models(request: web.Request) -> web.Response:
     await request.app[keys.CATALOG].refresh()
-    reports = request.app[keys.POOL].report()
+    reports = request.app[keys.POOL].snapshot()
     records = await request.app[keys.CATALOG].records()
     return body.reply(pulls.with_partials(request, [views.model(record, reports) for record in records]))
 

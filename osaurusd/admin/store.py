@@ -39,7 +39,7 @@ async def details(request: web.Request) -> web.Response:
     order = await body.read(request, DetailsRequest)
     record = await request.app[keys.CATALOG].find_any(order.model)
     gathered = await asyncio.to_thread(facts.gather, record)
-    return body.reply(views.details(record, gathered, request.app[keys.POOL].report()))
+    return body.reply(views.details(record, gathered, request.app[keys.POOL].snapshot()))
 
 
 async def aliases(request: web.Request) -> web.Response:
@@ -109,10 +109,10 @@ async def prune(request: web.Request) -> web.Response:
 
 
 def _refuse_busy(records: dict[str, ModelRecord], pool: Pool) -> None:
-    for report in pool.report():
+    for report in pool.snapshot():
         if report.key in records and report.in_flight + report.waiting:
             raise Busy(f"`{report.name}` is serving requests; wait for them or use --force")
-        if report.key in records and report.pinned and report.is_there:
+        if report.key in records and report.pinned and report.in_memory:
             raise Busy(f"`{report.name}` is pinned; unpin it or use --force")
 
 

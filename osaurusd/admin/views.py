@@ -11,7 +11,7 @@ from osaurusd import __version__
 from osaurusd.admin.context import Daemon
 from osaurusd.models.facts import Facts
 from osaurusd.models.record import ModelRecord
-from osaurusd.pool.report import Budget, WorkerReport
+from osaurusd.pool.snapshot import MemoryBudget, WorkerSnapshot
 from osaurusd.wire.admin import (
     API_VERSION,
     DaemonStatus,
@@ -25,7 +25,7 @@ from osaurusd.wire.admin import (
 from osaurusd.wire.keys import Protection
 
 
-def worker(report: WorkerReport) -> WorkerInfo:
+def worker(report: WorkerSnapshot) -> WorkerInfo:
     """A worker, with the memory that its process has now."""
     return WorkerInfo(
         model=report.name,
@@ -48,9 +48,9 @@ def worker(report: WorkerReport) -> WorkerInfo:
     )
 
 
-def model(record: ModelRecord, reports: Iterable[WorkerReport] = ()) -> ModelInfo:
+def model(record: ModelRecord, reports: Iterable[WorkerSnapshot] = ()) -> ModelInfo:
     """A model, with its worker if it has one that runs."""
-    report = next((report for report in reports if report.key == record.repo and report.is_there), None)
+    report = next((report for report in reports if report.key == record.repo and report.in_memory), None)
     return ModelInfo(
         name=record.name,
         repo=record.repo,
@@ -69,7 +69,7 @@ def model(record: ModelRecord, reports: Iterable[WorkerReport] = ()) -> ModelInf
     )
 
 
-def details(record: ModelRecord, facts: Facts, reports: Iterable[WorkerReport]) -> ModelDetails:
+def details(record: ModelRecord, facts: Facts, reports: Iterable[WorkerSnapshot]) -> ModelDetails:
     """Everything about one model."""
     memory = record.memory
     per_token = memory.cache_bytes_per_token
@@ -94,8 +94,8 @@ def status(
     daemon: Daemon,
     default_model: str | None,
     records: list[ModelRecord],
-    reports: list[WorkerReport],
-    budget: Budget,
+    reports: list[WorkerSnapshot],
+    budget: MemoryBudget,
     faults: list[str],
     *,
     serving: bool = True,
@@ -124,7 +124,7 @@ def status(
     )
 
 
-def failures(reports: Iterable[WorkerReport]) -> list[str]:
+def failures(reports: Iterable[WorkerSnapshot]) -> list[str]:
     """The models whose workers ended by themselves, a line each."""
     failed = [report for report in reports if report.state is WorkerState.FAILED]
     return [f"{report.name} failed: {report.last_exit.splitlines()[0]}" for report in failed if report.last_exit]

@@ -12,7 +12,7 @@ from osaurusd.admin.context import DAEMON
 from osaurusd.admin.routes import add_version_check
 from osaurusd.errors import ConfigError, NotServing
 from osaurusd.http import body
-from osaurusd.pool.report import Budget
+from osaurusd.pool.snapshot import MemoryBudget
 from osaurusd.wire.admin import ReloadReply, Route, ShutdownReply
 from osaurusd.wire.keys import KeyRoute
 
@@ -51,7 +51,7 @@ async def _retry_with_key(request: web.Request, handler: Handler) -> web.StreamR
 
 async def _status(request: web.Request) -> web.Response:
     faults = [request.app[REASON].text]
-    nothing = Budget(total_bytes=0, used_bytes=0)
+    nothing = MemoryBudget(total_bytes=0, used_bytes=0)
     return body.reply(views.status(request.app[DAEMON], None, [], [], nothing, faults, serving=False))
 
 

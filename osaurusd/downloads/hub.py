@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 import msgspec
 
 from osaurusd.errors import PullFailed, from_code
-from osaurusd.redaction import redacted
+from osaurusd.redaction import redact
 from osaurusd.rpc import child, messages
 
 HUB_COMMAND = (*child.PYTHON, "osaurusd.downloads.worker")
@@ -28,9 +28,9 @@ async def run(arguments: Sequence[str], token: str | None) -> AsyncGenerator[mes
     async with contextlib.aclosing(child.frames(HUB_COMMAND, arguments, messages.FROM_HUB, env)) as frames:
         async for frame in frames:
             if isinstance(frame, messages.HubFailure):
-                raise from_code(frame.code, redacted(frame.message))
+                raise from_code(frame.code, redact(frame.message))
             if isinstance(frame, messages.Pulling) and frame.note:
-                frame = msgspec.structs.replace(frame, note=redacted(frame.note))
+                frame = msgspec.structs.replace(frame, note=redact(frame.note))
             yield frame
 
 

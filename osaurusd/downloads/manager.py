@@ -13,13 +13,13 @@ from osaurusd import config
 from osaurusd.downloads import hub
 from osaurusd.downloads.jobs import ACTIVE, Jobs, new_id
 from osaurusd.errors import InvalidRequest, ModelNotFound, PullFailed
-from osaurusd.events import Bus
+from osaurusd.events import EventBus
 from osaurusd.log import get_logger
 from osaurusd.models import names
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
 from osaurusd.models.roots import pulls_folder, repo_folder
-from osaurusd.platform.power import Awake
+from osaurusd.platform.power import PowerAssertion
 from osaurusd.rpc import child, messages
 from osaurusd.wire.admin import ModelState
 from osaurusd.wire.errors import ErrorBody
@@ -62,12 +62,12 @@ class Pulls:
         options: Callable[[], config.Pulls],
         body: Body,
         *,
-        bus: Bus | None = None,
-        awake: Awake | None = None,
+        bus: EventBus | None = None,
+        awake: PowerAssertion | None = None,
     ) -> None:
         self._catalog = catalog
-        self._bus = bus or Bus()
-        self._awake = awake or Awake()
+        self._bus = bus or EventBus()
+        self._awake = awake or PowerAssertion()
         self._jobs = Jobs(file)
         self._options = options
         self._body = body

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
-from osaurusd.config import NEEDS_RESTART, Config, as_far_as_possible, changed_keys
+from osaurusd.config import NEEDS_RESTART, Config
+from osaurusd.config.live import changed_keys
+from osaurusd.config.live import keep_restart_keys as as_far_as_possible
 
 Read = Callable[[], Config]
 Apply = Callable[[Config], None]

@@ -46,6 +46,11 @@ class ToolResultPart(_Part, frozen=True, tag="tool_result"):
     name: str | None = None
     is_error: bool = False
 
+    @property
+    def text(self) -> str:
+        """The concatenated text parts."""
+        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+
 
 ContentPart = TextPart | ImagePart | AudioPart | ToolResultPart
 
@@ -75,7 +80,7 @@ class Message(_Part, frozen=True):
     @property
     def text(self) -> str:
         """The concatenated text parts, including those of tool results."""
-        return "".join(_text(part) for part in self.content)
+        return "".join(part.text for part in self.content if isinstance(part, TextPart | ToolResultPart))
 
     @property
     def tool_results(self) -> list[ToolResultPart]:
@@ -173,12 +178,3 @@ class GenerationRequest(_Part, frozen=True):
     parse_tool_calls: bool = True
     parallel_tool_calls: bool = True
     constraint: OutputConstraint | None = None
-
-
-def _text(part: ContentPart) -> str:
-    match part:
-        case TextPart():
-            return part.text
-        case ToolResultPart():
-            return "".join(_text(inner) for inner in part.content)
-    return ""

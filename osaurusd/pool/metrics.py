@@ -183,7 +183,9 @@ class PoolCollector(Collector):
         yield by_model("osaurus_requests_waiting", "Requests waiting for a model.", lambda worker: worker.waiting)
         yield by_model("osaurus_model_memory_bytes", "Memory that MLX holds.", lambda worker: worker.mlx_bytes)
         yield by_model("osaurus_model_limit_bytes", "Memory a model may use.", lambda worker: worker.limit_bytes)
-        states = GaugeMetricFamily("osaurus_model_state", "1 for the current state of a model.", labels=("model", "state"))
+        states = GaugeMetricFamily(
+            "osaurus_model_state", "1 for the current state of a model.", labels=("model", "state")
+        )
         for worker in workers:
             states.add_metric([worker.name, worker.state], 1)
         yield states

@@ -132,7 +132,8 @@ class WorkerSupervisor:
         error: OsaurusError = InternalError("the daemon lost track of the model's worker")
         try:
             await asyncio.wait({self._loading})
-            error = self._load_error() or await asyncio.shield(self._loading.result().exited)
+            load_error = self._load_error()
+            error = load_error or await asyncio.shield(self._loading.result().exited)
         finally:
             # Whatever happened above, no request may be left waiting for this worker.
             self.worker_exited(error)

@@ -43,7 +43,7 @@ class Received(Generic[T]):
 
 def encode(frames: Iterable[Frame]) -> bytes:
     """Encode frames without blobs into one byte string, so that the output of one decode step takes one write."""
-    parts = []
+    parts: list[bytes] = []
     for frame in frames:
         header = _ENCODER.encode(frame)
         parts += _PREFIX.pack(len(header), 0), header

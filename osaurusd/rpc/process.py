@@ -14,7 +14,7 @@ from pathlib import Path
 from osaurusd.errors import LoadFailed, WorkerCrashed
 from osaurusd.log import get_logger
 from osaurusd.platform import environment
-from osaurusd.redaction import redacted
+from osaurusd.redaction import redact
 from osaurusd.rpc import framing, messages
 from osaurusd.rpc.watchdog import Clock, Watchdog, sleep
 
@@ -141,7 +141,9 @@ class WorkerProcess:
         reading.cancel()
         status = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         output = "\n".join(self._output_tail)
-        return WorkerCrashed(f"the model's worker exited ({status})" + (f"; its last output:\n{output}" if output else ""))
+        return WorkerCrashed(
+            f"the model's worker exited ({status})" + (f"; its last output:\n{output}" if output else "")
+        )
 
     async def _read_output(self) -> None:
         """Log the output of the process and keep its last lines."""
@@ -153,7 +155,7 @@ class WorkerProcess:
 
     def _log_output(self, lines: list[bytes]) -> None:
         for line in lines:
-            if text := redacted(line.decode(errors="replace").rstrip()):
+            if text := redact(line.decode(errors="replace").rstrip()):
                 self._output_tail.append(text)
                 log.info("worker output", pid=self.pid, line=text)
 

@@ -129,9 +129,7 @@ async def _handshake(process: WorkerProcess, request: messages.Load) -> messages
         async with asyncio.timeout(limit):
             loaded = await process.watchdog.guard(_exchange(process, request))
     except TimeoutError:
-        raise LoadFailed(
-            f"loading took longer than {limit:g} s (`worker.load_timeout_seconds`)"
-        ) from None
+        raise LoadFailed(f"loading took longer than {limit:g} s (`worker.load_timeout_seconds`)") from None
     except EOFError:
         raise await process.wait_after_eof() from None
     except framing.FrameError as error:

@@ -62,7 +62,9 @@ class Session:
             pulse.cancel()
 
     async def _obey(self) -> None:
-        while (frame := await self._reader.read()) is not None:
+        # The text runner takes no blobs; a runner for images or audio gets `received.blobs` with the request.
+        while (received := await self._reader.receive()) is not None:
+            frame = received.frame
             self._at_work.set()
             match frame:
                 case messages.Load():
@@ -118,7 +120,7 @@ class Session:
             dtype=model.dtype,
             memory_bytes=mx.get_active_memory(),
             batched=self._engine.layout.batchable,
-            least_bytes=self._engine.least_bytes(order.context_length),
+            serving_bytes=self._engine.least_bytes(order.context_length),
             working_set_bytes=working_set_bytes(),
         )
         return [loaded, self._engine.stats()]

@@ -11,7 +11,7 @@ from osaurusd import config
 from osaurusd.downloads import hub as module
 from osaurusd.downloads.manager import DEATHS, Pulls
 from osaurusd.errors import InvalidRequest, ModelNotFound, PullFailed
-from osaurusd.events import Bus
+from osaurusd.events import EventBus
 from osaurusd.http import errors
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.wire.pulls import PullState
@@ -228,10 +228,10 @@ async def test_a_search_that_dies_is_a_failure(script):
 
 async def test_what_becomes_of_a_pull_is_told_as_events(script, catalog, tmp_path):
     script(HANG)
-    bus = Bus()
+    bus = EventBus()
     async with pulling(catalog, tmp_path, bus) as pulls:
         pull = await pulls.add("org/wanted", None)
         await pulls.cancel(pull.id)
 
-    told = [(event.kind, event.model) for event in bus.past()]
+    told = [(event.kind, event.model) for event in bus.history()]
     assert [(kind, pull.name) for kind in ("pull_queued", "pull_running", "pull_cancelled")] == told

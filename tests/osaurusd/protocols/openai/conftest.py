@@ -12,7 +12,7 @@ from osaurusd.http.app import make_app
 from osaurusd.http.limits import Gate
 from osaurusd.http.settings import Settings
 from osaurusd.pool.pool import Pool
-from osaurusd.pool.terms import Terms
+from osaurusd.pool.config import PoolConfig
 from osaurusd.protocols.openai.routes import add_routes
 from osaurusd.rpc.process import Launch
 from tests.osaurusd.http.serve import Server, serving
@@ -70,7 +70,7 @@ async def serving_model(tmp_path):
     app = make_app(config, Gate(lambda: settings.config))
     app[keys.SETTINGS] = settings
     app[keys.CATALOG] = disk.make_catalog(tmp_path / "models", hub)
-    app[keys.POOL] = Pool(Terms(Launch(command=COMMAND)))
+    app[keys.POOL] = Pool(PoolConfig(Launch(command=COMMAND)))
     add_routes(app)
     async with serving(app) as server:
         yield Serving(server, folder, app)

@@ -6,13 +6,13 @@ import re
 import jsonschema
 import msgspec
 import pytest
+from prometheus_client import CollectorRegistry
 
 from osaurusd.config import Config, Input
 from osaurusd.errors import InvalidRequest
 from osaurusd.http import body, metrics
 from osaurusd.http.app import make_app
 from osaurusd.http.errors import STATUS
-from osaurusd.metrics import Counter
 from osaurusd.protocols.openai.description import refine
 from osaurusd.protocols.openai.description.document import ELSEWHERE, document
 from osaurusd.protocols.openai.description.operations import OPERATIONS
@@ -41,7 +41,8 @@ def read(kind, fields):
 def routes():
     app = make_app(Config())
     add_routes(app)
-    metrics.add_route(app, Counter("c", "", ("endpoint", "status")))
+    registry = CollectorRegistry()
+    metrics.add_route(app, metrics.make_counter(registry), registry)
     found = set()
     for route in app.router.routes():
         if route.method != "HEAD":
