@@ -2,9 +2,9 @@
 
 from aiohttp import web
 
-from osaurusd.http.settings import Settings
 from osaurusd.models.catalog import Catalog
 from osaurusd.pool.pool import Pool
+from osaurusd.settings import Settings
 
 SETTINGS = web.AppKey("SETTINGS", Settings)
 CATALOG = web.AppKey("CATALOG", Catalog)

@@ -2,29 +2,29 @@ import itertools
 
 import pytest
 
-from osaurusd.worker.frontend.text import StopMatcher
+from osaurusd.worker.frontend.text_assembler import StopMatcher
 
 
-def feed(stop, *pieces):
-    """What is emitted for each piece, and whether a stop string was found."""
+def feed(stop, *chunks):
+    """Return what is emitted for each chunk, and whether a stop string matched."""
     matcher = StopMatcher(stop)
-    emitted = [matcher.feed(piece) for piece in pieces]
+    emitted = [matcher.feed(chunk) for chunk in chunks]
     return emitted, matcher.matched
 
 
-def cuts(text):
-    """Every way to cut a text into pieces."""
+def splits(text):
+    """Yield every way to split a text into chunks."""
     for borders in itertools.product([False, True], repeat=len(text) - 1):
-        pieces = [text[0]]
+        chunks = [text[0]]
         for letter, border in zip(text[1:], borders, strict=True):
             if border:
-                pieces.append(letter)
+                chunks.append(letter)
             else:
-                pieces[-1] += letter
-        yield pieces
+                chunks[-1] += letter
+        yield chunks
 
 
-def test_without_stop_strings_text_passes_at_once():
+def test_without_stop_strings_text_passes_unchanged():
     assert (["a", "", "b"], False) == feed([], "a", "", "b")
 
 
@@ -36,23 +36,23 @@ def test_text_ends_before_the_stop_string():
     assert (["before "], True) == feed(["END"], "before END after")
 
 
-def test_a_stop_string_may_come_in_pieces():
+def test_a_stop_string_may_arrive_in_chunks():
     assert (["a", "", "", ""], True) == feed(["STOP"], "aS", "T", "O", "P")
 
 
-def test_what_may_become_a_stop_string_is_held_and_no_more():
+def test_only_text_that_may_become_a_stop_string_is_held():
     assert (["some text ", ""], False) == feed(["STOP"], "some text ST", "O")
 
 
-def test_what_was_held_is_released_once_it_is_known_to_be_text():
+def test_held_text_is_released_once_it_cannot_match():
     assert (["a", "STEP b"], False) == feed(["STOP"], "aST", "EP b")
 
 
-def test_what_was_held_is_released_but_for_a_new_beginning():
+def test_held_text_is_released_up_to_a_new_candidate():
     assert (["", "aa", ""], True) == feed(["aab"], "aa", "aa", "b")
 
 
-def test_what_was_held_is_there_at_the_end():
+def test_flush_returns_held_text():
     matcher = StopMatcher(["STOP"])
 
     assert matcher.feed("a ST") == "a "
@@ -61,17 +61,17 @@ def test_what_was_held_is_there_at_the_end():
     assert not matcher.matched
 
 
-def test_of_several_stop_strings_the_earliest_wins():
+def test_the_stop_string_that_begins_first_wins():
     assert (["a "], True) == feed(["two", "one"], "a one b two")
     assert (["a "], True) == feed(["one", "two"], "a two b one")
 
 
-def test_a_stop_string_waits_for_a_longer_one_that_began_before_it():
+def test_a_match_waits_for_a_longer_candidate_that_began_earlier():
     assert (["x", "", ""], True) == feed(["abcd", "bc"], "xab", "c", "d")
     assert (["x", "", "a"], True) == feed(["abcd", "bc"], "xab", "c", "e")
 
 
-def test_a_stop_string_that_waited_in_vain_ends_the_text():
+def test_a_match_that_waited_counts_at_the_end():
     matcher = StopMatcher(["abcd", "bc"])
 
     assert matcher.feed("xabc") == "x"
@@ -79,15 +79,15 @@ def test_a_stop_string_that_waited_in_vain_ends_the_text():
     assert matcher.matched
 
 
-def test_the_longest_possible_beginning_is_held():
+def test_the_longest_candidate_is_held():
     assert (["x", "", "abc!"], False) == feed(["abcd", "bx"], "xab", "c", "!")
 
 
-def test_a_stop_string_of_one_character_holds_nothing():
+def test_a_single_character_stop_string_holds_nothing():
     assert (["ab", "c"], True) == feed(["\n"], "ab", "c\nd")
 
 
-def test_nothing_is_left_after_a_match():
+def test_nothing_is_held_after_a_match():
     matcher = StopMatcher(["STOP"])
     matcher.feed("a STOP and S")
 
@@ -109,15 +109,26 @@ def test_nothing_is_left_after_a_match():
         (["abcdef", "cde", "d"], "abcdeg", "ab"),
     ],
 )
-def test_it_does_not_matter_how_the_text_is_cut(stop, text, expected):
-    for pieces in cuts(text):
+def test_the_result_does_not_depend_on_how_the_text_is_split(stop, text, expected):
+    for chunks in splits(text):
         matcher = StopMatcher(stop)
         emitted = ""
-        for piece in pieces:
-            emitted += matcher.feed(piece)
+        for chunk in chunks:
+            emitted += matcher.feed(chunk)
             if matcher.matched:
                 break
         else:
             emitted += matcher.flush()
 
-        assert expected == emitted, pieces
+        assert expected == emitted, chunks
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "matched"), [(["a", "b"], "xb", "b"), (["bc", "abcd"], "xabcd", "abcd"), (["z"], "x", None)]
+)
+def test_the_matched_stop_string_is_reported(stop, text, matched):
+    matcher = StopMatcher(stop)
+    matcher.feed(text)
+    matcher.flush()
+
+    assert matched == matcher.matched_stop
