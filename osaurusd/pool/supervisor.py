@@ -133,7 +133,10 @@ class WorkerSupervisor:
         try:
             await asyncio.wait({self._loading})
             load_error = self._load_error()
-            error = load_error or await asyncio.shield(self._loading.result().exited)
+            if load_error is None:
+                error = await asyncio.shield(self._loading.result().exited)
+            else:
+                error = load_error
         finally:
             # Whatever happened above, no request may be left waiting for this worker.
             self.worker_exited(error)

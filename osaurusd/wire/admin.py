@@ -21,6 +21,9 @@ VERSION_HEADER = "Osaurus-Version"
 SOCKET_HOST = "osaurusd"
 """The `Host` header of requests over the Unix socket. A browser cannot be made to send it."""
 
+JSON_LINES = "application/jsonl"
+"""Media type of streamed responses: one JSON document per line."""
+
 
 class Route(StrEnum):
     """Paths of the admin API."""
