@@ -103,7 +103,7 @@ def _convert(tree: Tree, source: str, *, strict: bool = True) -> Config:
 def _check_origins(patterns: list[str], source: str) -> None:
     for index, pattern in enumerate(patterns):
         try:
-            origins.compiled(pattern)
+            origins.parse_pattern(pattern)
         except ValueError as error:
             key = f"server.allowed_origins[{index}]"
             raise ConfigError(f"{source}: `{key}`: {error}", param=key) from error

@@ -41,8 +41,8 @@ def _seconds(description: str, *, gt: float | None = None, ge: float | None = No
     return _setting(description, unit="seconds", gt=gt, ge=ge, le=le)
 
 
-def _bytes(description: str, *, ge: int = 1, le: int | None = None, restart: bool = False) -> msgspec.Meta:
-    return _setting(description, unit="bytes", ge=ge, le=le, restart=restart)
+def _bytes(description: str, *, ge: int = 1, le: int | None = None) -> msgspec.Meta:
+    return _setting(description, unit="bytes", ge=ge, le=le)
 
 
 def _count(description: str, *, unit: str | None = None, ge: int = 1, le: int | None = None) -> msgspec.Meta:
@@ -89,7 +89,7 @@ class Server(Section, frozen=True):
         | None
     ) = None
     tls_key: Annotated[str, _setting("PEM file with the private key, without a passphrase", restart=True)] | None = None
-    max_body_bytes: Annotated[int, _bytes("Maximum size of a request body", restart=True)] = 32 * MIB
+    max_body_bytes: Annotated[int, _bytes("Maximum size of a request body")] = 32 * MIB
     first_byte_seconds: Annotated[
         float,
         _seconds(
@@ -250,9 +250,6 @@ class Input(Section, frozen=True):
     Where OpenAI has a limit, the default is equal or higher: programs written for local models send more.
     """
 
-    max_depth: Annotated[int, _count("Nesting depth of a request body", ge=8, le=500)] = 128
-    max_values: Annotated[int, _count("Values in a request body")] = 1_000_000
-    max_members: Annotated[int, _count("Object members in a request body")] = 200_000
     max_messages: Annotated[int, _count("Messages in a chat request")] = 4096
     max_parts: Annotated[int, _count("Content parts in a message")] = 2048
     max_tool_calls: Annotated[int, _count("Tool calls in a message")] = 128

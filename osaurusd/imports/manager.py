@@ -14,12 +14,12 @@ from osaurusd.models import names
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
 from osaurusd.models.roots import STAGING_PREFIXES
-from osaurusd.rpc import child, messages
+from osaurusd.rpc import job, messages
 from osaurusd.wire.admin import ModelState
 
 log = get_logger(__name__)
 
-IMPORTER_COMMAND = (*child.PYTHON, "osaurusd.imports.worker")
+IMPORTER_COMMAND = job.module_command("osaurusd.imports.worker")
 
 _IMPORTING = STAGING_PREFIXES[0]
 
@@ -95,7 +95,7 @@ async def _convert(source: Path, staging: Path) -> AsyncGenerator[messages.Progr
     """Run the importer; yields its progress until it has finished."""
     arguments = [str(source), str(staging)]
     try:
-        async with contextlib.aclosing(child.frames(IMPORTER_COMMAND, arguments, messages.FROM_IMPORTER)) as frames:
+        async with contextlib.aclosing(job.run(IMPORTER_COMMAND, arguments, messages.FROM_IMPORTER)) as frames:
             async for frame in frames:
                 match frame:
                     case messages.Progress():
@@ -104,5 +104,5 @@ async def _convert(source: Path, staging: Path) -> AsyncGenerator[messages.Progr
                         raise ImportFailed(frame.message)
                     case messages.Imported():
                         return
-    except child.ChildDied as error:
+    except job.JobDied as error:
         raise ImportFailed(f"{source.name}: the importer died while reading it ({error})") from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from osaurusd.models import describe
+from osaurusd.models import metadata
 
 INDEX = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000
@@ -82,7 +82,7 @@ def _shards(folder: Path) -> list[str]:
     if not index.exists():
         found = {path.name for path in folder.glob("model*.safetensors")}
         return sorted(found.union(*(_siblings(name) for name in found)))
-    names = set(describe.read_object(index)["weight_map"].values())
+    names = set(metadata.read_json_object(index)["weight_map"].values())
     if outside := [name for name in names if Path(name).name != name]:
         raise ValueError(f"it names a file outside the model: {outside[0]}")
     return sorted(names)

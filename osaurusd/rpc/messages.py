@@ -6,9 +6,7 @@ import msgspec
 
 from osaurusd.inference.events import Event
 from osaurusd.inference.request import GenerationRequest, Location
-from osaurusd.wire.admin import FileState
 from osaurusd.wire.errors import ErrorCode
-from osaurusd.wire.pulls import PullStage
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -167,89 +165,10 @@ class ImportFailure(Frame, frozen=True, tag="import_failure"):
     message: str
 
 
-# Store process to daemon
-
-
-class Deletion(Frame, frozen=True, tag="deletion"):
-    """The bytes that a deletion freed, or that a planned one would free."""
-
-    freed_bytes: int
-
-
-class Hashing(Frame, frozen=True, tag="hashing"):
-    """`done` of `total` bytes of a model hashed; `file` is the one being read."""
-
-    file: str
-    done: int
-    total: int
-
-
-class HashedFile(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    bytes: int
-    state: FileState
-
-
-class Hashed(Frame, frozen=True, tag="hashed"):
-    """How every file of a model compares with what the store recorded."""
-
-    files: list[HashedFile]
-
-
-class StoreFailure(Frame, frozen=True, tag="store_failure"):
-    message: str
-
-
-# Hub process to daemon
-
-
-class Pulling(Frame, frozen=True, tag="pulling"):
-    """How far a download is; the fields mean what they mean in `wire.pulls.PullInfo`."""
-
-    stage: PullStage
-    done: int = 0
-    total: int = 0
-    hashed: int = 0
-    to_hash: int = 0
-    bytes_per_second: float = 0
-    commit: str | None = None
-    note: str | None = None
-
-
-class Pulled(Frame, frozen=True, tag="pulled"):
-    """The model is in the cache, whole. `bytes` is the size of its files."""
-
-    commit: str
-    bytes: int
-
-
-class HubModel(Part, frozen=True):
-    """A model that the hub knows. `bytes` is the size of its weights."""
-
-    repo: str
-    bytes: int | None = None
-    parameters: int | None = None
-    downloads: int | None = None
-    gated: bool = False
-
-
-class HubModels(Frame, frozen=True, tag="hub_models"):
-    models: list[HubModel]
-
-
-class HubFailure(Frame, frozen=True, tag="hub_failure"):
-    code: ErrorCode
-    message: str
-
-
 ToWorker = Load | Limits | Generate | Cancel | Shutdown
 FromWorker = Hello | Loaded | LoadFailed | Output | Failed | Stats | Pulse
 FromImporter = Progress | Imported | ImportFailure
-FromStore = Deletion | Hashing | Hashed | StoreFailure
-FromHub = Pulling | Pulled | HubModels | HubFailure
 
 TO_WORKER: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
 FROM_WORKER: msgspec.json.Decoder[FromWorker] = msgspec.json.Decoder(FromWorker)
 FROM_IMPORTER: msgspec.json.Decoder[FromImporter] = msgspec.json.Decoder(FromImporter)
-FROM_STORE: msgspec.json.Decoder[FromStore] = msgspec.json.Decoder(FromStore)
-FROM_HUB: msgspec.json.Decoder[FromHub] = msgspec.json.Decoder(FromHub)

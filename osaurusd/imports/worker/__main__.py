@@ -26,7 +26,7 @@ def _import(send: job.Send, source: Path, dest: Path) -> messages.Frame:
     throttle = job.Throttle()
 
     def progress(stage: str, done: int, total: int) -> None:
-        if throttle.passes(stage, done, total):
+        if throttle.allows(stage, done, total):
             send(messages.Progress(stage=stage, done=done, total=total))
 
     try:

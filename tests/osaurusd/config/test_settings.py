@@ -48,7 +48,6 @@ def test_listening_addresses_and_tls_files_need_a_restart():
     assert {
         "server.host",
         "server.port",
-        "server.max_body_bytes",
         "server.tls_certificate",
         "server.tls_key",
     } == config.NEEDS_RESTART

@@ -148,7 +148,7 @@ async def test_a_model_that_cannot_be_served_is_not_kept(imports, catalog, model
     folder = str(write(tmp_path / "odd", model(model_type="nonsense")))
     with pytest.raises(ImportFailed) as failure:
         await finish(imports.run(source(["copy", folder], ["imported"]), "m"))
-    assert failure.value.message == "m: mlx_lm has no architecture `nonsense`"
+    assert failure.value.message == "m: mlx_lm does not support the architecture `nonsense`"
     assert left_in(models) == []
     assert await catalog.records() == []
 
