@@ -179,7 +179,7 @@ class DaemonApi:
         available = {record.repo for record in records if record.state is ModelState.AVAILABLE}
         for repo in self._pins.all:
             if repo not in available:
-                yield f'pinned model "{repo}" is not available; run "osaurusctl pull {repo}" or "osaurusctl unpin {repo}"'
+                yield f'pinned model "{repo}" is not on disk; pull it, or remove the pin with "osaurusctl unpin {repo}"'
         for report in reports:
             if report.state is WorkerState.FAILED and report.last_exit:
                 yield f"{report.name} failed: {report.last_exit.splitlines()[0]}"
