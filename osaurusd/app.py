@@ -125,7 +125,7 @@ async def _start(read: Callable[[], Config], paths: Paths, log_file: log.LogFile
             if prerequisites is not None:
                 for sock in prerequisites.sockets:
                     stack.callback(sock.close)
-                daemon = Daemon(prerequisites, LiveConfig(prerequisites.config, read), info, keys, log_file, stop)
+                daemon = Daemon(prerequisites, Settings(prerequisites.config, read), info, keys, log_file, stop)
                 await daemon.serve(admin_socket)
         finally:
             service_manager.notify("STOPPING=1", "STATUS=stopping")
@@ -162,7 +162,7 @@ class Daemon:
     def __init__(
         self,
         prerequisites: Prerequisites,
-        config: LiveConfig,
+        config: Settings,
         info: DaemonInfo,
         keys: ApiKeys,
         log_file: log.LogFile,
@@ -242,7 +242,7 @@ class Daemon:
             response_hooks=[add_version_headers],
         )
         for app in (tcp_app, socket_app):
-            app[app_keys.SETTINGS] = Settings(self._config.current, lambda: self._config.current)
+            app[app_keys.SETTINGS] = self._config
             app[app_keys.CATALOG] = self._catalog
             app[app_keys.POOL] = self._pool
         tcp_server, socket_server = (
