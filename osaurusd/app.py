@@ -42,7 +42,8 @@ from osaurusd.models.roots import hub_cache
 from osaurusd.platform import service_manager
 from osaurusd.platform.activation import activated_sockets
 from osaurusd.platform.power import PowerAssertion
-from osaurusd.pool import blas, terms
+from osaurusd.pool.config import PoolConfig, find_blas
+from osaurusd.pool.metrics import PoolCollector, PoolMetrics
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
 from osaurusd.protocols.openai.routes import ROUTES as OPENAI_ROUTES
@@ -68,7 +69,7 @@ def run(read: Callable[[], Config], paths: Paths) -> None:
 
     def read_and_check() -> Config:
         config = read()
-        blas.find(config.worker.blas)
+        find_blas(config.worker.blas)
         Tls.from_config(config.server)
         return config
 
@@ -185,7 +186,10 @@ class Daemon:
         self._catalog = Catalog(info.paths.models_dir, hub_cache(), self._names, _extra_roots(config.current))
         self._imports = Imports(self._catalog)
         self._pins = Pins(state_dir / "residency.json")
-        self._pool = Pool(terms.of(config.current), bus=bus, awake=power)
+        self._registry = CollectorRegistry()
+        pool_config = PoolConfig.from_config(config.current)
+        self._pool = Pool(pool_config, events=bus, metrics=PoolMetrics(self._registry), power=power)
+        self._registry.register(PoolCollector(self._pool))
         self._pulls = PullManager(
             self._catalog,
             state_dir / "pulls.json",
@@ -213,7 +217,7 @@ class Daemon:
         """Serve clients over TCP, and clients and the admin API on the Unix socket."""
         # Without this, each counter gets a `_created` series.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
-        metrics = HttpMetrics(CollectorRegistry())
+        metrics = HttpMetrics(self._registry)
         admission = Admission(self._get_config)
         clients = [OPENAI_ROUTES, RouteGroup("metrics", [Route("GET", "/metrics", metrics.show)], error_response)]
         cors = Cors(self._get_server_config)
@@ -290,7 +294,7 @@ class Daemon:
         records = [available[repo] for repo in self._pins.all if repo in available]
         for record in records:
             self._pool.pin(record, check=False)
-        self._pool.bring_up(records)
+        self._pool.load_in_background(records)
 
     def _reload(self) -> ConfigChange:
         """Read the configuration again, and apply it if it is usable.
@@ -303,7 +307,7 @@ class Daemon:
         if self._tls is not None:
             self._tls.reload(change.wanted.server)
         self._config.current = change.effective
-        self._pool.configure(terms.of(change.effective))
+        self._pool.configure(PoolConfig.from_config(change.effective))
         self._catalog.set_extra_roots(_extra_roots(change.effective))
         self._apply(change.effective)
         return change

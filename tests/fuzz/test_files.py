@@ -50,7 +50,7 @@ FRAMES = framing.encode(
     [messages.Hello(version="1"), Delta(id=1, text="a"), Completed(id=1, prompt_tokens=1, completion_tokens=1)]
 )
 framed = inputs.values.map(lambda value: json.dumps(value).encode()).map(
-    lambda body: struct.pack(">I", len(body)) + body
+    lambda body: struct.pack(">II", len(body), 0) + body
 )
 
 

@@ -11,7 +11,7 @@ from osaurusd import app_keys as keys
 from osaurusd.http.admission import Admission
 from osaurusd.http.app import create_app
 from osaurusd.pool.pool import Pool
-from osaurusd.pool.terms import Terms
+from osaurusd.pool.config import PoolConfig
 from osaurusd.protocols.openai.routes import ROUTES
 from osaurusd.rpc.process import Launch
 from osaurusd.settings import Settings
@@ -72,7 +72,7 @@ async def serving_model(tmp_path):
     app = create_app([ROUTES], lambda: settings.config, admission=admission)
     app[keys.SETTINGS] = settings
     app[keys.CATALOG] = disk.make_catalog(tmp_path / "models", hub)
-    app[keys.POOL] = Pool(Terms(Launch(command=COMMAND)))
+    app[keys.POOL] = Pool(PoolConfig(Launch(command=COMMAND)))
     async with serving(app, lambda: settings.config) as server:
         yield Serving(server, folder, app, admission)
     async with asyncio.timeout(20):
