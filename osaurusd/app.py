@@ -19,7 +19,7 @@ from osaurusd.admin.models import ModelsApi
 from osaurusd.admin.pulls import PullsApi
 from osaurusd.admin.residency import ResidencyApi
 from osaurusd.admin.routes import add_version_headers, admin_group, check_api_version
-from osaurusd.config import Config, ConfigChange, LiveConfig, Log, Server
+from osaurusd.config import Config, ConfigChange, Log, Server
 from osaurusd.downloads.manager import PullManager
 from osaurusd.errors import ConfigError
 from osaurusd.events import EventBus

@@ -18,12 +18,12 @@ from osaurusd.http.json import json_response, read_json
 from osaurusd.http.routes import Route
 from osaurusd.http.streaming import stream_ndjson
 from osaurusd.imports.manager import ImportManager
+from osaurusd.imports.messages import Progress
 from osaurusd.models import maintenance, messages, metadata
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
-from osaurusd.imports.messages import Progress
 from osaurusd.wire import admin as wire
 from osaurusd.wire.admin import (
     JSON_LINES,
