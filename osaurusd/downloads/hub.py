@@ -8,7 +8,7 @@ import msgspec
 
 from osaurusd.downloads import messages
 from osaurusd.errors import PullFailed, from_code
-from osaurusd.redaction import redacted
+from osaurusd.redaction import redact
 from osaurusd.rpc import job
 
 COMMAND = job.module_command("osaurusd.downloads.worker")
@@ -29,9 +29,9 @@ async def run(arguments: Sequence[str], token: str | None) -> AsyncGenerator[mes
     async with contextlib.aclosing(job.run(COMMAND, arguments, messages.DECODER, env)) as frames:
         async for frame in frames:
             if isinstance(frame, messages.Failure):
-                raise from_code(frame.code, redacted(frame.message))
+                raise from_code(frame.code, redact(frame.message))
             if isinstance(frame, messages.Progress) and frame.note:
-                frame = msgspec.structs.replace(frame, note=redacted(frame.note))
+                frame = msgspec.structs.replace(frame, note=redact(frame.note))
             yield frame
 
 

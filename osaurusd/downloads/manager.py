@@ -12,13 +12,13 @@ from osaurusd import config
 from osaurusd.downloads import hub, messages, pulls
 from osaurusd.downloads.pulls import PullList
 from osaurusd.errors import InvalidRequest, ModelNotFound, PullFailed
-from osaurusd.events import Bus
+from osaurusd.events import EventBus
 from osaurusd.log import get_logger
 from osaurusd.models import names
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
 from osaurusd.models.roots import pulls_folder, repo_folder
-from osaurusd.platform.power import Awake
+from osaurusd.platform.power import PowerAssertion
 from osaurusd.rpc.job import JobDied
 from osaurusd.wire.admin import ModelState
 from osaurusd.wire.errors import ErrorBody
@@ -60,8 +60,8 @@ class PullManager:
         options: Callable[[], config.Pulls],
         error_body: Callable[[Exception], ErrorBody],
         *,
-        bus: Bus,
-        power: Awake,
+        bus: EventBus,
+        power: PowerAssertion,
     ) -> None:
         self._catalog = catalog
         self._pulls = PullList(file)

@@ -12,8 +12,8 @@ from osaurusd.downloads import manager as manager_module
 from osaurusd.downloads.manager import MAX_CRASHES, PullManager
 from osaurusd.downloads.pulls import MAX_FINISHED
 from osaurusd.errors import InvalidRequest, ModelNotFound, OsaurusError, PullFailed
-from osaurusd.events import Bus
-from osaurusd.platform.power import Awake
+from osaurusd.events import EventBus
+from osaurusd.platform.power import PowerAssertion
 from osaurusd.wire.errors import ErrorBody, ErrorCode
 from osaurusd.wire.pulls import PullState
 from tests.osaurusd.models.disk import make_catalog, model, write, write_hub
@@ -69,8 +69,8 @@ async def running_manager(catalog, tmp_path, bus=None):
         tmp_path / "state" / "pulls.json",
         options=config.Pulls,
         error_body=to_error_body,
-        bus=bus or Bus(),
-        power=Awake(),
+        bus=bus or EventBus(),
+        power=PowerAssertion(),
     )
     manager.start()
     try:
@@ -283,10 +283,10 @@ async def test_search_fails_if_its_process_dies(use_script):
 
 async def test_state_changes_are_published_as_events(use_script, catalog, tmp_path):
     use_script(HANG)
-    bus = Bus()
+    bus = EventBus()
     async with running_manager(catalog, tmp_path, bus) as manager:
         pull = await manager.add("org/wanted", None)
         await manager.cancel(pull.id)
 
-    events = [(event.kind, event.model) for event in bus.past()]
+    events = [(event.kind, event.model) for event in bus.history()]
     assert [(kind, pull.name) for kind in ("pull_queued", "pull_running", "pull_cancelled")] == events
