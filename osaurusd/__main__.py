@@ -15,7 +15,7 @@ def main() -> None:
     faulthandler.enable()
     arguments = _parser().parse_args()
     options = {("server", key): getattr(arguments, key) for key in ("host", "port", "insecure")}
-    flags = {key: value for key, value in options.items() if value is not None}
+    flags: dict[tuple[str, ...], object] = {key: value for key, value in options.items() if value is not None}
     try:
         places = paths.resolve()
         file = arguments.config or places.config_file

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from osaurusd import __version__, log, origins
+from osaurusd import __version__, app_keys, log, origins
 from osaurusd.admin.daemon import DaemonApi, DaemonInfo
 from osaurusd.admin.degraded import DegradedMode, Prerequisites, Startup
 from osaurusd.admin.keys import KeysApi
@@ -19,7 +19,7 @@ from osaurusd.admin.models import ModelsApi
 from osaurusd.admin.pulls import PullsApi
 from osaurusd.admin.residency import ResidencyApi
 from osaurusd.admin.routes import add_version_headers, admin_group, check_api_version
-from osaurusd.config import Config, ConfigChange, LiveConfig, Log, Server
+from osaurusd.config import Config, ConfigChange, Log, Server
 from osaurusd.downloads.manager import PullManager
 from osaurusd.errors import ConfigError
 from osaurusd.events import EventBus
@@ -35,7 +35,7 @@ from osaurusd.http.routes import Route, RouteGroup
 from osaurusd.http.server import HttpServer
 from osaurusd.http.tls import Tls
 from osaurusd.http.trusted_hosts import BoundHosts, trusted_hosts
-from osaurusd.imports.manager import Imports
+from osaurusd.imports.manager import ImportManager
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.names import NameRegistry
 from osaurusd.models.roots import hub_cache
@@ -47,6 +47,7 @@ from osaurusd.pool.metrics import PoolCollector, PoolMetrics
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
 from osaurusd.protocols.openai.routes import ROUTES as OPENAI_ROUTES
+from osaurusd.settings import Settings
 from osaurusd.wire.paths import Paths
 
 logger = log.get_logger(__name__)
@@ -125,7 +126,7 @@ async def _start(read: Callable[[], Config], paths: Paths, log_file: log.LogFile
             if prerequisites is not None:
                 for sock in prerequisites.sockets:
                     stack.callback(sock.close)
-                daemon = Daemon(prerequisites, LiveConfig(prerequisites.config, read), info, keys, log_file, stop)
+                daemon = Daemon(prerequisites, Settings(prerequisites.config, read), info, keys, log_file, stop)
                 await daemon.serve(admin_socket)
         finally:
             service_manager.notify("STOPPING=1", "STATUS=stopping")
@@ -162,7 +163,7 @@ class Daemon:
     def __init__(
         self,
         prerequisites: Prerequisites,
-        config: LiveConfig,
+        config: Settings,
         info: DaemonInfo,
         keys: ApiKeys,
         log_file: log.LogFile,
@@ -183,7 +184,7 @@ class Daemon:
         self._bus = bus
         self._names = NameRegistry(state_dir / "names.json")
         self._catalog = Catalog(info.paths.models_dir, hub_cache(), self._names, _extra_roots(config.current))
-        self._imports = Imports(self._catalog)
+        self._imports = ImportManager(self._catalog)
         self._pins = Pins(state_dir / "residency.json")
         self._registry = CollectorRegistry()
         pool_config = PoolConfig.from_config(config.current)
@@ -215,7 +216,7 @@ class Daemon:
     async def _start_servers(self, admin_socket: socket.socket) -> list[HttpServer]:
         """Serve clients over TCP, and clients and the admin API on the Unix socket."""
         # Without this, each counter gets a `_created` series.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
         metrics = HttpMetrics(self._registry)
         admission = Admission(self._get_config)
         clients = [OPENAI_ROUTES, RouteGroup("metrics", [Route("GET", "/metrics", metrics.show)], error_response)]
@@ -244,6 +245,10 @@ class Daemon:
             middlewares=[*socket_middlewares(os.geteuid()), check_api_version],
             response_hooks=[add_version_headers],
         )
+        for app in (tcp_app, socket_app):
+            app[app_keys.SETTINGS] = self._config
+            app[app_keys.CATALOG] = self._catalog
+            app[app_keys.POOL] = self._pool
         tcp_server, socket_server = (
             HttpServer(app, self._get_config, error_response, metrics) for app in (tcp_app, socket_app)
         )

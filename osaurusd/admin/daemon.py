@@ -129,15 +129,15 @@ class DaemonApi:
 
     async def show_status(self, _: web.Request) -> web.Response:
         records = await self._catalog.records()
-        reports = self._pool.snapshot()
+        workers = self._pool.snapshot()
         config = self._config.current
         budget = self._pool.budget
         status = msgspec.structs.replace(
-            self._info.status(list(self._faults(records, reports))),
+            self._info.status(list(self._faults(records, workers))),
             endpoints=list(self._endpoints),
             default_model=config.default_model,
             models_available=sum(record.state is ModelState.AVAILABLE for record in records),
-            workers=[views.worker_info(report) for report in reports],
+            workers=[views.worker_info(worker) for worker in workers],
             memory_budget_bytes=budget.total_bytes,
             memory_used_bytes=budget.used_bytes,
             serving=True,
@@ -169,7 +169,7 @@ class DaemonApi:
         self._shut_down()
         return json_response(ShutdownReply(pid=os.getpid()), status=202)
 
-    def _faults(self, records: Sequence[ModelRecord], reports: Sequence[WorkerSnapshot]) -> Iterator[str]:
+    def _faults(self, records: Sequence[ModelRecord], workers: Sequence[WorkerSnapshot]) -> Iterator[str]:
         """Current problems, one line each."""
         yield from self._auth.faults(self._config.current.server)
         yield from self._catalog.faults
@@ -179,10 +179,10 @@ class DaemonApi:
         available = {record.repo for record in records if record.state is ModelState.AVAILABLE}
         for repo in self._pins.all:
             if repo not in available:
-                yield f'pinned model "{repo}" is not available; run "osaurusctl pull {repo}" or "osaurusctl unpin {repo}"'
-        for report in reports:
-            if report.state is WorkerState.FAILED and report.last_exit:
-                yield f"{report.name} failed: {report.last_exit.splitlines()[0]}"
+                yield f'pinned model "{repo}" is not on disk; pull it, or remove the pin with "osaurusctl unpin {repo}"'
+        for worker in workers:
+            if worker.state is WorkerState.FAILED and worker.last_exit:
+                yield f"{worker.name} failed: {worker.last_exit.splitlines()[0]}"
 
 
 def _count_tasks() -> dict[str, int]:

@@ -37,7 +37,7 @@ CONFIG_RETRY_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Prerequisites:
-    """What the daemon needs to serve clients: a valid configuration, and listening TCP sockets with their auth policy."""
+    """What the daemon needs to serve clients: a valid configuration, and TCP sockets with their auth policy."""
 
     config: Config
     sockets: list[socket.socket]

@@ -17,13 +17,13 @@ from osaurusd.http.errors import error_body
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.routes import Route
 from osaurusd.http.streaming import stream_ndjson
-from osaurusd.imports.manager import Imports
+from osaurusd.imports.manager import ImportManager
+from osaurusd.imports.messages import Progress
 from osaurusd.models import maintenance, messages, metadata
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
-from osaurusd.rpc.messages import Progress
 from osaurusd.wire import admin as wire
 from osaurusd.wire.admin import (
     JSON_LINES,
@@ -69,7 +69,7 @@ class ModelsApi:
         pulls: downloads, whose partial models are listed too.
     """
 
-    def __init__(self, catalog: Catalog, pool: Pool, pins: Pins, imports: Imports, pulls: PullManager) -> None:
+    def __init__(self, catalog: Catalog, pool: Pool, pins: Pins, imports: ImportManager, pulls: PullManager) -> None:
         self._catalog = catalog
         self._pool = pool
         self._pins = pins
@@ -92,8 +92,8 @@ class ModelsApi:
     async def list_models(self, _: web.Request) -> web.Response:
         """List all models, including partially downloaded ones."""
         await self._catalog.refresh()
-        reports = self._pool.snapshot()
-        models = {record.repo.lower(): views.model_info(record, reports) for record in await self._catalog.records()}
+        workers = self._pool.snapshot()
+        models = {record.repo.lower(): views.model_info(record, workers) for record in await self._catalog.records()}
         for pull in self._pulls.all():
             model = models.get(pull.repo.lower())
             is_partial = pull.state in _PULL_STATES and pull.total > 0
@@ -173,11 +173,11 @@ class ModelsApi:
         return json_response(PruneReply(leftovers=leftovers))
 
     def _reject_models_in_use(self, records: Mapping[str, ModelRecord]) -> None:
-        for report in self._pool.snapshot():
-            if report.key in records and report.in_flight + report.waiting:
-                raise Busy(f'model "{report.name}" is serving requests; wait for them to finish or use --force')
-            if report.key in records and report.pinned and report.in_memory:
-                raise Busy(f'model "{report.name}" is pinned; unpin it or use --force')
+        for worker in self._pool.snapshot():
+            if worker.key in records and worker.in_flight + worker.waiting:
+                raise Busy(f'model "{worker.name}" is serving requests; wait for them to finish or use --force')
+            if worker.key in records and worker.pinned and worker.in_memory:
+                raise Busy(f'model "{worker.name}" is pinned; unpin it or use --force')
 
     async def _forget(self, repo: str) -> None:
         await asyncio.to_thread(self._catalog.registry.forget, repo)

@@ -48,29 +48,29 @@ class ResidencyApi:
         ]
 
     async def list_workers(self, _: web.Request) -> web.Response:
-        return json_response([views.worker_info(report) for report in self._pool.snapshot()])
+        return json_response([views.worker_info(worker) for worker in self._pool.snapshot()])
 
     async def load(self, request: web.Request) -> web.Response:
         """Load a model and return its worker."""
         body = await read_json(request, LoadRequest)
         record = await self._catalog.find(body.model)
-        report = await self._pool.load(record, body.keep_alive_seconds)
-        if report is None:
+        worker = await self._pool.load(record, body.keep_alive_seconds)
+        if worker is None:
             raise ModelNotFound(f'model "{record.name}" was unloaded right after the load', param="model")
-        return json_response(views.worker_info(report))
+        return json_response(views.worker_info(worker))
 
     async def unload(self, request: web.Request) -> web.Response:
         """Unload one model, or all of them; without `force`, all means all that are not pinned."""
         body = await read_json(request, UnloadRequest)
-        reports = self._pool.snapshot()
+        workers = self._pool.snapshot()
         if body.model is not None:
             record = await self._catalog.find(body.model)
-            reports = [report for report in reports if report.key == record.repo]
+            workers = [worker for worker in workers if worker.key == record.repo]
         elif not body.force:
-            reports = [report for report in reports if not report.pinned]
-        for report in reports:
-            await self._pool.unload(report.key, force=body.force)
-        return json_response(UnloadReply(unloaded=[report.name for report in reports if report.in_memory]))
+            workers = [worker for worker in workers if not worker.pinned]
+        for worker in workers:
+            await self._pool.unload(worker.key, force=body.force)
+        return json_response(UnloadReply(unloaded=[worker.name for worker in workers if worker.in_memory]))
 
     async def list_pins(self, _: web.Request) -> web.Response:
         return json_response(await self._pin_reply())

@@ -11,32 +11,32 @@ from osaurusd.pool.snapshot import WorkerSnapshot
 from osaurusd.wire.admin import FileInfo, ModelDetails, ModelInfo, WorkerInfo
 
 
-def worker_info(report: WorkerSnapshot) -> WorkerInfo:
+def worker_info(worker: WorkerSnapshot) -> WorkerInfo:
     """Describe a worker, with its current resident memory."""
     return WorkerInfo(
-        model=report.name,
-        state=report.state,
-        pid=report.pid,
-        device=report.device,
-        memory_bytes=max(report.mlx_bytes, _resident_bytes(report.pid)),
-        estimated_bytes=report.needs_bytes,
-        limit_bytes=report.limit_bytes,
-        reserved_bytes=report.reserved_bytes,
-        in_flight=report.in_flight,
-        waiting=report.waiting,
-        tokens_per_second=report.tokens_per_second,
-        pinned=report.pinned,
-        load_seconds=report.load_seconds,
-        load_phases=report.phases,
-        idle_seconds=report.idle_seconds,
-        idle_left_seconds=report.idle_left_seconds,
-        last_exit=report.last_exit,
+        model=worker.name,
+        state=worker.state,
+        pid=worker.pid,
+        device=worker.device,
+        memory_bytes=max(worker.mlx_bytes, _resident_bytes(worker.pid)),
+        estimated_bytes=worker.needs_bytes,
+        limit_bytes=worker.limit_bytes,
+        reserved_bytes=worker.reserved_bytes,
+        in_flight=worker.in_flight,
+        waiting=worker.waiting,
+        tokens_per_second=worker.tokens_per_second,
+        pinned=worker.pinned,
+        load_seconds=worker.load_seconds,
+        load_phases=worker.phases,
+        idle_seconds=worker.idle_seconds,
+        idle_left_seconds=worker.idle_left_seconds,
+        last_exit=worker.last_exit,
     )
 
 
-def model_info(record: ModelRecord, reports: Iterable[WorkerSnapshot] = ()) -> ModelInfo:
+def model_info(record: ModelRecord, workers: Iterable[WorkerSnapshot] = ()) -> ModelInfo:
     """Describe a model, with its worker if it is in memory."""
-    report = next((report for report in reports if report.key == record.repo and report.in_memory), None)
+    worker = next((worker for worker in workers if worker.key == record.repo and worker.in_memory), None)
     return ModelInfo(
         name=record.name,
         repo=record.repo,
@@ -51,17 +51,17 @@ def model_info(record: ModelRecord, reports: Iterable[WorkerSnapshot] = ()) -> M
         parameters=record.parameters,
         context_length=record.context_length,
         aliases=list(record.aliases),
-        worker=worker_info(report) if report else None,
+        worker=worker_info(worker) if worker else None,
     )
 
 
-def model_details(record: ModelRecord, provenance: Provenance, reports: Iterable[WorkerSnapshot]) -> ModelDetails:
+def model_details(record: ModelRecord, provenance: Provenance, workers: Iterable[WorkerSnapshot]) -> ModelDetails:
     """Describe everything that is known about a model."""
     memory = record.memory
     per_token = memory.cache_bytes_per_token
     full = memory.weights_bytes + per_token * record.context_length if per_token and record.context_length else None
     return ModelDetails(
-        model=model_info(record, reports),
+        model=model_info(record, workers),
         commit=provenance.commit,
         licence=provenance.licence,
         tools=record.capabilities.tools,

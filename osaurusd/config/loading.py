@@ -65,9 +65,9 @@ def _read(path: Path) -> Tree:
 
 def _keys_in(tree: Tree, section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, bool]]:
     """The dotted keys that a file sets, and whether each is known."""
-    types = {field.name: plain_type(field.type) for field in msgspec.structs.fields(section)}
+    types: dict[str, Any] = {field.name: plain_type(field.type) for field in msgspec.structs.fields(section)}
     for key, value in tree.items():
-        kind = types.get(key)
+        kind: Any = types.get(key)
         if isinstance(value, dict) and key in types and get_origin(kind) is not dict:
             # A key that is not a table has no keys below it: `Section` has no fields.
             yield from _keys_in(value, kind if is_section(kind) else Section, f"{prefix}{key}.")

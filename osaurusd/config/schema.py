@@ -34,7 +34,10 @@ def _setting(
         restart: whether a change takes effect only after a restart.
         gt, ge, le: range of the value.
     """
-    return msgspec.Meta(description=description, extra={"unit": unit, "restart": restart}, gt=gt, ge=ge, le=le)
+    extra = {"unit": unit, "restart": restart}
+    if gt is not None:
+        return msgspec.Meta(description=description, extra=extra, gt=gt, le=le)
+    return msgspec.Meta(description=description, extra=extra, ge=ge, le=le)
 
 
 def _seconds(description: str, *, gt: float | None = None, ge: float | None = None, le: float = DAY) -> msgspec.Meta:

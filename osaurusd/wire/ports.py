@@ -11,8 +11,9 @@ def holder(port: int) -> str | None:
     """Return the name and pid of the process that listens on `port`; None if it is not visible. Blocking."""
     try:
         for connection in psutil.net_connections(kind="tcp"):
-            listening = connection.status == psutil.CONN_LISTEN and connection.laddr
-            if listening and connection.laddr.port == port and connection.pid:
+            if connection.status != psutil.CONN_LISTEN or not connection.laddr or not connection.pid:
+                continue
+            if connection.laddr.port == port:
                 return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
     except psutil.Error:
         # On macOS only root sees the sockets of other processes, except through lsof.

@@ -88,7 +88,7 @@ class Session:
                     return
 
     async def _send_pulses(self) -> None:
-        """Report progress about once a second while there is any. Reads only counters, so the MLX thread never waits."""
+        """Report progress about once a second while there is any. Only reads counters, so the MLX thread never waits."""
         sent, idle_checks = messages.Pulse(progress=0), 0
         while True:
             await self._active.wait()
