@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 from aiohttp import web
-from tests.osaurusd.pool.asking import COMMAND, until
+from tests.osaurusd.pool.helpers import COMMAND, until
 
 from osaurusd import app_keys as keys
 from osaurusd.config import Config, Defaults

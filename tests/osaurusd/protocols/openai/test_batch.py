@@ -8,7 +8,7 @@ import pytest
 from osaurusd.errors import QueueFull
 from osaurusd.inference.events import Completed, Delta, Finished
 from osaurusd.protocols.openai import batch
-from tests.osaurusd.pool.asking import collect, order, turns, until
+from tests.osaurusd.pool.helpers import build_request, collect, turns, until
 
 
 class Worker:
@@ -44,7 +44,7 @@ def worker():
 
 async def test_answers_are_numbered_through_and_counts_summed(worker):
     worker.go.set()
-    *events, done = await collect(batch.run(worker, [order("a", n=2), order("b", n=2)]))
+    *events, done = await collect(batch.run(worker, [build_request("a", n=2), build_request("b", n=2)]))
 
     texts = {event.index: event.text for event in events if isinstance(event, Delta)}
     assert {0: "a", 1: "a", 2: "b", 3: "b"} == texts
@@ -54,12 +54,12 @@ async def test_answers_are_numbered_through_and_counts_summed(worker):
 
 async def test_one_order_is_its_own_events(worker):
     worker.go.set()
-    expected = await collect(worker.generate(order("a", n=2)))
-    assert expected == await collect(batch.run(worker, [order("a", n=2)]))
+    expected = await collect(worker.generate(build_request("a", n=2)))
+    assert expected == await collect(batch.run(worker, [build_request("a", n=2)]))
 
 
 async def test_only_so_many_run_at_a_time_and_each_gets_its_turn(worker):
-    answering = asyncio.create_task(collect(batch.run(worker, [order("a")] * 50)))
+    answering = asyncio.create_task(collect(batch.run(worker, [build_request("a")] * 50)))
     await until(lambda: worker.running == batch.AT_ONCE)
     await turns()
     worker.go.set()
@@ -71,13 +71,13 @@ async def test_only_so_many_run_at_a_time_and_each_gets_its_turn(worker):
 
 async def test_only_the_first_order_asks_whether_there_is_room_in_the_queue(worker):
     worker.go.set()
-    await collect(batch.run(worker, [order("a")] * 20))
+    await collect(batch.run(worker, [build_request("a")] * 20))
 
     assert [False, *[True] * 19] == worker.parts
 
 
 async def test_one_failure_ends_all(worker):
-    answering = asyncio.create_task(collect(batch.run(worker, [order(text) for text in ("a", "fail", "fail", "a")])))
+    answering = asyncio.create_task(collect(batch.run(worker, [build_request(text) for text in ("a", "fail", "fail", "a")])))
     await until(lambda: worker.running == 4)
     worker.go.set()
 
@@ -88,7 +88,7 @@ async def test_one_failure_ends_all(worker):
 
 @pytest.mark.parametrize("count", [1, 3])
 async def test_a_consumer_that_is_cancelled_ends_all(worker, count):
-    answering = asyncio.create_task(collect(batch.run(worker, [order("a")] * count)))
+    answering = asyncio.create_task(collect(batch.run(worker, [build_request("a")] * count)))
     await until(lambda: worker.running == count)
 
     answering.cancel()
@@ -100,7 +100,7 @@ async def test_a_consumer_that_is_cancelled_ends_all(worker, count):
 
 async def test_closing_the_iterator_ends_all(worker):
     worker.go.set()
-    async with contextlib.aclosing(batch.run(worker, [order("a")] * 3)) as events:
+    async with contextlib.aclosing(batch.run(worker, [build_request("a")] * 3)) as events:
         await anext(events)
         assert 3 == worker.running
     assert 0 == worker.running

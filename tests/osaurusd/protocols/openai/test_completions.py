@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.osaurusd.pool.asking import until
+from tests.osaurusd.pool.helpers import until
 
 from .conftest import MODEL
 

@@ -6,7 +6,7 @@ import json
 
 import msgspec
 import pytest
-from tests.osaurusd.pool.asking import until
+from tests.osaurusd.pool.helpers import until
 
 from osaurusd import app_keys as keys
 from osaurusd.config import Limits
