@@ -35,7 +35,7 @@ from osaurusd.http.routes import Route, RouteGroup
 from osaurusd.http.server import HttpServer
 from osaurusd.http.tls import Tls
 from osaurusd.http.trusted_hosts import BoundHosts, trusted_hosts
-from osaurusd.imports.manager import Imports
+from osaurusd.imports.manager import ImportManager
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.names import NameRegistry
 from osaurusd.models.roots import hub_cache
@@ -184,7 +184,7 @@ class Daemon:
         self._bus = bus
         self._names = NameRegistry(state_dir / "names.json")
         self._catalog = Catalog(info.paths.models_dir, hub_cache(), self._names, _extra_roots(config.current))
-        self._imports = Imports(self._catalog)
+        self._imports = ImportManager(self._catalog)
         self._pins = Pins(state_dir / "residency.json")
         self._metrics = CollectorRegistry()
         pool_config = PoolConfig.from_config(config.current)

@@ -17,13 +17,13 @@ from osaurusd.http.errors import error_body
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.routes import Route
 from osaurusd.http.streaming import stream_ndjson
-from osaurusd.imports.manager import Imports
+from osaurusd.imports.manager import ImportManager
+from osaurusd.imports.messages import Progress
 from osaurusd.models import maintenance, messages, metadata
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
-from osaurusd.rpc.messages import Progress
 from osaurusd.wire import admin as wire
 from osaurusd.wire.admin import (
     JSON_LINES,
@@ -69,7 +69,7 @@ class ModelsApi:
         pulls: downloads, whose partial models are listed too.
     """
 
-    def __init__(self, catalog: Catalog, pool: Pool, pins: Pins, imports: Imports, pulls: PullManager) -> None:
+    def __init__(self, catalog: Catalog, pool: Pool, pins: Pins, imports: ImportManager, pulls: PullManager) -> None:
         self._catalog = catalog
         self._pool = pool
         self._pins = pins

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from osaurusd.errors import InvalidRequest, ModelNotFound, NameTaken
-from osaurusd.platform.state import StateFile
+from osaurusd.platform.files import StateFile
 
 PUBLISHED = {
     "mlx-community/Llama-3.2-3B-Instruct-4bit": "llama-3.2-3b-instruct",

@@ -146,29 +146,8 @@ class Pulse(Frame, frozen=True, tag="pulse"):
     reserved_bytes: int = 0
 
 
-# Importer to daemon
-
-
-class Progress(Frame, frozen=True, tag="progress"):
-    """`done` of `total` bytes of a stage of an import."""
-
-    stage: str
-    done: int
-    total: int
-
-
-class Imported(Frame, frozen=True, tag="imported"):
-    """The folder that was asked for is complete."""
-
-
-class ImportFailure(Frame, frozen=True, tag="import_failure"):
-    message: str
-
-
 ToWorker = Load | Limits | Generate | Cancel | Shutdown
 FromWorker = Hello | Loaded | LoadFailed | Output | Failed | Stats | Pulse
-FromImporter = Progress | Imported | ImportFailure
 
 TO_WORKER: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
 FROM_WORKER: msgspec.json.Decoder[FromWorker] = msgspec.json.Decoder(FromWorker)
-FROM_IMPORTER: msgspec.json.Decoder[FromImporter] = msgspec.json.Decoder(FromImporter)

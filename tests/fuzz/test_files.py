@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from osaurusd.errors import ImportFailed
 from osaurusd.imports.worker import gguf_file
-from osaurusd.inference.events import Completed, Delta
+from osaurusd.inference.events import Completed, Delta, Usage
 from osaurusd.models import metadata, safetensors
 from osaurusd.rpc import framing, messages
 from tests.fuzz import inputs
@@ -47,7 +47,11 @@ def spoiled(draw: st.DrawFn, whole: bytes) -> bytes:
 
 
 FRAMES = framing.encode(
-    [messages.Hello(version="1"), Delta(id=1, text="a"), Completed(id=1, prompt_tokens=1, completion_tokens=1)]
+    [
+        messages.Hello(version="1"),
+        messages.Output(id=1, event=Delta(text="a")),
+        messages.Output(id=1, event=Completed(usage=Usage(prompt_tokens=1, completion_tokens=1))),
+    ]
 )
 framed = inputs.values.map(lambda value: json.dumps(value).encode()).map(
     lambda body: struct.pack(">II", len(body), 0) + body

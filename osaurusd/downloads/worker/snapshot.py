@@ -16,6 +16,7 @@ from osaurusd.downloads.worker import selection
 from osaurusd.downloads.worker.selection import HubFile, Listing
 from osaurusd.downloads.worker.staging import Staging
 from osaurusd.models.roots import repo_folder
+from osaurusd.platform.files import replace_file, sync_folder
 
 _TREE_FORMAT = 1
 
@@ -45,11 +46,11 @@ def install_snapshot(staging: Staging, listing: Listing, files: Sequence[HubFile
         _install_blob(staging, listing.repo, file)
     if selection.is_complete_for_mlx_lm(listing, files):
         # If the list contained missing files, huggingface_hub would consider the snapshot incomplete when offline.
-        _write_atomically(root / "trees" / f"{listing.commit}.json", _encode_tree(listing))
+        _write(root / "trees" / f"{listing.commit}.json", _encode_tree(listing))
     _link_files(root / "snapshots" / listing.commit, files, staging.folder / f"snapshot-{secrets.token_hex(4)}")
-    _sync_folder(root / "snapshots")
+    sync_folder(root / "snapshots")
     if revision != listing.commit:
-        _write_atomically(root / "refs" / revision, listing.commit.encode())
+        _write(root / "refs" / revision, listing.commit.encode())
     _mark_as_cache(cache)
 
 
@@ -98,25 +99,9 @@ def _encode_tree(listing: Listing) -> bytes:
     return json.dumps({"format_version": _TREE_FORMAT, "files": entries}, indent=1).encode()
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace_file(path, content)
 
 
 def _mark_as_cache(cache: Path) -> None:

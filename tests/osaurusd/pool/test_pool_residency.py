@@ -7,15 +7,15 @@ import signal
 from dataclasses import replace
 
 import pytest
+from osaurusd.pool.resident import Rules
+from osaurusd.pool.shares import KeepAlive, Share
+from tests.osaurusd.pool.asking import ask_model, begun, is_gone, until
 
 from osaurusd.errors import Busy, InsufficientMemory, WorkerCrashed
 from osaurusd.models.record import MemoryEstimate
 from osaurusd.platform.power import PowerAssertion
-from osaurusd.pool.resident import Rules
-from osaurusd.pool.shares import KeepAlive, Share
 from osaurusd.wire.admin import WorkerState
 from osaurusd.wire.residency import EventKind
-from tests.osaurusd.pool.asking import ask_model, begun, is_gone, until
 
 
 @pytest.fixture

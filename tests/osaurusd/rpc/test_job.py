@@ -14,7 +14,10 @@ from osaurusd.rpc.job import PROGRESS_INTERVAL_SECONDS, JobDied, Throttle
     [
         ((sys.executable, "-c", "import sys; sys.exit(3)"), "exit code 3"),
         ((sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"), "killed by SIGKILL"),
-        ((sys.executable, "-c", "import os, sys; os.write(int(sys.argv[2]), b'\\0\\0\\0\\1x')"), "invalid frame"),
+        (
+            (sys.executable, "-c", "import os, sys; os.write(int(sys.argv[2]), bytes([0, 0, 0, 1, 0, 0, 0, 0, 9]))"),
+            "invalid frame",
+        ),
         (("/nonexistent/command",), "could not start /nonexistent/command"),
     ],
 )

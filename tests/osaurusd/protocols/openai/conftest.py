@@ -5,19 +5,19 @@ from dataclasses import dataclass
 
 import pytest
 from aiohttp import web
+from tests.osaurusd.pool.asking import COMMAND, until
 
-from osaurusd.config import Config, Defaults
 from osaurusd import app_keys as keys
+from osaurusd.config import Config, Defaults
 from osaurusd.http.admission import Admission
 from osaurusd.http.app import create_app
-from osaurusd.pool.pool import Pool
 from osaurusd.pool.config import PoolConfig
+from osaurusd.pool.pool import Pool
 from osaurusd.protocols.openai.routes import ROUTES
 from osaurusd.rpc.process import Launch
 from osaurusd.settings import Settings
 from tests.osaurusd.http.serve import LiveServer, serving
 from tests.osaurusd.models import disk
-from tests.osaurusd.pool.asking import COMMAND, until
 
 MODEL = "gemma-2-2b-instruct"
 

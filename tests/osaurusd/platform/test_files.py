@@ -3,7 +3,7 @@ import os
 import msgspec
 import pytest
 
-from osaurusd.platform.state import StateFile
+from osaurusd.platform.files import StateFile
 
 
 class Kept(msgspec.Struct, kw_only=True):
@@ -21,21 +21,21 @@ def file(path):
     return StateFile(path, Kept())
 
 
-def test_what_is_written_is_read(file):
+def test_written_state_is_read_back(file):
     file.write(Kept(names=["a"]))
 
     assert Kept(names=["a"]) == file.read()
     assert file.fault is None
 
 
-def test_no_file_is_the_blank_and_no_fault(file, path):
+def test_a_missing_file_means_the_default_state(file, path):
     assert Kept() == file.read()
     assert file.fault is None
     assert not path.parent.exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"names": 1}', b'{"version": 2}', b"\xff", b"[" * 100_000])
-def test_a_damaged_file_is_moved_aside_and_told(file, path, content):
+def test_a_damaged_file_is_moved_aside_and_reported(file, path, content):
     path.parent.mkdir()
     path.write_bytes(content)
 
@@ -45,7 +45,7 @@ def test_a_damaged_file_is_moved_aside_and_told(file, path, content):
     assert not path.exists()
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(file, path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary_file(file, path, monkeypatch):
     file.write(Kept(names=["a"]))
 
     def fail(_):
@@ -59,7 +59,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(file, path, mon
     assert [path] == list(path.parent.iterdir())
 
 
-def test_files_and_folders_are_for_their_owner_only(file, path):
+def test_files_and_folders_are_private(file, path):
     file.write(Kept())
 
     assert 0o600 == path.stat().st_mode & 0o777

@@ -1,7 +1,7 @@
-"""Unpacks ggml's block formats into MLX's affine quantization: both have groups of 32 weights, so no bit is lost.
+"""Converting ggml's block formats to MLX's affine quantization without loss: both use groups of 32 weights.
 
-A block (ggml/src/ggml-common.h) is a float16 scale, for Q4_1 a float16 offset, and its weights. Of 4-bit weights byte i
-holds weight i in its low half and weight i + 16 in its high half; MLX wants neighbours side by side in a uint32.
+A block (ggml/src/ggml-common.h) is a float16 scale, for Q4_1 a float16 offset, and the weights. With 4 bits, byte i
+holds weight i in its low half and weight i + 16 in its high half; MLX stores neighbors next to each other in a uint32.
 """
 
 from typing import Any, NamedTuple
@@ -17,15 +17,16 @@ _LAYOUTS = {
     "Q4_1": np.dtype([("scale", "<f2"), ("offset", "<f2"), ("weights", "u1", 16)]),
     "Q8_0": np.dtype([("scale", "<f2"), ("weights", "u1", 32)]),
 }
-# ggml's weights are signed around zero, MLX's are not: weight * scale = (weight + zero) * scale - zero * scale.
+# ggml's weights are signed, MLX's are not: weight * scale = (weight + zero) * scale - zero * scale.
 _ZEROS = {"Q4_0": 8, "Q8_0": 128}
 
 
 class Quantized(NamedTuple):
-    """What MLX dequantizes as `weight * scales + biases`, group by group.
+    """A matrix that MLX dequantizes as `weight * scales + biases`, group by group.
 
-    `weight` is uint32 of shape (rows, columns * bits / 32), `scales` and `biases` are float16 of shape
-    (rows, columns / 32).
+    Attributes:
+        weight: uint32 of shape (rows, columns * bits / 32).
+        scales, biases: float16 of shape (rows, columns / 32).
     """
 
     weight: npt.NDArray[Any]
@@ -33,12 +34,12 @@ class Quantized(NamedTuple):
     biases: npt.NDArray[Any]
 
 
-def unpack(data: bytes, type_name: str, rows: int) -> Quantized:
-    """The quantized matrix in `data`: `rows` rows of whole blocks of the ggml type `type_name`, a key of `BITS`."""
+def convert_blocks(data: bytes, type_name: str, rows: int) -> Quantized:
+    """Convert `rows` rows of complete blocks of the ggml type `type_name`, which is a key of `BITS`."""
     blocks = np.frombuffer(data, dtype=_LAYOUTS[type_name]).reshape(rows, -1)
     scales = np.ascontiguousarray(blocks["scale"])
     if type_name in _ZEROS:
-        # A damaged scale may overflow; whoever reads the file looks for that.
+        # A damaged scale may overflow; the caller checks for infinite values.
         with np.errstate(over="ignore", invalid="ignore"):
             biases = scales * np.float16(-_ZEROS[type_name])
     else:

@@ -11,7 +11,7 @@ import pytest
 from mlx_lm.utils import dequantize_model
 
 from osaurusd.errors import ImportFailed
-from osaurusd.imports.worker.run import import_model
+from osaurusd.imports.worker.importer import import_model
 
 from .gguf_writer import TinyLlama, sentence_piece_tokenizer
 
@@ -51,7 +51,7 @@ def test_a_converted_file_is_a_folder_that_mlx_lm_loads(tmp_path, convert, vocab
     }
 
 
-def test_the_import_of_a_file_says_where_it_came_from(tmp_path, convert, tiny):
+def test_an_imported_file_records_its_provenance(tmp_path, convert, tiny):
     path = tiny.write(tmp_path / "Tiny.Q8_0.gguf", "Q8_0")
     before = int(time.time())
 
@@ -67,7 +67,7 @@ def test_the_import_of_a_file_says_where_it_came_from(tmp_path, convert, tiny):
     assert provenance == {"source": "Tiny.Q8_0.gguf", "format": "gguf", "sha256": digest}
 
 
-def test_the_import_of_a_folder_says_where_it_came_from(tmp_path, tiny):
+def test_an_imported_folder_records_its_provenance(tmp_path, tiny):
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
@@ -82,7 +82,7 @@ def test_the_import_of_a_folder_says_where_it_came_from(tmp_path, tiny):
     assert (second / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
 
 
-def test_progress_goes_through_the_stages_from_nothing_to_all(tmp_path, dest, tiny):
+def test_each_stage_reports_progress_from_zero_to_total(tmp_path, dest, tiny):
     path = tiny.write(tmp_path / "x.gguf", "Q8_0")
     stages = {}
 
@@ -97,7 +97,7 @@ def test_progress_goes_through_the_stages_from_nothing_to_all(tmp_path, dest, ti
     assert stages["convert"][-1][1] <= (dest / "model.safetensors").stat().st_size
 
 
-def test_the_source_may_be_written_with_capitals(tmp_path, convert, tiny):
+def test_the_file_extension_ignores_case(tmp_path, convert, tiny):
     assert (convert(tiny.write(tmp_path / "X.GGUF")) / "osaurus.json").exists()
 
 
@@ -120,20 +120,20 @@ def refusal(source, dest):
     return caught.value.message
 
 
-def test_what_is_not_there_is_refused(tmp_path, dest):
-    assert refusal(tmp_path / "x.gguf", dest) == "x.gguf: there is no such file or folder"
+def test_a_missing_source_is_rejected(tmp_path, dest):
+    assert refusal(tmp_path / "x.gguf", dest) == "x.gguf: the file or folder does not exist"
 
 
-def test_what_is_no_model_is_refused(tmp_path, dest):
+def test_an_unsupported_source_is_rejected(tmp_path, dest):
     (tmp_path / "model.bin").touch()
 
     assert refusal(tmp_path / "model.bin", dest) == "model.bin: it is neither a model folder nor a .gguf file"
 
 
-def test_a_file_that_is_no_gguf_is_refused(tmp_path, dest):
+def test_a_file_in_another_format_is_rejected(tmp_path, dest):
     (tmp_path / "x.gguf").write_text("hello there")
 
-    assert refusal(tmp_path / "x.gguf", dest) == "x.gguf: not a GGUF file: it does not start with the letters GGUF"
+    assert refusal(tmp_path / "x.gguf", dest) == "x.gguf: not a GGUF file: it does not start with GGUF"
 
 
 def test_a_full_disk_is_a_failure_with_its_reason(tmp_path, dest, tiny, monkeypatch):
@@ -151,19 +151,19 @@ def test_a_folder_that_cannot_be_written_is_a_failure_with_its_reason(tmp_path, 
     assert message == "tokenizer.json: No such file or directory"
 
 
-def test_a_file_that_gets_shorter_during_the_import_is_a_failure(tmp_path, dest, tiny):
+def test_a_file_that_shrinks_during_the_import_fails_it(tmp_path, dest, tiny):
     path = tiny.write(tmp_path / "x.gguf")
 
     def cut(stage, done, total):
         os.truncate(path, 40_000)
 
-    with pytest.raises(ImportFailed, match=r"^x\.gguf: it became shorter while it was read$"):
+    with pytest.raises(ImportFailed, match=r"^x\.gguf: the file shrank while it was read$"):
         import_model(path, dest, cut)
 
 
 @pytest.mark.parametrize("vocabulary", [None, sentence_piece_tokenizer()], ids=["byte-level", "sentence-piece"])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_damaged_file_is_imported_or_refused_and_nothing_else(tmp_path, tiny, vocabulary, seed):
+def test_a_damaged_file_is_imported_or_rejected(tmp_path, tiny, vocabulary, seed):
     dice = random.Random(seed)
     path = TinyLlama(vocabulary).write(tmp_path / "x.gguf", "Q4_0")
     sound = path.read_bytes()
