@@ -5,19 +5,19 @@ from dataclasses import dataclass
 
 import pytest
 from aiohttp import web
+from tests.osaurusd.pool.asking import COMMAND, until
 
-from osaurusd.config import Config, Defaults
 from osaurusd import app_keys as keys
+from osaurusd.config import Config, Defaults
 from osaurusd.http.admission import Admission
 from osaurusd.http.app import create_app
+from osaurusd.pool.config import PoolConfig
 from osaurusd.pool.pool import Pool
-from osaurusd.pool.terms import Terms
 from osaurusd.protocols.openai.routes import ROUTES
 from osaurusd.rpc.process import Launch
 from osaurusd.settings import Settings
 from tests.osaurusd.http.serve import LiveServer, serving
 from tests.osaurusd.models import disk
-from tests.osaurusd.pool.asking import COMMAND, until
 
 MODEL = "gemma-2-2b-instruct"
 
@@ -72,7 +72,7 @@ async def serving_model(tmp_path):
     app = create_app([ROUTES], lambda: settings.config, admission=admission)
     app[keys.SETTINGS] = settings
     app[keys.CATALOG] = disk.make_catalog(tmp_path / "models", hub)
-    app[keys.POOL] = Pool(Terms(Launch(command=COMMAND)))
+    app[keys.POOL] = Pool(PoolConfig(Launch(command=COMMAND)))
     async with serving(app, lambda: settings.config) as server:
         yield Serving(server, folder, app, admission)
     async with asyncio.timeout(20):

@@ -6,11 +6,11 @@ import json
 
 import msgspec
 import pytest
-
-from osaurusd.config import Limits
-from osaurusd import app_keys as keys
-from osaurusd.http import admission
 from tests.osaurusd.pool.asking import until
+
+from osaurusd import app_keys as keys
+from osaurusd.config import Limits
+from osaurusd.http import admission
 
 from .conftest import MODEL
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from osaurusd.config import Config
 from osaurusd import app_keys as keys
+from osaurusd.config import Config
 from osaurusd.http.app import create_app
 from osaurusd.protocols.openai.routes import ROUTES
 from osaurusd.settings import Settings
