@@ -116,6 +116,7 @@ class WorkerClient:
         self._ids = itertools.count(1)
         self._replies: dict[int, _Reply] = {}
         self._gone: OsaurusError | None = None
+        self.loaded_at = time.monotonic()
         self.stats = messages.Stats(active_bytes=0, cache_bytes=0)
 
     async def generate(self, request: GenerationRequest, *, continuation: bool = False) -> AsyncGenerator[Event]:

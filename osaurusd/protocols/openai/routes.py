@@ -1,31 +1,47 @@
-"""The client routes, alike under `/` and `/v1`."""
+"""The routes of OpenAI's API, served with and without the prefix `/v1`."""
+
+from collections.abc import Callable
 
 from aiohttp import web
 
-from osaurusd.http import body, keys
-from osaurusd.protocols.openai import chat, completions, models
-from osaurusd.protocols.openai.description.document import document
+from osaurusd.config import Config
+from osaurusd.http.errors import error_response
+from osaurusd.http.json import json_response
+from osaurusd.http.routes import Route, RouteGroup
+from osaurusd.inference.service import Service
+from osaurusd.models.catalog import Catalog
+from osaurusd.protocols.openai.chat import ChatCompletions
+from osaurusd.protocols.openai.completions import Completions
+from osaurusd.protocols.openai.models import Models
+from osaurusd.protocols.openai.openapi import document
 
 PREFIXES = ("", "/v1")
 
 
-def add_routes(app: web.Application) -> None:
-    """Mount everything that clients may ask for."""
-    for prefix in PREFIXES:
-        app.router.add_get(f"{prefix}/health", _health)
-        app.router.add_get(f"{prefix}/openapi.json", _describe)
-        app.router.add_get(f"{prefix}/models", models.index)
-        app.router.add_get(f"{prefix}/models/{{model:.+}}", models.show)
-        app.router.add_post(f"{prefix}/chat/completions", chat.create)
-        app.router.add_post(f"{prefix}/completions", completions.create)
+def openai_routes(service: Service, catalog: Catalog, config: Callable[[], Config]) -> RouteGroup:
+    """Create the route group.
+
+    Args:
+        service: serves generation requests.
+        catalog: lists models.
+        config: returns the configuration in force.
+    """
+
+    async def describe(_: web.Request) -> web.Response:
+        return web.Response(body=document(config().input), content_type="application/json")
+
+    models = Models(catalog)
+    routes = [
+        Route("GET", "/health", _health),
+        Route("GET", "/openapi.json", describe),
+        Route("GET", "/models", models.list_available),
+        Route("GET", "/models/{model:.+}", models.show),
+        Route("POST", "/chat/completions", ChatCompletions(service).create, admitted=True),
+        Route("POST", "/completions", Completions(service).create, admitted=True),
+    ]
+    return RouteGroup("openai", routes, error_response, PREFIXES)
 
 
 async def _health(_: web.Request) -> web.Response:
-    """The doors open only once requests can be served, so to answer is the answer."""
-    return body.reply({"status": "ok"})
-
-
-async def _describe(request: web.Request) -> web.Response:
-    """The description of these routes, under the limits in force; made when it is first asked for."""
-    described = document(request.app[keys.SETTINGS].config.input)
-    return web.Response(body=described, content_type="application/json")
+    """Report that the daemon serves requests: it opens its ports only when it can."""
+    return json_response({"status": "ok"})
