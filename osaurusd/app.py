@@ -9,28 +9,36 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
 from aiohttp import web
+from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from osaurusd import __version__, log, origins
+from osaurusd import __version__, app_keys, log, origins
 from osaurusd.admin import context
 from osaurusd.admin.antechamber import Antechamber
-from osaurusd.admin.routes import add_routes as add_admin_routes
+from osaurusd.admin.routes import ROUTES as ADMIN_ROUTES
+from osaurusd.admin.routes import add_version_headers, check_version
 from osaurusd.config import Config, Log
 from osaurusd.downloads.manager import Pulls
 from osaurusd.errors import ConfigError
 from osaurusd.events import Bus
-from osaurusd.http import auth, errors, guard, keys, listen, metrics, tls
-from osaurusd.http.app import make_app, open_app
-from osaurusd.http.exposure import Exposure
-from osaurusd.http.keyring import Keyring
-from osaurusd.http.limits import Gate
-from osaurusd.http.settings import Settings
+from osaurusd.http import errors, listen
+from osaurusd.http.admission import Admission
+from osaurusd.http.api_keys import ApiKeys
+from osaurusd.http.app import create_app, socket_middlewares
+from osaurusd.http.auth import AuthPolicy, require_api_key
+from osaurusd.http.cors import Cors, require_json_body
+from osaurusd.http.metrics import HttpMetrics
+from osaurusd.http.routes import Route, RouteGroup
+from osaurusd.http.server import HttpServer
+from osaurusd.http.tls import Tls
+from osaurusd.http.trusted_hosts import BoundHosts, trusted_hosts
 from osaurusd.imports.manager import Imports
-from osaurusd.metrics import Counter
+from osaurusd.inference.service import Service
+from osaurusd.metrics import Gauge, Labels, render
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.registry import Registry
 from osaurusd.models.roots import hub_cache
@@ -39,7 +47,9 @@ from osaurusd.platform.power import Awake
 from osaurusd.pool import blas, terms
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
-from osaurusd.protocols.openai.routes import add_routes as add_client_routes
+from osaurusd.pool.report import WorkerReport
+from osaurusd.protocols.openai.routes import openai_routes
+from osaurusd.settings import Settings
 from osaurusd.wire.installation import installation
 from osaurusd.wire.paths import Paths
 
@@ -64,7 +74,7 @@ def run(read: Callable[[], Config], paths: Paths) -> None:
     def checked() -> Config:
         config = read()
         blas.find(config.worker.blas)
-        tls.of(config.server)
+        Tls.from_config(config.server)
         return config
 
     # Whatever is written is for this user only, whoever started us; before there are threads, which share it.
@@ -80,7 +90,7 @@ def run(read: Callable[[], Config], paths: Paths) -> None:
 
 
 def _run(read: Callable[[], Config], paths: Paths, *, patient: bool) -> None:
-    with listen.locked_home(paths.lock, _say_waiting if patient else None):
+    with listen.lock_home(paths.lock, _say_waiting if patient else None):
         for directory in (paths.log_dir, paths.state_dir):
             listen.make_private_dir(directory)
         # Often a link to a larger volume, so not held to the same rules.
@@ -108,12 +118,12 @@ def _console() -> TextIO | None:
 
 async def _live(read: Callable[[], Config], paths: Paths, *, patient: bool) -> None:
     stop = _Stop()
-    opened = activation.inherited()
+    opened = activation.activated_sockets()
     with contextlib.ExitStack() as stack:
-        admin_door = opened.admin or stack.enter_context(listen.unix(paths.socket))
+        admin_door = opened.admin or stack.enter_context(listen.listen_unix(paths.socket))
         daemon = context.Daemon(uuid.uuid4().hex, time.monotonic(), [], paths, stop.soon.set, installation())
         watchdog = asyncio.create_task(service_manager.feed_watchdog())
-        keyring = Keyring(paths.state_dir / "keys.json")
+        keyring = ApiKeys(paths.state_dir / "keys.json")
         antechamber = Antechamber(daemon, admin_door, read, opened.http, keyring)
         try:
             ready = await (antechamber.wait(stop.soon) if patient else antechamber.enter())
@@ -137,7 +147,7 @@ async def _serve(
     daemon: context.Daemon,
     doors: list[socket.socket],
     admin_door: socket.socket,
-    keyring: Keyring,
+    keyring: ApiKeys,
     stop: "_Stop",
 ) -> None:
     paths = daemon.paths
@@ -148,21 +158,49 @@ async def _serve(
     bus, awake = Bus(), Awake()
     pool = Pool(terms.of(settings.config), bus=bus, awake=awake)
     pulls = _pulls(settings, catalog, paths, bus, awake)
-    requests = metrics.make_counter()
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # the package has no annotation for it
+    metrics_registry = CollectorRegistry()
+    http_metrics = HttpMetrics(metrics_registry)
     _follow(settings, catalog, pool)
     await asyncio.to_thread(imports.sweep)
-    exposure = Exposure([door.getsockname()[0] for door in doors], keyring)
-    secured = tls.of(settings.config.server)
+    addresses = [door.getsockname()[0] for door in doors]
+    exposure = AuthPolicy(addresses, keyring)
+    secured = Tls.from_config(settings.config.server)
     _watch_over(settings, exposure, secured)
-    gate = Gate(lambda: settings.config)
-    tcp_app, socket_app = (_client_app(settings, catalog, pool, requests, gate) for _ in range(2))
-    guard.guard_tcp(tcp_app, lambda: settings.config.server, exposure.names)
-    auth.ask_for_keys(tcp_app, keyring, lambda request: exposure.asks(settings.config.server, request))
-    guard.guard_socket(socket_app, os.geteuid())
-    add_admin_routes(socket_app)
+    admission = Admission(lambda: settings.config)
+    cors = Cors(lambda: settings.config.server)
+    metrics_group = RouteGroup(
+        "metrics", [Route("GET", "/metrics", _Metrics(http_metrics, pool).show)], errors.error_response
+    )
+    openai_group = openai_routes(Service(catalog, pool, lambda: settings.config), catalog, lambda: settings.config)
+    tcp_app = create_app(
+        [openai_group, metrics_group],
+        lambda: settings.config,
+        admission=admission,
+        metrics=http_metrics,
+        middlewares=[
+            trusted_hosts(lambda: settings.config.server, BoundHosts(addresses)),
+            cors.check,
+            require_json_body,
+            require_api_key(keyring, lambda request: exposure.requires_key(settings.config.server, request)),
+        ],
+        response_hooks=[cors.add_headers],
+    )
+    socket_app = create_app(
+        [openai_group, metrics_group, ADMIN_ROUTES],
+        lambda: settings.config,
+        admission=admission,
+        metrics=http_metrics,
+        middlewares=[*socket_middlewares(os.geteuid()), check_version],
+        response_hooks=[add_version_headers],
+    )
+    for app in (tcp_app, socket_app):
+        app[app_keys.SETTINGS] = settings
+        app[app_keys.CATALOG] = catalog
+        app[app_keys.POOL] = pool
     found = (registry.fault, pins.fault, pulls.fault, keyring.fault, secured.fault if secured else None)
     faults = [fault for fault in found if fault is not None]
-    endpoints = [listen.url(door, tls=secured is not None) for door in doors]
+    endpoints = [listen.url_of(door, tls=secured is not None) for door in doors]
     daemon = dataclasses.replace(daemon, endpoints=endpoints, faults=faults)
     socket_app[context.DAEMON] = daemon
     socket_app[context.EXPOSURE] = exposure
@@ -170,7 +208,11 @@ async def _serve(
     socket_app[context.IMPORTS] = imports
     socket_app[context.PINS] = pins
     socket_app[context.PULLS] = pulls
-    runners = [await open_app(tcp_app, doors, secured), await open_app(socket_app, [admin_door])]
+    servers = [
+        HttpServer(app, lambda: settings.config, errors.error_response, http_metrics) for app in (tcp_app, socket_app)
+    ]
+    await servers[0].start(doors, secured)
+    await servers[1].start([admin_door])
     _announce(daemon)
     _warn_if_open(exposure, settings.config)
     _warn_if_anybody_may_call(settings.config)
@@ -180,7 +222,7 @@ async def _serve(
     service_manager.notify("STOPPING=1", "STATUS=finishing running requests")
     warming.cancel()
     await pulls.close()
-    await _close(runners, pool, stop, settings.config.server.shutdown_grace_seconds)
+    await _close(servers, pool, stop, settings.config.server.shutdown_grace_seconds)
 
 
 def _announce(daemon: context.Daemon) -> None:
@@ -199,25 +241,25 @@ async def _warm_up(catalog: Catalog, pool: Pool, pins: Pins) -> None:
     pool.bring_up(found)
 
 
-def _watch_over(settings: Settings, exposure: Exposure, secured: tls.Tls | None) -> None:
+def _watch_over(settings: Settings, exposure: AuthPolicy, secured: Tls | None) -> None:
     """Have a configuration refused that would shut everybody out or has no usable certificate; warn of an open one."""
-    settings.before_change(lambda config: exposure.check(config.server))
-    settings.on_change(lambda config: _warn_if_open(exposure, config))
+    settings.add_validator(lambda config: exposure.check(config.server))
+    settings.add_listener(lambda config: _warn_if_open(exposure, config))
     if secured is not None:
-        settings.before_change(lambda config: secured.renew(config.server))
+        settings.add_validator(lambda config: secured.reload(config.server))
 
 
-def _warn_if_open(exposure: Exposure, config: Config) -> None:
-    if exposure.exposed and not exposure.needs_keys(config.server):
+def _warn_if_open(exposure: AuthPolicy, config: Config) -> None:
+    if exposure.exposed and not exposure.requires_keys(config.server):
         logger.warning("other machines can connect, and nobody is asked for an API key")
 
 
 def _follow(settings: Settings, catalog: Catalog, pool: Pool) -> None:
     """Have those who keep something of the configuration told when it changes."""
-    settings.on_change(lambda config: log.set_level(config.log.level))
-    settings.on_change(lambda config: pool.configure(terms.of(config)))
-    settings.on_change(lambda config: catalog.set_extra(_extra_roots(config)))
-    settings.on_change(_warn_if_anybody_may_call)
+    settings.add_listener(lambda config: log.set_level(config.log.level))
+    settings.add_listener(lambda config: pool.configure(terms.of(config)))
+    settings.add_listener(lambda config: catalog.set_extra(_extra_roots(config)))
+    settings.add_listener(_warn_if_anybody_may_call)
 
 
 def _pulls(settings: Settings, catalog: Catalog, paths: Paths, bus: Bus, awake: Awake) -> Pulls:
@@ -225,7 +267,7 @@ def _pulls(settings: Settings, catalog: Catalog, paths: Paths, bus: Bus, awake: 
         catalog,
         paths.state_dir / "pulls.json",
         options=lambda: settings.config.pulls,
-        body=lambda error: errors.error_body(errors.known(error)),
+        body=lambda error: errors.error_body(errors.as_osaurus_error(error)),
         bus=bus,
         awake=awake,
     )
@@ -250,33 +292,59 @@ class _Stop:
         self.soon.set()
 
 
-def _client_app(settings: Settings, catalog: Catalog, pool: Pool, requests: Counter, gate: Gate) -> web.Application:
-    app = make_app(settings.config, gate)
-    app[keys.SETTINGS] = settings
-    app[keys.CATALOG] = catalog
-    app[keys.POOL] = pool
-    add_client_routes(app)
-    metrics.add_route(app, requests)
-    return app
-
-
-async def _close(runners: list[web.AppRunner], pool: Pool, stop: _Stop, grace: float) -> None:
+async def _close(servers: list[HttpServer], pool: Pool, stop: _Stop, grace: float) -> None:
     """Take no more, let what runs finish within the grace period, end the workers, hang up."""
     logger.info("shutting down", grace_seconds=grace)
-    for runner in runners:
-        for site in list(runner.sites):
-            await site.stop()
+    for server in servers:
+        server.stop_accepting()
     draining = asyncio.create_task(pool.drain(grace))
     hurried = asyncio.create_task(stop.now.wait())
     await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
     for task in (draining, hurried):
         task.cancel()
     await pool.close()
-    for runner in runners:
-        await runner.cleanup()
+    for server in servers:
+        await server.close()
     logger.info("stopped")
 
 
 def _warn_if_anybody_may_call(config: Config) -> None:
     if origins.is_allowed(origins.NULL, config.server.allowed_origins):
         logger.warning("`server.allowed_origins` has `null`, which any web page can make its origin")
+
+
+class _Metrics:
+    """`GET /metrics`: the metrics of HTTP requests and of the pool."""
+
+    def __init__(self, http: HttpMetrics, pool: Pool) -> None:
+        self._http = http
+        self._pool = pool
+
+    async def show(self, request: web.Request) -> web.Response:
+        """Handle the request."""
+        response = await self._http.show(request)
+        assert isinstance(response.body, bytes)
+        response.body = response.body + render([*self._pool.meters.families(), *_gauges(self._pool)])
+        return response
+
+
+def _gauges(pool: Pool) -> Iterator[Gauge]:
+    reports = [report for report in pool.report() if report.is_there or report.waiting]
+
+    def by_model(value: str) -> Iterable[tuple[Labels, float]]:
+        return [((report.name,), float(getattr(report, value))) for report in reports]
+
+    yield Gauge("osaurus_requests_in_flight", "Requests being served.", ("model",), lambda: by_model("in_flight"))
+    yield Gauge("osaurus_requests_waiting", "Requests that wait for a model.", ("model",), lambda: by_model("waiting"))
+    yield Gauge("osaurus_model_memory_bytes", "Memory that MLX holds.", ("model",), lambda: by_model("mlx_bytes"))
+    yield Gauge("osaurus_model_limit_bytes", "Memory a model may use.", ("model",), lambda: by_model("limit_bytes"))
+    yield Gauge(
+        "osaurus_model_state", "1 for the state that a model is in.", ("model", "state"), lambda: _states(reports)
+    )
+    budget = pool.budget
+    yield Gauge("osaurus_memory_budget_bytes", "Memory for models.", (), lambda: [((), budget.total_bytes)])
+    yield Gauge("osaurus_memory_used_bytes", "What models hold of it.", (), lambda: [((), budget.used_bytes)])
+
+
+def _states(reports: Iterable[WorkerReport]) -> list[tuple[Labels, float]]:
+    return [((report.name, report.state), 1.0) for report in reports]

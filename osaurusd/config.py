@@ -36,6 +36,8 @@ class Server(Section, frozen=True):
     names for the `Host` header, `allowed_origins` patterns (`osaurusd/origins.py`) of the pages and apps that may call.
     Where other machines can connect, clients need an API key, unless `insecure`, or they are on this machine and
     `trust_loopback`; with `require_key` all need one everywhere. `tls_certificate` and `tls_key` are PEM files.
+    A stream whose first item takes longer than `first_byte_seconds` sends its headers then, and keep-alives from then
+    on; 0 waits for the first item.
     """
 
     host: str = "localhost"
@@ -48,6 +50,7 @@ class Server(Section, frozen=True):
     tls_certificate: str | None = None
     tls_key: str | None = None
     max_body_bytes: Bytes = 32 * 1024 * 1024
+    first_byte_seconds: Seconds = 30.0
     shutdown_grace_seconds: Seconds = SHUTDOWN_GRACE_SECONDS
 
 
@@ -129,14 +132,11 @@ class Residency(Section, frozen=True):
 class Input(Section, frozen=True):
     """`[input]`: how much one request may have of anything; what has more is refused.
 
-    `max_depth`, `max_values` and `max_members` (of objects) are for whole bodies. `max_schema_bytes` and
-    `max_schema_depth` are for JSON schemas, for the parameters of all tools together, and for `chat_template_kwargs`.
+    `max_schema_bytes` and `max_schema_depth` are for JSON schemas, for the parameters of all tools together, and for
+    `chat_template_kwargs`.
     Where OpenAI has a limit, ours is that or higher: programs that speak to models of their own ask for more.
     """
 
-    max_depth: Annotated[int, msgspec.Meta(ge=8, le=500)] = 128
-    max_values: Count = 1_000_000
-    max_members: Count = 200_000
     max_messages: Count = 4096
     max_parts: Count = 2048
     max_tool_calls: Count = 128
@@ -232,9 +232,7 @@ def load(
     return _convert(tree, "the command line", strict=False)
 
 
-NEEDS_RESTART = frozenset(
-    {"server.host", "server.port", "server.max_body_bytes", "server.tls_certificate", "server.tls_key"}
-)
+NEEDS_RESTART = frozenset({"server.host", "server.port", "server.tls_certificate", "server.tls_key"})
 """Keys that a running daemon cannot change."""
 
 
@@ -319,7 +317,7 @@ def _convert(tree: Mapping[str, Any], source: str, *, strict: bool = True) -> Co
 def _check_origins(patterns: list[str], source: str) -> None:
     for at, pattern in enumerate(patterns):
         try:
-            origins.compiled(pattern)
+            origins.parse_pattern(pattern)
         except ValueError as error:
             key = f"server.allowed_origins[{at}]"
             raise ConfigError(f"{source}: `{key}`: {error}", param=key) from error

@@ -9,14 +9,17 @@ from collections.abc import AsyncIterator, Callable
 
 from osaurusd import log
 from osaurusd.admin import context, waiting
+from osaurusd.admin.routes import add_version_headers, check_version
 from osaurusd.config import Config
 from osaurusd.errors import ConfigError, ListenFailed, OsaurusError
-from osaurusd.http import guard, listen
-from osaurusd.http.app import make_app, open_app
-from osaurusd.http.exposure import Exposure
-from osaurusd.http.keyring import Keyring
-from osaurusd.http.settings import Settings
+from osaurusd.http import listen
+from osaurusd.http.api_keys import ApiKeys
+from osaurusd.http.app import create_app, socket_middlewares
+from osaurusd.http.auth import AuthPolicy
+from osaurusd.http.errors import error_response
+from osaurusd.http.server import HttpServer
 from osaurusd.platform import service_manager
+from osaurusd.settings import Settings
 from osaurusd.wire import ports
 
 logger = log.get_logger(__name__)
@@ -45,7 +48,7 @@ class Antechamber:
         admin_door: socket.socket,
         read: Callable[[], Config],
         http: list[socket.socket],
-        keyring: Keyring,
+        keyring: ApiKeys,
     ) -> None:
         self._daemon = daemon
         self._admin_door = admin_door
@@ -67,11 +70,11 @@ class Antechamber:
         server = self._config.server
 
         def admit(addresses: list[str]) -> None:
-            Exposure(addresses, self._keyring).check(server)
+            AuthPolicy(addresses, self._keyring).check(server)
 
         if self._http:
             admit([door.getsockname()[0] for door in self._http])
-        return Settings(self._config, self._read), self._http or listen.tcp(server.host, server.port, admit)
+        return Settings(self._config, self._read), self._http or listen.listen_tcp(server.host, server.port, admit)
 
     async def wait(self, stop: asyncio.Event) -> Ready | None:
         """Try until it works; None if `stop` is set before."""
@@ -92,19 +95,23 @@ class Antechamber:
     @contextlib.asynccontextmanager
     async def _open(self) -> AsyncIterator[None]:
         """Answer on the Unix socket while the block runs."""
-        app = make_app(Config())
-        guard.guard_socket(app, os.geteuid())
-        waiting.add_routes(app)
+        app = create_app(
+            [waiting.ROUTES],
+            Config,
+            middlewares=[*socket_middlewares(os.geteuid()), check_version, waiting.retry_with_key],
+            response_hooks=[add_version_headers],
+        )
         app[context.DAEMON] = self._daemon
         app[context.KEYRING] = self._keyring
         app[waiting.REASON] = self._reason
         # A copy, for the site closes what it serves on, and clients that come in between must only wait.
-        runner = await open_app(app, [self._admin_door.dup()])
+        server = HttpServer(app, Config, error_response)
+        await server.start([self._admin_door.dup()])
         service_manager.notify("READY=1")
         try:
             yield
         finally:
-            await runner.cleanup()
+            await server.close()
 
     async def _say(self, error: OsaurusError) -> None:
         text = await self._explained(error)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from osaurusd.downloads.manager import Pulls
-from osaurusd.http.exposure import Exposure
-from osaurusd.http.keyring import Keyring
+from osaurusd.http.api_keys import ApiKeys
+from osaurusd.http.auth import AuthPolicy
 from osaurusd.imports.manager import Imports
 from osaurusd.pool.pins import Pins
 from osaurusd.wire.diagnosis import Installation
@@ -32,8 +32,8 @@ class Daemon:
 
 
 DAEMON = web.AppKey("DAEMON", Daemon)
-EXPOSURE = web.AppKey("EXPOSURE", Exposure)
-KEYRING = web.AppKey("KEYRING", Keyring)
+EXPOSURE = web.AppKey("EXPOSURE", AuthPolicy)
+KEYRING = web.AppKey("KEYRING", ApiKeys)
 PINS = web.AppKey("PINS", Pins)
 IMPORTS = web.AppKey("IMPORTS", Imports)
 PULLS = web.AppKey("PULLS", Pulls)

@@ -8,8 +8,9 @@ from pathlib import Path
 import psutil
 from aiohttp import web
 
+from osaurusd import app_keys as keys
 from osaurusd.admin.context import DAEMON
-from osaurusd.http import body, keys
+from osaurusd.http.json import json_response
 from osaurusd.models.roots import hub_cache
 from osaurusd.pool import blas
 from osaurusd.wire.diagnosis import Diagnosis, StoreProbe
@@ -23,7 +24,7 @@ async def show(request: web.Request) -> web.Response:
     daemon = request.app[DAEMON]
     roots = [daemon.paths.models_dir, hub_cache(), *map(Path, config.models.roots)]
     found = blas.find(config.worker.blas)
-    return body.reply(
+    return json_response(
         Diagnosis(
             installation=daemon.installation,
             stores=list(await asyncio.gather(*map(_probe, roots))),

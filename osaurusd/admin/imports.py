@@ -5,10 +5,12 @@ from collections.abc import AsyncGenerator
 
 from aiohttp import web
 
-from osaurusd.admin import lines, views
+from osaurusd.admin import views
 from osaurusd.admin.context import IMPORTS
 from osaurusd.errors import OsaurusError
-from osaurusd.http import body, errors
+from osaurusd.http.errors import error_body
+from osaurusd.http.json import read_json
+from osaurusd.http.streaming import stream_ndjson
 from osaurusd.models.record import ModelRecord
 from osaurusd.rpc import messages
 from osaurusd.wire.admin import ImportDone, ImportEvent, ImportProgress, ImportRefused, ImportRequest
@@ -16,8 +18,8 @@ from osaurusd.wire.admin import ImportDone, ImportEvent, ImportProgress, ImportR
 
 async def create(request: web.Request) -> web.StreamResponse:
     """Run an import and tell its progress; a client that goes away gives it up."""
-    order = await body.read(request, ImportRequest)
-    return await lines.stream(request, _told(request.app[IMPORTS].run(order.path, order.name)))
+    order = await read_json(request, ImportRequest)
+    return await stream_ndjson(request, _told(request.app[IMPORTS].run(order.path, order.name)))
 
 
 async def _told(events: AsyncGenerator[messages.Progress | ModelRecord]) -> AsyncGenerator[ImportEvent]:
@@ -30,7 +32,7 @@ async def _told(events: AsyncGenerator[messages.Progress | ModelRecord]) -> Asyn
         except OsaurusError as error:
             if not begun:
                 raise
-            yield ImportRefused(error=errors.error_body(error))
+            yield ImportRefused(error=error_body(error))
 
 
 def _event(event: messages.Progress | ModelRecord) -> ImportEvent:

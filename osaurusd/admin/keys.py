@@ -5,27 +5,28 @@ import asyncio
 from aiohttp import web
 
 from osaurusd.admin.context import KEYRING
-from osaurusd.http import body
+from osaurusd.http.json import json_response, read_json
+from osaurusd.http.routes import Route
 from osaurusd.wire.keys import KeyRequest, KeyRoute, RevokeRequest
-
-
-def add_routes(app: web.Application) -> None:
-    """Mount them; `KEYRING` must be in the application."""
-    app.router.add_get(KeyRoute.KEYS, _list)
-    app.router.add_post(KeyRoute.KEYS, _create)
-    app.router.add_post(KeyRoute.REVOKE, _revoke)
 
 
 async def _create(request: web.Request) -> web.Response:
     """Make a key, and tell it, this once."""
-    order = await body.read(request, KeyRequest)
-    return body.reply(await asyncio.to_thread(request.app[KEYRING].create, order.name), status=201)
+    order = await read_json(request, KeyRequest)
+    return json_response(await asyncio.to_thread(request.app[KEYRING].create, order.name), status=201)
 
 
 async def _list(request: web.Request) -> web.Response:
-    return body.reply(request.app[KEYRING].all)
+    return json_response(request.app[KEYRING].infos())
 
 
 async def _revoke(request: web.Request) -> web.Response:
-    order = await body.read(request, RevokeRequest)
-    return body.reply(await asyncio.to_thread(request.app[KEYRING].revoke, order.id))
+    order = await read_json(request, RevokeRequest)
+    return json_response(await asyncio.to_thread(request.app[KEYRING].revoke, order.id))
+
+
+ROUTES = [
+    Route("GET", KeyRoute.KEYS, _list),
+    Route("POST", KeyRoute.KEYS, _create),
+    Route("POST", KeyRoute.REVOKE, _revoke),
+]

@@ -6,11 +6,14 @@ from collections.abc import AsyncGenerator, Sequence
 import msgspec
 from aiohttp import web
 
-from osaurusd.admin import lines, views
+from osaurusd import app_keys as keys
+from osaurusd.admin import views
 from osaurusd.admin.context import PULLS
 from osaurusd.downloads import hub
 from osaurusd.errors import ModelNotFound
-from osaurusd.http import body, keys
+from osaurusd.http.json import json_response, read_json
+from osaurusd.http.routes import Route
+from osaurusd.http.streaming import stream_ndjson
 from osaurusd.models import names
 from osaurusd.models.catalog import Catalog
 from osaurusd.wire.admin import ModelInfo, ModelState
@@ -38,15 +41,6 @@ _HOW = {
     PullState.FAILED: "its pull failed",
     PullState.CANCELLED: "its pull was cancelled",
 }
-
-
-def add_routes(app: web.Application) -> None:
-    """Mount what is asked for."""
-    app.router.add_get(PullRoute.PULLS, _index)
-    app.router.add_post(PullRoute.PULLS, _create)
-    app.router.add_post(PullRoute.WATCH, _watch)
-    app.router.add_post(PullRoute.CANCEL, _cancel)
-    app.router.add_post(PullRoute.SEARCH, _search)
 
 
 def with_partials(request: web.Request, models: Sequence[ModelInfo]) -> list[ModelInfo]:
@@ -78,23 +72,23 @@ def _partial(pull: PullInfo, folder: str, name: str) -> ModelInfo:
 
 
 async def _index(request: web.Request) -> web.Response:
-    return body.reply(request.app[PULLS].all())
+    return json_response(request.app[PULLS].all())
 
 
 async def _create(request: web.Request) -> web.Response:
-    order = await body.read(request, PullRequest)
-    return body.reply(await request.app[PULLS].add(order.model, order.token), status=202)
+    order = await read_json(request, PullRequest)
+    return json_response(await request.app[PULLS].add(order.model, order.token), status=202)
 
 
 async def _cancel(request: web.Request) -> web.Response:
-    order = await body.read(request, PullCancel)
-    return body.reply(await request.app[PULLS].cancel(order.pull))
+    order = await read_json(request, PullCancel)
+    return json_response(await request.app[PULLS].cancel(order.pull))
 
 
 async def _watch(request: web.Request) -> web.StreamResponse:
     """Follow pulls; a client that goes away leaves them as they are."""
-    order = await body.read(request, PullWatch)
-    return await lines.stream(request, _told(request, order.pulls))
+    order = await read_json(request, PullWatch)
+    return await stream_ndjson(request, _told(request, order.pulls))
 
 
 async def _told(request: web.Request, wanted: Sequence[str]) -> AsyncGenerator[PullEvent]:
@@ -114,7 +108,7 @@ async def _event(catalog: Catalog, pull: PullInfo) -> PullEvent:
 
 
 async def _search(request: web.Request) -> web.Response:
-    order = await body.read(request, SearchRequest)
+    order = await read_json(request, SearchRequest)
     found = await hub.search(order.words, order.author, order.limit, order.token)
     here = {record.repo.lower(): record.state.value for record in await request.app[keys.CATALOG].records()}
     memory = request.app[keys.POOL].budget.total_bytes * WEIGHTS_SHARE
@@ -130,6 +124,15 @@ async def _search(request: web.Request) -> web.Response:
         )
         for model in found
     ]
-    return body.reply(
+    return json_response(
         [msgspec.structs.replace(model, state=here.get(model.repo.lower(), model.state)) for model in models]
     )
+
+
+ROUTES = [
+    Route("GET", PullRoute.PULLS, _index),
+    Route("POST", PullRoute.PULLS, _create),
+    Route("POST", PullRoute.WATCH, _watch),
+    Route("POST", PullRoute.CANCEL, _cancel),
+    Route("POST", PullRoute.SEARCH, _search),
+]

@@ -6,11 +6,13 @@ from collections.abc import AsyncGenerator, Iterable
 
 from aiohttp import web
 
-from osaurusd.admin import lines, views
+from osaurusd import app_keys as keys
+from osaurusd.admin import views
 from osaurusd.admin.context import PINS
 from osaurusd.errors import ModelNotFound
 from osaurusd.events import Bus
-from osaurusd.http import body, keys
+from osaurusd.http.json import json_response, read_json
+from osaurusd.http.streaming import stream_ndjson
 from osaurusd.models.record import ModelRecord
 from osaurusd.pool.pins import Pins
 from osaurusd.wire.admin import LoadRequest, ModelState, UnloadReply, UnloadRequest
@@ -19,22 +21,22 @@ from osaurusd.wire.residency import Event, PinReply, PinRequest
 
 async def workers(request: web.Request) -> web.Response:
     """All workers."""
-    return body.reply([views.worker(report) for report in request.app[keys.POOL].report()])
+    return json_response([views.worker(report) for report in request.app[keys.POOL].report()])
 
 
 async def load(request: web.Request) -> web.Response:
     """Load a model and tell how it is."""
-    order = await body.read(request, LoadRequest)
+    order = await read_json(request, LoadRequest)
     record = await request.app[keys.CATALOG].find(order.model)
     report = await request.app[keys.POOL].load(record, order.keep_alive_seconds)
     if report is None:
         raise ModelNotFound(f"`{record.name}` was unloaded again at once", param="model")
-    return body.reply(views.worker(report))
+    return json_response(views.worker(report))
 
 
 async def unload(request: web.Request) -> web.Response:
     """Unload one model, or all; without `force`, all means those that are not pinned."""
-    order = await body.read(request, UnloadRequest)
+    order = await read_json(request, UnloadRequest)
     pool = request.app[keys.POOL]
     reports = pool.report()
     if order.model is not None:
@@ -44,17 +46,17 @@ async def unload(request: web.Request) -> web.Response:
         reports = [report for report in reports if not report.pinned]
     for report in reports:
         await pool.unload(report.key, force=order.force)
-    return body.reply(UnloadReply(unloaded=[report.name for report in reports if report.is_there]))
+    return json_response(UnloadReply(unloaded=[report.name for report in reports if report.is_there]))
 
 
 async def pins(request: web.Request) -> web.Response:
     """All pinned models."""
-    return body.reply(await _pinned(request))
+    return json_response(await _pinned(request))
 
 
 async def pin(request: web.Request) -> web.Response:
     """Pin a model, and have it loaded without waiting for that; or let it be evicted again."""
-    order = await body.read(request, PinRequest)
+    order = await read_json(request, PinRequest)
     catalog, pool, kept = request.app[keys.CATALOG], request.app[keys.POOL], request.app[PINS]
     if order.pinned:
         record = await catalog.find(order.model)
@@ -69,13 +71,13 @@ async def pin(request: web.Request) -> web.Response:
         record = await catalog.find_any(order.model)
         pool.unpin(record.repo)
         await asyncio.to_thread(kept.remove, record.repo)
-    return body.reply(await _pinned(request))
+    return json_response(await _pinned(request))
 
 
 async def events(request: web.Request) -> web.StreamResponse:
     """What has happened, and with `?follow=1` also what happens from now on, until the client goes away."""
     bus = request.app[keys.POOL].bus
-    return await lines.stream(request, _told(bus, follow=request.query.get("follow") == "1"))
+    return await stream_ndjson(request, _told(bus, follow=request.query.get("follow") == "1"))
 
 
 def missing_pins(records: Iterable[ModelRecord], pins: Pins) -> list[str]:

@@ -6,50 +6,23 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from osaurusd import __version__, log
+from osaurusd import app_keys as keys
 from osaurusd.admin import diagnosis, imports, pulls, residency, store, views
 from osaurusd.admin import keys as api_keys
 from osaurusd.admin.context import DAEMON, EXPOSURE, PINS
 from osaurusd.errors import VersionMismatch
-from osaurusd.http import body, keys
-from osaurusd.wire.admin import API_HEADER, API_VERSION, VERSION_HEADER, ReloadReply, Route, ShutdownReply
+from osaurusd.http.errors import error_response
+from osaurusd.http.json import json_response
+from osaurusd.http.routes import Route, RouteGroup
+from osaurusd.wire.admin import API_HEADER, API_VERSION, VERSION_HEADER, ReloadReply, ShutdownReply
+from osaurusd.wire.admin import Route as Path
 
 # What it takes to see and end a daemon of another version.
-ANY_VERSION = frozenset({Route.STATUS, Route.SHUTDOWN})
-
-
-def add_routes(app: web.Application) -> None:
-    """Mount the admin API."""
-    add_version_check(app)
-    app.router.add_get(Route.STATUS, _status)
-    app.router.add_get(Route.DIAGNOSIS, diagnosis.show)
-    app.router.add_get(Route.MODELS, _models)
-    app.router.add_get(Route.WORKERS, residency.workers)
-    app.router.add_post(Route.LOAD, residency.load)
-    app.router.add_post(Route.UNLOAD, residency.unload)
-    app.router.add_get(Route.PINS, residency.pins)
-    app.router.add_post(Route.PINS, residency.pin)
-    app.router.add_get(Route.EVENTS, residency.events)
-    app.router.add_post(Route.IMPORTS, imports.create)
-    pulls.add_routes(app)
-    api_keys.add_routes(app)
-    app.router.add_post(Route.DETAILS, store.details)
-    app.router.add_post(Route.REMOVE, store.remove)
-    app.router.add_post(Route.VERIFY, store.verify)
-    app.router.add_get(Route.ALIASES, store.aliases)
-    app.router.add_post(Route.ALIASES, store.alias)
-    app.router.add_post(Route.PRUNE, store.prune)
-    app.router.add_post(Route.RELOAD, _reload)
-    app.router.add_post(Route.SHUTDOWN, _shutdown)
-
-
-def add_version_check(app: web.Application) -> None:
-    """Refuse requests of another API version, and say in every answer which one is spoken here."""
-    app.middlewares.append(_check_version)
-    app.on_response_prepare.append(_tell_version)
+ANY_VERSION = frozenset({Path.STATUS, Path.SHUTDOWN})
 
 
 @web.middleware
-async def _check_version(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def check_version(request: web.Request, handler: Handler) -> web.StreamResponse:
     theirs = request.headers.get(API_HEADER)
     if request.path.startswith("/v0/") and request.path not in ANY_VERSION and theirs != str(API_VERSION):
         raise VersionMismatch(
@@ -59,7 +32,7 @@ async def _check_version(request: web.Request, handler: Handler) -> web.StreamRe
     return await handler(request)
 
 
-async def _tell_version(_: web.Request, response: web.StreamResponse) -> None:
+async def add_version_headers(_: web.Request, response: web.StreamResponse) -> None:
     response.headers[API_HEADER] = str(API_VERSION)
     response.headers[VERSION_HEADER] = __version__
 
@@ -74,7 +47,7 @@ async def _status(request: web.Request) -> web.Response:
     exposed = exposure.faults(config.server)
     faults = [*exposed, *catalog.faults, *daemon.faults, *log.faults(), *missing, *views.failures(reports)]
     protection = exposure.protection(config.server)
-    return body.reply(
+    return json_response(
         views.status(daemon, config.default_model, records, reports, pool.budget, faults, protection=protection)
     )
 
@@ -83,14 +56,42 @@ async def _models(request: web.Request) -> web.Response:
     await request.app[keys.CATALOG].refresh()
     reports = request.app[keys.POOL].report()
     records = await request.app[keys.CATALOG].records()
-    return body.reply(pulls.with_partials(request, [views.model(record, reports) for record in records]))
+    return json_response(pulls.with_partials(request, [views.model(record, reports) for record in records]))
 
 
 async def _reload(request: web.Request) -> web.Response:
     applied, needs_restart = request.app[keys.SETTINGS].reload()
-    return body.reply(ReloadReply(applied=applied, needs_restart=needs_restart))
+    return json_response(ReloadReply(applied=applied, needs_restart=needs_restart))
 
 
 async def _shutdown(request: web.Request) -> web.Response:
     request.app[DAEMON].stop()
-    return body.reply(ShutdownReply(pid=os.getpid()), status=202)
+    return json_response(ShutdownReply(pid=os.getpid()), status=202)
+
+
+ROUTES = RouteGroup(
+    "admin",
+    [
+        Route("GET", Path.STATUS, _status),
+        Route("GET", Path.DIAGNOSIS, diagnosis.show),
+        Route("GET", Path.MODELS, _models),
+        Route("GET", Path.WORKERS, residency.workers),
+        Route("POST", Path.LOAD, residency.load),
+        Route("POST", Path.UNLOAD, residency.unload),
+        Route("GET", Path.PINS, residency.pins),
+        Route("POST", Path.PINS, residency.pin),
+        Route("GET", Path.EVENTS, residency.events),
+        Route("POST", Path.IMPORTS, imports.create),
+        Route("POST", Path.DETAILS, store.details),
+        Route("POST", Path.REMOVE, store.remove),
+        Route("POST", Path.VERIFY, store.verify),
+        Route("GET", Path.ALIASES, store.aliases),
+        Route("POST", Path.ALIASES, store.alias),
+        Route("POST", Path.PRUNE, store.prune),
+        Route("POST", Path.RELOAD, _reload),
+        Route("POST", Path.SHUTDOWN, _shutdown),
+        *pulls.ROUTES,
+        *api_keys.ROUTES,
+    ],
+    error_response,
+)

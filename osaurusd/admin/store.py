@@ -8,10 +8,13 @@ from pathlib import Path
 
 from aiohttp import web
 
-from osaurusd.admin import lines, views
+from osaurusd import app_keys as keys
+from osaurusd.admin import views
 from osaurusd.admin.context import IMPORTS, PINS, PULLS
 from osaurusd.errors import Busy, InvalidRequest, OsaurusError
-from osaurusd.http import body, errors, keys
+from osaurusd.http.errors import error_body
+from osaurusd.http.json import json_response, read_json
+from osaurusd.http.streaming import stream_ndjson
 from osaurusd.models import facts, store
 from osaurusd.models.record import ModelRecord
 from osaurusd.pool.pool import Pool
@@ -36,21 +39,21 @@ from osaurusd.wire.admin import (
 
 async def details(request: web.Request) -> web.Response:
     """Everything about one model, one that cannot be served included."""
-    order = await body.read(request, DetailsRequest)
+    order = await read_json(request, DetailsRequest)
     record = await request.app[keys.CATALOG].find_any(order.model)
     gathered = await asyncio.to_thread(facts.gather, record)
-    return body.reply(views.details(record, gathered, request.app[keys.POOL].report()))
+    return json_response(views.details(record, gathered, request.app[keys.POOL].report()))
 
 
 async def aliases(request: web.Request) -> web.Response:
     """All aliases, with the names of what they mean."""
     records = await request.app[keys.CATALOG].records()
-    return body.reply([Alias(alias=alias, target=record.name) for record in records for alias in record.aliases])
+    return json_response([Alias(alias=alias, target=record.name) for record in records for alias in record.aliases])
 
 
 async def alias(request: web.Request) -> web.Response:
     """Add an alias, or remove one."""
-    order = await body.read(request, AliasRequest)
+    order = await read_json(request, AliasRequest)
     catalog = request.app[keys.CATALOG]
     wanted = order.alias.lower()
     if order.target is None:
@@ -60,12 +63,12 @@ async def alias(request: web.Request) -> web.Response:
         await asyncio.to_thread(catalog.registry.add_alias, wanted, record.repo)
         target = record.name
     await catalog.refresh()
-    return body.reply(Alias(alias=wanted, target=target))
+    return json_response(Alias(alias=wanted, target=target))
 
 
 async def remove(request: web.Request) -> web.Response:
     """Remove models from disk, unloaded first; all are looked up and found idle before the first one goes."""
-    order = await body.read(request, RemoveRequest)
+    order = await read_json(request, RemoveRequest)
     catalog, pool = request.app[keys.CATALOG], request.app[keys.POOL]
     records = {record.repo: record for record in [await catalog.find_any(name) for name in order.models]}
     if not order.force:
@@ -82,21 +85,21 @@ async def remove(request: web.Request) -> web.Response:
             pool.unpin(record.repo)
     if not order.dry_run:
         await catalog.refresh()
-    return body.reply(RemoveReply(removed=removed))
+    return json_response(RemoveReply(removed=removed))
 
 
 async def verify(request: web.Request) -> web.StreamResponse:
     """Hash a model's files and tell the progress; a client that goes away ends it."""
-    order = await body.read(request, VerifyRequest)
+    order = await read_json(request, VerifyRequest)
     record = await request.app[keys.CATALOG].find_any(order.model)
     if record.escapes:
         raise InvalidRequest(f"nothing of `{record.name}` is read: {record.reason}", param="model")
-    return await lines.stream(request, _verification(record))
+    return await stream_ndjson(request, _verification(record))
 
 
 async def prune(request: web.Request) -> web.Response:
     """Remove our own leftovers, but not those of an import or a pull that runs or waits."""
-    order = await body.read(request, PruneRequest)
+    order = await read_json(request, PruneRequest)
     catalog, pulls = request.app[keys.CATALOG], request.app[PULLS]
     kept = {str(path) for path in (*request.app[IMPORTS].running, *pulls.in_use())}
     found = await store.leftovers(catalog.models_dir, catalog.hub)
@@ -105,7 +108,7 @@ async def prune(request: web.Request) -> web.Response:
         for leftover in leftovers:
             await asyncio.to_thread(shutil.rmtree, Path(leftover.path), ignore_errors=True)
             await pulls.forget(Path(leftover.path))
-    return body.reply(PruneReply(leftovers=leftovers))
+    return json_response(PruneReply(leftovers=leftovers))
 
 
 def _refuse_busy(records: dict[str, ModelRecord], pool: Pool) -> None:
@@ -122,7 +125,7 @@ async def _verification(record: ModelRecord) -> AsyncGenerator[VerifyEvent]:
             async for frame in frames:
                 yield _verify_event(record, frame)
     except OsaurusError as error:
-        yield VerifyFailed(error=errors.error_body(error))
+        yield VerifyFailed(error=error_body(error))
 
 
 def _verify_event(record: ModelRecord, frame: messages.Hashing | messages.Hashed) -> VerifyEvent:

@@ -125,9 +125,7 @@ class _WaitTimes(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(completed, timings=timings)
 
 
-async def log_content(
-    events: AsyncGenerator[Event], requests: Sequence[GenerationRequest]
-) -> AsyncGenerator[Event]:
+async def log_content(events: AsyncGenerator[Event], requests: Sequence[GenerationRequest]) -> AsyncGenerator[Event]:
     """Log the prompts, pass the events on, and log the output, complete or not: for `log.content`."""
     log.info("prompt", prompts=[msgspec.to_builtins(request.prompt) for request in requests])
     outputs: defaultdict[int, list[str]] = defaultdict(list)

@@ -1,6 +1,6 @@
 """The bodies of `POST /chat/completions`: requests, responses and the chunks of a stream.
 
-Unknown fields are ignored. Fields of OpenAI's that would change the response but are not supported are declared, so that
+Unknown fields are ignored. OpenAI's fields that would change the response but are not supported are declared, so that
 they can be rejected.
 """
 

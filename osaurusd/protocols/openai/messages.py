@@ -83,12 +83,8 @@ def _tool_result(
 ) -> neutral.ToolResultPart:
     call_id = message.tool_call_id
     if call_id is None:
-        raise InvalidRequest(
-            f"`{path}.tool_call_id`: is required in a `tool` message", param=f"{path}.tool_call_id"
-        )
-    return neutral.ToolResultPart(
-        call_id=call_id, name=message.name or function_names.get(call_id), content=[*parts]
-    )
+        raise InvalidRequest(f"`{path}.tool_call_id`: is required in a `tool` message", param=f"{path}.tool_call_id")
+    return neutral.ToolResultPart(call_id=call_id, name=message.name or function_names.get(call_id), content=[*parts])
 
 
 def _parse_content(content: str | list[ContentPart] | None, path: str) -> list[neutral.TextPart]:
@@ -106,6 +102,4 @@ def _parse_part(part: ContentPart, path: str) -> neutral.TextPart:
         return neutral.TextPart(text=part.text)
     if part.type in _IMAGE_TYPES:
         raise ImageInputUnsupported(f"`{path}`: image input is not supported; send text parts only", param=path)
-    raise InvalidRequest(
-        f"`{path}.type`: only `text` parts are supported, not {part.type!r}", param=f"{path}.type"
-    )
+    raise InvalidRequest(f"`{path}.type`: only `text` parts are supported, not {part.type!r}", param=f"{path}.type")

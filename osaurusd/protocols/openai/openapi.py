@@ -98,7 +98,11 @@ OPERATIONS = (
     ),
     Operation(method="get", path="/models", id="listModels", summary="List the available models", response=ModelList),
     Operation(
-        method="get", path="/models/{model}", id="showModel", summary="Show one model by any of its names", response=Model
+        method="get",
+        path="/models/{model}",
+        id="showModel",
+        summary="Show one model by any of its names",
+        response=Model,
     ),
     Operation(
         method="post",

@@ -62,7 +62,7 @@ async def pulling(catalog, tmp_path, bus=None):
         catalog,
         tmp_path / "state" / "pulls.json",
         options=config.Pulls,
-        body=lambda error: errors.error_body(errors.known(error)),
+        body=lambda error: errors.error_body(errors.as_osaurus_error(error)),
         bus=bus,
     )
     pulls.start()
