@@ -1,97 +1,54 @@
-"""The admin API under `/v0/`, on the Unix socket only: what `osaurusctl` asks for."""
+"""What all parts of the admin API share: the route group and the API version."""
 
-import os
+from collections.abc import Iterable
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from osaurusd import __version__, log
-from osaurusd import app_keys as keys
-from osaurusd.admin import diagnosis, imports, pulls, residency, store, views
-from osaurusd.admin import keys as api_keys
-from osaurusd.admin.context import DAEMON, EXPOSURE, PINS
+from osaurusd import __version__
 from osaurusd.errors import VersionMismatch
 from osaurusd.http.errors import error_response
-from osaurusd.http.json import json_response
-from osaurusd.http.routes import Route, RouteGroup
-from osaurusd.wire.admin import API_HEADER, API_VERSION, VERSION_HEADER, ReloadReply, ShutdownReply
-from osaurusd.wire.admin import Route as Path
+from osaurusd.http.routes import Route, RouteGroup, RouteHandler
+from osaurusd.wire import admin as wire
+from osaurusd.wire.admin import API_HEADER, API_VERSION, VERSION_HEADER
 
-# What it takes to see and end a daemon of another version.
-ANY_VERSION = frozenset({Path.STATUS, Path.SHUTDOWN})
+PREFIX = "/v0"
+
+ANY_VERSION = frozenset({wire.Route.STATUS, wire.Route.SHUTDOWN})
+"""Paths that a client of any version may use: enough to recognize and stop a daemon of another version."""
+
+
+def get(path: str, handler: RouteHandler) -> Route:
+    """A GET route for a full path from `osaurusd.wire`."""
+    return Route("GET", path.removeprefix(PREFIX), handler)
+
+
+def post(path: str, handler: RouteHandler) -> Route:
+    """A POST route for a full path from `osaurusd.wire`."""
+    return Route("POST", path.removeprefix(PREFIX), handler)
+
+
+def admin_group(*resources: Iterable[Route]) -> RouteGroup:
+    """Build the route group of the admin API."""
+    routes = [route for resource in resources for route in resource]
+    return RouteGroup("admin", routes, error_response, prefixes=(PREFIX,))
 
 
 @web.middleware
-async def check_version(request: web.Request, handler: Handler) -> web.StreamResponse:
-    theirs = request.headers.get(API_HEADER)
-    if request.path.startswith("/v0/") and request.path not in ANY_VERSION and theirs != str(API_VERSION):
+async def check_api_version(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Reject admin requests of another API version."""
+    version = request.headers.get(API_HEADER)
+    is_admin = request.path.startswith(f"{PREFIX}/")
+    if is_admin and request.path not in ANY_VERSION and version != str(API_VERSION):
+        sent = f"version {version}" if version else f"no `{API_HEADER}` header"
         raise VersionMismatch(
-            f"this daemon ({__version__}) speaks admin API {API_VERSION}, and the request {theirs or 'names none'}; "
-            "use an osaurusctl of the same version, or restart the daemon after an upgrade"
+            f"this daemon ({__version__}) requires version {API_VERSION} of the admin API, but the request has {sent}; "
+            "use osaurusctl of the same release, or restart the daemon after an upgrade"
         )
     return await handler(request)
 
 
 async def add_version_headers(_: web.Request, response: web.StreamResponse) -> None:
+    """Name the API version and the release in a response."""
     response.headers[API_HEADER] = str(API_VERSION)
     response.headers[VERSION_HEADER] = __version__
-
-
-async def _status(request: web.Request) -> web.Response:
-    catalog = request.app[keys.CATALOG]
-    records = await catalog.records()
-    config = request.app[keys.SETTINGS].config
-    pool, daemon, exposure = request.app[keys.POOL], request.app[DAEMON], request.app[EXPOSURE]
-    reports = pool.report()
-    missing = residency.missing_pins(records, request.app[PINS])
-    exposed = exposure.faults(config.server)
-    faults = [*exposed, *catalog.faults, *daemon.faults, *log.faults(), *missing, *views.failures(reports)]
-    protection = exposure.protection(config.server)
-    return json_response(
-        views.status(daemon, config.default_model, records, reports, pool.budget, faults, protection=protection)
-    )
-
-
-async def _models(request: web.Request) -> web.Response:
-    await request.app[keys.CATALOG].refresh()
-    reports = request.app[keys.POOL].report()
-    records = await request.app[keys.CATALOG].records()
-    return json_response(pulls.with_partials(request, [views.model(record, reports) for record in records]))
-
-
-async def _reload(request: web.Request) -> web.Response:
-    applied, needs_restart = request.app[keys.SETTINGS].reload()
-    return json_response(ReloadReply(applied=applied, needs_restart=needs_restart))
-
-
-async def _shutdown(request: web.Request) -> web.Response:
-    request.app[DAEMON].stop()
-    return json_response(ShutdownReply(pid=os.getpid()), status=202)
-
-
-ROUTES = RouteGroup(
-    "admin",
-    [
-        Route("GET", Path.STATUS, _status),
-        Route("GET", Path.DIAGNOSIS, diagnosis.show),
-        Route("GET", Path.MODELS, _models),
-        Route("GET", Path.WORKERS, residency.workers),
-        Route("POST", Path.LOAD, residency.load),
-        Route("POST", Path.UNLOAD, residency.unload),
-        Route("GET", Path.PINS, residency.pins),
-        Route("POST", Path.PINS, residency.pin),
-        Route("GET", Path.EVENTS, residency.events),
-        Route("POST", Path.IMPORTS, imports.create),
-        Route("POST", Path.DETAILS, store.details),
-        Route("POST", Path.REMOVE, store.remove),
-        Route("POST", Path.VERIFY, store.verify),
-        Route("GET", Path.ALIASES, store.aliases),
-        Route("POST", Path.ALIASES, store.alias),
-        Route("POST", Path.PRUNE, store.prune),
-        Route("POST", Path.RELOAD, _reload),
-        Route("POST", Path.SHUTDOWN, _shutdown),
-        *pulls.ROUTES,
-        *api_keys.ROUTES,
-    ],
-    error_response,
-)

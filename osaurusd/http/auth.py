@@ -121,18 +121,12 @@ def require_api_key(keys: ApiKeys, is_required: Callable[[web.Request], bool]) -
     return check
 
 
-def require_user(uid: int, peer_uid: "Callable[[web.Request], int | None] | None" = None) -> Middleware:
-    """Build a middleware that accepts only Unix-socket clients of one user, and of root.
-
-    Args:
-        uid: the user.
-        peer_uid: returns the user id of a request's client.
-    """
-    read_uid = peer_uid or request_uid
+def require_user(uid: int) -> Middleware:
+    """Build a middleware that accepts only Unix-socket clients of this user and of root."""
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if read_uid(request) not in (uid, 0):
+        if request_uid(request) not in (uid, 0):
             raise Forbidden("this socket belongs to another user")
         return await handler(request)
 

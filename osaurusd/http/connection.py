@@ -116,10 +116,11 @@ class ConnectionGuard(asyncio.Protocol):
             if not self._connections.may_linger(self):
                 self._transport.abort()
             return
+        # The protocol must exist before the limits are set, because a TLS transport may call `pause_writing` at once.
+        self._protocol = self._make_protocol()
         # `pause_writing` then reports any unsent byte, and draining waits for all of them. Not 0: asyncio's TLS
         # transport pauses at the limit itself, which is its normal state.
         self._transport.set_write_buffer_limits(high=1)
-        self._protocol = self._make_protocol()
         self._protocol.connection_made(transport)
         self._wait_for_head()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import urllib.parse
 from dataclasses import dataclass
 
 from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
@@ -132,7 +133,7 @@ def _too_large(max_bytes: int) -> OsaurusError:
 
 
 def _check_size(request: web.Request, limits: Limits) -> None:
-    if len(request.path_qs) > limits.max_request_line_bytes:
+    if len(request.raw_path) > limits.max_request_line_bytes:
         raise UriTooLong(
             f"the URL is longer than {limits.max_request_line_bytes} bytes (`limits.max_request_line_bytes`)"
         )
@@ -141,7 +142,7 @@ def _check_size(request: web.Request, limits: Limits) -> None:
     sizes = [len(name) + len(value) + len(": \r\n") for name, value in request.raw_headers]
     if max(sizes, default=0) > limits.max_header_bytes:
         raise HeadersTooLarge(f"a header is longer than {limits.max_header_bytes} bytes (`limits.max_header_bytes`)")
-    if sum(sizes) + len(request.path_qs) > limits.max_head_bytes:
+    if sum(sizes) + len(request.raw_path) > limits.max_head_bytes:
         raise head_too_large(limits)
 
 
@@ -165,16 +166,15 @@ def _check_transfer_encoding(request: web.Request) -> None:
 
 def _check_target(request: web.Request) -> None:
     """Require that an absolute-form target names the same host as `Host`, so that checking `Host` covers both."""
-    url = request.rel_url
-    if not url.absolute:
+    target = request.raw_path
+    if target.startswith("/") or target == "*":
         return
+    url = urllib.parse.urlsplit(target)
     if url.scheme not in ("http", "https"):
         raise MalformedRequest("the request target is neither a path nor an HTTP URL")
     host = request.headers.get(hdrs.HOST, "")
-    if _without_default_port(url.raw_authority) != _without_default_port(host):
-        raise Forbidden(
-            f"the request target names the host {excerpt(url.raw_authority)!r}, but `Host` is {excerpt(host)!r}"
-        )
+    if _without_default_port(url.netloc) != _without_default_port(host):
+        raise Forbidden(f"the request target names the host {excerpt(url.netloc)!r}, but `Host` is {excerpt(host)!r}")
 
 
 def _without_default_port(authority: str) -> str:

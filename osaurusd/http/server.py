@@ -180,6 +180,7 @@ class _ProtocolLogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, HttpProcessingError | web.RequestPayloadError):
-            log.info("malformed request", reason=str(error).partition("\n")[0])
+            # The message quotes the request, which may contain secrets.
+            log.info("malformed request", reason=type(error).__name__)
         elif record.levelno >= logging.WARNING and not isinstance(error, ConnectionError):
             log.error("unexpected error", reason=record.getMessage(), exc_info=record.exc_info)

@@ -149,7 +149,8 @@ def _select(request: object, pattern: Location) -> list[Any]:
         if step == EACH:
             values = [item for value in values for item in value]
         else:
-            values = [child for value in values if (child := getattr(value, str(step), None)) is not None]
+            name = str(step)
+            values = [child for value in values if (child := getattr(value, name, None)) is not None]
     return values
 
 

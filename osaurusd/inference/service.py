@@ -1,7 +1,6 @@
 """The path of every generation request, whatever protocol it arrived in: find the model, lease its worker, stream."""
 
 import contextlib
-import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 
@@ -17,8 +16,7 @@ from osaurusd.inference.request import GenerationRequest
 from osaurusd.log import get_logger
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
-from osaurusd.pool.pool import Pool
-from osaurusd.rpc.client import WorkerClient
+from osaurusd.pool.pool import Lease, Pool
 
 log = get_logger(__name__)
 
@@ -86,15 +84,13 @@ class Service:
         """
         config = self._config()
         _check(requests, config)
-        started_at = time.monotonic()
-        async with self._pool.lease(record) as worker:
-            wait = _WaitTimes.measure(started_at, worker)
-            events = worker.generate(requests[0]) if len(requests) == 1 else generate_all(worker, requests)
+        async with self._pool.lease(record) as lease:
+            events = lease.generate(requests[0]) if len(requests) == 1 else generate_all(lease, requests)
             if config.log.content:
                 events = log_content(events, requests)
             async with contextlib.aclosing(events):
                 async for event in events:
-                    yield wait.added_to(event) if isinstance(event, Completed) else event
+                    yield _with_wait_times(event, lease) if isinstance(event, Completed) else event
 
 
 def _check(requests: Sequence[GenerationRequest], config: Config) -> None:
@@ -106,23 +102,13 @@ def _check(requests: Sequence[GenerationRequest], config: Config) -> None:
             raise
 
 
-class _WaitTimes(msgspec.Struct, frozen=True):
-    """Seconds that a request waited for its worker: until the model was loaded, and for its turn after that."""
-
-    load: float
-    queue: float
-
-    @classmethod
-    def measure(cls, started_at: float, worker: WorkerClient) -> "_WaitTimes":
-        load = max(worker.loaded_at - started_at, 0.0)
-        return cls(load, max(time.monotonic() - started_at - load, 0.0))
-
-    def added_to(self, completed: Completed) -> Completed:
-        worker_times = completed.timings
-        timings = msgspec.structs.replace(
-            worker_times, load=worker_times.load + self.load, queue=worker_times.queue + self.queue
-        )
-        return msgspec.structs.replace(completed, timings=timings)
+def _with_wait_times(completed: Completed, lease: Lease) -> Completed:
+    """Add the time that the request waited for its worker."""
+    timings = completed.timings
+    timings = msgspec.structs.replace(
+        timings, load=timings.load + lease.load_seconds, queue=timings.queue + lease.queue_seconds
+    )
+    return msgspec.structs.replace(completed, timings=timings)
 
 
 async def log_content(events: AsyncGenerator[Event], requests: Sequence[GenerationRequest]) -> AsyncGenerator[Event]:

@@ -70,7 +70,9 @@ class Session:
             pulse.cancel()
 
     async def _read_frames(self) -> None:
-        while (frame := await self._reader.read()) is not None:
+        # The text runner takes no blobs; runners for images and audio get `received.blobs` with the request.
+        while (received := await self._reader.receive()) is not None:
+            frame = received.frame
             self._active.set()
             match frame:
                 case messages.Load():
@@ -86,7 +88,7 @@ class Session:
                     return
 
     async def _send_pulses(self) -> None:
-        """Report progress about once a second while there is any. Reads only counters, so the MLX thread never waits."""
+        """Report progress about once a second while there is any. Only reads counters, so the MLX thread never waits."""
         sent, idle_checks = messages.Pulse(progress=0), 0
         while True:
             await self._active.wait()
@@ -132,7 +134,7 @@ class Session:
             dtype=model.dtype,
             memory_bytes=mx.get_active_memory(),
             batched=engine.layout.batchable,
-            least_bytes=engine.least_bytes(frame.context_length),
+            serving_bytes=engine.least_bytes(frame.context_length),
             working_set_bytes=working_set_bytes(),
         )
         return [loaded, engine.stats()]

@@ -32,7 +32,7 @@ NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
 # Requests
 
 
-class ContentPart(msgspec.Struct, frozen=True, kw_only=True):
+class ContentPart(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One part of a message's content."""
 
     type: str

@@ -1,5 +1,7 @@
 """Parses the messages of a chat request."""
 
+from typing import NoReturn
+
 from osaurusd.errors import ImageInputUnsupported, InvalidRequest, UnsupportedParameter
 from osaurusd.inference import request as neutral
 from osaurusd.protocols.openai.chat_types import ContentPart, Message, ToolCallParam
@@ -29,22 +31,20 @@ def parse_messages(messages: list[Message]) -> list[neutral.Message]:
     parsed = []
     for index, message in enumerate(messages):
         neutral_message = _parse_message(message, f"messages[{index}]", function_names)
-        function_names |= {call.id: call.name for call in neutral_message.tool_calls}
+        for call in neutral_message.tool_calls:
+            function_names[call.id] = call.name
         parsed.append(neutral_message)
     return parsed
 
 
+# Long chats are parsed on the event loop: paths are put together only for errors.
+
+
 def _parse_message(message: Message, path: str, function_names: dict[str, str]) -> neutral.Message:
     _reject_unsupported(message, path)
-    role = _parse_role(message.role, f"{path}.role")
-    calls = [
-        _parse_tool_call(call, f"{path}.tool_calls[{index}]") for index, call in enumerate(message.tool_calls or [])
-    ]
-    if calls and role != "assistant":
-        raise InvalidRequest(
-            f"`{path}.tool_calls`: only `assistant` messages can have tool calls", param=f"{path}.tool_calls"
-        )
-    parts = [] if calls and message.content is None else _parse_content(message.content, f"{path}.content")
+    role = ROLES.get(message.role) or _reject_role(message.role, f"{path}.role")
+    calls = _parse_tool_calls(message, path) if message.tool_calls else []
+    parts = [] if calls and message.content is None else _parse_content(message.content, path)
     content: list[neutral.ContentPart] = [*parts]
     if role == "tool":
         content = [_tool_result(message, parts, path, function_names)]
@@ -54,18 +54,26 @@ def _parse_message(message: Message, path: str, function_names: dict[str, str]) 
 
 
 def _reject_unsupported(message: Message, path: str) -> None:
-    for name in ("function_call", "audio"):
-        if getattr(message, name) is not None:
+    for name, value in (("function_call", message.function_call), ("audio", message.audio)):
+        if value is not None:
             raise UnsupportedParameter(f"`{path}.{name}` is not supported; omit it", param=f"{path}.{name}")
 
 
-def _parse_role(role: str, path: str) -> neutral.Role:
+def _reject_role(role: str, path: str) -> NoReturn:
     if role == "function":
         raise UnsupportedParameter(f"`{path}`: the role `function` is not supported; use `tool`", param=path)
-    if role not in ROLES:
-        allowed = ", ".join(f"`{name}`" for name in ROLES)
-        raise InvalidRequest(f"`{path}`: must be one of {allowed}, not {role!r}", param=path)
-    return ROLES[role]
+    allowed = ", ".join(f"`{name}`" for name in ROLES)
+    raise InvalidRequest(f"`{path}`: must be one of {allowed}, not {role!r}", param=path)
+
+
+def _parse_tool_calls(message: Message, path: str) -> list[neutral.ToolCall]:
+    if message.role != "assistant":
+        raise InvalidRequest(
+            f"`{path}.tool_calls`: only `assistant` messages can have tool calls", param=f"{path}.tool_calls"
+        )
+    return [
+        _parse_tool_call(call, f"{path}.tool_calls[{index}]") for index, call in enumerate(message.tool_calls or [])
+    ]
 
 
 def _parse_tool_call(call: ToolCallParam, path: str) -> neutral.ToolCall:
@@ -88,18 +96,21 @@ def _tool_result(
 
 
 def _parse_content(content: str | list[ContentPart] | None, path: str) -> list[neutral.TextPart]:
-    if content is None:
-        raise InvalidRequest(f"`{path}`: is required; send a string or a list of text parts", param=path)
     if isinstance(content, str):
         return [neutral.TextPart(text=content)] if content else []
-    return [_parse_part(part, f"{path}[{index}]") for index, part in enumerate(content)]
+    if content is None:
+        raise InvalidRequest(
+            f"`{path}.content`: is required; send a string or a list of text parts", param=f"{path}.content"
+        )
+    for index, part in enumerate(content):
+        if part.type != "text" or part.text is None:
+            _reject_part(part, f"{path}.content[{index}]")
+    return [neutral.TextPart(text=part.text or "") for part in content]
 
 
-def _parse_part(part: ContentPart, path: str) -> neutral.TextPart:
+def _reject_part(part: ContentPart, path: str) -> NoReturn:
     if part.type == "text":
-        if part.text is None:
-            raise InvalidRequest(f"`{path}.text`: is required in a text part", param=f"{path}.text")
-        return neutral.TextPart(text=part.text)
+        raise InvalidRequest(f"`{path}.text`: is required in a text part", param=f"{path}.text")
     if part.type in _IMAGE_TYPES:
         raise ImageInputUnsupported(f"`{path}`: image input is not supported; send text parts only", param=path)
     raise InvalidRequest(f"`{path}.type`: only `text` parts are supported, not {part.type!r}", param=f"{path}.type")

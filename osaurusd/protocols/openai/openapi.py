@@ -50,8 +50,8 @@ ADMIN_ERRORS = frozenset(
 _REFERENCE = "#/components/schemas/{name}"
 
 _DESCRIPTION = """\
-OpenAI's API for models on this machine. Bodies are JSON in UTF-8. Fields that are neither OpenAI's nor described here are
-ignored.
+OpenAI's API for models on this machine. Bodies are JSON in UTF-8. Fields that are neither OpenAI's nor described here
+are ignored.
 """
 
 

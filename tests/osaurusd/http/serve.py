@@ -83,7 +83,7 @@ class LiveServer:
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
 
-    async def ask(
+    async def request(
         self, method: str = "GET", path: str = "/", *headers: str, host: str = "localhost", body: bytes | None = None
     ) -> Response:
         """Send a request with these headers, and `Host`, `Connection` and `Content-Length`."""
@@ -91,6 +91,8 @@ class LiveServer:
         if body is not None:
             lines.append(f"Content-Length: {len(body)}")
         return await self.send("\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b""))
+
+    ask = request
 
     async def wait_until_unused(self) -> None:
         """Wait until the server has no connections."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,21 +44,20 @@ class FakeCatalog:
 
 
 class FakePool:
-    """Leases a worker that yields `events` for each request; `loading` delays the lease and loads the model."""
+    """Leases a worker that yields `events` for each request, after waiting for it."""
 
-    def __init__(self, events=EVENTS, loading=0.0):
+    def __init__(self, events=EVENTS, load_seconds=0.0, queue_seconds=0.0):
         self.leases = 0
         self.requests = []
         self._events = events
-        self._loading = loading
+        self._waits = {"load_seconds": load_seconds, "queue_seconds": queue_seconds}
 
     @contextlib.asynccontextmanager
     async def lease(self, record):
         assert record is RECORD
         self.leases += 1
-        loaded_at = time.monotonic() + self._loading if self._loading else 0.0
         try:
-            yield SimpleNamespace(generate=self._generate, loaded_at=loaded_at)
+            yield SimpleNamespace(generate=self._generate, **self._waits)
         finally:
             self.leases -= 1
 
@@ -126,18 +124,11 @@ async def test_several_prompts_are_sent_as_one_request_and_continuations():
     assert completed.usage.prompt_tokens == 3 * USAGE.prompt_tokens
 
 
-async def test_waiting_for_a_load_is_counted_as_load_time():
-    timings = Timings(queue=1.0, prefill=2.0, decode=3.0)
-    pool = FakePool([Completed(usage=USAGE, timings=timings)], loading=0.5)
+async def test_waiting_for_the_worker_is_added_to_the_timings():
+    worker_timings = Timings(queue=1.0, prefill=2.0, decode=3.0)
+    pool = FakePool([Completed(usage=USAGE, timings=worker_timings)], load_seconds=0.5, queue_seconds=0.25)
     (completed,) = await collect(make_service(pool).generate(RECORD, [build_request()]))
-    assert completed.timings.load == pytest.approx(0.5, abs=0.1)
-    assert completed.timings.queue == pytest.approx(1.0, abs=0.1)
-    assert (completed.timings.prefill, completed.timings.decode) == (2.0, 3.0)
-
-
-async def test_loaded_model_has_no_load_time():
-    (completed,) = await collect(make_service(FakePool([COMPLETED])).generate(RECORD, [build_request()]))
-    assert completed.timings.load == 0.0
+    assert completed.timings == Timings(queue=1.25, load=0.5, prefill=2.0, decode=3.0)
 
 
 async def test_limits_are_checked_before_a_worker_is_leased():

@@ -12,13 +12,13 @@ from osaurusd.config import Config, Defaults
 from osaurusd.http.admission import Admission
 from osaurusd.http.app import create_app
 from osaurusd.inference.service import Service
+from osaurusd.pool.config import PoolConfig
 from osaurusd.pool.pool import Pool
-from osaurusd.pool.terms import Terms
 from osaurusd.protocols.openai.routes import openai_routes
 from osaurusd.rpc.process import Launch
 from tests.osaurusd.http.serve import LiveServer, serving
 from tests.osaurusd.models import disk
-from tests.osaurusd.pool.asking import COMMAND, until
+from tests.osaurusd.pool.helpers import COMMAND, until
 
 MODEL = "gemma-2-2b-instruct"
 
@@ -66,7 +66,7 @@ async def served_model(tmp_path):
     hub = tmp_path / "hub"
     folder = disk.write_hub(hub, "mlx-community/gemma-2-2b-it-4bit", disk.model())
     served = ServedModel(Config(defaults=Defaults(temperature=0.0)), folder)
-    catalog, pool = disk.make_catalog(tmp_path / "models", hub), Pool(Terms(Launch(command=COMMAND)))
+    catalog, pool = disk.make_catalog(tmp_path / "models", hub), Pool(PoolConfig(Launch(command=COMMAND)))
 
     def config():
         return served.config

@@ -9,7 +9,7 @@ import pytest
 
 from osaurusd.config import Limits
 from osaurusd.http import admission
-from tests.osaurusd.pool.asking import until
+from tests.osaurusd.pool.helpers import until
 
 from .conftest import MODEL
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.osaurusd.pool.asking import until
+from tests.osaurusd.pool.helpers import until
 
 from .conftest import MODEL
 

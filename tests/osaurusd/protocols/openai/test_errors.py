@@ -81,7 +81,7 @@ def test_location_in_a_completion_is_mapped_to_the_field(fields, location, promp
 
 def test_named_error_keeps_its_code():
     paths = chat.field_paths(decode_chat())
-    with pytest.raises(ContextLengthExceeded, match="^`messages`: too long$"), paths.named():
+    with pytest.raises(ContextLengthExceeded, match=r"^`messages`: too long$"), paths.named():
         raise ContextLengthExceeded("too long", location=("prompt",))
 
 
