@@ -202,14 +202,14 @@ def test_a_closed_terminal_does_not_end_a_pull_and_ctrl_c_does(daemon: Daemon, h
             assert -signal.SIGHUP == watching.wait(30)
             assert [(NAME, "running")] == pulls(daemon)
     assert 130 == watching.wait(30)
-    assert "goes on where this one was" in said
+    assert "pull again to resume it" in said
     assert [(NAME, "cancelled")] == pulls(daemon)
     assert "its pull was cancelled" in ctl(daemon.home, "ls").stdout
 
     hub.release()
     before = hub.served
     result = ctl(daemon.home, "pull", LARGE)
-    assert (0, f"{NAME} is downloaded (80.0 MB, {LARGE})\n") == (result.returncode, result.stdout)
+    assert (0, f"{NAME} downloaded (80.0 MB, {LARGE})\n") == (result.returncode, result.stdout)
     assert hub.served - before < 45_000_000
 
 
