@@ -27,10 +27,10 @@ Done = TypeVar("Done", ImportDone, VerifyDone)
 
 @dataclass(frozen=True)
 class _Update:
-    """One state of a piece of work.
+    """The progress of one piece of work.
 
-    `bar` identifies its progress bar and `label` is the text before that; `detail` stands behind it. `messages` are
-    what the line reporter prints: each key is printed once.
+    `bar` identifies the progress bar, `label` is the text before it and `detail` the text after it. `messages` are the
+    lines of the line reporter, by a key that is printed only once.
     """
 
     bar: str

@@ -8,10 +8,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
 
 from osaurusctl import process
 from tests import daemons
@@ -32,6 +37,7 @@ def has_screen() -> bool:
 
 
 REAL = has_screen()
+fake_only = pytest.mark.skipif(REAL, reason="requires the fake launchd")
 LABEL = f"ai.osaurus.osaurusd.test-{os.getpid()}" if REAL else "ai.osaurus.osaurusd"
 
 
@@ -134,6 +140,27 @@ class Mac:
             return answer.status, json.loads(answer.read())
         finally:
             connection.close()
+
+    def is_serving(self) -> bool:
+        try:
+            return bool(self.admin("GET", "/v0/status")[1]["serving"])
+        except OSError:
+            return False
+
+    def post_chat(self, body: object) -> HTTPConnection:
+        """Send a chat request, and return the connection, from which the response can be read."""
+        address = urlsplit(self.status()["endpoints"][0])
+        connection = HTTPConnection(address.hostname or "", address.port, timeout=TIMEOUT_SECONDS)
+        connection.request("POST", "/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        return connection
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition that depends on another process."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager

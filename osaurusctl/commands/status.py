@@ -58,7 +58,7 @@ def version(output: Output) -> None:
 
 
 def _show_stopped_service(output: Output, service: ServiceStatus) -> None:
-    """Show the status of the service, which tells why its daemon does not run, and exit with code 3."""
+    """Show the status of the service, which shows why its daemon does not run, and exit with code 3."""
     error = DaemonNotRunning(start_command="osaurusctl start")
     output.show(
         {"service": _service_document(service, None), "error": error.body}, format_table(_service_rows(service, None))

@@ -86,11 +86,11 @@ def check_priority(context: Context) -> Iterator[Check]:
         return
     command = ["ps", "-o", "pri=", "-p", str(pid)]
     completed = subprocess.run(command, capture_output=True, text=True, timeout=_PS_TIMEOUT_SECONDS, check=False)
-    words = completed.stdout.split()
-    if not words or not words[0].isdecimal():
+    fields = completed.stdout.split()
+    if not fields or not fields[0].isdecimal():
         yield warning("priority", f'unknown; "{" ".join(command)}" does not print it')
-    elif int(words[0]) < _MIN_PRIORITY:
-        detail = f"{words[0]}, below the {_MIN_PRIORITY} of apps; macOS throttles the job"
+    elif int(fields[0]) < _MIN_PRIORITY:
+        detail = f"{fields[0]}, below the {_MIN_PRIORITY} of apps; macOS throttles the job"
         yield failure("priority", detail, f"{_REINSTALL} to write the file again")
     else:
-        yield ok("priority", words[0])
+        yield ok("priority", fields[0])

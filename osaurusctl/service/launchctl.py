@@ -58,7 +58,7 @@ class Launchctl:
 
     Args:
         run: runs a command line.
-        prefix: words before `launchctl`, such as `sudo`.
+        prefix: arguments before `launchctl`, such as `sudo`.
     """
 
     def __init__(self, run: RunCommand, prefix: Sequence[str] = ()) -> None:
@@ -105,12 +105,12 @@ class Launchctl:
         """Return the kind of session: Aqua at the screen, Background over ssh."""
         return self._call("managername").out.strip() or "unknown"
 
-    def describe(self, *words: object) -> str:
+    def describe(self, *arguments: object) -> str:
         """Format a command for the user."""
-        return " ".join([*self._prefix, "launchctl", *map(str, words)])
+        return " ".join([*self._prefix, "launchctl", *map(str, arguments)])
 
-    def _call(self, *words: str, timeout: float = _TIMEOUT_SECONDS) -> Result:
-        return self._run([*self._prefix, "launchctl", *words], timeout)
+    def _call(self, *arguments: str, timeout: float = _TIMEOUT_SECONDS) -> Result:
+        return self._run([*self._prefix, "launchctl", *arguments], timeout)
 
 
 def parse_job(text: str) -> JobInfo:

@@ -123,7 +123,7 @@ class Systemd:
 
     def load_step(self) -> Step:
         commands = [("daemon-reload",), ("enable", self.unit), ("start", "--no-block", self.unit)]
-        return Step("; ".join(self._describe(*words) for words in commands), lambda: self._run_all(commands))
+        return Step("; ".join(self._describe(*arguments) for arguments in commands), lambda: self._run_all(commands))
 
     def unload_step(self) -> Step:
         return Step(self._describe("stop", self.unit), self._stop)
@@ -154,14 +154,14 @@ class Systemd:
         except CliError as error:
             return [str(error)]
 
-    def _step(self, *words: str) -> Step:
-        return Step(self._describe(*words), lambda: self._run_all([words]))
+    def _step(self, *arguments: str) -> Step:
+        return Step(self._describe(*arguments), lambda: self._run_all([arguments]))
 
     def _run_all(self, commands: Iterable[tuple[str, ...]]) -> None:
-        for words in commands:
-            if (result := self._call(*words)).code:
+        for arguments in commands:
+            if (result := self._call(*arguments)).code:
                 raise CliError(
-                    f"{self._describe(*words)} failed: {result.message}",
+                    f"{self._describe(*arguments)} failed: {result.message}",
                     hint=f'run "systemctl --user status {self.unit}" for details',
                     code="systemd_refused",
                 )
@@ -204,11 +204,11 @@ class Systemd:
             drift.append("the loaded unit differs from the file")
         return drift
 
-    def _call(self, *words: str) -> Result:
-        return self._run(["systemctl", "--user", *words], self.stop_timeout)
+    def _call(self, *arguments: str) -> Result:
+        return self._run(["systemctl", "--user", *arguments], self.stop_timeout)
 
-    def _describe(self, *words: str) -> str:
-        return shlex.join(["systemctl", "--user", *words])
+    def _describe(self, *arguments: str) -> str:
+        return shlex.join(["systemctl", "--user", *arguments])
 
 
 def render_unit(job: Job) -> str:

@@ -54,39 +54,25 @@ class CallError(Exception):
         self.text = text
 
 
-class Faults:
-    """The faults that tests inject."""
+class JsonFile:
+    """A dictionary in a JSON file, which tests and launchctl change too."""
 
-    def __init__(self):
-        self.path = STATE / "faults.json"
+    def __init__(self, name):
+        self.path = STATE / name
 
-    def is_set(self, name):
-        return bool(self._all().get(name))
+    def read(self):
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
 
-    def consume(self, name):
-        """Count down a fault, and return whether it applies to this call."""
-        remaining = self._all()
-        if not remaining.get(name):
+    def set(self, key, value):
+        self.path.write_text(json.dumps(self.read() | {key: value}))
+
+    def consume(self, key):
+        """Decrement a counter; return whether it was positive."""
+        count = self.read().get(key)
+        if not count:
             return False
-        remaining[name] -= 1
-        self.path.write_text(json.dumps(remaining))
+        self.set(key, count - 1)
         return True
-
-    def _all(self):
-        return json.loads(self.path.read_text()) if self.path.exists() else {}
-
-
-class Disabled:
-    """The disabled labels of a user."""
-
-    def __init__(self, uid):
-        self.path = STATE / f"disabled-{uid}.json"
-
-    def all(self):
-        return json.loads(self.path.read_text()) if self.path.exists() else {}
-
-    def set(self, label, value):
-        self.path.write_text(json.dumps(self.all() | {label: value}))
 
 
 class Job:
@@ -99,12 +85,9 @@ class Job:
         self.process = None
         self.runs = 0
         self.last_code = self.last_signal = None
-        self.reason = "speculative"
         self.started_at = None
         self.removed = False
         self.start_requested = asyncio.Event()
-        self.ended = asyncio.Event()
-        self.spawned = asyncio.Event()
         self.supervisor = None
 
     def start(self):
@@ -122,7 +105,6 @@ class Job:
                 break
             self.start_requested.clear()
             if await self._run() and not self.removed:
-                self.reason = "inefficient"
                 self.start_requested.set()
 
     async def _throttle(self):
@@ -144,12 +126,10 @@ class Job:
             self.last_code, self.last_signal, self.state = EX_CONFIG, None, "spawn scheduled"
             return True
         self.state = "SIGTERMed" if self.removed else "running"
-        self.spawned.set()
         code = await self.process.wait()
         self._kill_group()
         self.last_code, self.last_signal = (code, None) if code >= 0 else (None, -code)
         self.process, self.state = None, "not running"
-        self.spawned.clear()
         return self._keep_alive(code)
 
     async def _spawn(self):
@@ -157,15 +137,13 @@ class Job:
         arguments = tree["ProgramArguments"]
         with contextlib.ExitStack() as stack:
             flags = os.O_CREAT | os.O_APPEND
-            streams = {
-                "stdin": self._stream(stack, "StandardInPath", os.O_RDONLY),
-                "stdout": self._stream(stack, "StandardOutPath", os.O_WRONLY | flags),
-                "stderr": self._stream(stack, "StandardErrorPath", os.O_WRONLY | flags),
-            }
+            stdout = self._open(stack, "StandardOutPath", os.O_WRONLY | flags)
+            stderr = self._open(stack, "StandardErrorPath", os.O_WRONLY | flags)
             return await asyncio.create_subprocess_exec(
-                tree.get("Program", arguments[0]),
-                *arguments[1:],
-                **streams,
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
                 cwd=tree.get("WorkingDirectory", "/"),
                 env=self._environment(),
                 umask=int(tree.get("Umask", 0o022)),
@@ -173,7 +151,7 @@ class Job:
                 preexec_fn=self._limit,
             )
 
-    def _stream(self, stack, key, flags):
+    def _open(self, stack, key, flags):
         descriptor = os.open(self.tree.get(key, os.devnull), flags, 0o666)
         stack.callback(os.close, descriptor)
         return descriptor
@@ -199,9 +177,8 @@ class Job:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard), hard))
 
     def _kill_group(self):
-        if not self.tree.get("AbandonProcessGroup"):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def _keep_alive(self, code):
         keep = self.tree.get("KeepAlive", False)
@@ -217,7 +194,6 @@ class Job:
 
     def kick(self, kill):
         if self.process is None:
-            self.reason = "one-shot"
             self.start_requested.set()
         elif kill:
             self.process.send_signal(signal.SIGKILL)
@@ -246,8 +222,8 @@ class Domain:
         self.kind, _, uid = name.partition("/")
         self.uid = uid or "system"
         self.jobs = {}
-        self.disabled = Disabled(self.uid)
-        self.faults = Faults()
+        self.disabled = JsonFile(f"disabled-{self.uid}.json")
+        self.faults = JsonFile("faults.json")
         self.removals = set()
 
     def login(self):
@@ -260,34 +236,35 @@ class Domain:
         await asyncio.gather(*(job.remove() for job in self.jobs.values()))
 
     async def call(self, argv):
-        verb, words = argv[0], argv[1:]
+        verb, arguments = argv[0], argv[1:]
         try:
-            return 0, await getattr(self, "do_" + verb.replace("-", "_"))(words) or "", ""
+            return 0, await getattr(self, "do_" + verb.replace("-", "_"))(arguments) or "", ""
         except CallError as error:
             return error.code, "", error.text
 
-    async def do_bootstrap(self, words):
+    async def do_bootstrap(self, arguments):
         if self.faults.consume("bootstrap_eio"):
             raise self._eio("Bootstrap")
         if self.faults.consume("bootstrap_busy"):
             raise CallError(
-                37, f"{words[1]}: service already bootstrapped\nBootstrap failed: 37: Operation already in progress\n"
+                37,
+                f"{arguments[1]}: service already bootstrapped\nBootstrap failed: 37: Operation already in progress\n",
             )
-        self._load(words[1])
+        self._load(arguments[1])
 
     def _load(self, path):
         tree = self._read(path)
         label = tree["Label"]
         if label in self.jobs:
             raise self._eio("Bootstrap")
-        if self.disabled.all().get(label):
+        if self.disabled.read().get(label):
             raise CallError(119, "Bootstrap failed: 119: Service is disabled\n")
         sessions = tree.get("LimitLoadToSessionType", "Aqua" if self.kind == "gui" else SESSIONS[self.kind])
         if SESSIONS[self.kind] not in ([sessions] if isinstance(sessions, str) else sessions):
             raise CallError(134, "Bootstrap failed: 134: Service cannot load in requested session\n")
         self.jobs[label] = job = Job(self, path, tree)
-        if self.faults.is_set("no_process"):
-            job.supervisor = asyncio.create_task(job.ended.wait())
+        if self.faults.read().get("no_process"):
+            job.supervisor = asyncio.create_task(asyncio.Event().wait())
         else:
             job.start()
 
@@ -304,16 +281,10 @@ class Domain:
             raise self._eio("Bootstrap")
         return tree
 
-    async def do_bootout(self, words):
-        target = words[0]
-        if len(words) > 1 or target == self.name:
-            job = next((job for job in self.jobs.values() if words[1:] == [job.path]), None)
-            if job is None:
-                raise self._eio("Boot-out")
-        else:
-            job = self.jobs.get(self._label(target))
-            if job is None:
-                raise CallError(3, "Boot-out failed: 3: No such process\n")
+    async def do_bootout(self, arguments):
+        job = self.jobs.get(self._label(arguments[0]))
+        if job is None:
+            raise CallError(3, "Boot-out failed: 3: No such process\n")
         if not job.removed:
             task = asyncio.create_task(self._remove(job))
             self.removals.add(task)
@@ -325,51 +296,35 @@ class Domain:
         await job.remove()
         self.jobs.pop(job.label, None)
 
-    async def do_enable(self, words):
-        self.disabled.set(self._label(words[0]), False)
+    async def do_enable(self, arguments):
+        self.disabled.set(self._label(arguments[0]), False)
 
-    async def do_disable(self, words):
-        self.disabled.set(self._label(words[0]), True)
+    async def do_disable(self, arguments):
+        self.disabled.set(self._label(arguments[0]), True)
 
-    async def do_kickstart(self, words):
-        job = self._job(words[-1])
-        if job.process is not None and "-k" not in words:
+    async def do_kickstart(self, arguments):
+        job = self._job(arguments[-1])
+        if job.process is not None and "-k" not in arguments:
             raise CallError(37, "")
-        job.kick("-k" in words)
-        if "-p" in words:
-            await job.spawned.wait()
-            return f"{job.process.pid}\n"
-        return ""
+        job.kick("-k" in arguments)
 
-    async def do_kill(self, words):
-        job = self._job(words[1])
+    async def do_kill(self, arguments):
+        job = self._job(arguments[1])
         if job.process is None:
             raise CallError(3, "No process to signal.\n")
-        number = int(words[0]) if words[0].isdecimal() else signal.Signals[words[0]]
+        number = int(arguments[0]) if arguments[0].isdecimal() else signal.Signals[arguments[0]]
         job.process.send_signal(number)
 
-    async def do_print(self, words):
-        if words[0] == self.name:
+    async def do_print(self, arguments):
+        if arguments[0] == self.name:
             return f"{self.name} = {{\n\ttype = {self.kind}\n\thandle = 1\n}}\n"
-        return format_job(self._job(words[0]))
+        return format_job(self._job(arguments[0]))
 
-    async def do_blame(self, words):
-        return self._job(words[0]).reason + "\n"
-
-    async def do_print_disabled(self, words):
-        old = self.faults.is_set("old_print_disabled")
-        words = {True: "true" if old else "disabled", False: "false" if old else "enabled"}
-        lines = [f'\t\t"{label}" => {words[value]}' for label, value in self.disabled.all().items()]
+    async def do_print_disabled(self, arguments):
+        old = self.faults.read().get("old_print_disabled")
+        states = {True: "true" if old else "disabled", False: "false" if old else "enabled"}
+        lines = [f'\t\t"{label}" => {states[value]}' for label, value in self.disabled.read().items()]
         return "\n".join(["\tdisabled services = {", *lines, "\t}", ""])
-
-    async def do_list(self, words):
-        if words:
-            return format_list_entry(self._job(f"{self.name}/{words[0]}"))
-        lines = ["PID\tStatus\tLabel"]
-        for job in self.jobs.values():
-            pid = job.process.pid if job.process else "-"
-            lines.append(f"{pid}\t{-job.last_signal if job.last_signal else job.last_code or 0}\t{job.label}")
-        return "\n".join([*lines, ""])
 
     def _label(self, target):
         return target.removeprefix(self.name + "/")
@@ -377,14 +332,8 @@ class Domain:
     def _job(self, target):
         label = self._label(target)
         if label not in self.jobs:
-            where = (
-                f"user gui: {self.uid}"
-                if self.kind == "gui"
-                else f"uid: {self.uid}"
-                if self.kind == "user"
-                else "system"
-            )
-            raise CallError(113, f'Bad request.\nCould not find service "{label}" in domain for {where}\n')
+            domain = f"user gui: {self.uid}" if self.kind == "gui" else f"uid: {self.uid}"
+            raise CallError(113, f'Bad request.\nCould not find service "{label}" in domain for {domain}\n')
         return self.jobs[label]
 
     @staticmethod
@@ -395,58 +344,43 @@ class Domain:
 def format_job(job):
     """Format a job like `launchctl print`: its own fields after one tab, nested ones after more."""
     tree = job.tree
-    words = tree["ProgramArguments"]
+    arguments = tree["ProgramArguments"]
+    variables = {**tree.get("EnvironmentVariables", {}), "XPC_SERVICE_NAME": job.label}
     lines = [
         f"{job.domain.name}/{job.label} = {{",
         f"\tactive count = {1 if job.process else 0}",
         f"\tpath = {job.path}",
+        "\ttype = LaunchAgent",
+        f"\tstate = {job.state}",
+        "",
+        f"\tprogram = {arguments[0]}",
+        *format_block("arguments", arguments),
     ]
-    lines += ["\ttype = LaunchAgent", f"\tstate = {job.state}", "", f"\tprogram = {words[0]}"]
-    lines += ["\targuments = {", *(f"\t\t{word}" for word in words), "\t}", ""]
-    if "WorkingDirectory" in tree:
-        lines += [f"\tworking directory = {tree['WorkingDirectory']}", ""]
     for key, name in (("StandardOutPath", "stdout path"), ("StandardErrorPath", "stderr path")):
         lines += [f"\t{name} = {tree[key]}"] if key in tree else []
     lines += [
-        "\tinherited environment = {",
-        "\t\tSSH_AUTH_SOCK => /private/tmp/com.apple.launchd.fake/Listeners",
-        "\t}",
-        "",
+        *format_block("inherited environment", ["SSH_AUTH_SOCK => /private/tmp/com.apple.launchd.fake/Listeners"]),
+        *format_block("default environment", [f"PATH => {MINIMAL_PATH}"]),
+        *format_block("environment", [f"{name} => {value}" for name, value in variables.items()]),
+        f"\tminimum runtime = {tree.get('ThrottleInterval', THROTTLE_SECONDS)}",
+        f"\texit timeout = {tree.get('ExitTimeOut', EXIT_SECONDS)}",
+        f"\truns = {job.runs}",
+        *([f"\tpid = {job.process.pid}"] if job.process else []),
     ]
-    lines += ["\tdefault environment = {", f"\t\tPATH => {MINIMAL_PATH}", "\t}", "", "\tenvironment = {"]
-    lines += [f"\t\t{name} => {value}" for name, value in tree.get("EnvironmentVariables", {}).items()]
-    lines += [
-        f"\t\tXPC_SERVICE_NAME => {job.label}",
-        "\t}",
-        "",
-        f"\tdomain = {job.domain.name} [100015]",
-        "\tasid = 100015",
-    ]
-    lines += [f"\tminimum runtime = {tree.get('ThrottleInterval', THROTTLE_SECONDS)}"]
-    lines += [f"\texit timeout = {tree.get('ExitTimeOut', EXIT_SECONDS)}", f"\truns = {job.runs}"]
-    if job.process:
-        lines += [f"\tpid = {job.process.pid}"]
-    lines += [f"\timmediate reason = {job.reason}", "\tforks = 0", "\texecs = 1", "\tinitialized = 1"]
     if job.last_signal:
         lines += [f"\tlast terminating signal = {signal.strsignal(job.last_signal)}: {job.last_signal}"]
     else:
         code = "(never exited)" if job.last_code is None else job.last_code
         lines += [f"\tlast exit code = {'78: EX_CONFIG' if code == EX_CONFIG else code}"]
-    lines += ["", "\tsemaphores = {", "\t\tsuccessful exit => 0", "\t}", ""]
-    lines += ["\tresource coalition = {", "\t\tstate = active", "\t\tpid = 1", "\t}", ""]
-    lines += [f"\tspawn type = {SPAWN_TYPES[tree.get('ProcessType', 'Standard')]}", "\tjetsam priority = 40"]
-    return "\n".join([*lines, "\tproperties = runatload | inferred program", "}", ""])
+    lines += [
+        *format_block("resource coalition", ["state = active", "pid = 1"]),
+        f"\tspawn type = {SPAWN_TYPES[tree.get('ProcessType', 'Standard')]}",
+    ]
+    return "\n".join([*lines, "}", ""])
 
 
-def format_list_entry(job):
-    """Format a job like `launchctl list LABEL`; LastExitStatus is the status of wait(2)."""
-    status = job.last_signal if job.last_signal else (job.last_code or 0) << 8
-    lines = ["{", f'\t"LimitLoadToSessionType" = "{SESSIONS[job.domain.kind]}";', f'\t"Label" = "{job.label}";']
-    lines += ['\t"OnDemand" = false;', f'\t"LastExitStatus" = {status};']
-    lines += [f'\t"PID" = {job.process.pid};'] if job.process else []
-    words = job.tree["ProgramArguments"]
-    lines += [f'\t"Program" = "{words[0]}";', '\t"ProgramArguments" = (', *(f'\t\t"{word}";' for word in words), "\t);"]
-    return "\n".join([*lines, "};", ""])
+def format_block(name, lines):
+    return [f"\t{name} = {{", *(f"\t\t{line}" for line in lines), "\t}", ""]
 
 
 async def main(name):

@@ -22,8 +22,6 @@ TIMEOUT_SECONDS = 60
 FOREVER = ["/bin/sh", "-c", "while :; do sleep 1; done"]
 SECOND = 1 if macs.REAL else SCALE
 
-fake_only = pytest.mark.skipif(macs.REAL, reason="requires the fake launchd")
-
 
 @pytest.fixture
 def mac() -> Iterator[Mac]:
@@ -91,7 +89,7 @@ def test_bootstrap_of_a_loaded_label_fails_with_a_generic_error(mac: Mac) -> Non
     assert again.stderr.startswith(f"Bootstrap failed: {again.returncode}: ")
 
 
-@fake_only
+@macs.fake_only
 @pytest.mark.parametrize("fault", ["missing", "writable", "broken", "unlabelled"])
 def test_bootstrap_of_an_invalid_file_fails_with_a_generic_error(mac: Mac, fault: str) -> None:
     write_plist(mac, *FOREVER)
@@ -151,14 +149,14 @@ def test_job_is_restarted_only_after_a_failure(mac: Mac, code: int, restarts: bo
         assert (1, "not running") == (job.number("runs"), job.state)
 
 
-@fake_only
+@macs.fake_only
 def test_keys_of_keep_alive_are_ored(mac: Mac) -> None:
     """`Crashed: false` restarts the job after exit 0, regardless of `SuccessfulExit`."""
     load_job(mac, "/bin/sh", "-c", "exit 0", KeepAlive={"SuccessfulExit": False, "Crashed": False})
     wait_until(mac, lambda job: job is not None and (job.number("runs") or 0) >= 2)
 
 
-@fake_only
+@macs.fake_only
 def test_starts_are_throttled(mac: Mac) -> None:
     before = time.time()
     load_job(mac, "/bin/sh", "-c", f"date +%s.%N >> '{mac.root}/starts'; exit 1", KeepAlive=True, ThrottleInterval=20)
@@ -230,15 +228,7 @@ def test_bootout_of_a_job_that_is_not_loaded_fails(mac: Mac) -> None:
     assert (3, "Boot-out failed: 3: No such process\n") == (result.returncode, result.stderr)
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(["bootout", "nonsense"], 64), (["fly"], 1)])
-def test_usage_errors_have_the_exit_codes_of_launchctl(mac: Mac, arguments: list[str], code: int) -> None:
-    result = mac.launchctl(*arguments)
-
-    assert code == result.returncode
-    assert result.stderr.startswith("Unrecognized")
-
-
-@fake_only
+@macs.fake_only
 def test_missing_domain_is_an_error() -> None:
     with macs.mac("user") as mac:
         assert 112 == mac.launchctl("print", f"gui/{os.getuid()}").returncode
@@ -246,24 +236,7 @@ def test_missing_domain_is_an_error() -> None:
         assert "Background\n" == mac.launchctl("managername").stdout
 
 
-def test_list_shows_the_pid_and_the_last_wait_status(mac: Mac) -> None:
-    load_job(
-        mac,
-        "/bin/sh",
-        "-c",
-        f"[ -e '{mac.root}/restarted' ] && exec sleep 100; : > '{mac.root}/restarted'; exit 5",
-        KeepAlive=True,
-    )
-    job = wait_until(mac, lambda job: job is not None and job.number("runs") == 2 and job.state == "running")
-    listed = mac.launchctl("list", LABEL).stdout
-
-    assert job is not None
-    assert f'"PID" = {job.pid};' in listed
-    assert f'"LastExitStatus" = {5 << 8};' in listed
-    assert f"{job.pid}\t" in mac.launchctl("list").stdout
-
-
-@fake_only
+@macs.fake_only
 def test_process_group_is_killed_when_its_leader_exits(mac: Mac) -> None:
     load_job(mac, "/bin/sh", "-c", f"sleep 1000 & echo $! > '{mac.root}/child'; wait")
     wait_until(mac, lambda _: (mac.root / "child").exists() and (mac.root / "child").read_text().strip() != "")

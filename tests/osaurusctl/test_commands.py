@@ -236,10 +236,10 @@ def test_completion_prints_the_script_of_the_shell(invoke, shell):
     assert document["script"].strip() == result.stdout.strip()
 
 
-def _complete(ctl, monkeypatch, *words):
+def _complete(ctl, monkeypatch, *arguments):
     monkeypatch.setenv("_OSAURUSCTL_COMPLETE", "bash_complete")
-    monkeypatch.setenv("COMP_WORDS", " ".join(["osaurusctl", *words]))
-    monkeypatch.setenv("COMP_CWORD", str(len(words)))
+    monkeypatch.setenv("COMP_WORDS", " ".join(["osaurusctl", *arguments]))
+    monkeypatch.setenv("COMP_CWORD", str(len(arguments)))
     return ctl()
 
 
@@ -255,10 +255,10 @@ def test_completion_offers_aliases(daemon, ctl, monkeypatch, fake):
     assert _complete(ctl, monkeypatch, "alias", "--rm", "").stdout == "plain,fast\n"
 
 
-@pytest.mark.parametrize("words", [["show"], ["rm", "qwen"], ["verify"], ["alias", "fast"]], ids=" ".join)
-def test_completion_offers_unavailable_models_to_commands_on_files(daemon, ctl, monkeypatch, fake, words):
+@pytest.mark.parametrize("arguments", [["show"], ["rm", "qwen"], ["verify"], ["alias", "fast"]], ids=" ".join)
+def test_completion_offers_unavailable_models_to_commands_on_files(daemon, ctl, monkeypatch, fake, arguments):
     daemon.models = [fake.model("llama", aliases=["l"]), fake.model("lama", state=ModelState.PARTIAL)]
-    assert _complete(ctl, monkeypatch, *words, "l").stdout == "plain,llama\nplain,lama\n"
+    assert _complete(ctl, monkeypatch, *arguments, "l").stdout == "plain,llama\nplain,lama\n"
 
 
 @pytest.mark.parametrize("command", ["get", "set", "unset"])

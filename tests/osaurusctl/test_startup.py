@@ -60,3 +60,13 @@ def test_ls_is_fast(daemon, ctl):
         assert ctl("ls").returncode == 0
         durations.append(time.monotonic() - start)
     assert min(durations) < 2
+
+
+def test_reading_the_configuration_does_not_import_tomlkit(home):
+    script = (
+        "import sys, osaurusctl.cli\n"
+        "try: osaurusctl.cli.root.main(['config', 'get'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert 'tomlkit' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=30)
