@@ -41,7 +41,7 @@ def up(output: Output, host: str | None, port: int | None, insecure: bool, timeo
     if (manager := lookup.find_own_service()) is not None:
         if host is not None or port is not None or insecure:
             raise click.UsageError(
-                "osaurusd is installed as a service; pass --host, --port and --insecure to `osaurusctl install` instead"
+                'osaurusd is installed as a service; pass --host, --port and --insecure to "osaurusctl install" instead'
             )
         _start_service(output, manager, timeout)
         return

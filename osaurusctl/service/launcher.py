@@ -36,7 +36,7 @@ while :; do
         fi
     done
     if [ -z "$warned" ]; then
-        echo "osaurusd: $python cannot import osaurusd; run \\`osaurusctl install\\` from the new installation" >&2
+        echo "osaurusd: $python cannot import osaurusd; run \\"osaurusctl install\\" from the new installation" >&2
         warned=1
     fi
     [ -n "$OSAURUS_SUPERVISED" ] || exit 1
