@@ -69,8 +69,8 @@ def test_check_accepts_a_missing_file(invoke, path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[server]\nprot = 1\n", "unknown key `server.prot`; did you mean `server.port`?"),
-        ("[server]\nport = 'x'\n", "`server.port`: expected `int`, got `str`"),
+        ("[server]\nprot = 1\n", "`server.prot`"),
+        ("[server]\nport = 'x'\n", "`server.port`"),
         ("[server\n", "line 1"),
         (b"\xff", "utf-8"),
     ],
@@ -86,7 +86,9 @@ def test_check_reports_what_is_invalid(invoke, path, text, message):
 
 def test_check_names_an_invalid_variable(invoke, file, monkeypatch):
     monkeypatch.setenv("OSAURUS_PORT", "many")
-    assert "the environment variable OSAURUS_PORT: `server.port`" in invoke("config", "check").stderr
+    error = invoke("config", "check").stderr
+    assert "OSAURUS_PORT" in error
+    assert "`server.port`" in error
 
 
 def test_get_lists_every_key_with_its_source(invoke, file, monkeypatch):
@@ -203,23 +205,24 @@ def test_set_prints_the_new_value(invoke, path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("server.prot", "1", "{path}: unknown key `server.prot`; did you mean `server.port`?"),
-        ("nonsense.key", "1", "{path}: unknown key `nonsense`; known keys: "),
-        ("server.port", "99999", "{path}: `server.port`: expected `int` <= 65535"),
-        ("server.port", "many", "{path}: `server.port`: expected `int`, got `str`"),
-        ("server.allowed_hosts", "a.example", "{path}: `server.allowed_hosts`: expected `array`, got `str`"),
-        ("log.level", "loud", "{path}: `log.level`: invalid enum value 'loud'"),
-        ("server", "5", "{path}: `server`: expected `object`, got `int`"),
-        ("server.port.x", "5", "{path}: `port` is not a table"),
-        ("default_model.x.y", "5", "{path}: `default_model` is not a table"),
-        ("server.", "5", "{path}: unknown key `server.`"),
+        ("server.prot", "1", "`server.prot`"),
+        ("nonsense.key", "1", "`nonsense`"),
+        ("server.port", "99999", "`int` <= 65535"),
+        ("server.port", "many", "expected `int`, got `str`"),
+        ("server.allowed_hosts", "a.example", "expected `array`, got `str`"),
+        ("log.level", "loud", "'loud'"),
+        ("server", "5", "expected `object`, got `int`"),
+        ("server.port.x", "5", "`port` is not a table"),
+        ("default_model.x.y", "5", "`default_model` is not a table"),
+        ("server.", "5", "`server.`"),
     ],
 )
 def test_invalid_change_leaves_the_file_unchanged(invoke, file, key, value, message):
     before = file.stat()
     result = invoke("config", "set", key, value)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith(f"error: {message.format(path=file)}")
+    assert result.stderr.startswith(f"error: {file}: ")
+    assert message in result.stderr
     assert (file.read_text(), file.stat().st_ino) == (WRITTEN, before.st_ino)
     assert list(file.parent.iterdir()) == [file]
 
