@@ -1,4 +1,4 @@
-"""The fake daemon as a program: what the tests run as `python -m osaurusd serve`. `FAKE_MODE` says how it behaves."""
+"""The fake daemon as a program that tests run as `python -m osaurusd serve`; `FAKE_MODE` selects its behavior."""
 
 import json
 import os
@@ -16,18 +16,18 @@ HOME = Path(os.environ["OSAURUS_HOME"])
 def main():
     record()
     match os.environ.get("FAKE_MODE"):
-        case "dies":
+        case "exit":
             print("config.toml: unknown key `prot`", file=sys.stderr)
             sys.exit(2)
         case "never ready":
-            with (HOME / "alive").open("w"):  # Whoever reads this pipe sees it end with this process.
+            with (HOME / "alive").open("w"):  # The reader of this pipe sees EOF when the process exits.
                 signal.pause()
         case mode:
             serve(linger=0.3 if mode == "slow to stop" else 0)
 
 
 def record():
-    """Leave word of how this process was started."""
+    """Write how this process was started to a file."""
     started = {
         "argv": sys.argv[1:],
         "pid": os.getpid(),
@@ -42,7 +42,7 @@ def record():
 def serve(linger):
     fake = FakeDaemon(HOME)
     fake.health.extend([503, 503])
-    fake.let_go_on_shutdown = False
+    fake.release_lock_on_shutdown = False
     fake.start()
     fake.stopping.wait()
     time.sleep(linger)
