@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from osaurusd import __version__, config, daemon
+from osaurusd import __version__, app, config
 from osaurusd.errors import OsaurusError
 from osaurusd.wire import paths
 
@@ -20,7 +20,7 @@ def main() -> None:
         flags = {("server", key): getattr(arguments, key) for key in ("host", "port", "insecure")}
         given = {key: value for key, value in flags.items() if value is not None}
         file = arguments.config or places.config_file
-        daemon.run(lambda: config.load(file, flags=given), places)
+        app.run(lambda: config.load(file, flags=given), places)
     except paths.SocketPathTooLong as error:
         _fail(str(error))
     except OsaurusError as error:

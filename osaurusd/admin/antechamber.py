@@ -7,15 +7,16 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable
 
-from osaurusd import log, supervision
+from osaurusd import log
 from osaurusd.admin import context, waiting
 from osaurusd.config import Config
 from osaurusd.errors import ConfigError, ListenFailed, OsaurusError
-from osaurusd.web import guard, listen
-from osaurusd.web.app import make_app, open_app
-from osaurusd.web.exposure import Exposure
-from osaurusd.web.keyring import Keyring
-from osaurusd.web.settings import Settings
+from osaurusd.http import guard, listen
+from osaurusd.http.app import make_app, open_app
+from osaurusd.http.exposure import Exposure
+from osaurusd.http.keyring import Keyring
+from osaurusd.http.settings import Settings
+from osaurusd.platform import service_manager
 from osaurusd.wire import ports
 
 logger = log.get_logger(__name__)
@@ -77,7 +78,7 @@ class Antechamber:
         with contextlib.suppress(ConfigError, ListenFailed):
             return await self.enter()
         async with self._open():
-            pauses = supervision.pauses()
+            pauses = service_manager.pauses()
             while not stop.is_set():
                 try:
                     return await self.enter()
@@ -99,7 +100,7 @@ class Antechamber:
         app[waiting.REASON] = self._reason
         # A copy, for the site closes what it serves on, and clients that come in between must only wait.
         runner = await open_app(app, [self._admin_door.dup()])
-        supervision.notify("READY=1")
+        service_manager.notify("READY=1")
         try:
             yield
         finally:
@@ -109,7 +110,7 @@ class Antechamber:
         text = await self._explained(error)
         if text != self._reason.text:
             logger.error("not serving", reason=text)
-            supervision.notify(f"STATUS=not serving: {text}")
+            service_manager.notify(f"STATUS=not serving: {text}")
             self._reason.text = text
 
     async def _explained(self, error: OsaurusError) -> str:

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from osaurusd.catalog.imports import Imports
-from osaurusd.catalog.pulls import Pulls
+from osaurusd.downloads.manager import Pulls
+from osaurusd.http.exposure import Exposure
+from osaurusd.http.keyring import Keyring
+from osaurusd.imports.manager import Imports
 from osaurusd.pool.pins import Pins
-from osaurusd.web.exposure import Exposure
-from osaurusd.web.keyring import Keyring
 from osaurusd.wire.diagnosis import Installation
 from osaurusd.wire.paths import Paths
 

@@ -9,9 +9,9 @@ import psutil
 from aiohttp import web
 
 from osaurusd.admin.context import DAEMON
-from osaurusd.catalog.roots import hub_cache
+from osaurusd.http import body, keys
+from osaurusd.models.roots import hub_cache
 from osaurusd.pool import blas
-from osaurusd.web import body, keys
 from osaurusd.wire.diagnosis import Diagnosis, StoreProbe
 
 PROBE_SECONDS = 5.0

@@ -5,12 +5,12 @@ from collections.abc import AsyncGenerator
 
 from aiohttp import web
 
-from osaurusd import ipc
 from osaurusd.admin import lines, views
 from osaurusd.admin.context import IMPORTS
-from osaurusd.catalog.record import ModelRecord
 from osaurusd.errors import OsaurusError
-from osaurusd.web import body, errors
+from osaurusd.http import body, errors
+from osaurusd.models.record import ModelRecord
+from osaurusd.rpc import messages
 from osaurusd.wire.admin import ImportDone, ImportEvent, ImportProgress, ImportRefused, ImportRequest
 
 
@@ -20,7 +20,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     return await lines.stream(request, _told(request.app[IMPORTS].run(order.path, order.name)))
 
 
-async def _told(events: AsyncGenerator[ipc.Progress | ModelRecord]) -> AsyncGenerator[ImportEvent]:
+async def _told(events: AsyncGenerator[messages.Progress | ModelRecord]) -> AsyncGenerator[ImportEvent]:
     begun = False
     async with contextlib.aclosing(events):
         try:
@@ -33,7 +33,7 @@ async def _told(events: AsyncGenerator[ipc.Progress | ModelRecord]) -> AsyncGene
             yield ImportRefused(error=errors.error_body(error))
 
 
-def _event(event: ipc.Progress | ModelRecord) -> ImportEvent:
+def _event(event: messages.Progress | ModelRecord) -> ImportEvent:
     if isinstance(event, ModelRecord):
         return ImportDone(model=views.model(event))
     return ImportProgress(stage=event.stage, done=event.done, total=event.total)

@@ -5,7 +5,7 @@ import asyncio
 from aiohttp import web
 
 from osaurusd.admin.context import KEYRING
-from osaurusd.web import body
+from osaurusd.http import body
 from osaurusd.wire.keys import KeyRequest, KeyRoute, RevokeRequest
 
 

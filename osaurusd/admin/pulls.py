@@ -8,10 +8,11 @@ from aiohttp import web
 
 from osaurusd.admin import lines, views
 from osaurusd.admin.context import PULLS
-from osaurusd.catalog import hub, names
-from osaurusd.catalog.catalog import Catalog
+from osaurusd.downloads import hub
 from osaurusd.errors import ModelNotFound
-from osaurusd.web import body, keys
+from osaurusd.http import body, keys
+from osaurusd.models import names
+from osaurusd.models.catalog import Catalog
 from osaurusd.wire.admin import ModelInfo, ModelState
 from osaurusd.wire.pulls import (
     FoundModel,

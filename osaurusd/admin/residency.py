@@ -8,11 +8,11 @@ from aiohttp import web
 
 from osaurusd.admin import lines, views
 from osaurusd.admin.context import PINS
-from osaurusd.catalog.record import ModelRecord
 from osaurusd.errors import ModelNotFound
 from osaurusd.events import Bus
+from osaurusd.http import body, keys
+from osaurusd.models.record import ModelRecord
 from osaurusd.pool.pins import Pins
-from osaurusd.web import body, keys
 from osaurusd.wire.admin import LoadRequest, ModelState, UnloadReply, UnloadRequest
 from osaurusd.wire.residency import Event, PinReply, PinRequest
 

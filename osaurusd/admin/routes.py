@@ -10,15 +10,8 @@ from osaurusd.admin import diagnosis, imports, pulls, residency, store, views
 from osaurusd.admin import keys as api_keys
 from osaurusd.admin.context import DAEMON, EXPOSURE, PINS
 from osaurusd.errors import VersionMismatch
-from osaurusd.web import body, keys
-from osaurusd.wire.admin import (
-    API_HEADER,
-    API_VERSION,
-    VERSION_HEADER,
-    ReloadReply,
-    Route,
-    ShutdownReply,
-)
+from osaurusd.http import body, keys
+from osaurusd.wire.admin import API_HEADER, API_VERSION, VERSION_HEADER, ReloadReply, Route, ShutdownReply
 
 # What it takes to see and end a daemon of another version.
 ANY_VERSION = frozenset({Route.STATUS, Route.SHUTDOWN})

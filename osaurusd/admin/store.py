@@ -8,14 +8,14 @@ from pathlib import Path
 
 from aiohttp import web
 
-from osaurusd import ipc
 from osaurusd.admin import lines, views
 from osaurusd.admin.context import IMPORTS, PINS, PULLS
-from osaurusd.catalog import facts, store
-from osaurusd.catalog.record import ModelRecord
 from osaurusd.errors import Busy, InvalidRequest, OsaurusError
+from osaurusd.http import body, errors, keys
+from osaurusd.models import facts, store
+from osaurusd.models.record import ModelRecord
 from osaurusd.pool.pool import Pool
-from osaurusd.web import body, errors, keys
+from osaurusd.rpc import messages
 from osaurusd.wire.admin import (
     Alias,
     AliasRequest,
@@ -125,8 +125,8 @@ async def _verification(record: ModelRecord) -> AsyncGenerator[VerifyEvent]:
         yield VerifyFailed(error=errors.error_body(error))
 
 
-def _verify_event(record: ModelRecord, frame: ipc.Hashing | ipc.Hashed) -> VerifyEvent:
-    if isinstance(frame, ipc.Hashing):
+def _verify_event(record: ModelRecord, frame: messages.Hashing | messages.Hashed) -> VerifyEvent:
+    if isinstance(frame, messages.Hashing):
         return VerifyProgress(file=frame.file, done=frame.done, total=frame.total)
     files = [VerifiedFile(name=file.name, bytes=file.bytes, state=file.state) for file in frame.files]
     return VerifyDone(model=record.name, files=files)

@@ -9,8 +9,8 @@ import psutil
 
 from osaurusd import __version__
 from osaurusd.admin.context import Daemon
-from osaurusd.catalog.facts import Facts
-from osaurusd.catalog.record import ModelRecord
+from osaurusd.models.facts import Facts
+from osaurusd.models.record import ModelRecord
 from osaurusd.pool.report import Budget, WorkerReport
 from osaurusd.wire.admin import (
     API_VERSION,

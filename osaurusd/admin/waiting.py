@@ -11,8 +11,8 @@ from osaurusd.admin import keys, views
 from osaurusd.admin.context import DAEMON
 from osaurusd.admin.routes import add_version_check
 from osaurusd.errors import ConfigError, NotServing
+from osaurusd.http import body
 from osaurusd.pool.report import Budget
-from osaurusd.web import body
 from osaurusd.wire.admin import ReloadReply, Route, ShutdownReply
 from osaurusd.wire.keys import KeyRoute
 

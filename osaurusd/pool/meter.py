@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from osaurusd import ipc
+from osaurusd.inference.events import Completed
 from osaurusd.metrics import Counter, Family, Histogram
 
 TTFT_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -92,12 +92,12 @@ class Tally:
         if self.first_token_seconds is None:
             self.first_token_seconds = seconds
 
-    def ended(self, done: ipc.Done) -> None:
+    def ended(self, done: Completed) -> None:
         """A request is complete."""
-        self._meters.prompt_tokens.add(done.prompt_tokens, self._model)
-        self._meters.cached_tokens.add(done.cached_tokens, self._model)
-        self._meters.completion_tokens.add(done.completion_tokens, self._model)
-        self._meters.cache_lookups.add(1, self._model, "hit" if done.cached_tokens else "miss")
+        self._meters.prompt_tokens.add(done.usage.prompt_tokens, self._model)
+        self._meters.cached_tokens.add(done.usage.cached_tokens, self._model)
+        self._meters.completion_tokens.add(done.usage.completion_tokens, self._model)
+        self._meters.cache_lookups.add(1, self._model, "hit" if done.usage.cached_tokens else "miss")
 
     def broken_off(self, tokens: int) -> None:
         """A request ended early, after about so many tokens."""
@@ -123,7 +123,7 @@ class Timing:
         self._tokens += 1
         self._tally.arrived(now, None if before is None else now - before)
 
-    def done(self, done: ipc.Done) -> None:
+    def done(self, done: Completed) -> None:
         """It is complete."""
         self._closed = True
         self._tally.ended(done)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 
-from osaurusd.state import StateFile
+from osaurusd.platform.state import StateFile
 
 VERSION = 1
 

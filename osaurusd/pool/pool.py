@@ -8,21 +8,21 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from osaurusd import ipc
-from osaurusd.awake import Awake
-from osaurusd.catalog.record import ModelRecord
 from osaurusd.errors import InsufficientMemory, InternalError, ModelUnloaded, OsaurusError, WorkerCrashed
 from osaurusd.events import Bus
 from osaurusd.log import get_logger
-from osaurusd.pool import process, report, shares
-from osaurusd.pool.client import WorkerClient
+from osaurusd.models.record import ModelRecord
+from osaurusd.platform.power import Awake
+from osaurusd.pool import report, shares
 from osaurusd.pool.meter import Meters, Tally
-from osaurusd.pool.process import WorkerProcess
 from osaurusd.pool.report import Budget, Slot, WorkerReport
 from osaurusd.pool.resident import Cause, Demand, Resident, Rules
 from osaurusd.pool.scheduler import Scheduler
 from osaurusd.pool.spare import Spare
 from osaurusd.pool.terms import Terms
+from osaurusd.rpc import messages, process
+from osaurusd.rpc.client import WorkerClient
+from osaurusd.rpc.process import WorkerProcess
 from osaurusd.wire.admin import WorkerState
 from osaurusd.wire.residency import EventKind
 
@@ -230,7 +230,7 @@ class Pool:
             slot.told = wanted
             worker.client.limit(wanted)
 
-    def _limits(self, resident: Resident) -> ipc.Limits:
+    def _limits(self, resident: Resident) -> messages.Limits:
         return shares.limits(self._terms.share, resident.limit_bytes, resident.needs_bytes, wired=not self._on_cpu)
 
     async def _live(self, resident: Resident, slot: Slot) -> None:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from osaurusd import ipc
 from osaurusd.errors import OsaurusError
-from osaurusd.pool.process import WorkerProcess
 from osaurusd.pool.resident import Cause, Failure, Resident
 from osaurusd.pool.scheduler import Scheduler
+from osaurusd.rpc import messages
+from osaurusd.rpc.process import WorkerProcess
 from osaurusd.wire.admin import IN_MEMORY, WorkerState
 from osaurusd.wire.residency import LoadPhases
 
@@ -21,7 +21,7 @@ class Slot:
     name: str
     starting: asyncio.Task[WorkerProcess]
     started_at: float
-    told: ipc.Limits
+    told: messages.Limits
     worker: WorkerProcess | None = None
     load_seconds: float | None = None
     stopped_for: OsaurusError | None = None
@@ -71,7 +71,7 @@ def of_resident(resident: Resident, name: str, slot: Slot | None, scheduler: Sch
     worker = slot.worker if slot else None
     pinned = resident.key in scheduler.pinned
     failure = scheduler.failures.get(resident.key)
-    stats = worker.client.stats if worker else ipc.Stats(active_bytes=0, cache_bytes=0)
+    stats = worker.client.stats if worker else messages.Stats(active_bytes=0, cache_bytes=0)
     return WorkerReport(
         key=resident.key,
         name=name,

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from osaurusd import ipc
-from osaurusd.catalog.record import ModelRecord
+from osaurusd.models.record import ModelRecord
+from osaurusd.rpc import messages
 
 FLOAT32_BYTES = 4
 
@@ -23,7 +23,7 @@ LEAST_FREED_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Share:
-    """What each worker is told; see `ipc.Load`. The bytes are the most that a worker gets, however much is spare."""
+    """What each worker is told; see `messages.Load`. The bytes are the most that a worker gets, however much is spare."""
 
     dequantize: Literal["auto", "always", "never"] = "auto"
     cache_limit_bytes: int = 2**30
@@ -68,9 +68,9 @@ def estimate(record: ModelRecord, share: Share, budget: int, *, on_cpu: bool) ->
     return int(weights * WEIGHTS_FACTOR + cache * CACHE_FACTOR)
 
 
-def load_order(record: ModelRecord, share: Share, limits: ipc.Limits) -> ipc.Load:
+def load_order(record: ModelRecord, share: Share, limits: messages.Limits) -> messages.Load:
     """The order to load a model within these limits."""
-    return ipc.Load(
+    return messages.Load(
         path=str(record.path),
         context_length=record.context_length,
         dequantize=share.dequantize,
@@ -83,7 +83,7 @@ def load_order(record: ModelRecord, share: Share, limits: ipc.Limits) -> ipc.Loa
     )
 
 
-def limits(share: Share, limit_bytes: int, needs_bytes: int, *, wired: bool) -> ipc.Limits:
+def limits(share: Share, limit_bytes: int, needs_bytes: int, *, wired: bool) -> messages.Limits:
     """How a worker is to divide what it may use.
 
     Args:
@@ -93,7 +93,7 @@ def limits(share: Share, limit_bytes: int, needs_bytes: int, *, wired: bool) -> 
         wired: whether its memory is to be kept from being paged out, which only a GPU asks for.
     """
     spare = max(limit_bytes - needs_bytes, 0)
-    return ipc.Limits(
+    return messages.Limits(
         memory_limit_bytes=limit_bytes,
         cache_limit_bytes=min(share.cache_limit_bytes, max(spare // FREED_PART, LEAST_FREED_BYTES)),
         wired_limit_bytes=limit_bytes if wired else None,

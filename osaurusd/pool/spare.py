@@ -5,8 +5,8 @@ import contextlib
 
 from osaurusd.errors import LoadFailed
 from osaurusd.log import get_logger
-from osaurusd.pool import process
-from osaurusd.pool.process import Launch, WorkerProcess
+from osaurusd.rpc import process
+from osaurusd.rpc.process import Launch, WorkerProcess
 
 log = get_logger(__name__)
 

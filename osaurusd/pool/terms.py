@@ -7,9 +7,9 @@ import psutil
 from osaurusd.config import Config
 from osaurusd.log import get_logger
 from osaurusd.pool import blas
-from osaurusd.pool.process import Launch
 from osaurusd.pool.resident import Rules
 from osaurusd.pool.shares import KeepAlive, Share
+from osaurusd.rpc.process import Launch
 
 log = get_logger(__name__)
 

@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Iterable
 
-from osaurusd import ipc
+from osaurusd.rpc import framing, messages
 
 
 class Outbox:
@@ -29,9 +29,9 @@ class Outbox:
         self._lock = threading.Lock()
         self._left = bytearray()
 
-    def send(self, frames: Iterable[ipc.Frame]) -> None:
+    def send(self, frames: Iterable[messages.Frame]) -> None:
         """Send frames, whole and in order. From any thread."""
-        data = ipc.encode(frames)
+        data = framing.encode(frames)
         with self._lock:
             if self._left:
                 self._left += data

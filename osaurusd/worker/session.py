@@ -11,14 +11,16 @@ from typing import NoReturn
 
 import mlx.core as mx
 
-from osaurusd import __version__, ipc
+from osaurusd import __version__
 from osaurusd.errors import OsaurusError
+from osaurusd.inference.request import Location
+from osaurusd.rpc import framing, messages
 from osaurusd.wire.errors import ErrorCode
-from osaurusd.worker.engine import Engine, Limits
-from osaurusd.worker.load import apply_limits, device_name, load, working_set_bytes
-from osaurusd.worker.mlx_thread import MlxThread
+from osaurusd.worker.engine.engine import Engine, Limits
+from osaurusd.worker.engine.mlx_thread import MlxThread
+from osaurusd.worker.frontend.prepare import Preparer
 from osaurusd.worker.outbox import Outbox
-from osaurusd.worker.prepare import Preparer
+from osaurusd.worker.runners.text import apply_limits, device_name, load, working_set_bytes
 
 TOKENIZER_THREADS = 2
 PULSE_SECONDS = 1.0
@@ -33,7 +35,9 @@ class Session:
         import_seconds: how long it took to import all this.
     """
 
-    def __init__(self, reader: ipc.FrameReader[ipc.ToWorker], outbox: Outbox, *, import_seconds: float = 0.0) -> None:
+    def __init__(
+        self, reader: framing.FrameReader[messages.ToWorker], outbox: Outbox, *, import_seconds: float = 0.0
+    ) -> None:
         self._reader = reader
         self._outbox = outbox
         self._import_seconds = import_seconds
@@ -50,7 +54,7 @@ class Session:
     async def run(self) -> None:
         """Serve until the daemon is gone."""
         self._mlx.start()
-        self._outbox.send([ipc.Hello(version=__version__, import_seconds=self._import_seconds)])
+        self._outbox.send([messages.Hello(version=__version__, import_seconds=self._import_seconds)])
         pulse = self._loop.create_task(self._tell_pulse())
         try:
             await self._obey()
@@ -61,27 +65,27 @@ class Session:
         while (frame := await self._reader.read()) is not None:
             self._at_work.set()
             match frame:
-                case ipc.Load():
+                case messages.Load():
                     self._loading = True
                     self._mlx.post(partial(self._load, frame))
-                case ipc.Limits():
+                case messages.Limits():
                     self._mlx.post(partial(self._limit, frame))
-                case ipc.Generate():
+                case messages.Generate():
                     self._start(frame)
-                case ipc.Cancel():
+                case messages.Cancel():
                     self._cancel(frame.id)
-                case ipc.Shutdown():
+                case messages.Shutdown():
                     return
 
     async def _tell_pulse(self) -> None:
         """Tell the daemon about progress while there is some. Only numbers are read, so MLX's thread loses no time."""
-        told, idle_looks = ipc.Pulse(progress=0), 0
+        told, idle_looks = messages.Pulse(progress=0), 0
         while True:
             await self._at_work.wait()
             await asyncio.sleep(PULSE_SECONDS)
             engine = self._engine
             progress = self._loaded_bytes + (engine.progress if engine else 0)
-            pulse = ipc.Pulse(progress=progress, reserved_bytes=engine.reserved_bytes if engine else 0)
+            pulse = messages.Pulse(progress=progress, reserved_bytes=engine.reserved_bytes if engine else 0)
             # What is reserved may shrink without any progress: by a cancellation.
             if pulse != told:
                 told = pulse
@@ -95,7 +99,7 @@ class Session:
     def _count_loaded(self, nbytes: int) -> None:
         self._loaded_bytes += nbytes
 
-    def _load(self, order: ipc.Load) -> list[ipc.Frame]:
+    def _load(self, order: messages.Load) -> list[messages.Frame]:
         """On the MLX thread."""
         self._limits = Limits(
             order.memory_limit_bytes, order.prefix_cache_bytes, order.max_waiting, order.stall_seconds
@@ -105,11 +109,11 @@ class Session:
             self._engine = Engine(model.network, model.end_tokens, self._limits)
             self._preparer = Preparer(model, self._engine.layout, self._engine.vocabulary)
         except Exception as error:  # noqa: BLE001  model files can be wrong in more ways than mlx_lm names
-            return [ipc.LoadFailed(message=f"{type(error).__name__}: {error}")]
+            return [messages.LoadFailed(message=f"{type(error).__name__}: {error}")]
         finally:
             self._loading = False
         self._mlx.adopt(self._engine)
-        loaded = ipc.Loaded(
+        loaded = messages.Loaded(
             device=device_name(),
             dtype=model.dtype,
             memory_bytes=mx.get_active_memory(),
@@ -119,7 +123,7 @@ class Session:
         )
         return [loaded, self._engine.stats()]
 
-    def _limit(self, order: ipc.Limits) -> list[ipc.Frame]:
+    def _limit(self, order: messages.Limits) -> list[messages.Frame]:
         """On the MLX thread."""
         if self._engine is None:
             return []
@@ -130,12 +134,12 @@ class Session:
         self._engine.set_limits(self._limits)
         return [self._engine.stats()]
 
-    def _start(self, order: ipc.Generate) -> None:
+    def _start(self, order: messages.Generate) -> None:
         task = self._loop.create_task(self._generate(order))
         self._preparing[order.id] = task
         task.add_done_callback(lambda _: self._preparing.pop(order.id))
 
-    async def _generate(self, order: ipc.Generate) -> None:
+    async def _generate(self, order: messages.Generate) -> None:
         assert self._preparer is not None, "the daemon asks only after Loaded"
         assert self._engine is not None, "the daemon asks only after Loaded"
         try:
@@ -143,15 +147,15 @@ class Session:
         except asyncio.CancelledError:
             raise
         except OsaurusError as error:
-            self._refuse(order, error.code, error.message, error.param)
+            self._refuse(order, error.code, error.message, error.location)
         except BaseException as error:  # noqa: BLE001  it is this request's, also what Rust raises, which is no Exception
             reason = f"the prompt could not be made: {type(error).__name__}: {error}"
             self._refuse(order, ErrorCode.INVALID_REQUEST, reason, None)
         else:
             self._mlx.post(partial(self._engine.add, request))
 
-    def _refuse(self, order: ipc.Generate, code: ErrorCode, reason: str, param: str | None) -> None:
-        self._outbox.send([ipc.Failed(id=order.id, code=code, message=reason, param=param)])
+    def _refuse(self, order: messages.Generate, code: ErrorCode, reason: str, location: Location | None) -> None:
+        self._outbox.send([messages.Failed(id=order.id, code=code, message=reason, location=location)])
 
     def _cancel(self, id_: int) -> None:
         if task := self._preparing.get(id_):
@@ -164,9 +168,9 @@ class Session:
 async def serve(fd: int, import_seconds: float = 0.0) -> None:
     """Run a session over the inherited socket `fd`; `import_seconds` is how long it took to get here."""
     outbox = Outbox(fd, asyncio.get_running_loop())
-    reader, _ = await ipc.connect(fd)
-    session = Session(ipc.FrameReader(reader, ipc.TO_WORKER), outbox, import_seconds=import_seconds)
-    with contextlib.closing(outbox), contextlib.suppress(ipc.FrameError):
+    reader, _ = await framing.connect(fd)
+    session = Session(framing.FrameReader(reader, messages.TO_WORKER), outbox, import_seconds=import_seconds)
+    with contextlib.closing(outbox), contextlib.suppress(framing.FrameError):
         await session.run()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from osaurusd.pool import blas
-from osaurusd.pool.process import WORKER_ENVIRONMENT
+from osaurusd.rpc.process import WORKER_ENVIRONMENT
 from tests import daemons
 
 STOP_SECONDS = 10.0

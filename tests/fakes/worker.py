@@ -58,7 +58,19 @@ from typing import NoReturn
 
 import msgspec
 
-from osaurusd import __version__, ipc
+from osaurusd import __version__
+from osaurusd.inference.events import (
+    Completed,
+    Delta,
+    Finished,
+    FinishReason,
+    Logprob,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
+from osaurusd.inference.request import ChatPrompt, Prompt, TextPrompt, TokenPrompt
+from osaurusd.rpc import framing, messages
 from osaurusd.wire.errors import ErrorCode
 
 GARBAGE = b"\xff" * 64
@@ -66,38 +78,38 @@ PLODDING_STEPS = 12
 PLODDING_SECONDS = 0.1
 FLOOD_BYTES = 4 * 1024 * 1024
 FLOOD_DELTA = "x" * 64 * 1024
-LOADED = ipc.Loaded(device="fake", dtype="none", memory_bytes=1234, batched=True)
-STATS = ipc.Stats(active_bytes=1000, cache_bytes=234)
+LOADED = messages.Loaded(device="fake", dtype="none", memory_bytes=1234, batched=True)
+STATS = messages.Stats(active_bytes=1000, cache_bytes=234)
 
 
 class Worker:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._stream = connection.makefile("rb", buffering=0)
-        self._running: dict[int, Iterator[list[ipc.Frame]]] = {}
+        self._running: dict[int, Iterator[list[messages.Frame]]] = {}
         self._folder: Path | None = None
         self._stubborn = False
 
     def run(self) -> None:
         """Answer until the daemon closes its end or says goodbye."""
         _misbehave_early(self._connection)
-        self.send(ipc.Hello(version=__version__))
+        self.send(messages.Hello(version=__version__))
         while True:
             while self._readable(wait=not self._running):
                 if not self._obey(self._receive()):
                     return
             self._step()
 
-    def send(self, *frames: ipc.Frame) -> None:
-        self._connection.sendall(ipc.encode(frames))
+    def send(self, *frames: messages.Frame) -> None:
+        self._connection.sendall(framing.encode(frames))
 
     def _readable(self, *, wait: bool) -> bool:
         ready, _, _ = select.select([self._connection], [], [], None if wait else 0)
         return bool(ready)
 
-    def _receive(self) -> ipc.ToWorker | None:
+    def _receive(self) -> messages.ToWorker | None:
         head = self._read(4)
-        return ipc.TO_WORKER.decode(self._read(int.from_bytes(head, "big"))) if head else None
+        return messages.TO_WORKER.decode(self._read(int.from_bytes(head, "big"))) if head else None
 
     def _read(self, count: int) -> bytes:
         parts = b""
@@ -105,31 +117,31 @@ class Worker:
             parts += part
         return parts
 
-    def _obey(self, frame: ipc.ToWorker | None) -> bool:
+    def _obey(self, frame: messages.ToWorker | None) -> bool:
         """Whether to go on."""
-        if frame is None or isinstance(frame, ipc.Shutdown):
+        if frame is None or isinstance(frame, messages.Shutdown):
             self._note(frame)
             if self._stubborn:
                 _hang()
             return False
         match frame:
-            case ipc.Load():
+            case messages.Load():
                 self._folder = Path(frame.path)
                 self._note(frame)
                 (self._folder / "load.json").write_bytes(msgspec.json.encode(frame))
                 self._load(self._folder)
-            case ipc.Limits():
+            case messages.Limits():
                 with (self._folder / "limits.jsonl").open("ab") as file:
                     file.write(msgspec.json.encode(frame) + b"\n")
-            case ipc.Generate():
+            case messages.Generate():
                 self._note(frame)
                 self._begin(frame)
-            case ipc.Cancel():
+            case messages.Cancel():
                 self._note(frame)
                 self._running.pop(frame.id, None)
         return True
 
-    def _note(self, frame: ipc.ToWorker | None) -> None:
+    def _note(self, frame: messages.ToWorker | None) -> None:
         if frame is not None and self._folder is not None:
             with (self._folder / "received").open("a") as file:
                 file.write(f"{msgspec.to_builtins(frame)['type']}\n")
@@ -142,7 +154,7 @@ class Worker:
             case "crash_on_load":
                 _die("no room for the weights", 3)
             case "refuse_load":
-                self.send(ipc.LoadFailed(message="the weights are not there"))
+                self.send(messages.LoadFailed(message="the weights are not there"))
                 return
             case "garbage_on_load":
                 self._connection.sendall(GARBAGE)
@@ -168,20 +180,20 @@ class Worker:
 
     def _plod(self) -> None:
         for step in range(PLODDING_STEPS):
-            self.send(ipc.Pulse(progress=step + 1))
+            self.send(messages.Pulse(progress=step + 1))
             time.sleep(PLODDING_SECONDS)
 
-    def _begin(self, order: ipc.Generate) -> None:
-        text = _text(order.prompt)
+    def _begin(self, order: messages.Generate) -> None:
+        text = _text(order.request.prompt)
         match text:
             case "crash" | "fail" | "garbage" | "stall":
-                self.send(ipc.Delta(id=order.id, text=f"{text} "))
+                self.send(_delta(order.id, text=f"{text} "))
                 self._misbehave(text, order.id)
             case "flood":
-                deltas = [ipc.Delta(id=order.id, text=FLOOD_DELTA)] * (FLOOD_BYTES // len(FLOOD_DELTA))
-                self.send(*deltas, ipc.Finished(id=order.id, reason="stop"), _done(order.id, 0))
+                deltas = [_delta(order.id, text=FLOOD_DELTA)] * (FLOOD_BYTES // len(FLOOD_DELTA))
+                self.send(*deltas, _finished(order.id, reason="stop"), _done(order.id, 0))
             case "plod":
-                self.send(ipc.Delta(id=order.id, text="plod "))
+                self.send(_delta(order.id, text="plod "))
                 self._running[order.id] = _plodding(order)
             case "think" | "call":
                 self._running[order.id] = _scripted(order, text)
@@ -194,13 +206,13 @@ class Worker:
                 _die("the GPU caught fire", 7)
             case "fail":
                 code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
-                self.send(ipc.Failed(id=id_, code=code, message="too long", param="messages"))
+                self.send(messages.Failed(id=id_, code=code, message="too long", location=("prompt",)))
             case "garbage":
                 self._connection.sendall(GARBAGE)
 
     def _step(self) -> None:
         """One word for every answer that still has some, in one write."""
-        frames: list[ipc.Frame] = []
+        frames: list[messages.Frame] = []
         for id_, steps in list(self._running.items()):
             step = next(steps, None)
             if step is None:
@@ -213,7 +225,7 @@ class Worker:
 def _misbehave_early(connection: socket.socket) -> None:
     match os.environ.get("PYTHON_FAKE_WORKER"):
         case "wrong_version":
-            connection.sendall(ipc.encode([ipc.Hello(version="0.0.0")]))
+            connection.sendall(framing.encode([messages.Hello(version="0.0.0")]))
             _hang()
         case "garbage":
             connection.sendall(GARBAGE)
@@ -223,66 +235,75 @@ def _misbehave_early(connection: socket.socket) -> None:
         case "die_at_once":
             _die("no such library", 3)
         case "brief":
-            connection.sendall(ipc.encode([ipc.Hello(version=__version__), LOADED]))
+            connection.sendall(framing.encode([messages.Hello(version=__version__), LOADED]))
             sys.exit(5)
 
 
-def _text(prompt: ipc.Prompt) -> str:
+def _text(prompt: Prompt) -> str:
     match prompt:
-        case ipc.Chat():
-            return prompt.messages[-1].content
-        case ipc.Text():
+        case ChatPrompt():
+            return prompt.messages[-1].text
+        case TextPrompt():
             return prompt.text
-        case ipc.Tokens():
+        case TokenPrompt():
             return " ".join(map(str, prompt.tokens))
 
 
-def _echoed(order: ipc.Generate, text: str) -> Iterator[list[ipc.Frame]]:
+def _echoed(order: messages.Generate, text: str) -> Iterator[list[messages.Frame]]:
     words = [f"{word} " for word in text.split()]
-    reason: ipc.FinishReason = "stop"
-    if order.max_tokens is not None and order.max_tokens < len(words):
-        words, reason = words[: order.max_tokens], "length"
-    answers = range(order.n)
-    if order.echo:
-        likelihoods = [_likelihood(text, None, order.logprobs)] if order.logprobs is not None else []
-        yield [ipc.Delta(id=order.id, index=index, text=text, tokens=likelihoods) for index in answers]
+    reason: FinishReason = "stop"
+    if order.request.max_tokens is not None and order.request.max_tokens < len(words):
+        words, reason = words[: order.request.max_tokens], "length"
+    answers = range(order.request.n)
+    if order.request.echo:
+        likelihoods = [_likelihood(text, None, order.request.logprobs)] if order.request.logprobs is not None else []
+        yield [_delta(order.id, index=index, text=text, logprobs=likelihoods) for index in answers]
     for word in words:
-        likelihoods = [_likelihood(word, -0.5, order.logprobs)] if order.logprobs is not None else []
-        yield [ipc.Delta(id=order.id, index=index, text=word, tokens=likelihoods) for index in answers]
-    finished = [ipc.Finished(id=order.id, index=index, reason=reason) for index in answers]
-    yield [*finished, _done(order.id, order.n * len(words))]
+        likelihoods = [_likelihood(word, -0.5, order.request.logprobs)] if order.request.logprobs is not None else []
+        yield [_delta(order.id, index=index, text=word, logprobs=likelihoods) for index in answers]
+    finished = [_finished(order.id, index=index, reason=reason) for index in answers]
+    yield [*finished, _done(order.id, order.request.n * len(words))]
 
 
-def _likelihood(text: str, logprob: float | None, others: int) -> ipc.ScoredToken:
-    found = [ipc.Likelihood(text=f"{at}", bytes=[*b"%d" % at], logprob=-1.0 - at) for at in range(others)]
+def _likelihood(text: str, logprob: float | None, others: int) -> TokenLogprob:
+    found = [Logprob(text=f"{at}", bytes=[*b"%d" % at], logprob=-1.0 - at) for at in range(others)]
     top = [] if logprob is None else found
-    return ipc.ScoredToken(text=text, bytes=[*text.encode()], logprob=logprob, top=top)
+    return TokenLogprob(text=text, bytes=[*text.encode()], logprob=logprob, top=top)
 
 
-def _plodding(order: ipc.Generate) -> Iterator[list[ipc.Frame]]:
+def _plodding(order: messages.Generate) -> Iterator[list[messages.Frame]]:
     for step in range(PLODDING_STEPS):
         time.sleep(PLODDING_SECONDS)
-        yield [ipc.Pulse(progress=step + 1)]
-    yield [ipc.Finished(id=order.id, reason="stop"), _done(order.id, 1)]
+        yield [messages.Pulse(progress=step + 1)]
+    yield [_finished(order.id, reason="stop"), _done(order.id, 1)]
 
 
-def _scripted(order: ipc.Generate, how: str) -> Iterator[list[ipc.Frame]]:
+def _scripted(order: messages.Generate, how: str) -> Iterator[list[messages.Frame]]:
     if how == "think":
-        yield [ipc.Delta(id=order.id, reasoning="Hm. ")]
-        yield [ipc.Delta(id=order.id, reasoning="Yes.")]
-        yield [ipc.Delta(id=order.id, text="thought")]
-        yield [ipc.Finished(id=order.id, reason="stop"), _done(order.id, 3, reasoning_tokens=2)]
+        yield [_delta(order.id, reasoning="Hm. ")]
+        yield [_delta(order.id, reasoning="Yes.")]
+        yield [_delta(order.id, text="thought")]
+        yield [_finished(order.id, reason="stop"), _done(order.id, 3, reasoning_tokens=2)]
     else:
-        assert isinstance(order.prompt, ipc.Chat)
-        name = order.prompt.tools[0]["function"]["name"]
-        yield [ipc.Delta(id=order.id, calls=[ipc.CallDelta(index=0, id="call_1", name=name)])]
-        yield [ipc.Delta(id=order.id, calls=[ipc.CallDelta(index=0, arguments='{"a":')])]
-        yield [ipc.Delta(id=order.id, calls=[ipc.CallDelta(index=0, arguments=" 1}")])]
-        yield [ipc.Finished(id=order.id, reason="tool_calls"), _done(order.id, 3)]
+        assert isinstance(order.request.prompt, ChatPrompt)
+        name = order.request.prompt.tools[0].name
+        yield [_delta(order.id, tool_calls=[ToolCallDelta(index=0, id="call_1", name=name)])]
+        yield [_delta(order.id, tool_calls=[ToolCallDelta(index=0, arguments='{"a":')])]
+        yield [_delta(order.id, tool_calls=[ToolCallDelta(index=0, arguments=" 1}")])]
+        yield [_finished(order.id, reason="tool_calls"), _done(order.id, 3)]
 
 
-def _done(id_: int, tokens: int, reasoning_tokens: int = 0) -> ipc.Done:
-    return ipc.Done(id=id_, prompt_tokens=1, completion_tokens=tokens, reasoning_tokens=reasoning_tokens)
+def _delta(id_: int, **fields) -> messages.Output:
+    return messages.Output(id=id_, event=Delta(**fields))
+
+
+def _finished(id_: int, **fields) -> messages.Output:
+    return messages.Output(id=id_, event=Finished(**fields))
+
+
+def _done(id_: int, tokens: int, reasoning_tokens: int = 0) -> messages.Output:
+    usage = Usage(prompt_tokens=1, completion_tokens=tokens, reasoning_tokens=reasoning_tokens)
+    return messages.Output(id=id_, event=Completed(usage=usage))
 
 
 def _die(words: str, code: int) -> NoReturn:

@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osaurusd import ipc
-from osaurusd.catalog import describe, safetensors
 from osaurusd.errors import ImportFailed
-from osaurusd.worker.convert import gguf_file
+from osaurusd.imports.worker import gguf_file
+from osaurusd.inference.events import Completed, Delta
+from osaurusd.models import describe, safetensors
+from osaurusd.rpc import framing, messages
 from tests.fuzz import inputs
-from tests.osaurusd.catalog import disk
-from tests.osaurusd.worker.convert.gguf_writer import write_gguf
+from tests.osaurusd.imports.worker.gguf_writer import write_gguf
+from tests.osaurusd.models import disk
 
 few = settings(max_examples=200, derandomize=True)
 
@@ -45,8 +46,8 @@ def spoiled(draw: st.DrawFn, whole: bytes) -> bytes:
     return bytes(spoiled)
 
 
-FRAMES = ipc.encode(
-    [ipc.Hello(version="1"), ipc.Delta(id=1, text="a"), ipc.Done(id=1, prompt_tokens=1, completion_tokens=1)]
+FRAMES = framing.encode(
+    [messages.Hello(version="1"), Delta(id=1, text="a"), Completed(id=1, prompt_tokens=1, completion_tokens=1)]
 )
 framed = inputs.values.map(lambda value: json.dumps(value).encode()).map(
     lambda body: struct.pack(">I", len(body)) + body
@@ -60,11 +61,11 @@ def test_a_stream_of_any_bytes_is_frames_and_an_end_or_a_frame_error(sent: bytes
         stream = asyncio.StreamReader()
         stream.feed_data(sent)
         stream.feed_eof()
-        reader = ipc.FrameReader(stream, ipc.FROM_WORKER)
+        reader = framing.FrameReader(stream, messages.FROM_WORKER)
         while (frame := await reader.read()) is not None:
-            assert isinstance(frame, ipc.Frame)
+            assert isinstance(frame, messages.Frame)
 
-    with contextlib.suppress(ipc.FrameError):
+    with contextlib.suppress(framing.FrameError):
         asyncio.run(read())
 
 

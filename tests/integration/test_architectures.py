@@ -14,11 +14,11 @@ import pytest
 from openai import NotFoundError, OpenAI
 from openai.types.chat import ChatCompletion
 
-from osaurusd.catalog.names import PUBLISHED
+from osaurusd.models.names import PUBLISHED
 from tests import daemons
 from tests.daemons import Daemon
 from tests.models import make_tiny
-from tests.osaurusd.catalog.disk import write_hub
+from tests.osaurusd.models.disk import write_hub
 
 QUESTION = {"role": "user", "content": "What is the capital of France?"}
 SYSTEM = {"role": "system", "content": "You are terse."}

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from osaurusd.web.keyring import Keyring
+from osaurusd.http.keyring import Keyring
 from tests import daemons
 from tests.daemons import Daemon, UnixConnection
 from tests.integration.access import PATIENCE_SECONDS, create, ctl, serve

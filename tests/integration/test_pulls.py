@@ -19,14 +19,14 @@ import psutil
 import pytest
 from openai import NotFoundError, OpenAI
 
-from osaurusd.catalog.names import PUBLISHED
+from osaurusd.models.names import PUBLISHED
 from tests import daemons
 from tests.daemons import Daemon
 from tests.fakes import hub as stand_in
 from tests.fakes.hub import Hub
 from tests.integration.test_architectures import DEEPSEEK_TEMPLATE, GEMMA_TEMPLATE, MODELS
 from tests.models import make_tiny
-from tests.osaurusd.catalog import disk
+from tests.osaurusd.models import disk
 
 SMALL = "org/small"
 LARGE = "org/large"
@@ -90,7 +90,7 @@ def ctl(home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[
 def fetcher(daemon: Daemon) -> psutil.Process:
     """The process that downloads."""
     children = psutil.Process(daemon.process.pid).children()
-    return next(child for child in children if "osaurusd.fetch.hub" in child.cmdline())
+    return next(child for child in children if "osaurusd.downloads.worker" in child.cmdline())
 
 
 def pulls(daemon: Daemon) -> list[tuple[str, str]]:

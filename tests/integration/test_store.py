@@ -14,7 +14,7 @@ from openai import NotFoundError, OpenAI
 from tests import daemons
 from tests.daemons import Daemon, UnixConnection
 from tests.models import make_tiny
-from tests.osaurusd.catalog.disk import repo_folder, write_hub
+from tests.osaurusd.models.disk import repo_folder, write_hub
 
 ASK = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 HEADERS = {"Host": "osaurusd", "Osaurus-Api": "1", "Content-Type": "application/json"}

@@ -16,10 +16,12 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model, load_tokenizer
 
 import osaurusd
-from osaurusd import ipc
-from osaurusd.pool.process import WORKER_COMMAND, WORKER_ENVIRONMENT
+from osaurusd.inference.events import Completed, Delta, Finished
+from osaurusd.inference.request import ChatPrompt, JsonSchema, Message, SamplingParams, TextPrompt, TokenPrompt
+from osaurusd.rpc import framing, messages
+from osaurusd.rpc.process import WORKER_COMMAND, WORKER_ENVIRONMENT
 from osaurusd.wire.errors import ErrorCode
-from osaurusd.worker.decode import MAX_SEQUENCES
+from osaurusd.worker.engine.decode import MAX_SEQUENCES
 from tests.models import make_tiny
 
 SECONDS = 60
@@ -27,7 +29,7 @@ PROMPTLY = 5
 CONTEXT = 1024
 ENDLESS = 900
 LIMITS = {"context_length": CONTEXT, "memory_limit_bytes": 2**36}
-ENDS = ipc.Done | ipc.Failed
+ENDS = Completed | messages.Failed
 
 
 class Worker:
@@ -49,30 +51,30 @@ class Worker:
             )
 
     def send(self, *frames):
-        self.socket.sendall(ipc.encode(frames))
+        self.socket.sendall(framing.encode(frames))
 
     def read(self):
         """The next frame that is no pulse, None at the end."""
         while len(head := self._stream.read(4)) == 4:
-            frame = ipc.FROM_WORKER.decode(self._stream.read(int.from_bytes(head, "big")))
-            if not isinstance(frame, ipc.Pulse):
+            frame = messages.FROM_WORKER.decode(self._stream.read(int.from_bytes(head, "big")))
+            if not isinstance(frame, messages.Pulse):
                 return frame
         return None
 
     def load(self, folder, **options):
         """The answer to an order to load."""
-        self.send(ipc.Load(path=str(folder), **{**LIMITS, **options}))
+        self.send(messages.Load(path=str(folder), **{**LIMITS, **options}))
         answer = self.read()
-        while isinstance(answer, ipc.Stats | ipc.Delta | ENDS):
+        while isinstance(answer, messages.Stats | Delta | ENDS):
             answer = self.read()
         return answer
 
     def order(self, text="tell me", max_tokens=8, sampling=None, prompt=None, **options):
         """A request with an id of its own."""
-        return ipc.Generate(
+        return messages.Generate(
             id=next(self._ids),
-            prompt=prompt or ipc.Chat(messages=[ipc.Message(role="user", content=text)]),
-            sampling=sampling or ipc.Sampling(temperature=0),
+            prompt=prompt or ChatPrompt(messages=[Message(role="user", content=text)]),
+            sampling=sampling or SamplingParams(temperature=0),
             max_tokens=max_tokens,
             **options,
         )
@@ -114,12 +116,12 @@ class Worker:
 
 
 def text_of(frames, id_, index=0):
-    deltas = [frame for frame in frames if isinstance(frame, ipc.Delta) and (frame.id, frame.index) == (id_, index)]
+    deltas = [frame for frame in frames if isinstance(frame, Delta) and (frame.id, frame.index) == (id_, index)]
     return "".join(delta.text for delta in deltas)
 
 
 def reason_of(frames, id_, index=0):
-    ends = [frame for frame in frames if isinstance(frame, ipc.Finished) and (frame.id, frame.index) == (id_, index)]
+    ends = [frame for frame in frames if isinstance(frame, Finished) and (frame.id, frame.index) == (id_, index)]
     (end,) = ends
     return end.reason
 
@@ -158,7 +160,7 @@ def tokenizer(tiny):
 def serving(start, tiny):
     """A worker that has loaded the tiny model."""
     worker = start()
-    assert isinstance(worker.load(tiny), ipc.Loaded)
+    assert isinstance(worker.load(tiny), messages.Loaded)
     return worker
 
 
@@ -166,7 +168,7 @@ def serving(start, tiny):
 def reusing(start, tiny):
     """The same with room for earlier prompts."""
     worker = start()
-    assert isinstance(worker.load(tiny, prefix_cache_bytes=2**28), ipc.Loaded)
+    assert isinstance(worker.load(tiny, prefix_cache_bytes=2**28), messages.Loaded)
     return worker
 
 
@@ -182,14 +184,14 @@ def loading(start):
 def test_a_loaded_model_is_described(loading, tiny):
     loaded = loading.load(tiny)
 
-    assert isinstance(loaded, ipc.Loaded)
+    assert isinstance(loaded, messages.Loaded)
     assert loaded.dtype == "float32"
     assert loaded.batched
     weights = sum(weight.nbytes for weight in mx.load(str(tiny / "model.safetensors")).values())
     assert weights <= loaded.memory_bytes < 2 * weights
     assert (loaded.device == "cpu") == (mx.default_device() == mx.cpu)
     stats = loading.read()
-    assert isinstance(stats, ipc.Stats)
+    assert isinstance(stats, messages.Stats)
     assert stats.active_bytes >= weights
 
 
@@ -221,15 +223,15 @@ def test_a_broken_folder_is_refused_and_the_worker_lives_on(loading, tiny, tmp_p
 
     answer = loading.load(broken)
 
-    assert isinstance(answer, ipc.LoadFailed)
+    assert isinstance(answer, messages.LoadFailed)
     assert answer.message
     assert loading.process.poll() is None
 
 
 def test_a_worker_that_refused_a_folder_can_still_load_another(loading, tiny, tmp_path):
-    assert isinstance(loading.load(tmp_path / "absent"), ipc.LoadFailed)
+    assert isinstance(loading.load(tmp_path / "absent"), messages.LoadFailed)
 
-    assert isinstance(loading.load(tiny), ipc.Loaded)
+    assert isinstance(loading.load(tiny), messages.Loaded)
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +274,7 @@ def test_packed_weights_are_widened_as_ordered(loading, quantized, options, expe
 
     assert loaded.dtype == expected
     text, end = loading.ask("hello", 2)
-    assert isinstance(end, ipc.Done)
+    assert isinstance(end, Completed)
     assert text
 
 
@@ -287,17 +289,17 @@ def test_narrow_weights_are_widened_as_ordered(loading, half, dequantize, expect
     loaded = loading.load(half, dequantize=dequantize)
 
     assert loaded.dtype == expected
-    assert isinstance(loading.ask("hello", 2)[1], ipc.Done)
+    assert isinstance(loading.ask("hello", 2)[1], Completed)
 
 
 def test_a_template_that_fails_in_its_own_way_is_the_requests_fault(loading, tiny, tmp_path):
     folder = shutil.copytree(tiny, tmp_path / "odd")
     (folder / "chat_template.jinja").write_text("{{ messages[0].content + 1 }}")
-    assert isinstance(loading.load(folder), ipc.Loaded)
+    assert isinstance(loading.load(folder), messages.Loaded)
 
     _, end = loading.ask("hello")
 
-    assert isinstance(end, ipc.Failed)
+    assert isinstance(end, messages.Failed)
     assert (ErrorCode.INVALID_REQUEST, "messages") == (end.code, end.param)
     assert "can only concatenate str" in end.message
 
@@ -305,7 +307,7 @@ def test_a_template_that_fails_in_its_own_way_is_the_requests_fault(loading, tin
 def test_a_model_without_a_template_is_asked_in_plain_lines(loading, tiny, tokenizer, tmp_path):
     folder = shutil.copytree(tiny, tmp_path / "plain")
     (folder / "chat_template.jinja").unlink()
-    assert isinstance(loading.load(folder), ipc.Loaded)
+    assert isinstance(loading.load(folder), messages.Loaded)
 
     _, end = loading.ask("hello", 2)
 
@@ -333,7 +335,7 @@ def test_memory_is_reported_after_an_answer(serving):
 
     stats = serving.read()
 
-    assert isinstance(stats, ipc.Stats)
+    assert isinstance(stats, messages.Stats)
     assert stats.active_bytes > 0
 
 
@@ -352,10 +354,10 @@ def test_requests_at_once_are_answered_together_and_as_each_alone(serving):
 
 
 def test_a_seed_repeats_among_others(serving):
-    seeded = ipc.Sampling(temperature=1.5, top_p=0.9, seed=3)
+    seeded = SamplingParams(temperature=1.5, top_p=0.9, seed=3)
     alone, _ = serving.ask("tell me", 10, seeded)
     order = serving.order("tell me", 10, seeded)
-    others = [serving.order("x", 20, ipc.Sampling(temperature=2)) for _ in range(2)]
+    others = [serving.order("x", 20, SamplingParams(temperature=2)) for _ in range(2)]
 
     serving.send(others[0], order, others[1])
     frames = serving.until_ended(*[one.id for one in (order, *others)])
@@ -374,12 +376,12 @@ def test_a_stop_string_ends_the_text_before_it(serving):
 
 
 def test_what_was_asked_before_is_not_computed_anew(reusing):
-    question = ipc.Message(role="user", content="word " * 300)
-    cold, first = reusing.ask(prompt=ipc.Chat(messages=[question]), max_tokens=12)
+    question = Message(role="user", content="word " * 300)
+    cold, first = reusing.ask(prompt=ChatPrompt(messages=[question]), max_tokens=12)
 
-    warm, second = reusing.ask(prompt=ipc.Chat(messages=[question]), max_tokens=12)
-    talk = [question, ipc.Message(role="assistant", content=cold), ipc.Message(role="user", content="and?")]
-    _, third = reusing.ask(prompt=ipc.Chat(messages=talk), max_tokens=12)
+    warm, second = reusing.ask(prompt=ChatPrompt(messages=[question]), max_tokens=12)
+    talk = [question, Message(role="assistant", content=cold), Message(role="user", content="and?")]
+    _, third = reusing.ask(prompt=ChatPrompt(messages=talk), max_tokens=12)
 
     assert cold == warm
     assert [0, first.prompt_tokens - 1] == [first.cached_tokens, second.cached_tokens]
@@ -389,7 +391,7 @@ def test_what_was_asked_before_is_not_computed_anew(reusing):
 def test_what_is_kept_is_reported_and_bounded(start, tiny):
     worker = start()
     cap = 200_000
-    assert isinstance(worker.load(tiny, prefix_cache_bytes=cap), ipc.Loaded)
+    assert isinstance(worker.load(tiny, prefix_cache_bytes=cap), messages.Loaded)
     assert worker.read().prefix_cache_bytes == 0
 
     kept = []
@@ -401,7 +403,7 @@ def test_what_is_kept_is_reported_and_bounded(start, tiny):
 
 
 def test_several_answers_share_their_prompt(serving):
-    warm = ipc.Sampling(temperature=1.5, seed=3)
+    warm = SamplingParams(temperature=1.5, seed=3)
     frames, id_ = serving.hear("tell me", 8, warm, n=3)
 
     assert 3 == len({text_of(frames, id_, index) for index in range(3)})
@@ -413,17 +415,17 @@ def test_several_answers_share_their_prompt(serving):
 def test_tokens_and_text_are_gone_on_from_as_they_stand(serving, tokenizer):
     tokens = tokenizer.encode("Once upon a time")
 
-    as_text, end = serving.ask(prompt=ipc.Text(text="Once upon a time"))
-    as_tokens, _ = serving.ask(prompt=ipc.Tokens(tokens=tokens))
+    as_text, end = serving.ask(prompt=TextPrompt(text="Once upon a time"))
+    as_tokens, _ = serving.ask(prompt=TokenPrompt(tokens=tokens))
 
     assert as_text == as_tokens != ""
     assert len(tokens) == end.prompt_tokens
 
 
 def test_a_prompt_can_be_given_back_with_its_scores(serving, tokenizer):
-    frames, id_ = serving.hear(prompt=ipc.Text(text="Once upon a time"), max_tokens=2, echo=True, logprobs=2)
+    frames, id_ = serving.hear(prompt=TextPrompt(text="Once upon a time"), max_tokens=2, echo=True, logprobs=2)
 
-    tokens = [token for frame in frames if isinstance(frame, ipc.Delta) for token in frame.tokens]
+    tokens = [token for frame in frames if isinstance(frame, Delta) for token in frame.tokens]
     count = len(tokenizer.encode("Once upon a time"))
     assert text_of(frames, id_).startswith("Once upon a time")
     assert text_of(frames, id_) == "".join(token.text for token in tokens)
@@ -436,7 +438,7 @@ def test_structured_output_beside_free_text(serving):
     alone, _ = serving.ask("tell me", 60)
     free = serving.order("tell me", 60)
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
-    held = serving.order("tell me", 60, constraint=ipc.JsonSchema(schema=schema))
+    held = serving.order("tell me", 60, constraint=JsonSchema(schema=schema))
 
     serving.send(free, held)
     frames = serving.until_ended(free.id, held.id)
@@ -448,33 +450,33 @@ def test_structured_output_beside_free_text(serving):
 
 def test_a_request_that_can_never_fit_is_refused_and_disturbs_nobody(start, tiny):
     worker = start()
-    assert isinstance(worker.load(tiny), ipc.Loaded)
+    assert isinstance(worker.load(tiny), messages.Loaded)
     limit = worker.read().active_bytes + 20 * 2**20
     loaded = worker.load(tiny, memory_limit_bytes=limit, context_length=100_000)
-    assert isinstance(loaded, ipc.Loaded)
+    assert isinstance(loaded, messages.Loaded)
 
     end = worker.ask("tell me", 99_000)[1]
 
     assert (ErrorCode.REQUEST_EXCEEDS_MEMORY, "max_tokens") == (end.code, end.param)
-    assert isinstance(worker.ask("tell me", 8)[1], ipc.Done)
+    assert isinstance(worker.ask("tell me", 8)[1], Completed)
 
 
 def test_whoever_comes_too_late_for_the_queue_is_told(start, tiny):
     worker = start()
-    assert isinstance(worker.load(tiny, max_waiting=2), ipc.Loaded)
+    assert isinstance(worker.load(tiny, max_waiting=2), messages.Loaded)
     orders = [worker.order("tell me", 20, n=8) for _ in range(8)]
     worker.send(*orders)
 
     frames = worker.until_ended(*[order.id for order in orders])
 
-    refused = [frame for frame in frames if isinstance(frame, ipc.Failed)]
+    refused = [frame for frame in frames if isinstance(frame, messages.Failed)]
     assert {ErrorCode.QUEUE_FULL} == {frame.code for frame in refused}
     assert 1 <= len(refused) <= 8 - MAX_SEQUENCES // 8 - 2
 
 
 def test_a_long_prompt_does_not_stop_running_answers(start, tiny):
     worker = start()
-    assert isinstance(worker.load(tiny, context_length=8192), ipc.Loaded)
+    assert isinstance(worker.load(tiny, context_length=8192), messages.Loaded)
     running, long = worker.order("tell me", 2000), worker.order("word " * 6000)
     frames = worker.begin(running)
 
@@ -483,11 +485,11 @@ def test_a_long_prompt_does_not_stop_running_answers(start, tiny):
 
     first = next(at for at, frame in enumerate(frames) if getattr(frame, "id", None) == long.id)
     assert 5 <= sum(getattr(frame, "id", None) == running.id for frame in frames[:first])
-    worker.send(ipc.Cancel(id=running.id))
+    worker.send(messages.Cancel(id=running.id))
 
 
 def test_an_answer_ends_where_the_context_does(loading, tiny):
-    assert isinstance(loading.load(tiny, context_length=64), ipc.Loaded)
+    assert isinstance(loading.load(tiny, context_length=64), messages.Loaded)
 
     for limit in (None, 1000):
         frames, id_ = loading.hear("tell me", limit)
@@ -520,13 +522,13 @@ def test_a_cancelled_request_stops_within_one_step(serving):
     serving.begin(order, neighbour)
 
     # The refusal is written after the cancel was read; the step under way then is the last that may have the request.
-    serving.send(ipc.Cancel(id=order.id), refused)
+    serving.send(messages.Cancel(id=order.id), refused)
     serving.until_ended(refused.id)
     after = [serving.read() for _ in range(30)]
 
     assert sum(frame.id == order.id for frame in after) <= 1
     assert sum(frame.id == neighbour.id for frame in after) >= 29
-    serving.send(ipc.Cancel(id=neighbour.id))
+    serving.send(messages.Cancel(id=neighbour.id))
 
 
 def test_a_cancelled_request_leaves_its_neighbour_alone(serving):
@@ -534,7 +536,7 @@ def test_a_cancelled_request_leaves_its_neighbour_alone(serving):
     order, neighbour = serving.order("tell me", ENDLESS), serving.order("and me", 30)
     frames = serving.begin(order, neighbour)
 
-    serving.send(ipc.Cancel(id=order.id))
+    serving.send(messages.Cancel(id=order.id))
     frames += serving.until_ended(neighbour.id)
 
     assert alone == text_of(frames, neighbour.id)
@@ -544,7 +546,7 @@ def test_a_cancelled_request_leaves_its_neighbour_alone(serving):
 def test_a_request_can_be_cancelled_before_its_prompt_is_made(serving):
     order = serving.order("word " * 1000, ENDLESS)
 
-    serving.send(order, ipc.Cancel(id=order.id))
+    serving.send(order, messages.Cancel(id=order.id))
 
     other = serving.order("hello", 30)
     serving.send(other)
@@ -552,9 +554,9 @@ def test_a_request_can_be_cancelled_before_its_prompt_is_made(serving):
 
 
 def test_cancelling_what_is_not_there_is_harmless(serving):
-    serving.send(ipc.Cancel(id=10_000))
+    serving.send(messages.Cancel(id=10_000))
 
-    assert isinstance(serving.ask("hello", 3)[1], ipc.Done)
+    assert isinstance(serving.ask("hello", 3)[1], Completed)
 
 
 # The end
@@ -568,7 +570,7 @@ def test_an_interrupt_from_the_keyboard_is_ignored(serving):
 
     frames += serving.until_ended(order.id)
     assert end_of(frames, order.id).completion_tokens == 60
-    assert isinstance(serving.ask("hello", 3)[1], ipc.Done)
+    assert isinstance(serving.ask("hello", 3)[1], Completed)
 
 
 def test_the_end_of_the_daemon_ends_it_at_once_in_the_middle_of_answers(start, tiny):

@@ -10,7 +10,9 @@ import warnings
 
 import psutil
 
-from osaurusd import ipc
+from osaurusd.inference.events import Delta
+from osaurusd.inference.request import ChatPrompt, Message, SamplingParams
+from osaurusd.rpc import messages
 from tests.fakes import worker as fake_worker
 
 COMMAND = (sys.executable, fake_worker.__file__)
@@ -18,9 +20,9 @@ COMMAND = (sys.executable, fake_worker.__file__)
 
 def order(text="hello", **fields):
     """A request; the fake worker reads its wishes from the last message."""
-    sampling = ipc.Sampling(temperature=0, top_p=1)
-    prompt = ipc.Chat(messages=[ipc.Message(role="user", content=text)])
-    return ipc.Generate(id=0, prompt=prompt, sampling=sampling, **fields)
+    sampling = SamplingParams(temperature=0, top_p=1)
+    prompt = ChatPrompt(messages=[Message(role="user", content=text)])
+    return messages.Generate(id=0, prompt=prompt, sampling=sampling, **fields)
 
 
 async def collect(events):
@@ -28,7 +30,7 @@ async def collect(events):
 
 
 def text_of(events):
-    return "".join(event.text for event in events if isinstance(event, ipc.Delta))
+    return "".join(event.text for event in events if isinstance(event, Delta))
 
 
 async def ask(client, text="hello"):

@@ -3,12 +3,12 @@ import contextlib
 
 import pytest
 
-from osaurusd.catalog.record import ModelRecord
+from osaurusd.models.record import ModelRecord
 from osaurusd.pool.pool import Pool
-from osaurusd.pool.process import Launch
 from osaurusd.pool.resident import Rules
 from osaurusd.pool.shares import KeepAlive, Share
 from osaurusd.pool.terms import Terms
+from osaurusd.rpc.process import Launch
 from osaurusd.wire.admin import ModelState
 from tests.osaurusd.pool.asking import COMMAND, Traces
 

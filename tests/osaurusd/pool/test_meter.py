@@ -1,6 +1,6 @@
 import pytest
 
-from osaurusd import ipc
+from osaurusd.inference.events import Completed
 from osaurusd.pool.meter import RATE_SECONDS, Meters, Tally
 
 
@@ -55,7 +55,7 @@ def test_answers_side_by_side_are_timed_apart(tally, meters):
 def test_a_complete_request_counts_what_the_worker_counted(tally, meters):
     timing = tally.begin()
     timing.delta(0, 101.0)
-    timing.done(ipc.Done(id=1, prompt_tokens=20, completion_tokens=7, cached_tokens=16))
+    timing.done(Completed(id=1, prompt_tokens=20, completion_tokens=7, cached_tokens=16))
     timing.close()
 
     assert [20, 16, 7] == [

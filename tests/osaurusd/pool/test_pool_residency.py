@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from osaurusd.awake import Awake
-from osaurusd.catalog.record import MemoryEstimate
 from osaurusd.errors import Busy, InsufficientMemory, WorkerCrashed
+from osaurusd.models.record import MemoryEstimate
+from osaurusd.platform.power import Awake
 from osaurusd.pool.resident import Rules
 from osaurusd.pool.shares import KeepAlive, Share
 from osaurusd.wire.admin import WorkerState

@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from osaurusd import ipc
-from osaurusd.catalog.record import MemoryEstimate
+from osaurusd.models.record import MemoryEstimate
 from osaurusd.pool.shares import KeepAlive, Share, estimate, limits
+from osaurusd.rpc import messages
 
 GB = 10**9
 
@@ -46,10 +46,10 @@ def test_a_model_of_which_nothing_is_known_is_let_try(model):
 def test_what_is_spare_is_divided_and_bounded():
     share = Share(prefix_cache_bytes=3 * GB, cache_limit_bytes=GB // 2)
 
-    assert limits(share, 6 * GB, 2 * GB, wired=False) == ipc.Limits(
+    assert limits(share, 6 * GB, 2 * GB, wired=False) == messages.Limits(
         memory_limit_bytes=6 * GB, cache_limit_bytes=GB // 2, prefix_cache_bytes=2 * GB
     )
-    assert limits(share, 60 * GB, 2 * GB, wired=True) == ipc.Limits(
+    assert limits(share, 60 * GB, 2 * GB, wired=True) == messages.Limits(
         memory_limit_bytes=60 * GB, cache_limit_bytes=GB // 2, prefix_cache_bytes=3 * GB, wired_limit_bytes=60 * GB
     )
 

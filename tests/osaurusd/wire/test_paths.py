@@ -11,14 +11,14 @@ from osaurusd.wire import paths
 PLACES = {
     "darwin": {
         "config_file": "Library/Application Support/osaurusd/config.toml",
-        "state_dir": "Library/Application Support/osaurusd/state",
+        "state_dir": "Library/Application Support/osaurusd/platform/state",
         "models_dir": "Library/Application Support/osaurusd/models",
         "log_file": "Library/Logs/osaurusd/osaurusd.log",
         "socket": "Library/Application Support/osaurusd/run/admin.sock",
     },
     "linux": {
         "config_file": ".config/osaurusd/config.toml",
-        "state_dir": ".local/state/osaurusd/state",
+        "state_dir": ".local/state/osaurusd/platform/state",
         "models_dir": ".local/share/osaurusd/models",
         "log_file": ".local/state/osaurusd/log/osaurusd.log",
         "socket": ".local/share/osaurusd/run/admin.sock",

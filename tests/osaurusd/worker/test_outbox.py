@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from osaurusd import ipc
+from osaurusd.inference.events import Delta
+from osaurusd.rpc import framing, messages
 from osaurusd.worker.outbox import Outbox
 
 SECONDS = 30
@@ -15,7 +16,7 @@ MANY = 400  # pieces, which is more than any socket takes unread
 
 
 def delta(id_, text=PIECE):
-    return ipc.Delta(id=id_, text=text)
+    return Delta(id=id_, text=text)
 
 
 @pytest.fixture
@@ -23,9 +24,9 @@ async def line():
     """An outbox, and a reader of what it sends."""
     ours, theirs = socket.socketpair()
     outbox = Outbox(ours.fileno(), asyncio.get_running_loop())
-    reader, writer = await ipc.connect(theirs.detach())
+    reader, writer = await framing.connect(theirs.detach())
     with ours:
-        yield outbox, ipc.FrameReader(reader, ipc.FROM_WORKER)
+        yield outbox, framing.FrameReader(reader, messages.FROM_WORKER)
     outbox.close()
     writer.close()
 
@@ -61,7 +62,7 @@ async def test_what_is_sent_is_there_before_the_loop_turns(deaf):
     outbox.send([delta(1, "a"), delta(1, "b")])
 
     peer.setblocking(False)
-    assert ipc.encode([delta(1, "a"), delta(1, "b")]) == peer.recv(65536)
+    assert framing.encode([delta(1, "a"), delta(1, "b")]) == peer.recv(65536)
 
 
 async def test_nobody_waits_for_a_peer_that_does_not_read_and_nothing_is_lost(line):

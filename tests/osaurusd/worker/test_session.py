@@ -7,15 +7,17 @@ from concurrent.futures import Future
 import pytest
 
 import osaurusd
-from osaurusd import ipc
+from osaurusd.inference.events import Completed, Delta
+from osaurusd.inference.request import ChatPrompt, Message, SamplingParams, TextPrompt, TokenPrompt
+from osaurusd.rpc import framing, messages
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker import session as session_module
-from osaurusd.worker.engine import Engine
+from osaurusd.worker.engine.engine import Engine
+from osaurusd.worker.frontend.prepare import Preparer
 from osaurusd.worker.outbox import Outbox
-from osaurusd.worker.prepare import Preparer
 from osaurusd.worker.session import Session
 
-SAMPLING = ipc.Sampling(temperature=0)
+SAMPLING = SamplingParams(temperature=0)
 SECONDS = 30
 
 
@@ -25,8 +27,8 @@ def threads_that_end(monkeypatch, mlx_thread):
 
 
 def order(id_, text="hi", max_tokens=5):
-    prompt = ipc.Chat(messages=[ipc.Message(role="user", content=text)])
-    return ipc.Generate(id=id_, prompt=prompt, sampling=SAMPLING, max_tokens=max_tokens)
+    prompt = ChatPrompt(messages=[Message(role="user", content=text)])
+    return messages.Generate(id=id_, prompt=prompt, sampling=SAMPLING, max_tokens=max_tokens)
 
 
 async def close_all(writers):
@@ -38,14 +40,14 @@ async def close_all(writers):
 
 async def next_of(frames):
     """The next frame that is no pulse."""
-    while isinstance(frame := await frames.read(), ipc.Pulse):
+    while isinstance(frame := await frames.read(), messages.Pulse):
         pass
     return frame
 
 
 async def pulse(frames, wanted):
     """The next pulse that is as wanted."""
-    while not (isinstance(frame := await frames.read(), ipc.Pulse) and wanted(frame)):
+    while not (isinstance(frame := await frames.read(), messages.Pulse) and wanted(frame)):
         pass
     return frame
 
@@ -53,7 +55,7 @@ async def pulse(frames, wanted):
 async def until_done(frames, id_):
     """All frames up to the end of this request."""
     seen = []
-    while not (seen and isinstance(seen[-1], ipc.Done) and seen[-1].id == id_):
+    while not (seen and isinstance(seen[-1], Completed) and seen[-1].id == id_):
         seen.append(await next_of(frames))
     return seen
 
@@ -75,22 +77,22 @@ async def talk(monkeypatch, tiny_folder):
     """A session in this process that has loaded the tiny model: what feeds it, and what reads its frames."""
     monkeypatch.setattr(session_module, "ThreadPoolExecutor", AtOnce)
     ours, theirs = socket.socketpair()
-    reader, ours_writer = await ipc.connect(ours.detach())
+    reader, ours_writer = await framing.connect(ours.detach())
     outbox = Outbox(theirs.fileno(), asyncio.get_running_loop())
     orders = asyncio.StreamReader()
-    frames = ipc.FrameReader(reader, ipc.FROM_WORKER)
-    running = asyncio.create_task(Session(ipc.FrameReader(orders, ipc.TO_WORKER), outbox).run())
+    frames = framing.FrameReader(reader, messages.FROM_WORKER)
+    running = asyncio.create_task(Session(framing.FrameReader(orders, messages.TO_WORKER), outbox).run())
 
     def send(*sent):
-        orders.feed_data(ipc.encode(sent))
+        orders.feed_data(framing.encode(sent))
 
     async with asyncio.timeout(SECONDS):
-        assert ipc.Hello(version=osaurusd.__version__) == await next_of(frames)
-        send(ipc.Load(path=str(tiny_folder), context_length=2048))
-        assert isinstance(await next_of(frames), ipc.Loaded)
-        assert isinstance(await next_of(frames), ipc.Stats)
+        assert messages.Hello(version=osaurusd.__version__) == await next_of(frames)
+        send(messages.Load(path=str(tiny_folder), context_length=2048))
+        assert isinstance(await next_of(frames), messages.Loaded)
+        assert isinstance(await next_of(frames), messages.Stats)
         yield send, frames
-        send(ipc.Shutdown())  # it must hear this whatever it is doing
+        send(messages.Shutdown())  # it must hear this whatever it is doing
         await running
     outbox.close()
     theirs.close()
@@ -106,13 +108,13 @@ async def test_a_cancel_is_obeyed_in_whatever_turn_it_comes(talk):
         for _ in range(late):
             await asyncio.sleep(0)
 
-        send(ipc.Cancel(id=cancelled), order(other, max_tokens=3))
+        send(messages.Cancel(id=cancelled), order(other, max_tokens=3))
 
         await until_done(frames, other)
         # Nothing of the first follows: a third request runs alone.
         send(order(last, max_tokens=10))
         seen = await until_done(frames, last)
-        assert {last} == {frame.id for frame in seen if not isinstance(frame, ipc.Stats)}, late
+        assert {last} == {frame.id for frame in seen if not isinstance(frame, messages.Stats)}, late
 
 
 async def test_what_a_cancelled_request_had_reserved_is_told_to_be_free(talk, monkeypatch):
@@ -126,7 +128,7 @@ async def test_what_a_cancelled_request_had_reserved_is_told_to_be_free(talk, mo
     send(order(2, max_tokens=1500))
     await pulse(frames, lambda pulse: pulse.reserved_bytes > idle.reserved_bytes)
 
-    send(ipc.Cancel(id=2))
+    send(messages.Cancel(id=2))
 
     async with asyncio.timeout(SECONDS):
         await pulse(frames, lambda pulse: pulse.reserved_bytes == idle.reserved_bytes)
@@ -166,56 +168,56 @@ async def test_what_is_asked_at_once_is_answered_each_by_itself(talk):
     send(order(1, "hi", 12), order(2, "tell me more", 3), order(3, "hi", 12))
 
     seen = []
-    while {1, 2, 3} != {frame.id for frame in seen if isinstance(frame, ipc.Done)}:
+    while {1, 2, 3} != {frame.id for frame in seen if isinstance(frame, Completed)}:
         seen.append(await next_of(frames))
 
-    texts = [
-        "".join(frame.text for frame in seen if isinstance(frame, ipc.Delta) and frame.id == id_) for id_ in (1, 3)
-    ]
+    texts = ["".join(frame.text for frame in seen if isinstance(frame, Delta) and frame.id == id_) for id_ in (1, 3)]
     assert texts[0] == texts[1] != ""
 
 
 @pytest.mark.parametrize(
     ("prompt", "code", "param"),
     [
-        (ipc.Tokens(tokens=[]), ErrorCode.INVALID_REQUEST, "prompt"),
-        (ipc.Tokens(tokens=[2**40]), ErrorCode.INVALID_REQUEST, "prompt"),
-        (ipc.Text(text="word " * 3000), ErrorCode.CONTEXT_LENGTH_EXCEEDED, "prompt"),
+        (TokenPrompt(tokens=[]), ErrorCode.INVALID_REQUEST, "prompt"),
+        (TokenPrompt(tokens=[2**40]), ErrorCode.INVALID_REQUEST, "prompt"),
+        (TextPrompt(text="word " * 3000), ErrorCode.CONTEXT_LENGTH_EXCEEDED, "prompt"),
     ],
 )
 async def test_what_cannot_be_made_into_a_prompt_is_that_requests_fault(talk, prompt, code, param):
     send, frames = talk
-    send(ipc.Generate(id=1, prompt=prompt, sampling=SAMPLING), order(2))
+    send(messages.Generate(id=1, prompt=prompt, sampling=SAMPLING), order(2))
 
     seen = await until_done(frames, 2)
 
-    (failed,) = [frame for frame in seen if isinstance(frame, ipc.Failed)]
+    (failed,) = [frame for frame in seen if isinstance(frame, messages.Failed)]
     assert (1, code, param) == (failed.id, failed.code, failed.param)
 
 
 async def test_a_folder_that_cannot_be_loaded_is_said_and_the_model_stays(talk, tmp_path):
     send, frames = talk
 
-    send(ipc.Load(path=str(tmp_path)), order(1))
+    send(messages.Load(path=str(tmp_path)), order(1))
 
     seen = await until_done(frames, 1)
-    assert isinstance(seen[0], ipc.LoadFailed)
+    assert isinstance(seen[0], messages.LoadFailed)
 
 
 @pytest.mark.parametrize("sent", [b"", b"\0\0\0\4junk", b"\0\0\0\xffhalf a frame"])
 async def test_it_ends_with_its_daemon(monkeypatch, sent):
     opened = []
 
-    async def connect(fd, connect=ipc.connect):
+    async def connect(fd, connect=framing.connect):
         streams = await connect(fd)
         opened.append(streams[1])
         return streams
 
-    monkeypatch.setattr(ipc, "connect", connect)
+    monkeypatch.setattr(framing, "connect", connect)
     ours, theirs = socket.socketpair()
     serving = asyncio.create_task(session_module.serve(theirs.detach()))
-    reader, writer = await ipc.connect(ours.detach())
-    assert ipc.Hello(version=osaurusd.__version__) == await ipc.FrameReader(reader, ipc.FROM_WORKER).read()
+    reader, writer = await framing.connect(ours.detach())
+    assert (
+        messages.Hello(version=osaurusd.__version__) == await framing.FrameReader(reader, messages.FROM_WORKER).read()
+    )
 
     writer.write(sent)
     writer.close()

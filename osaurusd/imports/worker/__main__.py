@@ -1,0 +1,40 @@
+"""`python -m osaurusd.imports.worker --fd N SOURCE DEST`: imports one model and says over a socket how it goes."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from osaurusd.errors import ImportFailed
+from osaurusd.rpc import job, messages
+
+
+def main(arguments: list[str]) -> int:
+    """Imports the model that the command line names; 0 if that succeeded, 1 if not."""
+    parser = argparse.ArgumentParser(prog="python -m osaurusd.imports.worker")
+    parser.add_argument("--fd", type=int, required=True, help="the inherited socket that takes the frames")
+    parser.add_argument("source", type=Path)
+    parser.add_argument("dest", type=Path)
+    options = parser.parse_args(arguments)
+    last = job.report(options.fd, lambda send: _import(send, options.source, options.dest))
+    return 1 if isinstance(last, messages.ImportFailure) else 0
+
+
+def _import(send: job.Send, source: Path, dest: Path) -> messages.Frame:
+    # Imported late so that the death of the daemon is noticed while NumPy and tokenizers load.
+    from osaurusd.imports.worker.run import import_model  # noqa: PLC0415
+
+    throttle = job.Throttle()
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if throttle.passes(stage, done, total):
+            send(messages.Progress(stage=stage, done=done, total=total))
+
+    try:
+        import_model(source, dest, progress)
+    except ImportFailed as error:
+        return messages.ImportFailure(message=error.message)
+    return messages.Imported()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

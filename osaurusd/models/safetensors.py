@@ -1,0 +1,135 @@
+"""Safetensors headers: whether a model's weights are all there, and how large they are.
+
+Format: https://huggingface.co/docs/safetensors, an 8-byte little-endian header length, a JSON header, the data.
+"""
+
+import json
+import math
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from osaurusd.models import describe
+
+INDEX = "model.safetensors.index.json"
+_MAX_HEADER_BYTES = 100_000_000
+
+# Bits a number by the names that the format gives its types.
+_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+}
+
+_SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+
+_UNREADABLE = (OSError, ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError, struct.error)
+
+
+class _WrongLength(Exception):
+    """A file is not as long as its header implies."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor as its header describes it; `nbytes` is its size in the file and in memory."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the headers of a model's files say. `missing` is what is wrong with them, None if they are complete."""
+
+    tensors: Mapping[str, Tensor]
+    missing: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def read(folder: Path) -> Weights:
+    """The weights in a model folder, complete or not; reads headers only."""
+    try:
+        shards = _shards(folder)
+    except _UNREADABLE as error:
+        return Weights({}, f"{INDEX} cannot be read: {error}")
+    if not shards:
+        return Weights({}, "no model*.safetensors")
+    tensors: dict[str, Tensor] = {}
+    for name in shards:
+        try:
+            tensors.update(_tensors(folder / name))
+        except FileNotFoundError:
+            return Weights(tensors, f"{name}: missing")
+        except _WrongLength as error:
+            return Weights(tensors, f"{name}: {error}")
+        except _UNREADABLE as error:
+            return Weights(tensors, f"{name}: unreadable header: {error}")
+    return Weights(tensors)
+
+
+def _shards(folder: Path) -> list[str]:
+    """Names of the weight files: those that the index names, or all that mlx_lm would read."""
+    index = folder / INDEX
+    if not index.exists():
+        found = {path.name for path in folder.glob("model*.safetensors")}
+        return sorted(found.union(*(_siblings(name) for name in found)))
+    names = set(describe.read_object(index)["weight_map"].values())
+    if outside := [name for name in names if Path(name).name != name]:
+        raise ValueError(f"it names a file outside the model: {outside[0]}")
+    return sorted(names)
+
+
+def _siblings(name: str) -> set[str]:
+    """All shards of a file that is by its name one of several."""
+    parts = _SHARD.fullmatch(name)
+    if parts is None:
+        return set()
+    count = int(parts["count"])
+    width = len(parts["number"])
+    return {f"{parts['stem']}-{number:0{width}}-of-{parts['count']}.safetensors" for number in range(1, count + 1)}
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of one file.
+
+    Raises:
+        _WrongLength: the file is shorter or longer than its header implies.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > _MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {length} bytes is announced")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if size != expected:
+        raise _WrongLength(f"{size} bytes, but its header implies {expected}")
+    for name, entry in header.items():
+        yield name, _tensor(entry)
+
+
+def _tensor(entry: Mapping[str, Any]) -> Tensor:
+    """The tensor that an entry describes.
+
+    Raises:
+        ValueError: its place in the file has not the size that its shape and type make. Whoever loads it by its shape
+            would read something else.
+    """
+    begin, end = entry["data_offsets"]
+    tensor = Tensor(entry["dtype"], tuple(int(size) for size in entry.get("shape", ())), end - begin)
+    bits = _BITS.get(tensor.dtype)
+    if begin < 0 or end < begin or min(tensor.shape, default=0) < 0:
+        raise ValueError("a tensor lies outside of the file")
+    if bits is not None and "shape" in entry and math.prod(tensor.shape) * bits != tensor.nbytes * 8:
+        raise ValueError(f"a tensor of shape {list(tensor.shape)[:8]} does not have {tensor.nbytes} bytes")
+    return tensor
