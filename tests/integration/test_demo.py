@@ -42,7 +42,7 @@ def test_the_demo_answers_with_paris_and_says_what_to_try_next(run: Run, smollm_
 
     again = run("sh", SCRIPT, smollm_gguf)
     assert 0 == again.returncode, again.stderr
-    assert f"{SMOLLM} is here already" in again.stdout
+    assert f"{SMOLLM} is already imported" in again.stdout
 
     stopped = run("sh", SCRIPT, "--stop")
     assert 0 == stopped.returncode

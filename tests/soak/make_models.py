@@ -1,6 +1,6 @@
-"""Makes the models of a soak: `python -m tests.soak.folders MODELS`.
+"""Create the models of the soak: `python -m tests.soak.make_models MODELS_DIRECTORY`.
 
-In a process of its own, so that the one that asks does not import MLX.
+This is a process of its own so that the soak itself does not import MLX.
 """
 
 import sys
@@ -13,12 +13,12 @@ import mlx.core as mx
 from osaurusd.imports.worker.run import import_model
 from tests import starter_model
 from tests.models import make_tiny
-from tests.soak.models import CONTEXT_TOKENS, GREEDY, MODELS
+from tests.soak.models import CONTEXT_TOKENS, GENERATION_CONFIG, MODELS
 
-# Untrained layers hardly change what passes through them; with larger weights the whole prompt decides.
-_GAIN = 3.0
+# Layers with small random weights hardly change their input. With larger ones, the output depends on the whole prompt.
+WEIGHT_SCALE = 3.0
 
-_TEXT: dict[str, Any] = {
+LLAMA4_TEXT: dict[str, Any] = {
     "model_type": "llama4_text",
     "vocab_size": 49152,
     "hidden_size": 32,
@@ -43,29 +43,31 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": False},
     "qwen3": {"model_type": "qwen3", "tie_word_embeddings": False, "head_dim": 16, "rope_theta": 10000.0},
     "gemma2": {"model_type": "gemma2", "head_dim": 16, "query_pre_attn_scalar": 16},
-    # Attention in chunks: sequences cannot be decoded together.
-    "llama4": {"model_type": "llama4", "text_config": _TEXT},
+    # Chunked attention: the caches cannot be merged.
+    "llama4": {"model_type": "llama4", "text_config": LLAMA4_TEXT},
 }
 
 
-def make(folder: Path) -> None:
-    """Make all models, each in a folder of its name below `folder`."""
+def make_models(directory: Path) -> None:
+    """Create each model in a subdirectory with its name."""
     with tempfile.TemporaryDirectory() as starter:
         import_model(starter_model.fetch(), Path(starter), lambda *_: None)
         for seed, name in enumerate(MODELS):
-            make_tiny(folder / name, Path(starter), seed=seed, max_position_embeddings=CONTEXT_TOKENS, **CONFIGS[name])
-            _make_louder(folder / name / "model.safetensors")
-            (folder / name / "generation_config.json").write_text(GREEDY)
+            folder = directory / name
+            make_tiny(folder, Path(starter), seed=seed, max_position_embeddings=CONTEXT_TOKENS, **CONFIGS[name])
+            scale_weights(folder / "model.safetensors")
+            (folder / "generation_config.json").write_text(GENERATION_CONFIG)
 
 
-def _make_louder(file: Path) -> None:
+def scale_weights(file: Path) -> None:
     weights: dict[str, Any] = dict(mx.load(str(file)))
-    louder = {
-        name: weight * _GAIN if weight.ndim >= 2 and "embed" not in name else weight for name, weight in weights.items()
+    scaled = {
+        name: weight * WEIGHT_SCALE if weight.ndim >= 2 and "embed" not in name else weight
+        for name, weight in weights.items()
     }
-    mx.eval(louder)
-    mx.save_safetensors(str(file), louder, {"format": "mlx"})
+    mx.eval(scaled)
+    mx.save_safetensors(str(file), scaled, {"format": "mlx"})
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    make_models(Path(sys.argv[1]))
