@@ -1,282 +1,347 @@
-"""The composition root: builds everything from the configuration, serves, and takes it down again in order."""
+"""The composition root: build the services, serve, and shut down in order."""
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import signal
 import socket
 import sys
-import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
 
-from aiohttp import web
+from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from osaurusd import __version__, log, origins
-from osaurusd.admin import context
-from osaurusd.admin.antechamber import Antechamber
-from osaurusd.admin.routes import add_routes as add_admin_routes
-from osaurusd.config import Config, Log
-from osaurusd.downloads.manager import Pulls
+from osaurusd import __version__, app_keys, log, origins
+from osaurusd.admin.daemon import DaemonApi, DaemonInfo
+from osaurusd.admin.degraded import DegradedMode, Prerequisites, Startup
+from osaurusd.admin.keys import KeysApi
+from osaurusd.admin.models import ModelsApi
+from osaurusd.admin.pulls import PullsApi
+from osaurusd.admin.residency import ResidencyApi
+from osaurusd.admin.routes import add_version_headers, admin_group, check_api_version
+from osaurusd.config import Config, ConfigChange, Log, Server
+from osaurusd.downloads.manager import PullManager
 from osaurusd.errors import ConfigError
-from osaurusd.events import Bus
-from osaurusd.http import auth, errors, guard, keys, listen, metrics, tls
-from osaurusd.http.app import make_app, open_app
-from osaurusd.http.exposure import Exposure
-from osaurusd.http.keyring import Keyring
-from osaurusd.http.limits import Gate
-from osaurusd.http.settings import Settings
-from osaurusd.imports.manager import Imports
-from osaurusd.metrics import Counter
+from osaurusd.events import EventBus
+from osaurusd.http.admission import Admission
+from osaurusd.http.api_keys import ApiKeys
+from osaurusd.http.app import create_app, socket_middlewares
+from osaurusd.http.auth import require_api_key
+from osaurusd.http.cors import Cors, require_json_body
+from osaurusd.http.errors import as_osaurus_error, error_body, error_response
+from osaurusd.http.listen import listen_unix, lock_home, make_private_dir, url_of
+from osaurusd.http.metrics import HttpMetrics
+from osaurusd.http.routes import Route, RouteGroup
+from osaurusd.http.server import HttpServer
+from osaurusd.http.tls import Tls
+from osaurusd.http.trusted_hosts import BoundHosts, trusted_hosts
+from osaurusd.imports.manager import ImportManager
 from osaurusd.models.catalog import Catalog
-from osaurusd.models.registry import Registry
+from osaurusd.models.names import NameRegistry
 from osaurusd.models.roots import hub_cache
-from osaurusd.platform import activation, service_manager
-from osaurusd.platform.power import Awake
-from osaurusd.pool import blas, terms
+from osaurusd.platform import service_manager
+from osaurusd.platform.activation import activated_sockets
+from osaurusd.platform.power import PowerAssertion
+from osaurusd.pool.config import PoolConfig, find_blas
+from osaurusd.pool.metrics import PoolCollector, PoolMetrics
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
-from osaurusd.protocols.openai.routes import add_routes as add_client_routes
-from osaurusd.wire.installation import installation
+from osaurusd.protocols.openai.routes import ROUTES as OPENAI_ROUTES
+from osaurusd.settings import Settings
 from osaurusd.wire.paths import Paths
 
 logger = log.get_logger(__name__)
 
 
 def run(read: Callable[[], Config], paths: Paths) -> None:
-    """Serve until SIGTERM, SIGINT or a request to shut down.
+    """Serve until SIGTERM, SIGINT or a shutdown request.
 
-    A supervised daemon does not end for want of something: it waits for its home, a usable configuration and its port,
-    and says so. In the foreground these are errors.
+    Under a service manager, the daemon does not exit when a prerequisite is missing: it waits for its home, a valid
+    configuration and its port, and reports what it waits for. In the foreground these are errors.
 
     Args:
-        read: reads the configuration, now and whenever a reload is asked for.
-        paths: where everything lies.
+        read: reads the configuration, at the start and on each reload.
+        paths: where the daemon keeps its files.
 
     Raises:
-        OsaurusError: it cannot start, because the configuration is wrong, the home or the port is taken, or a path is
-            not ours.
+        OsaurusError: the configuration is invalid, the home or the port is in use, or a path is not private.
     """
 
-    def checked() -> Config:
+    def read_and_check() -> Config:
         config = read()
-        blas.find(config.worker.blas)
-        tls.of(config.server)
+        find_blas(config.worker.blas)
+        Tls.from_config(config.server)
         return config
 
-    # Whatever is written is for this user only, whoever started us; before there are threads, which share it.
+    # Everything that the daemon writes is private to its user. Set before there are threads, which share the mask.
     os.umask(0o077)
     service_manager.raise_file_limit()
-    if service_manager.supervised():
+    if service_manager.is_supervised():
         for descriptor in (1, 2):
-            service_manager.bound_crash_log(descriptor)
-        service_manager.persist(lambda: _run(checked, paths, patient=True))
+            service_manager.rotate_crash_log(descriptor)
+        service_manager.retry_until_success(lambda: _run_once(read_and_check, paths, supervised=True))
     else:
-        checked()
-        _run(checked, paths, patient=False)
+        read_and_check()
+        _run_once(read_and_check, paths, supervised=False)
 
 
-def _run(read: Callable[[], Config], paths: Paths, *, patient: bool) -> None:
-    with listen.locked_home(paths.lock, _say_waiting if patient else None):
+def _run_once(read: Callable[[], Config], paths: Paths, *, supervised: bool) -> None:
+    console = None if service_manager.captures_stderr() else sys.stderr
+    with lock_home(paths.lock, _report_waiting if supervised else None):
         for directory in (paths.log_dir, paths.state_dir):
-            listen.make_private_dir(directory)
-        # Often a link to a larger volume, so not held to the same rules.
+            make_private_dir(directory)
+        # Often a link to a larger volume, so its mode is left alone.
         paths.models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with log.configured(_level(read), paths.log_file, _console()):
-            asyncio.run(_live(read, paths, patient=patient))
+        with log.configured(_log_level(read), paths.log_file, console) as log_file:
+            asyncio.run(_start(read, paths, log_file, supervised=supervised))
 
 
-def _say_waiting(reason: str) -> None:
-    service_manager.say(f"{reason}; waiting for its end")
+def _report_waiting(reason: str) -> None:
+    service_manager.print_status(f"{reason}; waiting for it to exit")
     service_manager.notify(f"STATUS={reason}")
 
 
-def _level(read: Callable[[], Config]) -> str:
+def _log_level(read: Callable[[], Config]) -> str:
     try:
         return read().log.level
     except ConfigError:
         return Log().level
 
 
-def _console() -> TextIO | None:
-    """Standard error, unless whoever started us keeps that for crashes."""
-    return None if "OSAURUS_SUPERVISED" in os.environ else sys.stderr
-
-
-async def _live(read: Callable[[], Config], paths: Paths, *, patient: bool) -> None:
-    stop = _Stop()
-    opened = activation.inherited()
+async def _start(read: Callable[[], Config], paths: Paths, log_file: log.LogFile, *, supervised: bool) -> None:
+    """Open the admin socket, obtain the prerequisites, and serve until the daemon is to stop."""
+    stop = StopRequest()
+    inherited = activated_sockets()
+    watchdog = asyncio.create_task(service_manager.feed_watchdog())
     with contextlib.ExitStack() as stack:
-        admin_door = opened.admin or stack.enter_context(listen.unix(paths.socket))
-        daemon = context.Daemon(uuid.uuid4().hex, time.monotonic(), [], paths, stop.soon.set, installation())
-        watchdog = asyncio.create_task(service_manager.feed_watchdog())
-        keyring = Keyring(paths.state_dir / "keys.json")
-        antechamber = Antechamber(daemon, admin_door, read, opened.http, keyring)
+        admin_socket = inherited.admin or stack.enter_context(listen_unix(paths.socket))
+        info = DaemonInfo(paths)
+        keys = ApiKeys(paths.state_dir / "keys.json")
+        startup = Startup(read, inherited.http, keys)
         try:
-            ready = await (antechamber.wait(stop.soon) if patient else antechamber.enter())
-            if ready is not None:
-                settings, doors = ready
-                stack.callback(_close_all, doors)
-                log.set_level(settings.config.log.level)
-                await _serve(settings, daemon, doors, admin_door, keyring, stop)
+            if supervised:
+                prerequisites = await DegradedMode(startup, info, admin_socket, keys, stop.requested).run()
+            else:
+                prerequisites = startup.attempt()
+            if prerequisites is not None:
+                for sock in prerequisites.sockets:
+                    stack.callback(sock.close)
+                daemon = Daemon(prerequisites, Settings(prerequisites.config, read), info, keys, log_file, stop)
+                await daemon.serve(admin_socket)
         finally:
             service_manager.notify("STOPPING=1", "STATUS=stopping")
             watchdog.cancel()
 
 
-def _close_all(doors: list[socket.socket]) -> None:
-    for door in doors:
-        door.close()
+class StopRequest:
+    """A signal or a client requests a graceful shutdown; a second signal makes it immediate."""
+
+    def __init__(self) -> None:
+        self.requested = asyncio.Event()
+        self.immediate = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        if self.requested.is_set():
+            self.immediate.set()
+        self.requested.set()
 
 
-async def _serve(
-    settings: Settings,
-    daemon: context.Daemon,
-    doors: list[socket.socket],
-    admin_door: socket.socket,
-    keyring: Keyring,
-    stop: "_Stop",
-) -> None:
-    paths = daemon.paths
-    registry = Registry(paths.state_dir / "names.json")
-    catalog = Catalog(paths.models_dir, hub_cache(), registry, _extra_roots(settings.config))
-    imports = Imports(catalog)
-    pins = Pins(paths.state_dir / "residency.json")
-    bus, awake = Bus(), Awake()
-    pool = Pool(terms.of(settings.config), bus=bus, awake=awake)
-    pulls = _pulls(settings, catalog, paths, bus, awake)
-    requests = metrics.make_counter()
-    _follow(settings, catalog, pool)
-    await asyncio.to_thread(imports.sweep)
-    exposure = Exposure([door.getsockname()[0] for door in doors], keyring)
-    secured = tls.of(settings.config.server)
-    _watch_over(settings, exposure, secured)
-    gate = Gate(lambda: settings.config)
-    tcp_app, socket_app = (_client_app(settings, catalog, pool, requests, gate) for _ in range(2))
-    guard.guard_tcp(tcp_app, lambda: settings.config.server, exposure.names)
-    auth.ask_for_keys(tcp_app, keyring, lambda request: exposure.asks(settings.config.server, request))
-    guard.guard_socket(socket_app, os.geteuid())
-    add_admin_routes(socket_app)
-    found = (registry.fault, pins.fault, pulls.fault, keyring.fault, secured.fault if secured else None)
-    faults = [fault for fault in found if fault is not None]
-    endpoints = [listen.url(door, tls=secured is not None) for door in doors]
-    daemon = dataclasses.replace(daemon, endpoints=endpoints, faults=faults)
-    socket_app[context.DAEMON] = daemon
-    socket_app[context.EXPOSURE] = exposure
-    socket_app[context.KEYRING] = keyring
-    socket_app[context.IMPORTS] = imports
-    socket_app[context.PINS] = pins
-    socket_app[context.PULLS] = pulls
-    runners = [await open_app(tcp_app, doors, secured), await open_app(socket_app, [admin_door])]
-    _announce(daemon)
-    _warn_if_open(exposure, settings.config)
-    _warn_if_anybody_may_call(settings.config)
-    warming = asyncio.create_task(_warm_up(catalog, pool, pins))
-    pulls.start()
-    await stop.soon.wait()
-    service_manager.notify("STOPPING=1", "STATUS=finishing running requests")
-    warming.cancel()
-    await pulls.close()
-    await _close(runners, pool, stop, settings.config.server.shutdown_grace_seconds)
+class Daemon:
+    """The services of a daemon that has its prerequisites.
 
+    Args:
+        prerequisites: the sockets for clients, and who may connect to them.
+        config: the configuration in force.
+        info: the identity of the daemon.
+        keys: the accepted API keys.
+        log_file: the log.
+        stop: when to stop.
+    """
 
-def _announce(daemon: context.Daemon) -> None:
-    where = {"endpoints": daemon.endpoints, "socket": str(daemon.paths.socket)}
-    logger.info("serving", version=__version__, pid=os.getpid(), **where)
-    service_manager.notify("READY=1", f"STATUS=serving on {', '.join(daemon.endpoints)}")
+    def __init__(
+        self,
+        prerequisites: Prerequisites,
+        config: Settings,
+        info: DaemonInfo,
+        keys: ApiKeys,
+        log_file: log.LogFile,
+        stop: StopRequest,
+    ) -> None:
+        self._sockets = prerequisites.sockets
+        self._auth = prerequisites.auth
+        self._config = config
+        self._info = info
+        self._keys = keys
+        self._log_file = log_file
+        self._stop = stop
+        self._tls = Tls.from_config(config.current.server)
+        self._endpoints = [url_of(sock, tls=self._tls is not None) for sock in self._sockets]
 
+        state_dir = info.paths.state_dir
+        bus, power = EventBus(), PowerAssertion()
+        self._bus = bus
+        self._names = NameRegistry(state_dir / "names.json")
+        self._catalog = Catalog(info.paths.models_dir, hub_cache(), self._names, _extra_roots(config.current))
+        self._imports = ImportManager(self._catalog)
+        self._pins = Pins(state_dir / "residency.json")
+        self._registry = CollectorRegistry()
+        pool_config = PoolConfig.from_config(config.current)
+        self._pool = Pool(pool_config, events=bus, metrics=PoolMetrics(self._registry), power=power)
+        self._registry.register(PoolCollector(self._pool))
+        self._pulls = PullManager(
+            self._catalog,
+            state_dir / "pulls.json",
+            options=lambda: config.current.pulls,
+            error_body=lambda error: error_body(as_osaurus_error(error)),
+            bus=bus,
+            power=power,
+        )
 
-async def _warm_up(catalog: Catalog, pool: Pool, pins: Pins) -> None:
-    """What the doors need not wait for: look at the disk, and load the pinned models."""
-    await catalog.refresh()
-    available = {record.repo: record for record in await catalog.available()}
-    found = [available[repo] for repo in pins.all if repo in available]
-    for record in found:
-        pool.pin(record, check=False)
-    pool.bring_up(found)
+    async def serve(self, admin_socket: socket.socket) -> None:
+        """Serve until the daemon is to stop."""
+        self._apply(self._config.current)
+        await asyncio.to_thread(self._imports.sweep)
+        servers = await self._start_servers(admin_socket)
+        self._announce()
+        pinned = asyncio.create_task(self._load_pinned_models())
+        self._pulls.start()
+        await self._stop.requested.wait()
+        service_manager.notify("STOPPING=1", "STATUS=finishing running requests")
+        pinned.cancel()
+        await self._pulls.close()
+        await self._shut_down(servers)
 
+    async def _start_servers(self, admin_socket: socket.socket) -> list[HttpServer]:
+        """Serve clients over TCP, and clients and the admin API on the Unix socket."""
+        # Without this, each counter gets a `_created` series.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
+        metrics = HttpMetrics(self._registry)
+        admission = Admission(self._get_config)
+        clients = [OPENAI_ROUTES, RouteGroup("metrics", [Route("GET", "/metrics", metrics.show)], error_response)]
+        cors = Cors(self._get_server_config)
+        hosts = BoundHosts([sock.getsockname()[0] for sock in self._sockets])
+        tcp_app = create_app(
+            clients,
+            self._get_config,
+            admission=admission,
+            metrics=metrics,
+            middlewares=[
+                trusted_hosts(self._get_server_config, hosts),
+                cors.check,
+                require_json_body,
+                require_api_key(
+                    self._keys, lambda request: self._auth.requires_key(self._get_server_config(), request)
+                ),
+            ],
+            response_hooks=[cors.add_headers],
+        )
+        socket_app = create_app(
+            [*clients, self._admin_group()],
+            self._get_config,
+            admission=admission,
+            metrics=metrics,
+            middlewares=[*socket_middlewares(os.geteuid()), check_api_version],
+            response_hooks=[add_version_headers],
+        )
+        for app in (tcp_app, socket_app):
+            app[app_keys.SETTINGS] = self._config
+            app[app_keys.CATALOG] = self._catalog
+            app[app_keys.POOL] = self._pool
+        tcp_server, socket_server = (
+            HttpServer(app, self._get_config, error_response, metrics) for app in (tcp_app, socket_app)
+        )
+        await tcp_server.start(self._sockets, self._tls)
+        await socket_server.start([admin_socket])
+        return [tcp_server, socket_server]
 
-def _watch_over(settings: Settings, exposure: Exposure, secured: tls.Tls | None) -> None:
-    """Have a configuration refused that would shut everybody out or has no usable certificate; warn of an open one."""
-    settings.before_change(lambda config: exposure.check(config.server))
-    settings.on_change(lambda config: _warn_if_open(exposure, config))
-    if secured is not None:
-        settings.before_change(lambda config: secured.renew(config.server))
+    def _admin_group(self) -> RouteGroup:
+        tls_fault = self._tls.fault if self._tls else None
+        faults = (self._names.fault, self._pins.fault, self._pulls.fault, self._keys.fault, tls_fault)
+        daemon = DaemonApi(
+            self._info,
+            endpoints=self._endpoints,
+            config=self._config,
+            auth=self._auth,
+            catalog=self._catalog,
+            pool=self._pool,
+            pins=self._pins,
+            log_file=self._log_file,
+            startup_faults=[fault for fault in faults if fault is not None],
+            reload=self._reload,
+            shut_down=self._stop.requested.set,
+        )
+        models = ModelsApi(self._catalog, self._pool, self._pins, self._imports, self._pulls)
+        residency = ResidencyApi(self._catalog, self._pool, self._pins, self._bus)
+        pulls = PullsApi(self._pulls, self._catalog, self._pool)
+        return admin_group(daemon.routes, models.routes, residency.routes, pulls.routes, KeysApi(self._keys).routes)
 
+    def _announce(self) -> None:
+        logger.info(
+            "serving",
+            version=__version__,
+            pid=os.getpid(),
+            endpoints=self._endpoints,
+            socket=str(self._info.paths.socket),
+        )
+        service_manager.notify("READY=1", f"STATUS=serving on {', '.join(self._endpoints)}")
 
-def _warn_if_open(exposure: Exposure, config: Config) -> None:
-    if exposure.exposed and not exposure.needs_keys(config.server):
-        logger.warning("other machines can connect, and nobody is asked for an API key")
+    async def _load_pinned_models(self) -> None:
+        """Scan the disk and load the pinned models, while clients are already served."""
+        await self._catalog.refresh()
+        available = {record.repo: record for record in await self._catalog.available()}
+        records = [available[repo] for repo in self._pins.all if repo in available]
+        for record in records:
+            self._pool.pin(record, check=False)
+        self._pool.load_in_background(records)
 
+    def _reload(self) -> ConfigChange:
+        """Read the configuration again, and apply it if it is usable.
 
-def _follow(settings: Settings, catalog: Catalog, pool: Pool) -> None:
-    """Have those who keep something of the configuration told when it changes."""
-    settings.on_change(lambda config: log.set_level(config.log.level))
-    settings.on_change(lambda config: pool.configure(terms.of(config)))
-    settings.on_change(lambda config: catalog.set_extra(_extra_roots(config)))
-    settings.on_change(_warn_if_anybody_may_call)
+        Raises:
+            ConfigError: the configuration in force stays in force.
+        """
+        change = self._config.read_again()
+        self._auth.check(change.wanted.server)
+        if self._tls is not None:
+            self._tls.reload(change.wanted.server)
+        self._config.current = change.effective
+        self._pool.configure(PoolConfig.from_config(change.effective))
+        self._catalog.set_extra_roots(_extra_roots(change.effective))
+        self._apply(change.effective)
+        return change
 
+    def _apply(self, config: Config) -> None:
+        """Apply what concerns no single service, at the start and after each reload."""
+        log.set_level(config.log.level)
+        if self._auth.exposed and not self._auth.requires_keys(config.server):
+            logger.warning("other machines can connect without an API key")
+        if origins.is_allowed(origins.NULL, config.server.allowed_origins):
+            logger.warning("`server.allowed_origins` contains `null`, an origin that any web page can assume")
 
-def _pulls(settings: Settings, catalog: Catalog, paths: Paths, bus: Bus, awake: Awake) -> Pulls:
-    return Pulls(
-        catalog,
-        paths.state_dir / "pulls.json",
-        options=lambda: settings.config.pulls,
-        body=lambda error: errors.error_body(errors.known(error)),
-        bus=bus,
-        awake=awake,
-    )
+    async def _shut_down(self, servers: list[HttpServer]) -> None:
+        """Stop accepting, let running requests finish within the grace period, stop the workers, close connections."""
+        grace = self._get_server_config().shutdown_grace_seconds
+        logger.info("shutting down", grace_seconds=grace)
+        for server in servers:
+            server.stop_accepting()
+        drained = asyncio.create_task(self._pool.drain(grace))
+        immediate = asyncio.create_task(self._stop.immediate.wait())
+        await asyncio.wait({drained, immediate}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (drained, immediate):
+            task.cancel()
+        await self._pool.close()
+        for server in servers:
+            await server.close()
+        logger.info("stopped")
+
+    def _get_config(self) -> Config:
+        return self._config.current
+
+    def _get_server_config(self) -> Server:
+        return self._config.current.server
 
 
 def _extra_roots(config: Config) -> list[Path]:
     return [Path(root).expanduser() for root in config.models.roots]
-
-
-class _Stop:
-    """When to stop: soon at the first signal or request, now at a further signal."""
-
-    def __init__(self) -> None:
-        self.soon = asyncio.Event()
-        self.now = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._signalled)
-
-    def _signalled(self) -> None:
-        if self.soon.is_set():
-            self.now.set()
-        self.soon.set()
-
-
-def _client_app(settings: Settings, catalog: Catalog, pool: Pool, requests: Counter, gate: Gate) -> web.Application:
-    app = make_app(settings.config, gate)
-    app[keys.SETTINGS] = settings
-    app[keys.CATALOG] = catalog
-    app[keys.POOL] = pool
-    add_client_routes(app)
-    metrics.add_route(app, requests)
-    return app
-
-
-async def _close(runners: list[web.AppRunner], pool: Pool, stop: _Stop, grace: float) -> None:
-    """Take no more, let what runs finish within the grace period, end the workers, hang up."""
-    logger.info("shutting down", grace_seconds=grace)
-    for runner in runners:
-        for site in list(runner.sites):
-            await site.stop()
-    draining = asyncio.create_task(pool.drain(grace))
-    hurried = asyncio.create_task(stop.now.wait())
-    await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (draining, hurried):
-        task.cancel()
-    await pool.close()
-    for runner in runners:
-        await runner.cleanup()
-    logger.info("stopped")
-
-
-def _warn_if_anybody_may_call(config: Config) -> None:
-    if origins.is_allowed(origins.NULL, config.server.allowed_origins):
-        logger.warning("`server.allowed_origins` has `null`, which any web page can make its origin")

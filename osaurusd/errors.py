@@ -1,17 +1,17 @@
-"""What can go wrong, without saying how it is shown: no status codes and no layout here.
+"""Every failure that has a code. Transport-neutral: no status codes and no layout.
 
 OsaurusError
-├── InvalidRequest              the request itself is wrong; `param` names the field
+├── InvalidRequest              the request is invalid; `param` or `location` names the field
 │   ├── InvalidJson
 │   ├── UnsupportedParameter
 │   ├── ImageInputUnsupported
 │   ├── ContextLengthExceeded
-│   └── RequestExceedsMemory    it could not be served even alone
+│   └── RequestExceedsMemory    does not fit into memory even when served alone
 ├── ModelNotFound
-│   └── ModelNotDownloaded      known by name, but not on this machine
+│   └── ModelNotDownloaded      a known name, but not on this machine
 ├── NotFound, MethodNotAllowed, RequestTooLarge, UnsupportedMediaType, InvalidApiKey, Forbidden, VersionMismatch
 ├── MalformedRequest, RequestTimeout, UriTooLong, ExpectationFailed, HeadersTooLarge, NotImplementedHere,
-│   UnsupportedEncoding         it is wrong as HTTP, or too slow, before anybody has looked at what it asks for
+│   UnsupportedEncoding         rejected by the HTTP layer before a handler runs
 ├── TooManyRequests, TooManyConnections, TimeLimitExceeded
 ├── Busy, QueueFull, NameTaken, ImportFailed, PullFailed, DiskFull
 ├── InsufficientMemory, LoadFailed, WorkerCrashed, SlowClient, ModelUnloaded, ShuttingDown, NotServing

@@ -41,7 +41,7 @@ def smollm_gguf() -> Path:
 @pytest.fixture(scope="session")
 def smollm_folder(smollm_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct as an MLX folder."""
-    from osaurusd.imports.worker.run import import_model  # noqa: PLC0415  imports MLX, which most tests do not need
+    from osaurusd.imports.worker.importer import import_model  # noqa: PLC0415  imports MLX, which most tests do not need
 
     folder = tmp_path_factory.mktemp("smollm") / SMOLLM
     folder.mkdir()

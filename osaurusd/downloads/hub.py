@@ -1,4 +1,4 @@
-"""The process that asks the hub: what it is started with, and its failures as ours."""
+"""Running the process that talks to the Hugging Face Hub."""
 
 import contextlib
 import os
@@ -6,48 +6,49 @@ from collections.abc import AsyncGenerator, Sequence
 
 import msgspec
 
+from osaurusd.downloads import messages
 from osaurusd.errors import PullFailed, from_code
-from osaurusd.redaction import redacted
-from osaurusd.rpc import child, messages
+from osaurusd.redaction import redact
+from osaurusd.rpc import job
 
-HUB_COMMAND = (*child.PYTHON, "osaurusd.downloads.worker")
+COMMAND = job.module_command("osaurusd.downloads.worker")
 
 
-async def run(arguments: Sequence[str], token: str | None) -> AsyncGenerator[messages.FromHub]:
-    """Run it and yield its frames; closing the iterator kills it.
+async def run(arguments: Sequence[str], token: str | None) -> AsyncGenerator[messages.Message]:
+    """Run the process and yield its frames; closing the iterator kills the process.
 
     Args:
-        arguments: the command and what it takes.
-        token: handed over in its environment, where the hub's client looks; None for the stored one.
+        arguments: the subcommand and its options.
+        token: passed as HF_TOKEN; None to use the stored token.
 
     Raises:
-        OsaurusError: it could not do what was asked, for a reason with a code.
-        child.ChildDied: it died.
+        OsaurusError: the process reported a failure.
+        JobDied: the process exited without a result.
     """
     env = dict(os.environ) if token is None else {**os.environ, "HF_TOKEN": token}
-    async with contextlib.aclosing(child.frames(HUB_COMMAND, arguments, messages.FROM_HUB, env)) as frames:
+    async with contextlib.aclosing(job.run(COMMAND, arguments, messages.DECODER, env)) as frames:
         async for frame in frames:
-            if isinstance(frame, messages.HubFailure):
-                raise from_code(frame.code, redacted(frame.message))
-            if isinstance(frame, messages.Pulling) and frame.note:
-                frame = msgspec.structs.replace(frame, note=redacted(frame.note))
+            if isinstance(frame, messages.Failure):
+                raise from_code(frame.code, redact(frame.message))
+            if isinstance(frame, messages.Progress) and frame.note:
+                frame = msgspec.structs.replace(frame, note=redact(frame.note))
             yield frame
 
 
-async def search(words: str, author: str | None, limit: int, token: str | None) -> list[messages.HubModel]:
-    """MLX models on the hub that go by these words.
+async def search(query: str, author: str | None, limit: int, token: str | None) -> list[messages.HubModel]:
+    """Search the hub for MLX models.
 
     Raises:
-        OsaurusError: the hub does not say.
+        OsaurusError: the search failed.
     """
-    arguments = ["search", f"--words={words}", f"--limit={limit}"]
+    arguments = ["search", f"--query={query}", f"--limit={limit}"]
     if author is not None:
         arguments.append(f"--author={author}")
     try:
         async with contextlib.aclosing(run(arguments, token)) as frames:
             async for frame in frames:
-                if isinstance(frame, messages.HubModels):
+                if isinstance(frame, messages.SearchResult):
                     return frame.models
-    except child.ChildDied as error:
-        raise PullFailed(f"the process that asks the hub died ({error})") from error
-    raise PullFailed("the process that asks the hub had nothing to say")
+    except job.JobDied as error:
+        raise PullFailed(f"the search process failed: {error}") from error
+    raise PullFailed("the search process exited without a result")

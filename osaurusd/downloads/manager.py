@@ -1,26 +1,25 @@
-"""Downloads from the hub: who is next, how far each is, and what becomes of it. A process for each does the work."""
+"""Downloads from the Hugging Face Hub: the queue, the state of each pull, and its child process."""
 
 import asyncio
 import contextlib
 import re
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from osaurusd import config
-from osaurusd.downloads import hub
-from osaurusd.downloads.jobs import ACTIVE, Jobs, new_id
+from osaurusd.downloads import hub, messages, pulls
+from osaurusd.downloads.pulls import PullList
 from osaurusd.errors import InvalidRequest, ModelNotFound, PullFailed
-from osaurusd.events import Bus
+from osaurusd.events import EventBus
 from osaurusd.log import get_logger
 from osaurusd.models import names
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
 from osaurusd.models.roots import pulls_folder, repo_folder
-from osaurusd.platform.power import Awake
-from osaurusd.rpc import child, messages
+from osaurusd.platform.power import PowerAssertion
+from osaurusd.rpc.job import JobDied
 from osaurusd.wire.admin import ModelState
 from osaurusd.wire.errors import ErrorBody
 from osaurusd.wire.pulls import PullInfo, PullStage, PullState
@@ -28,31 +27,30 @@ from osaurusd.wire.residency import EventKind
 
 log = get_logger(__name__)
 
-AT_ONCE = 2
-DEATHS = 5
-"""So often in a row the process may die without having received anything."""
+MAX_RUNNING = 2
 
-_DEATH_PAUSE_SECONDS = 0.5
+MAX_CRASHES = 5
+"""How often in a row the process may exit without having received anything before the pull fails."""
 
+_CRASH_BACKOFF_SECONDS = 0.5
+
+_MAX_NAME_LENGTH = 200
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*")
-_MAX_LENGTH = 200
 
-_KINDS = {state: EventKind(f"pull_{state}") for state in PullState}
-
-Body = Callable[[Exception], ErrorBody]
+_EVENT_KINDS = {state: EventKind(f"pull_{state}") for state in PullState}
 
 
-class Pulls:
-    """All downloads into a catalog's Hugging Face cache. Two run at a time, the rest wait in order.
+class PullManager:
+    """Downloads models into the Hugging Face cache, `MAX_RUNNING` at a time; further pulls are queued.
 
     Args:
-        catalog: learns of what has arrived.
-        file: where they are remembered.
-        options: the limits in force.
-        body: how an error is written down.
-        bus: is told when a pull begins, ends or waits.
-        awake: held while models are downloaded.
+        catalog: is refreshed after each download, and resolves names.
+        file: the state file with the list of pulls.
+        options: returns the current `[pulls]` configuration.
+        error_body: converts an exception into the error of a failed pull.
+        bus: receives an event for each change of a pull's state.
+        power: keeps the machine awake during downloads.
     """
 
     def __init__(
@@ -60,279 +58,246 @@ class Pulls:
         catalog: Catalog,
         file: Path,
         options: Callable[[], config.Pulls],
-        body: Body,
+        error_body: Callable[[Exception], ErrorBody],
         *,
-        bus: Bus | None = None,
-        awake: Awake | None = None,
+        bus: EventBus,
+        power: PowerAssertion,
     ) -> None:
         self._catalog = catalog
-        self._bus = bus or Bus()
-        self._awake = awake or Awake()
-        self._jobs = Jobs(file)
+        self._pulls = PullList(file)
         self._options = options
-        self._body = body
+        self._error_body = error_body
+        self._bus = bus
+        self._power = power
         self._tokens: dict[str, str] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._closed = False
 
     @property
     def fault(self) -> str | None:
-        """What was wrong with the file."""
-        return self._jobs.fault
+        """Why the state file was moved aside, if it was."""
+        return self._pulls.fault
 
     def all(self) -> list[PullInfo]:
-        """Every pull that is remembered, in order."""
-        return self._jobs.all()
+        """Return all known pulls in the order in which they were requested."""
+        return self._pulls.all()
 
     def start(self) -> None:
-        """Go on with what an earlier daemon left."""
-        self._fill()
+        """Resume the pulls that were active when the previous daemon exited."""
+        self._start_queued()
 
     async def close(self) -> None:
-        """End all processes; the pulls go on when the next daemon starts."""
+        """Stop all processes; active pulls resume when the daemon starts again."""
         self._closed = True
         running = list(self._running.values())
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        await self._jobs.save()
+        await self._pulls.save()
 
     async def add(self, model: str, token: str | None) -> PullInfo:
-        """Download a model, or join the pull that does so already.
+        """Start a download, or return the active pull of the same model.
 
         Args:
-            model: an API name, an alias or `ORG/REPO`, with `@REVISION` behind it if not `main` is meant.
-            token: for the hub, kept in memory until the pull ends.
+            model: an API name, an alias or `ORG/REPO`, optionally followed by `@REVISION` (default: main).
+            token: a hub token, kept in memory until the pull finishes.
 
         Raises:
-            InvalidRequest: it cannot be the name of a model on the hub.
-            ModelNotFound: no repo is known by that name.
+            InvalidRequest: the name is not valid, or the model does not come from the hub.
+            ModelNotFound: no repository is known by the name.
         """
-        repo, revision = await self._meant(model)
-        pull = self._jobs.find(repo, revision)
-        if pull is None or pull.state not in ACTIVE:
-            fresh = PullInfo(
-                id=pull.id if pull else new_id(),
-                repo=repo,
-                revision=revision,
-                name=names.api_name(repo),
-                state=PullState.QUEUED,
-                added=int(time.time()),
-                done=pull.done if pull else 0,
-                total=pull.total if pull else 0,
-            )
-            self._jobs.drop(fresh.id)
-            if token is not None:
-                self._tokens[fresh.id] = token
-            self._changed(fresh)
-            await self._jobs.save()
-            self._fill()
-            pull = self._jobs.get(fresh.id) or fresh
-        return pull
+        repo, revision = await self._resolve(model)
+        pull = self._pulls.find(repo, revision)
+        if pull is not None and pulls.is_active(pull):
+            return pull
+        pull = pulls.queued(repo, revision, pull)
+        # A pull that is requested again moves to the end of the queue.
+        self._pulls.drop(pull.id)
+        if token is not None:
+            self._tokens[pull.id] = token
+        self._update(pull)
+        await self._pulls.save()
+        self._start_queued()
+        return self._pulls.get(pull.id) or pull
 
-    async def watch(self, keys: Sequence[str]) -> AsyncGenerator[PullInfo]:
-        """Each of these pulls as it is now and whenever that changes, until all have ended.
+    async def watch(self, pull_ids: Sequence[str]) -> AsyncGenerator[PullInfo]:
+        """Yield the given pulls now and after each change, until all have finished.
 
         Raises:
-            InvalidRequest: there is no such pull.
+            InvalidRequest: a pull does not exist.
         """
-        for at, key in enumerate(keys):
-            if self._jobs.get(key) is None:
-                raise InvalidRequest(f"`pulls[{at}]`: there is no pull {key!r}", param=f"pulls[{at}]")
-        told: dict[str, PullInfo] = {}
+        for index, pull_id in enumerate(pull_ids):
+            if self._pulls.get(pull_id) is None:
+                raise InvalidRequest(f'pull "{pull_id}" does not exist', location=("pulls", index))
+        sent: dict[str, PullInfo] = {}
         while True:
-            news = self._news
-            pulls = [pull for key in keys if (pull := self._jobs.get(key)) is not None]
-            for pull in pulls:
-                if told.get(pull.id) != pull:
-                    told[pull.id] = pull
+            changed = self._changed
+            watched = [pull for pull_id in pull_ids if (pull := self._pulls.get(pull_id)) is not None]
+            for pull in watched:
+                if sent.get(pull.id) != pull:
+                    sent[pull.id] = pull
                     yield pull
-            if not any(pull.state in ACTIVE for pull in pulls):
+            if not any(pulls.is_active(pull) for pull in watched):
                 return
-            await news.wait()
+            await changed.wait()
 
     async def cancel(self, key: str) -> PullInfo:
-        """End a pull by its id or any name of its model; what it has received stays.
+        """Cancel an active pull by its id or any name of its model; received data is kept.
 
         Raises:
-            ModelNotFound: no such pull runs or waits.
+            ModelNotFound: no such pull is active.
         """
-        found = next((pull for pull in self.all() if pull.state in ACTIVE and _goes_by(pull, key)), None)
-        if found is None:
-            raise ModelNotFound(f"no pull of `{key}` runs or waits", param="pull")
-        if task := self._running.get(found.id):
+        pull = next((pull for pull in self.all() if pulls.is_active(pull) and pulls.matches(pull, key)), None)
+        if pull is None:
+            raise ModelNotFound(f'no pull of "{key}" is running or queued', location=("pull",))
+        if task := self._running.get(pull.id):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            # One that had not begun yet could not do so itself.
-            self._running.pop(found.id, None)
-        pull = self._jobs.get(found.id) or found
-        if pull.state in ACTIVE:
-            pull = _ended(pull, PullState.CANCELLED)
-            self._changed(pull)
-        await self._jobs.save()
-        self._fill()
+            # A task that is cancelled before its first step does not run its own cleanup.
+            self._running.pop(pull.id, None)
+        pull = self._pulls.get(pull.id) or pull
+        if pulls.is_active(pull):
+            pull = pulls.finished(pull, PullState.CANCELLED)
+            self._update(pull)
+        await self._pulls.save()
+        self._start_queued()
         return pull
 
     def folder(self, pull: PullInfo) -> Path:
-        """Where its files lie until it is through."""
+        """Return the folder with a pull's partial download."""
         return pulls_folder(self._catalog.hub) / repo_folder(self._catalog.hub, pull.repo).name
 
-    def in_use(self) -> list[Path]:
-        """The folders of pulls that run or wait."""
-        return [self.folder(pull) for pull in self.all() if pull.state in ACTIVE]
+    def active_folders(self) -> list[Path]:
+        """Return the folders of running and queued pulls."""
+        return [self.folder(pull) for pull in self.all() if pulls.is_active(pull)]
 
     async def forget(self, folder: Path) -> None:
-        """What was received of a repo was removed: the pull begins anew, if it is asked for again."""
+        """Drop the finished pulls whose partial download, `folder`, was removed."""
         for pull in self.all():
-            if pull.state not in ACTIVE and self.folder(pull).name.lower() == folder.name.lower():
-                self._jobs.drop(pull.id)
-        await self._jobs.save()
+            if not pulls.is_active(pull) and self.folder(pull).name.lower() == folder.name.lower():
+                self._pulls.drop(pull.id)
+        await self._pulls.save()
 
-    async def _meant(self, model: str) -> tuple[str, str]:
-        """Repo and revision that a request means."""
-        name, at, revision = model.strip().partition("@")
-        revision = revision if at else "main"
-        if len(model) > _MAX_LENGTH or not _REVISION.fullmatch(revision) or ".." in revision:
-            raise InvalidRequest(f"`model`: {revision!r} cannot be a revision", param="model")
+    async def _resolve(self, model: str) -> tuple[str, str]:
+        """Return the repository and the revision for the model of a request."""
+        name, separator, revision = model.strip().partition("@")
+        revision = revision if separator else "main"
+        if len(model) > _MAX_NAME_LENGTH or not _REVISION.fullmatch(revision) or ".." in revision:
+            raise InvalidRequest(f'invalid revision "{revision[:_MAX_NAME_LENGTH]}"', location=("model",))
         if "/" not in name:
-            return await self._repo_of(name.lower()), revision
+            return await self._resolve_name(name.lower()), revision
         if not _REPO.fullmatch(name) or "--" in name or ".." in name:
-            raise InvalidRequest(f"`model`: {name!r} cannot be a repo on the hub", param="model")
+            raise InvalidRequest(f'invalid repository "{name}"; use ORG/NAME', location=("model",))
         return next((repo for repo in names.PUBLISHED if repo.lower() == name.lower()), name), revision
 
-    async def _repo_of(self, name: str) -> str:
-        """The repo behind an API name or an alias."""
+    async def _resolve_name(self, name: str) -> str:
+        """Return the repository for an API name or an alias."""
         for repo, published in names.PUBLISHED.items():
             if name == published:
                 return repo
         records = await self._catalog.records()
         record = next((record for record in records if name in (record.name, *record.aliases)), None)
         if record is not None and record.source != "hub":
-            raise InvalidRequest(f"`model`: `{name}` did not come from the hub", param="model")
+            raise InvalidRequest(f'model "{name}" does not come from the Hugging Face Hub', location=("model",))
+        if record is not None:
+            return record.repo
         pulled = next((pull.repo for pull in self.all() if pull.name == name), None)
-        if found := record.repo if record else self._catalog.registry.aliases.get(name, pulled):
-            return found
-        near = names.near(name, [*names.PUBLISHED.values(), *(record.name for record in records)])
-        hint = f"did you mean {' or '.join(f'`{each}`' for each in near)}? " if near else ""
+        if target := self._catalog.registry.aliases.get(name, pulled):
+            return target
+        suggestion = names.did_you_mean(name, [*names.PUBLISHED.values(), *(record.name for record in records)])
         raise ModelNotFound(
-            f"no repo is known by the name `{name}`; {hint}`osaurusctl search {name}` asks the hub, and "
-            "`osaurusctl pull ORG/REPO` takes any model from there",
-            param="model",
+            f'no model is known by the name "{name}"; {suggestion + " " if suggestion else ""}'
+            f'Run "osaurusctl search {name}" to find its repository, then "osaurusctl pull ORG/REPO".',
+            location=("model",),
         )
 
-    def _fill(self) -> None:
-        """Start what may run now. Two revisions of a repo share a folder, so they do not run at once."""
+    def _start_queued(self) -> None:
+        """Start queued pulls. Two revisions of a repository share a folder, so only one of them runs at a time."""
         for pull in self.all():
-            if self._closed or len(self._running) >= AT_ONCE:
+            if self._closed or len(self._running) >= MAX_RUNNING:
                 return
-            busy = {running.repo.lower() for key in self._running if (running := self._jobs.get(key))}
+            busy = {running.repo.lower() for key in self._running if (running := self._pulls.get(key))}
             if pull.state is PullState.QUEUED and pull.id not in self._running and pull.repo.lower() not in busy:
-                self._changed(msgspec.structs.replace(pull, state=PullState.RUNNING, stage=PullStage.RESOLVING))
+                self._update(msgspec.structs.replace(pull, state=PullState.RUNNING, stage=PullStage.RESOLVING))
                 self._running[pull.id] = asyncio.create_task(self._run(pull.id))
 
-    async def _run(self, key: str) -> None:
+    async def _run(self, pull_id: str) -> None:
         try:
-            with self._awake.held():
-                pulled = await self._fetch(key)
-            record = await self._arrived(self._pull(key), pulled)
-        except Exception as error:  # noqa: BLE001  whatever the reason, it must not seem to go on
-            self._changed(_ended(self._pull(key), PullState.FAILED, self._body(error)))
+            with self._power.held():
+                result = await self._download(pull_id)
+            record = await self._find_installed(self._get(pull_id), result)
+        except Exception as error:  # noqa: BLE001  an unexpected error must not leave the pull running forever
+            self._update(pulls.finished(self._get(pull_id), PullState.FAILED, self._error_body(error)))
         else:
-            size = pulled.bytes
-            whole = msgspec.structs.replace(self._pull(key), repo=record.repo, name=record.name, done=size, total=size)
-            whole = msgspec.structs.replace(whole, commit=pulled.commit)
-            self._changed(_ended(whole, PullState.DONE))
+            pull = msgspec.structs.replace(
+                self._get(pull_id),
+                repo=record.repo,
+                name=record.name,
+                commit=result.commit,
+                done=result.bytes,
+                total=result.bytes,
+            )
+            self._update(pulls.finished(pull, PullState.DONE))
         finally:
-            self._running.pop(key, None)
-            if self._pull(key).state not in ACTIVE:
-                self._tokens.pop(key, None)
-        await self._jobs.save()
-        self._fill()
+            self._running.pop(pull_id, None)
+            if not pulls.is_active(self._get(pull_id)):
+                self._tokens.pop(pull_id, None)
+        await self._pulls.save()
+        self._start_queued()
 
-    def _pull(self, key: str) -> PullInfo:
-        pull = self._jobs.get(key)
-        assert pull is not None, "a pull that runs is never forgotten"
+    def _get(self, pull_id: str) -> PullInfo:
+        pull = self._pulls.get(pull_id)
+        assert pull is not None, "an active pull is never dropped"
         return pull
 
-    async def _fetch(self, key: str) -> messages.Pulled:
-        """Have a process do it; one that dies is followed by another, as long as something comes."""
-        deaths = 0
+    async def _download(self, pull_id: str) -> messages.Pulled:
+        """Run the process; restart it if it crashes, as long as each run makes progress."""
+        crashes = 0
         while True:
-            before = self._pull(key).done
+            done_before = self._get(pull_id).done
             try:
-                return await self._follow(key)
-            except child.ChildDied as error:
-                deaths = 0 if self._pull(key).done > before else deaths + 1
-                log.warning("a download died and is started again", repo=self._pull(key).repo, reason=str(error))
-                if deaths > DEATHS:
-                    raise PullFailed(f"the process that downloads it died {deaths} times ({error})") from error
-            await asyncio.sleep(deaths * _DEATH_PAUSE_SECONDS)
+                return await self._run_process(pull_id)
+            except JobDied as error:
+                crashes = 0 if self._get(pull_id).done > done_before else crashes + 1
+                log.warning("download process died; restarting it", repo=self._get(pull_id).repo, reason=str(error))
+                if crashes > MAX_CRASHES:
+                    raise PullFailed(f"the download process died {crashes} times without progress: {error}") from error
+            await asyncio.sleep(crashes * _CRASH_BACKOFF_SECONDS)
 
-    async def _follow(self, key: str) -> messages.Pulled:
-        """Run one process to its end, and keep what it tells."""
-        pull, options = self._pull(key), self._options()
+    async def _run_process(self, pull_id: str) -> messages.Pulled:
+        pull, options = self._get(pull_id), self._options()
         arguments = [
             *("pull", f"--cache={self._catalog.hub}", f"--repo={pull.repo}", f"--revision={pull.revision}"),
             *(f"--connections={options.connections}", f"--stall={options.stall_seconds}"),
             *(f"--patience={options.patience_seconds}", f"--margin={options.disk_margin_bytes}"),
         ]
-        async with contextlib.aclosing(hub.run(arguments, self._tokens.get(key))) as frames:
+        async with contextlib.aclosing(hub.run(arguments, self._tokens.get(pull_id))) as frames:
             async for frame in frames:
                 if isinstance(frame, messages.Pulled):
                     return frame
-                if isinstance(frame, messages.Pulling):
-                    self._changed(_with(self._pull(key), frame))
-        raise child.ChildDied("it had nothing more to say")
+                if isinstance(frame, messages.Progress):
+                    self._update(pulls.with_progress(self._get(pull_id), frame))
+        raise JobDied("no result")
 
-    async def _arrived(self, pull: PullInfo, pulled: messages.Pulled) -> ModelRecord:
-        """The model, now that it is in the cache."""
+    async def _find_installed(self, pull: PullInfo, result: messages.Pulled) -> ModelRecord:
+        """Return the catalog's record of the downloaded model."""
         await self._catalog.refresh()
         records = await self._catalog.records()
         record = next((each for each in records if each.repo.lower() == pull.repo.lower()), None)
         if record is None:
-            raise PullFailed(f"{pull.repo}: commit {pulled.commit} was put into the cache and is not found there")
+            raise PullFailed(f"{pull.repo} (commit {result.commit}) was downloaded, but it is missing in the cache")
         if record.state is not ModelState.AVAILABLE:
-            raise PullFailed(f"{pull.repo}: it was downloaded and is {record.state}: {record.reason}")
+            raise PullFailed(f"{pull.repo} was downloaded, but it is {record.state}: {record.reason}")
         return record
 
-    def _changed(self, pull: PullInfo) -> None:
-        """Take over what is known of a pull now, and wake those who watch."""
-        known = self._jobs.get(pull.id)
-        self._jobs.put(pull)
-        if known is None or known.state is not pull.state:
+    def _update(self, pull: PullInfo) -> None:
+        """Store a pull, publish a change of its state, and wake up watchers."""
+        previous = self._pulls.get(pull.id)
+        self._pulls.put(pull)
+        if previous is None or previous.state is not pull.state:
             reason = pull.error.message if pull.error else None
             log.info("pull", repo=pull.repo, revision=pull.revision, state=pull.state, pull=pull.id, reason=reason)
-            self._bus.publish(_KINDS[pull.state], pull.name, reason=reason, bytes=pull.done or None)
-        news, self._news = self._news, asyncio.Event()
-        news.set()
-
-
-def _goes_by(pull: PullInfo, key: str) -> bool:
-    wanted = key.lower()
-    repo = pull.repo.lower()
-    return wanted in (pull.id, pull.name, repo, f"{repo}@{pull.revision}", f"{pull.name}@{pull.revision}")
-
-
-def _with(pull: PullInfo, frame: messages.Pulling) -> PullInfo:
-    """A pull as its process last told."""
-    rate = frame.bytes_per_second
-    return msgspec.structs.replace(
-        pull,
-        stage=frame.stage,
-        # Before the hub has said, what an earlier try knew is better than nothing.
-        done=frame.done if frame.total else pull.done,
-        total=frame.total or pull.total,
-        hashed=frame.hashed,
-        to_hash=frame.to_hash,
-        bytes_per_second=rate,
-        seconds_left=(frame.total - frame.done) / rate if rate and frame.total else None,
-        commit=frame.commit or pull.commit,
-        note=frame.note,
-    )
-
-
-def _ended(pull: PullInfo, state: PullState, error: ErrorBody | None = None) -> PullInfo:
-    return msgspec.structs.replace(
-        pull, state=state, stage=None, bytes_per_second=0, seconds_left=None, note=None, error=error
-    )
+            self._bus.publish(_EVENT_KINDS[pull.state], pull.name, reason=reason, bytes=pull.done or None)
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()

@@ -1,48 +1,59 @@
-"""Making an application: what every listener has in common."""
+"""Building the application of one listener from route groups."""
 
-import socket
+from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from osaurusd.config import Config
-from osaurusd.http import access, errors, limits, request
-from osaurusd.http.limits import GATE, Gate
-from osaurusd.http.server import Server
-from osaurusd.http.tls import Tls, TlsSite
+from osaurusd.http.admission import Admission
+from osaurusd.http.auth import require_user
+from osaurusd.http.cors import reject_web_pages, require_json_body
+from osaurusd.http.metrics import HttpMetrics
+from osaurusd.http.middleware import RequestPipeline, admitted
+from osaurusd.http.request import defer_continue
+from osaurusd.http.routes import RouteGroup
+from osaurusd.http.trusted_hosts import trusted_socket_hosts
 
-# Handlers have nothing left to wait for once the pool is closed; this only bounds a client that does not read.
-HANDLER_END_SECONDS = 2.0
+ResponseHook = Callable[[web.Request, web.StreamResponse], Awaitable[None]]
 
 
-def make_app(config: Config, gate: Gate | None = None) -> web.Application:
-    """An empty application that logs its requests and answers errors; the caller adds a guard, then routes.
+def create_app(
+    groups: Sequence[RouteGroup],
+    config: Callable[[], Config],
+    *,
+    admission: Admission | None = None,
+    metrics: HttpMetrics | None = None,
+    middlewares: Sequence[Middleware] = (),
+    response_hooks: Sequence[ResponseHook] = (),
+) -> web.Application:
+    """Build an application.
 
     Args:
-        config: what holds if no gate says what is in force.
-        gate: what limits those that share it; left out, the application has one of its own.
+        groups: the routes; the first group renders the errors of unknown paths that no group owns.
+        config: returns the configuration in force.
+        admission: shared by all applications of the daemon; by default the application has its own.
+        metrics: counts the requests.
+        middlewares: applied outermost first, after the request has its id and before it is admitted.
+        response_hooks: called before the headers of any response are sent, errors and streams included.
     """
     app = web.Application()
-    app[GATE] = gate or Gate(lambda: config)
-    access.record_access(app)
-    app.middlewares.append(errors.middleware)
-    app.middlewares.append(limits.middleware)
-    app.on_response_prepare.append(request.close_unfinished)
+    owners: dict[web.AbstractResource, RouteGroup] = {}
+    for group in groups:
+        for path, route in group.paths:
+            handler = admitted(route.handler) if route.admitted else route.handler
+            registered = app.router.add_route(route.method, path, handler, expect_handler=defer_continue)
+            assert registered.resource is not None
+            owners[registered.resource] = group
+            if route.method == "GET":
+                app.router.add_route("HEAD", path, handler, expect_handler=defer_continue)
+    pipeline = RequestPipeline(groups, owners, config, admission or Admission(config), metrics)
+    app.middlewares.extend([pipeline.observe, pipeline.respond, *middlewares])
+    app.on_response_prepare.append(pipeline.add_request_id)
+    app.on_response_prepare.extend(response_hooks)
     return app
 
 
-async def open_app(app: web.Application, listeners: list[socket.socket], tls: Tls | None = None) -> web.AppRunner:
-    """Serve an application on sockets that listen already."""
-    runner = _Runner(app, shutdown_timeout=HANDLER_END_SECONDS, handle_signals=False)
-    await runner.setup()
-    for listener in listeners:
-        site = web.SockSite(runner, listener) if tls is None else TlsSite(runner, listener, tls.context)
-        await site.start()
-    return runner
-
-
-class _Runner(web.AppRunner):
-    """Has our connections made."""
-
-    async def _make_server(self) -> Server:
-        made = await super()._make_server()
-        return Server(self.app, made.request_handler)
+def socket_middlewares(uid: int) -> list[Middleware]:
+    """Build the middlewares of the Unix socket, which only this user's own programs may use."""
+    return [require_user(uid), trusted_socket_hosts, reject_web_pages, require_json_body]

@@ -1,14 +1,11 @@
-"""From an exception to an HTTP answer: the one place that knows status codes and the envelope's layout."""
+"""Error responses: HTTP statuses, retry headers, and the default JSON body."""
 
 from collections.abc import Mapping
 
 import msgspec
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler
 
-from osaurusd.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, OsaurusError, RequestTooLarge
-from osaurusd.http import inflate
-from osaurusd.http.refusals import excerpt
+from osaurusd.errors import InternalError, OsaurusError
 from osaurusd.log import get_logger
 from osaurusd.wire.errors import ErrorBody, ErrorCode, ErrorEnvelope
 
@@ -59,114 +56,74 @@ STATUS: Mapping[ErrorCode, int] = {
     ErrorCode.DISK_FULL: 507,
 }
 
-MAX_MESSAGE = 4000
-MAX_PARAM = 500
+MAX_MESSAGE_CHARACTERS = 4000
+MAX_PARAM_CHARACTERS = 500
+MAX_EXCERPT_CHARACTERS = 80
 
-# OpenAI's clients ask again on 429 and 5xx: after how many seconds, or not at all, where the same request would fail
-# the same way. A 401 must say how one makes oneself known (RFC 9110, section 15.5.2).
-_ADVICE: Mapping[ErrorCode, Mapping[str, str]] = {
+_RETRY_SOON: Mapping[str, str] = {hdrs.RETRY_AFTER: "1"}
+_DO_NOT_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
+
+# OpenAI's client libraries retry on 429 and 5xx. A 401 must name the authentication scheme (RFC 9110, section 15.5.2).
+_HEADERS: Mapping[ErrorCode, Mapping[str, str]] = {
     ErrorCode.INVALID_API_KEY: {hdrs.WWW_AUTHENTICATE: "Bearer"},
-    ErrorCode.TOO_MANY_REQUESTS: {hdrs.RETRY_AFTER: "1"},
-    ErrorCode.TOO_MANY_CONNECTIONS: {hdrs.RETRY_AFTER: "1"},
-    ErrorCode.TIME_LIMIT_EXCEEDED: {"x-should-retry": "false"},
-    ErrorCode.UNSUPPORTED_ENCODING: {hdrs.ACCEPT_ENCODING: inflate.SUPPORTED},
-    ErrorCode.QUEUE_FULL: {hdrs.RETRY_AFTER: "1"},
-    ErrorCode.LOAD_FAILED: {"x-should-retry": "false"},
-    ErrorCode.INSUFFICIENT_MEMORY: {"x-should-retry": "false"},
-    ErrorCode.INTERNAL_ERROR: {"x-should-retry": "false"},
+    ErrorCode.UNSUPPORTED_ENCODING: {hdrs.ACCEPT_ENCODING: "identity"},
+    ErrorCode.QUEUE_FULL: _RETRY_SOON,
+    ErrorCode.TOO_MANY_REQUESTS: _RETRY_SOON,
+    ErrorCode.TOO_MANY_CONNECTIONS: _RETRY_SOON,
+    ErrorCode.TIME_LIMIT_EXCEEDED: _DO_NOT_RETRY,
+    ErrorCode.LOAD_FAILED: _DO_NOT_RETRY,
+    ErrorCode.INSUFFICIENT_MEMORY: _DO_NOT_RETRY,
+    ErrorCode.INTERNAL_ERROR: _DO_NOT_RETRY,
 }
 
 
 def status_of(error: OsaurusError) -> int:
-    """The HTTP status of an error."""
     return STATUS[error.code]
 
 
-def error_body(error: OsaurusError) -> ErrorBody:
-    """The error as it stands in every answer; what it quotes of a request may be of any length, an answer not."""
-    param = None if error.param is None else _shown(error.param, MAX_PARAM)
-    message = _shown(error.message, MAX_MESSAGE)
-    return ErrorBody(message=message, type=kind_of(status_of(error)), param=param, code=error.code)
+def error_headers(error: OsaurusError) -> Mapping[str, str]:
+    """Return the headers that every response to this error has, whatever the format of its body."""
+    return _HEADERS.get(error.code, {})
 
 
-def _shown(text: str, length: int) -> str:
-    """Its beginning, with escapes for what no UTF-8 has: half a surrogate from a path or a field."""
-    shown = text if len(text) <= length else f"{text[: length - 1]}…"
-    return shown.encode("utf-8", "backslashreplace").decode()
-
-
-def kind_of(status: int) -> str:
-    """OpenAI's word for whose fault it is."""
+def error_type(status: int) -> str:
+    """Return OpenAI's error type for a status."""
     if status == 429:
         return "rate_limit_error"
     return "invalid_request_error" if status < 500 else "server_error"
 
 
-def envelope(error: OsaurusError) -> bytes:
-    """The error as OpenAI's JSON object."""
-    return msgspec.json.encode(ErrorEnvelope(error_body(error)))
+def error_body(error: OsaurusError) -> ErrorBody:
+    """Return the error as clients see it, with message and param cut to a sensible length."""
+    return ErrorBody(
+        message=_printable(error.message, MAX_MESSAGE_CHARACTERS),
+        type=error_type(status_of(error)),
+        param=None if error.param is None else _printable(error.param, MAX_PARAM_CHARACTERS),
+        code=error.code,
+    )
 
 
-def response(error: OsaurusError) -> web.Response:
-    """The error as a whole HTTP answer."""
-    headers = _ADVICE.get(error.code)
-    return web.Response(status=status_of(error), body=envelope(error), content_type="application/json", headers=headers)
+def error_response(error: OsaurusError) -> web.Response:
+    """Render an error in the default format: a JSON object with the key `error`."""
+    body = msgspec.json.encode(ErrorEnvelope(error_body(error)))
+    return web.Response(status=status_of(error), body=body, content_type="application/json")
 
 
-def wire(error: OsaurusError) -> bytes:
-    """The same byte for byte, for a connection that has no request to answer; it is the last one there."""
-    answer = response(error)
-    body = envelope(error)
-    headers = {**answer.headers, hdrs.CONTENT_LENGTH: str(len(body)), hdrs.CONNECTION: "close"}
-    lines = [f"HTTP/1.1 {answer.status} {answer.reason}", *(f"{name}: {value}" for name, value in headers.items())]
-    return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-def known(error: Exception) -> OsaurusError:
-    """The error itself if it has a code; anything else is logged whole and shown as `internal_error`."""
+def as_osaurus_error(error: Exception) -> OsaurusError:
+    """Return an error with a code unchanged; log any other and return an `InternalError` that hides it."""
     if isinstance(error, OsaurusError):
         return error
     log.error("unexpected error", exc_info=error)
-    return InternalError("something went wrong inside osaurusd; its log says what")
+    return InternalError("internal error; see the daemon's log for details")
 
 
-@web.middleware
-async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn whatever a handler raises into its answer."""
-    try:
-        return await handler(request)
-    except web.HTTPException as refusal:
-        return _translate(request, refusal)
-    except ConnectionError as error:
-        if request.transport is None or request.transport.is_closing():
-            raise
-        return _answer(request, error)
-    except Exception as error:  # noqa: BLE001  the boundary: what has no code is logged and hidden
-        return _answer(request, error)
+def excerpt(text: str) -> str:
+    """Return the beginning of text that a client sent, with control characters escaped."""
+    shown = text if len(text) <= MAX_EXCERPT_CHARACTERS else text[:MAX_EXCERPT_CHARACTERS] + "…"
+    return repr(shown)[1:-1]
 
 
-def _answer(request: web.Request, error: Exception) -> web.Response:
-    answer = response(known(error))
-    if request.writer.output_size > 0:
-        # A second answer in the middle of one would be taken for a part of it; so the client gets none and sees it.
-        raise ConnectionResetError("an answer has begun already") from error
-    return answer
-
-
-def _translate(request: web.Request, refusal: web.HTTPException) -> web.Response:
-    """aiohttp's own refusals, in our words."""
-    if isinstance(refusal, web.HTTPMethodNotAllowed):
-        allowed = ", ".join(sorted(refusal.allowed_methods))
-        answer = response(
-            MethodNotAllowed(f"{excerpt(request.path)} does not take {request.method}; it takes {allowed}")
-        )
-        answer.headers["Allow"] = allowed
-        return answer
-    error: OsaurusError
-    if isinstance(refusal, web.HTTPNotFound):
-        error = NotFound(f"there is no {excerpt(request.path)} here")
-    elif isinstance(refusal, web.HTTPRequestEntityTooLarge):
-        error = RequestTooLarge("the request body is larger than `server.max_body_bytes` allows")
-    else:
-        error = InvalidRequest(refusal.text or refusal.reason)
-    return response(error)
+def _printable(text: str, max_characters: int) -> str:
+    """Cut text to a length, and escape lone surrogates, which UTF-8 cannot encode."""
+    shown = text if len(text) <= max_characters else f"{text[: max_characters - 1]}…"
+    return shown.encode("utf-8", "backslashreplace").decode()

@@ -1,137 +1,181 @@
-"""A request whose body is read within limits of size, time and memory."""
+"""What the server adds to a request: its context, checks of its head, and its body within limits."""
 
 import asyncio
-from typing import Any
+import re
+import urllib.parse
+from dataclasses import dataclass
 
-from aiohttp import hdrs, web
-from aiohttp.http import HttpVersion11, RawRequestMessage
+from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 
-from osaurusd.errors import MalformedRequest, RequestTimeout, RequestTooLarge
-from osaurusd.http import inflate
-from osaurusd.http.limits import FAULT, GATE, HELD
-from osaurusd.http.refusals import CONTINUE
+from osaurusd.config import Config, Limits
+from osaurusd.errors import (
+    ExpectationFailed,
+    Forbidden,
+    HeadersTooLarge,
+    MalformedRequest,
+    NotImplementedHere,
+    OsaurusError,
+    RequestTimeout,
+    RequestTooLarge,
+    UnsupportedEncoding,
+    UriTooLong,
+)
+from osaurusd.http.admission import Admission, Deadline
+from osaurusd.http.errors import excerpt
+from osaurusd.http.routes import RouteGroup
 
-# Enough that a large body is not stopped and started again for every part of it.
 READ_BYTES = 1024 * 1024
+"""Large enough that a large body is not paused and resumed for every segment."""
+
+_CONTINUE = "100-continue"
+_DEFAULT_PORT = re.compile(r":(80)?$")
 
 
-class Request(web.Request):
-    """aiohttp's request, but for how its body is read.
+@dataclass
+class RequestContext:
+    """The state of one request.
 
-    `Expect: 100-continue` is answered when the body is asked for, hence after everybody who may refuse the request. It
-    is taken out of the headers, for aiohttp answers it before that.
+    Attributes:
+        config: the configuration when the request arrived.
+        group: the route group that renders its errors.
+        deadline: set for admitted routes.
+        body_bytes: bytes of the body that count against `limits.max_buffered_bytes`.
     """
 
-    ATTRS = web.Request.ATTRS | frozenset(["_expects_continue"])
-
-    def __init__(self, message: RawRequestMessage, *args: Any, **options: Any) -> None:
-        expected = message.headers.get(hdrs.EXPECT)
-        if expected is not None:
-            headers = message.headers.copy()
-            del headers[hdrs.EXPECT]
-            message = message._replace(headers=type(message.headers)(headers))
-        super().__init__(message, *args, **options)
-        self._expects_continue = expected is not None and expected.lower() == CONTINUE
-
-    async def read(self) -> bytes:
-        """The whole body, made plain.
-
-        Raises:
-            RequestTooLarge: it is larger than allowed, be it as sent or made plain.
-            RequestTimeout: it comes too slowly.
-            MalformedRequest: it is not what its headers say.
-            UnsupportedEncoding: its encoding is not supported.
-            TooManyRequests: the bodies of others take the room.
-        """
-        if self._read_bytes is None:
-            self._read_bytes = await self._receive()
-        return self._read_bytes
-
-    @property
-    def is_received(self) -> bool:
-        """Whether the request has arrived as a whole."""
-        return self.content.is_eof() and self.content.exception() is None
-
-    async def _receive(self) -> bytes:
-        inflater = inflate.inflater(self.headers)
-        if (self.content_length or 0) > self._client_max_size:
-            raise self._too_large()
-        self._go_on()
-        self.content.set_read_chunk_size(READ_BYTES)
-        body = bytearray()
-        sent = 0
-        arrival = _Arrival(self)
-        while chunk := await arrival.next():
-            sent += len(chunk)
-            if sent > self._client_max_size:
-                raise self._too_large()
-            if inflater is None:
-                self._take(body, chunk)
-                continue
-            for piece in inflater.feed(chunk):
-                self._take(body, piece)
-                # Much may come of little: others have their turn in between.
-                await asyncio.sleep(0)
-        if inflater is not None:
-            inflater.finish()
-        return bytes(body)
-
-    def _take(self, body: bytearray, piece: bytes) -> None:
-        if len(body) + len(piece) > self._client_max_size:
-            raise self._too_large()
-        self[HELD] = self.get(HELD, 0) + len(piece)
-        self.app[GATE].hold(len(piece))
-        body += piece
-
-    def _go_on(self) -> None:
-        """Tell a client that waits for it to send the body."""
-        if self._expects_continue and self.version == HttpVersion11 and self.transport and not self.content.is_eof():
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._expects_continue = False
-
-    def _too_large(self) -> RequestTooLarge:
-        return RequestTooLarge(
-            f"the request body is larger than the {self._client_max_size} bytes that `server.max_body_bytes` allows"
-        )
+    config: Config
+    admission: Admission
+    group: RouteGroup
+    started_at: float
+    deadline: Deadline | None = None
+    body_bytes: int = 0
 
 
-async def close_unfinished(request: web.Request, response: web.StreamResponse) -> None:
-    """Close after an answer that comes before its request has, or to one that others may read otherwise.
+CONTEXT = web.RequestKey("CONTEXT", RequestContext)
 
-    Where the next request would begin is not known then.
+
+def check_head(request: web.Request, limits: Limits) -> None:
+    """Check what aiohttp's parser accepts and this server does not.
+
+    Raises:
+        OsaurusError: the request must not be processed any further, and its connection must be closed.
     """
-    if FAULT in request or (isinstance(request, Request) and not request.is_received):
-        response.force_close()
-        # What keeping the connection depends on has been looked at before this is called.
-        response.headers[hdrs.CONNECTION] = "close"
+    _check_size(request, limits)
+    if request.version not in (HttpVersion10, HttpVersion11):
+        major, minor = request.version
+        raise MalformedRequest(f"HTTP/{major}.{minor} is not supported; use HTTP/1.1")
+    if request.method == hdrs.METH_CONNECT:
+        raise NotImplementedHere("the server is not a proxy; CONNECT is not supported")
+    _check_transfer_encoding(request)
+    _check_target(request)
+    expectation = request.headers.get(hdrs.EXPECT)
+    if expectation is not None and expectation.lower() != _CONTINUE and request.version != HttpVersion10:
+        raise ExpectationFailed(f"`Expect: {excerpt(expectation)}` is not supported; only `{_CONTINUE}` is")
 
 
-class _Arrival:
-    """A body as it comes in, in time."""
+async def defer_continue(_: web.Request) -> None:
+    """Replace aiohttp's handler of `Expect: 100-continue`: `read_body` answers it, after the checks have passed."""
 
-    def __init__(self, request: Request) -> None:
-        limits = request.app[GATE].limits
-        self._content = request.content
-        self._stall_seconds, self._seconds = limits.body_stall_seconds, limits.body_seconds
-        self._end = asyncio.get_running_loop().time() + limits.body_seconds
 
-    async def next(self) -> bytes:
-        """What has come, at least a byte; nothing at the end."""
-        if self._content.is_eof() and self._content.exception() is None:
-            return await self._content.readany()
-        left = self._end - asyncio.get_running_loop().time()
-        if left <= 0:
-            raise RequestTimeout(f"the body was not there after `limits.body_seconds`, {self._seconds:g} s")
-        try:
-            async with asyncio.timeout(min(left, self._stall_seconds)):
-                return await self._content.readany()
-        except web.RequestPayloadError as error:
-            raise MalformedRequest(f"the body could not be read: {error}") from error
-        except TimeoutError as error:
-            if left < self._stall_seconds:
-                raise RequestTimeout(
-                    f"the body was not there after `limits.body_seconds`, {self._seconds:g} s"
-                ) from error
+async def read_body(request: web.Request) -> bytearray:
+    """Read the whole body. Its bytes count against `limits.max_buffered_bytes` until the request ends.
+
+    Raises:
+        UnsupportedEncoding: the body is compressed.
+        RequestTooLarge: the body exceeds `server.max_body_bytes`.
+        RequestTimeout: the body arrives too slowly.
+        TooManyRequests: the bodies of all requests exceed `limits.max_buffered_bytes`.
+        MalformedRequest: the body does not match its framing.
+    """
+    context = request[CONTEXT]
+    max_bytes = context.config.server.max_body_bytes
+    encodings = ",".join(request.headers.getall(hdrs.CONTENT_ENCODING, []))
+    if any(encoding.strip().lower() not in ("", "identity") for encoding in encodings.split(",")):
+        raise UnsupportedEncoding("compressed request bodies are not supported; send the body without Content-Encoding")
+    if (request.content_length or 0) > max_bytes:
+        raise _too_large(max_bytes)
+    _send_continue(request)
+    body = bytearray()
+    end = asyncio.get_running_loop().time() + context.config.limits.body_seconds
+    while chunk := await _next_chunk(request, context.config.limits, end):
+        if len(body) + len(chunk) > max_bytes:
+            raise _too_large(max_bytes)
+        context.body_bytes += len(chunk)
+        context.admission.reserve_bytes(len(chunk))
+        body += chunk
+    return body
+
+
+async def _next_chunk(request: web.Request, limits: Limits, end: float) -> bytes:
+    remaining = end - asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout(max(0.0, min(remaining, limits.body_stall_seconds))):
+            return await request.content.read(READ_BYTES)
+    except web.RequestPayloadError as error:
+        raise MalformedRequest(f"the request body is malformed: {excerpt(str(error))}") from error
+    except TimeoutError as error:
+        if remaining < limits.body_stall_seconds:
             raise RequestTimeout(
-                f"nothing more of the body came for `limits.body_stall_seconds`, {self._stall_seconds:g} s"
+                f"the request body took longer than {limits.body_seconds:g} s (`limits.body_seconds`)"
             ) from error
+        raise RequestTimeout(
+            f"no data of the request body arrived for {limits.body_stall_seconds:g} s (`limits.body_stall_seconds`)"
+        ) from error
+
+
+def _send_continue(request: web.Request) -> None:
+    expects_continue = request.headers.get(hdrs.EXPECT, "").lower() == _CONTINUE
+    if expects_continue and request.version == HttpVersion11 and request.transport and not request.content.is_eof():
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def _too_large(max_bytes: int) -> OsaurusError:
+    return RequestTooLarge(f"the request body is larger than {max_bytes} bytes (`server.max_body_bytes`)")
+
+
+def _check_size(request: web.Request, limits: Limits) -> None:
+    if len(request.raw_path) > limits.max_request_line_bytes:
+        raise UriTooLong(
+            f"the URL is longer than {limits.max_request_line_bytes} bytes (`limits.max_request_line_bytes`)"
+        )
+    if len(request.raw_headers) > limits.max_headers:
+        raise HeadersTooLarge(f"the request has more than {limits.max_headers} headers (`limits.max_headers`)")
+    sizes = [len(name) + len(value) + len(": \r\n") for name, value in request.raw_headers]
+    if max(sizes, default=0) > limits.max_header_bytes:
+        raise HeadersTooLarge(f"a header is longer than {limits.max_header_bytes} bytes (`limits.max_header_bytes`)")
+    if sum(sizes) + len(request.raw_path) > limits.max_head_bytes:
+        raise head_too_large(limits)
+
+
+def head_too_large(limits: Limits) -> OsaurusError:
+    return HeadersTooLarge(f"URL and headers are longer than {limits.max_head_bytes} bytes (`limits.max_head_bytes`)")
+
+
+def _check_transfer_encoding(request: web.Request) -> None:
+    """Reject framing that a proxy may read differently, which enables request smuggling (RFC 9112, 6.1 and 11.2)."""
+    values = request.headers.getall(hdrs.TRANSFER_ENCODING, [])
+    if not values:
+        return
+    if request.version == HttpVersion10 or hdrs.CONTENT_LENGTH in request.headers:
+        raise MalformedRequest("`Transfer-Encoding` must not be combined with `Content-Length` or HTTP/1.0")
+    codings = [coding.strip(" \t").lower() for value in values for coding in value.split(",")]
+    if codings.count("chunked") > 1:
+        raise MalformedRequest("`Transfer-Encoding` contains `chunked` more than once")
+    if codings != ["chunked"]:
+        raise NotImplementedHere("the only supported `Transfer-Encoding` is `chunked`")
+
+
+def _check_target(request: web.Request) -> None:
+    """Require that an absolute-form target names the same host as `Host`, so that checking `Host` covers both."""
+    target = request.raw_path
+    if target.startswith("/") or target == "*":
+        return
+    url = urllib.parse.urlsplit(target)
+    if url.scheme not in ("http", "https"):
+        raise MalformedRequest("the request target is neither a path nor an HTTP URL")
+    host = request.headers.get(hdrs.HOST, "")
+    if _without_default_port(url.netloc) != _without_default_port(host):
+        raise Forbidden(f"the request target names the host {excerpt(url.netloc)!r}, but `Host` is {excerpt(host)!r}")
+
+
+def _without_default_port(authority: str) -> str:
+    return _DEFAULT_PORT.sub("", authority.lower())

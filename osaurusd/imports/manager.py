@@ -1,4 +1,4 @@
-"""Bringing models in: a child process converts or copies into a staging folder, which then becomes the model."""
+"""Importing models: a child process converts or copies into a staging folder, which then becomes the model."""
 
 import asyncio
 import contextlib
@@ -9,23 +9,28 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from osaurusd.errors import ImportFailed, InvalidRequest, NameTaken
+from osaurusd.imports import messages
 from osaurusd.log import get_logger
 from osaurusd.models import names
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
 from osaurusd.models.roots import STAGING_PREFIXES
-from osaurusd.rpc import child, messages
+from osaurusd.rpc import job
 from osaurusd.wire.admin import ModelState
 
 log = get_logger(__name__)
 
-IMPORTER_COMMAND = (*child.PYTHON, "osaurusd.imports.worker")
+IMPORTER_COMMAND = job.module_command("osaurusd.imports.worker")
 
 _IMPORTING = STAGING_PREFIXES[0]
 
 
-class Imports:
-    """Imports into a catalog's `models/`."""
+class ImportManager:
+    """Imports models into the catalog's `models/` folder.
+
+    Attributes:
+        running: the staging folders of running imports.
+    """
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
@@ -33,23 +38,23 @@ class Imports:
         self.running: set[Path] = set()
 
     def sweep(self) -> None:
-        """Remove what an earlier daemon left unfinished. Blocking; only under the home's lock."""
+        """Remove unfinished imports of an earlier daemon. Blocks; requires the lock of the home."""
         for prefix in STAGING_PREFIXES:
             for leftover in self._models_dir.glob(f"{prefix}*"):
-                log.info("removing what was left unfinished", path=str(leftover))
+                log.info("removing unfinished import", path=str(leftover))
                 shutil.rmtree(leftover, ignore_errors=True)
 
     async def run(self, source: str, name: str | None) -> AsyncGenerator[messages.Progress | ModelRecord]:
-        """Import the folder or file `source`; yields progress, then the model. Closing the iterator gives it up.
+        """Import the folder or file `source`. Yields progress, then the model. Closing the iterator cancels the import.
 
         Raises:
-            InvalidRequest: the path is not absolute or the name cannot be one.
-            NameTaken: a model of that name is here already.
-            ImportFailed: the source cannot be read or is refused; nothing is left behind.
+            InvalidRequest: the path is not absolute, or the name is invalid.
+            NameTaken: a model with this name exists.
+            ImportFailed: the source cannot be read or is rejected. No files remain.
         """
         path = Path(source)
         if not path.is_absolute() or "\0" in source:
-            raise InvalidRequest(f"`path`: an absolute path, not {source!r}", param="path")
+            raise InvalidRequest(f"`path`: must be an absolute path, not {source!r}", param="path")
         name = await self._free_name(path, name)
         staging = self._models_dir / f"{_IMPORTING}{uuid.uuid4().hex}"
         self.running.add(staging)
@@ -58,7 +63,7 @@ class Imports:
             async with contextlib.aclosing(_convert(path, staging)) as events:
                 async for event in events:
                     yield event
-            yield await self._settle(staging, name)
+            yield await self._publish(staging, name)
         finally:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True))
             self.running.discard(staging)
@@ -67,21 +72,22 @@ class Imports:
         name = names.from_file(source.stem if source.suffix == ".gguf" else source.name) if name is None else name
         if not names.is_valid(name):
             raise InvalidRequest(
-                f"`name`: lower-case letters, digits, `.`, `_` and `-`, beginning with a letter or digit, not {name!r}",
+                f"`name`: must start with a letter or digit and consist of lower-case letters, digits, `.`, `_`, `-`, "
+                f"not {name!r}",
                 param="name",
             )
         await self._catalog.refresh()
         if any(name in (record.name, record.repo, *record.aliases) for record in await self._catalog.records()):
-            raise NameTaken(f"there is a model `{name}` already; choose another name with --name", param="name")
+            raise NameTaken(f"a model `{name}` exists; choose another name with --name", param="name")
         return name
 
-    async def _settle(self, staging: Path, name: str) -> ModelRecord:
-        """Make the finished folder the model `name`."""
+    async def _publish(self, staging: Path, name: str) -> ModelRecord:
+        """Move the finished folder to its final name."""
         try:
-            # Fails if an import that ran beside this one took the name.
+            # Fails if a concurrent import took the name.
             await asyncio.to_thread(os.rename, staging, self._models_dir / name)
         except OSError as error:
-            raise NameTaken(f"the name `{name}` was taken meanwhile: {error.strerror}", param="name") from error
+            raise NameTaken(f"the name `{name}` has been taken: {error.strerror}", param="name") from error
         await self._catalog.refresh()
         record = next(record for record in await self._catalog.records() if record.path == self._models_dir / name)
         if record.state is not ModelState.AVAILABLE:
@@ -92,10 +98,10 @@ class Imports:
 
 
 async def _convert(source: Path, staging: Path) -> AsyncGenerator[messages.Progress]:
-    """Run the importer; yields its progress until it has finished."""
+    """Run the child process and yield its progress until it has finished."""
     arguments = [str(source), str(staging)]
     try:
-        async with contextlib.aclosing(child.frames(IMPORTER_COMMAND, arguments, messages.FROM_IMPORTER)) as frames:
+        async with contextlib.aclosing(job.run(IMPORTER_COMMAND, arguments, messages.FROM_IMPORTER)) as frames:
             async for frame in frames:
                 match frame:
                     case messages.Progress():
@@ -104,5 +110,5 @@ async def _convert(source: Path, staging: Path) -> AsyncGenerator[messages.Progr
                         raise ImportFailed(frame.message)
                     case messages.Imported():
                         return
-    except child.ChildDied as error:
-        raise ImportFailed(f"{source.name}: the importer died while reading it ({error})") from error
+    except job.JobDied as error:
+        raise ImportFailed(f"{source.name}: the import process exited unexpectedly ({error})") from error

@@ -1,16 +1,34 @@
-"""What the catalog knows of one model."""
+"""The catalog's record of one model on disk."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from osaurusd.wire.admin import ModelState
+
+Source = Literal["imported", "hub", "extra"]
+"""Where a model was found: the daemon's own folder, the Hugging Face cache, or a folder of another program."""
+
+Task = Literal["generate", "embed", "rerank"]
+"""What a model was trained for. The daemon serves every available model as a `generate` model."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a model supports according to its config and chat template."""
+
+    completion: bool = True
+    chat: bool = False
+    tools: bool = False
+    reasoning: bool = False
+    vision: bool = False
 
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """Sampling that the model's own `generation_config.json` asks for; None where it says nothing.
+    """Sampling parameters from `generation_config.json`; None where the file has no usable value.
 
-    A `temperature` of 0 is also what `do_sample: false` asks for.
+    `do_sample: false` is represented as a `temperature` of 0.
     """
 
     temperature: float | None = None
@@ -22,7 +40,7 @@ class GenerationDefaults:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that the weights take, and that each token of context adds where the config tells."""
+    """Bytes of memory for the weights, and for each token of context (None if the config does not determine it)."""
 
     weights_bytes: int = 0
     cache_bytes_per_token: int | None = None
@@ -32,15 +50,19 @@ class MemoryEstimate:
 class ModelRecord:
     """One model on disk.
 
-    `repo` is its identity: `org/name` from the hub or an extra root, the folder's name for an imported one. `created`
-    is when it arrived, in unix seconds. `reason` says what is missing or wrong unless it is available. `files` are
-    names and sizes in bytes. One that `escapes` has links that lead out of the store: nothing of it may be read.
+    Attributes:
+        name: the API name.
+        repo: the identity: `ORG/NAME` for models of the hub and of extra roots, the folder name for imported ones.
+        created: when the model was added, in Unix seconds.
+        files: names and sizes in bytes.
+        reason: what is missing or wrong; None if the model is available.
+        escapes: whether a link leads out of the model store. None of the model's files may be read then.
     """
 
     name: str
     repo: str
     path: Path
-    source: str
+    source: Source
     state: ModelState
     created: int
     files: tuple[tuple[str, int], ...] = ()
@@ -50,6 +72,8 @@ class ModelRecord:
     quantization: str | None = None
     parameters: int | None = None
     context_length: int | None = None
+    task: Task = "generate"
+    capabilities: Capabilities = Capabilities()
     generation: GenerationDefaults = GenerationDefaults()
     memory: MemoryEstimate = MemoryEstimate()
     aliases: tuple[str, ...] = ()

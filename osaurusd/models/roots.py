@@ -1,4 +1,4 @@
-"""Where models may lie, and which folders below each place are models. Blocking; run in a thread."""
+"""Where models are stored: the models folder, the Hugging Face cache, and extra roots. Blocking; run in a thread."""
 
 import os
 import re
@@ -6,117 +6,125 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-STAGING_PREFIXES = (".importing-", ".removing-")
-"""Folders under `models/` that an import has not finished or a removal has not; never models."""
+from osaurusd.models.record import Source
+
+IMPORTING_PREFIX = ".importing-"
+"""Prefix of folders in which imports stage their files."""
+
+REMOVING_PREFIX = ".removing-"
+"""Prefix of folders that are being removed."""
+
+STAGING_PREFIXES = (IMPORTING_PREFIX, REMOVING_PREFIX)
 
 _COMMIT = re.compile(r"[0-9A-Za-z._-]{1,255}")
 
 
 @dataclass(frozen=True)
 class Root:
-    """A place to look. `source` is `imported` for our own folder, `hub` for a Hugging Face cache, else `extra`."""
+    """A folder that is searched for models."""
 
-    source: str
+    source: Source
     path: Path
 
 
 @dataclass(frozen=True)
-class Place:
-    """A folder that holds a model or should. Its links may lead anywhere inside `boundary`."""
+class ModelFolder:
+    """A folder with a complete or incomplete model. Its links must stay inside `boundary`."""
 
     repo: str
     path: Path
-    source: str
+    source: Source
     boundary: Path
 
 
 def hub_cache(env: Mapping[str, str] = os.environ) -> Path:
-    """The Hugging Face cache, found as huggingface_hub finds it."""
+    """Return the Hugging Face cache, by the same rules as huggingface_hub."""
     if cache := env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE"):
-        return _expanded(cache)
+        return _expand(cache)
     if home := env.get("HF_HOME"):
-        return _expanded(home) / "hub"
-    return _expanded(env.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface" / "hub"
+        return _expand(home) / "hub"
+    return _expand(env.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface" / "hub"
 
 
 def repo_folder(hub: Path, repo: str) -> Path:
-    """Where a Hugging Face cache keeps the repo `ORG/NAME`."""
+    """Return the folder in which a Hugging Face cache keeps the repository `ORG/NAME`."""
     return hub / "--".join(["models", *repo.split("/")])
 
 
 def pulls_folder(hub: Path) -> Path:
-    """Where downloads into a Hugging Face cache lie until they are complete, a folder for each repo.
+    """Return the folder for partial downloads, which has a subfolder for each repository.
 
-    The hub's client passes `.locks` over when it looks for models, and so do we.
+    It is inside the cache so that a finished file becomes part of the cache by a rename, and below `.locks`, which
+    huggingface_hub and the scanner skip when they list models.
     """
     return hub / ".locks" / ".osaurus-pulls"
 
 
-def _expanded(path: str) -> Path:
-    return Path(os.path.expandvars(path)).expanduser()
-
-
-def places(root: Root) -> Iterator[Place]:
-    """The model folders below a root. One that does not exist has none.
+def find_model_folders(root: Root) -> Iterator[ModelFolder]:
+    """Yield the model folders of a root; none if the root does not exist.
 
     Raises:
         OSError: the root cannot be read.
     """
     if root.source == "imported":
-        yield from _imported(root)
+        yield from _imported_models(root)
         return
-    for path in _subdirectories(root.path):
+    for path in _subfolders(root.path):
         if path.name.startswith("models--"):
-            yield from _cached(root, path)
+            yield from _cached_model(root, path)
         elif root.source == "extra":
-            yield from _extra(root, path)
+            yield from _extra_models(root, path)
 
 
-def _imported(root: Root) -> Iterator[Place]:
-    for path in _subdirectories(root.path):
+def _imported_models(root: Root) -> Iterator[ModelFolder]:
+    for path in _subfolders(root.path):
         if not path.name.startswith("."):
-            yield Place(path.name, path, root.source, root.path)
+            yield ModelFolder(path.name, path, root.source, root.path)
 
 
-def _cached(root: Root, repo: Path) -> Iterator[Place]:
+def _cached_model(root: Root, repo: Path) -> Iterator[ModelFolder]:
     name = "/".join(repo.name.split("--")[1:])
-    if name and (snapshot := _snapshot(repo)):
-        yield Place(name, snapshot, root.source, root.path)
+    if name and (snapshot := _current_snapshot(repo)):
+        yield ModelFolder(name, snapshot, root.source, root.path)
 
 
-def _extra(root: Root, path: Path) -> Iterator[Place]:
-    """`NAME` or `ORG/NAME` folders, as other local servers keep them."""
+def _extra_models(root: Root, path: Path) -> Iterator[ModelFolder]:
+    """Yield `NAME` or `ORG/NAME` folders, the layouts of other local servers."""
     if path.name.startswith("."):
         return
     if (path / "config.json").exists():
-        yield Place(path.name, path, root.source, root.path)
+        yield ModelFolder(path.name, path, root.source, root.path)
         return
-    for below in _subdirectories(path):
-        if (below / "config.json").exists():
-            yield Place(f"{path.name}/{below.name}", below, root.source, root.path)
+    for subfolder in _subfolders(path):
+        if (subfolder / "config.json").exists():
+            yield ModelFolder(f"{path.name}/{subfolder.name}", subfolder, root.source, root.path)
 
 
-def _snapshot(repo: Path) -> Path | None:
-    """The revision that `main` points to, or the newest there is; never a path that leads out of the repo."""
+def _current_snapshot(repo: Path) -> Path | None:
+    """Return the revision that `main` refers to, or else the newest one; never a path outside the repository."""
     try:
         commit = (repo / "refs" / "main").read_text(errors="replace").strip()
     except OSError:
-        snapshots = _subdirectories(repo / "snapshots")
+        snapshots = _subfolders(repo / "snapshots")
         return max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
     return repo / "snapshots" / commit if _COMMIT.fullmatch(commit) and commit not in (".", "..") else None
 
 
-def _subdirectories(path: Path) -> list[Path]:
+def _subfolders(path: Path) -> list[Path]:
     try:
-        return sorted(entry for entry in path.iterdir() if _is_text(entry.name) and entry.is_dir())
+        return sorted(entry for entry in path.iterdir() if is_utf8(entry.name) and entry.is_dir())
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def _is_text(name: str) -> bool:
-    """Whether a name can travel as JSON; file names are bytes and need not be text."""
+def is_utf8(name: str) -> bool:
+    """Whether a file name is valid UTF-8. Other names cannot be sent as JSON."""
     try:
         name.encode()
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _expand(path: str) -> Path:
+    return Path(os.path.expandvars(path)).expanduser()

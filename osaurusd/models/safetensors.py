@@ -1,6 +1,6 @@
-"""Safetensors headers: whether a model's weights are all there, and how large they are.
+"""Safetensors headers: whether a model's weights are complete, and how large they are.
 
-Format: https://huggingface.co/docs/safetensors, an 8-byte little-endian header length, a JSON header, the data.
+Format (https://huggingface.co/docs/safetensors): an 8-byte little-endian header length, a JSON header, the data.
 """
 
 import json
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from osaurusd.models import describe
+from osaurusd.models import metadata
 
 INDEX = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000
 
-# Bits a number by the names that the format gives its types.
+# Bits per value, by the format's type names.
 _BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
@@ -30,13 +30,13 @@ _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safete
 _UNREADABLE = (OSError, ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError, struct.error)
 
 
-class _WrongLength(Exception):
-    """A file is not as long as its header implies."""
+class IncompleteFile(ValueError):
+    """A file is shorter or longer than its header implies."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as its header describes it; `nbytes` is its size in the file and in memory."""
+    """A tensor as described by its header; `nbytes` is its size in the file and in memory."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -45,7 +45,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Weights:
-    """What the headers of a model's files say. `missing` is what is wrong with them, None if they are complete."""
+    """The tensors of a model. `missing` says what is missing or damaged, or is None for complete weights."""
 
     tensors: Mapping[str, Tensor]
     missing: str | None = None
@@ -56,7 +56,7 @@ class Weights:
 
 
 def read(folder: Path) -> Weights:
-    """The weights in a model folder, complete or not; reads headers only."""
+    """Read the weight headers of a model folder, whether or not the weights are complete."""
     try:
         shards = _shards(folder)
     except _UNREADABLE as error:
@@ -66,30 +66,46 @@ def read(folder: Path) -> Weights:
     tensors: dict[str, Tensor] = {}
     for name in shards:
         try:
-            tensors.update(_tensors(folder / name))
+            tensors.update(_read_tensors(folder / name))
         except FileNotFoundError:
             return Weights(tensors, f"{name}: missing")
-        except _WrongLength as error:
+        except IncompleteFile as error:
             return Weights(tensors, f"{name}: {error}")
         except _UNREADABLE as error:
             return Weights(tensors, f"{name}: unreadable header: {error}")
     return Weights(tensors)
 
 
+def check_complete(path: Path) -> None:
+    """Check that a file is as long as its header implies.
+
+    Raises:
+        ValueError: the file is incomplete, or its header is damaged.
+        OSError: the file could not be read.
+    """
+    try:
+        for _ in _read_tensors(path):
+            pass
+    except (OSError, IncompleteFile):
+        raise
+    except _UNREADABLE as error:
+        raise ValueError(f"unreadable safetensors header: {error}") from error
+
+
 def _shards(folder: Path) -> list[str]:
-    """Names of the weight files: those that the index names, or all that mlx_lm would read."""
+    """Return the names of the weight files: those in the index, or all that mlx_lm would load."""
     index = folder / INDEX
     if not index.exists():
-        found = {path.name for path in folder.glob("model*.safetensors")}
-        return sorted(found.union(*(_siblings(name) for name in found)))
-    names = set(describe.read_object(index)["weight_map"].values())
+        present = {path.name for path in folder.glob("model*.safetensors")}
+        return sorted(present.union(*(_sibling_shards(name) for name in present)))
+    names = set(metadata.read_json_object(index)["weight_map"].values())
     if outside := [name for name in names if Path(name).name != name]:
         raise ValueError(f"it names a file outside the model: {outside[0]}")
     return sorted(names)
 
 
-def _siblings(name: str) -> set[str]:
-    """All shards of a file that is by its name one of several."""
+def _sibling_shards(name: str) -> set[str]:
+    """Return the names of all shards if `name` is the name of a shard."""
     parts = _SHARD.fullmatch(name)
     if parts is None:
         return set()
@@ -98,32 +114,26 @@ def _siblings(name: str) -> set[str]:
     return {f"{parts['stem']}-{number:0{width}}-of-{parts['count']}.safetensors" for number in range(1, count + 1)}
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of one file.
-
-    Raises:
-        _WrongLength: the file is shorter or longer than its header implies.
-    """
+def _read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     size = path.stat().st_size
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > _MAX_HEADER_BYTES:
-            raise ValueError(f"a header of {length} bytes is announced")
+            raise ValueError(f"the declared header of {length} bytes is too large")
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size != expected:
-        raise _WrongLength(f"{size} bytes, but its header implies {expected}")
+        raise IncompleteFile(f"{size} bytes, but its header implies {expected}")
     for name, entry in header.items():
-        yield name, _tensor(entry)
+        yield name, _parse_tensor(entry)
 
 
-def _tensor(entry: Mapping[str, Any]) -> Tensor:
-    """The tensor that an entry describes.
+def _parse_tensor(entry: Mapping[str, Any]) -> Tensor:
+    """Parse a header entry.
 
     Raises:
-        ValueError: its place in the file has not the size that its shape and type make. Whoever loads it by its shape
-            would read something else.
+        ValueError: the entry's offsets do not match its shape and type, so loading it by shape would read other data.
     """
     begin, end = entry["data_offsets"]
     tensor = Tensor(entry["dtype"], tuple(int(size) for size in entry.get("shape", ())), end - begin)

@@ -1,7 +1,7 @@
-"""Listening sockets that the service manager opened for us, if it did.
+"""Socket activation: listening sockets that the service manager passes to the daemon.
 
-systemd passes them as descriptors from 3 on (sd_listen_fds(3)), launchd on request by name (launch(3)). Names are
-`http` for clients and `admin` for the Unix socket.
+systemd passes them as file descriptors from 3 on (sd_listen_fds(3)), launchd by name on request (launch(3)). The names
+are `http` for TCP clients and `admin` for the Unix socket.
 """
 
 import ctypes
@@ -17,25 +17,25 @@ FIRST_DESCRIPTOR = 3
 NAMES = ("http", "admin")
 
 LAUNCHD_VARIABLE = "OSAURUS_LAUNCHD_SOCKETS"
-"""Set in a property list that has `Sockets`; without it launchd is not asked."""
+"""Set by a property list that has `Sockets`; without it the daemon does not request any from launchd."""
 
-# launch(3): there are no sockets of that name in the property list.
+# launch(3): the property list has no sockets of that name.
 _ENOENT = 2
 
 
 @dataclass(frozen=True)
-class Inherited:
-    """Sockets that are open already; what is empty we open ourselves."""
+class ActivatedSockets:
+    """Listening sockets; the daemon opens those that are missing."""
 
     http: list[socket.socket] = field(default_factory=list)
     admin: socket.socket | None = None
 
 
-def inherited(env: Mapping[str, str] = os.environ) -> Inherited:
-    """The sockets that were opened for this process.
+def activated_sockets(env: Mapping[str, str] = os.environ) -> ActivatedSockets:
+    """Return the sockets that were passed to this process.
 
     Raises:
-        ListenFailed: one of them is none that we could use; the message says which.
+        ListenFailed: a socket is of the wrong kind, or launchd reports an error.
     """
     named = list(_from_systemd(env)) if env.get("LISTEN_PID") == str(os.getpid()) else list(_from_launchd(env))
     for name, listener in named:
@@ -45,7 +45,7 @@ def inherited(env: Mapping[str, str] = os.environ) -> Inherited:
     admin = [listener for name, listener in named if name == "admin"]
     if len(admin) > 1:
         raise ListenFailed("the service manager passed more than one `admin` socket")
-    return Inherited([listener for name, listener in named if name == "http"], admin[0] if admin else None)
+    return ActivatedSockets([listener for name, listener in named if name == "http"], admin[0] if admin else None)
 
 
 def _from_systemd(env: Mapping[str, str]) -> Iterator[tuple[str, socket.socket]]:
@@ -54,9 +54,8 @@ def _from_systemd(env: Mapping[str, str]) -> Iterator[tuple[str, socket.socket]]
     for index in range(count):
         listener = socket.socket(fileno=FIRST_DESCRIPTOR + index)
         name = names[index] if index < len(names) else ""
-        # Sockets without a name of ours are told apart by their kind.
-        usual = "admin" if listener.family == socket.AF_UNIX else "http"
-        yield (name if name in NAMES else usual), listener
+        default = "admin" if listener.family == socket.AF_UNIX else "http"
+        yield (name if name in NAMES else default), listener
 
 
 def _from_launchd(env: Mapping[str, str]) -> Iterator[tuple[str, socket.socket]]:
@@ -74,13 +73,13 @@ def _launch_activate_socket(name: str) -> list[int]:
     if code == _ENOENT:
         return []
     if code:
-        raise ListenFailed(f"launchd does not hand over the `{name}` sockets: {os.strerror(code)}")
-    found = [descriptors[index] for index in range(count.value)]
+        raise ListenFailed(f"launchd did not pass the `{name}` sockets: {os.strerror(code)}")
+    result = [descriptors[index] for index in range(count.value)]
     library.free(ctypes.cast(descriptors, ctypes.c_void_p))
-    return found
+    return result
 
 
 def _check(name: str, listener: socket.socket) -> None:
-    unix = listener.family == socket.AF_UNIX
-    if listener.type != socket.SOCK_STREAM or unix != (name == "admin"):
-        raise ListenFailed(f"the `{name}` socket that the service manager passed is of the wrong kind")
+    is_unix = listener.family == socket.AF_UNIX
+    if listener.type != socket.SOCK_STREAM or is_unix != (name == "admin"):
+        raise ListenFailed(f"the service manager passed a socket of the wrong kind as `{name}`")

@@ -1,4 +1,4 @@
-"""Keeping a Mac from falling asleep while there is work, and only then."""
+"""Keep a Mac from idle sleep while there is work."""
 
 import asyncio
 import contextlib
@@ -10,51 +10,52 @@ from osaurusd.log import get_logger
 
 log = get_logger(__name__)
 
-# -i: the display may go dark, the system may not idle to sleep; -w: it ends with us however we end. See caffeinate(8).
+# -i prevents idle system sleep but lets the display sleep; -w exits with this process, however it ends. See
+# caffeinate(8).
 COMMAND = ("caffeinate", "-i", "-w", str(os.getpid()))
 
-# Sleep comes after minutes: work that is shorter than this needs no process of its own.
+# The system sleeps after minutes of idling, so shorter work needs no assertion.
 DELAY_SECONDS = 5.0
 
 
-class Awake:
-    """Runs a process that prevents sleep while anybody holds it. On systems other than macOS it does nothing.
+class PowerAssertion:
+    """Prevents idle sleep while it has at least one holder. Does nothing on systems other than macOS.
 
     Args:
-        platform: as `sys.platform` names it.
-        command: prevents sleep until it is ended.
-        delay: how long something must be held, in seconds, before the command is started.
+        platform: a value of `sys.platform`.
+        command: prevents sleep until it is terminated.
+        delay: seconds for which the assertion must be held before the command starts.
     """
 
     def __init__(
         self, *, platform: str = sys.platform, command: Sequence[str] = COMMAND, delay: float = DELAY_SECONDS
     ) -> None:
-        self._works = platform == "darwin"
+        self._supported = platform == "darwin"
         self._command = command
         self._delay = delay
         self._holders = 0
-        self._preventing: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Prevent sleep while the block runs."""
+        """Hold the assertion while the block runs."""
         self._holders += 1
-        if self._works and self._preventing is None:
-            self._preventing = asyncio.create_task(self._prevent())
+        if self._supported and self._task is None:
+            self._task = asyncio.create_task(self._prevent_sleep())
         try:
             yield
         finally:
             self._holders -= 1
-            if not self._holders and self._preventing is not None:
-                self._preventing.cancel()
-                self._preventing = None
+            if not self._holders and self._task is not None:
+                self._task.cancel()
+                self._task = None
 
-    async def _prevent(self) -> None:
+    async def _prevent_sleep(self) -> None:
         await asyncio.sleep(self._delay)
         try:
             process = await asyncio.create_subprocess_exec(*self._command, stdin=asyncio.subprocess.DEVNULL)
         except OSError as error:
-            log.warning("sleep cannot be prevented", error=str(error))
+            log.warning("cannot prevent system sleep", error=str(error))
             return
         try:
             await process.wait()

@@ -1,44 +1,67 @@
-"""Speaking with one worker: many requests over one stream of frames."""
+"""The daemon's side of a worker connection: many requests over one stream of frames."""
 
 import asyncio
 import itertools
-import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
 
 from osaurusd.errors import OsaurusError, SlowClient, from_code
 from osaurusd.inference.events import Completed, Delta, Event
 from osaurusd.inference.request import GenerationRequest
-from osaurusd.pool.meter import Meters, Tally, Timing
 from osaurusd.rpc import framing, messages
+from osaurusd.rpc.watchdog import Watchdog
 
-# What a client has not taken yet, per request. Generation outruns a client only if that one stalls.
 MAX_BUFFERED_BYTES = 1024 * 1024
+"""Limit per request of output that the consumer has not taken; only a stalled client falls this far behind."""
 
-# Roughly what a token with its probability takes in an answer.
-LIKELIHOOD_BYTES = 64
+LOGPROB_BYTES = 64
+"""Approximate size of a token's log-probability in a response."""
 
-# Of the event loop, from an event's arrival until a consumer that merges several requests asks for the next one.
-TURNS = 5
+YIELDS = 5
+"""Event-loop iterations until a consumer that merges several requests has taken an event."""
 
-_OF_REQUESTS = (messages.Output, messages.Failed)
+_REQUEST_FRAMES = (messages.Output, messages.Failed)
 
 
-class _Reply:
-    """What a request has got and its consumer has not taken yet."""
+class RequestMonitor(Protocol):
+    """Observes one request."""
 
-    def __init__(self, timing: Timing) -> None:
-        self.timing = timing
+    def delta_received(self, index: int, now: float) -> None: ...
+
+    def completed(self, event: Completed) -> None: ...
+
+    def closed(self) -> None:
+        """The consumer has closed the event stream, whether complete or not."""
+
+
+class WorkerListener(Protocol):
+    """Observes a worker from the moment its model is loaded."""
+
+    def request_started(self) -> RequestMonitor: ...
+
+    def memory_reserved(self, nbytes: int) -> None:
+        """The worker reports what weights and running requests may grow to."""
+
+    def worker_exited(self, error: OsaurusError) -> None:
+        """The process has exited; its requests fail after this call, so that retries do not reach it again."""
+
+
+class _EventBuffer:
+    """Events of one request that its consumer has not taken yet."""
+
+    def __init__(self, monitor: RequestMonitor) -> None:
+        self.monitor = monitor
+        self.ended = False
         self._events: deque[tuple[Event, int]] = deque()
         self._bytes = 0
         self._error: OsaurusError | None = None
         self._arrived = asyncio.Event()
-        self.ended = False
 
     def put(self, event: Event) -> bool:
-        """Take an event in; False if the consumer is so far behind that it must be given up.
+        """Append an event; False if the consumer is too far behind.
 
-        One event may be of any size: a consumer that has left nothing unread is not behind.
+        An event may have any size as long as no other is buffered.
         """
         size = _size(event)
         if self._events and size and self._bytes + size > MAX_BUFFERED_BYTES:
@@ -54,7 +77,7 @@ class _Reply:
         return self._bytes > MAX_BUFFERED_BYTES // 2
 
     def fail(self, error: OsaurusError) -> None:
-        """End with an error, once what came before it has been taken."""
+        """End with an error after the buffered events."""
         self._error = error
         self.ended = True
         self._arrived.set()
@@ -70,10 +93,10 @@ class _Reply:
         return event
 
 
-async def _let_take(reply: _Reply) -> None:
-    """Give a consumer that may only be waiting for its turn of the loop a few of them; one that is slow has no use."""
-    for _ in range(TURNS):
-        if not reply.filling or reply.ended:
+async def _yield_to_consumer(buffer: _EventBuffer) -> None:
+    """Let a consumer that is ready to run take its events before more are read; a slow one gains nothing."""
+    for _ in range(YIELDS):
+        if not buffer.filling or buffer.ended:
             return
         await asyncio.sleep(0)
 
@@ -81,121 +104,130 @@ async def _let_take(reply: _Reply) -> None:
 def _size(event: Event) -> int:
     if not isinstance(event, Delta):
         return 0
-    size = _bytes(event.text)
-    # Most deltas are text and nothing else.
+    size = _text_bytes(event.text)
+    # Most deltas carry text only.
     if event.reasoning:
-        size += _bytes(event.reasoning)
+        size += _text_bytes(event.reasoning)
     if event.tool_calls:
-        size += sum(_bytes(call.arguments) for call in event.tool_calls)
+        size += sum(_text_bytes(call.arguments) for call in event.tool_calls)
     if event.logprobs:
-        size += LIKELIHOOD_BYTES * sum(1 + len(token.top) for token in event.logprobs)
+        size += LOGPROB_BYTES * sum(1 + len(token.top) for token in event.logprobs)
     return size
 
 
-def _bytes(text: str) -> int:
+def _text_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
 class WorkerClient:
-    """Sends requests to a worker and hands its frames to whom they belong.
+    """Sends requests to a worker and routes its frames to their consumers.
 
-    The reading never waits for a consumer, so that one slow client holds up nobody else.
+    Reading never waits for a consumer, so a slow client cannot delay other requests.
 
-    `stats` is what the worker said last of its memory, `tally` what it does; `busy` is set while it has requests, and
-    `moved_at` is when it was last seen to get on with them, in monotonic seconds. `on_reserved` is told what the worker
-    and its requests may grow to.
+    Attributes:
+        stats: the memory figures that the worker reported last.
     """
 
-    def __init__(self, reader: framing.FrameReader[messages.FromWorker], writer: asyncio.StreamWriter) -> None:
-        self.tally = Tally("", Meters())
-        self.busy = asyncio.Event()
-        self.moved_at = time.monotonic()
-        self.on_reserved: Callable[[int], None] = lambda _: None
+    def __init__(
+        self,
+        reader: framing.FrameReader[messages.FromWorker],
+        writer: asyncio.StreamWriter,
+        watchdog: Watchdog,
+        listener: WorkerListener,
+    ) -> None:
+        self.stats = messages.Stats(active_bytes=0, cache_bytes=0)
         self._reader = reader
         self._writer = writer
+        self._watchdog = watchdog
+        self._listener = listener
         self._ids = itertools.count(1)
-        self._replies: dict[int, _Reply] = {}
-        self._gone: OsaurusError | None = None
-        self.stats = messages.Stats(active_bytes=0, cache_bytes=0)
+        self._buffers: dict[int, _EventBuffer] = {}
+        self._error: OsaurusError | None = None
 
-    async def generate(self, request: GenerationRequest, *, continuation: bool = False) -> AsyncGenerator[Event]:
-        """Deltas, a Finished for each answer, then one Done. Closing the iterator cancels the request.
+    async def generate(
+        self, request: GenerationRequest, *, continuation: bool = False, blobs: Sequence[bytes] = ()
+    ) -> AsyncGenerator[Event]:
+        """Yield the events of a request, ending with `Completed`. Closing the iterator cancels the request.
+
+        Args:
+            request: its image and audio parts refer to `blobs` by index.
+            continuation: see `messages.Generate`.
+            blobs: encoded images and audio.
 
         Raises:
-            OsaurusError: what the worker answered, or that it died.
+            OsaurusError: the request failed, or the worker exited.
         """
-        if self._gone is not None:
-            raise self._gone
+        if self._error is not None:
+            raise self._error
         id_ = next(self._ids)
-        reply = self._replies[id_] = _Reply(self.tally.begin())
-        if not self.busy.is_set():
-            self.moved_at = time.monotonic()
-            self.busy.set()
-        self._send(messages.Generate(id=id_, request=request, continuation=continuation))
+        buffer = _EventBuffer(self._listener.request_started())
+        if not self._buffers:
+            self._watchdog.arm()
+        self._buffers[id_] = buffer
+        self._send(messages.Generate(id=id_, request=request, continuation=continuation), blobs)
         try:
             while True:
-                event = await reply.get()
+                event = await buffer.get()
                 yield event
                 if isinstance(event, Completed):
                     return
         finally:
-            del self._replies[id_]
-            if not self._replies:
-                self.busy.clear()
-            reply.timing.close()
-            if not reply.ended:
+            del self._buffers[id_]
+            if not self._buffers:
+                self._watchdog.disarm()
+            buffer.monitor.closed()
+            if not buffer.ended:
                 self._send(messages.Cancel(id=id_))
 
-    def limit(self, limits: messages.Limits) -> None:
-        """Tell the worker what it may use from now on."""
+    def set_limits(self, limits: messages.Limits) -> None:
+        """Replace the worker's memory limits."""
         self._send(limits)
 
-    def say_goodbye(self) -> None:
-        """Ask the worker to end."""
+    def request_shutdown(self) -> None:
+        """Ask the worker to exit."""
         self._send(messages.Shutdown())
 
-    async def read_all(self) -> None:
-        """Hand frames out until the worker closes its end.
+    async def read_frames(self) -> None:
+        """Route frames until the worker closes its end.
 
         Raises:
-            FrameError: the worker sent garbage.
+            FrameError: the worker sent invalid data.
         """
         while (frame := await self._reader.read()) is not None:
-            self.moved_at = time.monotonic()
-            if isinstance(frame, messages.Stats | messages.Pulse):
-                self._take_figures(frame)
-            elif isinstance(frame, _OF_REQUESTS) and (reply := self._replies.get(frame.id)):
-                self._hand_over(frame, reply)
-                await _let_take(reply)
+            now = self._watchdog.touch()
+            if isinstance(frame, _REQUEST_FRAMES):
+                if buffer := self._buffers.get(frame.id):
+                    self._deliver(frame, buffer, now)
+                    await _yield_to_consumer(buffer)
+            elif isinstance(frame, messages.Stats | messages.Pulse):
+                if isinstance(frame, messages.Stats):
+                    self.stats = frame
+                self._listener.memory_reserved(frame.reserved_bytes)
 
     def fail_all(self, error: OsaurusError) -> None:
-        """The worker is gone: every request that is not complete fails with `error`, and so does every later one."""
-        self._gone = error
+        """Fail every incomplete and every later request with `error`: the worker has exited."""
+        self._error = error
+        self._watchdog.disarm()
         self._writer.close()
-        for reply in self._replies.values():
-            if not reply.ended:
-                reply.fail(error)
+        for buffer in self._buffers.values():
+            if not buffer.ended:
+                buffer.fail(error)
 
-    def _take_figures(self, frame: messages.Stats | messages.Pulse) -> None:
-        if isinstance(frame, messages.Stats):
-            self.stats = frame
-        self.on_reserved(frame.reserved_bytes)
-
-    def _hand_over(self, frame: messages.Output | messages.Failed, reply: _Reply) -> None:
-        if reply.ended:
+    def _deliver(self, frame: messages.Output | messages.Failed, buffer: _EventBuffer, now: float) -> None:
+        if buffer.ended:
             return
         if isinstance(frame, messages.Failed):
-            reply.fail(from_code(frame.code, frame.message, frame.location))
+            buffer.fail(from_code(frame.code, frame.message, frame.location))
             return
         if isinstance(frame.event, Delta):
-            reply.timing.delta(frame.event.index, self.moved_at)
+            buffer.monitor.delta_received(frame.event.index, now)
         elif isinstance(frame.event, Completed):
-            reply.timing.done(frame.event)
-        if not reply.put(frame.event):
-            reply.fail(SlowClient(f"the client left more than {MAX_BUFFERED_BYTES} bytes of the answer unread"))
+            buffer.monitor.completed(frame.event)
+        if not buffer.put(frame.event):
+            buffer.fail(SlowClient(f"the client left more than {MAX_BUFFERED_BYTES} bytes of the response unread"))
             self._send(messages.Cancel(id=frame.id))
 
-    def _send(self, frame: messages.Frame) -> None:
-        # A worker that is gone reads nothing; that it is gone is noticed where its frames are read.
+    def _send(self, frame: messages.Frame, blobs: Sequence[bytes] = ()) -> None:
+        # The reader notices when the worker has exited; frames sent to it until then are lost.
         if not self._writer.is_closing():
-            self._writer.write(framing.encode([frame]))
+            self._writer.write(framing.encode_with_blobs(frame, blobs) if blobs else framing.encode([frame]))

@@ -6,9 +6,7 @@ import msgspec
 
 from osaurusd.inference.events import Event
 from osaurusd.inference.request import GenerationRequest, Location
-from osaurusd.wire.admin import FileState
 from osaurusd.wire.errors import ErrorCode
-from osaurusd.wire.pulls import PullStage
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -16,18 +14,24 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of what frames are made of."""
+    """Base of the parts of messages."""
 
 
 # Daemon to worker
 
 
 class Load(Frame, frozen=True, tag="load"):
-    """Load the model in the folder `path`. Limits are in bytes; None leaves MLX's own.
+    """Load the model in the folder `path`.
 
-    `prefix_cache_bytes` bounds what is kept of earlier prompts, 0 keeps nothing. A request that finds `max_waiting`
-    others waiting for their turn is refused. `stall_seconds` is how long running answers may stall while a prompt is
-    processed, if that is longer than a few of their own steps.
+    Attributes:
+        context_length: longest sequence in tokens; None if unknown.
+        dequantize: whether to compute in float32 on a CPU; `auto` does if the weights fit into `memory_limit_bytes`.
+        memory_limit_bytes: limit of everything MLX allocates; None keeps MLX's own limit.
+        cache_limit_bytes: limit of freed buffers that MLX keeps; None keeps MLX's own limit.
+        wired_limit_bytes: memory that the GPU driver must not page out; None keeps the system's limit.
+        prefix_cache_bytes: limit of the prefix cache; 0 disables it.
+        max_waiting: requests that may wait for a place in the batch before further ones are rejected.
+        stall_seconds: how long prefill may delay running sequences, if that is longer than a few decode steps.
     """
 
     path: str
@@ -42,7 +46,7 @@ class Load(Frame, frozen=True, tag="load"):
 
 
 class Limits(Frame, frozen=True, tag="limits"):
-    """Use no more than this from now on; the fields mean what they mean in `Load`."""
+    """Replace the memory limits; the fields are those of `Load`."""
 
     memory_limit_bytes: int | None = None
     cache_limit_bytes: int | None = None
@@ -51,7 +55,10 @@ class Limits(Frame, frozen=True, tag="limits"):
 
 
 class Generate(Frame, frozen=True, tag="generate"):
-    """Run a request. A `continuation` belongs to a client request that has started; a full queue does not reject it."""
+    """Run a request. Image and audio parts refer to the blobs of this frame.
+
+    A `continuation` belongs to a client request of which an earlier part has started: a full queue does not reject it.
+    """
 
     id: int
     request: GenerationRequest
@@ -59,20 +66,20 @@ class Generate(Frame, frozen=True, tag="generate"):
 
 
 class Cancel(Frame, frozen=True, tag="cancel"):
-    """Drop request `id` at the next step; unknown or finished ids are ignored."""
+    """Drop request `id` before the next step; unknown and completed ids are ignored."""
 
     id: int
 
 
 class Shutdown(Frame, frozen=True, tag="shutdown"):
-    """Drop everything and exit 0."""
+    """Drop all requests and exit with status 0."""
 
 
 # Worker to daemon
 
 
 class Hello(Frame, frozen=True, tag="hello"):
-    """The first frame: the version of the package that the worker runs, and how long its imports took."""
+    """The first frame: the version of the worker's package, and the duration of its imports."""
 
     version: str
     import_seconds: float = 0.0
@@ -81,16 +88,19 @@ class Hello(Frame, frozen=True, tag="hello"):
 class Loaded(Frame, frozen=True, tag="loaded"):
     """The model is ready.
 
-    `dtype` is what the weights are computed in. `memory_bytes` is what it takes now, `least_bytes` what it takes while
-    it serves one request of ordinary length; 0 if that is not known. `working_set_bytes` is how much memory the GPU
-    recommends to use at most, for all processes together; None where there is no GPU.
+    Attributes:
+        dtype: the type in which the weights are computed.
+        memory_bytes: memory that the model uses now.
+        batched: whether several sequences can share a decode step.
+        serving_bytes: memory while one request of ordinary length is served; 0 if unknown.
+        working_set_bytes: the GPU's recommended limit for all processes together; None without a GPU.
     """
 
     device: str
     dtype: str
     memory_bytes: int
     batched: bool
-    least_bytes: int = 0
+    serving_bytes: int = 0
     working_set_bytes: int | None = None
 
 
@@ -115,9 +125,9 @@ class Failed(Frame, frozen=True, tag="failed"):
 
 
 class Stats(Frame, frozen=True, tag="stats"):
-    """Bytes that MLX holds for arrays and keeps in its own cache of freed buffers, and those of kept prompts.
+    """Memory in bytes: MLX arrays, freed buffers that MLX keeps, and the prefix cache.
 
-    `reserved_bytes` is what weights and the requests under way may grow to.
+    `reserved_bytes` is what weights and running requests may grow to.
     """
 
     active_bytes: int
@@ -127,118 +137,17 @@ class Stats(Frame, frozen=True, tag="stats"):
 
 
 class Pulse(Frame, frozen=True, tag="pulse"):
-    """The worker is getting on: sent about once a second while `progress` moves.
+    """A heartbeat, sent about once a second while `progress` increases.
 
-    `progress` only grows: by the bytes of weights that are loaded, by forward passes afterwards. `reserved_bytes` as in
-    `Stats`.
+    `progress` counts loaded bytes of weights, then forward passes. `reserved_bytes` is that of `Stats`.
     """
 
     progress: int
     reserved_bytes: int = 0
 
 
-# Importer to daemon
-
-
-class Progress(Frame, frozen=True, tag="progress"):
-    """`done` of `total` bytes of a stage of an import."""
-
-    stage: str
-    done: int
-    total: int
-
-
-class Imported(Frame, frozen=True, tag="imported"):
-    """The folder that was asked for is complete."""
-
-
-class ImportFailure(Frame, frozen=True, tag="import_failure"):
-    message: str
-
-
-# Store process to daemon
-
-
-class Deletion(Frame, frozen=True, tag="deletion"):
-    """The bytes that a deletion freed, or that a planned one would free."""
-
-    freed_bytes: int
-
-
-class Hashing(Frame, frozen=True, tag="hashing"):
-    """`done` of `total` bytes of a model hashed; `file` is the one being read."""
-
-    file: str
-    done: int
-    total: int
-
-
-class HashedFile(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    bytes: int
-    state: FileState
-
-
-class Hashed(Frame, frozen=True, tag="hashed"):
-    """How every file of a model compares with what the store recorded."""
-
-    files: list[HashedFile]
-
-
-class StoreFailure(Frame, frozen=True, tag="store_failure"):
-    message: str
-
-
-# Hub process to daemon
-
-
-class Pulling(Frame, frozen=True, tag="pulling"):
-    """How far a download is; the fields mean what they mean in `wire.pulls.PullInfo`."""
-
-    stage: PullStage
-    done: int = 0
-    total: int = 0
-    hashed: int = 0
-    to_hash: int = 0
-    bytes_per_second: float = 0
-    commit: str | None = None
-    note: str | None = None
-
-
-class Pulled(Frame, frozen=True, tag="pulled"):
-    """The model is in the cache, whole. `bytes` is the size of its files."""
-
-    commit: str
-    bytes: int
-
-
-class HubModel(Part, frozen=True):
-    """A model that the hub knows. `bytes` is the size of its weights."""
-
-    repo: str
-    bytes: int | None = None
-    parameters: int | None = None
-    downloads: int | None = None
-    gated: bool = False
-
-
-class HubModels(Frame, frozen=True, tag="hub_models"):
-    models: list[HubModel]
-
-
-class HubFailure(Frame, frozen=True, tag="hub_failure"):
-    code: ErrorCode
-    message: str
-
-
 ToWorker = Load | Limits | Generate | Cancel | Shutdown
 FromWorker = Hello | Loaded | LoadFailed | Output | Failed | Stats | Pulse
-FromImporter = Progress | Imported | ImportFailure
-FromStore = Deletion | Hashing | Hashed | StoreFailure
-FromHub = Pulling | Pulled | HubModels | HubFailure
 
 TO_WORKER: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
 FROM_WORKER: msgspec.json.Decoder[FromWorker] = msgspec.json.Decoder(FromWorker)
-FROM_IMPORTER: msgspec.json.Decoder[FromImporter] = msgspec.json.Decoder(FromImporter)
-FROM_STORE: msgspec.json.Decoder[FromStore] = msgspec.json.Decoder(FromStore)
-FROM_HUB: msgspec.json.Decoder[FromHub] = msgspec.json.Decoder(FromHub)

@@ -12,7 +12,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from osaurusd.pool import blas
+from osaurusd.pool.config import find_blas
 from osaurusd.rpc.process import WORKER_ENVIRONMENT
 from tests import daemons
 from tests.bench.client import MeasurementError, Response, Stream, start_stream
@@ -99,7 +99,7 @@ def mlx_lm_raw(home: Path, model: Model) -> Iterator[RawProcess]:
 @contextlib.contextmanager
 def run_module(home: Path, log: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Run `python -m ARGUMENTS` in the environment of a worker while the block runs."""
-    library = blas.find("auto")
+    library = find_blas("auto")
     preload = {} if library is None else {"LD_PRELOAD": str(library)}
     with (home / log).open("a") as stderr:
         process = subprocess.Popen(

@@ -12,7 +12,8 @@ import socket
 import sys
 from pathlib import Path
 
-from osaurusd.rpc import framing, messages
+from osaurusd.imports import messages
+from osaurusd.rpc import framing
 
 
 class Steps:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from osaurusd.errors import ImportFailed
 from osaurusd.imports.worker import gguf_file
-from osaurusd.inference.events import Completed, Delta
-from osaurusd.models import describe, safetensors
+from osaurusd.inference.events import Completed, Delta, Usage
+from osaurusd.models import metadata, safetensors
 from osaurusd.rpc import framing, messages
 from tests.fuzz import inputs
 from tests.osaurusd.imports.worker.gguf_writer import write_gguf
@@ -47,10 +47,14 @@ def corrupted(draw: st.DrawFn, valid: bytes) -> bytes:
 
 
 FRAMES = framing.encode(
-    [messages.Hello(version="1"), Delta(id=1, text="a"), Completed(id=1, prompt_tokens=1, completion_tokens=1)]
+    [
+        messages.Hello(version="1"),
+        messages.Output(id=1, event=Delta(text="a")),
+        messages.Output(id=1, event=Completed(usage=Usage(prompt_tokens=1, completion_tokens=1))),
+    ]
 )
 json_frames = inputs.values.map(lambda value: json.dumps(value).encode()).map(
-    lambda body: struct.pack(">I", len(body)) + body
+    lambda body: struct.pack(">II", len(body), 0) + body
 )
 
 
@@ -99,21 +103,21 @@ def test_random_config_is_an_object_or_a_value_error(folder: Path, content: byte
     path = folder / "config.json"
     path.write_bytes(content)
     try:
-        config = describe.read_object(path)
+        config = metadata.read_json_object(path)
     except ValueError:
         return
-    describe.architecture(config)
-    describe.context_length(config)
-    describe.quantization(config)
+    metadata.architecture(config)
+    metadata.context_length(config)
+    metadata.quantization(config)
 
 
 @examples
 @given(inputs.hostile_values, st.sampled_from(["model_type", "max_position_embeddings", "quantization", "text_config"]))
 def test_config_values_may_have_any_type(value: object, key: str) -> None:
     config = {"model_type": "llama", key: value}
-    assert isinstance(describe.architecture(config), str | None)
-    assert isinstance(describe.context_length(config), int | None)
-    assert isinstance(describe.quantization(config), str | None)
+    assert isinstance(metadata.architecture(config), str | None)
+    assert isinstance(metadata.context_length(config), int | None)
+    assert isinstance(metadata.quantization(config), str | None)
 
 
 @pytest.fixture(scope="module")

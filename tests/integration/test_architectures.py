@@ -126,8 +126,8 @@ TOKENIZER_SETTINGS = {
 SERVABLE = sorted([*PUBLISHED.values(), *(f"openelm-{variant}" for variant in TOKENIZER_SETTINGS)])
 
 UNUSABLE = {
-    "own-code": "it needs code of its own (`model_file`), which is never run",
-    "own-tokenizer": "its tokenizer needs code of its own (`auto_map`), which is never run",
+    "own-code": "the model requires custom code (`model_file`), which osaurusd never runs",
+    "own-tokenizer": "the tokenizer requires custom code (`auto_map`), which osaurusd never runs",
 }
 CODE = ("configuration_openelm.py", "modeling_openelm.py", "tokenization_openelm.py", "model.py")
 

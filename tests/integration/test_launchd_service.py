@@ -543,7 +543,7 @@ def test_a_log_that_cannot_be_written_costs_no_service(mac: Mac) -> None:
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, hard))
     eventually(lambda: mac.status()["faults"] != [])
     (fault,) = mac.status()["faults"]
-    assert f"the log {mac.home}/logs/osaurusd.log cannot be written" in fault
+    assert f"cannot write the log {mac.home}/logs/osaurusd.log" in fault
     assert mac.service()["ready"]
 
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))

@@ -1,9 +1,9 @@
-"""What has been received of one file, and the journal by which that is known after a crash.
+"""A partially received file and its journal, from which a later process resumes.
 
-Beside the data, which is written where it belongs in the file, lies a journal: a line for each MiB or so of a part. A
-process that is killed loses what came after its last line, for the system still has what it wrote. When the whole
-machine goes down that is not so: then only what was synced before counts, and the journal tells that apart by the boot
-in which a line was written. A torn last line is passed over.
+The data is written to its final position in the file. The journal beside it has a line for each received MiB of a part.
+If the process is killed, only the data after its last line is lost, because the system still writes out its buffers.
+After a power failure, only synced data counts: each journal names the boot during which it was written. An
+incomplete last line is ignored.
 """
 
 import contextlib
@@ -17,38 +17,41 @@ from pathlib import Path
 from typing import Any
 
 PART_BYTES = 32 * 1024 * 1024
-"""Large files are received in parts of this size, several at once."""
+"""The size of the parts in which large files are received concurrently."""
 
-_NOTE_BYTES = 1024 * 1024
+_JOURNAL_INTERVAL_BYTES = 1024 * 1024
 _VERSION = 1
 
 
 @dataclass
 class Part:
-    """Bytes `begin` to `end` of a file, of which the first `done` have been received.
+    """Bytes `begin` to `end` of a file.
 
-    `noted` of them are in the journal, and `safe` of them on the disk.
+    Attributes:
+        done: the number of received bytes.
+        recorded: how many of them are in the journal.
+        synced: how many of them are known to be on the disk.
     """
 
     index: int
     begin: int
     end: int
     done: int = 0
-    noted: int = 0
-    safe: int = 0
+    recorded: int = 0
+    synced: int = 0
 
     @property
-    def left(self) -> int:
+    def missing(self) -> int:
         return self.end - self.begin - self.done
 
 
 class Partial:
-    """One file on its way. Blocking, but small; all but `sync` belongs to one thread.
+    """A partially received file. Methods block for a short time; all but `sync` must be called from one thread.
 
     Args:
-        folder: where data and journal lie.
-        etag: what they are called by: the digest of the whole file.
-        size: of the whole file, in bytes.
+        folder: the folder of data and journal.
+        etag: the digest of the whole file, which names both files.
+        size: the size of the whole file in bytes.
     """
 
     def __init__(self, folder: Path, etag: str, size: int) -> None:
@@ -56,12 +59,12 @@ class Partial:
         self._journal_path = folder / f"{etag}.journal"
         self.size = size
         self.validator: str | None = None
-        self.parts = _parts(size, PART_BYTES)
+        self.parts = _split(size, PART_BYTES)
         self._unsynced = 0
         if self.data.exists():
-            self._recall()
+            self._load_journal()
         self._fd = os.open(self.data, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        self._journal = self._new_journal()
+        self._journal = self._create_journal()
 
     @property
     def received(self) -> int:
@@ -69,143 +72,144 @@ class Partial:
 
     @property
     def unsynced(self) -> int:
-        """Bytes that would be lost if the machine went down now."""
+        """Bytes that a power failure would lose."""
         return self._unsynced
 
-    def write(self, part: Part, piece: bytes) -> None:
-        """Put the next bytes of a part where they belong.
+    def write(self, part: Part, chunk: bytes) -> None:
+        """Write the next bytes of a part.
 
         Raises:
-            OSError: the disk is full, or cannot be written.
+            OSError: the disk is full or not writable.
         """
-        view = memoryview(piece)
+        view = memoryview(chunk)
         while view:
             count = os.pwrite(self._fd, view, part.begin + part.done)
             part.done += count
             self._unsynced += count
             view = view[count:]
-        if part.done - part.noted >= _NOTE_BYTES or not part.left:
-            self._note(part)
+        if part.done - part.recorded >= _JOURNAL_INTERVAL_BYTES or not part.missing:
+            self._record(part)
 
-    def expect(self, validator: str) -> None:
-        """Remember what the server calls this version of the file."""
+    def set_validator(self, validator: str) -> None:
+        """Record the server's identifier for this version of the file."""
         self.validator = validator
         self._append({"validator": validator})
 
     def restart(self, *, whole: bool) -> None:
-        """Forget everything; with `whole`, receive the file in one part from now on. Not while a `sync` runs."""
+        """Discard all data; with `whole`, use a single part from now on. Not while `sync` runs."""
         self.validator = None
-        self.parts = _parts(self.size, self.size if whole else PART_BYTES)
+        self.parts = _split(self.size, self.size if whole else PART_BYTES)
         os.ftruncate(self._fd, 0)
         self._unsynced = 0
         os.close(self._journal)
-        self._journal = self._new_journal()
+        self._journal = self._create_journal()
 
     def sync(self) -> None:
-        """Have the disk hold what has been written so far. Takes as long as the disk does; any thread."""
-        written = [part.done for part in self.parts]
+        """Flush all data to the disk, which may take long. May be called from any thread."""
+        done = [part.done for part in self.parts]
         self._unsynced = 0
         os.fsync(self._fd)
-        for part, done in zip(self.parts, written, strict=True):
-            part.safe = done
-        self._append({"safe": written})
+        for part, count in zip(self.parts, done, strict=True):
+            part.synced = count
+        self._append({"synced": done})
 
     def close(self) -> None:
-        """Let go of the files, which stay, with everything received in the journal. Not while a `sync` runs."""
+        """Record everything that was received, and close the files. Not while `sync` runs."""
         with contextlib.suppress(OSError):
             for part in self.parts:
-                if part.done > part.noted:
-                    self._note(part)
+                if part.done > part.recorded:
+                    self._record(part)
         for descriptor in (self._fd, self._journal):
             os.close(descriptor)
 
     def remove(self) -> None:
-        """Remove the files, once closed."""
+        """Delete the closed files."""
         self.data.unlink(missing_ok=True)
         self._journal_path.unlink(missing_ok=True)
 
     def finish(self, target: Path) -> None:
-        """The data becomes the file `target`, which the disk has whole before it has that name. Closes."""
+        """Flush the data to the disk, close the files, and move the data to `target`."""
         os.fsync(self._fd)
         self.close()
         self.data.replace(target)
         self.remove()
 
-    def _note(self, part: Part) -> None:
-        part.noted = part.done
+    def _record(self, part: Part) -> None:
+        part.recorded = part.done
         self._append({"part": part.index, "done": part.done})
 
-    def _append(self, line: object) -> None:
-        os.write(self._journal, _line(line))
+    def _append(self, entry: object) -> None:
+        os.write(self._journal, _encode_line(entry))
 
-    def _recall(self) -> None:
-        """Take over what an earlier process has received. A journal that makes no sense counts as none."""
+    def _load_journal(self) -> None:
+        """Restore the state of an earlier process; an invalid journal is ignored."""
         try:
-            head, *lines = _lines(self._journal_path)
-            if head["version"] == _VERSION and head["size"] == self.size:
-                self.parts = _parts(self.size, head["part_bytes"])
-                same_boot = head["boot"] is not None and head["boot"] == boot()
-                for line in lines:
-                    self._take(line, same_boot)
+            header, *entries = _read_lines(self._journal_path)
+            if header["version"] == _VERSION and header["size"] == self.size:
+                self.parts = _split(self.size, header["part_bytes"])
+                same_boot = header["boot"] is not None and header["boot"] == boot_id()
+                for entry in entries:
+                    self._apply(entry, same_boot=same_boot)
         except (OSError, ValueError, LookupError, TypeError):
             self.validator = None
-            self.parts = _parts(self.size, PART_BYTES)
+            self.parts = _split(self.size, PART_BYTES)
 
-    def _take(self, line: dict[str, Any], same_boot: bool) -> None:
-        if "validator" in line:
-            self.validator = line["validator"]
-        if "safe" in line:
-            for part, safe in zip(self.parts, line["safe"], strict=True):
-                part.safe = _within(part, safe)
-                part.done = max(part.done, part.safe)
-        if "part" in line and same_boot:
-            part = self.parts[line["part"]]
-            part.done = _within(part, line["done"])
+    def _apply(self, entry: dict[str, Any], *, same_boot: bool) -> None:
+        if "validator" in entry:
+            self.validator = entry["validator"]
+        if "synced" in entry:
+            for part, synced in zip(self.parts, entry["synced"], strict=True):
+                part.synced = _checked(part, synced)
+                part.done = max(part.done, part.synced)
+        if "part" in entry and same_boot:
+            part = self.parts[entry["part"]]
+            part.done = _checked(part, entry["done"])
 
-    def _new_journal(self) -> int:
-        """Replace the journal by a short one that says what is known now; the descriptor to add to it."""
+    def _create_journal(self) -> int:
+        """Replace the journal by a compact one with the current state; returns its descriptor."""
         part_bytes = self.parts[0].end if self.parts else PART_BYTES
         temporary = self._journal_path.with_suffix(".new")
         with temporary.open("wb") as file:
-            file.write(_line({"version": _VERSION, "size": self.size, "part_bytes": part_bytes, "boot": boot()}))
-            file.write(_line({"validator": self.validator}))
-            file.write(_line({"safe": [part.safe for part in self.parts]}))
+            header = {"version": _VERSION, "size": self.size, "part_bytes": part_bytes, "boot": boot_id()}
+            file.write(_encode_line(header))
+            file.write(_encode_line({"validator": self.validator}))
+            file.write(_encode_line({"synced": [part.synced for part in self.parts]}))
             for part in self.parts:
-                part.noted = part.done
-                if part.done > part.safe:
-                    file.write(_line({"part": part.index, "done": part.done}))
+                part.recorded = part.done
+                if part.done > part.synced:
+                    file.write(_encode_line({"part": part.index, "done": part.done}))
         temporary.replace(self._journal_path)
         return os.open(self._journal_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
 
-def _parts(size: int, part_bytes: int) -> list[Part]:
+def _split(size: int, part_bytes: int) -> list[Part]:
     begins = range(0, size, max(part_bytes, 1))
     return [Part(index, begin, min(begin + part_bytes, size)) for index, begin in enumerate(begins)]
 
 
-def _within(part: Part, done: int) -> int:
+def _checked(part: Part, done: int) -> int:
     if not 0 <= done <= part.end - part.begin:
-        raise ValueError(f"{done} bytes of a part that has {part.end - part.begin}")
+        raise ValueError(f"{done} bytes exceed the part's size of {part.end - part.begin}")
     return done
 
 
-def _line(value: object) -> bytes:
-    return json.dumps(value).encode() + b"\n"
+def _encode_line(entry: object) -> bytes:
+    return json.dumps(entry).encode() + b"\n"
 
 
-def _lines(journal: Path) -> list[dict[str, Any]]:
-    """All lines but what a crash left at the end of the last one."""
-    whole, _, _ = journal.read_bytes().rpartition(b"\n")
-    return [json.loads(line) for line in whole.splitlines()]
+def _read_lines(journal: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of a journal."""
+    complete, _, _ = journal.read_bytes().rpartition(b"\n")
+    return [json.loads(line) for line in complete.splitlines()]
 
 
 @cache
-def boot() -> str | None:
-    """What tells this run of the machine from others; None where the system does not say."""
+def boot_id() -> str | None:
+    """Return an identifier of the current boot; None if the system does not provide one."""
     try:
         if sys.platform == "darwin":
-            done = subprocess.run(["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, check=True)
-            return done.stdout.decode().strip()
+            command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
+            return subprocess.run(command, capture_output=True, check=True).stdout.decode().strip()
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,4 +1,4 @@
-"""One pull, from asking the hub to the snapshot in the cache."""
+"""One pull, from the list of files to the snapshot in the cache."""
 
 import asyncio
 import contextlib
@@ -11,189 +11,187 @@ from pathlib import Path
 import aiohttp
 import truststore
 from huggingface_hub import constants
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # exported by import alone
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # missing in the package's __all__
 
 from osaurusd import __version__
-from osaurusd.downloads.worker import choice, listing, place, space
-from osaurusd.downloads.worker.choice import HubFile, Listing
-from osaurusd.downloads.worker.failure import PullError, Retry
-from osaurusd.downloads.worker.meter import Meter
+from osaurusd.downloads import messages
+from osaurusd.downloads.worker import hub, selection, snapshot
+from osaurusd.downloads.worker.errors import PullError, TransientError
 from osaurusd.downloads.worker.partial import Partial
-from osaurusd.downloads.worker.source import Source
-from osaurusd.downloads.worker.staging import Staging
-from osaurusd.downloads.worker.transfer import Limits, Patience, Transfer, together
-from osaurusd.models.safetensors import INDEX
-from osaurusd.models.worker import verify
-from osaurusd.models.worker.failure import printable
-from osaurusd.models.worker.records import Digest
-from osaurusd.rpc import job, messages
+from osaurusd.downloads.worker.selection import HubFile, Listing
+from osaurusd.downloads.worker.source import FileSource
+from osaurusd.downloads.worker.staging import Staging, check_disk_space, write_error
+from osaurusd.downloads.worker.transfer import Backoff, ProgressReporter, Transfer, TransferLimits, run_all
+from osaurusd.models.worker import verification
+from osaurusd.models.worker.verification import Digest
+from osaurusd.rpc.job import Send, printable
 from osaurusd.wire.pulls import PullStage
 
-_READ_BYTES = 1024 * 1024
+_READ_BUFFER_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is to be pulled, where to, and within which limits. `margin` is bytes of the disk that stay free."""
+class PullOptions:
+    """What to pull, where to, and within which limits. `margin` is the number of bytes that must stay free."""
 
     cache: Path
     repo: str
     revision: str
-    limits: Limits
+    limits: TransferLimits
     margin: int
 
 
-async def answer(order: Order, send: job.Send) -> messages.Pulled | messages.HubFailure:
-    """Bring a model into the cache, going on where an earlier pull ended.
-
-    If that cannot be done, what was received is kept for the next time.
+async def pull(options: PullOptions, send: Send) -> messages.Pulled | messages.Failure:
+    """Download a model into the cache, resuming an earlier pull. After a failure, received data is kept.
 
     Args:
-        order: what is to be done.
-        send: takes frames that tell how far it is.
+        options: the options of the pull.
+        send: sends progress frames.
     """
-    meter = Meter(send)
-    telling = asyncio.create_task(meter.run())
+    progress = ProgressReporter(send)
+    reporting = asyncio.create_task(progress.run())
     try:
-        found = await _listing(order, meter)
-        return await _Pull(order, found, meter).run()
+        listing = await _list_files(options, progress)
+        return await _Pull(options, listing, progress).run()
     except PullError as error:
-        return messages.HubFailure(code=error.code, message=printable(error.message))
+        return messages.Failure(code=error.code, message=printable(error.message))
     finally:
-        telling.cancel()
+        reporting.cancel()
 
 
-async def _listing(order: Order, meter: Meter) -> Listing:
-    """What the hub has, asked for until it answers."""
-
-    def tell(trouble: str) -> None:
-        meter.note = trouble
-
-    patience = Patience(order.limits.patience_seconds, tell)
+async def _list_files(options: PullOptions, progress: ProgressReporter) -> Listing:
+    """List the repository's files, retrying while the hub is unavailable."""
+    backoff = Backoff(options.limits.patience_seconds, progress.set_note)
     while True:
         try:
-            found = await asyncio.to_thread(listing.files, order.repo, order.revision)
-        except Retry as error:
-            await patience.pause(error)
+            listing = await asyncio.to_thread(hub.list_files, options.repo, options.revision)
+        except TransientError as error:
+            await backoff.wait(error)
         else:
-            meter.note = None
-            return found
+            progress.note = None
+            return listing
 
 
 class _Pull:
-    """The work on one commit of one repo."""
+    """The download of one commit."""
 
-    def __init__(self, order: Order, found: Listing, meter: Meter) -> None:
-        self._order = order
-        self._found = found
-        self._meter = meter
-        self._staging = Staging(order.cache, found.repo)
-        self._cache = order.cache
+    def __init__(self, options: PullOptions, listing: Listing, progress: ProgressReporter) -> None:
+        self._options = options
+        self._listing = listing
+        self._progress = progress
+        self._staging = Staging(options.cache, listing.repo)
+        self._cache = options.cache
 
     async def run(self) -> messages.Pulled:
-        files = choice.choose(self._found)
+        files = selection.select_files(self._listing)
         try:
             with self._staging.locked():
-                place.clear(self._staging)
-                self._staging.keep_only(files)
-                await self._bring(files)
-                self._meter.stage = PullStage.PLACING
-                self._meter.tell()
-                await asyncio.to_thread(place.place, self._staging, self._found, files, self._order.revision)
+                self._staging.prepare(files)
+                await self._download(files)
+                self._progress.stage = PullStage.PLACING
+                self._progress.report()
+                await asyncio.to_thread(
+                    snapshot.install_snapshot, self._staging, self._listing, files, self._options.revision
+                )
                 self._staging.remove()
         except OSError as error:
-            missing = self._meter.total - self._meter.present
-            raise space.explained(error, self._cache, missing, self._order.margin) from error
-        return messages.Pulled(commit=self._found.commit, bytes=sum(file.size for file in files))
+            missing = self._progress.total - self._progress.present
+            raise write_error(error, self._cache, missing, self._options.margin) from error
+        return messages.Pulled(commit=self._listing.commit, bytes=sum(file.size for file in files))
 
-    async def _bring(self, files: Sequence[HubFile]) -> None:
-        """Have every file verified, in staging or in the cache."""
-        # Two names for the same content are one download.
-        missing = list({file.etag: file for file in files if not self._is_here(file)}.values())
-        self._count(files, missing)
-        async with _session(self._order.limits) as session:
-            source = Source(session, constants.ENDPOINT, _headers(), self._found.repo, self._found.commit)
-            transfer = Transfer(source, self._order.limits, self._meter)
-            telling = {choice.CONFIG, choice.TOKENIZER_CONFIG, INDEX}
-            await together(self._obtain(transfer, file) for file in missing if file.name in telling)
-            self._judge(files, telling)
-            self._meter.total = sum(file.size for file in files)
-            space.check(self._cache, self._meter.total - self._meter.present, self._order.margin)
-            await together(self._obtain(transfer, file) for file in missing if file.name not in telling)
+    async def _download(self, files: Sequence[HubFile]) -> None:
+        """Download and verify every file that is neither staged nor in the cache, metadata first."""
+        # Files with the same content are downloaded once.
+        missing = list({file.etag: file for file in files if not self._is_present(file)}.values())
+        self._start_progress(files, missing)
+        limits = self._options.limits
+        async with _open_session(limits) as session:
+            source = FileSource(session, constants.ENDPOINT, _hub_headers(), self._listing.repo, self._listing.commit)
+            transfer = Transfer(source, limits, self._progress)
+            small = [file for file in missing if file.name in selection.METADATA_FILES]
+            await run_all(self._obtain(transfer, file) for file in small)
+            self._check_metadata(files)
+            self._progress.total = sum(file.size for file in files)
+            check_disk_space(self._cache, self._progress.total - self._progress.present, self._options.margin)
+            await run_all(self._obtain(transfer, file) for file in missing if file not in small)
 
-    def _is_here(self, file: HubFile) -> bool:
-        return self._staging.verified(file).exists() or place.is_here(self._cache, self._found.repo, file)
+    def _is_present(self, file: HubFile) -> bool:
+        staged = self._staging.verified_path(file)
+        return staged.exists() or snapshot.has_blob(self._cache, self._listing.repo, file)
 
-    def _count(self, files: Sequence[HubFile], missing: Sequence[HubFile]) -> None:
-        meter = self._meter
-        meter.stage, meter.commit = PullStage.DOWNLOADING, self._found.commit
-        meter.to_hash = sum(file.size for file in missing)
-        meter.present = sum(file.size for file in files) - meter.to_hash
+    def _start_progress(self, files: Sequence[HubFile], missing: Sequence[HubFile]) -> None:
+        progress = self._progress
+        progress.stage, progress.commit = PullStage.DOWNLOADING, self._listing.commit
+        progress.to_hash = sum(file.size for file in missing)
+        progress.present = sum(file.size for file in files) - progress.to_hash
         for file in missing:
             partial = Partial(self._staging.folder, file.etag, file.size)
-            meter.present += partial.received
+            progress.present += partial.received
             partial.close()
 
-    def _judge(self, files: Sequence[HubFile], telling: set[str]) -> None:
+    def _check_metadata(self, files: Sequence[HubFile]) -> None:
         contents = {}
         for file in files:
-            if file.name in telling:
-                staged = self._staging.verified(file)
-                there = staged if staged.exists() else place.blob(self._cache, self._found.repo, file)
-                contents[file.name] = there.read_bytes()
-        choice.refuse_unloadable(self._found.repo, [file.name for file in files], contents)
+            if file.name in selection.METADATA_FILES:
+                staged = self._staging.verified_path(file)
+                blob = snapshot.blob_path(self._cache, self._listing.repo, file)
+                contents[file.name] = (staged if staged.exists() else blob).read_bytes()
+        selection.check_metadata(self._listing.repo, [file.name for file in files], contents)
 
     async def _obtain(self, transfer: Transfer, file: HubFile) -> None:
-        """Receive a file and see that it is the right one; if it is not, once more."""
+        """Receive and verify a file; repeat once if its checksum is wrong."""
         for _ in range(2):
             partial = Partial(self._staging.folder, file.etag, file.size)
             try:
                 await transfer.receive(file, partial)
-                right = await self._is_right(file, partial)
-                if right:
-                    await asyncio.to_thread(partial.finish, self._staging.verified(file))
+                if await self._is_intact(file, partial):
+                    await asyncio.to_thread(partial.finish, self._staging.verified_path(file))
                     return
             except BaseException:
                 partial.close()
                 raise
             partial.close()
             partial.remove()
-            self._meter.present -= file.size
-            self._meter.hashed -= file.size
-        raise PullError(f"{self._found.repo}: {file.name} came twice, and neither time did it match its checksum")
+            self._progress.present -= file.size
+            self._progress.hashed -= file.size
+        raise PullError(f"{self._listing.repo}: checksum mismatch of {file.name} after two attempts")
 
-    async def _is_right(self, file: HubFile, partial: Partial) -> bool:
+    async def _is_intact(self, file: HubFile, partial: Partial) -> bool:
         digest = Digest("sha256" if file.sha256 else "git", file.etag)
-        told = 0
+        reported = 0
 
-        def progress(done: int) -> None:
-            nonlocal told
-            self._meter.hashed += done - told
-            told = done
+        def report(done: int) -> None:
+            nonlocal reported
+            self._progress.hashed += done - reported
+            reported = done
 
-        found = await asyncio.to_thread(verify.hash_file, partial.data, file.size, digest, progress)
-        return found == digest.value
+        value = await asyncio.to_thread(verification.hash_file, partial.data, file.size, digest, report)
+        return value == digest.value
 
 
 @contextlib.asynccontextmanager
-async def _session(limits: Limits) -> AsyncIterator[aiohttp.ClientSession]:
-    # The environment's proxies hold for the hub's client, and so for us.
-    connector = aiohttp.TCPConnector(limit=limits.connections, ssl=_certificates())
+async def _open_session(limits: TransferLimits) -> AsyncIterator[aiohttp.ClientSession]:
+    connector = aiohttp.TCPConnector(limit=limits.connections, ssl=_create_ssl_context())
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=limits.stall_seconds, sock_read=limits.stall_seconds)
     async with aiohttp.ClientSession(
-        connector=connector, timeout=timeout, trust_env=True, auto_decompress=False, read_bufsize=_READ_BYTES
+        connector=connector,
+        timeout=timeout,
+        # Use the proxies of the environment, as huggingface_hub does.
+        trust_env=True,
+        auto_decompress=False,
+        read_bufsize=_READ_BUFFER_BYTES,
     ) as session:
         yield session
 
 
-def _certificates() -> ssl.SSLContext:
-    """The authorities that the hub's client trusts: those of the system, unless the environment names others."""
+def _create_ssl_context() -> ssl.SSLContext:
+    """Trust the system's certificate authorities, or those in SSL_CERT_FILE, as huggingface_hub does."""
     if file := os.environ.get("SSL_CERT_FILE"):
         return ssl.create_default_context(cafile=file)
     return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
-def _headers() -> dict[str, str]:
-    """With the token that the hub's client would send: HF_TOKEN, else the stored one."""
+def _hub_headers() -> dict[str, str]:
+    """Return the headers of huggingface_hub, with the token from HF_TOKEN or the stored one."""
     headers: dict[str, str] = build_hf_headers(library_name="osaurusd", library_version=__version__)
     return headers

@@ -1,4 +1,4 @@
-"""Copies an MLX model folder: what a model is made of, and nothing that could run code."""
+"""Copying an MLX model folder: the files that make up a model, and nothing that could run code."""
 
 import errno
 import fnmatch
@@ -12,21 +12,21 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from osaurusd.errors import ImportFailed
-from osaurusd.imports.worker import safetensors_file
+from osaurusd.models import safetensors
 
 PROVENANCE = "osaurus.json"
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 
 _PATTERNS = ("*.safetensors", "*.json", "*.jsonl", "*.jinja", "*.txt", "*.tiktoken", "tokenizer.model")
-_PAPERS = {"license", "licence", "notice", "readme"}
-_PAPER_SUFFIXES = ("", ".md", ".rst", ".txt")
+_DOCUMENTS = {"license", "licence", "notice", "readme"}
+_DOCUMENT_SUFFIXES = ("", ".md", ".rst", ".txt")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "*.tiktoken")
-# mlx_lm loads only files of this name.
+# mlx_lm loads only files with such names.
 _WEIGHTS = "model*.safetensors"
 
-# What copy_file_range answers where only reading and writing will do.
-_NOT_IN_KERNEL = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV}
+# Errors of copy_file_range that mean: copy by reading and writing instead.
+_NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV}
 
 _MAX_JSON_BYTES = 64 * 1024 * 1024
 _CHUNK_BYTES = 16 * 1024 * 1024
@@ -39,18 +39,18 @@ class _File:
 
 
 def copy_folder(source: Path, dest: Path, progress: Callable[[int, int], None]) -> None:
-    """Copies the model in the folder `source` into the existing empty folder `dest`.
+    """Copy the model in `source` to the existing empty folder `dest`.
 
-    Weights, config, tokenizer, templates, licence and readme are copied, links to files as the files; code, pickles,
-    subfolders and all else is left behind.
+    Copies weights, config, tokenizer, templates, license and readme, following links to files. Skips code, pickles,
+    subfolders and everything else.
 
     Args:
-        source: a model folder, as mlx_lm saves them and as the Hugging Face cache holds them.
-        dest: its files are on the disk on return.
-        progress: told the bytes copied and the bytes to copy.
+        source: a model folder as mlx_lm saves it or as the Hugging Face cache holds it.
+        dest: its files are synced to disk on return.
+        progress: called with the bytes copied and the total bytes.
 
     Raises:
-        ImportFailed: the folder is no complete model, or needs code of its own; the message names the file.
+        ImportFailed: the folder is not a complete model, or the model needs its own code. The message names the file.
         OSError: a file could not be read or written.
     """
     files = _select(source)
@@ -75,10 +75,10 @@ def _select(source: Path) -> list[_File]:
     files = []
     for path in sorted(source.iterdir()):
         if path.is_symlink() and path.is_dir():
-            raise ImportFailed(f"{path.name}: it is a link to a folder; links to folders are not followed")
-        if not _wanted(path.name):
+            raise ImportFailed(f"{path.name}: links to folders are not followed")
+        if not _is_part_of_model(path.name):
             continue
-        # Through links: the Hugging Face cache is made of them.
+        # Follows links: the Hugging Face cache consists of them.
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise ImportFailed(f"{path.name}: it is not a regular file")
@@ -86,29 +86,29 @@ def _select(source: Path) -> list[_File]:
     return files
 
 
-def _wanted(name: str) -> bool:
+def _is_part_of_model(name: str) -> bool:
     if name == PROVENANCE:
         return False
-    paper = PurePath(name.lower())
+    document = PurePath(name.lower())
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in _PATTERNS) or (
-        paper.stem in _PAPERS and paper.suffix in _PAPER_SUFFIXES
+        document.stem in _DOCUMENTS and document.suffix in _DOCUMENT_SUFFIXES
     )
 
 
 def _check_config(source: Path, names: set[str]) -> None:
     if CONFIG not in names:
-        raise ImportFailed(f"{source.name}: it has no {CONFIG}")
+        raise ImportFailed(f"{source.name}: {CONFIG} is missing")
     config = _read_object(source / CONFIG)
     if not isinstance(config.get("model_type"), str):
-        raise ImportFailed(f"{CONFIG}: it says no model_type")
+        raise ImportFailed(f"{CONFIG}: `model_type` is missing")
     if config.get("model_file") is not None:
-        raise ImportFailed(f"{CONFIG}: the model needs code of its own ({config['model_file']}), which is never run")
+        raise ImportFailed(f"{CONFIG}: the model needs its own code ({config['model_file']}), which osaurus never runs")
 
 
 def _check_tokenizer(source: Path, names: set[str]) -> None:
     if any(fnmatch.filter(names, pattern) for pattern in _TOKENIZERS) or {"vocab.json", "merges.txt"} <= names:
         return
-    raise ImportFailed(f"{source.name}: it has no tokenizer, such as a tokenizer.json or a tokenizer.model")
+    raise ImportFailed(f"{source.name}: it has no tokenizer (tokenizer.json or tokenizer.model)")
 
 
 def _check_weights(source: Path, names: set[str]) -> None:
@@ -119,9 +119,12 @@ def _check_weights(source: Path, names: set[str]) -> None:
         if not isinstance(weight_map, dict):
             raise ImportFailed(f"{INDEX}: it has no weight_map")
         if missing := sorted({str(shard) for shard in weight_map.values()} - names):
-            raise ImportFailed(f"{missing[0]}: {INDEX} names it, and it is missing")
+            raise ImportFailed(f"{missing[0]}: the file is listed in {INDEX}, but missing")
     for name in sorted(fnmatch.filter(names, "*.safetensors")):
-        safetensors_file.check_whole(source / name)
+        try:
+            safetensors.check_complete(source / name)
+        except ValueError as error:
+            raise ImportFailed(f"{name}: {error}") from error
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -138,25 +141,25 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _copy(file: _File, target: Path, copied: Callable[[int], None]) -> None:
     with file.path.open("rb", buffering=0) as reader, target.open("xb", buffering=0) as writer:
-        left = file.size
-        while left:
-            count = _move(reader.fileno(), writer.fileno(), min(left, _CHUNK_BYTES))
+        remaining = file.size
+        while remaining:
+            count = _move(reader.fileno(), writer.fileno(), min(remaining, _CHUNK_BYTES))
             if not count:
-                raise ImportFailed(f"{file.path.name}: it became shorter while it was copied")
-            left -= count
+                raise ImportFailed(f"{file.path.name}: the file shrank while it was copied")
+            remaining -= count
             copied(count)
         os.fsync(writer.fileno())
 
 
 def _move(reader: int, writer: int, count: int) -> int:
-    """Copies up to `count` bytes from one descriptor's position to the other's; 0 at the end of the file."""
+    """Copy up to `count` bytes between two descriptors. Return the number of bytes, 0 at the end of the file."""
     if sys.platform == "linux":
         try:
-            # Lets the file system share the blocks instead of copying them. Some give 0 for files that they cannot.
+            # The file system may share the blocks instead of copying. Some return 0 for files they do not support.
             if copied := os.copy_file_range(reader, writer, count):
                 return copied
         except OSError as error:
-            if error.errno not in _NOT_IN_KERNEL:
+            if error.errno not in _NOT_SUPPORTED:
                 raise
     data = os.read(reader, count)
     rest = memoryview(data)

@@ -1,8 +1,8 @@
-"""Builds `tokenizer.json` and its companions from the vocabulary of a GGUF file.
+"""Building `tokenizer.json` and its companions from the vocabulary of a GGUF file.
 
-transformers can read a GGUF's tokenizer too (`integrations/gguf`), but as of 5.23 it does not cut digits off for
-`smollm`, drops special tokens that have other letters than a byte-level vocabulary (DeepSeek's), and falls back to
-GPT-2's splitting for names that it does not know. So only its file formats are used here.
+transformers reads GGUF tokenizers too (`integrations/gguf`), but as of 5.23 it does not split digits for `smollm`,
+drops special tokens with characters outside the byte-level alphabet (DeepSeek), and falls back to GPT-2's
+pre-tokenizer for unknown names. So this module uses only its file formats.
 """
 
 from pathlib import Path
@@ -12,49 +12,49 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
-from osaurusd.imports.worker.files import write_json, write_text
-from osaurusd.imports.worker.metadata import Metadata
-from osaurusd.imports.worker.pretokenizers import splitting
+from osaurusd.imports.worker.gguf import Metadata
+from osaurusd.imports.worker.pre_tokenizers import find_pre_tokenizer
 from osaurusd.imports.worker.vocabulary import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
+from osaurusd.platform.files import write_new_json, write_new_text
 
-# SentencePiece writes a space as this.
+# SentencePiece's representation of a space.
 _SPACE = "▁"
 
 
 def write_tokenizer(vocabulary: Vocabulary, metadata: Metadata, dest: Path) -> None:
-    """`tokenizer.json`, `tokenizer_config.json` and, if the file has one, `chat_template.jinja` in `dest`.
+    """Write `tokenizer.json`, `tokenizer_config.json` and, if the file has a template, `chat_template.jinja`.
 
     Raises:
-        ImportFailed: the tokenizer is of a kind that is not supported, or its parts do not fit together.
+        ImportFailed: the tokenizer type is not supported, or the tokenizer is inconsistent.
         OSError: a file could not be written.
     """
     if vocabulary.model == "gpt2":
-        add_bos = splitting(metadata).add_bos
+        add_bos = find_pre_tokenizer(metadata).add_bos
         tokenizer = _byte_level(vocabulary, metadata)
     elif vocabulary.model == "llama":
         add_bos = True
         tokenizer = _sentence_piece(vocabulary, metadata)
     else:
-        raise metadata.failure(f"its tokenizer is {vocabulary.model!r}; supported are 'gpt2' and 'llama'")
+        raise metadata.failure(f"the tokenizer {vocabulary.model!r} is not supported; supported: 'gpt2', 'llama'")
     add_bos = add_bos if vocabulary.add_bos is None else vocabulary.add_bos
     _add_special_tokens(tokenizer, vocabulary)
     config = _config(vocabulary, metadata, add_bos=add_bos)
-    _frame(tokenizer, vocabulary, add_bos=config["add_bos_token"], add_eos=config["add_eos_token"])
-    write_text(dest / "tokenizer.json", tokenizer.to_str())
-    write_json(dest / "tokenizer_config.json", config)
+    _set_post_processor(tokenizer, vocabulary, add_bos=config["add_bos_token"], add_eos=config["add_eos_token"])
+    write_new_text(dest / "tokenizer.json", tokenizer.to_str())
+    write_new_json(dest / "tokenizer_config.json", config)
     if template := metadata.find_text("tokenizer.chat_template"):
-        write_text(dest / "chat_template.jinja", template)
+        write_new_text(dest / "chat_template.jinja", template)
 
 
 def _byte_level(vocabulary: Vocabulary, metadata: Metadata) -> Tokenizer:
-    cut = splitting(metadata)
+    config = find_pre_tokenizer(metadata)
     ids = {token: index for index, token in enumerate(vocabulary.tokens)}
     merges = _merges(ids, metadata)
-    tokenizer = Tokenizer(BPE(vocab=ids, merges=merges, ignore_merges=cut.whole_words))
-    if cut.compose:
+    tokenizer = Tokenizer(BPE(vocab=ids, merges=merges, ignore_merges=config.ignore_merges))
+    if config.nfc:
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = cut.pre_tokenizer()
-    # mlx_lm streams fast if it meets just this decoder.
+    tokenizer.pre_tokenizer = config.build()
+    # mlx_lm has a fast streaming detokenizer for exactly this decoder.
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
@@ -62,18 +62,18 @@ def _byte_level(vocabulary: Vocabulary, metadata: Metadata) -> Tokenizer:
 def _merges(ids: dict[str, int], metadata: Metadata) -> list[tuple[str, str]]:
     merges = []
     for text in metadata.texts("tokenizer.ggml.merges"):
-        # The first letter may itself be a space in vocabularies that are not quite byte-level.
+        # In vocabularies that are not strictly byte-level, the first character can be a space.
         split = text.find(" ", 1)
         first, second = text[:split], text[split + 1 :]
         if split < 0 or not {first, second, first + second} <= ids.keys():
-            raise metadata.failure(f"its merge {text!r} does not join two tokens into a third")
+            raise metadata.failure(f"the merge {text!r} does not join two tokens into a third")
         merges.append((first, second))
     return merges
 
 
 def _sentence_piece(vocabulary: Vocabulary, metadata: Metadata) -> Tokenizer:
     if not vocabulary.scores:
-        raise metadata.failure("it lacks the metadata key 'tokenizer.ggml.scores'")
+        raise metadata.failure("the metadata key 'tokenizer.ggml.scores' is missing")
     ids = {token: index for index, token in enumerate(vocabulary.tokens)}
     tokenizer = Tokenizer(
         BPE(
@@ -87,7 +87,7 @@ def _sentence_piece(vocabulary: Vocabulary, metadata: Metadata) -> Tokenizer:
     prefix = metadata.find_flag("tokenizer.ggml.add_space_prefix") is not False
     escape = normalizers.Replace(" ", _SPACE)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), escape] if prefix else [escape])
-    # mlx_lm streams fast if it meets just these decoders, in this order.
+    # mlx_lm has a fast streaming detokenizer for exactly these decoders in this order.
     strip = [decoders.Strip(content=" ", left=1, right=0)] if prefix else []
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
@@ -96,17 +96,17 @@ def _sentence_piece(vocabulary: Vocabulary, metadata: Metadata) -> Tokenizer:
 
 
 def _merges_by_score(ids: dict[str, int], vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """The merges that a SentencePiece BPE model makes: any two pieces that form a third, the best third first.
+    """Derive the merges of a SentencePiece BPE model: any two tokens that form a third, highest score first.
 
-    SentencePiece has no list of merges. Which two pieces form a given third does not matter to it; the order here, by
-    the ids of the two, is that of transformers' own conversion.
+    SentencePiece has no list of merges, and the split of a given token does not matter to it. Ties are ordered by the
+    ids of the two parts, as in transformers' conversion.
     """
     ranked = []
     for token, kind, score in zip(vocabulary.tokens, vocabulary.types, vocabulary.scores, strict=True):
         if kind != NORMAL:
             continue
-        for cut in range(1, len(token)):
-            first, second = ids.get(token[:cut]), ids.get(token[cut:])
+        for split in range(1, len(token)):
+            first, second = ids.get(token[:split]), ids.get(token[split:])
             if first is not None and second is not None:
                 ranked.append((-score, first, second))
     ranked.sort()
@@ -114,22 +114,22 @@ def _merges_by_score(ids: dict[str, int], vocabulary: Vocabulary) -> list[tuple[
 
 
 def _add_special_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
-    """Tokens that are matched whole in the text, before anything else is done to it."""
+    """Add the tokens that are matched in the text before anything else."""
     special = [AddedToken(token, normalized=False, special=True) for token in vocabulary.of_type(CONTROL, UNKNOWN)]
     plain = [AddedToken(token, normalized=False, special=False) for token in vocabulary.of_type(USER_DEFINED)]
     tokenizer.add_special_tokens(special)
     tokenizer.add_tokens(plain)
 
 
-def _frame(tokenizer: Tokenizer, vocabulary: Vocabulary, *, add_bos: bool, add_eos: bool) -> None:
-    """Has the tokenizer put the begin and end tokens around a text."""
+def _set_post_processor(tokenizer: Tokenizer, vocabulary: Vocabulary, *, add_bos: bool, add_eos: bool) -> None:
+    """Make the tokenizer add the begin and end tokens."""
     ends = {"bos": vocabulary.bos if add_bos else None, "eos": vocabulary.eos if add_eos else None}
     used = {name: index for name, index in ends.items() if index is not None}
     single = [name for name in ("bos", "$A", "eos") if name.startswith("$") or name in used]
     tokenizer.post_processor = TemplateProcessing(
         single=single,
         pair=single + [f"{name}:1".replace("$A", "$B") for name in single],
-        # Named by their use and not by their text, which may hold letters that mean something in a template.
+        # Named by their role: their text may contain characters with a meaning in templates.
         special_tokens=[
             {"id": name, "ids": [index], "tokens": [vocabulary.tokens[index]]} for name, index in used.items()
         ],

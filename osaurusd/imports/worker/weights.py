@@ -1,58 +1,77 @@
-"""Reads tensors out of a GGUF file and writes them as MLX's safetensors, one tensor in memory at a time.
+"""Converting tensors of a GGUF file to MLX's safetensors, with one tensor in memory at a time.
 
-`mx.load` could read most GGUF files too, but it opens them for writing (which fails for a file of another user), holds
-the whole model in memory and disregards `general.alignment`.
+`mx.load` reads most GGUF files too, but it opens them for writing (which fails for another user's file), holds the
+whole model in memory, and ignores `general.alignment`.
 """
 
-from collections.abc import Callable, Iterator
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from osaurusd.imports.worker import blocks, safetensors_file
-from osaurusd.imports.worker.files import write_json
-from osaurusd.imports.worker.gguf_file import GgufHeader, TensorInfo
+from osaurusd.imports.worker import quantization
+from osaurusd.imports.worker.gguf import GgufHeader, Metadata, TensorInfo
 from osaurusd.imports.worker.llama import Placement, Plan
-from osaurusd.imports.worker.metadata import Metadata
-from osaurusd.imports.worker.safetensors_file import Entry
+from osaurusd.platform.files import write_new_json
 
 Array = npt.NDArray[Any]
 
-# Where mlx_lm's own conversion starts a new file.
+# The shard size of mlx_lm's own conversion.
 MAX_SHARD_BYTES = 5 << 30
 
 _FLOATS: dict[str, npt.DTypeLike] = {"F32": "<f4", "F16": "<f2"}
 
+_CHUNK_BYTES = 16 * 1024 * 1024
+_ITEM_BYTES = {"F32": 4, "F16": 2, "U32": 4}
+_DTYPES: dict[str, npt.DTypeLike] = {"F32": "<f4", "F16": "<f2", "U32": "<u4"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to write. `dtype` is F32, F16 or U32."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+
 
 def read_floats(header: GgufHeader, name: str) -> npt.NDArray[np.float64] | None:
-    """The tensor `name` of type F32 or F16 as float64 in its own shape, or None if there is no such tensor.
+    """Read the tensor `name` of type F32 or F16 as float64. Return None if the file has no such tensor.
 
     Raises:
-        ImportFailed: the tensor is of another type, or the file became shorter.
+        ImportFailed: the tensor has another type, or the file shrank.
     """
     tensor = header.tensors.get(name)
     if tensor is None:
         return None
     if tensor.type not in _FLOATS:
-        raise header.metadata.failure(f"tensor {name!r} is of type {tensor.type}; supported there are F32, F16")
+        raise header.metadata.failure(f"tensor {name!r} has the type {tensor.type}; supported here: F32, F16")
     with header.path.open("rb") as stream:
         data = _read(stream, tensor, header.metadata)
     return np.frombuffer(data, dtype=_FLOATS[tensor.type]).reshape(tensor.shape).astype(np.float64)
 
 
 def write_weights(header: GgufHeader, plan: Plan, dest: Path, progress: Callable[[int, int], None]) -> None:
-    """`model.safetensors` in `dest`, or shards and their index where that would be larger than 5 GiB.
+    """Write `model.safetensors` to `dest`, or shards and their index if it would exceed 5 GiB.
 
     Args:
         header: the file that `plan` was made for.
         plan: which tensors to write and how.
         dest: an existing folder.
-        progress: told the bytes written and the bytes to write.
+        progress: called with the bytes written and the total bytes.
 
     Raises:
-        ImportFailed: the file became shorter, or a number in it does not fit.
+        ImportFailed: the file shrank, or a value is not finite.
         OSError: a file could not be read or written.
     """
     shards = _shards(plan)
@@ -72,11 +91,11 @@ def write_weights(header: GgufHeader, plan: Plan, dest: Path, progress: Callable
             arrays = (
                 array for placement in shard for array in _arrays(placement, plan.float_type, stream, header.metadata)
             )
-            safetensors_file.write(dest / name, shard_entries, arrays, written)
+            write_safetensors(dest / name, shard_entries, arrays, written)
     if len(shards) > 1:
         weight_map = {entry.name: name for name, shard in zip(names, entries, strict=True) for entry in shard}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_json(dest / "model.safetensors.index.json", index)
+        write_new_json(dest / "model.safetensors.index.json", index)
 
 
 def _shards(plan: Plan) -> list[list[Placement]]:
@@ -99,14 +118,14 @@ def _shard_names(count: int) -> list[str]:
 
 
 def _entries(placement: Placement, float_type: str) -> list[Entry]:
-    """What `_arrays` gives, in its order."""
+    """Return the entries of the arrays that `_arrays` yields, in the same order."""
     if placement.source is None or not placement.quantized:
         return [Entry(placement.target, float_type, placement.shape)]
     rows, columns = placement.shape
     module = placement.target.removesuffix(".weight")
-    groups = (rows, columns // blocks.GROUP_SIZE)
+    groups = (rows, columns // quantization.GROUP_SIZE)
     return [
-        Entry(f"{module}.weight", "U32", (rows, columns * blocks.BITS[placement.source.type] // 32)),
+        Entry(f"{module}.weight", "U32", (rows, columns * quantization.BITS[placement.source.type] // 32)),
         Entry(f"{module}.scales", "F16", groups),
         Entry(f"{module}.biases", "F16", groups),
     ]
@@ -119,7 +138,7 @@ def _arrays(placement: Placement, float_type: str, stream: BinaryIO, metadata: M
         return
     data = _read(stream, tensor, metadata)
     if placement.quantized:
-        quantized = blocks.unpack(data, tensor.type, tensor.shape[0])
+        quantized = quantization.convert_blocks(data, tensor.type, tensor.shape[0])
         _check_finite(quantized.scales, tensor, metadata)
         _check_finite(quantized.biases, tensor, metadata)
         arrays: tuple[Array, ...] = quantized
@@ -130,13 +149,13 @@ def _arrays(placement: Placement, float_type: str, stream: BinaryIO, metadata: M
         _check_finite(values, tensor, metadata)
         arrays = (values,)
     for array in arrays:
-        yield _in_halves(array, placement.heads) if placement.heads else array
+        yield _split_rotary_pairs(array, placement.heads) if placement.heads else array
 
 
-def _in_halves(rows: Array, heads: int) -> Array:
-    """`rows` with each head's rotary pairs as (first of all pairs, second of all pairs), as mlx_lm's llama has them.
+def _split_rotary_pairs(rows: Array, heads: int) -> Array:
+    """Reorder each head's rows from interleaved rotary pairs to halves, as mlx_lm's llama expects them.
 
-    GGUF files have the two of a pair next to each other (`permute` in llama.cpp's convert_hf_to_gguf.py).
+    GGUF files interleave the pairs (`permute` in llama.cpp's convert_hf_to_gguf.py).
     """
     pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
@@ -144,12 +163,53 @@ def _in_halves(rows: Array, heads: int) -> Array:
 
 def _check_finite(values: Array, tensor: TensorInfo, metadata: Metadata) -> None:
     if not np.isfinite(values).all():
-        raise metadata.failure(f"tensor {tensor.name!r} has a number that is not finite or does not fit into float16")
+        raise metadata.failure(f"tensor {tensor.name!r} has a value that is not finite or exceeds float16")
 
 
 def _read(stream: BinaryIO, tensor: TensorInfo, metadata: Metadata) -> bytes:
     stream.seek(tensor.offset)
     data = stream.read(tensor.nbytes)
     if len(data) != tensor.nbytes:
-        raise metadata.failure("it became shorter while it was read")
+        raise metadata.failure("the file shrank while it was read")
     return data
+
+
+def write_safetensors(
+    path: Path, entries: Sequence[Entry], arrays: Iterable[npt.NDArray[Any]], written: Callable[[int], None]
+) -> None:
+    """Create a safetensors file and sync it to disk. Holds one array at a time.
+
+    Args:
+        path: the file to create.
+        entries: name, type and shape of each tensor.
+        arrays: the data, in the order, shapes and types of `entries`.
+        written: called with the number of data bytes after each chunk.
+
+    Raises:
+        OSError: the file could not be written.
+    """
+    with path.open("xb") as stream:
+        stream.write(_encode_header(entries))
+        for entry, array in zip(entries, arrays, strict=True):
+            if array.shape != entry.shape or array.dtype != np.dtype(_DTYPES[entry.dtype]):
+                raise ValueError(f"{entry.name}: {array.dtype} {array.shape} is not {entry}")
+            data = np.ascontiguousarray(array).data.cast("B")
+            for start in range(0, len(data), _CHUNK_BYTES):
+                chunk = data[start : start + _CHUNK_BYTES]
+                stream.write(chunk)
+                written(len(chunk))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _encode_header(entries: Sequence[Entry]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    offset = 0
+    for entry in entries:
+        offsets = [offset, offset + entry.nbytes]
+        header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
+        offset += entry.nbytes
+    body = json.dumps(header, separators=(",", ":")).encode()
+    # Padding keeps the data aligned for readers that map the file.
+    body += b" " * (-len(body) % 8)
+    return len(body).to_bytes(8, "little") + body

@@ -1,7 +1,7 @@
-"""`python -m osaurusd.models.worker --fd N COMMAND …`: works on the model store and says over a socket how it goes.
+"""`python -m osaurusd.models.worker --fd N COMMAND ...`: removes or verifies a model and reports over a socket.
 
-A process of its own, so that huggingface_hub, hashing and long deletions stay out of the daemon. The last frame of
-`plan`, `delete` and `delete-folder` is a Deletion, that of `verify` a Hashed, and of whatever failed a StoreFailure.
+A separate process keeps huggingface_hub, hashing and long deletions out of the daemon. Every command ends with one
+result frame: a Removal, a Verification or a Failure.
 """
 
 import argparse
@@ -9,63 +9,65 @@ import os
 import sys
 from pathlib import Path
 
-from osaurusd.models.worker import cache, folder, verify
-from osaurusd.models.worker.failure import StoreError, printable
-from osaurusd.rpc import job, messages
+from osaurusd.models import messages
+from osaurusd.models.worker import removal, verification
+from osaurusd.models.worker.files import StoreError
+from osaurusd.rpc import job
 
 
 def main(arguments: list[str]) -> int:
-    """Does what the command line says; 0 if that could be done, 1 if not."""
-    options = _parser().parse_args(arguments)
-    last = job.report(options.fd, lambda send: _attempt(options, _progress(send)))
-    return 1 if isinstance(last, messages.StoreFailure) else 0
+    """Run the command; returns the exit code."""
+    options = _create_parser().parse_args(arguments)
+    result = job.report(options.fd, lambda send: _run(options, send))
+    return 1 if isinstance(result, messages.Failure) else 0
 
 
-def _progress(send: job.Send) -> verify.Progress:
+def _create_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m osaurusd.models.worker")
+    parser.add_argument("--fd", type=int, required=True, help="inherited socket for the frames")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("plan", "remove"):
+        command = commands.add_parser(name)
+        command.add_argument("--cache", type=Path, required=True, help="Hugging Face cache")
+        command.add_argument("--repo", required=True, help="ORG/NAME of a model in the cache")
+    command = commands.add_parser("remove-folder")
+    command.add_argument("--path", type=Path, required=True, help="folder of an imported model")
+    command = commands.add_parser("verify")
+    command.add_argument("--snapshot", type=Path, required=True, help="folder of the model")
+    command.add_argument("--record", type=Path, help="record of the import (default: osaurus.json in the folder)")
+    return parser
+
+
+def _run(options: argparse.Namespace, send: job.Send) -> messages.Message:
+    """Carry out the command; returns the result frame."""
+    try:
+        match options.command:
+            case "plan":
+                return messages.Removal(freed_bytes=removal.plan_repo_removal(options.cache, options.repo))
+            case "remove":
+                return messages.Removal(freed_bytes=removal.remove_repo(options.cache, options.repo))
+            case "remove-folder":
+                return messages.Removal(freed_bytes=removal.remove_folder(options.path))
+            case _:
+                files = verification.verify(options.snapshot, options.record, _throttled_progress(send))
+                return messages.Verification(files=files)
+    except StoreError as error:
+        return messages.Failure(message=job.printable(str(error)))
+    except OSError as error:
+        return messages.Failure(message=job.printable(_describe(error)))
+
+
+def _throttled_progress(send: job.Send) -> verification.Progress:
     throttle = job.Throttle()
 
     def progress(file: str, done: int, total: int) -> None:
-        if throttle.passes("verify", done, total):
+        if throttle.allows("verify", done, total):
             send(messages.Hashing(file=file, done=done, total=total))
 
     return progress
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m osaurusd.models.worker")
-    parser.add_argument("--fd", type=int, required=True, help="the inherited socket that takes the frames")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("plan", "delete"):
-        command = commands.add_parser(name)
-        command.add_argument("--cache", type=Path, required=True, help="the Hugging Face cache")
-        command.add_argument("--repo", required=True, help="ORG/NAME of a model in it")
-    command = commands.add_parser("delete-folder")
-    command.add_argument("--path", type=Path, required=True, help="the folder of an imported model")
-    command = commands.add_parser("verify")
-    command.add_argument("--snapshot", type=Path, required=True, help="the folder of a model")
-    command.add_argument("--record", type=Path, help="what an import recorded, if not osaurus.json in the folder")
-    return parser
-
-
-def _attempt(options: argparse.Namespace, progress: verify.Progress) -> messages.Frame:
-    """The frame that ends the command, once it is carried out."""
-    try:
-        match options.command:
-            case "plan":
-                return messages.Deletion(freed_bytes=cache.plan(options.cache, options.repo))
-            case "delete":
-                return messages.Deletion(freed_bytes=cache.delete(options.cache, options.repo))
-            case "delete-folder":
-                return messages.Deletion(freed_bytes=folder.delete(options.path))
-            case _:
-                return messages.Hashed(files=verify.verify(options.snapshot, options.record, progress))
-    except StoreError as error:
-        return messages.StoreFailure(message=printable(str(error)))
-    except OSError as error:
-        return messages.StoreFailure(message=printable(_explained(error)))
-
-
-def _explained(error: OSError) -> str:
+def _describe(error: OSError) -> str:
     reason = error.strerror or str(error)
     return f"{os.fsdecode(error.filename)}: {reason}" if isinstance(error.filename, str | bytes | Path) else reason
 

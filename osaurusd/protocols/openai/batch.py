@@ -9,13 +9,13 @@ import msgspec
 
 from osaurusd.inference.events import Completed, Event, Started, Usage
 from osaurusd.inference.request import GenerationRequest
-from osaurusd.rpc.client import WorkerClient
+from osaurusd.pool.pool import Lease
 
 # Enough to fill a batch, and few enough to leave room in the worker's queue for others.
 AT_ONCE = 16
 
 
-async def run(worker: WorkerClient, orders: Sequence[GenerationRequest]) -> AsyncGenerator[Event]:
+async def run(worker: Lease, orders: Sequence[GenerationRequest]) -> AsyncGenerator[Event]:
     """The events of all orders as they come, and one Done with the sum of their counts.
 
     The answers are numbered through: answer `i` of the order at `k` has the index `k * n + i`. At most `AT_ONCE`

@@ -7,9 +7,8 @@ from collections.abc import AsyncGenerator, Sequence
 
 from aiohttp import web
 
+from osaurusd import app_keys as keys
 from osaurusd.errors import InvalidRequest, ModelNotFound
-from osaurusd.http import keys
-from osaurusd.http.limits import GATE, Deadline
 from osaurusd.inference.events import Event
 from osaurusd.inference.request import GenerationRequest
 from osaurusd.models.record import ModelRecord
@@ -49,14 +48,10 @@ async def events(
     request: web.Request, record: ModelRecord, orders: Sequence[GenerationRequest]
 ) -> AsyncGenerator[Event]:
     """The worker's events as `batch.run` yields them; closing this, as an aborted handler does, cancels the request."""
-    deadline = Deadline(request)
-    with request.app[GATE].admitted(), deadline.cutting():
-        async with contextlib.AsyncExitStack() as stack:
-            async with deadline.enforced():
-                worker = await stack.enter_async_context(request.app[keys.POOL].lease(record))
-            answer = batch.run(worker, orders)
-            if request.app[keys.SETTINGS].config.log.content:
-                answer = content.logged(answer, orders)
-            async with contextlib.aclosing(deadline.over(answer)) as found:
-                async for event in found:
-                    yield event
+    async with request.app[keys.POOL].lease(record) as worker:
+        answer = batch.run(worker, orders)
+        if request.app[keys.SETTINGS].config.log.content:
+            answer = content.logged(answer, orders)
+        async with contextlib.aclosing(answer) as found:
+            async for event in found:
+                yield event

@@ -21,7 +21,7 @@ from osaurusd.worker.engine.prefix import PrefixCache
 from osaurusd.worker.engine.probe import Probe
 from osaurusd.worker.engine.request import Choice, EngineRequest, Run
 from osaurusd.worker.engine.sampling import SamplingState
-from osaurusd.worker.frontend.answer import SequenceOutput
+from osaurusd.worker.frontend.output_parser import SequenceOutput
 
 # An answer whose length only the context bounds is given room for this many tokens at a time.
 RESERVED_TOKENS = 512
@@ -337,14 +337,14 @@ class Engine:
         answer = choice.output
         if token.token in self._end_tokens:
             ended.append(choice)
-            yield from request.tell(choice, answer.finish(cut=False))
+            yield from request.tell(choice, answer.finish(truncated=False))
             yield from request.end(choice, _stop_reason(answer), len(choice.output_tokens) - 1)
             return
         news = answer.add(token.token, token.score)
         full = len(choice.output_tokens) >= request.max_tokens
         yield from request.tell(choice, news)
         if full and not answer.stopped:
-            yield from request.tell(choice, answer.finish(cut=True))
+            yield from request.tell(choice, answer.finish(truncated=True))
         if answer.stopped or full:
             ended.append(choice)
             yield from request.end(

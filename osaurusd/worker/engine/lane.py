@@ -14,7 +14,7 @@ from osaurusd.worker.engine.sampling import Batch, SamplingState
 from osaurusd.worker.engine.scores import Scores
 from osaurusd.worker.frontend import constraint
 from osaurusd.worker.frontend.constraint import Constraint, ConstraintFailed
-from osaurusd.worker.frontend.likelihood import Score
+from osaurusd.worker.frontend.logprobs import Score
 
 
 @dataclass(frozen=True)

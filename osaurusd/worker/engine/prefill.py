@@ -14,7 +14,7 @@ from osaurusd.worker.engine.pace import Pace
 from osaurusd.worker.engine.prefix import BLOCK_TOKENS, PrefixCache, Tokens
 from osaurusd.worker.engine.request import Run
 from osaurusd.worker.engine.scores import score
-from osaurusd.worker.frontend.likelihood import Score
+from osaurusd.worker.frontend.logprobs import Score
 
 # The last pass yields the logits to go on from. Computing those of all its tokens costs little while they are this few.
 LAST_PASS_TOKENS = 64

@@ -10,8 +10,9 @@ from osaurusd.rpc import messages
 from osaurusd.worker.engine.caches import Cache
 from osaurusd.worker.engine.prefix import Match, Tokens
 from osaurusd.worker.engine.sampling import SamplingState
-from osaurusd.worker.frontend.answer import OutputDelta, SequenceOutput
-from osaurusd.worker.frontend.likelihood import Score
+from osaurusd.worker.frontend.logprobs import Score
+from osaurusd.worker.frontend.output_parser import SequenceOutput
+from osaurusd.worker.frontend.text_assembler import OutputDelta
 
 
 @dataclass(eq=False)
@@ -70,8 +71,8 @@ class EngineRequest:
                     index=choice.index,
                     text=news.text,
                     reasoning=news.reasoning,
-                    tool_calls=news.calls,
-                    logprobs=news.tokens,
+                    tool_calls=news.tool_calls,
+                    logprobs=news.logprobs,
                 )
             )
 

@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from osaurusd.worker.frontend.likelihood import Score
+from osaurusd.worker.frontend.logprobs import Score
 
 _LEAST = float(np.finfo(np.float32).min)
 

@@ -1,4 +1,4 @@
-"""Structured output: which tokens may come next so that the answer keeps to a JSON schema or to the form of calls."""
+"""Structured output: which tokens may come next so that the output matches a JSON schema or the form of tool calls."""
 
 import json
 from threading import Lock
@@ -19,174 +19,173 @@ Bitmask = NDArray[np.int32]
 
 
 class ConstraintFailed(Exception):
-    """A constraint cannot go on: it was given a token that it had not allowed, or hit a limit of llguidance."""
+    """A constraint cannot continue: a token was not allowed, or a limit of llguidance was reached."""
 
 
-class Grammars:
-    """Makes constraints for one model. Usable on any thread.
+class ConstraintCompiler:
+    """Compiles constraints for one model. Safe on any thread.
 
     Args:
-        tokenizer: mlx_lm's wrapper around a tokenizer of the tokenizers library.
+        tokenizer: mlx_lm's wrapper of a tokenizer of the tokenizers library.
         vocabulary: width of the model's logits.
-        end_tokens: token ids that end an answer.
+        end_tokens: token ids that end an output.
     """
 
     def __init__(self, tokenizer: Any, vocabulary: int, end_tokens: list[int]) -> None:
         self._tokenizer = tokenizer
-        self._ids = max(tokenizer.get_vocab().values()) + 1
-        self._width = max(vocabulary, self._ids)
+        self._id_count = max(tokenizer.get_vocab().values()) + 1
+        self._width = max(vocabulary, self._id_count)
         self._end_tokens = [token for token in end_tokens if 0 <= token < self._width]
         self._lock = Lock()
-        self._made: LLTokenizer | None = None
+        self._guidance_tokenizer: LLTokenizer | None = None
 
-    def compile(self, constraint: OutputConstraint, offered: list[Tool], *, thinking: bool) -> "Constraint":
-        """A constraint for one sequence.
+    def compile(self, constraint: OutputConstraint, tools: list[Tool], *, starts_reasoning: bool) -> "Constraint":
+        """Compile a constraint for one sequence.
 
         Args:
-            constraint: what the answer is to be.
-            offered: the request's tools, among them all that `constraint` names.
-            thinking: the answer begins inside a thought, and the constraint after it.
+            constraint: what the output must be.
+            tools: the request's tools; they include all that `constraint` names.
+            starts_reasoning: the output begins inside reasoning; the constraint applies after it.
 
         Raises:
-            InvalidRequest: the schema says what llguidance cannot hold an answer to; the message says what.
+            InvalidRequest: llguidance cannot enforce the schema; the message says why.
         """
         location: Location = ("prompt", "tools") if isinstance(constraint, RequiredToolCalls) else ("constraint",)
-        rules = grammar.make(constraint, offered, after_thought=self._tokenizer.has_thinking)
-        matcher = LLMatcher(self._llguidance(location), rules, log_level=0, limits=grammar.LIMITS)
+        text = grammar.build_grammar(constraint, tools, allow_leading_newlines=self._tokenizer.has_thinking)
+        matcher = LLMatcher(self._get_guidance_tokenizer(location), text, log_level=0, limits=grammar.LIMITS)
         if matcher.is_error():
-            raise grammar.refused(matcher.get_error(), location)
-        return Constraint(matcher, self._width, self._thoughts(thinking=thinking))
+            raise grammar.unusable_schema(matcher.get_error(), location)
+        return Constraint(matcher, self._width, self._reasoning_phase(starts_reasoning=starts_reasoning))
 
-    def _llguidance(self, location: Location) -> LLTokenizer:
+    def _get_guidance_tokenizer(self, location: Location) -> LLTokenizer:
         with self._lock:
-            if self._made is None:
+            if self._guidance_tokenizer is None:
                 try:
-                    self._made = _llguidance_tokenizer(self._tokenizer, self._width, self._end_tokens)
-                except Exception as error:  # of tokenizers there are more kinds than llguidance reads
+                    self._guidance_tokenizer = _build_guidance_tokenizer(self._tokenizer, self._width, self._end_tokens)
+                except Exception as error:  # llguidance reads only some kinds of tokenizers
                     raise InvalidRequest(
-                        f"this model's tokenizer does not allow structured output: {error}", location=location
+                        f"this model's tokenizer does not support structured output: {error}", location=location
                     ) from error
-            return self._made
+            return self._guidance_tokenizer
 
-    def _thoughts(self, *, thinking: bool) -> "Thoughts | None":
+    def _reasoning_phase(self, *, starts_reasoning: bool) -> "ReasoningPhase | None":
         if not self._tokenizer.has_thinking:
             return None
-        free = np.zeros(self._width, bool)
-        free[: self._ids] = True
-        free[self._end_tokens] = False
-        return Thoughts(
+        allowed = np.zeros(self._width, bool)
+        allowed[: self._id_count] = True
+        allowed[self._end_tokens] = False
+        return ReasoningPhase(
             start=tuple(self._tokenizer.think_start_tokens),
             end=tuple(self._tokenizer.think_end_tokens),
-            row=_packed(free),
-            within=thinking,
+            bitmask=_pack_bits(allowed),
+            active=starts_reasoning,
         )
 
 
-class Thoughts:
-    """Where in an answer the model thinks, and is held to nothing but going on.
+class ReasoningPhase:
+    """Tracks whether a constrained output is inside reasoning, where every token is allowed but end tokens.
 
     Args:
-        start: tokens of the marker that a thought begins with.
-        end: tokens of the marker at its end.
-        row: what is allowed within: every token that does not end the answer.
-        within: whether the answer begins there.
+        start: tokens of the start marker.
+        end: tokens of the end marker.
+        bitmask: the tokens that are allowed inside.
+        active: the output begins inside reasoning.
     """
 
-    def __init__(self, start: tuple[int, ...], end: tuple[int, ...], row: Bitmask, *, within: bool) -> None:
+    def __init__(self, start: tuple[int, ...], end: tuple[int, ...], bitmask: Bitmask, *, active: bool) -> None:
         self._start = start
         self._end = end
         self._tail: tuple[int, ...] = ()
-        self.row = row
-        self.within = within
-        self.may_begin = not within and len(start) == 1
+        self.bitmask = bitmask
+        self.active = active
+        self.may_start = not active and len(start) == 1
 
-    def take(self, token: int) -> bool:
-        """Follow one token; whether it is part of the thought or of its markers."""
-        if self.within:
+    def advance(self, token: int) -> bool:
+        """Take one token. Return whether it belongs to the reasoning or its markers."""
+        if self.active:
             self._tail = (*self._tail, token)[-len(self._end) :]
-            self.within = self._tail != self._end
+            self.active = self._tail != self._end
             return True
-        begins, self.may_begin = self.may_begin and token == self._start[0], False
-        self.within = begins
-        return begins
+        self.active, self.may_start = self.may_start and token == self._start[0], False
+        return self.active
 
-    def allow_begin(self, row: Bitmask) -> None:
-        """Allow the marker that a thought begins with, too."""
+    def allow_start(self, bitmask: Bitmask) -> None:
+        """Also allow the start marker."""
         token = self._start[0]
-        row.view(np.uint32)[token // 32] |= np.uint32(1 << token % 32)
+        bitmask.view(np.uint32)[token // 32] |= np.uint32(1 << token % 32)
 
-    def fork(self) -> "Thoughts":
-        copy = Thoughts(self._start, self._end, self.row, within=self.within)
-        copy._tail, copy.may_begin = self._tail, self.may_begin
+    def fork(self) -> "ReasoningPhase":
+        copy = ReasoningPhase(self._start, self._end, self.bitmask, active=self.active)
+        copy._tail, copy.may_start = self._tail, self.may_start
         return copy
 
 
 class Constraint:
-    """What one sequence may say next. Runs on one thread at a time.
+    """The tokens that one sequence may continue with. Runs on one thread at a time.
 
-    A model that thinks is held to it after its thought, which it may begin on its own as the first thing it does.
+    The constraint of a reasoning model applies after its reasoning, with which the model may begin on its own.
     """
 
-    def __init__(self, matcher: LLMatcher, width: int, thoughts: Thoughts | None) -> None:
+    def __init__(self, matcher: LLMatcher, width: int, reasoning: ReasoningPhase | None) -> None:
         self._matcher = matcher
-        self._thoughts = thoughts
-        self._row = np.zeros((1, (width + 31) // 32), np.int32)
+        self._reasoning = reasoning
+        self._bitmask = np.zeros((1, (width + 31) // 32), np.int32)
 
     def advance(self, token: int) -> None:
-        """Token `token` was chosen; end tokens need not be told.
+        """Take a sampled token. End tokens can be left out.
 
         Raises:
-            ConstraintFailed: it was not allowed.
+            ConstraintFailed: the token was not allowed.
         """
-        if self._thoughts is not None and self._thoughts.take(token):
+        if self._reasoning is not None and self._reasoning.advance(token):
             return
         if not self._matcher.consume_token(token):
             raise ConstraintFailed(self._matcher.get_error())
 
-    def fill(self, row: Bitmask) -> None:
-        """Write which tokens may come next into `row`, of shape [ceil(vocabulary / 32)]: bit by bit, lowest first.
+    def fill(self, bitmask: Bitmask) -> None:
+        """Write the allowed tokens into `bitmask` of shape [ceil(vocabulary / 32)], lowest bit first.
 
-        End tokens are allowed exactly where the answer is complete.
+        End tokens are allowed exactly where the output is complete.
 
         Raises:
-            ConstraintFailed: no token may come next, or finding out took more than llguidance's limits.
+            ConstraintFailed: no token is allowed, or a limit of llguidance was reached.
         """
-        if self._thoughts is not None and self._thoughts.within:
-            row[:] = self._thoughts.row[: row.size]
+        if self._reasoning is not None and self._reasoning.active:
+            bitmask[:] = self._reasoning.bitmask[: bitmask.size]
             return
-        llguidance.numpy.fill_next_token_bitmask(self._matcher, self._row)
-        if self._matcher.is_error() or not self._row.any():
-            raise ConstraintFailed(self._matcher.get_error() or "nothing that may come next is in the vocabulary")
-        row[:] = self._row[0, : row.size]
-        if self._thoughts is not None and self._thoughts.may_begin:
-            self._thoughts.allow_begin(row)
+        llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bitmask)
+        if self._matcher.is_error() or not self._bitmask.any():
+            raise ConstraintFailed(self._matcher.get_error() or "the vocabulary has no token that may come next")
+        bitmask[:] = self._bitmask[0, : bitmask.size]
+        if self._reasoning is not None and self._reasoning.may_start:
+            self._reasoning.allow_start(bitmask)
 
     def fork(self) -> "Constraint":
-        """An independent copy at the same place."""
-        thoughts = None if self._thoughts is None else self._thoughts.fork()
-        return Constraint(self._matcher.deep_copy(), self._row.shape[1] * 32, thoughts)
+        """Return an independent copy in the same state."""
+        reasoning = None if self._reasoning is None else self._reasoning.fork()
+        return Constraint(self._matcher.deep_copy(), self._bitmask.shape[1] * 32, reasoning)
 
 
-def apply(logits: mx.array, rows: Bitmask) -> mx.array:
-    """Set the logits of forbidden tokens to -inf.
+def apply(logits: mx.array, bitmasks: Bitmask) -> mx.array:
+    """Set the logits of disallowed tokens to -inf.
 
     Args:
         logits: of shape [sequences, vocabulary].
-        rows: what `Constraint.fill` wrote, of shape [sequences, ceil(vocabulary / 32)].
+        bitmasks: filled by `Constraint.fill`, of shape [sequences, ceil(vocabulary / 32)].
     """
     if mx.metal.is_available():
-        return llguidance.mlx.apply_token_bitmask(logits, rows)  # type: ignore[no-any-return]
-    allowed = np.unpackbits(rows.view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
+        return llguidance.mlx.apply_token_bitmask(logits, bitmasks)  # type: ignore[no-any-return]
+    allowed = np.unpackbits(bitmasks.view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
     return mx.where(mx.array(allowed.view(bool)), logits, -mx.inf)
 
 
-def _packed(allowed: NDArray[np.bool_]) -> Bitmask:
+def _pack_bits(allowed: NDArray[np.bool_]) -> Bitmask:
     padded = np.zeros((allowed.size + 31) // 32 * 32, bool)
     padded[: allowed.size] = allowed
     return np.packbits(padded, bitorder="little").view(np.int32)
 
 
-def _llguidance_tokenizer(tokenizer: Any, width: int, end_tokens: list[int]) -> LLTokenizer:
-    described = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
+def _build_guidance_tokenizer(tokenizer: Any, width: int, end_tokens: list[int]) -> LLTokenizer:
+    definition = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
     slices = LLTokenizer.json_slices()
-    return LLTokenizer(json.dumps(described), n_vocab=width, eos_token=end_tokens, slices=slices)
+    return LLTokenizer(json.dumps(definition), n_vocab=width, eos_token=end_tokens, slices=slices)

@@ -1,4 +1,4 @@
-"""Grammars of structured output, in the dialect of llguidance."""
+"""Grammars for structured output, in llguidance's dialect of Lark."""
 
 import json
 from collections.abc import Iterator
@@ -8,18 +8,18 @@ from llguidance import LLMatcher, LLParserLimits
 
 from osaurusd.errors import InvalidRequest
 from osaurusd.inference.request import JsonObject, JsonSchema, Location, OutputConstraint, RequiredToolCalls, Tool
-from osaurusd.worker.frontend import schema_cost, tools
+from osaurusd.worker.frontend import fallback_tools, schema_cost
 
-MAX_CALLS = 8
-"""Calls in one answer that must be calls."""
+MAX_REQUIRED_CALLS = 8
+"""Maximum number of calls in an output that must consist of calls."""
 
-# A state takes 1 to 2 kB, and one request may not take the memory of all.
+# A lexer state takes 1 to 2 kB.
 LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
-_MAX_REASON = 500
+_MAX_REASON_LENGTH = 500
 
-# White space is a line break and indentation, once between two things: without a limit, a model that
-# likes white space goes on with it for ever. Of escapes, those that cannot spell a key in a second way.
-_OPTIONS: dict[str, Any] = {
+# White space is at most one line break with indentation between two tokens: without a limit, a model can generate
+# white space forever. Only those escapes are allowed that cannot spell a key in a second way.
+_JSON_OPTIONS: dict[str, Any] = {
     "whitespace_flexible": True,
     "whitespace_pattern": r"\n? {0,12}",
     "item_separator": ",",
@@ -30,20 +30,20 @@ _OPTIONS: dict[str, Any] = {
     "lenient": False,
 }
 
-_COMBINING = {"$ref", "allOf", "anyOf", "oneOf", "patternProperties"}
-_DATA = {"const", "enum", "default", "examples"}
+_COMBINING_KEYWORDS = {"$ref", "allOf", "anyOf", "oneOf", "patternProperties"}
+_DATA_KEYWORDS = {"const", "enum", "default", "examples"}
 
 
-def make(constraint: OutputConstraint, offered: list[Tool], *, after_thought: bool) -> str:
-    """A grammar in llguidance's Lark dialect.
+def build_grammar(constraint: OutputConstraint, tools: list[Tool], *, allow_leading_newlines: bool) -> str:
+    """Build the grammar of an output.
 
     Args:
-        constraint: what the answer is to be.
-        offered: the request's tools, among them all that `constraint` names.
-        after_thought: the answer may begin with an empty line, as models are used to after a thought.
+        constraint: what the output must be.
+        tools: the request's tools; they include all that `constraint` names.
+        allow_leading_newlines: the output may begin with newlines, as models write them after reasoning.
 
     Raises:
-        InvalidRequest: there can be no such grammar.
+        InvalidRequest: a schema cannot be enforced.
     """
     match constraint:
         case JsonObject():
@@ -51,79 +51,76 @@ def make(constraint: OutputConstraint, offered: list[Tool], *, after_thought: bo
         case JsonSchema(schema=schema):
             start, rules = "value", [_json_rule("value", schema, ("constraint", "schema"))]
         case RequiredToolCalls(names=names, parallel=parallel):
-            more = f' ("\\n" call){{0,{MAX_CALLS - 1}}}' if parallel else ""
-            start, rules = f"call{more}", list(_call_rules(names, offered))
-    start = f"start: /\\n{{0,2}}/ {start}" if after_thought else f"start: {start}"
+            more = f' ("\\n" call){{0,{MAX_REQUIRED_CALLS - 1}}}' if parallel else ""
+            start, rules = f"call{more}", list(_call_rules(names, tools))
+    start = f"start: /\\n{{0,2}}/ {start}" if allow_leading_newlines else f"start: {start}"
     grammar: str = LLMatcher.grammar_from_lark("\n".join(["%llguidance {}", start, *rules]))
     return grammar
 
 
-def _call_rules(names: list[str], offered: list[Tool]) -> Iterator[str]:
-    """The form that `calls.LiveCalls` reads."""
-    by_name = {tool.name: tool for tool in offered}
-    yield "call: " + " | ".join(f"call_{at}" for at in range(len(names)))
-    for at, name in enumerate(names):
-        if name not in by_name:
+def unusable_schema(reason: str, location: Location, subject: str = "") -> InvalidRequest:
+    """Build the error for a schema that cannot be enforced. `subject` names the schema's owner, such as " of 'f'"."""
+    # llguidance appends details for its own developers.
+    reason = reason.partition("<non-verbose/>")[0].partition("<backtrace>")[0].strip()[:_MAX_REASON_LENGTH]
+    return InvalidRequest(f"the schema{subject} cannot be used: {reason}", location=location)
+
+
+def _call_rules(names: list[str], tools: list[Tool]) -> Iterator[str]:
+    """Yield the rules for calls in the format that `tool_calls.CallStreamer` reads."""
+    indexes = {tool.name: index for index, tool in enumerate(tools)}
+    yield "call: " + " | ".join(f"call_{number}" for number in range(len(names)))
+    for number, name in enumerate(names):
+        if name not in indexes:
             raise InvalidRequest(f"there is no tool {name!r}", location=("constraint",))
-        yield f'call_{at}: {json.dumps(tools.head(name))} arguments_{at} "}}"'
-        yield _json_rule(f"arguments_{at}", _arguments(by_name[name]), ("prompt", "tools"), of=f" of {name!r}")
+        location = ("prompt", "tools", indexes[name])
+        schema = _arguments_schema(tools[indexes[name]], location)
+        yield f'call_{number}: {json.dumps(fallback_tools.call_prefix(name))} arguments_{number} "}}"'
+        yield _json_rule(f"arguments_{number}", schema, location, subject=f" of {name!r}")
 
 
-def _json_rule(name: str, schema: dict[str, Any], location: Location, of: str = "") -> str:
-    """A rule for JSON that the schema accepts.
-
-    Raises:
-        InvalidRequest: there can be no such rule.
-    """
+def _json_rule(name: str, schema: dict[str, Any], location: Location, subject: str = "") -> str:
     try:
         schema_cost.check(schema)
-        _check(schema)
-        text = json.dumps({**schema, "x-guidance": _OPTIONS})
+        _check_enforceable(schema)
+        text = json.dumps({**schema, "x-guidance": _JSON_OPTIONS})
         error = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text), limits=LIMITS)
     except (ValueError, RecursionError) as failure:
-        raise refused(str(failure), location, of) from failure
+        raise unusable_schema(str(failure), location, subject) from failure
     if error and not error.startswith("WARNING"):
-        raise refused(error, location, of)
+        raise unusable_schema(error, location, subject)
     return f"{name}: %json {text}"
 
 
-def refused(reason: str, location: Location, of: str = "") -> InvalidRequest:
-    """The error for a schema that answers cannot be held to. `of` says whose it is, with a space before it."""
-    # What llguidance adds for its own developers helps nobody here.
-    said = reason.partition("<non-verbose/>")[0].partition("<backtrace>")[0].strip()[:_MAX_REASON]
-    return InvalidRequest(f"the schema{of} cannot be used: {said}", location=location)
-
-
-def _arguments(function: Tool) -> dict[str, Any]:
-    """What the arguments of a function have to be: an object, and only of what the function names, if it does."""
-    schema = function.parameters or {"properties": {}}
+def _arguments_schema(tool: Tool, location: Location) -> dict[str, Any]:
+    """Return the schema of a tool's arguments: an object, without undeclared properties if the tool declares any."""
+    schema = tool.parameters or {"properties": {}}
     if schema.get("type", "object") != "object":
-        raise refused("arguments are of the type `object`", ("prompt", "tools"), f" of {function.name!r}")
-    if "properties" in schema and not schema.keys() & _COMBINING:
+        raise unusable_schema("the type of arguments must be `object`", location, f" of {tool.name!r}")
+    if "properties" in schema and not schema.keys() & _COMBINING_KEYWORDS:
         return {"type": "object", "additionalProperties": False, **schema}
     return {"type": "object", **schema}
 
 
-def _check(schema: dict[str, Any]) -> None:
-    """Refuse what llguidance accepts without holding answers to it.
+def _check_enforceable(schema: dict[str, Any]) -> None:
+    """Reject keywords that llguidance accepts without enforcing them.
 
     Raises:
-        ValueError: says what that is.
+        ValueError: names the keyword.
     """
-    for part in _parts(schema):
-        least = part.get("minProperties", 0)
-        # Of keys that the schema does not spell out, llguidance lets a model repeat one.
-        spelled_out = part.get("additionalProperties") is False and "patternProperties" not in part
-        if isinstance(least, int) and least > 1 and not spelled_out:
+    for part in _subschemas(schema):
+        min_properties = part.get("minProperties", 0)
+        # llguidance lets a model repeat a key that the schema does not list.
+        lists_all_keys = part.get("additionalProperties") is False and "patternProperties" not in part
+        if isinstance(min_properties, int) and min_properties > 1 and not lists_all_keys:
             raise ValueError("`minProperties` above 1 needs `properties` and `additionalProperties: false`")
 
 
-def _parts(schema: Any) -> Iterator[dict[str, Any]]:
+def _subschemas(schema: Any) -> Iterator[dict[str, Any]]:
     if isinstance(schema, dict):
         yield schema
         for key, value in schema.items():
-            if key not in _DATA:
-                yield from _parts(value)
+            if key not in _DATA_KEYWORDS:
+                yield from _subschemas(value)
     elif isinstance(schema, list):
         for item in schema:
-            yield from _parts(item)
+            yield from _subschemas(item)

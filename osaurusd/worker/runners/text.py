@@ -1,4 +1,4 @@
-"""Loading a model: limits, weights, precision, tokenizer."""
+"""The text runner: loads a language model within its memory limits."""
 
 import json
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from mlx_lm.utils import dequantize_model, get_total_parameters, load_model, loa
 from osaurusd.rpc import messages
 
 FLOAT32_BYTES = 4
-_NARROW = (mx.float16, mx.bfloat16)
+_NARROW_DTYPES = (mx.float16, mx.bfloat16)
 
-# A model type whose tokenizer is, for transformers, what tokenizer.json describes and nothing else.
-_PLAIN_TOKENIZER = "glm4"
+# For this model type, transformers loads the plain tokenizer.json class and runs no code of the model's repository.
+_PLAIN_TOKENIZER_TYPE = "glm4"
 
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model. `dtype` is what its weights are stored in while it runs."""
+    """A loaded model. `dtype` is the precision in which its weights are held."""
 
     network: Any
     tokenizer: Any
@@ -30,23 +30,23 @@ class Model:
     dtype: str
 
 
-def load(order: messages.Load, on_bytes: Callable[[int], None] = lambda _: None) -> Model:
-    """Load the model that `order` names, within its limits. Runs on the thread that owns MLX.
+def load(frame: messages.Load, on_bytes: Callable[[int], None] = lambda _: None) -> Model:
+    """Load a model within its limits. Runs on the MLX thread.
 
     Args:
-        order: which, and what it may use.
-        on_bytes: told the size of each piece of weights once it is in memory.
+        frame: the model's folder and its limits.
+        on_bytes: called with the size of each array of weights once it is in memory.
 
     Raises:
-        OSError, ValueError, RuntimeError and what else mlx_lm raises on files it cannot read.
+        OSError, ValueError, RuntimeError and whatever else mlx_lm raises for files it cannot read.
     """
-    apply_limits(order)
-    path = Path(order.path)
+    apply_limits(frame)
+    path = Path(frame.path)
     network, config = load_model(path, lazy=True)
-    widened = _wants_float32(network, order)
-    if widened:
-        network = _widen(network)
-    # One array after the other, so that no second copy of the whole model exists while it is widened.
+    converts_to_float32 = _needs_float32(network, frame)
+    if converts_to_float32:
+        network = _convert_to_float32(network)
+    # Evaluate one array after the other, so that the model is never in memory twice while it is converted.
     for parameter in _parameters(network):
         mx.eval(parameter)
         on_bytes(parameter.nbytes)
@@ -56,57 +56,57 @@ def load(order: messages.Load, on_bytes: Callable[[int], None] = lambda _: None)
         network=network,
         tokenizer=tokenizer,
         end_tokens=sorted(tokenizer.eos_token_ids),
-        context_length=order.context_length,
-        dtype="float32" if widened else _dtype(network, config),
+        context_length=frame.context_length,
+        dtype="float32" if converts_to_float32 else _dtype(network, config),
     )
 
 
 def device_name() -> str:
-    """`cpu`, or the name of the GPU that MLX computes on."""
+    """Return `cpu`, or the name of the GPU that MLX uses."""
     if mx.default_device() == mx.cpu:
         return "cpu"
     return str(mx.device_info().get("device_name", "gpu"))
 
 
 def working_set_bytes() -> int | None:
-    """What the GPU recommends to use at most, for all processes together; None without one that says so."""
+    """Return the GPU's recommended maximum for all processes together, or None without a GPU."""
     recommended = mx.device_info().get("max_recommended_working_set_size")
     return int(recommended) if recommended else None
 
 
-def apply_limits(order: messages.Load | messages.Limits) -> None:
-    """Have MLX keep within these limits. Runs on the thread that owns MLX."""
-    if order.memory_limit_bytes is not None:
-        mx.set_memory_limit(order.memory_limit_bytes)
-    if order.cache_limit_bytes is not None:
-        mx.set_cache_limit(order.cache_limit_bytes)
-    if order.wired_limit_bytes is not None:
-        # More than the GPU recommends is an error.
-        mx.set_wired_limit(min(order.wired_limit_bytes, working_set_bytes() or 0))
+def apply_limits(frame: messages.Load | messages.Limits) -> None:
+    """Set MLX's memory limits. Runs on the MLX thread."""
+    if frame.memory_limit_bytes is not None:
+        mx.set_memory_limit(frame.memory_limit_bytes)
+    if frame.cache_limit_bytes is not None:
+        mx.set_cache_limit(frame.cache_limit_bytes)
+    if frame.wired_limit_bytes is not None:
+        # MLX raises an error above the recommended working set.
+        mx.set_wired_limit(min(frame.wired_limit_bytes, working_set_bytes() or 0))
 
 
 def _tokenizer_options(path: Path) -> dict[str, Any]:
-    """What to tell transformers, which refuses a tokenizer that names code even where it can do without."""
+    """Return options that load a tokenizer whose config names code, without running the code if it is not needed."""
     options: dict[str, Any] = {"trust_remote_code": False}
-    settings = path / "tokenizer_config.json"
-    if (path / "tokenizer.json").exists() and settings.exists() and "auto_map" in json.loads(settings.read_bytes()):
-        options["tokenizer_type"] = _PLAIN_TOKENIZER
+    config = path / "tokenizer_config.json"
+    if (path / "tokenizer.json").exists() and config.exists() and "auto_map" in json.loads(config.read_bytes()):
+        options["tokenizer_type"] = _PLAIN_TOKENIZER_TYPE
     return options
 
 
-def _wants_float32(network: Any, order: messages.Load) -> bool:
-    """Whether to widen: MLX's CPU backend multiplies float32 matrices many times faster than packed or 16-bit ones."""
-    if order.dequantize != "auto":
-        return order.dequantize == "always"
+def _needs_float32(network: Any, frame: messages.Load) -> bool:
+    """Whether to convert weights: on CPU, MLX is many times faster with float32 than with packed or 16-bit weights."""
+    if frame.dequantize != "auto":
+        return frame.dequantize == "always"
     if mx.default_device() != mx.cpu:
         return False
     needed = get_total_parameters(network) * FLOAT32_BYTES
-    return order.memory_limit_bytes is None or needed <= order.memory_limit_bytes
+    return frame.memory_limit_bytes is None or needed <= frame.memory_limit_bytes
 
 
-def _widen(network: Any) -> Any:
+def _convert_to_float32(network: Any) -> Any:
     # Scales first: dequantizing yields their precision.
-    network.set_dtype(mx.float32, lambda dtype: dtype in _NARROW)
+    network.set_dtype(mx.float32, lambda dtype: dtype in _NARROW_DTYPES)
     return dequantize_model(network)
 
 

@@ -1,6 +1,5 @@
-"""What is downloaded when, from which repo, and what is remembered. A script stands for the process that does it."""
+"""The queue and the state of pulls, with a script instead of the download process."""
 
-import asyncio
 import contextlib
 import json
 import sys
@@ -8,47 +7,49 @@ import sys
 import pytest
 
 from osaurusd import config
-from osaurusd.downloads import hub as module
-from osaurusd.downloads.manager import DEATHS, Pulls
-from osaurusd.errors import InvalidRequest, ModelNotFound, PullFailed
-from osaurusd.events import Bus
-from osaurusd.http import errors
-from osaurusd.wire.errors import ErrorCode
+from osaurusd.downloads import hub as hub_process
+from osaurusd.downloads import manager as manager_module
+from osaurusd.downloads.manager import MAX_CRASHES, PullManager
+from osaurusd.downloads.pulls import MAX_FINISHED
+from osaurusd.errors import InvalidRequest, ModelNotFound, OsaurusError, PullFailed
+from osaurusd.events import EventBus
+from osaurusd.platform.power import PowerAssertion
+from osaurusd.wire.errors import ErrorBody, ErrorCode
 from osaurusd.wire.pulls import PullState
-
-from .disk import make_catalog, model, write, write_hub
+from tests.osaurusd.models.disk import make_catalog, model, write, write_hub
 
 COMMIT = "c" * 40
 
 SCRIPT = """
-import json, socket, sys, time
-from osaurusd.rpc import framing, messages
+import json, os, socket, sys
+from osaurusd.downloads import messages
+from osaurusd.rpc import framing
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.wire.pulls import PullStage
 peer = socket.socket(fileno=int(sys.argv[2]))
 options = dict(each.removeprefix("--").split("=", 1) for each in sys.argv[4:])
 def send(*frames): peer.sendall(framing.encode(frames))
-print(json.dumps(options), file=open({log!r}, "a"), flush=True)
+print(json.dumps(options | {{"token": os.environ.get("HF_TOKEN")}}), file=open({log!r}, "a"), flush=True)
 {body}
 """
-HANG = "send(messages.Pulling(stage=PullStage.DOWNLOADING, done=1, total=2)); peer.recv(1)"
-ARRIVED = f"send(messages.Pulled(commit={COMMIT!r}, bytes=3))"
+HANG = "send(messages.Progress(stage=PullStage.DOWNLOADING, done=1, total=2)); peer.recv(1)"
+FINISH = f"send(messages.Pulled(commit={COMMIT!r}, bytes=3))"
 DIE = "sys.exit(3)"
-REFUSE = "send(messages.HubFailure(code=ErrorCode.DISK_FULL, message='full'))"
+FAIL = "send(messages.Failure(code=ErrorCode.DISK_FULL, message='full'))"
 
 
 @pytest.fixture
-def script(monkeypatch, tmp_path):
-    """Have processes do this; returns what they were asked."""
-    log = tmp_path / "asked"
+def use_script(monkeypatch, tmp_path):
+    """Replace the download process by a script; returns a function that returns the options of each run."""
+    log = tmp_path / "runs"
     log.touch()
 
-    def set_body(body):
+    def use(body):
         code = SCRIPT.format(log=str(log), body=body)
-        monkeypatch.setattr(module, "HUB_COMMAND", (sys.executable, "-c", code))
+        monkeypatch.setattr(hub_process, "COMMAND", (sys.executable, "-c", code))
         return lambda: [json.loads(line) for line in log.read_text().splitlines()]
 
-    return set_body
+    return use
 
 
 @pytest.fixture
@@ -56,30 +57,36 @@ def catalog(models, hub):
     return make_catalog(models, hub)
 
 
+def to_error_body(error):
+    code = error.code if isinstance(error, OsaurusError) else ErrorCode.INTERNAL_ERROR
+    return ErrorBody(code=code, message=str(error), type="error")
+
+
 @contextlib.asynccontextmanager
-async def pulling(catalog, tmp_path, bus=None):
-    pulls = Pulls(
+async def running_manager(catalog, tmp_path, bus=None):
+    manager = PullManager(
         catalog,
         tmp_path / "state" / "pulls.json",
         options=config.Pulls,
-        body=lambda error: errors.error_body(errors.known(error)),
-        bus=bus,
+        error_body=to_error_body,
+        bus=bus or EventBus(),
+        power=PowerAssertion(),
     )
-    pulls.start()
+    manager.start()
     try:
-        yield pulls
+        yield manager
     finally:
-        await pulls.close()
+        await manager.close()
 
 
-async def end(pulls, pull):
-    """The pull, once it has ended."""
-    async with contextlib.aclosing(pulls.watch([pull.id])) as told:
-        return [each async for each in told][-1]
+async def wait_finished(manager, pull):
+    """Return the pull in its final state."""
+    async with contextlib.aclosing(manager.watch([pull.id])) as updates:
+        return [update async for update in updates][-1]
 
 
 @pytest.mark.parametrize(
-    ("asked", "repo", "revision"),
+    ("name", "repo", "revision"),
     [
         ("llama-3.2-3b-instruct", "mlx-community/Llama-3.2-3B-Instruct-4bit", "main"),
         ("LLAMA-3.2-3b-Instruct@v2", "mlx-community/Llama-3.2-3B-Instruct-4bit", "v2"),
@@ -89,149 +96,197 @@ async def end(pulls, pull):
         ("mine", "org/here", "main"),
     ],
 )
-async def test_a_name_means_a_repo(script, catalog, hub, tmp_path, asked, repo, revision):
-    script(HANG)
+async def test_names_and_aliases_are_resolved_to_repositories(use_script, catalog, hub, tmp_path, name, repo, revision):
+    use_script(HANG)
     write_hub(hub, "org/here", model())
     catalog.registry.add_alias("mine", "org/here")
-    async with pulling(catalog, tmp_path) as pulls:
-        pull = await pulls.add(asked, None)
+    async with running_manager(catalog, tmp_path) as manager:
+        pull = await manager.add(name, None)
 
         assert (repo, revision) == (pull.repo, pull.revision)
 
 
 @pytest.mark.parametrize(
-    "asked", ["org/../x", "org/a--b", "org/", "/etc/passwd", "a/b/c", "org/x@", "org/x@../y", "org/x@-y"]
+    "name", ["org/../x", "org/a--b", "org/", "/etc/passwd", "a/b/c", "org/x@", "org/x@../y", "org/x@-y"]
 )
-async def test_what_cannot_be_a_repo_is_refused(script, catalog, tmp_path, asked):
-    asked_for = script(HANG)
-    async with pulling(catalog, tmp_path) as pulls:
-        with pytest.raises(InvalidRequest, match="model"):
-            await pulls.add(asked, None)
-    assert [] == asked_for()
+async def test_invalid_repositories_and_revisions_are_rejected(use_script, catalog, tmp_path, name):
+    runs = use_script(HANG)
+    async with running_manager(catalog, tmp_path) as manager:
+        with pytest.raises(InvalidRequest, match=r"invalid (repository|revision)") as failure:
+            await manager.add(name, None)
+    assert ("model",) == failure.value.location
+    assert [] == runs()
 
 
-async def test_an_unknown_name_says_where_to_look_and_an_imported_model_is_not_pulled(catalog, models, tmp_path):
+async def test_error_for_an_unknown_name_suggests_similar_ones(catalog, tmp_path):
+    async with running_manager(catalog, tmp_path) as manager:
+        with pytest.raises(ModelNotFound, match=r'did you mean "llama-3\.2-3b-instruct"'):
+            await manager.add("lama-3.2-3b-instruct", None)
+
+
+async def test_imported_model_cannot_be_pulled(catalog, models, tmp_path):
     write(models / "mine", model())
-    async with pulling(catalog, tmp_path) as pulls:
-        with pytest.raises(ModelNotFound, match=r"did you mean `llama-3\.2-3b-instruct`"):
-            await pulls.add("lama-3.2-3b-instruct", None)
-        with pytest.raises(InvalidRequest, match="did not come from the hub"):
-            await pulls.add("mine", None)
+    async with running_manager(catalog, tmp_path) as manager:
+        with pytest.raises(InvalidRequest, match="does not come from the Hugging Face Hub"):
+            await manager.add("mine", None)
 
 
-async def test_a_pull_is_done_once_the_catalog_has_the_model(script, catalog, hub, tmp_path):
-    script(ARRIVED)
+async def test_pull_is_done_once_the_catalog_has_the_model(use_script, catalog, hub, tmp_path):
+    use_script(FINISH)
     write_hub(hub, "org/Here-4bit", model())
-    async with pulling(catalog, tmp_path) as pulls:
-        whole = await end(pulls, await pulls.add("org/here-4bit", None))
-        missing = await end(pulls, await pulls.add("org/missing", None))
+    async with running_manager(catalog, tmp_path) as manager:
+        installed = await wait_finished(manager, await manager.add("org/here-4bit", None))
+        missing = await wait_finished(manager, await manager.add("org/missing", None))
 
-        assert (PullState.DONE, "org/Here-4bit", "here", COMMIT) == (whole.state, whole.repo, whole.name, whole.commit)
-        assert (PullState.FAILED, "pull_failed") == (missing.state, missing.error.code)
-
-
-async def test_a_failure_has_the_code_and_the_words_of_the_process(script, catalog, tmp_path):
-    script(REFUSE)
-    async with pulling(catalog, tmp_path) as pulls:
-        pull = await end(pulls, await pulls.add("org/a", None))
-
-        assert (PullState.FAILED, "disk_full", "full") == (pull.state, pull.error.code, pull.error.message)
+    assert PullState.DONE is installed.state
+    assert ("org/Here-4bit", "here", COMMIT) == (installed.repo, installed.name, installed.commit)
+    assert (PullState.FAILED, "pull_failed") == (missing.state, missing.error.code)
 
 
-async def test_a_process_that_only_dies_is_given_up(script, catalog, tmp_path, monkeypatch):
-    monkeypatch.setattr("osaurusd.downloads.manager._DEATH_PAUSE_SECONDS", 0)
-    asked = script(DIE)
-    async with pulling(catalog, tmp_path) as pulls:
-        pull = await end(pulls, await pulls.add("org/a", None))
+async def test_failed_pull_has_the_error_of_its_process(use_script, catalog, tmp_path):
+    use_script(FAIL)
+    async with running_manager(catalog, tmp_path) as manager:
+        pull = await wait_finished(manager, await manager.add("org/a", None))
 
-        assert (PullState.FAILED, ErrorCode.PULL_FAILED) == (pull.state, pull.error.code)
-        assert DEATHS + 1 == len(asked())
+    assert (PullState.FAILED, "disk_full", "full") == (pull.state, pull.error.code, pull.error.message)
 
 
-async def test_two_run_at_once_and_never_two_revisions_of_one_repo(script, catalog, tmp_path):
-    script(HANG)
-    async with pulling(catalog, tmp_path) as pulls:
+async def test_pull_fails_if_its_process_keeps_dying(use_script, catalog, tmp_path, monkeypatch):
+    monkeypatch.setattr(manager_module, "_CRASH_BACKOFF_SECONDS", 0)
+    runs = use_script(DIE)
+    async with running_manager(catalog, tmp_path) as manager:
+        pull = await wait_finished(manager, await manager.add("org/a", None))
+
+    assert (PullState.FAILED, ErrorCode.PULL_FAILED) == (pull.state, pull.error.code)
+    assert MAX_CRASHES + 1 == len(runs())
+
+
+async def test_two_pulls_run_at_a_time_but_only_one_per_repository(use_script, catalog, tmp_path):
+    use_script(HANG)
+    async with running_manager(catalog, tmp_path) as manager:
         for name in ("org/a", "org/a@v2", "org/b", "org/c"):
-            await pulls.add(name, None)
+            await manager.add(name, None)
+        running = [f"{pull.repo}@{pull.revision}" for pull in manager.all() if pull.state is PullState.RUNNING]
+        assert ["org/a@main", "org/b@main"] == running
 
-        states = {f"{pull.repo}@{pull.revision}": pull.state for pull in pulls.all()}
-        assert ["org/a@main", "org/b@main"] == [key for key, state in states.items() if state is PullState.RUNNING]
-        await pulls.cancel("org/a@main")
-        assert PullState.RUNNING is pulls.all()[1].state
+        await manager.cancel("org/a@main")
+        assert PullState.RUNNING is manager.all()[1].state
 
 
-async def test_a_pull_that_is_cancelled_before_it_could_begin_makes_room(script, catalog, tmp_path):
-    script(HANG)
-    async with pulling(catalog, tmp_path) as pulls:
+async def test_pulls_that_are_cancelled_before_they_start_free_their_slots(use_script, catalog, tmp_path):
+    use_script(HANG)
+    async with running_manager(catalog, tmp_path) as manager:
         for name in ("org/a", "org/b", "org/c"):
-            await pulls.add(name, None)
-            await pulls.cancel(name)
-        await pulls.add("org/d", None)
+            await manager.add(name, None)
+            await manager.cancel(name)
+        await manager.add("org/d", None)
 
-        assert PullState.RUNNING is pulls.all()[-1].state
+        assert PullState.RUNNING is manager.all()[-1].state
 
 
-async def test_what_runs_and_waits_goes_on_with_the_next_daemon_and_the_token_is_not_kept(script, catalog, tmp_path):
-    script("import os\n" + HANG)
-    async with pulling(catalog, tmp_path) as pulls:
+async def test_inactive_pull_cannot_be_cancelled(use_script, catalog, tmp_path):
+    use_script(HANG)
+    async with running_manager(catalog, tmp_path) as manager:
+        pull = await manager.add("org/a", None)
+        await manager.cancel(pull.id)
+        with pytest.raises(ModelNotFound, match='no pull of "org/a" is running or queued'):
+            await manager.cancel("org/a")
+
+
+async def test_active_pulls_resume_after_a_restart(use_script, catalog, tmp_path):
+    use_script(HANG)
+    async with running_manager(catalog, tmp_path) as manager:
         for name in ("org/a", "org/b", "org/c"):
-            await pulls.add(name, "hf_planted")
+            await manager.add(name, None)
+    async with running_manager(catalog, tmp_path) as manager:
+        states = [(pull.repo, pull.state.value) for pull in manager.all()]
+
+    assert [("org/a", "running"), ("org/b", "running"), ("org/c", "queued")] == states
+
+
+async def test_token_is_passed_to_the_process_but_not_stored(use_script, catalog, tmp_path):
+    runs = use_script(FAIL)
+    async with running_manager(catalog, tmp_path) as manager:
+        await wait_finished(manager, await manager.add("org/a", "hf_planted"))
+
+    assert ["hf_planted"] == [run["token"] for run in runs()]
     assert "hf_planted" not in (tmp_path / "state" / "pulls.json").read_text()
 
-    async with pulling(catalog, tmp_path) as pulls:
-        states = [(pull.repo, pull.state.value) for pull in pulls.all()]
-        assert [("org/a", "running"), ("org/b", "running"), ("org/c", "queued")] == states
+
+async def test_repeated_pull_keeps_its_id_and_moves_to_the_end(use_script, catalog, tmp_path):
+    use_script(HANG)
+    async with running_manager(catalog, tmp_path) as manager:
+        first = await manager.add("org/a", None)
+        await manager.add("org/b", None)
+        await manager.cancel(first.id)
+        again = await manager.add("org/a", None)
+
+        assert (first.id, ["org/b", "org/a"]) == (again.id, [pull.repo for pull in manager.all()])
 
 
-async def test_a_pull_that_is_asked_for_again_keeps_its_id_and_goes_to_the_end(script, catalog, tmp_path):
-    script(HANG)
-    async with pulling(catalog, tmp_path) as pulls:
-        first = await pulls.add("org/a", None)
-        await pulls.add("org/b", None)
-        await pulls.cancel(first.id)
-        again = await pulls.add("org/a", None)
+async def test_oldest_finished_pulls_are_dropped(use_script, catalog, tmp_path):
+    use_script(HANG)
+    async with running_manager(catalog, tmp_path) as manager:
+        for number in range(MAX_FINISHED + 2):
+            await manager.add(f"org/m{number}", None)
+            await manager.cancel(f"org/m{number}")
 
-        assert (first.id, ["org/b", "org/a"]) == (again.id, [pull.repo for pull in pulls.all()])
-
-
-async def test_watching_tells_each_change_until_all_have_ended(script, catalog, tmp_path):
-    script(HANG)
-    async with pulling(catalog, tmp_path) as pulls:
-        pull = await pulls.add("org/a", None)
-        told = []
-
-        async def watch():
-            async for each in pulls.watch([pull.id]):
-                told.append((each.state.value, each.done))
-                if each.done and each.state is PullState.RUNNING:
-                    await pulls.cancel("org/a")
-
-        await asyncio.wait_for(watch(), 30)
-        assert [("running", 0), ("running", 1), ("cancelled", 1)] == told
-        with pytest.raises(InvalidRequest, match=r"pulls\[0\]"):
-            await anext(pulls.watch(["nosuch"]))
+        assert [f"org/m{number}" for number in range(2, MAX_FINISHED + 2)] == [pull.repo for pull in manager.all()]
 
 
-async def test_a_list_that_cannot_be_read_is_moved_aside(script, catalog, tmp_path):
+async def test_removed_partial_download_drops_its_pull(use_script, catalog, tmp_path):
+    use_script(HANG)
+    async with running_manager(catalog, tmp_path) as manager:
+        cancelled, active = await manager.add("org/a", None), await manager.add("org/b", None)
+        await manager.cancel(cancelled.id)
+        assert [manager.folder(active)] == manager.active_folders()
+        for pull in (cancelled, active):
+            await manager.forget(manager.folder(pull))
+
+        assert [active.id] == [pull.id for pull in manager.all()]
+
+
+async def test_watch_yields_each_change_until_all_pulls_have_finished(use_script, catalog, tmp_path):
+    use_script(HANG)
+    async with running_manager(catalog, tmp_path) as manager:
+        pull = await manager.add("org/a", None)
+        updates = []
+        async for update in manager.watch([pull.id]):
+            updates.append((update.state.value, update.done))
+            if update.done and update.state is PullState.RUNNING:
+                await manager.cancel("org/a")
+
+        assert [("running", 0), ("running", 1), ("cancelled", 1)] == updates
+
+
+async def test_unknown_pull_cannot_be_watched(catalog, tmp_path):
+    async with running_manager(catalog, tmp_path) as manager:
+        with pytest.raises(InvalidRequest, match='pull "unknown" does not exist') as failure:
+            await anext(manager.watch(["unknown"]))
+    assert ("pulls", 0) == failure.value.location
+
+
+async def test_damaged_state_file_is_moved_aside(catalog, tmp_path):
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "pulls.json").write_text("{garbage")
-    async with pulling(catalog, tmp_path) as pulls:
-        assert [] == pulls.all()
+    async with running_manager(catalog, tmp_path) as manager:
+        assert [] == manager.all()
+        assert "pulls.json" in manager.fault
     assert "{garbage" == (tmp_path / "state" / "pulls.damaged.json").read_text()
 
 
-async def test_a_search_that_dies_is_a_failure(script):
-    script(DIE)
-    with pytest.raises(PullFailed):
-        await module.search("x", None, 1, None)
+async def test_search_fails_if_its_process_dies(use_script):
+    use_script(DIE)
+    with pytest.raises(PullFailed, match="exit code 3"):
+        await hub_process.search("x", None, 1, None)
 
 
-async def test_what_becomes_of_a_pull_is_told_as_events(script, catalog, tmp_path):
-    script(HANG)
-    bus = Bus()
-    async with pulling(catalog, tmp_path, bus) as pulls:
-        pull = await pulls.add("org/wanted", None)
-        await pulls.cancel(pull.id)
+async def test_state_changes_are_published_as_events(use_script, catalog, tmp_path):
+    use_script(HANG)
+    bus = EventBus()
+    async with running_manager(catalog, tmp_path, bus) as manager:
+        pull = await manager.add("org/wanted", None)
+        await manager.cancel(pull.id)
 
-    told = [(event.kind, event.model) for event in bus.past()]
-    assert [(kind, pull.name) for kind in ("pull_queued", "pull_running", "pull_cancelled")] == told
+    events = [(event.kind, event.model) for event in bus.history()]
+    assert [(kind, pull.name) for kind in ("pull_queued", "pull_running", "pull_cancelled")] == events

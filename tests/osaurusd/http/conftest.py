@@ -7,15 +7,15 @@ from osaurusd import log
 
 @pytest.fixture
 def logged(tmp_path):
-    """Logs to a file; called after the block, gives the lines that were logged."""
+    """Logs to a file; a call stops that and returns the lines."""
     file = tmp_path / "osaurusd.log"
     configured = log.configured("info", file, None)
     configured.__enter__()
-    ended = []
+    stopped = []
 
     def lines():
-        if not ended:
-            ended.append(configured.__exit__(None, None, None))
+        if not stopped:
+            stopped.append(configured.__exit__(None, None, None))
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
     yield lines

@@ -15,14 +15,14 @@ import pytest
 import tests
 from osaurusd.errors import ImportFailed, InvalidRequest, NameTaken, OsaurusError
 from osaurusd.imports import manager as module
-from osaurusd.imports.manager import Imports
+from osaurusd.imports import messages
+from osaurusd.imports.manager import ImportManager
 from osaurusd.models.record import ModelRecord
 from osaurusd.models.roots import STAGING_PREFIXES
 from osaurusd.models.scan import Scanner
-from osaurusd.rpc import framing, messages
+from osaurusd.rpc import framing
 from osaurusd.wire.admin import ModelState
-
-from .disk import make_catalog, model, write, write_hub
+from tests.osaurusd.models.disk import make_catalog, model, write, write_hub
 
 FAKE = Path(tests.__file__).parent / "fakes" / "importer.py"
 
@@ -39,7 +39,7 @@ def catalog(models, hub):
 
 @pytest.fixture
 def imports(catalog):
-    return Imports(catalog)
+    return ImportManager(catalog)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def is_running(pid):
     return True
 
 
-async def test_progress_comes_first_and_then_the_model(imports, catalog, models, source, whole):
+async def test_progress_precedes_the_model(imports, catalog, models, source, whole):
     path = source(["progress", "hash", 0, 10], ["copy", whole], ["progress", "convert", 10, 10], ["imported"])
     *progress, record = await finish(imports.run(path, None))
     assert progress == [
@@ -100,21 +100,24 @@ async def test_progress_comes_first_and_then_the_model(imports, catalog, models,
     assert await catalog.find("my-model") == record
 
 
-async def test_a_model_goes_by_the_name_it_is_given(imports, models, source, whole):
+async def test_a_model_gets_the_requested_name(imports, models, source, whole):
     (record,) = await finish(imports.run(source(["copy", whole], ["imported"]), "other_name-1.5b"))
     assert record.name == "other_name-1.5b"
     assert left_in(models) == ["other_name-1.5b"]
 
 
-async def test_a_folder_goes_by_its_whole_name(imports, source, whole):
+async def test_a_folder_keeps_its_whole_name(imports, source, whole):
     (record,) = await finish(imports.run(source(["copy", whole], ["imported"], name="Qwen2.5 Mine"), None))
     assert record.name == "qwen2.5-mine"
 
 
-async def test_the_models_folder_is_made_if_need_be(tmp_path, hub, source, whole):
-    imports = Imports(make_catalog(tmp_path / "data" / "models", hub))
+async def test_the_models_folder_is_created_if_missing(tmp_path, hub, source, whole):
+    imports = ImportManager(make_catalog(tmp_path / "data" / "models", hub))
     await finish(imports.run(source(["copy", whole], ["imported"]), "m"))
     assert left_in(tmp_path / "data" / "models") == ["m"]
+
+
+EXITED = "My-Model-Q4_0.gguf: the import process exited unexpectedly"
 
 
 @pytest.mark.parametrize(
@@ -122,19 +125,21 @@ async def test_the_models_folder_is_made_if_need_be(tmp_path, hub, source, whole
     [
         pytest.param([["failure", "not a GGUF file"]], "not a GGUF file", id="refused"),
         pytest.param(
-            [["kill", signal.SIGKILL]], "My-Model-Q4_0.gguf: the importer died while reading it (SIGKILL)", id="killed"
+            [["kill", signal.SIGKILL]],
+            f"{EXITED} (killed by SIGKILL)",
+            id="killed",
         ),
         pytest.param(
-            [["kill", signal.SIGTERM]], "My-Model-Q4_0.gguf: the importer died while reading it (SIGTERM)", id="ended"
+            [["kill", signal.SIGTERM]],
+            f"{EXITED} (killed by SIGTERM)",
+            id="ended",
         ),
-        pytest.param(
-            [["exit", 3]], "My-Model-Q4_0.gguf: the importer died while reading it (exit code 3)", id="exited"
-        ),
-        pytest.param([], "My-Model-Q4_0.gguf: the importer died while reading it (exit code 0)", id="said nothing"),
+        pytest.param([["exit", 3]], f"{EXITED} (exit code 3)", id="exited"),
+        pytest.param([], f"{EXITED} (exit code 0)", id="said nothing"),
         pytest.param([["imported"]], "m: config.json is missing", id="brought nothing"),
     ],
 )
-async def test_a_failure_is_told_and_leaves_nothing_behind(imports, catalog, models, source, steps, message):
+async def test_a_failure_is_reported_and_leaves_no_files(imports, catalog, models, source, steps, message):
     events = imports.run(source(["progress", "hash", 0, 1], ["touch", "model.safetensors"], *steps), "m")
     assert await anext(events) == messages.Progress(stage="hash", done=0, total=1)
     with pytest.raises(ImportFailed) as failure:
@@ -144,16 +149,16 @@ async def test_a_failure_is_told_and_leaves_nothing_behind(imports, catalog, mod
     assert await catalog.records() == []
 
 
-async def test_a_model_that_cannot_be_served_is_not_kept(imports, catalog, models, source, tmp_path):
+async def test_a_model_that_cannot_be_served_is_removed(imports, catalog, models, source, tmp_path):
     folder = str(write(tmp_path / "odd", model(model_type="nonsense")))
     with pytest.raises(ImportFailed) as failure:
         await finish(imports.run(source(["copy", folder], ["imported"]), "m"))
-    assert failure.value.message == "m: mlx_lm has no architecture `nonsense`"
+    assert failure.value.message == "m: mlx_lm does not support the architecture `nonsense`"
     assert left_in(models) == []
     assert await catalog.records() == []
 
 
-async def test_frames_that_are_none_end_the_import_and_leave_nothing_behind(imports, models, source):
+async def test_invalid_frames_end_the_import_and_leave_no_files(imports, models, source):
     path = source(["progress", "{pid}", 0, 1], ["raw", "\0\0\0\1x"], ["hang"])
     events = imports.run(path, "m")
     pid = int((await anext(events)).stage)
@@ -164,13 +169,13 @@ async def test_frames_that_are_none_end_the_import_and_leave_nothing_behind(impo
     assert left_in(models) == []
 
 
-async def test_an_importer_that_cannot_be_started_leaves_nothing_behind(imports, models, source, monkeypatch):
+async def test_a_failed_start_leaves_no_files(imports, models, source, monkeypatch):
     monkeypatch.setattr(module, "IMPORTER_COMMAND", ("/nowhere/python",))
     assert issubclass(await outcome(imports.run(source(), "m")), (OSError, OsaurusError))
     assert left_in(models) == []
 
 
-async def test_giving_up_midway_kills_the_importer_and_leaves_nothing_behind(imports, models, source):
+async def test_closing_the_iterator_kills_the_process_and_leaves_no_files(imports, models, source):
     events = imports.run(source(["touch", "weights"], ["progress", "{pid}", 0, 1], ["hang"]), "m")
     pid = int((await anext(events)).stage)
     assert is_running(pid)
@@ -183,7 +188,7 @@ async def test_giving_up_midway_kills_the_importer_and_leaves_nothing_behind(imp
     assert left_in(models) == []
 
 
-async def test_a_cancelled_import_kills_the_importer_and_leaves_nothing_behind(imports, models, source):
+async def test_cancelling_an_import_kills_its_process_and_leaves_no_files(imports, models, source):
     started = asyncio.get_running_loop().create_future()
 
     async def run():
@@ -201,7 +206,7 @@ async def test_a_cancelled_import_kills_the_importer_and_leaves_nothing_behind(i
     assert left_in(models) == []
 
 
-async def test_an_import_that_runs_is_no_model_yet(imports, catalog, source):
+async def test_a_running_import_is_not_a_model(imports, catalog, source):
     events = imports.run(source(["progress", "hash", 0, 1], ["hang"]), "m")
     await anext(events)
     await catalog.refresh()
@@ -223,7 +228,7 @@ async def test_the_importer_is_given_source_and_staging_folder(imports, models, 
 
 
 @pytest.mark.parametrize("name", ["mine", "org-model", "half"])
-async def test_a_name_that_is_taken_is_refused_before_anything_is_done(imports, models, hub, source, name):
+async def test_a_taken_name_is_rejected_before_the_import_starts(imports, models, hub, source, name):
     write(models / "mine", model())
     write_hub(hub, "org/Org-Model-4bit", model())
     write_hub(hub, "org/half", {})
@@ -234,14 +239,14 @@ async def test_a_name_that_is_taken_is_refused_before_anything_is_done(imports, 
     assert left_in(models) == ["mine"]
 
 
-async def test_a_name_that_is_taken_only_just_now_is_refused_too(imports, catalog, models, source):
+async def test_a_name_taken_during_the_import_is_rejected(imports, catalog, models, source):
     await catalog.records()
     write(models / "my-model", model())
     with pytest.raises(NameTaken):
         await finish(imports.run(source(["imported"]), None))
 
 
-async def test_of_two_imports_of_one_name_one_succeeds(imports, catalog, models, source, whole):
+async def test_one_of_two_imports_with_the_same_name_succeeds(imports, catalog, models, source, whole):
     steps = ["progress", "hash", 0, 1], ["copy", whole], ["imported"]
     runs = [imports.run(source(*steps, name=f"{at}.gguf"), "m") for at in range(2)]
     for events in runs:
@@ -255,7 +260,7 @@ async def test_of_two_imports_of_one_name_one_succeeds(imports, catalog, models,
     assert (await catalog.find("m")).state is ModelState.AVAILABLE
 
 
-async def test_a_model_that_somebody_put_there_meanwhile_stays(imports, models, source, whole):
+async def test_a_model_created_concurrently_is_kept(imports, models, source, whole):
     events = imports.run(source(["progress", "hash", 0, 1], ["copy", whole], ["imported"]), "m")
     await anext(events)
     write(models / "m", {"notes.txt": b"mine"})
@@ -265,9 +270,7 @@ async def test_a_model_that_somebody_put_there_meanwhile_stays(imports, models, 
     assert (models / "m" / "notes.txt").read_bytes() == b"mine"
 
 
-async def test_a_listing_at_the_same_time_does_not_spoil_an_import(
-    imports, catalog, models, source, whole, monkeypatch
-):
+async def test_a_concurrent_listing_does_not_affect_an_import(imports, catalog, models, source, whole, monkeypatch):
     events = imports.run(source(["progress", "hash", 0, 1], ["copy", whole], ["imported"]), "m")
     await anext(events)
     loop, scan, rename = asyncio.get_running_loop(), Scanner.scan, os.rename
@@ -297,7 +300,7 @@ async def test_a_listing_at_the_same_time_does_not_spoil_an_import(
 
 
 @pytest.mark.parametrize("name", ["", "Upper", "a/b", "../x", ".importing-x", "-x", "a b", "x" * 97, "ü", "a\0"])
-async def test_a_name_that_cannot_be_one_is_refused(imports, models, source, name):
+async def test_an_invalid_name_is_rejected(imports, models, source, name):
     with pytest.raises(InvalidRequest) as refusal:
         await finish(imports.run(source(["imported"]), name))
     assert (refusal.value.param, refusal.value.message.startswith("`name`: ")) == ("name", True)
@@ -305,19 +308,19 @@ async def test_a_name_that_cannot_be_one_is_refused(imports, models, source, nam
 
 
 @pytest.mark.parametrize("path", ["model.gguf", "./model.gguf", "../model.gguf", "~/model.gguf", ""])
-async def test_a_relative_path_is_refused(imports, models, path):
+async def test_a_relative_path_is_rejected(imports, models, path):
     with pytest.raises(InvalidRequest) as refusal:
         await finish(imports.run(path, "m"))
     assert refusal.value.param == "path"
     assert left_in(models) == []
 
 
-async def test_a_path_that_no_file_can_have_is_refused(imports, models):
+async def test_an_invalid_path_is_rejected(imports, models):
     assert issubclass(await outcome(imports.run("/models/a\0b.gguf", "m")), OsaurusError)
     assert left_in(models) == []
 
 
-def test_sweeping_removes_what_was_left_and_nothing_else(imports, models):
+def test_sweeping_removes_unfinished_imports_only(imports, models):
     write(models / f"{STAGING_PREFIXES[0]}0123" / "sub", {"model.safetensors": b"x"})
     write(models / f"{STAGING_PREFIXES[0]}4567", {})
     write(models / "mine", model())
@@ -326,11 +329,11 @@ def test_sweeping_removes_what_was_left_and_nothing_else(imports, models):
     assert left_in(models) == [".hidden", "mine"]
 
 
-def test_sweeping_a_folder_that_is_not_there_does_nothing(tmp_path, hub):
-    Imports(make_catalog(tmp_path / "none", hub)).sweep()
+def test_sweeping_a_missing_folder_does_nothing(tmp_path, hub):
+    ImportManager(make_catalog(tmp_path / "none", hub)).sweep()
     assert not (tmp_path / "none").exists()
 
 
-def test_an_import_runs_our_converter_in_a_process_of_its_own(monkeypatch):
+def test_an_import_runs_the_converter_in_a_child_process(monkeypatch):
     monkeypatch.undo()
     assert module.IMPORTER_COMMAND == (sys.executable, "-P", "-m", "osaurusd.imports.worker")

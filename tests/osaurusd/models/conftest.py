@@ -3,7 +3,7 @@ import pytest
 
 @pytest.fixture
 def models(tmp_path):
-    """Our own folder of imported models."""
+    """The folder for imported models."""
     path = tmp_path / "models"
     path.mkdir()
     return path

@@ -1,4 +1,4 @@
-"""Models on disk as the catalog finds them: small, whole, and made without MLX."""
+"""Small but complete models on disk, created without MLX."""
 
 import asyncio
 import hashlib
@@ -7,14 +7,15 @@ import os
 import struct
 from pathlib import Path
 
+from osaurusd.models import roots
 from osaurusd.models.catalog import Catalog
-from osaurusd.models.registry import Registry
+from osaurusd.models.names import NameRegistry
 
 COMMIT = "5c0ffee5c0ffee5c0ffee5c0ffee5c0ffee5c0ff"
 
 
 def tensors(nbytes=16, *, metadata=True):
-    """The bytes of a safetensors file with two tensors that have `nbytes` together."""
+    """Return the bytes of a safetensors file with two tensors of `nbytes` in total."""
     half = nbytes // 2
     header = {
         "a": {"dtype": "U8", "shape": [half], "data_offsets": [0, half]},
@@ -26,27 +27,27 @@ def tensors(nbytes=16, *, metadata=True):
 
 
 def with_header(header):
-    """The length of a header, and the header."""
+    """Return a safetensors header preceded by its length."""
     return struct.pack("<Q", len(header)) + header
 
 
 def index(*shards):
-    """The bytes of a weight index that names these files."""
+    """Return the bytes of a weight index for these shards."""
     return json.dumps({"metadata": {}, "weight_map": {f"layer.{at}": name for at, name in enumerate(shards)}}).encode()
 
 
 def config(**settings):
-    """The bytes of a config.json."""
+    """Return the bytes of a config.json."""
     return json.dumps({"model_type": "llama", **settings}).encode()
 
 
 def model(**settings):
-    """The files of a whole model by name, as bytes."""
+    """Return the files of a complete model: bytes by name."""
     return {"config.json": config(**settings), "tokenizer.json": b"{}", "model.safetensors": tensors()}
 
 
 def write(folder: Path, files):
-    """Write files into a folder, which is made if need be."""
+    """Write files into a folder, creating it if necessary."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -54,12 +55,12 @@ def write(folder: Path, files):
 
 
 def repo_folder(hub: Path, repo):
-    """Where the hub cache keeps a repo."""
-    return hub / "--".join(["models", *repo.split("/")])
+    """Return the folder of a repository in a Hugging Face cache."""
+    return roots.repo_folder(hub, repo)
 
 
 def write_hub(hub: Path, repo, files, commit=COMMIT, *, main=True):
-    """Lay a snapshot down as huggingface_hub does: blobs, links to them, and a ref. Returns the snapshot's folder."""
+    """Write a snapshot in huggingface_hub's layout: blobs, links and a ref. Returns the snapshot's folder."""
     root = repo_folder(hub, repo)
     snapshot = root / "snapshots" / commit
     snapshot.mkdir(parents=True)
@@ -75,10 +76,10 @@ def write_hub(hub: Path, repo, files, commit=COMMIT, *, main=True):
 
 
 def make_catalog(models: Path, hub: Path, *extra: Path):
-    """A catalog that remembers names beside its models folder."""
-    return Catalog(models, hub, Registry(models.parent / "state" / "names.json"), extra)
+    """Create a catalog whose names are stored beside its models folder."""
+    return Catalog(models, hub, NameRegistry(models.parent / "state" / "names.json"), extra)
 
 
 def scan(models: Path, hub: Path, *extra: Path):
-    """What a new catalog finds, given the names that were remembered."""
+    """Return the records of a new catalog with the stored names."""
     return asyncio.run(make_catalog(models, hub, *extra).records())

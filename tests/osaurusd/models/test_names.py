@@ -1,8 +1,8 @@
-"""API names: the guide's table, the rule, and who yields when two want the same."""
-
 import pytest
 
+from osaurusd.errors import InvalidRequest, ModelNotFound, NameTaken
 from osaurusd.models import names
+from osaurusd.models.names import NameRegistry
 
 GUIDE = {
     "mlx-community/Llama-3.2-3B-Instruct-4bit": "llama-3.2-3b-instruct",
@@ -17,12 +17,12 @@ GUIDE = {
 
 
 @pytest.mark.parametrize(("repo", "name"), GUIDE.items())
-def test_models_of_the_guide_have_the_guides_names(repo, name):
+def test_published_models_have_the_documented_names(repo, name):
     assert names.api_name(repo) == name
     assert names.api_name(repo.lower()) == name
 
 
-def test_the_table_is_the_guides():
+def test_published_names_are_the_documented_ones():
     assert names.PUBLISHED == GUIDE
     assert names.assign(GUIDE, {}) == GUIDE
 
@@ -48,7 +48,7 @@ def test_other_models_are_named_by_the_rule(repo, name):
     assert names.api_name(repo) == name
 
 
-def test_the_first_who_wants_a_name_gets_it_and_the_other_a_longer_one():
+def test_first_repository_gets_the_short_name_and_the_second_a_longer_one():
     assert names.assign(["One/Model-4bit", "Two/Model"], {}) == {"One/Model-4bit": "model", "Two/Model": "two/model"}
     assert names.assign(["Two/Model", "One/Model-4bit"], {}) == {
         "Two/Model": "model",
@@ -56,50 +56,50 @@ def test_the_first_who_wants_a_name_gets_it_and_the_other_a_longer_one():
     }
 
 
-def test_a_published_name_belongs_to_its_repo_even_if_that_comes_later():
-    ours = "mlx-community/gemma-2-2b-it-4bit"
+def test_published_name_is_reserved_for_its_repository():
+    published = "mlx-community/gemma-2-2b-it-4bit"
     assert names.assign(["google/gemma-2-2b-it"], {}) == {"google/gemma-2-2b-it": "gemma-2-2b-it"}
-    assert names.assign(["google/gemma-2-2b-it", ours], {}) == {
-        ours: "gemma-2-2b-instruct",
+    assert names.assign(["google/gemma-2-2b-it", published], {}) == {
+        published: "gemma-2-2b-instruct",
         "google/gemma-2-2b-it": "gemma-2-2b-it",
     }
 
 
-def test_a_name_once_given_stays_whatever_comes():
-    given = {"two/model": "model"}
-    assert names.assign(["one/model", "two/model"], given) == {"two/model": "model", "one/model": "one/model"}
+def test_existing_names_do_not_change():
+    existing = {"two/model": "model"}
+    assert names.assign(["one/model", "two/model"], existing) == {"two/model": "model", "one/model": "one/model"}
 
 
-def test_a_name_that_is_taken_by_something_else_is_not_given():
-    assert names.assign(["org/model"], {}, taken=["model"]) == {"org/model": "org/model"}
+def test_reserved_names_are_not_assigned():
+    assert names.assign(["org/model"], {}, reserved=["model"]) == {"org/model": "org/model"}
 
 
-def test_an_imported_model_keeps_its_name_from_later_repos():
+def test_imported_model_keeps_its_name_when_repositories_are_added():
     assert names.assign(["model", "org/Model-4bit"], {}) == {"model": "model", "org/Model-4bit": "model-4bit"}
 
 
 @pytest.mark.parametrize(
     "repos",
     [
-        pytest.param(["a/m", "b/m", "c/M-4bit", "d/m"], id="repos that want the same"),
-        pytest.param(["org/Model-4bit", "model"], id="an imported model that came after a repo"),
+        pytest.param(["a/m", "b/m", "c/M-4bit", "d/m"], id="repositories with the same preferred name"),
+        pytest.param(["org/Model-4bit", "model"], id="imported model added after a repository"),
         pytest.param(["gemma-2-2b-instruct", "mlx-community/gemma-2-2b-it-4bit"], id="imported under a published name"),
         pytest.param(["Model", "model"], id="imported models that differ in case"),
     ],
 )
-def test_no_two_names_are_alike(repos):
+def test_names_are_unique(repos):
     assigned = names.assign(repos, {})
     assert set(assigned) == set(repos)
     assert len(set(assigned.values())) == len(repos), assigned
 
 
-def test_a_published_repo_does_not_take_the_name_of_an_imported_model():
+def test_published_repository_does_not_take_the_name_of_an_imported_model():
     assigned = names.assign(["gemma-2-2b-instruct", "mlx-community/gemma-2-2b-it-4bit"], {})
     assert assigned["gemma-2-2b-instruct"] == "gemma-2-2b-instruct"
 
 
 @pytest.mark.parametrize("name", ["a", "0", "llama-3.2-3b-instruct", "a_b", "a..b", "a.", "x" * 96])
-def test_names_that_may_be_given(name):
+def test_valid_names(name):
     assert names.is_valid(name)
 
 
@@ -125,7 +125,7 @@ def test_names_that_may_be_given(name):
         "a:b",
     ],
 )
-def test_names_that_may_not_be_given(name):
+def test_invalid_names(name):
     assert not names.is_valid(name)
 
 
@@ -149,7 +149,7 @@ def test_names_that_may_not_be_given(name):
         ("quantum-q", "quantum-q"),
     ],
 )
-def test_a_file_names_its_model(stem, name):
+def test_name_is_derived_from_a_file_name(stem, name):
     assert names.from_file(stem) == name
 
 
@@ -157,21 +157,21 @@ def test_a_file_names_its_model(stem, name):
     "stem",
     [
         pytest.param("a" * 200, id="long"),
-        pytest.param("x" * 95 + " y", id="one too long"),
+        pytest.param("x" * 95 + " y", id="one character too long"),
         pytest.param("." * 200, id="dots"),
         pytest.param("-" + "é" * 300 + "x", id="dashes"),
-        pytest.param("İstanbul", id="grows in lower case"),
+        pytest.param("İstanbul", id="longer in lowercase"),
         pytest.param("a\nb\0c", id="control characters"),
         pytest.param("\ud800", id="surrogate"),
         pytest.param("A/b", id="slash"),
     ],
 )
-def test_every_file_gives_a_valid_name(stem):
+def test_derived_names_are_always_valid(stem):
     assert names.is_valid(names.from_file(stem))
 
 
 @pytest.mark.parametrize(
-    ("meant", "found"),
+    ("name", "similar"),
     [
         ("llama-3.2-3b", ["llama-3.2-3b-instruct", "llama-3.2-1b-instruct"]),
         ("LLAMA-3.2-3B-INSTRUKT", ["llama-3.2-3b-instruct", "llama-3.2-1b-instruct"]),
@@ -179,9 +179,59 @@ def test_every_file_gives_a_valid_name(stem):
         ("", []),
     ],
 )
-def test_near_names_are_found_in_any_case(meant, found):
-    assert names.near(meant, ["zephyr", "llama-3.2-1b-instruct", "llama-3.2-3b-instruct"]) == found
+def test_similar_names_are_found_ignoring_case(name, similar):
+    assert names.near(name, ["zephyr", "llama-3.2-1b-instruct", "llama-3.2-3b-instruct"]) == similar
 
 
-def test_at_most_three_near_names_are_found():
+def test_at_most_three_similar_names_are_found():
     assert len(names.near("model", [f"model-{number}" for number in range(9)])) == 3
+
+
+@pytest.fixture
+def registry(tmp_path):
+    registry = NameRegistry(tmp_path / "names.json")
+    registry.assign_names(["org/m"], keep_missing=False)
+    return registry
+
+
+def test_aliases_survive_a_restart_and_can_be_changed_and_removed(registry, tmp_path):
+    registry.add_alias("mine", "org/m")
+    registry.add_alias("mine", "org/other")
+
+    restarted = NameRegistry(tmp_path / "names.json")
+    assert restarted.aliases == {"mine": "org/other"}
+    assert restarted.remove_alias("mine") == "org/other"
+    assert restarted.aliases == {}
+
+
+@pytest.mark.parametrize("alias", ["m", "org/m"])
+def test_name_of_a_model_is_rejected_as_an_alias(registry, alias):
+    with pytest.raises((NameTaken, InvalidRequest)) as failure:
+        registry.add_alias(alias, "org/other")
+    assert failure.value.location == ("alias",)
+
+
+def test_unknown_alias_cannot_be_removed(registry):
+    with pytest.raises(ModelNotFound, match='alias "mine" does not exist'):
+        registry.remove_alias("mine")
+
+
+def test_forgetting_a_model_releases_its_name_and_aliases(registry):
+    registry.add_alias("mine", "org/m")
+    registry.forget("org/m")
+
+    assert registry.aliases == {}
+    assert registry.assign_names(["two/m"], keep_missing=True) == {"two/m": "m"}
+
+
+def test_names_of_missing_models_are_kept_on_request(registry):
+    assert registry.assign_names(["two/m"], keep_missing=True) == {"two/m": "two/m"}
+    assert registry.assign_names(["three/m"], keep_missing=False) == {"three/m": "m"}
+
+
+def test_damaged_state_file_is_moved_aside_and_reported(tmp_path):
+    (tmp_path / "names.json").write_text("{garbage")
+    registry = NameRegistry(tmp_path / "names.json")
+
+    assert "names.json" in registry.fault
+    assert registry.assign_names(["org/m"], keep_missing=False) == {"org/m": "m"}

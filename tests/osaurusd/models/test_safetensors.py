@@ -41,7 +41,7 @@ def tensor(shape, offsets, dtype, nbytes=None):
         pytest.param({"model.safetensors": tensors(), "optimizer.safetensors": b"x"}, id="a file that is no weights"),
     ],
 )
-def test_whole_weights_miss_nothing(tmp_path, files):
+def test_complete_weights_are_recognized(tmp_path, files):
     assert safetensors.read(write(tmp_path, files)).missing is None
 
 
@@ -80,25 +80,25 @@ def test_whole_weights_miss_nothing(tmp_path, files):
         ),
     ],
 )
-def test_a_broken_file_is_named_with_what_is_wrong(tmp_path, content, problem):
+def test_a_damaged_file_is_reported_with_the_reason(tmp_path, content, problem):
     reason = safetensors.read(write(tmp_path, {"model.safetensors": content})).missing
     assert reason is not None
     assert reason.startswith("model.safetensors: ")
     assert problem in reason
 
 
-def test_sizes_are_told(tmp_path):
+def test_sizes_are_reported(tmp_path):
     whole = tensors()
     reason = safetensors.read(write(tmp_path, {"model.safetensors": whole[:-1]})).missing
     assert reason == f"model.safetensors: {len(whole) - 1} bytes, but its header implies {len(whole)}"
 
 
-def test_a_folder_without_weights_misses_them(tmp_path):
+def test_a_folder_without_weights_is_incomplete(tmp_path):
     write(tmp_path, {"config.json": b"{}", "pytorch_model.bin": b"x"})
     assert safetensors.read(tmp_path).missing == "no model*.safetensors"
 
 
-def test_a_folder_that_is_not_there_misses_them(tmp_path):
+def test_a_missing_folder_has_no_weights(tmp_path):
     assert safetensors.read(tmp_path / "none").missing == "no model*.safetensors"
 
 
@@ -107,18 +107,18 @@ def test_a_missing_shard_is_named(tmp_path):
     assert safetensors.read(tmp_path).missing == f"{TWO}: missing"
 
 
-def test_a_shard_whose_link_leads_nowhere_is_missing(tmp_path):
+def test_a_shard_with_a_broken_link_is_missing(tmp_path):
     write(tmp_path, {ONE: tensors(), safetensors.INDEX: index(ONE, TWO)})
     (tmp_path / TWO).symlink_to(tmp_path / "blob.incomplete")
     assert safetensors.read(tmp_path).missing == f"{TWO}: missing"
 
 
-def test_a_shard_of_several_is_not_all_of_them_even_without_an_index(tmp_path):
+def test_missing_shards_are_detected_without_an_index(tmp_path):
     write(tmp_path, {ONE: tensors()})
     assert safetensors.read(tmp_path).missing is not None
 
 
-def test_a_folder_in_place_of_weights_is_a_problem(tmp_path):
+def test_a_folder_in_place_of_weights_is_reported(tmp_path):
     (tmp_path / "model.safetensors").mkdir()
     reason = safetensors.read(tmp_path).missing
     assert reason is not None
@@ -126,7 +126,7 @@ def test_a_folder_in_place_of_weights_is_a_problem(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/passwd", "sub/model.safetensors", "./m", "a/"])
-def test_an_index_may_not_name_a_file_outside(tmp_path, name):
+def test_an_index_must_not_name_a_file_outside_the_folder(tmp_path, name):
     write(tmp_path, {"model.safetensors": tensors(), safetensors.INDEX: index("model.safetensors", name)})
     reason = safetensors.read(tmp_path).missing
     assert reason == f"{safetensors.INDEX} cannot be read: it names a file outside the model: {name}"
@@ -154,11 +154,11 @@ def test_an_index_may_not_name_a_folder(tmp_path, name):
         pytest.param(b'{"weight_map":' * 50_000, id="nested too deeply"),
     ],
 )
-def test_a_broken_index_is_a_problem(tmp_path, content):
+def test_a_damaged_index_is_reported(tmp_path, content):
     write(tmp_path, {"model.safetensors": tensors(), safetensors.INDEX: content})
     assert safetensors.read(tmp_path).missing is not None
 
 
-def test_an_index_that_names_nothing_is_no_weights(tmp_path):
+def test_an_empty_index_means_no_weights(tmp_path):
     write(tmp_path, {"model.safetensors": tensors(), safetensors.INDEX: index()})
     assert safetensors.read(tmp_path).missing == "no model*.safetensors"

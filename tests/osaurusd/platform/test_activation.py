@@ -16,7 +16,7 @@ os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(count), "LISTEN
 from osaurusd.errors import ListenFailed
 from osaurusd.platform import activation
 try:
-    found = activation.inherited()
+    found = activation.activated_sockets()
 except ListenFailed as error:
     print(json.dumps({"error": error.message}))
 else:
@@ -85,5 +85,5 @@ def test_two_admin_sockets_are_one_too_many(unix, tcp):
 
 def test_sockets_for_another_process_are_not_ours(tcp):
     env = {**os.environ, "LISTEN_PID": "1", "LISTEN_FDS": "1"}
-    script = "from osaurusd.http import activation; f = activation.inherited(); assert not f.http and f.admin is None"
+    script = "from osaurusd.platform import activation; f = activation.activated_sockets(); assert not f.http and f.admin is None"
     subprocess.run([sys.executable, "-c", script], env=env, timeout=60, check=True)

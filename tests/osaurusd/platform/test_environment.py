@@ -1,4 +1,4 @@
-"""What a process that works on models is told of the environment."""
+"""Child processes that work on models see no secrets."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from osaurusd.platform import environment
         *("XPYTHONPATH", "MY_MLX_KEY", "path"),
     ],
 )
-def test_secrets_and_what_nobody_needs_are_not_passed_on(name):
+def test_secrets_and_unneeded_variables_are_not_passed_on(name):
     assert {} == environment.minimal({name: "secret"})
 
 
@@ -25,5 +25,5 @@ def test_secrets_and_what_nobody_needs_are_not_passed_on(name):
         *("MLX_METAL_FAST_SYNCH", "CUDA_VISIBLE_DEVICES", "__CF_USER_TEXT_ENCODING"),
     ],
 )
-def test_what_python_and_libraries_need_is_passed_on(name):
+def test_variables_that_python_and_compute_libraries_need_are_passed_on(name):
     assert {name: "value"} == environment.minimal({name: "value"})

@@ -1,68 +1,81 @@
 import asyncio
 import os
 
+import psutil
 import pytest
 
-from osaurusd.platform.power import Awake
-from tests.osaurusd.pool.asking import is_gone, until
+from osaurusd.platform.power import PowerAssertion
 
 
 @pytest.fixture
 def caffeinate(tmp_path, monkeypatch):
-    """A stand-in for caffeinate in PATH: notes its arguments and pid, and stays."""
+    """A fake caffeinate in PATH that records its pid and arguments and keeps running."""
     program = tmp_path / "bin" / "caffeinate"
     program.parent.mkdir()
-    program.write_text('#!/bin/sh\necho "$$ $@" >> "$0.ran"\nexec sleep 60\n')
+    program.write_text('#!/bin/sh\necho "$$ $@" >> "$0.calls"\nexec sleep 60\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-    return program.with_suffix(".ran")
+    return program.with_suffix(".calls")
 
 
-def ran(caffeinate):
-    """The pids and arguments of all that ran."""
+def calls(caffeinate):
+    """The pid and arguments of each call."""
     return [line.split() for line in caffeinate.read_text().splitlines()] if caffeinate.exists() else []
 
 
-async def test_sleep_is_prevented_while_it_is_held_and_no_longer(caffeinate):
-    awake = Awake(platform="darwin", delay=0)
-    with awake.held():
-        await until(lambda: ran(caffeinate))
-        ((pid, *arguments),) = ran(caffeinate)
-        assert ["-i", "-w", str(os.getpid())] == arguments
-        assert not is_gone(int(pid))
-
-    await until(lambda: is_gone(int(pid)))
+def is_running(pid):
+    try:
+        return psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
-async def test_several_holders_share_one_process_until_the_last_has_gone(caffeinate):
-    awake = Awake(platform="darwin", delay=0)
-    with awake.held():
-        with awake.held():
-            await until(lambda: ran(caffeinate))
-        await asyncio.sleep(0.05)
-        ((pid, *_),) = ran(caffeinate)
-        assert not is_gone(int(pid))
-
-    await until(lambda: is_gone(int(pid)))
-
-
-async def test_work_that_is_short_starts_nothing(caffeinate):
-    awake = Awake(platform="darwin", delay=0.2)
-    for _ in range(3):
-        with awake.held():
+async def wait_until(condition):
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110  the process table has no event to wait for
             await asyncio.sleep(0.01)
-    await asyncio.sleep(0.3)
-
-    assert [] == ran(caffeinate)
 
 
-async def test_other_systems_are_left_alone(caffeinate):
-    with Awake(platform="linux", delay=0).held():
-        await asyncio.sleep(0.1)
+async def test_sleep_is_prevented_only_while_the_assertion_is_held(caffeinate):
+    power = PowerAssertion(platform="darwin", delay=0)
+    with power.held():
+        await wait_until(lambda: calls(caffeinate))
+        ((pid, *arguments),) = calls(caffeinate)
+        assert ["-i", "-w", str(os.getpid())] == arguments
+        assert is_running(pid)
 
-    assert [] == ran(caffeinate)
+    await wait_until(lambda: not is_running(pid))
 
 
-async def test_a_mac_without_the_command_serves_all_the_same():
-    with Awake(platform="darwin", command=("/nonexistent/caffeinate",), delay=0).held():
-        await asyncio.sleep(0.05)
+async def test_holders_share_one_process_until_the_last_one_releases_it(caffeinate):
+    power = PowerAssertion(platform="darwin", delay=0)
+    with power.held():
+        with power.held():
+            await wait_until(lambda: calls(caffeinate))
+        ((pid, *_),) = calls(caffeinate)
+        assert is_running(pid)
+
+    await wait_until(lambda: not is_running(pid))
+
+
+async def test_work_shorter_than_the_delay_starts_no_process(caffeinate):
+    power = PowerAssertion(platform="darwin", delay=30)
+    for _ in range(3):
+        with power.held():
+            await asyncio.sleep(0)
+
+    assert all(task is asyncio.current_task() or task.cancelling() for task in asyncio.all_tasks())
+    assert [] == calls(caffeinate)
+
+
+async def test_other_systems_need_no_assertion(caffeinate):
+    with PowerAssertion(platform="linux", delay=0).held():
+        assert {asyncio.current_task()} == asyncio.all_tasks()
+
+    assert [] == calls(caffeinate)
+
+
+async def test_a_missing_command_does_not_disturb_the_holder():
+    with PowerAssertion(platform="darwin", command=("/nonexistent/caffeinate",), delay=0).held():
+        (task,) = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.wait_for(asyncio.shield(task), 30)

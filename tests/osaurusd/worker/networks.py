@@ -13,7 +13,7 @@ from osaurusd.rpc import messages
 from osaurusd.worker.engine.request import Choice, EngineRequest
 from osaurusd.worker.engine.sampling import SamplingState
 from osaurusd.worker.frontend.constraint import ConstraintFailed
-from osaurusd.worker.frontend.content import OutputDelta
+from osaurusd.worker.frontend.text_assembler import OutputDelta
 
 VOCABULARY = 97
 WINDOW = 8

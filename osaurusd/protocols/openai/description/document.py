@@ -11,7 +11,7 @@ import msgspec
 
 from osaurusd import __version__
 from osaurusd.config import Input
-from osaurusd.http.errors import STATUS, kind_of
+from osaurusd.http.errors import STATUS, error_type
 from osaurusd.protocols.openai.description.operations import EVENTS, JSON, OPERATIONS, Operation
 from osaurusd.protocols.openai.description.refine import refine
 from osaurusd.wire.errors import ErrorBody, ErrorCode, ErrorEnvelope
@@ -39,8 +39,7 @@ _PLAIN = {b"osaurusd.protocols.openai.schema.chat.": b"Asked", b"osaurusd.protoc
 
 _ABOUT = """\
 OpenAI's API over models on this machine. Fields that are not OpenAI's and not described are ignored. Bodies are UTF-8
-JSON in which no object has a key twice, with at most {limits.max_depth} levels (`input.max_depth`),
-{limits.max_values} values (`input.max_values`) and {limits.max_members} members of objects (`input.max_members`).
+JSON.
 """
 
 
@@ -53,7 +52,7 @@ def document(limits: Input) -> bytes:
     components["ErrorBody"]["properties"]["code"] = {"enum": [None, *ErrorCode]}
     described = {
         "openapi": "3.1.0",
-        "info": {"title": "osaurusd", "version": __version__, "description": _ABOUT.format(limits=limits)},
+        "info": {"title": "osaurusd", "version": __version__, "description": _ABOUT},
         "servers": [{"url": "/v1"}, {"url": "/"}],
         "security": [{}, {"bearer": []}, {"key": []}],
         "paths": _paths(),
@@ -149,7 +148,7 @@ def _errors() -> dict[str, Any]:
 
 
 def _error(status: int, codes: list[ErrorCode]) -> dict[str, Any]:
-    body = ErrorBody(message="What is wrong, and what would be right.", type=kind_of(status), code=codes[0])
+    body = ErrorBody(message="What is wrong, and what would be right.", type=error_type(status), code=codes[0])
     example = ErrorEnvelope(body)
     only = {"properties": {"error": {"properties": {"code": {"enum": codes}}}}}
     schema = {"allOf": [_schema(ErrorEnvelope), only]}

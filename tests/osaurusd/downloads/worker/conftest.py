@@ -1,4 +1,4 @@
-"""Pulls by real processes from a stand-in for the hub."""
+"""Pulls from the fake hub, in this process or in a child process."""
 
 import json
 import os
@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from osaurusd.downloads import messages
 from osaurusd.downloads.worker import transfer
-from osaurusd.downloads.worker.pull import Order, answer
-from osaurusd.downloads.worker.transfer import Limits
-from osaurusd.rpc import messages
-from tests.fakes import hub as stand_in
+from osaurusd.downloads.worker.pull import PullOptions
+from osaurusd.downloads.worker.pull import pull as run_pull
+from osaurusd.downloads.worker.transfer import TransferLimits
+from osaurusd.models.roots import pulls_folder
+from tests.fakes import hub as fake_hub
 from tests.osaurusd.models import disk
 from tests.osaurusd.models.worker import process
 
@@ -31,9 +33,9 @@ FILES = {
     "README.md": b"---\nlicense: mit\n---\n",
 }
 UNWANTED = {
-    "modeling_llama.py": b"raise SystemExit('never run')",
-    "pytorch_model.bin": b"\x80\x04never unpickled",
-    "consolidated.safetensors": b"what mlx_lm never loads",
+    "modeling_llama.py": b"raise SystemExit('executed')",
+    "pytorch_model.bin": b"\x80\x04unpickled",
+    "consolidated.safetensors": b"not loaded by mlx_lm",
     "onnx/config.json": b"{}",
     ".gitattributes": b"*.safetensors filter=lfs\n",
 }
@@ -55,22 +57,22 @@ def large_file(tmp_path_factory):
 @pytest.fixture(scope="session")
 def _hub(tmp_path_factory, large_file):
     root = tmp_path_factory.mktemp("hub")
-    stand_in.publish(root, REPO, FILES | UNWANTED)
-    stand_in.publish(root, LARGE, disk.model() | {"model.safetensors": large_file})
-    with stand_in.running(root) as hub:
+    fake_hub.publish(root, REPO, FILES | UNWANTED)
+    fake_hub.publish(root, LARGE, disk.model() | {"model.safetensors": large_file})
+    with fake_hub.running(root) as hub:
         yield hub
 
 
 @pytest.fixture
 def hub(_hub):
-    """The stand-in, with nothing wrong and nothing asked yet."""
+    """The fake hub, without faults and recorded requests."""
     _hub.reset()
     return _hub
 
 
 @pytest.fixture
 def env(hub, tmp_path):
-    """The environment of a hub's client: no tokens, no proxies, and the stand-in for the hub."""
+    """The environment of a process that uses the fake hub, without tokens and proxies."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
     return {**kept, "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
 
@@ -81,13 +83,13 @@ def cache(tmp_path):
 
 
 @pytest.fixture
-def pulling(env, cache):
-    """Start a pull: its process, its frames, and the writer that ends it."""
+def start_pull(env, cache):
+    """Start a pull in a child process: a context manager as `process.running`."""
 
     def start(repo=REPO, **options):
         arguments = [f"--{name}={value}" for name, value in ({"cache": cache.path, "repo": repo} | options).items()]
         return process.running(
-            "pull", *arguments, module="osaurusd.downloads.worker", decoder=messages.FROM_HUB, env=env
+            "pull", *arguments, module="osaurusd.downloads.worker", decoder=messages.DECODER, env=env
         )
 
     return start
@@ -95,38 +97,38 @@ def pulling(env, cache):
 
 @pytest.fixture
 def pull(hub, cache, tmp_path, monkeypatch):
-    """Pull to the end, in this process, which has the hub's client loaded; returns the last frame."""
+    """Run a pull in this process, which has imported huggingface_hub already; returns the result frame."""
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(transfer, "FIRST_DELAY_SECONDS", 0.05)
     for name in [name for name in os.environ if "proxy" in name.lower() or name.startswith("HF_")]:
         monkeypatch.delenv(name)
 
     async def run(repo=REPO, *, revision="main", stall=30.0, patience=60.0, margin=0):
-        order = Order(cache.path, repo, revision, Limits(6, stall, patience), margin)
-        return await answer(order, lambda frame: None)
+        options = PullOptions(cache.path, repo, revision, TransferLimits(6, stall, patience), margin)
+        return await run_pull(options, lambda frame: None)
 
     return run
 
 
 @pytest.fixture
-def client(env):
-    """Run code with the hub's client as it is installed; what it prints is JSON."""
+def run_client(env):
+    """Run code with the installed huggingface_hub; returns the JSON that it prints."""
 
-    def run(code, *arguments, **more):
+    def run(code, *arguments, **extra_env):
         command = [sys.executable, "-c", f"import json, sys\nfrom huggingface_hub import *\n{code}"]
-        done = subprocess.run(
-            [*command, *map(str, arguments)], env=env | more, capture_output=True, text=True, timeout=60, check=False
+        result = subprocess.run(
+            [*command, *map(str, arguments)], env=env | extra_env, capture_output=True, text=True, timeout=60
         )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
 
     return run
 
 
 class Cache:
-    """Where things lie."""
+    """The content of a Hugging Face cache."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -135,14 +137,14 @@ class Cache:
         return disk.repo_folder(self.path, repo)
 
     def snapshot(self, repo=REPO):
-        """What the snapshot that `main` means holds, by name."""
+        """Return the files of the snapshot that `main` refers to: content by name."""
         root = self.repo(repo)
         folder = root / "snapshots" / (root / "refs" / "main").read_text()
         return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
     def staged(self):
-        """What lies in the staging folder."""
-        return [path for path in (self.path / ".locks" / ".osaurus-pulls").rglob("*") if path.is_file()]
+        """Return the files in the staging folders."""
+        return [path for path in pulls_folder(self.path).rglob("*") if path.is_file()]
 
     def blobs(self):
         return sorted(path.name for path in self.path.glob("models--*/blobs/*"))

@@ -1,6 +1,6 @@
 import pytest
 
-from osaurusd.imports.worker.run import import_model
+from osaurusd.imports.worker.importer import import_model
 
 from .gguf_writer import TinyLlama
 

@@ -36,7 +36,7 @@ def names(path):
     return {entry.name for entry in path.iterdir()}
 
 
-def test_a_model_is_copied_with_all_that_belongs_to_it(source, convert):
+def test_a_model_is_copied_with_all_its_files(source, convert):
     belongs = {
         "LICENSE",
         "LICENCE.txt",
@@ -59,7 +59,7 @@ def test_a_model_is_copied_with_all_that_belongs_to_it(source, convert):
     assert all((dest / name).read_bytes() == (source / name).read_bytes() for name in names(source))
 
 
-def test_code_pickles_and_folders_are_left_behind(source, convert):
+def test_code_pickles_and_folders_are_not_copied(source, convert):
     others = ("modeling.py", "pytorch_model.bin", "weights.pt", "state.pkl", "license.py", "run.sh", ".gitattributes")
     for name in others:
         (source / name).write_text("x")
@@ -80,7 +80,7 @@ def test_links_to_files_are_copied_as_files(source, convert, tmp_path):
     assert copied.read_bytes() == (tmp_path / "blob").read_bytes()
 
 
-def test_a_sharded_model_is_copied_whole(source, convert):
+def test_a_sharded_model_is_copied_completely(source, convert):
     dest = convert(sharded(source))
 
     assert mx.load(str(dest / "model-00002-of-00002.safetensors"))["w2"].tolist() == list(range(10))
@@ -98,7 +98,7 @@ def test_progress_counts_bytes_up_to_all_of_them(source, dest, monkeypatch):
     assert seen == sorted(seen)
 
 
-def test_a_copy_within_the_kernel_is_not_needed(source, dest, monkeypatch):
+def test_files_are_copied_without_copy_file_range(source, dest, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
@@ -127,18 +127,18 @@ def refusal(convert, source):
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (None, "Tiny-4bit: it has no config.json"),
+        (None, "Tiny-4bit: config.json is missing"),
         ("{", "config.json: it is not valid JSON"),
         ("[" * 100_000, "config.json: it is not valid JSON"),
         ("[1]", "config.json: it is not a JSON object"),
-        ('{"hidden_size": 4}', "config.json: it says no model_type"),
+        ('{"hidden_size": 4}', "config.json: `model_type` is missing"),
         (
             '{"model_type": "x", "model_file": "arch.py"}',
-            "config.json: the model needs code of its own (arch.py), which is never run",
+            "config.json: the model needs its own code (arch.py), which osaurus never runs",
         ),
     ],
 )
-def test_a_config_that_makes_no_model_is_refused(source, convert, config, reason):
+def test_an_invalid_config_is_rejected(source, convert, config, reason):
     (source / "config.json").unlink()
     if config is not None:
         (source / "config.json").write_text(config)
@@ -147,7 +147,7 @@ def test_a_config_that_makes_no_model_is_refused(source, convert, config, reason
 
 
 @pytest.mark.parametrize("files", [["vocab.json", "merges.txt"], ["tokenizer.model"], ["x.tiktoken"]])
-def test_any_kind_of_tokenizer_will_do(source, convert, files):
+def test_any_kind_of_tokenizer_is_accepted(source, convert, files):
     (source / "tokenizer.json").unlink()
     for name in files:
         (source / name).write_text("{}")
@@ -155,13 +155,13 @@ def test_any_kind_of_tokenizer_will_do(source, convert, files):
     assert set(files) <= names(convert(source))
 
 
-def test_a_folder_without_a_tokenizer_is_refused(source, convert):
+def test_a_folder_without_a_tokenizer_is_rejected(source, convert):
     (source / "tokenizer.json").rename(source / "vocab.json")
 
     assert refusal(convert, source).startswith("Tiny-4bit: it has no tokenizer")
 
 
-def test_a_folder_without_weights_is_refused(source, convert):
+def test_a_folder_without_weights_is_rejected(source, convert):
     (source / "model.safetensors").rename(source / "adapters.safetensors")
 
     assert refusal(convert, source) == "Tiny-4bit: it has no weights (model*.safetensors)"
@@ -174,13 +174,13 @@ def test_a_missing_shard_is_named(source, convert):
 
 
 @pytest.mark.parametrize("index", ['{"weight_map": [1]}', "{}", "7"])
-def test_an_index_that_names_nothing_is_refused(source, convert, index):
+def test_an_empty_index_is_rejected(source, convert, index):
     (sharded(source) / "model.safetensors.index.json").write_text(index)
 
     assert refusal(convert, source).startswith("model.safetensors.index.json: it ")
 
 
-def test_a_shard_outside_the_folder_is_refused(source, convert, tmp_path):
+def test_a_shard_outside_the_folder_is_rejected(source, convert, tmp_path):
     (source / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../secret.safetensors"}}')
     (source / "model.safetensors").rename(tmp_path / "secret.safetensors")
     mx.save_safetensors(str(source / "model.safetensors"), {"b": mx.ones(1)})
@@ -189,7 +189,7 @@ def test_a_shard_outside_the_folder_is_refused(source, convert, tmp_path):
 
 
 @pytest.mark.parametrize("change", [-1, -4000, 1, 4096])
-def test_weights_of_another_length_than_their_header_says_are_refused(source, convert, change):
+def test_weights_of_the_wrong_length_are_rejected(source, convert, change):
     path = source / "model.safetensors"
     os.truncate(path, path.stat().st_size + change)
 
@@ -209,26 +209,26 @@ def test_weights_of_another_length_than_their_header_says_are_refused(source, co
         (32).to_bytes(8, "little") + b'{"a":{"data_offsets":["0","8"]}}',
     ],
 )
-def test_weights_with_a_damaged_header_are_refused(source, convert, data):
+def test_weights_with_a_damaged_header_are_rejected(source, convert, data):
     (source / "model.safetensors").write_bytes(data)
 
     assert refusal(convert, source).startswith("model.safetensors: ")
 
 
-def test_links_to_folders_are_refused(source, convert, tmp_path):
+def test_links_to_folders_are_rejected(source, convert, tmp_path):
     (source / "tokenizer").symlink_to(tmp_path)
 
-    assert refusal(convert, source).startswith("tokenizer: it is a link to a folder")
+    assert refusal(convert, source).startswith("tokenizer: links to folders are not followed")
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
-def test_what_is_no_file_is_refused(source, convert, make):
+def test_a_special_file_is_rejected(source, convert, make):
     make(source / "extra.json")
 
     assert refusal(convert, source) == "extra.json: it is not a regular file"
 
 
-def test_a_broken_link_is_named(source, convert):
+def test_a_broken_link_is_reported(source, convert):
     (source / "extra.json").symlink_to("nowhere")
 
     assert refusal(convert, source) == "extra.json: No such file or directory"

@@ -18,26 +18,26 @@ def defaults(tmp_path, convert):
     return defaults
 
 
-def test_smollm_ends_an_answer_with_either_of_its_end_tokens(smollm):
+def test_smollm_has_both_of_its_end_tokens(smollm):
     config = json.loads((smollm / "generation_config.json").read_text())
 
     assert config == {"bos_token_id": 1, "eos_token_id": [2, 0], "pad_token_id": 2}
 
 
-def test_tokens_that_end_a_turn_or_a_message_end_an_answer(defaults):
+def test_end_of_turn_and_end_of_message_tokens_end_an_output(defaults):
     vocabulary = byte_level_tokenizer(eot_token_id=5, eom_token_id=6)
     vocabulary["tokenizer.ggml.tokens"][0] = "<|pad|>"
 
     assert defaults(vocabulary)["eos_token_id"] == [2, 5, 6]
 
 
-def test_one_end_token_is_no_list(defaults):
+def test_a_single_end_token_is_not_a_list(defaults):
     config = defaults(sentence_piece_tokenizer(token_type=[2, 3, 3] + [6] * 256 + [1] * 14))
 
     assert config == {"bos_token_id": 1, "eos_token_id": 2}
 
 
-def test_the_makers_sampling_is_kept(defaults):
+def test_recommended_sampling_is_kept(defaults):
     config = defaults(
         **{
             "general.sampling.temp": 0.6,
@@ -59,10 +59,10 @@ def test_the_makers_sampling_is_kept(defaults):
     }
 
 
-def test_a_temperature_of_zero_samples_nothing(defaults):
+def test_a_temperature_of_zero_disables_sampling(defaults):
     assert defaults(**{"general.sampling.temp": 0.0})["do_sample"] is False
 
 
-def test_sampling_that_is_no_number_is_refused(defaults):
+def test_non_numeric_sampling_is_rejected(defaults):
     with pytest.raises(ImportFailed, match=r"'general\.sampling\.temp' is not a finite number"):
         defaults(**{"general.sampling.temp": "warm"})

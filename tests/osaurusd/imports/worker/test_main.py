@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import osaurusd
-from osaurusd.rpc import framing, messages
+from osaurusd.imports import messages
+from osaurusd.rpc import framing
 
 ROOT = Path(osaurusd.__file__).parents[1]
 
@@ -68,7 +69,7 @@ async def test_an_import_reports_its_progress_and_its_end(tmp_path, dest, tiny):
     assert json.loads((dest / "osaurus.json").read_text())["source"] == "x.gguf"
 
 
-async def test_a_daemon_that_hangs_up_on_success_does_not_make_it_a_failure(tmp_path, dest, tiny):
+async def test_a_connection_closed_after_success_is_not_a_failure(tmp_path, dest, tiny):
     async with importer(tiny.write(tmp_path / "x.gguf"), dest) as (process, reader, writer):
         while await reader.read() != messages.Imported():
             pass
@@ -84,12 +85,12 @@ async def test_a_failure_is_a_frame_with_its_reason(tmp_path, dest):
         frames = await frames_of(reader)
         code = await process.wait()
 
-    reason = "x.gguf: not a GGUF file: it does not start with the letters GGUF"
+    reason = "x.gguf: not a GGUF file: it does not start with GGUF"
     assert frames == [messages.ImportFailure(message=reason)]
     assert code == 1
 
 
-async def test_the_importer_ends_when_the_daemon_does(endless, dest):
+async def test_the_process_ends_with_the_connection(endless, dest):
     async with importer(endless, dest) as (process, reader, writer):
         assert await reader.read() == messages.Progress(stage="hash", done=0, total=1 << 36)
         writer.close()
@@ -98,7 +99,7 @@ async def test_the_importer_ends_when_the_daemon_does(endless, dest):
     assert not (dest / "osaurus.json").exists()
 
 
-async def test_an_interrupt_from_the_terminal_is_the_daemons_business(endless, dest):
+async def test_a_keyboard_interrupt_is_ignored(endless, dest):
     async with importer(endless, dest) as (process, reader, _):
         before = await reader.read()
         process.send_signal(signal.SIGINT)

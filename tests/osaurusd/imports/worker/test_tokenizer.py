@@ -52,7 +52,7 @@ def streamed(detokenizer, ids):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_smollm_gives_every_text_back(smollm_tokenizer, text):
+def test_smollm_round_trips_text(smollm_tokenizer, text):
     ids = smollm_tokenizer.encode(text)
 
     assert smollm_tokenizer.is_fast
@@ -107,7 +107,7 @@ def test_smollm_streams_with_the_fast_detokenizer(smollm, text):
 # Byte-level vocabularies
 
 
-def test_merges_are_applied_in_their_order(tokenizer_of):
+def test_merges_are_applied_in_order(tokenizer_of):
     tokenizer = tokenizer_of(byte_level_tokenizer("gpt-2"))
 
     tokens = tokenizer.convert_ids_to_tokens(tokenizer.encode("hello w1234\n\n<tool>!"))
@@ -129,7 +129,7 @@ def test_merges_are_applied_in_their_order(tokenizer_of):
         ("default", "a 12345, b", ["a", " ", "123", "45", ",", " b"]),
     ],
 )
-def test_text_is_cut_as_the_vocabulary_was_trained(tokenizer_of, pre, text, pieces):
+def test_text_is_split_like_in_training(tokenizer_of, pre, text, pieces):
     tokenizer = tokenizer_of(byte_level_tokenizer(pre))
 
     cuts = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
@@ -138,7 +138,7 @@ def test_text_is_cut_as_the_vocabulary_was_trained(tokenizer_of, pre, text, piec
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-def test_llama3_takes_a_whole_word_that_is_a_token(tokenizer_of):
+def test_llama3_uses_a_word_that_is_a_token(tokenizer_of):
     """Its merges alone would not lead there."""
     words = byte_level_tokenizer("llama-bpe")
     words["tokenizer.ggml.tokens"] += ["xyz"]
@@ -149,7 +149,7 @@ def test_llama3_takes_a_whole_word_that_is_a_token(tokenizer_of):
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("xyz")) == ["<|im_start|>", "xyz"]
 
 
-def test_special_tokens_may_have_letters_that_no_byte_has(tokenizer_of):
+def test_special_tokens_may_have_characters_outside_the_byte_alphabet(tokenizer_of):
     end = "<\uff5cend▁of▁sentence\uff5c>"
     vocabulary = byte_level_tokenizer()
     vocabulary["tokenizer.ggml.tokens"][0] = end
@@ -172,7 +172,7 @@ def test_special_tokens_may_have_letters_that_no_byte_has(tokenizer_of):
         ("llama-bpe", {"add_bos_token": True, "add_eos_token": True}, ["<|im_start|>", "a", "<|im_end|>"]),
     ],
 )
-def test_begin_and_end_tokens_are_added_as_the_file_says(tokenizer_of, dest, pre, flags, framed):
+def test_begin_and_end_tokens_are_added_as_declared(tokenizer_of, dest, pre, flags, framed):
     tokenizer = tokenizer_of(byte_level_tokenizer(pre, **flags))
 
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("a")) == framed
@@ -222,7 +222,7 @@ def trained_sentence_piece():
     return processor, text, {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
 
 
-def test_a_sentence_piece_vocabulary_tokenizes_as_sentence_piece_does(tokenizer_of):
+def test_a_sentence_piece_vocabulary_tokenizes_like_sentence_piece(tokenizer_of):
     processor, text, vocabulary = trained_sentence_piece()
     tokenizer = tokenizer_of(vocabulary)
     dice = random.Random(0)
@@ -254,7 +254,7 @@ def test_a_sentence_piece_vocabulary_has_llama_1s_special_tokens(tokenizer_of):
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("<tool><|end|>"))[1:] == ["<tool>", "<|end|>"]
 
 
-def test_letters_that_are_no_pieces_become_bytes(tokenizer_of):
+def test_characters_outside_the_vocabulary_become_bytes(tokenizer_of):
     tokenizer = tokenizer_of(sentence_piece_tokenizer(add_bos_token=False, add_space_prefix=False))
 
     tokens = tokenizer.convert_ids_to_tokens(tokenizer.encode("hé\n"))
@@ -268,22 +268,22 @@ def test_letters_that_are_no_pieces_become_bytes(tokenizer_of):
 @pytest.mark.parametrize(
     ("vocabulary", "reason"),
     [
-        (byte_level_tokenizer("whisper-x"), "pre-tokenizer 'whisper-x' is not supported; supported are default, "),
-        (byte_level_tokenizer(model="t5"), "tokenizer is 't5'; supported are 'gpt2' and 'llama'"),
+        (byte_level_tokenizer("whisper-x"), "pre-tokenizer 'whisper-x' is not supported; supported: default, "),
+        (byte_level_tokenizer(model="t5"), "tokenizer 't5' is not supported; supported: 'gpt2', 'llama'"),
         (byte_level_tokenizer(merges=["h zz"]), "merge 'h zz' does not join two tokens into a third"),
         (byte_level_tokenizer(merges=["he"]), "merge 'he' does not join"),
         (byte_level_tokenizer(merges=["a b"]), "merge 'a b' does not join"),
-        (byte_level_tokenizer(eos_token_id=267), "tokenizer.ggml.eos_token_id is 267, and there are 267 tokens"),
+        (byte_level_tokenizer(eos_token_id=267), "tokenizer.ggml.eos_token_id is 267, but there are 267 tokens"),
         (byte_level_tokenizer(token_type=[1, 2]), "tokenizer.ggml.token_type has 2 values for 267 tokens"),
         (byte_level_tokenizer(token_type=[0.0, float("nan")]), "'tokenizer.ggml.token_type' is not a list of finite"),
-        (byte_level_tokenizer(tokens=["a", "b", "a"]), "has the token 'a' more than once"),
+        (byte_level_tokenizer(tokens=["a", "b", "a"]), "token 'a' is duplicated"),
         (byte_level_tokenizer(tokens=["a" * 5000]), "a token of more than 1024 characters"),
         (byte_level_tokenizer(tokens=[1, 2]), "'tokenizer.ggml.tokens' is not a list of texts"),
         (sentence_piece_tokenizer(scores=[0.0]), "tokenizer.ggml.scores has 1 values for 273 tokens"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_vocabularies_that_do_not_fit_together_are_refused(tmp_path, convert, vocabulary, reason):
+def test_inconsistent_vocabularies_are_rejected(tmp_path, convert, vocabulary, reason):
     with pytest.raises(ImportFailed) as caught:
         convert(TinyLlama(vocabulary).write(tmp_path / "x.gguf"))
 
@@ -300,18 +300,18 @@ def test_vocabularies_that_do_not_fit_together_are_refused(tmp_path, convert, vo
         (sentence_piece_tokenizer(), "tokenizer.ggml.scores"),
     ],
 )
-def test_parts_of_a_vocabulary_that_are_missing_are_named(tmp_path, convert, vocabulary, key):
+def test_missing_parts_of_a_vocabulary_are_reported(tmp_path, convert, vocabulary, key):
     tiny = TinyLlama(vocabulary)
     del tiny.tokenizer[key]
 
-    with pytest.raises(ImportFailed, match=f"^x.gguf: it lacks the metadata key '{key}'$"):
+    with pytest.raises(ImportFailed, match=f"^x.gguf: the metadata key '{key}' is missing$"):
         convert(tiny.write(tmp_path / "x.gguf"))
 
 
-def test_more_tokens_than_embeddings_are_refused(tmp_path, convert, tiny):
+def test_more_tokens_than_embeddings_are_rejected(tmp_path, convert, tiny):
     vocabulary = byte_level_tokenizer()
     vocabulary["tokenizer.ggml.tokens"] += ["more"]
     vocabulary["tokenizer.ggml.token_type"] += [1]
 
-    with pytest.raises(ImportFailed, match="it has 268 tokens and embeddings for 267"):
+    with pytest.raises(ImportFailed, match="it has 268 tokens, but embeddings for 267"):
         convert(tiny.write(tmp_path / "x.gguf", metadata=vocabulary))

@@ -1,7 +1,7 @@
-"""Deletes copies of a cache, the n-th killed (-9) before the n-th change it makes to the disk, until one finishes.
+"""Remove a model from copies of a cache, killing the n-th removal before its n-th change, until one is complete.
 
-`python interrupt.py CACHE REPO OUT` leaves the copies in OUT/0, OUT/1 … A process per step, forked from one that has
-loaded all there is to load.
+`python interrupt.py CACHE REPO OUT` leaves the copies in OUT/0, OUT/1 and so on. Each removal runs in a fork of this
+process, which has imported everything already.
 """
 
 import itertools
@@ -14,22 +14,22 @@ from pathlib import Path
 
 import huggingface_hub
 
-from osaurusd.models.worker import __main__ as fetch
+from osaurusd.models.worker import __main__ as maintenance
 
 CHANGES = {"os.remove", "os.rename", "os.rmdir", "os.mkdir"}
 
 
-def delete(cache, repo, step):
-    """Deletes, but not beyond `step` changes; never returns."""
-    left = itertools.count(step, -1)
+def remove(cache, repo, step):
+    """Remove the repository, but kill this process before change `step`; never returns."""
+    countdown = itertools.count(step, -1)
 
-    def count(event, arguments):
-        if event in CHANGES and next(left) == 0:
+    def kill_if_due(event, arguments):
+        if event in CHANGES and next(countdown) == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
     _, theirs = socket.socketpair()
-    sys.addaudithook(count)
-    os._exit(fetch.main(["--fd", str(theirs.detach()), "delete", "--cache", str(cache), "--repo", repo]))
+    sys.addaudithook(kill_if_due)
+    os._exit(maintenance.main(["--fd", str(theirs.detach()), "remove", "--cache", str(cache), "--repo", repo]))
 
 
 def main(cache, repo, out):
@@ -38,7 +38,7 @@ def main(cache, repo, out):
         copy = shutil.copytree(cache, Path(out) / str(step), symlinks=True)
         pid = os.fork()
         if pid == 0:
-            delete(copy, repo, step)
+            remove(copy, repo, step)
         if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != -signal.SIGKILL:
             return
 

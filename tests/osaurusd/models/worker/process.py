@@ -1,4 +1,4 @@
-"""The store process as the daemon starts it."""
+"""Running a child process as the daemon does."""
 
 import asyncio
 import contextlib
@@ -7,14 +7,15 @@ import sys
 from pathlib import Path
 
 import osaurusd
-from osaurusd.rpc import framing, messages
+from osaurusd.models import messages
+from osaurusd.rpc import framing
 
 ROOT = Path(osaurusd.__file__).parents[1]
 
 
 @contextlib.asynccontextmanager
-async def running(*arguments, module="osaurusd.models.worker", decoder=messages.FROM_STORE, **options):
-    """The process, its frames, and the writer that closes its socket."""
+async def running(*arguments, module="osaurusd.models.worker", decoder=messages.DECODER, **options):
+    """Start the process; yields it, the reader of its frames, and the writer that closes its socket."""
     ours, theirs = socket.socketpair()
     with theirs:
         process = await asyncio.create_subprocess_exec(
@@ -35,7 +36,7 @@ async def running(*arguments, module="osaurusd.models.worker", decoder=messages.
 
 
 async def run(*arguments, **options):
-    """All frames of a process that ends by itself, and its exit code."""
+    """Run the process; returns all its frames and its exit code."""
     frames = []
     async with running(*arguments, **options) as (process, reader, _):
         while (frame := await reader.read()) is not None:

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 
 import pytest
 from aiohttp import web
-
-from osaurusd.config import Config, Defaults
-from osaurusd.http import keys
-from osaurusd.http.app import make_app
-from osaurusd.http.limits import Gate
-from osaurusd.http.settings import Settings
-from osaurusd.pool.pool import Pool
-from osaurusd.pool.terms import Terms
-from osaurusd.protocols.openai.routes import add_routes
-from osaurusd.rpc.process import Launch
-from tests.osaurusd.http.serve import Server, serving
-from tests.osaurusd.models import disk
 from tests.osaurusd.pool.asking import COMMAND, until
+
+from osaurusd import app_keys as keys
+from osaurusd.config import Config, Defaults
+from osaurusd.http.admission import Admission
+from osaurusd.http.app import create_app
+from osaurusd.pool.config import PoolConfig
+from osaurusd.pool.pool import Pool
+from osaurusd.protocols.openai.routes import ROUTES
+from osaurusd.rpc.process import Launch
+from osaurusd.settings import Settings
+from tests.osaurusd.http.serve import LiveServer, serving
+from tests.osaurusd.models import disk
 
 MODEL = "gemma-2-2b-instruct"
 
@@ -26,9 +26,10 @@ MODEL = "gemma-2-2b-instruct"
 class Serving:
     """The client routes over one model, which a fake worker runs."""
 
-    server: Server
+    server: LiveServer
     folder: object
     app: web.Application
+    admission: Admission
 
     async def post(self, path, **fields):
         """The answer to a request to the model."""
@@ -67,12 +68,12 @@ async def serving_model(tmp_path):
     folder = disk.write_hub(hub, "mlx-community/gemma-2-2b-it-4bit", disk.model())
     config = Config(defaults=Defaults(temperature=0.0))
     settings = Settings(config, lambda: config)
-    app = make_app(config, Gate(lambda: settings.config))
+    admission = Admission(lambda: settings.config)
+    app = create_app([ROUTES], lambda: settings.config, admission=admission)
     app[keys.SETTINGS] = settings
     app[keys.CATALOG] = disk.make_catalog(tmp_path / "models", hub)
-    app[keys.POOL] = Pool(Terms(Launch(command=COMMAND)))
-    add_routes(app)
-    async with serving(app) as server:
-        yield Serving(server, folder, app)
+    app[keys.POOL] = Pool(PoolConfig(Launch(command=COMMAND)))
+    async with serving(app, lambda: settings.config) as server:
+        yield Serving(server, folder, app, admission)
     async with asyncio.timeout(20):
         await app[keys.POOL].close()

@@ -6,11 +6,11 @@ import json
 
 import msgspec
 import pytest
-
-from osaurusd.config import Limits
-from osaurusd.http import keys, limits
-from osaurusd.http.limits import GATE
 from tests.osaurusd.pool.asking import until
+
+from osaurusd import app_keys as keys
+from osaurusd.config import Limits
+from osaurusd.http import admission
 
 from .conftest import MODEL
 
@@ -48,7 +48,7 @@ async def asked(serving, *parts):
 
 async def test_a_request_too_many_is_refused_before_its_body_is_read(serving_model):
     await limit(serving_model, max_requests=1)
-    gate = serving_model.app[GATE]
+    gate = serving_model.admission
     async with asked(serving_model, *chat(STALL, stream=True)) as reader:
         await reader.readuntil(b"data: ")
         assert gate.requests == 1
@@ -81,7 +81,7 @@ async def test_a_stream_that_takes_too_long_says_so_at_its_end(serving_model):
 
 async def test_a_reader_that_stalls_is_dropped_and_its_sequence_ended_and_others_are_not(serving_model):
     await limit(serving_model, reader_stall_seconds=0.2)
-    gate = serving_model.app[GATE]
+    gate = serving_model.admission
     words = "word " * 200_000
     async with asked(serving_model, *chat([{"role": "user", "content": words}], stream=True)) as reader:
         await reader.readuntil(b"data: ")
@@ -90,17 +90,17 @@ async def test_a_reader_that_stalls_is_dropped_and_its_sequence_ended_and_others
         async with asyncio.timeout(60):
             await until(lambda: gate.requests == 0)
             await until(lambda: "cancel" in serving_model.received())
-            await until(lambda: not serving_model.server.connections())
+            await until(lambda: not serving_model.server.connection_count)
     assert [answer.status for answer in answers] == [200, 200, 200]
 
 
 async def test_a_reader_that_hardly_reads_is_cut_off_after_the_deadline(serving_model, monkeypatch):
-    monkeypatch.setattr(limits, "CUT_SECONDS", 0.1)
+    monkeypatch.setattr(admission, "ERROR_EVENT_SECONDS", 0.1)
     await limit(serving_model, request_seconds=0.7)
     body = json.dumps({"model": MODEL, "prompt": ["flood"] * 16, "stream": True}).encode()
     head = chat(HELLO)[0].replace(CHAT.encode(), b"/v1/completions").partition(b"Content-Length")[0]
     async with asked(serving_model, head + b"Content-Length: %d\r\n\r\n" % len(body), body) as reader:
         await reader.readuntil(b"data: ")
         reader._transport.pause_reading()
-        await until(lambda: not serving_model.server.connections())
-    assert serving_model.app[GATE].requests == 0
+        await until(lambda: not serving_model.server.connection_count)
+    assert serving_model.admission.requests == 0

@@ -2,11 +2,11 @@
 
 import pytest
 
+from osaurusd import app_keys as keys
 from osaurusd.config import Config
-from osaurusd.http import keys
-from osaurusd.http.app import make_app
-from osaurusd.http.settings import Settings
-from osaurusd.protocols.openai.routes import add_routes
+from osaurusd.http.app import create_app
+from osaurusd.protocols.openai.routes import ROUTES
+from osaurusd.settings import Settings
 from tests.osaurusd.http.serve import serving
 from tests.osaurusd.models import disk
 
@@ -17,10 +17,9 @@ async def server(tmp_path):
     disk.write_hub(hub, "mlx-community/gemma-2-2b-it-4bit", disk.model())
     disk.write_hub(hub, "org/Half", {"config.json": disk.config()})
     disk.write_hub(hub, "org/Odd", disk.model(model_type="nonsense"))
-    app = make_app(Config())
+    app = create_app([ROUTES], Config)
     app[keys.SETTINGS] = Settings(Config(), Config)
     app[keys.CATALOG] = disk.make_catalog(tmp_path / "models", hub)
-    add_routes(app)
     async with serving(app) as server:
         yield server
 

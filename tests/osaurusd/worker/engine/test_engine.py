@@ -12,7 +12,7 @@ from osaurusd.worker.engine import engine as engine_module
 from osaurusd.worker.engine.decode import MAX_SEQUENCES
 from osaurusd.worker.engine.engine import Engine, Limits
 from osaurusd.worker.engine.probe import PROBE_TOKENS, Probe
-from osaurusd.worker.frontend.content import OutputDelta
+from osaurusd.worker.frontend.text_assembler import OutputDelta
 from tests.osaurusd.worker.networks import (
     GREEDY,
     KINDS,

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from osaurusd.errors import InvalidRequest
-from osaurusd.inference.request import JsonObject, JsonSchema, RequiredToolCalls
-from osaurusd.worker.frontend.calls import LiveCalls
-from osaurusd.worker.frontend.constraint import ConstraintFailed, Grammars, apply
+from osaurusd.inference.request import JsonObject, JsonSchema, RequiredToolCalls, Tool
+from osaurusd.worker.frontend.constraint import ConstraintCompiler, ConstraintFailed, apply
+from osaurusd.worker.frontend.tool_calls import CallStreamer
 from tests.osaurusd.worker import families
 
 VOCABULARY = 49280
@@ -52,8 +52,7 @@ SCHEMAS = {
 
 
 def tool(name, parameters=None):
-    function = {"name": name} if parameters is None else {"name": name, "parameters": parameters}
-    return {"type": "function", "function": function}
+    return Tool(name=name, parameters=parameters)
 
 
 TOOLS = [tool("get", SCHEMAS["flat"]), tool("get_all", SCHEMAS["nested"]), tool("now")]
@@ -61,27 +60,27 @@ TOOLS = [tool("get", SCHEMAS["flat"]), tool("get_all", SCHEMAS["nested"]), tool(
 
 @pytest.fixture(scope="module")
 def family(tiny_folder, tmp_path_factory):
-    """Makes the tokenizer of a family of models."""
+    """Create the tokenizer of a model family."""
     return families.maker(tiny_folder, tmp_path_factory.mktemp("families"))
 
 
 @pytest.fixture(scope="module")
-def grammars(tokenizer):
-    return Grammars(tokenizer, VOCABULARY, END_TOKENS)
+def compiler(tokenizer):
+    return ConstraintCompiler(tokenizer, VOCABULARY, END_TOKENS)
 
 
 @pytest.fixture(scope="module")
-def thinking_tokenizer(family):
+def reasoning_tokenizer(family):
     return family("qwen3")
 
 
 @pytest.fixture(scope="module")
-def thinking_grammars(thinking_tokenizer):
-    return Grammars(thinking_tokenizer, VOCABULARY, END_TOKENS)
+def reasoning_compiler(reasoning_tokenizer):
+    return ConstraintCompiler(reasoning_tokenizer, VOCABULARY, END_TOKENS)
 
 
 def allowed(constraint):
-    """The tokens that may come next."""
+    """Return the tokens that are allowed next."""
     row = np.zeros((VOCABULARY + 31) // 32, np.int32)
     constraint.fill(row)
     return np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little")).tolist()
@@ -92,67 +91,67 @@ def take(constraint, tokens):
         constraint.advance(token)
 
 
-def write(tokenizer, constraint, seed, *, limit=600, prefer=frozenset()):
-    """What a model says that chooses at random among what is allowed, what it prefers first; None if it never ends."""
+def sample(tokenizer, constraint, seed, *, limit=600, prefer=frozenset()):
+    """Sample allowed tokens at random, preferred ones first. Return the text, or None if it does not end."""
     random = np.random.default_rng(seed)
-    said = []
-    while len(said) < limit:
+    output = []
+    while len(output) < limit:
         choices = allowed(constraint)
         token = int(random.choice([choice for choice in choices if choice in prefer] or choices))
         if token in END_TOKENS:
-            return tokenizer.decode(said)
+            return tokenizer.decode(output)
         constraint.advance(token)
-        said.append(token)
+        output.append(token)
     return None
 
 
-# What is said
+# Conformance
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_an_answer_that_ends_is_json_that_the_schema_accepts(tokenizer, grammars, name):
+def test_a_complete_output_conforms_to_the_schema(tokenizer, compiler, name):
     for seed in range(20):
-        text = write(tokenizer, grammars.compile(JsonSchema(schema=SCHEMAS[name]), [], thinking=False), seed)
+        text = sample(tokenizer, compiler.compile(JsonSchema(schema=SCHEMAS[name]), [], starts_reasoning=False), seed)
 
         assert text is not None
         jsonschema.validate(json.loads(text), SCHEMAS[name])
 
 
-def test_a_key_cannot_be_spelled_in_a_way_that_gets_around_its_schema(tokenizer, grammars):
+def test_escapes_in_keys_cannot_bypass_the_schema(tokenizer, compiler):
     schema = {"type": "object", "properties": {"line\nbreak": {"type": "integer"}}}
-    constraint = grammars.compile(JsonSchema(schema=schema), [], thinking=False)
+    constraint = compiler.compile(JsonSchema(schema=schema), [], starts_reasoning=False)
 
     with pytest.raises(ConstraintFailed):
         take(constraint, tokenizer.encode('{"line\\u000abreak": "text"'))
 
 
-def test_a_json_object_is_any_json_object(tokenizer, grammars):
+def test_json_object_allows_any_object_and_nothing_else(tokenizer, compiler):
     for text in ["{}", '{"a": [1, {"b": null}], "c": "d"}', '{\n  "a": 1,\n  "b": 2\n}']:
-        constraint = grammars.compile(JsonObject(), [], thinking=False)
+        constraint = compiler.compile(JsonObject(), [], starts_reasoning=False)
         take(constraint, tokenizer.encode(text))
         assert set(END_TOKENS) <= set(allowed(constraint))
 
-    first = grammars.compile(JsonObject(), [], thinking=False)
+    first = compiler.compile(JsonObject(), [], starts_reasoning=False)
     with pytest.raises(ConstraintFailed):
         first.advance(tokenizer.encode("[")[0])
 
 
 @pytest.mark.parametrize("parallel", [False, True])
-def test_an_answer_that_is_to_be_calls_is_nothing_else(tokenizer, grammars, parallel):
+def test_required_calls_allow_nothing_else(tokenizer, compiler, parallel):
     wanted = RequiredToolCalls(names=["get", "get_all", "now"], parallel=parallel)
     schemas = {"get": SCHEMAS["flat"], "get_all": SCHEMAS["nested"], "now": {"maxProperties": 0}}
     for seed in range(15):
-        text = write(tokenizer, grammars.compile(wanted, TOOLS, thinking=False), seed, limit=3000)
+        text = sample(tokenizer, compiler.compile(wanted, TOOLS, starts_reasoning=False), seed, limit=3000)
 
         calls = _values(text)
         assert 1 <= len(calls) <= (8 if parallel else 1)
         for call in calls:
             jsonschema.validate(call["arguments"], schemas[call["name"]])
-        assert calls == _told(LiveCalls().feed(text))
+        assert calls == _join(CallStreamer().feed(text))
 
 
-def _told(deltas):
-    """The calls that were told piece by piece."""
+def _join(deltas):
+    """Join the streamed calls."""
     calls = {}
     for delta in deltas:
         call = calls.setdefault(delta.index, {"name": delta.name, "arguments": ""})
@@ -161,7 +160,7 @@ def _told(deltas):
 
 
 def _values(text):
-    """JSON values in a row."""
+    """Decode consecutive JSON values."""
     found, at = [], 0
     while text[at:].strip():
         at += len(text[at:]) - len(text[at:].lstrip())
@@ -170,8 +169,8 @@ def _values(text):
     return found
 
 
-def test_only_named_tools_are_called(tokenizer, grammars):
-    text = write(tokenizer, grammars.compile(RequiredToolCalls(names=["now"]), TOOLS, thinking=False), 0)
+def test_only_named_tools_can_be_called(tokenizer, compiler):
+    text = sample(tokenizer, compiler.compile(RequiredToolCalls(names=["now"]), TOOLS, starts_reasoning=False), 0)
 
     assert {"name": "now", "arguments": {}} == json.loads(text)
 
@@ -185,29 +184,29 @@ def test_only_named_tools_are_called(tokenizer, grammars):
         {"type": "object", "description": "anything", "maxProperties": 0},
     ],
 )
-def test_arguments_are_an_object_of_what_the_tool_names(tokenizer, grammars, parameters):
+def test_arguments_are_an_object_with_declared_properties_only(tokenizer, compiler, parameters):
     for seed in range(10):
-        constraint = grammars.compile(RequiredToolCalls(names=["f"]), [tool("f", parameters)], thinking=False)
+        constraint = compiler.compile(RequiredToolCalls(names=["f"]), [tool("f", parameters)], starts_reasoning=False)
 
-        arguments = json.loads(write(tokenizer, constraint, seed))["arguments"]
+        arguments = json.loads(sample(tokenizer, constraint, seed))["arguments"]
 
         assert arguments in [{}, {"on": True}, {"on": False}]
         jsonschema.validate(arguments, parameters)
 
 
-def test_arguments_of_another_type_are_refused(grammars):
+def test_arguments_of_another_type_are_rejected(compiler):
     with pytest.raises(InvalidRequest, match=r"the schema of 'f' cannot be used: .*`object`"):
-        grammars.compile(RequiredToolCalls(names=["f"]), [tool("f", {"type": "string"})], thinking=False)
+        compiler.compile(RequiredToolCalls(names=["f"]), [tool("f", {"type": "string"})], starts_reasoning=False)
 
 
-def test_white_space_comes_to_an_end(tokenizer, grammars):
+def test_white_space_is_limited(tokenizer, compiler):
     blank = frozenset(id_ for id_ in range(17, 49152) if not tokenizer.decode([id_]).strip())
     schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
     schema["additionalProperties"] = False
     for constraint in (JsonSchema(schema=schema), RequiredToolCalls(names=["f"])):
-        compiled = grammars.compile(constraint, [tool("f", schema)], thinking=False)
+        compiled = compiler.compile(constraint, [tool("f", schema)], starts_reasoning=False)
 
-        text = write(tokenizer, compiled, 0, limit=120, prefer=blank)
+        text = sample(tokenizer, compiled, 0, limit=120, prefer=blank)
 
         assert text is not None
         assert text.strip() != "".join(text.split())
@@ -221,9 +220,9 @@ def _blanks(text):
         yield run
 
 
-def test_the_schema_does_not_loosen_the_rules_for_white_space(tokenizer, grammars):
+def test_a_schema_cannot_relax_the_white_space_limit(tokenizer, compiler):
     schema = {"type": "array", "maxItems": 0, "x-guidance": {"whitespace_pattern": r"\s*", "lenient": True}}
-    constraint = grammars.compile(JsonSchema(schema=schema), [], thinking=False)
+    constraint = compiler.compile(JsonSchema(schema=schema), [], starts_reasoning=False)
 
     constraint.advance(tokenizer.encode("[")[0])
 
@@ -233,8 +232,8 @@ def test_the_schema_does_not_loosen_the_rules_for_white_space(tokenizer, grammar
 # Tokens
 
 
-def test_end_tokens_are_allowed_exactly_where_the_answer_is_complete(tokenizer, grammars):
-    constraint = grammars.compile(JsonSchema(schema={"enum": [1, 12, 123]}), [], thinking=False)
+def test_end_tokens_are_allowed_exactly_where_the_output_is_complete(tokenizer, compiler):
+    constraint = compiler.compile(JsonSchema(schema={"enum": [1, 12, 123]}), [], starts_reasoning=False)
     seen = []
     for token in tokenizer.encode("123"):
         seen.append(set(END_TOKENS) & set(allowed(constraint)))
@@ -244,17 +243,17 @@ def test_end_tokens_are_allowed_exactly_where_the_answer_is_complete(tokenizer, 
     assert END_TOKENS == allowed(constraint)
 
 
-def test_ids_beyond_the_tokenizers_are_never_allowed(tokenizer, grammars, thinking_tokenizer, thinking_grammars):
-    constraint = grammars.compile(JsonSchema(schema={"type": "string"}), [], thinking=False)
+def test_ids_beyond_the_vocabulary_are_never_allowed(tokenizer, compiler, reasoning_tokenizer, reasoning_compiler):
+    constraint = compiler.compile(JsonSchema(schema={"type": "string"}), [], starts_reasoning=False)
     constraint.advance(tokenizer.encode('"')[0])
-    thinking = thinking_grammars.compile(JsonObject(), [], thinking=True)
+    thinking = reasoning_compiler.compile(JsonObject(), [], starts_reasoning=True)
 
     assert max(allowed(constraint)) < len(tokenizer)
-    assert max(allowed(thinking)) == len(thinking_tokenizer) - 1
+    assert max(allowed(thinking)) == len(reasoning_tokenizer) - 1
 
 
-def test_a_vocabulary_that_is_smaller_than_the_tokenizers_will_do(tokenizer):
-    constraint = Grammars(tokenizer, 49100, END_TOKENS).compile(JsonObject(), [], thinking=False)
+def test_logits_may_be_narrower_than_the_tokenizers_vocabulary(tokenizer):
+    constraint = ConstraintCompiler(tokenizer, 49100, END_TOKENS).compile(JsonObject(), [], starts_reasoning=False)
     row = np.zeros((49100 + 31) // 32, np.int32)
 
     constraint.fill(row)
@@ -262,67 +261,67 @@ def test_a_vocabulary_that_is_smaller_than_the_tokenizers_will_do(tokenizer):
     assert row.any()
 
 
-def test_a_token_that_was_not_allowed_is_told(tokenizer, grammars):
-    constraint = grammars.compile(JsonObject(), [], thinking=False)
+def test_a_token_that_was_not_allowed_is_join(tokenizer, compiler):
+    constraint = compiler.compile(JsonObject(), [], starts_reasoning=False)
 
     with pytest.raises(ConstraintFailed):
         constraint.advance(tokenizer.encode("hello")[0])
 
 
-def test_a_fork_goes_its_own_way(tokenizer, grammars):
-    constraint = grammars.compile(JsonSchema(schema={"enum": ["ab", "ac"]}), [], thinking=False)
+def test_a_fork_is_independent(tokenizer, compiler):
+    constraint = compiler.compile(JsonSchema(schema={"enum": ["ab", "ac"]}), [], starts_reasoning=False)
     constraint.advance(tokenizer.encode('"')[0])
     fork = constraint.fork()
     take(constraint, tokenizer.encode('ab"'))
 
     assert END_TOKENS == allowed(constraint)
     assert not set(END_TOKENS) & set(allowed(fork))
-    assert write(tokenizer, fork, 0) in ('ab"', 'ac"')
+    assert sample(tokenizer, fork, 0) in ('ab"', 'ac"')
 
 
-# Thoughts
+# Reasoning
 
 
 @pytest.mark.parametrize("opened", [True, False])
-def test_the_answer_is_held_to_it_after_the_thought(thinking_tokenizer, thinking_grammars, opened):
-    constraint = thinking_grammars.compile(JsonObject(), [], thinking=opened)
-    start, end = thinking_tokenizer.think_start_id, thinking_tokenizer.think_end_id
+def test_the_constraint_applies_after_reasoning(reasoning_tokenizer, reasoning_compiler, opened):
+    constraint = reasoning_compiler.compile(JsonObject(), [], starts_reasoning=opened)
+    start, end = reasoning_tokenizer.think_start_id, reasoning_tokenizer.think_end_id
     if not opened:
         assert start in allowed(constraint)
         constraint.advance(start)
-    for token in thinking_tokenizer.encode("let me think\n"):
-        assert len(allowed(constraint)) == len(thinking_tokenizer) - len(END_TOKENS)
+    for token in reasoning_tokenizer.encode("let me think\n"):
+        assert len(allowed(constraint)) == len(reasoning_tokenizer) - len(END_TOKENS)
         constraint.advance(token)
     constraint.advance(end)
 
-    assert thinking_tokenizer.encode("{")[0] in allowed(constraint)
-    assert thinking_tokenizer.encode("\n\n")[0] in allowed(constraint)
-    assert not {start, end, *END_TOKENS, *thinking_tokenizer.encode("hello")} & set(allowed(constraint))
+    assert reasoning_tokenizer.encode("{")[0] in allowed(constraint)
+    assert reasoning_tokenizer.encode("\n\n")[0] in allowed(constraint)
+    assert not {start, end, *END_TOKENS, *reasoning_tokenizer.encode("hello")} & set(allowed(constraint))
 
 
-def test_a_thought_may_only_come_first(thinking_tokenizer, thinking_grammars):
-    constraint = thinking_grammars.compile(JsonObject(), [], thinking=False)
+def test_reasoning_is_allowed_only_at_the_beginning(reasoning_tokenizer, reasoning_compiler):
+    constraint = reasoning_compiler.compile(JsonObject(), [], starts_reasoning=False)
 
-    constraint.advance(thinking_tokenizer.encode("{")[0])
+    constraint.advance(reasoning_tokenizer.encode("{")[0])
 
-    assert thinking_tokenizer.think_start_id not in allowed(constraint)
+    assert reasoning_tokenizer.think_start_id not in allowed(constraint)
 
 
-def test_a_marker_of_several_tokens_ends_a_thought(family):
+def test_an_end_marker_of_several_tokens_ends_reasoning(family):
     tokenizer = family("gemma4")
-    constraint = Grammars(tokenizer, VOCABULARY, END_TOKENS).compile(JsonObject(), [], thinking=True)
+    constraint = ConstraintCompiler(tokenizer, VOCABULARY, END_TOKENS).compile(JsonObject(), [], starts_reasoning=True)
     take(constraint, [*tokenizer.encode("hm"), *tokenizer.think_end_tokens])
 
     assert len(allowed(constraint)) < 100
 
 
-def test_a_model_that_does_not_think_begins_at_once(tokenizer, grammars):
-    constraint = grammars.compile(JsonObject(), [], thinking=False)
+def test_a_model_without_reasoning_starts_with_the_value(tokenizer, compiler):
+    constraint = compiler.compile(JsonObject(), [], starts_reasoning=False)
 
     assert not any(tokenizer.decode([token]).startswith("\n") for token in allowed(constraint))
 
 
-# What cannot be done
+# Unusable schemas
 
 
 @pytest.mark.parametrize(
@@ -339,43 +338,44 @@ def test_a_model_that_does_not_think_begins_at_once(tokenizer, grammars):
         ({"type": "string", "pattern": "(" * 5000}, "regex"),
     ],
 )
-def test_a_schema_that_cannot_be_held_to_is_refused_with_the_reason(grammars, schema, reason):
+def test_an_unenforceable_schema_is_rejected_with_the_reason(compiler, schema, reason):
     with pytest.raises(InvalidRequest, match=reason) as caught:
-        grammars.compile(JsonSchema(schema=schema), [], thinking=False)
+        compiler.compile(JsonSchema(schema=schema), [], starts_reasoning=False)
     parameters = {"properties": {"x": schema}, "required": ["x"]}
     with pytest.raises(InvalidRequest, match=reason) as caught_in_tool:
-        grammars.compile(RequiredToolCalls(names=["f"]), [tool("f", parameters)], thinking=False)
+        compiler.compile(RequiredToolCalls(names=["f"]), [tool("f", parameters)], starts_reasoning=False)
 
-    assert (caught.value.param, caught_in_tool.value.param) == ("response_format", "tools")
+    assert caught.value.location == ("constraint", "schema")
+    assert caught_in_tool.value.location == ("prompt", "tools", 0)
     assert len(caught.value.message) < 700
 
 
 @pytest.mark.parametrize("depth", [200, 5000])
-def test_a_schema_that_is_nested_too_deep_is_refused(grammars, depth):
+def test_a_too_deeply_nested_schema_is_rejected(compiler, depth):
     schema = {"type": "integer"}
     for _ in range(depth):
         schema = {"type": "array", "items": schema}
 
     with pytest.raises(InvalidRequest, match=r"recursion|levels"):
-        grammars.compile(JsonSchema(schema=schema), [], thinking=False)
+        compiler.compile(JsonSchema(schema=schema), [], starts_reasoning=False)
 
 
-def test_a_tool_that_is_not_there_is_refused(grammars):
+def test_an_unknown_tool_is_rejected(compiler):
     with pytest.raises(InvalidRequest, match="nothing_such") as caught:
-        grammars.compile(RequiredToolCalls(names=["nothing_such"]), TOOLS, thinking=False)
+        compiler.compile(RequiredToolCalls(names=["nothing_such"]), TOOLS, starts_reasoning=False)
 
-    assert caught.value.param == "tool_choice"
+    assert caught.value.location == ("constraint",)
 
 
 # Threads and arrays
 
 
-def test_many_threads_may_compile_at_once(tokenizer):
-    grammars = Grammars(tokenizer, VOCABULARY, END_TOKENS)
+def test_compiling_is_thread_safe(tokenizer):
+    compiler = ConstraintCompiler(tokenizer, VOCABULARY, END_TOKENS)
     made = []
 
     def compile_one():
-        made.append(grammars.compile(JsonSchema(schema=SCHEMAS["flat"]), [], thinking=False))
+        made.append(compiler.compile(JsonSchema(schema=SCHEMAS["flat"]), [], starts_reasoning=False))
 
     threads = [threading.Thread(target=compile_one) for _ in range(4)]
     for thread in threads:
@@ -383,12 +383,12 @@ def test_many_threads_may_compile_at_once(tokenizer):
     for thread in threads:
         thread.join()
 
-    texts = [write(tokenizer, constraint, seed) for seed, constraint in enumerate(made)]
+    texts = [sample(tokenizer, constraint, seed) for seed, constraint in enumerate(made)]
     assert [True] * 4 == [json.loads(text).keys() >= {"a/b", "ok"} for text in texts]
 
 
 @pytest.mark.parametrize("width", [64, 70, 49152])
-def test_forbidden_tokens_get_no_chance_and_the_others_keep_theirs(width):
+def test_apply_masks_disallowed_tokens_only(width):
     random = np.random.default_rng(0)
     logits = random.standard_normal((3, width), np.float32)
     rows = random.integers(-(2**31), 2**31, (3, (width + 31) // 32), np.int32)

@@ -3,7 +3,7 @@
 import pytest
 
 from osaurusd.errors import InvalidRequest
-from osaurusd.inference.request import JsonSchema, RequiredToolCalls
+from osaurusd.inference.request import JsonSchema, RequiredToolCalls, Tool
 from osaurusd.worker.frontend import grammar, schema_cost
 
 
@@ -22,7 +22,7 @@ def wrapped(schema, levels):
 @pytest.mark.parametrize(
     ("schema", "what"),
     [
-        # Each ended a worker, or kept it busy for more than ten seconds, when there was no bound.
+        # Without limits, each of these crashed a worker or kept it busy for more than 10 s.
         ({"type": "integer", "multipleOf": 123456789}, "multipleOf"),
         ({"type": "integer", "multipleOf": 1e300}, "multipleOf"),
         ({"type": "number", "multipleOf": 1.23456789}, "multipleOf"),
@@ -37,10 +37,10 @@ def wrapped(schema, levels):
         ({"properties": {f"k{at}": {} for at in range(6000)}}, "names"),
     ],
 )
-def test_what_would_cost_too_much_is_refused_with_the_limit(schema, what):
-    with pytest.raises(InvalidRequest, match=rf"too expensive: .*{what}.* at most, not") as refusal:
-        grammar.make(JsonSchema(schema=schema), [], after_thought=False)
-    assert refusal.value.param == "response_format"
+def test_a_too_expensive_schema_is_rejected_with_the_limit(schema, what):
+    with pytest.raises(InvalidRequest, match=rf"too expensive: .*{what}.*at most \d+ are allowed") as caught:
+        grammar.build_grammar(JsonSchema(schema=schema), [], allow_leading_newlines=False)
+    assert caught.value.location == ("constraint", "schema")
 
 
 @pytest.mark.parametrize(
@@ -56,19 +56,19 @@ def test_what_would_cost_too_much_is_refused_with_the_limit(schema, what):
         {"$ref": "#/$defs/a~1b/items", "$defs": {"a/b": {"items": {"type": "string"}}}},
     ],
 )
-def test_what_people_write_is_taken(schema):
-    assert "%json" in grammar.make(JsonSchema(schema=schema), [], after_thought=False)
+def test_ordinary_schemas_are_accepted(schema):
+    assert "%json" in grammar.build_grammar(JsonSchema(schema=schema), [], allow_leading_newlines=False)
 
 
-def test_parameters_of_tools_are_held_to_the_same():
+def test_tool_parameters_have_the_same_limits():
     parameters = {"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 123456789}}}
-    offered = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
-    with pytest.raises(InvalidRequest, match="multipleOf") as refusal:
-        grammar.make(RequiredToolCalls(names=["f"]), offered, after_thought=False)
-    assert refusal.value.param == "tools"
+    tools = [Tool(name="f", parameters=parameters)]
+    with pytest.raises(InvalidRequest, match="multipleOf") as caught:
+        grammar.build_grammar(RequiredToolCalls(names=["f"]), tools, allow_leading_newlines=False)
+    assert caught.value.location == ("prompt", "tools", 0)
 
 
-def test_reasons_are_told_without_what_is_for_developers():
-    with pytest.raises(InvalidRequest) as refusal:
-        grammar.make(JsonSchema(schema={"type": "string", "pattern": "((("}), [], after_thought=False)
-    assert "verbose" not in refusal.value.message
+def test_error_messages_omit_llguidances_internals():
+    with pytest.raises(InvalidRequest) as caught:
+        grammar.build_grammar(JsonSchema(schema={"type": "string", "pattern": "((("}), [], allow_leading_newlines=False)
+    assert "verbose" not in caught.value.message

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from osaurusd.errors import InvalidJson, InvalidRequest
-from osaurusd.http import body
+from osaurusd.http.json import decode_json
 from osaurusd.protocols.openai.schema.base import Request
 from osaurusd.protocols.openai.schema.chat import ChatRequest
 from osaurusd.protocols.openai.schema.completions import CompletionRequest
@@ -14,7 +14,7 @@ FIELDS = sorted(Request.__struct_fields__)
 
 def decode(kind=CompletionRequest, **fields):
     needed = {"messages": [{"role": "user", "content": "Hello"}]} if kind is ChatRequest else {}
-    return body.decode(msgspec.json.encode({**needed, **fields}), kind)
+    return decode_json(msgspec.json.encode({**needed, **fields}), kind)
 
 
 @pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest])
@@ -82,14 +82,14 @@ def test_what_is_wrong_or_out_of_range_is_named(fields, param):
 )
 def test_numbers_beyond_all_bounds_are_refused_by_the_fields_name(field, number):
     with pytest.raises(InvalidRequest) as refusal:
-        body.decode(b'{"%s":%s}' % (field.encode(), number), CompletionRequest)
+        decode_json(b'{"%s":%s}' % (field.encode(), number), CompletionRequest)
     assert field == refusal.value.param
 
 
 @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity"])
 def test_what_is_no_number_is_no_json(number):
     with pytest.raises(InvalidJson):
-        body.decode(b'{"temperature":%s}' % number, CompletionRequest)
+        decode_json(b'{"temperature":%s}' % number, CompletionRequest)
 
 
 @pytest.mark.parametrize(

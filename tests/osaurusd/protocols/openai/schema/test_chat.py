@@ -5,7 +5,7 @@ import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 
 from osaurusd.errors import InvalidRequest
-from osaurusd.http import body
+from osaurusd.http.json import decode_json
 from osaurusd.protocols.openai.schema.chat import HARMLESS, ChatRequest
 
 TALK = [{"role": "user", "content": "Hello"}]
@@ -25,7 +25,7 @@ BOOKKEEPING = {
 
 
 def decode(**fields):
-    return body.decode(msgspec.json.encode({"messages": TALK, **fields}), ChatRequest)
+    return decode_json(msgspec.json.encode({"messages": TALK, **fields}), ChatRequest)
 
 
 def function(**fields):
@@ -130,7 +130,7 @@ def test_what_is_wrong_or_out_of_range_is_named(fields, param):
 
 def test_messages_are_required():
     with pytest.raises(InvalidRequest) as refusal:
-        body.decode(b'{"model":"m"}', ChatRequest)
+        decode_json(b'{"model":"m"}', ChatRequest)
     assert ("messages", "`messages`: is required") == (refusal.value.param, refusal.value.message)
 
 

@@ -5,12 +5,12 @@ import pytest
 from openai.types.completion_create_params import CompletionCreateParamsStreaming
 
 from osaurusd.errors import InvalidRequest
-from osaurusd.http import body
+from osaurusd.http.json import decode_json
 from osaurusd.protocols.openai.schema.completions import CompletionRequest
 
 
 def decode(**fields):
-    return body.decode(msgspec.json.encode(fields), CompletionRequest)
+    return decode_json(msgspec.json.encode(fields), CompletionRequest)
 
 
 def test_every_field_of_openais_client_is_read_but_for_who_asks():

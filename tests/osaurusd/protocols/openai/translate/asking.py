@@ -3,7 +3,7 @@
 import msgspec
 
 from osaurusd.config import Defaults, Input
-from osaurusd.http import body
+from osaurusd.http.json import decode_json
 from osaurusd.models.record import GenerationDefaults
 from osaurusd.protocols.openai.limits import Limits
 from osaurusd.protocols.openai.schema.chat import ChatRequest
@@ -15,14 +15,14 @@ TALK = [{"role": "user", "content": "Hello"}]
 
 def chat_order(model=None, defaults=None, **fields):
     """The order for a chat with these fields."""
-    request = body.decode(msgspec.json.encode({"messages": TALK, **fields}), ChatRequest)
+    request = decode_json(msgspec.json.encode({"messages": TALK, **fields}), ChatRequest)
     Limits(Input()).chat(request)
     return chat.order(request, model or GenerationDefaults(), defaults or Defaults())
 
 
 def completion_orders(model=None, defaults=None, **fields):
     """The orders for a legacy completion with these fields."""
-    request = body.decode(msgspec.json.encode(fields), CompletionRequest)
+    request = decode_json(msgspec.json.encode(fields), CompletionRequest)
     Limits(Input()).completion(request)
     return completions.orders(request, model or GenerationDefaults(), defaults or Defaults())
 
