@@ -98,7 +98,7 @@ def test_every_endpoint_is_documented() -> None:
 
 
 @pytest.mark.parametrize("request_type", [ChatRequest, CompletionRequest])
-def test_every_request_field_is_documented(request_type: type[Request]) -> None:
+def test_every_request_field_is_documented(request_type: type[RequestBody]) -> None:
     documented = set(re.findall(r"`([a-z_]+)[`.]", (DOCS / "api.md").read_text()))
 
     assert set() == set(request_type.__struct_fields__) - documented
