@@ -14,6 +14,7 @@ from osaurusd.http.errors import STATUS
 from osaurusd.models.names import PUBLISHED
 from osaurusd.platform.activation import LAUNCHD_VARIABLE
 from osaurusd.protocols.openai.chat_types import ChatRequest
+from osaurusd.protocols.openai.common import RequestBody
 from osaurusd.protocols.openai.completion_types import CompletionRequest
 from osaurusd.protocols.openai.messages import ROLES
 from osaurusd.protocols.openai.routes import PREFIXES
