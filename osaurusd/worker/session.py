@@ -118,7 +118,7 @@ class Session:
             dtype=model.dtype,
             memory_bytes=mx.get_active_memory(),
             batched=self._engine.layout.batchable,
-            least_bytes=self._engine.least_bytes(order.context_length),
+            least_bytes=self._engine.serving_bytes(order.context_length),
             working_set_bytes=working_set_bytes(),
         )
         return [loaded, self._engine.stats()]

@@ -21,7 +21,7 @@ from osaurusd.inference.request import ChatPrompt, JsonSchema, Message, Sampling
 from osaurusd.rpc import framing, messages
 from osaurusd.rpc.process import WORKER_COMMAND, WORKER_ENVIRONMENT
 from osaurusd.wire.errors import ErrorCode
-from osaurusd.worker.engine.decode import MAX_SEQUENCES
+from osaurusd.worker.engine.planner import MAX_SEQUENCES
 from tests.models import make_tiny
 
 SECONDS = 60

@@ -6,9 +6,9 @@ from functools import partial
 from osaurusd.errors import InvalidRequest
 from osaurusd.inference.request import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt
 from osaurusd.rpc import messages
-from osaurusd.worker.engine.caches import Layout
+from osaurusd.worker.engine.kv_cache import CacheLayout
 from osaurusd.worker.engine.request import Choice, EngineRequest
-from osaurusd.worker.engine.sampling import SamplingState
+from osaurusd.worker.engine.sampler import SamplingState
 from osaurusd.worker.frontend import prompts
 from osaurusd.worker.frontend.answer import OutputDelta, Speech
 from osaurusd.worker.frontend.constraint import Constraint, Grammars
@@ -31,7 +31,7 @@ class Preparer:
         vocabulary: the width of its logits.
     """
 
-    def __init__(self, model: Model, layout: Layout, vocabulary: int) -> None:
+    def __init__(self, model: Model, layout: CacheLayout, vocabulary: int) -> None:
         self._tokenizer = model.tokenizer
         self._context_length = model.context_length
         self._vocabulary = vocabulary
@@ -71,11 +71,11 @@ class Preparer:
     def _choice(self, order: GenerationRequest, prompt: Prompt, constraint: Constraint | None, index: int) -> Choice:
         row = SamplingState(
             order.sampling,
-            prompt=prompt.tokens,
+            prompt_tokens=prompt.tokens,
             constraint=constraint.fork() if constraint and index else constraint,
-            scored=order.logprobs,
+            logprobs=order.logprobs,
             entropy=secrets.randbits(_RANDOM_BITS),
-            number=index,
+            index=index,
         )
         return Choice(index, row, self._speech.answer(order, prompt))
 
