@@ -1,23 +1,29 @@
+"""Decode batches, as the executor steps and merges them. Outputs are compared with those computed without any cache."""
+
 import mlx.core as mx
 import pytest
 
 from osaurusd.inference.request import SamplingParams
-from osaurusd.worker.engine import caches
-from osaurusd.worker.engine.decode import PADDING_COST_CPU, PADDING_COST_GPU, Decoder, Entrant, Group
+from osaurusd.worker.engine import kv_cache
+from osaurusd.worker.engine.batch import BatchEntry, DecodeBatch
+from osaurusd.worker.engine.executor import Executor
+from osaurusd.worker.engine.planner import BatchAssignment, StepPlan
+from osaurusd.worker.engine.prefix_cache import PrefixCache
 from osaurusd.worker.engine.probe import Probe
-from osaurusd.worker.engine.sampling import SamplingState
+from osaurusd.worker.engine.sampler import SamplingState
 from osaurusd.worker.frontend.constraint import ConstraintFailed
 from tests.osaurusd.worker.networks import (
     BATCHABLE,
     GREEDY,
     KINDS,
     WINDOW,
-    Odd,
-    Watched,
+    AlternatingConstraint,
+    FakeClock,
+    RecordingNetwork,
+    expected_logprobs,
     greedy,
-    greedy_along,
-    logprobs_along,
-    prefilled,
+    is_greedy,
+    prefill,
     tokens,
 )
 
@@ -25,390 +31,381 @@ PROMPTS = {
     "one token": [5],
     "short": [7, 8, 9],
     "longer than the window": list(range(20)),
-    "the same again and again": [11] * 5,
-    "the same as another": [7, 8, 9],
+    "repetitive": [11] * 5,
+    "equal to another": [7, 8, 9],
     "longest": tokens(300),
 }
-HOT = SamplingParams(temperature=1.5, seed=11, top_p=0.95)
+RANDOM = SamplingParams(temperature=1.5, seed=11, top_p=0.95)
+UNLIMITED = 10**6
 
 
-class Decoding:
-    """A decoder, and what its sequences have got.
+class Decoder:
+    """Sequences that decode, without a planner.
 
     Args:
         network: an mlx_lm model.
-        padding: how many tokens of padding are worth a pass; None for any number, so that all share one lane.
+        padding_per_pass: see `BatchAssignment`; by default all sequences share a batch.
+
+    Attributes:
+        outputs: the token outputs of each sequence.
     """
 
-    def __init__(self, network, padding=None):
-        self.network = Watched(network)
-        self.layout = Probe.of(network).layout
-        cost = PADDING_COST_CPU if mx.default_device() == mx.cpu else PADDING_COST_GPU
-        worth = 10**6 if padding is None else padding
-        self.decoder = Decoder(self.network, self.layout, worth * cost * self.layout.bytes_per_token)
-        self.got = {}
+    def __init__(self, network, padding_per_pass=UNLIMITED):
+        self.network = RecordingNetwork(network)
+        self.layout = Probe.from_network(network).layout
+        self.executor = Executor(self.network, self.layout, PrefixCache(0, has_states=False), FakeClock())
+        self.assignment = BatchAssignment(padding_per_pass, batchable=self.layout.batchable)
+        self.outputs = {}
+        self.prompts = {}
 
-    def join(self, *prompts, sampling=GREEDY, **properties):
-        """Have sequences join at once; their rows."""
-        rows = [SamplingState(sampling, prompt=prompt, **properties) for prompt in prompts]
-        self.join_rows(dict(zip(rows, prompts, strict=True)))
-        return rows
+    @property
+    def batch_lengths(self):
+        return [batch.lengths for batch in self.executor.batches]
 
-    def join_rows(self, prompts):
-        entrants = []
-        for row, prompt in prompts.items():
-            cache, logits = prefilled(self.network, prompt)
-            entrants.append(Entrant(row, cache, len(prompt), logits))
-            self.got[row] = []
-        self.decoder.join(entrants)
+    def join(self, *prompts, params=GREEDY, **fields):
+        """Add sequences, each with a batch of its own; return their ids."""
+        return [self.join_state(prompt, SamplingState(params, prompt_tokens=prompt, **fields)) for prompt in prompts]
 
-    def go(self, steps):
-        for _ in range(steps):
-            for token in self.decoder.step():
-                self.got[token.row].append(token)
+    def join_state(self, prompt, state):
+        cache, logits = prefill(self.network, prompt)
+        return self.join_batch([prompt], [state], cache, logits, merged=False)[0]
 
-    def said(self, row):
-        return [token.token for token in self.got[row]]
+    def join_together(self, *prompts):
+        """Add sequences with a merged cache; return their ids."""
+        caches, logits = zip(*(prefill(self.network, prompt) for prompt in prompts), strict=True)
+        states = [SamplingState(GREEDY, prompt_tokens=prompt) for prompt in prompts]
+        return self.join_batch(prompts, states, self.layout.merge(caches), mx.concatenate(logits), merged=True)
+
+    def join_batch(self, prompts, states, cache, logits, *, merged):
+        """Add sequences that share a cache; return their ids."""
+        ids = [len(self.outputs) + at for at in range(len(prompts))]
+        entries = [BatchEntry(id_, state, len(prompt)) for id_, state, prompt in zip(ids, states, prompts, strict=True)]
+        self.executor.batches.append(DecodeBatch(self.network, self.layout, entries, cache, logits, merged=merged))
+        self.assignment.add({entry.id: entry.length for entry in entries})
+        self.outputs |= {id_: [] for id_ in ids}
+        self.prompts |= dict(zip(ids, prompts, strict=True))
+        return ids
+
+    def leave(self, *ids):
+        self.executor.remove(ids)
+        self.assignment.remove(ids)
+
+    def step(self, count=1):
+        for _ in range(count):
+            if not self.assignment.batches:
+                return
+            result = self.executor.execute(StepPlan(decode=tuple(map(tuple, self.assignment.batches))))
+            self.assignment.advance({id_: len(outputs) for id_, outputs in result.tokens.items()})
+            for id_, outputs in result.tokens.items():
+                self.outputs[id_] += outputs
+
+    def tokens(self, id_):
+        return [output.token for output in self.outputs[id_]]
+
+    def is_greedy(self, id_):
+        return is_greedy(self.network, self.prompts[id_], self.tokens(id_))
 
 
 @pytest.fixture
-def decoding(network):
-    return lambda kind="llama", padding=None: Decoding(network(kind), padding)
+def make_decoder(network):
+    return lambda kind="llama", padding_per_pass=UNLIMITED: Decoder(network(kind), padding_per_pass)
 
 
-# Together
+# Joining and leaving
 
 
 @pytest.mark.parametrize("kind", BATCHABLE)
-def test_sequences_that_join_at_once_get_what_each_gets_alone(decoding, kind):
-    decoding = decoding(kind)
+def test_sequences_in_a_batch_get_the_same_output_as_separate_ones(make_decoder, kind):
+    decoder = make_decoder(kind)
 
-    rows = decoding.join(*PROMPTS.values())
-    decoding.go(12)
+    ids = decoder.join(*PROMPTS.values())
+    decoder.step(12)
 
-    assert [6] == [len(lane) for lane in decoding.decoder.lanes]
-    expected = [greedy(decoding.network, prompt, 12) for prompt in PROMPTS.values()]
-    assert expected == [decoding.output_tokens(row) for row in rows]
-    assert len({tuple(said) for said in expected}) == len(PROMPTS) - 1, "the prompts must make a difference"
+    assert [6] == [len(lengths) for lengths in decoder.batch_lengths]
+    expected = [greedy(decoder.network, prompt, 12) for prompt in PROMPTS.values()]
+    assert expected == [decoder.tokens(id_) for id_ in ids]
+    assert len({tuple(output) for output in expected}) == len(PROMPTS) - 1, "the prompts must make a difference"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
-def test_a_lone_sequence_gets_the_same(decoding, kind, prompt):
-    decoding = decoding(kind)
+def test_a_single_sequence_is_correct(make_decoder, kind, prompt):
+    decoder = make_decoder(kind)
 
-    (row,) = decoding.join(prompt)
-    decoding.go(2 * WINDOW)
+    (id_,) = decoder.join(prompt)
+    decoder.step(2 * WINDOW)
 
-    assert greedy_along(decoding.network, prompt, decoding.output_tokens(row)) == decoding.output_tokens(row)
+    assert decoder.is_greedy(id_)
 
 
 @pytest.mark.parametrize("kind", BATCHABLE)
 @pytest.mark.parametrize("script", ["JJJLLL", "JJLJLJLL", "JLJJLLJL", "JJJJLLLJ"])
-@pytest.mark.parametrize("padding", [None, 50])
-def test_whoever_joins_and_leaves_at_whatever_step_disturbs_nobody(decoding, kind, script, padding):
+@pytest.mark.parametrize("padding_per_pass", [UNLIMITED, 50])
+def test_sequences_that_join_and_leave_at_any_step_do_not_affect_others(make_decoder, kind, script, padding_per_pass):
     """J: the next prompt joins. L: the oldest sequence leaves. Three steps after each, so that windows rotate."""
-    decoding = decoding(kind, padding)
+    decoder = make_decoder(kind, padding_per_pass)
     prompts = [PROMPTS["short"], tokens(300), [5], tokens(20, 50)]
-    there, prompt_of = [], {}
-    for act in script:
-        if act == "J":
-            prompt = prompts[len(prompt_of) % len(prompts)]
-            there += decoding.join(prompt)
-            prompt_of[there[-1]] = prompt
+    running = []
+    for action in script:
+        if action == "J":
+            running += decoder.join(prompts[len(decoder.prompts) % len(prompts)])
         else:
-            decoding.decoder.leave([there.pop(0)])
-        decoding.go(3)
+            decoder.leave(running.pop(0))
+        decoder.step(3)
 
-    for row, prompt in prompt_of.items():
-        assert greedy_along(decoding.network, prompt, decoding.output_tokens(row)) == decoding.output_tokens(row)
-
-
-@pytest.mark.parametrize("kind", BATCHABLE)
-@pytest.mark.parametrize("leaves", range(3))
-def test_whoever_leaves_a_batch_disturbs_nobody(decoding, kind, leaves):
-    decoding = decoding(kind)
-    rows = decoding.join(*(PROMPTS[name] for name in ("short", "longest", "one token")))
-    decoding.go(4)
-
-    decoding.decoder.leave([rows[leaves]])
-    decoding.go(2 * WINDOW)
-
-    for at, row in enumerate(rows):
-        prompt, said = list(row.prompt), decoding.output_tokens(row)
-        assert len(said) == (4 if at == leaves else 4 + 2 * WINDOW)
-        assert greedy_along(decoding.network, prompt, said) == said
+    assert all(decoder.is_greedy(id_) for id_ in decoder.prompts)
 
 
 @pytest.mark.parametrize("kind", BATCHABLE)
-def test_several_may_join_a_batch_at_once(decoding, kind):
-    decoding = decoding(kind)
-    rows = decoding.join(PROMPTS["short"], PROMPTS["longest"])
-    decoding.go(2 * WINDOW)
+@pytest.mark.parametrize("leaving", range(3))
+def test_a_sequence_that_leaves_a_batch_does_not_affect_the_others(make_decoder, kind, leaving):
+    decoder = make_decoder(kind)
+    ids = decoder.join(*(PROMPTS[name] for name in ("short", "longest", "one token")))
+    decoder.step(4)
 
-    rows += decoding.join(PROMPTS["one token"], PROMPTS["longer than the window"], PROMPTS["longest"])
-    decoding.go(2 * WINDOW)
+    decoder.leave(ids[leaving])
+    decoder.step(2 * WINDOW)
 
-    for row in rows:
-        said = decoding.output_tokens(row)
-        assert greedy_along(decoding.network, list(row.prompt), said) == said
-
-
-def test_a_sequence_may_leave_before_its_first_token(decoding):
-    decoding = decoding()
-    first, second = decoding.join(PROMPTS["short"], PROMPTS["longest"])
-
-    decoding.decoder.leave([first])
-    decoding.go(4)
-
-    assert [] == decoding.output_tokens(first)
-    assert greedy(decoding.network, PROMPTS["longest"], 4) == decoding.output_tokens(second)
-
-
-def test_those_who_go_on_from_one_prompt_do_not_share_what_follows(decoding):
-    decoding = decoding()
-    cache, logits = prefilled(decoding.network, PROMPTS["longest"])
-    rows = [SamplingState(HOT, number=number) for number in range(3)]
-    decoding.got = {row: [] for row in rows}
-
-    decoding.decoder.join([Entrant(row, cache, 300, logits) for row in rows])
-    decoding.go(10)
-
-    for number, row in enumerate(rows):
-        alone = Decoding(decoding.network._network)
-        other = SamplingState(HOT, number=number)
-        alone.join_rows({other: PROMPTS["longest"]})
-        alone.go(10)
-        assert alone.output_tokens(other) == decoding.output_tokens(row)
-    assert len({tuple(decoding.output_tokens(row)) for row in rows}) == 3
-
-
-def test_when_all_have_left_it_begins_anew(decoding):
-    decoding = decoding()
-    decoding.decoder.leave(decoding.join(PROMPTS["short"], [5]))
-    decoding.go(1)
-    assert 0 == len(decoding.decoder)
-
-    (row,) = decoding.join(PROMPTS["longest"])
-    decoding.go(4)
-
-    assert greedy(decoding.network, PROMPTS["longest"], 4) == decoding.output_tokens(row)
-
-
-def test_whoever_is_not_there_may_leave(decoding):
-    decoding = decoding()
-    (row,) = decoding.join(PROMPTS["short"])
-
-    decoding.decoder.leave([SamplingState(GREEDY)])
-    decoding.go(3)
-
-    assert greedy(decoding.network, PROMPTS["short"], 3) == decoding.output_tokens(row)
-
-
-def test_a_decoder_without_sequences_has_nothing_to_do(decoding):
-    assert [] == decoding().decoder.step()
-
-
-# Lanes
-
-
-@pytest.mark.parametrize(
-    ("padding", "lanes"), [(10**6, [[100, 110, 300]]), (10, [[100, 110], [300]]), (9, [[100], [110], [300]])]
-)
-def test_who_would_cost_too_much_padding_has_a_lane_of_his_own(decoding, padding, lanes):
-    decoding = decoding("llama", padding)
-    decoding.join(tokens(100), tokens(110), tokens(300))
-    assert lanes == decoding.decoder.lanes
-
-    decoding.network.shapes.clear()
-    decoding.go(3)
-
-    assert [(len(lane), 1) for lane in lanes] * 3 == decoding.network.shapes
-    assert [[length + 3 for length in lane] for lane in lanes] == decoding.decoder.lanes
-
-
-def test_lanes_whose_padding_has_become_cheap_are_put_together(decoding):
-    decoding = decoding("llama", 40)
-    rows = [row for _ in range(3) for row in decoding.join(tokens(100))] + decoding.join(tokens(120))
-    decoding.go(2)
-    assert [[102] * 3, [122]] == decoding.decoder.lanes
-
-    decoding.decoder.leave(rows[:1])
-    decoding.go(10)
-
-    assert [[112, 112, 132]] == decoding.decoder.lanes
-    for row in rows[1:]:
-        assert greedy(decoding.network, row.prompt, 12) == decoding.output_tokens(row)
-
-
-def test_caches_that_cannot_be_merged_never_share_a_lane(decoding):
-    decoding = decoding("llama4")
-
-    rows = decoding.join(PROMPTS["short"], PROMPTS["the same as another"])
-    decoding.go(3)
-
-    assert [[6], [6]] == decoding.decoder.lanes
-    assert [greedy(decoding.network, PROMPTS["short"], 3)] * 2 == [decoding.output_tokens(row) for row in rows]
+    for at, id_ in enumerate(ids):
+        assert len(decoder.tokens(id_)) == (4 if at == leaving else 4 + 2 * WINDOW)
+        assert decoder.is_greedy(id_)
 
 
 @pytest.mark.parametrize("kind", BATCHABLE)
-@pytest.mark.parametrize("others", [0, 1, 2])
-def test_those_whose_prompts_were_processed_together_join_together(decoding, kind, others):
-    decoding = decoding(kind)
-    before = decoding.join(*[tokens(40, 77)] * others) if others else []
-    decoding.go(2 * WINDOW)
-    prompts = [tokens(30), tokens(12, 500), tokens(30, 900)]
-    found = [prefilled(decoding.network, prompt) for prompt in prompts]
-    rows = [SamplingState(GREEDY, prompt=prompt) for prompt in prompts]
-    decoding.got |= {row: [] for row in rows}
+def test_several_sequences_may_join_a_batch_at_once(make_decoder, kind):
+    decoder = make_decoder(kind)
+    ids = decoder.join(PROMPTS["short"], PROMPTS["longest"])
+    decoder.step(2 * WINDOW)
 
-    cache, logits = (
-        decoding.layout.merge([cache for cache, _ in found]),
-        mx.concatenate([logits for _, logits in found]),
-    )
-    decoding.decoder.join([], [Group(rows, cache, [30, 12, 30], logits)])
-    decoding.go(2 * WINDOW)
+    ids += decoder.join(PROMPTS["one token"], PROMPTS["longer than the window"], PROMPTS["longest"])
+    decoder.step(2 * WINDOW)
 
-    for row in [*before, *rows]:
-        assert greedy_along(decoding.network, list(row.prompt), decoding.output_tokens(row)) == decoding.output_tokens(
-            row
-        )
+    assert all(decoder.is_greedy(id_) for id_ in ids)
 
 
-# Each by its own rules
+def test_a_sequence_may_leave_a_batch_before_its_first_token(make_decoder):
+    decoder = make_decoder()
+    first, second = decoder.join_together(PROMPTS["short"], PROMPTS["longest"])
+
+    decoder.leave(first)
+    decoder.step(4)
+
+    assert [] == decoder.tokens(first)
+    assert greedy(decoder.network, PROMPTS["longest"], 4) == decoder.tokens(second)
 
 
-def mixed():
-    """Rows of all sorts, and the prompts they go on from."""
-    return {
-        SamplingState(GREEDY): PROMPTS["short"],
-        SamplingState(HOT, scored=3): PROMPTS["longest"],
-        SamplingState(GREEDY, constraint=Odd()): PROMPTS["one token"],
-        SamplingState(HOT, constraint=Odd(), scored=0): PROMPTS["short"],
-        SamplingState(SamplingParams(temperature=0, frequency_penalty=1.0), scored=20): PROMPTS["longest"],
-        SamplingState(SamplingParams(temperature=1.0, logit_bias=[(3, 2.0)], min_p=0.01), entropy=5): PROMPTS[
-            "one token"
-        ],
-    }
+@pytest.mark.parametrize("kind", BATCHABLE)
+@pytest.mark.parametrize("running", [0, 1, 2])
+def test_prompts_that_were_processed_together_join_with_one_cache(make_decoder, kind, running):
+    decoder = make_decoder(kind)
+    before = decoder.join(*[tokens(40, 77)] * running)
+    decoder.step(2 * WINDOW)
+
+    ids = decoder.join_together(tokens(30), tokens(12, 500), tokens(30, 900))
+    decoder.step(2 * WINDOW)
+
+    assert all(decoder.is_greedy(id_) for id_ in [*before, *ids])
 
 
-def gist(decoding, row):
-    """Tokens, and scores rounded so far that the company does not matter."""
+def test_a_decoder_can_be_reused_after_all_sequences_have_left(make_decoder):
+    decoder = make_decoder()
+    decoder.leave(*decoder.join(PROMPTS["short"], [5]))
+    decoder.step()
+    assert [] == decoder.executor.batches
+
+    (id_,) = decoder.join(PROMPTS["longest"])
+    decoder.step(4)
+
+    assert greedy(decoder.network, PROMPTS["longest"], 4) == decoder.tokens(id_)
+
+
+def test_removing_an_unknown_sequence_is_ignored(make_decoder):
+    decoder = make_decoder()
+    (id_,) = decoder.join(PROMPTS["short"])
+
+    decoder.leave(99)
+    decoder.step(3)
+
+    assert greedy(decoder.network, PROMPTS["short"], 3) == decoder.tokens(id_)
+
+
+# Several batches
+
+
+@pytest.mark.parametrize("padding_per_pass", [UNLIMITED, 10, 9])
+def test_each_planned_batch_is_one_forward_pass(make_decoder, padding_per_pass):
+    decoder = make_decoder("llama", padding_per_pass)
+    decoder.join(tokens(100), tokens(110), tokens(300))
+    sizes = [len(batch) for batch in decoder.assignment.batches]
+
+    decoder.network.shapes.clear()
+    decoder.step(3)
+
+    assert [(size, 1) for size in sizes] * 3 == decoder.network.shapes
+    assert [103, 113, 303] == [length for lengths in decoder.batch_lengths for length in lengths]
+
+
+def test_batches_are_merged_when_the_plan_merges_them(make_decoder):
+    decoder = make_decoder("llama", 40)
+    ids = [*decoder.join(*[tokens(100)] * 3), *decoder.join(tokens(120))]
+    decoder.step(2)
+    assert [[102] * 3, [122]] == decoder.batch_lengths
+
+    decoder.leave(ids[0])
+    decoder.step(10)
+
+    assert [[112, 112, 132]] == decoder.batch_lengths
+    for id_ in ids[1:]:
+        assert greedy(decoder.network, decoder.prompts[id_], 12) == decoder.tokens(id_)
+
+
+# Sampling within a batch
+
+
+def mixed_states():
+    """Return sampling states of all kinds, and their prompts."""
+    penalized = SamplingParams(temperature=0, frequency_penalty=1.0)
+    biased = SamplingParams(temperature=1.0, logit_bias=[(3, 2.0)], min_p=0.01)
     return [
-        (
-            token.token,
-            token.score and (round(token.score.logprob, 3), [id_ for id_, _ in token.score.top]),
-        )
-        for token in decoding.got[row]
+        (PROMPTS["short"], SamplingState(GREEDY)),
+        (PROMPTS["longest"], SamplingState(RANDOM, logprobs=3)),
+        (PROMPTS["one token"], SamplingState(GREEDY, constraint=AlternatingConstraint())),
+        (PROMPTS["short"], SamplingState(RANDOM, constraint=AlternatingConstraint(), logprobs=0)),
+        (PROMPTS["longest"], SamplingState(penalized, logprobs=20)),
+        (PROMPTS["one token"], SamplingState(biased, entropy=5)),
+    ]
+
+
+def rounded(outputs):
+    """Return tokens and scores, rounded so that the batch size does not matter."""
+    return [
+        (one.token, one.score and (round(one.score.logprob, 3), [token for token, _ in one.score.top]))
+        for one in outputs
     ]
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 3, 1, 4, 2, 0], [2, 0, 4, 1, 5, 3]])
-def test_each_gets_what_it_asked_for_whoever_else_is_there(decoding, order):
-    network = decoding("llama").network._network
+def test_sampling_does_not_depend_on_the_other_sequences(make_decoder, order):
     expected = []
-    for row, prompt in mixed().items():
-        alone = Decoding(network)
-        alone.join_rows({row: prompt})
-        alone.go(12)
-        expected.append(gist(alone, row))
-    together, rows = Decoding(network), list(mixed().items())
+    for prompt, state in mixed_states():
+        decoder = make_decoder()
+        id_ = decoder.join_state(prompt, state)
+        decoder.step(12)
+        expected.append(rounded(decoder.outputs[id_]))
+    decoder, states = make_decoder(), mixed_states()
+    ids = {}
 
-    for at in order:  # one after the other: the first has six steps more than the last
-        together.join_rows(dict(rows[at : at + 1]))
-        together.go(1)
-    together.go(12)
+    for at in order:
+        ids[at] = decoder.join_state(*states[at])
+        decoder.step()
+    decoder.step(12)
 
-    for at, (row, _) in enumerate(rows):
-        assert expected[at] == gist(together, row)[:12], at
+    for at, id_ in ids.items():
+        assert expected[at] == rounded(decoder.outputs[id_])[:12], at
 
 
-@pytest.mark.parametrize("leaves", range(6))
-def test_scores_and_constraints_stay_with_their_sequences(decoding, leaves):
-    decoding = decoding()
-    rows = list(mixed().items())
-    decoding.join_rows(dict(rows))
-    decoding.go(3)
+def test_choices_that_continue_one_prompt_are_sampled_independently(make_decoder):
+    decoder = make_decoder()
+    cache, logits = prefill(decoder.network, PROMPTS["longest"])
+    states = [SamplingState(RANDOM, index=index) for index in range(3)]
 
-    decoding.decoder.leave([rows[leaves][0]])
-    decoding.go(5)
+    ids = decoder.join_batch(
+        [PROMPTS["longest"]] * 3,
+        states,
+        decoder.layout.merge([cache] * 3),
+        mx.concatenate([logits] * 3),
+        merged=True,
+    )
+    decoder.step(10)
 
-    for at, (row, prompt) in enumerate(rows):
-        said = decoding.output_tokens(row)
-        scores = [token.score for token in decoding.got[row]]
-        assert len(said) == (3 if at == leaves else 8)
-        if row.constraint is not None:
-            assert [1, 0, 1, 0, 1, 0, 1, 0][: len(said)] == [token % 2 for token in said]
-        if row.scored is None:
-            assert [None] * len(said) == scores
+    for index, id_ in enumerate(ids):
+        separate = make_decoder()
+        other = separate.join_state(PROMPTS["longest"], SamplingState(RANDOM, index=index))
+        separate.step(10)
+        assert separate.tokens(other) == decoder.tokens(id_)
+    assert len({tuple(decoder.tokens(id_)) for id_ in ids}) == 3
+
+
+@pytest.mark.parametrize("leaving", range(6))
+def test_scores_and_constraints_stay_with_their_sequences(make_decoder, leaving):
+    decoder = make_decoder()
+    states = mixed_states()
+    ids = [decoder.join_state(prompt, state) for prompt, state in states]
+    decoder.step(3)
+
+    decoder.leave(ids[leaving])
+    decoder.step(5)
+
+    for at, (id_, (prompt, state)) in enumerate(zip(ids, states, strict=True)):
+        output, scores = decoder.tokens(id_), [one.score for one in decoder.outputs[id_]]
+        assert len(output) == (3 if at == leaving else 8)
+        if state.constraint is not None:
+            assert [1, 0, 1, 0, 1, 0, 1, 0][: len(output)] == [token % 2 for token in output]
+        if state.logprobs is None:
+            assert [None] * len(output) == scores
         else:
-            assert logprobs_along(decoding.network, prompt, said) == pytest.approx(
-                [score.logprob for score in scores], abs=1e-3
-            )
-            assert {row.scored} == {len(score.top) for score in scores}
+            logprobs = [score.logprob for score in scores]
+            assert expected_logprobs(decoder.network, prompt, output) == pytest.approx(logprobs, abs=1e-3)
+            assert {state.logprobs} == {len(score.top) for score in scores}
 
 
-def test_a_constraint_hears_each_token_once(decoding):
-    decoding = decoding()
-    rows = decoding.join(PROMPTS["short"], constraint=Odd())
-    rows += decoding.join(PROMPTS["longest"])
-    decoding.go(5)
+def test_a_constraint_receives_each_token_once(make_decoder):
+    decoder = make_decoder()
+    constraint = AlternatingConstraint()
+    (id_,) = decoder.join(PROMPTS["short"], constraint=constraint)
+    decoder.join(PROMPTS["longest"])
+    decoder.step(5)
 
-    assert decoding.output_tokens(rows[0]) == rows[0].constraint.heard
+    assert decoder.tokens(id_) == constraint.tokens
 
 
 @pytest.mark.parametrize("neighbours", [0, 2])
-def test_a_constraint_that_fails_is_told_and_costs_nobody_else(decoding, neighbours):
-    decoding = decoding()
-    others = decoding.join(*[PROMPTS["longest"]] * neighbours) if neighbours else []
-    (row,) = decoding.join(PROMPTS["short"], constraint=Odd(most=2))
+def test_a_failed_constraint_is_reported_once_and_does_not_affect_others(make_decoder, neighbours):
+    decoder = make_decoder()
+    others = decoder.join(*[PROMPTS["longest"]] * neighbours)
+    (id_,) = decoder.join(PROMPTS["short"], constraint=AlternatingConstraint(limit=2))
 
-    decoding.go(2)
-    assert {} == decoding.decoder.take_failed()
-    decoding.go(1)
+    decoder.step(2)
+    assert {} == decoder.executor.take_failed()
+    decoder.step()
 
-    assert {row: "enough"} == decoding.decoder.take_failed()
-    assert {} == decoding.decoder.take_failed()
-    decoding.decoder.leave([row])
-    decoding.go(3)
+    assert {id_: "limit reached"} == decoder.executor.take_failed()
+    assert {} == decoder.executor.take_failed()
+    decoder.leave(id_)
+    decoder.step(3)
     for other in others:
-        assert greedy(decoding.network, PROMPTS["longest"], 6) == decoding.output_tokens(other)
+        assert greedy(decoder.network, PROMPTS["longest"], 6) == decoder.tokens(other)
 
 
-def test_a_constraint_that_cannot_even_begin_is_told(decoding):
-    class Unable(Odd):
+def test_a_constraint_that_fails_on_the_first_token_is_reported(make_decoder):
+    class FailingConstraint(AlternatingConstraint):
         def fill(self, row):
-            raise ConstraintFailed("unable")
+            raise ConstraintFailed("unsatisfiable")
 
-    decoding = decoding()
+    decoder = make_decoder()
 
-    (row,) = decoding.join(PROMPTS["short"], constraint=Unable())
+    (id_,) = decoder.join(PROMPTS["short"], constraint=FailingConstraint())
 
-    assert {row: "unable"} == decoding.decoder.take_failed()
+    assert {id_: "unsatisfiable"} == decoder.executor.take_failed()
 
 
-# What is kept
+# Reading caches
 
 
 @pytest.mark.parametrize("kind", BATCHABLE)
 @pytest.mark.parametrize("neighbours", [0, 2])
-def test_a_sequence_can_be_gone_on_from_where_it_is(decoding, kind, neighbours):
-    decoding = decoding(kind)
-    if neighbours:
-        decoding.join(tokens(50), [5])
-    (row,) = decoding.join(PROMPTS["longest"])
-    decoding.go(2 * WINDOW)
+def test_a_sequence_can_be_resumed_from_its_cache(make_decoder, kind, neighbours):
+    decoder = make_decoder(kind)
+    decoder.join(*[tokens(50), [5]][:neighbours])
+    (id_,) = decoder.join(PROMPTS["longest"])
+    decoder.step(2 * WINDOW)
+    sequence = [*PROMPTS["longest"], *decoder.tokens(id_)]
 
-    whole = [*PROMPTS["longest"], *decoding.output_tokens(row)]
-    kept = decoding.decoder.kept(row)
-    again = restored(decoding, kept, len(whole))
-    decoding.go(3)  # which is not to touch what was kept
+    reader = decoder.executor.reader(id_)
+    parts = [reader.pack(0, 200), reader.pack(200, len(sequence))]
+    states = reader.copy_states() if decoder.layout.has_states else None
+    decoder.step(3)  # must not change the copies
 
-    _, expected = prefilled(decoding.network, [*whole, 5])
-    assert mx.allclose(expected, decoding.network(mx.array([[5]]), cache=again)[:, -1], atol=1e-4).item()
-
-
-def restored(decoding, kept, length):
-    layout = decoding.layout
-    parts = [kept.pack(0, 200), kept.pack(200, length)]
-    return caches.restore(layout, decoding.network, parts, length, kept.states() if layout.has_states else None)
+    restored = kv_cache.restore(decoder.layout, decoder.network, parts, len(sequence), states)
+    _, expected = prefill(decoder.network, [*sequence, 5])
+    assert mx.allclose(expected, decoder.network(mx.array([[5]]), cache=restored)[:, -1], atol=1e-4).item()

@@ -61,7 +61,7 @@ def prefill(planner):
 def decode(planner, count=1):
     """Give each decoding sequence one token, `count` times."""
     for _ in range(count):
-        planner.record_decode({id_: 1 for id_ in itertools.chain(*planner.plan_decode().decode)})
+        planner.record_decode(dict.fromkeys(itertools.chain(*planner.plan_decode().decode), 1))
         for sequence in planner.decoding.values():
             sequence.choice.output_tokens.append(0)
 

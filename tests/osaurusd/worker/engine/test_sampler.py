@@ -6,57 +6,58 @@ import numpy as np
 import pytest
 
 from osaurusd.inference.request import SamplingParams
-from osaurusd.worker.engine.sampling import Batch, SamplingState, score
+from osaurusd.worker.engine.sampler import BatchSampler, SamplingState, compute_logprobs
 
 PROBABILITIES = [0.05, 0.5, 0.15, 0.3]
 DRAWS = 1500
 
 
-def row(temperature=1.0, seed=None, *, prompt=(), said=(), scored=None, entropy=1, number=0, **sampling):
+def make_state(
+    temperature=1.0, seed=None, *, prompt_tokens=(), output_tokens=(), logprobs=None, entropy=1, index=0, **params
+):
     return SamplingState(
-        SamplingParams(temperature=temperature, seed=seed, **sampling),
-        prompt=prompt,
-        said=said,
-        scored=scored,
+        SamplingParams(temperature=temperature, seed=seed, **params),
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        logprobs=logprobs,
         entropy=entropy,
-        number=number,
+        index=index,
     )
 
 
-def logs(*rows):
-    """Logits, one row for each sequence."""
+def to_logits(*rows):
     return mx.log(mx.array(rows))
 
 
-def choose(rows, logits, masked=None):
-    chosen, _ = Batch(rows).choose(logits, masked)
-    return chosen.tolist()
+def sample(states, logits, masked=None):
+    tokens, _ = BatchSampler(states).sample(logits, masked)
+    return tokens.tolist()
 
 
-def draws(probabilities=PROBABILITIES, **sampling):
-    """How often each token is chosen."""
-    rows = [row(entropy=at, **sampling) for at in range(DRAWS)]
-    return Counter(choose(rows, logs(*[probabilities] * DRAWS)))
+def count_draws(probabilities=PROBABILITIES, **fields):
+    """Return how often each token is drawn."""
+    states = [make_state(entropy=at, **fields) for at in range(DRAWS)]
+    return Counter(sample(states, to_logits(*[probabilities] * DRAWS)))
 
 
-def close(found, expected):
-    """Whether the draws are spread as expected, give or take what chance may do: four standard deviations."""
-    return set(found) <= set(expected) and all(
-        abs(found[token] - DRAWS * share) <= 4 * math.sqrt(DRAWS * share * (1 - share)) + 1e-9
+def is_plausible(counts, expected):
+    """Whether draws follow the expected distribution, within four standard deviations."""
+    return set(counts) <= set(expected) and all(
+        abs(counts[token] - DRAWS * share) <= 4 * math.sqrt(DRAWS * share * (1 - share)) + 1e-9
         for token, share in expected.items()
     )
 
 
-def of(*kept, power=1.0):
-    """The probabilities of these tokens alone, to some power."""
-    weights = {token: PROBABILITIES[token] ** power for token in kept}
+def distribution(*tokens, power=1.0):
+    """Return the distribution over these tokens alone, raised to a power."""
+    weights = {token: PROBABILITIES[token] ** power for token in tokens}
     return {token: weight / sum(weights.values()) for token, weight in weights.items()}
 
 
-def stream(row, count=50, width=1000):
-    """The choices of one sequence, one by one, among many equal tokens."""
-    batch = Batch([row])
-    return [batch.choose(mx.zeros((1, width)))[0].item() for _ in range(count)]
+def stream(state, count=50, width=1000):
+    """Return consecutive draws of one sequence among equally likely tokens."""
+    sampler = BatchSampler([state])
+    return [sampler.sample(mx.zeros((1, width)))[0].item() for _ in range(count)]
 
 
 # Temperature
@@ -64,26 +65,26 @@ def stream(row, count=50, width=1000):
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-9, 9e-5])
 @pytest.mark.parametrize("seed", [None, 1])
-def test_a_temperature_of_nothing_takes_the_likeliest_token(temperature, seed):
-    rows = [row(temperature, seed, top_p=0.1, top_k=2, min_p=0.5) for _ in range(2)]
+def test_a_temperature_near_zero_is_greedy(temperature, seed):
+    states = [make_state(temperature, seed, top_p=0.1, top_k=2, min_p=0.5) for _ in range(2)]
 
-    assert [1, 0] == choose(rows, logs(PROBABILITIES, [0.7, 0.1, 0.1, 0.1]))
+    assert [1, 0] == sample(states, to_logits(PROBABILITIES, [0.7, 0.1, 0.1, 0.1]))
 
 
-def test_a_tiny_temperature_is_still_a_choice():
-    assert {1} == set(draws(temperature=1e-4))
+def test_a_tiny_temperature_does_not_overflow():
+    assert {1} == set(count_draws(temperature=1e-4))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_a_temperature_is_a_power(temperature):
-    assert close(draws(temperature=temperature), of(0, 1, 2, 3, power=1 / temperature))
+def test_the_temperature_scales_the_logits(temperature):
+    assert is_plausible(count_draws(temperature=temperature), distribution(0, 1, 2, 3, power=1 / temperature))
 
 
-# What is cut off
+# Truncation
 
 
 @pytest.mark.parametrize(
-    ("sampling", "kept"),
+    ("params", "remaining"),
     [
         ({"top_p": 1e-6}, [1]),
         ({"top_p": 0.49}, [1]),
@@ -102,7 +103,7 @@ def test_a_temperature_is_a_power(temperature):
         ({"min_p": 0.01}, [0, 1, 2, 3]),
         ({"top_k": 3, "top_p": 0.6}, [1, 3]),
         ({"top_k": 2, "top_p": 0.9}, [1, 3]),
-        # Of the two that are left the first has 0.625.
+        # The first of the remaining two has 0.625.
         ({"top_k": 2, "top_p": 0.6}, [1]),
         ({"min_p": 0.59, "top_p": 0.6}, [1]),
         ({"min_p": 0.2, "top_k": 2, "top_p": 0.99}, [1, 3]),
@@ -110,210 +111,211 @@ def test_a_temperature_is_a_power(temperature):
     ],
     ids=str,
 )
-def test_what_is_cut_off_leaves_the_rest_as_it_was(sampling, kept):
-    assert close(draws(**sampling), of(*kept))
+def test_truncation_keeps_the_proportions_of_the_remaining_tokens(params, remaining):
+    assert is_plausible(count_draws(**params), distribution(*remaining))
 
 
 @pytest.mark.parametrize(
-    ("temperature", "sampling", "kept"),
+    ("temperature", "params", "remaining"),
     [(1.0, {"top_p": 0.79}, {0}), (100.0, {"top_p": 0.79}, {0, 1, 2, 3}), (3.0, {"min_p": 0.3}, {0, 1, 2, 3})],
 )
-def test_the_temperature_comes_before_what_is_cut_off(temperature, sampling, kept):
-    assert kept == set(draws([0.9, 0.04, 0.03, 0.03], temperature=temperature, **sampling))
+def test_the_temperature_is_applied_before_truncation(temperature, params, remaining):
+    assert remaining == set(count_draws([0.9, 0.04, 0.03, 0.03], temperature=temperature, **params))
 
 
-@pytest.mark.parametrize("sampling", [{"top_k": 2}, {"top_p": 0.5}])
-def test_what_is_as_likely_as_the_last_that_stays_stays_too(sampling):
-    assert {1, 2, 3} == set(draws([0.1, 0.4, 0.25, 0.25], **sampling))
+@pytest.mark.parametrize("params", [{"top_k": 2}, {"top_p": 0.5}])
+def test_ties_with_the_last_remaining_token_remain(params):
+    assert {1, 2, 3} == set(count_draws([0.1, 0.4, 0.25, 0.25], **params))
 
 
-def test_each_row_cuts_off_what_it_asked_for():
-    asked = [{}, {"top_p": 0.79}, {"top_k": 1}, {"min_p": 0.2}, {"top_k": 3, "top_p": 0.6}, {"temperature": 0}]
-    kept = [{0, 1, 2, 3}, {1, 3}, {1}, {1, 2, 3}, {1, 3}, {1}]
-    rows = [row(entropy=at, **asked[at % len(asked)]) for at in range(200 * len(asked))]
+def test_each_row_is_truncated_by_its_own_parameters():
+    params = [{}, {"top_p": 0.79}, {"top_k": 1}, {"min_p": 0.2}, {"top_k": 3, "top_p": 0.6}, {"temperature": 0}]
+    remaining = [{0, 1, 2, 3}, {1, 3}, {1}, {1, 2, 3}, {1, 3}, {1}]
+    states = [make_state(entropy=at, **params[at % len(params)]) for at in range(200 * len(params))]
 
-    chosen = choose(rows, logs(*[PROBABILITIES] * len(rows)))
+    drawn = sample(states, to_logits(*[PROBABILITIES] * len(states)))
 
-    assert kept == [set(chosen[at :: len(asked)]) for at in range(len(asked))]
+    assert remaining == [set(drawn[at :: len(params)]) for at in range(len(params))]
 
 
 # Bias and penalties
 
 
 @pytest.mark.parametrize(
-    ("properties", "expected"),
+    ("fields", "expected"),
     [
         ({"logit_bias": [(0, 0.5)]}, [2.5, 1.0, -1.0, 0.0]),
         ({"logit_bias": [(0, -100.0), (3, 1.5)]}, [-98.0, 1.0, -1.0, 1.5]),
         ({"frequency_penalty": 0.5}, [2.0, 1.0, -1.0, 0.0]),
-        ({"frequency_penalty": 0.5, "said": [0, 0, 3]}, [1.0, 1.0, -1.0, -0.5]),
-        ({"presence_penalty": 0.5, "said": [0, 0, 3]}, [1.5, 1.0, -1.0, -0.5]),
-        ({"presence_penalty": 0.5, "prompt": [0, 1]}, [2.0, 1.0, -1.0, 0.0]),
-        ({"frequency_penalty": -1.0, "said": [2]}, [2.0, 1.0, 0.0, 0.0]),
-        ({"repetition_penalty": 2.0, "prompt": [0, 2, 2]}, [1.0, 1.0, -2.0, 0.0]),
-        ({"repetition_penalty": 2.0, "said": [0, 2]}, [1.0, 1.0, -2.0, 0.0]),
-        ({"repetition_penalty": 2.0, "prompt": [0], "said": [0, 0]}, [1.0, 1.0, -1.0, 0.0]),
-        # The bias comes first, and what it makes of a logit is then weakened.
-        ({"repetition_penalty": 2.0, "logit_bias": [(0, 2.0)], "prompt": [0]}, [2.0, 1.0, -1.0, 0.0]),
+        ({"frequency_penalty": 0.5, "output_tokens": [0, 0, 3]}, [1.0, 1.0, -1.0, -0.5]),
+        ({"presence_penalty": 0.5, "output_tokens": [0, 0, 3]}, [1.5, 1.0, -1.0, -0.5]),
+        ({"presence_penalty": 0.5, "prompt_tokens": [0, 1]}, [2.0, 1.0, -1.0, 0.0]),
+        ({"frequency_penalty": -1.0, "output_tokens": [2]}, [2.0, 1.0, 0.0, 0.0]),
+        ({"repetition_penalty": 2.0, "prompt_tokens": [0, 2, 2]}, [1.0, 1.0, -2.0, 0.0]),
+        ({"repetition_penalty": 2.0, "output_tokens": [0, 2]}, [1.0, 1.0, -2.0, 0.0]),
+        ({"repetition_penalty": 2.0, "prompt_tokens": [0], "output_tokens": [0, 0]}, [1.0, 1.0, -1.0, 0.0]),
+        # The bias is applied first.
+        ({"repetition_penalty": 2.0, "logit_bias": [(0, 2.0)], "prompt_tokens": [0]}, [2.0, 1.0, -1.0, 0.0]),
         (
-            {"repetition_penalty": 2.0, "frequency_penalty": 0.5, "presence_penalty": 0.25, "said": [0, 0]},
+            {
+                "repetition_penalty": 2.0,
+                "frequency_penalty": 0.5,
+                "presence_penalty": 0.25,
+                "output_tokens": [0, 0],
+            },
             [-0.25, 1.0, -1.0, 0.0],
         ),
     ],
     ids=str,
 )
-def test_bias_and_penalties_change_the_logits_as_documented(properties, expected):
-    """Seen from the outside: the likelihoods of one draw of many rows, all of which have said the same."""
-    rows = [row(entropy=at, **properties) for at in range(DRAWS)]
+def test_bias_and_penalties_change_the_logits_as_documented(fields, expected):
+    states = [make_state(entropy=at, **fields) for at in range(DRAWS)]
 
-    found = Counter(choose(rows, mx.array([[2.0, 1.0, -1.0, 0.0]] * DRAWS)))
+    counts = Counter(sample(states, mx.array([[2.0, 1.0, -1.0, 0.0]] * DRAWS)))
 
     weights = np.exp(expected)
-    assert close(found, dict(enumerate(weights / weights.sum())))
+    assert is_plausible(counts, dict(enumerate(weights / weights.sum())))
 
 
-def test_what_is_said_counts_from_then_on():
-    one = row(0, frequency_penalty=1.0)
-    batch = Batch([one])
+def test_sampled_tokens_are_penalized_in_later_draws():
+    sampler = BatchSampler([make_state(0, frequency_penalty=1.0)])
 
-    assert [0, 1, 0, 1, 0, 2] == [batch.choose(mx.array([[3.0, 2.5, 0.6]]))[0].item() for _ in range(6)]
+    assert [0, 1, 0, 1, 0, 2] == [sampler.sample(mx.array([[3.0, 2.5, 0.6]]))[0].item() for _ in range(6)]
 
 
-def test_a_row_that_begins_again_counts_what_it_had_said():
+def test_a_rewound_state_repeats_its_draws():
     logits = mx.array([[3.0, 2.5, 0.5]])
-    one, again = (row(seed=5, frequency_penalty=1.0, repetition_penalty=1.1, prompt=[2]) for _ in range(2))
-    batch = Batch([one])
-    said = [batch.choose(logits)[0].item() for _ in range(12)]
+    state = make_state(seed=5, frequency_penalty=1.0, repetition_penalty=1.1, prompt_tokens=[2])
+    sampler = BatchSampler([state])
+    output = [sampler.sample(logits)[0].item() for _ in range(12)]
 
-    batch = Batch([again])
-    for _ in range(6):  # further than what counts
-        batch.choose(logits)
-    again.begin_again(said[:4])
+    state.rewind(output[:4])
 
-    batch = Batch([again])
-    assert said[4:] == [batch.choose(logits)[0].item() for _ in range(8)]
+    sampler = BatchSampler([state])
+    assert output[4:] == [sampler.sample(logits)[0].item() for _ in range(8)]
 
 
-def test_a_mask_has_the_last_word():
-    """What is masked stays so whatever bias it has, and what is cut off is cut off from what the mask leaves."""
+def test_masked_tokens_are_never_sampled():
+    """Neither a bias nor a truncation that would keep them makes a difference."""
     masked = mx.array([[-mx.inf, -mx.inf, math.log(0.15), math.log(0.05)]] * DRAWS)
-    rows = [
-        SamplingState(SamplingParams(temperature=1, top_p=0.7, logit_bias=[(1, 50.0)]), constraint=object(), entropy=at)
-        for at in range(DRAWS)
-    ]
+    params = SamplingParams(temperature=1, top_p=0.7, logit_bias=[(1, 50.0)])
+    states = [SamplingState(params, constraint=object(), entropy=at) for at in range(DRAWS)]
 
-    found = choose(rows, logs(*[[0.05, 0.5, 0.15, 0.05]] * DRAWS), masked)
-
-    assert {2} == set(found)
+    assert {2} == set(sample(states, to_logits(*[[0.05, 0.5, 0.15, 0.05]] * DRAWS), masked))
 
 
-def test_only_the_constrained_rows_are_masked():
-    rows = [row(0), SamplingState(SamplingParams(temperature=0), constraint=object()), row(0)]
+def test_only_constrained_rows_are_masked():
+    states = [make_state(0), SamplingState(SamplingParams(temperature=0), constraint=object()), make_state(0)]
 
-    assert [1, 0, 1] == choose(rows, mx.array([[1.0, 2.0]] * 3), mx.array([[1.0, -mx.inf]]))
+    assert [1, 0, 1] == sample(states, mx.array([[1.0, 2.0]] * 3), mx.array([[1.0, -mx.inf]]))
 
 
-@pytest.mark.parametrize("properties", [{"frequency_penalty": 0.01}, {"logit_bias": [(0, -0.01)]}])
+@pytest.mark.parametrize("fields", [{"frequency_penalty": 0.01}, {"logit_bias": [(0, -0.01)]}])
 @pytest.mark.parametrize("neighbours", [0, 1])
-def test_a_small_penalty_counts_in_half_precision_too(properties, neighbours):
-    rows = [row(0, said=[0], **properties), *[row(0)] * neighbours]
+def test_a_small_penalty_is_not_lost_in_half_precision(fields, neighbours):
+    states = [make_state(0, output_tokens=[0], **fields), *[make_state(0)] * neighbours]
 
-    assert 1 == choose(rows, mx.array([[30.0, 30.0]] * len(rows), mx.bfloat16))[0]
+    assert 1 == sample(states, mx.array([[30.0, 30.0]] * len(states), mx.bfloat16))[0]
 
 
 # Seeds
 
 
 @pytest.mark.parametrize("seed", [0, 1, -1, -(2**63), 2**63 - 1, 2**64 - 1])
-def test_a_seed_repeats_whatever_the_entropy(seed):
-    assert stream(row(seed=seed, entropy=1)) == stream(row(seed=seed, entropy=2))
+def test_a_seed_makes_draws_reproducible(seed):
+    assert stream(make_state(seed=seed, entropy=1)) == stream(make_state(seed=seed, entropy=2))
 
 
-def test_seeds_differ():
-    streams = [tuple(stream(row(seed=seed))) for seed in (0, 1, 2, -1, 2**32, 2**33)]
-
-    assert len(set(streams)) == len(streams)
-
-
-def test_answers_of_one_seed_differ():
-    streams = [tuple(stream(row(seed=3, number=number))) for number in range(8)]
+def test_different_seeds_yield_different_draws():
+    streams = [tuple(stream(make_state(seed=seed))) for seed in (0, 1, 2, -1, 2**32, 2**33)]
 
     assert len(set(streams)) == len(streams)
 
 
-def test_neighbouring_seeds_and_numbers_are_unrelated():
-    streams = [stream(row(seed=seed, number=number), 20) for seed in range(20) for number in range(4)]
+def test_choices_with_the_same_seed_differ():
+    streams = [tuple(stream(make_state(seed=3, index=index))) for index in range(8)]
 
-    choices = [choice for one in streams for choice in one]
-    assert len(set(choices)) > 0.75 * 1000 * (1 - math.exp(-len(choices) / 1000))
-
-
-def test_a_seeded_choice_does_not_repeat_itself_step_after_step():
-    assert len(set(stream(row(seed=1)))) > 40
+    assert len(set(streams)) == len(streams)
 
 
-def test_a_seeded_row_gets_the_same_alone_in_any_batch_and_in_any_place():
+def test_consecutive_seeds_and_indexes_are_uncorrelated():
+    streams = [stream(make_state(seed=seed, index=index), 20) for seed in range(20) for index in range(4)]
+
+    draws = [token for one in streams for token in one]
+    assert len(set(draws)) > 0.75 * 1000 * (1 - math.exp(-len(draws) / 1000))
+
+
+def test_consecutive_draws_with_a_seed_differ():
+    assert len(set(stream(make_state(seed=1)))) > 40
+
+
+def test_seeded_draws_do_not_depend_on_the_batch_or_the_row():
     logits = mx.random.normal((20, 50), key=mx.random.key(1)) * 2
-    sampling = {"seed": 4, "temperature": 1.3, "top_p": 0.9, "frequency_penalty": 0.5, "min_p": 0.01}
-    one = row(**sampling)
-    alone = [choose([one], logits[at : at + 1])[0] for at in range(20)]
+    params = {"seed": 4, "temperature": 1.3, "top_p": 0.9, "frequency_penalty": 0.5, "min_p": 0.01}
+    state = make_state(**params)
+    separate = [sample([state], logits[at : at + 1])[0] for at in range(20)]
 
-    for place, size in [(0, 2), (1, 2), (3, 7), (6, 7)]:
-        others = [row(0), row(seed=9), row(top_k=3), row(0.7, min_p=0.3), row(presence_penalty=1.0), row(scored=2)]
-        rows = others[: size - 1]
-        again = row(**sampling)
-        rows.insert(place, again)
-        batch = Batch(rows)
-        found = [batch.choose(mx.broadcast_to(logits[at], (size, 50)))[0].tolist()[place] for at in range(20)]
-        assert alone == found, (place, size)
-
-
-def test_without_a_seed_entropy_decides():
-    assert stream(row(entropy=1)) != stream(row(entropy=2))
-    assert stream(row(entropy=1)) == stream(row(entropy=1))
-
-
-# Scores
+    for row, size in [(0, 2), (1, 2), (3, 7), (6, 7)]:
+        states = [
+            make_state(0),
+            make_state(seed=9),
+            make_state(top_k=3),
+            make_state(0.7, min_p=0.3),
+            make_state(presence_penalty=1.0),
+            make_state(logprobs=2),
+        ][: size - 1]
+        states.insert(row, make_state(**params))
+        sampler = BatchSampler(states)
+        batched = [sampler.sample(mx.broadcast_to(logits[at], (size, 50)))[0].tolist()[row] for at in range(20)]
+        assert separate == batched, (row, size)
 
 
-def test_scores_are_the_models_own_whatever_is_asked_for():
+def test_without_a_seed_the_entropy_decides():
+    assert stream(make_state(entropy=1)) != stream(make_state(entropy=2))
+    assert stream(make_state(entropy=1)) == stream(make_state(entropy=1))
+
+
+# Log-probabilities
+
+
+def test_log_probabilities_are_those_of_the_unchanged_logits():
     logits = mx.random.normal((3, 20), key=mx.random.key(2)) * 3
-    rows = [
-        row(scored=3, logit_bias=[(4, 100.0)], top_k=1),
-        row(0),
-        SamplingState(SamplingParams(temperature=0), constraint=object(), scored=5),
+    states = [
+        make_state(logprobs=3, logit_bias=[(4, 100.0)], top_k=1),
+        make_state(0),
+        SamplingState(SamplingParams(temperature=0), constraint=object(), logprobs=5),
     ]
     masked = mx.where(mx.arange(20) == 6, logits[2:], -mx.inf)
 
-    chosen, scores = Batch(rows).choose(logits, masked)
+    tokens, logprobs = BatchSampler(states).sample(logits, masked)
 
-    assert [4, 6] == [chosen.tolist()[at] for at in (0, 2)]
-    assert [0, 2] == scores.rows
-    truth = np.array(logits) - np.log(np.exp(np.array(logits)).sum(axis=1, keepdims=True))
-    for told, at, token in zip(scores.told(), (0, 2), (4, 6), strict=True):
-        assert told.logprob == pytest.approx(float(truth[at, token]), abs=1e-5)
-        likeliest = np.argsort(-truth[at])[:5]
-        assert likeliest.tolist() == [id_ for id_, _ in told.top]
-        assert [logprob for _, logprob in told.top] == pytest.approx(truth[at, likeliest].tolist(), abs=1e-5)
-
-
-def test_scores_are_not_asked_for_where_nobody_wants_any():
-    _, scores = Batch([row(0), row()]).choose(logs(PROBABILITIES, PROBABILITIES))
-
-    assert scores is None
+    assert [4, 6] == [tokens.tolist()[row] for row in (0, 2)]
+    assert [0, 2] == logprobs.rows
+    expected = np.array(logits) - np.log(np.exp(np.array(logits)).sum(axis=1, keepdims=True))
+    for score, row, token in zip(logprobs.scores(), (0, 2), (4, 6), strict=True):
+        assert score.logprob == pytest.approx(float(expected[row, token]), abs=1e-5)
+        top = np.argsort(-expected[row])[:5]
+        assert top.tolist() == [id_ for id_, _ in score.top]
+        assert [logprob for _, logprob in score.top] == pytest.approx(expected[row, top].tolist(), abs=1e-5)
 
 
-@pytest.mark.parametrize(("most", "told"), [(0, 0), (1, 1), (3, 3), (20, 3)])
-def test_as_many_of_the_likeliest_are_told_as_asked_for_and_as_there_are(most, told):
-    (found,) = score(logs(PROBABILITIES), mx.array([2]), most, [0]).told()
+def test_log_probabilities_are_not_computed_unless_requested():
+    _, logprobs = BatchSampler([make_state(0), make_state()]).sample(to_logits(PROBABILITIES, PROBABILITIES))
 
-    assert found.logprob == pytest.approx(math.log(0.15))
-    assert [1, 3, 2][:told] == [id_ for id_, _ in found.top]
+    assert logprobs is None
 
 
-def test_scores_of_half_precision_logits_are_sums_in_full():
+@pytest.mark.parametrize(("top", "expected"), [(0, 0), (1, 1), (3, 3), (20, 3)])
+def test_the_number_of_alternatives_is_limited_by_the_vocabulary(top, expected):
+    (score,) = compute_logprobs(to_logits(PROBABILITIES), mx.array([2]), top, [0]).scores()
+
+    assert score.logprob == pytest.approx(math.log(0.15))
+    assert [1, 3, 2][:expected] == [id_ for id_, _ in score.top]
+
+
+def test_log_probabilities_of_half_precision_logits_are_computed_in_float32():
     logits = mx.array([[10.0, 10.0, 9.0]], mx.bfloat16)
 
-    (found,) = score(logits, mx.array([0]), 0, [0]).told()
+    (score,) = compute_logprobs(logits, mx.array([0]), 0, [0]).scores()
 
-    assert found.logprob == pytest.approx(10 - math.log(2 * math.exp(10) + math.exp(9)), abs=1e-5)
+    assert score.logprob == pytest.approx(10 - math.log(2 * math.exp(10) + math.exp(9)), abs=1e-5)
