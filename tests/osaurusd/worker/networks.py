@@ -1,19 +1,10 @@
-"""Tiny random networks of several architectures, their reference output, and helpers to run an engine with them."""
+"""Tiny random networks of several architectures, and their reference output."""
 
 import importlib
 
 import mlx.core as mx
-import numpy as np
 from mlx.utils import tree_map_with_path
 from mlx_lm.models.cache import make_prompt_cache
-
-from osaurusd.inference.events import Completed, Delta, Finished, Started
-from osaurusd.inference.request import SamplingParams
-from osaurusd.rpc import messages
-from osaurusd.worker.engine.request import Choice, EngineRequest
-from osaurusd.worker.engine.sampler import SamplingState
-from osaurusd.worker.frontend.constraint import ConstraintFailed
-from osaurusd.worker.frontend.content import OutputDelta
 
 VOCABULARY = 97
 WINDOW = 8
@@ -207,9 +198,6 @@ def prefill(network, prompt):
     return cache, logits
 
 
-# Test doubles
-
-
 class RecordingNetwork:
     """A network that records the shapes of its input, and fails on demand.
 
@@ -246,175 +234,3 @@ class RecordingNetwork:
     def single_widths(self):
         """The widths of the passes over one sequence: those of prompts, where at least two sequences decode."""
         return [width for rows, width in self.shapes if rows == 1]
-
-
-class FakeOutput:
-    """A sequence output that renders token 7 as `7 `.
-
-    Args:
-        stop: a token that completes the output; it is not rendered.
-        unreadable: a token on which `add` fails.
-        fails_to_finish: whether `finish` fails.
-    """
-
-    def __init__(self, stop=None, unreadable=None, fails_to_finish=False):
-        self._stop = stop
-        self._unreadable = unreadable
-        self._fails_to_finish = fails_to_finish
-        self.scores = []
-        self.stopped = False
-        self.matched_stop = None
-        self.has_tool_calls = False
-        self.reasoning_tokens = 0
-
-    def add(self, token, score=None):
-        self.scores.append(score)
-        if token == self._unreadable:
-            raise ValueError("unreadable")
-        if token == self._stop:
-            self.stopped = True
-            self.matched_stop = to_text([token])
-            return None
-        return OutputDelta(text=to_text([token]))
-
-    def finish(self, *, cut):
-        if self._fails_to_finish:
-            raise ValueError("unfinished")
-        return OutputDelta(text="cut ") if cut else None
-
-
-class AlternatingConstraint:
-    """A constraint that allows odd and even tokens alternately, odd ones first.
-
-    Args:
-        limit: how many tokens it accepts before it fails.
-    """
-
-    def __init__(self, limit=10_000):
-        self.tokens = []
-        self._limit = limit
-
-    def advance(self, token):
-        self.tokens.append(token)
-        if len(self.tokens) > self._limit:
-            raise ConstraintFailed("limit reached")
-
-    def fork(self):
-        return AlternatingConstraint(self._limit)
-
-    def fill(self, row):
-        allowed = np.arange(row.size * 32) % 2 != len(self.tokens) % 2
-        row[:] = np.packbits(allowed, bitorder="little").view(np.int32)
-
-
-class FakeClock:
-    """A clock that advances only when a test says so."""
-
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
-
-    def advance(self, seconds):
-        self.now += seconds
-
-
-# Running an engine
-
-GREEDY = SamplingParams(temperature=0)
-
-
-def build_request(
-    id_, prompt, max_tokens=8, params=GREEDY, *, n=1, logprobs=None, output=FakeOutput, constraint=None, **fields
-):
-    """Build a request with `n` choices; `fields` are those of `EngineRequest`."""
-    choices = [
-        Choice(
-            index,
-            SamplingState(
-                params,
-                prompt_tokens=prompt,
-                logprobs=logprobs,
-                entropy=1000 * id_ + 7,
-                index=index,
-                constraint=constraint and constraint.fork(),
-            ),
-            output(),
-        )
-        for index in range(n)
-    ]
-    return EngineRequest(id=id_, prompt_tokens=list(prompt), choices=choices, max_tokens=max_tokens, **fields)
-
-
-class NoProgress(Exception):
-    """The engine does not reach the expected state."""
-
-
-def step(engine):
-    """Run one decode step and one prefill step; return all frames but `Stats`."""
-    frames = engine.decode()
-    frames += engine.prefill()
-    return [frame for frame in frames if not isinstance(frame, messages.Stats)]
-
-
-def run(engine, *requests):
-    """Add requests, and run the engine until it is idle; return all frames."""
-    frames = [frame for request in requests for frame in engine.add(request)]
-    for _ in range(3000):
-        if not engine.busy:
-            return frames
-        frames += step(engine)
-    raise NoProgress
-
-
-def run_until(engine, id_, count=1):
-    """Run the engine until a request has got `count` events besides `Started`; return all frames."""
-    frames = []
-    while sum(not isinstance(event, Started) for event in events_of(frames, id_)) < count:
-        if not engine.busy:
-            raise NoProgress
-        frames += step(engine)
-    return frames
-
-
-def events_of(frames, id_):
-    return [frame.event for frame in frames if isinstance(frame, messages.Output) and frame.id == id_]
-
-
-def failures_in(frames):
-    """Return the `Failed` frames by request, each of which must be the last frame of its request."""
-    failures = {frame.id: frame for frame in frames if isinstance(frame, messages.Failed)}
-    for id_, failure in failures.items():
-        assert failure is [frame for frame in frames if frame.id == id_][-1]
-    return failures
-
-
-def completed_ids(frames):
-    return [frame.id for frame in frames if isinstance(frame, messages.Output) and isinstance(frame.event, Completed)]
-
-
-def text_of(frames, id_, index=0):
-    events = events_of(frames, id_)
-    return "".join(event.text for event in events if isinstance(event, Delta) and event.index == index)
-
-
-def tokens_of(frames, id_, index=0):
-    """Return the tokens of a choice that `FakeOutput` has rendered."""
-    return [int(word) for word in text_of(frames, id_, index).split() if word.isdigit()]
-
-
-def usage_of(frames, id_):
-    """Return the usage of a request, whose last event must be its only `Completed`."""
-    (completed,) = [event for event in events_of(frames, id_) if isinstance(event, Completed)]
-    assert completed is events_of(frames, id_)[-1]
-    return completed.usage
-
-
-def finish_reason_of(frames, id_, index=0):
-    (finished,) = [e for e in events_of(frames, id_) if isinstance(e, Finished) and e.index == index]
-    return finished.reason
-
-
-def to_text(tokens):
-    return "".join(f"{token} " for token in tokens)

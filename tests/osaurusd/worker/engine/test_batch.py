@@ -5,27 +5,10 @@ import pytest
 
 from osaurusd.inference.request import SamplingParams
 from osaurusd.worker.engine import kv_cache
-from osaurusd.worker.engine.batch import BatchEntry, DecodeBatch
-from osaurusd.worker.engine.executor import Executor
-from osaurusd.worker.engine.planner import BatchAssignment, StepPlan
-from osaurusd.worker.engine.prefix_cache import PrefixCache
-from osaurusd.worker.engine.probe import Probe
 from osaurusd.worker.engine.sampler import SamplingState
 from osaurusd.worker.frontend.constraint import ConstraintFailed
-from tests.osaurusd.worker.networks import (
-    BATCHABLE,
-    GREEDY,
-    KINDS,
-    WINDOW,
-    AlternatingConstraint,
-    FakeClock,
-    RecordingNetwork,
-    expected_logprobs,
-    greedy,
-    is_greedy,
-    prefill,
-    tokens,
-)
+from tests.osaurusd.worker.engine.harness import GREEDY, UNLIMITED, AlternatingConstraint
+from tests.osaurusd.worker.networks import BATCHABLE, KINDS, WINDOW, expected_logprobs, greedy, prefill, tokens
 
 PROMPTS = {
     "one token": [5],
@@ -36,79 +19,6 @@ PROMPTS = {
     "longest": tokens(300),
 }
 RANDOM = SamplingParams(temperature=1.5, seed=11, top_p=0.95)
-UNLIMITED = 10**6
-
-
-class Decoder:
-    """Sequences that decode, without a planner.
-
-    Args:
-        network: an mlx_lm model.
-        padding_per_pass: see `BatchAssignment`; by default all sequences share a batch.
-
-    Attributes:
-        outputs: the token outputs of each sequence.
-    """
-
-    def __init__(self, network, padding_per_pass=UNLIMITED):
-        self.network = RecordingNetwork(network)
-        self.layout = Probe.from_network(network).layout
-        self.executor = Executor(self.network, self.layout, PrefixCache(0, has_states=False), FakeClock())
-        self.assignment = BatchAssignment(padding_per_pass, batchable=self.layout.batchable)
-        self.outputs = {}
-        self.prompts = {}
-
-    @property
-    def batch_lengths(self):
-        return [batch.lengths for batch in self.executor.batches]
-
-    def join(self, *prompts, params=GREEDY, **fields):
-        """Add sequences, each with a batch of its own; return their ids."""
-        return [self.join_state(prompt, SamplingState(params, prompt_tokens=prompt, **fields)) for prompt in prompts]
-
-    def join_state(self, prompt, state):
-        cache, logits = prefill(self.network, prompt)
-        return self.join_batch([prompt], [state], cache, logits, merged=False)[0]
-
-    def join_together(self, *prompts):
-        """Add sequences with a merged cache; return their ids."""
-        caches, logits = zip(*(prefill(self.network, prompt) for prompt in prompts), strict=True)
-        states = [SamplingState(GREEDY, prompt_tokens=prompt) for prompt in prompts]
-        return self.join_batch(prompts, states, self.layout.merge(caches), mx.concatenate(logits), merged=True)
-
-    def join_batch(self, prompts, states, cache, logits, *, merged):
-        """Add sequences that share a cache; return their ids."""
-        ids = [len(self.outputs) + at for at in range(len(prompts))]
-        entries = [BatchEntry(id_, state, len(prompt)) for id_, state, prompt in zip(ids, states, prompts, strict=True)]
-        self.executor.batches.append(DecodeBatch(self.network, self.layout, entries, cache, logits, merged=merged))
-        self.assignment.add({entry.id: entry.length for entry in entries})
-        self.outputs |= {id_: [] for id_ in ids}
-        self.prompts |= dict(zip(ids, prompts, strict=True))
-        return ids
-
-    def leave(self, *ids):
-        self.executor.remove(ids)
-        self.assignment.remove(ids)
-
-    def step(self, count=1):
-        for _ in range(count):
-            if not self.assignment.batches:
-                return
-            result = self.executor.execute(StepPlan(decode=tuple(map(tuple, self.assignment.batches))))
-            self.assignment.advance({id_: len(outputs) for id_, outputs in result.tokens.items()})
-            for id_, outputs in result.tokens.items():
-                self.outputs[id_] += outputs
-
-    def tokens(self, id_):
-        return [output.token for output in self.outputs[id_]]
-
-    def is_greedy(self, id_):
-        return is_greedy(self.network, self.prompts[id_], self.tokens(id_))
-
-
-@pytest.fixture
-def make_decoder(network):
-    return lambda kind="llama", padding_per_pass=UNLIMITED: Decoder(network(kind), padding_per_pass)
 
 
 # Joining and leaving

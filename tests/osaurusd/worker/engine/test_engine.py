@@ -6,7 +6,6 @@ from osaurusd.inference.events import (
     Completed,
     Delta,
     Finished,
-    Logprob,
     Started,
     Timings,
     TokenLogprob,
@@ -18,33 +17,37 @@ from osaurusd.rpc import messages
 from osaurusd.worker.engine.engine import Engine, Limits
 from osaurusd.worker.engine.planner import MAX_SEQUENCES
 from osaurusd.worker.frontend.content import OutputDelta
-from tests.osaurusd.worker.networks import (
-    KINDS,
-    PROMPT,
-    VOCABULARY,
+from tests.osaurusd.worker.engine.harness import (
+    WITH_CACHE,
     AlternatingConstraint,
     FakeClock,
     FakeOutput,
-    RecordingNetwork,
     build_request,
+    echo,
     events_of,
     finish_reason_of,
-    greedy,
-    greedy_batch,
-    is_greedy,
+    first_new_token,
     run,
     run_until,
     step,
     text_of,
     to_text,
-    tokens,
     tokens_of,
     usage_of,
+)
+from tests.osaurusd.worker.networks import (
+    KINDS,
+    PROMPT,
+    VOCABULARY,
+    RecordingNetwork,
+    greedy,
+    greedy_batch,
+    is_greedy,
+    tokens,
 )
 
 LONG = tokens(300)
 RANDOM = SamplingParams(temperature=1.5, seed=11)
-WITH_CACHE = Limits(prefix_cache_bytes=2**30)
 
 
 @pytest.fixture
@@ -55,11 +58,6 @@ def recording(network):
 @pytest.fixture
 def engine(recording):
     return Engine(recording, [], WITH_CACHE)
-
-
-def first_new_token(output):
-    """Return the position of a token that does not occur earlier in the output, and is not among the first two."""
-    return next(at for at in range(2, len(output)) if output[at] not in output[:at])
 
 
 # Events
@@ -351,11 +349,6 @@ def test_a_model_that_cannot_batch_serves_one_sequence_at_a_time(network):
 # Echo
 
 
-def echo(scores):
-    logprobs = [TokenLogprob(text="", bytes=[], logprob=score.logprob) for score in scores]
-    return OutputDelta(text="prompt ", tokens=logprobs)
-
-
 @pytest.mark.parametrize("kind", ["llama", "llama4"])
 @pytest.mark.parametrize("logprobs", [None, 0])
 def test_the_prompt_is_echoed_before_each_choice(network, kind, logprobs):
@@ -381,16 +374,3 @@ def test_an_echo_without_output_costs_only_the_prompt(engine, recording, logprob
     assert Usage(prompt_tokens=300) == usage_of(frames, 1)
     assert 300 == sum(width for _, width in recording.shapes)
     assert not engine.busy
-
-
-class LogprobOutput(FakeOutput):
-    """Output that reports the log-probabilities of each token."""
-
-    def add(self, token, score=None):
-        top = [Logprob(text="", bytes=[], logprob=logprob) for _, logprob in score.top]
-        return OutputDelta(
-            text=to_text([token]), tokens=[TokenLogprob(text="", bytes=[], logprob=score.logprob, top=top)]
-        )
-
-    def finish(self, *, cut):
-        return None

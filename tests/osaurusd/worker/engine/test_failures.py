@@ -5,7 +5,7 @@ import math
 import mlx.core as mx
 import pytest
 
-from osaurusd.inference.events import Delta
+from osaurusd.inference.events import Delta, Logprob, TokenLogprob
 from osaurusd.inference.request import SamplingParams
 from osaurusd.rpc import framing
 from osaurusd.wire.errors import ErrorCode
@@ -13,34 +13,29 @@ from osaurusd.worker.engine.engine import Engine, Limits
 from osaurusd.worker.engine.planner import MAX_SEQUENCES
 from osaurusd.worker.engine.probe import PROBE_TOKENS, Probe
 from osaurusd.worker.frontend.content import OutputDelta
-from tests.osaurusd.worker.engine.test_engine import (
-    LONG,
-    RANDOM,
-    WITH_CACHE,
-    LogprobOutput,
-    echo,
-    first_new_token,
-)
-from tests.osaurusd.worker.networks import (
+from tests.osaurusd.worker.engine.harness import (
     GREEDY,
-    PROMPT,
-    VOCABULARY,
+    WITH_CACHE,
     AlternatingConstraint,
     FakeOutput,
-    RecordingNetwork,
     build_request,
     completed_ids,
+    echo,
     events_of,
     failures_in,
     finish_reason_of,
-    greedy,
+    first_new_token,
     run,
     run_until,
     step,
-    tokens,
+    to_text,
     tokens_of,
     usage_of,
 )
+from tests.osaurusd.worker.networks import PROMPT, VOCABULARY, RecordingNetwork, greedy, tokens
+
+LONG = tokens(300)
+RANDOM = SamplingParams(temperature=1.5, seed=11)
 
 
 @pytest.fixture
@@ -208,6 +203,19 @@ def test_a_failing_constraint_fails_only_its_request(engine, network):
     assert (1, ErrorCode.INVALID_REQUEST) == (failed.id, failed.code)
     assert "limit reached" in failed.message
     assert greedy(network(), LONG, 10) == tokens_of(frames, 2)
+
+
+class LogprobOutput(FakeOutput):
+    """Output that reports the log-probabilities of each token."""
+
+    def add(self, token, score=None):
+        top = [Logprob(text="", bytes=[], logprob=logprob) for _, logprob in score.top]
+        return OutputDelta(
+            text=to_text([token]), tokens=[TokenLogprob(text="", bytes=[], logprob=score.logprob, top=top)]
+        )
+
+    def finish(self, *, cut):
+        return None
 
 
 class ConstantNetwork:

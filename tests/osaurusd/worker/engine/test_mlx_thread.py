@@ -8,14 +8,8 @@ from osaurusd.inference.events import Completed
 from osaurusd.rpc import messages
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker.engine.engine import Engine, Limits
-from tests.osaurusd.worker.networks import (
-    PROMPT,
-    VOCABULARY,
-    RecordingNetwork,
-    build_request,
-    greedy,
-    tokens_of,
-)
+from tests.osaurusd.worker.engine.harness import build_request, tokens_of
+from tests.osaurusd.worker.networks import PROMPT, VOCABULARY, RecordingNetwork, greedy
 
 POISON = VOCABULARY - 1
 POISONED = [1, POISON, 2]

@@ -10,7 +10,8 @@ from osaurusd.worker.engine.kv_cache import CacheLayout
 from osaurusd.worker.engine.memory import MemoryBudget
 from osaurusd.worker.engine.planner import BatchAssignment, Planner, PrefillChunk, StepPlan
 from osaurusd.worker.engine.prefix_cache import PrefixCache
-from tests.osaurusd.worker.networks import build_request, tokens
+from tests.osaurusd.worker.engine.harness import build_request
+from tests.osaurusd.worker.networks import tokens
 
 LAYOUT = CacheLayout((), 10, (), 0, has_states=False, batchable=True)
 

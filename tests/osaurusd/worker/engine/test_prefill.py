@@ -5,22 +5,17 @@ import pytest
 from osaurusd.inference.events import Delta
 from osaurusd.worker.engine.engine import Limits
 from osaurusd.worker.engine.prefill_queue import MIN_LAST_PASS_TOKENS
-from tests.osaurusd.worker.engine.conftest import OUTPUT_TOKENS
-from tests.osaurusd.worker.networks import (
-    KINDS,
-    PROMPT,
-    SLICEABLE,
+from tests.osaurusd.worker.engine.harness import (
+    OUTPUT_TOKENS,
     build_request,
     events_of,
-    expected_logprobs,
-    is_greedy,
     run,
     run_until,
     step,
-    tokens,
     tokens_of,
     usage_of,
 )
+from tests.osaurusd.worker.networks import KINDS, PROMPT, SLICEABLE, expected_logprobs, is_greedy, tokens
 
 LONG = tokens(600)
 WITHOUT_CACHE = Limits()

@@ -34,20 +34,9 @@ def restored(match):
     return np.concatenate([np.array([]), *(block[0] for block in match.blocks)])[: match.length].tolist()
 
 
-class State:
-    def __init__(self, name, nbytes=100):
-        self.name = name
-        self.nbytes = nbytes
-
-
 @pytest.fixture
 def cache():
     return PrefixCache(2**30, has_states=False)
-
-
-@pytest.fixture
-def cache_with_states():
-    return PrefixCache(2**30, has_states=True)
 
 
 # Lookup
@@ -260,117 +249,6 @@ def test_a_cleared_cache_is_empty_and_usable(cache):
     assert 700 == cache.find(tokens(701), 700).length
 
 
-# Checkpoints
-
-
-def insert_checkpoint(cache, sequence, name, nbytes=100):
-    cache.insert_checkpoint(sequence, [State(name, nbytes)])
-
-
-def find_checkpoint(cache, prompt, limit=None):
-    """Return the length of a match and the name of its checkpoint."""
-    match = cache.find(prompt, len(prompt) if limit is None else limit)
-    return match.length, None if match.states is None else match.states[0].name
-
-
-@pytest.mark.parametrize(
-    ("prompt", "limit", "expected"),
-    [
-        (tokens(700), 699, (600, "at 600")),
-        (tokens(700), 600, (600, "at 600")),
-        (tokens(700), 599, (300, "at 300")),
-        (tokens(600), 599, (300, "at 300")),
-        (tokens(299), 298, (100, "at 100")),
-        (join(tokens(450), tokens(50, 9000)), 499, (300, "at 300")),
-        (tokens(100), 99, (0, None)),
-        (tokens(90), 89, (0, None)),
-    ],
-)
-def test_a_prompt_resumes_at_its_last_checkpoint(cache_with_states, prompt, limit, expected):
-    cache = cache_with_states
-    insert(cache, tokens(700))
-    for offset in (100, 300, 600):
-        insert_checkpoint(cache, tokens(offset), f"at {offset}")
-
-    assert expected == find_checkpoint(cache, prompt, limit)
-    match = cache.find(prompt, limit)
-    assert list(range(match.length)) == restored(match)
-    assert match.shared == (450 if len(prompt) == 500 else len(prompt))
-
-
-def test_a_checkpoint_survives_when_its_block_is_replaced(cache_with_states):
-    insert(cache_with_states, tokens(100))
-    insert_checkpoint(cache_with_states, tokens(100), "at 100")
-    insert(cache_with_states, tokens(200))
-
-    assert (100, "at 100") == find_checkpoint(cache_with_states, tokens(100))
-    assert (100, "at 100") == find_checkpoint(cache_with_states, tokens(150), 149)
-
-
-def test_a_checkpoint_is_found_in_a_sibling_of_the_best_matching_block(cache_with_states):
-    """The checkpoint is in the block of the first sequence, but the prompt is more similar to the second."""
-    cache = cache_with_states
-    first, second, prompt = (join(tokens(100), tokens(50, start)) for start in (1000, 2000, 2000))
-    prompt[-1] = 9
-    insert(cache, first)
-    insert_checkpoint(cache, first[:100], "at 100")
-    insert(cache, second)
-
-    assert (100, "at 100") == find_checkpoint(cache, prompt, 149)
-    assert prompt[:100].tolist() == restored(cache.find(prompt, 149))
-
-
-@pytest.mark.parametrize("prompt", [tokens(10), tokens(701), tokens(300, 5)])
-def test_a_prompt_does_not_resume_without_a_checkpoint(cache_with_states, prompt):
-    insert(cache_with_states, tokens(700))
-    insert_checkpoint(cache_with_states, tokens(300), "at 300")
-
-    assert cache_with_states.find(prompt, len(prompt)).length < len(prompt)
-
-
-def test_a_checkpoint_of_tokens_that_are_not_stored_is_dropped(cache_with_states):
-    insert(cache_with_states, tokens(300))
-    before = cache_with_states.nbytes
-
-    insert_checkpoint(cache_with_states, tokens(301), "too long")
-    insert_checkpoint(cache_with_states, tokens(100, 50), "different")
-
-    assert before == cache_with_states.nbytes
-
-
-def test_a_position_has_one_checkpoint(cache_with_states):
-    insert(cache_with_states, tokens(300))
-    insert_checkpoint(cache_with_states, tokens(300), "first")
-    before = cache_with_states.nbytes
-
-    insert_checkpoint(cache_with_states, tokens(300), "second")
-
-    assert before == cache_with_states.nbytes
-    assert (300, "first") == find_checkpoint(cache_with_states, tokens(301), 300)
-
-
-def test_checkpoints_count_and_are_evicted_with_their_blocks(cache_with_states):
-    insert(cache_with_states, tokens(300))
-    before = cache_with_states.nbytes
-
-    insert_checkpoint(cache_with_states, tokens(300), "large", 10**6)
-
-    assert cache_with_states.nbytes >= before + 10**6
-    cache_with_states.clear()
-    assert cache_with_states.nbytes == 0
-
-
-def test_an_unused_checkpoint_is_evicted_before_used_blocks(cache_with_states):
-    insert(cache_with_states, tokens(300))
-    insert_checkpoint(cache_with_states, tokens(300), "old", 10**6)
-    insert_checkpoint(cache_with_states, tokens(200), "new", 10**6)
-
-    cache_with_states.set_cap(cache_with_states.nbytes - 1)
-
-    assert (200, "new") == find_checkpoint(cache_with_states, tokens(301), 300)
-    assert 300 == cache_with_states.find(tokens(301), 300).shared
-
-
 # Invariants
 
 
@@ -384,7 +262,9 @@ def test_every_entry_is_reachable_and_counted(has_states):
         sequence[rng.randrange(len(sequence)) :] += rng.randrange(3)
         insert(cache, sequence)
         if has_states:
-            insert_checkpoint(cache, sequence[: rng.randrange(1, len(sequence) + 1)], "any", rng.choice([1, 5000]))
+            cache.insert_checkpoint(
+                sequence[: rng.randrange(1, len(sequence) + 1)], [np.zeros(rng.choice([1, 5000]), np.int8)]
+            )
         match = cache.find(sequence, len(sequence) - 1)
         assert sequence[: match.length].tolist() == restored(match)
 

@@ -3,23 +3,21 @@
 import pytest
 
 from osaurusd.inference.events import Delta
+from osaurusd.worker.engine.chunk_sizer import MAX_TOKENS
 from osaurusd.worker.engine.engine import Limits
 from osaurusd.worker.engine.prefill_queue import LAST_PASS_TOKENS, MIN_LAST_PASS_TOKENS
-from tests.osaurusd.worker.engine.conftest import MAX_TOKENS, OUTPUT_TOKENS, CheckedEngine
-from tests.osaurusd.worker.networks import (
-    KINDS,
-    SLICEABLE,
-    WITH_STATES,
+from tests.osaurusd.worker.engine.harness import (
+    OUTPUT_TOKENS,
+    CheckedEngine,
     completed_ids,
     events_of,
-    is_greedy,
     run,
     run_until,
     step,
-    tokens,
     tokens_of,
     usage_of,
 )
+from tests.osaurusd.worker.networks import KINDS, SLICEABLE, WITH_STATES, is_greedy, tokens
 
 LONG = tokens(600)
 

@@ -10,24 +10,21 @@ from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker.engine import planner
 from osaurusd.worker.engine.engine import Engine, Limits
 from osaurusd.worker.engine.planner import MAX_SEQUENCES
-from tests.osaurusd.worker.engine.test_engine import echo
-from tests.osaurusd.worker.networks import (
+from tests.osaurusd.worker.engine.harness import (
     GREEDY,
-    PROMPT,
     AlternatingConstraint,
-    RecordingNetwork,
     build_request,
     completed_ids,
+    echo,
     failures_in,
     finish_reason_of,
-    is_greedy,
     run,
     step,
     text_of,
-    tokens,
     tokens_of,
     usage_of,
 )
+from tests.osaurusd.worker.networks import PROMPT, RecordingNetwork, is_greedy, tokens
 
 # The queue
 
