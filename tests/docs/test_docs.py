@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from osaurusctl.cli import MODULES
-from osaurusctl.errors import Exit
-from osaurusctl.service import manager as managers
-from osaurusctl.service import service
+from osaurusctl.cli import COMMANDS
+from osaurusctl.errors import ExitCode
+from osaurusctl.service import lookup
 from osaurusd.config import ENVIRONMENT, Config, known_keys
 from osaurusd.http.errors import STATUS
 from osaurusd.models.names import PUBLISHED
@@ -60,13 +59,13 @@ def test_every_variable_is_documented() -> None:
     assert [] == [variable for variable in ENVIRONMENT if f"`{variable}`" not in text]
 
 
-@pytest.mark.parametrize("command", sorted(MODULES))
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_is_documented(command: str) -> None:
-    assert re.search(rf"^## `osaurusctl {command}\b", (DOCS / "cli.md").read_text(), re.MULTILINE)
+    assert re.search(rf"^### `osaurusctl {command}\b", (DOCS / "cli.md").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("code", list(Exit))
-def test_every_exit_code_is_documented(code: Exit) -> None:
+@pytest.mark.parametrize("code", list(ExitCode))
+def test_every_exit_code_is_documented(code: ExitCode) -> None:
     assert str(int(code)) in rows("cli.md")
 
 
@@ -112,7 +111,7 @@ def test_links_between_documents_lead_somewhere() -> None:
 def test_every_variable_of_the_service_is_documented() -> None:
     text = (DOCS / "configuration.md").read_text()
 
-    for variable in (managers.MANAGER_VARIABLE, service.LABEL_VARIABLE, service.ROOT_VARIABLE, LAUNCHD_VARIABLE):
+    for variable in (lookup.MANAGER_VARIABLE, lookup.LABEL_VARIABLE, lookup.ROOT_VARIABLE, LAUNCHD_VARIABLE):
         assert f"`{variable}`" in text
 
 
