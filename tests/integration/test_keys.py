@@ -243,6 +243,6 @@ def test_keys_are_created_listed_and_revoked_from_the_command_line(home: Path) -
         assert [["ID", "NAME"], [created["id"], "Anna's"]] == [line.split()[:2] for line in listed.splitlines()]
         assert listed.rstrip().endswith("never")
         assert 1 == ctl(home, "key", "create", "\x1b[2J").returncode
-        assert "revoked key" in ctl(home, "key", "revoke", made["id"]).stdout
-        again = ctl(home, "key", "revoke", made["id"])
-        assert (1, True) == (again.returncode, "there is no API key with the id" in again.stderr)
+        assert "revoked key" in ctl(home, "key", "revoke", created["id"]).stdout
+        again = ctl(home, "key", "revoke", created["id"])
+        assert (1, True) == (again.returncode, "no API key has the id" in again.stderr)
