@@ -58,12 +58,12 @@ class Traces:
     def record_processes(self, daemon: Daemon) -> None:
         """Record what every user sees of the processes, and what only their own user sees."""
         process = psutil.Process(daemon.process.pid)
-        for each in [process, *process.children(recursive=True)]:
+        for child in [process, *process.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
-                words = each.cmdline()
-                self.outputs[f"arguments of {' '.join(words[:5])} ({each.pid})"] = "\n".join(words)
+                words = child.cmdline()
+                self.outputs[f"arguments of {' '.join(words[:5])} ({child.pid})"] = "\n".join(words)
                 kind = next((word for word in words if word.startswith("osaurusd.")), "daemon")
-                self.environments[kind] = each.environ()
+                self.environments[kind] = child.environ()
 
 
 @pytest.fixture(scope="module")
@@ -153,11 +153,11 @@ def texts(response: dict[str, Any]) -> list[str]:
 def kill_midway(traces: Traces, daemon: Daemon, client: httpx2.Client) -> None:
     """Kill the worker while it streams."""
     body = {"model": "tiny", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 2000, "stream": True}
-    (worker,) = [each["pid"] for each in daemon.admin("GET", "/v0/workers")[1] if each["model"] == "tiny"]
+    (pid,) = [worker["pid"] for worker in daemon.admin("GET", "/v0/workers")[1] if worker["model"] == "tiny"]
     with client.stream("POST", "/v1/chat/completions", json=body) as stream:
         lines = stream.iter_lines()
         next(line for line in lines if '"content":"' in line)
-        psutil.Process(worker).kill()
+        psutil.Process(pid).kill()
         traces.outputs["interrupted stream"] = [line for line in lines if line][-1]
 
 

@@ -260,7 +260,7 @@ async def test_stream_that_is_not_read_is_aborted(serve, logged, handlers):
 @pytest.mark.parametrize("end", [b"\r\n", b"Connection: close\r\n\r\n"])
 async def test_large_response_that_is_not_read_is_aborted(serve, logged, end):
     async with serve(reader_stall_seconds=SHORT) as server:
-        # A plain socket: a stream would read what the client does not ask for.
+        # A plain socket: an asyncio stream would read ahead.
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(GET.replace(b"/ ", b"/large ") + end)
             await asyncio.sleep(SHORT)
