@@ -84,7 +84,7 @@ def test_log_warns_if_every_page_is_allowed(daemon: Daemon, client: httpx2.Clien
     (daemon.home / "config.toml").write_text('[server]\nallowed_origins = ["null"]\n')
     assert 0 == ctl(daemon.home, "reload").returncode
 
-    warning = "`server.allowed_origins` has `null`, which any web page can make its origin"
+    warning = "`server.allowed_origins` contains `null`, an origin that any web page can assume"
     assert "warning" == daemon.wait_for(warning)["level"]
     assert 200 == send(client, "GET", "/health", REJECTED["sandbox"]).status_code
     (daemon.home / "config.toml").unlink()

@@ -107,7 +107,7 @@ def still_serves(daemon: Daemon) -> bool:
         (POST + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}", (400, None)),
         (POST + b"Content-Length: 2000000\r\n\r\n{}", (413, "request_too_large")),
         (POST + b"Content-Encoding: gzip\r\nContent-Length: 9\r\n\r\n{}", (415, "unsupported_encoding")),
-        (GET + b"A: b\r\n" * 200, (431, "headers_too_large")),
+        (GET + b"A: b\r\n" * 200 + b"\r\n", (431, "headers_too_large")),
         (GET, (408, "request_timeout")),
         (POST + b"Content-Length: 100\r\n\r\n{", (408, "request_timeout")),
     ],
