@@ -75,8 +75,9 @@ class Worker:
 
     def read(self):
         """Read the next frame that is not a pulse; None at the end of the stream."""
-        while len(head := self._stream.read(4)) == 4:
-            frame = messages.FROM_WORKER.decode(self._stream.read(int.from_bytes(head, "big")))
+        while len(prefix := self._stream.read(8)) == 8:
+            header_bytes = int.from_bytes(prefix[:4], "big")  # the other half is the blob count: zero
+            frame = messages.FROM_WORKER.decode(self._stream.read(header_bytes))
             if not isinstance(frame, messages.Pulse):
                 return frame
         return None
