@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from osaurusd import __version__, app_keys, log, origins
+from osaurusd import __version__, log, origins
 from osaurusd.admin.daemon import DaemonApi, DaemonInfo
 from osaurusd.admin.degraded import DegradedMode, Prerequisites, Startup
 from osaurusd.admin.keys import KeysApi
@@ -36,6 +36,7 @@ from osaurusd.http.server import HttpServer
 from osaurusd.http.tls import Tls
 from osaurusd.http.trusted_hosts import BoundHosts, trusted_hosts
 from osaurusd.imports.manager import ImportManager
+from osaurusd.inference.service import Service
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.names import NameRegistry
 from osaurusd.models.roots import hub_cache
@@ -46,7 +47,7 @@ from osaurusd.pool.config import PoolConfig, find_blas
 from osaurusd.pool.metrics import PoolCollector, PoolMetrics
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
-from osaurusd.protocols.openai.routes import ROUTES as OPENAI_ROUTES
+from osaurusd.protocols.openai.routes import openai_routes
 from osaurusd.settings import Settings
 from osaurusd.wire.paths import Paths
 
@@ -186,10 +187,10 @@ class Daemon:
         self._catalog = Catalog(info.paths.models_dir, hub_cache(), self._names, _extra_roots(config.current))
         self._imports = ImportManager(self._catalog)
         self._pins = Pins(state_dir / "residency.json")
-        self._registry = CollectorRegistry()
+        self._metrics = CollectorRegistry()
         pool_config = PoolConfig.from_config(config.current)
-        self._pool = Pool(pool_config, events=bus, metrics=PoolMetrics(self._registry), power=power)
-        self._registry.register(PoolCollector(self._pool))
+        self._pool = Pool(pool_config, events=bus, metrics=PoolMetrics(self._metrics), power=power)
+        self._metrics.register(PoolCollector(self._pool))
         self._pulls = PullManager(
             self._catalog,
             state_dir / "pulls.json",
@@ -217,9 +218,13 @@ class Daemon:
         """Serve clients over TCP, and clients and the admin API on the Unix socket."""
         # Without this, each counter gets a `_created` series.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
-        metrics = HttpMetrics(self._registry)
+        metrics = HttpMetrics(self._metrics)
         admission = Admission(self._get_config)
-        clients = [OPENAI_ROUTES, RouteGroup("metrics", [Route("GET", "/metrics", metrics.show)], error_response)]
+        service = Service(self._catalog, self._pool, self._get_config)
+        clients = [
+            openai_routes(service, self._catalog, self._get_config),
+            RouteGroup("metrics", [Route("GET", "/metrics", metrics.show)], error_response),
+        ]
         cors = Cors(self._get_server_config)
         hosts = BoundHosts([sock.getsockname()[0] for sock in self._sockets])
         tcp_app = create_app(
@@ -245,10 +250,6 @@ class Daemon:
             middlewares=[*socket_middlewares(os.geteuid()), check_api_version],
             response_hooks=[add_version_headers],
         )
-        for app in (tcp_app, socket_app):
-            app[app_keys.SETTINGS] = self._config
-            app[app_keys.CATALOG] = self._catalog
-            app[app_keys.POOL] = self._pool
         tcp_server, socket_server = (
             HttpServer(app, self._get_config, error_response, metrics) for app in (tcp_app, socket_app)
         )

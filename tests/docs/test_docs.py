@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from osaurusctl.cli import MODULES
-from osaurusctl.errors import Exit
-from osaurusctl.service import manager as managers
-from osaurusctl.service import service as service_module
+from osaurusctl.cli import COMMANDS
+from osaurusctl.errors import ExitCode
+from osaurusctl.service import lookup
 from osaurusd.config import ENVIRONMENT, Setting, settings
 from osaurusd.http.errors import STATUS
 from osaurusd.models.names import PUBLISHED
@@ -68,18 +67,18 @@ def test_only_existing_config_keys_are_documented() -> None:
 
 def test_every_environment_variable_is_documented() -> None:
     text = (DOCS / "configuration.md").read_text()
-    service = (managers.MANAGER_VARIABLE, service_module.LABEL_VARIABLE, service_module.ROOT_VARIABLE, LAUNCHD_VARIABLE)
+    service = (lookup.MANAGER_VARIABLE, lookup.LABEL_VARIABLE, lookup.ROOT_VARIABLE, LAUNCHD_VARIABLE)
 
     assert [] == [variable for variable in (*ENVIRONMENT, *service) if f"`{variable}`" not in text]
 
 
-@pytest.mark.parametrize("command", sorted(MODULES))
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_is_documented(command: str) -> None:
-    assert re.search(rf"`osaurusctl {command}\b", (DOCS / "cli.md").read_text())
+    assert re.search(rf"^### `osaurusctl {command}\b", (DOCS / "cli.md").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("code", list(Exit))
-def test_every_exit_code_is_documented(code: Exit) -> None:
+@pytest.mark.parametrize("code", list(ExitCode))
+def test_every_exit_code_is_documented(code: ExitCode) -> None:
     assert str(int(code)) in table_rows("cli.md")
 
 

@@ -67,10 +67,10 @@ def test_insecure_is_said_in_full(home: Path) -> None:
     with daemons.running(home, *EVERYWHERE, "--insecure") as daemon:
         assert 200 == models(local(daemon))
         assert 200 == models(local(daemon), authorization="Basic whatever")
-        assert "warning" == daemon.wait_for("other machines can connect, and nobody is asked for an API key")["level"]
+        assert "warning" == daemon.wait_for("other machines can connect without an API key")["level"]
         protection = daemon.admin("GET", "/v0/status")[1]["protection"]
         assert (True, False) == (protection["exposed"], protection["key_required"])
-        assert "other machines too, no API key asked for, no TLS" in ctl(home, "status").stdout
+        assert "other machines can connect, no API key required, no TLS" in ctl(home, "status").stdout
 
 
 def test_openai_clients_get_in_with_a_key_until_it_is_revoked(home: Path, key: str) -> None:
@@ -108,7 +108,7 @@ def test_openai_clients_get_in_with_a_key_until_it_is_revoked(home: Path, key: s
         arguments = " ".join(psutil.Process(daemon.process.pid).cmdline())
         outputs = ctl(home, "status").stdout, ctl(home, "doctor").stdout, ctl(home, "key", "ls", "--json").stdout
         logged = json.dumps(daemon.log)
-    assert "travels without TLS" in outputs[1]
+    assert "without TLS" in outputs[1]
     written = b"".join(file.read_bytes() for file in home.rglob("*") if file.is_file())
     for secret in (key, second["key"]):
         assert secret not in arguments + logged + "".join(outputs)
@@ -242,6 +242,6 @@ def test_keys_are_made_listed_and_revoked_from_the_command_line(home: Path) -> N
         assert [["ID", "NAME"], [made["id"], "Anna's"]] == [line.split()[:2] for line in listed.splitlines()]
         assert listed.rstrip().endswith("never")
         assert 1 == ctl(home, "key", "create", "\x1b[2J").returncode
-        assert "refused from now on" in ctl(home, "key", "revoke", made["id"]).stdout
+        assert "revoked key" in ctl(home, "key", "revoke", made["id"]).stdout
         again = ctl(home, "key", "revoke", made["id"])
         assert (1, True) == (again.returncode, "there is no API key with the id" in again.stderr)
