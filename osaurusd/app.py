@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from osaurusd import __version__, app_keys, log, origins
+from osaurusd import __version__, log, origins
 from osaurusd.admin.daemon import DaemonApi, DaemonInfo
 from osaurusd.admin.degraded import DegradedMode, Prerequisites, Startup
 from osaurusd.admin.keys import KeysApi
@@ -36,6 +36,7 @@ from osaurusd.http.server import HttpServer
 from osaurusd.http.tls import Tls
 from osaurusd.http.trusted_hosts import BoundHosts, trusted_hosts
 from osaurusd.imports.manager import ImportManager
+from osaurusd.inference.service import Service
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.names import NameRegistry
 from osaurusd.models.roots import hub_cache
@@ -46,7 +47,7 @@ from osaurusd.pool.config import PoolConfig, find_blas
 from osaurusd.pool.metrics import PoolCollector, PoolMetrics
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
-from osaurusd.protocols.openai.routes import ROUTES as OPENAI_ROUTES
+from osaurusd.protocols.openai.routes import openai_routes
 from osaurusd.settings import Settings
 from osaurusd.wire.paths import Paths
 
@@ -219,7 +220,11 @@ class Daemon:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
         metrics = HttpMetrics(self._metrics)
         admission = Admission(self._get_config)
-        clients = [OPENAI_ROUTES, RouteGroup("metrics", [Route("GET", "/metrics", metrics.show)], error_response)]
+        service = Service(self._catalog, self._pool, self._get_config)
+        clients = [
+            openai_routes(service, self._catalog, self._get_config),
+            RouteGroup("metrics", [Route("GET", "/metrics", metrics.show)], error_response),
+        ]
         cors = Cors(self._get_server_config)
         hosts = BoundHosts([sock.getsockname()[0] for sock in self._sockets])
         tcp_app = create_app(
@@ -245,10 +250,6 @@ class Daemon:
             middlewares=[*socket_middlewares(os.geteuid()), check_api_version],
             response_hooks=[add_version_headers],
         )
-        for app in (tcp_app, socket_app):
-            app[app_keys.SETTINGS] = self._config
-            app[app_keys.CATALOG] = self._catalog
-            app[app_keys.POOL] = self._pool
         tcp_server, socket_server = (
             HttpServer(app, self._get_config, error_response, metrics) for app in (tcp_app, socket_app)
         )
