@@ -92,8 +92,6 @@ class LiveServer:
             lines.append(f"Content-Length: {len(body)}")
         return await self.send("\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b""))
 
-    ask = request
-
     async def wait_until_unused(self) -> None:
         """Wait until the server has no connections."""
         async with asyncio.timeout(20):

@@ -174,6 +174,16 @@ async def test_connection_is_not_idle_while_its_request_is_served(serve, handler
         assert parse_response(await read_all(reader)).body == b"waited"
 
 
+async def test_connection_is_not_idle_while_its_response_is_sent(serve):
+    request = GET.replace(b"/ ", b"/large ") + b"\r\n"
+    async with serve(idle_seconds=SHORT) as server, connected(server, request) as (reader, _):
+        async with asyncio.timeout(20):
+            await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(3 * SHORT)
+            assert len(await reader.readexactly(LARGE)) == LARGE
+            assert await reader.read() == b""
+
+
 async def test_changed_limits_apply_to_new_connections(handlers):
     limits = [Limits(header_seconds=LONG)]
     app = build_app(*handlers.routes)
@@ -260,7 +270,7 @@ async def test_stream_that_is_not_read_is_aborted(serve, logged, handlers):
 @pytest.mark.parametrize("end", [b"\r\n", b"Connection: close\r\n\r\n"])
 async def test_large_response_that_is_not_read_is_aborted(serve, logged, end):
     async with serve(reader_stall_seconds=SHORT) as server:
-        # A plain socket: a stream would read what the client does not ask for.
+        # A plain socket: an asyncio stream would read ahead.
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(GET.replace(b"/ ", b"/large ") + end)
             await asyncio.sleep(SHORT)
