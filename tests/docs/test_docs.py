@@ -14,11 +14,11 @@ from osaurusd.config import ENVIRONMENT, Config, known_keys
 from osaurusd.http.errors import STATUS
 from osaurusd.models.names import PUBLISHED
 from osaurusd.platform.activation import LAUNCHD_VARIABLE
+from osaurusd.protocols.openai.chat_types import ChatRequest
+from osaurusd.protocols.openai.common import RequestBody
+from osaurusd.protocols.openai.completion_types import CompletionRequest
+from osaurusd.protocols.openai.messages import ROLES
 from osaurusd.protocols.openai.routes import PREFIXES
-from osaurusd.protocols.openai.schema.base import Request
-from osaurusd.protocols.openai.schema.chat import ChatRequest
-from osaurusd.protocols.openai.schema.completions import CompletionRequest
-from osaurusd.protocols.openai.translate.messages import ROLES
 from osaurusd.wire.errors import ErrorCode
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def test_every_endpoint_is_documented() -> None:
 
 
 @pytest.mark.parametrize("request_type", [ChatRequest, CompletionRequest])
-def test_every_field_of_a_request_is_documented(request_type: type[Request]) -> None:
+def test_every_field_of_a_request_is_documented(request_type: type[RequestBody]) -> None:
     named = set(re.findall(r"`([a-z_]+)[`.]", (DOCS / "api.md").read_text()))
 
     assert set() == set(request_type.__struct_fields__) - named
