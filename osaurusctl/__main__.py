@@ -1,4 +1,4 @@
-"""`python -m osaurusctl`, and the entry point of the installed script."""
+"""The entry point of `osaurusctl` and `python -m osaurusctl`."""
 
 import io
 import sys
@@ -9,7 +9,7 @@ from osaurusctl.cli import root
 def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A character that the terminal's encoding lacks is no reason to lose the rest of an answer.
+            # Replace characters that the terminal's encoding lacks instead of failing halfway through the output.
             stream.reconfigure(errors="replace")
     root.main()
 

@@ -1,21 +1,22 @@
-"""`osaurusctl run`: one question and its answer, or a conversation at the terminal."""
+"""Chat with a model: one answer, or an interactive conversation."""
 
 import contextlib
 import sys
+from collections.abc import Generator
 from typing import Any
 
 import msgspec
 
 from osaurusctl.client import Client
-from osaurusctl.errors import BrokenReply, CliError, Exit, from_body
+from osaurusctl.errors import CliError, ExitCode, InvalidReply, error_from_body
 from osaurusctl.output import Output, is_terminal
 from osaurusd.wire.errors import ErrorBody
 
 Message = dict[str, str]
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What every question of a run carries."""
+class ChatOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The model and the sampling parameters of every request of a conversation."""
 
     model: str
     system: str | None = None
@@ -23,8 +24,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     seed: int | None = None
 
-    def request(self, messages: list[Message]) -> dict[str, Any]:
-        """The body of a chat completion; what was not asked for is left to the daemon."""
+    def build_request(self, messages: list[Message]) -> dict[str, Any]:
+        """Build the body of a chat completion. Parameters that are not set are left to the daemon."""
         system = [_message("system", self.system)] if self.system else []
         sampling = {"temperature": self.temperature, "max_tokens": self.max_tokens, "seed": self.seed}
         return {
@@ -37,74 +38,106 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct):
-    """An answer as far as it has come, and what `--json` prints of it."""
+    """The answer received so far. `run --json` prints it."""
 
     model: str
     content: str = ""
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
 
+    def add(self, chunk: "ChatChunk") -> str:
+        """Append a chunk, and return its text."""
+        text = chunk.text
+        self.content += text
+        self.model = chunk.model or self.model
+        self.usage = chunk.usage or self.usage
+        for choice in chunk.choices:
+            self.finish_reason = choice.finish_reason or self.finish_reason
+        return text
 
-class _Delta(msgspec.Struct, frozen=True):
+
+class Delta(msgspec.Struct, frozen=True):
     content: str | None = None
+    reasoning_content: str | None = None
 
 
-class _Choice(msgspec.Struct, frozen=True):
-    delta: _Delta = _Delta()
+class ChunkChoice(msgspec.Struct, frozen=True):
+    delta: Delta = Delta()
     finish_reason: str | None = None
 
 
-class _Chunk(msgspec.Struct, frozen=True):
+class ChatChunk(msgspec.Struct, frozen=True):
+    """The fields of a chat completion chunk that the CLI uses."""
+
     model: str | None = None
-    choices: list[_Choice] = []
+    choices: list[ChunkChoice] = []
     usage: dict[str, Any] | None = None
     error: ErrorBody | None = None
 
+    @property
+    def text(self) -> str:
+        return "".join(choice.delta.content or "" for choice in self.choices)
 
-def default_model(client: Client, *, command: str = "run") -> str:
-    """The model that serves where `command` names none.
+
+def stream_chat(client: Client, request: dict[str, Any]) -> Generator[ChatChunk, None, None]:
+    """Stream the chunks of a chat completion. Closing the generator cancels the request.
 
     Raises:
-        CliError: none is set; the message says where it would be.
+        CliError: the request failed, before or during the stream.
+    """
+    with contextlib.closing(client.chat(request)) as objects:
+        for data in objects:
+            try:
+                chunk = msgspec.json.decode(data, type=ChatChunk)
+            except msgspec.DecodeError as error:
+                raise InvalidReply(str(error)) from error
+            if chunk.error:
+                raise error_from_body(chunk.error)
+            yield chunk
+
+
+def resolve_default_model(client: Client, *, command: str) -> str:
+    """Return the daemon's default model.
+
+    Raises:
+        CliError: no default model is configured; the message names `command` and the key.
     """
     status = client.status()
     if status.default_model is None:
         raise CliError(
-            f"no model is named, and `default_model` is not set in {status.config_file}",
-            hint=f"`osaurusctl {command} NAME` names one, and `osaurusctl ls` lists them",
-            exit_code=Exit.USAGE,
+            f"no model given, and `default_model` is not set in {status.config_file}",
+            hint=f'run "osaurusctl {command} NAME" with a model from "osaurusctl ls"',
+            exit_code=ExitCode.USAGE,
             code="no_default_model",
         )
     return status.default_model
 
 
-def prompt_text(argument: str | None) -> str | None:
-    """The prompt: `argument`, what standard input holds, or both; None asks for a conversation."""
+def read_prompt(argument: str | None) -> str | None:
+    """Return the prompt: `argument`, standard input, or both; None if the user wants a conversation."""
     if is_terminal(sys.stdin):
         return argument
     piped = sys.stdin.read().strip("\n") if sys.stdin is not None else ""
     return "\n\n".join(part for part in (argument, piped) if part)
 
 
-def answer_once(client: Client, settings: Settings, prompt: str, output: Output) -> None:
-    """Show the answer to one question as it comes, or as one JSON document."""
-    answer = Answer(model=settings.model)
+def answer_prompt(client: Client, options: ChatOptions, prompt: str, output: Output) -> None:
+    """Answer one prompt, as a stream of text or as one JSON document."""
+    answer = Answer(model=options.model)
     try:
-        _collect(client, settings.request([_message("user", prompt)]), answer, output)
-    except CliError:
+        _receive(client, options.build_request([_message("user", prompt)]), answer, output)
+    finally:
         _end_line(answer, output)
-        raise
-    _end_line(answer, output)
     if output.json:
         output.show(answer, "")
-    _say_if_cut(answer, output)
+    _warn_if_truncated(answer, output)
 
 
-def converse(client: Client, settings: Settings, output: Output) -> None:
-    """Talk until Ctrl-D or `/bye`. The model is loaded first, so that what stands in the way is said at once."""
-    _prepare_line_editing()
-    client.load(settings.model)
-    output.note(f"{settings.model}: `/clear` forgets what was said, `/bye` or Ctrl-D ends")
+def chat(client: Client, options: ChatOptions, output: Output) -> None:
+    """Run a conversation until Ctrl-D or `/bye`. The model is loaded first, so that load errors appear at once."""
+    _enable_line_editing()
+    client.load(options.model)
+    output.note(f"{options.model}: /clear starts over, /bye or Ctrl-D quits")
     history: list[Message] = []
     while (line := _read_line(output)) is not None:
         match line.strip():
@@ -114,17 +147,17 @@ def converse(client: Client, settings: Settings, output: Output) -> None:
                 return
             case "/clear":
                 history.clear()
-                output.note("forgotten")
+                output.note("conversation cleared")
             case text:
-                _turn(client, settings, history, text, output)
+                _answer_turn(client, options, history, text, output)
 
 
-def _turn(client: Client, settings: Settings, history: list[Message], text: str, output: Output) -> None:
-    """One question and its answer. A failure ends a conversation only if there is nothing to lose yet."""
-    answer = Answer(model=settings.model)
+def _answer_turn(client: Client, options: ChatOptions, history: list[Message], text: str, output: Output) -> None:
+    """Answer one message. A failure ends the conversation only if there is no history to lose."""
+    answer = Answer(model=options.model)
     question = _message("user", text)
     try:
-        _collect(client, settings.request([*history, question]), answer, output)
+        _receive(client, options.build_request([*history, question]), answer, output)
     except KeyboardInterrupt:
         output.note("")
     except CliError as error:
@@ -134,38 +167,18 @@ def _turn(client: Client, settings: Settings, history: list[Message], text: str,
         output.error(error.body, str(error), error.hint)
     else:
         _end_line(answer, output)
-        _say_if_cut(answer, output)
+        _warn_if_truncated(answer, output)
     if answer.content:
         history += [question, _message("assistant", answer.content)]
 
 
-def _collect(client: Client, request: dict[str, Any], answer: Answer, output: Output) -> None:
-    """Add to `answer` what comes, so that the caller has it however this ends, and show it unless it is JSON."""
-    with contextlib.closing(client.chat(request)) as objects:
-        for data in objects:
-            text = _add(answer, _chunk(data))
+def _receive(client: Client, request: dict[str, Any], answer: Answer, output: Output) -> None:
+    """Add the stream to `answer`, which keeps what was received if this fails; print the text unless in JSON mode."""
+    with contextlib.closing(stream_chat(client, request)) as chunks:
+        for chunk in chunks:
+            text = answer.add(chunk)
             if text and not output.json:
                 output.stream(text)
-
-
-def _chunk(data: bytes) -> _Chunk:
-    try:
-        chunk = msgspec.json.decode(data, type=_Chunk)
-    except msgspec.DecodeError as error:
-        raise BrokenReply(str(error)) from error
-    if chunk.error:
-        raise from_body(chunk.error)
-    return chunk
-
-
-def _add(answer: Answer, chunk: _Chunk) -> str:
-    text = "".join(choice.delta.content or "" for choice in chunk.choices)
-    answer.content += text
-    answer.model = chunk.model or answer.model
-    answer.usage = chunk.usage or answer.usage
-    for choice in chunk.choices:
-        answer.finish_reason = choice.finish_reason or answer.finish_reason
-    return text
 
 
 def _message(role: str, content: str) -> Message:
@@ -177,17 +190,18 @@ def _end_line(answer: Answer, output: Output) -> None:
         output.stream("\n")
 
 
-def _say_if_cut(answer: Answer, output: Output) -> None:
+def _warn_if_truncated(answer: Answer, output: Output) -> None:
     if answer.finish_reason == "length":
-        output.note("the answer was cut off: it reached the most tokens it may have")
+        output.note("the answer was truncated at the maximum number of tokens")
 
 
-def _prepare_line_editing() -> None:
-    # Importing it is what gives input() its line editing; only conversations need that.
+def _enable_line_editing() -> None:
+    # Importing readline gives input() line editing and history; only conversations need it.
     import readline  # noqa: F401, PLC0415
 
 
 def _read_line(output: Output) -> str | None:
+    """Read a line; empty after Ctrl-C, None at the end of input."""
     try:
         return input(">>> " if is_terminal(sys.stdout) else "")
     except EOFError:

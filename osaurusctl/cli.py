@@ -1,4 +1,4 @@
-"""The root command, and the one place where a failure becomes a line and an exit code."""
+"""The root command: registers the commands and turns every failure into an error line and an exit code."""
 
 import sys
 from collections.abc import Sequence
@@ -7,56 +7,73 @@ from typing import Any
 import click
 
 from osaurusctl.command import LazyGroup
-from osaurusctl.errors import CliError, Exit, Interrupted
-from osaurusctl.output import Output, silence
+from osaurusctl.errors import CliError, ExitCode, Interrupted
+from osaurusctl.output import Output, discard_output
 from osaurusd.wire.paths import SocketPathTooLong
 
 PROGRAM = "osaurusctl"
 
-MODULES = {
-    "up": "osaurusctl.commands.up",
-    "down": "osaurusctl.commands.down",
-    "install": "osaurusctl.commands.install",
-    "uninstall": "osaurusctl.commands.uninstall",
-    "start": "osaurusctl.commands.start",
-    "stop": "osaurusctl.commands.stop",
-    "restart": "osaurusctl.commands.restart",
-    "enable": "osaurusctl.commands.enable",
-    "disable": "osaurusctl.commands.disable",
-    "logs": "osaurusctl.commands.logs",
-    "doctor": "osaurusctl.commands.doctor",
-    "reload": "osaurusctl.commands.reload",
-    "key": "osaurusctl.commands.key",
-    "status": "osaurusctl.commands.status",
-    "ls": "osaurusctl.commands.ls",
-    "show": "osaurusctl.commands.show",
-    "ps": "osaurusctl.commands.ps",
-    "run": "osaurusctl.commands.run",
-    "bench": "osaurusctl.commands.bench",
-    "load": "osaurusctl.commands.load",
-    "unload": "osaurusctl.commands.unload",
-    "pin": "osaurusctl.commands.pin",
-    "unpin": "osaurusctl.commands.unpin",
-    "top": "osaurusctl.commands.top",
-    "events": "osaurusctl.commands.events",
-    "pull": "osaurusctl.commands.pull",
-    "pulls": "osaurusctl.commands.pulls",
-    "search": "osaurusctl.commands.search",
-    "import": "osaurusctl.commands.import_",
-    "alias": "osaurusctl.commands.alias",
-    "verify": "osaurusctl.commands.verify",
-    "rm": "osaurusctl.commands.rm",
-    "prune": "osaurusctl.commands.prune",
-    "config": "osaurusctl.commands.config",
-    "version": "osaurusctl.commands.version",
-    "completion": "osaurusctl.commands.completion",
-}
+_PACKAGE = "osaurusctl.commands"
 
-_EXPECTED = (CliError, click.ClickException, click.Abort, SocketPathTooLong, UnicodeError, OSError)
+SECTIONS = {
+    "Models": {
+        "ls": f"{_PACKAGE}.models:list_models",
+        "show": f"{_PACKAGE}.models:show",
+        "search": f"{_PACKAGE}.downloads:search",
+        "pull": f"{_PACKAGE}.downloads:pull",
+        "pulls": f"{_PACKAGE}.downloads:pulls",
+        "import": f"{_PACKAGE}.downloads:import_model",
+        "alias": f"{_PACKAGE}.models:alias",
+        "verify": f"{_PACKAGE}.models:verify",
+        "rm": f"{_PACKAGE}.models:rm",
+        "prune": f"{_PACKAGE}.models:prune",
+    },
+    "Inference": {
+        "run": f"{_PACKAGE}.chat:run",
+        "bench": f"{_PACKAGE}.chat:bench",
+    },
+    "Memory": {
+        "ps": f"{_PACKAGE}.residency:ps",
+        "top": f"{_PACKAGE}.residency:top",
+        "load": f"{_PACKAGE}.residency:load",
+        "unload": f"{_PACKAGE}.residency:unload",
+        "pin": f"{_PACKAGE}.residency:pin",
+        "unpin": f"{_PACKAGE}.residency:unpin",
+    },
+    "Daemon": {
+        "up": f"{_PACKAGE}.service:up",
+        "down": f"{_PACKAGE}.service:down",
+        "status": f"{_PACKAGE}.status:status",
+        "restart": f"{_PACKAGE}.service:restart",
+        "reload": f"{_PACKAGE}.settings:reload",
+        "config": f"{_PACKAGE}.settings:config",
+        "key": f"{_PACKAGE}.settings:key",
+    },
+    "Service": {
+        "install": f"{_PACKAGE}.service:install",
+        "uninstall": f"{_PACKAGE}.service:uninstall",
+        "start": f"{_PACKAGE}.service:start",
+        "stop": f"{_PACKAGE}.service:stop",
+        "enable": f"{_PACKAGE}.service:enable",
+        "disable": f"{_PACKAGE}.service:disable",
+    },
+    "Diagnostics": {
+        "doctor": f"{_PACKAGE}.doctor:doctor",
+        "logs": f"{_PACKAGE}.logs:logs",
+        "events": f"{_PACKAGE}.logs:events",
+        "version": f"{_PACKAGE}.status:version",
+        "completion": f"{_PACKAGE}.settings:completion",
+    },
+}
+"""The commands by section of the help. Modules are imported lazily: `osaurusctl ls` must not pay for the others."""
+
+COMMANDS = [name for section in SECTIONS.values() for name in section]
+
+_EXPECTED_ERRORS = (CliError, click.ClickException, click.Abort, SocketPathTooLong, UnicodeError, OSError)
 
 
 class Root(LazyGroup):
-    """The root group. It leaves with an exit code however it is called."""
+    """The root group. However it is called, it ends the process with a documented exit code."""
 
     def main(self, args: Sequence[str] | None = None, *_: Any, **extra: Any) -> Any:
         arguments = list(sys.argv[1:] if args is None else args)
@@ -67,19 +84,19 @@ class Root(LazyGroup):
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             code = error.exit_code
-        except _EXPECTED as error:
-            # An option that cannot be parsed stops the parser before it has seen a later `--json`.
-            output.json |= isinstance(error, click.UsageError) and _asks_for_json(arguments)
-            code = _report(_explained(error), output)
-        sys.exit(code or Exit.OK)
+        except _EXPECTED_ERRORS as error:
+            # Parsing stops at the first bad option, so a later `--json` has not been seen yet.
+            output.json |= isinstance(error, click.UsageError) and _requests_json(arguments)
+            code = _report(_to_cli_error(error), output)
+        sys.exit(code or ExitCode.OK)
 
 
-def _asks_for_json(arguments: list[str]) -> bool:
+def _requests_json(arguments: list[str]) -> bool:
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     return "--json" in options
 
 
-def _explained(error: Exception) -> CliError:
+def _to_cli_error(error: Exception) -> CliError:
     match error:
         case CliError():
             return error
@@ -87,13 +104,17 @@ def _explained(error: Exception) -> CliError:
             return Interrupted()
         case click.UsageError():
             command = error.ctx.command_path if error.ctx else PROGRAM
-            hint = f"`{command} --help` says how it is used"
             message = error.format_message().rstrip(".")
-            return CliError(message[:1].lower() + message[1:], hint=hint, exit_code=Exit.USAGE, code="usage")
+            return CliError(
+                message[:1].lower() + message[1:],
+                hint=f'run "{command} --help" for usage',
+                exit_code=ExitCode.USAGE,
+                code="usage",
+            )
         case click.ClickException():
             return CliError(error.format_message())
         case UnicodeError():
-            return CliError("a text or a file name on the command line or standard input is not valid UTF-8")
+            return CliError("an argument, a file name or standard input is not valid UTF-8")
         case OSError(strerror=str(reason), filename=path):
             return CliError(f"{path}: {reason}" if path else reason)
         case _:
@@ -104,14 +125,14 @@ def _report(error: CliError, output: Output) -> int:
     try:
         output.error(error.body, str(error), error.hint)
     except BrokenPipeError:
-        silence()
+        discard_output()
     return error.exit_code
 
 
 root = Root(
-    modules=MODULES,
+    sections=SECTIONS,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Control osaurusd, the daemon that serves MLX models over an OpenAI-compatible API.",
+    help="Control osaurusd, the daemon that serves MLX models through an OpenAI-compatible API.",
     epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 daemon not running, 4 model not found, 5 not enough memory, "
     "6 version mismatch, 130 interrupted.",
 )

@@ -1,4 +1,4 @@
-"""The daemon's client: HTTP over its Unix socket, one connection a call."""
+"""Client of the daemon's admin and chat APIs: HTTP over the Unix socket, one connection for each call."""
 
 import contextlib
 import http.client
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from osaurusctl.errors import BrokenReply, CliError, DaemonNotRunning, VersionMismatch, from_body
+from osaurusctl.errors import CliError, DaemonNotRunning, InvalidReply, VersionMismatch, error_from_body
 from osaurusd import __version__
 from osaurusd.wire import paths
 from osaurusd.wire.admin import (
@@ -57,10 +57,10 @@ from osaurusd.wire.residency import Event, PinReply, PinRequest
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 30.0
-"""For calls that a healthy daemon answers at once."""
+TIMEOUT_SECONDS = 30.0
+"""For calls that a healthy daemon answers immediately."""
 
-_BLANK_STATUS = DaemonStatus(
+_EMPTY_STATUS = DaemonStatus(
     version="unknown",
     api_version=0,
     pid=0,
@@ -78,7 +78,7 @@ _BLANK_STATUS = DaemonStatus(
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    """`http.client` on a Unix socket; the host is what goes into the `Host` header."""
+    """An HTTP connection over a Unix socket."""
 
     def __init__(self, path: Path, timeout: float | None) -> None:
         super().__init__(SOCKET_HOST, timeout=timeout)
@@ -92,154 +92,153 @@ class _UnixConnection(http.client.HTTPConnection):
 
 @dataclass(frozen=True)
 class _Reply:
-    """A whole reply, or the head of one that streams."""
+    """A reply; `body` is empty for a streamed one."""
 
     status: int
     api: str | None
     version: str
     body: bytes = b""
 
-    def foreign(self) -> bool:
-        """Whether it comes from a daemon of another API version."""
+    @classmethod
+    def from_response(cls, response: http.client.HTTPResponse, body: bytes) -> "_Reply":
+        version = response.getheader(VERSION_HEADER, "of an unknown version")
+        return cls(response.status, response.getheader(API_HEADER), version, body)
+
+    def is_other_version(self) -> bool:
+        """Whether the daemon uses another version of the admin API."""
         return self.api is not None and self.api != str(API_VERSION)
 
     def check(self, *, any_version: bool = False) -> None:
-        if self.foreign() and not any_version:
+        if self.is_other_version() and not any_version:
             raise VersionMismatch(__version__, self.version)
         if self.status >= 400:
             raise self._error()
 
     def _error(self) -> CliError:
         try:
-            return from_body(msgspec.json.decode(self.body, type=ErrorEnvelope).error)
+            return error_from_body(msgspec.json.decode(self.body, type=ErrorEnvelope).error)
         except msgspec.DecodeError:
-            return BrokenReply(f"HTTP status {self.status} without an error in its body")
+            return InvalidReply(f"HTTP status {self.status} without an error object in the body")
 
 
 class Client:
-    """Calls on the daemon behind one socket. Every failure is a `CliError`."""
+    """Calls the daemon that listens on the socket `path`. Every failure is raised as a `CliError`.
 
-    def __init__(self, path: Path, *, patience: float = PATIENCE_SECONDS) -> None:
+    Args:
+        timeout: seconds to wait for replies that do not depend on how long work takes.
+    """
+
+    def __init__(self, path: Path, *, timeout: float | None = None) -> None:
         self._path = path
-        self._patience = patience
+        self._timeout = TIMEOUT_SECONDS if timeout is None else timeout
 
     def status(self, *, any_version: bool = False) -> DaemonStatus:
-        """The daemon's status; with `any_version`, as much as can be read of that of another API version."""
-        reply = self._request("GET", Route.STATUS, timeout=self._patience, any_version=any_version)
-        return _salvage(reply.body) if reply.foreign() else _decode(reply.body, DaemonStatus)
+        """Return the daemon's status; with `any_version`, as many fields as another API version shares with ours."""
+        reply = self._request("GET", Route.STATUS, timeout=self._timeout, any_version=any_version)
+        return _decode_partial_status(reply.body) if reply.is_other_version() else _decode(reply.body, DaemonStatus)
 
-    def models(self) -> list[ModelInfo]:
-        return _decode(self._request("GET", Route.MODELS, timeout=self._patience).body, list[ModelInfo])
-
-    def details(self, model: str) -> ModelDetails:
-        request = DetailsRequest(model=model)
-        return _decode(self._request("POST", Route.DETAILS, request, timeout=self._patience).body, ModelDetails)
-
-    def diagnosis(self) -> Diagnosis:
-        """What the daemon itself sees of its surroundings."""
-        return _decode(self._request("GET", Route.DIAGNOSIS, timeout=self._patience).body, Diagnosis)
-
-    def workers(self) -> list[WorkerInfo]:
-        return _decode(self._request("GET", Route.WORKERS, timeout=self._patience).body, list[WorkerInfo])
-
-    def load(self, model: str, keep_alive_seconds: float | None = None) -> WorkerInfo:
-        """Load `model` and wait until it is ready, however long that takes; it stays this long once idle."""
-        request = LoadRequest(model=model, keep_alive_seconds=keep_alive_seconds)
-        return _decode(self._request("POST", Route.LOAD, request).body, WorkerInfo)
-
-    def unload(self, model: str | None, *, force: bool) -> UnloadReply:
-        """Unload `model`, or all."""
-        return _decode(self._request("POST", Route.UNLOAD, UnloadRequest(model=model, force=force)).body, UnloadReply)
-
-    def pins(self) -> PinReply:
-        return _decode(self._request("GET", Route.PINS, timeout=self._patience).body, PinReply)
-
-    def pin(self, model: str, *, pinned: bool) -> PinReply:
-        """Pin `model`, or let it go; tells which are pinned then. It is loaded in the background."""
-        request = PinRequest(model=model, pinned=pinned)
-        return _decode(self._request("POST", Route.PINS, request, timeout=self._patience).body, PinReply)
-
-    def events(self, *, follow: bool) -> Generator[Event, None, None]:
-        """What has happened to models lately; with `follow`, also what happens until the generator is closed."""
-        return self._events(f"{Route.EVENTS}{'?follow=1' if follow else ''}", None, Event, method="GET")
-
-    def remove(self, models: Sequence[str], *, force: bool, dry_run: bool = False) -> RemoveReply:
-        """Remove `models` from disk and tell what came free; with `dry_run`, what would."""
-        request = RemoveRequest(models=list(models), force=force, dry_run=dry_run)
-        return _decode(self._request("POST", Route.REMOVE, request).body, RemoveReply)
-
-    def prune(self, *, dry_run: bool = False) -> PruneReply:
-        """Remove the daemon's leftovers and tell which there were; with `dry_run`, which there are."""
-        return _decode(self._request("POST", Route.PRUNE, PruneRequest(dry_run=dry_run)).body, PruneReply)
-
-    def aliases(self) -> list[Alias]:
-        return _decode(self._request("GET", Route.ALIASES, timeout=self._patience).body, list[Alias])
-
-    def set_alias(self, alias: str, target: str | None) -> Alias:
-        """Let `alias` mean `target` too; with None, take it away and tell what it was."""
-        request = AliasRequest(alias=alias, target=target)
-        return _decode(self._request("POST", Route.ALIASES, request, timeout=self._patience).body, Alias)
-
-    def api_keys(self) -> list[KeyInfo]:
-        return _decode(self._request("GET", KeyRoute.KEYS, timeout=self._patience).body, list[KeyInfo])
-
-    def create_key(self, name: str | None) -> NewKey:
-        """Make an API key; the reply is the only one that has it."""
-        request = KeyRequest(name=name)
-        return _decode(self._request("POST", KeyRoute.KEYS, request, timeout=self._patience).body, NewKey)
-
-    def revoke_key(self, key_id: str) -> KeyInfo:
-        """Have a key refused from now on."""
-        request = RevokeRequest(id=key_id)
-        return _decode(self._request("POST", KeyRoute.REVOKE, request, timeout=self._patience).body, KeyInfo)
-
-    def reload(self) -> ReloadReply:
-        """Let the daemon read its configuration again."""
-        return _decode(self._request("POST", Route.RELOAD, {}, timeout=self._patience).body, ReloadReply)
-
-    def shutdown(self) -> ShutdownReply:
-        """Ask a daemon of whatever version to stop. It still runs when this returns."""
-        reply = self._request("POST", Route.SHUTDOWN, {}, timeout=self._patience, any_version=True)
-        return _decode(reply.body, ShutdownReply)
-
-    def healthy(self) -> bool:
-        """Whether requests can be served now."""
+    def is_healthy(self) -> bool:
+        """Whether the daemon serves requests now."""
         try:
-            return self._send("GET", "/health", None, timeout=self._patience, api=str(API_VERSION)).status == 200
+            return self._send("GET", "/health", None, timeout=self._timeout, api=str(API_VERSION)).status == 200
         except CliError:
             return False
 
-    def import_model(self, request: ImportRequest) -> Generator[ImportEvent, None, None]:
-        """Events of an import, as they come; closing the generator cancels it."""
-        return self._events(Route.IMPORTS, request, ImportEvent)
+    def diagnosis(self) -> Diagnosis:
+        return self._get(Route.DIAGNOSIS, Diagnosis)
+
+    def reload(self) -> ReloadReply:
+        return self._post(Route.RELOAD, {}, ReloadReply)
+
+    def shutdown(self) -> ShutdownReply:
+        """Request a shutdown from a daemon of any version. The daemon is still running when this returns."""
+        reply = self._request("POST", Route.SHUTDOWN, {}, timeout=self._timeout, any_version=True)
+        return _decode(reply.body, ShutdownReply)
+
+    def models(self) -> list[ModelInfo]:
+        return self._get(Route.MODELS, list[ModelInfo])
+
+    def details(self, model: str) -> ModelDetails:
+        return self._post(Route.DETAILS, DetailsRequest(model=model), ModelDetails)
+
+    def aliases(self) -> list[Alias]:
+        return self._get(Route.ALIASES, list[Alias])
+
+    def set_alias(self, alias: str, target: str | None) -> Alias:
+        """Make `alias` another name of `target`; with None, remove the alias and return it."""
+        return self._post(Route.ALIASES, AliasRequest(alias=alias, target=target), Alias)
+
+    def remove(self, models: Sequence[str], *, force: bool, dry_run: bool = False) -> RemoveReply:
+        """Delete models from disk; with `dry_run`, only return what would be deleted. Waits without a timeout."""
+        request = RemoveRequest(models=list(models), force=force, dry_run=dry_run)
+        return self._post(Route.REMOVE, request, RemoveReply, wait=True)
+
+    def prune(self, *, dry_run: bool = False) -> PruneReply:
+        """Delete leftovers; with `dry_run`, only return what would be deleted. Waits without a timeout."""
+        return self._post(Route.PRUNE, PruneRequest(dry_run=dry_run), PruneReply, wait=True)
 
     def verify(self, model: str) -> Generator[VerifyEvent, None, None]:
-        """Events of a verification, as they come; closing the generator cancels it."""
+        """Stream the events of a verification. Closing the generator cancels it."""
         return self._events(Route.VERIFY, VerifyRequest(model=model), VerifyEvent)
 
+    def import_model(self, request: ImportRequest) -> Generator[ImportEvent, None, None]:
+        """Stream the events of an import. Closing the generator cancels it."""
+        return self._events(Route.IMPORTS, request, ImportEvent)
+
+    def search(self, request: SearchRequest) -> list[FoundModel]:
+        """Search the hub. Waits without a timeout."""
+        return self._post(PullRoute.SEARCH, request, list[FoundModel], wait=True)
+
     def pull(self, model: str, token: str | None) -> PullInfo:
-        """Have the daemon download `model`; a pull that runs already is joined."""
-        request = PullRequest(model=model, token=token)
-        return _decode(self._request("POST", PullRoute.PULLS, request, timeout=self._patience).body, PullInfo)
+        """Start the download of `model`, or join the one in progress."""
+        return self._post(PullRoute.PULLS, PullRequest(model=model, token=token), PullInfo)
 
     def pulls(self) -> list[PullInfo]:
-        return _decode(self._request("GET", PullRoute.PULLS, timeout=self._patience).body, list[PullInfo])
+        return self._get(PullRoute.PULLS, list[PullInfo])
 
     def watch_pulls(self, pulls: Sequence[str]) -> Generator[PullEvent, None, None]:
-        """Events of pulls by their ids, as they come; closing the generator leaves them as they are."""
+        """Stream the events of downloads, given their ids. Closing the generator does not stop them."""
         return self._events(PullRoute.WATCH, PullWatch(pulls=list(pulls)), PullEvent)
 
     def cancel_pull(self, pull: str) -> PullInfo:
-        """End a pull by its id or a name of its model."""
-        request = PullCancel(pull=pull)
-        return _decode(self._request("POST", PullRoute.CANCEL, request, timeout=self._patience).body, PullInfo)
+        """Cancel a download by its id or by any name of its model."""
+        return self._post(PullRoute.CANCEL, PullCancel(pull=pull), PullInfo)
 
-    def search(self, request: SearchRequest) -> list[FoundModel]:
-        """Ask the hub for models; takes as long as the hub does."""
-        return _decode(self._request("POST", PullRoute.SEARCH, request).body, list[FoundModel])
+    def workers(self) -> list[WorkerInfo]:
+        return self._get(Route.WORKERS, list[WorkerInfo])
+
+    def load(self, model: str, keep_alive_seconds: float | None = None) -> WorkerInfo:
+        """Load `model` and wait, without a timeout, until it is ready."""
+        request = LoadRequest(model=model, keep_alive_seconds=keep_alive_seconds)
+        return self._post(Route.LOAD, request, WorkerInfo, wait=True)
+
+    def unload(self, model: str | None, *, force: bool) -> UnloadReply:
+        """Unload `model`, or every model if it is None. Waits without a timeout."""
+        return self._post(Route.UNLOAD, UnloadRequest(model=model, force=force), UnloadReply, wait=True)
+
+    def pins(self) -> PinReply:
+        return self._get(Route.PINS, PinReply)
+
+    def pin(self, model: str, *, pinned: bool) -> PinReply:
+        """Add or remove a pin, and return all pins. The daemon loads a pinned model in the background."""
+        return self._post(Route.PINS, PinRequest(model=model, pinned=pinned), PinReply)
+
+    def events(self, *, follow: bool) -> Generator[Event, None, None]:
+        """Stream recent events; with `follow`, also new ones until the generator is closed."""
+        return self._events(f"{Route.EVENTS}{'?follow=1' if follow else ''}", None, Event, method="GET")
+
+    def api_keys(self) -> list[KeyInfo]:
+        return self._get(KeyRoute.KEYS, list[KeyInfo])
+
+    def create_key(self, name: str | None) -> NewKey:
+        """Create an API key. Only this reply contains the key itself."""
+        return self._post(KeyRoute.KEYS, KeyRequest(name=name), NewKey)
+
+    def revoke_key(self, key_id: str) -> KeyInfo:
+        return self._post(KeyRoute.REVOKE, RevokeRequest(id=key_id), KeyInfo)
 
     def chat(self, body: dict[str, Any]) -> Generator[bytes, None, None]:
-        """The JSON objects of a streamed chat completion; closing the generator cancels it."""
+        """Stream the JSON chunks of a chat completion. Closing the generator cancels the request."""
         with contextlib.closing(self._lines("/v1/chat/completions", body)) as lines:
             for line in lines:
                 field, _, data = line.partition(b":")
@@ -248,21 +247,28 @@ class Client:
                 if data.strip() == b"[DONE]":
                     return
                 yield data.strip()
-        raise BrokenReply("the answer ended before it was complete")
+        raise InvalidReply("the stream ended before the answer was complete")
+
+    def _get(self, path: str, kind: type[T]) -> T:
+        return _decode(self._request("GET", path, timeout=self._timeout).body, kind)
+
+    def _post(self, path: str, body: object, kind: type[T], *, wait: bool = False) -> T:
+        timeout = None if wait else self._timeout
+        return _decode(self._request("POST", path, body, timeout=timeout).body, kind)
 
     def _request(
-        self, method: str, path: str, body: object = None, *, timeout: float | None = None, any_version: bool = False
+        self, method: str, path: str, body: object = None, *, timeout: float | None, any_version: bool = False
     ) -> _Reply:
         reply = self._send(method, path, body, timeout=timeout, api=str(API_VERSION))
         if any_version and reply.status == 412 and reply.api:
-            # What any version may ask reads alike in all of them: say that we speak the daemon's.
+            # Requests with `any_version` are the same in every API version, so repeat this one in the daemon's.
             reply = self._send(method, path, body, timeout=timeout, api=reply.api)
         reply.check(any_version=any_version)
         return reply
 
     def _send(self, method: str, path: str, body: object, *, timeout: float | None, api: str) -> _Reply:
         with self._exchange(method, path, body, timeout=timeout, api=api) as response:
-            return _head(response, response.read())
+            return _Reply.from_response(response, response.read())
 
     def _events(self, path: str, body: object, kind: Any, method: str = "POST") -> Generator[Any, None, None]:
         with contextlib.closing(self._lines(path, body, method)) as lines:
@@ -273,7 +279,7 @@ class Client:
     def _lines(self, path: str, body: object, method: str = "POST") -> Generator[bytes, None, None]:
         with self._exchange(method, path, body, timeout=None, api=str(API_VERSION)) as response:
             failed = response.status >= 400
-            _head(response, response.read() if failed else b"").check()
+            _Reply.from_response(response, response.read() if failed else b"").check()
             while line := response.readline():
                 yield line
 
@@ -283,52 +289,47 @@ class Client:
     ) -> Iterator[http.client.HTTPResponse]:
         headers = {API_HEADER: api, "Content-Type": "application/json"}
         content = None if body is None else msgspec.json.encode(body)
-        with _explained(self._path), contextlib.closing(_UnixConnection(self._path, timeout)) as connection:
+        with _connection_errors(self._path), contextlib.closing(_UnixConnection(self._path, timeout)) as connection:
             connection.request(method, path, content, headers)
             with connection.getresponse() as response:
                 yield response
 
 
 def connect() -> Client:
-    """A client of this environment's daemon, which may not be running."""
+    """Return a client for the daemon of this environment. The daemon need not be running yet."""
     return Client(paths.resolve().socket)
 
 
-def _head(response: http.client.HTTPResponse, body: bytes) -> _Reply:
-    version = response.getheader(VERSION_HEADER, "of an unknown version")
-    return _Reply(response.status, response.getheader(API_HEADER), version, body)
-
-
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _connection_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise DaemonNotRunning from error
     except PermissionError as error:
-        hint = "run `osaurusctl` as the user who started osaurusd"
-        raise CliError(f"no permission to use the socket {path}", hint=hint) from error
+        hint = "run osaurusctl as the user that runs osaurusd"
+        raise CliError(f"permission denied for the socket {path}", hint=hint) from error
     except TimeoutError as error:
-        raise BrokenReply("it did not come in time") from error
+        raise InvalidReply("timed out") from error
     except (http.client.HTTPException, ConnectionError) as error:
-        raise BrokenReply("the connection ended before it was complete") from error
+        raise InvalidReply("the connection was closed before the reply was complete") from error
     except OSError as error:
-        raise CliError(f"no connection to osaurusd at {path}: {error.strerror or error}") from error
+        raise CliError(f"cannot connect to osaurusd at {path}: {error.strerror or error}") from error
 
 
 def _decode(content: bytes, kind: type[T] | Any) -> T:
     try:
         decoded: T = msgspec.json.decode(content, type=kind)
     except msgspec.DecodeError as error:
-        raise BrokenReply(str(error)) from error
+        raise InvalidReply(str(error)) from error
     return decoded
 
 
-def _salvage(content: bytes) -> DaemonStatus:
-    """What can be understood of the status of a daemon of another API version; blanks stand for the rest."""
+def _decode_partial_status(content: bytes) -> DaemonStatus:
+    """Decode the status of a daemon with another API version; fields that do not decode stay empty."""
     raw: dict[str, Any] = _decode(content, dict[str, Any])
-    known = {}
+    fields = {}
     for field in msgspec.structs.fields(DaemonStatus):
         with contextlib.suppress(msgspec.ValidationError, KeyError):
-            known[field.name] = msgspec.convert(raw[field.name], field.type)
-    return msgspec.structs.replace(_BLANK_STATUS, **known)
+            fields[field.name] = msgspec.convert(raw[field.name], field.type)
+    return msgspec.structs.replace(_EMPTY_STATUS, **fields)

@@ -1,62 +1,151 @@
-"""The base classes of all commands: `--json` anywhere, and modules that load when their command is called."""
+"""Click base classes and options that the commands share."""
 
 import importlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
-from osaurusctl.output import Output
+from osaurusctl.errors import ExitCode
+from osaurusctl.formatting import parse_duration
+from osaurusctl.output import Output, is_terminal
 
 
 def json_option() -> click.Option:
-    """`--json`, which may stand before and after the subcommand. Eager, so that later usage errors obey it."""
+    """Build `--json`. It is eager, so that a usage error that follows it is reported as JSON too."""
     return click.Option(
         ["--json"],
         is_flag=True,
         is_eager=True,
         expose_value=False,
-        callback=_turn_json_on,
-        help="Print one JSON document on standard output.",
+        callback=_enable_json,
+        help="Print one JSON document on standard output",
     )
 
 
-def _turn_json_on(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+def timeout_option(default: float) -> Callable[[Any], Any]:
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(0),
+        default=default,
+        show_default=True,
+        metavar="SECONDS",
+        help="Give up after this many seconds",
+    )
+
+
+def _enable_json(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     output = ctx.find_object(Output)
     if value and output:
         output.json = True
 
 
 class Command(click.Command):
-    """A command that takes `--json`."""
+    """A command with `--json`, and with example command lines below its help."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.append(json_option())
+        self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's API
+        _write_examples(formatter, self.examples)
 
 
 class Group(click.Group):
-    """A command of several, which take `--json` like itself."""
+    """A group of commands; the group and each of its commands take `--json`."""
 
     command_class = Command
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.append(json_option())
+        self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        _write_examples(formatter, self.examples)
+        super().format_epilog(ctx, formatter)
 
 
 class LazyGroup(Group):
-    """A group that imports a command's module, and takes its `command`, when that command is asked for."""
+    """A group that imports the module of a command when that command is first used.
 
-    def __init__(self, *args: Any, modules: Mapping[str, str], **kwargs: Any) -> None:
+    Args:
+        sections: by title of a help section, its commands: name to `module:attribute`.
+    """
+
+    def __init__(self, *args: Any, sections: Mapping[str, Mapping[str, str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._modules = modules
+        self._sections = sections
+        self._targets = {name: target for section in sections.values() for name, target in section.items()}
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return list(self._modules)
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's API
+        return list(self._targets)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
-        if cmd_name not in self._modules:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's API
+        target = self._targets.get(cmd_name)
+        if target is None:
             return None
-        command: click.Command = importlib.import_module(self._modules[cmd_name]).command
+        module, _, attribute = target.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, self._targets))
+        limit = formatter.width - width - 6
+        for title, names in self._sections.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(name.ljust(width), command.get_short_help_str(limit)) for name, command in self._load(ctx, names)]
+                )
+
+    def _load(self, ctx: click.Context, names: Mapping[str, str]) -> Iterator[tuple[str, click.Command]]:
+        for name in names:
+            if (command := self.get_command(ctx, name)) is not None:
+                yield name, command
+
+
+def _write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:
+    if examples:
+        with formatter.section("Examples"):
+            for example in examples:
+                formatter.write(f"{'':{formatter.current_indent}}{example}\n")
+
+
+class Duration(click.ParamType[float]):
+    """A duration in seconds, written as `90`, `90s`, `15m`, `1h` or `2d`; `-1` stands for no limit."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        text = str(value).strip()
+        if text == "-1":
+            return -1.0
+        seconds = parse_duration(text if text[-1:].isalpha() else f"{text}s")
+        if seconds is None:
+            self.fail(f"{value!r} is not a duration; use a value such as 90s, 15m, 1h, 2d, or -1 for never", param, ctx)
+        return seconds
+
+
+def needs_confirmation(yes: bool, output: Output) -> bool:
+    """Whether the user must confirm a removal.
+
+    Raises:
+        click.UsageError: the user must confirm, but there is no terminal to prompt on.
+    """
+    if yes:
+        return False
+    if output.json:
+        raise click.UsageError("--json cannot prompt for confirmation; pass --yes")
+    if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+        raise click.UsageError("no terminal to prompt for confirmation; pass --yes")
+    return True
+
+
+def confirm_removal(preview: str, question: str, output: Output) -> None:
+    """Show what will be removed, and end the command with exit code 1 unless the user answers yes."""
+    output.note(preview)
+    if not output.confirm(question):
+        output.note("nothing removed")
+        raise click.exceptions.Exit(ExitCode.FAILURE)

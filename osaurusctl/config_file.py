@@ -1,4 +1,4 @@
-"""The configuration as its file and the environment have it: the keys' values, and where each comes from."""
+"""Read the configuration: the value of each key, and whether it comes from the file or the environment."""
 
 import difflib
 import os
@@ -16,7 +16,7 @@ from osaurusd.wire.errors import ErrorCode
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """A key's value and where it comes from; `variable` names the environment's."""
+    """The value of a key and its source; `variable` is the environment variable that sets it."""
 
     key: str
     value: Any
@@ -25,72 +25,69 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load(path: Path, *, env: Mapping[str, str] = os.environ) -> config.Config:
-    """The configuration that `path` and `env` make.
+    """Load the configuration.
 
     Raises:
-        CliError: it is wrong; the message says where.
+        CliError: the file or a variable is invalid.
     """
     try:
         return config.load(path, env=env)
     except ConfigError as error:
-        raise wrong(error.message, error.param) from error
+        raise config_error(error.message, error.param) from error
 
 
-def settings(path: Path) -> list[Setting]:
-    """Every key.
-
-    Raises:
-        CliError: the configuration is wrong.
-    """
-    holds = msgspec.to_builtins(load(path))
-    written = tomllib.loads(read(path))
-    return [_setting(key, _look_up(holds, key), written) for key in config.known_keys()]
-
-
-def setting(path: Path, key: str) -> Setting:
-    """One key.
+def list_settings(path: Path) -> list[Setting]:
+    """Return every key with its value.
 
     Raises:
-        CliError: the configuration is wrong, or there is no such key.
+        CliError: the configuration is invalid.
     """
-    for each in settings(path):
-        if each.key == key:
-            return each
-    raise unknown(key)
+    values = msgspec.to_builtins(load(path))
+    written = tomllib.loads(read_text(path))
+    return [_build_setting(key, _look_up(values, key), written) for key in config.known_keys()]
 
 
-def overriding(key: str) -> str | None:
-    """The environment variable that overrides `key` here."""
+def get_setting(path: Path, key: str) -> Setting:
+    """Return one key with its value.
+
+    Raises:
+        CliError: the configuration is invalid, or the key is unknown.
+    """
+    for setting in list_settings(path):
+        if setting.key == key:
+            return setting
+    raise unknown_key(key)
+
+
+def overriding_variable(key: str) -> str | None:
+    """Return the environment variable that currently overrides `key`."""
     for variable, where in config.ENVIRONMENT.items():
         if ".".join(where) == key and variable in os.environ:
             return variable
     return None
 
 
-def read(path: Path) -> str:
-    """The file's text, with its line ends as they are."""
+def read_text(path: Path) -> str:
+    """Read the file with its original line endings; empty if it does not exist."""
     try:
         return path.read_bytes().decode()
     except FileNotFoundError:
         return ""
     except UnicodeDecodeError as error:
-        raise wrong(f"{path}: {error}") from error
+        raise config_error(f"{path}: {error}") from error
 
 
-def unknown(key: str) -> CliError:
-    """What a key that does not exist fails with."""
-    known = list(config.known_keys())
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return wrong(f"unknown key `{key}`" + (f"; did you mean `{near[0]}`?" if near else ""), key)
+def unknown_key(key: str) -> CliError:
+    similar = difflib.get_close_matches(key, list(config.known_keys()), n=1, cutoff=0.5)
+    return config_error(f"unknown key `{key}`" + (f"; did you mean `{similar[0]}`?" if similar else ""), key)
 
 
-def wrong(message: str, param: str | None = None) -> CliError:
-    """What a wrong configuration fails with."""
+def config_error(message: str, param: str | None = None) -> CliError:
     return CliError(message, code=ErrorCode.CONFIG_ERROR, param=param)
 
 
-def _setting(key: str, value: Any, written: Mapping[str, Any]) -> Setting:
-    if variable := overriding(key):
+def _build_setting(key: str, value: Any, written: Mapping[str, Any]) -> Setting:
+    if variable := overriding_variable(key):
         return Setting(key=key, value=value, source="environment", variable=variable)
     return Setting(key=key, value=value, source="default" if _look_up(written, key) is None else "file")
 

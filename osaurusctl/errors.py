@@ -1,12 +1,12 @@
-"""What the CLI fails with, and the exit code and the next step for each of the daemon's error codes."""
+"""CLI errors, and the exit code and hint for each of the daemon's error codes."""
 
 from enum import IntEnum
 
 from osaurusd.wire.errors import ErrorBody, ErrorCode
 
 
-class Exit(IntEnum):
-    """Exit codes. They are API: documented, tested, and never renumbered."""
+class ExitCode(IntEnum):
+    """Exit codes. They are a stable, documented interface: never renumber them."""
 
     OK = 0
     FAILURE = 1
@@ -19,28 +19,31 @@ class Exit(IntEnum):
 
 
 EXIT_CODES = {
-    ErrorCode.MODEL_NOT_FOUND: Exit.MODEL_NOT_FOUND,
-    ErrorCode.MODEL_NOT_DOWNLOADED: Exit.MODEL_NOT_FOUND,
-    ErrorCode.INSUFFICIENT_MEMORY: Exit.OUT_OF_MEMORY,
-    ErrorCode.VERSION_MISMATCH: Exit.VERSION_MISMATCH,
+    ErrorCode.MODEL_NOT_FOUND: ExitCode.MODEL_NOT_FOUND,
+    ErrorCode.MODEL_NOT_DOWNLOADED: ExitCode.MODEL_NOT_FOUND,
+    ErrorCode.INSUFFICIENT_MEMORY: ExitCode.OUT_OF_MEMORY,
+    ErrorCode.VERSION_MISMATCH: ExitCode.VERSION_MISMATCH,
 }
-"""Every other code is an ordinary failure."""
+"""Every other error code exits with `FAILURE`."""
 
-_SEE_LOG = "`osaurusctl status` names the log file"
-RESTART = "`osaurusctl restart`"
+RESTART = 'run "osaurusctl restart"'
+
+_SEE_LOG = 'run "osaurusctl logs" for details'
 
 HINTS = {
-    ErrorCode.MODEL_NOT_FOUND: "`osaurusctl ls` lists the models on this machine",
-    ErrorCode.MODEL_NOT_DOWNLOADED: "`osaurusctl pull NAME` downloads it",
-    ErrorCode.DISK_FULL: "`osaurusctl ls --sort size`, `osaurusctl rm NAME` and `osaurusctl prune` make room",
-    ErrorCode.INSUFFICIENT_MEMORY: "`osaurusctl ps` shows what is loaded, and `osaurusctl unload NAME` makes room",
-    ErrorCode.VERSION_MISMATCH: f"{RESTART} finishes the upgrade",
-    ErrorCode.BUSY: "`osaurusctl ps` shows what is running or pinned, and `osaurusctl unload NAME --force` ends it",
-    ErrorCode.NAME_TAKEN: "`osaurusctl import PATH --name NAME` gives it another name",
-    ErrorCode.CONFIG_ERROR: "`osaurusctl config path` names the file, and `osaurusctl config check` checks it",
-    ErrorCode.CONTEXT_LENGTH_EXCEEDED: "`osaurusctl ls` shows how many tokens each model takes",
-    ErrorCode.SHUTTING_DOWN: "`osaurusctl up` starts it again once it has stopped",
-    ErrorCode.NOT_SERVING: "it goes on by itself once that is mended; `osaurusctl doctor` looks closer",
+    ErrorCode.MODEL_NOT_FOUND: 'run "osaurusctl ls" to list the models on this machine',
+    ErrorCode.MODEL_NOT_DOWNLOADED: 'run "osaurusctl pull NAME" to download it',
+    ErrorCode.DISK_FULL: 'free disk space with "osaurusctl rm NAME" or "osaurusctl prune"; '
+    '"osaurusctl ls --sort size" lists the largest models first',
+    ErrorCode.INSUFFICIENT_MEMORY: 'free memory with "osaurusctl unload NAME"; "osaurusctl ps" lists loaded models',
+    ErrorCode.VERSION_MISMATCH: f"{RESTART} to finish the upgrade",
+    ErrorCode.BUSY: 'run "osaurusctl unload NAME --force" to unload it anyway; "osaurusctl ps" shows running requests',
+    ErrorCode.NAME_TAKEN: 'choose another name with "osaurusctl import PATH --name NAME"',
+    ErrorCode.CONFIG_ERROR: 'run "osaurusctl config check" to validate the file; "osaurusctl config path" prints '
+    "its path",
+    ErrorCode.CONTEXT_LENGTH_EXCEEDED: 'run "osaurusctl ls" to see the context length of each model',
+    ErrorCode.SHUTTING_DOWN: 'wait until it has stopped, then run "osaurusctl up"',
+    ErrorCode.NOT_SERVING: 'run "osaurusctl doctor" for details; the daemon recovers once the cause is fixed',
     ErrorCode.LOAD_FAILED: _SEE_LOG,
     ErrorCode.WORKER_CRASHED: _SEE_LOG,
     ErrorCode.INTERNAL_ERROR: _SEE_LOG,
@@ -48,14 +51,14 @@ HINTS = {
 
 
 class CliError(Exception):
-    """A failure that is shown as one line, with a hint where there is a next step."""
+    """A failure: an error message, an optional hint with the next step, and an exit code."""
 
     def __init__(
         self,
         message: str,
         *,
         hint: str | None = None,
-        exit_code: Exit = Exit.FAILURE,
+        exit_code: ExitCode = ExitCode.FAILURE,
         code: str = "failure",
         kind: str = "cli_error",
         param: str | None = None,
@@ -67,41 +70,44 @@ class CliError(Exception):
 
 
 class DaemonNotRunning(CliError):
-    def __init__(self) -> None:
-        message = "osaurusd is not running; `osaurusctl up` starts it"
-        super().__init__(message, exit_code=Exit.NOT_RUNNING, code="daemon_not_running")
+    def __init__(self, *, start_command: str = "osaurusctl up") -> None:
+        super().__init__(
+            f'osaurusd is not running; run "{start_command}" to start it',
+            exit_code=ExitCode.NOT_RUNNING,
+            code="daemon_not_running",
+        )
 
 
 class Interrupted(CliError):
     def __init__(self, message: str = "interrupted") -> None:
-        super().__init__(message, exit_code=Exit.INTERRUPTED, code="interrupted")
+        super().__init__(message, exit_code=ExitCode.INTERRUPTED, code="interrupted")
 
 
-class BrokenReply(CliError):
-    """The daemon answered something that is not an answer, or only a part of one."""
+class InvalidReply(CliError):
+    """The daemon's reply is malformed or incomplete."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"osaurusd's reply could not be used: {what}", hint=_SEE_LOG, code="broken_reply")
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"invalid reply from osaurusd: {reason}", hint=_SEE_LOG, code="broken_reply")
 
 
 class VersionMismatch(CliError):
-    def __init__(self, own: str, daemon: str) -> None:
+    def __init__(self, own_version: str, daemon_version: str) -> None:
         code = ErrorCode.VERSION_MISMATCH
         super().__init__(
-            f"osaurusctl {own} and the running osaurusd {daemon} speak different versions of the admin API",
+            f"osaurusctl {own_version} and the running osaurusd {daemon_version} use different admin API versions",
             hint=HINTS[code],
             exit_code=EXIT_CODES[code],
             code=code,
         )
 
 
-def from_body(body: ErrorBody) -> CliError:
-    """The daemon's error, with its exit code and its hint; a code that only a newer daemon knows is a failure."""
+def error_from_body(body: ErrorBody) -> CliError:
+    """Convert the daemon's error. A code that this version does not define is an ordinary failure."""
     code = ErrorCode(body.code) if body.code in set(ErrorCode) else None
     return CliError(
         body.message,
         hint=HINTS.get(code) if code else None,
-        exit_code=EXIT_CODES.get(code, Exit.FAILURE) if code else Exit.FAILURE,
+        exit_code=EXIT_CODES.get(code, ExitCode.FAILURE) if code else ExitCode.FAILURE,
         code=body.code or "failure",
         kind=body.type,
         param=body.param,

@@ -1,9 +1,8 @@
-"""Reading the daemon's log: JSON lines in a file that is rotated under the reader."""
+"""Read the daemon's log: JSON lines in a file that the daemon rotates."""
 
 import contextlib
 import datetime
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,105 +12,105 @@ from typing import Any, TextIO
 
 import msgspec
 
+from osaurusctl.formatting import parse_duration
+
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
 _POLL_SECONDS = 0.2
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
-_HEAD = frozenset({"timestamp", "level", "event", "logger", "exception"})
+_STANDARD_FIELDS = frozenset({"timestamp", "level", "event", "logger", "exception"})
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which lines to show: of this level or above, and not older than `since`."""
+class LogFilter:
+    """Selects records of at least `level` that are not older than `since`."""
 
     level: str = "debug"
     since: datetime.datetime | None = None
 
-    def takes(self, record: dict[str, Any]) -> bool:
+    def matches(self, record: dict[str, Any]) -> bool:
         level = record.get("level")
         if level in LEVELS and LEVELS.index(str(level)) < LEVELS.index(self.level):
             return False
-        return self.since is None or (when := _time(record)) is None or when >= self.since
+        return self.since is None or (timestamp := _timestamp(record)) is None or timestamp >= self.since
 
 
 def parse_since(text: str, now: datetime.datetime) -> datetime.datetime:
-    """`10m`, `2h`, `1d` ago, or a time as ISO 8601 writes it; one without a zone is this machine's.
+    """Parse a duration before `now`, such as `10m`, or an ISO 8601 time; without a zone it is local.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: `text` is neither.
     """
-    if span := _SPAN.fullmatch(text.strip()):
-        return now - datetime.timedelta(seconds=float(span[1]) * _UNITS[span[2]])
+    seconds = parse_duration(text.strip())
+    if seconds is not None:
+        return now - datetime.timedelta(seconds=seconds)
     return datetime.datetime.fromisoformat(text.strip()).astimezone()
 
 
-def last(file: Path, count: int, wanted: Wanted, stream: TextIO | None) -> list[dict[str, Any]]:
-    """The last `count` wanted records, older files included; a line that is no JSON is a record of its text.
+def read_last(file: Path, count: int, log_filter: LogFilter, stream: TextIO | None) -> list[dict[str, Any]]:
+    """Return the last `count` matching records, including those of rotated files.
 
     Args:
-        file: the log; what it was rotated to lies beside it.
-        stream: `file` as `open_log` opened it; read to its last complete line.
+        file: the log; rotated files are next to it.
+        stream: `file` as `open_log` returned it; this reads it to its last complete line.
     """
-    kept: deque[dict[str, Any]] = deque(maxlen=count)
-    for path in _rotated(file):
-        with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as old:
-            kept.extend(record for record in map(_record, old) if wanted.takes(record))
+    records: deque[dict[str, Any]] = deque(maxlen=count)
+    for path in _rotated_files(file):
+        with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as rotated:
+            records.extend(record for record in map(_parse_record, rotated) if log_filter.matches(record))
     if stream is not None:
-        kept.extend(record for record in _complete_lines(stream) if wanted.takes(record))
-    return list(kept)
+        records.extend(record for record in _complete_records(stream) if log_filter.matches(record))
+    return list(records)
 
 
 def follow(
-    file: Path, wanted: Wanted, stream: TextIO | None, wait: Callable[[float], None] = time.sleep
+    file: Path, log_filter: LogFilter, stream: TextIO | None, wait: Callable[[float], None] = time.sleep
 ) -> Iterator[dict[str, Any]]:
-    """Wanted records from where `stream` is, as they are written, through every rotation. Never ends."""
+    """Yield matching records as the daemon writes them, starting at the position of `stream`. Never ends."""
     while True:
         if stream is not None:
-            yield from (record for record in _complete_lines(stream) if wanted.takes(record))
+            yield from (record for record in _complete_records(stream) if log_filter.matches(record))
             if not _is_rotated(stream, file):
                 wait(_POLL_SECONDS)
                 continue
-            # Nothing more comes to the old file once there is a new one.
-            yield from (record for record in _complete_lines(stream) if wanted.takes(record))
+            # The daemon may have written to the old file until it rotated it; read the rest.
+            yield from (record for record in _complete_records(stream) if log_filter.matches(record))
             stream.close()
         stream = open_log(file)
         if stream is None:
             wait(_POLL_SECONDS)
 
 
-def shown(record: dict[str, Any]) -> str:
-    """A record as people read it."""
-    when = _time(record)
-    stamp = when.astimezone().strftime("%Y-%m-%d %H:%M:%S") if when else "-"
-    fields = [f"{name}={_value(value)}" for name, value in record.items() if name not in _HEAD]
-    line = " ".join([stamp, f"{record.get('level', '-')!s:<7}", str(record.get("event", "")), *fields])
+def format_record(record: dict[str, Any]) -> str:
+    timestamp = _timestamp(record)
+    local_time = timestamp.astimezone().strftime("%Y-%m-%d %H:%M:%S") if timestamp else "-"
+    fields = [f"{name}={_format_value(value)}" for name, value in record.items() if name not in _STANDARD_FIELDS]
+    line = " ".join([local_time, f"{record.get('level', '-')!s:<7}", str(record.get("event", "")), *fields])
     return "\n".join([line, *str(record.get("exception", "")).splitlines()])
 
 
 def open_log(file: Path) -> TextIO | None:
-    """The log, or None if there is none yet."""
+    """Open the log; None if it does not exist yet."""
     try:
         return file.open(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None
 
 
-def _rotated(file: Path) -> list[Path]:
-    """Oldest first."""
+def _rotated_files(file: Path) -> list[Path]:
+    """Return the rotated files, oldest first."""
     rotated = [path for path in file.parent.glob(f"{file.name}.*") if path.suffix[1:].isdecimal()]
     return sorted(rotated, key=lambda path: -int(path.suffix[1:]))
 
 
-def _complete_lines(stream: TextIO) -> Iterator[dict[str, Any]]:
-    """Lines that have their end; half of one is left for the next time."""
+def _complete_records(stream: TextIO) -> Iterator[dict[str, Any]]:
+    """Yield the records of complete lines; leave an incomplete last line for the next call."""
     while True:
         start = stream.tell()
         line = stream.readline()
         if not line.endswith("\n"):
             stream.seek(start)
             return
-        yield _record(line)
+        yield _parse_record(line)
 
 
 def _is_rotated(stream: TextIO, file: Path) -> bool:
@@ -121,7 +120,8 @@ def _is_rotated(stream: TextIO, file: Path) -> bool:
         return False
 
 
-def _record(line: str) -> dict[str, Any]:
+def _parse_record(line: str) -> dict[str, Any]:
+    """Parse a line. One that is not a JSON object becomes a record with the line as its event."""
     try:
         decoded = msgspec.json.decode(line)
     except msgspec.DecodeError:
@@ -129,13 +129,13 @@ def _record(line: str) -> dict[str, Any]:
     return decoded if isinstance(decoded, dict) else {"event": line.rstrip("\n")}
 
 
-def _time(record: dict[str, Any]) -> datetime.datetime | None:
+def _timestamp(record: dict[str, Any]) -> datetime.datetime | None:
     try:
         return datetime.datetime.fromisoformat(str(record.get("timestamp")))
     except ValueError:
         return None
 
 
-def _value(value: object) -> str:
+def _format_value(value: object) -> str:
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
     return msgspec.json.encode(text).decode() if isinstance(value, str) and (" " in text or not text) else text

@@ -1,4 +1,4 @@
-"""Where text goes: data to standard output, everything else to standard error; prose or JSON, coloured or not."""
+"""Output streams: results go to standard output, everything else to standard error; text or JSON."""
 
 import os
 import sys
@@ -6,41 +6,41 @@ from typing import TextIO
 
 import msgspec
 
-# What a model answers, and what its files say, must not move the cursor or rename the window of the terminal.
-_NO_CONTROLS = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t")
+# Model output and metadata must not move the cursor or set the terminal's title.
+_CONTROL_CHARACTERS = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t")
 
 _RED, _CYAN = "31", "36"
 
 
 class Output:
-    """What commands say goes through here. The streams are looked up on every use: tests and click replace them."""
+    """Where commands write. It looks the streams up on every call, because tests and click replace them."""
 
     def __init__(self) -> None:
         self.json = False
 
-    def show(self, value: object, human: str) -> None:
-        """The result of a command: one JSON document, or `human` unless it is empty."""
+    def show(self, value: object, text: str) -> None:
+        """Print a result: `value` as one JSON document, or `text` unless it is empty."""
         if self.json:
-            self._document(value)
-        elif human:
-            _write(sys.stdout, _harmless(f"{human}\n", sys.stdout))
+            self._write_json(value)
+        elif text:
+            _write(sys.stdout, _sanitize(f"{text}\n", sys.stdout))
 
     def event(self, value: object) -> None:
-        """One JSON document of several, a line each; people see progress by other means."""
+        """Print one event as a line of JSON. In text mode a progress reporter shows it instead."""
         if self.json:
-            self._document(value)
+            self._write_json(value)
 
     def stream(self, text: str) -> None:
-        """A piece of an answer, as it comes."""
-        _write(sys.stdout, _harmless(text, sys.stdout))
+        """Print a piece of generated text."""
+        _write(sys.stdout, _sanitize(text, sys.stdout))
 
     def note(self, text: str) -> None:
-        """A remark for people."""
+        """Print a remark on standard error; nothing in JSON mode."""
         if not self.json:
-            _write(sys.stderr, _harmless(f"{text}\n", sys.stderr))
+            _write(sys.stderr, _sanitize(f"{text}\n", sys.stderr))
 
-    def ask(self, question: str) -> bool:
-        """Whether the person at the terminal says yes; nothing and the end of input mean no."""
+    def confirm(self, question: str) -> bool:
+        """Prompt the user; an empty answer or the end of input counts as no."""
         _write(sys.stderr, f"{question} [y/N] ")
         answer = sys.stdin.readline()
         if not answer:
@@ -48,28 +48,28 @@ class Output:
         return answer.strip().lower() in ("y", "yes")
 
     def error(self, body: object, message: str, hint: str | None) -> None:
-        """A failure: one line for people, further lines of the message indented, and the JSON document if asked for."""
-        first, *more = _harmless(message, sys.stderr).splitlines() or [""]
-        lines = [f"{_coloured('error:', _RED)} {first}", *(f"  {line}" for line in more)]
+        """Print a failure on standard error, further lines indented; in JSON mode also as a JSON document."""
+        first, *rest = _sanitize(message, sys.stderr).splitlines() or [""]
+        lines = [f"{_colored('error:', _RED)} {first}", *(f"  {line}" for line in rest)]
         if hint:
-            lines.append(f"{_coloured('hint:', _CYAN)} {hint}")
+            lines.append(f"{_colored('hint:', _CYAN)} {hint}")
         _write(sys.stderr, "\n".join(lines) + "\n")
         if self.json:
-            self._document({"error": body})
+            self._write_json({"error": body})
 
-    def _document(self, value: object) -> None:
+    def _write_json(self, value: object) -> None:
         _write(sys.stdout, msgspec.json.encode(value).decode() + "\n")
 
 
-def silence() -> None:
-    """Send what is still buffered nowhere: the interpreter's last flush must not fail for want of a reader."""
+def discard_output() -> None:
+    """Point standard output at /dev/null, so that the final flush does not fail after the reader closed the pipe."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether somebody sits at the other end. A stream that was closed before the start is None."""
+    """Whether `stream` is a terminal. A standard stream that was closed before startup is None."""
     return stream is not None and stream.isatty()
 
 
@@ -79,10 +79,10 @@ def _write(stream: TextIO | None, text: str) -> None:
         stream.flush()
 
 
-def _harmless(text: str, stream: TextIO | None) -> str:
-    return text.translate(_NO_CONTROLS) if is_terminal(stream) else text
+def _sanitize(text: str, stream: TextIO | None) -> str:
+    return text.translate(_CONTROL_CHARACTERS) if is_terminal(stream) else text
 
 
-def _coloured(text: str, colour: str) -> str:
+def _colored(text: str, color: str) -> str:
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not is_terminal(sys.stderr)
-    return text if plain else f"\x1b[1;{colour}m{text}\x1b[0m"
+    return text if plain else f"\x1b[1;{color}m{text}\x1b[0m"

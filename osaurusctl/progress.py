@@ -1,11 +1,13 @@
-"""How long work is shown while it runs: a bar on a terminal, a line a stage elsewhere, JSON lines on request."""
+"""Show long-running work: a progress bar on a terminal, otherwise one line for each stage; JSON lines with --json."""
 
 import contextlib
 import sys
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
 
-from osaurusctl.errors import BrokenReply, from_body
-from osaurusctl.layout import size
+from osaurusctl.errors import CliError, InvalidReply, error_from_body
+from osaurusctl.formatting import format_bytes, format_duration
 from osaurusctl.output import Output, is_terminal
 from osaurusd.wire.admin import (
     ImportDone,
@@ -17,86 +19,162 @@ from osaurusd.wire.admin import (
     VerifyFailed,
     VerifyProgress,
 )
+from osaurusd.wire.errors import ErrorCode
+from osaurusd.wire.pulls import PullDone, PullEnded, PullEvent, PullInfo, PullStage, PullState
 
-Progress = ImportProgress | VerifyProgress
-Reporter = Callable[[Progress], None]
+Done = TypeVar("Done", ImportDone, VerifyDone)
 
 
-def follow_import(events: Generator[ImportEvent, None, None], output: Output) -> ImportDone:
-    """Show an import until it ends; leaving early, in whatever way, cancels it.
+@dataclass(frozen=True)
+class _Update:
+    """The progress of one piece of work.
+
+    `bar` identifies the progress bar, `label` is the text before it and `detail` the text after it. `messages` are the
+    lines of the line reporter, by a key that is printed only once.
+    """
+
+    bar: str
+    label: str
+    done: int
+    total: int
+    messages: tuple[tuple[str, str], ...]
+    detail: str = ""
+
+
+_Reporter = Callable[[_Update], None]
+
+
+def follow(events: Generator[ImportEvent | VerifyEvent, None, None], output: Output, done_type: type[Done]) -> Done:
+    """Show an import or a verification until it ends. Leaving early closes `events`, which cancels the work.
 
     Raises:
-        CliError: the daemon refused it, or its reply broke off.
+        CliError: the work failed, or the stream of events ended early.
     """
-    with contextlib.closing(events), _reporter(output) as report:
+    with contextlib.closing(events), _reporter(output, estimate_time=True) as report:
         for event in events:
+            if isinstance(event, done_type):
+                return event
             match event:
-                case ImportProgress():
-                    report(event)
-                case ImportRefused(error=error):
-                    raise from_body(error)
-                case ImportDone():
-                    return event
-    raise BrokenReply("the import ended without a result")
+                case ImportProgress() | VerifyProgress():
+                    output.event(event)
+                    report(_work_update(event))
+                case ImportRefused(error=error) | VerifyFailed(error=error):
+                    raise error_from_body(error)
+    raise InvalidReply("the stream of events ended without a result")
 
 
-def follow_verification(events: Generator[VerifyEvent, None, None], output: Output) -> VerifyDone:
-    """Show a verification until it ends; leaving early, in whatever way, cancels it.
+def follow_pulls(events: Generator[PullEvent, None, None], count: int, output: Output) -> list[PullEnded]:
+    """Show `count` downloads until all have ended, and print those that are complete; return the others.
 
     Raises:
-        CliError: it could not be carried out, or the daemon's reply broke off.
+        CliError: the stream of events ended early.
     """
+    failed: list[PullEnded] = []
+    complete = 0
     with contextlib.closing(events), _reporter(output) as report:
         for event in events:
-            match event:
-                case VerifyProgress():
-                    report(event)
-                case VerifyFailed(error=error):
-                    raise from_body(error)
-                case VerifyDone():
-                    return event
-    raise BrokenReply("the verification ended without a result")
+            report(_pull_update(event.pull))
+            if isinstance(event, PullDone):
+                complete += 1
+                model = event.model
+                output.show(event, f"{model.name} downloaded ({format_bytes(model.bytes)}, {event.pull.repo})")
+            else:
+                output.event(event)
+            if isinstance(event, PullEnded):
+                failed.append(event)
+    if complete + len(failed) < count:
+        raise InvalidReply("the daemon stopped during the download; it resumes when the daemon starts again")
+    return failed
 
 
-def _stage(event: Progress) -> str:
-    return event.stage if isinstance(event, ImportProgress) else "hashing"
+def pull_error(ended: PullEnded) -> CliError:
+    """Build the error for a download that ended without a model."""
+    pull = ended.pull
+    if pull.error is not None:
+        error = error_from_body(pull.error)
+        if error.body.code == ErrorCode.MODEL_NOT_FOUND:
+            error.hint = 'run "osaurusctl search WORDS" to search the hub'
+        return error
+    if pull.state is PullState.DONE:
+        return CliError(f"{pull.name} was downloaded, but has been removed since")
+    return CliError(
+        f"the download of {pull.name} was cancelled", hint=f'run "osaurusctl pull {pull.name}" to resume it'
+    )
 
 
-def _reporter(output: Output) -> contextlib.AbstractContextManager[Reporter]:
+def pull_status(pull: PullInfo) -> str:
+    """The stage of a running download, otherwise its state."""
+    return str(pull.stage) if pull.stage and pull.state is PullState.RUNNING else str(pull.state)
+
+
+def _work_update(event: ImportProgress | VerifyProgress) -> _Update:
+    stage, label = (event.stage, event.stage) if isinstance(event, ImportProgress) else ("hashing", event.file)
+    message = f"{stage} ({format_bytes(event.total)})" if event.total else stage
+    return _Update(bar=stage, label=label, done=event.done, total=event.total, messages=((stage, message),))
+
+
+def _pull_update(pull: PullInfo) -> _Update:
+    status = pull_status(pull)
+    message = f"{pull.name}: {status}"
+    if pull.stage is PullStage.DOWNLOADING and pull.total:
+        partial = f", {format_bytes(pull.done)} already downloaded" if pull.done else ""
+        message += f" ({format_bytes(pull.total)}{partial})"
+    messages = [(f"{pull.name} {status}", message), *([(f"{pull.name} {pull.note}", pull.note)] if pull.note else [])]
+    verifying = pull.stage is PullStage.VERIFYING
+    return _Update(
+        bar=pull.id,
+        label=pull.name if pull.stage in (None, PullStage.DOWNLOADING) else f"{pull.name} {status}",
+        done=pull.hashed if verifying else pull.done,
+        total=pull.to_hash if verifying else pull.total,
+        messages=tuple(messages),
+        detail=pull.note or _pull_rate(pull),
+    )
+
+
+def _pull_rate(pull: PullInfo) -> str:
+    if pull.stage is not PullStage.DOWNLOADING or not pull.bytes_per_second:
+        return ""
+    left = "" if pull.seconds_left is None else f", {format_duration(pull.seconds_left)} left"
+    return f"{format_bytes(int(pull.bytes_per_second))}/s{left}"
+
+
+def _reporter(output: Output, *, estimate_time: bool = False) -> contextlib.AbstractContextManager[_Reporter]:
     if output.json:
-        return contextlib.nullcontext(output.event)
-    return _bars() if is_terminal(sys.stderr) else contextlib.nullcontext(_stage_lines(output))
+        return contextlib.nullcontext(lambda _: None)
+    if is_terminal(sys.stderr):
+        return _bar_reporter(estimate_time=estimate_time)
+    return contextlib.nullcontext(_line_reporter(output))
 
 
-def _stage_lines(output: Output) -> Reporter:
-    seen = set()
+def _line_reporter(output: Output) -> _Reporter:
+    printed: set[str] = set()
 
-    def report(event: Progress) -> None:
-        if (stage := _stage(event)) not in seen:
-            seen.add(stage)
-            output.note(f"{stage} ({size(event.total)})" if event.total else stage)
+    def report(update: _Update) -> None:
+        for key, text in update.messages:
+            if key not in printed:
+                printed.add(key)
+                output.note(text)
 
     return report
 
 
 @contextlib.contextmanager
-def _bars() -> Iterator[Reporter]:
-    # rich takes longer to import than a whole `osaurusctl ls` takes to run.
+def _bar_reporter(*, estimate_time: bool) -> Iterator[_Reporter]:
+    # Importing rich takes longer than running `osaurusctl ls`.
     from rich import progress as rich  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
 
     label = rich.TextColumn("{task.description}", markup=False)
-    columns = (label, rich.BarColumn(), rich.DownloadColumn(), rich.TimeRemainingColumn())
-    with rich.Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks = {}
+    detail = rich.TextColumn("{task.fields[detail]}", markup=False)
+    last = rich.TimeRemainingColumn() if estimate_time else detail
+    with rich.Progress(label, rich.BarColumn(), rich.DownloadColumn(), last, console=Console(stderr=True)) as bars:
+        tasks: dict[str, rich.TaskID] = {}
 
-        def report(event: Progress) -> None:
-            if (stage := _stage(event)) not in tasks:
-                tasks[stage] = bars.add_task(stage, total=event.total or None)
-            bars.update(tasks[stage], description=_label(event), completed=event.done, total=event.total or None)
+        def report(update: _Update) -> None:
+            total = update.total or None
+            if update.bar not in tasks:
+                tasks[update.bar] = bars.add_task(update.label, total=total, detail="")
+            task = tasks[update.bar]
+            bars.update(task, description=update.label, completed=update.done, total=total, detail=update.detail)
 
         yield report
-
-
-def _label(event: Progress) -> str:
-    return event.stage if isinstance(event, ImportProgress) else event.file

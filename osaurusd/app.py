@@ -187,10 +187,10 @@ class Daemon:
         self._catalog = Catalog(info.paths.models_dir, hub_cache(), self._names, _extra_roots(config.current))
         self._imports = ImportManager(self._catalog)
         self._pins = Pins(state_dir / "residency.json")
-        self._registry = CollectorRegistry()
+        self._metrics = CollectorRegistry()
         pool_config = PoolConfig.from_config(config.current)
-        self._pool = Pool(pool_config, events=bus, metrics=PoolMetrics(self._registry), power=power)
-        self._registry.register(PoolCollector(self._pool))
+        self._pool = Pool(pool_config, events=bus, metrics=PoolMetrics(self._metrics), power=power)
+        self._metrics.register(PoolCollector(self._pool))
         self._pulls = PullManager(
             self._catalog,
             state_dir / "pulls.json",
@@ -218,7 +218,7 @@ class Daemon:
         """Serve clients over TCP, and clients and the admin API on the Unix socket."""
         # Without this, each counter gets a `_created` series.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
-        metrics = HttpMetrics(self._registry)
+        metrics = HttpMetrics(self._metrics)
         admission = Admission(self._get_config)
         service = Service(self._catalog, self._pool, self._get_config)
         clients = [

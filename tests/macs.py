@@ -1,4 +1,4 @@
-"""An account whose services launchd runs: the stand-in, or the real launchd where tests run on a Mac with a screen."""
+"""A user account with launchd: a fake one, or the real one when the tests run on a Mac with a logged-in user."""
 
 import contextlib
 import json
@@ -8,23 +8,28 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
 
 from osaurusctl import process
 from tests import daemons
 
 FAKES = Path(__file__).parent / "fakes"
 PROGRAMS = Path(sys.executable).parent
-PATIENCE_SECONDS = 90
+TIMEOUT_SECONDS = 90
 SCALE = 0.02
-"""How long the stand-in's seconds are."""
+"""The factor by which the fake launchd multiplies durations."""
 
 
 def has_screen() -> bool:
-    """Whether this is a Mac with somebody logged in at the screen."""
+    """Whether this is a Mac with a user logged in at the screen."""
     if sys.platform != "darwin":
         return False
     run = subprocess.run(["launchctl", "print", f"gui/{os.getuid()}"], capture_output=True, check=False)
@@ -32,12 +37,13 @@ def has_screen() -> bool:
 
 
 REAL = has_screen()
+fake_only = pytest.mark.skipif(REAL, reason="requires the fake launchd")
 LABEL = f"ai.osaurus.osaurusd.test-{os.getpid()}" if REAL else "ai.osaurus.osaurusd"
 
 
 @dataclass
 class Mac:
-    """A home, an OSAURUS_HOME with a space and an ampersand in it, and launchd."""
+    """A home directory, an OSAURUS_HOME with special characters, and launchd."""
 
     root: Path
     env: dict[str, str]
@@ -60,7 +66,7 @@ class Mac:
         return f"gui/{os.getuid()}/{LABEL}"
 
     def login(self, kind: str = "gui") -> None:
-        """Have a domain, and with it what starts at login."""
+        """Create a domain, which starts the jobs of a login."""
         if REAL:
             return
         supervisor = subprocess.Popen(
@@ -76,20 +82,20 @@ class Mac:
     def logout(self, kind: str = "gui") -> None:
         supervisor = self.domains.pop(kind)
         supervisor.send_signal(signal.SIGTERM)
-        supervisor.wait(PATIENCE_SECONDS)
+        supervisor.wait(TIMEOUT_SECONDS)
         assert supervisor.stdout is not None
         supervisor.stdout.close()
 
-    def faults(self, **knobs: Any) -> None:
-        """Have the stand-in fail in these ways from now on."""
-        (self.root / "launchd" / "faults.json").write_text(json.dumps(knobs))
+    def inject_faults(self, **faults: Any) -> None:
+        """Make the fake launchd fail in these ways from now on."""
+        (self.root / "launchd" / "faults.json").write_text(json.dumps(faults))
 
     def ctl(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run the installed `osaurusctl`."""
         return self.run(PROGRAMS / "osaurusctl", *arguments, **env)
 
     def install(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """`osaurusctl install`, on any free port unless the arguments say which."""
+        """Run `osaurusctl install`, on a free port unless the arguments include one."""
         port = [] if "--port" in arguments else ["--port", "0"]
         path = ["--env", f"PYTHONPATH={self.env['PYTHONPATH']}"] if "PYTHONPATH" in self.env else []
         return self.ctl("install", *port, *path, *arguments, **env)
@@ -105,27 +111,27 @@ class Mac:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=PATIENCE_SECONDS,
+            timeout=TIMEOUT_SECONDS,
             check=False,
         )
 
     def status(self) -> dict[str, Any]:
-        """What `osaurusctl status --json` prints, whether the daemon runs or not."""
+        """Return the output of `osaurusctl status --json`, whether the daemon runs or not."""
         document: dict[str, Any] = json.loads(self.ctl("status", "--json").stdout)
         return document
 
     def service(self) -> dict[str, Any]:
-        """The service's part of the status."""
-        facts: dict[str, Any] = self.status()["service"]
-        return facts
+        """Return the service part of the status."""
+        service: dict[str, Any] = self.status()["service"]
+        return service
 
     @property
     def pid(self) -> int:
-        """Of the daemon that has the home."""
+        """The pid of the daemon that uses the home."""
         return int(self.admin("GET", "/v0/status")[1]["pid"])
 
     def admin(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        """One request over the Unix socket."""
+        """Send one request over the Unix socket."""
         connection = daemons.UnixConnection(self.socket)
         headers = {"Host": "osaurusd", "Osaurus-Api": "1", "Content-Type": "application/json"}
         try:
@@ -135,10 +141,31 @@ class Mac:
         finally:
             connection.close()
 
+    def is_serving(self) -> bool:
+        try:
+            return bool(self.admin("GET", "/v0/status")[1]["serving"])
+        except OSError:
+            return False
+
+    def post_chat(self, body: object) -> HTTPConnection:
+        """Send a chat request, and return the connection, from which the response can be read."""
+        address = urlsplit(self.status()["endpoints"][0])
+        connection = HTTPConnection(address.hostname or "", address.port, timeout=TIMEOUT_SECONDS)
+        connection.request("POST", "/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        return connection
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition that depends on another process."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.05)
+
 
 @contextlib.contextmanager
 def mac(*kinds: str) -> Iterator[Mac]:
-    """An account with these domains; nothing of it is left when the block ends."""
+    """Create an account with these domains, and remove everything at the end."""
     root = Path(tempfile.mkdtemp(prefix="om", dir="/tmp"))
     for folder in ("home", "launchd", "os & home"):
         (root / folder).mkdir()
@@ -164,7 +191,7 @@ def mac(*kinds: str) -> Iterator[Mac]:
             account.ctl("uninstall")
         for kind in list(account.domains):
             account.logout(kind)
-        # What was started without launchd.
-        if process.holder(account.home / "run" / "admin.sock.lock"):
+        # A daemon that was started without launchd.
+        if process.lock_owner(account.home / "run" / "admin.sock.lock"):
             account.ctl("down")
         shutil.rmtree(root, ignore_errors=True)

@@ -1,24 +1,85 @@
+"""The doctor command: run all checks and print what to fix."""
+
+from collections.abc import Callable, Iterator
+
 import click
 
+from osaurusctl import config_file
+from osaurusctl.client import Client
 from osaurusctl.command import Command
-from osaurusctl.doctor import examine
-from osaurusctl.doctor.check import Check, Verdict
-from osaurusctl.errors import Exit
+from osaurusctl.doctor import daemon, machine, service
+from osaurusctl.doctor.check import Check, Context, Verdict
+from osaurusctl.errors import CliError, DaemonNotRunning, ExitCode
 from osaurusctl.output import Output
+from osaurusctl.service import lookup
 from osaurusd.wire import paths
+from osaurusd.wire.paths import Paths
+
+_CHECKS: tuple[Callable[[Context], Iterator[Check]], ...] = (
+    daemon.check_configuration,
+    service.check_launcher,
+    service.check_service_file,
+    service.check_job,
+    service.check_spawn_type,
+    service.check_priority,
+    daemon.check_serving,
+    daemon.check_upgrade,
+    daemon.list_versions,
+    daemon.check_port,
+    daemon.check_access,
+    daemon.check_socket,
+    daemon.check_open_files,
+    machine.check_disk,
+    machine.check_memory,
+    machine.check_model_folders,
+    machine.check_blas,
+    machine.check_hub,
+    machine.check_crash_output,
+)
+"""All checks. The problems of earlier checks can explain those of later ones."""
 
 
-@click.command("doctor", cls=Command)
+@click.command("doctor", cls=Command, examples=["osaurusctl doctor"])
 @click.pass_obj
-def command(output: Output) -> None:
-    """Look at everything that the daemon needs, and say how to mend what is amiss."""
-    checks = examine.examine(paths.resolve())
+def doctor(output: Output) -> None:
+    """Diagnose problems and suggest fixes
+
+    Exits with code 1 if a check fails. Warnings do not count.
+    """
+    context = _collect_context(paths.resolve())
+    checks = [check for run_check in _CHECKS for check in run_check(context)]
     failed = any(check.verdict is Verdict.FAILURE for check in checks)
-    output.show({"ok": not failed, "checks": checks}, "\n".join(map(_shown, checks)))
+    output.show({"ok": not failed, "checks": checks}, "\n".join(map(_format_check, checks)))
     if failed:
-        raise click.exceptions.Exit(Exit.FAILURE)
+        raise click.exceptions.Exit(ExitCode.FAILURE)
 
 
-def _shown(check: Check) -> str:
-    line = f"{check.verdict:<8} {check.name}: {' '.join(check.found.split())}"
+def _format_check(check: Check) -> str:
+    line = f"{check.verdict:<8} {check.name}: {' '.join(check.detail.split())}"
     return f"{line}\n         -> {check.fix}" if check.fix else line
+
+
+def _collect_context(locations: Paths) -> Context:
+    manager = lookup.find_own_or_loaded_service()
+    client = Client(locations.socket)
+    status, diagnosis, daemon_error = None, None, None
+    try:
+        status = client.status(any_version=True)
+        diagnosis = client.diagnosis() if status.serving else None
+    except DaemonNotRunning:
+        pass
+    except CliError as error:
+        daemon_error = str(error)
+    try:
+        config = config_file.load(locations.config_file)
+    except CliError:
+        config = None
+    return Context(
+        paths=locations,
+        manager=manager,
+        service=manager.status() if manager else None,
+        config=config,
+        status=status,
+        diagnosis=diagnosis,
+        daemon_error=daemon_error,
+    )

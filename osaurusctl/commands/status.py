@@ -1,117 +1,142 @@
+"""Commands that report on the daemon: status, version."""
+
 import click
 import msgspec
 
-from osaurusctl.client import Client
+from osaurusctl.client import Client, connect
 from osaurusctl.command import Command
-from osaurusctl.errors import RESTART, DaemonNotRunning, Exit
-from osaurusctl.layout import age, labelled, size, table
+from osaurusctl.errors import RESTART, DaemonNotRunning, ExitCode
+from osaurusctl.formatting import format_bytes, format_duration, format_table, labeled_rows
 from osaurusctl.output import Output
-from osaurusctl.service import ready, service
-from osaurusctl.service.manager import Facts
+from osaurusctl.service import control, lookup
+from osaurusctl.service.manager import ServiceStatus
 from osaurusd import __version__
 from osaurusd.wire import paths
-from osaurusd.wire.admin import IN_MEMORY, DaemonStatus
+from osaurusd.wire.admin import API_VERSION, IN_MEMORY, DaemonStatus
 from osaurusd.wire.keys import Protection
 
+Rows = list[tuple[str, str]]
 
-@click.command("status", cls=Command)
+
+@click.command("status", cls=Command, examples=["osaurusctl status", "osaurusctl status --json"])
 @click.pass_obj
-def command(output: Output) -> None:
-    """Show how the daemon and its service are, and where files lie."""
-    where = paths.resolve()
-    there = service.found()
-    facts = there.facts() if there is not None and service.is_for(there) else None
+def status(output: Output) -> None:
+    """Show the status of the daemon and its service
+
+    Includes file locations, memory use, loaded models and current problems.
+    """
+    locations = paths.resolve()
+    manager = lookup.find_own_or_loaded_service()
+    service = manager.status() if manager is not None else None
     try:
-        status = Client(where.socket).status(any_version=True)
+        daemon = Client(locations.socket).status(any_version=True)
     except DaemonNotRunning:
-        if facts is None:
+        if service is None:
             raise
-        _show_down(output, facts)
-    document = msgspec.to_builtins(status)
-    rows = _daemon(status)
-    if facts is not None:
-        rows += _service(facts, status)
-    document["service"] = _document(facts, status)
-    output.show(document, "\n".join([table(rows), *_upgrade(status)]))
+        _show_stopped_service(output, service)
+    document = msgspec.to_builtins(daemon)
+    document["service"] = _service_document(service, daemon)
+    rows = _daemon_rows(daemon)
+    if service is not None:
+        rows += _service_rows(service, daemon)
+    output.show(document, "\n".join([format_table(rows), *_upgrade_note(daemon)]))
 
 
-def _show_down(output: Output, facts: Facts) -> None:
-    """The service of a daemon that does not run; its own facts say why."""
-    error = DaemonNotRunning()
-    output.show({"service": _document(facts, None), "error": error.body}, table(_service(facts, None)))
+@click.command("version", cls=Command, examples=["osaurusctl version"])
+@click.pass_obj
+def version(output: Output) -> None:
+    """Show the versions of osaurusctl and the running daemon"""
+    lines = [f"osaurusctl {__version__} (API {API_VERSION})"]
+    daemon = None
+    try:
+        status = connect().status(any_version=True)
+        daemon = {"version": status.version, "api_version": status.api_version, "pid": status.pid}
+        lines.append(f"osaurusd {status.version} (API {status.api_version}, pid {status.pid})")
+    except DaemonNotRunning as error:
+        output.note(str(error))
+    output.show({"version": __version__, "api_version": API_VERSION, "daemon": daemon}, "\n".join(lines))
+
+
+def _show_stopped_service(output: Output, service: ServiceStatus) -> None:
+    """Show the status of the service, which shows why its daemon does not run, and exit with code 3."""
+    error = DaemonNotRunning(start_command="osaurusctl start")
+    output.show(
+        {"service": _service_document(service, None), "error": error.body}, format_table(_service_rows(service, None))
+    )
     if not output.json:
-        output.error(error.body, "osaurusd is not running; `osaurusctl start` starts it", None)
-    raise click.exceptions.Exit(Exit.NOT_RUNNING)
+        output.error(error.body, str(error), None)
+    raise click.exceptions.Exit(ExitCode.NOT_RUNNING)
 
 
-def _document(facts: Facts | None, status: DaemonStatus | None) -> dict[str, object] | None:
-    return None if facts is None else {**msgspec.to_builtins(facts), "ready": ready.is_ready(facts, status)}
+def _service_document(service: ServiceStatus | None, daemon: DaemonStatus | None) -> dict[str, object] | None:
+    return None if service is None else {**msgspec.to_builtins(service), "ready": control.is_ready(service, daemon)}
 
 
-def _daemon(status: DaemonStatus) -> list[tuple[str, str]]:
+def _daemon_rows(daemon: DaemonStatus) -> Rows:
     loaded = [
-        f"{worker.model} ({worker.state}, {size(worker.memory_bytes)})"
-        for worker in status.workers
+        f"{worker.model} ({worker.state}, {format_bytes(worker.memory_bytes)})"
+        for worker in daemon.workers
         if worker.state in IN_MEMORY
     ]
+    used, budget = daemon.memory_used_bytes, daemon.memory_budget_bytes
     return [
-        ("version", status.version),
-        ("pid", str(status.pid)),
-        ("uptime", age(status.uptime_seconds)),
-        *labelled("endpoints", status.endpoints),
-        *([("access", _access(status.protection))] if status.protection else []),
-        ("socket", status.socket),
-        ("config", status.config_file),
-        ("log", status.log_file),
-        ("models", f"{status.models_available} available, imported ones in {status.models_dir}"),
-        ("default", status.default_model or "none"),
-        ("memory", f"{size(status.memory_used_bytes)} of {size(status.memory_budget_bytes)} for models"),
-        *labelled("loaded", loaded),
-        *(labelled("faults", status.faults) if status.faults else []),
+        ("version", daemon.version),
+        ("pid", str(daemon.pid)),
+        ("uptime", format_duration(daemon.uptime_seconds)),
+        *labeled_rows("endpoints", daemon.endpoints),
+        *([("access", _describe_access(daemon.protection))] if daemon.protection else []),
+        ("socket", daemon.socket),
+        ("config", daemon.config_file),
+        ("log", daemon.log_file),
+        ("models", f"{daemon.models_available} available; imported models are in {daemon.models_dir}"),
+        ("default", daemon.default_model or "none"),
+        ("memory", f"{format_bytes(used)} of {format_bytes(budget)} for models"),
+        *labeled_rows("loaded", loaded),
+        *(labeled_rows("problems", daemon.faults) if daemon.faults else []),
     ]
 
 
-def _access(protection: Protection) -> str:
-    """Who gets in over TCP."""
-    parts = ["other machines too" if protection.exposed else "this machine only"]
+def _describe_access(protection: Protection) -> str:
+    """Describe which clients can connect over TCP."""
+    parts = ["other machines can connect" if protection.exposed else "this machine only"]
     if not protection.key_required:
-        parts.append("no API key asked for")
+        parts.append("no API key required")
     else:
-        here = ", not on this machine" if protection.trusts_loopback else ""
-        parts.append(f"API key needed{here} ({protection.keys or 'none'} there)")
+        exception = " from other machines" if protection.trusts_loopback else ""
+        keys = "1 key" if protection.keys == 1 else f"{protection.keys or 'no'} keys"
+        parts.append(f"API key required{exception} ({keys})")
     parts.append("TLS" if protection.tls else "no TLS")
     return ", ".join(parts)
 
 
-def _service(facts: Facts, status: DaemonStatus | None) -> list[tuple[str, str]]:
-    running = f"yes (pid {facts.pid})" if facts.running else f"no ({facts.state})"
-    is_ready = ready.is_ready(facts, status)
+def _service_rows(service: ServiceStatus, daemon: DaemonStatus | None) -> Rows:
+    ready = control.is_ready(service, daemon)
     return [
-        ("service", f"{facts.manager}, {facts.mode}"),
-        ("installed", f"yes ({facts.file})" if facts.installed else "no"),
-        ("enabled", "unknown" if facts.enabled is None else _yes(facts.enabled)),
-        ("loaded", _yes(facts.loaded)),
-        ("running", running),
-        ("ready", _yes(is_ready) if is_ready or not facts.running else f"no ({_why(facts, status)})"),
-        *([("starts", str(facts.runs))] if facts.runs is not None else []),
-        *([("last exit", facts.last_exit)] if facts.last_exit is not None else []),
-        *(labelled("drift", facts.drift) if facts.drift else []),
+        ("service", f"{service.manager}, {service.mode}"),
+        ("installed", f"yes ({service.file})" if service.installed else "no"),
+        ("enabled", "unknown" if service.enabled is None else _yes_no(service.enabled)),
+        ("loaded", _yes_no(service.loaded)),
+        ("running", f"yes (pid {service.pid})" if service.running else f"no ({service.state})"),
+        ("ready", _yes_no(ready) if ready or not service.running else f"no ({_not_ready_reason(service, daemon)})"),
+        *([("starts", str(service.runs))] if service.runs is not None else []),
+        *([("last exit", service.last_exit)] if service.last_exit is not None else []),
+        *(labeled_rows("drift", service.drift) if service.drift else []),
     ]
 
 
-def _why(facts: Facts, status: DaemonStatus | None) -> str:
-    if status is None:
+def _not_ready_reason(service: ServiceStatus, daemon: DaemonStatus | None) -> str:
+    if daemon is None:
         return "it does not answer"
-    if status.pid != facts.pid:
-        return f"another osaurusd, pid {status.pid}, has the home; the service waits for its end"
-    return "see faults" if status.faults else "starting"
+    if daemon.pid != service.pid:
+        return f"waiting for another osaurusd, pid {daemon.pid}, which uses the same home"
+    return "see problems" if daemon.faults else "starting"
 
 
-def _yes(value: bool) -> str:
+def _yes_no(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def _upgrade(status: DaemonStatus) -> list[str]:
-    if status.version == __version__:
+def _upgrade_note(daemon: DaemonStatus) -> list[str]:
+    if daemon.version == __version__:
         return []
-    return [f"osaurusctl is {__version__}: restart to finish the upgrade ({RESTART})"]
+    return [f"the daemon is version {daemon.version}, osaurusctl is {__version__}; {RESTART} to finish the upgrade"]

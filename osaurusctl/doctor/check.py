@@ -1,11 +1,11 @@
-"""What a check says, and what all checks start from."""
+"""The result of a check, and the context that all checks share."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
 
-from osaurusctl.service.manager import Facts, Manager
+from osaurusctl.service.manager import ServiceManager, ServiceStatus
 from osaurusd.config import Config
 from osaurusd.wire.admin import DaemonStatus
 from osaurusd.wire.diagnosis import Diagnosis
@@ -19,34 +19,32 @@ class Verdict(StrEnum):
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """What was looked at, what was found, and what mends it."""
-
     name: str
     verdict: Verdict
-    found: str
+    detail: str = msgspec.field(name="found")
     fix: str | None = None
 
 
 @dataclass(frozen=True)
-class Patient:
-    """Everything that is known before the checks begin. None stands for what is not there or does not answer."""
+class Context:
+    """The state that the checks examine. None stands for something that does not exist or does not answer."""
 
     paths: Paths
-    manager: Manager | None
-    facts: Facts | None
+    manager: ServiceManager | None
+    service: ServiceStatus | None
     config: Config | None
     status: DaemonStatus | None
     diagnosis: Diagnosis | None
-    unanswered: str | None
+    daemon_error: str | None
 
 
-def ok(name: str, found: str) -> Check:
-    return Check(name=name, verdict=Verdict.OK, found=found)
+def ok(name: str, detail: str) -> Check:
+    return Check(name=name, verdict=Verdict.OK, detail=detail)
 
 
-def warning(name: str, found: str, fix: str | None = None) -> Check:
-    return Check(name=name, verdict=Verdict.WARNING, found=found, fix=fix)
+def warning(name: str, detail: str, fix: str | None = None) -> Check:
+    return Check(name=name, verdict=Verdict.WARNING, detail=detail, fix=fix)
 
 
-def failure(name: str, found: str, fix: str) -> Check:
-    return Check(name=name, verdict=Verdict.FAILURE, found=found, fix=fix)
+def failure(name: str, detail: str, fix: str) -> Check:
+    return Check(name=name, verdict=Verdict.FAILURE, detail=detail, fix=fix)

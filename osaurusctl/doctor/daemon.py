@@ -1,4 +1,4 @@
-"""Checks of the daemon: that it runs, is the one that should, and can be reached."""
+"""Checks of the daemon: configuration, version, port, access, socket."""
 
 import http.client
 import os
@@ -9,102 +9,105 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from osaurusctl import config_file
-from osaurusctl.doctor.check import Check, Patient, failure, ok, warning
+from osaurusctl.doctor.check import Check, Context, failure, ok, warning
 from osaurusctl.errors import RESTART, CliError
 from osaurusd import __version__
 from osaurusd.wire import ports
 from osaurusd.wire.installation import installation
 
-_ANSWER_SECONDS = 5.0
+_HTTP_TIMEOUT_SECONDS = 5.0
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_FILES_WARNING_RATIO = 0.8
 
 
-def configuration(patient: Patient) -> Iterator[Check]:
+def check_configuration(context: Context) -> Iterator[Check]:
     try:
-        config_file.load(patient.paths.config_file)
-        yield ok("configuration", f"{patient.paths.config_file} can be used")
+        config_file.load(context.paths.config_file)
+        yield ok("configuration", f"{context.paths.config_file} is valid")
     except CliError as error:
-        yield failure("configuration", str(error), "mend the file; `osaurusctl config check` looks again")
+        yield failure("configuration", str(error), 'fix the file, then run "osaurusctl config check"')
 
 
-def daemon_serves(patient: Patient) -> Iterator[Check]:
-    status, facts = patient.status, patient.facts
-    if status is None:
-        found = patient.unanswered or "osaurusd does not run"
-        fix = "`osaurusctl start`" if facts else "`osaurusctl up`"
-        yield failure("daemon", found, RESTART if patient.unanswered else fix)
+def check_serving(context: Context) -> Iterator[Check]:
+    status, service = context.status, context.service
+    if status is None and context.daemon_error:
+        yield failure("daemon", context.daemon_error, RESTART)
+    elif status is None:
+        yield failure("daemon", "osaurusd is not running", f'run "osaurusctl {"start" if service else "up"}"')
     elif not status.serving:
-        yield failure("daemon", "; ".join(status.faults), "mend that: it goes on by itself")
-    elif facts and facts.running and facts.pid != status.pid:
-        fix = f"`kill {status.pid}`: the service takes over"
-        yield failure("daemon", f"another osaurusd (pid {status.pid}) has the home of the service", fix)
+        yield failure("daemon", "; ".join(status.faults), "fix this; the daemon then recovers automatically")
+    elif service and service.running and service.pid != status.pid:
+        detail = f"another osaurusd (pid {status.pid}) uses the home of the service"
+        yield failure("daemon", detail, f'run "kill {status.pid}"; the service then takes over')
     else:
-        yield ok("daemon", f"serves at {', '.join(status.endpoints)} (pid {status.pid})")
+        yield ok("daemon", f"serving on {', '.join(status.endpoints)} (pid {status.pid})")
 
 
-def upgrade(patient: Patient) -> Iterator[Check]:
-    if patient.status is not None and patient.status.version != __version__:
-        found = f"the daemon is {patient.status.version}, this is {__version__}"
-        yield failure("upgrade", found, f"{RESTART}: restart to finish the upgrade")
+def check_upgrade(context: Context) -> Iterator[Check]:
+    if context.status is not None and context.status.version != __version__:
+        detail = f"the daemon is version {context.status.version}, osaurusctl is {__version__}"
+        yield failure("upgrade", detail, f"{RESTART} to finish the upgrade")
         return
-    if patient.diagnosis is None:
+    if context.diagnosis is None:
         return
-    running, here = patient.diagnosis.installation, installation()
-    old = [
-        f"{name} {version} (on disk: {here.packages[name]})"
+    running, current = context.diagnosis.installation, installation()
+    outdated = [
+        f"{name} {version} (installed: {current.packages[name]})"
         for name, version in running.packages.items()
-        if here.packages.get(name, version) != version
+        if current.packages.get(name, version) != version
     ]
-    if running.executable != here.executable:
-        yield warning("upgrade", f"the daemon runs {running.executable}, and this {here.executable}")
-    elif old:
-        yield failure("upgrade", f"the daemon still runs {', '.join(old)}", f"{RESTART}: restart to finish the upgrade")
+    if running.executable != current.executable:
+        detail = f"the daemon runs {running.executable}, but osaurusctl runs {current.executable}"
+        yield warning("upgrade", detail)
+    elif outdated:
+        detail = f"the daemon still runs {', '.join(outdated)}"
+        yield failure("upgrade", detail, f"{RESTART} to finish the upgrade")
 
 
-def versions(patient: Patient) -> Iterator[Check]:
-    known = patient.diagnosis.installation if patient.diagnosis else installation()
-    packages = ", ".join(f"{name} {version}" for name, version in known.packages.items())
-    yield ok("versions", f"Python {known.python}, {packages}")
+def list_versions(context: Context) -> Iterator[Check]:
+    info = context.diagnosis.installation if context.diagnosis else installation()
+    packages = ", ".join(f"{name} {version}" for name, version in info.packages.items())
+    yield ok("versions", f"Python {info.python}, {packages}")
 
 
-def port(patient: Patient) -> Iterator[Check]:
-    """Who has the port that the daemon has, or would take."""
-    if patient.status is not None and patient.status.serving:
-        for endpoint in patient.status.endpoints:
-            yield from _endpoint(endpoint)
+def check_port(context: Context) -> Iterator[Check]:
+    """Check the endpoints of a serving daemon, or whether the port it would use is free."""
+    if context.status is not None and context.status.serving:
+        for endpoint in context.status.endpoints:
+            yield from _check_endpoint(endpoint)
         return
-    number = _configured_port(patient)
-    if number is None or number == 0:
+    port = _configured_port(context)
+    if port is None or port == 0:
         return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", number))
+            probe.bind(("127.0.0.1", port))
         except OSError as error:
-            holder = ports.holder(number) or "a process of another user"
-            fix = "end that one, or `osaurusctl config set server.port N`"
-            yield failure("port", f"127.0.0.1 port {number}: {error.strerror}; {holder} holds it", fix)
+            owner = ports.holder(port) or "a process of another user"
+            fix = 'stop that process, or run "osaurusctl config set server.port PORT"'
+            yield failure("port", f"127.0.0.1:{port}: {error.strerror} (by {owner})", fix)
         else:
-            yield ok("port", f"127.0.0.1 port {number} is free")
+            yield ok("port", f"127.0.0.1:{port} is free")
 
 
-def _configured_port(patient: Patient) -> int | None:
+def _configured_port(context: Context) -> int | None:
     try:
-        job = patient.manager.recorded() if patient.manager else None
+        job = context.manager.installed_job() if context.manager else None
     except CliError:
         job = None
     if job is not None and job.port is not None:
         return job.port
-    return patient.config.server.port if patient.config else None
+    return context.config.server.port if context.config else None
 
 
-def _endpoint(endpoint: str) -> Iterator[Check]:
-    """Whether clients reach it there."""
-    address = urlsplit(endpoint)
-    host = _LOOPBACK.get(address.hostname or "", address.hostname or "127.0.0.1")
-    connection = http.client.HTTPConnection(host, address.port, timeout=_ANSWER_SECONDS)
-    if address.scheme == "https":
-        connection = http.client.HTTPSConnection(host, address.port, timeout=_ANSWER_SECONDS, context=_any_name())
+def _check_endpoint(endpoint: str) -> Iterator[Check]:
+    url = urlsplit(endpoint)
+    host = _LOOPBACK.get(url.hostname or "", url.hostname or "127.0.0.1")
+    connection = http.client.HTTPConnection(host, url.port, timeout=_HTTP_TIMEOUT_SECONDS)
+    if url.scheme == "https":
+        context = _unverified_context()
+        connection = http.client.HTTPSConnection(host, url.port, timeout=_HTTP_TIMEOUT_SECONDS, context=context)
     try:
         connection.request("GET", "/health")
         code = connection.getresponse().status
@@ -114,61 +117,62 @@ def _endpoint(endpoint: str) -> Iterator[Check]:
         if code == 200:
             yield ok("port", f"{endpoint} answers")
         else:
-            yield failure("port", f"{endpoint}/health answers {code}", "`osaurusctl logs`")
+            yield failure("port", f"{endpoint}/health returned HTTP status {code}", 'run "osaurusctl logs"')
     finally:
         connection.close()
 
 
-def _any_name() -> ssl.SSLContext:
-    """The question is whether it answers, at an address that its certificate need not name."""
+def _unverified_context() -> ssl.SSLContext:
+    """Return a context that accepts any certificate: it need not name the loopback address of the check."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
 
 
-def exposure(patient: Patient) -> Iterator[Check]:
-    """Whether other machines can connect, and what is asked of them."""
-    found = patient.status.protection if patient.status else None
-    if found is None:
+def check_access(context: Context) -> Iterator[Check]:
+    """Check which clients can connect, and with which protection."""
+    protection = context.status.protection if context.status else None
+    if protection is None:
         return
-    key_made = "`osaurusctl key create` makes one"
-    if found.key_required and not found.keys:
-        yield failure("access", "API keys are asked for over TCP, and there is none", key_made)
-    elif not found.exposed:
+    create_key = 'run "osaurusctl key create"'
+    if protection.key_required and not protection.keys:
+        yield failure("access", "TCP clients need an API key, but no key exists", create_key)
+    elif not protection.exposed:
         yield ok("access", "only programs on this machine can connect")
-    elif not found.key_required:
-        what = "other machines can connect, and nobody is asked for an API key"
-        yield warning("access", what, f"{key_made}; then take `--insecure` or `server.insecure` away")
-    elif not found.tls:
-        what = "other machines can connect with an API key, and it travels without TLS"
-        yield warning("access", what, "set `server.tls_certificate` and `server.tls_key`, unless the network is yours")
+    elif not protection.key_required:
+        detail = "other machines can connect without an API key"
+        yield warning("access", detail, f"{create_key}, then remove --insecure or `server.insecure`")
+    elif not protection.tls:
+        detail = "other machines can connect with an API key, but without TLS"
+        yield warning("access", detail, "set `server.tls_certificate` and `server.tls_key`, or use a trusted network")
     else:
-        yield ok("access", "other machines can connect, over TLS and with an API key")
+        yield ok("access", "other machines can connect with TLS and an API key")
 
 
-def socket_permissions(patient: Patient) -> Iterator[Check]:
-    if patient.status is None:
+def check_socket(context: Context) -> Iterator[Check]:
+    if context.status is None:
         return
-    path = patient.paths.socket
-    wrong = []
+    path = context.paths.socket
+    problems = []
     for place, allowed in ((path, 0o600), (path.parent, 0o700)):
-        found = place.lstat()
-        if found.st_uid != os.geteuid():
-            wrong.append(f"{place} belongs to another user")
-        elif stat.S_IMODE(found.st_mode) & ~allowed:
-            wrong.append(f"{place} has mode {stat.S_IMODE(found.st_mode):o}, and may have {allowed:o}")
-    if wrong:
-        yield failure("socket", "; ".join(wrong), f"{RESTART} makes it anew")
+        info = place.lstat()
+        mode = stat.S_IMODE(info.st_mode)
+        if info.st_uid != os.geteuid():
+            problems.append(f"{place} belongs to another user")
+        elif mode & ~allowed:
+            problems.append(f"{place} has mode {mode:o} instead of {allowed:o}")
+    if problems:
+        yield failure("socket", "; ".join(problems), f"{RESTART} to create it again")
     else:
-        yield ok("socket", f"{path} is its owner's only")
+        yield ok("socket", f"only its owner can access {path}")
 
 
-def open_files(patient: Patient) -> Iterator[Check]:
-    if (seen := patient.diagnosis) is None:
+def check_open_files(context: Context) -> Iterator[Check]:
+    if (diagnosis := context.diagnosis) is None:
         return
-    text = f"{seen.open_files} of {seen.open_files_limit} open files used"
-    if seen.open_files > seen.open_files_limit * 0.8:
-        yield warning("files", text, f"{RESTART}; `ulimit -n` may be too low")
+    detail = f"{diagnosis.open_files} of {diagnosis.open_files_limit} open files"
+    if diagnosis.open_files > diagnosis.open_files_limit * _FILES_WARNING_RATIO:
+        yield warning("files", detail, f'{RESTART}, and raise the limit ("ulimit -n") if this happens again')
     else:
-        yield ok("files", text)
+        yield ok("files", detail)

@@ -1,4 +1,4 @@
-"""Checks of the machine: room, memory, models, libraries, the hub, and what crashes have left."""
+"""Checks of the machine: disk, memory, model folders, libraries, hub, crash output."""
 
 import http.client
 import os
@@ -10,94 +10,100 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from osaurusctl.doctor.check import Check, Patient, failure, ok, warning
-from osaurusctl.layout import size
+from osaurusctl.doctor.check import Check, Context, failure, ok, warning
+from osaurusctl.formatting import format_bytes
 
-_LEAST_DISK_BYTES = 200 * 1000**2
-_LITTLE_DISK_BYTES = 5 * 1000**3
-_LITTLE_MEMORY_BYTES = 2 * 1000**3
+_DISK_FAILURE_BYTES = 200 * 1000**2
+_DISK_WARNING_BYTES = 5 * 1000**3
+_MEMORY_WARNING_BYTES = 2 * 1000**3
 _HUB = "https://huggingface.co"
-_HUB_SECONDS = 5.0
-_LAST_BYTES = 4096
+_HUB_TIMEOUT_SECONDS = 5.0
+_TAIL_BYTES = 4096
 
 
-def disk(patient: Patient) -> Iterator[Check]:
-    """Room for models and for the log; of places on one disk the first is named."""
-    seen: set[int] = set()
-    for place in (patient.paths.models_dir, patient.paths.log_dir):
-        there = next(path for path in (place, *place.parents) if path.exists())
-        if (device := there.stat().st_dev) in seen:
+def check_disk(context: Context) -> Iterator[Check]:
+    """Check the free space of each disk with models or logs."""
+    devices: set[int] = set()
+    for path in (context.paths.models_dir, context.paths.log_dir):
+        existing = next(each for each in (path, *path.parents) if each.exists())
+        if (device := existing.stat().st_dev) in devices:
             continue
-        seen.add(device)
-        free = shutil.disk_usage(there).free
-        fix = "`osaurusctl prune` and `osaurusctl rm NAME` make room"
-        if free < _LEAST_DISK_BYTES:
-            yield failure("disk", f"{size(free)} free at {there}", fix)
-        elif free < _LITTLE_DISK_BYTES:
-            yield warning("disk", f"{size(free)} free at {there}", fix)
+        devices.add(device)
+        free = shutil.disk_usage(existing).free
+        detail = f"{format_bytes(free)} free at {existing}"
+        fix = 'free disk space with "osaurusctl prune" or "osaurusctl rm NAME"'
+        if free < _DISK_FAILURE_BYTES:
+            yield failure("disk", detail, fix)
+        elif free < _DISK_WARNING_BYTES:
+            yield warning("disk", detail, fix)
         else:
-            yield ok("disk", f"{size(free)} free at {there}")
+            yield ok("disk", detail)
 
 
-def memory(_: Patient) -> Iterator[Check]:
-    found = psutil.virtual_memory()
-    text = f"{size(found.available)} of {size(found.total)} available"
-    if found.available < _LITTLE_MEMORY_BYTES:
-        yield warning("memory", text, "`osaurusctl ps` shows what is loaded, `osaurusctl unload NAME` makes room")
+def check_memory(_: Context) -> Iterator[Check]:
+    memory = psutil.virtual_memory()
+    detail = f"{format_bytes(memory.available)} of {format_bytes(memory.total)} available"
+    if memory.available < _MEMORY_WARNING_BYTES:
+        fix = 'free memory with "osaurusctl unload NAME"; "osaurusctl ps" lists loaded models'
+        yield warning("memory", detail, fix)
     else:
-        yield ok("memory", text)
+        yield ok("memory", detail)
 
 
-def stores(patient: Patient) -> Iterator[Check]:
-    """Folders of models, as the daemon sees them: macOS may forbid it what a terminal may do."""
-    for probe in patient.diagnosis.stores if patient.diagnosis else []:
-        if probe.readable:
-            yield ok("models", f"{probe.path}: {probe.reason or 'the daemon can read it'}")
-        else:
-            fix = "let the daemon read it; on macOS: System Settings > Privacy & Security > Files and Folders, for "
-            program = patient.diagnosis.installation.executable if patient.diagnosis else "Python"
-            yield failure("models", f"{probe.path}: {probe.reason}", fix + program)
-
-
-def blas(patient: Patient) -> Iterator[Check]:
-    if not sys.platform.startswith("linux") or patient.diagnosis is None:
+def check_model_folders(context: Context) -> Iterator[Check]:
+    """Check that the daemon can read the model folders: macOS may deny it what it allows a terminal."""
+    if context.diagnosis is None:
         return
-    if patient.diagnosis.blas is None:
-        yield warning("OpenBLAS", "none: prompts are processed many times slower", "`apt install libopenblas0-pthread`")
+    for probe in context.diagnosis.stores:
+        if probe.readable:
+            yield ok("models", f"{probe.path}: {probe.reason or 'readable'}")
+        else:
+            fix = (
+                "grant the daemon access; on macOS in System Settings > Privacy & Security > Files and Folders, for "
+                f"{context.diagnosis.installation.executable}"
+            )
+            yield failure("models", f"{probe.path}: {probe.reason}", fix)
+
+
+def check_blas(context: Context) -> Iterator[Check]:
+    if not sys.platform.startswith("linux") or context.diagnosis is None:
+        return
+    if context.diagnosis.blas is None:
+        detail = "not installed; prefill is many times slower without it"
+        yield warning("OpenBLAS", detail, 'run "apt install libopenblas0-pthread"')
     else:
-        yield ok("OpenBLAS", patient.diagnosis.blas)
+        yield ok("OpenBLAS", context.diagnosis.blas)
 
 
-def hub(_: Patient) -> Iterator[Check]:
-    """Whether models could be downloaded. Not to be online is no failure of ours."""
+def check_hub(_: Context) -> Iterator[Check]:
+    """Check that the hub is reachable. Working offline is not a failure."""
     endpoint = os.environ.get("HF_ENDPOINT") or _HUB
-    address = urlsplit(endpoint)
-    kind = http.client.HTTPConnection if address.scheme == "http" else http.client.HTTPSConnection
+    url = urlsplit(endpoint)
+    connection_type = http.client.HTTPConnection if url.scheme == "http" else http.client.HTTPSConnection
     try:
-        connection = kind(address.hostname or "", address.port, timeout=_HUB_SECONDS)
+        connection = connection_type(url.hostname or "", url.port, timeout=_HUB_TIMEOUT_SECONDS)
         connection.request("HEAD", "/")
         connection.getresponse()
         connection.close()
     except (OSError, http.client.HTTPException, ValueError) as error:
-        yield warning(
-            "hub", f"{endpoint} cannot be reached: {error}", "models on this machine can be served all the same"
-        )
+        fix = "check the network to download models; models on this machine work without it"
+        yield warning("hub", f"{endpoint} is unreachable: {error}", fix)
     else:
-        yield ok("hub", f"{endpoint} can be reached")
+        yield ok("hub", f"{endpoint} is reachable")
 
 
-def crashes(patient: Patient) -> Iterator[Check]:
-    """What was printed before there was a log: normally nothing."""
-    for file in (patient.paths.log_dir / "launchd.err.log", patient.paths.crash_log):
-        words = _last_line(file)
-        if words is not None:
-            yield warning("crash output", f"{file}: {words}", "if that is mended, remove the file")
+def check_crash_output(context: Context) -> Iterator[Check]:
+    """Check the files for standard error. They are normally empty, because the daemon logs to its own file."""
+    for file in (context.paths.log_dir / "launchd.err.log", context.paths.crash_log):
+        line = _read_last_line(file)
+        if line is not None:
+            yield warning("crash output", f"{file}: {line}", "remove the file once the cause is fixed")
 
 
-def _last_line(file: Path) -> str | None:
+def _read_last_line(file: Path) -> str | None:
     try:
         with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - _LAST_BYTES))
+            stream.seek(max(0, file.stat().st_size - _TAIL_BYTES))
             lines = stream.read().decode(errors="replace").strip().splitlines()
     except OSError:
         return None

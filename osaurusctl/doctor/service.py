@@ -1,95 +1,96 @@
-"""Checks of the service: its launcher, its file, its job."""
+"""Checks of the service: launcher, service file, job, priority."""
 
 import subprocess
 import sys
 from collections.abc import Iterator
 
-from osaurusctl.doctor.check import Check, Patient, failure, ok, warning
+from osaurusctl.doctor.check import Check, Context, failure, ok, warning
 from osaurusctl.errors import CliError
 from osaurusctl.service import launcher
 
-_MANY_STARTS = 5
+_REINSTALL = 'run "osaurusctl install"'
+_RESTART_WARNING_COUNT = 5
 
-# What macOS gives the processes of apps; those that it clocks down have 20 or less.
-_LEAST_PRIORITY = 31
-_PS_SECONDS = 5.0
+# The priority that macOS gives to processes of apps. Throttled processes have 20 or less.
+_MIN_PRIORITY = 31
+_PS_TIMEOUT_SECONDS = 5.0
 
 
-def launcher_runs(patient: Patient) -> Iterator[Check]:
-    """The program that the service manager starts, started."""
-    if patient.manager is None:
+def check_launcher(context: Context) -> Iterator[Check]:
+    """Run the program that the service manager runs."""
+    if context.manager is None:
         return
     try:
-        job = patient.manager.recorded()
+        job = context.manager.installed_job()
     except CliError:
-        # The check of the file says so.
+        # `check_service_file` reports this.
         return
     if job is None:
         return
-    if fault := launcher.fault(job.launcher, job.env):
-        yield failure("launcher", fault, "`osaurusctl install`, from where osaurusd is now, writes it anew")
+    if problem := launcher.check(job.launcher, job.env):
+        yield failure("launcher", problem, f"{_REINSTALL} from the current installation of osaurusd")
     elif not launcher.is_current(job.launcher):
-        yield warning(
-            "launcher",
-            f"{job.launcher} leads to another installation than this osaurusctl is of",
-            "`osaurusctl install` makes it this one",
-        )
+        detail = f"{job.launcher} starts another installation of osaurusd than the one of this osaurusctl"
+        yield warning("launcher", detail, f"{_REINSTALL} to use this installation")
     else:
-        yield ok("launcher", f"{job.launcher} runs")
+        yield ok("launcher", f"{job.launcher} works")
 
 
-def service_file(patient: Patient) -> Iterator[Check]:
-    if patient.manager is None or patient.facts is None:
-        yield warning("service", "osaurusd is not installed as a service", "`osaurusctl install` does it")
+def check_service_file(context: Context) -> Iterator[Check]:
+    if context.manager is None or context.service is None:
+        yield warning("service", "osaurusd is not installed as a service", _REINSTALL)
         return
-    faults = [*patient.manager.file_faults(), *patient.facts.drift]
-    if faults:
-        yield failure("service file", "; ".join(faults), "`osaurusctl install` writes and loads it anew")
+    problems = [*context.manager.file_problems(), *context.service.drift]
+    if problems:
+        yield failure("service file", "; ".join(problems), f"{_REINSTALL} to write and load it again")
     else:
-        yield ok("service file", f"{patient.manager.file} is valid and current")
+        yield ok("service file", f"{context.manager.file} is valid and up to date")
 
 
-def job_state(patient: Patient) -> Iterator[Check]:
-    facts = patient.facts
-    if facts is None:
+def check_job(context: Context) -> Iterator[Check]:
+    service = context.service
+    if service is None:
         return
-    last = f", last exit {facts.last_exit}" if facts.last_exit else ""
-    if not facts.loaded:
-        yield failure("job", f"{facts.manager} has not loaded it", "`osaurusctl start`")
-    elif not facts.running:
-        yield failure(
-            "job", f"no process runs ({facts.state}{last})", "`osaurusctl start`, and look at the checks above"
-        )
-    elif facts.enabled is False:
-        yield warning("job", f"runs (pid {facts.pid}), but is disabled", "`osaurusctl enable`")
-    elif (facts.runs or 0) >= _MANY_STARTS and facts.last_exit not in (None, "0"):
-        yield warning("job", f"runs (pid {facts.pid}), but was started {facts.runs} times{last}", "`osaurusctl logs`")
+    last_exit = f", last exit {service.last_exit}" if service.last_exit else ""
+    crashed = (service.runs or 0) >= _RESTART_WARNING_COUNT and service.last_exit not in (None, "0")
+    start = 'run "osaurusctl start"'
+    if not service.loaded:
+        yield failure("job", f"{service.manager} has not loaded the service", start)
+    elif not service.running:
+        detail = f"no process is running ({service.state}{last_exit})"
+        yield failure("job", detail, f"{start} after fixing the problems above")
+    elif service.enabled is False:
+        yield warning("job", f"running (pid {service.pid}), but disabled", 'run "osaurusctl enable"')
+    elif crashed:
+        detail = f"running (pid {service.pid}), but started {service.runs} times{last_exit}"
+        yield warning("job", detail, 'run "osaurusctl logs"')
     else:
-        yield ok("job", f"enabled, loaded and running (pid {facts.pid})")
+        yield ok("job", f"enabled, loaded and running (pid {service.pid})")
 
 
-def spawn_type(patient: Patient) -> Iterator[Check]:
-    """The one property of a launchd job that makes models several times slower."""
-    kind = patient.facts.spawn_type if patient.facts else None
-    if kind is None:
+def check_spawn_type(context: Context) -> Iterator[Check]:
+    """Check the property of a launchd job that can make models several times slower."""
+    spawn_type = context.service.spawn_type if context.service else None
+    if spawn_type is None:
         return
-    if kind.startswith("interactive"):
-        yield ok("spawn type", kind)
+    if spawn_type.startswith("interactive"):
+        yield ok("spawn type", spawn_type)
     else:
-        yield failure("spawn type", f"{kind}: launchd clocks it down", "`osaurusctl install` writes the file anew")
+        yield failure("spawn type", f"{spawn_type}; launchd throttles the job", f"{_REINSTALL} to write the file again")
 
 
-def priority(patient: Patient) -> Iterator[Check]:
-    """What macOS made of the spawn type. Models' processes inherit it, and nothing else shows it: not even `nice`."""
-    pid = patient.facts.pid if patient.facts else None
+def check_priority(context: Context) -> Iterator[Check]:
+    """Check the priority that macOS derives from the spawn type, and that workers inherit. Only `ps` shows it."""
+    pid = context.service.pid if context.service else None
     if sys.platform != "darwin" or pid is None:
         return
-    ps = ["ps", "-o", "pri=", "-p", str(pid)]
-    found = subprocess.run(ps, capture_output=True, text=True, timeout=_PS_SECONDS, check=False).stdout.split()
-    if not found or not found[0].isdecimal():
-        yield warning("priority", f"`{' '.join(ps)}` does not tell it")
-    elif int(found[0]) < _LEAST_PRIORITY:
-        text = f"{found[0]}, less than the {_LEAST_PRIORITY} of apps: macOS clocks it down"
-        yield failure("priority", text, "`osaurusctl install` writes the file anew")
+    command = ["ps", "-o", "pri=", "-p", str(pid)]
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=_PS_TIMEOUT_SECONDS, check=False)
+    fields = completed.stdout.split()
+    if not fields or not fields[0].isdecimal():
+        yield warning("priority", f'unknown; "{" ".join(command)}" does not print it')
+    elif int(fields[0]) < _MIN_PRIORITY:
+        detail = f"{fields[0]}, below the {_MIN_PRIORITY} of apps; macOS throttles the job"
+        yield failure("priority", detail, f"{_REINSTALL} to write the file again")
     else:
-        yield ok("priority", found[0])
+        yield ok("priority", fields[0])

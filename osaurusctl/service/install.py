@@ -1,4 +1,4 @@
-"""Installing and removing the service: a list of steps, so that they can be shown before, and undone halfway."""
+"""Install and uninstall the service, as lists of steps that can be previewed and rolled back."""
 
 import contextlib
 import os
@@ -10,38 +10,36 @@ from pathlib import Path
 from osaurusctl import process
 from osaurusctl.client import Client
 from osaurusctl.errors import CliError
-from osaurusctl.service import files, launcher, ready, service
+from osaurusctl.files import read_file, replace_file
+from osaurusctl.service import control, launcher, lookup
 from osaurusctl.service.job import Job, Mode, launcher_path
-from osaurusctl.service.manager import Manager, Step
+from osaurusctl.service.manager import ServiceManager, Step
 from osaurusd import __version__
-from osaurusd.config import SHUTDOWN_GRACE_SECONDS
 from osaurusd.wire.admin import DaemonStatus
 from osaurusd.wire.paths import Paths
 
-_HAND_OVER_SECONDS = SHUTDOWN_GRACE_SECONDS + 10
-
 
 @dataclass(frozen=True)
-class Plan:
-    """What an installation would do.
+class InstallPlan:
+    """What an installation will do.
 
-    `before` are the file and launcher that are there now; `changed` says whether the file will be another one.
+    `changed` is false if the service file stays the same. `previous_file` and `previous_launcher` are for a rollback;
+    `previous_instance` is the daemon that will be replaced.
     """
 
-    manager: Manager
+    manager: ServiceManager
     content: bytes
     steps: list[Step]
-    before: bytes | None
-    launcher_before: bytes | None
-    launcher: Path
     changed: bool
-    instance: str | None
+    launcher: Path
+    previous_file: bytes | None
+    previous_launcher: bytes | None
+    previous_instance: str | None
 
 
-def job_for(
+def build_job(
     paths: Paths, mode: Mode, env: dict[str, str], *, host: str | None, port: int | None, insecure: bool
 ) -> Job:
-    """The job of this environment."""
     return Job(
         launcher=launcher_path(paths),
         user_home=Path.home(),
@@ -51,151 +49,148 @@ def job_for(
         insecure=insecure,
         env=env,
         mode=mode,
-        user=service.user_name() if mode is Mode.SYSTEM else None,
+        user=lookup.user_name() if mode is Mode.SYSTEM else None,
     )
 
 
-def plan(manager: Manager, job: Job, paths: Paths) -> Plan:
-    """Decide what to do, from how things are now; changes nothing.
+def plan_installation(manager: ServiceManager, job: Job, paths: Paths) -> InstallPlan:
+    """Compute the steps from the current state, without changing anything.
 
     Raises:
-        CliError: the service is another home's or mode's, or the file would be wrong.
+        CliError: a service with another home or mode is installed, or the service file would be invalid.
     """
-    _refuse_other(manager)
-    content = manager.content(job)
-    before = files.read(manager.file)
-    facts, status = manager.facts(), ready.daemon_status(Client(paths.socket))
-    stranger = status if status is not None and status.pid != facts.pid else None
-    steps = [Step(f"create {job.log_dir}", lambda: _make_private(job.log_dir))]
-    fresh = launcher.is_current(job.launcher)
-    if not fresh:
+    _check_no_conflict(manager)
+    content = manager.render(job)
+    previous_file = read_file(manager.file)
+    service, daemon = manager.status(), control.read_daemon_status(Client(paths.socket))
+    steps = [Step(f"create {job.log_dir}", lambda: job.log_dir.mkdir(mode=0o700, parents=True, exist_ok=True))]
+    launcher_is_current = launcher.is_current(job.launcher)
+    if not launcher_is_current:
         steps.append(Step(f"write the launcher {job.launcher}", lambda: launcher.write(job.launcher)))
-    unchanged = before == content and facts.running and facts.enabled is not False and not facts.drift
-    if unchanged:
-        must_restart = not fresh or (status is not None and status.version != __version__)
-        steps.append(manager.restarting() if must_restart else manager.starting())
+    up_to_date = daemon is not None and daemon.version == __version__
+    changed = previous_file != content or not service.running or service.enabled is False or len(service.drift) > 0
+    if changed:
+        steps += [manager.unload_step()] if service.loaded else []
+        steps += [manager.write_step(content), manager.load_step()]
     else:
-        steps += [manager.unloading()] if facts.loaded else []
-        steps += [manager.writing(content), manager.loading()]
-    if stranger is not None:
-        # Last: the service waits for the home, and a failure up to here leaves that daemon as it is.
-        steps.append(_handing_over(stranger, paths))
-    stays = unchanged and fresh and status is not None and status.version == __version__
-    return Plan(
+        must_restart = not launcher_is_current or (daemon is not None and not up_to_date)
+        steps.append(manager.restart_step() if must_restart else manager.start_step())
+    if daemon is not None and daemon.pid != service.pid:
+        # Last: the service waits until the home is free, and until then a failure leaves the other daemon running.
+        steps.append(_replace_daemon_step(daemon, paths))
+    keeps_instance = not changed and launcher_is_current and up_to_date
+    return InstallPlan(
         manager=manager,
         content=content,
         steps=steps,
-        before=before,
-        launcher_before=files.read(job.launcher),
+        changed=changed,
         launcher=job.launcher,
-        changed=not unchanged,
-        instance=None if stays or status is None else status.instance,
+        previous_file=previous_file,
+        previous_launcher=read_file(job.launcher),
+        previous_instance=None if keeps_instance or daemon is None else daemon.instance,
     )
 
 
-def carry_out(plan: Plan, client: Client, timeout: float, say: Callable[[str], None]) -> DaemonStatus:
-    """Do the steps, and wait until the new service serves; if it does not, the one before is put back.
+def execute(plan: InstallPlan, client: Client, timeout: float, report_step: Callable[[str], None]) -> DaemonStatus:
+    """Run the steps and wait until the new service is ready; roll back if it does not become ready.
 
     Raises:
-        CliError: it failed; the message has the cause and what was restored.
+        CliError: the installation failed; the message has the cause and the result of the rollback.
     """
     try:
         for step in plan.steps:
-            say(step.text)
-            step.act()
-        return ready.await_ready(plan.manager, client, timeout, not_instance=plan.instance)
+            report_step(step.text)
+            step.run()
+        return control.wait_until_ready(plan.manager, client, timeout, previous_instance=plan.previous_instance)
     except (CliError, OSError, KeyboardInterrupt) as error:
         if not plan.changed:
             raise
         if isinstance(error, KeyboardInterrupt):
-            _undo(plan)
+            _roll_back(plan)
             raise
-        if plan.before is None and _is_mendable(plan.manager, client):
-            raise _with(error, "it stays installed, and goes on by itself once that is mended") from error
-        raise _with(error, _undo(plan)) from error
+        if plan.previous_file is None and _is_waiting(plan.manager, client):
+            outcome = "the service stays installed, and recovers automatically once this is fixed"
+        else:
+            outcome = _roll_back(plan)
+        raise _add_outcome(error, outcome) from error
 
 
-def removing(manager: Manager, paths: Paths) -> list[Step]:
-    """The steps of an uninstallation."""
+def uninstall_steps(manager: ServiceManager, paths: Paths) -> list[Step]:
     launcher_file = launcher_path(paths)
     with contextlib.suppress(CliError):
-        if (job := manager.recorded()) is not None:
+        if (job := manager.installed_job()) is not None:
             launcher_file = job.launcher
     return [
-        manager.unloading(),
-        manager.writing(None),
+        manager.unload_step(),
+        manager.write_step(None),
         Step(f"remove the launcher {launcher_file}", lambda: launcher.remove(launcher_file)),
     ]
 
 
-def purged(paths: Paths) -> list[Path]:
-    """What a purge removes: models brought in, settings, state and logs; the Hugging Face cache is other tools' too."""
-    places = [paths.config_file, paths.state_dir, paths.models_dir, paths.log_dir, paths.run_dir]
-    return [place for place in places if place.exists() or place.is_symlink()]
+def purge_paths(paths: Paths) -> list[Path]:
+    """Return what a purge removes. It keeps the Hugging Face cache, which other programs use too."""
+    candidates = [paths.config_file, paths.state_dir, paths.models_dir, paths.log_dir, paths.run_dir]
+    return [path for path in candidates if path.exists() or path.is_symlink()]
 
 
 def purge(paths: Paths) -> None:
-    for place in purged(paths):
-        if place.is_dir() and not place.is_symlink():
-            shutil.rmtree(place)
+    for path in purge_paths(paths):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
         else:
-            place.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
-def _refuse_other(manager: Manager) -> None:
-    there = service.installed()
-    if there is None:
+def _check_no_conflict(manager: ServiceManager) -> None:
+    installed = lookup.find_installed()
+    if installed is None:
         return
-    if not service.is_for(there):
-        raise service.other_home(there)
-    if there.mode is not manager.mode:
+    if not lookup.uses_this_home(installed):
+        raise lookup.other_home_error(installed)
+    if installed.mode is not manager.mode:
         raise CliError(
-            f"it is installed as a {there.mode} service, and two would fight over the home",
-            hint="`osaurusctl uninstall` removes that one",
+            f"a {installed.mode} service is already installed for this home",
+            hint='run "osaurusctl uninstall" to remove it first',
             code="other_mode",
         )
 
 
-def _handing_over(daemon: DaemonStatus, paths: Paths) -> Step:
-    def act() -> None:
+def _replace_daemon_step(daemon: DaemonStatus, paths: Paths) -> Step:
+    def stop_daemon() -> None:
         with contextlib.suppress(CliError):
             Client(paths.socket).shutdown()
-        process.wait_until_gone(paths.lock, _HAND_OVER_SECONDS, only=daemon.pid)
+        process.wait_until_stopped(paths.lock, process.STOP_TIMEOUT_SECONDS, pid=daemon.pid)
 
-    return Step(f"stop the osaurusd that runs now (pid {daemon.pid}), and wait until it is gone", act)
-
-
-def _make_private(path: Path) -> None:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Step(f"stop the running osaurusd (pid {daemon.pid}); wait until it has exited", stop_daemon)
 
 
-def _undo(plan: Plan) -> str:
-    """Put back what was there before, and tell how that went."""
+def _roll_back(plan: InstallPlan) -> str:
+    """Restore the previous service, and return a description of the outcome."""
     manager = plan.manager
     try:
-        manager.unloading().act()
-        manager.writing(plan.before).act()
-        if plan.launcher_before is not None:
-            files.replace(plan.launcher, plan.launcher_before, 0o755)
-        elif plan.before is None:
+        manager.unload_step().run()
+        manager.write_step(plan.previous_file).run()
+        if plan.previous_launcher is not None:
+            replace_file(plan.launcher, plan.previous_launcher, 0o755)
+        elif plan.previous_file is None:
             launcher.remove(plan.launcher)
-        if plan.before is None:
-            return "nothing was left installed"
-        manager.loading().act()
+        if plan.previous_file is None:
+            return "the installation was rolled back"
+        manager.load_step().run()
     except (CliError, OSError) as error:
-        return f"the service before could not be restored: {error}"
-    return "the service before was restored and loaded"
+        return f"the previous service could not be restored: {error}"
+    return "the previous service was restored"
 
 
-def _is_mendable(manager: Manager, client: Client) -> bool:
-    """Whether the new service runs and only waits, as for a port that somebody holds."""
-    facts, status = manager.facts(), ready.daemon_status(client)
-    return facts.pid is not None and status is not None and status.pid == facts.pid
+def _is_waiting(manager: ServiceManager, client: Client) -> bool:
+    """Whether the new service runs and only waits for a prerequisite, such as a port that is in use."""
+    service, daemon = manager.status(), control.read_daemon_status(client)
+    return service.pid is not None and daemon is not None and daemon.pid == service.pid
 
 
-def _with(error: CliError | OSError, more: str) -> CliError:
+def _add_outcome(error: CliError | OSError, outcome: str) -> CliError:
     if isinstance(error, CliError):
         return CliError(
-            f"{error}\n{more}", hint=error.hint, exit_code=error.exit_code, code=error.body.code or "failure"
+            f"{error}\n{outcome}", hint=error.hint, exit_code=error.exit_code, code=error.body.code or "failure"
         )
-    return CliError(f"{error.filename or os.curdir}: {error.strerror}\n{more}", code="install_failed")
+    return CliError(f"{error.filename or os.curdir}: {error.strerror}\n{outcome}", code="install_failed")

@@ -1,4 +1,4 @@
-"""What the service runs and how it was asked for, whatever the service manager is."""
+"""What the service runs and with which options, independent of the service manager."""
 
 import itertools
 import os
@@ -14,8 +14,8 @@ from osaurusd.wire.paths import Paths
 
 LABEL = "ai.osaurus.osaurusd"
 
-# Where files lie: a daemon that does not see these looks elsewhere than this CLI. Given as paths, hence made absolute.
-_PLACES = (
+# Variables with paths: without them the daemon would look for files elsewhere than this CLI. They are made absolute.
+_PATH_VARIABLES = (
     "OSAURUS_HOME",
     "HF_HOME",
     "HF_HUB_CACHE",
@@ -26,18 +26,20 @@ _PLACES = (
     "XDG_CACHE_HOME",
 )
 
-# Those that override the configuration. Named here because it takes long to import `osaurusd.config`.
+# Variables that override the configuration. They are listed here because importing `osaurusd.config` is slow.
 OVERRIDES = ("OSAURUS_HOST", "OSAURUS_PORT", "OSAURUS_DEFAULT_MODEL", "OSAURUS_LOG_LEVEL")
-_CARRIED = (*_PLACES, *OVERRIDES, "HF_ENDPOINT")
+_INHERITED = (*_PATH_VARIABLES, *OVERRIDES, "HF_ENDPOINT")
 
-_OURS = frozenset({"OSAURUS_SUPERVISED"})
+RESERVED = frozenset({"OSAURUS_SUPERVISED"})
+"""Variables that the service file itself sets."""
+
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|_KEY$|^KEY$|AUTH", re.IGNORECASE)
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _URL_WITH_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
 
 
 class Mode(StrEnum):
-    """When the service runs: from its user's login on, in that user's sessions without a screen, or from boot on."""
+    """When the service starts: at the user's login, in the user's sessions without a screen, or at boot."""
 
     LOGIN = "login"
     HEADLESS = "headless"
@@ -46,7 +48,7 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True)
 class Job:
-    """What a service manager is told to run."""
+    """What the service manager runs."""
 
     launcher: Path
     user_home: Path
@@ -60,66 +62,70 @@ class Job:
 
     @property
     def arguments(self) -> list[str]:
-        """The command line, program first."""
+        """The command line, including the program."""
         host = ["--host", self.host] if self.host is not None else []
         port = ["--port", str(self.port)] if self.port is not None else []
         insecure = ["--insecure"] if self.insecure else []
         return [str(self.launcher), "serve", *host, *port, *insecure]
 
 
-class Options(NamedTuple):
-    """What a command line asks the daemon for."""
+class ServeOptions(NamedTuple):
+    """The options of `osaurusd serve` that an installation sets."""
 
     host: str | None
     port: int | None
     insecure: bool
 
 
-def options(arguments: Iterable[str]) -> Options:
-    """What a command line that `Job.arguments` made asks for."""
+def parse_serve_options(arguments: Iterable[str]) -> ServeOptions:
+    """Parse a command line that `Job.arguments` built."""
     words = list(arguments)
-    found = dict(itertools.pairwise(words))
-    port = found.get("--port", "")
-    return Options(found.get("--host"), int(port) if port.isdecimal() else None, "--insecure" in words)
+    values = dict(itertools.pairwise(words))
+    port = values.get("--port", "")
+    return ServeOptions(values.get("--host"), int(port) if port.isdecimal() else None, "--insecure" in words)
 
 
 def launcher_path(paths: Paths) -> Path:
-    """Where the launcher lies: beside the models, so that it outlives every environment of Python."""
+    """Return the path of the launcher, next to the models: outside every Python environment, so that it lasts."""
     return paths.models_dir.parent / "bin" / "osaurusd"
 
 
-def carried(env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What of this environment the service needs too, or it would not be the daemon that `osaurusctl up` starts."""
-    found = {name: env[name] for name in _CARRIED if env.get(name)}
-    for name in found.keys() & set(_PLACES):
-        found[name] = str(Path(os.path.expandvars(found[name])).expanduser().absolute())
-    for name, value in found.items():
-        _refuse_secret(name, value)
-    return found
-
-
-def given(assignments: Iterable[str]) -> dict[str, str]:
-    """`KEY=VALUE` words as a mapping.
+def inherited_environment(env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the variables that the service needs to run the same daemon as `osaurusctl up`.
 
     Raises:
-        CliError: one is no assignment, is ours to set, or looks like a secret.
+        CliError: a value looks like a secret.
     """
-    found = {}
-    for word in assignments:
-        name, equals, value = word.partition("=")
-        if not equals or not _NAME.fullmatch(name) or "\0" in value or "\n" in value:
-            raise CliError(f"`--env` takes KEY=VALUE on one line, and {word!r} is not that", code="bad_env")
-        if name in _OURS:
-            raise CliError(f"`--env`: {name} is set by the service itself", code="bad_env")
-        _refuse_secret(name, value)
-        found[name] = value
-    return found
+    variables = {name: env[name] for name in _INHERITED if env.get(name)}
+    for name in variables.keys() & set(_PATH_VARIABLES):
+        variables[name] = str(Path(os.path.expandvars(variables[name])).expanduser().absolute())
+    for name, value in variables.items():
+        _reject_secret(name, value)
+    return variables
 
 
-def _refuse_secret(name: str, value: str) -> None:
+def parse_env_options(assignments: Iterable[str]) -> dict[str, str]:
+    """Parse `KEY=VALUE` arguments.
+
+    Raises:
+        CliError: an argument is not an assignment, sets a reserved variable, or looks like a secret.
+    """
+    variables = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not _VARIABLE_NAME.fullmatch(name) or "\0" in value or "\n" in value:
+            raise CliError(f"--env {assignment!r} is not of the form KEY=VALUE, on one line", code="bad_env")
+        if name in RESERVED:
+            raise CliError(f"--env cannot set {name}: the service sets it", code="bad_env")
+        _reject_secret(name, value)
+        variables[name] = value
+    return variables
+
+
+def _reject_secret(name: str, value: str) -> None:
     if _SECRET.search(name) or _URL_WITH_PASSWORD.search(value):
         raise CliError(
-            f"{name} looks like a secret, and a service file is no place for one: other programs can read it",
-            hint="`hf auth login` keeps the hub's token where osaurusd finds it",
+            f"{name} looks like a secret, and other programs can read the service file",
+            hint='run "hf auth login" to store a Hugging Face token where osaurusd reads it',
             code="secret_in_env",
         )

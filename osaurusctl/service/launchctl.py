@@ -1,21 +1,21 @@
-"""launchctl's verbs, its exit codes, and what can be read out of what it prints."""
+"""A wrapper of launchctl: its subcommands, its exit codes, and a parser of `launchctl print`."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from osaurusctl.service.run import Result, Run
+from osaurusctl.service.manager import Result, RunCommand
 
-# errno up to 106, launchd's own above (`launchctl error N` names them).
+# Exit codes up to 106 are errno values, higher ones are launchd's own; `launchctl error N` describes them.
 ESRCH, EIO, EALREADY = 3, 5, 37
-NO_DOMAIN, NO_SERVICE, DISABLED, UNSUPPORTED, LOADED_ALREADY, WRONG_SESSION = 112, 113, 119, 125, 130, 134
+NO_DOMAIN, NO_SERVICE, DISABLED, UNSUPPORTED, ALREADY_LOADED, WRONG_SESSION = 112, 113, 119, 125, 130, 134
 
-_SECONDS = 30.0
+_TIMEOUT_SECONDS = 30.0
 
 
 class Target(NamedTuple):
-    """A job in a domain: `gui/UID`, `user/UID` or `system`."""
+    """A job in a domain. The domain is `gui/UID`, `user/UID` or `system`."""
 
     domain: str
     label: str
@@ -25,8 +25,8 @@ class Target(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Printed:
-    """A loaded job as `launchctl print` shows it: its own fields, without those of what it contains."""
+class JobInfo:
+    """A loaded job as `launchctl print` shows it; nested blocks are kept apart from the job's own fields."""
 
     fields: dict[str, str]
     blocks: dict[str, list[str]] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Printed:
 
     @property
     def last_exit(self) -> str | None:
-        """How it ended last, in launchd's words; None if it never has."""
+        """The last exit code or signal as launchd prints it; None if the job has never exited."""
         if signal := self.fields.get("last terminating signal"):
             return signal
         code = self.fields.get("last exit code")
@@ -54,23 +54,23 @@ class Printed:
 
 
 class Launchctl:
-    """One method a verb; each returns launchctl's result as it is.
+    """One method for each subcommand; most return the result of launchctl unchanged.
 
     Args:
         run: runs a command line.
-        prefix: words before `launchctl`, such as `sudo`.
+        prefix: arguments before `launchctl`, such as `sudo`.
     """
 
-    def __init__(self, run: Run, prefix: Sequence[str] = ()) -> None:
+    def __init__(self, run: RunCommand, prefix: Sequence[str] = ()) -> None:
         self._run = run
         self._prefix = list(prefix)
 
     def bootstrap(self, domain: str, plist: str) -> Result:
         return self._call("bootstrap", domain, plist)
 
-    def bootout(self, target: Target, seconds: float) -> Result:
-        """Returns at once on new systems; old ones wait until the job has ended, for which `seconds` is the limit."""
-        return self._call("bootout", str(target), seconds=seconds)
+    def bootout(self, target: Target, timeout: float) -> Result:
+        """Unload a job. Recent versions of macOS return at once; older ones wait until the job has exited."""
+        return self._call("bootout", str(target), timeout=timeout)
 
     def enable(self, target: Target) -> Result:
         return self._call("enable", str(target))
@@ -84,39 +84,39 @@ class Launchctl:
     def kill(self, target: Target, signal: str = "SIGTERM") -> Result:
         return self._call("kill", signal, str(target))
 
-    def print(self, target: Target) -> Printed | None:
-        """The loaded job, or None if there is none."""
+    def print(self, target: Target) -> JobInfo | None:
+        """Return the loaded job, or None if it is not loaded."""
         result = self._call("print", str(target))
-        return parse(result.out) if result.code == 0 else None
+        return parse_job(result.out) if result.code == 0 else None
 
     def has_domain(self, domain: str) -> bool:
         return self._call("print", domain).code == 0
 
     def is_disabled(self, target: Target) -> bool | None:
-        """Whether launchd will not start the job at login; None if it does not tell."""
+        """Whether launchd does not start the job at login; None if launchctl does not report it."""
         result = self._call("print-disabled", target.domain)
         if result.code:
             return None
-        # `=> disabled` since macOS 13, `=> true` before.
-        found = re.search(rf'^\s*"{re.escape(target.label)}" => (\w+)', result.out, re.MULTILINE)
-        return found is not None and found[1] in ("disabled", "true")
+        # macOS 13 and later print `=> disabled`, earlier versions `=> true`.
+        match = re.search(rf'^\s*"{re.escape(target.label)}" => (\w+)', result.out, re.MULTILINE)
+        return match is not None and match[1] in ("disabled", "true")
 
-    def manager(self) -> str:
-        """The kind of session this runs in: Aqua at the screen, Background over ssh."""
-        return self._call("managername").out.strip()
+    def session(self) -> str:
+        """Return the kind of session: Aqua at the screen, Background over ssh."""
+        return self._call("managername").out.strip() or "unknown"
 
-    def shown(self, *words: object) -> str:
-        """A command as it is printed for people."""
-        return " ".join([*self._prefix, "launchctl", *map(str, words)])
+    def describe(self, *arguments: object) -> str:
+        """Format a command for the user."""
+        return " ".join([*self._prefix, "launchctl", *map(str, arguments)])
 
-    def _call(self, *words: str, seconds: float = _SECONDS) -> Result:
-        return self._run([*self._prefix, "launchctl", *words], seconds)
+    def _call(self, *arguments: str, timeout: float = _TIMEOUT_SECONDS) -> Result:
+        return self._run([*self._prefix, "launchctl", *arguments], timeout)
 
 
-def parse(text: str) -> Printed:
-    """Read what `launchctl print` says of a job. It is no stable format: what is missing is missing.
+def parse_job(text: str) -> JobInfo:
+    """Parse the output of `launchctl print`. Its format is not stable, so every field is optional.
 
-    Only lines with exactly one tab are the job's own; deeper ones repeat the same names for other things.
+    Only lines indented by exactly one tab belong to the job itself; deeper ones repeat field names for other objects.
     """
     fields: dict[str, str] = {}
     blocks: dict[str, list[str]] = {}
@@ -132,4 +132,4 @@ def parse(text: str) -> Printed:
                 block = blocks.setdefault(name, [])
             elif equals:
                 fields.setdefault(name, value)
-    return Printed(fields, blocks)
+    return JobInfo(fields, blocks)

@@ -1,8 +1,8 @@
-"""The service under launchd: our one job in one domain.
+"""The service under launchd: one job in one domain.
 
-The sequences follow launchd's habits: `bootout` returns before the job has ended, and until then `bootstrap` fails with
-the catch-all EIO; a label that was disabled stays so through every reinstallation; exit code 0 means that a definition
-was taken, not that a process runs.
+The sequences of commands follow from launchd's behavior: `bootout` returns before the job has exited, and until then
+`bootstrap` fails with the generic EIO; a disabled label stays disabled when the job is installed again; exit code 0
+means that launchd accepted a definition, not that a process runs.
 """
 
 import os
@@ -16,129 +16,154 @@ from pathlib import Path
 from typing import Any
 
 from osaurusctl.errors import CliError
-from osaurusctl.service import files, launchctl, plist, schema
+from osaurusctl.files import read_file, replace_file
+from osaurusctl.service import launchctl, plist
 from osaurusctl.service.job import Job, Mode
-from osaurusctl.service.launchctl import EALREADY, EIO, LOADED_ALREADY, Launchctl, Printed, Target
-from osaurusctl.service.manager import Facts, Step
-from osaurusctl.service.run import Result, Run
+from osaurusctl.service.launchctl import ALREADY_LOADED, EALREADY, EIO, JobInfo, Launchctl, Target
+from osaurusctl.service.manager import Result, RunCommand, ServiceStatus, Step
 
-DAEMONS = Path("/Library/LaunchDaemons")
+SYSTEM_DIRECTORY = Path("/Library/LaunchDaemons")
 
-_BOOTSTRAP_SECONDS = 20.0
-_PAUSES = (0.1, 0.2, 0.3, 0.5)
-_GONE_POLL_SECONDS = 0.1
+_BOOTSTRAP_TIMEOUT_SECONDS = 20.0
+_BOOTSTRAP_RETRY_SECONDS = (0.1, 0.2, 0.3, 0.5)
+_POLL_SECONDS = 0.1
 _STOP_MARGIN_SECONDS = 10.0
-_FALLBACK_STOP_SECONDS = 45.0
-_SUDO_SECONDS = 300.0
+_DEFAULT_EXIT_TIMEOUT_SECONDS = 45.0
+_SUDO_TIMEOUT_SECONDS = 300.0
 
 
 class Launchd:
-    """Our job in the domain that its mode asks for.
+    """The osaurusd job in the domain of its mode.
 
     Args:
         run: runs a command line.
-        label: what launchd calls the job; the file is called the same.
-        mode: chooses domain, file and whether root is needed.
-        uid: whose domain.
+        label: launchd's name of the job, and the name of the property list.
+        mode: determines the domain, the location of the file, and whether root is required.
+        uid: the user whose domain it is.
         home: that user's home directory.
-        daemons: where files of system daemons lie.
+        system_directory: where property lists of system daemons are.
     """
 
     name = "launchd"
 
-    def __init__(self, run: Run, label: str, mode: Mode, uid: int, home: Path, daemons: Path = DAEMONS) -> None:
+    def __init__(
+        self,
+        run: RunCommand,
+        label: str,
+        mode: Mode,
+        uid: int,
+        home: Path,
+        system_directory: Path = SYSTEM_DIRECTORY,
+    ) -> None:
         self.mode = mode
         domain = {Mode.LOGIN: f"gui/{uid}", Mode.HEADLESS: f"user/{uid}", Mode.SYSTEM: "system"}[mode]
         self.target = Target(domain, label)
-        folder = daemons if mode is Mode.SYSTEM else home / "Library" / "LaunchAgents"
-        self.file = folder / f"{label}.plist"
+        directory = system_directory if mode is Mode.SYSTEM else home / "Library" / "LaunchAgents"
+        self.file = directory / f"{label}.plist"
         self._run = run
         self._sudo = ["sudo"] if mode is Mode.SYSTEM and uid != 0 else []
-        self._ctl = Launchctl(run, self._sudo)
-        self._look = Launchctl(run)
+        self._launchctl = Launchctl(run, self._sudo)
+        self._query = Launchctl(run)
 
     @property
-    def stop_seconds(self) -> float:
-        tree = self._tree() or {}
-        given = tree.get("ExitTimeOut")
-        return (given if isinstance(given, int) else _FALLBACK_STOP_SECONDS) + _STOP_MARGIN_SECONDS
+    def stop_timeout(self) -> float:
+        """Seconds until launchd has killed a job that does not exit, and a margin."""
+        exit_timeout = (self._read_plist() or {}).get("ExitTimeOut")
+        seconds = exit_timeout if isinstance(exit_timeout, int) else _DEFAULT_EXIT_TIMEOUT_SECONDS
+        return seconds + _STOP_MARGIN_SECONDS
 
-    def refuse(self) -> None:
-        if self._look.has_domain(self.target.domain):
+    def check_available(self) -> None:
+        if self._query.has_domain(self.target.domain):
             return
-        session = self._look.manager() or "unknown"
         raise CliError(
-            f"launchd has no domain {self.target.domain} here: this session ({session}) is not one at the screen, "
-            "as over ssh with nobody logged in",
-            hint="log in at the screen and try again; or `osaurusctl install --headless`, for sessions without a "
-            "screen; or `osaurusctl install --system`, for a Mac where no one logs in",
+            f"launchd has no domain {self.target.domain} in this session ({self._query.session()}): "
+            "the user is not logged in at the screen",
+            hint='log in at the screen and try again, or run "osaurusctl install --headless" for sessions without a '
+            'screen, or "osaurusctl install --system" to start at boot',
             code="no_domain",
         )
 
-    def content(self, job: Job) -> bytes:
+    def render(self, job: Job) -> bytes:
         return plist.encode(plist.render(job, self.target.label))
 
-    def recorded(self) -> Job | None:
-        content = files.read(self.file)
-        return None if content is None else plist.recorded(plist.decode(content), self.mode)
+    def installed_job(self) -> Job | None:
+        content = read_file(self.file)
+        return None if content is None else plist.parse_job(plist.decode(content), self.mode)
 
-    def facts(self) -> Facts:
-        printed = self._look.print(self.target)
-        disabled = self._look.is_disabled(self.target)
-        return Facts(
+    def status(self) -> ServiceStatus:
+        job = self._query.print(self.target)
+        disabled = self._query.is_disabled(self.target)
+        return ServiceStatus(
             manager=self.name,
             file=str(self.file),
             mode=self.mode,
             installed=self.file.exists(),
             enabled=None if disabled is None else not disabled,
-            loaded=printed is not None,
-            running=printed is not None and printed.pid is not None,
-            state=printed.state if printed else "not loaded",
-            pid=printed.pid if printed else None,
-            runs=printed.number("runs") if printed else None,
-            last_exit=printed.last_exit if printed else None,
-            spawn_type=printed.fields.get("spawn type") if printed else None,
-            drift=self._drift(printed),
+            loaded=job is not None,
+            running=job is not None and job.pid is not None,
+            state=job.state if job else "not loaded",
+            pid=job.pid if job else None,
+            runs=job.number("runs") if job else None,
+            last_exit=job.last_exit if job else None,
+            spawn_type=job.fields.get("spawn type") if job else None,
+            drift=self._drift(job),
         )
 
-    def writing(self, content: bytes | None) -> Step:
+    def write_step(self, content: bytes | None) -> Step:
         text = f"remove {self.file}" if content is None else f"write {self.file}"
         if self._sudo:
-            text = f"sudo: {text} (root's, 0644)"
+            text = f"sudo: {text} (owner root, mode 0644)"
         return Step(text, lambda: self._write(content))
 
-    def loading(self) -> Step:
-        enable = self._ctl.shown("enable", self.target)
-        bootstrap = self._ctl.shown("bootstrap", self.target.domain, shlex.quote(str(self.file)))
+    def load_step(self) -> Step:
+        enable = self._launchctl.describe("enable", self.target)
+        bootstrap = self._launchctl.describe("bootstrap", self.target.domain, shlex.quote(str(self.file)))
         return Step(f"{enable}; {bootstrap}", self._load)
 
-    def unloading(self) -> Step:
-        return Step(f"{self._ctl.shown('bootout', self.target)}, and wait until it is gone", self._unload)
+    def unload_step(self) -> Step:
+        return Step(f"{self._launchctl.describe('bootout', self.target)}; wait until it is unloaded", self._unload)
 
-    def starting(self) -> Step:
-        return Step(self._ctl.shown("kickstart", self.target), self._start)
+    def start_step(self) -> Step:
+        return Step(self._launchctl.describe("kickstart", self.target), self._start)
 
-    def restarting(self) -> Step:
-        kill = self._ctl.shown("kill SIGTERM", self.target)
-        return Step(f"{kill}, wait until it has ended, {self._ctl.shown('kickstart', self.target)}", self._restart)
+    def restart_step(self) -> Step:
+        kill = self._launchctl.describe("kill SIGTERM", self.target)
+        kickstart = self._launchctl.describe("kickstart", self.target)
+        return Step(f"{kill}; wait until it has exited; {kickstart}", self._restart)
 
-    def enabling(self) -> Step:
-        return Step(self._ctl.shown("enable", self.target), lambda: self._must(self._ctl.enable(self.target), "enable"))
+    def enable_step(self) -> Step:
+        text = self._launchctl.describe("enable", self.target)
+        return Step(text, lambda: self._check("enable", self._launchctl.enable(self.target)))
 
-    def disabling(self) -> Step:
-        return Step(
-            self._ctl.shown("disable", self.target), lambda: self._must(self._ctl.disable(self.target), "disable")
-        )
+    def disable_step(self) -> Step:
+        text = self._launchctl.describe("disable", self.target)
+        return Step(text, lambda: self._check("disable", self._launchctl.disable(self.target)))
 
-    def advice(self) -> str | None:
+    def install_note(self) -> str | None:
         if self.mode is Mode.HEADLESS:
-            return "it starts once this user has a session, for example over ssh, and not at boot"
+            return "the service starts with the user's first session, such as an ssh login, not at boot"
         return None
 
-    def _tree(self) -> dict[str, Any] | None:
-        """The installed property list, or None if there is none that can be read."""
+    def file_problems(self) -> list[str]:
         try:
-            content = files.read(self.file)
+            info = self.file.lstat()
+        except FileNotFoundError:
+            return [f"{self.file} does not exist"]
+        problems = []
+        if not stat.S_ISREG(info.st_mode):
+            problems.append(f"{self.file} is not a regular file")
+        if stat.S_IMODE(info.st_mode) & 0o022:
+            problems.append(f'{self.file} is writable by other users; run "chmod 644" on it')
+        if info.st_uid not in (os.geteuid(), 0):
+            problems.append(f"{self.file} belongs to another user")
+        if self._read_plist() is None:
+            problems.append(f"{self.file} is not a valid property list")
+        return problems
+
+    def _read_plist(self) -> dict[str, Any] | None:
+        """Return the installed property list, or None if it does not exist or cannot be parsed."""
+        try:
+            content = read_file(self.file)
             return None if content is None else plist.decode(content)
         except (CliError, OSError):
             return None
@@ -150,155 +175,136 @@ class Launchd:
             self.file.unlink(missing_ok=True)
         else:
             self.file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            files.replace(self.file, content, 0o644)
+            replace_file(self.file, content, 0o644)
 
     def _write_as_root(self, content: bytes | None) -> None:
         if content is None:
-            command = ["rm", "-f", str(self.file)]
-            self._must(self._run([*self._sudo, *command], _SUDO_SECONDS), "rm")
+            self._check("rm", self._run([*self._sudo, "rm", "-f", str(self.file)], _SUDO_TIMEOUT_SECONDS))
             return
         with tempfile.NamedTemporaryFile() as file:
             file.write(content)
             file.flush()
             command = ["install", "-o", "root", "-g", "wheel", "-m", "644", file.name, str(self.file)]
-            self._must(self._run([*self._sudo, *command], _SUDO_SECONDS), "install")
+            self._check("install", self._run([*self._sudo, *command], _SUDO_TIMEOUT_SECONDS))
 
     def _load(self) -> None:
-        """Enable and bootstrap, again and again inside a deadline while launchd has an error that may pass."""
-        self._must(self._ctl.enable(self.target), "enable")
-        deadline = time.monotonic() + _BOOTSTRAP_SECONDS
-        tries = 0
+        """Enable and bootstrap the job; retry while launchd reports an error that may be temporary."""
+        self._check("enable", self._launchctl.enable(self.target))
+        deadline = time.monotonic() + _BOOTSTRAP_TIMEOUT_SECONDS
+        attempt = 0
         while True:
-            result = self._ctl.bootstrap(self.target.domain, str(self.file))
+            result = self._launchctl.bootstrap(self.target.domain, str(self.file))
             if result.code == 0 or (
-                result.code in (EALREADY, LOADED_ALREADY) and self._look.print(self.target) is not None
+                result.code in (EALREADY, ALREADY_LOADED) and self._query.print(self.target) is not None
             ):
                 return
-            may_pass = result.code in (EIO, EALREADY, LOADED_ALREADY)
-            if not may_pass or self.file_faults() or time.monotonic() >= deadline:
-                raise self._refused("bootstrap", result)
-            time.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
-            tries += 1
+            may_be_temporary = result.code in (EIO, EALREADY, ALREADY_LOADED)
+            if not may_be_temporary or self.file_problems() or time.monotonic() >= deadline:
+                raise self._launchctl_error("bootstrap", result)
+            time.sleep(_BOOTSTRAP_RETRY_SECONDS[min(attempt, len(_BOOTSTRAP_RETRY_SECONDS) - 1)])
+            attempt += 1
 
     def _unload(self) -> None:
-        patience = self.stop_seconds
-        if self._look.print(self.target) is None:
+        timeout = self.stop_timeout
+        if self._query.print(self.target) is None:
             return
-        result = self._ctl.bootout(self.target, patience)
-        deadline = time.monotonic() + patience
-        # Gone means that launchd does not know it any more, not that its state is something else than running.
-        while self._look.print(self.target) is not None:
+        result = self._launchctl.bootout(self.target, timeout)
+        deadline = time.monotonic() + timeout
+        # The job is unloaded when launchctl no longer finds it; a state other than "running" is not enough.
+        while self._query.print(self.target) is not None:
             if time.monotonic() >= deadline:
                 raise CliError(
-                    f"launchd has not let go of {self.target} after {patience:g} s ({result.words})",
-                    hint="`osaurusctl doctor` shows its state",
+                    f"launchd has not unloaded {self.target} after {timeout:g} s ({result.message})",
+                    hint='run "osaurusctl doctor" for details',
                     code="stop_timeout",
                 )
-            time.sleep(_GONE_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
     def _start(self) -> None:
-        result = self._ctl.kickstart(self.target)
+        result = self._launchctl.kickstart(self.target)
         if result.code != EALREADY:
-            self._must(result, "kickstart")
+            self._check("kickstart", result)
 
     def _restart(self) -> None:
-        """SIGTERM first, for `kickstart -k` need not wait for requests. It ends with 0, so launchd leaves it to us."""
-        before = self._look.print(self.target)
+        """Send SIGTERM, because `kickstart -k` does not wait for requests; launchd does not restart after exit 0."""
+        before = self._query.print(self.target)
         if before is not None and before.pid is not None:
-            self._ctl.kill(self.target)
-            deadline = time.monotonic() + self.stop_seconds
-            while (now := self._look.print(self.target)) is not None and now.pid == before.pid:
+            self._launchctl.kill(self.target)
+            deadline = time.monotonic() + self.stop_timeout
+            while (job := self._query.print(self.target)) is not None and job.pid == before.pid:
                 if time.monotonic() >= deadline:
-                    self._must(self._ctl.kickstart(self.target, kill=True), "kickstart")
+                    self._check("kickstart", self._launchctl.kickstart(self.target, kill=True))
                     return
-                time.sleep(_GONE_POLL_SECONDS)
+                time.sleep(_POLL_SECONDS)
         self._start()
 
-    def _must(self, result: Result, verb: str) -> None:
+    def _check(self, verb: str, result: Result) -> None:
         if result.code:
-            raise self._refused(verb, result)
+            raise self._launchctl_error(verb, result)
 
-    def _refused(self, verb: str, result: Result) -> CliError:
-        """What launchd said, and what can be found out about the cause: its own words hardly ever say."""
-        causes = self._causes(result)
-        message = f"launchctl {verb} failed: {result.words}"
-        return CliError("\n".join([message, *causes]), hint="`osaurusctl doctor` looks closer", code="launchd_refused")
+    def _launchctl_error(self, verb: str, result: Result) -> CliError:
+        """Build an error with launchd's message and the likely causes, which the message rarely includes."""
+        lines = [f"launchctl {verb} failed: {result.message}", *self._likely_causes(result)]
+        return CliError("\n".join(lines), hint='run "osaurusctl doctor" for details', code="launchd_refused")
 
-    def _causes(self, result: Result) -> list[str]:
-        if result.code in (launchctl.NO_DOMAIN, launchctl.UNSUPPORTED) or not self._look.has_domain(self.target.domain):
-            return [f"there is no domain {self.target.domain} in this session ({self._look.manager() or 'unknown'})"]
-        found = self.file_faults()
-        if self._look.print(self.target) is not None:
-            found.append(f"{self.target} is loaded already, or still ending")
-        if self._look.is_disabled(self.target) or result.code == launchctl.DISABLED:
-            found.append("the label is disabled: System Settings > General > Login Items & Extensions may forbid it")
+    def _likely_causes(self, result: Result) -> list[str]:
+        domain = self.target.domain
+        if result.code in (launchctl.NO_DOMAIN, launchctl.UNSUPPORTED) or not self._query.has_domain(domain):
+            return [f"launchd has no domain {domain} in this session ({self._query.session()})"]
+        causes = self.file_problems()
+        if self._query.print(self.target) is not None:
+            causes.append(f"{self.target} is already loaded or still exiting")
+        if self._query.is_disabled(self.target) or result.code == launchctl.DISABLED:
+            causes.append("the label is disabled; check System Settings > General > Login Items & Extensions")
         if result.code == launchctl.WRONG_SESSION:
-            found.append("`LimitLoadToSessionType` excludes this kind of session")
-        return found or ["no cause that can be seen from here: file, domain and label are in order"]
+            causes.append("`LimitLoadToSessionType` excludes this kind of session")
+        return causes or ["no known cause: the file, the domain and the label are valid"]
 
-    def file_faults(self) -> list[str]:
-        """What launchd would not take about the file; empty if it is right."""
+    def _drift(self, job: JobInfo | None) -> list[str]:
+        installed = self._read_plist()
+        if installed is None:
+            return ["the job is loaded, but its file does not exist"] if job and not self.file.exists() else []
+        drift = []
         try:
-            found = self.file.lstat()
-        except FileNotFoundError:
-            return [f"{self.file} does not exist"]
-        faults = []
-        if not stat.S_ISREG(found.st_mode):
-            faults.append(f"{self.file} is no regular file")
-        if stat.S_IMODE(found.st_mode) & 0o022:
-            faults.append(f"others may write to {self.file}: `chmod 644` it")
-        if found.st_uid not in (os.geteuid(), 0):
-            faults.append(f"{self.file} belongs to another user")
-        tree = self._tree()
-        if tree is None:
-            return [*faults, f"{self.file} is no property list that can be read"]
-        return [*faults, *(f"{self.file}: {problem}" for problem in schema.problems(tree, self.mode))]
-
-    def _drift(self, printed: Printed | None) -> list[str]:
-        tree = self._tree()
-        if tree is None:
-            return ["it is loaded, but its file is gone"] if printed and not self.file.exists() else []
-        found = []
-        try:
-            wanted = plist.render(plist.recorded(tree, self.mode), self.target.label)
+            expected = plist.render(plist.parse_job(installed, self.mode), self.target.label)
         except CliError as error:
-            found.append(f"the file is not what this version writes: {str(error).splitlines()[-1]}")
+            drift.append(f"the file differs from what this version writes: {error}")
         else:
-            if keys := _differing(tree, wanted):
-                found.append(f"the file is not what this version writes: {', '.join(keys)}")
-        if printed and (names := _loaded_differs(tree, printed)):
-            found.append(f"the loaded job is not what the file says: {', '.join(names)}")
-        return found
+            if keys := _differing_keys(installed, expected):
+                drift.append(f"the file differs from what this version writes: {', '.join(keys)}")
+        if job and (names := _differing_fields(installed, job)):
+            drift.append(f"the loaded job differs from the file: {', '.join(names)}")
+        return drift
 
 
-def _differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
-    # As bytes, for true == 1 in Python and not in a property list.
-    def value(tree: Mapping[str, Any], key: str) -> bytes:
+def _differing_keys(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
+    # Compare encoded values: True == 1 in Python, but not in a property list.
+    def encoded(tree: Mapping[str, Any], key: str) -> bytes:
         return plistlib.dumps(tree[key]) if key in tree else b""
 
-    return sorted(key for key in left.keys() | right.keys() if value(left, key) != value(right, key))
+    return sorted(key for key in left.keys() | right.keys() if encoded(left, key) != encoded(right, key))
 
 
-def _loaded_differs(tree: Mapping[str, Any], printed: Printed) -> list[str]:
-    """The fields in which a loaded job differs from its file, as far as launchd shows them."""
-    shown = {
-        "arguments": printed.blocks.get("arguments"),
-        "exit timeout": printed.fields.get("exit timeout"),
-        "minimum runtime": printed.fields.get("minimum runtime"),
-        "stderr path": printed.fields.get("stderr path"),
-        "environment": _variables(printed),
+def _differing_fields(tree: Mapping[str, Any], job: JobInfo) -> list[str]:
+    """Return the fields in which a loaded job differs from its file, as far as launchctl prints them."""
+    loaded = {
+        "arguments": job.blocks.get("arguments"),
+        "exit timeout": job.fields.get("exit timeout"),
+        "minimum runtime": job.fields.get("minimum runtime"),
+        "stderr path": job.fields.get("stderr path"),
+        "environment": _environment_lines(job),
     }
-    filed = {
+    in_file = {
         "arguments": tree.get("ProgramArguments"),
         "exit timeout": str(tree.get("ExitTimeOut")),
         "minimum runtime": str(tree.get("ThrottleInterval")),
         "stderr path": tree.get("StandardErrorPath"),
         "environment": sorted(f"{name} => {value}" for name, value in tree.get("EnvironmentVariables", {}).items()),
     }
-    return [name for name, value in shown.items() if value is not None and value != filed[name]]
+    return [name for name, value in loaded.items() if value is not None and value != in_file[name]]
 
 
-def _variables(printed: Printed) -> list[str] | None:
-    """The job's own variables; launchd adds the name of the service."""
-    lines = printed.blocks.get("environment")
+def _environment_lines(job: JobInfo) -> list[str] | None:
+    """Return the variables of the file; launchd adds one with the name of the service."""
+    lines = job.blocks.get("environment")
     return None if lines is None else sorted(line for line in lines if not line.startswith("XPC_SERVICE_NAME"))

@@ -1,24 +1,70 @@
-"""What every service manager can do for us, and which one this machine has."""
+"""The interface to service managers, and how to run their command-line programs."""
 
 import os
-import shutil
-import sys
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from osaurusctl.errors import CliError
 from osaurusctl.service.job import Job, Mode
 
+# Messages are matched, so they must be English whatever the user's language.
+_ENGLISH = {"LC_ALL": "C", "LANG": "C"}
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the service manager knows of us. Each is a fact of its own: none follows from another.
 
-    `drift` says where file, loaded job and what this version would write differ. `runs` counts starts since it was
-    loaded. `ready` is not the manager's to know: only the daemon tells.
+class Result(NamedTuple):
+    """Exit code and output of a program."""
+
+    code: int
+    out: str = ""
+    err: str = ""
+
+    @property
+    def message(self) -> str:
+        """The program's error message on one line."""
+        lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
+        return "; ".join(lines[:2]) or f"exit code {self.code}"
+
+
+RunCommand = Callable[[Sequence[str], float], Result]
+"""Runs a command line with a timeout in seconds."""
+
+
+def run_command(command: Sequence[str], timeout: float) -> Result:
+    """Run a program until it exits.
+
+    Raises:
+        CliError: the program does not exist, or does not exit in time.
+    """
+    try:
+        completed = subprocess.run(
+            command,
+            env=os.environ | _ENGLISH,
+            # sudo may prompt for a password.
+            stdin=None if command[0] == "sudo" else subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise CliError(f'the program "{command[0]}" is not installed', code="no_service_manager") from error
+    except subprocess.TimeoutExpired as error:
+        message = f'"{" ".join(command)}" did not exit within {timeout:g} s'
+        raise CliError(message, code="service_manager_hangs") from error
+    return Result(completed.returncode, completed.stdout, completed.stderr)
+
+
+class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What the service manager reports. The fields are independent of each other.
+
+    `drift` lists differences between the service file, the loaded job and what this version would write. `runs` counts
+    starts since the service was loaded. Whether the service is ready is not included: only the daemon reports that.
     """
 
     manager: str
@@ -38,76 +84,68 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Step:
-    """Something that is to be done, and what it is called; nothing happens until `act` is called."""
+    """A step of an installation: a description, and the action, which runs only when it is called."""
 
     text: str
-    act: Callable[[], None]
+    run: Callable[[], None]
 
 
-class Manager(Protocol):
-    """A service manager, bound to our one service. What fails is a `CliError` that names cause and cure."""
+class ServiceManager(Protocol):
+    """A service manager, bound to the osaurusd service. Failures are raised as `CliError`."""
 
     name: str
     mode: Mode
     file: Path
 
-    def refuse(self) -> None:
-        """Raise if this session cannot have the service, saying what can be done."""
+    def check_available(self) -> None:
+        """Raise an error if this session cannot have the service."""
 
-    def content(self, job: Job) -> bytes:
-        """The service file for a job, checked."""
+    def render(self, job: Job) -> bytes:
+        """Return the content of the service file for a job."""
 
-    def recorded(self) -> Job | None:
-        """The job that is installed, or None; a file that cannot be read is an error."""
+    def installed_job(self) -> Job | None:
+        """Return the job of the installed service file, or None; raise an error if the file cannot be parsed."""
 
-    def facts(self) -> Facts: ...
+    def status(self) -> ServiceStatus: ...
 
-    def file_faults(self) -> list[str]:
-        """What is wrong with the installed file; empty if it is right."""
+    def file_problems(self) -> list[str]:
+        """Return why the service manager would reject the installed file; empty if it is valid."""
 
-    def writing(self, content: bytes | None) -> Step:
-        """Put the service file there, or take it away."""
+    def write_step(self, content: bytes | None) -> Step:
+        """Write the service file, or remove it if `content` is None."""
 
-    def loading(self) -> Step:
-        """Have the service start now and from now on."""
+    def load_step(self) -> Step:
+        """Enable the service, load it and start it."""
 
-    def unloading(self) -> Step:
-        """End the service and wait until it is really gone; nothing to do is no error."""
+    def unload_step(self) -> Step:
+        """Stop the service and wait until it is unloaded. Does nothing if it is not loaded."""
 
-    def starting(self) -> Step:
-        """Start a service that is loaded, if it does not run."""
+    def start_step(self) -> Step:
+        """Start a loaded service if it does not run."""
 
-    def restarting(self) -> Step:
-        """Let running requests finish, end the process and start it anew."""
+    def restart_step(self) -> Step:
+        """Let running requests finish, stop the process and start it again."""
 
-    def enabling(self) -> Step: ...
+    def enable_step(self) -> Step: ...
 
-    def disabling(self) -> Step:
-        """Have it not start by itself any more; what runs goes on."""
+    def disable_step(self) -> Step:
+        """Stop starting the service automatically. A running process is left alone."""
 
-    def advice(self) -> str | None:
-        """What the user should know after an installation, if anything."""
-
-
-MANAGER_VARIABLE = "OSAURUS_SERVICE_MANAGER"
+    def install_note(self) -> str | None:
+        """Return what the user should know after an installation, if anything."""
 
 
-def kind() -> str | None:
-    """`launchd`, `systemd`, or None if this machine has neither."""
-    if chosen := os.environ.get(MANAGER_VARIABLE):
-        return chosen if chosen in ("launchd", "systemd") else None
-    if sys.platform == "darwin":
-        return "launchd"
-    return "systemd" if shutil.which("systemctl") and Path("/run/systemd/system").is_dir() else None
-
-
-def none_here() -> CliError:
+def no_manager_error() -> CliError:
     return CliError(
-        "this machine has neither launchd nor systemd, or this session cannot see it",
-        hint="`osaurusctl up` starts osaurusd without one",
+        "neither launchd nor systemd is available on this machine or in this session",
+        hint='run "osaurusctl up" to start osaurusd without a service manager',
         code="no_service_manager",
     )
 
 
-def not_installed() -> CliError:
-    return CliError("osaurusd is not installed as a service", hint="`osaurusctl install` does it", code="not_installed")
+def not_installed_error() -> CliError:
+    return CliError(
+        "osaurusd is not installed as a service",
+        hint='run "osaurusctl install" to install it',
+        code="not_installed",
+    )

@@ -1,19 +1,19 @@
-"""A stand-in for macOS's launchd: one process supervises the jobs of one domain, as long as that domain exists.
+"""A fake of the launchd of macOS: one process supervises the jobs of one domain, as long as that domain exists.
 
-`launchd.py DOMAIN` is what a login is; its end (SIGTERM) is the logout. It really runs jobs, with launchd's bare
-environment and limits, and has launchd's habits as they bear on who controls it:
+Starting `launchd.py DOMAIN` is a login, and SIGTERM is the logout. Jobs are real processes with launchd's minimal
+environment and limits. It reproduces the behavior of launchd that the service depends on:
 
-- a definition is cached when it is loaded: what happens to its file later does not matter until it is loaded again;
-- the set of disabled labels outlives bootout, files and logins;
-- KeepAlive's keys are ORed; a job is started again at the earliest ThrottleInterval after its last start;
-- bootout answers at once; the job stays, as SIGTERMed, until it has ended or ExitTimeOut has brought SIGKILL;
-- standard streams are opened before the program runs, so their failure is an exit code 78 that leaves no words;
-- a job's process group is killed when its process has ended.
+- a definition is cached when it is loaded: changes of its file have no effect until it is loaded again;
+- a disabled label stays disabled across bootout, logins and changes of the file;
+- the keys of KeepAlive are ORed; a job is restarted at the earliest ThrottleInterval after its last start;
+- bootout returns at once; the job stays loaded, as SIGTERMed, until it exits or gets SIGKILL after ExitTimeOut;
+- standard streams are opened before the program runs; if that fails, the exit code is 78, without a message;
+- the process group of a job is killed when its process exits.
 
-`FAKE_LAUNCHD_STATE` is the folder of sockets, disabled labels and `faults.json`; `FAKE_LAUNCHD_SCALE` multiplies every
-duration. `faults.json` holds `bootstrap_eio` (how many bootstraps still fail with 5), `bootstrap_busy` (with 37),
-`bootout_busy` (bootouts that answer 36), `no_process` (jobs are taken but not started), `disabled_is_eio`, and
-`old_print_disabled` (the flavour before macOS 13). It is read at every call.
+`FAKE_LAUNCHD_STATE` is the directory of sockets, disabled labels and `faults.json`. `FAKE_LAUNCHD_SCALE` multiplies all
+durations. `faults.json` is read at every call. It can contain `bootstrap_eio` (how many bootstraps still fail with 5),
+`bootstrap_busy` (with 37), `bootout_busy` (how many bootouts return 36), `no_process` (accept jobs, but do not start
+them) and `old_print_disabled` (the output format before macOS 13).
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from pathlib import Path
 STATE = Path(os.environ["FAKE_LAUNCHD_STATE"])
 SCALE = float(os.environ.get("FAKE_LAUNCHD_SCALE", "1"))
 
-BARE_PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
+MINIMAL_PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
 THROTTLE_SECONDS, EXIT_SECONDS, SOFT_FILES = 10, 5, 256
 EX_CONFIG = 78
 SPAWN_TYPES = {
@@ -45,8 +45,8 @@ SESSIONS = {"gui": "Aqua", "user": "Background", "system": "System"}
 HINT = "Try re-running the command as root for richer errors.\n"
 
 
-class Refused(Exception):
-    """A call that fails, with launchctl's exit code and words."""
+class CallError(Exception):
+    """A failed call, with the exit code and message of launchctl."""
 
     def __init__(self, code, text):
         super().__init__(text)
@@ -54,39 +54,25 @@ class Refused(Exception):
         self.text = text
 
 
-class Faults:
-    """The knobs, which tests turn while this runs."""
+class JsonFile:
+    """A dictionary in a JSON file, which tests and launchctl change too."""
 
-    def __init__(self):
-        self.path = STATE / "faults.json"
+    def __init__(self, name):
+        self.path = STATE / name
 
-    def on(self, name):
-        return bool(self._all().get(name))
+    def read(self):
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
 
-    def use_up(self, name):
-        """Whether one more of these is due."""
-        left = self._all()
-        if not left.get(name):
+    def set(self, key, value):
+        self.path.write_text(json.dumps(self.read() | {key: value}))
+
+    def consume(self, key):
+        """Decrement a counter; return whether it was positive."""
+        count = self.read().get(key)
+        if not count:
             return False
-        left[name] -= 1
-        self.path.write_text(json.dumps(left))
+        self.set(key, count - 1)
         return True
-
-    def _all(self):
-        return json.loads(self.path.read_text()) if self.path.exists() else {}
-
-
-class Disabled:
-    """Labels that must not start, by user."""
-
-    def __init__(self, uid):
-        self.path = STATE / f"disabled-{uid}.json"
-
-    def all(self):
-        return json.loads(self.path.read_text()) if self.path.exists() else {}
-
-    def put(self, label, value):
-        self.path.write_text(json.dumps(self.all() | {label: value}))
 
 
 class Job:
@@ -99,42 +85,38 @@ class Job:
         self.process = None
         self.runs = 0
         self.last_code = self.last_signal = None
-        self.reason = "speculative"
         self.started_at = None
         self.removed = False
-        self.wanted = asyncio.Event()
-        self.ended = asyncio.Event()
-        self.spawned = asyncio.Event()
-        self.life = None
+        self.start_requested = asyncio.Event()
+        self.supervisor = None
 
-    def begin(self):
+    def start(self):
         keep = self.tree.get("KeepAlive", False)
-        # SuccessfulExit and Crashed imply one run; so does plain true.
+        # Any form of KeepAlive implies a first run.
         if self.tree.get("RunAtLoad") or keep:
-            self.wanted.set()
-        self.life = asyncio.create_task(self._live())
+            self.start_requested.set()
+        self.supervisor = asyncio.create_task(self._supervise())
 
-    async def _live(self):
+    async def _supervise(self):
         while not self.removed:
-            await self.wanted.wait()
+            await self.start_requested.wait()
             await self._throttle()
             if self.removed:
                 break
-            self.wanted.clear()
+            self.start_requested.clear()
             if await self._run() and not self.removed:
-                self.reason = "inefficient"
-                self.wanted.set()
+                self.start_requested.set()
 
     async def _throttle(self):
         if self.started_at is None:
             return
-        left = self.started_at + self.tree.get("ThrottleInterval", THROTTLE_SECONDS) * SCALE - time.monotonic()
-        if left > 0:
+        remaining = self.started_at + self.tree.get("ThrottleInterval", THROTTLE_SECONDS) * SCALE - time.monotonic()
+        if remaining > 0:
             self.state = "spawn scheduled"
-            await asyncio.sleep(left)
+            await asyncio.sleep(remaining)
 
     async def _run(self):
-        """One life of the process; returns whether it must have another."""
+        """Run the process until it exits; return whether it must be restarted."""
         self.runs += 1
         self.started_at = time.monotonic()
         self.state = "spawning"
@@ -144,28 +126,24 @@ class Job:
             self.last_code, self.last_signal, self.state = EX_CONFIG, None, "spawn scheduled"
             return True
         self.state = "SIGTERMed" if self.removed else "running"
-        self.spawned.set()
         code = await self.process.wait()
         self._kill_group()
         self.last_code, self.last_signal = (code, None) if code >= 0 else (None, -code)
         self.process, self.state = None, "not running"
-        self.spawned.clear()
         return self._keep_alive(code)
 
     async def _spawn(self):
         tree = self.tree
-        words = tree["ProgramArguments"]
+        arguments = tree["ProgramArguments"]
         with contextlib.ExitStack() as stack:
             flags = os.O_CREAT | os.O_APPEND
-            streams = {
-                "stdin": self._stream(stack, "StandardInPath", os.O_RDONLY),
-                "stdout": self._stream(stack, "StandardOutPath", os.O_WRONLY | flags),
-                "stderr": self._stream(stack, "StandardErrorPath", os.O_WRONLY | flags),
-            }
+            stdout = self._open(stack, "StandardOutPath", os.O_WRONLY | flags)
+            stderr = self._open(stack, "StandardErrorPath", os.O_WRONLY | flags)
             return await asyncio.create_subprocess_exec(
-                tree.get("Program", words[0]),
-                *words[1:],
-                **streams,
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
                 cwd=tree.get("WorkingDirectory", "/"),
                 env=self._environment(),
                 umask=int(tree.get("Umask", 0o022)),
@@ -173,15 +151,15 @@ class Job:
                 preexec_fn=self._limit,
             )
 
-    def _stream(self, stack, key, flags):
+    def _open(self, stack, key, flags):
         descriptor = os.open(self.tree.get(key, os.devnull), flags, 0o666)
         stack.callback(os.close, descriptor)
         return descriptor
 
     def _environment(self):
         user = pwd.getpwuid(os.getuid())
-        bare = {
-            "PATH": BARE_PATH,
+        base = {
+            "PATH": MINIMAL_PATH,
             "HOME": os.environ["HOME"],
             "USER": user.pw_name,
             "LOGNAME": user.pw_name,
@@ -190,8 +168,8 @@ class Job:
             "SSH_AUTH_SOCK": "/private/tmp/com.apple.launchd.fake/Listeners",
             "XPC_SERVICE_NAME": self.label,
         }
-        given = {k: v for k, v in self.tree.get("EnvironmentVariables", {}).items() if isinstance(v, str)}
-        return bare | given
+        variables = {k: v for k, v in self.tree.get("EnvironmentVariables", {}).items() if isinstance(v, str)}
+        return base | variables
 
     def _limit(self):
         soft = self.tree.get("SoftResourceLimits", {}).get("NumberOfFiles", SOFT_FILES)
@@ -199,179 +177,154 @@ class Job:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard), hard))
 
     def _kill_group(self):
-        if not self.tree.get("AbandonProcessGroup"):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def _keep_alive(self, code):
         keep = self.tree.get("KeepAlive", False)
         if isinstance(keep, bool):
             return keep
-        good, crashed = code == 0, code < 0 and -code not in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
-        wishes = []
+        succeeded, crashed = code == 0, code < 0 and -code not in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
+        conditions = []
         if "SuccessfulExit" in keep:
-            wishes.append(keep["SuccessfulExit"] == good)
+            conditions.append(keep["SuccessfulExit"] == succeeded)
         if "Crashed" in keep:
-            wishes.append(keep["Crashed"] == crashed)
-        return any(wishes)
+            conditions.append(keep["Crashed"] == crashed)
+        return any(conditions)
 
     def kick(self, kill):
         if self.process is None:
-            self.reason = "one-shot"
-            self.wanted.set()
+            self.start_requested.set()
         elif kill:
             self.process.send_signal(signal.SIGKILL)
-            self.wanted.set()
+            self.start_requested.set()
 
     async def remove(self):
-        """End it for good; returns when it is gone."""
+        """Stop the job; return when its process has exited."""
         self.removed = True
         if self.process is None:
-            self.life.cancel()
+            self.supervisor.cancel()
         else:
             self.state = "SIGTERMed"
             self.process.send_signal(signal.SIGTERM)
         with contextlib.suppress(asyncio.CancelledError):
-            done, _ = await asyncio.wait({self.life}, timeout=self.tree.get("ExitTimeOut", EXIT_SECONDS) * SCALE)
+            done, _ = await asyncio.wait({self.supervisor}, timeout=self.tree.get("ExitTimeOut", EXIT_SECONDS) * SCALE)
             if not done and self.process is not None:
                 self.process.send_signal(signal.SIGKILL)
-            await asyncio.wait({self.life})
+            await asyncio.wait({self.supervisor})
 
 
 class Domain:
-    """What exists from login to logout."""
+    """A domain, which exists from login to logout."""
 
     def __init__(self, name):
         self.name = name
         self.kind, _, uid = name.partition("/")
         self.uid = uid or "system"
         self.jobs = {}
-        self.disabled = Disabled(self.uid)
-        self.faults = Faults()
-        self.ending = set()
+        self.disabled = JsonFile(f"disabled-{self.uid}.json")
+        self.faults = JsonFile("faults.json")
+        self.removals = set()
 
     def login(self):
-        """Start what lies in the user's folder and may start here."""
+        """Load the property lists in the user's LaunchAgents directory."""
         for path in sorted((Path(os.environ["HOME"]) / "Library" / "LaunchAgents").glob("*.plist")):
-            with contextlib.suppress(Refused):
+            with contextlib.suppress(CallError):
                 self._load(str(path))
 
     async def logout(self):
         await asyncio.gather(*(job.remove() for job in self.jobs.values()))
 
-    async def answer(self, argv):
-        verb, words = argv[0], argv[1:]
+    async def call(self, argv):
+        verb, arguments = argv[0], argv[1:]
         try:
-            return 0, await getattr(self, "do_" + verb.replace("-", "_"))(words) or "", ""
-        except Refused as refusal:
-            return refusal.code, "", refusal.text
+            return 0, await getattr(self, "do_" + verb.replace("-", "_"))(arguments) or "", ""
+        except CallError as error:
+            return error.code, "", error.text
 
-    async def do_bootstrap(self, words):
-        if self.faults.use_up("bootstrap_eio"):
+    async def do_bootstrap(self, arguments):
+        if self.faults.consume("bootstrap_eio"):
             raise self._eio("Bootstrap")
-        if self.faults.use_up("bootstrap_busy"):
-            raise Refused(
-                37, f"{words[1]}: service already bootstrapped\nBootstrap failed: 37: Operation already in progress\n"
+        if self.faults.consume("bootstrap_busy"):
+            raise CallError(
+                37,
+                f"{arguments[1]}: service already bootstrapped\nBootstrap failed: 37: Operation already in progress\n",
             )
-        self._load(words[1])
+        self._load(arguments[1])
 
     def _load(self, path):
         tree = self._read(path)
         label = tree["Label"]
         if label in self.jobs:
             raise self._eio("Bootstrap")
-        if self.disabled.all().get(label):
-            if self.faults.on("disabled_is_eio"):
-                raise self._eio("Bootstrap")
-            raise Refused(119, "Bootstrap failed: 119: Service is disabled\n")
+        if self.disabled.read().get(label):
+            raise CallError(119, "Bootstrap failed: 119: Service is disabled\n")
         sessions = tree.get("LimitLoadToSessionType", "Aqua" if self.kind == "gui" else SESSIONS[self.kind])
         if SESSIONS[self.kind] not in ([sessions] if isinstance(sessions, str) else sessions):
-            raise Refused(134, "Bootstrap failed: 134: Service cannot load in requested session\n")
+            raise CallError(134, "Bootstrap failed: 134: Service cannot load in requested session\n")
         self.jobs[label] = job = Job(self, path, tree)
-        if self.faults.on("no_process"):
-            job.life = asyncio.create_task(job.ended.wait())
+        if self.faults.read().get("no_process"):
+            job.supervisor = asyncio.create_task(asyncio.Event().wait())
         else:
-            job.begin()
+            job.start()
 
     def _read(self, path):
         try:
-            found = Path(path).lstat()
-            right = stat.S_ISREG(found.st_mode) and path.endswith(".plist") and not found.st_mode & 0o022
+            info = Path(path).lstat()
+            valid = stat.S_ISREG(info.st_mode) and path.endswith(".plist") and not info.st_mode & 0o022
             tree = plistlib.loads(Path(path).read_bytes())
-        except Exception:  # noqa: BLE001  whatever is wrong with it, launchd has one answer
+        except Exception:  # noqa: BLE001 - launchd reports every problem of a file with the same error
             raise self._eio("Bootstrap") from None
-        if not right or found.st_uid not in (0, os.getuid()) or not isinstance(tree, dict):
+        if not valid or info.st_uid not in (0, os.getuid()) or not isinstance(tree, dict):
             raise self._eio("Bootstrap")
         if "Label" not in tree or not tree.get("ProgramArguments"):
             raise self._eio("Bootstrap")
         return tree
 
-    async def do_bootout(self, words):
-        target = words[0]
-        if len(words) > 1 or target == self.name:
-            job = next((job for job in self.jobs.values() if words[1:] == [job.path]), None)
-            if job is None:
-                raise self._eio("Boot-out")
-        else:
-            job = self.jobs.get(self._label(target))
-            if job is None:
-                raise Refused(3, "Boot-out failed: 3: No such process\n")
+    async def do_bootout(self, arguments):
+        job = self.jobs.get(self._label(arguments[0]))
+        if job is None:
+            raise CallError(3, "Boot-out failed: 3: No such process\n")
         if not job.removed:
             task = asyncio.create_task(self._remove(job))
-            self.ending.add(task)
-            task.add_done_callback(self.ending.discard)
-        if self.faults.use_up("bootout_busy"):
-            raise Refused(36, "Boot-out failed: 36: Operation now in progress\n")
+            self.removals.add(task)
+            task.add_done_callback(self.removals.discard)
+        if self.faults.consume("bootout_busy"):
+            raise CallError(36, "Boot-out failed: 36: Operation now in progress\n")
 
     async def _remove(self, job):
         await job.remove()
         self.jobs.pop(job.label, None)
 
-    async def do_enable(self, words):
-        self.disabled.put(self._label(words[0]), False)
+    async def do_enable(self, arguments):
+        self.disabled.set(self._label(arguments[0]), False)
 
-    async def do_disable(self, words):
-        self.disabled.put(self._label(words[0]), True)
+    async def do_disable(self, arguments):
+        self.disabled.set(self._label(arguments[0]), True)
 
-    async def do_kickstart(self, words):
-        job = self._job(words[-1])
-        if job.process is not None and "-k" not in words:
-            raise Refused(37, "")
-        job.kick("-k" in words)
-        if "-p" in words:
-            await job.spawned.wait()
-            return f"{job.process.pid}\n"
-        return ""
+    async def do_kickstart(self, arguments):
+        job = self._job(arguments[-1])
+        if job.process is not None and "-k" not in arguments:
+            raise CallError(37, "")
+        job.kick("-k" in arguments)
 
-    async def do_kill(self, words):
-        job = self._job(words[1])
+    async def do_kill(self, arguments):
+        job = self._job(arguments[1])
         if job.process is None:
-            raise Refused(3, "No process to signal.\n")
-        number = int(words[0]) if words[0].isdecimal() else signal.Signals[words[0]]
+            raise CallError(3, "No process to signal.\n")
+        number = int(arguments[0]) if arguments[0].isdecimal() else signal.Signals[arguments[0]]
         job.process.send_signal(number)
 
-    async def do_print(self, words):
-        if words[0] == self.name:
+    async def do_print(self, arguments):
+        if arguments[0] == self.name:
             return f"{self.name} = {{\n\ttype = {self.kind}\n\thandle = 1\n}}\n"
-        return printed(self._job(words[0]))
+        return format_job(self._job(arguments[0]))
 
-    async def do_blame(self, words):
-        return self._job(words[0]).reason + "\n"
-
-    async def do_print_disabled(self, words):
-        old = self.faults.on("old_print_disabled")
-        words = {True: "true" if old else "disabled", False: "false" if old else "enabled"}
-        lines = [f'\t\t"{label}" => {words[value]}' for label, value in self.disabled.all().items()]
+    async def do_print_disabled(self, arguments):
+        old = self.faults.read().get("old_print_disabled")
+        states = {True: "true" if old else "disabled", False: "false" if old else "enabled"}
+        lines = [f'\t\t"{label}" => {states[value]}' for label, value in self.disabled.read().items()]
         return "\n".join(["\tdisabled services = {", *lines, "\t}", ""])
-
-    async def do_list(self, words):
-        if words:
-            return listed(self._job(f"{self.name}/{words[0]}"))
-        lines = ["PID\tStatus\tLabel"]
-        for job in self.jobs.values():
-            pid = job.process.pid if job.process else "-"
-            lines.append(f"{pid}\t{-job.last_signal if job.last_signal else job.last_code or 0}\t{job.label}")
-        return "\n".join([*lines, ""])
 
     def _label(self, target):
         return target.removeprefix(self.name + "/")
@@ -379,94 +332,73 @@ class Domain:
     def _job(self, target):
         label = self._label(target)
         if label not in self.jobs:
-            where = (
-                f"user gui: {self.uid}"
-                if self.kind == "gui"
-                else f"uid: {self.uid}"
-                if self.kind == "user"
-                else "system"
-            )
-            raise Refused(113, f'Bad request.\nCould not find service "{label}" in domain for {where}\n')
+            domain = f"user gui: {self.uid}" if self.kind == "gui" else f"uid: {self.uid}"
+            raise CallError(113, f'Bad request.\nCould not find service "{label}" in domain for {domain}\n')
         return self.jobs[label]
 
     @staticmethod
     def _eio(verb):
-        return Refused(5, f"{verb} failed: 5: Input/output error\n{HINT}")
+        return CallError(5, f"{verb} failed: 5: Input/output error\n{HINT}")
 
 
-def printed(job):
-    """As `launchctl print` shows a job: one tab before its own fields, more before what it contains."""
+def format_job(job):
+    """Format a job like `launchctl print`: its own fields after one tab, nested ones after more."""
     tree = job.tree
-    words = tree["ProgramArguments"]
+    arguments = tree["ProgramArguments"]
+    variables = {**tree.get("EnvironmentVariables", {}), "XPC_SERVICE_NAME": job.label}
     lines = [
         f"{job.domain.name}/{job.label} = {{",
         f"\tactive count = {1 if job.process else 0}",
         f"\tpath = {job.path}",
+        "\ttype = LaunchAgent",
+        f"\tstate = {job.state}",
+        "",
+        f"\tprogram = {arguments[0]}",
+        *format_block("arguments", arguments),
     ]
-    lines += ["\ttype = LaunchAgent", f"\tstate = {job.state}", "", f"\tprogram = {words[0]}"]
-    lines += ["\targuments = {", *(f"\t\t{word}" for word in words), "\t}", ""]
-    if "WorkingDirectory" in tree:
-        lines += [f"\tworking directory = {tree['WorkingDirectory']}", ""]
     for key, name in (("StandardOutPath", "stdout path"), ("StandardErrorPath", "stderr path")):
         lines += [f"\t{name} = {tree[key]}"] if key in tree else []
     lines += [
-        "\tinherited environment = {",
-        "\t\tSSH_AUTH_SOCK => /private/tmp/com.apple.launchd.fake/Listeners",
-        "\t}",
-        "",
+        *format_block("inherited environment", ["SSH_AUTH_SOCK => /private/tmp/com.apple.launchd.fake/Listeners"]),
+        *format_block("default environment", [f"PATH => {MINIMAL_PATH}"]),
+        *format_block("environment", [f"{name} => {value}" for name, value in variables.items()]),
+        f"\tminimum runtime = {tree.get('ThrottleInterval', THROTTLE_SECONDS)}",
+        f"\texit timeout = {tree.get('ExitTimeOut', EXIT_SECONDS)}",
+        f"\truns = {job.runs}",
+        *([f"\tpid = {job.process.pid}"] if job.process else []),
     ]
-    lines += ["\tdefault environment = {", f"\t\tPATH => {BARE_PATH}", "\t}", "", "\tenvironment = {"]
-    lines += [f"\t\t{name} => {value}" for name, value in tree.get("EnvironmentVariables", {}).items()]
-    lines += [
-        f"\t\tXPC_SERVICE_NAME => {job.label}",
-        "\t}",
-        "",
-        f"\tdomain = {job.domain.name} [100015]",
-        "\tasid = 100015",
-    ]
-    lines += [f"\tminimum runtime = {tree.get('ThrottleInterval', THROTTLE_SECONDS)}"]
-    lines += [f"\texit timeout = {tree.get('ExitTimeOut', EXIT_SECONDS)}", f"\truns = {job.runs}"]
-    if job.process:
-        lines += [f"\tpid = {job.process.pid}"]
-    lines += [f"\timmediate reason = {job.reason}", "\tforks = 0", "\texecs = 1", "\tinitialized = 1"]
     if job.last_signal:
         lines += [f"\tlast terminating signal = {signal.strsignal(job.last_signal)}: {job.last_signal}"]
     else:
         code = "(never exited)" if job.last_code is None else job.last_code
         lines += [f"\tlast exit code = {'78: EX_CONFIG' if code == EX_CONFIG else code}"]
-    lines += ["", "\tsemaphores = {", "\t\tsuccessful exit => 0", "\t}", ""]
-    lines += ["\tresource coalition = {", "\t\tstate = active", "\t\tpid = 1", "\t}", ""]
-    lines += [f"\tspawn type = {SPAWN_TYPES[tree.get('ProcessType', 'Standard')]}", "\tjetsam priority = 40"]
-    return "\n".join([*lines, "\tproperties = runatload | inferred program", "}", ""])
+    lines += [
+        *format_block("resource coalition", ["state = active", "pid = 1"]),
+        f"\tspawn type = {SPAWN_TYPES[tree.get('ProcessType', 'Standard')]}",
+    ]
+    return "\n".join([*lines, "}", ""])
 
 
-def listed(job):
-    """As `launchctl list LABEL` does; LastExitStatus is what wait(2) gave."""
-    status = job.last_signal if job.last_signal else (job.last_code or 0) << 8
-    lines = ["{", f'\t"LimitLoadToSessionType" = "{SESSIONS[job.domain.kind]}";', f'\t"Label" = "{job.label}";']
-    lines += ['\t"OnDemand" = false;', f'\t"LastExitStatus" = {status};']
-    lines += [f'\t"PID" = {job.process.pid};'] if job.process else []
-    words = job.tree["ProgramArguments"]
-    lines += [f'\t"Program" = "{words[0]}";', '\t"ProgramArguments" = (', *(f'\t\t"{word}";' for word in words), "\t);"]
-    return "\n".join([*lines, "};", ""])
+def format_block(name, lines):
+    return [f"\t{name} = {{", *(f"\t\t{line}" for line in lines), "\t}", ""]
 
 
 async def main(name):
     domain = Domain(name)
 
     async def serve(reader, writer):
-        code, out, err = await domain.answer(json.loads(await reader.readline())["argv"])
+        code, out, err = await domain.call(json.loads(await reader.readline())["argv"])
         writer.write(json.dumps({"code": code, "out": out, "err": err}).encode() + b"\n")
         writer.close()
 
-    over = asyncio.Event()
+    stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, over.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     path = STATE / f"{name.replace('/', '-')}.sock"
     domain.login()
     async with await asyncio.start_unix_server(serve, path):
         print("ready", flush=True)
-        await over.wait()
+        await stop.wait()
         await domain.logout()
     path.unlink(missing_ok=True)
 

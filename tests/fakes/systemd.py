@@ -1,9 +1,9 @@
-"""A stand-in for a user's systemd: it really runs units of Type=notify, and has systemd's habits as far as we use them.
+"""A fake of a user's systemd: it runs units of Type=notify, with the behavior of systemd that the service depends on.
 
-Units are read when asked to (daemon-reload) and not before; a unit is started once it has said READY=1; one that fails
-is started again after RestartSec; stop means SIGTERM to the main process, and SIGKILL to all after TimeoutStopSec; a
-watchdog that is not fed within WatchdogSec ends it with SIGABRT. `FAKE_SYSTEMD_STATE` is the folder of its socket,
-`FAKE_SYSTEMD_SCALE` multiplies durations. Its end (SIGTERM) is the logout.
+Unit files are read at daemon-reload. A unit is active once it has sent READY=1. A unit that fails is restarted after
+RestartSec. Stopping sends SIGTERM to the main process, and SIGKILL to all processes after TimeoutStopSec. A unit that
+sends no watchdog notification within WatchdogSec gets SIGABRT. `FAKE_SYSTEMD_STATE` is the directory of the socket, and
+`FAKE_SYSTEMD_SCALE` multiplies all durations. SIGTERM is the logout.
 """
 
 import asyncio
@@ -19,28 +19,28 @@ from pathlib import Path
 STATE = Path(os.environ["FAKE_SYSTEMD_STATE"])
 SCALE = float(os.environ.get("FAKE_SYSTEMD_SCALE", "1"))
 UNITS = Path(os.environ.get("XDG_CONFIG_HOME") or Path(os.environ["HOME"]) / ".config") / "systemd" / "user"
-BARE_PATH = "/usr/local/bin:/usr/bin:/bin"
+MINIMAL_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
-class Failed(Exception):
-    """A call that fails, with systemctl's words."""
+class CallError(Exception):
+    """A failed call, with the message of systemctl."""
 
 
 def parse(text):
-    """Section.Key to the list of its values."""
-    found, section = {}, ""
+    """Parse a unit file into lists of values by `Section.Key`."""
+    settings, section = {}, ""
     for line in text.splitlines():
         if line.startswith("[") and line.endswith("]"):
             section = line[1:-1]
         elif line and not line.startswith(("#", ";")):
             key, equals, value = line.partition("=")
             if not equals:
-                raise Failed(f"Unit has a bad unit file setting: {line}")
-            found.setdefault(f"{section}.{key}", []).append(value)
-    return found
+                raise CallError(f"Unit has a bad unit file setting: {line}")
+            settings.setdefault(f"{section}.{key}", []).append(value)
+    return settings
 
 
-def words(value):
+def split_words(value):
     return [word.replace("%%", "%") for word in shlex.split(value)]
 
 
@@ -50,28 +50,28 @@ class Unit:
     def __init__(self, name, text):
         self.name, self.text = name, text
         self.settings = parse(text)
-        self.process = self.life = None
+        self.process = self.supervisor = None
         self.state = ("inactive", "dead")
         self.result, self.status, self.restarts = "success", 0, 0
-        self.said = {}
+        self.notifications = {}
         self.stopping = False
         self.ready = asyncio.Event()
 
-    def seconds(self, key, usual):
-        value = self.settings.get(f"Service.{key}", [usual])[0]
+    def seconds(self, key, default):
+        value = self.settings.get(f"Service.{key}", [default])[0]
         return None if value == "infinity" else float(value) * SCALE
 
     def start(self):
-        if self.life is None or self.life.done():
+        if self.supervisor is None or self.supervisor.done():
             self.stopping = False
             self.restarts = 0
-            self.life = asyncio.create_task(self._live())
+            self.supervisor = asyncio.create_task(self._supervise())
 
-    async def _live(self):
+    async def _supervise(self):
         while True:
             code = await self._run()
             if self.stopping or code in (0, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGPIPE):
-                # What systemd.service(5) calls a clean end.
+                # A clean exit according to systemd.service(5).
                 self.result, self.state = "success", ("inactive", "dead")
                 return
             self.result = "exit-code" if code > 0 else "signal"
@@ -93,7 +93,7 @@ class Unit:
             channel.bind(str(address))
             channel.setblocking(False)
             listening = asyncio.create_task(self._listen(channel))
-            program, *arguments = words(self.settings["Service.ExecStart"][0])
+            program, *arguments = split_words(self.settings["Service.ExecStart"][0])
             self.process = await asyncio.create_subprocess_exec(
                 program,
                 *(word.replace("$$", "$") for word in arguments),
@@ -112,44 +112,44 @@ class Unit:
         return self.status
 
     def _environment(self, address):
-        given = dict(
-            word.split("=", 1) for value in self.settings.get("Service.Environment", []) for word in words(value)
+        variables = dict(
+            word.split("=", 1) for value in self.settings.get("Service.Environment", []) for word in split_words(value)
         )
-        bare = {"PATH": BARE_PATH, "HOME": os.environ["HOME"], "NOTIFY_SOCKET": str(address)}
+        base = {"PATH": MINIMAL_PATH, "HOME": os.environ["HOME"], "NOTIFY_SOCKET": str(address)}
         if watchdog := self.seconds("WatchdogSec", "infinity"):
-            bare["WATCHDOG_USEC"] = str(int(watchdog * 1_000_000))
-        return bare | given
+            base["WATCHDOG_USEC"] = str(int(watchdog * 1_000_000))
+        return base | variables
 
     async def _listen(self, channel):
-        patience = self.seconds("WatchdogSec", "infinity")
+        watchdog = self.seconds("WatchdogSec", "infinity")
         while True:
             try:
                 message = await asyncio.wait_for(
-                    asyncio.get_running_loop().sock_recv(channel, 65536), patience if self.ready.is_set() else None
+                    asyncio.get_running_loop().sock_recv(channel, 65536), watchdog if self.ready.is_set() else None
                 )
             except TimeoutError:
                 self.process.send_signal(signal.SIGABRT)
                 return
             fields = dict(line.split("=", 1) for line in message.decode().splitlines() if "=" in line)
-            self.said |= fields
+            self.notifications |= fields
             if fields.get("READY") == "1":
                 self.state = ("active", "running")
                 self.ready.set()
 
     async def stop(self):
         self.stopping = True
-        if self.life is None or self.life.done():
+        if self.supervisor is None or self.supervisor.done():
             return
         if self.process is None:
-            self.life.cancel()
+            self.supervisor.cancel()
             self.state = ("inactive", "dead")
             return
         self.state = ("deactivating", "stop-sigterm")
         self.process.send_signal(signal.SIGTERM)
-        await asyncio.wait({self.life}, timeout=self.seconds("TimeoutStopSec", "90"))
-        if not self.life.done():
+        await asyncio.wait({self.supervisor}, timeout=self.seconds("TimeoutStopSec", "90"))
+        if not self.supervisor.done():
             os.killpg(self.process.pid, signal.SIGKILL)
-            await asyncio.wait({self.life})
+            await asyncio.wait({self.supervisor})
 
 
 class Manager:
@@ -170,21 +170,21 @@ class Manager:
         await asyncio.gather(*(unit.stop() for unit in self.units.values()))
 
     def _reload(self):
-        found = {path.name: path.read_text() for path in UNITS.glob("*.service")}
-        for name, text in found.items():
+        files = {path.name: path.read_text() for path in UNITS.glob("*.service")}
+        for name, text in files.items():
             if name not in self.units:
                 self.units[name] = Unit(name, text)
             elif self.units[name].text != text:
                 self.units[name].text, self.units[name].settings = text, parse(text)
-        for name in set(self.units) - set(found):
+        for name in set(self.units) - set(files):
             if self.units[name].process is None:
                 del self.units[name]
 
-    async def answer(self, argv):
+    async def call(self, argv):
         verb, options, names = argv[0], [a for a in argv[1:] if a[0] == "-"], [a for a in argv[1:] if a[0] != "-"]
         try:
             out = await getattr(self, "do_" + verb.replace("-", "_"))(options, *names)
-        except Failed as error:
+        except CallError as error:
             return 1, "", f"{error}\n"
         return 0, out or "", ""
 
@@ -196,7 +196,7 @@ class Manager:
 
     async def do_enable(self, options, name):
         if not (UNITS / name).exists():
-            raise Failed(f"Failed to enable unit: Unit file {name} does not exist.")
+            raise CallError(f"Failed to enable unit: Unit file {name} does not exist.")
         self.wants.write_text(json.dumps(sorted({*self.enabled(), name})))
 
     async def do_disable(self, options, name):
@@ -214,18 +214,18 @@ class Manager:
     async def do_restart(self, options, name):
         unit = self._unit(name, "restart")
 
-        async def again():
+        async def stop_and_start():
             await unit.stop()
             unit.start()
 
-        task = asyncio.create_task(again())
+        task = asyncio.create_task(stop_and_start())
         if "--no-block" not in options:
             await task
 
     async def do_show(self, options, name):
         unit = self.units.get(name)
         on_disk = UNITS / name
-        shown = {
+        properties = {
             "LoadState": "loaded" if unit else "not-found",
             "ActiveState": unit.state[0] if unit else "inactive",
             "SubState": unit.state[1] if unit else "dead",
@@ -235,14 +235,14 @@ class Manager:
             "Result": unit.result if unit else "success",
             "ExecMainStatus": str(abs(unit.status)) if unit else "0",
             "NeedDaemonReload": "yes" if unit and on_disk.exists() and on_disk.read_text() != unit.text else "no",
-            "StatusText": unit.said.get("STATUS", "") if unit else "",
+            "StatusText": unit.notifications.get("STATUS", "") if unit else "",
         }
-        wanted = next((o.partition("=")[2].split(",") for o in options if o.startswith("--property=")), list(shown))
-        return "".join(f"{key}={shown[key]}\n" for key in wanted)
+        names = next((o.partition("=")[2].split(",") for o in options if o.startswith("--property=")), list(properties))
+        return "".join(f"{key}={properties[key]}\n" for key in names)
 
     def _unit(self, name, verb):
         if name not in self.units:
-            raise Failed(f"Failed to {verb} {name}: Unit {name} not found.")
+            raise CallError(f"Failed to {verb} {name}: Unit {name} not found.")
         return self.units[name]
 
 
@@ -250,18 +250,18 @@ async def main():
     manager = Manager()
 
     async def serve(reader, writer):
-        code, out, err = await manager.answer(json.loads(await reader.readline()))
+        code, out, err = await manager.call(json.loads(await reader.readline()))
         writer.write(json.dumps({"code": code, "out": out, "err": err}).encode() + b"\n")
         writer.close()
 
-    over = asyncio.Event()
+    stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, over.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     path = STATE / "systemd.sock"
     manager.login()
     async with await asyncio.start_unix_server(serve, path):
         print("ready", flush=True)
-        await over.wait()
+        await stop.wait()
         await manager.logout()
     path.unlink(missing_ok=True)
 

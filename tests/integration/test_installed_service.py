@@ -1,4 +1,4 @@
-"""The service of a wheel that is really installed, with no checkout near: from installation to a chat and back."""
+"""The service installed from a wheel, without a checkout: installation, chat request, upgrade, removal."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Programs of a new environment with the built wheel in it, which borrows only what the wheel depends on."""
+    """The programs of a new environment with the built wheel; its dependencies come from the current environment."""
     folder, wheels = tmp_path_factory.mktemp("installed env"), tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip"]
     subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", wheels, ROOT], check=True, timeout=300)
@@ -35,7 +35,9 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-def test_from_nothing_to_a_chat_and_through_an_upgrade(programs: Path, smollm_folder: Path) -> None:
+def test_service_from_a_wheel_answers_a_chat_request_and_survives_an_upgrade(
+    programs: Path, smollm_folder: Path
+) -> None:
     with macs.mac("gui") as mac:
         mac.env.pop("PYTHONPATH", None)
         shutil.copytree(smollm_folder, mac.home / "models" / "smollm2-135m-instruct")
@@ -55,8 +57,8 @@ def test_from_nothing_to_a_chat_and_through_an_upgrade(programs: Path, smollm_fo
 
         (package,) = programs.parent.glob("lib/python*/site-packages/osaurusd/__init__.py")
         package.write_text(package.read_text().replace("__version__ = ", "__version__ = 'next' or "))
-        assert "restart to finish the upgrade" in mac.run(ctl, "status").stdout
-        assert "restart to finish the upgrade" in mac.run(ctl, "doctor").stdout
+        assert "to finish the upgrade" in mac.run(ctl, "status").stdout
+        assert "to finish the upgrade" in mac.run(ctl, "doctor").stdout
         assert 0 == mac.run(ctl, "restart").returncode
         assert "upgrade" not in mac.run(ctl, "status").stdout
         assert 0 == mac.run(ctl, "uninstall").returncode

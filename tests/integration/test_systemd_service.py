@@ -1,4 +1,4 @@
-"""The service under systemd, with the installed programs and real processes; and what systemd is told."""
+"""The service under systemd, with the installed programs and real processes, and the daemon's notifications."""
 
 import json
 import os
@@ -22,11 +22,11 @@ from tests.daemons import UnixConnection
 
 FAKES = Path(__file__).parents[1] / "fakes"
 PROGRAMS = Path(sys.executable).parent
-PATIENCE_SECONDS = 60
+TIMEOUT_SECONDS = 60
 
 
 class Account:
-    """A home, and the stand-in for its user's systemd."""
+    """A user account with a fake systemd."""
 
     def __init__(self, root: Path) -> None:
         self.home = root / "os & 100%h"
@@ -58,7 +58,7 @@ class Account:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=PATIENCE_SECONDS,
+            timeout=TIMEOUT_SECONDS,
             check=False,
         )
 
@@ -67,13 +67,13 @@ class Account:
         return self.ctl("install", "--port", "0", *path, *arguments)
 
     def service(self) -> dict[str, Any]:
-        facts: dict[str, Any] = json.loads(self.ctl("status", "--json").stdout)["service"]
-        return facts
+        service: dict[str, Any] = json.loads(self.ctl("status", "--json").stdout)["service"]
+        return service
 
 
-def end(manager: subprocess.Popen[str]) -> None:
+def log_out(manager: subprocess.Popen[str]) -> None:
     manager.terminate()
-    manager.wait(PATIENCE_SECONDS)
+    manager.wait(TIMEOUT_SECONDS)
     assert manager.stdout is not None
     manager.stdout.close()
 
@@ -91,27 +91,27 @@ def account() -> Iterator[Account]:
 def linux(account: Account) -> Iterator[Account]:
     manager = account.login()
     yield account
-    end(manager)
+    log_out(manager)
 
 
-def eventually(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not what():
-        assert time.monotonic() < deadline, "it did not come about"
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.05)
 
 
-def test_installed_it_runs_comes_back_after_a_kill_and_follows_the_commands(linux: Account) -> None:
+def test_installed_service_restarts_after_a_kill_and_obeys_commands(linux: Account) -> None:
     run = linux.install()
     assert 0 == run.returncode, run.stderr
     assert "enable-linger" in run.stderr
-    facts = linux.service()
-    assert [True] * 5 == [facts[name] for name in ("installed", "enabled", "loaded", "running", "ready")]
-    assert ("active (running)", []) == (facts["state"], facts["drift"])
+    service = linux.service()
+    assert [True] * 5 == [service[name] for name in ("installed", "enabled", "loaded", "running", "ready")]
+    assert ("active (running)", []) == (service["state"], service["drift"])
     assert 0o644 == stat.S_IMODE(linux.unit.stat().st_mode)
 
-    os.kill(facts["pid"], signal.SIGKILL)
-    eventually(lambda: linux.service()["runs"] == 2 and linux.service()["ready"])
+    os.kill(service["pid"], signal.SIGKILL)
+    wait_until(lambda: linux.service()["runs"] == 2 and linux.service()["ready"])
     assert 0 == linux.ctl("restart").returncode
     assert 0 == linux.ctl("stop").returncode
     assert not linux.service()["running"]
@@ -119,13 +119,13 @@ def test_installed_it_runs_comes_back_after_a_kill_and_follows_the_commands(linu
     assert linux.service()["ready"]
 
 
-def test_a_changed_unit_is_loaded_anew_and_removal_leaves_nothing(linux: Account) -> None:
+def test_changed_unit_is_loaded_and_uninstall_removes_it(linux: Account) -> None:
     assert 0 == linux.install().returncode
     pid = linux.service()["pid"]
     assert 0 == linux.install("--env", "CHANGED=a %n b").returncode
-    facts = linux.service()
-    assert (True, []) == (facts["ready"], facts["drift"])
-    assert pid != facts["pid"]
+    service = linux.service()
+    assert (True, []) == (service["ready"], service["drift"])
+    assert pid != service["pid"]
     linux.unit.write_text(linux.unit.read_text() + "\n")
     assert 2 == len(linux.service()["drift"])
 
@@ -134,82 +134,82 @@ def test_a_changed_unit_is_loaded_anew_and_removal_leaves_nothing(linux: Account
     assert 3 == linux.ctl("status").returncode
 
 
-def test_disabled_lasts_through_a_login(account: Account) -> None:
+def test_disabled_service_does_not_start_at_login(account: Account) -> None:
     manager = account.login()
     assert 0 == account.install().returncode
     assert 0 == account.ctl("disable").returncode
-    end(manager)
+    log_out(manager)
     manager = account.login()
-    facts = account.service()
-    assert (False, False) == (facts["enabled"], facts["running"])
+    service = account.service()
+    assert (False, False) == (service["enabled"], service["running"])
     assert 0 == account.ctl("enable").returncode
-    end(manager)
+    log_out(manager)
     manager = account.login()
-    eventually(lambda: account.service()["ready"])
-    end(manager)
+    wait_until(lambda: account.service()["ready"])
+    log_out(manager)
 
 
-def test_a_session_without_systemd_says_what_to_do(account: Account) -> None:
+def test_session_without_systemd_suggests_up(account: Account) -> None:
     run = account.install()
 
     assert 1 == run.returncode
-    assert "no systemd of its user" in run.stderr
+    assert "no systemd user manager" in run.stderr
     assert "osaurusctl up" in run.stderr
 
 
-class Listener:
-    """What systemd hears of a daemon."""
+class NotifySocket:
+    """Receives the daemon's notifications, in place of systemd."""
 
     def __init__(self, address: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(str(address))
-        self.socket.settimeout(PATIENCE_SECONDS)
+        self.socket.settimeout(TIMEOUT_SECONDS)
 
     def wait_for(self, field: str) -> dict[str, str]:
         while True:
-            words = self.socket.recv(65536).decode()
-            if field in words.splitlines():
-                return dict(line.split("=", 1) for line in words.splitlines())
+            lines = self.socket.recv(65536).decode().splitlines()
+            if field in lines:
+                return dict(line.split("=", 1) for line in lines)
 
 
 @pytest.fixture
-def listener(home: Path) -> Iterator[Listener]:
-    heard = Listener(home / "notify")
-    yield heard
-    heard.socket.close()
+def notify_socket(home: Path) -> Iterator[NotifySocket]:
+    receiver = NotifySocket(home / "notify")
+    yield receiver
+    receiver.socket.close()
 
 
-def test_systemd_hears_of_the_start_the_watch_and_the_end(home: Path, listener: Listener) -> None:
+def test_daemon_notifies_ready_watchdog_and_stopping(home: Path, notify_socket: NotifySocket) -> None:
     with daemons.running(home, NOTIFY_SOCKET=str(home / "notify"), WATCHDOG_USEC="200000") as daemon:
-        ready = listener.wait_for("READY=1")
+        ready = notify_socket.wait_for("READY=1")
         assert daemon.url in ready["STATUS"]
-        listener.wait_for("WATCHDOG=1")
-        listener.wait_for("WATCHDOG=1")
+        notify_socket.wait_for("WATCHDOG=1")
+        notify_socket.wait_for("WATCHDOG=1")
         daemon.process.send_signal(signal.SIGTERM)
-        listener.wait_for("STOPPING=1")
-        assert 0 == daemon.process.wait(PATIENCE_SECONDS)
+        notify_socket.wait_for("STOPPING=1")
+        assert 0 == daemon.process.wait(TIMEOUT_SECONDS)
 
 
-def test_a_daemon_that_waits_is_ready_as_soon_as_its_socket_answers(home: Path, listener: Listener) -> None:
+def test_degraded_daemon_is_ready_when_its_socket_answers(home: Path, notify_socket: NotifySocket) -> None:
     (home / "config.toml").write_text("prot = 1\n")
     env = daemons.environment(home, NOTIFY_SOCKET=str(home / "notify"), OSAURUS_SUPERVISED="systemd")
     process = subprocess.Popen([sys.executable, "-m", "osaurusd", "serve", "--port", "0"], env=env)
     try:
-        listener.wait_for("READY=1")
+        notify_socket.wait_for("READY=1")
         connection = UnixConnection(home / "run" / "admin.sock")
         connection.request("GET", "/v0/status", headers={"Host": "osaurusd"})
         assert not json.loads(connection.getresponse().read())["serving"]
         connection.close()
         (home / "config.toml").unlink()
-        while "serving on" not in listener.wait_for("READY=1")["STATUS"]:
+        while "http://" not in notify_socket.wait_for("READY=1")["STATUS"]:
             pass
     finally:
         process.terminate()
-        assert 0 == process.wait(PATIENCE_SECONDS)
+        assert 0 == process.wait(TIMEOUT_SECONDS)
 
 
-@pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="it comes with systemd")
-def test_sockets_that_systemd_opened_are_served(home: Path) -> None:
+@pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="requires systemd-socket-activate")
+def test_sockets_passed_by_systemd_are_served(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     admin = home / "own.sock"
@@ -221,9 +221,9 @@ def test_sockets_that_systemd_opened_are_served(home: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     try:
-        # It starts the daemon once somebody connects, and that somebody is then answered.
-        eventually(admin.exists)
-        http = HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
+        # It starts the daemon at the first connection, which the daemon then answers.
+        wait_until(admin.exists)
+        http = HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
         http.request("GET", "/health")
         assert 200 == http.getresponse().status
         http.close()
@@ -234,4 +234,4 @@ def test_sockets_that_systemd_opened_are_served(home: Path) -> None:
         assert not (home / "run" / "admin.sock").exists()
     finally:
         process.terminate()
-        assert 0 == process.wait(PATIENCE_SECONDS)
+        assert 0 == process.wait(TIMEOUT_SECONDS)

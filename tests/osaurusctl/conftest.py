@@ -18,11 +18,11 @@ from click.testing import CliRunner
 from osaurusctl.cli import root
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_SECONDS = 30
+TIMEOUT_SECONDS = 30
 
 
-def _load_fake():
-    # Test folders are no packages here, so a helper module has to be found by its path.
+def load_fake_daemon():
+    # This test directory is not a package, so load the helper module by its path.
     spec = importlib.util.spec_from_file_location("osaurusctl_fake_daemon", Path(__file__).with_name("fake_daemon.py"))
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -32,8 +32,8 @@ def _load_fake():
 
 @pytest.fixture(scope="session")
 def fake():
-    """The fake daemon's module: its helpers make models and workers."""
-    return _load_fake()
+    """The module of the fake daemon; its helpers build models and workers."""
+    return load_fake_daemon()
 
 
 @pytest.fixture
@@ -69,19 +69,19 @@ def invoke(home):
 
 @pytest.fixture
 def ctl(home):
-    """Run a command as a process of its own."""
+    """Run a command in a new process."""
 
     def run(*args, **kwargs):
-        known = {"capture_output": True, "text": True, "timeout": PATIENCE_SECONDS, "cwd": home, "check": False}
+        defaults = {"capture_output": True, "text": True, "timeout": TIMEOUT_SECONDS, "cwd": home, "check": False}
         stdin = {} if "input" in kwargs else {"stdin": subprocess.DEVNULL}
-        return subprocess.run([sys.executable, "-m", "osaurusctl", *args], **{**known, **stdin, **kwargs})
+        return subprocess.run([sys.executable, "-m", "osaurusctl", *args], **{**defaults, **stdin, **kwargs})
 
     return run
 
 
 @pytest.fixture
 def spawn(home):
-    """Start a command and leave it running; whatever is left at the end is killed."""
+    """Start a command in the background; it is killed at the end of the test."""
     running = []
 
     def start(*args, **kwargs):
@@ -96,48 +96,48 @@ def spawn(home):
         process.communicate()
 
 
-# The child must own the terminal, or Ctrl-C on it would reach nobody.
-_TAKE_TERMINAL = (
+# The child must own the terminal, or it would not get the SIGINT of Ctrl-C.
+_SET_CONTROLLING_TERMINAL = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
 )
 
 
 class Terminal:
-    """A person at a terminal in which a command runs."""
+    """A command on a pseudo-terminal, driven like a user would."""
 
     def __init__(self, home, args):
         self.master, slave = pty.openpty()
-        command = [sys.executable, "-c", _TAKE_TERMINAL, sys.executable, "-m", "osaurusctl", *args]
+        command = [sys.executable, "-c", _SET_CONTROLLING_TERMINAL, sys.executable, "-m", "osaurusctl", *args]
         streams = {"stdin": slave, "stdout": slave, "stderr": slave}
         self.process = subprocess.Popen(command, cwd=home, start_new_session=True, **streams)
         os.close(slave)
-        self.shown = ""
-        self.seen = 0
+        self.output = ""
+        self.position = 0
 
     def type(self, text):
         os.write(self.master, text.encode())
 
-    def expect(self, text, patience=PATIENCE_SECONDS):
-        """Wait until `text` is shown, after what was expected before."""
-        deadline = time.monotonic() + patience
-        while text not in self.shown[self.seen :]:
-            assert self._read(deadline), f"{text!r} is not shown, but {self.shown[self.seen :]!r}"
-        self.seen = self.shown.index(text, self.seen) + len(text)
+    def expect(self, text, timeout=TIMEOUT_SECONDS):
+        """Wait until `text` appears in the output after the previously expected text."""
+        deadline = time.monotonic() + timeout
+        while text not in self.output[self.position :]:
+            assert self._read(deadline), f"expected {text!r}, got {self.output[self.position :]!r}"
+        self.position = self.output.index(text, self.position) + len(text)
 
     def interrupt_prompt(self, text):
-        """Press Ctrl-C until `text` is shown: CPython's readline misses a signal just before it waits for a key."""
-        for _ in range(PATIENCE_SECONDS):
+        """Press Ctrl-C until `text` appears: CPython's readline misses a signal just before it waits for a key."""
+        for _ in range(TIMEOUT_SECONDS):
             self.type("\x03")
             with contextlib.suppress(AssertionError):
-                return self.expect(text, patience=1)
-        raise AssertionError(f"Ctrl-C does not lead to {text!r}, but {self.shown[self.seen :]!r}")
+                return self.expect(text, timeout=1)
+        raise AssertionError(f"expected {text!r} after Ctrl-C, got {self.output[self.position :]!r}")
 
     def end(self):
-        """Everything shown until the command ended, and its exit code."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        """Return the output until the command exits, and its exit code."""
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         while self._read(deadline):
             pass
-        return self.shown, self.process.wait(PATIENCE_SECONDS)
+        return self.output, self.process.wait(TIMEOUT_SECONDS)
 
     def close(self):
         if self.process.poll() is None:
@@ -154,13 +154,13 @@ class Terminal:
             if error.errno != errno.EIO:
                 raise
             data = b""
-        self.shown += data.decode(errors="replace")
+        self.output += data.decode(errors="replace")
         return bool(data)
 
 
 @pytest.fixture
 def terminal(home):
-    """Run a command in a terminal of its own."""
+    """Run a command on a new pseudo-terminal."""
     opened = []
 
     def run(*args):
@@ -168,5 +168,5 @@ def terminal(home):
         return opened[-1]
 
     yield run
-    for each in opened:
-        each.close()
+    for terminal in opened:
+        terminal.close()

@@ -1,4 +1,4 @@
-"""A daemon of canned answers: real HTTP on a real Unix socket, a real lock, no models."""
+"""A fake daemon with canned replies: HTTP on a Unix socket and the lock file, but no models."""
 
 import fcntl
 import http.server
@@ -40,13 +40,13 @@ from osaurusd.wire.pulls import PullRoute
 from osaurusd.wire.residency import PinReply
 
 HOLD = object()
-"""In a stream: wait until the client goes away."""
+"""In a stream: wait until the client disconnects."""
 
 CUT = object()
-"""In a stream: end here, without a proper end."""
+"""In a stream: close the connection without ending the response."""
 
 
-class Recorded(msgspec.Struct):
+class RecordedRequest(msgspec.Struct):
     method: str
     path: str
     headers: dict[str, str]
@@ -54,7 +54,7 @@ class Recorded(msgspec.Struct):
 
 
 class FakeDaemon:
-    """Attributes say what it answers; `requests` is what it was asked."""
+    """Attributes determine the replies; `requests` records the requests."""
 
     HOLD, CUT = HOLD, CUT
 
@@ -76,7 +76,7 @@ class FakeDaemon:
         self.verify_events = []
         self.pulls = []
         self.pull_events = []
-        self.found = []
+        self.search_results = []
         self.details = {}
         self.aliases = {}
         self.pins = []
@@ -85,13 +85,13 @@ class FakeDaemon:
         self.leftovers = []
         self.reloaded = ReloadReply(applied=[], needs_restart=[])
         self.answers = deque()
-        self.refuse_every_foreign_call = True
-        self.let_go_on_shutdown = True
+        self.reject_every_other_version = True
+        self.release_lock_on_shutdown = True
         self.requests = []
-        self.client_gone = threading.Event()
+        self.client_disconnected = threading.Event()
         self.stopping = threading.Event()
         self.closing = threading.Event()
-        self.asked = threading.Event()
+        self.chat_started = threading.Event()
 
     def start(self):
         run = self.home / "run"
@@ -105,8 +105,8 @@ class FakeDaemon:
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
         self.thread.start()
 
-    def let_go(self):
-        """Release the lock, as the end of the process would."""
+    def release_lock(self):
+        """Release the lock, as the exit of the process would."""
         self.lock.close()
 
     def close(self):
@@ -115,7 +115,7 @@ class FakeDaemon:
         self.thread.join()
         self.server.server_close()
         (self.home / "run" / "admin.sock").unlink(missing_ok=True)
-        self.let_go()
+        self.release_lock()
 
     def fail(self, path, code, message, status=400):
         self.errors[path] = (status, ErrorBody(message=message, type="invalid_request_error", code=code))
@@ -163,18 +163,18 @@ def model(name, **fields):
 
 
 def details(name, model_fields=None, **fields):
-    known = {
+    defaults = {
         "commit": "7f0dc925e0d0afb0322d96f9255cfddf2ba5636e",
         "licence": "llama3.2",
         "files": [FileInfo(name="config.json", bytes=1100), FileInfo(name="model.safetensors", bytes=1_807_496_278)],
         "weights_bytes": 1_807_496_278,
     }
-    return ModelDetails(model=model(name, **(model_fields or {})), **{**known, **fields})
+    return ModelDetails(model=model(name, **(model_fields or {})), **{**defaults, **fields})
 
 
 def worker(name, **fields):
-    known = {"state": WorkerState.READY, "pid": 4242, "device": "gpu", "memory_bytes": 2_100_000_000}
-    return WorkerInfo(model=name, **{**known, **fields})
+    defaults = {"state": WorkerState.READY, "pid": 4242, "device": "gpu", "memory_bytes": 2_100_000_000}
+    return WorkerInfo(model=name, **{**defaults, **fields})
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -206,10 +206,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         body = json.loads(content) if content else None
-        self.fake.requests.append(Recorded(self.command, self.path, dict(self.headers), body))
+        self.fake.requests.append(RecordedRequest(self.command, self.path, dict(self.headers), body))
         if (raw := self.fake.raw.get(self.path)) is not None:
             self.wfile.write(raw)
-        elif self.is_foreign():
+        elif self.is_rejected_version():
             self.error(412, ErrorBody(message="another API version", type="x", code="version_mismatch"))
         elif self.path in self.fake.errors:
             self.error(*self.fake.errors[self.path])
@@ -224,10 +224,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = body or {}
         return [name for name in (body.get("model"), *body.get("models", [])) if name in self.fake.missing]
 
-    def is_foreign(self):
-        foreign = self.path.startswith("/v0") and self.headers.get(API_HEADER) != self.fake.api
-        exempt = self.path in (Route.STATUS, Route.SHUTDOWN) and not self.fake.refuse_every_foreign_call
-        return foreign and not exempt
+    def is_rejected_version(self):
+        other_version = self.path.startswith("/v0") and self.headers.get(API_HEADER) != self.fake.api
+        exempt = self.path in (Route.STATUS, Route.SHUTDOWN) and not self.fake.reject_every_other_version
+        return other_version and not exempt
 
     def get(self):
         fake = self.fake
@@ -262,8 +262,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             case Route.SHUTDOWN:
                 self.reply(202, ShutdownReply(pid=fake.pid))
                 fake.stopping.set()
-                if fake.let_go_on_shutdown:
-                    fake.let_go()
+                if fake.release_lock_on_shutdown:
+                    fake.release_lock()
             case Route.IMPORTS:
                 self.stream(fake.import_events, lambda event: msgspec.json.encode(event) + b"\n")
             case "/v1/chat/completions":
@@ -305,18 +305,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             case PullRoute.CANCEL:
                 self.reply(200, fake.pulls[0])
             case PullRoute.SEARCH:
-                self.reply(200, fake.found)
+                self.reply(200, fake.search_results)
 
     def pinned(self):
         pins = self.fake.pins
         self.reply(200, PinReply(pinned=pins, needs_bytes=len(pins) * 10**9, budget_bytes=11 * 10**9))
 
     def remove(self, body):
-        gone = [model for model in self.fake.models if model.name in body["models"]]
-        removed = [Removed(name=model.name, repo=model.repo, bytes=model.bytes) for model in gone]
+        removed_models = [model for model in self.fake.models if model.name in body["models"]]
+        removed = [Removed(name=model.name, repo=model.repo, bytes=model.bytes) for model in removed_models]
         self.reply(200, RemoveReply(removed=removed))
         if not body["dry_run"]:
-            self.fake.models = [model for model in self.fake.models if model not in gone]
+            self.fake.models = [model for model in self.fake.models if model not in removed_models]
 
     def alias(self, alias, target):
         if target is None:
@@ -326,7 +326,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.reply(200, Alias(alias=alias, target=target))
 
     def chat(self, body):
-        self.fake.asked.set()
+        self.fake.chat_started.set()
         tokens = self.fake.answers.popleft() if self.fake.answers else ["Hello", " there"]
         shown = {"model": body["model"], "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1}
 
@@ -345,11 +345,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.chunk(b"")
 
     def stream(self, items, encode, *, end=True):
-        """Send the items; whether they came to their proper end."""
+        """Send the items; return whether the stream is complete."""
         self.head(200, {"Transfer-Encoding": "chunked"})
         for item in items:
             if item is HOLD:
-                self.wait_for_client_to_leave()
+                self.wait_for_disconnect()
                 return False
             if item is CUT:
                 return False
@@ -361,10 +361,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.chunk(b"")
         return True
 
-    def wait_for_client_to_leave(self):
+    def wait_for_disconnect(self):
         while not self.fake.closing.is_set():
             if select.select([self.connection], [], [], 0.05)[0]:
-                self.fake.client_gone.set()
+                self.fake.client_disconnected.set()
                 return
 
     def chunk(self, data):

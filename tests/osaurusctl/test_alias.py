@@ -1,4 +1,4 @@
-"""`alias` gives models further names; `reload` says what became of the configuration."""
+"""`alias` and `reload`."""
 
 import json
 
@@ -13,36 +13,36 @@ def test_aliases_are_listed(daemon, invoke):
     assert json.loads(invoke("alias", "--json").stdout)[0] == {"alias": "fast", "target": "llama"}
 
 
-def test_no_aliases_say_how_to_make_one(daemon, invoke):
+def test_empty_list_suggests_how_to_add_an_alias(daemon, invoke):
     result = invoke("alias")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == "no aliases yet; `osaurusctl alias NAME TARGET` makes one\n"
+    assert result.stderr == 'no aliases; run "osaurusctl alias NAME TARGET" to add one\n'
     assert invoke("alias", "--json").stdout == "[]\n"
 
 
-def test_an_alias_is_made(daemon, invoke):
-    assert invoke("alias", "fast", "llama").stdout == "fast means llama\n"
+def test_alias_is_added(daemon, invoke):
+    assert invoke("alias", "fast", "llama").stdout == "fast is now an alias of llama\n"
     assert daemon.bodies(Route.ALIASES) == [{"alias": "fast", "target": "llama"}]
     assert json.loads(invoke("alias", "fast", "qwen", "--json").stdout) == {"alias": "fast", "target": "qwen"}
 
 
-def test_an_alias_is_taken_away(daemon, invoke):
+def test_alias_is_removed(daemon, invoke):
     daemon.aliases = {"fast": "llama"}
-    assert invoke("alias", "--rm", "fast").stdout == "fast no longer means llama\n"
+    assert invoke("alias", "--rm", "fast").stdout == "removed alias fast of llama\n"
     assert daemon.bodies(Route.ALIASES) == [{"alias": "fast", "target": None}]
 
 
-def test_a_name_that_is_taken_is_an_error_with_a_hint_that_fits(daemon, invoke):
+def test_name_in_use_is_an_error_with_a_hint(daemon, invoke):
     daemon.fail(Route.ALIASES, "name_taken", "`llama` is a model's name", status=409)
     result = invoke("alias", "llama", "qwen")
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
         "error: `llama` is a model's name",
-        "hint: `osaurusctl ls` lists the names that are taken",
+        'hint: run "osaurusctl ls" to list the names in use',
     ]
 
 
-def test_an_unknown_target_is_4(daemon, invoke):
+def test_unknown_target_exits_with_4(daemon, invoke):
     daemon.fail(Route.ALIASES, "model_not_found", "no model `nope`", status=404)
     assert invoke("alias", "fast", "nope").exit_code == 4
 
@@ -50,23 +50,25 @@ def test_an_unknown_target_is_4(daemon, invoke):
 @pytest.mark.parametrize(
     ("applied", "needs_restart", "stdout", "stderr"),
     [
-        (["log.level"], [], ["in force  log.level"], ""),
+        (["log.level"], [], ["in effect  log.level"], ""),
         (
             [],
             ["server.port"],
-            ["needs a restart  server.port"],
-            "`osaurusctl restart` restarts the daemon\n",
+            ["needs restart  server.port"],
+            'run "osaurusctl restart" to apply the rest\n',
         ),
         (
             ["log.level", "defaults.top_p"],
             ["server.port"],
-            ["in force         log.level", "                 defaults.top_p", "needs a restart  server.port"],
-            "`osaurusctl restart` restarts the daemon\n",
+            ["in effect      log.level", "               defaults.top_p", "needs restart  server.port"],
+            'run "osaurusctl restart" to apply the rest\n',
         ),
-        ([], [], [], "nothing has changed\n"),
+        ([], [], [], "no changes\n"),
     ],
 )
-def test_reload_says_what_is_in_force(daemon, invoke, applied, needs_restart, stdout, stderr):
+def test_reload_lists_keys_in_effect_and_keys_that_need_a_restart(
+    daemon, invoke, applied, needs_restart, stdout, stderr
+):
     daemon.reloaded = ReloadReply(applied=applied, needs_restart=needs_restart)
     result = invoke("reload")
     assert result.exit_code == 0
@@ -75,11 +77,11 @@ def test_reload_says_what_is_in_force(daemon, invoke, applied, needs_restart, st
     assert json.loads(invoke("reload", "--json").stdout) == {"applied": applied, "needs_restart": needs_restart}
 
 
-def test_a_bad_file_is_an_error(daemon, invoke):
+def test_reload_reports_an_invalid_file(daemon, invoke):
     daemon.fail(Route.RELOAD, "config_error", "config.toml: unknown key `prot`", status=500)
     result = invoke("reload")
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
         "error: config.toml: unknown key `prot`",
-        "hint: `osaurusctl config path` names the file, and `osaurusctl config check` checks it",
+        'hint: run "osaurusctl config check" to validate the file; "osaurusctl config path" prints its path',
     ]

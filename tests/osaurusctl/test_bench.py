@@ -1,26 +1,28 @@
+"""`osaurusctl bench`."""
+
 import json
 import signal
 
 import msgspec
 import pytest
 
-from osaurusctl import bench
+from osaurusctl import benchmark
 from osaurusd.wire.errors import ErrorBody
 
 CHAT = "/v1/chat/completions"
-CRASH = ErrorBody(message="the worker ended", type="server_error", code="worker_crashed")
+CRASH = ErrorBody(message="the worker crashed", type="server_error", code="worker_crashed")
 
 
-def requests_of(daemon):
-    """What was asked, after the request that only warms up."""
+def measured_requests(daemon):
+    """Return the chat requests after the warm-up request."""
     return daemon.bodies(CHAT)[1:]
 
 
-def prompts_of(daemon):
-    return [body["messages"][0]["content"] for body in requests_of(daemon)]
+def measured_prompts(daemon):
+    return [body["messages"][0]["content"] for body in measured_requests(daemon)]
 
 
-def test_json_has_every_figure(daemon, ctl, fake):
+def test_json_report_has_every_result(daemon, ctl, fake):
     daemon.workers = [fake.worker("llama", load_seconds=3.5, memory_bytes=2_500_000_000)]
     result = ctl("bench", "llama", "--streams", "2", "--json")
     report = json.loads(result.stdout)
@@ -33,7 +35,7 @@ def test_json_has_every_figure(daemon, ctl, fake):
     assert [(1, 2), (2, 4)] == [(decode["streams"], decode["tokens"]) for decode in report["decode"]]
 
 
-def test_people_get_a_table(daemon, invoke):
+def test_text_report_is_a_table(daemon, invoke):
     result = invoke("bench", "llama")
     labels = [line.split("  ")[0] for line in result.stdout.splitlines()]
 
@@ -41,19 +43,19 @@ def test_people_get_a_table(daemon, invoke):
     assert ["decode, 1 stream", "decode, 8 streams"] == labels[6:]
 
 
-def test_the_table_speaks_of_memory_after_the_work(daemon, invoke, fake):
+def test_report_shows_memory_after_the_measurement(daemon, invoke, fake):
     daemon.workers = [fake.worker("llama", memory_bytes=7_700_000_000)]
     assert "7.7 GB" in invoke("bench", "llama").stdout
 
 
-def test_a_worker_that_is_gone_at_the_end_costs_no_figures(daemon, invoke):
+def test_report_is_complete_if_the_model_is_unloaded_at_the_end(daemon, invoke):
     daemon.workers = []
     assert "2.1 GB" in invoke("bench", "llama").stdout
 
 
-def test_every_cold_prompt_is_new_and_the_warm_one_begins_like_it(daemon, invoke):
+def test_cold_prompts_are_new_and_warm_prompts_share_their_prefix(daemon, invoke):
     invoke("bench", "llama", "--prompt-tokens", "40", "--streams", "1")
-    cold, warm = prompts_of(daemon)[0:6:2], prompts_of(daemon)[1:6:2]
+    cold, warm = measured_prompts(daemon)[0:6:2], measured_prompts(daemon)[1:6:2]
     texts = [prompt.partition(".")[0] for prompt in cold]
 
     assert 3 == len(set(texts))
@@ -62,46 +64,46 @@ def test_every_cold_prompt_is_new_and_the_warm_one_begins_like_it(daemon, invoke
     assert not set(cold) & set(warm)
 
 
-def test_no_two_streams_share_a_prompt(daemon, invoke):
+def test_concurrent_requests_have_different_prompts(daemon, invoke):
     invoke("bench", "llama", "--streams", "8")
-    assert 9 == len(set(prompts_of(daemon)[6:]))
+    assert 9 == len(set(measured_prompts(daemon)[6:]))
 
 
-def test_options_reach_the_daemon(daemon, invoke):
+def test_options_are_sent_to_the_daemon(daemon, invoke):
     invoke("bench", "llama", "--tokens", "77", "--streams", "3")
-    decoding = requests_of(daemon)[6:]
+    decoding = measured_requests(daemon)[6:]
 
     assert [77] * 4 == [body["max_tokens"] for body in decoding]
     assert {0} == {body["temperature"] for body in decoding}
     assert all(body["stream_options"]["include_usage"] for body in decoding)
 
 
-def test_one_stream_is_measured_once(daemon, invoke):
+def test_single_stream_is_measured_once(daemon, invoke):
     assert 1 == invoke("bench", "llama", "--streams", "1").stdout.count("decode")
 
 
-def test_streams_run_at_the_same_time(daemon, spawn):
+def test_streams_run_concurrently_until_ctrl_c(daemon, spawn):
     daemon.answers.extend([["a"]] * 8)
     daemon.answers.extend([[daemon.HOLD]] * 3)
     process = spawn("bench", "llama", "--streams", "3")
-    while len(requests_of(daemon)) < 10:
-        assert daemon.client_gone.wait(0.01) is False
+    while len(measured_requests(daemon)) < 10:
+        assert daemon.client_disconnected.wait(0.01) is False
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
 
     assert 130 == process.returncode
     assert stderr.endswith(b"interrupted\n")
-    assert daemon.client_gone.wait(30)
+    assert daemon.client_disconnected.wait(30)
 
 
-def test_a_slow_answer_is_cut_short_and_what_came_counts(daemon, invoke, monkeypatch):
-    monkeypatch.setattr(bench, "LIMIT_SECONDS", 0.0)
+def test_slow_answer_is_stopped_at_the_time_limit(daemon, invoke, monkeypatch):
+    monkeypatch.setattr(benchmark, "LIMIT_SECONDS", 0.0)
     daemon.answers.extend([["a"]] * 3)
     daemon.answers.append(["a", daemon.HOLD])
     result = invoke("bench", "llama", "--streams", "1", "--json")
 
     assert [{"streams": 1, "tokens": 1, "tokens_per_second": None}] == json.loads(result.stdout)["decode"]
-    assert daemon.client_gone.wait(30)
+    assert daemon.client_disconnected.wait(30)
 
 
 def reply(content):
@@ -112,14 +114,15 @@ def stream(*chunks):
     return reply(b"".join(b"data: %b\n\n" % json.dumps(chunk).encode() for chunk in chunks) + b"data: [DONE]\n\n")
 
 
-def test_text_of_a_reasoning_model_counts(daemon, invoke):
+def test_reasoning_text_counts_as_output(daemon, invoke):
     usage = {"prompt_tokens": 20, "completion_tokens": 1}
-    thought = {"choices": [{"delta": {"reasoning_content": "Hm"}}]}
-    daemon.raw = {CHAT: stream(thought, {"choices": [], "usage": usage})}
+
+    reasoning = {"choices": [{"delta": {"reasoning_content": "Hm"}}]}
+    daemon.raw = {CHAT: stream(reasoning, {"choices": [], "usage": usage})}
     assert 0 == invoke("bench", "llama").exit_code
 
 
-def test_reused_tokens_are_told_and_are_no_part_of_the_prefill_rate(daemon, invoke):
+def test_cached_tokens_are_excluded_from_the_prefill_rate(daemon, invoke):
     usage = {"prompt_tokens": 20, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 20}}
     daemon.raw = {CHAT: stream({"choices": [{"delta": {"content": "a"}}]}, {"choices": [], "usage": usage})}
     report = json.loads(invoke("bench", "llama", "--json").stdout)
@@ -127,7 +130,7 @@ def test_reused_tokens_are_told_and_are_no_part_of_the_prefill_rate(daemon, invo
     assert (20, 0) == (report["cached_tokens"], report["prefill_tokens_per_second"])
 
 
-def test_a_stream_without_usage_is_an_error(daemon, invoke):
+def test_stream_without_usage_is_an_error(daemon, invoke):
     daemon.raw = {CHAT: stream({"choices": [{"delta": {"content": "a"}}]})}
     result = invoke("bench", "llama")
 
@@ -135,47 +138,47 @@ def test_a_stream_without_usage_is_an_error(daemon, invoke):
     assert "`usage`" in result.stderr
 
 
-def test_a_model_that_says_nothing_cannot_be_measured(daemon, invoke):
+def test_empty_answer_is_an_error(daemon, invoke):
     daemon.answers.append([])
     result = invoke("bench", "llama")
 
     assert 1 == result.exit_code
-    assert "llama answers with nothing" in result.stderr
+    assert "llama returned an empty answer" in result.stderr
 
 
-def test_other_requests_on_the_model_are_told(daemon, invoke, fake):
+def test_other_requests_on_the_model_cause_a_warning(daemon, invoke, fake):
     daemon.raw = {"/v0/load": reply(msgspec.json.encode(fake.worker("llama", in_flight=2)))}
     assert "other requests are running" in invoke("bench", "llama").stderr
 
 
-def test_without_a_name_the_default_model_is_measured(daemon, invoke):
+def test_default_model_is_measured_without_a_name(daemon, invoke):
     daemon.default_model = "qwen"
     assert 0 == invoke("bench").exit_code
     assert {"qwen"} == {body["model"] for body in daemon.bodies(CHAT)}
 
 
-def test_without_a_name_and_a_default_the_hint_names_this_command(daemon, invoke):
+def test_hint_without_a_default_model_names_the_command(daemon, invoke):
     result = invoke("bench")
 
     assert 2 == result.exit_code
-    assert "`osaurusctl bench NAME`" in result.stderr
+    assert "osaurusctl bench NAME" in result.stderr
 
 
-def test_an_unknown_model_is_exit_code_4(daemon, invoke):
+def test_unknown_model_exits_with_4(daemon, invoke):
     daemon.missing.add("nope")
     assert 4 == invoke("bench", "nope").exit_code
 
 
 @pytest.mark.parametrize("before", [1, 7, 8], ids=["the first prompt", "one stream", "one of several"])
-def test_a_failure_anywhere_is_the_error(daemon, invoke, before):
+def test_failure_of_any_request_is_reported(daemon, invoke, before):
     daemon.answers.extend([["a"]] * before)
     daemon.answers.append(["a", CRASH])
     result = invoke("bench", "llama")
 
     assert 1 == result.exit_code
-    assert "error: the worker ended\n" in result.stderr
+    assert "error: the worker crashed\n" in result.stderr
 
 
 @pytest.mark.parametrize("option", [["--tokens", "1"], ["--streams", "0"], ["--prompt-tokens", "0"]])
-def test_what_cannot_be_measured_is_a_usage_error(daemon, invoke, option):
+def test_invalid_option_is_a_usage_error(daemon, invoke, option):
     assert 2 == invoke("bench", "llama", *option).exit_code

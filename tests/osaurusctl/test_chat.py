@@ -1,4 +1,4 @@
-"""`osaurusctl run` at a terminal: a conversation that Ctrl-C interrupts and Ctrl-D ends."""
+"""`osaurusctl run` as a conversation on a terminal."""
 
 import pytest
 
@@ -16,28 +16,28 @@ def chat(daemon, terminal):
     return screen
 
 
-def _say(chat, text):
+def send(chat, text):
     chat.type(f"{text}\r")
     chat.expect(f"{text}\r\n")
 
 
-def _contents(body):
+def message_contents(body):
     return [message["content"] for message in body["messages"]]
 
 
-def test_the_model_is_loaded_before_the_first_question(daemon, chat):
+def test_model_is_loaded_before_the_first_question(daemon, chat):
     assert daemon.bodies(Route.LOAD) == [{"model": "llama"}]
 
 
-def test_a_conversation_remembers_what_was_said(daemon, chat):
+def test_requests_contain_the_history(daemon, chat):
     daemon.answers.extend([["Good ", "day"], ["Fine"]])
-    _say(chat, "hello")
+    send(chat, "hello")
     chat.expect("Good day\r\n")
     chat.expect(PROMPT)
-    _say(chat, "how are you")
+    send(chat, "how are you")
     chat.expect("Fine\r\n")
     chat.expect(PROMPT)
-    assert _contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "hello", "Good day", "how are you"]
+    assert message_contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "hello", "Good day", "how are you"]
 
 
 def test_ctrl_d_ends_the_conversation(chat):
@@ -53,97 +53,97 @@ def test_bye_ends_the_conversation(daemon, chat):
     assert daemon.bodies(CHAT) == []
 
 
-def test_clear_forgets_what_was_said(daemon, chat):
-    _say(chat, "hello")
+def test_clear_removes_the_history(daemon, chat):
+    send(chat, "hello")
     chat.expect("Hello there")
     chat.expect(PROMPT)
-    _say(chat, "/clear")
-    chat.expect("forgotten")
+    send(chat, "/clear")
+    chat.expect("conversation cleared")
     chat.expect(PROMPT)
-    _say(chat, "again")
+    send(chat, "again")
     chat.expect("Hello there")
-    assert _contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "again"]
+    assert message_contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "again"]
 
 
-def test_an_empty_line_asks_nothing(daemon, chat):
+def test_empty_line_sends_no_request(daemon, chat):
     chat.type("\r")
     chat.expect(PROMPT)
     assert daemon.bodies(CHAT) == []
 
 
-def test_ctrl_c_at_the_prompt_only_drops_the_line(daemon, chat):
+def test_ctrl_c_at_the_prompt_discards_the_line(daemon, chat):
     chat.type("half a thou")
     chat.expect("half a thou")
     chat.interrupt_prompt(PROMPT)
-    _say(chat, "hello")
+    send(chat, "hello")
     chat.expect("Hello there")
-    assert _contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "hello"]
+    assert message_contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "hello"]
 
 
-def test_ctrl_c_ends_the_answer_and_keeps_what_was_said(daemon, chat):
+def test_ctrl_c_stops_the_answer_and_keeps_it_in_the_history(daemon, chat):
     daemon.answers.append(["Once upon", daemon.HOLD])
-    _say(chat, "a story")
+    send(chat, "a story")
     chat.expect("Once upon")
     chat.type("\x03")
     chat.expect(PROMPT)
-    assert daemon.client_gone.wait(30)
-    _say(chat, "go on")
+    assert daemon.client_disconnected.wait(30)
+    send(chat, "go on")
     chat.expect("Hello there")
-    assert _contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "a story", "Once upon", "go on"]
+    assert message_contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "a story", "Once upon", "go on"]
 
 
-def test_ctrl_c_before_the_first_word_takes_the_question_back(daemon, chat):
+def test_ctrl_c_before_the_first_token_discards_the_question(daemon, chat):
     daemon.answers.append([daemon.HOLD])
-    _say(chat, "a story")
-    assert daemon.asked.wait(30)
+    send(chat, "a story")
+    assert daemon.chat_started.wait(30)
     chat.type("\x03")
     chat.expect(PROMPT)
-    _say(chat, "hello")
+    send(chat, "hello")
     chat.expect("Hello there")
-    assert _contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "hello"]
+    assert message_contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "hello"]
 
 
-def test_a_failure_on_the_first_question_ends_with_its_code(daemon, chat):
-    daemon.fail(CHAT, "insufficient_memory", "no room", status=503)
+def test_error_on_the_first_question_ends_the_conversation(daemon, chat):
+    daemon.fail(CHAT, "insufficient_memory", "out of memory", status=503)
     chat.type("hello\r")
     shown, code = chat.end()
     assert code == 5
-    assert "no room" in shown
+    assert "out of memory" in shown
 
 
-def test_a_failure_later_loses_no_conversation(daemon, chat):
-    crash = ErrorBody(message="the worker ended", type="server_error", code="worker_crashed")
+def test_later_error_keeps_the_conversation(daemon, chat):
+    crash = ErrorBody(message="the worker crashed", type="server_error", code="worker_crashed")
     daemon.answers.extend([["One"], ["Tw", crash], ["Three"]])
-    _say(chat, "first")
+    send(chat, "first")
     chat.expect("One")
     chat.expect(PROMPT)
-    _say(chat, "second")
-    chat.expect("the worker ended")
+    send(chat, "second")
+    chat.expect("the worker crashed")
     chat.expect(PROMPT)
-    _say(chat, "third")
+    send(chat, "third")
     chat.expect("Three")
     chat.expect(PROMPT)
-    assert _contents(daemon.bodies(CHAT)[-1])[:3] == ["Be brief.", "first", "One"]
-    assert _contents(daemon.bodies(CHAT)[-1])[-1] == "third"
+    assert message_contents(daemon.bodies(CHAT)[-1])[:3] == ["Be brief.", "first", "One"]
+    assert message_contents(daemon.bodies(CHAT)[-1])[-1] == "third"
     chat.type("\x04")
     assert chat.end()[1] == 0
 
 
-def test_a_model_that_is_not_there_is_said_at_once(daemon, terminal):
+def test_unknown_model_is_reported_before_the_prompt(daemon, terminal):
     daemon.fail(Route.LOAD, "model_not_found", "no model `llama`", status=404)
     shown, code = terminal("run", "llama").end()
     assert code == 4
     assert PROMPT not in shown
 
 
-def test_a_prompt_at_a_terminal_is_answered_once(daemon, terminal):
+def test_prompt_argument_on_a_terminal_is_answered_once(daemon, terminal):
     shown, code = terminal("run", "llama", "hello").end()
     assert code == 0
     assert shown == "Hello there\r\n"
 
 
-def test_an_answer_that_was_cut_off_says_so_on_a_line_of_its_own(daemon, terminal):
+def test_truncated_answer_is_followed_by_a_note_on_a_new_line(daemon, terminal):
     screen = terminal("run", "llama", "--max-tokens", "2")
     screen.expect(PROMPT)
-    _say(screen, "hello")
-    screen.expect("Hello there\r\nthe answer was cut off")
+    send(screen, "hello")
+    screen.expect("Hello there\r\nthe answer was truncated")

@@ -1,17 +1,18 @@
-"""Every command says the right thing, to people and to programs."""
+"""Text and JSON output of commands, and shell completion."""
 
 import json
 
 import pytest
 
-from osaurusctl.doctor.check import Patient
-from osaurusctl.doctor.daemon import exposure
+from osaurusctl.cli import COMMANDS
+from osaurusctl.doctor.check import Context
+from osaurusctl.doctor.daemon import check_access
 from osaurusd import __version__
 from osaurusd.wire.admin import API_VERSION, DaemonStatus, ModelState, Route, WorkerState
 from osaurusd.wire.keys import KeyInfo, Protection
 
 
-def test_status_shows_how_the_daemon_is(daemon, invoke, fake):
+def test_status_shows_the_state_of_the_daemon(daemon, invoke, fake):
     daemon.workers = [fake.worker("llama-3.2-3b-instruct"), fake.worker("qwen", state=WorkerState.STARTING)]
     daemon.default_model = "llama-3.2-3b-instruct"
     result = invoke("status")
@@ -26,7 +27,7 @@ def test_status_shows_how_the_daemon_is(daemon, invoke, fake):
         f"socket     {daemon.home}/run/admin.sock",
         f"config     {daemon.home}/config.toml",
         f"log        {daemon.home}/logs/osaurusd.log",
-        f"models     1 available, imported ones in {daemon.home}/models",
+        f"models     1 available; imported models are in {daemon.home}/models",
         "default    llama-3.2-3b-instruct",
         "memory     4.2 GB of 11.0 GB for models",
         "loaded     llama-3.2-3b-instruct (ready, 2.1 GB)",
@@ -34,10 +35,10 @@ def test_status_shows_how_the_daemon_is(daemon, invoke, fake):
     ]
 
 
-def test_status_shows_what_is_amiss(daemon, invoke):
+def test_status_lists_problems(daemon, invoke):
     daemon.faults = ["the models folder /Volumes/X does not answer", "the disk is full"]
     assert invoke("status").stdout.splitlines()[-2:] == [
-        "faults     the models folder /Volumes/X does not answer",
+        "problems   the models folder /Volumes/X does not answer",
         "           the disk is full",
     ]
 
@@ -45,32 +46,32 @@ def test_status_shows_what_is_amiss(daemon, invoke):
 @pytest.mark.parametrize(
     ("protection", "row"),
     [
-        ({}, "this machine only, no API key asked for, no TLS"),
-        ({"key_required": True, "keys": 2, "tls": True}, "this machine only, API key needed (2 there), TLS"),
-        ({"exposed": True, "key_required": True}, "other machines too, API key needed (none there), no TLS"),
+        ({}, "this machine only, no API key required, no TLS"),
+        ({"key_required": True, "keys": 2, "tls": True}, "this machine only, API key required (2 keys), TLS"),
+        ({"exposed": True, "key_required": True}, "other machines can connect, API key required (no keys), no TLS"),
         (
             {"exposed": True, "key_required": True, "trusts_loopback": True, "keys": 1},
-            "other machines too, API key needed, not on this machine (1 there), no TLS",
+            "other machines can connect, API key required from other machines (1 key), no TLS",
         ),
     ],
 )
-def test_status_shows_who_gets_in(daemon, invoke, protection, row):
+def test_status_describes_which_clients_can_connect(daemon, invoke, protection, row):
     daemon.status_override = {"protection": protection}
     assert f"access     {row}" in invoke("status").stdout.splitlines()
 
 
 @pytest.mark.parametrize(
-    ("protection", "verdict", "found"),
+    ("protection", "verdict", "detail"),
     [
         ({}, "ok", "only programs on this machine"),
-        ({"key_required": True}, "failure", "there is none"),
-        ({"exposed": True, "key_required": True}, "failure", "there is none"),
-        ({"exposed": True}, "warning", "nobody is asked"),
+        ({"key_required": True}, "failure", "no key exists"),
+        ({"exposed": True, "key_required": True}, "failure", "no key exists"),
+        ({"exposed": True}, "warning", "without an API key"),
         ({"exposed": True, "key_required": True, "keys": 1}, "warning", "without TLS"),
-        ({"exposed": True, "key_required": True, "keys": 1, "tls": True}, "ok", "over TLS and with an API key"),
+        ({"exposed": True, "key_required": True, "keys": 1, "tls": True}, "ok", "with TLS and an API key"),
     ],
 )
-def test_doctor_judges_who_gets_in(protection, verdict, found):
+def test_doctor_checks_which_clients_can_connect(protection, verdict, detail):
     status = DaemonStatus(
         version=__version__,
         api_version=API_VERSION,
@@ -87,55 +88,55 @@ def test_doctor_judges_who_gets_in(protection, verdict, found):
         workers=[],
         protection=Protection(**protection),
     )
-    nothing = dict.fromkeys(("paths", "manager", "facts", "config", "diagnosis", "unanswered"))
-    (check,) = exposure(Patient(status=status, **nothing))
+    others = dict.fromkeys(("paths", "manager", "service", "config", "diagnosis", "daemon_error"))
+    (check,) = check_access(Context(status=status, **others))
     assert (verdict, "access") == (check.verdict, check.name)
-    assert found in check.found
+    assert detail in check.detail
 
 
-def test_status_json_is_the_wire_object_and_the_service(daemon, invoke):
+def test_status_json_is_the_daemon_status_with_the_service(daemon, invoke):
     result = invoke("status", "--json")
     assert json.loads(result.stdout) == {**daemon.status(), "serving": True, "service": None}
 
 
-def test_status_of_another_version_says_how_to_finish_the_upgrade(daemon, invoke):
+def test_status_suggests_a_restart_after_an_upgrade(daemon, invoke):
     daemon.version = "0.0.9"
     result = invoke("status")
     assert result.exit_code == 0
     last = result.stdout.splitlines()[-1]
     assert __version__ in last
-    assert "`osaurusctl restart`" in last
+    assert "osaurusctl restart" in last
 
 
-def test_ps_lists_workers_in_columns(daemon, invoke, fake):
+def test_ps_lists_workers_in_a_table(daemon, invoke, fake):
     daemon.workers = [
         fake.worker("llama", in_flight=2, waiting=1, estimated_bytes=2 * 10**9, tokens_per_second=41.25),
         fake.worker("qwen", idle_left_seconds=75.2),
         fake.worker("kept", pinned=True),
         fake.worker(
-            "gone", pid=None, device=None, memory_bytes=0, state=WorkerState.FAILED, last_exit="SIGKILL\nwords"
+            "crashed", pid=None, device=None, memory_bytes=0, state=WorkerState.FAILED, last_exit="SIGKILL\nstderr line"
         ),
     ]
     assert invoke("ps").stdout.splitlines() == [
-        "MODEL  STATE   MEMORY  ESTIMATED  IN FLIGHT       TOK/S  PINNED  UNLOADS IN  DEVICE  PID",
-        "llama  ready   2.1 GB  2.0 GB     2 (+1 waiting)  41.2   -       -           gpu     4242",
-        "qwen   ready   2.1 GB  -          0               -      -       1m 15s      gpu     4242",
-        "kept   ready   2.1 GB  -          0               -      yes     never       gpu     4242",
-        "gone   failed  0 B     -          0               -      -       -           -       -",
+        "MODEL    STATE   MEMORY  ESTIMATED  IN FLIGHT       TOK/S  PINNED  UNLOADS IN  DEVICE  PID",
+        "llama    ready   2.1 GB  2.0 GB     2 (+1 waiting)  41.2   -       -           gpu     4242",
+        "qwen     ready   2.1 GB  -          0               -      -       1m 15s      gpu     4242",
+        "kept     ready   2.1 GB  -          0               -      yes     never       gpu     4242",
+        "crashed  failed  0 B     -          0               -      -       -           -       -",
         "",
         "last exits:",
-        "gone: SIGKILL",
-        "  words",
+        "crashed: SIGKILL",
+        "  stderr line",
     ]
 
 
-def test_ps_json_is_the_list(daemon, invoke, fake):
+def test_ps_json_is_a_list_of_workers(daemon, invoke, fake):
     daemon.workers = [fake.worker("llama")]
     assert json.loads(invoke("ps", "--json").stdout)[0]["pid"] == 4242
 
 
-@pytest.mark.parametrize(("command", "hint"), [("ls", "`osaurusctl pull NAME`"), ("ps", "`osaurusctl load NAME`")])
-def test_an_empty_list_says_what_to_do_next(daemon, invoke, command, hint):
+@pytest.mark.parametrize(("command", "hint"), [("ls", "osaurusctl pull NAME"), ("ps", "osaurusctl load NAME")])
+def test_empty_list_suggests_the_next_command(daemon, invoke, command, hint):
     daemon.models = []
     result = invoke(command)
     assert result.exit_code == 0
@@ -145,15 +146,15 @@ def test_an_empty_list_says_what_to_do_next(daemon, invoke, command, hint):
 
 
 @pytest.mark.parametrize("command", ["ls", "ps"])
-def test_an_empty_list_in_json_is_just_empty(daemon, invoke, command):
+def test_empty_list_in_json_has_no_hint(daemon, invoke, command):
     daemon.models = []
     result = invoke(command, "--json")
     assert (result.stdout, result.stderr) == ("[]\n", "")
 
 
-def test_load_waits_and_says_what_it_took(daemon, invoke):
+def test_load_reports_memory_and_load_time(daemon, invoke):
     result = invoke("load", "llama")
-    assert result.stdout == "llama is loaded on gpu: 2.1 GB in 3.2 s\n"
+    assert result.stdout == "llama loaded on gpu: 2.1 GB in 3.2 s\n"
     assert daemon.bodies(Route.LOAD) == [{"model": "llama"}]
 
 
@@ -161,10 +162,10 @@ def test_load_json_is_the_worker(daemon, invoke):
     assert json.loads(invoke("load", "llama", "--json").stdout)["load_seconds"] == 3.21
 
 
-def test_unload_takes_several_names(daemon, invoke, fake):
+def test_unload_accepts_several_names(daemon, invoke, fake):
     daemon.workers = [fake.worker("a"), fake.worker("b")]
     result = invoke("unload", "a", "b", "--force")
-    assert result.stdout == "a is unloaded\nb is unloaded\n"
+    assert result.stdout == "a unloaded\nb unloaded\n"
     assert daemon.bodies(Route.UNLOAD) == [{"model": "a", "force": True}, {"model": "b", "force": True}]
 
 
@@ -173,31 +174,31 @@ def test_unload_json_is_one_document_for_all_names(daemon, invoke, fake):
     assert json.loads(invoke("unload", "a", "b", "--json").stdout) == {"unloaded": ["a", "b"]}
 
 
-def test_unload_all_is_one_call(daemon, invoke, fake):
+def test_unload_all_sends_one_request(daemon, invoke, fake):
     daemon.workers = [fake.worker("a"), fake.worker("b")]
-    assert invoke("unload", "--all").stdout == "a is unloaded\nb is unloaded\n"
+    assert invoke("unload", "--all").stdout == "a unloaded\nb unloaded\n"
     assert daemon.bodies(Route.UNLOAD) == [{"model": None, "force": False}]
 
 
-def test_unload_of_what_is_not_loaded_says_so(daemon, invoke):
+def test_unload_reports_a_model_that_is_not_loaded(daemon, invoke):
     assert invoke("unload", "a").stderr == "not loaded: a\n"
-    assert invoke("unload", "--all").stderr == "nothing was loaded\n"
+    assert invoke("unload", "--all").stderr == "no model is loaded\n"
 
 
 @pytest.mark.parametrize("args", [[], ["a", "--all"]])
-def test_unload_needs_either_names_or_all(daemon, invoke, args):
+def test_unload_requires_either_names_or_all(daemon, invoke, args):
     result = invoke("unload", *args)
     assert result.exit_code == 2
-    assert "`--all`" in result.stderr
+    assert "--all" in result.stderr
     assert daemon.requests == []
 
 
-def test_unload_that_fails_midway_says_what_it_did(daemon, invoke, fake):
+def test_unload_that_fails_midway_reports_the_models_it_unloaded(daemon, invoke, fake):
     daemon.workers = [fake.worker("a")]
     daemon.missing.add("b")
     result = invoke("unload", "a", "b")
     assert result.exit_code == 4
-    assert result.stderr.splitlines()[:2] == ["a is unloaded", "error: no model `b`"]
+    assert result.stderr.splitlines()[:2] == ["a unloaded", "error: no model `b`"]
 
 
 def test_version_shows_both_versions(daemon, invoke):
@@ -210,7 +211,7 @@ def test_version_shows_both_versions(daemon, invoke):
     ]
 
 
-def test_version_json_holds_both(daemon, invoke):
+def test_version_json_contains_both_versions(daemon, invoke):
     assert json.loads(invoke("version", "--json").stdout) == {
         "version": __version__,
         "api_version": API_VERSION,
@@ -218,7 +219,7 @@ def test_version_json_holds_both(daemon, invoke):
     }
 
 
-def test_version_without_a_daemon_is_no_failure(invoke):
+def test_version_succeeds_without_a_daemon(invoke):
     result = invoke("version")
     assert result.exit_code == 0
     assert result.stdout == f"osaurusctl {__version__} (API {API_VERSION})\n"
@@ -227,7 +228,7 @@ def test_version_without_a_daemon_is_no_failure(invoke):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_prints_the_shells_script(invoke, shell):
+def test_completion_prints_the_script_of_the_shell(invoke, shell):
     result = invoke("completion", shell)
     assert result.exit_code == 0
     assert f"_OSAURUSCTL_COMPLETE={shell}_complete" in result.stdout
@@ -235,29 +236,29 @@ def test_completion_prints_the_shells_script(invoke, shell):
     assert document["script"].strip() == result.stdout.strip()
 
 
-def _complete(ctl, monkeypatch, *words):
+def _complete(ctl, monkeypatch, *arguments):
     monkeypatch.setenv("_OSAURUSCTL_COMPLETE", "bash_complete")
-    monkeypatch.setenv("COMP_WORDS", " ".join(["osaurusctl", *words]))
-    monkeypatch.setenv("COMP_CWORD", str(len(words)))
+    monkeypatch.setenv("COMP_WORDS", " ".join(["osaurusctl", *arguments]))
+    monkeypatch.setenv("COMP_CWORD", str(len(arguments)))
     return ctl()
 
 
-def test_completion_offers_models_that_can_be_served(daemon, ctl, monkeypatch, fake):
+def test_completion_of_run_offers_available_models(daemon, ctl, monkeypatch, fake):
     daemon.models = [fake.model("llama"), fake.model("lama", state=ModelState.PARTIAL), fake.model("qwen")]
     result = _complete(ctl, monkeypatch, "run", "L")
     assert result.stdout == "plain,llama\n"
 
 
-def test_completion_offers_aliases_to_run(daemon, ctl, monkeypatch, fake):
+def test_completion_offers_aliases(daemon, ctl, monkeypatch, fake):
     daemon.models = [fake.model("llama", aliases=["fast"])]
     assert _complete(ctl, monkeypatch, "run", "").stdout == "plain,llama\nplain,fast\n"
     assert _complete(ctl, monkeypatch, "alias", "--rm", "").stdout == "plain,fast\n"
 
 
-@pytest.mark.parametrize("words", [["show"], ["rm", "qwen"], ["verify"], ["alias", "fast"]], ids=" ".join)
-def test_completion_offers_every_model_where_its_files_matter(daemon, ctl, monkeypatch, fake, words):
+@pytest.mark.parametrize("arguments", [["show"], ["rm", "qwen"], ["verify"], ["alias", "fast"]], ids=" ".join)
+def test_completion_offers_unavailable_models_to_commands_on_files(daemon, ctl, monkeypatch, fake, arguments):
     daemon.models = [fake.model("llama", aliases=["l"]), fake.model("lama", state=ModelState.PARTIAL)]
-    assert _complete(ctl, monkeypatch, *words, "l").stdout == "plain,llama\nplain,lama\n"
+    assert _complete(ctl, monkeypatch, *arguments, "l").stdout == "plain,llama\nplain,lama\n"
 
 
 @pytest.mark.parametrize("command", ["get", "set", "unset"])
@@ -266,7 +267,7 @@ def test_completion_offers_config_keys(ctl, monkeypatch, command):
 
 
 def test_completion_of_unload_offers_loaded_models(daemon, ctl, monkeypatch, fake):
-    daemon.workers = [fake.worker("qwen"), fake.worker("gone", state=WorkerState.FAILED)]
+    daemon.workers = [fake.worker("qwen"), fake.worker("crashed", state=WorkerState.FAILED)]
     assert _complete(ctl, monkeypatch, "unload", "").stdout == "plain,qwen\n"
 
 
@@ -275,48 +276,34 @@ def test_completion_of_unpin_offers_pinned_models(daemon, ctl, monkeypatch):
     assert _complete(ctl, monkeypatch, "unpin", "").stdout == "plain,qwen\n"
 
 
-def test_completion_of_revoke_offers_the_ids_of_keys(daemon, ctl, monkeypatch):
+def test_completion_of_key_revoke_offers_key_ids(daemon, ctl, monkeypatch):
     daemon.keys = [KeyInfo(id="a1", name="laptop", created=1), KeyInfo(id="b2", name=None, created=1)]
     assert _complete(ctl, monkeypatch, "key", "revoke", "a").stdout == "plain,a1\n"
 
 
-def test_completion_is_silent_without_a_daemon(ctl, monkeypatch):
+def test_completion_offers_nothing_without_a_daemon(ctl, monkeypatch):
     for command in ("load", "unload", "show", "rm"):
         result = _complete(ctl, monkeypatch, command, "")
         assert (result.stdout.strip(), result.stderr) == ("", "")
 
 
-def test_completion_offers_the_commands(ctl, monkeypatch):
+def test_completion_offers_commands(ctl, monkeypatch):
     assert "plain,status" in _complete(ctl, monkeypatch, "st").stdout
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        *(
-            "up",
-            "down",
-            "reload",
-            "key",
-            "status",
-            "ls",
-            "show",
-            "ps",
-            "run",
-            "load",
-            "unload",
-            "pin",
-            "unpin",
-            "top",
-            "import",
-            "alias",
-            "verify",
-        ),
-        *("rm", "prune", "config", "version", "completion"),
-    ],
-)
-def test_every_command_explains_itself(invoke, command):
-    assert command in invoke("--help").stdout
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_a_short_summary_and_an_example(invoke, command):
     result = invoke(command, "-h")
+    summary = " ".join(result.stdout.partition("\n\n")[2].partition("\n\n")[0].split())
     assert result.exit_code == 0
+    assert 0 < len(summary) < 80
+    assert not summary.endswith(".")
     assert "--json" in result.stdout
+    assert f"osaurusctl {command}" in result.stdout.partition("Examples:")[2]
+
+
+def test_help_lists_every_command_with_its_whole_summary(invoke):
+    text = invoke("--help").stdout
+    rows = dict(line.split(maxsplit=1) for line in text.splitlines() if line.startswith("  ") and len(line.split()) > 1)
+    assert set(COMMANDS) <= set(rows)
+    assert not [row for name, row in rows.items() if name in COMMANDS and row.endswith("...")]

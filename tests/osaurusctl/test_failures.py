@@ -1,4 +1,4 @@
-"""Every failure is one line, a hint where there is one, and the exit code of the contract."""
+"""Error messages, hints and exit codes."""
 
 import json
 import os
@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from osaurusctl.client import Client
-from osaurusctl.errors import EXIT_CODES, HINTS, Exit, from_body
+from osaurusctl import client
+from osaurusctl.errors import EXIT_CODES, HINTS, ExitCode, error_from_body
 from osaurusd.wire.admin import API_HEADER, Route
 from osaurusd.wire.errors import ErrorBody, ErrorCode
 
-NEED_THE_DAEMON = [
+DAEMON_COMMANDS = [
     ["status"],
     ["ls"],
     ["ps"],
@@ -33,63 +33,63 @@ NEED_THE_DAEMON = [
 ]
 
 
-@pytest.mark.parametrize("command", NEED_THE_DAEMON, ids=" ".join)
-def test_without_a_daemon_one_line_names_the_command_that_starts_it(ctl, command):
+@pytest.mark.parametrize("command", DAEMON_COMMANDS, ids=" ".join)
+def test_error_without_a_daemon_names_the_command_that_starts_it(ctl, command):
     result = ctl(*command)
     assert result.returncode == 3
     assert result.stdout == ""
-    assert result.stderr == "error: osaurusd is not running; `osaurusctl up` starts it\n"
+    assert result.stderr == 'error: osaurusd is not running; run "osaurusctl up" to start it\n'
 
 
-@pytest.mark.parametrize("command", NEED_THE_DAEMON, ids=" ".join)
+@pytest.mark.parametrize("command", DAEMON_COMMANDS, ids=" ".join)
 @pytest.mark.parametrize("place", ["before", "after"])
-def test_without_a_daemon_json_carries_the_error(invoke, home, command, place):
+def test_json_output_without_a_daemon_contains_the_error(invoke, home, command, place):
     result = invoke(*(["--json", *command] if place == "before" else [*command, "--json"]))
     assert result.exit_code == 3
     assert json.loads(result.stdout)["error"]["code"] == "daemon_not_running"
     assert "not running" in result.stderr
 
 
-def test_a_socket_that_nobody_listens_on_is_no_daemon(daemon, invoke):
+def test_stale_socket_means_that_no_daemon_runs(daemon, invoke):
     daemon.server.shutdown()
     daemon.server.server_close()
     assert invoke("status").exit_code == 3
 
 
 @pytest.mark.parametrize("code", list(ErrorCode))
-def test_every_code_of_the_daemon_has_an_exit_code(code):
+def test_every_error_code_maps_to_an_exit_code(code):
     expected = {
         "model_not_found": 4,
         "model_not_downloaded": 4,
         "insufficient_memory": 5,
         "version_mismatch": 6,
     }
-    assert from_body(ErrorBody(message="m", type="t", code=code)).exit_code == expected.get(code, 1)
+    assert error_from_body(ErrorBody(message="m", type="t", code=code)).exit_code == expected.get(code, 1)
 
 
-def test_a_code_of_a_newer_daemon_is_a_failure():
+def test_unknown_error_code_of_a_newer_daemon_exits_with_1():
     for code in ("from_the_future", None):
-        assert from_body(ErrorBody(message="m", type="t", code=code)).exit_code == Exit.FAILURE
+        assert error_from_body(ErrorBody(message="m", type="t", code=code)).exit_code == ExitCode.FAILURE
 
 
-def test_hints_name_commands_in_backticks():
+def test_every_hint_names_a_command_in_quotes():
     assert EXIT_CODES.keys() <= HINTS.keys()
-    assert all(hint.count("`") % 2 == 0 and "`osaurusctl " in hint for hint in HINTS.values())
+    assert all(hint.count('"') % 2 == 0 and '"osaurusctl ' in hint for hint in HINTS.values())
 
 
 @pytest.mark.parametrize(
     ("code", "exit_code"),
     [("model_not_found", 4), ("model_not_downloaded", 4), ("insufficient_memory", 5), ("busy", 1)],
 )
-def test_the_daemons_errors_are_shown_with_hint_and_exit_code(daemon, ctl, code, exit_code):
-    daemon.fail(Route.LOAD, code, "it did not work")
+def test_daemon_error_is_shown_with_its_hint_and_exit_code(daemon, ctl, code, exit_code):
+    daemon.fail(Route.LOAD, code, "the load failed")
     result = ctl("load", "llama")
     assert result.returncode == exit_code
     assert result.stdout == ""
-    assert result.stderr.splitlines() == ["error: it did not work", f"hint: {HINTS[code]}"]
+    assert result.stderr.splitlines() == ["error: the load failed", f"hint: {HINTS[code]}"]
 
 
-def test_json_errors_are_one_document_and_the_human_line(daemon, ctl):
+def test_json_error_is_one_document_besides_the_error_line(daemon, ctl):
     daemon.fail(Route.LOAD, "model_not_found", "no model `llama`")
     result = ctl("load", "llama", "--json")
     assert result.returncode == 4
@@ -104,7 +104,7 @@ def test_json_errors_are_one_document_and_the_human_line(daemon, ctl):
     assert result.stderr.startswith("error: no model `llama`\n")
 
 
-def test_further_lines_of_a_message_are_indented(daemon, invoke):
+def test_further_lines_of_an_error_message_are_indented(daemon, invoke):
     daemon.fail(Route.LOAD, "worker_crashed", "the worker ended\nline 1\nline 2", status=502)
     assert invoke("load", "llama").stderr.splitlines()[:3] == ["error: the worker ended", "  line 1", "  line 2"]
 
@@ -131,19 +131,19 @@ def test_further_lines_of_a_message_are_indented(daemon, invoke):
     ],
     ids=" ".join,
 )
-def test_usage_errors_are_2_and_name_the_help(invoke, args):
+def test_usage_error_exits_with_2_and_names_the_help(invoke, args):
     result = invoke(*args)
     assert result.exit_code == 2
     error, hint = result.stderr.splitlines()
     assert error.startswith("error: ")
-    assert hint.endswith(" --help` says how it is used")
+    assert hint.endswith(' --help" for usage')
     assert result.stdout == ""
 
 
 @pytest.mark.parametrize(
     "args", [["load", "--json"], ["--json", "load"], ["ls", "--nonsense", "--json"], ["x", "--json"]]
 )
-def test_usage_errors_obey_json(invoke, args):
+def test_usage_error_is_json_with_the_json_option(invoke, args):
     result = invoke(*args)
     assert result.exit_code == 2
     assert json.loads(result.stdout)["error"]["code"] == "usage"
@@ -155,10 +155,10 @@ def test_json_after_a_double_dash_is_an_argument(invoke):
     assert result.stdout == ""
 
 
-def test_no_command_shows_the_help_as_usage_error(invoke):
+def test_missing_command_shows_the_help_and_exits_with_2(invoke):
     result = invoke()
     assert result.exit_code == 2
-    assert "Commands:" in result.stderr
+    assert "Diagnostics:" in result.stderr
 
 
 @pytest.mark.parametrize("api", ["0", "2"])
@@ -169,32 +169,32 @@ def test_no_command_shows_the_help_as_usage_error(invoke):
         *(["rm", "a", "--yes"], ["verify", "a"], ["prune", "--yes"], ["alias"], ["alias", "b", "a"], ["reload"]),
     ],
 )
-def test_a_daemon_of_another_api_version_is_6(daemon, invoke, home, command, api):
+def test_other_api_version_of_the_daemon_exits_with_6(daemon, invoke, home, command, api):
     daemon.api, daemon.version = api, "9.9.9"
     result = invoke(*command, input="a prompt")
     assert result.exit_code == 6
     error, hint = result.stderr.splitlines()
     assert "osaurusd 9.9.9" in error
-    assert "`osaurusctl restart`" in hint
+    assert "osaurusctl restart" in hint
 
 
-def test_a_412_without_version_headers_is_6(daemon, invoke):
+def test_status_412_without_version_headers_exits_with_6(daemon, invoke):
     daemon.fail(Route.MODELS, "version_mismatch", "restart osaurusd", status=412)
     result = invoke("ls")
     assert result.exit_code == 6
     assert result.stderr.startswith("error: restart osaurusd\n")
 
 
-@pytest.mark.parametrize("refuses", [True, False])
-def test_status_version_and_down_work_across_versions(daemon, invoke, refuses):
-    daemon.api, daemon.version, daemon.refuse_every_foreign_call = "2", "9.9.9", refuses
+@pytest.mark.parametrize("rejects", [True, False])
+def test_status_version_and_down_work_across_versions(daemon, invoke, rejects):
+    daemon.api, daemon.version, daemon.reject_every_other_version = "2", "9.9.9", rejects
     assert invoke("status").exit_code == 0
     assert json.loads(invoke("version", "--json").stdout)["daemon"]["api_version"] == 2
     assert invoke("down").exit_code == 0
     assert daemon.stopping.is_set()
 
 
-def test_status_shows_what_it_understands_of_another_version(daemon, invoke):
+def test_status_shows_the_fields_that_another_version_shares(daemon, invoke):
     daemon.api = "2"
     daemon.status_override = {"workers": "three", "uptime_seconds": {"s": 1}, "version": "9.9.9"}
     result = invoke("status", "--json")
@@ -203,7 +203,7 @@ def test_status_shows_what_it_understands_of_another_version(daemon, invoke):
     assert (status["version"], status["workers"], status["pid"]) == ("9.9.9", [], daemon.pid)
 
 
-def test_every_call_says_who_it_is_for_and_what_it_speaks(daemon, invoke):
+def test_every_request_has_the_host_and_api_version_headers(daemon, invoke):
     for command in (["status"], ["load", "a"], ["run", "a", "hi"]):
         invoke(*command)
     assert len(daemon.requests) == 3
@@ -225,24 +225,24 @@ def test_every_call_says_who_it_is_for_and_what_it_speaks(daemon, invoke):
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n[",
     ],
 )
-def test_a_broken_reply_is_a_message(daemon, ctl, raw):
+def test_malformed_reply_is_an_error_without_a_traceback(daemon, ctl, raw):
     daemon.raw = {Route.MODELS: raw}
     result = ctl("ls")
     assert result.returncode == 1
-    assert result.stderr.startswith("error: osaurusd's reply could not be used: ")
+    assert result.stderr.startswith("error: invalid reply from osaurusd: ")
     assert "Traceback" not in result.stderr
 
 
-def test_a_daemon_that_does_not_answer_is_given_up(daemon, monkeypatch, invoke):
-    monkeypatch.setitem(Client.__init__.__kwdefaults__, "patience", 0.05)
+def test_daemon_that_does_not_answer_times_out(daemon, monkeypatch, invoke):
+    monkeypatch.setattr(client, "TIMEOUT_SECONDS", 0.05)
     daemon.server.shutdown()
     result = invoke("status")
     assert result.exit_code == 1
-    assert "in time" in result.stderr
+    assert "timed out" in result.stderr
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_another_users_socket_is_a_message(daemon, home):
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can switch to another user")
+def test_socket_of_another_user_is_a_permission_error(daemon, home):
     home.chmod(0o755)
     script = (
         "import os, osaurusctl.cli, osaurusctl.commands.status\n"
@@ -251,22 +251,22 @@ def test_another_users_socket_is_a_message(daemon, home):
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=30)
     assert result.returncode == 1
-    assert f"no permission to use the socket {home}/run/admin.sock" in result.stderr
+    assert f"permission denied for the socket {home}/run/admin.sock" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_no_permission_is_a_message(invoke, monkeypatch):
-    def refuse(self):
+def test_permission_error_has_a_hint(invoke, monkeypatch):
+    def deny(self):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("osaurusctl.client._UnixConnection.connect", refuse)
+    monkeypatch.setattr("osaurusctl.client._UnixConnection.connect", deny)
     result = invoke("ls")
     assert result.exit_code == 1
-    assert "no permission to use the socket" in result.stderr
+    assert "permission denied for the socket" in result.stderr
     assert "hint: " in result.stderr
 
 
-def test_a_socket_path_that_is_too_long_is_a_message(ctl, monkeypatch):
+def test_socket_path_that_is_too_long_is_an_error_with_the_limit(ctl, monkeypatch):
     monkeypatch.setenv("OSAURUS_HOME", "/tmp/" + "x" * 120)
     for command in ("status", "version", "up"):
         result = ctl(command)
@@ -275,7 +275,7 @@ def test_a_socket_path_that_is_too_long_is_a_message(ctl, monkeypatch):
         assert "Traceback" not in result.stderr
 
 
-def test_a_home_that_cannot_be_written_is_a_message(ctl, home, monkeypatch):
+def test_home_that_cannot_be_written_is_named(ctl, home, monkeypatch):
     (home / "file").write_text("")
     monkeypatch.setenv("OSAURUS_HOME", str(home / "file"))
     result = ctl("up")
@@ -284,14 +284,14 @@ def test_a_home_that_cannot_be_written_is_a_message(ctl, home, monkeypatch):
     assert str(home / "file") in result.stderr
 
 
-def test_text_that_is_not_utf8_is_a_message(daemon, ctl):
+def test_argument_that_is_not_utf8_is_an_error(daemon, ctl):
     result = ctl("run", "llama", b"\xff\xfe")
     assert result.returncode == 1
     assert "not valid UTF-8" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_reader_that_leaves_ends_the_command_quietly(daemon, spawn, fake):
+def test_closed_pipe_ends_the_command_without_a_message(daemon, spawn, fake):
     daemon.models = [fake.model(f"model-{number}") for number in range(5000)]
     process = spawn("ls")
     process.stdout.readline()
@@ -301,16 +301,16 @@ def test_a_reader_that_leaves_ends_the_command_quietly(daemon, spawn, fake):
     assert stderr == b""
 
 
-def test_a_reader_that_never_was_ends_an_error_quietly(home, spawn):
+def test_pipe_that_is_closed_from_the_start_does_not_hide_the_error(home, spawn):
     reading, writing = os.pipe()
     os.close(reading)
     process = spawn("ls", "--json", stdout=writing)
     os.close(writing)
     _, stderr = process.communicate(timeout=30)
-    assert stderr == b"error: osaurusd is not running; `osaurusctl up` starts it\n"
+    assert stderr == b'error: osaurusd is not running; run "osaurusctl up" to start it\n'
     assert process.returncode == 3
 
 
-def test_closed_streams_are_no_failure(daemon):
+def test_closed_standard_streams_are_ignored(daemon):
     command = f"exec {sys.executable} -m osaurusctl ls <&- >&- 2>&-"
     assert subprocess.run(["sh", "-c", command], check=False, cwd=daemon.home, timeout=30).returncode == 0

@@ -1,4 +1,4 @@
-"""`osaurusctl import` shows how far it is, and leaves nothing behind when it is stopped."""
+"""`osaurusctl import`: progress, errors and Ctrl-C."""
 
 import json
 import signal
@@ -22,16 +22,16 @@ def folder(home):
     return path
 
 
-def test_stages_are_lines_where_nobody_watches(daemon, ctl, folder, fake):
+def test_stages_are_lines_without_a_terminal(daemon, ctl, folder, fake):
     daemon.import_events = [*STEPS, ImportDone(model=fake.model("some-model"))]
     result = ctl("import", "some-model", "--name", "mine")
     assert result.returncode == 0
-    assert result.stdout == "some-model is imported (1.8 GB)\n"
+    assert result.stdout == "some-model imported (1.8 GB)\n"
     assert result.stderr == "checking\ncopying (2.0 MB)\n"
     assert daemon.bodies(Route.IMPORTS) == [{"path": str(folder), "name": "mine"}]
 
 
-def test_json_is_a_line_an_event(daemon, invoke, folder, fake):
+def test_json_output_has_one_line_per_event(daemon, invoke, folder, fake):
     daemon.import_events = [*STEPS, ImportDone(model=fake.model("some-model"))]
     result = invoke("import", str(folder), "--json")
     events = [json.loads(line) for line in result.stdout.splitlines()]
@@ -41,33 +41,33 @@ def test_json_is_a_line_an_event(daemon, invoke, folder, fake):
     assert daemon.bodies(Route.IMPORTS)[0]["name"] is None
 
 
-def test_a_terminal_shows_a_bar(daemon, terminal, folder, fake):
+def test_terminal_shows_a_progress_bar(daemon, terminal, folder, fake):
     daemon.import_events = [*STEPS, ImportDone(model=fake.model("some-model"))]
     shown, code = terminal("import", str(folder)).end()
     assert code == 0
     assert "copying" in shown
     assert "2.0/2.0 MB" in shown
-    assert "some-model is imported (1.8 GB)" in shown
+    assert "some-model imported (1.8 GB)" in shown
 
 
-def test_a_refused_import_is_an_error(daemon, invoke, folder):
-    refusal = ErrorBody(message="config.json is missing", type="invalid_request_error", code="import_failed")
-    daemon.import_events = [*STEPS, ImportRefused(error=refusal)]
+def test_rejected_import_is_an_error(daemon, invoke, folder):
+    rejection = ErrorBody(message="config.json is missing", type="invalid_request_error", code="import_failed")
+    daemon.import_events = [*STEPS, ImportRefused(error=rejection)]
     result = invoke("import", str(folder))
     assert result.exit_code == 1
     assert result.stdout == ""
     assert result.stderr.splitlines()[-1] == "error: config.json is missing"
 
 
-def test_a_refused_import_ends_json_lines_with_the_error(daemon, invoke, folder):
-    refusal = ErrorBody(message="config.json is missing", type="invalid_request_error", code="import_failed")
-    daemon.import_events = [STEPS[0], ImportRefused(error=refusal)]
+def test_rejected_import_ends_json_lines_with_the_error(daemon, invoke, folder):
+    rejection = ErrorBody(message="config.json is missing", type="invalid_request_error", code="import_failed")
+    daemon.import_events = [STEPS[0], ImportRefused(error=rejection)]
     lines = [json.loads(line) for line in invoke("--json", "import", str(folder)).stdout.splitlines()]
     assert lines[0]["event"] == "progress"
     assert [line["error"]["code"] for line in lines[1:]] == ["import_failed"]
 
 
-def test_an_error_before_the_first_event_is_an_ordinary_error(daemon, invoke, folder):
+def test_error_before_the_first_event_has_a_hint(daemon, invoke, folder):
     daemon.fail(Route.IMPORTS, "name_taken", "`some-model` is another model's name", status=409)
     result = invoke("import", str(folder))
     assert result.exit_code == 1
@@ -75,36 +75,36 @@ def test_an_error_before_the_first_event_is_an_ordinary_error(daemon, invoke, fo
 
 
 @pytest.mark.parametrize("cut", [True, False])
-def test_an_import_that_breaks_off_is_an_error(daemon, invoke, folder, cut):
+def test_incomplete_stream_is_an_error(daemon, invoke, folder, cut):
     daemon.import_events = [STEPS[0], daemon.CUT] if cut else [STEPS[0]]
     result = invoke("import", str(folder))
     assert result.exit_code == 1
-    assert "osaurusd's reply could not be used" in result.stderr
+    assert "invalid reply from osaurusd" in result.stderr
 
 
-def test_interrupting_cancels_the_import(daemon, spawn, folder):
+def test_ctrl_c_cancels_the_import(daemon, spawn, folder):
     daemon.import_events = [STEPS[0], daemon.HOLD]
     process = spawn("import", str(folder))
     assert process.stderr.readline() == b"checking\n"
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "nothing was left behind" in stderr.decode()
-    assert daemon.client_gone.wait(30)
+    assert "partial files were removed" in stderr.decode()
+    assert daemon.client_disconnected.wait(30)
 
 
-def test_interrupting_on_a_terminal_cancels_the_import(daemon, terminal, folder):
+def test_ctrl_c_on_a_terminal_cancels_the_import(daemon, terminal, folder):
     daemon.import_events = [*STEPS, daemon.HOLD]
     screen = terminal("import", str(folder))
     screen.expect("2.0/2.0 MB")
     screen.type("\x03")
     shown, code = screen.end()
     assert code == 130
-    assert "nothing was left behind" in shown
-    assert daemon.client_gone.wait(30)
+    assert "partial files were removed" in shown
+    assert daemon.client_disconnected.wait(30)
 
 
-def test_interrupting_in_json_is_a_document(daemon, spawn, folder):
+def test_ctrl_c_prints_an_error_document_in_json(daemon, spawn, folder):
     daemon.import_events = [STEPS[0], daemon.HOLD]
     process = spawn("import", str(folder), "--json")
     assert json.loads(process.stdout.readline())["event"] == "progress"

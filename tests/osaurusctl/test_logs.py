@@ -1,4 +1,4 @@
-"""`osaurusctl logs` shows what was logged, whatever becomes of the file meanwhile."""
+"""`osaurusctl logs`: filters, rotated files and --follow."""
 
 import datetime
 import json
@@ -11,7 +11,7 @@ from osaurusctl import log_file
 NOW = datetime.datetime(2026, 1, 31, 12, 0, tzinfo=datetime.UTC)
 
 
-def line(event, level="info", minutes_ago=0, **fields):
+def log_line(event, level="info", minutes_ago=0, **fields):
     when = (NOW - datetime.timedelta(minutes=minutes_ago)).isoformat().replace("+00:00", "Z")
     return json.dumps({"event": event, "level": level, "logger": "x", "timestamp": when, **fields}) + "\n"
 
@@ -27,11 +27,11 @@ def events(result):
     return [json.loads(text)["event"] for text in result.stdout.splitlines()]
 
 
-def test_the_last_lines_are_shown_rotated_ones_included(invoke, log):
-    log.with_name("osaurusd.log.10").write_text(line("oldest"))
-    log.with_name("osaurusd.log.2").write_text(line("older"))
-    log.with_name("osaurusd.log.1").write_text(line("old"))
-    log.write_text(line("new", port=1, text="a b"))
+def test_last_lines_include_rotated_files(invoke, log):
+    log.with_name("osaurusd.log.10").write_text(log_line("oldest"))
+    log.with_name("osaurusd.log.2").write_text(log_line("older"))
+    log.with_name("osaurusd.log.1").write_text(log_line("old"))
+    log.write_text(log_line("new", port=1, text="a b"))
     assert events(invoke("logs", "--json")) == ["oldest", "older", "old", "new"]
     assert events(invoke("logs", "-n", "2", "--json")) == ["old", "new"]
     assert invoke("logs", "-n", "0").stdout == ""
@@ -43,13 +43,13 @@ def test_the_last_lines_are_shown_rotated_ones_included(invoke, log):
     ("level", "shown"),
     [("debug", ["d", "i", "w", "e"]), ("info", ["i", "w", "e"]), ("warning", ["w", "e"]), ("error", ["e"])],
 )
-def test_a_level_is_the_least_that_is_shown(invoke, log, level, shown):
-    log.write_text(line("d", "debug") + line("i") + line("w", "warning") + line("e", "error"))
+def test_level_is_the_minimum(invoke, log, level, shown):
+    log.write_text(log_line("d", "debug") + log_line("i") + log_line("w", "warning") + log_line("e", "error"))
     assert events(invoke("logs", "--level", level, "--json")) == shown
 
 
-def test_since_is_a_span_or_a_time(invoke, log):
-    log.write_text(line("early", minutes_ago=90) + line("late", minutes_ago=30))
+def test_since_is_a_duration_or_a_time(invoke, log):
+    log.write_text(log_line("early", minutes_ago=90) + log_line("late", minutes_ago=30))
     assert events(invoke("logs", "--since", "2026-01-31T11:00:00+00:00", "--json")) == ["late"]
     assert invoke("logs", "--since", "0s", "--json").stdout == ""
     assert events(invoke("logs", "--since", "100000d", "--json")) == ["early", "late"]
@@ -57,45 +57,45 @@ def test_since_is_a_span_or_a_time(invoke, log):
     assert invoke("logs", "--since", "yesterday").exit_code == 2
 
 
-def test_what_is_no_json_is_shown_as_it_is_and_tracebacks_whole(invoke, log):
-    log.write_text("plain words\n[1]\n" + line("bad", "error", exception="Traceback\n  x\nValueError: y"))
+def test_plain_text_lines_and_tracebacks_are_shown(invoke, log):
+    log.write_text("plain text\n[1]\n" + log_line("bad", "error", exception="Traceback\n  x\nValueError: y"))
     shown = invoke("logs").stdout.splitlines()
-    assert "plain words" in shown[0]
+    assert "plain text" in shown[0]
     assert "[1]" in shown[1]
     assert shown[-1] == "ValueError: y"
 
 
-def test_no_log_is_said(invoke, home):
+def test_missing_log_is_an_error(invoke, home):
     result = invoke("logs")
     assert result.exit_code == 1
-    assert "there is no log at" in result.stderr
+    assert "no log file at" in result.stderr
 
 
-def test_following_goes_on_through_a_rotation(spawn, log):
-    log.write_text(line("before"))
+def test_follow_continues_after_a_rotation(spawn, log):
+    log.write_text(log_line("first"))
     process = spawn("logs", "-f", "--json")
 
-    def shown():
+    def next_event():
         return json.loads(process.stdout.readline())["event"]
 
-    assert shown() == "before"
+    assert next_event() == "first"
     with log.open("a") as stream:
-        text = line("half")
+        text = log_line("split")
         stream.write(text[:10])
         stream.flush()
         stream.write(text[10:])
-    assert shown() == "half"
+    assert next_event() == "split"
     with log.open("a") as stream:
-        stream.write(line("last of the old"))
+        stream.write(log_line("before rotation"))
         log.rename(log.with_name("osaurusd.log.1"))
-        stream.write(line("later still"))
-    log.write_text(line("first of the new"))
-    assert [shown(), shown(), shown()] == ["last of the old", "later still", "first of the new"]
+        stream.write(log_line("during rotation"))
+    log.write_text(log_line("after rotation"))
+    assert [next_event(), next_event(), next_event()] == ["before rotation", "during rotation", "after rotation"]
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
 
 
-def test_following_waits_for_a_log_that_is_not_there_yet(spawn, log):
+def test_follow_waits_until_the_log_exists(spawn, log):
     process = spawn("logs", "-f", "--json")
-    log.write_text(line("at last"))
-    assert json.loads(process.stdout.readline())["event"] == "at last"
+    log.write_text(log_line("created"))
+    assert json.loads(process.stdout.readline())["event"] == "created"

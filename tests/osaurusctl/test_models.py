@@ -1,4 +1,4 @@
-"""`ls` and `show`: which models there are, and everything about one."""
+"""`ls` and `show`."""
 
 import json
 import time
@@ -11,8 +11,8 @@ DAY = 86400
 
 
 @pytest.fixture
-def some(daemon, fake):
-    """Models of every sort."""
+def models(daemon, fake):
+    """Three models: loaded, loading and available with aliases."""
     now = int(time.time())
     daemon.models = [
         fake.model(
@@ -39,12 +39,12 @@ def some(daemon, fake):
     return daemon.models
 
 
-def _names(result):
+def listed_names(result):
     assert result.exit_code == 0
     return [line.split()[0] for line in result.stdout.splitlines()[1:]]
 
 
-def test_ls_lists_models_and_below_each_its_aliases(some, invoke):
+def test_ls_lists_models_and_their_aliases(models, invoke):
     result = invoke("ls")
     assert result.stderr == ""
     assert result.stdout.splitlines() == [
@@ -58,7 +58,7 @@ def test_ls_lists_models_and_below_each_its_aliases(some, invoke):
     ]
 
 
-def test_ls_says_why_a_model_cannot_be_used(daemon, invoke, fake):
+def test_ls_shows_why_a_model_cannot_be_served(daemon, invoke, fake):
     daemon.models = [
         fake.model("a"),
         fake.model("b", state=ModelState.PARTIAL, reason="model-00002.safetensors is missing", aliases=["z"]),
@@ -74,14 +74,14 @@ def test_ls_says_why_a_model_cannot_be_used(daemon, invoke, fake):
     assert lines[4].endswith("unknown architecture")
 
 
-def test_ls_json_is_the_list(daemon, invoke):
+def test_ls_json_is_a_list_of_models(daemon, invoke):
     [model] = json.loads(invoke("--json", "ls").stdout)
     assert model["name"] == "llama-3.2-3b-instruct"
     assert model["bytes"] == 1_807_496_278
 
 
 @pytest.mark.parametrize(
-    ("options", "order"),
+    ("options", "expected"),
     [
         ([], ["gemma", "llama-3.2-3b-instruct", "qwen"]),
         (["--reverse"], ["qwen", "llama-3.2-3b-instruct", "gemma"]),
@@ -92,9 +92,9 @@ def test_ls_json_is_the_list(daemon, invoke):
         (["--sort", "parameters", "--reverse"], ["gemma", "llama-3.2-3b-instruct", "qwen"]),
     ],
 )
-def test_ls_sorts(some, invoke, options, order):
+def test_ls_sorts_models(models, invoke, options, expected):
     result = invoke("ls", "--json", *options)
-    assert [model["name"] for model in json.loads(result.stdout)] == order
+    assert [model["name"] for model in json.loads(result.stdout)] == expected
 
 
 @pytest.mark.parametrize(
@@ -108,29 +108,29 @@ def test_ls_sorts(some, invoke, options, order):
     ],
     ids=" ".join,
 )
-def test_ls_filters(some, invoke, args, names):
-    assert _names(invoke("ls", *args)) == names
+def test_ls_filters_by_name_repository_alias_and_state(models, invoke, args, names):
+    assert listed_names(invoke("ls", *args)) == names
 
 
-def test_ls_filters_by_what_is_wrong(daemon, invoke, fake):
+def test_ls_filters_unavailable_models(daemon, invoke, fake):
     daemon.models = [fake.model("a", state=ModelState.PARTIAL), fake.model("b", state=ModelState.UNUSABLE)]
-    assert _names(invoke("ls", "--state", "partial")) == ["a"]
-    assert _names(invoke("ls", "--state", "unusable")) == ["b"]
+    assert listed_names(invoke("ls", "--state", "partial")) == ["a"]
+    assert listed_names(invoke("ls", "--state", "unusable")) == ["b"]
 
 
-def test_ls_says_that_nothing_matches(daemon, invoke):
+def test_ls_reports_that_no_model_matches(daemon, invoke):
     result = invoke("ls", "zebra")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == "no model is like that; `osaurusctl ls` lists them all\n"
+    assert result.stderr == 'no model matches; run "osaurusctl ls" to list all models\n'
     assert invoke("ls", "zebra", "--json").stdout == "[]\n"
 
 
-def test_a_time_in_the_future_is_now(daemon, invoke, fake):
+def test_ls_shows_a_modification_time_in_the_future_as_now(daemon, invoke, fake):
     daemon.models = [fake.model("a", created=int(time.time()) + 1000)]
     assert " 0s ago " in invoke("ls").stdout
 
 
-def test_show_has_sections(daemon, invoke, fake):
+def test_show_prints_sections(daemon, invoke, fake):
     daemon.details["llama"] = fake.details(
         "llama",
         {
@@ -154,7 +154,7 @@ def test_show_has_sections(daemon, invoke, fake):
         "              small",
         "repo          mlx-community/llama-4bit",
         "commit        7f0dc925e0d0afb0322d96f9255cfddf2ba5636e",
-        "licence       llama3.2",
+        "license       llama3.2",
         "state         available",
         "modified      2d 0h ago",
         "size on disk  1.8 GB",
@@ -175,7 +175,7 @@ def test_show_has_sections(daemon, invoke, fake):
         "",
         "memory",
         "  weights                   1.8 GB",
-        "  a token of context        115 kB",
+        "  context, per token        115 kB",
         "  weights and full context  16.8 GB",
         "",
         "worker",
@@ -191,12 +191,12 @@ def test_show_has_sections(daemon, invoke, fake):
     ]
 
 
-def test_show_says_what_is_not_known_and_what_is_wrong(daemon, invoke, fake):
+def test_show_marks_unknown_values_and_shows_the_reason(daemon, invoke, fake):
     broken = {"state": ModelState.PARTIAL, "reason": "no tokenizer", "context_length": None, "quantization": None}
     daemon.details["llama"] = fake.details("llama", broken, commit=None, licence=None, files=[])
     lines = invoke("show", "llama").stdout.splitlines()
     assert "state         partial: no tokenizer" in lines
-    for label in ("commit", "licence", "parameters", "temperature", "context length", "a token of context"):
+    for label in ("commit", "license", "parameters", "temperature", "context length", "context, per token"):
         [line] = [line for line in lines if line.strip().startswith(label)]
         assert line.split()[-1] == "-"
     assert "aliases       none" in lines
@@ -204,7 +204,7 @@ def test_show_says_what_is_not_known_and_what_is_wrong(daemon, invoke, fake):
     assert "files" not in lines
 
 
-def test_show_json_is_the_wire_object(daemon, invoke, fake):
+def test_show_json_is_the_model_details(daemon, invoke, fake):
     daemon.details["llama"] = fake.details("llama")
     document = json.loads(invoke("show", "llama", "--json").stdout)
     assert document["model"]["name"] == "llama"
@@ -212,14 +212,14 @@ def test_show_json_is_the_wire_object(daemon, invoke, fake):
     assert daemon.bodies(Route.DETAILS) == [{"model": "llama"}]
 
 
-def test_show_of_no_model_is_4(daemon, invoke):
+def test_show_of_an_unknown_model_exits_with_4(daemon, invoke):
     daemon.missing.add("llama")
     result = invoke("show", "llama")
     assert result.exit_code == 4
     assert result.stderr.startswith("error: no model `llama`\n")
 
 
-def test_what_a_models_files_say_cannot_command_the_terminal(daemon, terminal, fake):
+def test_control_characters_of_metadata_do_not_reach_the_terminal(daemon, terminal, fake):
     daemon.details["llama"] = fake.details("llama", licence="MIT\x1b]0;title\x07")
     shown, code = terminal("show", "llama").end()
     assert code == 0

@@ -1,34 +1,34 @@
-"""Colours only where they are wanted, numbers as people read them, and nothing dangerous on a terminal."""
+"""Colors, number formats, and control characters in terminal output."""
 
 import pytest
 
-from osaurusctl import layout
+from osaurusctl.formatting import format_bytes, format_duration, format_table
 
 
-def test_errors_are_coloured_on_a_terminal(terminal):
+def test_errors_are_colored_on_a_terminal(terminal):
     shown, code = terminal("ls").end()
     assert code == 3
     assert "\x1b[1;31merror:\x1b[0m" in shown
 
 
 @pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
-def test_nothing_is_coloured_where_it_is_not_wanted(terminal, monkeypatch, variable, value):
+def test_color_can_be_disabled(terminal, monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
     shown, _ = terminal("ls").end()
     assert "error: osaurusd" in shown
     assert "\x1b" not in shown
 
 
-def test_an_empty_no_color_forbids_nothing(terminal, monkeypatch):
+def test_empty_no_color_is_ignored(terminal, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "")
     assert "\x1b[1;31m" in terminal("ls").end()[0]
 
 
-def test_nothing_is_coloured_in_a_pipe(ctl):
+def test_pipe_gets_no_color(ctl):
     assert "\x1b" not in ctl("ls").stderr
 
 
-def test_an_answer_cannot_command_the_terminal(daemon, terminal):
+def test_control_characters_of_an_answer_do_not_reach_the_terminal(daemon, terminal):
     daemon.answers.append(["a\x1b]0;title\x07b", "\x9bc\tend"])
     shown, code = terminal("run", "llama", "hello").end()
     assert code == 0
@@ -36,7 +36,7 @@ def test_an_answer_cannot_command_the_terminal(daemon, terminal):
     assert "\x1b" not in shown
 
 
-def test_an_answer_in_a_pipe_is_left_as_it_is(daemon, ctl):
+def test_answer_in_a_pipe_is_unchanged(daemon, ctl):
     daemon.answers.append(["a\x1b[1mb"])
     assert ctl("run", "llama", "hello").stdout == "a\x1b[1mb\n"
 
@@ -55,17 +55,17 @@ def test_an_answer_in_a_pipe_is_left_as_it_is(daemon, ctl):
         (5_000_000_000_000, "5.0 TB"),
     ],
 )
-def test_sizes_are_short(count, text):
-    assert layout.size(count) == text
+def test_format_bytes(count, text):
+    assert format_bytes(count) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.4, "0s"), (59.9, "59s"), (60, "1m 0s"), (3725, "1h 2m"), (86400, "1d 0h"), (200_000, "2d 7h")],
 )
-def test_ages_have_two_units(seconds, text):
-    assert layout.age(seconds) == text
+def test_format_duration_uses_two_units(seconds, text):
+    assert format_duration(seconds) == text
 
 
-def test_tables_align_and_leave_no_trailing_blanks():
-    assert layout.table([("A", "B"), ("long", ""), ("x", "yy")]) == "A     B\nlong\nx     yy"
+def test_table_is_aligned_without_trailing_spaces():
+    assert format_table([("A", "B"), ("long", ""), ("x", "yy")]) == "A     B\nlong\nx     yy"

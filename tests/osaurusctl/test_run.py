@@ -1,4 +1,4 @@
-"""`osaurusctl run` with a question: the answer streams, and ends well, badly, or by Ctrl-C."""
+"""`osaurusctl run` with one prompt."""
 
 import json
 import signal
@@ -8,10 +8,10 @@ import pytest
 from osaurusd.wire.errors import ErrorBody
 
 CHAT = "/v1/chat/completions"
-CRASH = ErrorBody(message="the worker ended", type="server_error", code="worker_crashed")
+CRASH = ErrorBody(message="the worker crashed", type="server_error", code="worker_crashed")
 
 
-def test_the_answer_goes_to_standard_output(daemon, ctl):
+def test_answer_is_written_to_standard_output(daemon, ctl):
     result = ctl("run", "llama", "hello")
     assert (result.returncode, result.stdout, result.stderr) == (0, "Hello there\n", "")
     assert daemon.bodies(CHAT) == [
@@ -24,12 +24,12 @@ def test_the_answer_goes_to_standard_output(daemon, ctl):
     ]
 
 
-def test_an_answer_that_ends_its_line_gets_no_second_end(daemon, invoke):
+def test_answer_with_a_final_newline_gets_no_second_one(daemon, invoke):
     daemon.answers.append(["one\n"])
     assert invoke("run", "llama", "hello").stdout == "one\n"
 
 
-def test_options_reach_the_daemon(daemon, invoke):
+def test_options_are_sent_to_the_daemon(daemon, invoke):
     options = ["--system", "Be brief.", "--temperature", "0", "--max-tokens", "7", "--seed", "3"]
     assert invoke("run", *options, "llama", "hello").exit_code == 0
     [body] = daemon.bodies(CHAT)
@@ -37,7 +37,7 @@ def test_options_reach_the_daemon(daemon, invoke):
     assert (body["temperature"], body["max_tokens"], body["seed"]) == (0.0, 7, 3)
 
 
-def test_json_is_one_document_with_usage(daemon, ctl):
+def test_json_output_is_one_document_with_usage(daemon, ctl):
     result = ctl("run", "llama", "hello", "--json")
     assert result.stdout.count("\n") == 1
     assert json.loads(result.stdout) == {
@@ -48,10 +48,10 @@ def test_json_is_one_document_with_usage(daemon, ctl):
     }
 
 
-def test_an_answer_that_was_cut_off_says_so(daemon, invoke):
+def test_truncated_answer_causes_a_note(daemon, invoke):
     result = invoke("run", "llama", "hello", "--max-tokens", "2")
     assert result.exit_code == 0
-    assert "cut off" in result.stderr
+    assert "truncated" in result.stderr
 
 
 def test_standard_input_is_the_prompt(daemon, ctl):
@@ -59,32 +59,32 @@ def test_standard_input_is_the_prompt(daemon, ctl):
     assert daemon.bodies(CHAT)[0]["messages"][-1]["content"] == "from a pipe"
 
 
-def test_standard_input_goes_after_the_prompt(daemon, ctl):
+def test_standard_input_is_appended_to_the_prompt(daemon, ctl):
     assert ctl("run", "llama", "Sum up:", input="line 1\n\nline 2\n").returncode == 0
     assert daemon.bodies(CHAT)[0]["messages"][-1]["content"] == "Sum up:\n\nline 1\n\nline 2"
 
 
 @pytest.mark.parametrize("args", [["llama"], ["llama", ""], ["llama", "--json"], []])
-def test_no_prompt_at_all_is_a_usage_error(daemon, ctl, args):
+def test_missing_prompt_is_a_usage_error(daemon, ctl, args):
     result = ctl("run", *args, input="")
     assert result.returncode == 2
-    assert "there is no prompt" in result.stderr
+    assert "missing prompt" in result.stderr
     assert daemon.requests == []
 
 
-def test_a_conversation_has_no_json(daemon, terminal):
+def test_conversation_with_json_is_a_usage_error(daemon, terminal):
     shown, code = terminal("run", "llama", "--json").end()
     assert code == 2
     assert '"code":"usage"' in shown
 
 
-def test_without_a_name_the_default_model_answers(daemon, ctl):
+def test_default_model_answers_without_a_name(daemon, ctl):
     daemon.default_model = "qwen"
     assert ctl("run", input="hello").returncode == 0
     assert daemon.bodies(CHAT)[0]["model"] == "qwen"
 
 
-def test_without_a_name_and_a_default_the_key_and_file_are_named(daemon, ctl):
+def test_error_without_a_default_model_names_the_key_and_the_file(daemon, ctl):
     result = ctl("run", input="hello")
     assert result.returncode == 2
     assert "`default_model`" in result.stderr
@@ -94,7 +94,7 @@ def test_without_a_name_and_a_default_the_key_and_file_are_named(daemon, ctl):
 @pytest.mark.parametrize(
     ("code", "exit_code"), [("model_not_found", 4), ("insufficient_memory", 5), ("context_length_exceeded", 1)]
 )
-def test_an_error_before_the_answer_has_its_exit_code(daemon, invoke, code, exit_code):
+def test_error_before_the_answer_has_its_exit_code(daemon, invoke, code, exit_code):
     daemon.fail(CHAT, code, "no")
     result = invoke("run", "llama", "hello")
     assert (result.exit_code, result.stdout) == (exit_code, "")
@@ -102,15 +102,15 @@ def test_an_error_before_the_answer_has_its_exit_code(daemon, invoke, code, exit
 
 
 @pytest.mark.parametrize(("code", "exit_code"), [("worker_crashed", 1), ("insufficient_memory", 5)])
-def test_an_error_in_the_stream_has_its_exit_code(daemon, ctl, code, exit_code):
-    daemon.answers.append(["Hel", ErrorBody(message="the worker ended", type="server_error", code=code)])
+def test_error_in_the_stream_has_its_exit_code(daemon, ctl, code, exit_code):
+    daemon.answers.append(["Hel", ErrorBody(message="the worker crashed", type="server_error", code=code)])
     result = ctl("run", "llama", "hello")
     assert result.returncode == exit_code
     assert result.stdout == "Hel\n"
-    assert result.stderr.startswith("error: the worker ended\n")
+    assert result.stderr.startswith("error: the worker crashed\n")
 
 
-def test_an_error_in_the_stream_is_the_only_json_document(daemon, ctl):
+def test_error_in_the_stream_is_the_only_json_document(daemon, ctl):
     daemon.answers.append(["Hel", CRASH])
     result = ctl("run", "llama", "hello", "--json")
     assert result.returncode == 1
@@ -118,22 +118,22 @@ def test_an_error_in_the_stream_is_the_only_json_document(daemon, ctl):
 
 
 @pytest.mark.parametrize("tokens", [["Hel", "CUT"], ["CUT"]])
-def test_an_answer_that_breaks_off_is_an_error(daemon, invoke, tokens):
+def test_incomplete_stream_is_an_error(daemon, invoke, tokens):
     daemon.answers.append([daemon.CUT if token == "CUT" else token for token in tokens])
     result = invoke("run", "llama", "hello")
     assert result.exit_code == 1
-    assert "osaurusd's reply could not be used" in result.stderr
+    assert "invalid reply from osaurusd" in result.stderr
 
 
 @pytest.mark.parametrize("data", [b"data: nonsense\n\n", b'data: {"choices": 3}\n\n', b"data: {}\n\n"])
-def test_a_stream_that_is_none_is_an_error(daemon, invoke, data):
+def test_malformed_stream_is_an_error(daemon, invoke, data):
     daemon.raw = {CHAT: b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(data), data)}
     result = invoke("run", "llama", "hello")
     assert result.exit_code == 1
-    assert "osaurusd's reply could not be used" in result.stderr
+    assert "invalid reply from osaurusd" in result.stderr
 
 
-def test_interrupting_is_130_and_ends_the_request(daemon, spawn):
+def test_ctrl_c_exits_with_130_and_cancels_the_request(daemon, spawn):
     daemon.answers.append(["Hello", daemon.HOLD])
     process = spawn("run", "llama", "hello", stdin=None)
     assert process.stdout.read(5) == b"Hello"
@@ -142,22 +142,22 @@ def test_interrupting_is_130_and_ends_the_request(daemon, spawn):
     assert process.returncode == 130
     assert b"interrupted" in stderr
     assert b"Traceback" not in stderr
-    assert daemon.client_gone.wait(30)
+    assert daemon.client_disconnected.wait(30)
 
 
-def test_interrupting_in_json_is_a_document(daemon, spawn):
+def test_ctrl_c_prints_an_error_document_in_json(daemon, spawn):
     daemon.answers.append([daemon.HOLD])
     process = spawn("run", "llama", "hello", "--json")
     process.stdin.close()
     process.stdin = None
-    assert daemon.asked.wait(30)
+    assert daemon.chat_started.wait(30)
     process.send_signal(signal.SIGINT)
     stdout, _ = process.communicate(timeout=30)
     assert process.returncode == 130
     assert json.loads(stdout)["error"]["code"] == "interrupted"
 
 
-def test_a_reader_that_leaves_ends_the_request(daemon, spawn):
+def test_closed_pipe_cancels_the_request(daemon, spawn):
     daemon.answers.append(["x" * 1000] * 2000)
     process = spawn("run", "llama", "hello")
     process.stdin.close()

@@ -1,4 +1,4 @@
-"""`osaurusctl up` and `down` start and end a real process, and say how that went."""
+"""`up` and `down` with a real process."""
 
 import contextlib
 import json
@@ -15,13 +15,13 @@ import osaurusd
 
 
 @pytest.fixture
-def stand_in(home, monkeypatch):
-    """Makes `python -m osaurusd` the fake daemon, and kills what is left of it at the end."""
+def fake_program(home, monkeypatch):
+    """Replace `python -m osaurusd` by the fake daemon, and return how to read its start record."""
     package = home / "packages" / "osaurusd"
     package.mkdir(parents=True)
     for name in ("__init__.py", "wire", "config.py", "origins.py", "errors.py"):
         (package / name).symlink_to(Path(osaurusd.__file__).with_name(name))
-    script = Path(__file__).with_name("stand_in.py")
+    script = Path(__file__).with_name("fake_daemon_program.py")
     (package / "__main__.py").write_text(f"import runpy\nrunpy.run_path({str(script)!r}, run_name='__main__')\n")
     monkeypatch.setenv("PYTHONPATH", f"{package.parent}{os.pathsep}{os.environ['PYTHONPATH']}")
     monkeypatch.delenv("FAKE_MODE", raising=False)
@@ -30,10 +30,10 @@ def stand_in(home, monkeypatch):
         os.kill(json.loads((home / "started.json").read_text(encoding="utf-8"))["pid"], signal.SIGKILL)
 
 
-def test_up_starts_a_daemon_of_its_own_and_down_ends_it(ctl, stand_in, home):
+def test_up_starts_a_daemon_and_down_stops_it(ctl, fake_program, home):
     up = ctl("up", "--host", "127.0.0.1", "--port", "9000", "--insecure")
     assert up.returncode == 0, up.stderr
-    started = stand_in()
+    started = fake_program()
     assert started["argv"] == ["serve", "--host", "127.0.0.1", "--port", "9000", "--insecure"]
     assert started["supervised"] == "up"
     assert started["own_session"]
@@ -45,59 +45,59 @@ def test_up_starts_a_daemon_of_its_own_and_down_ends_it(ctl, stand_in, home):
         f"log: {home}/logs/osaurusd.log",
     ]
     down = ctl("down")
-    assert (down.returncode, down.stdout) == (0, f"osaurusd (pid {started['pid']}) has stopped\n")
+    assert (down.returncode, down.stdout) == (0, f"osaurusd (pid {started['pid']}) stopped\n")
     assert ctl("down").returncode == 3
 
 
-def test_up_and_down_speak_json(ctl, stand_in, home):
+def test_up_and_down_print_json(ctl, fake_program, home):
     document = json.loads(ctl("up", "--json").stdout)
     assert document == {
         "started": True,
-        "pid": stand_in()["pid"],
+        "pid": fake_program()["pid"],
         "endpoints": ["http://127.0.0.1:8080", "http://[::1]:8080"],
         "log_file": f"{home}/logs/osaurusd.log",
     }
     assert json.loads(ctl("--json", "down").stdout) == {"pid": document["pid"]}
 
 
-def test_up_says_if_one_runs_already(daemon, invoke):
+def test_up_reports_a_running_daemon(daemon, invoke):
     result = invoke("up")
     assert result.exit_code == 0
-    assert result.stdout.startswith(f"osaurusd was already running (pid {daemon.pid})\nhttp://127.0.0.1:8080\n")
+    assert result.stdout.startswith(f"osaurusd is already running (pid {daemon.pid})\nhttp://127.0.0.1:8080\n")
     assert json.loads(invoke("up", "--json").stdout)["started"] is False
 
 
-def test_up_leaves_a_daemon_of_another_version_alone(daemon, invoke):
+def test_up_accepts_a_running_daemon_of_another_version(daemon, invoke):
     daemon.api = "2"
     assert invoke("up").exit_code == 0
 
 
-def test_up_shows_the_last_words_of_a_daemon_that_dies(ctl, stand_in, home, monkeypatch):
-    monkeypatch.setenv("FAKE_MODE", "dies")
+def test_up_shows_the_stderr_of_a_daemon_that_exits(ctl, fake_program, home, monkeypatch):
+    monkeypatch.setenv("FAKE_MODE", "exit")
     log = home / "logs" / "osaurusd.stderr.log"
     log.parent.mkdir()
-    log.write_text("words of an earlier run\n")
+    log.write_text("output of an earlier run\n")
     result = ctl("up")
     assert result.returncode == 1
     assert result.stderr.splitlines() == [
-        "error: osaurusd ended while starting (exit code 2)",
+        "error: osaurusd exited during startup with code 2",
         "  config.toml: unknown key `prot`",
     ]
-    assert log.read_text() == "words of an earlier run\nconfig.toml: unknown key `prot`\n"
+    assert log.read_text() == "output of an earlier run\nconfig.toml: unknown key `prot`\n"
 
 
-def test_up_does_not_wait_for_ever(ctl, stand_in, monkeypatch, home):
+def test_up_times_out(ctl, fake_program, monkeypatch, home):
     monkeypatch.setenv("FAKE_MODE", "never ready")
     os.mkfifo(home / "alive")
     result = ctl("up", "--timeout", "0.5", "--json")
-    (home / "alive").open().close()  # It is up by now, so that the fixture finds and ends it.
+    (home / "alive").open().close()  # Waits until the process has written the record that the fixture reads.
     assert result.returncode == 1
     assert json.loads(result.stdout)["error"]["code"] == "start_timeout"
     assert "(pid " in result.stderr
     assert "after 0.5 s" in result.stderr
 
 
-def test_interrupting_up_ends_what_it_started(spawn, stand_in, monkeypatch, home):
+def test_interrupted_up_terminates_the_daemon(spawn, fake_program, monkeypatch, home):
     monkeypatch.setenv("FAKE_MODE", "never ready")
     os.mkfifo(home / "alive")
     process = spawn("up")
@@ -109,14 +109,14 @@ def test_interrupting_up_ends_what_it_started(spawn, stand_in, monkeypatch, home
         assert alive.read() == ""
 
 
-def test_logs_of_up_are_private(ctl, stand_in, home):
+def test_log_files_of_up_are_private(ctl, fake_program, home):
     assert ctl("up").returncode == 0
     assert stat.S_IMODE((home / "logs").stat().st_mode) == 0o700
     assert stat.S_IMODE((home / "logs" / "osaurusd.stderr.log").stat().st_mode) == 0o600
     assert ctl("down").returncode == 0
 
 
-def test_up_runs_nothing_that_lies_in_the_current_directory(ctl, stand_in, home):
+def test_up_does_not_import_from_the_current_directory(ctl, fake_program, home):
     (home / "osaurusd.py").write_text("raise SystemExit('this must not run')\n")
     (home / "msgspec.py").write_text("raise SystemExit('this must not run')\n")
     script = "from osaurusctl.__main__ import main; main()"
@@ -125,25 +125,25 @@ def test_up_runs_nothing_that_lies_in_the_current_directory(ctl, stand_in, home)
     assert ctl("down", cwd="/").returncode == 0
 
 
-def test_down_waits_until_the_process_is_gone(ctl, stand_in, home, monkeypatch):
+def test_down_waits_until_the_process_has_exited(ctl, fake_program, home, monkeypatch):
     monkeypatch.setenv("FAKE_MODE", "slow to stop")
     assert ctl("up").returncode == 0
     assert ctl("down").returncode == 0
     assert not (home / "run" / "admin.sock").exists()
 
 
-def test_down_names_a_daemon_that_does_not_end(daemon, invoke):
-    daemon.let_go_on_shutdown = False
+def test_down_reports_a_daemon_that_does_not_exit(daemon, invoke):
+    daemon.release_lock_on_shutdown = False
     result = invoke("down", "--timeout", "0.1")
     assert result.exit_code == 1
-    assert f"osaurusd (pid {daemon.pid}) still runs after 0.1 s" in result.stderr
+    assert f"osaurusd (pid {daemon.pid}) is still running after 0.1 s" in result.stderr
 
 
-def test_down_waits_for_one_that_is_already_stopping(daemon, invoke, home):
+def test_down_waits_for_a_daemon_that_is_already_stopping(daemon, invoke, home):
     daemon.server.shutdown()
     daemon.server.server_close()
     result = invoke("down", "--timeout", "0.1")
     assert result.exit_code == 1
     assert f"(pid {daemon.pid})" in result.stderr
-    daemon.let_go()
+    daemon.release_lock()
     assert invoke("down").exit_code == 3

@@ -1,25 +1,28 @@
+"""The check of the process priority that macOS gives the service."""
+
 import os
 import sys
 
 import pytest
 
 from osaurusctl.doctor import service
-from osaurusctl.doctor.check import Patient, Verdict
-from osaurusctl.service.manager import Facts, Mode
+from osaurusctl.doctor.check import Context, Verdict
+from osaurusctl.service.job import Mode
+from osaurusctl.service.manager import ServiceStatus
 from osaurusd.wire import paths
 
 
 @pytest.fixture
-def mac(monkeypatch, tmp_path):
-    """A Mac whose `ps` prints what it is told to, and on which our job runs."""
+def build_context(monkeypatch, tmp_path):
+    """Build the context of a Mac on which the job runs and `ps` prints the given output."""
 
-    def mac(printed, pid=4711):
+    def build(ps_output, pid=4711):
         ps = tmp_path / "ps"
-        ps.write_text(f'#!/bin/sh\n[ "$*" = "-o pri= -p 4711" ] && echo "{printed}"\n')
+        ps.write_text(f'#!/bin/sh\n[ "$*" = "-o pri= -p 4711" ] && echo "{ps_output}"\n')
         ps.chmod(0o700)
         monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
         monkeypatch.setattr(sys, "platform", "darwin")
-        facts = Facts(
+        service_status = ServiceStatus(
             manager="launchd",
             file="/x.plist",
             mode=Mode.LOGIN,
@@ -30,13 +33,13 @@ def mac(monkeypatch, tmp_path):
             state="running",
             pid=pid,
         )
-        return Patient(paths.resolve(), None, facts, None, None, None, None)
+        return Context(paths.resolve(), None, service_status, None, None, None, None)
 
-    return mac
+    return build
 
 
 @pytest.mark.parametrize(
-    ("printed", "verdict"),
+    ("ps_output", "verdict"),
     [
         ("  31", Verdict.OK),
         ("46", Verdict.OK),
@@ -46,18 +49,18 @@ def mac(monkeypatch, tmp_path):
         ("ps: unknown keyword", Verdict.WARNING),
     ],
 )
-def test_a_daemon_that_macos_clocks_down_is_found(mac, printed, verdict):
-    (check,) = service.priority(mac(printed))
+def test_low_priority_is_a_failure(build_context, ps_output, verdict):
+    (check,) = service.check_priority(build_context(ps_output))
 
     assert verdict == check.verdict
 
 
-def test_only_a_running_job_has_a_priority(mac):
-    assert [] == list(service.priority(mac("20", pid=None)))
+def test_stopped_job_is_not_checked(build_context):
+    assert [] == list(service.check_priority(build_context("20", pid=None)))
 
 
-def test_other_systems_have_other_priorities(mac, monkeypatch):
-    patient = mac("20")
+def test_other_systems_are_not_checked(build_context, monkeypatch):
+    context = build_context("20")
     monkeypatch.setattr(sys, "platform", "linux")
 
-    assert [] == list(service.priority(patient))
+    assert [] == list(service.check_priority(context))

@@ -1,4 +1,4 @@
-"""What the service is given of the installing shell's environment, and what it is not."""
+"""Which environment variables the service gets."""
 
 import pytest
 
@@ -7,33 +7,33 @@ from osaurusctl.service import job
 from osaurusd.config import ENVIRONMENT
 
 
-def test_every_variable_that_overrides_the_configuration_is_carried():
+def test_variables_that_override_the_configuration_are_inherited():
     assert set(job.OVERRIDES) == set(ENVIRONMENT)
 
 
-def test_what_decides_where_files_lie_is_carried_as_absolute_paths(monkeypatch, tmp_path):
+def test_path_variables_are_inherited_as_absolute_paths(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/Users/me")
-    found = job.carried(
+    variables = job.inherited_environment(
         {"OSAURUS_HOME": "here", "HF_HOME": "~/hf", "XDG_DATA_HOME": "", "EDITOR": "vi", "HF_TOKEN": "x"}
     )
-    assert found == {"OSAURUS_HOME": str(tmp_path / "here"), "HF_HOME": "/Users/me/hf"}
+    assert variables == {"OSAURUS_HOME": str(tmp_path / "here"), "HF_HOME": "/Users/me/hf"}
 
 
 @pytest.mark.parametrize(
     "word", ["HF_TOKEN=x", "OPENAI_API_KEY=x", "MY_PASSWORD=x", "AWS_SECRET=x", "X=https://me:word@hub.example"]
 )
-def test_secrets_are_refused_with_the_place_where_they_belong(word):
+def test_secrets_are_rejected(word):
     with pytest.raises(CliError, match="looks like a secret") as error:
-        job.given([word])
+        job.parse_env_options([word])
     assert "hf auth login" in error.value.hint
 
 
 @pytest.mark.parametrize("word", ["X", "=x", "1X=x", "X Y=x", "X=a\nb", "X=a\0b", "OSAURUS_SUPERVISED=x"])
-def test_what_is_no_assignment_is_refused(word):
+def test_invalid_assignments_are_rejected(word):
     with pytest.raises(CliError, match="--env"):
-        job.given([word])
+        job.parse_env_options([word])
 
 
-def test_values_may_hold_anything_else():
-    assert job.given(["X=a=b & c", "KEYBOARD=us", "Y="]) == {"X": "a=b & c", "KEYBOARD": "us", "Y": ""}
+def test_values_may_contain_any_other_text():
+    assert job.parse_env_options(["X=a=b & c", "KEYBOARD=us", "Y="]) == {"X": "a=b & c", "KEYBOARD": "us", "Y": ""}

@@ -1,9 +1,9 @@
-"""What launchctl prints is read with care: it is no stable format."""
+"""The parser of launchctl's output, whose format is not stable."""
 
 import pytest
 
-from osaurusctl.service.launchctl import Launchctl, Target, parse
-from osaurusctl.service.run import Result
+from osaurusctl.service.launchctl import Launchctl, Target, parse_job
+from osaurusctl.service.manager import Result
 
 TARGET = Target("gui/501", "ai.osaurus.osaurusd")
 
@@ -39,28 +39,28 @@ gui/501/ai.osaurus.osaurusd = {
 """
 
 
-def printed(*lines):
+def job_output(*lines):
     return "gui/501/x = {\n" + "".join(f"\t{line}\n" for line in lines) + "}\n"
 
 
-def test_the_jobs_own_fields_are_read_and_no_other_ones():
-    found = parse(RUNNING)
-    assert (found.state, found.pid, found.number("runs"), found.last_exit) == ("running", 4711, 3, "1")
-    assert found.fields["program"] == "/Users/u/a = b/osaurusd"
-    assert found.fields["spawn type"] == "interactive (4)"
-    assert found.blocks["arguments"] == ["/Users/u/a = b/osaurusd", "serve"]
+def test_only_fields_of_the_job_itself_are_parsed():
+    job = parse_job(RUNNING)
+    assert (job.state, job.pid, job.number("runs"), job.last_exit) == ("running", 4711, 3, "1")
+    assert job.fields["program"] == "/Users/u/a = b/osaurusd"
+    assert job.fields["spawn type"] == "interactive (4)"
+    assert job.blocks["arguments"] == ["/Users/u/a = b/osaurusd", "serve"]
 
 
 @pytest.mark.parametrize(
     ("lines", "pid"),
     [([], None), (["pid = 0"], None), (["pid = -1"], None), (["pid = (none)"], None), (["pid = 7"], 7)],
 )
-def test_only_a_positive_number_is_a_process(lines, pid):
-    assert parse(printed(*lines)).pid == pid
+def test_pid_is_a_positive_number(lines, pid):
+    assert parse_job(job_output(*lines)).pid == pid
 
 
 @pytest.mark.parametrize(
-    ("lines", "last"),
+    ("lines", "last_exit"),
     [
         ([], None),
         (["last exit code = (never exited)"], None),
@@ -69,13 +69,13 @@ def test_only_a_positive_number_is_a_process(lines, pid):
         (["last terminating signal = Killed: 9"], "Killed: 9"),
     ],
 )
-def test_how_it_ended_last_is_told_in_launchds_words(lines, last):
-    assert parse(printed(*lines)).last_exit == last
+def test_last_exit_is_the_text_of_launchd(lines, last_exit):
+    assert parse_job(job_output(*lines)).last_exit == last_exit
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "\t}\n\t= {\n", "x = {\n\targuments = {\n\t\ta\n"])
-def test_whatever_comes_is_read_somehow(text):
-    assert parse(text).state == "unknown"
+def test_malformed_output_is_an_unknown_state(text):
+    assert parse_job(text).state == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -89,11 +89,11 @@ def test_whatever_comes_is_read_somehow(text):
         ("\tdisabled services = {\n\t}\n", False),
     ],
 )
-def test_both_flavours_of_the_disabled_set_are_understood(text, disabled):
+def test_both_formats_of_print_disabled_are_parsed(text, disabled):
     assert Launchctl(lambda *_: Result(0, text)).is_disabled(TARGET) is disabled
 
 
-def test_verbs_are_launchctls():
+def test_methods_run_launchctl_subcommands():
     calls = []
 
     def run(command, _):

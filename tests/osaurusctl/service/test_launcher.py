@@ -1,4 +1,4 @@
-"""The launcher finds a Python that has osaurusd, and says so if there is none."""
+"""The launcher finds a Python with osaurusd, and reports if there is none."""
 
 import os
 import stat
@@ -17,16 +17,16 @@ def path(tmp_path):
     return tmp_path / "bin & co" / "osaurusd"
 
 
-def test_it_runs_the_osaurusd_of_the_python_that_wrote_it(path):
+def test_launcher_runs_the_osaurusd_of_the_current_python(path):
     launcher.write(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o755
-    assert launcher.fault(path, {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}) is None
+    assert launcher.check(path, {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}) is None
     assert launcher.is_current(path)
     run = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout == f"osaurusd {osaurusd.__version__}\n"
 
 
-def test_arguments_arrive_as_they_are(path, tmp_path):
+def test_arguments_are_passed_unchanged(path, tmp_path):
     fake = tmp_path / "py thon"
     fake.write_text(
         f'#!/bin/sh\n[ "$2" = -c ] && exit 0\nexec {sys.executable} -c \'import sys; print(sys.argv[1:])\' "$@"\n'
@@ -39,39 +39,39 @@ def test_arguments_arrive_as_they_are(path, tmp_path):
     assert run.stdout == "['-P', '-m', 'osaurusd', 'serve', 'a b', '$x', '']\n"
 
 
-def test_a_python_that_is_gone_is_named(path, tmp_path, monkeypatch):
+def test_missing_python_is_named(path, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     path.parent.mkdir()
-    path.write_text(launcher.render(Path("/gone/bin/python")))
+    path.write_text(launcher.render(Path("/missing/bin/python")))
     path.chmod(0o755)
-    assert "/gone/bin/python cannot import osaurusd" in launcher.fault(path, {})
+    assert "/missing/bin/python cannot import osaurusd" in launcher.check(path, {})
     assert not launcher.is_current(path)
 
 
-def test_a_program_in_a_usual_place_stands_in(path, tmp_path, monkeypatch):
+def test_installed_program_is_the_fallback(path, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    usual = tmp_path / ".local" / "bin" / "osaurusd"
-    usual.parent.mkdir(parents=True)
-    usual.write_text('#!/bin/sh\necho usual "$@"\n')
-    usual.chmod(0o755)
+    program = tmp_path / ".local" / "bin" / "osaurusd"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho fallback "$@"\n')
+    program.chmod(0o755)
     path.parent.mkdir()
-    path.write_text(launcher.render(Path("/gone/bin/python")))
+    path.write_text(launcher.render(Path("/missing/bin/python")))
     path.chmod(0o755)
     run = subprocess.run([path, "serve"], capture_output=True, text=True, timeout=60, check=True)
-    assert run.stdout == "usual serve\n"
+    assert run.stdout == "fallback serve\n"
 
 
-def test_supervised_it_says_so_once_and_goes_on_looking(path, tmp_path):
+def test_supervised_launcher_reports_once_and_keeps_searching(path, tmp_path):
     path.parent.mkdir()
-    # Shorter pauses, so that it looks more than once while the test looks on.
-    path.write_text(launcher.render(Path("/gone/bin/python")).replace("sleep 10", "echo looked; sleep 0.1"))
+    # Retry faster, and print a line for each attempt.
+    path.write_text(launcher.render(Path("/missing/bin/python")).replace("sleep 10", "echo retry; sleep 0.1"))
     path.chmod(0o755)
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OSAURUS_SUPERVISED": "launchd"}
     process = subprocess.Popen([path, "serve"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert [process.stdout.readline() for _ in range(3)] == ["looked\n"] * 3
+    assert [process.stdout.readline() for _ in range(3)] == ["retry\n"] * 3
     process.terminate()
     assert len(process.communicate(timeout=30)[1].splitlines()) == 1
 
 
-def test_what_is_not_there_is_named(tmp_path):
-    assert launcher.fault(tmp_path / "gone", {}) == f"{tmp_path / 'gone'}: No such file or directory"
+def test_missing_launcher_is_named(tmp_path):
+    assert launcher.check(tmp_path / "missing", {}) == f"{tmp_path / 'missing'}: No such file or directory"

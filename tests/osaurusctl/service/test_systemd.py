@@ -1,4 +1,4 @@
-"""The unit file is systemd's, and a job survives the way into it and back."""
+"""The systemd unit: valid for systemd, and the job in it can be parsed again."""
 
 import os
 import shutil
@@ -10,33 +10,33 @@ import pytest
 from osaurusctl.errors import CliError
 from osaurusctl.service import systemd
 from osaurusctl.service.job import LABEL, Job, Mode
-from osaurusctl.service.run import Result
+from osaurusctl.service.manager import Result
 from osaurusd.config import Config
 
-NASTY = "/x/a b %h $HOME \"q\" back\\slash 'single' ü"
+SPECIAL_CHARACTERS = "/x/a b %h $HOME \"q\" back\\slash 'single' ü"
 JOB = Job(
-    launcher=Path(NASTY),
+    launcher=Path(SPECIAL_CHARACTERS),
     user_home=Path("/home/100% me"),
     log_dir=Path(),
     host="::1",
     port=0,
     insecure=True,
-    env={"A": NASTY},
+    env={"A": SPECIAL_CHARACTERS},
 )
 
 
-def test_a_job_is_read_back_as_it_was_written():
-    assert systemd.recorded(systemd.render(JOB)) == JOB
+def test_parsed_job_equals_the_rendered_job():
+    assert systemd.parse_unit(systemd.render_unit(JOB)) == JOB
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="this machine has no systemd-analyze")
-def test_systemd_has_nothing_to_say_against_it(tmp_path):
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="requires systemd-analyze")
+def test_systemd_accepts_the_unit(tmp_path):
     program = tmp_path / "a b %h $x osaurusd"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     unit = tmp_path / "osaurusd.service"
     job = Job(launcher=program, user_home=tmp_path, log_dir=Path(), port=1, env={"A": 'x %y $z "q"'})
-    unit.write_text(systemd.render(job))
+    unit.write_text(systemd.render_unit(job))
     env = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
     run = subprocess.run(
         ["systemd-analyze", "--user", "verify", "--man=no", unit], env=env, capture_output=True, text=True, check=False
@@ -44,19 +44,19 @@ def test_systemd_has_nothing_to_say_against_it(tmp_path):
     assert (run.returncode, run.stderr) == (0, "")
 
 
-def test_systemd_waits_longer_than_the_daemon_takes_to_end():
+def test_stop_timeout_exceeds_the_grace_periods():
     config = Config()
     assert systemd.STOP_SECONDS > config.server.shutdown_grace_seconds + 2 * config.worker.stop_grace_seconds
 
 
 @pytest.mark.parametrize("text", ["", "[Service]\nExecStart=\n", '[Service]\nExecStart="x\nWorkingDirectory=/\n'])
-def test_another_unit_is_not_ours(text):
-    with pytest.raises(CliError, match="no unit of osaurusd"):
-        systemd.recorded(text)
+def test_other_unit_is_rejected(text):
+    with pytest.raises(CliError, match="not written by osaurusctl"):
+        systemd.parse_unit(text)
 
 
 @pytest.mark.parametrize("mode", [Mode.HEADLESS, Mode.SYSTEM])
-def test_modes_of_launchd_are_refused(mode):
-    with pytest.raises(CliError, match="is for launchd") as error:
+def test_launchd_modes_are_rejected(mode):
+    with pytest.raises(CliError, match="requires launchd") as error:
         systemd.Systemd(lambda *_: Result(0), LABEL, mode)
     assert "enable-linger" in error.value.hint

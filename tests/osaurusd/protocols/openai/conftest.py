@@ -35,7 +35,7 @@ class ServedModel:
     async def post(self, path, **fields):
         """Send a request to the model, and return the response."""
         body = json.dumps({"model": MODEL, **fields}).encode()
-        return await self.server.ask("POST", path, "Content-Type: application/json", body=body)
+        return await self.server.request("POST", path, "Content-Type: application/json", body=body)
 
     async def stream(self, path, **fields):
         """Return the events of a streamed response: JSON objects, and `[DONE]` unchanged."""

@@ -52,7 +52,7 @@ async def test_request_over_max_requests_is_rejected_before_its_body_is_read(ser
         assert served_model.admission.requests == 1
         head, _ = encode_request(messages=HELLO)
         rejected = await served_model.server.send(head)
-        models = await served_model.server.ask("GET", "/models")
+        models = await served_model.server.request("GET", "/models")
     await until(lambda: served_model.admission.requests == 0)
     accepted = await served_model.post(CHAT, messages=HELLO)
     assert (rejected.status, rejected.error["code"]) == (429, "too_many_requests")

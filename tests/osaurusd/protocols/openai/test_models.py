@@ -29,7 +29,7 @@ async def server(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
 async def test_only_available_models_are_listed(server, prefix):
-    response = await server.ask("GET", f"{prefix}/models")
+    response = await server.request("GET", f"{prefix}/models")
     assert response.status == 200
     assert response.json["object"] == "list"
     (model,) = response.json["data"]
@@ -53,7 +53,7 @@ def test_empty_list_is_a_list():
     ],
 )
 async def test_model_is_shown_by_any_of_its_names(server, prefix, name):
-    response = await server.ask("GET", f"{prefix}/models/{name}")
+    response = await server.request("GET", f"{prefix}/models/{name}")
     assert (response.status, response.json["id"]) == (200, "gemma-2-2b-instruct")
 
 
@@ -68,13 +68,13 @@ async def test_model_is_shown_by_any_of_its_names(server, prefix, name):
     ],
 )
 async def test_unavailable_model_is_not_found(server, name, code):
-    response = await server.ask("GET", f"/models/{name}")
+    response = await server.request("GET", f"/models/{name}")
     assert (response.status, response.error["code"], response.error["param"]) == (404, code, "model")
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
 async def test_health_is_ok(server, prefix):
-    response = await server.ask("GET", f"{prefix}/health")
+    response = await server.request("GET", f"{prefix}/health")
     assert (response.status, response.json) == (200, {"status": "ok"})
 
 
@@ -88,12 +88,12 @@ async def test_health_is_ok(server, prefix):
     ],
 )
 async def test_wrong_method_is_rejected_with_the_allowed_ones(server, method, path, allowed):
-    response = await server.ask(method, path)
+    response = await server.request(method, path)
     assert (response.status, response.headers["Allow"]) == (405, allowed)
     assert response.error["code"] == "method_not_allowed"
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v2/models", "/v1/v1/models", "/chat", "/models/", "/v0/status"])
 async def test_unknown_path_is_not_found(server, path):
-    response = await server.ask("GET", path)
+    response = await server.request("GET", path)
     assert (response.status, response.error["code"]) == (404, "not_found")

@@ -142,7 +142,7 @@ def test_names_of_components_have_no_module():
 
 async def test_description_is_served(served_model):
     for prefix in PREFIXES:
-        response = await served_model.server.ask("GET", f"{prefix}/openapi.json")
+        response = await served_model.server.request("GET", f"{prefix}/openapi.json")
         assert (response.status, response.headers["Content-Type"]) == (200, "application/json")
         assert response.json == DOCUMENT
 
@@ -157,5 +157,5 @@ async def test_responses_and_events_conform(served_model):
         assert end == "[DONE]"
         for event in events:
             validator(component).validate(event)
-    validator("ModelList").validate((await served_model.server.ask("GET", "/models")).json)
+    validator("ModelList").validate((await served_model.server.request("GET", "/models")).json)
     validator("ErrorEnvelope").validate((await served_model.post("/completions", n=0)).json)

@@ -1,0 +1,140 @@
+"""Commands that bring models to this machine: search, pull, import."""
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from osaurusctl import completion, progress
+from osaurusctl.client import Client, connect
+from osaurusctl.command import Command
+from osaurusctl.errors import CliError, Interrupted
+from osaurusctl.formatting import format_bytes, format_count, format_duration, format_table
+from osaurusctl.output import Output
+from osaurusd.wire.admin import ImportDone, ImportRequest
+from osaurusd.wire.pulls import FoundModel, PullInfo, SearchRequest
+
+_PULLS_HEADER = ("NAME", "STATE", "DONE", "SIZE", "RATE", "LEFT", "REPO", "REASON")
+_SEARCH_HEADER = ("REPO", "SIZE", "PARAMS", "DOWNLOADS", "FITS", "STATE")
+_FITS = {None: "-", True: "yes", False: "no"}
+
+
+@click.command("search", cls=Command, examples=["osaurusctl search llama instruct", "osaurusctl search --all qwen3"])
+@click.argument("words", nargs=-1)
+@click.option("--author", default="mlx-community", show_default=True, help="Only list models of this author")
+@click.option("--all", "all_authors", is_flag=True, help="List models of all authors")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Maximum number of results")
+@click.pass_obj
+def search(output: Output, words: tuple[str, ...], author: str, all_authors: bool, limit: int) -> None:
+    """Search the Hugging Face Hub for MLX models
+
+    Lists the models that match WORDS, the most downloaded first.
+    """
+    token = os.environ.get("HF_TOKEN") or None
+    request = SearchRequest(words=" ".join(words), author=None if all_authors else author, limit=limit, token=token)
+    models = connect().search(request)
+    output.show(models, format_table([_SEARCH_HEADER, *map(_search_row, models)]) if models else "")
+    if not models:
+        output.note("no model matches" + ("" if all_authors else f" from {author}; use --all to search all authors"))
+
+
+@click.command(
+    "pull",
+    cls=Command,
+    examples=["osaurusctl pull llama-3.2-3b-instruct", "osaurusctl pull mlx-community/Qwen3-0.6B-4bit --detach"],
+)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=completion.unfinished_pulls)
+@click.option("--detach", is_flag=True, help="Return immediately; the daemon downloads in the background")
+@click.pass_obj
+def pull(output: Output, names: tuple[str, ...], detach: bool) -> None:
+    """Download models from the Hugging Face Hub
+
+    NAME is an API name, an alias or ORG/REPO. Append @REVISION for a branch, tag or commit other than main.
+    """
+    client = connect()
+    token = os.environ.get("HF_TOKEN") or None
+    pulls = {pull.id: pull for pull in [client.pull(name, token) for name in dict.fromkeys(names)]}
+    if detach:
+        lines = [
+            f'{pull.name}: {progress.pull_status(pull)}; run "osaurusctl pulls" to see the progress'
+            for pull in pulls.values()
+        ]
+        output.show(list(pulls.values()), "\n".join(lines))
+        return
+    try:
+        failed = progress.follow_pulls(client.watch_pulls(list(pulls)), len(pulls), output)
+    except KeyboardInterrupt as error:
+        _cancel_all(client, pulls)
+        raise Interrupted("download cancelled; pull again to resume it") from error
+    if failed:
+        for ended in failed[:-1]:
+            output.note(f"error: {progress.pull_error(ended)}")
+        raise progress.pull_error(failed[-1])
+
+
+@click.command("pulls", cls=Command, examples=["osaurusctl pulls", "osaurusctl pulls --cancel llama-3.2-3b-instruct"])
+@click.option("--cancel", metavar="NAME", shell_complete=completion.active_pulls, help="Cancel this download")
+@click.pass_obj
+def pulls(output: Output, cancel: str | None) -> None:
+    """List active, queued and recent downloads"""
+    client = connect()
+    if cancel is not None:
+        pull = client.cancel_pull(cancel)
+        output.show(pull, f'{pull.name}: {pull.state}; run "osaurusctl pull {pull.name}" to resume the download')
+        return
+    pulls = client.pulls()
+    output.show(pulls, format_table([_PULLS_HEADER, *map(_pull_row, pulls)]) if pulls else "")
+    if not pulls:
+        output.note('no downloads; run "osaurusctl pull NAME" to start one')
+
+
+@click.command(
+    "import", cls=Command, examples=["osaurusctl import ./SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2-135m-instruct"]
+)
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--name", help="Name of the new model  [default: derived from PATH]")
+@click.pass_obj
+def import_model(output: Output, path: Path, name: str | None) -> None:
+    """Import an MLX folder or a GGUF file
+
+    PATH is a folder with an MLX model, or a .gguf file. The original is copied.
+    """
+    request = ImportRequest(path=str(path.absolute()), name=name)
+    try:
+        done = progress.follow(connect().import_model(request), output, ImportDone)
+    except KeyboardInterrupt as error:
+        raise Interrupted("import cancelled; partial files were removed") from error
+    output.show(done, f"{done.model.name} imported ({format_bytes(done.model.bytes)})")
+
+
+def _cancel_all(client: Client, pull_ids: Iterable[str]) -> None:
+    for pull_id in pull_ids:
+        # The download may have ended in the meantime.
+        with contextlib.suppress(CliError):
+            client.cancel_pull(pull_id)
+
+
+def _search_row(model: FoundModel) -> tuple[str, ...]:
+    return (
+        f"{model.repo} (gated)" if model.gated else model.repo,
+        format_bytes(model.bytes) if model.bytes else "-",
+        format_count(model.parameters) if model.parameters else "-",
+        "-" if model.downloads is None else str(model.downloads),
+        _FITS[model.fits],
+        model.state,
+    )
+
+
+def _pull_row(pull: PullInfo) -> tuple[str, ...]:
+    return (
+        pull.name,
+        progress.pull_status(pull),
+        f"{pull.done / pull.total:.0%}" if pull.total else "-",
+        format_bytes(pull.total) if pull.total else "-",
+        f"{format_bytes(int(pull.bytes_per_second))}/s" if pull.bytes_per_second else "-",
+        "-" if pull.seconds_left is None else format_duration(pull.seconds_left),
+        pull.repo if pull.revision == "main" else f"{pull.repo}@{pull.revision}",
+        pull.error.message if pull.error else pull.note or "",
+    )
