@@ -129,7 +129,19 @@ def test_unsupported_schema_is_rejected_with_the_reason(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
         complete(client, PERSON_MESSAGES, response_format=response_format)
 
-    assert (raised.value.code, raised.value.param) == ("invalid_request", "response_format")
+    assert (raised.value.code, raised.value.param) == (
+        "invalid_request",
+        "response_format.json_schema.schema",
+    )
+
+
+def test_unsupported_parameters_of_a_tool_are_rejected_with_their_path(client: OpenAI) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=x)y"}}, "required": ["a"]}
+    tool = {"type": "function", "function": {"name": "unsupported", "parameters": schema}}
+    with pytest.raises(openai.BadRequestError) as raised:
+        complete(client, WEATHER_MESSAGES, tools=[WEATHER, tool], tool_choice="required")
+
+    assert (raised.value.code, raised.value.param) == ("invalid_request", "tools[1].function.parameters")
 
 
 def test_batching_constrained_and_seeded_requests_does_not_change_their_output(client: OpenAI) -> None:
