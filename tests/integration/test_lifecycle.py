@@ -319,5 +319,5 @@ def test_prompts_and_answers_are_logged_only_with_log_content(tiny_home: Path, p
         config.write_text("[log]\ncontent = true\n")
         assert 200 == daemon.admin("POST", "/v0/reload", {})[0]
         assert 200 == post(daemon, body).getresponse().status
-        daemon.wait_for("answer")
+        daemon.wait_for("output")
         assert "xyzzy" in log.read_text()

@@ -21,7 +21,13 @@ from osaurusd.inference.request import (
 )
 from osaurusd.inference.service import Service
 from osaurusd.protocols.openai import rendering
-from osaurusd.protocols.openai.chat_types import NO_OP_VALUES, ChatRequest, JsonSchemaFormat, ResponseFormat
+from osaurusd.protocols.openai.chat_types import (
+    NO_OP_VALUES,
+    ChatRequest,
+    JsonSchemaFormat,
+    ResponseFormat,
+    ToolChoice,
+)
 from osaurusd.protocols.openai.common import COMMON_PATHS, ResponseHead, sampling_params, stop_paths, stop_strings
 from osaurusd.protocols.openai.errors import FieldPaths
 from osaurusd.protocols.openai.messages import parse_messages
@@ -47,7 +53,8 @@ CHAT_PATHS: Mapping[Location, str] = {
     (*limits.TOOL_RESULT, "call_id"): "messages[{0}].tool_call_id",
     (*limits.TOOL_RESULT, "name"): "messages[{0}].name",
     limits.TOOLS: "tools",
-    (*limits.TOOLS, EACH): "tools[{0}]",
+    # Names are checked here, so it is the parameters if a worker rejects a tool.
+    (*limits.TOOLS, EACH): "tools[{0}].function.parameters",
     limits.TOOL_PARAMETERS: "tools[{0}].function.parameters",
     limits.TEMPLATE_VARIABLES: "chat_template_kwargs",
     (*limits.TEMPLATE_VARIABLES, EACH): "chat_template_kwargs.{0}",
@@ -112,12 +119,26 @@ def build_request(body: ChatRequest, defaults: RequestDefaults) -> GenerationReq
 
 def field_paths(body: ChatRequest) -> FieldPaths:
     """Return the paths of the body's fields, where they depend on the body under the name that it uses."""
-    paths = {**CHAT_PATHS, **stop_paths(body)}
+    paths = {**_allowed_tool_paths(body), **CHAT_PATHS, **stop_paths(body)}
     if body.max_completion_tokens:
         paths["max_tokens",] = "max_completion_tokens"
     if body.response_format is None:
         paths["constraint",] = "tool_choice"
     return FieldPaths(paths)
+
+
+def _allowed_tool_paths(body: ChatRequest) -> dict[Location, str]:
+    """Return the paths of the tools that the model sees, if `tool_choice` restricts them."""
+    choice = body.tool_choice
+    if not isinstance(choice, ToolChoice) or choice.allowed_tools is None:
+        return {}
+    names = {tool.function.name for tool in choice.allowed_tools.tools if tool.function is not None}
+    indexes = [index for index, tool in enumerate(body.tools or []) if tool.function and tool.function.name in names]
+    return {
+        (*limits.TOOLS, visible_index, *rest): f"tools[{index}].function.parameters"
+        for visible_index, index in enumerate(indexes)
+        for rest in ((), ("parameters",))
+    }
 
 
 def _reject_unsupported(body: ChatRequest) -> None:

@@ -16,8 +16,9 @@ class FieldPaths:
     """Maps locations in a generation request to the fields of the body that it was parsed from.
 
     Args:
-        paths: field paths by location pattern. A pattern stands for everything below it that no longer one matches. In
-            a path, `{0}`, `{1}` ... are what `EACH` matched, and `{prompt}` is the number of the prompt.
+        paths: field paths by location pattern. A pattern also matches all locations below it; the longest match counts,
+            and of several the first. In a path, `{0}`, `{1}` ... are what `EACH` matched, and `{prompt}` is the number
+            of the prompt.
     """
 
     def __init__(self, paths: Mapping[Location, str]) -> None:
@@ -38,9 +39,10 @@ class FieldPaths:
         try:
             yield
         except OsaurusError as error:
-            if error.location is None:
+            named = self.name_field(error)
+            if named is error:
                 raise
-            raise self.name_field(error) from error
+            raise named from error
 
     def name_field(self, error: OsaurusError) -> OsaurusError:
         """Return the error with the path of the field in `param` and in front of the message."""

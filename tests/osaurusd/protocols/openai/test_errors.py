@@ -22,6 +22,11 @@ def calls(**fields):
     return [{"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "{}"}, **fields}]}]
 
 
+def allow_tools(*names):
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": tools}}
+
+
 def json_schema(schema):
     return {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
 
@@ -36,7 +41,12 @@ def json_schema(schema):
         ({}, ("prompt", "messages", 3, "tool_calls", 0), "messages[3].tool_calls[0]"),
         ({}, ("prompt", "messages", 3, "tool_calls", 0, "arguments"), "messages[3].tool_calls[0].function.arguments"),
         ({}, ("prompt", "tools"), "tools"),
-        ({}, ("prompt", "tools", 2), "tools[2]"),
+        ({}, ("prompt", "tools", 2), "tools[2].function.parameters"),
+        (
+            {"tools": [tool("f"), tool("g"), tool("h")], "tool_choice": allow_tools("g", "h")},
+            ("prompt", "tools", 1),
+            "tools[2].function.parameters",
+        ),
         ({}, ("prompt", "tools", 0, "parameters"), "tools[0].function.parameters"),
         ({}, ("prompt", "template_variables", "tokenize"), "chat_template_kwargs.tokenize"),
         ({}, ("sampling", "logit_bias"), "logit_bias"),
@@ -153,6 +163,12 @@ def test_error_event_has_the_envelope_and_the_field():
             check_chat,
             {"tools": [tool(parameters=nested(4))]},
             "tools[0].function.parameters",
+            "max_schema_depth",
+        ),
+        (
+            check_chat,
+            {"tools": [tool("f"), tool("g", parameters=nested(4))], "tool_choice": allow_tools("g")},
+            "tools[1].function.parameters",
             "max_schema_depth",
         ),
         (check_chat, {"tools": [tool(parameters=LARGE)]}, "tools", "max_schema_bytes"),
