@@ -5,6 +5,9 @@ import faulthandler
 import sys
 from pathlib import Path
 
+from osaurusd import lean_imports  # noqa: F401  before any other import of the libraries that it imports
+
+# isort: split
 from osaurusd import __version__, app, config
 from osaurusd.errors import OsaurusError
 from osaurusd.wire import paths
