@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 from mlx.nn.layers.quantized import quantize
 from mlx.utils import tree_flatten
 
@@ -51,7 +50,7 @@ def make_tiny(
     settings = {**TINY_LLAMA, **config}
     module = importlib.import_module(f"mlx_lm.models.{settings['model_type']}")
     mx.random.seed(seed)
-    network: nn.Module = module.Model(module.ModelArgs.from_dict(settings))
+    network = module.Model(module.ModelArgs.from_dict(settings))
     if group_size is not None:
         network.set_dtype(mx.bfloat16)
         quantize(network, group_size=group_size, bits=4)

@@ -74,7 +74,7 @@ def test_every_environment_variable_is_documented() -> None:
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_is_documented(command: str) -> None:
-    assert re.search(rf"`osaurusctl {command}\b", (DOCS / "cli.md").read_text())
+    assert re.search(rf"^### `osaurusctl {command}\b", (DOCS / "cli.md").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("code", list(ExitCode))

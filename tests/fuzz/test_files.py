@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osaurusd.errors import ImportFailed
-from osaurusd.imports.worker import gguf_file
+from osaurusd.imports.worker import gguf
 from osaurusd.inference.events import Completed, Delta, Usage
 from osaurusd.models import metadata, safetensors
 from osaurusd.rpc import framing, messages
@@ -121,7 +121,7 @@ def test_config_values_may_have_any_type(value: object, key: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def gguf(folder: Path) -> bytes:
+def gguf_bytes(folder: Path) -> bytes:
     metadata = {
         "general.architecture": "llama",
         "a.list": ["x", "y"],
@@ -135,9 +135,11 @@ def gguf(folder: Path) -> bytes:
 
 @examples
 @given(st.data())
-def test_random_gguf_file_is_read_or_rejected(folder: Path, gguf: bytes, data: st.DataObject) -> None:
+def test_random_gguf_file_is_read_or_rejected(folder: Path, gguf_bytes: bytes, data: st.DataObject) -> None:
     path = folder / "corrupted.gguf"
-    path.write_bytes(data.draw(st.one_of(corrupted(gguf), st.binary(max_size=64).map(lambda tail: gguf[:24] + tail))))
+    path.write_bytes(
+        data.draw(st.one_of(corrupted(gguf_bytes), st.binary(max_size=64).map(lambda tail: gguf_bytes[:24] + tail)))
+    )
     with contextlib.suppress(ImportFailed):
-        header = gguf_file.read_header(path)
+        header = gguf.read_header(path)
         assert all(tensor.offset <= path.stat().st_size for tensor in header.tensors.values())

@@ -1,4 +1,4 @@
-"""Fixtures for the daemon's unit tests."""
+"""Fixtures for unit tests of `osaurusd`."""
 
 from collections.abc import Iterator
 
@@ -22,8 +22,12 @@ class EveryFunction(frozenset[str]):
 
 @pytest.fixture(autouse=True)
 def no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Make a blocking call on the event loop raise `BlockingError`, if code of the daemon makes it."""
-    if request.node.get_closest_marker("asyncio") is None:
+    """Make a blocking call on the event loop raise `BlockingError`, if the daemon's code makes it.
+
+    Child processes (the `worker` packages) serve nothing else while they block.
+    """
+    is_async = request.node.get_closest_marker("asyncio") is not None
+    if not is_async or "worker" in request.path.parts:
         yield
         return
     with blockbuster_ctx("osaurusd") as guard:

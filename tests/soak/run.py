@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -110,14 +111,9 @@ async def warm_up(state: Soak, client: AsyncOpenAI, known: References) -> None:
     well_behaved = Client(client, known, state.rng("warm-up"))
     misbehaved = MisbehavingClient(state.address, known, state.rng("warm-up"))
     for kind in clients.KINDS:
-        await record(state, kind.__name__, SURVIVOR, lambda kind=kind: kind(well_behaved, SURVIVOR))
+        await record(state, kind.__name__, SURVIVOR, partial(kind, well_behaved, SURVIVOR))
     for misbehaving_kind in misbehaving.KINDS:
-        await record(
-            state,
-            misbehaving_kind.__name__,
-            SURVIVOR,
-            lambda kind=misbehaving_kind: kind(misbehaved, SURVIVOR),
-        )
+        await record(state, misbehaving_kind.__name__, SURVIVOR, partial(misbehaving_kind, misbehaved, SURVIVOR))
 
 
 async def take_baseline(state: Soak) -> None:
@@ -162,7 +158,7 @@ async def storm(state: Soak, client: AsyncOpenAI, known: References, seconds: fl
 async def send_until(state: Soak, deadline: float, client: Any, kinds: Any, rng: random.Random) -> None:
     while time.monotonic() < deadline:
         kind, model = rng.choice(kinds), rng.choice(MODELS)
-        await record(state, kind.__name__, model, lambda kind=kind, model=model: kind(client, model))
+        await record(state, kind.__name__, model, partial(kind, client, model))
 
 
 async def record(state: Soak, kind: str, model: str, send: Send) -> None:

@@ -75,7 +75,7 @@ async def test_each_model_has_its_own_worker(pool, model, processes):
 
     outputs = await asyncio.gather(lease_and_generate(pool, one, "1"), lease_and_generate(pool, two, "2"))
 
-    assert outputs == ["1 ", "2 "]
+    assert list(outputs) == ["1 ", "2 "]
     assert {worker.key for worker in pool.snapshot()} == {"One", "Two"}
     assert len(processes.children()) == 2
 

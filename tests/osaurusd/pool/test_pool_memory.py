@@ -49,7 +49,7 @@ async def test_the_least_recently_used_idle_model_is_evicted(make_pool, sized):
     for record in (one, two, one):
         await lease_and_generate(pool, record)
 
-    # The files do not tell its size, so it is found to be too large only once it is loaded.
+    # The files do not contain its size, so it is found to be too large only once it is loaded.
     assert await lease_and_generate(pool, three, "hi") == "hi "
     await until(lambda: len(pool.snapshot()) == 2)
 

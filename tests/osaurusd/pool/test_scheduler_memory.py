@@ -13,7 +13,7 @@ from tests.osaurusd.pool.simulation import CRASH, A, B, C, D, Simulation
 
 @pytest.fixture
 def scheduler():
-    """A budget of 100 bytes; the sizes say which models fit together."""
+    """A budget of 100 bytes; the sizes determine which models fit together."""
     scheduler = Simulation(budget_bytes=100, wait_seconds=60, min_residency_seconds=10)
     scheduler.sizes = {A: 40, B: 60, C: 50, D: 10}
     return scheduler
@@ -493,7 +493,7 @@ class RandomEvents:
         self.waiting.append(self.scheduler.request(self.dice.choice((A, B, C, D))))
 
     def advance_workers(self):
-        """Workers start and stop as told; some crash while starting."""
+        """Workers finish starting and stopping; some crash while starting."""
         for model in self.scheduler.models:
             crashes = self.dice.random() < 0.1
             if model.state == "stopping" or (model.state == "starting" and crashes):
