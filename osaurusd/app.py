@@ -155,7 +155,7 @@ class Daemon:
     """The services of a daemon that has its prerequisites.
 
     Args:
-        prerequisites: the sockets for clients, and who may connect to them.
+        prerequisites: the sockets for clients, and their access policy.
         config: the configuration in force.
         info: the identity of the daemon.
         keys: the accepted API keys.
@@ -243,7 +243,7 @@ class Daemon:
         return [tcp_server, socket_server]
 
     def _tcp_middlewares(self, cors: Cors) -> list[Middleware]:
-        """Who may use the TCP ports, outermost first. CORS answers preflight requests, which carry no API key."""
+        """The checks of the TCP ports, outermost first. CORS answers preflight requests, which carry no API key."""
         hosts = BoundHosts([sock.getsockname()[0] for sock in self._sockets])
 
         def requires_key(request: web.Request) -> bool:

@@ -83,7 +83,7 @@ class DaemonApi:
         info: the identity of the daemon.
         endpoints: URLs that TCP clients use.
         config: the configuration in force.
-        auth: who may connect over TCP.
+        auth: the access policy of the TCP ports.
         catalog, pool, pins: the models.
         log_file: its fault is part of the status.
         startup_faults: problems found at the start, one line each.

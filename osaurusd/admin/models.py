@@ -63,7 +63,7 @@ class ModelsApi:
 
     Args:
         catalog: the models.
-        pool: knows which models are in use.
+        pool: the models in memory.
         pins: forgets removed models.
         imports: runs imports.
         pulls: downloads, whose partial models are listed too.

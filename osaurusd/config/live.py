@@ -13,7 +13,7 @@ class ConfigChange(NamedTuple):
     """A configuration that was read again.
 
     Attributes:
-        wanted: what the sources say now.
+        wanted: the configuration in the sources.
         effective: `wanted`, but with the running values of keys that need a restart.
         applied: changed keys that can take effect now.
         needs_restart: changed keys that take effect after a restart.

@@ -12,7 +12,7 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoreProbe(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether the daemon can read a model folder; `reason` says why not."""
+    """Whether the daemon can read a model folder; `reason` explains why not."""
 
     path: str
     readable: bool

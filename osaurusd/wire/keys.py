@@ -17,7 +17,7 @@ class KeyRoute(StrEnum):
 
 
 class KeyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Create a key. `name` says who or what uses it."""
+    """Create a key. `name` describes its user or purpose."""
 
     name: KeyName | None = None
 
