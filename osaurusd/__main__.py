@@ -1,52 +1,45 @@
-"""`osaurusd serve`: the daemon in the foreground."""
+"""`osaurusd serve`: run the daemon in the foreground."""
 
 import argparse
 import faulthandler
 import sys
 from pathlib import Path
-from typing import NoReturn
 
-from osaurusd import __version__, config, daemon
+from osaurusd import __version__, app, config
 from osaurusd.errors import OsaurusError
 from osaurusd.wire import paths
 
 
 def main() -> None:
-    """Parse the command line, read the configuration, serve."""
+    """Parse the command line, read the configuration and serve."""
     faulthandler.enable()
     arguments = _parser().parse_args()
+    options = {("server", key): getattr(arguments, key) for key in ("host", "port", "insecure")}
+    flags: dict[tuple[str, ...], object] = {key: value for key, value in options.items() if value is not None}
     try:
         places = paths.resolve()
-        flags = {("server", key): getattr(arguments, key) for key in ("host", "port", "insecure")}
-        given = {key: value for key, value in flags.items() if value is not None}
         file = arguments.config or places.config_file
-        daemon.run(lambda: config.load(file, flags=given), places)
-    except paths.SocketPathTooLong as error:
-        _fail(str(error))
-    except OsaurusError as error:
-        _fail(error.message)
+        app.run(lambda: config.load(file, flags=flags), places)
+    except (OsaurusError, paths.SocketPathTooLong) as error:
+        print(f"osaurusd: {error}", file=sys.stderr)  # noqa: T201  outside the block in which logging is configured
+        sys.exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="osaurusd", description="Serve MLX models to OpenAI clients.")
+    parser = argparse.ArgumentParser(prog="osaurusd", description="Serve MLX models over HTTP.")
     parser.add_argument("--version", action="version", version=f"osaurusd {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="serve in the foreground until told to stop")
-    serve.add_argument("--host", help="address to listen on (default: localhost, both families)")
+    serve = commands.add_parser("serve", help="serve in the foreground until SIGTERM or SIGINT")
+    serve.add_argument("--host", help="address to listen on (default: localhost, IPv4 and IPv6)")
     serve.add_argument("--port", type=int, help="port to listen on (default: 8080)")
     serve.add_argument(
         "--insecure",
         action="store_const",
         const=True,
-        help="let anyone who can connect use it without an API key, other machines too",
+        help="serve other machines without requiring an API key",
     )
-    serve.add_argument("--config", type=Path, help="TOML file to read instead of the usual one")
+    serve.add_argument("--config", type=Path, help="configuration file (default: the user's config.toml)")
     return parser
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"osaurusd: {message}", file=sys.stderr)  # noqa: T201  before and after logging, this is how to say it
-    sys.exit(1)
 
 
 if __name__ == "__main__":

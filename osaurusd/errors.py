@@ -1,17 +1,17 @@
-"""What can go wrong, without saying how it is shown: no status codes and no layout here.
+"""Every failure that has a code. Transport-neutral: no status codes and no layout.
 
 OsaurusError
-├── InvalidRequest              the request itself is wrong; `param` names the field
+├── InvalidRequest              the request is invalid; `param` or `location` names the field
 │   ├── InvalidJson
 │   ├── UnsupportedParameter
 │   ├── ImageInputUnsupported
 │   ├── ContextLengthExceeded
-│   └── RequestExceedsMemory    it could not be served even alone
+│   └── RequestExceedsMemory    does not fit into memory even when served alone
 ├── ModelNotFound
-│   └── ModelNotDownloaded      known by name, but not on this machine
+│   └── ModelNotDownloaded      a known name, but not on this machine
 ├── NotFound, MethodNotAllowed, RequestTooLarge, UnsupportedMediaType, InvalidApiKey, Forbidden, VersionMismatch
 ├── MalformedRequest, RequestTimeout, UriTooLong, ExpectationFailed, HeadersTooLarge, NotImplementedHere,
-│   UnsupportedEncoding         it is wrong as HTTP, or too slow, before anybody has looked at what it asks for
+│   UnsupportedEncoding         rejected by the HTTP layer before a handler runs
 ├── TooManyRequests, TooManyConnections, TimeLimitExceeded
 ├── Busy, QueueFull, NameTaken, ImportFailed, PullFailed, DiskFull
 ├── InsufficientMemory, LoadFailed, WorkerCrashed, SlowClient, ModelUnloaded, ShuttingDown, NotServing
@@ -25,15 +25,25 @@ from osaurusd.wire.errors import ErrorCode
 
 
 class OsaurusError(Exception):
-    """Base of every failure that has a code. `param` is the JSON path of the field at fault, if one is."""
+    """Base of every failure that has a code.
+
+    Args:
+        message: what failed, why, and what to do.
+        param: public path of the field at fault, set where a protocol, the admin API or the configuration is parsed.
+        location: neutral position in a generation request (`inference.request.Location`), set everywhere below; each
+            protocol maps it to its own field path.
+    """
 
     code: ClassVar[ErrorCode] = ErrorCode.INTERNAL_ERROR
     by_code: ClassVar[dict[ErrorCode, type["OsaurusError"]]] = {}
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, location: tuple[str | int, ...] | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self.location = location
 
     def __init_subclass__(cls) -> None:
         OsaurusError.by_code[cls.code] = cls
@@ -207,6 +217,6 @@ class InternalError(OsaurusError):
     code = ErrorCode.INTERNAL_ERROR
 
 
-def from_code(code: ErrorCode, message: str, param: str | None = None) -> OsaurusError:
-    """The error that travelled as a code, as the class it was raised as on the other side."""
-    return OsaurusError.by_code.get(code, InternalError)(message, param=param)
+def from_code(code: ErrorCode, message: str, location: tuple[str | int, ...] | None = None) -> OsaurusError:
+    """Rebuild an error that crossed a process boundary as its code."""
+    return OsaurusError.by_code.get(code, InternalError)(message, location=location)

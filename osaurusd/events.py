@@ -1,4 +1,4 @@
-"""What happens to models, told to whoever listens, and remembered for those who ask later."""
+"""Model events, published to every subscriber and kept for later subscribers."""
 
 import asyncio
 import time
@@ -7,49 +7,54 @@ from collections.abc import AsyncGenerator
 
 from osaurusd.wire.residency import Event, EventKind
 
-REMEMBERED = 1000
-"""Events that one who comes later is still told."""
+HISTORY = 1000
+"""Number of past events that a new subscriber receives."""
 
-MOST_UNREAD = 256
-"""A listener that leaves more than this unread is let go."""
+MAX_UNREAD = 256
+"""A subscriber with more unread events than this is disconnected."""
 
 
-class Bus:
-    """Events go in from one side and to every listener. To publish never waits, however slow they are."""
+class EventBus:
+    """Delivers each event to every subscriber. Publishing never waits for one."""
 
     def __init__(self) -> None:
-        self._past: deque[Event] = deque(maxlen=REMEMBERED)
-        self._listeners: set[asyncio.Queue[Event | None]] = set()
+        self._history: deque[Event] = deque(maxlen=HISTORY)
+        self._subscribers: set[asyncio.Queue[Event | None]] = set()
 
-    def publish(self, kind: EventKind, model: str, **facts: str | float | int | None) -> None:
-        """Tell that something has happened now."""
-        event = Event(kind=kind, time=time.time(), model=model, **facts)  # type: ignore[arg-type]
-        self._past.append(event)
-        for queue in list(self._listeners):
-            if queue.qsize() >= MOST_UNREAD:
-                self._listeners.discard(queue)
+    def publish(self, kind: EventKind, model: str, **fields: str | float | int | None) -> None:
+        """Publish an event with the current time.
+
+        Args:
+            kind, model: what happened to which model.
+            fields: further fields of `wire.residency.Event`.
+        """
+        event = Event(kind=kind, time=time.time(), model=model, **fields)  # type: ignore[arg-type]  # one type for all
+        self._history.append(event)
+        for queue in list(self._subscribers):
+            if queue.qsize() >= MAX_UNREAD:
+                self._subscribers.discard(queue)
                 queue.put_nowait(None)
             else:
                 queue.put_nowait(event)
 
-    def past(self) -> list[Event]:
-        """What has happened lately, the oldest first."""
-        return list(self._past)
+    def history(self) -> list[Event]:
+        """Past events, oldest first."""
+        return list(self._history)
 
-    async def listen(self) -> AsyncGenerator[Event]:
-        """What has happened and happens from now on; ends with the bus, and for one who reads too slowly."""
+    async def subscribe(self) -> AsyncGenerator[Event]:
+        """Yield past events, then new ones. Ends when the bus is closed or the subscriber reads too slowly."""
         queue: asyncio.Queue[Event | None] = asyncio.Queue()
-        self._listeners.add(queue)
+        self._subscribers.add(queue)
         try:
-            for event in self.past():
+            for event in self.history():
                 yield event
-            while (coming := await queue.get()) is not None:
-                yield coming
+            while (event_or_end := await queue.get()) is not None:
+                yield event_or_end
         finally:
-            self._listeners.discard(queue)
+            self._subscribers.discard(queue)
 
     def close(self) -> None:
-        """End all listening."""
-        for queue in self._listeners:
+        """End every subscription."""
+        for queue in self._subscribers:
             queue.put_nowait(None)
-        self._listeners.clear()
+        self._subscribers.clear()

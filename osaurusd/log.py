@@ -1,4 +1,4 @@
-"""Logging for the daemon: readable lines on a terminal, JSON lines in a rotating file."""
+"""Logging: readable lines on a terminal, JSON lines in a rotating file."""
 
 import logging
 import logging.handlers
@@ -12,16 +12,16 @@ from typing import TextIO
 
 import structlog
 
-from osaurusd.redaction import redacted_fields
+from osaurusd.redaction import redact_fields
 
 MAX_BYTES = 10 * 1024 * 1024
 BACKUPS = 5
 
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
-
 get_logger = structlog.stdlib.get_logger
 
-_SHARED: list[structlog.typing.Processor] = [
+_CONTROL_CHARACTERS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+_SHARED_PROCESSORS: list[structlog.typing.Processor] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_logger_name,
     structlog.stdlib.add_log_level,
@@ -30,18 +30,22 @@ _SHARED: list[structlog.typing.Processor] = [
 ]
 
 
-class _OwnerOnlyRotation(logging.handlers.RotatingFileHandler):
-    """Rotates like its base; what it creates is readable by its owner only."""
+class LogFile(logging.handlers.RotatingFileHandler):
+    """A rotating log file that only its owner can read.
 
-    def __init__(self, file: Path) -> None:
+    Attributes:
+        fault: why the last record could not be written; None if it was.
+    """
+
+    def __init__(self, path: Path) -> None:
         self.fault: str | None = None
         self._failed = False
-        super().__init__(file, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8", delay=True)
+        super().__init__(path, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8", delay=True)
         try:
             self.stream = self._open()
         except OSError as error:
-            # A disk that is full is no reason not to start; the first record tries again.
-            self.fault = f"the log {file} cannot be written: {error}"
+            # A full disk must not keep the daemon from starting. The first record tries again.
+            self.fault = f"cannot write the log {path}: {error}"
 
     def _open(self) -> TextIOWrapper:
         stream = super()._open()
@@ -54,93 +58,85 @@ class _OwnerOnlyRotation(logging.handlers.RotatingFileHandler):
         if not self._failed:
             self.fault = None
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - the base's signature
-        """Remember what kept a record out of the file. Standard error may be on the same full disk."""
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - signature of the base class
+        """Record the error. Standard error may be on the same full disk."""
         self._failed = True
-        self.fault = f"the log {self.baseFilename} cannot be written: {sys.exception()}"
-
-
-_FILES: list[_OwnerOnlyRotation] = []
-
-
-def faults() -> list[str]:
-    """What is amiss with the log file at the moment."""
-    return [file.fault for file in _FILES if file.fault is not None]
+        self.fault = f"cannot write the log {self.baseFilename}: {sys.exception()}"
 
 
 @contextmanager
-def configured(level: str, file: Path, console: TextIO | None) -> Iterator[None]:
-    """Log to `file`, and to `console` if there is one, while the block runs.
+def configured(level: str, file: Path, console: TextIO | None) -> Iterator[LogFile]:
+    """Log to `file`, and to `console` if given, while the block runs.
 
-    Records cross a queue, so that a slow disk never holds up the event loop.
+    Records pass through a queue, so that a slow disk never blocks the event loop.
     """
-    to_file = _OwnerOnlyRotation(file)
-    to_file.setFormatter(_formatter([structlog.processors.JSONRenderer()]))
-    handlers: list[logging.Handler] = [to_file]
+    log_file = LogFile(file)
+    log_file.setFormatter(_formatter([structlog.processors.JSONRenderer()]))
+    handlers: list[logging.Handler] = [log_file]
     if console is not None:
-        to_console = logging.StreamHandler(console)
-        to_console.setFormatter(_formatter(_for_console(console)))
-        handlers.append(to_console)
+        console_handler = logging.StreamHandler(console)
+        console_handler.setFormatter(_formatter(_console_renderers(console)))
+        handlers.append(console_handler)
 
     records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     listener = logging.handlers.QueueListener(records, *handlers)
     root = logging.getLogger()
-    root.handlers = [_PassThrough(records)]
+    root.handlers = [_RawQueueHandler(records)]
     set_level(level)
-    # One line a request at most, and that one is ours.
+    # The daemon logs each request itself.
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     structlog.configure(
-        processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[*_SHARED_PROCESSORS, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    _FILES.append(to_file)
     listener.start()
     try:
-        yield
+        yield log_file
     finally:
         listener.stop()
-        _FILES.remove(to_file)
         root.handlers = []
         for handler in handlers:
             handler.close()
 
 
 def set_level(level: str) -> None:
-    """Log from this level on."""
+    """Set the least severe level that is logged."""
     logging.getLogger().setLevel(level.upper())
 
 
-class _PassThrough(logging.handlers.QueueHandler):
-    """Hands records over as they are: structlog's are dictionaries that only the formatter may turn into text."""
+class _RawQueueHandler(logging.handlers.QueueHandler):
+    """Enqueues records unchanged. The base class would turn structlog's dictionaries into text."""
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         return record
 
 
-def _for_console(console: TextIO) -> list[structlog.typing.Processor]:
+def _console_renderers(console: TextIO) -> list[structlog.typing.Processor]:
     if not console.isatty():
         return [structlog.processors.JSONRenderer()]
-    return [_without_controls, structlog.dev.ConsoleRenderer(colors=True)]
+    return [_escape_control_characters, structlog.dev.ConsoleRenderer(colors=True)]
 
 
-def _without_controls(
+def _escape_control_characters(
     _: structlog.typing.WrappedLogger, __: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Paths and last words come from strangers; they must not move the cursor of whoever watches the log."""
-    return {key: value.translate(_CONTROLS) if isinstance(value, str) else value for key, value in event.items()}
+    """Keep untrusted text, such as request paths and the output of workers, from controlling the terminal."""
+    return {
+        key: value.translate(_CONTROL_CHARACTERS) if isinstance(value, str) else value for key, value in event.items()
+    }
 
 
-def _without_secrets(
+def _redact(
     _: structlog.typing.WrappedLogger, __: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """The one place that every record passes, ours or a library's. Runs where the file is written, not on the loop."""
-    return redacted_fields(event)
+    """Redact every record, including those of libraries. Runs in the listener's thread, not on the event loop."""
+    return redact_fields(event)
 
 
 def _formatter(renderers: list[structlog.typing.Processor]) -> logging.Formatter:
     return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=_SHARED,
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _without_secrets, *renderers],
+        foreign_pre_chain=_SHARED_PROCESSORS,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _redact, *renderers],
     )

@@ -38,7 +38,7 @@ def smollm_gguf() -> Path:
 @pytest.fixture(scope="session")
 def smollm_folder(smollm_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct as an MLX folder."""
-    from osaurusd.worker.convert.run import import_model  # noqa: PLC0415  costs a second that most tests need not pay
+    from osaurusd.imports.worker.importer import import_model  # noqa: PLC0415  costs a second that most tests need not pay
 
     folder = tmp_path_factory.mktemp("smollm") / SMOLLM
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Running real daemons for tests."""
+"""Run real daemons in tests."""
 
 import contextlib
 import json
@@ -17,15 +17,17 @@ from typing import Any
 START_SECONDS = 60
 STOP_SECONDS = 60
 
+JSON_LINES = "application/jsonl"
+
 
 @dataclass
 class Daemon:
-    """A running daemon, and every log line it has written so far."""
+    """A running daemon and its log records so far."""
 
     process: subprocess.Popen[str]
     home: Path
     log: list[dict[str, Any]] = field(default_factory=list)
-    news: threading.Condition = field(default_factory=threading.Condition)
+    log_changed: threading.Condition = field(default_factory=threading.Condition)
 
     @property
     def url(self) -> str:
@@ -37,35 +39,35 @@ class Daemon:
         return self.home / "run" / "admin.sock"
 
     def wait_for(self, event: str, *, count: int = 1, timeout: float = START_SECONDS) -> dict[str, Any]:
-        """The `count`th log line with this event, waited for if need be."""
+        """Wait for the `count`th log record with this event and return it."""
 
-        def found() -> list[dict[str, Any]]:
-            return [line for line in self.log if line["event"] == event]
+        def matching() -> list[dict[str, Any]]:
+            return [record for record in self.log if record["event"] == event]
 
-        with self.news:
-            arrived = self.news.wait_for(lambda: len(found()) >= count or self._ended(), timeout)
-            lines = found()
-        assert arrived, f"no {event!r} within {timeout} s: {self.log}"
-        assert len(lines) >= count, f"the daemon ended without {event!r}: {self.log}"
-        return lines[count - 1]
+        with self.log_changed:
+            in_time = self.log_changed.wait_for(lambda: len(matching()) >= count or self._exited(), timeout)
+            records = matching()
+        assert in_time, f"no {event!r} within {timeout} s: {self.log}"
+        assert len(records) >= count, f"the daemon exited without {event!r}: {self.log}"
+        return records[count - 1]
 
     def admin(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        """One admin request: status and parsed answer (a list of objects for JSON lines)."""
-        with self._asked(method, path, body) as answer:
-            text = answer.read()
-        if answer.getheader("Content-Type") == "application/jsonl":
-            return answer.status, [json.loads(line) for line in text.splitlines()]
-        return answer.status, json.loads(text)
+        """Send an admin request; return the status and the decoded body (a list of objects for JSON lines)."""
+        with self._request(method, path, body) as response:
+            text = response.read()
+        if response.getheader("Content-Type") == JSON_LINES:
+            return response.status, [json.loads(line) for line in text.splitlines()]
+        return response.status, json.loads(text)
 
     @contextlib.contextmanager
     def following(self, method: str, path: str, body: object = None) -> Iterator[Iterator[dict[str, Any]]]:
-        """One admin request whose answer is JSON lines, each as it comes."""
-        with self._asked(method, path, body) as answer:
-            assert 200 == answer.status
-            yield (json.loads(line) for line in answer)
+        """Send an admin request and yield the JSON lines of its response as they arrive."""
+        with self._request(method, path, body) as response:
+            assert 200 == response.status
+            yield (json.loads(line) for line in response)
 
     @contextlib.contextmanager
-    def _asked(self, method: str, path: str, body: object) -> Iterator[HTTPResponse]:
+    def _request(self, method: str, path: str, body: object) -> Iterator[HTTPResponse]:
         connection = UnixConnection(self.socket)
         headers = {"Host": "osaurusd", "Osaurus-Api": "1", "Content-Type": "application/json"}
         try:
@@ -75,22 +77,22 @@ class Daemon:
             connection.close()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal and wait for the end; returns the exit code."""
+        """Send a signal, wait for the daemon to exit, and return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(STOP_SECONDS)
 
-    def listen(self) -> None:
-        """Take log lines in until the daemon ends."""
+    def read_log(self) -> None:
+        """Collect log records until the daemon exits."""
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            with self.news:
-                self.log.append(_parsed(line))
-                self.news.notify_all()
-        with self.news:
-            self.news.notify_all()
+            with self.log_changed:
+                self.log.append(_parse_record(line))
+                self.log_changed.notify_all()
+        with self.log_changed:
+            self.log_changed.notify_all()
 
-    def _ended(self) -> bool:
+    def _exited(self) -> bool:
         return self.process.poll() is not None
 
 
@@ -108,14 +110,14 @@ class UnixConnection(HTTPConnection):
 
 
 def environment(home: Path, **extra: str) -> dict[str, str]:
-    """The environment of a daemon or CLI that must see this home and nothing of the user's."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OSAURUS_", "HF_"))}
+    """Return an environment in which a daemon or CLI uses this home and no settings of the user."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OSAURUS_", "HF_"))}
     return {**inherited, "OSAURUS_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), **extra}
 
 
 @contextlib.contextmanager
 def running(home: Path, *arguments: str, **env: str) -> Iterator[Daemon]:
-    """A daemon on a free port that serves by the time the block begins and is gone when it ends."""
+    """Run a daemon on a free port while the block runs. It serves when the block begins."""
     process = subprocess.Popen(
         [sys.executable, "-m", "osaurusd", "serve", "--port", "0", *arguments],
         env=environment(home, **env),
@@ -124,8 +126,8 @@ def running(home: Path, *arguments: str, **env: str) -> Iterator[Daemon]:
         text=True,
     )
     daemon = Daemon(process, home)
-    listener = threading.Thread(target=daemon.listen)
-    listener.start()
+    reader = threading.Thread(target=daemon.read_log)
+    reader.start()
     try:
         daemon.wait_for("serving")
         yield daemon
@@ -134,14 +136,14 @@ def running(home: Path, *arguments: str, **env: str) -> Iterator[Daemon]:
             daemon.stop()
         process.kill()
         process.wait()
-        listener.join()
+        reader.join()
         assert process.stderr is not None
         process.stderr.close()
 
 
-def _parsed(line: str) -> dict[str, Any]:
+def _parse_record(line: str) -> dict[str, Any]:
     try:
-        parsed: dict[str, Any] = json.loads(line)
+        record: dict[str, Any] = json.loads(line)
     except ValueError:
         return {"event": "plain text", "text": line}
-    return parsed
+    return record

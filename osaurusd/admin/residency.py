@@ -1,101 +1,110 @@
-"""Which models are in memory: load, unload, pins, and what happens to them."""
+"""Models in memory: load, unload, pins and events."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 
 from aiohttp import web
 
-from osaurusd.admin import lines, views
-from osaurusd.admin.context import PINS
-from osaurusd.catalog.record import ModelRecord
+from osaurusd.admin import views
+from osaurusd.admin.routes import get, post
 from osaurusd.errors import ModelNotFound
-from osaurusd.events import Bus
+from osaurusd.events import EventBus
+from osaurusd.http.json import json_response, read_json
+from osaurusd.http.routes import Route
+from osaurusd.http.streaming import stream_ndjson
+from osaurusd.models.catalog import Catalog
 from osaurusd.pool.pins import Pins
-from osaurusd.web import body, keys
-from osaurusd.wire.admin import LoadRequest, ModelState, UnloadReply, UnloadRequest
+from osaurusd.pool.pool import Pool
+from osaurusd.wire import admin as wire
+from osaurusd.wire.admin import JSON_LINES, LoadRequest, UnloadReply, UnloadRequest
 from osaurusd.wire.residency import Event, PinReply, PinRequest
 
 
-async def workers(request: web.Request) -> web.Response:
-    """All workers."""
-    return body.reply([views.worker(report) for report in request.app[keys.POOL].report()])
+class ResidencyApi:
+    """Handlers for models in memory.
+
+    Args:
+        catalog: finds the models.
+        pool: loads and unloads them.
+        pins: stores which models are pinned.
+        bus: publishes model events.
+    """
+
+    def __init__(self, catalog: Catalog, pool: Pool, pins: Pins, bus: EventBus) -> None:
+        self._catalog = catalog
+        self._pool = pool
+        self._pins = pins
+        self._bus = bus
+
+    @property
+    def routes(self) -> list[Route]:
+        return [
+            get(wire.Route.WORKERS, self.list_workers),
+            post(wire.Route.LOAD, self.load),
+            post(wire.Route.UNLOAD, self.unload),
+            get(wire.Route.PINS, self.list_pins),
+            post(wire.Route.PINS, self.pin),
+            get(wire.Route.EVENTS, self.stream_events),
+        ]
+
+    async def list_workers(self, _: web.Request) -> web.Response:
+        return json_response([views.worker_info(worker) for worker in self._pool.snapshot()])
+
+    async def load(self, request: web.Request) -> web.Response:
+        """Load a model and return its worker."""
+        body = await read_json(request, LoadRequest)
+        record = await self._catalog.find(body.model)
+        worker = await self._pool.load(record, body.keep_alive_seconds)
+        if worker is None:
+            raise ModelNotFound(f'model "{record.name}" was unloaded right after the load', param="model")
+        return json_response(views.worker_info(worker))
+
+    async def unload(self, request: web.Request) -> web.Response:
+        """Unload one model, or all of them; without `force`, all means all that are not pinned."""
+        body = await read_json(request, UnloadRequest)
+        workers = self._pool.snapshot()
+        if body.model is not None:
+            record = await self._catalog.find(body.model)
+            workers = [worker for worker in workers if worker.key == record.repo]
+        elif not body.force:
+            workers = [worker for worker in workers if not worker.pinned]
+        for worker in workers:
+            await self._pool.unload(worker.key, force=body.force)
+        return json_response(UnloadReply(unloaded=[worker.name for worker in workers if worker.in_memory]))
+
+    async def list_pins(self, _: web.Request) -> web.Response:
+        return json_response(await self._pin_reply())
+
+    async def pin(self, request: web.Request) -> web.Response:
+        """Pin a model and start loading it, or unpin it."""
+        body = await read_json(request, PinRequest)
+        if body.pinned:
+            record = await self._catalog.find(body.model)
+            self._pool.pin(record)
+            await asyncio.to_thread(self._pins.add, record.repo)
+            self._pool.load_in_background([record])
+        else:
+            # A pinned model that is no longer on disk is listed by its repo.
+            is_listed = body.model in self._pins.all
+            repo = body.model if is_listed else (await self._catalog.find_any(body.model)).repo
+            self._pool.unpin(repo)
+            await asyncio.to_thread(self._pins.remove, repo)
+        return json_response(await self._pin_reply())
+
+    async def stream_events(self, request: web.Request) -> web.StreamResponse:
+        """Send past events, and with `?follow=1` also new ones until the client disconnects."""
+        events = self._bus.subscribe() if request.query.get("follow") == "1" else _replay(self._bus)
+        return await stream_ndjson(request, events, content_type=JSON_LINES)
+
+    async def _pin_reply(self) -> PinReply:
+        names = {record.repo: record.name for record in await self._catalog.records()}
+        return PinReply(
+            pinned=[names.get(repo, repo) for repo in self._pins.all],
+            needs_bytes=self._pool.pinned_bytes,
+            budget_bytes=self._pool.budget.total_bytes,
+        )
 
 
-async def load(request: web.Request) -> web.Response:
-    """Load a model and tell how it is."""
-    order = await body.read(request, LoadRequest)
-    record = await request.app[keys.CATALOG].find(order.model)
-    report = await request.app[keys.POOL].load(record, order.keep_alive_seconds)
-    if report is None:
-        raise ModelNotFound(f"`{record.name}` was unloaded again at once", param="model")
-    return body.reply(views.worker(report))
-
-
-async def unload(request: web.Request) -> web.Response:
-    """Unload one model, or all; without `force`, all means those that are not pinned."""
-    order = await body.read(request, UnloadRequest)
-    pool = request.app[keys.POOL]
-    reports = pool.report()
-    if order.model is not None:
-        record = await request.app[keys.CATALOG].find(order.model)
-        reports = [report for report in reports if report.key == record.repo]
-    elif not order.force:
-        reports = [report for report in reports if not report.pinned]
-    for report in reports:
-        await pool.unload(report.key, force=order.force)
-    return body.reply(UnloadReply(unloaded=[report.name for report in reports if report.is_there]))
-
-
-async def pins(request: web.Request) -> web.Response:
-    """All pinned models."""
-    return body.reply(await _pinned(request))
-
-
-async def pin(request: web.Request) -> web.Response:
-    """Pin a model, and have it loaded without waiting for that; or let it be evicted again."""
-    order = await body.read(request, PinRequest)
-    catalog, pool, kept = request.app[keys.CATALOG], request.app[keys.POOL], request.app[PINS]
-    if order.pinned:
-        record = await catalog.find(order.model)
-        pool.pin(record)
-        await asyncio.to_thread(kept.add, record.repo)
-        pool.bring_up([record])
-    elif order.model in kept.all:
-        # By its repo, as one is listed that is not on this machine any more.
-        pool.unpin(order.model)
-        await asyncio.to_thread(kept.remove, order.model)
-    else:
-        record = await catalog.find_any(order.model)
-        pool.unpin(record.repo)
-        await asyncio.to_thread(kept.remove, record.repo)
-    return body.reply(await _pinned(request))
-
-
-async def events(request: web.Request) -> web.StreamResponse:
-    """What has happened, and with `?follow=1` also what happens from now on, until the client goes away."""
-    bus = request.app[keys.POOL].bus
-    return await lines.stream(request, _told(bus, follow=request.query.get("follow") == "1"))
-
-
-def missing_pins(records: Iterable[ModelRecord], pins: Pins) -> list[str]:
-    """The pinned models that are not on this machine, a line each."""
-    here = {record.repo for record in records if record.state is ModelState.AVAILABLE}
-    return [f"{repo} is pinned, but not here; `osaurusctl unpin` forgets it" for repo in pins.all if repo not in here]
-
-
-async def _pinned(request: web.Request) -> PinReply:
-    pool = request.app[keys.POOL]
-    records = {record.repo: record.name for record in await request.app[keys.CATALOG].records()}
-    names = [records.get(repo, repo) for repo in request.app[PINS].all]
-    return PinReply(pinned=names, needs_bytes=pool.pinned_bytes, budget_bytes=pool.budget.total_bytes)
-
-
-async def _told(bus: Bus, *, follow: bool) -> AsyncGenerator[Event]:
-    if not follow:
-        for event in bus.past():
-            yield event
-        return
-    async with contextlib.aclosing(bus.listen()) as events:
-        async for event in events:
-            yield event
+async def _replay(bus: EventBus) -> AsyncGenerator[Event]:
+    for event in bus.history():
+        yield event

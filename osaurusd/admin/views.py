@@ -1,56 +1,42 @@
-"""Our state as the admin API shows it."""
+"""Conversion of models and workers to the types of the admin API."""
 
 import contextlib
-import os
-import time
 from collections.abc import Iterable
 
 import psutil
 
-from osaurusd import __version__
-from osaurusd.admin.context import Daemon
-from osaurusd.catalog.facts import Facts
-from osaurusd.catalog.record import ModelRecord
-from osaurusd.pool.report import Budget, WorkerReport
-from osaurusd.wire.admin import (
-    API_VERSION,
-    DaemonStatus,
-    FileInfo,
-    ModelDetails,
-    ModelInfo,
-    ModelState,
-    WorkerInfo,
-    WorkerState,
-)
-from osaurusd.wire.keys import Protection
+from osaurusd.models.metadata import Provenance
+from osaurusd.models.record import ModelRecord
+from osaurusd.pool.snapshot import WorkerSnapshot
+from osaurusd.wire.admin import FileInfo, ModelDetails, ModelInfo, WorkerInfo
 
 
-def worker(report: WorkerReport) -> WorkerInfo:
-    """A worker, with the memory that its process has now."""
+def worker_info(worker: WorkerSnapshot) -> WorkerInfo:
+    """Describe a worker, with its current resident memory."""
     return WorkerInfo(
-        model=report.name,
-        state=report.state,
-        pid=report.pid,
-        device=report.device,
-        memory_bytes=max(report.mlx_bytes, _resident_bytes(report.pid)),
-        estimated_bytes=report.needs_bytes,
-        limit_bytes=report.limit_bytes,
-        reserved_bytes=report.reserved_bytes,
-        in_flight=report.in_flight,
-        waiting=report.waiting,
-        tokens_per_second=report.tokens_per_second,
-        pinned=report.pinned,
-        load_seconds=report.load_seconds,
-        load_phases=report.phases,
-        idle_seconds=report.idle_seconds,
-        idle_left_seconds=report.idle_left_seconds,
-        last_exit=report.last_exit,
+        model=worker.name,
+        state=worker.state,
+        pid=worker.pid,
+        device=worker.device,
+        memory_bytes=max(worker.mlx_bytes, _resident_bytes(worker.pid)),
+        estimated_bytes=worker.needs_bytes,
+        limit_bytes=worker.limit_bytes,
+        reserved_bytes=worker.reserved_bytes,
+        in_flight=worker.in_flight,
+        waiting=worker.waiting,
+        tokens_per_second=worker.tokens_per_second,
+        pinned=worker.pinned,
+        load_seconds=worker.load_seconds,
+        load_phases=worker.phases,
+        idle_seconds=worker.idle_seconds,
+        idle_left_seconds=worker.idle_left_seconds,
+        last_exit=worker.last_exit,
     )
 
 
-def model(record: ModelRecord, reports: Iterable[WorkerReport] = ()) -> ModelInfo:
-    """A model, with its worker if it has one that runs."""
-    report = next((report for report in reports if report.key == record.repo and report.is_there), None)
+def model_info(record: ModelRecord, workers: Iterable[WorkerSnapshot] = ()) -> ModelInfo:
+    """Describe a model, with its worker if it is in memory."""
+    worker = next((worker for worker in workers if worker.key == record.repo and worker.in_memory), None)
     return ModelInfo(
         name=record.name,
         repo=record.repo,
@@ -65,22 +51,22 @@ def model(record: ModelRecord, reports: Iterable[WorkerReport] = ()) -> ModelInf
         parameters=record.parameters,
         context_length=record.context_length,
         aliases=list(record.aliases),
-        worker=worker(report) if report else None,
+        worker=worker_info(worker) if worker else None,
     )
 
 
-def details(record: ModelRecord, facts: Facts, reports: Iterable[WorkerReport]) -> ModelDetails:
-    """Everything about one model."""
+def model_details(record: ModelRecord, provenance: Provenance, workers: Iterable[WorkerSnapshot]) -> ModelDetails:
+    """Describe everything that is known about a model."""
     memory = record.memory
     per_token = memory.cache_bytes_per_token
     full = memory.weights_bytes + per_token * record.context_length if per_token and record.context_length else None
     return ModelDetails(
-        model=model(record, reports),
-        commit=facts.commit,
-        licence=facts.licence,
-        tools=facts.tools,
-        reasoning=facts.reasoning,
-        vision=facts.vision,
+        model=model_info(record, workers),
+        commit=provenance.commit,
+        licence=provenance.licence,
+        tools=record.capabilities.tools,
+        reasoning=record.capabilities.reasoning,
+        vision=record.capabilities.vision,
         temperature=record.generation.temperature,
         top_p=record.generation.top_p,
         files=[FileInfo(name=name, bytes=size) for name, size in record.files],
@@ -90,48 +76,8 @@ def details(record: ModelRecord, facts: Facts, reports: Iterable[WorkerReport]) 
     )
 
 
-def status(
-    daemon: Daemon,
-    default_model: str | None,
-    records: list[ModelRecord],
-    reports: list[WorkerReport],
-    budget: Budget,
-    faults: list[str],
-    *,
-    serving: bool = True,
-    protection: Protection | None = None,
-) -> DaemonStatus:
-    """The daemon as a whole."""
-    return DaemonStatus(
-        version=__version__,
-        api_version=API_VERSION,
-        pid=os.getpid(),
-        instance=daemon.instance,
-        uptime_seconds=time.monotonic() - daemon.started_at,
-        endpoints=daemon.endpoints,
-        socket=str(daemon.paths.socket),
-        config_file=str(daemon.paths.config_file),
-        log_file=str(daemon.paths.log_file),
-        models_dir=str(daemon.paths.models_dir),
-        default_model=default_model,
-        models_available=sum(record.state is ModelState.AVAILABLE for record in records),
-        workers=[worker(report) for report in reports],
-        memory_budget_bytes=budget.total_bytes,
-        memory_used_bytes=budget.used_bytes,
-        faults=faults,
-        serving=serving,
-        protection=protection,
-    )
-
-
-def failures(reports: Iterable[WorkerReport]) -> list[str]:
-    """The models whose workers ended by themselves, a line each."""
-    failed = [report for report in reports if report.state is WorkerState.FAILED]
-    return [f"{report.name} failed: {report.last_exit.splitlines()[0]}" for report in failed if report.last_exit]
-
-
 def _resident_bytes(pid: int | None) -> int:
-    """Resident memory of a process; 0 for one that is gone or not there yet."""
+    """The resident memory of a process; 0 if it does not exist."""
     if pid is not None:
         with contextlib.suppress(psutil.Error):
             return int(psutil.Process(pid).memory_info().rss)

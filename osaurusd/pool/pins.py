@@ -1,26 +1,26 @@
-"""Which models are pinned, remembered over restarts."""
+"""The pinned models, remembered across restarts."""
 
 from pathlib import Path
 
 import msgspec
 
-from osaurusd.state import StateFile
+from osaurusd.platform.files import StateFile
 
 VERSION = 1
 
 
 class _State(msgspec.Struct, kw_only=True):
-    """The file's content: the repos of pinned models, in the order they were pinned."""
+    """The file's content: the repos of pinned models in the order of their pins."""
 
     version: int = VERSION
     pins: list[str] = []
 
 
 class Pins:
-    """The pinned models, kept in one file. Blocking, but small.
+    """The set of pinned models in one small file; reads and writes block.
 
     Args:
-        file: where they are kept; one that cannot be used is moved aside, which `fault` says.
+        file: an unreadable file is moved aside and reported in `fault`.
     """
 
     def __init__(self, file: Path) -> None:
@@ -33,12 +33,12 @@ class Pins:
         return list(self._pins)
 
     def add(self, repo: str) -> None:
-        """Remember that a model is pinned."""
+        """Save a pin."""
         if repo not in self._pins:
             self._save([*self._pins, repo])
 
     def remove(self, repo: str) -> None:
-        """Remember that it is not."""
+        """Delete a pin."""
         if repo in self._pins:
             self._save([pin for pin in self._pins if pin != repo])
 

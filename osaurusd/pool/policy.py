@@ -1,31 +1,19 @@
-"""Who may have how much memory, and who goes to make room. Pure arithmetic: no clock, no state, no I/O."""
+"""Memory policy: which models fit, which are evicted, and how the budget is divided. Pure functions."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
-
-@dataclass(frozen=True)
-class Holding:
-    """A model that has memory, or is getting it.
-
-    `needs_bytes` is what it cannot do without now: weights, and room for its requests; what it keeps of earlier prompts
-    is not part of it. `last_used` orders models by use. One that is `leaving` is being ended already, but its memory is
-    not back yet.
-    """
-
-    key: str
-    needs_bytes: int
-    last_used: float = 0.0
-    busy: bool = False
-    pinned: bool = False
-    leaving: bool = False
+from osaurusd.errors import InsufficientMemory
+from osaurusd.pool.state import ModelState
+from osaurusd.wire.admin import WorkerState
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How room can be made: end those of `evict`, once those of `drain`, which are in use, are idle and ended too.
+    """How to make room: stop the idle models of `evict`, and those of `drain` once their requests have completed.
 
-    `possible` is False if all that is not pinned together is not enough.
+    `possible` is False if all models that are not pinned together do not free enough.
     """
 
     evict: tuple[str, ...] = ()
@@ -33,59 +21,121 @@ class Plan:
     possible: bool = True
 
 
-def make_room(budget: int, holdings: Iterable[Holding], needed: int) -> Plan:
-    """Who must go so that `needed` bytes fit beside the rest.
+def make_room(
+    budget: int,
+    models: Iterable[ModelState],
+    needed: int,
+    *,
+    size: Callable[[ModelState], int] = attrgetter("held_bytes"),
+) -> Plan:
+    """Choose the models to stop so that `needed` bytes fit into the budget beside the others.
 
-    Idle models go first, those in use only if they do not suffice; among each, the least recently used go first, and no
-    more than needed. Pinned models never go.
+    Idle models go before busy ones, less recently used ones before others, and none unnecessarily. Pinned models stay.
 
     Args:
-        budget: bytes for all.
-        holdings: all models that have memory.
-        needed: bytes that are wanted; 0 asks who must go for the rest to be within the budget.
+        budget: bytes for all models.
+        models: the models in memory; stopping ones count as free already.
+        needed: bytes to make room for; 0 brings the models themselves within the budget.
+        size: the bytes of a model.
     """
-    staying = [holding for holding in holdings if not holding.leaving]
-    short = needed + sum(holding.needs_bytes for holding in staying) - budget
-    free = sorted((holding for holding in staying if not holding.pinned), key=lambda holding: holding.last_used)
-    evict = _enough([holding for holding in free if not holding.busy], short)
-    short -= _total(evict)
-    if short <= 0:
+    staying = [model for model in models if model.state is not WorkerState.STOPPING]
+    missing = needed + sum(map(size, staying)) - budget
+    evictable = sorted((model for model in staying if not model.pinned), key=lambda model: model.last_used)
+    evict = _choose([model for model in evictable if not model.busy], missing, size)
+    missing -= sum(map(size, evict))
+    if missing <= 0:
         return Plan(evict=_keys(evict))
-    drain = _enough([holding for holding in free if holding.busy], short)
-    if _total(drain) < short:
+    drain = _choose([model for model in evictable if model.busy], missing, size)
+    drained = sum(map(size, drain))
+    if drained < missing:
         return Plan(possible=False)
-    # With somebody large among those in use, some of the idle may stay after all.
-    evict = _enough(evict, short + _total(evict) - _total(drain))
+    # A large busy model may make the eviction of some idle ones unnecessary.
+    evict = _choose(evict, missing + sum(map(size, evict)) - drained, size)
     return Plan(evict=_keys(evict), drain=_keys(drain))
 
 
-def shares(budget: int, needs: Mapping[str, int]) -> dict[str, int]:
-    """The bytes that each model may use: what it needs, and an equal part of what nobody needs.
+def divide_budget(budget: int, needs: Mapping[str, int]) -> dict[str, int]:
+    """Return the bytes each model may use: what it needs, and an equal part of the rest.
 
-    Together they are no more than the budget, unless the needs alone are.
+    The sum exceeds the budget only if the needs do.
     """
-    spare = max(budget - sum(needs.values()), 0)
-    return {key: needed + spare // len(needs) for key, needed in needs.items()}
+    rest = max(budget - sum(needs.values()), 0)
+    return {key: needed + rest // len(needs) for key, needed in needs.items()}
 
 
-def _enough(candidates: Sequence[Holding], short: int) -> list[Holding]:
-    """The first of `candidates` that have `short` bytes together, or all; without those that turn out unnecessary."""
-    chosen: list[Holding] = []
-    for holding in candidates:
-        if short <= _total(chosen):
+def fits(budget: int, model: ModelState, in_memory: Sequence[ModelState], queued: int, leaving: set[str]) -> bool:
+    """Whether `model` fits now, and still will beside the models queued before it.
+
+    Args:
+        budget: bytes for all models.
+        model: the model to start.
+        in_memory: the models in memory.
+        queued: bytes of the models queued before it.
+        leaving: keys of the models that are about to leave.
+    """
+    now = sum(other.held_bytes for other in in_memory)
+    later = queued + sum(other.held_bytes for other in in_memory if other.key not in leaving)
+    return model.needs_bytes + max(now, later) <= budget
+
+
+def can_never_fit(budget: int, model: ModelState, in_memory: Iterable[ModelState]) -> bool:
+    """Whether `model` does not fit even beside the pinned models alone, all idle."""
+    pinned = (other for other in in_memory if other.pinned and other.state is not WorkerState.STOPPING)
+    return model.needs_bytes + sum(other.needs_bytes for other in pinned) > budget
+
+
+def insufficient_memory(budget: int, model: ModelState, in_memory: Sequence[ModelState]) -> InsufficientMemory:
+    """Build the error for a model that gets no memory, with the current use of the budget."""
+    needs = f"`{model.key}` needs {format_bytes(model.needs_bytes)}"
+    if model.needs_bytes > budget:
+        problem = f"{needs} and can never fit into the memory budget of {format_bytes(budget)}"
+    elif can_never_fit(budget, model, in_memory):
+        problem = f"{needs} and cannot fit beside the pinned models"
+    else:
+        problem = f"{needs}, but running requests did not release enough memory in time"
+    free = max(budget - sum(other.held_bytes for other in in_memory), 0)
+    usage = "; ".join(map(_usage, in_memory)) or "no model is loaded"
+    return InsufficientMemory(
+        f"{problem}: {format_bytes(free)} of {format_bytes(budget)} are free; {usage}", location=("model",)
+    )
+
+
+def pins_exceed_budget(budget: int, needs: Mapping[str, int]) -> InsufficientMemory:
+    """Build the error for a pin that would reserve more than the budget."""
+    terms = " + ".join(f"`{key}` {format_bytes(needed)}" for key, needed in needs.items())
+    return InsufficientMemory(
+        f"the pinned models would need {terms} = {format_bytes(sum(needs.values()))}, more than the memory budget of "
+        f"{format_bytes(budget)}; unpin a model or raise `residency.budget_bytes`",
+        location=("model",),
+    )
+
+
+def format_bytes(count: int) -> str:
+    """Format bytes with decimal units."""
+    return f"{count / 1e9:.1f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"
+
+
+def _choose(candidates: Sequence[ModelState], missing: int, size: Callable[[ModelState], int]) -> list[ModelState]:
+    """Return the first candidates that free `missing` bytes together, or all, without unnecessary ones."""
+    chosen: list[ModelState] = []
+    freed = 0
+    for model in candidates:
+        if missing <= freed:
             break
-        chosen.append(holding)
-    surplus = _total(chosen) - short
-    for holding in reversed(chosen):
-        if holding.needs_bytes <= surplus:
-            chosen.remove(holding)
-            surplus -= holding.needs_bytes
+        chosen.append(model)
+        freed += size(model)
+    surplus = freed - missing
+    for model in reversed(chosen):
+        if size(model) <= surplus:
+            chosen.remove(model)
+            surplus -= size(model)
     return chosen
 
 
-def _total(holdings: Iterable[Holding]) -> int:
-    return sum(holding.needs_bytes for holding in holdings)
+def _usage(model: ModelState) -> str:
+    activity = f"{model.in_flight} in flight" if model.in_flight else "idle"
+    return f"`{model.key}` holds {format_bytes(model.held_bytes)} ({activity}{', pinned' if model.pinned else ''})"
 
 
-def _keys(holdings: Iterable[Holding]) -> tuple[str, ...]:
-    return tuple(holding.key for holding in holdings)
+def _keys(models: Iterable[ModelState]) -> tuple[str, ...]:
+    return tuple(model.key for model in models)

@@ -1,381 +1,363 @@
-"""The pool: turns the scheduler's decisions into worker processes, and hands out leases on them."""
+"""The pool of loaded models: carries out the scheduler's decisions and leases workers to requests."""
 
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from osaurusd import ipc
-from osaurusd.awake import Awake
-from osaurusd.catalog.record import ModelRecord
-from osaurusd.errors import InsufficientMemory, InternalError, ModelUnloaded, OsaurusError, WorkerCrashed
-from osaurusd.events import Bus
+from prometheus_client import CollectorRegistry
+
+from osaurusd.errors import InsufficientMemory, OsaurusError, WorkerCrashed
+from osaurusd.events import EventBus
+from osaurusd.inference.events import Event
+from osaurusd.inference.request import GenerationRequest
 from osaurusd.log import get_logger
-from osaurusd.pool import process, report, shares
-from osaurusd.pool.client import WorkerClient
-from osaurusd.pool.meter import Meters, Tally
-from osaurusd.pool.process import WorkerProcess
-from osaurusd.pool.report import Budget, Slot, WorkerReport
-from osaurusd.pool.resident import Cause, Demand, Resident, Rules
-from osaurusd.pool.scheduler import Scheduler
-from osaurusd.pool.spare import Spare
-from osaurusd.pool.terms import Terms
+from osaurusd.models.record import ModelRecord
+from osaurusd.platform.power import PowerAssertion
+from osaurusd.pool import memory
+from osaurusd.pool.config import PoolConfig, negative_to_none
+from osaurusd.pool.metrics import PoolMetrics
+from osaurusd.pool.placement import Launcher, LocalLauncher
+from osaurusd.pool.scheduler import Scheduler, SchedulerConfig
+from osaurusd.pool.snapshot import MemoryBudget, WorkerSnapshot
+from osaurusd.pool.state import ModelSpec, ModelState, StopCause
+from osaurusd.pool.supervisor import WorkerSupervisor, snapshot_model
+from osaurusd.rpc import messages
+from osaurusd.rpc.client import WorkerClient
+from osaurusd.rpc.watchdog import Clock, Timer
+from osaurusd.rpc.worker import Worker
 from osaurusd.wire.admin import WorkerState
 from osaurusd.wire.residency import EventKind
 
 log = get_logger(__name__)
 
 
-class _Wait:
-    """A ticket that is a future."""
+@dataclass(frozen=True)
+class Lease:
+    """The right to send requests to a loaded model.
+
+    `queue_seconds` and `load_seconds` are how long the lease waited for memory or a free place, and for the load.
+    """
+
+    client: WorkerClient
+    queue_seconds: float
+    load_seconds: float
+
+    def generate(
+        self, request: GenerationRequest, *, continuation: bool = False, blobs: Sequence[bytes] = ()
+    ) -> AsyncGenerator[Event]:
+        """Run a request; see `WorkerClient.generate`."""
+        return self.client.generate(request, continuation=continuation, blobs=blobs)
+
+
+class _FutureWaiter:
+    """A waiter that resumes a coroutine."""
 
     def __init__(self) -> None:
-        self.future: asyncio.Future[Resident] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[ModelState] = asyncio.get_running_loop().create_future()
 
-    def grant(self, resident: Resident) -> bool:
+    def grant(self, model: ModelState) -> bool:
         if self.future.done():
             return False
-        self.future.set_result(resident)
+        self.future.set_result(model)
         return True
 
-    def refuse(self, error: OsaurusError) -> None:
+    def reject(self, error: OsaurusError) -> None:
         if not self.future.done():
             self.future.set_exception(error)
 
+    @property
+    def granted(self) -> ModelState | None:
+        if not self.future.done() or self.future.cancelled() or self.future.exception() is not None:
+            return None
+        return self.future.result()
+
 
 class Pool:
-    """All workers. Loads on request, keeps what is loaded while it is useful, and outlives every one of them.
+    """All loaded models. Must be created on the event loop that uses it.
 
     Args:
-        terms: how.
-        bus: is told what happens.
-        awake: held while requests are served.
+        config: the settings.
+        events: receives what happens to models.
+        metrics: counts requests, loads and crashes.
+        power: held while requests run.
+        launcher: starts workers; by default as processes on this machine.
+        clock: the time for scheduling; the running event loop by default.
     """
 
-    def __init__(self, terms: Terms, *, bus: Bus | None = None, awake: Awake | None = None) -> None:
-        self.meters = Meters()
-        self.bus = bus or Bus()
-        self._terms = terms
-        self._spare = Spare(terms.launch, terms.spare_seconds)
-        self._awake = awake or Awake()
-        # Until a worker has said what it computes on.
+    def __init__(
+        self,
+        config: PoolConfig,
+        *,
+        events: EventBus | None = None,
+        metrics: PoolMetrics | None = None,
+        power: PowerAssertion | None = None,
+        launcher: Launcher | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.events = events or EventBus()
+        self._config = config
+        self._clock: Clock = clock or asyncio.get_running_loop()
+        self._metrics = metrics or PoolMetrics(CollectorRegistry(), self._clock.time)
+        self._power = power or PowerAssertion()
+        self._launcher = launcher or LocalLauncher(config.launch, config.standby_seconds, self._clock)
+        # An assumption until the first worker reports its device.
         self._on_cpu = sys.platform != "darwin"
-        self._working_set: int | None = None
-        self._scheduler = Scheduler(self, terms.rules)
-        self._slots: dict[Resident, Slot] = {}
+        self._working_set_bytes: int | None = None
+        self._scheduler = Scheduler(self, config.scheduler)
+        self._supervisors: dict[ModelState, WorkerSupervisor] = {}
         self._records: dict[str, ModelRecord] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
 
-    def configure(self, terms: Terms) -> None:
-        """Start workers like this from now on; memory is divided anew at once."""
-        self._terms = terms
-        self._spare.configure(terms.launch, terms.spare_seconds)
-        for resident in self._scheduler.residents:
-            if record := self._records.get(resident.key):
-                self._tell(self._scheduler.keep, resident.key, terms.keep_alive.of(record), asked=False)
-        self._tell(self._scheduler.configure, self._rules())
-        for resident in self._scheduler.residents:
-            self.limit(resident)
+    def configure(self, config: PoolConfig) -> None:
+        """Replace the settings. Memory is divided again at once; running workers keep their command and timeouts."""
+        self._config = config
+        self._launcher.configure(config.launch, config.standby_seconds)
+        for model in self._scheduler.models:
+            if record := self._records.get(model.key):
+                keep_alive = config.keep_alive.for_model(record)
+                self._dispatch(self._scheduler.set_keep_alive, model.key, keep_alive, fixed=False)
+        self._dispatch(self._scheduler.configure, self._scheduler_config())
+        for model in self._scheduler.models:
+            self.update_limit(model)
+
+    # Requests
 
     @contextlib.asynccontextmanager
-    async def lease(self, record: ModelRecord) -> AsyncIterator[WorkerClient]:
-        """A ready worker for this model, loaded first if need be; it counts as in use until the block ends.
+    async def lease(self, record: ModelRecord) -> AsyncIterator[Lease]:
+        """Load the model unless it is loaded, and keep it loaded until the block ends.
 
         Raises:
-            OsaurusError: why there will be none.
+            OsaurusError: the model cannot be loaded, or too many requests wait for it.
         """
-        resident = await self._wait_for(self._demand(record))
-        slot = self._slots.get(resident)
+        requested_at = self._clock.time()
+        model = await self._acquire(self._spec(record))
         try:
-            # Between the grant and this step the worker may have gone again.
-            if slot is None or slot.worker is None:
-                raise WorkerCrashed("the model's worker ended before it could be used")
-            with self._awake.held():
-                yield slot.worker.client
+            supervisor = self._supervisors.get(model)
+            # The worker may have exited since the grant.
+            if supervisor is None or supervisor.worker is None:
+                raise WorkerCrashed("the model's worker exited before the request reached it")
+            with self._power.held():
+                yield self._lease(supervisor.worker.client, model, requested_at)
         finally:
-            self._tell(self._scheduler.released, resident)
+            self._dispatch(self._scheduler.release, model)
 
-    async def load(self, record: ModelRecord, keep_alive: float | None = None) -> WorkerReport | None:
-        """Have the model loaded, also one that is being left alone because its worker died repeatedly.
+    async def load(self, record: ModelRecord, keep_alive: float | None = None) -> WorkerSnapshot | None:
+        """Load a model now, even if its backoff after failures is not over.
 
         Args:
             record: the model.
-            keep_alive: how long it stays once idle, in seconds, until it is unloaded; below 0 is for ever. None leaves
-                that to the configuration.
+            keep_alive: seconds until the model is unloaded once idle; negative means never, None means as configured.
 
         Returns:
-            How its worker is, or None if it has gone again already.
+            The worker, or None if it has exited again already.
 
         Raises:
-            OsaurusError: why it cannot be loaded.
+            OsaurusError: the model cannot be loaded.
         """
-        resident = await self._wait_for(self._demand(record), insist=True)
+        model = await self._acquire(self._spec(record), ignore_backoff=True)
         if keep_alive is not None:
-            self._tell(self._scheduler.keep, record.repo, shares.forever_below_zero(keep_alive))
-        self._tell(self._scheduler.released, resident, served=False)
-        return next((found for found in self.report() if found.key == record.repo), None)
+            self._dispatch(self._scheduler.set_keep_alive, record.repo, negative_to_none(keep_alive))
+        self._dispatch(self._scheduler.release, model, served=False)
+        return next((worker for worker in self.snapshot() if worker.key == record.repo), None)
+
+    def load_in_background(self, records: Sequence[ModelRecord]) -> None:
+        """Load models one after the other without waiting; failures are logged and published."""
+        task = asyncio.create_task(self._load_all(records))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def unload(self, key: str, *, force: bool = False) -> None:
-        """End the worker of the model with this key; returns once its memory is back.
+        """Stop a model's worker and return once it has exited.
 
         Raises:
-            Busy: it is in use or pinned, and `force` was not said.
+            Busy: the model is in use or pinned, and `force` is not set.
         """
-        wait = _Wait()
-        self._tell(self._scheduler.unload, key, wait, force=force)
-        await wait.future
+        waiter = _FutureWaiter()
+        self._dispatch(self._scheduler.unload, key, waiter, force=force)
+        await waiter.future
 
     def pin(self, record: ModelRecord, *, check: bool = True) -> None:
-        """Keep this model from being evicted or idled out, and bring it back if its worker dies.
+        """Exempt a model from eviction and keep-alive, and restart it when its worker fails.
 
         Raises:
-            InsufficientMemory: all pinned models together are more than there is room for, and `check` is wanted.
+            InsufficientMemory: `check` is set and all pinned models together exceed the budget.
         """
-        self._tell(self._scheduler.pin, self._demand(record), check=check)
-        self.bus.publish(EventKind.PINNED, record.name)
+        self._dispatch(self._scheduler.pin, self._spec(record), check=check)
+        self.events.publish(EventKind.PINNED, record.name)
 
     def unpin(self, key: str) -> None:
-        """Treat the model with this key like any other again."""
+        """Remove a pin."""
         if key in self._scheduler.pinned:
-            self._tell(self._scheduler.unpin, key)
-            self.bus.publish(EventKind.UNPINNED, self._records[key].name)
+            self._dispatch(self._scheduler.unpin, key)
+            self.events.publish(EventKind.UNPINNED, self._records[key].name)
 
-    def bring_up(self, records: Sequence[ModelRecord]) -> None:
-        """Load these models one after the other, without waiting for that; what fails is logged and told as events."""
-        self._spawn(self._bring_up(records))
-
-    async def _bring_up(self, records: Sequence[ModelRecord]) -> None:
-        for record in records:
-            try:
-                await self.load(record)
-            except OsaurusError as error:
-                log.warning("a pinned model could not be loaded", model=record.name, reason=error.message)
+    # State
 
     @property
     def pinned_bytes(self) -> int:
         """What the pinned models need together."""
-        pinned = [self._records[key] for key in self._scheduler.pinned]
-        return sum(self._scheduler.needs(self._demand(record)) for record in pinned)
+        return self._scheduler.pinned_bytes
 
     @property
-    def budget(self) -> Budget:
-        """The memory for models, and what of it they hold."""
-        return Budget(self._scheduler.rules.budget_bytes, self._scheduler.used_bytes)
+    def budget(self) -> MemoryBudget:
+        return MemoryBudget(self._scheduler.config.budget_bytes, self._scheduler.used_bytes)
 
-    def report(self) -> list[WorkerReport]:
-        """Every worker there is or is to be, in the order they were asked for; then those that ended by themselves."""
-        now, scheduler = _now(), self._scheduler
-        residents = {resident.key: resident for resident in scheduler.residents}
-        there = [
-            report.of_resident(resident, self._records[key].name, self._slots.get(resident), scheduler, now)
-            for key, resident in residents.items()
+    def snapshot(self) -> list[WorkerSnapshot]:
+        """Describe the models in memory or queued, in the order of their requests, then those that failed."""
+        now, failures = self._clock.time(), self._scheduler.failures
+        models = {model.key: model for model in self._scheduler.models}
+        current = [
+            snapshot_model(model, self._records[key].name, self._supervisors.get(model), failures.get(key), now)
+            for key, model in models.items()
         ]
         failed = [
-            report.of_failure(key, self._records[key].name, failure, pinned=key in scheduler.pinned)
-            for key, failure in scheduler.failures.items()
-            if key not in residents
+            WorkerSnapshot(
+                key=key,
+                name=self._records[key].name,
+                state=WorkerState.FAILED,
+                pinned=key in self._scheduler.pinned,
+                last_exit=failure.error.message,
+            )
+            for key, failure in failures.items()
+            if key not in models
         ]
-        return there + failed
+        return current + failed
+
+    # Shutdown
 
     async def drain(self, grace: float) -> None:
-        """Let running requests finish for up to `grace` seconds. New ones still come in: close the doors first."""
-        self._note_idle()
+        """Wait until no request runs or waits, for at most `grace` seconds. Stop accepting requests first."""
+        self._update_idle()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await self._idle.wait()
 
     async def close(self) -> None:
-        """End every worker; requests still running fail."""
-        self._tell(self._scheduler.shut_down)
-        await self._spare.close()
+        """Stop every worker; running requests fail."""
+        self._dispatch(self._scheduler.shut_down)
+        await self._launcher.close()
         while self._tasks:
             await asyncio.wait(self._tasks)
-        self.bus.close()
+        self.events.close()
 
     # Effects of the scheduler
 
-    def start(self, resident: Resident) -> None:
-        record = self._records[resident.key]
-        told = self._limits(resident)
-        order = shares.load_order(record, self._terms.share, told)
-        log.info("loading", model=record.name, path=order.path)
-        self.bus.publish(EventKind.LOADING, record.name, bytes=resident.needs_bytes)
-        starting = asyncio.create_task(process.start(order, self._terms.launch, self._spare.take()))
-        slot = self._slots[resident] = Slot(record.name, starting, _now(), told)
-        self._spawn(self._live(resident, slot))
-
-    def stop(self, resident: Resident, reason: OsaurusError, cause: Cause) -> None:
-        slot = self._slots[resident]
-        slot.stopped_for, slot.cause = reason, cause
-        self.bus.publish(EventKind.UNLOADING, slot.name, cause=cause, reason=reason.message)
-        self.meters.unloads.add(1, slot.name, cause)
-        if slot.worker is not None:
-            self._spawn(slot.worker.stop(reason))
-        else:
-            slot.starting.cancel()
-
-    def limit(self, resident: Resident) -> None:
-        slot = self._slots.get(resident)
-        if slot is not None and slot.worker is not None:
-            self._send_limits(resident, slot, slot.worker)
-
-    def _send_limits(self, resident: Resident, slot: Slot, worker: WorkerProcess) -> None:
-        wanted = self._limits(resident)
-        if wanted != slot.told:
-            slot.told = wanted
-            worker.client.limit(wanted)
-
-    def _limits(self, resident: Resident) -> ipc.Limits:
-        return shares.limits(self._terms.share, resident.limit_bytes, resident.needs_bytes, wired=not self._on_cpu)
-
-    async def _live(self, resident: Resident, slot: Slot) -> None:
-        """One worker's whole life, from spawn to exit."""
-        error: OsaurusError = InternalError("the daemon lost track of the model's worker")
-        try:
-            await asyncio.wait({slot.starting})
-            error = _failure(slot.starting) or await self._until_gone(resident, slot, slot.starting.result())
-        finally:
-            # Whatever happened above, nobody may be left waiting for this resident.
-            self._gone(resident, slot, error)
-
-    async def _until_gone(self, resident: Resident, slot: Slot, worker: WorkerProcess) -> OsaurusError:
-        slot.worker = worker
-        slot.load_seconds = _now() - slot.started_at
-        worker.client.tally = Tally(slot.name, self.meters)
-        worker.on_exit = partial(self._gone, resident, slot)
-        worker.client.on_reserved = lambda nbytes: self._tell(self._scheduler.reserved, resident, nbytes)
-        self._note_loaded(slot, worker)
-        if slot.stopped_for is not None:
-            # Told to stop in the moment between the end of the load and this one.
-            self._spawn(worker.stop(slot.stopped_for))
-        self._tell(self._scheduler.ready, resident, needs_bytes=worker.loaded.least_bytes or None)
-        self._send_limits(resident, slot, worker)
-        self._spare.prepare()
-        return await asyncio.shield(worker.exited)
-
-    def _note_loaded(self, slot: Slot, worker: WorkerProcess) -> None:
-        loaded = worker.loaded
-        seconds = slot.load_seconds or 0.0
-        log.info("loaded", model=slot.name, pid=worker.pid, **_facts(seconds, worker))
-        self.meters.loads.add(1, slot.name, "loaded")
-        self.bus.publish(
-            EventKind.LOADED, slot.name, pid=worker.pid, seconds=round(seconds, 3), bytes=loaded.memory_bytes
+    def start(self, model: ModelState) -> None:
+        record = self._records[model.key]
+        limits = self._limits(model)
+        supervisor = self._supervisors[model] = WorkerSupervisor(
+            model,
+            record.name,
+            memory.build_load(record, self._config.limits, limits),
+            limits,
+            launcher=self._launcher,
+            listener=self,
+            events=self.events,
+            metrics=self._metrics,
+            clock=self._clock,
         )
+        self._tasks.add(supervisor.task)
+        supervisor.task.add_done_callback(self._tasks.discard)
+
+    def stop(self, model: ModelState, reason: OsaurusError, cause: StopCause) -> None:
+        self._supervisors[model].stop(reason, cause)
+
+    def update_limit(self, model: ModelState) -> None:
+        if supervisor := self._supervisors.get(model):
+            supervisor.set_limits(self._limits(model))
+
+    # Listener of the supervisors
+
+    def model_loaded(self, model: ModelState, worker: Worker) -> None:
+        loaded = worker.loaded
         self._on_cpu = loaded.device == "cpu"
-        if loaded.working_set_bytes and loaded.working_set_bytes != self._working_set:
-            self._working_set = loaded.working_set_bytes
-            self._tell(self._scheduler.configure, self._rules())
+        if loaded.working_set_bytes and loaded.working_set_bytes != self._working_set_bytes:
+            self._working_set_bytes = loaded.working_set_bytes
+            self._dispatch(self._scheduler.configure, self._scheduler_config())
+        self._dispatch(self._scheduler.ready, model, needs_bytes=loaded.serving_bytes or None)
+        self.update_limit(model)
+        self._launcher.prepare_next()
 
-    def _rules(self) -> Rules:
-        """With no more than the GPU recommends to use."""
-        rules = self._terms.rules
-        if self._working_set is None:
-            return rules
-        return replace(rules, budget_bytes=min(rules.budget_bytes, self._working_set))
+    def memory_reserved(self, model: ModelState, nbytes: int) -> None:
+        self._dispatch(self._scheduler.reserve, model, nbytes)
 
-    def _gone(self, resident: Resident, slot: Slot, error: OsaurusError) -> None:
-        """The worker is no more; only the first to say so counts."""
-        if self._slots.pop(resident, None) is None:
-            return
-        pid = slot.worker.pid if slot.worker else None
-        if slot.stopped_for is not None:
-            log.info("unloaded", model=slot.name, cause=slot.cause, reason=slot.stopped_for.message)
-            self.bus.publish(EventKind.UNLOADED, slot.name, pid=pid, cause=slot.cause, reason=slot.stopped_for.message)
-        else:
-            log.error("worker lost", model=slot.name, code=error.code, reason=error.message)
-            kind = EventKind.CRASHED if slot.worker else EventKind.LOAD_FAILED
-            self.bus.publish(kind, slot.name, pid=pid, reason=error.message)
-            self._count_failure(slot, error)
-        self._tell(self._scheduler.exited, resident, error)
+    def worker_exited(self, model: ModelState, error: OsaurusError) -> None:
+        del self._supervisors[model]
+        self._dispatch(self._scheduler.exited, model, error)
 
-    def _count_failure(self, slot: Slot, error: OsaurusError) -> None:
-        if slot.worker is None:
-            self.meters.loads.add(1, slot.name, "failed")
-        if isinstance(error, WorkerCrashed):
-            self.meters.crashes.add(1, slot.name)
+    # Helpers
 
-    def _demand(self, record: ModelRecord) -> Demand:
-        self._records[record.repo] = record
-        needed = shares.estimate(record, self._terms.share, self._scheduler.rules.budget_bytes, on_cpu=self._on_cpu)
-        return Demand(record.repo, needed, self._terms.keep_alive.of(record))
+    async def _load_all(self, records: Sequence[ModelRecord]) -> None:
+        for record in records:
+            try:
+                await self.load(record)
+            except OsaurusError as error:
+                log.warning("cannot load a pinned model", model=record.name, reason=error.message)
 
-    async def _wait_for(self, demand: Demand, *, insist: bool = False) -> Resident:
-        wait = _Wait()
-        self._tell(self._scheduler.request, demand, wait, insist=insist)
-        self._note_wait(demand, wait)
+    async def _acquire(self, spec: ModelSpec, *, ignore_backoff: bool = False) -> ModelState:
+        waiter = _FutureWaiter()
+        self._dispatch(self._scheduler.request, spec, waiter, ignore_backoff=ignore_backoff)
+        self._publish_queued(spec, waiter)
         try:
-            return await wait.future
+            return await waiter.future
         except InsufficientMemory as error:
-            self.bus.publish(EventKind.REFUSED, self._records[demand.key].name, reason=error.message)
+            self.events.publish(EventKind.REFUSED, self._records[spec.key].name, reason=error.message)
             raise
         except asyncio.CancelledError:
-            # Granted in the very step in which the caller went away, or not granted at all.
-            if wait.future.done() and not wait.future.cancelled() and wait.future.exception() is None:
-                self._tell(self._scheduler.released, wait.future.result(), served=False)
+            # The grant may have come in the same loop iteration as the cancellation.
+            if model := waiter.granted:
+                self._dispatch(self._scheduler.release, model, served=False)
             else:
-                self._tell(self._scheduler.abandoned, wait)
+                self._dispatch(self._scheduler.abandon, waiter)
             raise
 
-    def _note_wait(self, demand: Demand, wait: _Wait) -> None:
-        """Tell of a model that has to wait for room."""
-        if wait.future.done():
+    def _publish_queued(self, spec: ModelSpec, waiter: _FutureWaiter) -> None:
+        """Publish that a model waits for memory, at its first request."""
+        if waiter.future.done():
             return
-        wanted = (resident for resident in self._scheduler.residents if resident.key == demand.key)
-        if any(resident.state is WorkerState.QUEUED and len(resident.waiting) == 1 for resident in wanted):
-            self.bus.publish(EventKind.QUEUED, self._records[demand.key].name, bytes=demand.needs_bytes)
+        queued = (model for model in self._scheduler.models if model.state is WorkerState.QUEUED)
+        if any(model.key == spec.key and len(model.waiters) == 1 for model in queued):
+            self.events.publish(EventKind.QUEUED, self._records[spec.key].name, bytes=spec.needs_bytes)
 
-    def _tell(self, event: Callable[..., None], *arguments: Any, **options: Any) -> None:
-        """Let the scheduler know of an event that happens now, and wake it when it wants to be."""
-        event(*arguments, now=_now(), **options)
-        self._note_idle()
+    def _lease(self, client: WorkerClient, model: ModelState, requested_at: float) -> Lease:
+        now = self._clock.time()
+        load_start = max(model.started_at or now, requested_at)
+        load_seconds = max((model.ready_at or now) - load_start, 0.0)
+        return Lease(client, max(now - requested_at - load_seconds, 0.0), load_seconds)
+
+    def _spec(self, record: ModelRecord) -> ModelSpec:
+        self._records[record.repo] = record
+        budget = self._scheduler.config.budget_bytes
+        needs_bytes = memory.estimate_bytes(record, self._config.limits, budget, on_cpu=self._on_cpu)
+        return ModelSpec(record.repo, needs_bytes, self._config.keep_alive.for_model(record))
+
+    def _limits(self, model: ModelState) -> messages.Limits:
+        return memory.build_limits(self._config.limits, model.limit_bytes, model.needs_bytes, wired=not self._on_cpu)
+
+    def _scheduler_config(self) -> SchedulerConfig:
+        """The configured limits, with a budget within the GPU's recommended working set."""
+        config = self._config.scheduler
+        if self._working_set_bytes is None:
+            return config
+        return replace(config, budget_bytes=min(config.budget_bytes, self._working_set_bytes))
+
+    def _dispatch(self, event: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """Report an event that happens now to the scheduler, and schedule its next tick."""
+        event(*args, now=self._clock.time(), **kwargs)
+        self._update_idle()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if (due := self._scheduler.due) is not None:
-            self._timer = asyncio.get_running_loop().call_at(due, self._tell, self._scheduler.tick)
+        if (when := self._scheduler.next_tick) is not None:
+            self._timer = self._clock.call_at(when, self._dispatch, self._scheduler.tick)
 
-    def _note_idle(self) -> None:
-        if any(resident.in_flight or resident.waiting for resident in self._scheduler.residents):
+    def _update_idle(self) -> None:
+        if any(model.in_flight or model.waiters for model in self._scheduler.models):
             self._idle.clear()
         else:
             self._idle.set()
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-def _failure(starting: asyncio.Task[WorkerProcess]) -> OsaurusError | None:
-    """Why there is no worker, or None if there is one."""
-    if starting.cancelled():
-        return ModelUnloaded("the model was unloaded while it was loading")
-    error = starting.exception()
-    if error is None or isinstance(error, OsaurusError):
-        return error
-    log.error("loading failed unexpectedly", exc_info=error)
-    return InternalError(f"loading failed: {type(error).__name__}")
-
-
-def _facts(seconds: float, worker: WorkerProcess) -> dict[str, object]:
-    loaded, phases = worker.loaded, worker.phases
-    return {
-        "seconds": round(seconds, 2),
-        "spawn_seconds": round(phases.spawn_seconds, 3),
-        "import_seconds": round(phases.import_seconds, 3),
-        "weights_seconds": round(phases.weights_seconds, 3),
-        "spare": phases.spare,
-        "device": loaded.device,
-        "dtype": loaded.dtype,
-        "bytes": loaded.memory_bytes,
-        "batched": loaded.batched,
-    }

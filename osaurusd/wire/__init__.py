@@ -1,1 +1,1 @@
-"""Types that the daemon and the control CLI share. A leaf: imports nothing else of ours."""
+"""Types that the daemon and `osaurusctl` share. Imports nothing else of this project."""

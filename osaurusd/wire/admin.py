@@ -1,6 +1,6 @@
-"""The admin API's types: what travels over the Unix socket under `/v0/`.
+"""Types of the admin API, which the Unix socket serves under `/v0/`.
 
-Requests refuse unknown fields; replies are read leniently, so that an older CLI understands a newer daemon.
+Requests reject unknown fields. Replies are read leniently, so that an older `osaurusctl` understands a newer daemon.
 """
 
 from enum import StrEnum
@@ -13,13 +13,16 @@ from osaurusd.wire.keys import Protection
 from osaurusd.wire.residency import LoadPhases
 
 API_VERSION = 1
-"""Raised when either side could misread the other; compared on every admin request."""
+"""Incremented on incompatible changes. Every admin request carries it."""
 
 API_HEADER = "Osaurus-Api"
 VERSION_HEADER = "Osaurus-Version"
 
 SOCKET_HOST = "osaurusd"
-"""The `Host` that clients of the Unix socket send. Browsers cannot be made to send it."""
+"""The `Host` header of requests over the Unix socket. A browser cannot be made to send it."""
+
+JSON_LINES = "application/jsonl"
+"""Media type of streamed responses: one JSON document per line."""
 
 
 class Route(StrEnum):
@@ -52,7 +55,7 @@ class ModelState(StrEnum):
 
 
 class WorkerState(StrEnum):
-    """Where a model's worker process is in its life: `queued` waits for memory, `failed` ended by itself."""
+    """State of a model's worker process: `queued` waits for memory, `failed` means that it crashed."""
 
     QUEUED = "queued"
     STARTING = "starting"
@@ -62,16 +65,19 @@ class WorkerState(StrEnum):
 
 
 IN_MEMORY = frozenset({WorkerState.STARTING, WorkerState.READY, WorkerState.STOPPING})
-"""The states in which there is a process, or is about to be."""
+"""States in which a process exists or is being created."""
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker process, one that waits for memory, or one that ended by itself.
+    """A worker that runs, waits for memory, or crashed.
 
-    `memory_bytes` is resident memory or what MLX holds, whichever is more; `estimated_bytes` what the model is thought
-    to need of the budget, or known to once it runs; `limit_bytes` what it may use; `reserved_bytes` what it and the
-    requests that it has may grow to. `idle_left_seconds` is after what time it will be unloaded, null while it is in
-    use and where it never is. `last_exit` says how its last worker died.
+    Attributes:
+        memory_bytes: resident memory or memory held by MLX, whichever is larger.
+        estimated_bytes: the model's share of the memory budget, estimated before the load and measured after it.
+        limit_bytes: memory that the worker may use.
+        reserved_bytes: memory that the worker and its current requests may grow to.
+        idle_left_seconds: time until the idle model is unloaded; null while it is in use, and if it stays loaded.
+        last_exit: why the previous worker exited.
     """
 
     model: str
@@ -94,9 +100,11 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One model on disk. `reason` says what is missing or wrong where `state` is not `available`.
+    """A model on disk.
 
-    `share` is how much of a model that a pull has not finished is here, from 0 to 1.
+    Attributes:
+        reason: why the model cannot be served, unless `state` is `available`.
+        share: downloaded share of an unfinished pull, from 0 to 1.
     """
 
     name: str
@@ -122,10 +130,12 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that is known of one model without loading it.
+    """Everything that the files of a model reveal without loading it.
 
-    `weights_bytes` is what the weights take in memory; `kv_bytes_per_token` what each token of context adds, and
-    `full_context_bytes` weights and a full context together, where the config tells.
+    Attributes:
+        weights_bytes: memory for the weights.
+        kv_bytes_per_token: memory for each token of context; null if the model's config does not determine it.
+        full_context_bytes: memory for the weights and a full context; null like `kv_bytes_per_token`.
     """
 
     model: ModelInfo
@@ -143,11 +153,15 @@ class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The daemon as a whole. `instance` is a new random id on every start.
+    """The status of the daemon.
 
-    `memory_used_bytes` of `memory_budget_bytes` are held by models, as they are reckoned.
-    One that is not `serving` has its reason in `faults`, and goes on by itself once that is mended; nobody gets in
-    over TCP then, and `protection` is null.
+    Attributes:
+        instance: random id of this run of the daemon.
+        memory_used_bytes: the part of `memory_budget_bytes` that is reserved for models.
+        faults: current problems, one line each.
+        serving: false in degraded mode: TCP is closed, `faults` has the reason, and the daemon recovers automatically
+            once it is fixed.
+        protection: access over TCP; null in degraded mode.
     """
 
     version: str
@@ -171,15 +185,17 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Load `model`. `keep_alive_seconds` is how long it stays once idle, until it is unloaded; below 0 is for ever."""
+    """Load `model`. It is unloaded after `keep_alive_seconds` of idling; a negative value keeps it loaded."""
 
     model: str
     keep_alive_seconds: Annotated[float, msgspec.Meta(ge=-1, le=10**9)] | None = None
 
 
 class UnloadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Unload `model`, or if it is null every loaded one that is not pinned; `force` also pinned ones, and those that
-    are serving requests, which fail."""
+    """Unload `model`, or every loaded model that is not pinned if it is null.
+
+    `force` includes pinned models and models with running requests, which fail.
+    """
 
     model: str | None = None
     force: bool = False
@@ -190,7 +206,7 @@ class UnloadReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bring in the MLX folder or `.gguf` file at the absolute path `path`, as `name` if given."""
+    """Import the MLX folder or `.gguf` file at the absolute path `path`, optionally under `name`."""
 
     path: str
     name: str | None = None
@@ -201,7 +217,7 @@ class DetailsRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class RemoveRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Remove `models` from disk; one that is in use is refused unless `force`. `dry_run` only tells what would go."""
+    """Remove `models` from disk. Models in use require `force`. `dry_run` only reports what would be removed."""
 
     models: list[str]
     force: bool = False
@@ -209,7 +225,7 @@ class RemoveRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class Removed(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that is gone, or would be, and the bytes that come free: what no other model shares."""
+    """A removed model (with `dry_run`, one that would be removed) and the disk space freed, without shared files."""
 
     name: str
     repo: str
@@ -221,7 +237,7 @@ class RemoveReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AliasRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Let `alias` mean the model `target` too; with `target` null, no longer."""
+    """Make `alias` another name of the model `target`, or remove the alias if `target` is null."""
 
     alias: str
     target: str | None = None
@@ -233,7 +249,7 @@ class Alias(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PruneRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Remove our own leftovers; `dry_run` only lists them."""
+    """Remove files that unfinished imports and pulls left behind. `dry_run` only lists them."""
 
     dry_run: bool = False
 
@@ -249,7 +265,7 @@ class PruneReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReloadReply(msgspec.Struct, frozen=True, kw_only=True):
-    """Keys whose new values are in force, and keys whose new values need a restart."""
+    """Changed keys that are in force now, and changed keys that need a restart."""
 
     applied: list[str]
     needs_restart: list[str]
@@ -260,7 +276,7 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class VerifyProgress(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="progress"):
-    """`done` of `total` bytes hashed; `file` is the one being read."""
+    """`done` of `total` bytes are hashed; `file` is in progress."""
 
     file: str
     done: int
@@ -268,7 +284,7 @@ class VerifyProgress(msgspec.Struct, frozen=True, kw_only=True, tag_field="event
 
 
 class FileState(StrEnum):
-    """How a file compares with what the store recorded of it."""
+    """A file compared with its recorded checksum."""
 
     INTACT = "intact"
     CHANGED = "changed"
@@ -283,7 +299,7 @@ class VerifiedFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VerifyDone(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="done"):
-    """The last line of a verification that could be carried out, whatever it found."""
+    """The last line of a completed verification, whether files match or not."""
 
     model: str
     files: list[VerifiedFile]
@@ -301,7 +317,7 @@ class ShutdownReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImportProgress(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="progress"):
-    """A line of a running import: `done` of `total` bytes of `stage`."""
+    """Progress of a running import: `done` of `total` bytes of `stage`."""
 
     stage: str
     done: int
@@ -309,13 +325,13 @@ class ImportProgress(msgspec.Struct, frozen=True, kw_only=True, tag_field="event
 
 
 class ImportDone(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="done"):
-    """The last line of an import that worked."""
+    """The last line of a successful import."""
 
     model: ModelInfo
 
 
 class ImportRefused(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="error"):
-    """The last line of an import that failed; nothing was left behind."""
+    """The last line of a failed import. Its files have been removed."""
 
     error: ErrorBody
 

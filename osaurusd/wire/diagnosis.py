@@ -1,10 +1,10 @@
-"""What only the daemon can know about its surroundings, for `osaurusctl doctor`."""
+"""The daemon's view of its environment, for `osaurusctl doctor`."""
 
 import msgspec
 
 
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
-    """Python and packages of a process."""
+    """Python and package versions of a process."""
 
     python: str
     executable: str
@@ -12,7 +12,7 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoreProbe(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether the daemon can read a folder of models; `reason` says why not."""
+    """Whether the daemon can read a model folder; `reason` says why not."""
 
     path: str
     readable: bool
@@ -20,8 +20,13 @@ class StoreProbe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
-    """The daemon and its surroundings as it sees them. `installation` is that of its start, whatever lies on disk now;
-    `tasks` are the coroutines that run in it, and how many of each."""
+    """The daemon's view of its environment.
+
+    Attributes:
+        installation: versions at the start of the daemon, even if an upgrade has changed the files since.
+        blas: the BLAS library preloaded into workers.
+        tasks: number of running asyncio tasks by coroutine.
+    """
 
     installation: Installation
     stores: list[StoreProbe]

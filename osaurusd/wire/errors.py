@@ -1,4 +1,4 @@
-"""Error codes and the one error envelope, as they travel over HTTP, the Unix socket and worker frames."""
+"""Error codes and the error envelope, shared by HTTP, the Unix socket and worker frames."""
 
 from enum import StrEnum
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class ErrorCode(StrEnum):
-    """Machine-readable reasons. They are API: documented, tested, and never renamed."""
+    """Machine-readable reasons. They are public API: documented, tested, and never renamed."""
 
     INVALID_JSON = "invalid_json"
     INVALID_REQUEST = "invalid_request"
@@ -53,7 +53,7 @@ class ErrorCode(StrEnum):
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The object under `error`: OpenAI's four keys, all always present."""
+    """The object under `error`: OpenAI's four keys, always present."""
 
     message: str
     type: str
@@ -62,6 +62,6 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ErrorEnvelope(msgspec.Struct, frozen=True):
-    """What every failed HTTP request answers, and the last SSE object of a stream that failed midway."""
+    """The body of every error response, and the last SSE event of a stream that fails."""
 
     error: ErrorBody

@@ -1,4 +1,4 @@
-"""Which Python and which packages a process has."""
+"""Python and package versions of the current process."""
 
 import importlib.metadata
 import platform
@@ -7,11 +7,11 @@ import sys
 from osaurusd.wire.diagnosis import Installation
 
 PACKAGES = ("osaurusd", "mlx", "mlx-lm", "huggingface-hub", "aiohttp", "msgspec")
-"""Packages whose versions decide what the daemon does."""
+"""Packages whose versions affect the daemon's behaviour."""
 
 
 def installation() -> Installation:
-    """Python and packages of this process, as they are on disk now."""
+    """Return the Python and package versions that are installed now."""
     packages = {}
     for name in PACKAGES:
         try:

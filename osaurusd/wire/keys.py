@@ -1,11 +1,11 @@
-"""API keys as the admin API shows them, and who gets in over TCP."""
+"""Admin API types for API keys and access over TCP."""
 
 from enum import StrEnum
 from typing import Annotated
 
 import msgspec
 
-# Control characters would move the cursor of whoever lists the keys.
+# Control characters could take over the terminal that lists the keys.
 KeyName = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"\A[^\x00-\x1f\x7f-\x9f]+\Z")]
 
 
@@ -17,19 +17,19 @@ class KeyRoute(StrEnum):
 
 
 class KeyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Make a key; `name` says whose it is or what for."""
+    """Create a key. `name` says who or what uses it."""
 
     name: KeyName | None = None
 
 
 class RevokeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Let the key with this id no longer be accepted."""
+    """Revoke the key with this id."""
 
     id: str
 
 
 class KeyInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A key without what is secret of it. Times are unix seconds; `last_used` is the beginning of an hour."""
+    """A key without its secret. Times are Unix seconds; `last_used` is rounded down to the hour."""
 
     id: str
     name: str | None
@@ -38,7 +38,7 @@ class KeyInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key that was just made. `key` is what clients send; this is the only time that it can be seen."""
+    """A new key. `key` is the secret that clients send; it is shown only once."""
 
     id: str
     name: str | None
@@ -47,10 +47,14 @@ class NewKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Protection(msgspec.Struct, frozen=True, kw_only=True):
-    """Who gets in over TCP.
+    """Access over TCP.
 
-    `exposed`: other machines can connect. `key_required`: clients must send one of the `keys` keys there are, but for
-    those on this machine if `trusts_loopback`.
+    Attributes:
+        exposed: whether other machines can connect.
+        key_required: whether clients must send an API key.
+        trusts_loopback: whether loopback clients need no key even if `key_required` is set.
+        keys: number of API keys.
+        tls: whether TLS is on.
     """
 
     exposed: bool = False

@@ -1,4 +1,4 @@
-"""Where everything lies: config, state, models, logs, the admin socket and its lock."""
+"""Paths of the configuration, state, models, logs, and the admin socket with its lock."""
 
 import os
 from collections.abc import Mapping
@@ -9,17 +9,17 @@ import platformdirs
 
 APP_NAME = "osaurusd"
 
-# struct sockaddr_un holds 104 bytes on macOS and 108 on Linux, the closing NUL included; the smaller one binds.
+# struct sockaddr_un holds 104 bytes on macOS and 108 on Linux, including the final NUL. The smaller limit applies.
 SOCKET_PATH_LIMIT = 103
 
 
 class SocketPathTooLong(ValueError):
-    """The admin socket's path does not fit into a socket address."""
+    """The path of the admin socket does not fit into a socket address."""
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Every path that the programs use; nothing here exists until somebody makes it."""
+    """Every path that the programs use. Resolving them creates nothing."""
 
     config_file: Path
     state_dir: Path
@@ -33,7 +33,7 @@ class Paths:
 
     @property
     def lock(self) -> Path:
-        """Held with flock while a daemon runs on this home; holds that daemon's pid."""
+        """Locked with flock while a daemon uses this home. Contains that daemon's pid."""
         return self.run_dir / "admin.sock.lock"
 
     @property
@@ -42,18 +42,18 @@ class Paths:
 
     @property
     def crash_log(self) -> Path:
-        """What a detached daemon writes to standard error: nothing, unless it fails before logging works."""
+        """Standard error of a detached daemon. Empty unless it fails before logging works."""
         return self.log_dir / "osaurusd.stderr.log"
 
 
 def resolve(env: Mapping[str, str] = os.environ) -> Paths:
-    """All paths for this environment: under `OSAURUS_HOME` if set, else where the platform wants them.
+    """Return the paths for this environment: under `OSAURUS_HOME` if set, else the platform's standard directories.
 
-    The socket lies under the data directory, not a runtime directory: a login session and a service see different
-    runtime directories.
+    The socket is in the data directory, not in a runtime directory, because a login session and a service have
+    different runtime directories.
 
     Raises:
-        SocketPathTooLong: the socket's path exceeds 103 bytes; the message names path and limit.
+        SocketPathTooLong: the path of the socket exceeds 103 bytes.
     """
     if home := env.get("OSAURUS_HOME"):
         root = Path(home).expanduser().absolute()
@@ -76,6 +76,6 @@ def _check_socket(socket: Path) -> None:
     length = len(os.fsencode(socket))
     if length > SOCKET_PATH_LIMIT:
         raise SocketPathTooLong(
-            f"the socket path {socket} is {length} bytes long, and a Unix socket's may have {SOCKET_PATH_LIMIT}; "
-            "set OSAURUS_HOME to a shorter directory"
+            f"the socket path {socket} has {length} bytes, but the limit for Unix sockets is {SOCKET_PATH_LIMIT}; "
+            "set OSAURUS_HOME to a shorter path"
         )

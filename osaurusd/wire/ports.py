@@ -1,29 +1,31 @@
-"""Who holds a TCP port."""
+"""Find the process that listens on a TCP port."""
 
 import subprocess
 
 import psutil
 
-_SECONDS = 5.0
+LSOF_TIMEOUT_SECONDS = 5.0
 
 
 def holder(port: int) -> str | None:
-    """Name and pid of a process that listens on `port`; None if that cannot be seen. Blocking."""
+    """Return the name and pid of the process that listens on `port`; None if it is not visible. Blocking."""
     try:
-        for each in psutil.net_connections(kind="tcp"):
-            if each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == port and each.pid:
-                return f"{psutil.Process(each.pid).name()} (pid {each.pid})"
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status != psutil.CONN_LISTEN or not connection.laddr or not connection.pid:
+                continue
+            if connection.laddr.port == port:
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
     except psutil.Error:
-        # macOS shows other processes' sockets to root only, and to lsof.
-        return _by_lsof(port)
+        # On macOS only root sees the sockets of other processes, except through lsof.
+        return _holder_from_lsof(port)
     return None
 
 
-def _by_lsof(port: int) -> str | None:
+def _holder_from_lsof(port: int) -> str | None:
     command = ["lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-Fpc"]
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        run = subprocess.run(command, capture_output=True, text=True, timeout=LSOF_TIMEOUT_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = {line[:1]: line[1:] for line in reversed(run.stdout.splitlines())}
-    return f"{found['c']} (pid {found['p']})" if {"c", "p"} <= found.keys() else None
+    fields = {line[:1]: line[1:] for line in reversed(run.stdout.splitlines())}
+    return f"{fields['c']} (pid {fields['p']})" if {"c", "p"} <= fields.keys() else None

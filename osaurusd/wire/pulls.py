@@ -1,4 +1,4 @@
-"""The admin API's types for downloads from the hub and for searching it."""
+"""Admin API types for downloads from the Hugging Face Hub and searches there."""
 
 from enum import StrEnum
 
@@ -18,7 +18,7 @@ class PullRoute(StrEnum):
 
 
 class PullState(StrEnum):
-    """Where a pull is in its life. What `failed` or was `cancelled` goes on where it was when it is asked for again."""
+    """State of a pull. A `failed` or `cancelled` pull resumes when it is requested again."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -28,7 +28,7 @@ class PullState(StrEnum):
 
 
 class PullStage(StrEnum):
-    """What a running pull does: ask the hub, receive, hash what was received, put it into the cache."""
+    """Stage of a running pull: fetch metadata, download, verify checksums, move the files into the cache."""
 
     RESOLVING = "resolving"
     DOWNLOADING = "downloading"
@@ -37,11 +37,15 @@ class PullStage(StrEnum):
 
 
 class PullInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One pull. `done` of `total` bytes of its files are here, and `hashed` of `to_hash` are verified in this run.
+    """A pull.
 
-    `total` is 0 until the hub has said. `bytes_per_second` is what came lately; `seconds_left` follows from it.
-    `added` is when it was asked for, in unix seconds. `note` is what holds it up at the moment, such as a hub that does
-    not answer.
+    Attributes:
+        added: when it was requested, in Unix seconds.
+        done, total: downloaded bytes and size of all files; `total` is 0 until the hub reports it.
+        hashed, to_hash: bytes verified in this run, and bytes to verify.
+        bytes_per_second: recent speed.
+        seconds_left: estimate from the recent speed.
+        note: what delays it at the moment, such as a hub that does not respond.
     """
 
     id: str
@@ -63,9 +67,9 @@ class PullInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PullRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Download `model`: an API name, an alias, or `ORG/REPO`, each with `@REVISION` behind it if not `main` is meant.
+    """Download `model`: an API name, an alias, or `ORG/REPO`, each optionally followed by `@REVISION`.
 
-    `token` is for this pull alone and is never written down; without it the hub's stored token is used.
+    `token` is used for this pull only and never stored. Without it, the stored Hugging Face token is used.
     """
 
     model: str
@@ -73,13 +77,13 @@ class PullRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class PullWatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Follow the pulls with these ids until all have ended."""
+    """Follow the pulls with these ids until all have finished."""
 
     pulls: list[str]
 
 
 class PullCancel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Cancel a pull by its id, or by any name of its model."""
+    """Cancel a pull by its id or by any name of its model."""
 
     pull: str
 
@@ -89,14 +93,14 @@ class PullProgress(msgspec.Struct, frozen=True, kw_only=True, tag_field="event",
 
 
 class PullDone(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="done"):
-    """A pull is through; the model can be served."""
+    """The pull succeeded; the model can be served."""
 
     pull: PullInfo
     model: ModelInfo
 
 
 class PullEnded(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="ended"):
-    """A pull has failed, for the `error` in it, or was cancelled; what it has is kept."""
+    """The pull failed with `pull.error`, or was cancelled. Downloaded data is kept."""
 
     pull: PullInfo
 
@@ -105,7 +109,7 @@ PullEvent = PullProgress | PullDone | PullEnded
 
 
 class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Ask the hub for MLX models with these `words`; `author` null means anybody's."""
+    """Search the hub for MLX models that match `words`, by `author` or, if null, by any author."""
 
     words: str
     author: str | None = "mlx-community"
@@ -114,9 +118,12 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class FoundModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model on the hub. `bytes` is the size of its weights where the hub tells; `fits` whether they fit into memory.
+    """A model on the hub.
 
-    `state` is that of the model on this machine, `not downloaded` if it is not here.
+    Attributes:
+        bytes: size of the weights, if the hub reports it.
+        fits: whether the weights fit into the memory budget.
+        state: state of the model on this machine, or `not downloaded`.
     """
 
     repo: str

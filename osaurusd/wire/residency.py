@@ -1,4 +1,4 @@
-"""The admin API's types for which models are in memory."""
+"""Admin API types for loaded models and model events."""
 
 from enum import StrEnum
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class EventKind(StrEnum):
-    """What can happen to a model."""
+    """Kinds of model events."""
 
     QUEUED = "queued"
     REFUSED = "refused"
@@ -26,10 +26,14 @@ class EventKind(StrEnum):
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Something that has happened to a model, at `time` in unix seconds.
+    """A model event.
 
-    `cause` of an unloading is `unload` (somebody asked), `idle`, `room` (for another model) or `shutdown`; `reason` is
-    for people. `seconds` is how long a load took, and `bytes` what the model takes.
+    Attributes:
+        time: Unix seconds.
+        cause: why a model is unloaded: `unload` (requested), `idle`, `room` (for another model) or `shutdown`.
+        reason: explanation for people.
+        seconds: duration of a load.
+        bytes: memory of the model.
     """
 
     kind: EventKind
@@ -43,9 +47,12 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class LoadPhases(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the seconds of a load went; with a spare worker the first two are none.
+    """Durations of the phases of a load.
 
-    `first_token_seconds` is from the first request to its first token; None until there was one.
+    Attributes:
+        spawn_seconds, import_seconds: 0 if a standby worker was used.
+        first_token_seconds: from the first request to its first token; null before that.
+        spare: whether a standby worker was used.
     """
 
     spawn_seconds: float
@@ -56,14 +63,14 @@ class LoadPhases(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PinRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Pin `model`, or with `pinned` false let it be evicted again."""
+    """Pin `model`, or unpin it if `pinned` is false."""
 
     model: str
     pinned: bool = True
 
 
 class PinReply(msgspec.Struct, frozen=True, kw_only=True):
-    """All pinned models by name, what they need together, and the budget, in bytes."""
+    """Names of the pinned models, the memory they need together, and the memory budget."""
 
     pinned: list[str]
     needs_bytes: int

@@ -1,4 +1,4 @@
-"""`python -m osaurusd.worker --fd N`: one model, served over the inherited socket N."""
+"""`python -m osaurusd.worker --fd N`: serves one model over the inherited socket N."""
 
 import argparse
 import asyncio
@@ -9,17 +9,17 @@ import time
 
 
 def main() -> None:
-    """Serve until the daemon is gone, then end at once."""
+    """Serve until the daemon closes the connection, then exit at once."""
     parser = argparse.ArgumentParser(prog="python -m osaurusd.worker")
-    parser.add_argument("--fd", type=int, required=True, help="the socket that the daemon left open for this process")
+    parser.add_argument("--fd", type=int, required=True, help="socket inherited from the daemon")
     fd = parser.parse_args().fd
-    # Ctrl-C reaches the whole process group; when to end is the daemon's to say.
+    # Ctrl-C reaches the whole process group; the daemon decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     started = time.perf_counter()
-    # Here and not above, for how long it takes is told to the daemon: it is most of what a small model's load takes.
+    # Imported here to time it: for a small model, imports take most of the load.
     session = importlib.import_module("osaurusd.worker.session")
     asyncio.run(session.serve(fd, time.perf_counter() - started))
-    # There is nothing to save, and tearing MLX down beneath its own running thread can hang or crash.
+    # There is nothing to save, and freeing MLX while its thread runs can hang or crash.
     os._exit(0)
 
 

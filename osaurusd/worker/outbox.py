@@ -1,4 +1,4 @@
-"""Sending frames from any thread, at once if the daemon has room for them."""
+"""Sending frames from any thread without waiting."""
 
 import asyncio
 import contextlib
@@ -7,19 +7,18 @@ import socket
 import threading
 from collections.abc import Iterable
 
-from osaurusd import ipc
+from osaurusd.rpc import framing, messages
 
 
 class Outbox:
     """The sending half of a worker's socket.
 
-    The thread that has something to say writes it itself: waking the event loop for each token would cost as much as
-    decoding a small model. What the socket does not take at once is sent by the loop when there is room; no caller ever
-    waits.
+    The calling thread writes to the socket itself: waking the event loop for each token would cost as much as decoding
+    a small model. The event loop sends whatever the socket does not accept at once. No caller ever waits.
 
     Args:
-        fd: the socket; a descriptor of its own is made for it.
-        loop: sends what is left over.
+        fd: the socket; the outbox duplicates the descriptor.
+        loop: sends the remaining bytes.
     """
 
     def __init__(self, fd: int, loop: asyncio.AbstractEventLoop) -> None:
@@ -27,39 +26,39 @@ class Outbox:
         self._socket.setblocking(False)
         self._loop = loop
         self._lock = threading.Lock()
-        self._left = bytearray()
+        self._unsent = bytearray()
 
-    def send(self, frames: Iterable[ipc.Frame]) -> None:
-        """Send frames, whole and in order. From any thread."""
-        data = ipc.encode(frames)
+    def send(self, frames: Iterable[messages.Frame]) -> None:
+        """Send frames, complete and in order. Safe on any thread."""
+        data = framing.encode(frames)
         with self._lock:
-            if self._left:
-                self._left += data
+            if self._unsent:
+                self._unsent += data
                 return
-            rest = self._write(data)
-            if not rest:
+            unsent = self._write(data)
+            if not unsent:
                 return
-            self._left += rest
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the daemon is gone and this process is ending
-            self._loop.call_soon_threadsafe(self._loop.add_writer, self._socket, self._drain)
+            self._unsent += unsent
+        with contextlib.suppress(RuntimeError):  # the loop is closed because the process is exiting
+            self._loop.call_soon_threadsafe(self._loop.add_writer, self._socket, self._flush)
 
     def close(self) -> None:
-        """Send no more."""
+        """Close the socket and drop unsent frames."""
         with self._lock:
             self._loop.remove_writer(self._socket)
             self._socket.close()
 
-    def _drain(self) -> None:
+    def _flush(self) -> None:
         with self._lock:
-            self._left = bytearray(self._write(self._left))
-            if not self._left:
+            self._unsent = bytearray(self._write(self._unsent))
+            if not self._unsent:
                 self._loop.remove_writer(self._socket)
 
     def _write(self, data: bytes | bytearray) -> bytes | bytearray:
-        """What the socket did not take."""
+        """Write to the socket and return the bytes that it did not accept."""
         try:
             return data[self._socket.send(data) :]
         except BlockingIOError:
             return data
         except OSError:
-            return b""  # the daemon is gone, which is noticed where its frames are read
+            return b""  # the daemon has exited; the reader notices

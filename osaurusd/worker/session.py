@@ -1,176 +1,196 @@
-"""The asyncio side of a worker: frames in and out, and everything that is not MLX."""
+"""The asyncio side of a worker: frames, tokenizing, and everything else that does not touch MLX."""
 
 import asyncio
 import contextlib
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NoReturn
 
 import mlx.core as mx
 
-from osaurusd import __version__, ipc
+from osaurusd import __version__
 from osaurusd.errors import OsaurusError
+from osaurusd.inference.request import Location
+from osaurusd.rpc import framing, messages
 from osaurusd.wire.errors import ErrorCode
-from osaurusd.worker.engine import Engine, Limits
-from osaurusd.worker.load import apply_limits, device_name, load, working_set_bytes
-from osaurusd.worker.mlx_thread import MlxThread
+from osaurusd.worker.engine.engine import Engine, Limits
+from osaurusd.worker.engine.mlx_thread import MlxThread
+from osaurusd.worker.frontend.request_builder import RequestBuilder
 from osaurusd.worker.outbox import Outbox
-from osaurusd.worker.prepare import Preparer
+from osaurusd.worker.runners.text import apply_limits, device_name, load, working_set_bytes
 
 TOKENIZER_THREADS = 2
 PULSE_SECONDS = 1.0
 
 
+@dataclass(frozen=True)
+class _LoadedModel:
+    """What serves requests once the model is loaded."""
+
+    engine: Engine
+    builder: RequestBuilder
+    limits: Limits
+
+
 class Session:
-    """One daemon, one model: reads orders until the daemon closes its end or says goodbye.
+    """Serves one model to one daemon until the daemon closes its end or sends Shutdown.
 
     Args:
-        reader: orders.
-        outbox: takes what there is to say.
-        import_seconds: how long it took to import all this.
+        reader: frames from the daemon.
+        outbox: sends frames to the daemon.
+        import_seconds: how long the imports of this process took.
     """
 
-    def __init__(self, reader: ipc.FrameReader[ipc.ToWorker], outbox: Outbox, *, import_seconds: float = 0.0) -> None:
+    def __init__(
+        self, reader: framing.FrameReader[messages.ToWorker], outbox: Outbox, *, import_seconds: float = 0.0
+    ) -> None:
         self._reader = reader
         self._outbox = outbox
         self._import_seconds = import_seconds
         self._loop = asyncio.get_running_loop()
-        self._mlx = MlxThread(outbox.send, _give_up, lambda: bool(self._preparing))
-        self._tokenizing = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenize")
         self._preparing: dict[int, asyncio.Task[None]] = {}
-        self._preparer: Preparer | None = None
-        self._engine: Engine | None = None
+        self._mlx = MlxThread(outbox.send, _exit_with, lambda: bool(self._preparing))
+        self._tokenizer_pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenize")
+        self._model: _LoadedModel | None = None
         self._loading = False
         self._loaded_bytes = 0
-        self._at_work = asyncio.Event()
+        self._active = asyncio.Event()
 
     async def run(self) -> None:
-        """Serve until the daemon is gone."""
+        """Serve until the connection ends."""
         self._mlx.start()
-        self._outbox.send([ipc.Hello(version=__version__, import_seconds=self._import_seconds)])
-        pulse = self._loop.create_task(self._tell_pulse())
+        self._outbox.send([messages.Hello(version=__version__, import_seconds=self._import_seconds)])
+        pulse = self._loop.create_task(self._send_pulses())
         try:
-            await self._obey()
+            await self._read_frames()
         finally:
             pulse.cancel()
 
-    async def _obey(self) -> None:
-        while (frame := await self._reader.read()) is not None:
-            self._at_work.set()
+    async def _read_frames(self) -> None:
+        # The text runner takes no blobs; runners for images and audio get `received.blobs` with the request.
+        while (received := await self._reader.receive()) is not None:
+            frame = received.frame
+            self._active.set()
             match frame:
-                case ipc.Load():
+                case messages.Load():
                     self._loading = True
                     self._mlx.post(partial(self._load, frame))
-                case ipc.Limits():
-                    self._mlx.post(partial(self._limit, frame))
-                case ipc.Generate():
+                case messages.Limits():
+                    self._mlx.post(partial(self._apply_limits, frame))
+                case messages.Generate():
                     self._start(frame)
-                case ipc.Cancel():
+                case messages.Cancel():
                     self._cancel(frame.id)
-                case ipc.Shutdown():
+                case messages.Shutdown():
                     return
 
-    async def _tell_pulse(self) -> None:
-        """Tell the daemon about progress while there is some. Only numbers are read, so MLX's thread loses no time."""
-        told, idle_looks = ipc.Pulse(progress=0), 0
+    async def _send_pulses(self) -> None:
+        """Report progress about once a second while there is any. Only reads counters, so the MLX thread never waits."""
+        sent, idle_checks = messages.Pulse(progress=0), 0
         while True:
-            await self._at_work.wait()
+            await self._active.wait()
             await asyncio.sleep(PULSE_SECONDS)
-            engine = self._engine
-            progress = self._loaded_bytes + (engine.progress if engine else 0)
-            pulse = ipc.Pulse(progress=progress, reserved_bytes=engine.reserved_bytes if engine else 0)
-            # What is reserved may shrink without any progress: by a cancellation.
-            if pulse != told:
-                told = pulse
+            pulse = self._pulse()
+            # A cancellation can shrink the reservation without progress.
+            if pulse != sent:
+                sent = pulse
                 self._outbox.send([pulse])
-            at_work = self._loading or self._preparing or (engine and engine.busy)
-            # A request may be on its way from one thread to the other when nobody seems to have one.
-            idle_looks = 0 if at_work else idle_looks + 1
-            if idle_looks > 1:
-                self._at_work.clear()
+            # A request that moves from one thread to the other can be invisible to one check, but not to two.
+            idle_checks = 0 if self._is_busy else idle_checks + 1
+            if idle_checks > 1:
+                self._active.clear()
+
+    def _pulse(self) -> messages.Pulse:
+        if self._model is None:
+            return messages.Pulse(progress=self._loaded_bytes)
+        engine = self._model.engine
+        return messages.Pulse(progress=self._loaded_bytes + engine.progress, reserved_bytes=engine.reserved_bytes)
+
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self._loading or self._preparing or (self._model is not None and self._model.engine.busy))
 
     def _count_loaded(self, nbytes: int) -> None:
         self._loaded_bytes += nbytes
 
-    def _load(self, order: ipc.Load) -> list[ipc.Frame]:
-        """On the MLX thread."""
-        self._limits = Limits(
-            order.memory_limit_bytes, order.prefix_cache_bytes, order.max_waiting, order.stall_seconds
-        )
+    def _load(self, frame: messages.Load) -> list[messages.Frame]:
+        """Load the model. Runs on the MLX thread."""
+        limits = Limits(frame.memory_limit_bytes, frame.prefix_cache_bytes, frame.max_waiting, frame.stall_seconds)
         try:
-            model = load(order, self._count_loaded)
-            self._engine = Engine(model.network, model.end_tokens, self._limits)
-            self._preparer = Preparer(model, self._engine.layout, self._engine.vocabulary)
-        except Exception as error:  # noqa: BLE001  model files can be wrong in more ways than mlx_lm names
-            return [ipc.LoadFailed(message=f"{type(error).__name__}: {error}")]
+            model = load(frame, self._count_loaded)
+            engine = Engine(model.network, model.end_tokens, limits)
+            builder = RequestBuilder(model, engine.layout, engine.vocabulary)
+        except Exception as error:  # noqa: BLE001  model files can be wrong in more ways than mlx_lm reports
+            return [messages.LoadFailed(message=f"{type(error).__name__}: {error}")]
         finally:
             self._loading = False
-        self._mlx.adopt(self._engine)
-        loaded = ipc.Loaded(
+        self._model = _LoadedModel(engine, builder, limits)
+        self._mlx.adopt(engine)
+        loaded = messages.Loaded(
             device=device_name(),
             dtype=model.dtype,
             memory_bytes=mx.get_active_memory(),
-            batched=self._engine.layout.batchable,
-            least_bytes=self._engine.least_bytes(order.context_length),
+            batched=engine.layout.batchable,
+            serving_bytes=engine.least_bytes(frame.context_length),
             working_set_bytes=working_set_bytes(),
         )
-        return [loaded, self._engine.stats()]
+        return [loaded, engine.stats()]
 
-    def _limit(self, order: ipc.Limits) -> list[ipc.Frame]:
-        """On the MLX thread."""
-        if self._engine is None:
+    def _apply_limits(self, frame: messages.Limits) -> list[messages.Frame]:
+        """Apply new limits. Runs on the MLX thread."""
+        if self._model is None:
             return []
-        apply_limits(order)
-        self._limits = replace(
-            self._limits, memory_bytes=order.memory_limit_bytes, prefix_cache_bytes=order.prefix_cache_bytes
+        apply_limits(frame)
+        limits = replace(
+            self._model.limits, memory_bytes=frame.memory_limit_bytes, prefix_cache_bytes=frame.prefix_cache_bytes
         )
-        self._engine.set_limits(self._limits)
-        return [self._engine.stats()]
+        self._model = replace(self._model, limits=limits)
+        self._model.engine.set_limits(limits)
+        return [self._model.engine.stats()]
 
-    def _start(self, order: ipc.Generate) -> None:
-        task = self._loop.create_task(self._generate(order))
-        self._preparing[order.id] = task
-        task.add_done_callback(lambda _: self._preparing.pop(order.id))
+    def _start(self, frame: messages.Generate) -> None:
+        task = self._loop.create_task(self._generate(frame))
+        self._preparing[frame.id] = task
+        task.add_done_callback(lambda _: self._preparing.pop(frame.id))
 
-    async def _generate(self, order: ipc.Generate) -> None:
-        assert self._preparer is not None, "the daemon asks only after Loaded"
-        assert self._engine is not None, "the daemon asks only after Loaded"
+    async def _generate(self, frame: messages.Generate) -> None:
+        assert self._model is not None, "the daemon sends requests only after Loaded"
         try:
-            request = await self._loop.run_in_executor(self._tokenizing, self._preparer.prepare, order)
+            request = await self._loop.run_in_executor(self._tokenizer_pool, self._model.builder.build, frame)
         except asyncio.CancelledError:
             raise
         except OsaurusError as error:
-            self._refuse(order, error.code, error.message, error.param)
-        except BaseException as error:  # noqa: BLE001  it is this request's, also what Rust raises, which is no Exception
-            reason = f"the prompt could not be made: {type(error).__name__}: {error}"
-            self._refuse(order, ErrorCode.INVALID_REQUEST, reason, None)
+            self._fail(frame, error.code, error.message, error.location)
+        except BaseException as error:  # noqa: BLE001  panics of Rust extensions do not derive from Exception
+            reason = f"the request could not be prepared: {type(error).__name__}: {error}"
+            self._fail(frame, ErrorCode.INVALID_REQUEST, reason, None)
         else:
-            self._mlx.post(partial(self._engine.add, request))
+            self._mlx.post(partial(self._model.engine.add, request))
 
-    def _refuse(self, order: ipc.Generate, code: ErrorCode, reason: str, param: str | None) -> None:
-        self._outbox.send([ipc.Failed(id=order.id, code=code, message=reason, param=param)])
+    def _fail(self, frame: messages.Generate, code: ErrorCode, reason: str, location: Location | None) -> None:
+        self._outbox.send([messages.Failed(id=frame.id, code=code, message=reason, location=location)])
 
     def _cancel(self, id_: int) -> None:
         if task := self._preparing.get(id_):
             task.cancel()
-        # Also then, for the task may just have handed its request over.
-        if self._engine is not None:
-            self._mlx.post(partial(self._engine.cancel, id_))
+        # Always: the task may have passed its request on already.
+        if self._model is not None:
+            self._mlx.post(partial(self._model.engine.cancel, id_))
 
 
 async def serve(fd: int, import_seconds: float = 0.0) -> None:
-    """Run a session over the inherited socket `fd`; `import_seconds` is how long it took to get here."""
+    """Run a session over the inherited socket `fd`. `import_seconds` is how long the imports took."""
     outbox = Outbox(fd, asyncio.get_running_loop())
-    reader, _ = await ipc.connect(fd)
-    session = Session(ipc.FrameReader(reader, ipc.TO_WORKER), outbox, import_seconds=import_seconds)
-    with contextlib.closing(outbox), contextlib.suppress(ipc.FrameError):
+    reader, _ = await framing.connect(fd)
+    session = Session(framing.FrameReader(reader, messages.TO_WORKER), outbox, import_seconds=import_seconds)
+    with contextlib.closing(outbox), contextlib.suppress(framing.FrameError):
         await session.run()
 
 
-def _give_up(reason: str) -> NoReturn:
-    """End this process with `reason` as the last line of standard error, where the daemon looks for it."""
-    print(reason, file=sys.stderr, flush=True)  # noqa: T201  standard error is the daemon's channel for last words
+def _exit_with(reason: str) -> NoReturn:
+    """End this process with `reason` as the last line of standard error, which the daemon reports."""
+    print(reason, file=sys.stderr, flush=True)  # noqa: T201  the daemon reads the reason from standard error
     os._exit(1)

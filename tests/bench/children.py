@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from osaurusd.pool import blas
-from osaurusd.pool.process import WORKER_ENVIRONMENT
+from osaurusd.pool.config import find_blas
+from osaurusd.rpc.process import WORKER_ENVIRONMENT
 from tests import daemons
 
 STOP_SECONDS = 10.0
@@ -38,6 +38,6 @@ def running(home: Path, log: str, *arguments: str) -> Iterator[subprocess.Popen[
 
 
 def _environment(home: Path) -> dict[str, str]:
-    library = blas.find("auto")
+    library = find_blas("auto")
     preload = {} if library is None else {"LD_PRELOAD": str(library)}
     return {**daemons.environment(home), **WORKER_ENVIRONMENT, **preload}

@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import dequantize_model, load_model
 from tokenizers import Tokenizer
 
-from osaurusd.worker.convert.run import import_model
+from osaurusd.imports.worker.run import import_model
 from tests import starter_model
 from tests.bench import models
 from tests.models import make_tiny

@@ -9,15 +9,15 @@ import pytest
 from osaurusctl.cli import COMMANDS
 from osaurusctl.errors import ExitCode
 from osaurusctl.service import lookup
-from osaurusd.catalog.names import PUBLISHED
 from osaurusd.config import ENVIRONMENT, Config, known_keys
-from osaurusd.openai.routes import PREFIXES
-from osaurusd.openai.schema.base import Request
-from osaurusd.openai.schema.chat import ChatRequest
-from osaurusd.openai.schema.completions import CompletionRequest
-from osaurusd.openai.translate.messages import ROLES
-from osaurusd.web.activation import LAUNCHD_VARIABLE
-from osaurusd.web.errors import STATUS
+from osaurusd.http.errors import STATUS
+from osaurusd.models.names import PUBLISHED
+from osaurusd.platform.activation import LAUNCHD_VARIABLE
+from osaurusd.protocols.openai.routes import PREFIXES
+from osaurusd.protocols.openai.schema.base import Request
+from osaurusd.protocols.openai.schema.chat import ChatRequest
+from osaurusd.protocols.openai.schema.completions import CompletionRequest
+from osaurusd.protocols.openai.translate.messages import ROLES
 from osaurusd.wire.errors import ErrorCode
 
 ROOT = Path(__file__).parents[2]

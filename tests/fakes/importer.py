@@ -1,4 +1,4 @@
-"""An importer that does as its source says, in place of `python -m osaurusd.worker.convert`.
+"""An importer that does as its source says, in place of `python -m osaurusd.imports.worker`.
 
 The source is a JSON list of steps, each a name and its arguments: the methods of `Steps`.
 """
@@ -12,7 +12,8 @@ import socket
 import sys
 from pathlib import Path
 
-from osaurusd import ipc
+from osaurusd.imports import messages
+from osaurusd.rpc import framing
 
 
 class Steps:
@@ -24,7 +25,7 @@ class Steps:
 
     def progress(self, stage, done, total):
         """Tell progress; `{pid}` in the stage is this process's id."""
-        self._send(ipc.Progress(stage=stage.format(pid=os.getpid()), done=done, total=total))
+        self._send(messages.Progress(stage=stage.format(pid=os.getpid()), done=done, total=total))
 
     def copy(self, folder):
         """Copy a folder's files into the destination."""
@@ -36,11 +37,11 @@ class Steps:
 
     def imported(self):
         """Say that all is done."""
-        self._send(ipc.Imported())
+        self._send(messages.Imported())
 
     def failure(self, message):
         """Say that it cannot be done."""
-        self._send(ipc.ImportFailure(message=message))
+        self._send(messages.ImportFailure(message=message))
 
     def raw(self, text):
         """Send bytes that are no frame."""
@@ -60,7 +61,7 @@ class Steps:
             signal.pause()
 
     def _send(self, frame):
-        self._peer.sendall(ipc.encode([frame]))
+        self._peer.sendall(framing.encode([frame]))
 
 
 def main():

@@ -1,47 +1,44 @@
-"""A worker without a model: speaks frames over `--fd N` like the real one, and misbehaves on request.
+"""A worker without a model: speaks the worker protocol over `--fd N`, and misbehaves on request.
 
-How it loads is chosen by the name of the folder that it is told to load:
+The name of the model folder chooses how it loads:
 
-    slow_ready      connects to 127.0.0.1 on the port that the file `gate` in the folder names, and is loaded once
-                    the other side has written something
-    crash_on_load   prints its last words and ends with exit code 3
+    slow_ready      connects to the port of 127.0.0.1 in the folder's file `gate`, and is loaded once it has read a byte
+    crash_on_load   prints an error and exits with code 3
     refuse_load     answers LoadFailed
-    garbage_on_load answers with bytes that are no frame
-    close_on_load   closes its end instead of answering, makes the file `closed` in the folder, and lives on
-    deaf_on_stop    is loaded, but ignores Shutdown and the end of file, and ends only on SIGTERM
-    hang_on_stop    is loaded, but ignores Shutdown, the end of file and SIGTERM too
-    plod_on_load    is loaded after several times what the test calls a hang, and tells of progress meanwhile
-    have_child      is loaded, and leaves a process behind that holds standard error open; `child` is its pid
-    anything else   is loaded at once
+    garbage_on_load answers with invalid bytes
+    close_on_load   closes its end, creates the file `closed` in the folder, and stays alive
+    deaf_on_stop    loads, but ignores Shutdown and end of file; exits on SIGTERM
+    hang_on_stop    loads, but ignores Shutdown, end of file and SIGTERM
+    plod_on_load    loads slowly and sends pulses meanwhile
+    have_child      loads, and leaves a process behind that keeps its output open; the file `child` has the pid
+    anything else   loads at once
 
-How it answers is chosen by the last message, or the text or the token ids that are to be continued:
+The last message, the text or the token ids of a prompt choose how it responds:
 
-    crash           one word, then last words on standard error and exit code 7
+    crash           one word, then an error on standard error and exit code 7
     fail            one word, then Failed
-    garbage         one word, then bytes that are no frame
-    flood           four times what the daemon buffers for a client, at once, then Done
-    stall           one word, and nothing more until it is cancelled
-    plod            one word, then nothing but pulses for about a second, then Done
-    think           a thought, then one word
+    garbage         one word, then invalid bytes
+    flood           four times the daemon's buffer limit at once, then Completed
+    stall           one word, then nothing until cancelled
+    plod            one word, then only pulses for about a second, then Completed
+    think           reasoning, then one word
     call            a call of the first tool, in pieces
-    anything else   itself, word by word, in turn with what other requests get, as often as it was asked for; up to
-                    `max_tokens` words, each one told with its likelihood if that was asked for, and after the prompt
-                    if that is to be echoed
+    anything else   the prompt itself, word by word, interleaved with other requests, `n` times, up to `max_tokens`
+                    words, with log-probabilities if requested, and after the prompt if `echo` is set
 
-Each prompt has one token, each word is one, and a thought is two.
+Each prompt has one token, each word is one, and reasoning is two.
 
-The environment variable PYTHON_FAKE_WORKER, whose name is passed on to workers, chooses what comes before any order:
+The environment variable PYTHON_FAKE_WORKER, which workers inherit because of its prefix, chooses what happens first:
 
-    wrong_version   a Hello of another version
-    garbage         bytes that are no frame instead of Hello
+    wrong_version   a Hello with another version
+    garbage         invalid bytes instead of Hello
     silent          no Hello
-    die_at_once     last words and exit code 3 instead of Hello
-    brief           Hello and Loaded without being asked, then exit code 5
+    die_at_once     an error and exit code 3 instead of Hello
+    brief           Hello and Loaded without a request, then exit code 5
 
-If the folder has a file `least`, that is what the model needs at the least, in bytes.
-
-In the folder it leaves `received`, the tags of the frames it got, one a line; `load.json`, the order to load; and
-`loaded` once it has said that it is; and `limits.jsonl`, the limits that came later, a line each.
+A file `serving_bytes` in the folder sets `Loaded.serving_bytes`. The worker writes these files into the folder:
+`received` (the tags of received frames, one per line), `load.json` (the load request), `loaded` (empty, once Loaded is
+sent) and `limits.jsonl` (later limits, one per line).
 """
 
 import argparse
@@ -58,81 +55,97 @@ from typing import NoReturn
 
 import msgspec
 
-from osaurusd import __version__, ipc
+from osaurusd import __version__
+from osaurusd.inference.events import (
+    Completed,
+    Delta,
+    Finished,
+    FinishReason,
+    Logprob,
+    Started,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
+from osaurusd.inference.request import ChatPrompt, Prompt, TextPrompt, TokenPrompt
+from osaurusd.rpc import framing, messages
 from osaurusd.wire.errors import ErrorCode
 
-GARBAGE = b"\xff" * 64
-PLODDING_STEPS = 12
-PLODDING_SECONDS = 0.1
+INVALID_BYTES = b"\xff" * 64
+PLOD_STEPS = 12
+PLOD_SECONDS = 0.1
 FLOOD_BYTES = 4 * 1024 * 1024
 FLOOD_DELTA = "x" * 64 * 1024
-LOADED = ipc.Loaded(device="fake", dtype="none", memory_bytes=1234, batched=True)
-STATS = ipc.Stats(active_bytes=1000, cache_bytes=234)
+LOADED = messages.Loaded(device="fake", dtype="none", memory_bytes=1234, batched=True)
+STATS = messages.Stats(active_bytes=1000, cache_bytes=234)
 
 
-class Worker:
+class FakeWorker:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._stream = connection.makefile("rb", buffering=0)
-        self._running: dict[int, Iterator[list[ipc.Frame]]] = {}
+        self._frames = framing.FrameDecoder(messages.TO_WORKER)
+        self._running: dict[int, Iterator[list[messages.Frame]]] = {}
         self._folder: Path | None = None
-        self._stubborn = False
+        self._ignores_shutdown = False
 
     def run(self) -> None:
-        """Answer until the daemon closes its end or says goodbye."""
-        _misbehave_early(self._connection)
-        self.send(ipc.Hello(version=__version__))
+        """Serve until the daemon closes its end or sends Shutdown."""
+        misbehave_at_start(self._connection)
+        self.send(messages.Hello(version=__version__))
         while True:
             while self._readable(wait=not self._running):
-                if not self._obey(self._receive()):
+                if not self._read():
                     return
             self._step()
 
-    def send(self, *frames: ipc.Frame) -> None:
-        self._connection.sendall(ipc.encode(frames))
+    def send(self, *frames: messages.Frame) -> None:
+        self._connection.sendall(framing.encode(frames))
 
     def _readable(self, *, wait: bool) -> bool:
-        ready, _, _ = select.select([self._connection], [], [], None if wait else 0)
-        return bool(ready)
+        readable, _, _ = select.select([self._connection], [], [], None if wait else 0)
+        return bool(readable)
 
-    def _receive(self) -> ipc.ToWorker | None:
-        head = self._read(4)
-        return ipc.TO_WORKER.decode(self._read(int.from_bytes(head, "big"))) if head else None
+    def _read(self) -> bool:
+        """Handle what has arrived; False if the worker is to exit."""
+        data = self._connection.recv(65536)
+        if not data:
+            return self._shut_down()
+        self._frames.feed(data)
+        while (received := self._frames.next()) is not None:
+            if not self._handle(received.frame):
+                return False
+        return True
 
-    def _read(self, count: int) -> bytes:
-        parts = b""
-        while len(parts) < count and (part := self._stream.read(count - len(parts))):
-            parts += part
-        return parts
+    def _shut_down(self) -> bool:
+        if self._ignores_shutdown:
+            hang()
+        return False
 
-    def _obey(self, frame: ipc.ToWorker | None) -> bool:
-        """Whether to go on."""
-        if frame is None or isinstance(frame, ipc.Shutdown):
-            self._note(frame)
-            if self._stubborn:
-                _hang()
-            return False
+    def _handle(self, frame: messages.ToWorker) -> bool:
+        if self._folder is not None and not isinstance(frame, messages.Limits):
+            self._log_received(frame)
         match frame:
-            case ipc.Load():
+            case messages.Shutdown():
+                return self._shut_down()
+            case messages.Load():
                 self._folder = Path(frame.path)
-                self._note(frame)
+                self._log_received(frame)
                 (self._folder / "load.json").write_bytes(msgspec.json.encode(frame))
                 self._load(self._folder)
-            case ipc.Limits():
+            case messages.Limits():
+                assert self._folder is not None
                 with (self._folder / "limits.jsonl").open("ab") as file:
                     file.write(msgspec.json.encode(frame) + b"\n")
-            case ipc.Generate():
-                self._note(frame)
-                self._begin(frame)
-            case ipc.Cancel():
-                self._note(frame)
+            case messages.Generate():
+                self._generate(frame)
+            case messages.Cancel():
                 self._running.pop(frame.id, None)
         return True
 
-    def _note(self, frame: ipc.ToWorker | None) -> None:
-        if frame is not None and self._folder is not None:
-            with (self._folder / "received").open("a") as file:
-                file.write(f"{msgspec.to_builtins(frame)['type']}\n")
+    def _log_received(self, frame: messages.ToWorker) -> None:
+        assert self._folder is not None
+        with (self._folder / "received").open("a") as file:
+            file.write(f"{msgspec.to_builtins(frame)['type']}\n")
 
     def _load(self, folder: Path) -> None:
         match folder.name:
@@ -140,67 +153,70 @@ class Worker:
                 with socket.create_connection(("127.0.0.1", int((folder / "gate").read_text()))) as gate:
                     gate.recv(1)
             case "crash_on_load":
-                _die("no room for the weights", 3)
+                die("cannot allocate the weights", 3)
             case "refuse_load":
-                self.send(ipc.LoadFailed(message="the weights are not there"))
+                self.send(messages.LoadFailed(message="the weights are missing"))
                 return
             case "garbage_on_load":
-                self._connection.sendall(GARBAGE)
+                self._connection.sendall(INVALID_BYTES)
                 return
             case "close_on_load":
-                self._stream.close()
                 self._connection.close()
                 (folder / "closed").touch()
-                _hang()
+                hang()
             case "deaf_on_stop":
-                self._stubborn = True
+                self._ignores_shutdown = True
             case "hang_on_stop":
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                self._stubborn = True
+                self._ignores_shutdown = True
             case "have_child":
                 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
                 (folder / "child").write_text(str(child.pid))
             case "plod_on_load":
                 self._plod()
-        least = folder / "least"
-        self.send(msgspec.structs.replace(LOADED, least_bytes=int(least.read_text()) if least.exists() else 0), STATS)
+        serving_bytes = folder / "serving_bytes"
+        size = int(serving_bytes.read_text()) if serving_bytes.exists() else 0
+        self.send(msgspec.structs.replace(LOADED, serving_bytes=size), STATS)
         (folder / "loaded").touch()
 
     def _plod(self) -> None:
-        for step in range(PLODDING_STEPS):
-            self.send(ipc.Pulse(progress=step + 1))
-            time.sleep(PLODDING_SECONDS)
+        for step in range(PLOD_STEPS):
+            self.send(messages.Pulse(progress=step + 1))
+            time.sleep(PLOD_SECONDS)
 
-    def _begin(self, order: ipc.Generate) -> None:
-        text = _text(order.prompt)
+    def _generate(self, frame: messages.Generate) -> None:
+        text = prompt_text(frame.request.prompt)
+        self.send(messages.Output(id=frame.id, event=Started(prompt_tokens=1)))
         match text:
             case "crash" | "fail" | "garbage" | "stall":
-                self.send(ipc.Delta(id=order.id, text=f"{text} "))
-                self._misbehave(text, order.id)
+                self.send(delta(frame.id, text=f"{text} "))
+                self._misbehave(text, frame.id)
             case "flood":
-                deltas = [ipc.Delta(id=order.id, text=FLOOD_DELTA)] * (FLOOD_BYTES // len(FLOOD_DELTA))
-                self.send(*deltas, ipc.Finished(id=order.id, reason="stop"), _done(order.id, 0))
+                deltas = [delta(frame.id, text=FLOOD_DELTA)] * (FLOOD_BYTES // len(FLOOD_DELTA))
+                self.send(*deltas, finished(frame.id, reason="stop"), completed(frame.id, 0))
             case "plod":
-                self.send(ipc.Delta(id=order.id, text="plod "))
-                self._running[order.id] = _plodding(order)
-            case "think" | "call":
-                self._running[order.id] = _scripted(order, text)
+                self.send(delta(frame.id, text="plod "))
+                self._running[frame.id] = plod(frame)
+            case "think":
+                self._running[frame.id] = think(frame)
+            case "call":
+                self._running[frame.id] = call_tool(frame)
             case _:
-                self._running[order.id] = _echoed(order, text)
+                self._running[frame.id] = repeat_prompt(frame, text)
 
     def _misbehave(self, how: str, id_: int) -> None:
         match how:
             case "crash":
-                _die("the GPU caught fire", 7)
+                die("the GPU caught fire", 7)
             case "fail":
                 code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
-                self.send(ipc.Failed(id=id_, code=code, message="too long", param="messages"))
+                self.send(messages.Failed(id=id_, code=code, message="too long", location=("prompt",)))
             case "garbage":
-                self._connection.sendall(GARBAGE)
+                self._connection.sendall(INVALID_BYTES)
 
     def _step(self) -> None:
-        """One word for every answer that still has some, in one write."""
-        frames: list[ipc.Frame] = []
+        """Send the next word of every running request in one write."""
+        frames: list[messages.Frame] = []
         for id_, steps in list(self._running.items()):
             step = next(steps, None)
             if step is None:
@@ -210,88 +226,100 @@ class Worker:
         self.send(*frames)
 
 
-def _misbehave_early(connection: socket.socket) -> None:
+def misbehave_at_start(connection: socket.socket) -> None:
     match os.environ.get("PYTHON_FAKE_WORKER"):
         case "wrong_version":
-            connection.sendall(ipc.encode([ipc.Hello(version="0.0.0")]))
-            _hang()
+            connection.sendall(framing.encode([messages.Hello(version="0.0.0")]))
+            hang()
         case "garbage":
-            connection.sendall(GARBAGE)
-            _hang()
+            connection.sendall(INVALID_BYTES)
+            hang()
         case "silent":
-            _hang()
+            hang()
         case "die_at_once":
-            _die("no such library", 3)
+            die("library not found", 3)
         case "brief":
-            connection.sendall(ipc.encode([ipc.Hello(version=__version__), LOADED]))
+            connection.sendall(framing.encode([messages.Hello(version=__version__), LOADED]))
             sys.exit(5)
 
 
-def _text(prompt: ipc.Prompt) -> str:
+def prompt_text(prompt: Prompt) -> str:
     match prompt:
-        case ipc.Chat():
-            return prompt.messages[-1].content
-        case ipc.Text():
+        case ChatPrompt():
+            return prompt.messages[-1].text
+        case TextPrompt():
             return prompt.text
-        case ipc.Tokens():
+        case TokenPrompt():
             return " ".join(map(str, prompt.tokens))
 
 
-def _echoed(order: ipc.Generate, text: str) -> Iterator[list[ipc.Frame]]:
+def repeat_prompt(frame: messages.Generate, text: str) -> Iterator[list[messages.Frame]]:
+    request = frame.request
     words = [f"{word} " for word in text.split()]
-    reason: ipc.FinishReason = "stop"
-    if order.max_tokens is not None and order.max_tokens < len(words):
-        words, reason = words[: order.max_tokens], "length"
-    answers = range(order.n)
-    if order.echo:
-        likelihoods = [_likelihood(text, None, order.logprobs)] if order.logprobs is not None else []
-        yield [ipc.Delta(id=order.id, index=index, text=text, tokens=likelihoods) for index in answers]
+    reason: FinishReason = "stop"
+    if request.max_tokens is not None and request.max_tokens < len(words):
+        words, reason = words[: request.max_tokens], "length"
+    choices = range(request.n)
+
+    def token_logprobs(word: str, logprob: float | None) -> list[TokenLogprob]:
+        return [] if request.logprobs is None else [token_logprob(word, logprob, request.logprobs)]
+
+    if request.echo:
+        yield [delta(frame.id, index=index, text=text, logprobs=token_logprobs(text, None)) for index in choices]
     for word in words:
-        likelihoods = [_likelihood(word, -0.5, order.logprobs)] if order.logprobs is not None else []
-        yield [ipc.Delta(id=order.id, index=index, text=word, tokens=likelihoods) for index in answers]
-    finished = [ipc.Finished(id=order.id, index=index, reason=reason) for index in answers]
-    yield [*finished, _done(order.id, order.n * len(words))]
+        yield [delta(frame.id, index=index, text=word, logprobs=token_logprobs(word, -0.5)) for index in choices]
+    ends = [finished(frame.id, index=index, reason=reason) for index in choices]
+    yield [*ends, completed(frame.id, request.n * len(words))]
 
 
-def _likelihood(text: str, logprob: float | None, others: int) -> ipc.ScoredToken:
-    found = [ipc.Likelihood(text=f"{at}", bytes=[*b"%d" % at], logprob=-1.0 - at) for at in range(others)]
-    top = [] if logprob is None else found
-    return ipc.ScoredToken(text=text, bytes=[*text.encode()], logprob=logprob, top=top)
+def token_logprob(text: str, logprob: float | None, alternatives: int) -> TokenLogprob:
+    top = [Logprob(text=f"{rank}", bytes=[*b"%d" % rank], logprob=-1.0 - rank) for rank in range(alternatives)]
+    return TokenLogprob(text=text, bytes=[*text.encode()], logprob=logprob, top=[] if logprob is None else top)
 
 
-def _plodding(order: ipc.Generate) -> Iterator[list[ipc.Frame]]:
-    for step in range(PLODDING_STEPS):
-        time.sleep(PLODDING_SECONDS)
-        yield [ipc.Pulse(progress=step + 1)]
-    yield [ipc.Finished(id=order.id, reason="stop"), _done(order.id, 1)]
+def plod(frame: messages.Generate) -> Iterator[list[messages.Frame]]:
+    for step in range(PLOD_STEPS):
+        time.sleep(PLOD_SECONDS)
+        yield [messages.Pulse(progress=step + 1)]
+    yield [finished(frame.id, reason="stop"), completed(frame.id, 1)]
 
 
-def _scripted(order: ipc.Generate, how: str) -> Iterator[list[ipc.Frame]]:
-    if how == "think":
-        yield [ipc.Delta(id=order.id, reasoning="Hm. ")]
-        yield [ipc.Delta(id=order.id, reasoning="Yes.")]
-        yield [ipc.Delta(id=order.id, text="thought")]
-        yield [ipc.Finished(id=order.id, reason="stop"), _done(order.id, 3, reasoning_tokens=2)]
-    else:
-        assert isinstance(order.prompt, ipc.Chat)
-        name = order.prompt.tools[0]["function"]["name"]
-        yield [ipc.Delta(id=order.id, calls=[ipc.CallDelta(index=0, id="call_1", name=name)])]
-        yield [ipc.Delta(id=order.id, calls=[ipc.CallDelta(index=0, arguments='{"a":')])]
-        yield [ipc.Delta(id=order.id, calls=[ipc.CallDelta(index=0, arguments=" 1}")])]
-        yield [ipc.Finished(id=order.id, reason="tool_calls"), _done(order.id, 3)]
+def think(frame: messages.Generate) -> Iterator[list[messages.Frame]]:
+    yield [delta(frame.id, reasoning="Hm. ")]
+    yield [delta(frame.id, reasoning="Yes.")]
+    yield [delta(frame.id, text="thought")]
+    yield [finished(frame.id, reason="stop"), completed(frame.id, 3, reasoning_tokens=2)]
 
 
-def _done(id_: int, tokens: int, reasoning_tokens: int = 0) -> ipc.Done:
-    return ipc.Done(id=id_, prompt_tokens=1, completion_tokens=tokens, reasoning_tokens=reasoning_tokens)
+def call_tool(frame: messages.Generate) -> Iterator[list[messages.Frame]]:
+    assert isinstance(frame.request.prompt, ChatPrompt)
+    name = frame.request.prompt.tools[0].name
+    yield [delta(frame.id, tool_calls=[ToolCallDelta(index=0, id="call_1", name=name)])]
+    yield [delta(frame.id, tool_calls=[ToolCallDelta(index=0, arguments='{"a":')])]
+    yield [delta(frame.id, tool_calls=[ToolCallDelta(index=0, arguments=" 1}")])]
+    yield [finished(frame.id, reason="tool_calls"), completed(frame.id, 3)]
 
 
-def _die(words: str, code: int) -> NoReturn:
-    print("this is not the last line", file=sys.stderr)
-    print(words, file=sys.stderr, flush=True)
+def delta(id_: int, **fields) -> messages.Output:
+    return messages.Output(id=id_, event=Delta(**fields))
+
+
+def finished(id_: int, **fields) -> messages.Output:
+    return messages.Output(id=id_, event=Finished(**fields))
+
+
+def completed(id_: int, tokens: int, reasoning_tokens: int = 0) -> messages.Output:
+    usage = Usage(prompt_tokens=1, completion_tokens=tokens, reasoning_tokens=reasoning_tokens)
+    return messages.Output(id=id_, event=Completed(usage=usage))
+
+
+def die(error: str, code: int) -> NoReturn:
+    print("not the last line", file=sys.stderr)
+    print(error, file=sys.stderr, flush=True)
     os._exit(code)
 
 
-def _hang() -> NoReturn:
+def hang() -> NoReturn:
     while True:
         time.sleep(60)
 
@@ -301,7 +329,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
     with socket.socket(fileno=parser.parse_args().fd) as connection:
-        Worker(connection).run()
+        FakeWorker(connection).run()
 
 
 if __name__ == "__main__":

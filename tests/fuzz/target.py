@@ -7,7 +7,7 @@ from http.client import HTTPConnection, HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
-from osaurusd.web.errors import STATUS
+from osaurusd.http.errors import STATUS
 from osaurusd.wire.errors import ErrorCode
 from tests.daemons import Daemon
 

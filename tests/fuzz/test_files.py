@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osaurusd import ipc
-from osaurusd.catalog import describe, safetensors
 from osaurusd.errors import ImportFailed
-from osaurusd.worker.convert import gguf_file
+from osaurusd.imports.worker import gguf_file
+from osaurusd.inference.events import Completed, Delta, Usage
+from osaurusd.models import metadata, safetensors
+from osaurusd.rpc import framing, messages
 from tests.fuzz import inputs
-from tests.osaurusd.catalog import disk
-from tests.osaurusd.worker.convert.gguf_writer import write_gguf
+from tests.osaurusd.imports.worker.gguf_writer import write_gguf
+from tests.osaurusd.models import disk
 
 few = settings(max_examples=200, derandomize=True)
 
@@ -45,11 +46,15 @@ def spoiled(draw: st.DrawFn, whole: bytes) -> bytes:
     return bytes(spoiled)
 
 
-FRAMES = ipc.encode(
-    [ipc.Hello(version="1"), ipc.Delta(id=1, text="a"), ipc.Done(id=1, prompt_tokens=1, completion_tokens=1)]
+FRAMES = framing.encode(
+    [
+        messages.Hello(version="1"),
+        messages.Output(id=1, event=Delta(text="a")),
+        messages.Output(id=1, event=Completed(usage=Usage(prompt_tokens=1, completion_tokens=1))),
+    ]
 )
 framed = inputs.values.map(lambda value: json.dumps(value).encode()).map(
-    lambda body: struct.pack(">I", len(body)) + body
+    lambda body: struct.pack(">II", len(body), 0) + body
 )
 
 
@@ -60,11 +65,11 @@ def test_a_stream_of_any_bytes_is_frames_and_an_end_or_a_frame_error(sent: bytes
         stream = asyncio.StreamReader()
         stream.feed_data(sent)
         stream.feed_eof()
-        reader = ipc.FrameReader(stream, ipc.FROM_WORKER)
+        reader = framing.FrameReader(stream, messages.FROM_WORKER)
         while (frame := await reader.read()) is not None:
-            assert isinstance(frame, ipc.Frame)
+            assert isinstance(frame, messages.Frame)
 
-    with contextlib.suppress(ipc.FrameError):
+    with contextlib.suppress(framing.FrameError):
         asyncio.run(read())
 
 
@@ -98,21 +103,21 @@ def test_a_config_of_any_bytes_is_an_object_or_a_value_error(folder: Path, conte
     path = folder / "config.json"
     path.write_bytes(content)
     try:
-        config = describe.read_object(path)
+        config = metadata.read_json_object(path)
     except ValueError:
         return
-    describe.architecture(config)
-    describe.context_length(config)
-    describe.quantization(config)
+    metadata.architecture(config)
+    metadata.context_length(config)
+    metadata.quantization(config)
 
 
 @few
 @given(inputs.nasty, st.sampled_from(["model_type", "max_position_embeddings", "quantization", "text_config"]))
 def test_what_a_config_says_may_be_of_any_type(value: object, key: str) -> None:
     config = {"model_type": "llama", key: value}
-    assert isinstance(describe.architecture(config), str | None)
-    assert isinstance(describe.context_length(config), int | None)
-    assert isinstance(describe.quantization(config), str | None)
+    assert isinstance(metadata.architecture(config), str | None)
+    assert isinstance(metadata.context_length(config), int | None)
+    assert isinstance(metadata.quantization(config), str | None)
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ import pytest
 from openai import NotFoundError, OpenAI
 from openai.types.chat import ChatCompletion
 
-from osaurusd.catalog.names import PUBLISHED
+from osaurusd.models.names import PUBLISHED
 from tests import daemons
 from tests.daemons import Daemon
 from tests.models import make_tiny
-from tests.osaurusd.catalog.disk import write_hub
+from tests.osaurusd.models.disk import write_hub
 
 QUESTION = {"role": "user", "content": "What is the capital of France?"}
 SYSTEM = {"role": "system", "content": "You are terse."}
@@ -126,8 +126,8 @@ TOKENIZER_SETTINGS = {
 SERVABLE = sorted([*PUBLISHED.values(), *(f"openelm-{variant}" for variant in TOKENIZER_SETTINGS)])
 
 UNUSABLE = {
-    "own-code": "it needs code of its own (`model_file`), which is never run",
-    "own-tokenizer": "its tokenizer needs code of its own (`auto_map`), which is never run",
+    "own-code": "the model requires custom code (`model_file`), which osaurusd never runs",
+    "own-tokenizer": "the tokenizer requires custom code (`auto_map`), which osaurusd never runs",
 }
 CODE = ("configuration_openelm.py", "modeling_openelm.py", "tokenization_openelm.py", "model.py")
 

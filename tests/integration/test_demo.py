@@ -1,4 +1,4 @@
-"""What `make demo` shows, with the programs as they are installed."""
+"""`make demo`, and a session of CLI commands, with the installed programs."""
 
 import json
 import os
@@ -20,25 +20,25 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def run(home: Path) -> Iterator[Run]:
-    """Run a command of ours on a home of its own; a daemon that it started is stopped in the end."""
+    """Run programs on an empty home, and stop the daemon that they start."""
     environment = daemons.environment(home, OSAURUS_PORT="0", PATH=f"{PROGRAMS}:{os.environ['PATH']}")
 
     def run_in_home(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
-        words = [str(word) for word in command]
-        return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=200, **options)
+        arguments = [str(argument) for argument in command]
+        return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=200, **options)
 
     yield run_in_home
     run_in_home("osaurusctl", "down")
 
 
-def test_the_demo_answers_with_paris_and_says_what_to_try_next(run: Run, smollm_gguf: Path) -> None:
-    shown = run("sh", SCRIPT, smollm_gguf)
+def test_the_demo_answers_a_question_and_suggests_next_steps(run: Run, smollm_gguf: Path) -> None:
+    first = run("sh", SCRIPT, smollm_gguf)
 
-    assert 0 == shown.returncode, shown.stderr
-    assert "Paris" in shown.stdout
-    assert "curl http://localhost:" in shown.stdout
-    assert "from openai import OpenAI" in shown.stdout
-    assert "make demo-stop" in shown.stdout
+    assert 0 == first.returncode, first.stderr
+    assert "Paris" in first.stdout
+    assert "curl http://localhost:" in first.stdout
+    assert "from openai import OpenAI" in first.stdout
+    assert "make demo-stop" in first.stdout
 
     again = run("sh", SCRIPT, smollm_gguf)
     assert 0 == again.returncode, again.stderr
@@ -49,7 +49,7 @@ def test_the_demo_answers_with_paris_and_says_what_to_try_next(run: Run, smollm_
     assert 3 == run("osaurusctl", "status").returncode
 
 
-def test_the_cli_goes_through_a_models_whole_life(run: Run, smollm_gguf: Path) -> None:
+def test_the_cli_imports_loads_runs_and_unloads_a_model(run: Run, smollm_gguf: Path) -> None:
     assert 3 == run("osaurusctl", "ls").returncode
     assert 0 == run("osaurusctl", "up").returncode
     assert 0 == run("osaurusctl", "import", smollm_gguf).returncode
@@ -65,8 +65,8 @@ def test_the_cli_goes_through_a_models_whole_life(run: Run, smollm_gguf: Path) -
     )
     piped = run("osaurusctl", "run", SMOLLM, "--temperature", "0", input="What is the capital of France?")
     assert "Paris" in piped.stdout
-    answer = json.loads(run("osaurusctl", "run", SMOLLM, "Say hello.", "--max-tokens", "3", "--json").stdout)
-    assert ("length", 3) == (answer["finish_reason"], answer["usage"]["completion_tokens"])
+    reply = json.loads(run("osaurusctl", "run", SMOLLM, "Say hello.", "--max-tokens", "3", "--json").stdout)
+    assert ("length", 3) == (reply["finish_reason"], reply["usage"]["completion_tokens"])
 
     assert 4 == run("osaurusctl", "load", "nonsense").returncode
     assert 0 == run("osaurusctl", "unload", "--all").returncode

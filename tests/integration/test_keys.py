@@ -17,7 +17,7 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from osaurusd.web.keyring import Keyring
+from osaurusd.http.api_keys import ApiKeys
 from tests import daemons
 from tests.daemons import Daemon, UnixConnection
 from tests.integration.access import PATIENCE_SECONDS, create, ctl, serve
@@ -39,7 +39,7 @@ def models(url: str, **headers: str) -> int:
 @pytest.fixture
 def key(home: Path) -> str:
     """A home that has a key."""
-    return Keyring(home / "state" / "keys.json").create("first").key
+    return ApiKeys(home / "state" / "keys.json").create("first").key
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])

@@ -1,4 +1,4 @@
-"""What clients leave behind that go away, and daemons whose workers die: nothing."""
+"""Disconnecting clients and crashing workers leak no tasks, descriptors or memory reservations."""
 
 import os
 import signal
@@ -18,41 +18,45 @@ ENDLESS = {"max_tokens": 1900, "stream": True}
 
 @pytest.fixture
 def daemon(home: Path, smollm_folder: Path) -> Iterator[Daemon]:
-    """A daemon whose tiny model has answered once."""
+    """A daemon whose tiny model has answered one request."""
     make_models(home, smollm_folder, "one")
     with daemons.running(home) as daemon:
         assert 200 == ask(daemon, "one")
         yield daemon
 
 
-def tasks(daemon: Daemon) -> Counter[str]:
+def running_tasks(daemon: Daemon) -> Counter[str]:
     return Counter(daemon.admin("GET", "/v0/diagnosis")[1]["tasks"])
 
 
-def reserved(daemon: Daemon) -> int:
+def reserved_bytes(daemon: Daemon) -> int:
     return int(workers(daemon)["one"]["reserved_bytes"])
 
 
-def test_clients_that_hang_up_leave_nothing_behind(daemon: Daemon) -> None:
+def test_disconnecting_clients_leak_nothing(daemon: Daemon) -> None:
     pid = daemon.process.pid
     eventually(lambda: workers(daemon)["one"]["in_flight"] == 0)
-    idle, before, running = reserved(daemon), descriptors.by_kind(pid), tasks(daemon)
+    idle_bytes, descriptors_before, tasks_before = (
+        reserved_bytes(daemon),
+        descriptors.by_kind(pid),
+        running_tasks(daemon),
+    )
 
     for n in (1, 3, 8):
         with asked(daemon, "one", n=n, **ENDLESS) as stream:
             assert stream.readline().startswith(b"data: {")
 
-    eventually(lambda: reserved(daemon) == idle)
-    eventually(lambda: not tasks(daemon) - running)
+    eventually(lambda: reserved_bytes(daemon) == idle_bytes)
+    eventually(lambda: not running_tasks(daemon) - tasks_before)
     assert 0 == workers(daemon)["one"]["in_flight"]
-    assert Counter() == descriptors.leaked(pid, before)
+    assert Counter() == descriptors.leaked(pid, descriptors_before)
 
 
-def test_a_worker_that_is_killed_leaves_nothing_behind(daemon: Daemon) -> None:
+def test_a_killed_worker_leaks_nothing(daemon: Daemon) -> None:
     pid = daemon.process.pid
     daemon.admin("POST", "/v0/unload", {"model": "one"})
-    running = tasks(daemon)
-    before = descriptors.by_kind(pid)
+    tasks_before = running_tasks(daemon)
+    descriptors_before = descriptors.by_kind(pid)
 
     for _ in range(2):
         daemon.admin("POST", "/v0/load", {"model": "one"})
@@ -61,5 +65,5 @@ def test_a_worker_that_is_killed_leaves_nothing_behind(daemon: Daemon) -> None:
             os.kill(workers(daemon)["one"]["pid"], signal.SIGKILL)
             assert b"worker_crashed" in stream.read()
 
-    eventually(lambda: not tasks(daemon) - running)
-    assert Counter() == descriptors.leaked(pid, before)
+    eventually(lambda: not running_tasks(daemon) - tasks_before)
+    assert Counter() == descriptors.leaked(pid, descriptors_before)

@@ -1,4 +1,4 @@
-"""Loading, leaving, dying and ending, on real processes."""
+"""Start, load, disconnect, crash, unload and shut down, with real processes."""
 
 import contextlib
 import json
@@ -20,13 +20,13 @@ from tests import daemons
 from tests.daemons import Daemon
 from tests.models import make_tiny
 
-LONG = {"model": "tiny", "messages": [{"role": "user", "content": "Go on."}], "max_tokens": 1900, "temperature": 1}
-PATIENCE_SECONDS = 60
+LONG = {"model": "tiny", "messages": [{"role": "user", "content": "Continue."}], "max_tokens": 1900, "temperature": 1}
+TIMEOUT_SECONDS = 60
 
 
 @pytest.fixture
 def tiny_home(home: Path, smollm_folder: Path) -> Path:
-    """A home with a tiny random model whose answers go on until the context is full."""
+    """A home with a tiny random model that generates until its context is full."""
     make_tiny(home / "models" / "tiny", smollm_folder, eos_token_id=49151)
     return home
 
@@ -36,12 +36,12 @@ Post = Callable[[Daemon, object], HTTPConnection]
 
 @pytest.fixture
 def post() -> Iterator[Post]:
-    """Send a chat request over a connection of its own, which stays open until the test ends or closes it."""
+    """Send chat requests, each over its own connection that stays open until the test ends or closes it."""
     with contextlib.ExitStack() as stack:
 
         def send(daemon: Daemon, body: object) -> HTTPConnection:
             address = urlsplit(daemon.url)
-            connection = HTTPConnection(address.hostname or "", address.port, timeout=PATIENCE_SECONDS)
+            connection = HTTPConnection(address.hostname or "", address.port, timeout=TIMEOUT_SECONDS)
             stack.callback(connection.close)
             connection.request("POST", "/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
             return connection
@@ -49,11 +49,11 @@ def post() -> Iterator[Post]:
         yield send
 
 
-def eventually(what: Callable[[], bool]) -> None:
-    """Wait for something that only the process table can tell."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not what():
-        assert time.monotonic() < deadline, "it did not come about"
+def eventually(condition: Callable[[], bool]) -> None:
+    """Poll a condition that has no event to wait for, such as the state of a process."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
 
 
@@ -77,24 +77,24 @@ def test_concurrent_first_requests_share_one_load(tiny_home: Path, post: Post) -
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_hangs_up_stops_its_generation(tiny_home: Path, post: Post, stream: bool) -> None:
+def test_disconnecting_cancels_the_generation(tiny_home: Path, post: Post, stream: bool) -> None:
     with daemons.running(tiny_home) as daemon:
         assert 200 == daemon.admin("POST", "/v0/load", {"model": "tiny"})[0]
-        # A context of its own size, so that left alone it would go on for minutes.
+        # Without cancellation this generates for minutes.
         connection = post(daemon, {**LONG, "stream": stream})
         if stream:
             assert 200 == connection.getresponse().status
         else:
             eventually(lambda: daemon.admin("GET", "/v0/workers")[1][0]["in_flight"] == 1)
         connection.close()
-        gone = daemon.wait_for("request", count=sum(line["event"] == "request" for line in daemon.log) + 1)
+        record = daemon.wait_for("request", count=sum(record["event"] == "request" for record in daemon.log) + 1)
 
-        assert gone["status"] in ("gone", 200)
+        assert record["status"] in ("disconnected", 200)
         eventually(lambda: daemon.admin("GET", "/v0/workers")[1][0]["in_flight"] == 0)
         eventually(lambda: is_idle(workers(daemon)[0]))
 
 
-def test_a_worker_that_dies_fails_its_stream_and_the_next_request_starts_another(tiny_home: Path, post: Post) -> None:
+def test_a_worker_crash_fails_the_stream_and_the_next_request_starts_a_new_worker(tiny_home: Path, post: Post) -> None:
     with daemons.running(tiny_home) as daemon:
         stream = post(daemon, {**LONG, "stream": True}).getresponse()
         stream.readline()
@@ -109,7 +109,7 @@ def test_a_worker_that_dies_fails_its_stream_and_the_next_request_starts_another
         assert worker.pid != workers(daemon)[0].pid
 
 
-def test_a_worker_that_dies_before_the_first_token_is_a_502(tiny_home: Path, post: Post) -> None:
+def test_a_worker_crash_before_the_first_token_is_a_502(tiny_home: Path, post: Post) -> None:
     with daemons.running(tiny_home) as daemon:
         assert 200 == daemon.admin("POST", "/v0/load", {"model": "tiny"})[0]
         (worker,) = workers(daemon)
@@ -123,7 +123,7 @@ def test_a_worker_that_dies_before_the_first_token_is_a_502(tiny_home: Path, pos
         assert "worker_crashed" == json.loads(answer.read())["error"]["code"]
 
 
-def test_a_model_that_cannot_be_loaded_is_an_error_with_its_reason(tiny_home: Path, post: Post) -> None:
+def test_a_failed_load_is_reported_with_its_reason(tiny_home: Path, post: Post) -> None:
     config = tiny_home / "models" / "tiny" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_size": 48}))
     with daemons.running(tiny_home) as daemon:
@@ -135,12 +135,12 @@ def test_a_model_that_cannot_be_loaded_is_an_error_with_its_reason(tiny_home: Pa
         assert ["failed"] == [worker["state"] for worker in daemon.admin("GET", "/v0/workers")[1]]
 
 
-def test_unload_gives_the_process_back_and_refuses_a_busy_model(tiny_home: Path, post: Post) -> None:
+def test_unload_ends_the_process_and_rejects_a_busy_model(tiny_home: Path, post: Post) -> None:
     with daemons.running(tiny_home) as daemon:
         stream = post(daemon, {**LONG, "stream": True}).getresponse()
         stream.readline()
-        status, refusal = daemon.admin("POST", "/v0/unload", {"model": "tiny"})
-        assert (409, "busy") == (status, refusal["error"]["code"])
+        status, error = daemon.admin("POST", "/v0/unload", {"model": "tiny"})
+        assert (409, "busy") == (status, error["error"]["code"])
 
         assert (200, {"unloaded": ["tiny"]}) == daemon.admin("POST", "/v0/unload", {"force": True})
         assert "model_unloaded" in stream.read().decode()
@@ -156,11 +156,11 @@ def test_sigterm_lets_running_requests_finish(tiny_home: Path, post: Post) -> No
         rest = stream.read().decode()
 
         assert "[DONE]" in rest
-        assert 0 == daemon.process.wait(PATIENCE_SECONDS)
+        assert 0 == daemon.process.wait(TIMEOUT_SECONDS)
     assert not (tiny_home / "run" / "admin.sock").exists()
 
 
-def test_the_grace_period_ends(tiny_home: Path, post: Post) -> None:
+def test_the_grace_period_is_bounded(tiny_home: Path, post: Post) -> None:
     (tiny_home / "config.toml").write_text("[server]\nshutdown_grace_seconds = 0.2\n")
     with daemons.running(tiny_home) as daemon:
         stream = post(daemon, {**LONG, "stream": True}).getresponse()
@@ -173,28 +173,28 @@ def test_the_grace_period_ends(tiny_home: Path, post: Post) -> None:
         assert not worker.is_running()
 
 
-def test_a_worker_ends_with_its_daemon_however_that_ends(tiny_home: Path, post: Post) -> None:
+def test_a_worker_exits_when_its_daemon_is_killed(tiny_home: Path, post: Post) -> None:
     with daemons.running(tiny_home) as daemon:
         stream = post(daemon, {**LONG, "stream": True}).getresponse()
         stream.readline()
         (worker,) = workers(daemon)
         daemon.stop(signal.SIGKILL)
 
-        psutil.wait_procs([worker], PATIENCE_SECONDS)
+        psutil.wait_procs([worker], TIMEOUT_SECONDS)
         assert not worker.is_running()
 
     with daemons.running(tiny_home) as successor:
         assert 200 == successor.admin("GET", "/v0/status")[0]
 
 
-def test_a_second_daemon_on_the_same_home_is_refused_and_told_the_pid(home: Path) -> None:
+def test_a_second_daemon_on_the_same_home_fails_naming_the_pid(home: Path) -> None:
     with daemons.running(home) as daemon:
         second = subprocess.run(
             [sys.executable, "-m", "osaurusd", "serve", "--port", "0"],
             env=daemons.environment(home),
             capture_output=True,
             text=True,
-            timeout=PATIENCE_SECONDS,
+            timeout=TIMEOUT_SECONDS,
         )
 
         assert 1 == second.returncode
@@ -202,7 +202,7 @@ def test_a_second_daemon_on_the_same_home_is_refused_and_told_the_pid(home: Path
         assert 200 == daemon.admin("GET", "/v0/status")[0]
 
 
-def test_a_port_that_is_taken_is_said_and_ends_with_1(home: Path) -> None:
+def test_a_port_in_use_is_an_error_with_exit_code_1(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
         run = subprocess.run(
@@ -210,7 +210,7 @@ def test_a_port_that_is_taken_is_said_and_ends_with_1(home: Path) -> None:
             env=daemons.environment(home),
             capture_output=True,
             text=True,
-            timeout=PATIENCE_SECONDS,
+            timeout=TIMEOUT_SECONDS,
         )
 
     assert 1 == run.returncode
@@ -218,21 +218,21 @@ def test_a_port_that_is_taken_is_said_and_ends_with_1(home: Path) -> None:
     assert "Traceback" not in run.stderr
 
 
-def test_a_bad_config_is_said_and_ends_with_1(home: Path) -> None:
+def test_an_invalid_config_is_an_error_with_exit_code_1(home: Path) -> None:
     (home / "config.toml").write_text("[server]\nprot = 1\n")
     run = subprocess.run(
         [sys.executable, "-m", "osaurusd", "serve"],
         env=daemons.environment(home),
         capture_output=True,
         text=True,
-        timeout=PATIENCE_SECONDS,
+        timeout=TIMEOUT_SECONDS,
     )
 
     assert 1 == run.returncode
     assert "did you mean `server.port`" in run.stderr
 
 
-def test_the_default_model_serves_requests_that_name_none(tiny_home: Path, post: Post) -> None:
+def test_the_default_model_serves_requests_without_a_model(tiny_home: Path, post: Post) -> None:
     body = {**LONG, "model": None, "max_tokens": 2}
     with daemons.running(tiny_home) as daemon:
         assert 400 == post(daemon, body).getresponse().status
@@ -243,7 +243,7 @@ def test_the_default_model_serves_requests_that_name_none(tiny_home: Path, post:
         assert "tiny" == json.loads(answer.read())["model"]
 
 
-def test_the_models_own_generation_defaults_are_used(tiny_home: Path, post: Post) -> None:
+def test_the_generation_defaults_of_the_model_are_used(tiny_home: Path, post: Post) -> None:
     (tiny_home / "models" / "tiny" / "generation_config.json").write_text('{"temperature": 0.0}')
     body = {**LONG, "max_tokens": 12}
     del body["temperature"]
@@ -256,17 +256,17 @@ def test_the_models_own_generation_defaults_are_used(tiny_home: Path, post: Post
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="OpenBLAS is preloaded on Linux only")
-def test_openblas_is_preloaded_where_there_is_one_and_the_log_says_so(tiny_home: Path) -> None:
+def test_openblas_is_preloaded_and_logged_if_it_is_installed(tiny_home: Path) -> None:
     with daemons.running(tiny_home) as daemon:
-        said = daemon.wait_for("BLAS for workers")["preloaded"]
+        preloaded = daemon.wait_for("BLAS for workers")["preloaded"]
         assert 200 == daemon.admin("POST", "/v0/load", {"model": "tiny"})[0]
         maps = Path(f"/proc/{workers(daemon)[0].pid}/maps").read_text()
 
-        assert (said is not None) == ("openblas" in maps)
+        assert (preloaded is not None) == ("openblas" in maps)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what a process has loaded")
-def test_the_daemon_never_loads_mlx_or_numpy_however_much_it_serves(tiny_home: Path, post: Post) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_the_daemon_itself_loads_neither_mlx_nor_numpy(tiny_home: Path, post: Post) -> None:
     with daemons.running(tiny_home) as daemon:
         assert 200 == post(daemon, {**LONG, "max_tokens": 3}).getresponse().status
         own = Path(f"/proc/{daemon.process.pid}/maps").read_text()
@@ -276,7 +276,7 @@ def test_the_daemon_never_loads_mlx_or_numpy_however_much_it_serves(tiny_home: P
     assert [] == [name for name in ("libmlx", "mlx", "numpy", "tokenizers") if f"/{name}" in own]
 
 
-def test_an_idle_connection_does_not_hold_up_the_end(home: Path) -> None:
+def test_an_idle_connection_does_not_delay_the_shutdown(home: Path) -> None:
     with daemons.running(home) as daemon:
         address = urlsplit(daemon.url)
         with socket.create_connection((address.hostname, address.port)) as idle:
@@ -289,7 +289,7 @@ def test_an_idle_connection_does_not_hold_up_the_end(home: Path) -> None:
 
 
 @pytest.mark.long
-def test_loads_and_unloads_leave_nothing_behind(tiny_home: Path) -> None:
+def test_loads_and_unloads_leak_no_descriptors(tiny_home: Path) -> None:
     with daemons.running(tiny_home) as daemon:
         own = psutil.Process(daemon.process.pid)
         descriptors = []
@@ -299,11 +299,11 @@ def test_loads_and_unloads_leave_nothing_behind(tiny_home: Path) -> None:
             assert [] == own.children()
             descriptors.append(own.num_fds())
 
-        # The first one opens what stays open.
+        # The first load opens descriptors that stay open.
         assert max(descriptors[1:]) <= descriptors[1]
 
 
-def test_prompts_and_answers_are_logged_only_if_asked_for(tiny_home: Path, post: Post) -> None:
+def test_prompts_and_answers_are_logged_only_with_log_content(tiny_home: Path, post: Post) -> None:
     config = tiny_home / "config.toml"
     log = tiny_home / "logs" / "osaurusd.log"
     body = {**LONG, "messages": [{"role": "user", "content": "xyzzy"}], "max_tokens": 2}

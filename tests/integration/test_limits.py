@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from osaurusd.worker.decode import MAX_SEQUENCES
+from osaurusd.worker.engine.decode import MAX_SEQUENCES
 from tests import daemons
 from tests.daemons import Daemon
 from tests.models import make_tiny

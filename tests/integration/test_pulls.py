@@ -1,4 +1,4 @@
-"""Pulls through the real daemon and the real CLI, from a stand-in for the hub."""
+"""Pulls through the real daemon and the real CLI, from the fake hub."""
 
 import contextlib
 import json
@@ -19,24 +19,24 @@ import psutil
 import pytest
 from openai import NotFoundError, OpenAI
 
-from osaurusd.catalog.names import PUBLISHED
+from osaurusd.models.names import PUBLISHED
 from tests import daemons
 from tests.daemons import Daemon
-from tests.fakes import hub as stand_in
+from tests.fakes import hub as fake_hub
 from tests.fakes.hub import Hub
 from tests.integration.test_architectures import DEEPSEEK_TEMPLATE, GEMMA_TEMPLATE, MODELS
 from tests.models import make_tiny
-from tests.osaurusd.catalog import disk
+from tests.osaurusd.models import disk
 
 SMALL = "org/small"
 LARGE = "org/large"
 NAME = "large"
-PER_KILL = 32 * 1024 * 1024
-CODE = b"raise SystemExit('never run')"
+MAX_REPEATED_BYTES_PER_KILL = 32 * 1024 * 1024
+CODE = b"raise SystemExit('executed')"
 
 
-def shard(path: Path, size: int, seed: int) -> Path:
-    """A safetensors file with `size` random bytes of weights."""
+def write_shard(path: Path, size: int, seed: int) -> Path:
+    """Write a safetensors file with `size` random bytes of weights."""
     header = {"a": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
     generator = random.Random(seed)
     with path.open("wb") as file:
@@ -46,10 +46,10 @@ def shard(path: Path, size: int, seed: int) -> Path:
     return path
 
 
-def sharded(folder: Path, count: int, size: int) -> dict[str, Any]:
-    """The files of a model of several shards."""
+def create_sharded_model(folder: Path, count: int, size: int) -> dict[str, Any]:
+    """Create the files of a model with several shards."""
     names = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
-    weights = {name: shard(folder / name, size, seed) for seed, name in enumerate(names)}
+    weights = {name: write_shard(folder / name, size, seed) for seed, name in enumerate(names)}
     rest = {name: content for name, content in disk.model().items() if name != "model.safetensors"}
     return {**rest, "model.safetensors.index.json": disk.index(*names), **weights}
 
@@ -57,9 +57,9 @@ def sharded(folder: Path, count: int, size: int) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def _hub(tmp_path_factory) -> Iterator[Hub]:
     root = tmp_path_factory.mktemp("hub")
-    stand_in.publish(root, SMALL, disk.model() | {"model.py": CODE})
-    stand_in.publish(root, LARGE, sharded(tmp_path_factory.mktemp("shards"), 2, 40_000_000))
-    with stand_in.running(root) as hub:
+    fake_hub.publish(root, SMALL, disk.model() | {"model.py": CODE})
+    fake_hub.publish(root, LARGE, create_sharded_model(tmp_path_factory.mktemp("shards"), 2, 40_000_000))
+    with fake_hub.running(root) as hub:
         yield hub
 
 
@@ -71,12 +71,12 @@ def hub(_hub: Hub) -> Hub:
 
 @pytest.fixture
 def daemon(home: Path, hub: Hub) -> Iterator[Daemon]:
-    with daemons.running(home, **surroundings(hub)) as running:
+    with daemons.running(home, **hub_environment(hub)) as running:
         yield running
 
 
-def surroundings(hub: Hub) -> dict[str, str]:
-    """What the daemon needs to know of the hub, and of proxies: nothing."""
+def hub_environment(hub: Hub) -> dict[str, str]:
+    """Return environment variables that make the daemon use the fake hub, without proxies."""
     return {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "no_proxy": "*", "NO_PROXY": "*"}
 
 
@@ -87,133 +87,132 @@ def ctl(home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[
     )
 
 
-def fetcher(daemon: Daemon) -> psutil.Process:
-    """The process that downloads."""
+def find_download_process(daemon: Daemon) -> psutil.Process:
     children = psutil.Process(daemon.process.pid).children()
-    return next(child for child in children if "osaurusd.fetch.hub" in child.cmdline())
+    return next(child for child in children if "osaurusd.downloads.worker" in child.cmdline())
 
 
-def pulls(daemon: Daemon) -> list[tuple[str, str]]:
+def list_pulls(daemon: Daemon) -> list[tuple[str, str]]:
     return [(pull["name"], pull["state"]) for pull in daemon.admin("GET", "/v0/pulls")[1]]
 
 
-def events(daemon: Daemon, pull: str) -> list[dict[str, Any]]:
-    """What watching a pull tells until it has ended."""
-    status, told = daemon.admin("POST", "/v0/pulls/watch", {"pulls": [pull]})
-    assert 200 == status, told
-    return list(told)
+def watch_pull(daemon: Daemon, pull: str) -> list[dict[str, Any]]:
+    """Watch a pull until it has finished; returns all events."""
+    status, events = daemon.admin("POST", "/v0/pulls/watch", {"pulls": [pull]})
+    assert 200 == status, events
+    return list(events)
 
 
-def received(daemon: Daemon, count: int) -> None:
-    """Wait until the only pull has so many bytes."""
+def wait_received(daemon: Daemon, count: int) -> None:
+    """Wait until the only pull has received `count` bytes."""
     (pull,) = daemon.admin("GET", "/v0/pulls")[1]
-    with daemon.following("POST", "/v0/pulls/watch", {"pulls": [pull["id"]]}) as told:
-        next(event for event in told if event["pull"]["done"] >= count)
+    with daemon.following("POST", "/v0/pulls/watch", {"pulls": [pull["id"]]}) as events:
+        next(event for event in events if event["pull"]["done"] >= count)
 
 
-def listed(daemon: Daemon) -> list[str]:
+def list_models(daemon: Daemon) -> list[str]:
     with OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
         return [model.id for model in client.models.list()]
 
 
-def asked(daemon: Daemon, model: str = LARGE, **more: str) -> str:
-    status, pull = daemon.admin("POST", "/v0/pulls", {"model": model, **more})
+def start_pull(daemon: Daemon, model: str = LARGE) -> str:
+    """Start a pull; returns its id."""
+    status, pull = daemon.admin("POST", "/v0/pulls", {"model": model})
     assert 202 == status, pull
     return str(pull["id"])
 
 
-def test_a_pulled_model_is_served_under_its_name_once_it_is_whole(daemon: Daemon, hub: Hub) -> None:
+def test_pulled_model_is_listed_once_it_is_complete(daemon: Daemon, hub: Hub) -> None:
     hub.fault("stall", "00002", after=1_000_000)
-    pull = asked(daemon)
+    pull = start_pull(daemon)
     hub.wait_served(45_000_000)
 
-    assert [] == listed(daemon)
-    assert "downloading" in (shown := ctl(daemon.home, "ls").stdout), shown
+    assert [] == list_models(daemon)
+    assert "downloading" in ctl(daemon.home, "ls").stdout
     (model,) = json.loads(ctl(daemon.home, "ls", "--json").stdout)
     assert ("partial", NAME) == (model["state"], model["name"])
     assert 0.4 < model["share"] < 1
     hub.release()
-    *told, last = events(daemon, pull)
-    assert {"progress"} == {event["event"] for event in told}
-    assert ("done", NAME) == (last["event"], last["model"]["name"])
-    assert [NAME] == listed(daemon)
+    *progress, result = watch_pull(daemon, pull)
+    assert {"progress"} == {event["event"] for event in progress}
+    assert ("done", NAME) == (result["event"], result["model"]["name"])
+    assert [NAME] == list_models(daemon)
     assert "80.0 MB" in ctl(daemon.home, "pulls").stdout
 
 
-def test_the_daemon_and_the_download_are_killed_again_and_again(home: Path, hub: Hub) -> None:
+def test_pull_survives_repeated_kills_of_the_daemon_and_the_download_process(home: Path, hub: Hub) -> None:
     hub.set(rate=20_000_000)
-    chance = random.Random(6)
-    points = sorted(chance.randrange(2_000_000, 70_000_000) for _ in range(5))
+    generator = random.Random(6)
+    points = sorted(generator.randrange(2_000_000, 70_000_000) for _ in range(5))
     served_before = 0
     for number, point in enumerate(points):
-        with daemons.running(home, **surroundings(hub)) as daemon:
-            pull = asked(daemon)
+        with daemons.running(home, **hub_environment(hub)) as daemon:
+            pull = start_pull(daemon)
             hub.wait_served(served_before + point - (points[number - 1] if number else 0))
-            victim = fetcher(daemon)
+            process = find_download_process(daemon)
             if number % 2:
-                victim.kill()
-                daemon.wait_for("a download died and is started again")
+                process.kill()
+                daemon.wait_for("download process died; restarting it")
             daemon.process.kill()
             daemon.process.wait()
-            psutil.wait_procs([victim], 30)
+            psutil.wait_procs([process], 30)
         served_before = hub.served
     hub.set(rate=None)
-    with daemons.running(home, **surroundings(hub)) as daemon:
-        # It goes on by itself: nobody asks again.
-        assert "done" == events(daemon, pull)[-1]["event"]
+    with daemons.running(home, **hub_environment(hub)) as daemon:
+        # The pull resumes without a new request.
+        assert "done" == watch_pull(daemon, pull)[-1]["event"]
         assert "intact" in ctl(home, "verify", NAME).stdout
-    assert hub.served - 80_000_000 < 7 * PER_KILL / 4, "far less than is allowed"
+    assert hub.served - 80_000_000 < 7 * MAX_REPEATED_BYTES_PER_KILL / 4
 
 
-def test_two_pulls_of_one_model_are_one_and_the_third_model_waits(daemon: Daemon, hub: Hub) -> None:
+def test_pulls_of_one_model_are_merged_and_a_third_model_is_queued(daemon: Daemon, hub: Hub) -> None:
     for name in ("one", "two", "three"):
         hub.publish(f"org/{name}", disk.model(name=name) | {"model.safetensors": disk.tensors(1_000_000)})
     hub.fault("stall", "model.safetensors", after=1000, times=2)
-    first = asked(daemon, "org/one")
-    assert first == asked(daemon, "ORG/One")
-    second, third = asked(daemon, "org/two"), asked(daemon, "org/three")
-    # Both stall now.
+    first = start_pull(daemon, "org/one")
+    assert first == start_pull(daemon, "ORG/One")
+    second, third = start_pull(daemon, "org/two"), start_pull(daemon, "org/three")
+    # Both downloads have stalled.
     hub.wait_served(2000)
 
-    assert [("one", "running"), ("two", "running"), ("three", "queued")] == pulls(daemon)
+    assert [("one", "running"), ("two", "running"), ("three", "queued")] == list_pulls(daemon)
     assert 200 == daemon.admin("POST", "/v0/pulls/cancel", {"pull": "org/two"})[0]
-    assert "done" == events(daemon, third)[-1]["event"]
-    assert ("two", "cancelled") in pulls(daemon)
-    assert ["ended"] == [event["event"] for event in events(daemon, second)]
+    assert "done" == watch_pull(daemon, third)[-1]["event"]
+    assert ("two", "cancelled") in list_pulls(daemon)
+    assert ["ended"] == [event["event"] for event in watch_pull(daemon, second)]
     assert 404 == daemon.admin("POST", "/v0/pulls/cancel", {"pull": second})[0]
     hub.release()
-    assert "done" == events(daemon, first)[-1]["event"]
+    assert "done" == watch_pull(daemon, first)[-1]["event"]
 
 
-def test_a_closed_terminal_does_not_end_a_pull_and_ctrl_c_does(daemon: Daemon, hub: Hub) -> None:
+def test_pull_continues_after_its_terminal_is_closed_and_is_cancelled_by_ctrl_c(daemon: Daemon, hub: Hub) -> None:
     hub.fault("stall", "00002", after=1000, times=2)
     command = [sys.executable, "-m", "osaurusctl", "pull", LARGE]
     for number in (signal.SIGHUP, signal.SIGINT):
-        watching = subprocess.Popen(command, env=daemons.environment(daemon.home), stderr=subprocess.PIPE, text=True)
-        assert watching.stderr is not None
-        while "downloading" not in watching.stderr.readline():
+        process = subprocess.Popen(command, env=daemons.environment(daemon.home), stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        while "downloading" not in process.stderr.readline():
             pass
         if number == signal.SIGINT:
-            received(daemon, 40_000_000)
-        watching.send_signal(number)
-        said = watching.stderr.read()
-        watching.stderr.close()
+            wait_received(daemon, 40_000_000)
+        process.send_signal(number)
+        process.stderr.read()
+        process.stderr.close()
         if number == signal.SIGHUP:
-            assert -signal.SIGHUP == watching.wait(30)
-            assert [(NAME, "running")] == pulls(daemon)
-    assert 130 == watching.wait(30)
-    assert "pull again to resume it" in said
-    assert [(NAME, "cancelled")] == pulls(daemon)
-    assert "its pull was cancelled" in ctl(daemon.home, "ls").stdout
+            assert -signal.SIGHUP == process.wait(30)
+            assert [(NAME, "running")] == list_pulls(daemon)
+    assert 130 == process.wait(30)
+    assert [(NAME, "cancelled")] == list_pulls(daemon)
+    assert "cancelled" in ctl(daemon.home, "ls").stdout
 
     hub.release()
     before = hub.served
     result = ctl(daemon.home, "pull", LARGE)
-    assert (0, f"{NAME} downloaded (80.0 MB, {LARGE})\n") == (result.returncode, result.stdout)
+    assert (0, True) == (result.returncode, NAME in result.stdout)
     assert hub.served - before < 45_000_000
 
 
-def test_what_was_cancelled_can_be_pruned(daemon: Daemon, hub: Hub) -> None:
+def test_partial_download_of_a_cancelled_pull_can_be_pruned(daemon: Daemon, hub: Hub) -> None:
     hub.fault("stall", "00002", after=1000)
     result = ctl(daemon.home, "pull", LARGE, "--detach")
     assert 0 == result.returncode
@@ -222,18 +221,18 @@ def test_what_was_cancelled_can_be_pruned(daemon: Daemon, hub: Hub) -> None:
     assert 0 == ctl(daemon.home, "pulls", "--cancel", NAME).returncode
 
     (leftover,) = json.loads(ctl(daemon.home, "prune", "--yes", "--json").stdout)["leftovers"]
-    assert "a partial download" == leftover["what"]
+    assert "partial download" == leftover["what"]
     assert 20_000_000 < leftover["bytes"] < 81_000_000
     assert not Path(leftover["path"]).exists()
     assert [] == json.loads(ctl(daemon.home, "ls", "--json").stdout)
-    assert [] == pulls(daemon)
+    assert [] == list_pulls(daemon)
 
 
-def test_the_clis_token_is_for_this_pull_and_is_written_nowhere(daemon: Daemon, hub: Hub) -> None:
+def test_token_of_the_cli_is_used_for_one_pull_and_not_stored(daemon: Daemon, hub: Hub) -> None:
     hub.publish("org/gated", disk.model(), token="hf_planted")
-    refused = ctl(daemon.home, "pull", "org/gated")
-    assert 1 == refused.returncode
-    assert "HF_TOKEN" in refused.stderr
+    denied = ctl(daemon.home, "pull", "org/gated")
+    assert 1 == denied.returncode
+    assert "HF_TOKEN" in denied.stderr
 
     assert 0 == ctl(daemon.home, "pull", "org/gated", HF_TOKEN="hf_planted").returncode
     assert 1 == ctl(daemon.home, "pull", "org/gated").returncode
@@ -243,13 +242,13 @@ def test_the_clis_token_is_for_this_pull_and_is_written_nowhere(daemon: Daemon, 
             assert b"hf_planted" not in path.read_bytes(), path
 
 
-def test_a_known_model_that_is_missing_names_the_command_and_the_command_gets_it(
+def test_error_for_a_published_model_names_the_command_that_downloads_it(
     daemon: Daemon, hub: Hub, smollm_folder: Path, tmp_path: Path
 ) -> None:
     publish_tiny(hub, "mlx-community/OpenELM-3B-Instruct-4bit", smollm_folder, tmp_path)
     chat = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
     with OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
-        with pytest.raises(NotFoundError, match="`osaurusctl pull openelm-3b-instruct`"):
+        with pytest.raises(NotFoundError, match="osaurusctl pull openelm-3b-instruct"):
             client.chat.completions.create(model="openelm-3b-instruct", **chat)
         assert 0 == ctl(daemon.home, "pull", "openelm-3b-instruct").returncode
         assert "openelm-3b-instruct" == client.chat.completions.create(model="openelm-3b-instruct", **chat).model
@@ -263,20 +262,20 @@ def test_a_known_model_that_is_missing_names_the_command_and_the_command_gets_it
     assert 0 == loaded.returncode, loaded.stderr
 
 
-def test_search_shows_what_the_hub_has_and_what_is_here(daemon: Daemon, hub: Hub) -> None:
+def test_search_shows_size_and_local_state_of_models(daemon: Daemon, hub: Hub) -> None:
     counts = {"parameters": {"U32": 10**12, "BF16": 1000}, "total": 8 * 10**12}
     hub.publish("mlx-community/Huge-Model-4bit", disk.model(), downloads=7, safetensors=counts)
     assert 0 == ctl(daemon.home, "pull", SMALL).returncode
 
-    huge, *more = json.loads(ctl(daemon.home, "search", "huge", "--json").stdout)
-    assert [] == more
+    huge, *others = json.loads(ctl(daemon.home, "search", "huge", "--json").stdout)
+    assert [] == others
     assert ("huge-model", 4 * 10**12 + 2000, False) == (huge["name"], huge["bytes"], huge["fits"])
-    found = json.loads(ctl(daemon.home, "search", "--all", "small", "--json").stdout)
-    assert [(SMALL, "available")] == [(model["repo"], model["state"]) for model in found]
+    models = json.loads(ctl(daemon.home, "search", "--all", "small", "--json").stdout)
+    assert [(SMALL, "available")] == [(model["repo"], model["state"]) for model in models]
 
 
 def publish_tiny(hub: Hub, repo: str, tokenizer: Path, scratch: Path) -> None:
-    """Put a repo of the guide's on the hub: its real architecture, tiny random weights, and code."""
+    """Publish a repository with its real architecture, tiny random weights, and code that must not run."""
     model = dict(MODELS[repo])
     inside = model.get("template") in (GEMMA_TEMPLATE, DEEPSEEK_TEMPLATE)
     template = model.pop("template", "chatml")
@@ -289,14 +288,14 @@ def publish_tiny(hub: Hub, repo: str, tokenizer: Path, scratch: Path) -> None:
 
 
 @pytest.mark.long
-def test_all_repos_of_the_guide_are_pulled_and_answer_under_their_names(
+def test_all_published_models_can_be_pulled_and_used(
     daemon: Daemon, hub: Hub, smollm_folder: Path, tmp_path: Path
 ) -> None:
     for repo in PUBLISHED:
         publish_tiny(hub, repo, smollm_folder, tmp_path)
 
     assert 0 == ctl(daemon.home, "pull", *PUBLISHED.values()).returncode
-    assert sorted(PUBLISHED.values()) == sorted(listed(daemon))
+    assert sorted(PUBLISHED.values()) == sorted(list_models(daemon))
     with OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
         for name in PUBLISHED.values():
             question = [{"role": "user", "content": "What is the capital of France?"}]
@@ -311,100 +310,101 @@ GIGABYTE = 1_000_000_000
 
 @pytest.fixture(scope="module")
 def gigabyte(tmp_path_factory) -> Iterator[Path]:
-    """The root of a hub with a model of 1 GB in four shards; in memory where there is room, as downloads of it are."""
-    place = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    folder = Path(tempfile.mkdtemp(prefix="osaurus-", dir=place))
+    """A folder with a hub that has a model of 1 GB in four shards; in memory if possible, like its downloads."""
+    parent = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    folder = Path(tempfile.mkdtemp(prefix="osaurus-", dir=parent))
     (folder / "shards").mkdir()
-    stand_in.publish(folder / "root", LARGE, sharded(folder / "shards", 4, GIGABYTE // 4))
+    fake_hub.publish(folder / "root", LARGE, create_sharded_model(folder / "shards", 4, GIGABYTE // 4))
     yield folder
     shutil.rmtree(folder)
 
 
 @pytest.mark.long
-def test_a_gigabyte_killed_five_times_arrives_whole(home: Path, gigabyte: Path) -> None:
-    chance = random.Random(os.urandom(8))
-    with stand_in.running(gigabyte / "root") as hub:
+def test_download_of_a_gigabyte_survives_five_kills(home: Path, gigabyte: Path) -> None:
+    generator = random.Random(os.urandom(8))
+    with fake_hub.running(gigabyte / "root") as hub:
         hub.set(rate=40_000_000)
-        wasted = []
+        served = []
         for _ in range(5):
-            with daemons.running(home, HF_HUB_CACHE=str(gigabyte / "hub"), **surroundings(hub)) as daemon:
-                pull = asked(daemon)
-                hub.wait_served(hub.served + chance.randrange(20_000_000, 150_000_000))
-                victim = fetcher(daemon)
-                for process in chance.sample([victim, psutil.Process(daemon.process.pid)], 2):
+            with daemons.running(home, HF_HUB_CACHE=str(gigabyte / "hub"), **hub_environment(hub)) as daemon:
+                pull = start_pull(daemon)
+                hub.wait_served(hub.served + generator.randrange(20_000_000, 150_000_000))
+                download = find_download_process(daemon)
+                for process in generator.sample([download, psutil.Process(daemon.process.pid)], 2):
                     with contextlib.suppress(psutil.NoSuchProcess):
                         process.kill()
                 daemon.process.wait()
-                psutil.wait_procs([victim], 30)
-            wasted.append(hub.served)
+                psutil.wait_procs([download], 30)
+            served.append(hub.served)
         hub.set(rate=None)
-        with daemons.running(home, HF_HUB_CACHE=str(gigabyte / "hub"), **surroundings(hub)) as daemon:
-            assert "done" == events(daemon, pull)[-1]["event"]
+        with daemons.running(home, HF_HUB_CACHE=str(gigabyte / "hub"), **hub_environment(hub)) as daemon:
+            assert "done" == watch_pull(daemon, pull)[-1]["event"]
             assert "intact" in ctl(home, "verify", NAME, HF_HUB_CACHE=str(gigabyte / "hub")).stdout
-        print(f"served {hub.served} bytes of {GIGABYTE} over 5 kills, at {wasted}")
-        assert hub.served - GIGABYTE < 5 * PER_KILL
+        print(f"served {hub.served} bytes of {GIGABYTE} over 5 kills, at {served}")
+        assert hub.served - GIGABYTE < 5 * MAX_REPEATED_BYTES_PER_KILL
     shutil.rmtree(gigabyte / "hub")
 
 
 @pytest.mark.long
-def test_a_gigabyte_comes_as_fast_as_by_the_hubs_client_and_nobody_notices(home: Path, gigabyte: Path) -> None:
+def test_download_is_as_fast_as_huggingface_hub_and_does_not_slow_down_the_daemon(home: Path, gigabyte: Path) -> None:
     code = "import sys; from huggingface_hub import snapshot_download as s; s(sys.argv[1], cache_dir=sys.argv[2])"
-    with stand_in.running(gigabyte / "root") as hub:
-        env = daemons.environment(home, **surroundings(hub))
-        theirs, ours = [], []
-        with daemons.running(home, HF_HUB_CACHE=str(gigabyte / "ours"), **surroundings(hub)) as daemon:
-            # Digests are computed once, on the first request.
-            daemon.admin("POST", "/v0/pulls/watch", {"pulls": [asked(daemon)]})
+    with fake_hub.running(gigabyte / "root") as hub:
+        env = daemons.environment(home, **hub_environment(hub))
+        reference, ours = [], []
+        with daemons.running(home, HF_HUB_CACHE=str(gigabyte / "ours"), **hub_environment(hub)) as daemon:
+            # The fake hub computes digests on the first request.
+            daemon.admin("POST", "/v0/pulls/watch", {"pulls": [start_pull(daemon)]})
             resident = psutil.Process(daemon.process.pid).memory_info().rss
-            quiet = latency(daemon, seconds=2)
+            quiet = measure_latency(daemon, seconds=2)
             for _ in range(3):
                 shutil.rmtree(gigabyte / "ours")
-                begun = time.monotonic()
-                pull = asked(daemon)
-                with noted(daemon) as slowest:
-                    assert "done" == events(daemon, pull)[-1]["event"]
-                ours.append(time.monotonic() - begun)
-                begun = time.monotonic()
-                subprocess.run([sys.executable, "-c", code, LARGE, gigabyte / "theirs"], env=env, check=True)
-                theirs.append(time.monotonic() - begun)
-                shutil.rmtree(gigabyte / "theirs")
+                started = time.monotonic()
+                pull = start_pull(daemon)
+                with measuring_latency(daemon) as busy:
+                    assert "done" == watch_pull(daemon, pull)[-1]["event"]
+                ours.append(time.monotonic() - started)
+                started = time.monotonic()
+                subprocess.run([sys.executable, "-c", code, LARGE, gigabyte / "reference"], env=env, check=True)
+                reference.append(time.monotonic() - started)
+                shutil.rmtree(gigabyte / "reference")
             growth = psutil.Process(daemon.process.pid).memory_info().rss - resident
     shutil.rmtree(gigabyte / "ours")
     print(
-        f"ours {ours} s, theirs {theirs} s, RSS +{growth} bytes, latency {quiet:.4f} s quiet, {slowest[0]:.4f} s busy"
+        f"ours {ours} s, huggingface_hub {reference} s, RSS +{growth} bytes, "
+        f"latency {quiet:.4f} s quiet, {busy[0]:.4f} s busy"
     )
-    assert min(ours) <= min(theirs) * 1.05
+    assert min(ours) <= min(reference) * 1.05
     assert growth < 10_000_000
-    assert slowest[0] < max(0.1, 20 * quiet)
+    assert busy[0] < max(0.1, 20 * quiet)
 
 
-def latency(daemon: Daemon, seconds: float) -> float:
-    """The median time of a request, in seconds."""
+def measure_latency(daemon: Daemon, seconds: float) -> float:
+    """Return the median duration of a request in seconds."""
     times = []
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        begun = time.monotonic()
+        started = time.monotonic()
         daemon.admin("GET", "/v0/workers")
-        times.append(time.monotonic() - begun)
+        times.append(time.monotonic() - started)
     return sorted(times)[len(times) // 2]
 
 
 @contextlib.contextmanager
-def noted(daemon: Daemon) -> Iterator[list[float]]:
-    """The median time of requests while the block runs."""
-    found: list[float] = []
-    ended = threading.Event()
+def measuring_latency(daemon: Daemon) -> Iterator[list[float]]:
+    """Measure the median duration of requests while the block runs; the list has it afterwards."""
+    result: list[float] = []
+    finished = threading.Event()
 
-    def ask() -> None:
+    def run() -> None:
         times = []
-        while not ended.is_set():
-            times.append(latency(daemon, 0.2))
-        found.append(sorted(times)[len(times) // 2])
+        while not finished.is_set():
+            times.append(measure_latency(daemon, 0.2))
+        result.append(sorted(times)[len(times) // 2])
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=run)
     thread.start()
     try:
-        yield found
+        yield result
     finally:
-        ended.set()
+        finished.set()
         thread.join()

@@ -25,7 +25,7 @@ from tests.daemons import Daemon
 from tests.fakes import hub as stand_in
 from tests.integration.test_pulls import ctl
 from tests.models import make_tiny
-from tests.osaurusd.catalog import disk
+from tests.osaurusd.models import disk
 
 HF_TOKEN = "hf_PLANTEDenvironmentTOKEN0123456789"
 PULL_TOKEN = "hf_PLANTEDpullTOKEN0123456789"
@@ -252,7 +252,7 @@ def test_no_process_that_works_on_models_is_given_a_secret(used: Used) -> None:
     assert {"daemon", "osaurusd.worker"} <= used.environments.keys()
     assert HF_TOKEN == used.environments["daemon"]["HF_TOKEN"]
     for kind, environment in used.environments.items():
-        if kind not in ("daemon", "osaurusd.fetch.hub"):
+        if kind not in ("daemon", "osaurusd.downloads.worker"):
             given = "\n".join(f"{name}={value}" for name, value in environment.items())
             assert [] == [word for word in SECRETS if word in given], kind
 

@@ -1,4 +1,4 @@
-"""The model store through the real daemon: names, details, removal, verification, settings."""
+"""Models on disk through the real daemon: names, details, removal, verification, configuration."""
 
 import contextlib
 import json
@@ -14,16 +14,16 @@ from openai import NotFoundError, OpenAI
 from tests import daemons
 from tests.daemons import Daemon, UnixConnection
 from tests.models import make_tiny
-from tests.osaurusd.catalog.disk import repo_folder, write_hub
+from tests.osaurusd.models.disk import repo_folder, write_hub
 
-ASK = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+REQUEST = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 HEADERS = {"Host": "osaurusd", "Osaurus-Api": "1", "Content-Type": "application/json"}
 REPO = "org/Tiny-Model-4bit"
 
 
 @pytest.fixture
 def files(smollm_folder: Path, tmp_path: Path) -> dict[str, bytes]:
-    """The files of a tiny random model."""
+    """The files of a tiny model with random weights."""
     folder = make_tiny(tmp_path / "tiny", smollm_folder)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -37,30 +37,30 @@ def daemon(home: Path, files: dict[str, bytes]) -> Iterator[Daemon]:
 
 
 @contextlib.contextmanager
-def client_of(daemon: Daemon) -> Iterator[OpenAI]:
+def open_client(daemon: Daemon) -> Iterator[OpenAI]:
     with OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
         yield client
 
 
-def test_an_alias_is_listed_and_served_like_a_model_until_it_is_removed(daemon: Daemon) -> None:
+def test_alias_is_listed_and_served_until_it_is_removed(daemon: Daemon) -> None:
     assert (200, {"alias": "mine", "target": "tiny-model"}) == daemon.admin(
         "POST", "/v0/aliases", {"alias": "mine", "target": "tiny-model"}
     )
-    with client_of(daemon) as client:
+    with open_client(daemon) as client:
         assert ["mine", "tiny-model"] == sorted(model.id for model in client.models.list())
-        assert "tiny-model" == client.chat.completions.create(model="mine", **ASK).model
+        assert "tiny-model" == client.chat.completions.create(model="mine", **REQUEST).model
 
         assert 200 == daemon.admin("POST", "/v0/aliases", {"alias": "mine"})[0]
         assert ["tiny-model"] == [model.id for model in client.models.list()]
         with pytest.raises(NotFoundError):
-            client.chat.completions.create(model="mine", **ASK)
+            client.chat.completions.create(model="mine", **REQUEST)
 
 
-def test_names_and_aliases_outlive_a_restart_and_later_arrivals(home: Path, files: dict[str, bytes]) -> None:
+def test_names_and_aliases_survive_a_restart_and_new_models(home: Path, files: dict[str, bytes]) -> None:
     write_hub(home / "hub", "later/Tiny-Model", files)
     with daemons.running(home) as daemon:
         daemon.admin("POST", "/v0/aliases", {"alias": "mine", "target": "later/tiny-model"})
-    # Older by its files, and by name first in any order.
+    # Its files are older and its name sorts first, but the name is already assigned.
     write_hub(home / "hub", "a/Tiny-Model", files)
     with daemons.running(home) as daemon:
         models = {model["repo"]: model for model in daemon.admin("GET", "/v0/models")[1]}
@@ -70,7 +70,7 @@ def test_names_and_aliases_outlive_a_restart_and_later_arrivals(home: Path, file
     assert "a/tiny-model" == models["a/Tiny-Model"]["name"]
 
 
-def test_a_damaged_names_file_is_moved_aside_and_the_daemon_starts(home: Path, files: dict[str, bytes]) -> None:
+def test_daemon_starts_with_a_damaged_names_file(home: Path, files: dict[str, bytes]) -> None:
     write_hub(home / "hub", REPO, files)
     (home / "state").mkdir(mode=0o700)
     (home / "state" / "names.json").write_bytes(b"{garbage")
@@ -80,21 +80,23 @@ def test_a_damaged_names_file_is_moved_aside_and_the_daemon_starts(home: Path, f
     assert b"{garbage" == (home / "state" / "names.damaged.json").read_bytes()
 
 
-def test_details_say_what_the_files_say(daemon: Daemon, files: dict[str, bytes]) -> None:
+def test_details_are_read_from_the_files(daemon: Daemon, files: dict[str, bytes]) -> None:
     status, details = daemon.admin("POST", "/v0/models/details", {"model": "tiny-model"})
 
     assert 200 == status
     assert sum(len(content) for content in files.values()) == details["model"]["bytes"]
     assert 49152 * 32 < details["model"]["parameters"] < 49152 * 32 + 100_000
     assert 4 * details["model"]["parameters"] == details["weights_bytes"]
-    # 2 layers, keys and values, 1 KV head of 16 numbers of 2 bytes.
+    # Layers, keys and values, values per KV head, bytes per value.
     assert 2 * 2 * 16 * 2 == details["kv_bytes_per_token"]
     assert details["weights_bytes"] + 2048 * details["kv_bytes_per_token"] == details["full_context_bytes"]
     assert set(files) == {file["name"] for file in details["files"]}
     assert (False, False, False) == (details["tools"], details["reasoning"], details["vision"])
 
 
-def test_removing_a_hub_model_frees_its_bytes_and_its_name(daemon: Daemon, home: Path, files: dict[str, bytes]) -> None:
+def test_removing_a_model_unloads_it_and_frees_its_disk_space(
+    daemon: Daemon, home: Path, files: dict[str, bytes]
+) -> None:
     daemon.admin("POST", "/v0/load", {"model": "tiny-model"})
     size = sum(len(content) for content in files.values())
     expected = {"removed": [{"name": "tiny-model", "repo": REPO, "bytes": size}]}
@@ -107,20 +109,20 @@ def test_removing_a_hub_model_frees_its_bytes_and_its_name(daemon: Daemon, home:
     assert [] == psutil.Process(daemon.process.pid).children()
 
 
-def test_a_busy_model_is_removed_only_by_force(daemon: Daemon, home: Path) -> None:
-    body = {"model": "tiny-model", **ASK, "max_tokens": 1900, "stream": True}
+def test_busy_model_is_only_removed_with_force(daemon: Daemon, home: Path) -> None:
+    body = {"model": "tiny-model", **REQUEST, "max_tokens": 1900, "stream": True}
     with contextlib.closing(UnixConnection(daemon.socket)) as connection:
         connection.request("POST", "/chat/completions", json.dumps(body), HEADERS)
         connection.getresponse().readline()
-        status, refusal = daemon.admin("POST", "/v0/models/remove", {"models": ["tiny-model"]})
-        assert (409, "busy") == (status, refusal["error"]["code"])
+        status, reply = daemon.admin("POST", "/v0/models/remove", {"models": ["tiny-model"]})
+        assert (409, "busy") == (status, reply["error"]["code"])
         assert repo_folder(home / "hub", REPO).exists()
 
         assert 200 == daemon.admin("POST", "/v0/models/remove", {"models": ["tiny-model"], "force": True})[0]
     assert not repo_folder(home / "hub", REPO).exists()
 
 
-def test_an_imported_model_is_verified_and_removed(daemon: Daemon, smollm_folder: Path) -> None:
+def test_imported_model_is_verified_and_removed(daemon: Daemon, smollm_folder: Path) -> None:
     daemon.admin("POST", "/v0/imports", {"path": str(smollm_folder), "name": "mine"})
     done = daemon.admin("POST", "/v0/models/verify", {"model": "mine"})[1][-1]
     assert {"intact"} == {file["state"] for file in done["files"]}
@@ -137,7 +139,7 @@ def test_an_imported_model_is_verified_and_removed(daemon: Daemon, smollm_folder
     assert [] == list((daemon.home / "models").iterdir())
 
 
-def test_a_flipped_byte_in_the_hub_cache_is_found(daemon: Daemon, home: Path) -> None:
+def test_verification_detects_a_flipped_byte(daemon: Daemon, home: Path) -> None:
     (snapshot,) = (repo_folder(home / "hub", REPO) / "snapshots").iterdir()
     blob = (snapshot / "model.safetensors").resolve()
     content = bytearray(blob.read_bytes())
@@ -149,10 +151,10 @@ def test_a_flipped_byte_in_the_hub_cache_is_found(daemon: Daemon, home: Path) ->
     assert ["model.safetensors"] == [file["name"] for file in done["files"] if file["state"] != "intact"]
 
 
-def test_a_removal_that_is_killed_leaves_no_half_model(home: Path, smollm_folder: Path) -> None:
+def test_killed_removal_leaves_no_incomplete_model(home: Path, smollm_folder: Path) -> None:
     with daemons.running(home) as daemon:
         daemon.admin("POST", "/v0/imports", {"path": str(smollm_folder), "name": "mine"})
-        # The whole family at once, wherever the removal is.
+        # Kill the daemon and its children at an arbitrary point of the removal.
         with contextlib.closing(UnixConnection(daemon.socket)) as connection:
             connection.request("POST", "/v0/models/remove", json.dumps({"models": ["mine"]}), HEADERS)
             children = psutil.Process(daemon.process.pid).children()
@@ -161,19 +163,19 @@ def test_a_removal_that_is_killed_leaves_no_half_model(home: Path, smollm_folder
                     process.send_signal(signal.SIGKILL)
             daemon.process.wait()
             psutil.wait_procs(children, 10)
-    with daemons.running(home) as successor:
-        states = [model["state"] for model in successor.admin("GET", "/v0/models")[1]]
+    with daemons.running(home) as restarted:
+        states = [model["state"] for model in restarted.admin("GET", "/v0/models")[1]]
         left = [path.name for path in (home / "models").iterdir()]
 
     assert states in ([], ["available"])
     assert left in ([], ["mine"])
 
 
-def test_prune_shows_leftovers_and_removes_them(daemon: Daemon) -> None:
+def test_prune_lists_and_removes_leftovers(daemon: Daemon) -> None:
     leftover = daemon.home / "models" / ".importing-0123"
     leftover.mkdir()
     (leftover / "weights").write_bytes(bytes(1000))
-    expected = {"leftovers": [{"path": str(leftover), "bytes": 1000, "what": "an unfinished import"}]}
+    expected = {"leftovers": [{"path": str(leftover), "bytes": 1000, "what": "unfinished import"}]}
 
     assert (200, expected) == daemon.admin("POST", "/v0/prune", {"dry_run": True})
     assert leftover.exists()
@@ -181,46 +183,46 @@ def test_prune_shows_leftovers_and_removes_them(daemon: Daemon) -> None:
     assert not leftover.exists()
 
 
-def test_a_reload_applies_what_it_can_and_says_what_needs_a_restart(daemon: Daemon) -> None:
+def test_reload_applies_changes_and_reports_those_that_need_a_restart(daemon: Daemon) -> None:
     config = daemon.home / "config.toml"
-    with client_of(daemon) as client:
+    with open_client(daemon) as client:
         with pytest.raises(NotFoundError):
-            client.chat.completions.create(model="gpt-4o", **ASK)
+            client.chat.completions.create(model="gpt-4o", **REQUEST)
         config.write_text('default_model = "tiny-model"\ndefault_for_unknown = true\n[server]\nmax_body_bytes = 9999\n')
-        status, told = daemon.admin("POST", "/v0/reload", {})
+        status, reply = daemon.admin("POST", "/v0/reload", {})
         assert (200, ["default_for_unknown", "default_model"], ["server.max_body_bytes"]) == (
             status,
-            sorted(told["applied"]),
-            told["needs_restart"],
+            sorted(reply["applied"]),
+            reply["needs_restart"],
         )
-        assert "tiny-model" == client.chat.completions.create(model="gpt-4o", **ASK).model
+        assert "tiny-model" == client.chat.completions.create(model="gpt-4o", **REQUEST).model
 
-        for wrong in ("default_modle = 1\n", '[worker]\nblas = "/nowhere/lib.so"\n'):
-            config.write_text(wrong)
-            status, refusal = daemon.admin("POST", "/v0/reload", {})
-            assert (500, "config_error") == (status, refusal["error"]["code"])
-        assert "tiny-model" == client.chat.completions.create(model="gpt-4o", **ASK).model
+        for invalid in ("default_modle = 1\n", '[worker]\nblas = "/nowhere/lib.so"\n'):
+            config.write_text(invalid)
+            status, reply = daemon.admin("POST", "/v0/reload", {})
+            assert (500, "config_error") == (status, reply["error"]["code"])
+        assert "tiny-model" == client.chat.completions.create(model="gpt-4o", **REQUEST).model
 
 
-def test_models_that_come_and_go_on_disk_are_seen_without_a_restart(
+def test_models_added_and_deleted_on_disk_are_noticed_without_a_restart(
     daemon: Daemon, home: Path, files: dict[str, bytes]
 ) -> None:
-    with client_of(daemon) as client:
+    with open_client(daemon) as client:
         assert ["tiny-model"] == [model.id for model in client.models.list()]
         write_hub(home / "hub", "org/Other", files)
-        assert "other" == client.chat.completions.create(model="other", **ASK).model
+        assert "other" == client.chat.completions.create(model="other", **REQUEST).model
         shutil.rmtree(repo_folder(home / "hub", "org/Other"))
         daemon.admin("POST", "/v0/unload", {"force": True})
         assert ["tiny-model"] == [model["name"] for model in daemon.admin("GET", "/v0/models")[1]]
 
 
-def test_an_extra_root_is_served_and_left_alone(home: Path, smollm_folder: Path, tmp_path: Path) -> None:
+def test_models_of_extra_roots_are_served_but_never_removed(home: Path, smollm_folder: Path, tmp_path: Path) -> None:
     make_tiny(tmp_path / "lm" / "org" / "Extra-4bit", smollm_folder)
     (home / "config.toml").write_text(f'[models]\nroots = ["{tmp_path / "lm"}"]\n')
-    with daemons.running(home) as daemon, client_of(daemon) as client:
-        assert "extra" == client.chat.completions.create(model="extra", **ASK).model
-        status, refusal = daemon.admin("POST", "/v0/models/remove", {"models": ["extra"], "force": True})
+    with daemons.running(home) as daemon, open_client(daemon) as client:
+        assert "extra" == client.chat.completions.create(model="extra", **REQUEST).model
+        status, reply = daemon.admin("POST", "/v0/models/remove", {"models": ["extra"], "force": True})
 
-        assert (400, "invalid_request") == (status, refusal["error"]["code"])
-        assert "belongs to another program" in refusal["error"]["message"]
+        assert (400, "invalid_request") == (status, reply["error"]["code"])
+        assert "belongs to another program" in reply["error"]["message"]
     assert (tmp_path / "lm" / "org" / "Extra-4bit" / "config.json").exists()

@@ -15,7 +15,7 @@ from tests import daemons
 from tests.daemons import Daemon
 from tests.integration.test_pulls import ctl
 from tests.models import make_tiny
-from tests.osaurusd.catalog import disk
+from tests.osaurusd.models import disk
 
 PLANTED = "planted-beyond-the-store"
 

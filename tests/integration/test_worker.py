@@ -1,5 +1,3 @@
-"""The real worker process, spoken to as the daemon does."""
-
 import itertools
 import json
 import os
@@ -16,10 +14,20 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model, load_tokenizer
 
 import osaurusd
-from osaurusd import ipc
-from osaurusd.pool.process import WORKER_COMMAND, WORKER_ENVIRONMENT
+from osaurusd.inference.events import Completed, Delta, Finished
+from osaurusd.inference.request import (
+    ChatPrompt,
+    GenerationRequest,
+    JsonSchema,
+    Message,
+    SamplingParams,
+    TextPrompt,
+    TokenPrompt,
+)
+from osaurusd.rpc import framing, messages
+from osaurusd.rpc.process import WORKER_COMMAND, WORKER_ENVIRONMENT
 from osaurusd.wire.errors import ErrorCode
-from osaurusd.worker.decode import MAX_SEQUENCES
+from osaurusd.worker.engine.decode import MAX_SEQUENCES
 from tests.models import make_tiny
 
 SECONDS = 60
@@ -27,7 +35,21 @@ PROMPTLY = 5
 CONTEXT = 1024
 ENDLESS = 900
 LIMITS = {"context_length": CONTEXT, "memory_limit_bytes": 2**36}
-ENDS = ipc.Done | ipc.Failed
+
+
+def is_end(frame):
+    """Whether a frame is the last one of a request."""
+    return isinstance(frame, messages.Failed) or (
+        isinstance(frame, messages.Output) and isinstance(frame.event, Completed)
+    )
+
+
+def events_of(frames, id_, kind):
+    return [frame.event for frame in outputs_of(frames, id_) if isinstance(frame.event, kind)]
+
+
+def outputs_of(frames, id_):
+    return [frame for frame in frames if isinstance(frame, messages.Output) and frame.id == id_]
 
 
 class Worker:
@@ -49,59 +71,61 @@ class Worker:
             )
 
     def send(self, *frames):
-        self.socket.sendall(ipc.encode(frames))
+        self.socket.sendall(framing.encode(frames))
 
     def read(self):
-        """The next frame that is no pulse, None at the end."""
+        """Read the next frame that is not a pulse; None at the end of the stream."""
         while len(head := self._stream.read(4)) == 4:
-            frame = ipc.FROM_WORKER.decode(self._stream.read(int.from_bytes(head, "big")))
-            if not isinstance(frame, ipc.Pulse):
+            frame = messages.FROM_WORKER.decode(self._stream.read(int.from_bytes(head, "big")))
+            if not isinstance(frame, messages.Pulse):
                 return frame
         return None
 
     def load(self, folder, **options):
-        """The answer to an order to load."""
-        self.send(ipc.Load(path=str(folder), **{**LIMITS, **options}))
+        """Load a model and return the worker's answer."""
+        self.send(messages.Load(path=str(folder), **{**LIMITS, **options}))
         answer = self.read()
-        while isinstance(answer, ipc.Stats | ipc.Delta | ENDS):
+        while isinstance(answer, messages.Stats | messages.Output | messages.Failed):
             answer = self.read()
         return answer
 
-    def order(self, text="tell me", max_tokens=8, sampling=None, prompt=None, **options):
-        """A request with an id of its own."""
-        return ipc.Generate(
-            id=next(self._ids),
-            prompt=prompt or ipc.Chat(messages=[ipc.Message(role="user", content=text)]),
-            sampling=sampling or ipc.Sampling(temperature=0),
+    def request(self, text="tell me", max_tokens=8, sampling=None, prompt=None, **options):
+        """Build a request frame with a new id."""
+        request = GenerationRequest(
+            prompt=prompt or ChatPrompt(messages=[Message.from_text("user", text)]),
+            sampling=sampling or SamplingParams(temperature=0),
             max_tokens=max_tokens,
             **options,
         )
+        return messages.Generate(id=next(self._ids), request=request)
 
-    def until_ended(self, *ids):
-        """All frames until each of these requests has ended."""
+    def read_until_ended(self, *ids):
+        """Read frames until each of these requests has ended."""
         frames = []
-        while not set(ids) <= {frame.id for frame in frames if isinstance(frame, ENDS)}:
+        while not set(ids) <= {frame.id for frame in frames if is_end(frame)}:
             frames.append(self.read())
         return frames
 
-    def begin(self, *orders):
-        """Send orders; all frames until each has got its first one."""
-        self.send(*orders)
+    def start(self, *requests):
+        """Send requests and read frames until each has its first output."""
+        self.send(*requests)
         frames = []
-        while not {order.id for order in orders} <= {getattr(frame, "id", None) for frame in frames}:
+        while not {request.id for request in requests} <= {
+            frame.id for frame in frames if isinstance(frame, messages.Output) and isinstance(frame.event, Delta)
+        }:
             frames.append(self.read())
         return frames
 
     def ask(self, *args, **options):
-        """Text and end of a request."""
-        frames, id_ = self.hear(*args, **options)
+        """Run a request and return its text and its last event or failure."""
+        frames, id_ = self.run(*args, **options)
         return text_of(frames, id_), end_of(frames, id_)
 
-    def hear(self, *args, **options):
-        """All frames up to the end of a request, and its id."""
-        order = self.order(*args, **options)
-        self.send(order)
-        return self.until_ended(order.id), order.id
+    def run(self, *args, **options):
+        """Run a request and return its frames and its id."""
+        request = self.request(*args, **options)
+        self.send(request)
+        return self.read_until_ended(request.id), request.id
 
     def close(self):
         self._stream.close()
@@ -114,24 +138,22 @@ class Worker:
 
 
 def text_of(frames, id_, index=0):
-    deltas = [frame for frame in frames if isinstance(frame, ipc.Delta) and (frame.id, frame.index) == (id_, index)]
-    return "".join(delta.text for delta in deltas)
+    return "".join(delta.text for delta in events_of(frames, id_, Delta) if delta.index == index)
 
 
 def reason_of(frames, id_, index=0):
-    ends = [frame for frame in frames if isinstance(frame, ipc.Finished) and (frame.id, frame.index) == (id_, index)]
-    (end,) = ends
+    (end,) = [finished for finished in events_of(frames, id_, Finished) if finished.index == index]
     return end.reason
 
 
 def end_of(frames, id_):
-    (end,) = [frame for frame in frames if isinstance(frame, ENDS) and frame.id == id_]
-    return end
+    (end,) = [frame for frame in frames if is_end(frame) and frame.id == id_]
+    return end if isinstance(end, messages.Failed) else end.event
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """Starts workers; those that still run at the end are killed."""
+    """Start workers, and kill those that still run at the end."""
     workers = []
 
     def start():
@@ -156,23 +178,23 @@ def tokenizer(tiny):
 
 @pytest.fixture(scope="module")
 def serving(start, tiny):
-    """A worker that has loaded the tiny model."""
+    """A worker with the tiny model."""
     worker = start()
-    assert isinstance(worker.load(tiny), ipc.Loaded)
+    assert isinstance(worker.load(tiny), messages.Loaded)
     return worker
 
 
 @pytest.fixture(scope="module")
 def reusing(start, tiny):
-    """The same with room for earlier prompts."""
+    """A worker with the tiny model and a prefix cache."""
     worker = start()
-    assert isinstance(worker.load(tiny, prefix_cache_bytes=2**28), ipc.Loaded)
+    assert isinstance(worker.load(tiny, prefix_cache_bytes=2**28), messages.Loaded)
     return worker
 
 
 @pytest.fixture(scope="module")
 def loading(start):
-    """A worker that is told to load one thing after the other."""
+    """A worker that loads one model after the other."""
     return start()
 
 
@@ -182,14 +204,14 @@ def loading(start):
 def test_a_loaded_model_is_described(loading, tiny):
     loaded = loading.load(tiny)
 
-    assert isinstance(loaded, ipc.Loaded)
+    assert isinstance(loaded, messages.Loaded)
     assert loaded.dtype == "float32"
     assert loaded.batched
     weights = sum(weight.nbytes for weight in mx.load(str(tiny / "model.safetensors")).values())
     assert weights <= loaded.memory_bytes < 2 * weights
     assert (loaded.device == "cpu") == (mx.default_device() == mx.cpu)
     stats = loading.read()
-    assert isinstance(stats, ipc.Stats)
+    assert isinstance(stats, messages.Stats)
     assert stats.active_bytes >= weights
 
 
@@ -215,21 +237,21 @@ def change_architecture(folder):
 
 
 @pytest.mark.parametrize("damage", [break_config, break_weights, lose_weights, lose_tokenizer, change_architecture])
-def test_a_broken_folder_is_refused_and_the_worker_lives_on(loading, tiny, tmp_path, damage):
+def test_a_broken_folder_fails_the_load_but_not_the_worker(loading, tiny, tmp_path, damage):
     broken = shutil.copytree(tiny, tmp_path / "broken")
     damage(broken)
 
     answer = loading.load(broken)
 
-    assert isinstance(answer, ipc.LoadFailed)
+    assert isinstance(answer, messages.LoadFailed)
     assert answer.message
     assert loading.process.poll() is None
 
 
-def test_a_worker_that_refused_a_folder_can_still_load_another(loading, tiny, tmp_path):
-    assert isinstance(loading.load(tmp_path / "absent"), ipc.LoadFailed)
+def test_a_worker_can_load_another_model_after_a_failed_load(loading, tiny, tmp_path):
+    assert isinstance(loading.load(tmp_path / "absent"), messages.LoadFailed)
 
-    assert isinstance(loading.load(tiny), ipc.Loaded)
+    assert isinstance(loading.load(tiny), messages.Loaded)
 
 
 @pytest.fixture(scope="module")
@@ -267,129 +289,130 @@ AUTO = "float32" if mx.default_device() == mx.cpu else None
         ({"dequantize": "auto", "memory_limit_bytes": None}, AUTO or "4-bit"),
     ],
 )
-def test_packed_weights_are_widened_as_ordered(loading, quantized, options, expected):
+def test_quantized_weights_are_dequantized_as_configured(loading, quantized, options, expected):
     loaded = loading.load(quantized, **options)
 
     assert loaded.dtype == expected
     text, end = loading.ask("hello", 2)
-    assert isinstance(end, ipc.Done)
+    assert isinstance(end, Completed)
     assert text
 
 
-def test_packed_weights_stay_packed_where_there_is_no_room_for_wide_ones(loading, quantized):
+def test_quantized_weights_stay_quantized_if_float32_exceeds_the_memory_limit(loading, quantized):
     assert "4-bit" == loading.load(quantized, memory_limit_bytes=4 * 2**20).dtype
 
 
 @pytest.mark.parametrize(
     ("dequantize", "expected"), [("never", "bfloat16"), ("always", "float32"), ("auto", AUTO or "bfloat16")]
 )
-def test_narrow_weights_are_widened_as_ordered(loading, half, dequantize, expected):
+def test_16_bit_weights_are_converted_as_configured(loading, half, dequantize, expected):
     loaded = loading.load(half, dequantize=dequantize)
 
     assert loaded.dtype == expected
-    assert isinstance(loading.ask("hello", 2)[1], ipc.Done)
+    assert isinstance(loading.ask("hello", 2)[1], Completed)
 
 
-def test_a_template_that_fails_in_its_own_way_is_the_requests_fault(loading, tiny, tmp_path):
+def test_a_template_error_is_an_invalid_request(loading, tiny, tmp_path):
     folder = shutil.copytree(tiny, tmp_path / "odd")
     (folder / "chat_template.jinja").write_text("{{ messages[0].content + 1 }}")
-    assert isinstance(loading.load(folder), ipc.Loaded)
+    assert isinstance(loading.load(folder), messages.Loaded)
 
     _, end = loading.ask("hello")
 
-    assert isinstance(end, ipc.Failed)
-    assert (ErrorCode.INVALID_REQUEST, "messages") == (end.code, end.param)
+    assert isinstance(end, messages.Failed)
+    assert (ErrorCode.INVALID_REQUEST, ("prompt", "messages")) == (end.code, end.location)
     assert "can only concatenate str" in end.message
 
 
-def test_a_model_without_a_template_is_asked_in_plain_lines(loading, tiny, tokenizer, tmp_path):
+def test_a_model_without_a_template_gets_plain_lines(loading, tiny, tokenizer, tmp_path):
     folder = shutil.copytree(tiny, tmp_path / "plain")
     (folder / "chat_template.jinja").unlink()
-    assert isinstance(loading.load(folder), ipc.Loaded)
+    assert isinstance(loading.load(folder), messages.Loaded)
 
     _, end = loading.ask("hello", 2)
 
-    assert len(tokenizer.encode("user: hello\nassistant:")) == end.prompt_tokens
+    assert len(tokenizer.encode("user: hello\nassistant:")) == end.usage.prompt_tokens
 
 
-# Answering
+# Generation
 
 
-def test_an_answer_is_complete_and_repeats(serving, tokenizer):
-    frames, id_ = serving.hear("tell me", 12)
+def test_greedy_output_is_complete_and_repeatable(serving, tokenizer):
+    frames, id_ = serving.run("tell me", 12)
 
     text, end = text_of(frames, id_), end_of(frames, id_)
     assert text
     chat = [{"role": "user", "content": "tell me"}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True)
-    assert ("length", len(prompt), 12) == (reason_of(frames, id_), end.prompt_tokens, end.completion_tokens)
+    assert ("length", len(prompt), 12) == (reason_of(frames, id_), end.usage.prompt_tokens, end.usage.completion_tokens)
     assert text == serving.ask("tell me", 12)[0]
 
 
-def test_memory_is_reported_after_an_answer(serving):
-    order = serving.order(max_tokens=3)
-    serving.send(order)
-    serving.until_ended(order.id)
+def test_memory_is_reported_after_a_request(serving):
+    request = serving.request(max_tokens=3)
+    serving.send(request)
+    serving.read_until_ended(request.id)
 
     stats = serving.read()
 
-    assert isinstance(stats, ipc.Stats)
+    assert isinstance(stats, messages.Stats)
     assert stats.active_bytes > 0
 
 
-def test_requests_at_once_are_answered_together_and_as_each_alone(serving):
+def test_concurrent_requests_overlap_and_match_sequential_output(serving):
     texts = ["one", "tell me of dinosaurs", "word " * 150]
     alone = [serving.ask(text, 15)[0] for text in texts]
-    orders = [serving.order(text, 15) for text in texts]
-    serving.send(*orders)
+    requests = [serving.request(text, 15) for text in texts]
+    serving.send(*requests)
 
-    frames = serving.until_ended(*[order.id for order in orders])
+    frames = serving.read_until_ended(*[request.id for request in requests])
 
-    assert alone == [text_of(frames, order.id) for order in orders]
-    ids = [getattr(frame, "id", None) for frame in frames]
-    for order, other in itertools.permutations(orders, 2):
-        assert ids.index(order.id) < frames.index(end_of(frames, other.id)), "one waited for the other's end"
+    assert alone == [text_of(frames, request.id) for request in requests]
+    ends = {frame.id: position for position, frame in enumerate(frames) if is_end(frame)}
+    for request, other in itertools.permutations(requests, 2):
+        first = frames.index(outputs_of(frames, request.id)[0])
+        assert first < ends[other.id], "a request waited for the end of another one"
 
 
-def test_a_seed_repeats_among_others(serving):
-    seeded = ipc.Sampling(temperature=1.5, top_p=0.9, seed=3)
+def test_a_seeded_request_repeats_beside_others(serving):
+    seeded = SamplingParams(temperature=1.5, top_p=0.9, seed=3)
     alone, _ = serving.ask("tell me", 10, seeded)
-    order = serving.order("tell me", 10, seeded)
-    others = [serving.order("x", 20, ipc.Sampling(temperature=2)) for _ in range(2)]
+    request = serving.request("tell me", 10, seeded)
+    others = [serving.request("x", 20, SamplingParams(temperature=2)) for _ in range(2)]
 
-    serving.send(others[0], order, others[1])
-    frames = serving.until_ended(*[one.id for one in (order, *others)])
+    serving.send(others[0], request, others[1])
+    frames = serving.read_until_ended(*[one.id for one in (request, *others)])
 
-    assert alone == text_of(frames, order.id)
+    assert alone == text_of(frames, request.id)
 
 
-def test_a_stop_string_ends_the_text_before_it(serving):
+def test_a_stop_string_ends_the_output_before_it(serving):
     text, _ = serving.ask("tell me", 12)
     stop = text[len(text) // 2 :][:3]
 
-    frames, id_ = serving.hear("tell me", 12, stop=[stop])
+    frames, id_ = serving.run("tell me", 12, stop=[stop])
 
     assert text[: text.index(stop)] == text_of(frames, id_)
     assert "stop" == reason_of(frames, id_)
 
 
-def test_what_was_asked_before_is_not_computed_anew(reusing):
-    question = ipc.Message(role="user", content="word " * 300)
-    cold, first = reusing.ask(prompt=ipc.Chat(messages=[question]), max_tokens=12)
+def test_a_repeated_prompt_is_served_from_the_prefix_cache(reusing):
+    question = Message.from_text("user", "word " * 300)
+    cold, first = reusing.ask(prompt=ChatPrompt(messages=[question]), max_tokens=12)
 
-    warm, second = reusing.ask(prompt=ipc.Chat(messages=[question]), max_tokens=12)
-    talk = [question, ipc.Message(role="assistant", content=cold), ipc.Message(role="user", content="and?")]
-    _, third = reusing.ask(prompt=ipc.Chat(messages=talk), max_tokens=12)
+    warm, second = reusing.ask(prompt=ChatPrompt(messages=[question]), max_tokens=12)
+    chat = [question, Message.from_text("assistant", cold), Message.from_text("user", "and?")]
+    _, third = reusing.ask(prompt=ChatPrompt(messages=chat), max_tokens=12)
 
     assert cold == warm
-    assert [0, first.prompt_tokens - 1] == [first.cached_tokens, second.cached_tokens]
-    assert third.cached_tokens >= first.prompt_tokens
+    assert [0, first.usage.prompt_tokens - 1] == [first.usage.cached_tokens, second.usage.cached_tokens]
+    assert third.usage.cached_tokens >= first.usage.prompt_tokens
 
 
-def test_what_is_kept_is_reported_and_bounded(start, tiny):
+def test_the_prefix_cache_is_reported_and_bounded(start, tiny):
     worker = start()
     cap = 200_000
-    assert isinstance(worker.load(tiny, prefix_cache_bytes=cap), ipc.Loaded)
+    assert isinstance(worker.load(tiny, prefix_cache_bytes=cap), messages.Loaded)
     assert worker.read().prefix_cache_bytes == 0
 
     kept = []
@@ -400,30 +423,33 @@ def test_what_is_kept_is_reported_and_bounded(start, tiny):
     assert 0 < max(kept) <= cap
 
 
-def test_several_answers_share_their_prompt(serving):
-    warm = ipc.Sampling(temperature=1.5, seed=3)
-    frames, id_ = serving.hear("tell me", 8, warm, n=3)
+def test_several_choices_share_their_prompt(serving):
+    warm = SamplingParams(temperature=1.5, seed=3)
+    frames, id_ = serving.run("tell me", 8, warm, n=3)
 
     assert 3 == len({text_of(frames, id_, index) for index in range(3)})
     assert ["length"] * 3 == [reason_of(frames, id_, index) for index in range(3)]
     end = end_of(frames, id_)
-    assert (24, end.prompt_tokens) == (end.completion_tokens, serving.ask("tell me", 1)[1].prompt_tokens)
+    assert (24, end.usage.prompt_tokens) == (
+        end.usage.completion_tokens,
+        serving.ask("tell me", 1)[1].usage.prompt_tokens,
+    )
 
 
-def test_tokens_and_text_are_gone_on_from_as_they_stand(serving, tokenizer):
+def test_token_and_text_prompts_are_continued(serving, tokenizer):
     tokens = tokenizer.encode("Once upon a time")
 
-    as_text, end = serving.ask(prompt=ipc.Text(text="Once upon a time"))
-    as_tokens, _ = serving.ask(prompt=ipc.Tokens(tokens=tokens))
+    as_text, end = serving.ask(prompt=TextPrompt(text="Once upon a time"))
+    as_tokens, _ = serving.ask(prompt=TokenPrompt(tokens=tokens))
 
     assert as_text == as_tokens != ""
-    assert len(tokens) == end.prompt_tokens
+    assert len(tokens) == end.usage.prompt_tokens
 
 
-def test_a_prompt_can_be_given_back_with_its_scores(serving, tokenizer):
-    frames, id_ = serving.hear(prompt=ipc.Text(text="Once upon a time"), max_tokens=2, echo=True, logprobs=2)
+def test_an_echoed_prompt_has_logprobs(serving, tokenizer):
+    frames, id_ = serving.run(prompt=TextPrompt(text="Once upon a time"), max_tokens=2, echo=True, logprobs=2)
 
-    tokens = [token for frame in frames if isinstance(frame, ipc.Delta) for token in frame.tokens]
+    tokens = [token for delta in events_of(frames, id_, Delta) for token in delta.logprobs]
     count = len(tokenizer.encode("Once upon a time"))
     assert text_of(frames, id_).startswith("Once upon a time")
     assert text_of(frames, id_) == "".join(token.text for token in tokens)
@@ -432,81 +458,81 @@ def test_a_prompt_can_be_given_back_with_its_scores(serving, tokenizer):
         assert token.logprob <= token.top[0].logprob < 0
 
 
-def test_structured_output_beside_free_text(serving):
+def test_structured_output_does_not_affect_other_requests(serving):
     alone, _ = serving.ask("tell me", 60)
-    free = serving.order("tell me", 60)
+    free = serving.request("tell me", 60)
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
-    held = serving.order("tell me", 60, constraint=ipc.JsonSchema(schema=schema))
+    constrained = serving.request("tell me", 60, constraint=JsonSchema(schema=schema))
 
-    serving.send(free, held)
-    frames = serving.until_ended(free.id, held.id)
+    serving.send(free, constrained)
+    frames = serving.read_until_ended(free.id, constrained.id)
 
     assert alone == text_of(frames, free.id)
-    assert "stop" == reason_of(frames, held.id)
-    assert json.loads(text_of(frames, held.id))["a"] in (1, 2)
+    assert "stop" == reason_of(frames, constrained.id)
+    assert json.loads(text_of(frames, constrained.id))["a"] in (1, 2)
 
 
-def test_a_request_that_can_never_fit_is_refused_and_disturbs_nobody(start, tiny):
+def test_a_request_that_can_never_fit_is_rejected_alone(start, tiny):
     worker = start()
-    assert isinstance(worker.load(tiny), ipc.Loaded)
+    assert isinstance(worker.load(tiny), messages.Loaded)
     limit = worker.read().active_bytes + 20 * 2**20
     loaded = worker.load(tiny, memory_limit_bytes=limit, context_length=100_000)
-    assert isinstance(loaded, ipc.Loaded)
+    assert isinstance(loaded, messages.Loaded)
 
     end = worker.ask("tell me", 99_000)[1]
 
-    assert (ErrorCode.REQUEST_EXCEEDS_MEMORY, "max_tokens") == (end.code, end.param)
-    assert isinstance(worker.ask("tell me", 8)[1], ipc.Done)
+    assert (ErrorCode.REQUEST_EXCEEDS_MEMORY, ("max_tokens",)) == (end.code, end.location)
+    assert isinstance(worker.ask("tell me", 8)[1], Completed)
 
 
-def test_whoever_comes_too_late_for_the_queue_is_told(start, tiny):
+def test_a_full_queue_rejects_requests(start, tiny):
     worker = start()
-    assert isinstance(worker.load(tiny, max_waiting=2), ipc.Loaded)
-    orders = [worker.order("tell me", 20, n=8) for _ in range(8)]
-    worker.send(*orders)
+    assert isinstance(worker.load(tiny, max_waiting=2), messages.Loaded)
+    requests = [worker.request("tell me", 20, n=8) for _ in range(8)]
+    worker.send(*requests)
 
-    frames = worker.until_ended(*[order.id for order in orders])
+    frames = worker.read_until_ended(*[request.id for request in requests])
 
-    refused = [frame for frame in frames if isinstance(frame, ipc.Failed)]
-    assert {ErrorCode.QUEUE_FULL} == {frame.code for frame in refused}
-    assert 1 <= len(refused) <= 8 - MAX_SEQUENCES // 8 - 2
+    rejected = [frame for frame in frames if isinstance(frame, messages.Failed)]
+    assert {ErrorCode.QUEUE_FULL} == {frame.code for frame in rejected}
+    assert 1 <= len(rejected) <= 8 - MAX_SEQUENCES // 8 - 2
 
 
-def test_a_long_prompt_does_not_stop_running_answers(start, tiny):
+def test_a_long_prompt_does_not_stall_running_requests(start, tiny):
     worker = start()
-    assert isinstance(worker.load(tiny, context_length=8192), ipc.Loaded)
-    running, long = worker.order("tell me", 2000), worker.order("word " * 6000)
-    frames = worker.begin(running)
+    assert isinstance(worker.load(tiny, context_length=8192), messages.Loaded)
+    running, long = worker.request("tell me", 2000), worker.request("word " * 6000)
+    frames = worker.start(running)
 
     worker.send(long)
-    frames = worker.until_ended(long.id)
+    frames = worker.read_until_ended(long.id)
 
-    first = next(at for at, frame in enumerate(frames) if getattr(frame, "id", None) == long.id)
-    assert 5 <= sum(getattr(frame, "id", None) == running.id for frame in frames[:first])
-    worker.send(ipc.Cancel(id=running.id))
+    first = frames.index(next(frame for frame in outputs_of(frames, long.id) if isinstance(frame.event, Delta)))
+    assert len(outputs_of(frames[:first], running.id)) >= 5
+    worker.send(messages.Cancel(id=running.id))
 
 
-def test_an_answer_ends_where_the_context_does(loading, tiny):
-    assert isinstance(loading.load(tiny, context_length=64), ipc.Loaded)
+def test_output_ends_at_the_context_length(loading, tiny):
+    assert isinstance(loading.load(tiny, context_length=64), messages.Loaded)
 
     for limit in (None, 1000):
-        frames, id_ = loading.hear("tell me", limit)
+        frames, id_ = loading.run("tell me", limit)
 
         end = end_of(frames, id_)
         assert "length" == reason_of(frames, id_)
-        assert end.prompt_tokens + end.completion_tokens == 64
+        assert end.usage.prompt_tokens + end.usage.completion_tokens == 64
 
 
-def test_a_prompt_that_is_too_long_disturbs_nobody(serving):
+def test_a_too_long_prompt_does_not_affect_other_requests(serving):
     alone, _ = serving.ask("tell me", 40)
-    neighbour, long = serving.order("tell me", 40), serving.order("word " * 1500)
-    frames = serving.begin(neighbour)
+    neighbour, long = serving.request("tell me", 40), serving.request("word " * 1500)
+    frames = serving.start(neighbour)
 
     serving.send(long)
-    frames += serving.until_ended(neighbour.id, long.id)
+    frames += serving.read_until_ended(neighbour.id, long.id)
 
     end = end_of(frames, long.id)
-    assert (ErrorCode.CONTEXT_LENGTH_EXCEEDED, "messages") == (end.code, end.param)
+    assert (ErrorCode.CONTEXT_LENGTH_EXCEEDED, ("prompt",)) == (end.code, end.location)
     assert str(CONTEXT) in end.message
     assert alone == text_of(frames, neighbour.id)
 
@@ -515,69 +541,69 @@ def test_a_prompt_that_is_too_long_disturbs_nobody(serving):
 
 
 def test_a_cancelled_request_stops_within_one_step(serving):
-    order, neighbour = serving.order("tell me", ENDLESS), serving.order("and me", ENDLESS)
-    refused = serving.order("word " * 1500)
-    serving.begin(order, neighbour)
+    request, neighbour = serving.request("tell me", ENDLESS), serving.request("and me", ENDLESS)
+    rejected = serving.request("word " * 1500)
+    serving.start(request, neighbour)
 
-    # The refusal is written after the cancel was read; the step under way then is the last that may have the request.
-    serving.send(ipc.Cancel(id=order.id), refused)
-    serving.until_ended(refused.id)
+    # The worker rejects the long request after it has read the cancel; only the current step may still include it.
+    serving.send(messages.Cancel(id=request.id), rejected)
+    serving.read_until_ended(rejected.id)
     after = [serving.read() for _ in range(30)]
 
-    assert sum(frame.id == order.id for frame in after) <= 1
-    assert sum(frame.id == neighbour.id for frame in after) >= 29
-    serving.send(ipc.Cancel(id=neighbour.id))
+    assert len(outputs_of(after, request.id)) <= 1
+    assert len(outputs_of(after, neighbour.id)) >= 29
+    serving.send(messages.Cancel(id=neighbour.id))
 
 
-def test_a_cancelled_request_leaves_its_neighbour_alone(serving):
+def test_cancelling_does_not_affect_other_requests(serving):
     alone, _ = serving.ask("and me", 30)
-    order, neighbour = serving.order("tell me", ENDLESS), serving.order("and me", 30)
-    frames = serving.begin(order, neighbour)
+    request, neighbour = serving.request("tell me", ENDLESS), serving.request("and me", 30)
+    frames = serving.start(request, neighbour)
 
-    serving.send(ipc.Cancel(id=order.id))
-    frames += serving.until_ended(neighbour.id)
+    serving.send(messages.Cancel(id=request.id))
+    frames += serving.read_until_ended(neighbour.id)
 
     assert alone == text_of(frames, neighbour.id)
-    assert not [frame for frame in frames if isinstance(frame, ENDS) and frame.id == order.id]
+    assert not [frame for frame in frames if is_end(frame) and frame.id == request.id]
 
 
-def test_a_request_can_be_cancelled_before_its_prompt_is_made(serving):
-    order = serving.order("word " * 1000, ENDLESS)
+def test_a_request_can_be_cancelled_while_it_is_tokenized(serving):
+    request = serving.request("word " * 1000, ENDLESS)
 
-    serving.send(order, ipc.Cancel(id=order.id))
+    serving.send(request, messages.Cancel(id=request.id))
 
-    other = serving.order("hello", 30)
+    other = serving.request("hello", 30)
     serving.send(other)
-    assert order.id not in {getattr(frame, "id", None) for frame in serving.until_ended(other.id)}
+    assert request.id not in {getattr(frame, "id", None) for frame in serving.read_until_ended(other.id)}
 
 
-def test_cancelling_what_is_not_there_is_harmless(serving):
-    serving.send(ipc.Cancel(id=10_000))
+def test_cancelling_an_unknown_request_is_ignored(serving):
+    serving.send(messages.Cancel(id=10_000))
 
-    assert isinstance(serving.ask("hello", 3)[1], ipc.Done)
-
-
-# The end
+    assert isinstance(serving.ask("hello", 3)[1], Completed)
 
 
-def test_an_interrupt_from_the_keyboard_is_ignored(serving):
-    order = serving.order("tell me", 60)
-    frames = serving.begin(order)
+# Shutdown
+
+
+def test_a_keyboard_interrupt_is_ignored(serving):
+    request = serving.request("tell me", 60)
+    frames = serving.start(request)
 
     serving.process.send_signal(signal.SIGINT)
 
-    frames += serving.until_ended(order.id)
-    assert end_of(frames, order.id).completion_tokens == 60
-    assert isinstance(serving.ask("hello", 3)[1], ipc.Done)
+    frames += serving.read_until_ended(request.id)
+    assert end_of(frames, request.id).usage.completion_tokens == 60
+    assert isinstance(serving.ask("hello", 3)[1], Completed)
 
 
-def test_the_end_of_the_daemon_ends_it_at_once_in_the_middle_of_answers(start, tiny):
+def test_the_worker_exits_at_once_when_the_connection_closes(start, tiny):
     worker = start()
     worker.load(tiny)
-    worker.begin(*[worker.order("tell me", ENDLESS) for _ in range(3)])
-    begun = time.monotonic()
+    worker.start(*[worker.request("tell me", ENDLESS) for _ in range(3)])
+    started = time.monotonic()
 
     worker.close()
 
     assert worker.process.wait(SECONDS) == 0
-    assert time.monotonic() - begun < PROMPTLY
+    assert time.monotonic() - started < PROMPTLY

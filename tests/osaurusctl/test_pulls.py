@@ -7,16 +7,7 @@ import msgspec
 import pytest
 
 from osaurusd.wire.errors import ErrorBody
-from osaurusd.wire.pulls import (
-    FoundModel,
-    PullDone,
-    PullEnded,
-    PullInfo,
-    PullProgress,
-    PullRoute,
-    PullStage,
-    PullState,
-)
+from osaurusd.wire.pulls import FoundModel, PullDone, PullEnded, PullInfo, PullProgress, PullRoute, PullStage, PullState
 
 NAME = "llama-3.2-3b-instruct"
 PULL = PullInfo(

@@ -1,4 +1,4 @@
-"""What is logged ends in the file, as JSON, for its owner's eyes only."""
+"""Records reach the file as JSON lines that only the owner can read."""
 
 import io
 import json
@@ -56,11 +56,11 @@ def test_the_file_holds_json_lines(file):
     assert (second["event"], second["level"]) == ("careful", "warning")
 
 
-def test_other_libraries_records_are_json_lines_too(file):
+def test_records_of_other_libraries_are_json_lines_too(file):
     with log.configured("info", file, None):
-        logging.getLogger("aiohttp.server").warning("%d of %s", 1, "them")
+        logging.getLogger("aiohttp.server").warning("%d of %s", 1, "many")
     (line,) = lines(file)
-    assert (line["event"], line["level"], line["logger"]) == ("1 of them", "warning", "aiohttp.server")
+    assert (line["event"], line["level"], line["logger"]) == ("1 of many", "warning", "aiohttp.server")
     assert line["timestamp"].endswith("Z")
 
 
@@ -79,9 +79,9 @@ def test_exceptions_are_recorded_with_their_tracebacks(file):
         try:
             raise ValueError("the reason")
         except ValueError as error:
-            logger.error("ours", exc_info=error)  # noqa: TRY400  as web.errors does it
-            logging.getLogger("theirs").exception("theirs")
-    for line, event in zip(lines(file), ("ours", "theirs"), strict=True):
+            logger.error("daemon", exc_info=error)  # noqa: TRY400  as http.errors does
+            logging.getLogger("library").exception("library")
+    for line, event in zip(lines(file), ("daemon", "library"), strict=True):
         assert line["event"] == event
         assert "Traceback (most recent call last)" in line["exception"]
         assert "test_log.py" in line["exception"]
@@ -97,14 +97,14 @@ def test_exceptions_are_recorded_with_their_tracebacks(file):
         ("error", ["error"]),
     ],
 )
-def test_the_level_is_the_least_that_is_logged(file, level, events):
+def test_less_severe_records_are_not_logged(file, level, events):
     with log.configured(level, file, None):
         for name in ("debug", "info", "warning", "error"):
             getattr(logger, name)(name)
     assert [line["event"] for line in lines(file)] == events
 
 
-def test_the_level_can_be_changed_while_it_runs(file):
+def test_the_level_can_be_changed_at_run_time(file):
     with log.configured("warning", file, None):
         logger.info("too early")
         log.set_level("info")
@@ -112,28 +112,28 @@ def test_the_level_can_be_changed_while_it_runs(file):
     assert [line["event"] for line in lines(file)] == ["now"]
 
 
-def test_aiohttp_does_not_log_requests_a_second_time(file):
+def test_aiohttp_does_not_log_requests_again(file):
     with log.configured("info", file, None):
         logging.getLogger("aiohttp.access").info("GET /")
     assert lines(file) == []
 
 
-def test_what_cannot_be_json_is_written_somehow(file):
+def test_values_that_are_not_json_are_written_as_text(file):
     with log.configured("info", file, None):
-        logger.info("odd", thing={1, 2}, name="\udcff")
+        logger.info("odd", value={1, 2}, name="\udcff")
     (line,) = lines(file)
-    assert (line["thing"], line["name"]) == ("{1, 2}", "\udcff")
+    assert (line["value"], line["name"]) == ("{1, 2}", "\udcff")
 
 
 @pytest.mark.usefixtures("open_umask")
-def test_the_file_is_for_its_owner_only(file):
+def test_only_the_owner_can_read_the_file(file):
     with log.configured("info", file, None):
         logger.info("private")
         assert mode(file) == 0o600
     assert mode(file) == 0o600
 
 
-def test_a_file_that_was_open_to_others_is_closed_to_them(file):
+def test_the_mode_of_an_existing_file_is_corrected(file):
     file.write_text('{"event": "before"}\n')
     file.chmod(0o644)
     with log.configured("info", file, None):
@@ -143,7 +143,7 @@ def test_a_file_that_was_open_to_others_is_closed_to_them(file):
 
 
 @pytest.mark.usefixtures("open_umask")
-def test_rotated_files_stay_with_their_owner_and_have_an_end(tmp_path, file, monkeypatch):
+def test_rotated_files_are_private_and_bounded(tmp_path, file, monkeypatch):
     monkeypatch.setattr(log, "MAX_BYTES", 2000)
     monkeypatch.setattr(log, "BACKUPS", 2)
     with log.configured("info", file, None):
@@ -157,7 +157,7 @@ def test_rotated_files_stay_with_their_owner_and_have_an_end(tmp_path, file, mon
     assert kept == list(range(kept[0], 100))
 
 
-def test_a_terminal_gets_readable_lines(file):
+def test_a_terminal_shows_readable_lines(file):
     terminal = Terminal()
     with log.configured("info", file, terminal):
         logger.info("serving", port=8080)
@@ -174,7 +174,7 @@ def test_a_terminal_gets_readable_lines(file):
     assert [line["event"] for line in lines(file)] == ["serving", "bad"]
 
 
-def test_a_terminal_is_not_controlled_by_what_clients_send(file):
+def test_logged_text_cannot_control_the_terminal(file):
     terminal = Terminal()
     with log.configured("info", file, terminal):
         logger.info("request", path="/\x1b[2J\x07")
@@ -182,7 +182,7 @@ def test_a_terminal_is_not_controlled_by_what_clients_send(file):
     assert "\x07" not in terminal.getvalue()
 
 
-def test_what_is_no_terminal_gets_the_json(file):
+def test_a_console_that_is_not_a_terminal_gets_json(file):
     console = io.StringIO()
     with log.configured("info", file, console):
         logger.info("serving", port=8080)
@@ -197,26 +197,26 @@ def test_nothing_is_printed_without_a_console(file, capfd):
     assert len(lines(file)) == 1
 
 
-def test_all_that_was_logged_is_in_the_file_once_the_block_ends(file):
+def test_all_records_are_written_when_the_block_ends(file):
     with log.configured("info", file, None):
         for number in range(1000):
             logger.info("line", number=number)
     assert [line["number"] for line in lines(file)] == list(range(1000))
 
 
-def test_a_block_that_fails_leaves_its_last_words(file):
+def test_records_are_written_when_the_block_fails(file):
     def run():
         with log.configured("info", file, None):
-            logger.info("last words")
+            logger.info("final record")
             raise RuntimeError("ended")
 
     with pytest.raises(RuntimeError, match="ended"):
         run()
-    assert [line["event"] for line in lines(file)] == ["last words"]
+    assert [line["event"] for line in lines(file)] == ["final record"]
     assert [] == logging.getLogger().handlers
 
 
-def test_it_can_be_configured_again(tmp_path):
+def test_logging_can_be_configured_again(tmp_path):
     for name in ("one", "two"):
         with log.configured("info", tmp_path / name, None):
             logger.info(name)
@@ -224,27 +224,27 @@ def test_it_can_be_configured_again(tmp_path):
     assert [len(lines(tmp_path / name)) for name in ("one", "two")] == [1, 1]
 
 
-def test_a_file_that_cannot_be_written_is_a_fault_until_it_can(file, monkeypatch):
+def test_a_write_error_is_a_fault_until_a_write_succeeds(file, monkeypatch):
     def full(self):
         raise OSError(28, "No space left on device", str(file))
 
-    with log.configured("info", file, None):
-        assert log.faults() == []
+    with log.configured("info", file, None) as log_file:
+        assert log_file.fault is None
     with monkeypatch.context() as patched:
-        patched.setattr(log._OwnerOnlyRotation, "_open", full)
-        with log.configured("info", file, None):
-            assert "No space left on device" in log.faults()[0]
+        patched.setattr(log.LogFile, "_open", full)
+        with log.configured("info", file, None) as log_file:
+            assert "No space left on device" in log_file.fault
             patched.undo()
-            logger.info("there is room again")
-        assert log.faults() == []
-    assert lines(file)[-1]["event"] == "there is room again"
+            logger.info("recovered")
+        assert log_file.fault is None
+    assert lines(file)[-1]["event"] == "recovered"
 
 
 @pytest.mark.parametrize("terminal", [None, io.StringIO(), Terminal()])
-def test_secrets_are_taken_out_of_every_record_whoever_logs_it(file, terminal):
+def test_secrets_are_redacted_from_every_record(file, terminal):
     with log.configured("debug", file, terminal):
-        logger.info("asked", headers={"authorization": "PLANTED"}, url="https://a/b?sig=PLANTED", token="PLANTED")
-        logging.getLogger("library").debug("%s said hf_PLANTED0123", "https://u:PLANTED@proxy")
+        logger.info("request", headers={"authorization": "PLANTED"}, url="https://a/b?sig=PLANTED", token="PLANTED")
+        logging.getLogger("library").debug("%s returned hf_PLANTED0123", "https://u:PLANTED@proxy")
         try:
             raise ValueError("Bearer PLANTED")
         except ValueError:
@@ -256,7 +256,7 @@ def test_secrets_are_taken_out_of_every_record_whoever_logs_it(file, terminal):
     assert shown.count("[redacted]") >= 6
 
 
-def test_prompts_that_are_logged_on_purpose_are_logged_as_they_are(file):
+def test_prompts_without_secrets_are_logged_unchanged(file):
     prompt = [{"role": "user", "content": "What is a token: how does max_tokens=5 work, and a key?"}]
     with log.configured("info", file, None):
         logger.info("prompt", prompts=prompt)

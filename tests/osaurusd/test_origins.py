@@ -122,7 +122,7 @@ def test_a_pattern_lets_nothing_else_in(pattern, origin):
 )
 def test_what_is_no_pattern_is_refused_with_the_reason(text, reason):
     with pytest.raises(ValueError, match=r"origin|port|host|page") as refusal:
-        origins.compiled(text)
+        origins.parse_pattern(text)
     assert reason in str(refusal.value)
     assert len(str(refusal.value)) < 500
 
@@ -132,4 +132,4 @@ def test_what_is_no_pattern_is_refused_with_the_reason(text, reason):
     [("HTTPS://Chat.Example:443", "https://chat.example"), ("https://a.example:08080", "https://a.example:8080")],
 )
 def test_a_pattern_is_spelled_as_browsers_do(text, spelled):
-    assert spelled == origins.compiled(text).text
+    assert spelled == origins.parse_pattern(text).text

@@ -1,14 +1,14 @@
-"""What looks like a secret is taken out of texts, and what does not is left alone."""
+"""Secrets are masked, and other text is unchanged."""
 
 import pytest
 
-from osaurusd.redaction import redacted, redacted_fields
+from osaurusd.redaction import redact, redact_fields
 
 SECRET = "s3cretPLANTED0123456789"
 
 
 @pytest.mark.parametrize(
-    ("text", "rest"),
+    ("text", "expected"),
     [
         (f"token hf_{SECRET} refused", "token hf_[redacted] refused"),
         (f"key 'sk-proj-{SECRET}'", "key 'sk-[redacted]'"),
@@ -34,15 +34,15 @@ SECRET = "s3cretPLANTED0123456789"
         (f"Cookie: session={SECRET}", "Cookie: [redacted]"),
     ],
 )
-def test_secrets_are_taken_out_and_the_rest_stays(text, rest):
-    assert rest == redacted(text)
+def test_secrets_are_masked_and_the_rest_is_unchanged(text, expected):
+    assert expected == redact(text)
 
 
-def test_redacting_twice_is_redacting_once():
+def test_redaction_is_idempotent():
     text = f"Authorization: Bearer {SECRET} at https://u:{SECRET}@h/p?token={SECRET} with hf_{SECRET}"
-    once = redacted(text)
+    once = redact(text)
     assert SECRET not in once
-    assert once == redacted(once)
+    assert once == redact(once)
 
 
 @pytest.mark.parametrize(
@@ -64,13 +64,13 @@ def test_redacting_twice_is_redacting_once():
         "what is https://chat.example? it is an origin",
     ],
 )
-def test_what_is_no_secret_stays(text):
-    assert text == redacted(text)
+def test_text_without_secrets_is_unchanged(text):
+    assert text == redact(text)
 
 
-def test_fields_are_redacted_however_deep_and_by_their_names():
+def test_nested_fields_are_redacted_by_content_and_by_name():
     fields = {
-        "event": f"asked with hf_{SECRET}",
+        "event": f"called with hf_{SECRET}",
         "token": SECRET,
         "headers": {"Authorization": SECRET, "host": "a"},
         "tried": [f"http://u:{SECRET}@h/", 1, None, True, 1.5],
@@ -79,16 +79,16 @@ def test_fields_are_redacted_however_deep_and_by_their_names():
     }
 
     assert {
-        "event": "asked with hf_[redacted]",
+        "event": "called with hf_[redacted]",
         "token": "[redacted]",
         "headers": {"Authorization": "[redacted]", "host": "a"},
         "tried": ["http://[redacted]@h/", 1, None, True, 1.5],
         "error": "ValueError('Bearer [redacted]')",
         "tokens": 5,
-    } == redacted_fields(fields)
+    } == redact_fields(fields)
 
 
-def test_a_long_text_takes_no_longer_than_its_length():
-    """No rule may search again from every character of a prompt that is logged."""
+def test_redaction_runs_in_linear_time():
+    """Logged prompts are long: no rule may backtrack from every character."""
     for text in ("://" * 200_000, "token " * 100_000, "a" * 500_000 + "://", "x-" * 200_000, "-key" * 100_000 + "="):
-        redacted(text)
+        redact(text)

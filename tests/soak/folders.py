@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from osaurusd.worker.convert.run import import_model
+from osaurusd.imports.worker.run import import_model
 from tests import starter_model
 from tests.models import make_tiny
 from tests.soak.models import CONTEXT_TOKENS, GREEDY, MODELS

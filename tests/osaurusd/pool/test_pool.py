@@ -5,15 +5,7 @@ import time
 
 import pytest
 
-from osaurusd.errors import (
-    Busy,
-    LoadFailed,
-    ModelUnloaded,
-    ShuttingDown,
-    SlowClient,
-    VersionMismatch,
-    WorkerCrashed,
-)
+from osaurusd.errors import Busy, LoadFailed, ModelUnloaded, ShuttingDown, SlowClient, VersionMismatch, WorkerCrashed
 from osaurusd.pool.resident import Rules
 from osaurusd.pool.shares import Share
 from osaurusd.wire.admin import WorkerState

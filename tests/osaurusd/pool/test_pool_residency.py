@@ -7,15 +7,15 @@ import signal
 from dataclasses import replace
 
 import pytest
-
-from osaurusd.awake import Awake
-from osaurusd.catalog.record import MemoryEstimate
-from osaurusd.errors import Busy, InsufficientMemory, WorkerCrashed
 from osaurusd.pool.resident import Rules
 from osaurusd.pool.shares import KeepAlive, Share
+from tests.osaurusd.pool.asking import ask_model, begun, is_gone, until
+
+from osaurusd.errors import Busy, InsufficientMemory, WorkerCrashed
+from osaurusd.models.record import MemoryEstimate
+from osaurusd.platform.power import PowerAssertion
 from osaurusd.wire.admin import WorkerState
 from osaurusd.wire.residency import EventKind
-from tests.osaurusd.pool.asking import ask_model, begun, is_gone, until
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def states(pool):
 
 
 def happened(pool, *kinds):
-    return [(event.kind, event.model) for event in pool.bus.past() if event.kind in kinds]
+    return [(event.kind, event.model) for event in pool.bus.history() if event.kind in kinds]
 
 
 # Room
@@ -52,7 +52,7 @@ async def test_the_least_recently_used_idle_model_makes_room(make_pool, sized):
     await until(lambda: len(pool.report()) == 2)
 
     assert {"One": "ready", "Three": "ready"} == states(pool)
-    (event,) = [event for event in pool.bus.past() if event.kind is EventKind.UNLOADED]
+    (event,) = [event for event in pool.bus.history() if event.kind is EventKind.UNLOADED]
     assert ("two", "room") == (event.model, event.cause)
 
 
@@ -122,7 +122,7 @@ async def test_a_model_goes_when_it_has_been_idle_for_its_time(make_pool, model)
     await until(lambda: not pool.report())
 
     assert is_gone(report.pid)
-    (event,) = [event for event in pool.bus.past() if event.kind is EventKind.UNLOADED]
+    (event,) = [event for event in pool.bus.history() if event.kind is EventKind.UNLOADED]
     assert ("idle", "the model was not used for 0.1 s") == (event.cause, event.reason)
 
 
@@ -270,7 +270,7 @@ async def test_without_a_spare_worker_there_is_one_process_for_each_model(pool, 
 
 async def test_sleep_is_prevented_while_a_model_serves_and_not_while_it_idles(make_pool, model, traces):
     command = ("sleep", "61")
-    pool = make_pool(awake=Awake(platform="darwin", command=command, delay=0))
+    pool = make_pool(awake=PowerAssertion(platform="darwin", command=command, delay=0))
     report = await pool.load(model())
 
     def preventing():

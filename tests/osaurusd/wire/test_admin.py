@@ -1,4 +1,4 @@
-"""The admin API's types travel unharmed; requests are strict, replies are read leniently."""
+"""Admin API types survive a round trip. Requests are strict, replies are read leniently."""
 
 import msgspec
 import pytest
@@ -83,9 +83,9 @@ STATUS = DaemonStatus(
     default_model=None,
     models_available=1,
     workers=[WORKER],
-    faults=["the models folder /x does not answer"],
+    faults=["the model folder /x does not respond"],
 )
-REFUSAL = ErrorBody(message="m", type="invalid_request_error")
+ERROR = ErrorBody(message="m", type="invalid_request_error")
 REPLIES = [
     WORKER,
     WorkerInfo(model="m", state=WorkerState.STARTING),
@@ -96,7 +96,7 @@ REPLIES = [
     ShutdownReply(pid=1),
     ImportProgress(stage="convert", done=0, total=1),
     ImportDone(model=MODEL),
-    ImportRefused(error=REFUSAL),
+    ImportRefused(error=ERROR),
     FileInfo(name="config.json", bytes=1),
     ModelDetails(model=MODEL),
     ModelDetails(
@@ -122,7 +122,7 @@ REPLIES = [
     VerifyProgress(file="f", done=0, total=1),
     VerifiedFile(name="f", bytes=1, state=FileState.CHANGED),
     VerifyDone(model="m", files=[VerifiedFile(name="f", bytes=1, state=state) for state in FileState]),
-    VerifyFailed(error=REFUSAL),
+    VerifyFailed(error=ERROR),
 ]
 REQUESTS = [
     LoadRequest(model="m"),
@@ -147,7 +147,7 @@ def name_of(value):
     return type(value).__name__
 
 
-def test_there_is_a_sample_of_every_type():
+def test_every_type_has_a_sample():
     types = {value for value in vars(admin).values() if isinstance(value, type) and value.__module__ == admin.__name__}
     assert {type(sample) for sample in REPLIES + REQUESTS} == {
         kind for kind in types if issubclass(kind, msgspec.Struct)
@@ -155,30 +155,30 @@ def test_there_is_a_sample_of_every_type():
 
 
 @pytest.mark.parametrize("value", REPLIES + REQUESTS, ids=name_of)
-def test_what_is_sent_is_what_arrives(value):
+def test_a_value_survives_a_round_trip(value):
     assert msgspec.json.decode(msgspec.json.encode(value), type=type(value)) == value
 
 
 @pytest.mark.parametrize("reply", REPLIES, ids=name_of)
-def test_replies_may_have_fields_that_are_not_known_yet(reply):
-    newer = msgspec.to_builtins(reply) | {"not_known_yet": {"a": [1]}}
+def test_replies_may_have_unknown_fields(reply):
+    newer = msgspec.to_builtins(reply) | {"added_later": {"a": [1]}}
     assert msgspec.json.decode(msgspec.json.encode(newer), type=type(reply)) == reply
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=name_of)
 def test_requests_may_not_have_unknown_fields(request_):
-    newer = msgspec.to_builtins(request_) | {"not_known_yet": 1}
-    with pytest.raises(msgspec.ValidationError, match="not_known_yet"):
+    newer = msgspec.to_builtins(request_) | {"added_later": 1}
+    with pytest.raises(msgspec.ValidationError, match="added_later"):
         msgspec.json.decode(msgspec.json.encode(newer), type=type(request_))
 
 
 @pytest.mark.parametrize(("events", "union"), [(IMPORT_EVENTS, ImportEvent), (VERIFY_EVENTS, VerifyEvent)])
-def test_lines_of_long_work_tell_themselves_apart(events, union):
+def test_event_lines_are_distinguished_by_their_tag(events, union):
     assert [msgspec.json.decode(msgspec.json.encode(event), type=union) for event in events] == events
     assert [msgspec.to_builtins(event)["event"] for event in events] == ["progress", "done", "error"]
 
 
-def test_the_least_that_requests_need():
+def test_optional_fields_of_requests_have_defaults():
     assert msgspec.json.decode(b"{}", type=UnloadRequest) == UnloadRequest(model=None, force=False)
     assert msgspec.json.decode(b'{"path":"/x"}', type=ImportRequest) == ImportRequest(path="/x", name=None)
     with pytest.raises(msgspec.ValidationError, match="model"):
@@ -186,5 +186,5 @@ def test_the_least_that_requests_need():
 
 
 @pytest.mark.parametrize("route", Route)
-def test_every_route_is_under_the_version(route):
+def test_every_route_has_the_version_prefix(route):
     assert route.startswith("/v0/")

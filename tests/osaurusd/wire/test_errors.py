@@ -1,10 +1,10 @@
-"""The codes are API: this list only ever grows."""
+"""Error codes are public API: none may be renamed or removed."""
 
 import msgspec
 
 from osaurusd.wire.errors import ErrorBody, ErrorCode, ErrorEnvelope
 
-PROMISED = {
+PUBLIC_CODES = {
     "busy",
     "config_error",
     "context_length_exceeded",
@@ -50,20 +50,20 @@ PROMISED = {
 }
 
 
-def test_every_promised_code_is_there_and_no_other():
-    assert {str(code) for code in ErrorCode} == PROMISED
+def test_the_public_codes_are_stable():
+    assert {str(code) for code in ErrorCode} == PUBLIC_CODES
 
 
-def test_a_code_travels_as_its_text():
+def test_a_code_is_encoded_as_its_text():
     assert msgspec.json.encode(ErrorCode.BUSY) == b'"busy"'
 
 
-def test_the_envelope_always_has_openais_four_keys():
+def test_the_envelope_always_has_the_four_keys_of_openai():
     envelope = ErrorEnvelope(ErrorBody(message="m", type="server_error"))
     assert msgspec.json.encode(envelope) == b'{"error":{"message":"m","type":"server_error","param":null,"code":null}}'
 
 
-def test_the_envelope_is_read_back_even_with_a_code_from_the_future():
-    sent = b'{"error":{"message":"m","type":"t","param":"p","code":"not_known_yet","more":1},"more":1}'
-    body = ErrorBody(message="m", type="t", param="p", code="not_known_yet")
+def test_the_envelope_is_decoded_even_with_an_unknown_code():
+    sent = b'{"error":{"message":"m","type":"t","param":"p","code":"added_later","more":1},"more":1}'
+    body = ErrorBody(message="m", type="t", param="p", code="added_later")
     assert msgspec.json.decode(sent, type=ErrorEnvelope) == ErrorEnvelope(body)

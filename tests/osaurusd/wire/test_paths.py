@@ -1,4 +1,4 @@
-"""Where everything lies, with `OSAURUS_HOME` and without."""
+"""Paths with and without `OSAURUS_HOME`."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 from osaurusd.wire import paths
 
-PLACES = {
+DEFAULT_PATHS = {
     "darwin": {
         "config_file": "Library/Application Support/osaurusd/config.toml",
         "state_dir": "Library/Application Support/osaurusd/state",
@@ -28,7 +28,7 @@ PLACES = {
 
 @pytest.fixture
 def user(monkeypatch):
-    """The home directory of a user without any settings."""
+    """The home directory of a user without relevant environment variables."""
     for name in list(os.environ):
         if name.startswith(("XDG_", "OSAURUS_")):
             monkeypatch.delenv(name)
@@ -36,23 +36,23 @@ def user(monkeypatch):
     return Path("/home/u")
 
 
-def of_length(length):
-    """A home whose socket's path has `length` bytes."""
+def home_with_socket_length(length):
+    """A home whose socket path has `length` bytes."""
     return "/" + "h" * (length - len("/run/admin.sock") - 1)
 
 
-def test_everything_lies_under_osaurus_home():
-    found = paths.resolve({"OSAURUS_HOME": "/srv/osaurus"})
+def test_all_paths_are_under_osaurus_home():
+    resolved = paths.resolve({"OSAURUS_HOME": "/srv/osaurus"})
     places = {
-        "config_file": found.config_file,
-        "state_dir": found.state_dir,
-        "models_dir": found.models_dir,
-        "log_dir": found.log_dir,
-        "run_dir": found.run_dir,
-        "socket": found.socket,
-        "lock": found.lock,
-        "log_file": found.log_file,
-        "crash_log": found.crash_log,
+        "config_file": resolved.config_file,
+        "state_dir": resolved.state_dir,
+        "models_dir": resolved.models_dir,
+        "log_dir": resolved.log_dir,
+        "run_dir": resolved.run_dir,
+        "socket": resolved.socket,
+        "lock": resolved.lock,
+        "log_file": resolved.log_file,
+        "crash_log": resolved.crash_log,
     }
     assert {name: str(path) for name, path in places.items()} == {
         "config_file": "/srv/osaurus/config.toml",
@@ -68,24 +68,24 @@ def test_everything_lies_under_osaurus_home():
 
 
 @pytest.mark.parametrize("env", [{}, {"OSAURUS_HOME": ""}], ids=["unset", "empty"])
-def test_without_it_everything_lies_where_the_platform_wants_it(user, env):
-    found = paths.resolve(env)
-    places = PLACES[sys.platform]
-    assert {name: getattr(found, name) for name in places} == {name: user / place for name, place in places.items()}
+def test_default_paths_follow_the_platform(user, env):
+    resolved = paths.resolve(env)
+    places = DEFAULT_PATHS[sys.platform]
+    assert {name: getattr(resolved, name) for name in places} == {name: user / place for name, place in places.items()}
 
 
-def test_the_environment_is_read_by_default(monkeypatch):
+def test_the_process_environment_is_read_by_default(monkeypatch):
     monkeypatch.setenv("OSAURUS_HOME", "/srv/osaurus")
     assert paths.resolve() == paths.resolve({"OSAURUS_HOME": "/srv/osaurus"})
 
 
-def test_the_socket_does_not_lie_in_a_runtime_directory(user, monkeypatch):
+def test_the_socket_is_not_in_a_runtime_directory(user, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
     assert paths.resolve({}).socket.is_relative_to(user)
 
 
 @pytest.mark.parametrize(("home", "expected"), [("~/o", "/home/u/o"), ("~", "/home/u"), ("/a/../b", "/a/../b")])
-def test_a_tilde_is_the_users_home(user, home, expected):
+def test_a_tilde_is_expanded(user, home, expected):
     assert str(paths.resolve({"OSAURUS_HOME": home}).config_file) == f"{expected}/config.toml"
 
 
@@ -94,34 +94,34 @@ def test_a_relative_home_is_made_absolute(monkeypatch):
     assert str(paths.resolve({"OSAURUS_HOME": "o"}).config_file) == "/o/config.toml"
 
 
-def test_nothing_is_made(home):
+def test_resolving_creates_nothing(home):
     assert paths.resolve({"OSAURUS_HOME": str(home / "o")}).run_dir == home / "o" / "run"
     assert list(home.iterdir()) == []
 
 
-def test_a_socket_path_of_103_bytes_is_taken():
-    socket = paths.resolve({"OSAURUS_HOME": of_length(103)}).socket
+def test_a_socket_path_of_103_bytes_is_accepted():
+    socket = paths.resolve({"OSAURUS_HOME": home_with_socket_length(103)}).socket
     assert len(str(socket)) == 103
 
 
 @pytest.mark.parametrize("length", [104, 108, 200])
-def test_a_longer_socket_path_is_refused_naming_path_and_limit(length):
-    home = of_length(length)
-    with pytest.raises(paths.SocketPathTooLong) as refusal:
+def test_a_longer_socket_path_is_rejected_naming_path_and_limit(length):
+    home = home_with_socket_length(length)
+    with pytest.raises(paths.SocketPathTooLong) as caught:
         paths.resolve({"OSAURUS_HOME": home})
-    assert f"{home}/run/admin.sock" in str(refusal.value)
-    assert str(length) in str(refusal.value)
-    assert "103" in str(refusal.value)
+    assert f"{home}/run/admin.sock" in str(caught.value)
+    assert str(length) in str(caught.value)
+    assert "103" in str(caught.value)
 
 
-def test_the_limit_is_in_bytes_and_not_in_characters():
-    home = of_length(103).replace("hh", "é", 10)
+def test_the_limit_counts_bytes_not_characters():
+    home = home_with_socket_length(103).replace("hh", "é", 10)
     assert len(str(paths.resolve({"OSAURUS_HOME": home}).socket)) == 93
     with pytest.raises(paths.SocketPathTooLong, match="104 bytes"):
         paths.resolve({"OSAURUS_HOME": home + "h"})
 
 
-def test_a_long_path_is_refused_without_osaurus_home_too(user, monkeypatch):
+def test_a_long_default_path_is_rejected_too(user, monkeypatch):
     monkeypatch.setenv("HOME", "/" + "h" * 103)
     with pytest.raises(paths.SocketPathTooLong, match="103"):
         paths.resolve({})

@@ -5,7 +5,7 @@ import threading
 import pytest
 from mlx_lm.utils import load_tokenizer
 
-from osaurusd.worker.mlx_thread import MlxThread
+from osaurusd.worker.engine.mlx_thread import MlxThread
 from tests.models import make_tiny
 from tests.osaurusd.worker.networks import make_network
 

@@ -7,11 +7,13 @@ import numpy as np
 from mlx.utils import tree_map_with_path
 from mlx_lm.models.cache import make_prompt_cache
 
-from osaurusd import ipc
-from osaurusd.worker.constraint import ConstraintFailed
-from osaurusd.worker.content import News
-from osaurusd.worker.request import Choice, Request
-from osaurusd.worker.sampling import Row
+from osaurusd.inference.events import Completed, Delta, Finished
+from osaurusd.inference.request import SamplingParams
+from osaurusd.rpc import messages
+from osaurusd.worker.engine.request import Choice, EngineRequest
+from osaurusd.worker.engine.sampling import SamplingState
+from osaurusd.worker.frontend.constraint import ConstraintFailed
+from osaurusd.worker.frontend.text_assembler import OutputDelta
 
 VOCABULARY = 97
 WINDOW = 8
@@ -253,7 +255,7 @@ class Saying:
         self._unfinished = unfinished
         self.scores = []
         self.stopped = False
-        self.called = False
+        self.has_tool_calls = False
         self.reasoning_tokens = 0
 
     def add(self, token, score=None):
@@ -263,12 +265,12 @@ class Saying:
         if token == self._stop:
             self.stopped = True
             return None
-        return News(text=written([token]))
+        return OutputDelta(text=written([token]))
 
     def finish(self, *, cut):
         if self._unfinished:
             raise ValueError("unfinished")
-        return News(text="cut ") if cut else None
+        return OutputDelta(text="cut ") if cut else None
 
 
 class Odd:
@@ -303,7 +305,7 @@ def turn(engine):
     """What the MLX thread does between two looks at its orders; all frames but Stats."""
     frames = engine.decode()
     frames += engine.prefill()
-    return [frame for frame in frames if not isinstance(frame, ipc.Stats)]
+    return [frame for frame in frames if not isinstance(frame, messages.Stats)]
 
 
 def run(engine, *requests):
@@ -327,20 +329,20 @@ def until(engine, id_, count=1):
 
 
 def text_of(frames, id_, index=0):
-    deltas = [frame for frame in frames if isinstance(frame, ipc.Delta) and (frame.id, frame.index) == (id_, index)]
+    deltas = [frame for frame in frames if isinstance(frame, Delta) and (frame.id, frame.index) == (id_, index)]
     return "".join(delta.text for delta in deltas)
 
 
 def done_of(frames, id_):
     """The last frame of a request, which must be its only Done."""
-    (done,) = [frame for frame in frames if isinstance(frame, ipc.Done) and frame.id == id_]
+    (done,) = [frame for frame in frames if isinstance(frame, Completed) and frame.id == id_]
     assert done is [frame for frame in frames if frame.id == id_][-1]
     return done
 
 
 def reason_of(frames, id_, index=0):
     """Why an answer ended, which must have been told once."""
-    ends = [frame for frame in frames if isinstance(frame, ipc.Finished) and (frame.id, frame.index) == (id_, index)]
+    ends = [frame for frame in frames if isinstance(frame, Finished) and (frame.id, frame.index) == (id_, index)]
     (end,) = ends
     return end.reason
 
@@ -354,7 +356,7 @@ def said_in(text):
     return [int(word) for word in text.split() if word.isdigit()]
 
 
-GREEDY = ipc.Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 
 
 def request(
@@ -364,7 +366,7 @@ def request(
     choices = [
         Choice(
             index,
-            Row(
+            SamplingState(
                 sampling,
                 prompt=prompt,
                 scored=scored,
@@ -376,4 +378,4 @@ def request(
         )
         for index in range(n)
     ]
-    return Request(id=id_, prompt=list(prompt), choices=choices, max_tokens=max_tokens, **properties)
+    return EngineRequest(id=id_, prompt=list(prompt), choices=choices, max_tokens=max_tokens, **properties)

@@ -1,38 +1,37 @@
-"""A real socket whose other end is read when the test says so, and not before."""
-
 import asyncio
 import socket
 import threading
 
 import pytest
 
-from osaurusd import ipc
+from osaurusd.inference.events import Delta
+from osaurusd.rpc import framing, messages
 from osaurusd.worker.outbox import Outbox
 
 SECONDS = 30
-PIECE = "x" * 10_000
-MANY = 400  # pieces, which is more than any socket takes unread
+CHUNK = "x" * 10_000
+MANY = 400  # chunks; more than a socket buffers
 
 
-def delta(id_, text=PIECE):
-    return ipc.Delta(id=id_, text=text)
+def output(id_, text=CHUNK):
+    return messages.Output(id=id_, event=Delta(text=text))
 
 
 @pytest.fixture
-async def line():
-    """An outbox, and a reader of what it sends."""
+async def connection():
+    """An outbox and a reader of its frames."""
     ours, theirs = socket.socketpair()
     outbox = Outbox(ours.fileno(), asyncio.get_running_loop())
-    reader, writer = await ipc.connect(theirs.detach())
+    reader, writer = await framing.connect(theirs.detach())
     with ours:
-        yield outbox, ipc.FrameReader(reader, ipc.FROM_WORKER)
+        yield outbox, framing.FrameReader(reader, messages.FROM_WORKER)
     outbox.close()
     writer.close()
 
 
 @pytest.fixture
-async def deaf():
-    """An outbox, and the socket that nobody reads."""
+async def unread():
+    """An outbox and a peer socket that is not read."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         outbox = Outbox(ours.fileno(), asyncio.get_running_loop())
@@ -45,89 +44,91 @@ async def read(frames, count):
         return [await frames.read() for _ in range(count)]
 
 
-def at_once(*works):
-    """Do each in a thread of its own; that they come to an end is what is asked for."""
-    threads = [threading.Thread(target=work, daemon=True) for work in works]
+def run_in_threads(*functions):
+    """Run each function in its own thread and require all of them to finish."""
+    threads = [threading.Thread(target=function, daemon=True) for function in functions]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(SECONDS)
-    assert not any(thread.is_alive() for thread in threads), "somebody waits"
+    assert not any(thread.is_alive() for thread in threads), "a thread is blocked"
 
 
-async def test_what_is_sent_is_there_before_the_loop_turns(deaf):
-    outbox, peer = deaf
+async def test_frames_are_sent_without_waiting_for_the_loop(unread):
+    outbox, peer = unread
 
-    outbox.send([delta(1, "a"), delta(1, "b")])
+    outbox.send([output(1, "a"), output(1, "b")])
 
     peer.setblocking(False)
-    assert ipc.encode([delta(1, "a"), delta(1, "b")]) == peer.recv(65536)
+    assert framing.encode([output(1, "a"), output(1, "b")]) == peer.recv(65536)
 
 
-async def test_nobody_waits_for_a_peer_that_does_not_read_and_nothing_is_lost(line):
-    outbox, frames = line
+async def test_sending_to_a_stalled_peer_does_not_block_or_lose_frames(connection):
+    outbox, frames = connection
 
-    at_once(lambda: [outbox.send([delta(at)]) for at in range(MANY)])
+    run_in_threads(lambda: [outbox.send([output(at)]) for at in range(MANY)])
 
-    assert [delta(at) for at in range(MANY)] == await read(frames, MANY)
+    assert [output(at) for at in range(MANY)] == await read(frames, MANY)
 
 
-async def test_what_two_threads_send_arrives_whole_and_in_the_order_of_each(line):
-    outbox, frames = line
+async def test_frames_of_two_threads_arrive_complete_and_in_order(connection):
+    outbox, frames = connection
 
-    at_once(*[lambda id_=id_: [outbox.send([delta(id_, f"{at} {PIECE}")]) for at in range(MANY)] for id_ in (1, 2)])
+    run_in_threads(
+        *[lambda id_=id_: [outbox.send([output(id_, f"{at} {CHUNK}")]) for at in range(MANY)] for id_ in (1, 2)]
+    )
 
-    found = await read(frames, 2 * MANY)
+    received = await read(frames, 2 * MANY)
     for id_ in (1, 2):
-        mine = [frame for frame in found if frame.id == id_]
-        assert [delta(id_, f"{at} {PIECE}") for at in range(MANY)] == mine
+        own = [frame for frame in received if frame.id == id_]
+        assert [output(id_, f"{at} {CHUNK}") for at in range(MANY)] == own
 
 
-async def test_frames_sent_together_stay_together(line):
-    outbox, frames = line
+async def test_frames_sent_together_stay_together(connection):
+    outbox, frames = connection
 
-    at_once(*[lambda id_=id_: [outbox.send([delta(id_)] * 5) for _ in range(40)] for id_ in (1, 2)])
+    run_in_threads(*[lambda id_=id_: [outbox.send([output(id_)] * 5) for _ in range(40)] for id_ in (1, 2)])
 
-    found = [frame.id for frame in await read(frames, 400)]
-    assert all(len(set(found[at : at + 5])) == 1 for at in range(0, 400, 5))
-
-
-async def test_one_frame_may_be_larger_than_any_buffer(line):
-    outbox, frames = line
-
-    outbox.send([delta(1, "🦕" * 1_000_000), delta(2, "after")])
-
-    assert [delta(1, "🦕" * 1_000_000), delta(2, "after")] == await read(frames, 2)
+    received = [frame.id for frame in await read(frames, 400)]
+    assert all(len(set(received[at : at + 5])) == 1 for at in range(0, 400, 5))
 
 
-async def test_after_a_pause_it_goes_on_by_itself(line):
-    outbox, frames = line
+async def test_a_frame_may_be_larger_than_the_socket_buffer(connection):
+    outbox, frames = connection
+
+    outbox.send([output(1, "🦕" * 1_000_000), output(2, "after")])
+
+    assert [output(1, "🦕" * 1_000_000), output(2, "after")] == await read(frames, 2)
+
+
+async def test_direct_writes_resume_after_the_backlog_is_flushed(connection):
+    outbox, frames = connection
     for round_ in range(3):
-        at_once(lambda: [outbox.send([delta(at)]) for at in range(MANY)])
-        assert [delta(at) for at in range(MANY)] == await read(frames, MANY)
+        run_in_threads(lambda: [outbox.send([output(at)]) for at in range(MANY)])
+        assert [output(at) for at in range(MANY)] == await read(frames, MANY)
 
-        outbox.send([delta(round_, "small")])
+        outbox.send([output(round_, "small")])
 
-        assert [delta(round_, "small")] == await read(frames, 1)
+        assert [output(round_, "small")] == await read(frames, 1)
 
 
-async def test_a_peer_that_is_gone_disturbs_nobody(deaf):
-    outbox, peer = deaf
-    at_once(lambda: [outbox.send([delta(at)]) for at in range(MANY)])
+async def test_a_closed_peer_is_ignored(unread):
+    outbox, peer = unread
+    run_in_threads(lambda: [outbox.send([output(at)]) for at in range(MANY)])
 
     peer.close()
 
-    at_once(lambda: [outbox.send([delta(at)]) for at in range(MANY)])
+    run_in_threads(lambda: [outbox.send([output(at)]) for at in range(MANY)])
     await asyncio.sleep(0)
-    outbox.send([delta(1)])
+    outbox.send([output(1)])
 
 
-def test_a_loop_that_is_closed_disturbs_nobody():
+def test_a_closed_loop_is_ignored():
     ours, theirs = socket.socketpair()
     loop = asyncio.new_event_loop()
     outbox = Outbox(ours.fileno(), loop)
     loop.close()
 
     with ours, theirs:
-        at_once(lambda: [outbox.send([delta(at)]) for at in range(MANY)])
+        run_in_threads(lambda: [outbox.send([output(at)]) for at in range(MANY)])
         outbox._socket.close()

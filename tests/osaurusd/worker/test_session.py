@@ -7,15 +7,17 @@ from concurrent.futures import Future
 import pytest
 
 import osaurusd
-from osaurusd import ipc
+from osaurusd.inference.events import Completed, Delta
+from osaurusd.inference.request import ChatPrompt, GenerationRequest, Message, SamplingParams, TextPrompt, TokenPrompt
+from osaurusd.rpc import framing, messages
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker import session as session_module
-from osaurusd.worker.engine import Engine
+from osaurusd.worker.engine.engine import Engine
+from osaurusd.worker.frontend.request_builder import RequestBuilder
 from osaurusd.worker.outbox import Outbox
-from osaurusd.worker.prepare import Preparer
 from osaurusd.worker.session import Session
 
-SAMPLING = ipc.Sampling(temperature=0)
+SAMPLING = SamplingParams(temperature=0)
 SECONDS = 30
 
 
@@ -24,9 +26,17 @@ def threads_that_end(monkeypatch, mlx_thread):
     monkeypatch.setattr(session_module, "MlxThread", mlx_thread)
 
 
-def order(id_, text="hi", max_tokens=5):
-    prompt = ipc.Chat(messages=[ipc.Message(role="user", content=text)])
-    return ipc.Generate(id=id_, prompt=prompt, sampling=SAMPLING, max_tokens=max_tokens)
+def generate(id_, text="hi", max_tokens=5, prompt=None):
+    prompt = prompt or ChatPrompt(messages=[Message.from_text("user", text)])
+    return messages.Generate(id=id_, request=GenerationRequest(prompt=prompt, sampling=SAMPLING, max_tokens=max_tokens))
+
+
+def is_completed(frame):
+    return isinstance(frame, messages.Output) and isinstance(frame.event, Completed)
+
+
+def is_delta(frame):
+    return isinstance(frame, messages.Output) and isinstance(frame.event, Delta)
 
 
 async def close_all(writers):
@@ -36,30 +46,30 @@ async def close_all(writers):
             await writer.wait_closed()
 
 
-async def next_of(frames):
-    """The next frame that is no pulse."""
-    while isinstance(frame := await frames.read(), ipc.Pulse):
+async def read_frame(frames):
+    """Read the next frame that is not a pulse."""
+    while isinstance(frame := await frames.read(), messages.Pulse):
         pass
     return frame
 
 
-async def pulse(frames, wanted):
-    """The next pulse that is as wanted."""
-    while not (isinstance(frame := await frames.read(), ipc.Pulse) and wanted(frame)):
+async def read_pulse(frames, matches):
+    """Read pulses until one matches."""
+    while not (isinstance(frame := await frames.read(), messages.Pulse) and matches(frame)):
         pass
     return frame
 
 
-async def until_done(frames, id_):
-    """All frames up to the end of this request."""
+async def read_until_completed(frames, id_):
+    """Read frames up to the end of this request."""
     seen = []
-    while not (seen and isinstance(seen[-1], ipc.Done) and seen[-1].id == id_):
-        seen.append(await next_of(frames))
+    while not (seen and isinstance(seen[-1], messages.Output) and is_completed(seen[-1]) and seen[-1].id == id_):
+        seen.append(await read_frame(frames))
     return seen
 
 
-class AtOnce:
-    """An executor without threads: what it is given is done by the time it has it, so that turns can be counted."""
+class ImmediateExecutor:
+    """An executor that runs its work at once, so that the loop's iterations can be counted."""
 
     def __init__(self, *_, **__):
         pass
@@ -71,154 +81,154 @@ class AtOnce:
 
 
 @pytest.fixture
-async def talk(monkeypatch, tiny_folder):
-    """A session in this process that has loaded the tiny model: what feeds it, and what reads its frames."""
-    monkeypatch.setattr(session_module, "ThreadPoolExecutor", AtOnce)
+async def session(monkeypatch, tiny_folder):
+    """A session in this process with the tiny model loaded: a function that sends to it, and a reader of its frames."""
+    monkeypatch.setattr(session_module, "ThreadPoolExecutor", ImmediateExecutor)
     ours, theirs = socket.socketpair()
-    reader, ours_writer = await ipc.connect(ours.detach())
+    reader, ours_writer = await framing.connect(ours.detach())
     outbox = Outbox(theirs.fileno(), asyncio.get_running_loop())
-    orders = asyncio.StreamReader()
-    frames = ipc.FrameReader(reader, ipc.FROM_WORKER)
-    running = asyncio.create_task(Session(ipc.FrameReader(orders, ipc.TO_WORKER), outbox).run())
+    incoming = asyncio.StreamReader()
+    frames = framing.FrameReader(reader, messages.FROM_WORKER)
+    running = asyncio.create_task(Session(framing.FrameReader(incoming, messages.TO_WORKER), outbox).run())
 
     def send(*sent):
-        orders.feed_data(ipc.encode(sent))
+        incoming.feed_data(framing.encode(sent))
 
     async with asyncio.timeout(SECONDS):
-        assert ipc.Hello(version=osaurusd.__version__) == await next_of(frames)
-        send(ipc.Load(path=str(tiny_folder), context_length=2048))
-        assert isinstance(await next_of(frames), ipc.Loaded)
-        assert isinstance(await next_of(frames), ipc.Stats)
+        assert messages.Hello(version=osaurusd.__version__) == await read_frame(frames)
+        send(messages.Load(path=str(tiny_folder), context_length=2048))
+        assert isinstance(await read_frame(frames), messages.Loaded)
+        assert isinstance(await read_frame(frames), messages.Stats)
         yield send, frames
-        send(ipc.Shutdown())  # it must hear this whatever it is doing
+        send(messages.Shutdown())  # in whatever state the session is
         await running
     outbox.close()
     theirs.close()
     await close_all([ours_writer])
 
 
-async def test_a_cancel_is_obeyed_in_whatever_turn_it_comes(talk):
-    send, frames = talk
+async def test_a_cancel_takes_effect_at_any_iteration_of_the_loop(session):
+    send, frames = session
     ids = itertools.count(1)
     for late in range(8):
         cancelled, other, last = next(ids), next(ids), next(ids)
-        send(order(cancelled, max_tokens=1500))
+        send(generate(cancelled, max_tokens=1500))
         for _ in range(late):
             await asyncio.sleep(0)
 
-        send(ipc.Cancel(id=cancelled), order(other, max_tokens=3))
+        send(messages.Cancel(id=cancelled), generate(other, max_tokens=3))
 
-        await until_done(frames, other)
-        # Nothing of the first follows: a third request runs alone.
-        send(order(last, max_tokens=10))
-        seen = await until_done(frames, last)
-        assert {last} == {frame.id for frame in seen if not isinstance(frame, ipc.Stats)}, late
+        await read_until_completed(frames, other)
+        # No output of the cancelled request follows: a third request runs alone.
+        send(generate(last, max_tokens=10))
+        seen = await read_until_completed(frames, last)
+        assert {last} == {frame.id for frame in seen if not isinstance(frame, messages.Stats)}, late
 
 
-async def test_what_a_cancelled_request_had_reserved_is_told_to_be_free(talk, monkeypatch):
-    send, frames = talk
+async def test_a_pulse_reports_the_reservation_of_a_cancelled_request_as_released(session, monkeypatch):
+    send, frames = session
     monkeypatch.setattr(session_module, "PULSE_SECONDS", 0.02)
-    # As if nothing had been computed since the last pulse.
+    # No progress since the last pulse.
     monkeypatch.setattr(Engine, "progress", property(lambda _: 1, lambda *_: None), raising=False)
-    send(order(1))
-    await until_done(frames, 1)
-    idle = await next_of(frames)
-    send(order(2, max_tokens=1500))
-    await pulse(frames, lambda pulse: pulse.reserved_bytes > idle.reserved_bytes)
+    send(generate(1))
+    await read_until_completed(frames, 1)
+    idle = await read_frame(frames)
+    send(generate(2, max_tokens=1500))
+    await read_pulse(frames, lambda pulse: pulse.reserved_bytes > idle.reserved_bytes)
 
-    send(ipc.Cancel(id=2))
+    send(messages.Cancel(id=2))
 
     async with asyncio.timeout(SECONDS):
-        await pulse(frames, lambda pulse: pulse.reserved_bytes == idle.reserved_bytes)
+        await read_pulse(frames, lambda pulse: pulse.reserved_bytes == idle.reserved_bytes)
 
 
 class Panic(BaseException):
-    """As what extensions that are written in Rust raise."""
+    """Stands for a panic of a Rust extension."""
 
 
-async def test_a_panic_over_a_prompt_is_an_error_of_its_request(talk, monkeypatch):
-    send, frames = talk
-    prepare = Preparer.prepare
+async def test_a_panic_while_preparing_fails_only_its_request(session, monkeypatch):
+    send, frames = session
+    build = RequestBuilder.build
 
-    def panic(preparer, order):
-        if order.id == 1:
+    def panic(builder, frame):
+        if frame.id == 1:
             raise Panic("index out of bounds")
-        return prepare(preparer, order)
+        return build(builder, frame)
 
-    monkeypatch.setattr(Preparer, "prepare", panic)
-    send(order(1), order(2))
+    monkeypatch.setattr(RequestBuilder, "build", panic)
+    send(generate(1), generate(2))
 
-    failed = await next_of(frames)
+    failed = await read_frame(frames)
     assert (1, ErrorCode.INVALID_REQUEST) == (failed.id, failed.code)
     assert "Panic: index out of bounds" in failed.message
-    await until_done(frames, 2)
+    await read_until_completed(frames, 2)
 
 
-async def test_a_goodbye_is_heard_in_the_middle_of_an_answer(talk):
-    send, frames = talk
-    send(order(1, max_tokens=1500))
+async def test_a_shutdown_during_generation_takes_effect(session):
+    send, frames = session
+    send(generate(1, max_tokens=1500))
 
-    assert 1 == (await next_of(frames)).id  # the fixture says it
+    assert 1 == (await read_frame(frames)).id  # the fixture sends Shutdown
 
 
-async def test_what_is_asked_at_once_is_answered_each_by_itself(talk):
-    send, frames = talk
-    send(order(1, "hi", 12), order(2, "tell me more", 3), order(3, "hi", 12))
+async def test_concurrent_requests_have_independent_outputs(session):
+    send, frames = session
+    send(generate(1, "hi", 12), generate(2, "tell me more", 3), generate(3, "hi", 12))
 
     seen = []
-    while {1, 2, 3} != {frame.id for frame in seen if isinstance(frame, ipc.Done)}:
-        seen.append(await next_of(frames))
+    while {1, 2, 3} != {frame.id for frame in seen if is_completed(frame)}:
+        seen.append(await read_frame(frames))
 
-    texts = [
-        "".join(frame.text for frame in seen if isinstance(frame, ipc.Delta) and frame.id == id_) for id_ in (1, 3)
-    ]
+    texts = ["".join(frame.event.text for frame in seen if is_delta(frame) and frame.id == id_) for id_ in (1, 3)]
     assert texts[0] == texts[1] != ""
 
 
 @pytest.mark.parametrize(
-    ("prompt", "code", "param"),
+    ("prompt", "code", "location"),
     [
-        (ipc.Tokens(tokens=[]), ErrorCode.INVALID_REQUEST, "prompt"),
-        (ipc.Tokens(tokens=[2**40]), ErrorCode.INVALID_REQUEST, "prompt"),
-        (ipc.Text(text="word " * 3000), ErrorCode.CONTEXT_LENGTH_EXCEEDED, "prompt"),
+        (TokenPrompt(tokens=[]), ErrorCode.INVALID_REQUEST, ("prompt",)),
+        (TokenPrompt(tokens=[2**40]), ErrorCode.INVALID_REQUEST, ("prompt", "tokens")),
+        (TextPrompt(text="word " * 3000), ErrorCode.CONTEXT_LENGTH_EXCEEDED, ("prompt",)),
     ],
 )
-async def test_what_cannot_be_made_into_a_prompt_is_that_requests_fault(talk, prompt, code, param):
-    send, frames = talk
-    send(ipc.Generate(id=1, prompt=prompt, sampling=SAMPLING), order(2))
+async def test_an_unusable_prompt_fails_only_its_request(session, prompt, code, location):
+    send, frames = session
+    send(generate(1, prompt=prompt), generate(2))
 
-    seen = await until_done(frames, 2)
+    seen = await read_until_completed(frames, 2)
 
-    (failed,) = [frame for frame in seen if isinstance(frame, ipc.Failed)]
-    assert (1, code, param) == (failed.id, failed.code, failed.param)
+    (failed,) = [frame for frame in seen if isinstance(frame, messages.Failed)]
+    assert (1, code, location) == (failed.id, failed.code, failed.location)
 
 
-async def test_a_folder_that_cannot_be_loaded_is_said_and_the_model_stays(talk, tmp_path):
-    send, frames = talk
+async def test_a_failed_load_is_reported_and_the_model_stays_loaded(session, tmp_path):
+    send, frames = session
 
-    send(ipc.Load(path=str(tmp_path)), order(1))
+    send(messages.Load(path=str(tmp_path)), generate(1))
 
-    seen = await until_done(frames, 1)
-    assert isinstance(seen[0], ipc.LoadFailed)
+    seen = await read_until_completed(frames, 1)
+    assert isinstance(seen[0], messages.LoadFailed)
 
 
 @pytest.mark.parametrize("sent", [b"", b"\0\0\0\4junk", b"\0\0\0\xffhalf a frame"])
-async def test_it_ends_with_its_daemon(monkeypatch, sent):
+async def test_the_session_ends_with_its_connection(monkeypatch, sent):
     opened = []
 
-    async def connect(fd, connect=ipc.connect):
+    async def connect(fd, connect=framing.connect):
         streams = await connect(fd)
         opened.append(streams[1])
         return streams
 
-    monkeypatch.setattr(ipc, "connect", connect)
+    monkeypatch.setattr(framing, "connect", connect)
     ours, theirs = socket.socketpair()
     serving = asyncio.create_task(session_module.serve(theirs.detach()))
-    reader, writer = await ipc.connect(ours.detach())
-    assert ipc.Hello(version=osaurusd.__version__) == await ipc.FrameReader(reader, ipc.FROM_WORKER).read()
+    reader, writer = await framing.connect(ours.detach())
+    assert (
+        messages.Hello(version=osaurusd.__version__) == await framing.FrameReader(reader, messages.FROM_WORKER).read()
+    )
 
     writer.write(sent)
     writer.close()
 
     assert await asyncio.wait_for(serving, SECONDS) is None
-    await close_all(opened)  # its own end would go with its process
+    await close_all(opened)  # a worker process would close it by exiting

@@ -1,0 +1,347 @@
+"""The composition root: build the services, serve, and shut down in order."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, disable_created_metrics
+
+from osaurusd import __version__, app_keys, log, origins
+from osaurusd.admin.daemon import DaemonApi, DaemonInfo
+from osaurusd.admin.degraded import DegradedMode, Prerequisites, Startup
+from osaurusd.admin.keys import KeysApi
+from osaurusd.admin.models import ModelsApi
+from osaurusd.admin.pulls import PullsApi
+from osaurusd.admin.residency import ResidencyApi
+from osaurusd.admin.routes import add_version_headers, admin_group, check_api_version
+from osaurusd.config import Config, ConfigChange, Log, Server
+from osaurusd.downloads.manager import PullManager
+from osaurusd.errors import ConfigError
+from osaurusd.events import EventBus
+from osaurusd.http.admission import Admission
+from osaurusd.http.api_keys import ApiKeys
+from osaurusd.http.app import create_app, socket_middlewares
+from osaurusd.http.auth import require_api_key
+from osaurusd.http.cors import Cors, require_json_body
+from osaurusd.http.errors import as_osaurus_error, error_body, error_response
+from osaurusd.http.listen import listen_unix, lock_home, make_private_dir, url_of
+from osaurusd.http.metrics import HttpMetrics
+from osaurusd.http.routes import Route, RouteGroup
+from osaurusd.http.server import HttpServer
+from osaurusd.http.tls import Tls
+from osaurusd.http.trusted_hosts import BoundHosts, trusted_hosts
+from osaurusd.imports.manager import ImportManager
+from osaurusd.models.catalog import Catalog
+from osaurusd.models.names import NameRegistry
+from osaurusd.models.roots import hub_cache
+from osaurusd.platform import service_manager
+from osaurusd.platform.activation import activated_sockets
+from osaurusd.platform.power import PowerAssertion
+from osaurusd.pool.config import PoolConfig, find_blas
+from osaurusd.pool.metrics import PoolCollector, PoolMetrics
+from osaurusd.pool.pins import Pins
+from osaurusd.pool.pool import Pool
+from osaurusd.protocols.openai.routes import ROUTES as OPENAI_ROUTES
+from osaurusd.settings import Settings
+from osaurusd.wire.paths import Paths
+
+logger = log.get_logger(__name__)
+
+
+def run(read: Callable[[], Config], paths: Paths) -> None:
+    """Serve until SIGTERM, SIGINT or a shutdown request.
+
+    Under a service manager, the daemon does not exit when a prerequisite is missing: it waits for its home, a valid
+    configuration and its port, and reports what it waits for. In the foreground these are errors.
+
+    Args:
+        read: reads the configuration, at the start and on each reload.
+        paths: where the daemon keeps its files.
+
+    Raises:
+        OsaurusError: the configuration is invalid, the home or the port is in use, or a path is not private.
+    """
+
+    def read_and_check() -> Config:
+        config = read()
+        find_blas(config.worker.blas)
+        Tls.from_config(config.server)
+        return config
+
+    # Everything that the daemon writes is private to its user. Set before there are threads, which share the mask.
+    os.umask(0o077)
+    service_manager.raise_file_limit()
+    if service_manager.is_supervised():
+        for descriptor in (1, 2):
+            service_manager.rotate_crash_log(descriptor)
+        service_manager.retry_until_success(lambda: _run_once(read_and_check, paths, supervised=True))
+    else:
+        read_and_check()
+        _run_once(read_and_check, paths, supervised=False)
+
+
+def _run_once(read: Callable[[], Config], paths: Paths, *, supervised: bool) -> None:
+    console = None if service_manager.captures_stderr() else sys.stderr
+    with lock_home(paths.lock, _report_waiting if supervised else None):
+        for directory in (paths.log_dir, paths.state_dir):
+            make_private_dir(directory)
+        # Often a link to a larger volume, so its mode is left alone.
+        paths.models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with log.configured(_log_level(read), paths.log_file, console) as log_file:
+            asyncio.run(_start(read, paths, log_file, supervised=supervised))
+
+
+def _report_waiting(reason: str) -> None:
+    service_manager.print_status(f"{reason}; waiting for it to exit")
+    service_manager.notify(f"STATUS={reason}")
+
+
+def _log_level(read: Callable[[], Config]) -> str:
+    try:
+        return read().log.level
+    except ConfigError:
+        return Log().level
+
+
+async def _start(read: Callable[[], Config], paths: Paths, log_file: log.LogFile, *, supervised: bool) -> None:
+    """Open the admin socket, obtain the prerequisites, and serve until the daemon is to stop."""
+    stop = StopRequest()
+    inherited = activated_sockets()
+    watchdog = asyncio.create_task(service_manager.feed_watchdog())
+    with contextlib.ExitStack() as stack:
+        admin_socket = inherited.admin or stack.enter_context(listen_unix(paths.socket))
+        info = DaemonInfo(paths)
+        keys = ApiKeys(paths.state_dir / "keys.json")
+        startup = Startup(read, inherited.http, keys)
+        try:
+            if supervised:
+                prerequisites = await DegradedMode(startup, info, admin_socket, keys, stop.requested).run()
+            else:
+                prerequisites = startup.attempt()
+            if prerequisites is not None:
+                for sock in prerequisites.sockets:
+                    stack.callback(sock.close)
+                daemon = Daemon(prerequisites, Settings(prerequisites.config, read), info, keys, log_file, stop)
+                await daemon.serve(admin_socket)
+        finally:
+            service_manager.notify("STOPPING=1", "STATUS=stopping")
+            watchdog.cancel()
+
+
+class StopRequest:
+    """A signal or a client requests a graceful shutdown; a second signal makes it immediate."""
+
+    def __init__(self) -> None:
+        self.requested = asyncio.Event()
+        self.immediate = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        if self.requested.is_set():
+            self.immediate.set()
+        self.requested.set()
+
+
+class Daemon:
+    """The services of a daemon that has its prerequisites.
+
+    Args:
+        prerequisites: the sockets for clients, and who may connect to them.
+        config: the configuration in force.
+        info: the identity of the daemon.
+        keys: the accepted API keys.
+        log_file: the log.
+        stop: when to stop.
+    """
+
+    def __init__(
+        self,
+        prerequisites: Prerequisites,
+        config: Settings,
+        info: DaemonInfo,
+        keys: ApiKeys,
+        log_file: log.LogFile,
+        stop: StopRequest,
+    ) -> None:
+        self._sockets = prerequisites.sockets
+        self._auth = prerequisites.auth
+        self._config = config
+        self._info = info
+        self._keys = keys
+        self._log_file = log_file
+        self._stop = stop
+        self._tls = Tls.from_config(config.current.server)
+        self._endpoints = [url_of(sock, tls=self._tls is not None) for sock in self._sockets]
+
+        state_dir = info.paths.state_dir
+        bus, power = EventBus(), PowerAssertion()
+        self._bus = bus
+        self._names = NameRegistry(state_dir / "names.json")
+        self._catalog = Catalog(info.paths.models_dir, hub_cache(), self._names, _extra_roots(config.current))
+        self._imports = ImportManager(self._catalog)
+        self._pins = Pins(state_dir / "residency.json")
+        self._registry = CollectorRegistry()
+        pool_config = PoolConfig.from_config(config.current)
+        self._pool = Pool(pool_config, events=bus, metrics=PoolMetrics(self._registry), power=power)
+        self._registry.register(PoolCollector(self._pool))
+        self._pulls = PullManager(
+            self._catalog,
+            state_dir / "pulls.json",
+            options=lambda: config.current.pulls,
+            error_body=lambda error: error_body(as_osaurus_error(error)),
+            bus=bus,
+            power=power,
+        )
+
+    async def serve(self, admin_socket: socket.socket) -> None:
+        """Serve until the daemon is to stop."""
+        self._apply(self._config.current)
+        await asyncio.to_thread(self._imports.sweep)
+        servers = await self._start_servers(admin_socket)
+        self._announce()
+        pinned = asyncio.create_task(self._load_pinned_models())
+        self._pulls.start()
+        await self._stop.requested.wait()
+        service_manager.notify("STOPPING=1", "STATUS=finishing running requests")
+        pinned.cancel()
+        await self._pulls.close()
+        await self._shut_down(servers)
+
+    async def _start_servers(self, admin_socket: socket.socket) -> list[HttpServer]:
+        """Serve clients over TCP, and clients and the admin API on the Unix socket."""
+        # Without this, each counter gets a `_created` series.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
+        metrics = HttpMetrics(self._registry)
+        admission = Admission(self._get_config)
+        clients = [OPENAI_ROUTES, RouteGroup("metrics", [Route("GET", "/metrics", metrics.show)], error_response)]
+        cors = Cors(self._get_server_config)
+        hosts = BoundHosts([sock.getsockname()[0] for sock in self._sockets])
+        tcp_app = create_app(
+            clients,
+            self._get_config,
+            admission=admission,
+            metrics=metrics,
+            middlewares=[
+                trusted_hosts(self._get_server_config, hosts),
+                cors.check,
+                require_json_body,
+                require_api_key(
+                    self._keys, lambda request: self._auth.requires_key(self._get_server_config(), request)
+                ),
+            ],
+            response_hooks=[cors.add_headers],
+        )
+        socket_app = create_app(
+            [*clients, self._admin_group()],
+            self._get_config,
+            admission=admission,
+            metrics=metrics,
+            middlewares=[*socket_middlewares(os.geteuid()), check_api_version],
+            response_hooks=[add_version_headers],
+        )
+        for app in (tcp_app, socket_app):
+            app[app_keys.SETTINGS] = self._config
+            app[app_keys.CATALOG] = self._catalog
+            app[app_keys.POOL] = self._pool
+        tcp_server, socket_server = (
+            HttpServer(app, self._get_config, error_response, metrics) for app in (tcp_app, socket_app)
+        )
+        await tcp_server.start(self._sockets, self._tls)
+        await socket_server.start([admin_socket])
+        return [tcp_server, socket_server]
+
+    def _admin_group(self) -> RouteGroup:
+        tls_fault = self._tls.fault if self._tls else None
+        faults = (self._names.fault, self._pins.fault, self._pulls.fault, self._keys.fault, tls_fault)
+        daemon = DaemonApi(
+            self._info,
+            endpoints=self._endpoints,
+            config=self._config,
+            auth=self._auth,
+            catalog=self._catalog,
+            pool=self._pool,
+            pins=self._pins,
+            log_file=self._log_file,
+            startup_faults=[fault for fault in faults if fault is not None],
+            reload=self._reload,
+            shut_down=self._stop.requested.set,
+        )
+        models = ModelsApi(self._catalog, self._pool, self._pins, self._imports, self._pulls)
+        residency = ResidencyApi(self._catalog, self._pool, self._pins, self._bus)
+        pulls = PullsApi(self._pulls, self._catalog, self._pool)
+        return admin_group(daemon.routes, models.routes, residency.routes, pulls.routes, KeysApi(self._keys).routes)
+
+    def _announce(self) -> None:
+        logger.info(
+            "serving",
+            version=__version__,
+            pid=os.getpid(),
+            endpoints=self._endpoints,
+            socket=str(self._info.paths.socket),
+        )
+        service_manager.notify("READY=1", f"STATUS=serving on {', '.join(self._endpoints)}")
+
+    async def _load_pinned_models(self) -> None:
+        """Scan the disk and load the pinned models, while clients are already served."""
+        await self._catalog.refresh()
+        available = {record.repo: record for record in await self._catalog.available()}
+        records = [available[repo] for repo in self._pins.all if repo in available]
+        for record in records:
+            self._pool.pin(record, check=False)
+        self._pool.load_in_background(records)
+
+    def _reload(self) -> ConfigChange:
+        """Read the configuration again, and apply it if it is usable.
+
+        Raises:
+            ConfigError: the configuration in force stays in force.
+        """
+        change = self._config.read_again()
+        self._auth.check(change.wanted.server)
+        if self._tls is not None:
+            self._tls.reload(change.wanted.server)
+        self._config.current = change.effective
+        self._pool.configure(PoolConfig.from_config(change.effective))
+        self._catalog.set_extra_roots(_extra_roots(change.effective))
+        self._apply(change.effective)
+        return change
+
+    def _apply(self, config: Config) -> None:
+        """Apply what concerns no single service, at the start and after each reload."""
+        log.set_level(config.log.level)
+        if self._auth.exposed and not self._auth.requires_keys(config.server):
+            logger.warning("other machines can connect without an API key")
+        if origins.is_allowed(origins.NULL, config.server.allowed_origins):
+            logger.warning("`server.allowed_origins` contains `null`, an origin that any web page can assume")
+
+    async def _shut_down(self, servers: list[HttpServer]) -> None:
+        """Stop accepting, let running requests finish within the grace period, stop the workers, close connections."""
+        grace = self._get_server_config().shutdown_grace_seconds
+        logger.info("shutting down", grace_seconds=grace)
+        for server in servers:
+            server.stop_accepting()
+        drained = asyncio.create_task(self._pool.drain(grace))
+        immediate = asyncio.create_task(self._stop.immediate.wait())
+        await asyncio.wait({drained, immediate}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (drained, immediate):
+            task.cancel()
+        await self._pool.close()
+        for server in servers:
+            await server.close()
+        logger.info("stopped")
+
+    def _get_config(self) -> Config:
+        return self._config.current
+
+    def _get_server_config(self) -> Server:
+        return self._config.current.server
+
+
+def _extra_roots(config: Config) -> list[Path]:
+    return [Path(root).expanduser() for root in config.models.roots]

@@ -1,0 +1,43 @@
+"""The configuration: one frozen object from the file, the environment and the command line."""
+
+from osaurusd.config.live import ConfigChange, LiveConfig
+from osaurusd.config.loading import ENVIRONMENT, load
+from osaurusd.config.schema import (
+    SHUTDOWN_GRACE_SECONDS,
+    Config,
+    Defaults,
+    Input,
+    Limits,
+    Log,
+    Models,
+    Pulls,
+    Residency,
+    Section,
+    Server,
+    Worker,
+)
+from osaurusd.config.settings import NEEDS_RESTART, Setting, known_keys, settings, value_of
+
+__all__ = [
+    "ENVIRONMENT",
+    "NEEDS_RESTART",
+    "SHUTDOWN_GRACE_SECONDS",
+    "Config",
+    "ConfigChange",
+    "Defaults",
+    "Input",
+    "Limits",
+    "LiveConfig",
+    "Log",
+    "Models",
+    "Pulls",
+    "Residency",
+    "Section",
+    "Server",
+    "Setting",
+    "Worker",
+    "known_keys",
+    "load",
+    "settings",
+    "value_of",
+]

@@ -1,0 +1,54 @@
+"""Running the process that talks to the Hugging Face Hub."""
+
+import contextlib
+import os
+from collections.abc import AsyncGenerator, Sequence
+
+import msgspec
+
+from osaurusd.downloads import messages
+from osaurusd.errors import PullFailed, from_code
+from osaurusd.redaction import redact
+from osaurusd.rpc import job
+
+COMMAND = job.module_command("osaurusd.downloads.worker")
+
+
+async def run(arguments: Sequence[str], token: str | None) -> AsyncGenerator[messages.Message]:
+    """Run the process and yield its frames; closing the iterator kills the process.
+
+    Args:
+        arguments: the subcommand and its options.
+        token: passed as HF_TOKEN; None to use the stored token.
+
+    Raises:
+        OsaurusError: the process reported a failure.
+        JobDied: the process exited without a result.
+    """
+    env = dict(os.environ) if token is None else {**os.environ, "HF_TOKEN": token}
+    async with contextlib.aclosing(job.run(COMMAND, arguments, messages.DECODER, env)) as frames:
+        async for frame in frames:
+            if isinstance(frame, messages.Failure):
+                raise from_code(frame.code, redact(frame.message))
+            if isinstance(frame, messages.Progress) and frame.note:
+                frame = msgspec.structs.replace(frame, note=redact(frame.note))
+            yield frame
+
+
+async def search(query: str, author: str | None, limit: int, token: str | None) -> list[messages.HubModel]:
+    """Search the hub for MLX models.
+
+    Raises:
+        OsaurusError: the search failed.
+    """
+    arguments = ["search", f"--query={query}", f"--limit={limit}"]
+    if author is not None:
+        arguments.append(f"--author={author}")
+    try:
+        async with contextlib.aclosing(run(arguments, token)) as frames:
+            async for frame in frames:
+                if isinstance(frame, messages.SearchResult):
+                    return frame.models
+    except job.JobDied as error:
+        raise PullFailed(f"the search process failed: {error}") from error
+    raise PullFailed("the search process exited without a result")

@@ -1,0 +1,32 @@
+"""Errors that end a pull, or that make a part of it start over."""
+
+from osaurusd.wire.errors import ErrorCode
+
+
+class PullError(Exception):
+    """The pull cannot continue; received data is kept. The message names the file or the repository."""
+
+    def __init__(self, message: str, code: ErrorCode = ErrorCode.PULL_FAILED) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+
+
+class TransientError(Exception):
+    """A request failed but may succeed later. `retry_after` is the delay that the server requested, in seconds."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class UrlExpired(TransientError):
+    """A signed URL has expired; the hub issues a new one."""
+
+
+class FileChanged(Exception):
+    """The file differs from the one whose beginning was received, or has another size; restart it."""
+
+
+class RangesUnsupported(Exception):
+    """The server ignores ranges and always sends the whole file."""

@@ -1,0 +1,197 @@
+"""One pull, from the list of files to the snapshot in the cache."""
+
+import asyncio
+import contextlib
+import os
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import truststore
+from huggingface_hub import constants
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # missing in the package's __all__
+
+from osaurusd import __version__
+from osaurusd.downloads import messages
+from osaurusd.downloads.worker import hub, selection, snapshot
+from osaurusd.downloads.worker.errors import PullError, TransientError
+from osaurusd.downloads.worker.partial import Partial
+from osaurusd.downloads.worker.selection import HubFile, Listing
+from osaurusd.downloads.worker.source import FileSource
+from osaurusd.downloads.worker.staging import Staging, check_disk_space, write_error
+from osaurusd.downloads.worker.transfer import Backoff, ProgressReporter, Transfer, TransferLimits, run_all
+from osaurusd.models.worker import verification
+from osaurusd.models.worker.verification import Digest
+from osaurusd.rpc.job import Send, printable
+from osaurusd.wire.pulls import PullStage
+
+_READ_BUFFER_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class PullOptions:
+    """What to pull, where to, and within which limits. `margin` is the number of bytes that must stay free."""
+
+    cache: Path
+    repo: str
+    revision: str
+    limits: TransferLimits
+    margin: int
+
+
+async def pull(options: PullOptions, send: Send) -> messages.Pulled | messages.Failure:
+    """Download a model into the cache, resuming an earlier pull. After a failure, received data is kept.
+
+    Args:
+        options: the options of the pull.
+        send: sends progress frames.
+    """
+    progress = ProgressReporter(send)
+    reporting = asyncio.create_task(progress.run())
+    try:
+        listing = await _list_files(options, progress)
+        return await _Pull(options, listing, progress).run()
+    except PullError as error:
+        return messages.Failure(code=error.code, message=printable(error.message))
+    finally:
+        reporting.cancel()
+
+
+async def _list_files(options: PullOptions, progress: ProgressReporter) -> Listing:
+    """List the repository's files, retrying while the hub is unavailable."""
+    backoff = Backoff(options.limits.patience_seconds, progress.set_note)
+    while True:
+        try:
+            listing = await asyncio.to_thread(hub.list_files, options.repo, options.revision)
+        except TransientError as error:
+            await backoff.wait(error)
+        else:
+            progress.note = None
+            return listing
+
+
+class _Pull:
+    """The download of one commit."""
+
+    def __init__(self, options: PullOptions, listing: Listing, progress: ProgressReporter) -> None:
+        self._options = options
+        self._listing = listing
+        self._progress = progress
+        self._staging = Staging(options.cache, listing.repo)
+        self._cache = options.cache
+
+    async def run(self) -> messages.Pulled:
+        files = selection.select_files(self._listing)
+        try:
+            with self._staging.locked():
+                self._staging.prepare(files)
+                await self._download(files)
+                self._progress.stage = PullStage.PLACING
+                self._progress.report()
+                await asyncio.to_thread(
+                    snapshot.install_snapshot, self._staging, self._listing, files, self._options.revision
+                )
+                self._staging.remove()
+        except OSError as error:
+            missing = self._progress.total - self._progress.present
+            raise write_error(error, self._cache, missing, self._options.margin) from error
+        return messages.Pulled(commit=self._listing.commit, bytes=sum(file.size for file in files))
+
+    async def _download(self, files: Sequence[HubFile]) -> None:
+        """Download and verify every file that is neither staged nor in the cache, metadata first."""
+        # Files with the same content are downloaded once.
+        missing = list({file.etag: file for file in files if not self._is_present(file)}.values())
+        self._start_progress(files, missing)
+        limits = self._options.limits
+        async with _open_session(limits) as session:
+            source = FileSource(session, constants.ENDPOINT, _hub_headers(), self._listing.repo, self._listing.commit)
+            transfer = Transfer(source, limits, self._progress)
+            small = [file for file in missing if file.name in selection.METADATA_FILES]
+            await run_all(self._obtain(transfer, file) for file in small)
+            self._check_metadata(files)
+            self._progress.total = sum(file.size for file in files)
+            check_disk_space(self._cache, self._progress.total - self._progress.present, self._options.margin)
+            await run_all(self._obtain(transfer, file) for file in missing if file not in small)
+
+    def _is_present(self, file: HubFile) -> bool:
+        staged = self._staging.verified_path(file)
+        return staged.exists() or snapshot.has_blob(self._cache, self._listing.repo, file)
+
+    def _start_progress(self, files: Sequence[HubFile], missing: Sequence[HubFile]) -> None:
+        progress = self._progress
+        progress.stage, progress.commit = PullStage.DOWNLOADING, self._listing.commit
+        progress.to_hash = sum(file.size for file in missing)
+        progress.present = sum(file.size for file in files) - progress.to_hash
+        for file in missing:
+            partial = Partial(self._staging.folder, file.etag, file.size)
+            progress.present += partial.received
+            partial.close()
+
+    def _check_metadata(self, files: Sequence[HubFile]) -> None:
+        contents = {}
+        for file in files:
+            if file.name in selection.METADATA_FILES:
+                staged = self._staging.verified_path(file)
+                blob = snapshot.blob_path(self._cache, self._listing.repo, file)
+                contents[file.name] = (staged if staged.exists() else blob).read_bytes()
+        selection.check_metadata(self._listing.repo, [file.name for file in files], contents)
+
+    async def _obtain(self, transfer: Transfer, file: HubFile) -> None:
+        """Receive and verify a file; repeat once if its checksum is wrong."""
+        for _ in range(2):
+            partial = Partial(self._staging.folder, file.etag, file.size)
+            try:
+                await transfer.receive(file, partial)
+                if await self._is_intact(file, partial):
+                    await asyncio.to_thread(partial.finish, self._staging.verified_path(file))
+                    return
+            except BaseException:
+                partial.close()
+                raise
+            partial.close()
+            partial.remove()
+            self._progress.present -= file.size
+            self._progress.hashed -= file.size
+        raise PullError(f"{self._listing.repo}: checksum mismatch of {file.name} after two attempts")
+
+    async def _is_intact(self, file: HubFile, partial: Partial) -> bool:
+        digest = Digest("sha256" if file.sha256 else "git", file.etag)
+        reported = 0
+
+        def report(done: int) -> None:
+            nonlocal reported
+            self._progress.hashed += done - reported
+            reported = done
+
+        value = await asyncio.to_thread(verification.hash_file, partial.data, file.size, digest, report)
+        return value == digest.value
+
+
+@contextlib.asynccontextmanager
+async def _open_session(limits: TransferLimits) -> AsyncIterator[aiohttp.ClientSession]:
+    connector = aiohttp.TCPConnector(limit=limits.connections, ssl=_create_ssl_context())
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=limits.stall_seconds, sock_read=limits.stall_seconds)
+    async with aiohttp.ClientSession(
+        connector=connector,
+        timeout=timeout,
+        # Use the proxies of the environment, as huggingface_hub does.
+        trust_env=True,
+        auto_decompress=False,
+        read_bufsize=_READ_BUFFER_BYTES,
+    ) as session:
+        yield session
+
+
+def _create_ssl_context() -> ssl.SSLContext:
+    """Trust the system's certificate authorities, or those in SSL_CERT_FILE, as huggingface_hub does."""
+    if file := os.environ.get("SSL_CERT_FILE"):
+        return ssl.create_default_context(cafile=file)
+    return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _hub_headers() -> dict[str, str]:
+    """Return the headers of huggingface_hub, with the token from HF_TOKEN or the stored one."""
+    headers: dict[str, str] = build_hf_headers(library_name="osaurusd", library_version=__version__)
+    return headers

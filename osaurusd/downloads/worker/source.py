@@ -1,0 +1,174 @@
+"""Requesting ranges of a file, following redirects from the hub to its CDN. The token is only sent to the hub."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import aiohttp
+from aiohttp import hdrs
+from huggingface_hub import hf_hub_url
+from yarl import URL
+
+from osaurusd.downloads.worker.errors import FileChanged, PullError, RangesUnsupported, TransientError, UrlExpired
+from osaurusd.downloads.worker.selection import HubFile
+from osaurusd.wire.errors import ErrorCode
+
+_MAX_REDIRECTS = 8
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_TRANSIENT = frozenset({408, 425, 429})
+_EXPIRED = frozenset({400, 401, 403, 404, 410})
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_AUTHORIZATION = "authorization"
+
+
+@dataclass(frozen=True)
+class _Address:
+    """The URL of a file's content; `linked_etag` is the ETag that the hub states for it."""
+
+    url: URL
+    linked_etag: str | None = None
+
+
+@dataclass(frozen=True)
+class RangeResponse:
+    """A response whose body starts at the requested byte. `validator` identifies the version of the file."""
+
+    response: aiohttp.ClientResponse
+    validator: str | None
+
+
+class FileSource:
+    """The files of one repository at one commit.
+
+    Args:
+        session: the HTTP session.
+        endpoint: the URL of the hub, such as `https://huggingface.co`.
+        headers: headers for the hub; other hosts do not get `authorization`.
+        repo: `ORG/NAME`.
+        commit: the commit.
+    """
+
+    def __init__(
+        self, session: aiohttp.ClientSession, endpoint: str, headers: Mapping[str, str], repo: str, commit: str
+    ) -> None:
+        self._session = session
+        self._hub = URL(endpoint)
+        self._headers = {name: value for name, value in headers.items() if name.lower() != _AUTHORIZATION}
+        self._authorization = {name: value for name, value in headers.items() if name.lower() == _AUTHORIZATION}
+        self._endpoint, self._repo, self._commit = endpoint, repo, commit
+        self._addresses: dict[str, _Address] = {}
+
+    async def open(self, file: HubFile, begin: int, end: int) -> RangeResponse:
+        """Request the bytes from `begin` up to `end`; the caller closes the response.
+
+        Raises:
+            TransientError: the request may succeed later; UrlExpired: immediately, with a new URL.
+            FileChanged: the file does not have the expected size.
+            RangesUnsupported: the server would send the whole file.
+            PullError: the file is not available.
+            aiohttp.ClientError, TimeoutError, OSError: the connection failed.
+        """
+        known = self._addresses.get(file.name)
+        address = known or _Address(self._hub_url(file))
+        for _ in range(_MAX_REDIRECTS):
+            response = await self._get(address.url, begin, end)
+            if response.status in _REDIRECTS:
+                address = self._follow_redirect(file, address, response)
+                response.close()
+                continue
+            try:
+                self._check_response(file, address, response, begin, end)
+            except (TransientError, FileChanged, RangesUnsupported, PullError) as error:
+                response.close()
+                if isinstance(error, UrlExpired) and self._addresses.get(file.name) is known:
+                    self._addresses.pop(file.name, None)
+                raise
+            self._addresses[file.name] = address
+            return RangeResponse(response, _validator(address, response))
+        raise PullError(f"{file.name}: the hub redirects more than {_MAX_REDIRECTS} times")
+
+    def _hub_url(self, file: HubFile) -> URL:
+        url = hf_hub_url(self._repo, file.name, revision=self._commit, endpoint=self._endpoint)
+        return URL(url, encoded=True)
+
+    async def _get(self, url: URL, begin: int, end: int) -> aiohttp.ClientResponse:
+        # With compression, the range would refer to the compressed content.
+        headers = {**self._headers, "accept-encoding": "identity", "range": f"bytes={begin}-{end - 1}"}
+        if url.origin() == self._hub.origin():
+            headers |= self._authorization
+        return await self._session.get(url, headers=headers, allow_redirects=False)
+
+    def _follow_redirect(self, file: HubFile, address: _Address, response: aiohttp.ClientResponse) -> _Address:
+        """Return the target of a redirect. The linked ETag is only accepted from the hub itself."""
+        try:
+            # `encoded`: a signature covers the URL as it is written.
+            url = address.url.join(URL(response.headers[hdrs.LOCATION], encoded=True))
+        except (KeyError, ValueError) as error:
+            raise TransientError(f"{file.name}: {address.url.host} sent an invalid redirect") from error
+        if url.scheme not in ("http", "https") or (address.url.scheme == "https" and url.scheme == "http"):
+            raise PullError(f"{file.name}: {address.url.host} redirects to an insecure URL")
+        on_hub = address.url.origin() == self._hub.origin()
+        linked_etag = _unquote_etag(response.headers.get("X-Linked-Etag")) if on_hub else None
+        return replace(address, url=url, linked_etag=linked_etag or address.linked_etag)
+
+    def _check_response(
+        self, file: HubFile, address: _Address, response: aiohttp.ClientResponse, begin: int, end: int
+    ) -> None:
+        """Raise an error unless the body is the requested range."""
+        if response.status >= 300:
+            raise self._status_error(file, address, response)
+        if response.headers.get(hdrs.CONTENT_ENCODING, "identity") != "identity":
+            raise TransientError(f"{file.name}: {address.url.host} sent a compressed response")
+        if response.status == 200:
+            _check_whole_file(file, response, begin, end)
+        elif response.status == 206:
+            _check_range(file, response, begin)
+        else:
+            raise TransientError(f"{file.name}: {address.url.host} responded with status {response.status}")
+
+    def _status_error(self, file: HubFile, address: _Address, response: aiohttp.ClientResponse) -> Exception:
+        status, host = response.status, address.url.host
+        message = f"{file.name}: {host} responded with status {status} {response.reason or ''}".rstrip()
+        if status in _TRANSIENT or status >= 500:
+            return TransientError(message, _parse_retry_after(response.headers.get(hdrs.RETRY_AFTER)))
+        if status == 416:
+            return FileChanged(f"{file.name}: the file on {host} is smaller than the hub states")
+        if status in _EXPIRED and (address.url.origin() != self._hub.origin() or file.name in self._addresses):
+            return UrlExpired(message)
+        if status in (401, 403):
+            return PullError(f"{self._repo}: the hub denies access to {file.name} ({status})", ErrorCode.FORBIDDEN)
+        return PullError(message)
+
+
+def _check_whole_file(file: HubFile, response: aiohttp.ClientResponse, begin: int, end: int) -> None:
+    length = response.content_length
+    if length is not None and length != file.size:
+        raise FileChanged(f"{file.name} has {length} bytes on {response.url.host}, but the hub states {file.size}")
+    if begin != 0 or end != file.size:
+        raise RangesUnsupported(f"{file.name}: {response.url.host} does not support ranges")
+
+
+def _check_range(file: HubFile, response: aiohttp.ClientResponse, begin: int) -> None:
+    match = _CONTENT_RANGE.fullmatch(response.headers.get(hdrs.CONTENT_RANGE, ""))
+    if match is None or int(match[1]) != begin:
+        raise TransientError(f"{file.name}: {response.url.host} sent another range than requested")
+    if match[3] not in ("*", str(file.size)):
+        raise FileChanged(f"{file.name} has {match[3]} bytes on {response.url.host}, but the hub states {file.size}")
+
+
+def _validator(address: _Address, response: aiohttp.ClientResponse) -> str | None:
+    etags = [etag for etag in (address.linked_etag, _unquote_etag(response.headers.get(hdrs.ETAG))) if etag]
+    return " ".join(etags) or None
+
+
+def _unquote_etag(etag: str | None) -> str | None:
+    """Return an ETag's value without quotes and the prefix of weak ETags."""
+    return etag.removeprefix("W/").strip('"') if etag else None
+
+
+def _parse_retry_after(value: str | None) -> float | None:
+    """Return the seconds of a `Retry-After` header; hubs do not use dates."""
+    try:
+        return max(0.0, float(value)) if value is not None else None
+    except ValueError:
+        return None

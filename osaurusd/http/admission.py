@@ -1,0 +1,122 @@
+"""Admission control: how many requests, bytes of bodies and seconds the clients may use."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from typing import TypeVar
+
+from osaurusd.config import Config, Limits
+from osaurusd.errors import TimeLimitExceeded, TooManyRequests
+
+T = TypeVar("T")
+
+ERROR_EVENT_SECONDS = 5.0
+"""How long after its deadline a stream may take to send its error event; then its connection is aborted."""
+
+
+class Admission:
+    """Counts the requests and the body bytes in flight over all applications that share it.
+
+    Args:
+        config: returns the configuration in force; called whenever a limit is needed.
+    """
+
+    def __init__(self, config: Callable[[], Config]) -> None:
+        self._config = config
+        self.requests = 0
+        self.buffered_bytes = 0
+
+    @property
+    def limits(self) -> Limits:
+        return self._config().limits
+
+    @contextlib.contextmanager
+    def admit(self) -> Iterator[None]:
+        """Count one request while the block runs.
+
+        Raises:
+            TooManyRequests: `limits.max_requests` requests are in flight.
+        """
+        if self.requests >= self.limits.max_requests:
+            raise TooManyRequests(
+                f"{self.requests} requests are in flight, the most that `limits.max_requests` allows; retry later"
+            )
+        self.requests += 1
+        try:
+            yield
+        finally:
+            self.requests -= 1
+
+    def reserve_bytes(self, count: int) -> None:
+        """Count bytes of a request body until `release_bytes`, which is due even if this raises.
+
+        A body that is the only one in memory is accepted at any size: `server.max_body_bytes` bounds a single body.
+
+        Raises:
+            TooManyRequests: the bodies together exceed `limits.max_buffered_bytes`.
+        """
+        other_bytes = self.buffered_bytes
+        self.buffered_bytes += count
+        if other_bytes and self.buffered_bytes > self.limits.max_buffered_bytes:
+            raise TooManyRequests(
+                "the request bodies in memory reach the size that `limits.max_buffered_bytes` allows; retry later"
+            )
+
+    def release_bytes(self, count: int) -> None:
+        self.buffered_bytes -= count
+
+
+class Deadline:
+    """The time limit of one request.
+
+    Args:
+        seconds: `limits.request_seconds`; 0 means no limit.
+        started_at: when the request started, on the loop's clock.
+    """
+
+    def __init__(self, seconds: float, started_at: float) -> None:
+        self._seconds = seconds
+        self._at = started_at + seconds if seconds else None
+        self._timeout = asyncio.timeout_at(self._at)
+
+    @contextlib.asynccontextmanager
+    async def enforce(self) -> AsyncIterator[None]:
+        """Cancel the block at the deadline. Usable once.
+
+        Raises:
+            TimeLimitExceeded: the deadline passed.
+        """
+        async with self._mapped(self._timeout):
+            yield
+
+    def items(self, source: AsyncGenerator[T]) -> AsyncGenerator[T]:
+        """Yield the items of `source`, and raise `TimeLimitExceeded` at the deadline.
+
+        The block in `enforce` gets `ERROR_EVENT_SECONDS` more, so that a stream can report the error.
+        """
+        if self._at is None:
+            return source
+        self._timeout.reschedule(self._at + ERROR_EVENT_SECONDS)
+        return self._limited(source)
+
+    async def _limited(self, source: AsyncGenerator[T]) -> AsyncGenerator[T]:
+        async with contextlib.aclosing(source):
+            while True:
+                async with self._mapped(asyncio.timeout_at(self._at)):
+                    try:
+                        item = await anext(source)
+                    except StopAsyncIteration:
+                        return
+                yield item
+
+    @contextlib.asynccontextmanager
+    async def _mapped(self, limit: asyncio.Timeout) -> AsyncIterator[None]:
+        try:
+            async with limit:
+                yield
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise TimeLimitExceeded(
+                f"the request took longer than {self._seconds:g} s (`limits.request_seconds`)"
+            ) from error

@@ -1,0 +1,60 @@
+"""JSON bodies: decode requests into typed objects, and encode responses."""
+
+import re
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+
+from osaurusd.errors import InvalidJson, InvalidRequest, UnsupportedMediaType
+from osaurusd.http.request import read_body
+
+T = TypeVar("T")
+
+_UTF8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+_MESSAGE = re.compile(r"^(?P<reason>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
+_FIELD_MESSAGE = re.compile(r"^Object (?P<reason>missing required|contains unknown) field `(?P<field>[^`]*)`")
+
+
+async def read_json(request: web.Request, type_: type[T]) -> T:
+    """Read the request's body and decode it; raises what `read_body` and `decode_json` raise.
+
+    Raises:
+        UnsupportedMediaType: the body is declared in a charset other than UTF-8.
+    """
+    if (request.charset or "utf-8").lower() not in _UTF8:
+        raise UnsupportedMediaType(f"the body must be UTF-8, not {request.charset!r}")
+    return decode_json(await read_body(request), type_)
+
+
+def decode_json(body: bytes | bytearray, type_: type[T]) -> T:
+    """Decode and validate JSON in one pass.
+
+    Raises:
+        InvalidJson: the body is not JSON, or is nested too deeply for the decoder's stack.
+        InvalidRequest: a value has the wrong type or is out of range; `param` is its path.
+    """
+    try:
+        return msgspec.json.decode(body, type=type_)
+    except msgspec.ValidationError as error:
+        raise _validation_error(str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidJson(f"the request body is not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise InvalidJson("the request body is nested too deeply") from error
+
+
+def json_response(value: object, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+def _validation_error(text: str) -> InvalidRequest:
+    """Convert msgspec's message to one that begins with the path of the field."""
+    match = _MESSAGE.match(text)
+    reason, path = (match["reason"], match["path"] or "") if match else (text, "")
+    if field_match := _FIELD_MESSAGE.match(reason):
+        path = f"{path}.{field_match['field']}"
+        reason = "is required" if field_match["reason"] == "missing required" else "is not a field of this request"
+    param = path.lstrip(".") or None
+    reason = reason[:1].lower() + reason[1:]
+    return InvalidRequest(f"`{param}`: {reason}" if param else f"the request body: {reason}", param=param)

@@ -1,0 +1,170 @@
+"""What every request passes through: its id, the access log, metrics, and the conversion of errors to responses."""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+
+import structlog
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from osaurusd.config import Config
+from osaurusd.errors import InvalidRequest, MethodNotAllowed, NotFound, OsaurusError
+from osaurusd.http.admission import Admission, Deadline
+from osaurusd.http.connection import connection_of
+from osaurusd.http.errors import as_osaurus_error, error_headers, excerpt
+from osaurusd.http.metrics import HttpMetrics
+from osaurusd.http.request import CONTEXT, RequestContext, check_head
+from osaurusd.http.routes import RouteGroup, RouteHandler
+from osaurusd.log import get_logger
+
+log = get_logger(__name__)
+
+MAX_LOGGED_PATH = 256
+REQUEST_ID_HEADER = "x-request-id"
+DISCONNECTED = "disconnected"
+"""The status of a request whose client disconnected, in the log and in metrics."""
+
+REQUEST_ID = web.RequestKey("REQUEST_ID", str)
+
+
+class RequestPipeline:
+    """The outer middlewares of an application.
+
+    Args:
+        groups: the application's route groups.
+        owners: the group of each of the application's resources.
+        config: returns the configuration in force.
+        admission: counts requests and body bytes.
+        metrics: counts requests by endpoint and status.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[RouteGroup],
+        owners: Mapping[web.AbstractResource, RouteGroup],
+        config: Callable[[], Config],
+        admission: Admission,
+        metrics: HttpMetrics | None,
+    ) -> None:
+        self._groups = groups
+        self._owners = owners
+        self._config = config
+        self._admission = admission
+        self._metrics = metrics
+
+    @web.middleware
+    async def observe(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Give the request an id, mark its connection as busy, and log and count how the request ended."""
+        started = time.perf_counter()
+        request[REQUEST_ID] = uuid.uuid4().hex
+        connection = connection_of(request)
+        status: int | str = DISCONNECTED
+        with (
+            structlog.contextvars.bound_contextvars(request_id=request[REQUEST_ID]),
+            connection.serve_request(request) if connection is not None else contextlib.nullcontext(),
+        ):
+            try:
+                response = await handler(request)
+                status = response.status
+                return response
+            finally:
+                milliseconds = round((time.perf_counter() - started) * 1000, 1)
+                if self._metrics is not None:
+                    self._metrics.count(_endpoint(request), status)
+                path = request.path[:MAX_LOGGED_PATH]
+                log.info("request", method=request.method, path=path, status=status, ms=milliseconds)
+
+    @web.middleware
+    async def respond(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Attach the request's context, check its head, and convert whatever is raised to an error response."""
+        now = asyncio.get_running_loop().time()
+        context = RequestContext(self._config(), self._admission, self._group_of(request), now)
+        request[CONTEXT] = context
+        try:
+            response = await self._handle(request, context, handler)
+        finally:
+            self._admission.release_bytes(context.body_bytes)
+        if not response.prepared and not request.content.is_eof():
+            # The client may send the rest of the body; it must not be taken for the next request.
+            response.force_close()
+        return response
+
+    async def add_request_id(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Signal handler: name the request in its response."""
+        if REQUEST_ID in request:
+            response.headers[REQUEST_ID_HEADER] = request[REQUEST_ID]
+
+    async def _handle(self, request: web.Request, context: RequestContext, handler: Handler) -> web.StreamResponse:
+        try:
+            check_head(request, context.config.limits)
+        except OsaurusError as error:
+            log.info("request rejected", code=str(error.code), reason=error.message)
+            response = _render(context.group, error)
+            response.force_close()
+            return response
+        try:
+            return await handler(request)
+        except web.HTTPException as error:
+            return _convert_http_exception(request, context.group, error)
+        except Exception as error:  # noqa: BLE001  the boundary: an error without a code is logged and hidden
+            return _convert(request, context.group, error)
+
+    def _group_of(self, request: web.Request) -> RouteGroup:
+        resource = request.match_info.route.resource
+        if resource is not None:
+            return self._owners[resource]
+        owner = max(self._groups, key=lambda group: len(group.owned_prefix(request.path)))
+        return owner if owner.owned_prefix(request.path) else self._groups[0]
+
+
+def admitted(handler: RouteHandler) -> RouteHandler:
+    """Wrap a handler so that it counts against `limits.max_requests` and is subject to `limits.request_seconds`."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        context = request[CONTEXT]
+        deadline = context.deadline = Deadline(context.config.limits.request_seconds, context.started_at)
+        with context.admission.admit():
+            async with deadline.enforce():
+                return await handler(request)
+
+    return handle
+
+
+def _endpoint(request: web.Request) -> str:
+    """Return the route's path without version prefix, or `other` for an unknown path."""
+    resource = request.match_info.route.resource
+    return "other" if resource is None else resource.canonical.removeprefix("/v1") or "/"
+
+
+def _render(group: RouteGroup, error: OsaurusError) -> web.Response:
+    response = group.error_response(error)
+    response.headers.update(error_headers(error))
+    return response
+
+
+def _convert(request: web.Request, group: RouteGroup, error: Exception) -> web.Response:
+    connected = request.transport is not None and not request.transport.is_closing()
+    if isinstance(error, ConnectionError) and not connected:
+        raise error
+    response = _render(group, as_osaurus_error(error))
+    if request.writer.output_size > 0:
+        # A second response would be read as part of the first one. The client sees the connection break instead.
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the response failed after its headers were sent") from error
+    return response
+
+
+def _convert_http_exception(request: web.Request, group: RouteGroup, error: web.HTTPException) -> web.Response:
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        message = f"{request.method} is not allowed for {excerpt(request.path)}; use {allowed}"
+        response = _render(group, MethodNotAllowed(message))
+        response.headers[hdrs.ALLOW] = allowed
+        return response
+    if isinstance(error, web.HTTPNotFound):
+        return _render(group, NotFound(f"the path {excerpt(request.path)} does not exist"))
+    return _render(group, InvalidRequest(error.text or error.reason))

@@ -1,0 +1,168 @@
+"""Streamed responses: Server-Sent Events and newline-delimited JSON.
+
+The first item is awaited before the headers are sent, so that an error up to that point has its own status. If that
+takes longer than `server.first_byte_seconds`, the headers are sent anyway. Later errors become the last item.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import TypeVar
+
+import msgspec
+from aiohttp import hdrs, web
+
+from osaurusd.errors import OsaurusError
+from osaurusd.http.errors import as_osaurus_error
+from osaurusd.http.request import CONTEXT
+
+T = TypeVar("T")
+
+SseEvent = bytes | tuple[str, bytes]
+"""The data of an event, which must not contain a line break, or a pair of the event's name and its data."""
+
+_COMMENT = b": keep-alive\n\n"
+
+
+async def stream_sse(
+    request: web.Request,
+    events: AsyncGenerator[SseEvent],
+    *,
+    error_event: Callable[[OsaurusError], SseEvent],
+    last_event: SseEvent | None = None,
+) -> web.StreamResponse:
+    """Send Server-Sent Events, and comments whenever no event was sent for `server.first_byte_seconds`.
+
+    Args:
+        request: the request to answer.
+        events: closed when the stream ends or the client disconnects.
+        error_event: renders an error that occurs after the headers were sent; the stream ends with it.
+        last_event: sent if the stream ends without an error.
+    """
+    response = web.StreamResponse(headers={hdrs.CACHE_CONTROL: "no-cache"})
+    response.content_type = "text/event-stream"
+    writer = _StreamWriter(request, response, keep_alive=_COMMENT)
+    end = encode_sse(last_event) if last_event is not None else None
+    return await _stream(writer, events, encode_sse, lambda error: encode_sse(error_event(error)), end)
+
+
+async def stream_ndjson(
+    request: web.Request,
+    values: AsyncGenerator[T],
+    *,
+    error_value: Callable[[OsaurusError], object] | None = None,
+    content_type: str = "application/x-ndjson",
+) -> web.StreamResponse:
+    """Send one JSON document per line.
+
+    Args:
+        request: the request to answer.
+        values: closed when the stream ends or the client disconnects.
+        error_value: renders an error that occurs after the headers were sent; without it the connection is aborted.
+        content_type: the media type of the response.
+    """
+    response = web.StreamResponse()
+    response.content_type = content_type
+    writer = _StreamWriter(request, response)
+    encode_error = None if error_value is None else lambda error: _encode_line(error_value(error))
+    return await _stream(writer, values, _encode_line, encode_error, None)
+
+
+def encode_sse(event: SseEvent) -> bytes:
+    """Encode one event as it is sent."""
+    if isinstance(event, tuple):
+        name, data = event
+        return b"event: %b\ndata: %b\n\n" % (name.encode(), data)
+    return b"data: " + event + b"\n\n"
+
+
+def _encode_line(value: object) -> bytes:
+    return msgspec.json.encode(value) + b"\n"
+
+
+class _DisconnectedError(Exception):
+    """The client closed the connection."""
+
+
+class _StreamWriter:
+    """Writes a streamed response, whose headers are sent with the first data or after `server.first_byte_seconds`."""
+
+    def __init__(self, request: web.Request, response: web.StreamResponse, keep_alive: bytes | None = None) -> None:
+        self.response = response
+        self._request = request
+        self._context = request[CONTEXT]
+        self._keep_alive = keep_alive
+        self._quiet_seconds = self._context.config.server.first_byte_seconds
+        self._written_at = self._context.started_at
+        self._lock = asyncio.Lock()
+
+    @property
+    def started(self) -> bool:
+        return self.response.prepared
+
+    def limited(self, items: AsyncGenerator[T]) -> AsyncGenerator[T]:
+        """Apply the request's deadline to the items."""
+        deadline = self._context.deadline
+        return items if deadline is None else deadline.items(items)
+
+    async def write(self, data: bytes | None) -> None:
+        """Send data, after the headers if those were not sent yet; None sends the headers only."""
+        async with self._lock:
+            try:
+                if not self.response.prepared:
+                    await self.response.prepare(self._request)
+                if data:
+                    await self.response.write(data)
+            except ConnectionError as error:
+                raise _DisconnectedError from error
+        self._written_at = asyncio.get_running_loop().time()
+
+    async def close(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            await self.response.write_eof()
+
+    @contextlib.asynccontextmanager
+    async def kept_alive(self) -> AsyncIterator[None]:
+        """While the block runs, send headers and then keep-alive data after each quiet period."""
+        task = asyncio.create_task(self._send_keep_alives()) if self._quiet_seconds else None
+        try:
+            yield
+        finally:
+            if task is not None:
+                task.cancel()
+
+    async def _send_keep_alives(self) -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(_DisconnectedError):
+            while self._keep_alive is not None or not self.started:
+                remaining = self._written_at + self._quiet_seconds - loop.time()
+                if remaining > 0:
+                    await asyncio.sleep(remaining)
+                else:
+                    await self.write(self._keep_alive)
+
+
+async def _stream(
+    writer: _StreamWriter,
+    items: AsyncGenerator[T],
+    encode: Callable[[T], bytes],
+    encode_error: Callable[[OsaurusError], bytes] | None,
+    end: bytes | None,
+) -> web.StreamResponse:
+    # A client that disconnected needs no response; closing the items stops the work for it.
+    limited = writer.limited(items)
+    async with contextlib.aclosing(items), contextlib.aclosing(limited), writer.kept_alive():
+        with contextlib.suppress(_DisconnectedError):
+            try:
+                async for item in limited:
+                    await writer.write(encode(item))
+            except _DisconnectedError:
+                raise
+            except Exception as error:
+                if not writer.started or encode_error is None:
+                    raise
+                await writer.write(encode_error(as_osaurus_error(error)))
+            else:
+                await writer.write(end)
+            await writer.close()
+    return writer.response

@@ -1,0 +1,168 @@
+"""Copying an MLX model folder: the files that make up a model, and nothing that could run code."""
+
+import errno
+import fnmatch
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from osaurusd.errors import ImportFailed
+from osaurusd.models import safetensors
+
+PROVENANCE = "osaurus.json"
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+
+_PATTERNS = ("*.safetensors", "*.json", "*.jsonl", "*.jinja", "*.txt", "*.tiktoken", "tokenizer.model")
+_DOCUMENTS = {"license", "licence", "notice", "readme"}
+_DOCUMENT_SUFFIXES = ("", ".md", ".rst", ".txt")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "*.tiktoken")
+# mlx_lm loads only files with such names.
+_WEIGHTS = "model*.safetensors"
+
+# Errors of copy_file_range that mean: copy by reading and writing instead.
+_NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV}
+
+_MAX_JSON_BYTES = 64 * 1024 * 1024
+_CHUNK_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    size: int
+
+
+def copy_folder(source: Path, dest: Path, progress: Callable[[int, int], None]) -> None:
+    """Copy the model in `source` to the existing empty folder `dest`.
+
+    Copies weights, config, tokenizer, templates, license and readme, following links to files. Skips code, pickles,
+    subfolders and everything else.
+
+    Args:
+        source: a model folder as mlx_lm saves it or as the Hugging Face cache holds it.
+        dest: its files are synced to disk on return.
+        progress: called with the bytes copied and the total bytes.
+
+    Raises:
+        ImportFailed: the folder is not a complete model, or the model needs its own code. The message names the file.
+        OSError: a file could not be read or written.
+    """
+    files = _select(source)
+    names = {file.path.name for file in files}
+    _check_config(source, names)
+    _check_tokenizer(source, names)
+    _check_weights(source, names)
+    total = sum(file.size for file in files)
+    done = 0
+
+    def copied(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    progress(0, total)
+    for file in files:
+        _copy(file, dest / file.path.name, copied)
+
+
+def _select(source: Path) -> list[_File]:
+    files = []
+    for path in sorted(source.iterdir()):
+        if path.is_symlink() and path.is_dir():
+            raise ImportFailed(f"{path.name}: links to folders are not followed")
+        if not _is_part_of_model(path.name):
+            continue
+        # Follows links: the Hugging Face cache consists of them.
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ImportFailed(f"{path.name}: it is not a regular file")
+        files.append(_File(path, status.st_size))
+    return files
+
+
+def _is_part_of_model(name: str) -> bool:
+    if name == PROVENANCE:
+        return False
+    document = PurePath(name.lower())
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _PATTERNS) or (
+        document.stem in _DOCUMENTS and document.suffix in _DOCUMENT_SUFFIXES
+    )
+
+
+def _check_config(source: Path, names: set[str]) -> None:
+    if CONFIG not in names:
+        raise ImportFailed(f"{source.name}: {CONFIG} is missing")
+    config = _read_object(source / CONFIG)
+    if not isinstance(config.get("model_type"), str):
+        raise ImportFailed(f"{CONFIG}: `model_type` is missing")
+    if config.get("model_file") is not None:
+        raise ImportFailed(f"{CONFIG}: the model needs its own code ({config['model_file']}), which osaurus never runs")
+
+
+def _check_tokenizer(source: Path, names: set[str]) -> None:
+    if any(fnmatch.filter(names, pattern) for pattern in _TOKENIZERS) or {"vocab.json", "merges.txt"} <= names:
+        return
+    raise ImportFailed(f"{source.name}: it has no tokenizer (tokenizer.json or tokenizer.model)")
+
+
+def _check_weights(source: Path, names: set[str]) -> None:
+    if not fnmatch.filter(names, _WEIGHTS):
+        raise ImportFailed(f"{source.name}: it has no weights ({_WEIGHTS})")
+    if INDEX in names:
+        weight_map = _read_object(source / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ImportFailed(f"{INDEX}: it has no weight_map")
+        if missing := sorted({str(shard) for shard in weight_map.values()} - names):
+            raise ImportFailed(f"{missing[0]}: the file is listed in {INDEX}, but missing")
+    for name in sorted(fnmatch.filter(names, "*.safetensors")):
+        try:
+            safetensors.check_complete(source / name)
+        except ValueError as error:
+            raise ImportFailed(f"{name}: {error}") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise ImportFailed(f"{path.name}: it is larger than {_MAX_JSON_BYTES} bytes")
+    try:
+        document = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise ImportFailed(f"{path.name}: it is not valid JSON") from None
+    if not isinstance(document, dict):
+        raise ImportFailed(f"{path.name}: it is not a JSON object")
+    return document
+
+
+def _copy(file: _File, target: Path, copied: Callable[[int], None]) -> None:
+    with file.path.open("rb", buffering=0) as reader, target.open("xb", buffering=0) as writer:
+        remaining = file.size
+        while remaining:
+            count = _move(reader.fileno(), writer.fileno(), min(remaining, _CHUNK_BYTES))
+            if not count:
+                raise ImportFailed(f"{file.path.name}: the file shrank while it was copied")
+            remaining -= count
+            copied(count)
+        os.fsync(writer.fileno())
+
+
+def _move(reader: int, writer: int, count: int) -> int:
+    """Copy up to `count` bytes between two descriptors. Return the number of bytes, 0 at the end of the file."""
+    if sys.platform == "linux":
+        try:
+            # The file system may share the blocks instead of copying. Some return 0 for files they do not support.
+            if copied := os.copy_file_range(reader, writer, count):
+                return copied
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+    data = os.read(reader, count)
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(writer, rest) :]
+    return len(data)

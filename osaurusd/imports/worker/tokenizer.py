@@ -1,0 +1,154 @@
+"""Building `tokenizer.json` and its companions from the vocabulary of a GGUF file.
+
+transformers reads GGUF tokenizers too (`integrations/gguf`), but as of 5.23 it does not split digits for `smollm`,
+drops special tokens with characters outside the byte-level alphabet (DeepSeek), and falls back to GPT-2's
+pre-tokenizer for unknown names. So this module uses only its file formats.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
+
+from osaurusd.imports.worker.gguf import Metadata
+from osaurusd.imports.worker.pre_tokenizers import find_pre_tokenizer
+from osaurusd.imports.worker.vocabulary import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
+from osaurusd.platform.files import write_new_json, write_new_text
+
+# SentencePiece's representation of a space.
+_SPACE = "▁"
+
+
+def write_tokenizer(vocabulary: Vocabulary, metadata: Metadata, dest: Path) -> None:
+    """Write `tokenizer.json`, `tokenizer_config.json` and, if the file has a template, `chat_template.jinja`.
+
+    Raises:
+        ImportFailed: the tokenizer type is not supported, or the tokenizer is inconsistent.
+        OSError: a file could not be written.
+    """
+    if vocabulary.model == "gpt2":
+        add_bos = find_pre_tokenizer(metadata).add_bos
+        tokenizer = _byte_level(vocabulary, metadata)
+    elif vocabulary.model == "llama":
+        add_bos = True
+        tokenizer = _sentence_piece(vocabulary, metadata)
+    else:
+        raise metadata.failure(f"the tokenizer {vocabulary.model!r} is not supported; supported: 'gpt2', 'llama'")
+    add_bos = add_bos if vocabulary.add_bos is None else vocabulary.add_bos
+    _add_special_tokens(tokenizer, vocabulary)
+    config = _config(vocabulary, metadata, add_bos=add_bos)
+    _set_post_processor(tokenizer, vocabulary, add_bos=config["add_bos_token"], add_eos=config["add_eos_token"])
+    write_new_text(dest / "tokenizer.json", tokenizer.to_str())
+    write_new_json(dest / "tokenizer_config.json", config)
+    if template := metadata.find_text("tokenizer.chat_template"):
+        write_new_text(dest / "chat_template.jinja", template)
+
+
+def _byte_level(vocabulary: Vocabulary, metadata: Metadata) -> Tokenizer:
+    config = find_pre_tokenizer(metadata)
+    ids = {token: index for index, token in enumerate(vocabulary.tokens)}
+    merges = _merges(ids, metadata)
+    tokenizer = Tokenizer(BPE(vocab=ids, merges=merges, ignore_merges=config.ignore_merges))
+    if config.nfc:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = config.build()
+    # mlx_lm has a fast streaming detokenizer for exactly this decoder.
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _merges(ids: dict[str, int], metadata: Metadata) -> list[tuple[str, str]]:
+    merges = []
+    for text in metadata.texts("tokenizer.ggml.merges"):
+        # In vocabularies that are not strictly byte-level, the first character can be a space.
+        split = text.find(" ", 1)
+        first, second = text[:split], text[split + 1 :]
+        if split < 0 or not {first, second, first + second} <= ids.keys():
+            raise metadata.failure(f"the merge {text!r} does not join two tokens into a third")
+        merges.append((first, second))
+    return merges
+
+
+def _sentence_piece(vocabulary: Vocabulary, metadata: Metadata) -> Tokenizer:
+    if not vocabulary.scores:
+        raise metadata.failure("the metadata key 'tokenizer.ggml.scores' is missing")
+    ids = {token: index for index, token in enumerate(vocabulary.tokens)}
+    tokenizer = Tokenizer(
+        BPE(
+            vocab=ids,
+            merges=_merges_by_score(ids, vocabulary),
+            unk_token=vocabulary.token(vocabulary.unknown),
+            fuse_unk=True,
+            byte_fallback=all(f"<0x{byte:02X}>" in ids for byte in range(256)),
+        )
+    )
+    prefix = metadata.find_flag("tokenizer.ggml.add_space_prefix") is not False
+    escape = normalizers.Replace(" ", _SPACE)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), escape] if prefix else [escape])
+    # mlx_lm has a fast streaming detokenizer for exactly these decoders in this order.
+    strip = [decoders.Strip(content=" ", left=1, right=0)] if prefix else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    return tokenizer
+
+
+def _merges_by_score(ids: dict[str, int], vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    """Derive the merges of a SentencePiece BPE model: any two tokens that form a third, highest score first.
+
+    SentencePiece has no list of merges, and the split of a given token does not matter to it. Ties are ordered by the
+    ids of the two parts, as in transformers' conversion.
+    """
+    ranked = []
+    for token, kind, score in zip(vocabulary.tokens, vocabulary.types, vocabulary.scores, strict=True):
+        if kind != NORMAL:
+            continue
+        for split in range(1, len(token)):
+            first, second = ids.get(token[:split]), ids.get(token[split:])
+            if first is not None and second is not None:
+                ranked.append((-score, first, second))
+    ranked.sort()
+    return [(vocabulary.tokens[first], vocabulary.tokens[second]) for _, first, second in ranked]
+
+
+def _add_special_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
+    """Add the tokens that are matched in the text before anything else."""
+    special = [AddedToken(token, normalized=False, special=True) for token in vocabulary.of_type(CONTROL, UNKNOWN)]
+    plain = [AddedToken(token, normalized=False, special=False) for token in vocabulary.of_type(USER_DEFINED)]
+    tokenizer.add_special_tokens(special)
+    tokenizer.add_tokens(plain)
+
+
+def _set_post_processor(tokenizer: Tokenizer, vocabulary: Vocabulary, *, add_bos: bool, add_eos: bool) -> None:
+    """Make the tokenizer add the begin and end tokens."""
+    ends = {"bos": vocabulary.bos if add_bos else None, "eos": vocabulary.eos if add_eos else None}
+    used = {name: index for name, index in ends.items() if index is not None}
+    single = [name for name in ("bos", "$A", "eos") if name.startswith("$") or name in used]
+    tokenizer.post_processor = TemplateProcessing(
+        single=single,
+        pair=single + [f"{name}:1".replace("$A", "$B") for name in single],
+        # Named by their role: their text may contain characters with a meaning in templates.
+        special_tokens=[
+            {"id": name, "ids": [index], "tokens": [vocabulary.tokens[index]]} for name, index in used.items()
+        ],
+    )
+
+
+def _config(vocabulary: Vocabulary, metadata: Metadata, *, add_bos: bool) -> dict[str, Any]:
+    named = {
+        "bos_token": vocabulary.token(vocabulary.bos),
+        "eos_token": vocabulary.token(vocabulary.eos),
+        "unk_token": vocabulary.token(vocabulary.unknown),
+        "pad_token": vocabulary.token(vocabulary.padding),
+    }
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        # transformers rebuilds the post-processor from these two.
+        "add_bos_token": add_bos and vocabulary.bos is not None,
+        "add_eos_token": bool(vocabulary.add_eos) and vocabulary.eos is not None,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": metadata.integer("llama.context_length"),
+        **{name: token for name, token in named.items() if token is not None},
+    }

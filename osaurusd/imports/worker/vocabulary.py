@@ -1,0 +1,149 @@
+"""The vocabulary of a GGUF file, and the generation config that follows from its metadata."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from osaurusd.imports.worker.gguf import Metadata, shortest_float32
+
+# tokenizer.ggml.token_type (llama.cpp's llama_token_type); 0 is "undefined", 5 "unused", 6 "byte".
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+
+# The longest real tokens are runs of a few hundred spaces. Deriving merges takes quadratic time in the length.
+MAX_TOKEN_LENGTH = 1024
+
+# Control tokens that end an output in every model that has them. Many files declare only one of theirs.
+_END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>", "<|end|>")
+
+# llama.cpp's defaults for SentencePiece vocabularies: those of Llama 1.
+_LLAMA_IDS = {"unknown": 0, "bos": 1, "eos": 2}
+
+# GGUF keys (gguf-py/gguf/constants.py) and their names in generation_config.json.
+_SAMPLING_KEYS = {
+    "general.sampling.temp": "temperature",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p",
+    "general.sampling.penalty_repeat": "repetition_penalty",
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Tokens by id, and the special ids.
+
+    Attributes:
+        types, scores: one per token; `scores` is empty if the file has none.
+        ends: all ids that end an output, `eos` first.
+        add_bos, add_eos: None if the file leaves the choice to the tokenizer type.
+    """
+
+    model: str
+    tokens: list[str]
+    types: list[int]
+    scores: list[float]
+    bos: int | None
+    eos: int | None
+    unknown: int | None
+    padding: int | None
+    ends: list[int]
+    add_bos: bool | None
+    add_eos: bool | None
+
+    def token(self, token_id: int | None) -> str | None:
+        return None if token_id is None else self.tokens[token_id]
+
+    def of_type(self, *types: int) -> list[str]:
+        """Return the tokens of the given types, in the order of their ids."""
+        return [token for token, kind in zip(self.tokens, self.types, strict=True) if kind in types]
+
+
+def read_vocabulary(metadata: Metadata) -> Vocabulary:
+    """Read the vocabulary from the keys `tokenizer.ggml.*`.
+
+    Raises:
+        ImportFailed: keys are missing or inconsistent. The message names the file and the key.
+    """
+    model = metadata.text("tokenizer.ggml.model")
+    tokens = _tokens(metadata)
+    types = [int(kind) for kind in _per_token(metadata, "token_type", len(tokens)) or [NORMAL] * len(tokens)]
+    defaults = _LLAMA_IDS if model == "llama" else {}
+
+    def token_id(name: str) -> int | None:
+        return _token_id(metadata, name, len(tokens), defaults.get(name))
+
+    eos = token_id("eos")
+    ends = [eos, token_id("eot"), token_id("eom")]
+    control = [index for index, kind in enumerate(types) if kind == CONTROL]
+    ends += [index for index in control if tokens[index] in _END_TOKENS]
+    return Vocabulary(
+        model=model,
+        tokens=tokens,
+        types=types,
+        scores=_per_token(metadata, "scores", len(tokens)) or [],
+        bos=token_id("bos"),
+        eos=eos,
+        unknown=token_id("unknown"),
+        padding=token_id("padding"),
+        ends=list(dict.fromkeys(end for end in ends if end is not None)),
+        add_bos=metadata.find_flag("tokenizer.ggml.add_bos_token"),
+        add_eos=metadata.find_flag("tokenizer.ggml.add_eos_token"),
+    )
+
+
+def token_ids(vocabulary: Vocabulary) -> dict[str, Any]:
+    """Return the ids of the begin, end and padding tokens. Several end tokens are a list, as in transformers."""
+    ids: dict[str, Any] = {}
+    if vocabulary.bos is not None:
+        ids["bos_token_id"] = vocabulary.bos
+    if vocabulary.ends:
+        ids["eos_token_id"] = vocabulary.ends[0] if len(vocabulary.ends) == 1 else vocabulary.ends
+    if vocabulary.padding is not None:
+        ids["pad_token_id"] = vocabulary.padding
+    return ids
+
+
+def generation_config(metadata: Metadata, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Return the content of `generation_config.json`: token ids and recommended sampling parameters.
+
+    Raises:
+        ImportFailed: a recommended value is not a number. The message names the file and the key.
+    """
+    config = token_ids(vocabulary)
+    for key, name in _SAMPLING_KEYS.items():
+        if (number := metadata.find_number(key)) is not None:
+            config[name] = shortest_float32(number)
+    if (top_k := metadata.find_integer("general.sampling.top_k")) is not None:
+        config["top_k"] = top_k
+    if "temperature" in config:
+        config["do_sample"] = config["temperature"] > 0
+    return config
+
+
+def _tokens(metadata: Metadata) -> list[str]:
+    # Some files contain empty padding tokens. Each gets a unique name, because tokenizers look tokens up by text.
+    tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(metadata.texts("tokenizer.ggml.tokens"))]
+    if not tokens:
+        raise metadata.failure("the vocabulary is empty")
+    if max(map(len, tokens)) > MAX_TOKEN_LENGTH:
+        raise metadata.failure(f"the vocabulary has a token of more than {MAX_TOKEN_LENGTH} characters")
+    token, count = Counter(tokens).most_common(1)[0]
+    if count > 1:
+        raise metadata.failure(f"the token {token!r} is duplicated in the vocabulary")
+    return tokens
+
+
+def _per_token(metadata: Metadata, name: str, count: int) -> list[float] | None:
+    values = metadata.find_numbers(f"tokenizer.ggml.{name}")
+    if values is not None and len(values) != count:
+        raise metadata.failure(f"tokenizer.ggml.{name} has {len(values)} values for {count} tokens")
+    return values
+
+
+def _token_id(metadata: Metadata, name: str, count: int, default: int | None) -> int | None:
+    key = f"tokenizer.ggml.{name}_token_id"
+    value = metadata.find_integer(key)
+    if value is None:
+        return default if default is not None and default < count else None
+    if not 0 <= value < count:
+        raise metadata.failure(f"{key} is {value}, but there are {count} tokens")
+    return value

@@ -1,0 +1,180 @@
+"""Generation requests, independent of the protocol that a client speaks.
+
+Protocols parse their requests into these types; the worker consumes them. Nothing here names a field of a protocol.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+Location = tuple[str | int, ...]
+"""A position in a `GenerationRequest`, such as `("prompt", "messages", 2)` or `("sampling", "logit_bias")`.
+
+Errors carry one; each protocol maps it to the path of its own field.
+"""
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of everything a request consists of."""
+
+
+class TextPart(_Part, frozen=True, tag="text"):
+    text: str
+
+
+class ImagePart(_Part, frozen=True, tag="image"):
+    """An encoded image. `blob` is the index of its bytes among the blobs of the frame that carries the request."""
+
+    blob: int
+    media_type: str
+
+
+class AudioPart(_Part, frozen=True, tag="audio"):
+    """Encoded audio. `blob` is the index of its bytes among the blobs of the frame that carries the request."""
+
+    blob: int
+    media_type: str
+
+
+class ToolResultPart(_Part, frozen=True, tag="tool_result"):
+    """The result of an earlier tool call; `name` is the called function's name if known."""
+
+    call_id: str
+    content: list[TextPart | ImagePart]
+    name: str | None = None
+    is_error: bool = False
+
+    @property
+    def text(self) -> str:
+        """The concatenated text parts."""
+        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+
+
+ContentPart = TextPart | ImagePart | AudioPart | ToolResultPart
+
+
+class ToolCall(_Part, frozen=True):
+    """A tool call of an earlier assistant message; `arguments` is the JSON text that the model wrote."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Message(_Part, frozen=True):
+    """One message of a chat. A `tool` message holds `ToolResultPart`s only."""
+
+    role: Role
+    content: list[ContentPart] = []
+    name: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] = []
+
+    @classmethod
+    def from_text(cls, role: Role, text: str, **fields: Any) -> "Message":
+        """Build a message whose content is one text part, or empty if `text` is."""
+        return cls(role=role, content=[TextPart(text=text)] if text else [], **fields)
+
+    @property
+    def text(self) -> str:
+        """The concatenated text parts, including those of tool results."""
+        return "".join(part.text for part in self.content if isinstance(part, TextPart | ToolResultPart))
+
+    @property
+    def tool_results(self) -> list[ToolResultPart]:
+        return [part for part in self.content if isinstance(part, ToolResultPart)]
+
+
+class Tool(_Part, frozen=True):
+    """A function that the model may call; `parameters` is the JSON schema of its arguments."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class ChatPrompt(_Part, frozen=True, tag="chat"):
+    """Messages for the model's chat template; `template_variables` are passed to the template as they are."""
+
+    messages: list[Message]
+    tools: list[Tool] = []
+    template_variables: dict[str, Any] = {}
+
+
+class TextPrompt(_Part, frozen=True, tag="text"):
+    """Raw text to continue. With `suffix`, the model fills in the gap between `text` and `suffix`."""
+
+    text: str
+    suffix: str | None = None
+
+
+class TokenPrompt(_Part, frozen=True, tag="tokens"):
+    """Token ids to continue."""
+
+    tokens: list[int]
+
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt
+
+
+class JsonObject(_Part, frozen=True, tag="json_object"):
+    """The output must be one JSON object."""
+
+
+class JsonSchema(_Part, frozen=True, tag="json_schema"):
+    """The output must be JSON that conforms to `schema`."""
+
+    schema: dict[str, Any]
+
+
+class RequiredToolCalls(_Part, frozen=True, tag="tool_calls"):
+    """The output must be calls of the named tools: exactly one, or at least one if `parallel`."""
+
+    names: list[str]
+    parallel: bool = False
+
+
+OutputConstraint = JsonObject | JsonSchema | RequiredToolCalls
+
+
+class SamplingParams(_Part, frozen=True):
+    """How tokens are sampled; defaults of model and configuration are already applied.
+
+    `top_k` 0 and `min_p` 0 disable the filter. `repetition_penalty` applies to prompt and output tokens, the other two
+    penalties to output tokens. `logit_bias` lists pairs of token id and bias.
+    """
+
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: list[tuple[int, float]] = []
+    seed: int | None = None
+
+
+class GenerationRequest(_Part, frozen=True):
+    """A prompt, and how to continue it `n` times.
+
+    Attributes:
+        max_tokens: output tokens per choice; None means up to the end of the context. 0 is useful only with `echo`.
+        logprobs: how many alternatives to report beside each sampled token; None disables log-probabilities.
+        echo: return the prompt as the beginning of each choice, with log-probabilities if `logprobs` is set.
+        parse_tool_calls: report tool calls as such; False leaves them in the text.
+        parallel_tool_calls: report every tool call of a choice; False reports the first one only.
+    """
+
+    prompt: Prompt
+    sampling: SamplingParams
+    n: int = 1
+    max_tokens: int | None = None
+    stop: list[str] = []
+    logprobs: int | None = None
+    echo: bool = False
+    parse_tool_calls: bool = True
+    parallel_tool_calls: bool = True
+    constraint: OutputConstraint | None = None

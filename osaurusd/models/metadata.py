@@ -1,0 +1,211 @@
+"""A model's metadata, read from its JSON files, chat template and model card.
+
+Unless stated otherwise, a file that is missing or invalid counts as empty.
+"""
+
+import json
+import re
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from osaurusd.models.record import Capabilities, GenerationDefaults, ModelRecord, Task
+
+IMPORT_RECORD = "osaurus.json"
+"""The file in which an import records the source, the license and the digests of a model."""
+
+_CONTEXT_KEYS = (
+    "max_position_embeddings",
+    "max_context_length",  # OpenELM
+    "max_seq_len",
+    "max_sequence_length",
+    "seq_length",
+    "n_positions",
+    "n_ctx",
+)
+
+# A tokenizer_config.json that lists many added tokens has a few MB.
+_MAX_JSON_BYTES = 64 * 1024 * 1024
+_MAX_TEXT_BYTES = 1_000_000
+
+# Larger than any vocabulary: such a `top_k` is invalid.
+_MAX_TOP_K = 2**31 - 1
+
+# Chat templates of models with tool support iterate over `tools`; those of reasoning models open a reasoning block.
+_TOOLS = re.compile(r"\btools\b")
+_REASONING = re.compile(r"<think>|</think>|enable_thinking|reasoning_content|<\|channel\|?>")
+_LICENSE = re.compile(r"^license(?:_name)?:\s*([^\s#]+)", re.MULTILINE)
+_VISION_KEYS = ("vision_config", "vision_tower", "mm_vision_tower", "image_token_id", "image_token_index")
+
+# sentence-transformers stores its pipeline in this file.
+_EMBEDDING_PIPELINE = "modules.json"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a model comes from: the revision on the hub, if it was downloaded, and its license."""
+
+    commit: str | None = None
+    licence: str | None = None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read the JSON object in `path`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file is not a JSON object; the message states the reason.
+    """
+    with path.open("rb") as file:
+        content = file.read(_MAX_JSON_BYTES + 1)
+    if len(content) > _MAX_JSON_BYTES:
+        raise ValueError(f"{path.name} is larger than {_MAX_JSON_BYTES} bytes")
+    try:
+        value = json.loads(content)
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} must contain a JSON object, not {type(value).__name__}")
+    return value
+
+
+def architecture(config: Mapping[str, Any]) -> str | None:
+    """Return the `model_type`, by which mlx_lm selects a model's implementation."""
+    model_type = config.get("model_type")
+    return model_type if isinstance(model_type, str) else None
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Return the maximum number of prompt and output tokens, or None if the config does not state it."""
+    for section in (config, config.get("text_config")):
+        if not isinstance(section, dict):
+            continue
+        for key in _CONTEXT_KEYS:
+            value = section.get(key)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+    return None
+
+
+def quantization(config: Mapping[str, Any]) -> str | None:
+    """Return a short label such as `4-bit` or `mxfp4`; None for full precision."""
+    scheme = config.get("quantization") or config.get("quantization_config")
+    if not isinstance(scheme, dict):
+        return None
+    mode = scheme.get("mode", "affine")
+    if mode != "affine":
+        return str(mode)
+    if bits := scheme.get("bits"):
+        return f"{bits}-bit"
+    return str(scheme.get("quant_method", "quantized"))
+
+
+def task(config: Mapping[str, Any], files: Container[str]) -> Task:
+    """Return the task that a model was trained for.
+
+    Args:
+        config: the model's `config.json`.
+        files: the names of its files.
+    """
+    if _EMBEDDING_PIPELINE in files:
+        return "embed"
+    architectures = config.get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    if any(isinstance(name, str) and name.endswith("ForSequenceClassification") for name in names):
+        return "rerank"
+    return "generate"
+
+
+def capabilities(folder: Path, config: Mapping[str, Any]) -> Capabilities:
+    """Derive what a generative model supports from its config and chat template."""
+    template = _chat_template(folder)
+    return Capabilities(
+        chat=bool(template),
+        tools=_TOOLS.search(template) is not None,
+        reasoning=_REASONING.search(template) is not None,
+        vision=any(key in config for key in _VISION_KEYS),
+    )
+
+
+def generation_defaults(folder: Path) -> GenerationDefaults:
+    """Read the sampling parameters in `generation_config.json`; values that are out of range are ignored."""
+    config = _json_object_or_empty(folder / "generation_config.json")
+    greedy = config.get("do_sample") is False
+    top_k = _number_in_range(config.get("top_k"), 0, _MAX_TOP_K)
+    return GenerationDefaults(
+        temperature=0.0 if greedy else _number_in_range(config.get("temperature"), 0, 2),
+        top_p=_number_in_range(config.get("top_p"), 0, 1) or None,
+        top_k=None if top_k is None else int(top_k),
+        min_p=_number_in_range(config.get("min_p"), 0, 1),
+        repetition_penalty=_number_in_range(config.get("repetition_penalty"), 0, 10) or None,
+    )
+
+
+def tokenizer_requires_code(tokenizer_config: Mapping[str, Any]) -> bool:
+    """Whether a `tokenizer_config.json` names a tokenizer class that the repository itself ships as code."""
+    auto_map = tokenizer_config.get("auto_map")
+    # Older files have a list with the slow and the fast class instead of an object.
+    return isinstance(auto_map, list) or (isinstance(auto_map, dict) and "AutoTokenizer" in auto_map)
+
+
+def read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """Read `tokenizer_config.json`."""
+    return _json_object_or_empty(folder / "tokenizer_config.json")
+
+
+def read_provenance(record: ModelRecord) -> Provenance:
+    """Read a model's revision and license. Blocking; run in a thread."""
+    if record.escapes:
+        return Provenance()
+    folder = record.path
+    return Provenance(
+        commit=folder.name if folder.parent.name == "snapshots" else None,
+        licence=_license(folder),
+    )
+
+
+def _chat_template(folder: Path) -> str:
+    """Return the chat template: a separate file, or a string or a list of named templates in a JSON file."""
+    if text := _text_or_empty(folder / "chat_template.jinja"):
+        return text
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        template = _json_object_or_empty(folder / name).get("chat_template")
+        if isinstance(template, str):
+            return template
+        if isinstance(template, list):
+            return "\n".join(str(entry.get("template", "")) for entry in template if isinstance(entry, dict))
+    return ""
+
+
+def _license(folder: Path) -> str | None:
+    """Return the license from the model card's front matter, the import record or the config."""
+    card = _text_or_empty(folder / "README.md")
+    if card.startswith("---") and (match := _LICENSE.search(card.split("\n---", 1)[0])):
+        return match[1]
+    for name in (IMPORT_RECORD, "config.json"):
+        value = _json_object_or_empty(folder / name).get("license")
+        if isinstance(value, str):
+            return value
+    return None
+
+
+def _number_in_range(value: object, low: float, high: float) -> float | None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
+        return float(value)
+    return None
+
+
+def _json_object_or_empty(path: Path) -> dict[str, Any]:
+    try:
+        return read_json_object(path)
+    except (OSError, ValueError):
+        return {}
+
+
+def _text_or_empty(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(_MAX_TEXT_BYTES)
+    except OSError:
+        return ""

@@ -1,0 +1,83 @@
+"""The catalog's record of one model on disk."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from osaurusd.wire.admin import ModelState
+
+Source = Literal["imported", "hub", "extra"]
+"""Where a model was found: the daemon's own folder, the Hugging Face cache, or a folder of another program."""
+
+Task = Literal["generate", "embed", "rerank"]
+"""What a model was trained for. The daemon serves every available model as a `generate` model."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a model supports according to its config and chat template."""
+
+    completion: bool = True
+    chat: bool = False
+    tools: bool = False
+    reasoning: bool = False
+    vision: bool = False
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """Sampling parameters from `generation_config.json`; None where the file has no usable value.
+
+    `do_sample: false` is represented as a `temperature` of 0.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of memory for the weights, and for each token of context (None if the config does not determine it)."""
+
+    weights_bytes: int = 0
+    cache_bytes_per_token: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """One model on disk.
+
+    Attributes:
+        name: the API name.
+        repo: the identity: `ORG/NAME` for models of the hub and of extra roots, the folder name for imported ones.
+        created: when the model was added, in Unix seconds.
+        files: names and sizes in bytes.
+        reason: what is missing or wrong; None if the model is available.
+        escapes: whether a link leads out of the model store. None of the model's files may be read then.
+    """
+
+    name: str
+    repo: str
+    path: Path
+    source: Source
+    state: ModelState
+    created: int
+    files: tuple[tuple[str, int], ...] = ()
+    reason: str | None = None
+    escapes: bool = False
+    architecture: str | None = None
+    quantization: str | None = None
+    parameters: int | None = None
+    context_length: int | None = None
+    task: Task = "generate"
+    capabilities: Capabilities = Capabilities()
+    generation: GenerationDefaults = GenerationDefaults()
+    memory: MemoryEstimate = MemoryEstimate()
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(size for _, size in self.files)

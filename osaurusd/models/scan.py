@@ -1,0 +1,224 @@
+"""Scanning the roots: what each model is, and whether it can be served."""
+
+import asyncio
+import os
+import stat
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from osaurusd.log import get_logger
+from osaurusd.models import compatibility, memory, metadata, safetensors
+from osaurusd.models.record import MemoryEstimate, ModelRecord
+from osaurusd.models.roots import ModelFolder, Root, find_model_folders, is_utf8
+from osaurusd.wire.admin import ModelState
+
+log = get_logger(__name__)
+
+SCAN_TIMEOUT_SECONDS = 2.0
+"""How long callers wait for one root. A first scan of thousands of models takes less."""
+
+# The one subfolder of a model that transformers reads (its `CHAT_TEMPLATE_DIR`).
+_TEMPLATES = "additional_chat_templates"
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of a model, with the attributes that change when another program replaces it."""
+
+    name: str
+    size: int
+    modified: int
+    inode: int
+
+
+class Scanner:
+    """Reads the models of one root, and rereads only models whose files have changed. Blocking.
+
+    Args:
+        root: the folder to scan.
+        boundaries: other roots that links may lead into.
+    """
+
+    def __init__(self, root: Root, boundaries: Sequence[Path] = ()) -> None:
+        self.root = root
+        self._boundaries = boundaries
+        self._known: dict[ModelFolder, tuple[tuple[_File, ...], ModelRecord]] = {}
+
+    def scan(self) -> list[ModelRecord]:
+        """Return every model of the root, complete or not, before names are assigned.
+
+        Raises:
+            OSError: the root cannot be read.
+        """
+        self._known = {folder: self._read(folder) for folder in find_model_folders(self.root)}
+        return [record for _, record in self._known.values()]
+
+    def _read(self, folder: ModelFolder) -> tuple[tuple[_File, ...], ModelRecord]:
+        files = _list_files(folder.path)
+        known = self._known.get(folder)
+        if known is not None and known[0] == files:
+            return known
+        return files, _read_record(folder, files, (folder.boundary, *self._boundaries))
+
+
+class BackgroundScanner:
+    """Scans a root in its own thread, so that a network volume or a privacy prompt that hangs blocks no request."""
+
+    def __init__(self, scanner: Scanner) -> None:
+        self._scanner = scanner
+        self._running: Future[list[ModelRecord]] | None = None
+        self.records: list[ModelRecord] = []
+        self.fault: str | None = None
+
+    async def scan(self) -> None:
+        """Update `records`. If the root fails or times out, `records` stays as it is and `fault` states why.
+
+        A scan that has timed out keeps running; later calls return immediately until it has finished.
+        """
+        if self._running is not None and not self._running.done():
+            return
+        if self._running is None:
+            self._running = _run_in_thread(self._scanner)
+        try:
+            async with asyncio.timeout(SCAN_TIMEOUT_SECONDS):
+                self.records = await asyncio.shield(asyncio.wrap_future(self._running))
+        except TimeoutError:
+            self._report("does not respond")
+            return
+        except OSError as error:
+            self._report(f"cannot be read: {error.strerror or error}")
+        else:
+            self.fault = None
+        self._running = None
+
+    def _report(self, problem: str) -> None:
+        fault = f"the models folder {self._scanner.root.path} {problem}"
+        if fault != self.fault:
+            log.warning("models folder unavailable", fault=fault)
+        self.fault = fault
+
+
+def _run_in_thread(scanner: Scanner) -> Future[list[ModelRecord]]:
+    """Run a scan in a daemon thread. Unlike an executor's thread, it does not delay the exit of the process."""
+    future: Future[list[ModelRecord]] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(scanner.scan())
+        except Exception as error:  # noqa: BLE001  raised again by the future
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=f"scan {scanner.root.path}", daemon=True).start()
+    return future
+
+
+def _read_record(folder: ModelFolder, files: tuple[_File, ...], boundaries: Sequence[Path]) -> ModelRecord:
+    sizes = {file.name: file.size for file in files}
+    record = ModelRecord(
+        name=folder.repo,
+        repo=folder.repo,
+        path=folder.path,
+        source=folder.source,
+        state=ModelState.AVAILABLE,
+        created=_creation_time(folder.path),
+        files=tuple(sizes.items()),
+    )
+    if name := _find_escaping_link(folder.path, sizes, boundaries):
+        return _unusable(replace(record, escapes=True), f"{name} is a link to a place outside the store")
+    if "config.json" not in sizes:
+        return _partial(record, "config.json is missing")
+    try:
+        config = metadata.read_json_object(folder.path / "config.json")
+    except (OSError, ValueError) as error:
+        return _unusable(record, f"config.json cannot be read: {error}")
+    weights = safetensors.read(folder.path)
+    record = replace(
+        record,
+        architecture=metadata.architecture(config),
+        quantization=metadata.quantization(config),
+        parameters=memory.count_parameters(weights.tensors, config) or None,
+        context_length=metadata.context_length(config),
+        task=metadata.task(config, sizes),
+        capabilities=metadata.capabilities(folder.path, config),
+        generation=metadata.generation_defaults(folder.path),
+        memory=MemoryEstimate(weights.nbytes, memory.cache_bytes_per_token(config)),
+    )
+    return _check(record, config, sizes, weights.missing)
+
+
+def _check(
+    record: ModelRecord, config: Mapping[str, Any], files: Mapping[str, int], missing_weights: str | None
+) -> ModelRecord:
+    """Return the record as unusable if it can never be served, partial if files are missing, or else unchanged."""
+    if reason := compatibility.find_incompatibility(config, files, lambda: metadata.read_tokenizer_config(record.path)):
+        return _unusable(record, reason)
+    if not compatibility.has_tokenizer(files):
+        return _partial(record, "the tokenizer is missing")
+    if missing_weights:
+        return _partial(record, missing_weights)
+    return record
+
+
+def _partial(record: ModelRecord, reason: str) -> ModelRecord:
+    return replace(record, state=ModelState.PARTIAL, reason=reason)
+
+
+def _unusable(record: ModelRecord, reason: str) -> ModelRecord:
+    return replace(record, state=ModelState.UNUSABLE, reason=reason)
+
+
+def _list_files(folder: Path) -> tuple[_File, ...]:
+    """Return the regular files in a folder, including targets of links but not broken links."""
+    files = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if (file := _stat_file(entry)) is not None:
+                    files.append(file)
+    except OSError:
+        return ()
+    return tuple(sorted(files, key=lambda file: file.name))
+
+
+def _stat_file(entry: os.DirEntry[str]) -> _File | None:
+    """Return None for folders, broken or circular links, and names that are not UTF-8."""
+    try:
+        status = entry.stat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode) or not is_utf8(entry.name):
+        return None
+    return _File(entry.name, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+def _find_escaping_link(folder: Path, names: Mapping[str, int], boundaries: Sequence[Path]) -> str | None:
+    """Return the name of a file or folder whose target is outside all boundaries, or None."""
+    allowed = [os.path.realpath(boundary) + os.sep for boundary in boundaries]
+    for name in (*names, *_list_templates(folder)):
+        target = os.path.realpath(folder / name)
+        if not any(target.startswith(boundary) for boundary in allowed):
+            return name
+    return None
+
+
+def _list_templates(folder: Path) -> list[str]:
+    try:
+        return [_TEMPLATES, *(f"{_TEMPLATES}/{path.name}" for path in (folder / _TEMPLATES).iterdir())]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError:
+        return [_TEMPLATES]
+
+
+def _creation_time(folder: Path) -> int:
+    """Return when the model was added: the time of its config, for a link that of the link and not of its target."""
+    for path in (folder / "config.json", folder):
+        try:
+            return int(path.lstat().st_mtime)
+        except OSError:
+            continue
+    return 0

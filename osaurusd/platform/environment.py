@@ -1,0 +1,23 @@
+"""The environment of child processes that work on models: what they need, and no secrets."""
+
+import os
+import re
+from collections.abc import Mapping
+
+_NAMES = frozenset(
+    {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TMP", "TEMP", "VIRTUAL_ENV"}
+    | {"LD_LIBRARY_PATH", "LD_PRELOAD", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"}
+)
+# Locales, Python, and tuning variables of compute libraries. macOS sets `__CF_USER_TEXT_ENCODING`.
+_PATTERN = re.compile(
+    r"(LC|__CF|PYTHON|COVERAGE|DYLD|MALLOC|MLX|MTL|METAL|CUDA|NVIDIA|OMP|GOMP|KMP|MKL|OPENBLAS|GOTO|BLIS|VECLIB|RAYON"
+    r"|TOKENIZERS|TRANSFORMERS|LLGUIDANCE)_\w+|PYTHON[A-Z]+"
+)
+
+
+def minimal(env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that a process which reads models may see: no tokens, keys or proxies.
+
+    This is an allow list, because no list of secrets can be complete.
+    """
+    return {name: value for name, value in env.items() if name in _NAMES or _PATTERN.fullmatch(name)}

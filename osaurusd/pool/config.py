@@ -1,0 +1,129 @@
+"""The pool's settings, derived from the configuration and this machine."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from osaurusd.config import Config
+from osaurusd.errors import ConfigError
+from osaurusd.log import get_logger
+from osaurusd.models.record import ModelRecord
+from osaurusd.pool.scheduler import SchedulerConfig
+from osaurusd.rpc.process import Launch
+
+log = get_logger(__name__)
+
+# Defaults as fractions of the machine's memory: all models, and the parts of one worker.
+BUDGET_FRACTION = 0.7
+FREED_BUFFERS_FRACTION = 0.05
+PREFIX_CACHE_FRACTION = 0.125
+
+# MLX's CPU backend on Linux links a reference BLAS that is many times slower than OpenBLAS.
+_OPENBLAS_PATTERNS = (
+    "lib/*/openblas-pthread/libopenblas.so.0",  # Debian, Ubuntu
+    "lib/*/libopenblas.so.0",
+    "lib64/libopenblasp.so.0",  # Fedora
+    "lib64/libopenblas.so.0",  # openSUSE
+    "lib/libopenblas.so.0",  # Arch
+)
+
+
+@dataclass(frozen=True)
+class WorkerLimits:
+    """Limits of each worker, however much memory is free; see `messages.Load`."""
+
+    dequantize: Literal["auto", "always", "never"] = "auto"
+    cache_limit_bytes: int = 2**30
+    prefix_cache_bytes: int = 0
+    max_waiting: int = 64
+    stall_seconds: float = 0.2
+
+
+@dataclass(frozen=True)
+class KeepAlive:
+    """Seconds until an idle model is unloaded: a default, and values by name, alias or repo. Negative means never."""
+
+    default: float = -1.0
+    by_model: Mapping[str, float] = field(default_factory=dict)
+
+    def for_model(self, record: ModelRecord) -> float | None:
+        """Return the keep-alive of a model; None means never."""
+        names = (record.name, record.repo.lower(), *record.aliases)
+        seconds = next((value for name, value in self.by_model.items() if name.lower() in names), self.default)
+        return negative_to_none(seconds)
+
+
+def negative_to_none(seconds: float) -> float | None:
+    """Convert a keep-alive to the scheduler's form, in which None means never."""
+    return None if seconds < 0 else seconds
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """Settings of the pool; a standby worker is kept for `standby_seconds` after a load, 0 keeps none."""
+
+    launch: Launch = field(default_factory=Launch)
+    limits: WorkerLimits = field(default_factory=WorkerLimits)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    keep_alive: KeepAlive = field(default_factory=KeepAlive)
+    standby_seconds: float = 0.0
+
+    @classmethod
+    def from_config(cls, config: Config) -> "PoolConfig":
+        """Apply the configuration to this machine.
+
+        Raises:
+            ConfigError: a configured library does not exist.
+        """
+        physical = psutil.virtual_memory().total
+        worker, residency = config.worker, config.residency
+        prefix_cache = worker.prefix_cache_bytes
+        return cls(
+            launch=_launch(config),
+            limits=WorkerLimits(
+                dequantize=worker.dequantize,
+                cache_limit_bytes=int(physical * FREED_BUFFERS_FRACTION),
+                prefix_cache_bytes=int(physical * PREFIX_CACHE_FRACTION) if prefix_cache is None else prefix_cache,
+                max_waiting=worker.max_waiting,
+                stall_seconds=worker.stall_seconds,
+            ),
+            scheduler=SchedulerConfig(
+                budget_bytes=residency.budget_bytes or int(physical * BUDGET_FRACTION),
+                max_waiting=worker.max_waiting,
+                wait_seconds=residency.wait_seconds,
+                min_residency_seconds=residency.min_residency_seconds,
+            ),
+            keep_alive=KeepAlive(residency.keep_alive_seconds, residency.keep_alive_by_model),
+            standby_seconds=residency.spare_seconds,
+        )
+
+
+def find_blas(setting: str, *, platform: str = sys.platform, root: Path = Path("/usr")) -> Path | None:
+    """Return the library to preload into workers for the value of `worker.blas`, or None.
+
+    Raises:
+        ConfigError: the value is a path that does not exist.
+    """
+    if setting == "none" or not platform.startswith("linux"):
+        return None
+    if setting != "auto":
+        path = Path(setting).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"`worker.blas`: file {path} does not exist", param="worker.blas")
+        return path
+    return next((path for pattern in _OPENBLAS_PATTERNS for path in sorted(root.glob(pattern))), None)
+
+
+def _launch(config: Config) -> Launch:
+    preload = find_blas(config.worker.blas)
+    log.info("BLAS for workers", preloaded=str(preload) if preload else None)
+    return Launch(
+        preload=preload,
+        load_timeout=config.worker.load_timeout_seconds,
+        stop_grace=config.worker.stop_grace_seconds,
+        hang_timeout=config.residency.hang_seconds,
+    )

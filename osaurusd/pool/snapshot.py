@@ -1,0 +1,53 @@
+"""The observable state of the pool."""
+
+from dataclasses import dataclass
+
+from osaurusd.wire.admin import IN_MEMORY, WorkerState
+from osaurusd.wire.residency import LoadPhases
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """Memory for all models, and the part that models hold."""
+
+    total_bytes: int
+    used_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSnapshot:
+    """A model's worker at one moment; times are in seconds.
+
+    Attributes:
+        mlx_bytes: memory that MLX holds, including freed buffers.
+        needs_bytes: the model's minimum memory; an estimate until its first load.
+        limit_bytes: what the worker may use.
+        reserved_bytes: what weights and running requests may grow to.
+        waiting: requests waiting for the model.
+        idle_left_seconds: time until the model is unloaded; None if it is in use or stays loaded.
+        last_exit: how the model's worker last failed.
+    """
+
+    key: str
+    name: str
+    state: WorkerState
+    pid: int | None = None
+    device: str | None = None
+    mlx_bytes: int = 0
+    needs_bytes: int = 0
+    limit_bytes: int = 0
+    reserved_bytes: int = 0
+    in_flight: int = 0
+    waiting: int = 0
+    pinned: bool = False
+    tokens_per_second: float = 0.0
+    load_seconds: float | None = None
+    phases: LoadPhases | None = None
+    idle_seconds: float | None = None
+    idle_left_seconds: float | None = None
+    last_exit: str | None = None
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the model has a worker process or is about to get one."""
+        return self.state in IN_MEMORY

@@ -1,0 +1,163 @@
+"""The scheduler's data: models that are in memory or waiting for it, their waiters, and failed loads."""
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from osaurusd.errors import OsaurusError
+from osaurusd.wire.admin import WorkerState
+
+MAX_BACKOFF_SECONDS = 60.0
+"""Longest wait between restarts of a failing model; a worker that ran this long resets the count."""
+
+
+class Waiter(Protocol):
+    """A caller that waits until a model is ready, or unloaded."""
+
+    def grant(self, model: "ModelState") -> bool:
+        """Resume the caller; False if it has been cancelled."""
+
+    def reject(self, error: OsaurusError) -> None: ...
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model to load.
+
+    Attributes:
+        key: identifies the model.
+        needs_bytes: estimated minimum memory.
+        keep_alive: seconds without requests until the model is unloaded; None keeps it loaded, 0 unloads it after its
+            first request.
+    """
+
+    key: str
+    needs_bytes: int = 0
+    keep_alive: float | None = None
+
+
+class StopCause(StrEnum):
+    """Why a worker is stopped; `ROOM` is an eviction for another model or a smaller budget."""
+
+    UNLOAD = "unload"
+    IDLE = "idle"
+    ROOM = "room"
+    SHUTDOWN = "shutdown"
+
+
+@dataclass(eq=False)
+class ModelState:
+    """One load of a model, from the request that queues it until its worker has exited.
+
+    Attributes:
+        needs_bytes: minimum memory: weights and one request. An estimate until the worker reports it.
+        keep_alive: as in `ModelSpec`.
+        keep_alive_fixed: a load request set `keep_alive`; configuration changes leave it alone.
+        position: place in the queue for memory.
+        waiters: requests for the model with their positions, in order.
+        unload_waiters: callers waiting for the exit.
+        reserved_bytes: what weights and running requests may grow to, as the worker reports.
+        limit_bytes: what the worker may use.
+        started_at, ready_at: when the load began and ended.
+        served: whether a request has completed.
+        draining: new requests wait, because another model needs this one's memory.
+        blocked_since: since when a queued model waits for nothing but running requests.
+    """
+
+    key: str
+    state: WorkerState = WorkerState.QUEUED
+    needs_bytes: int = 0
+    keep_alive: float | None = None
+    keep_alive_fixed: bool = False
+    pinned: bool = False
+    position: int = 0
+    in_flight: int = 0
+    waiters: deque[tuple[int, Waiter]] = field(default_factory=deque)
+    unload_waiters: list[Waiter] = field(default_factory=list)
+    reserved_bytes: int = 0
+    limit_bytes: int = 0
+    started_at: float | None = None
+    ready_at: float | None = None
+    last_used: float = 0.0
+    served: bool = False
+    draining: bool = False
+    blocked_since: float | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that must not be given to other models now."""
+        return max(self.needs_bytes, self.reserved_bytes) if self.in_flight else self.needs_bytes
+
+    @property
+    def busy(self) -> bool:
+        return self.in_flight > 0 or self.state is WorkerState.STARTING
+
+    @property
+    def idle_until(self) -> float | None:
+        """When the model is unloaded unless a request arrives; None if it is in use or stays loaded."""
+        if self.state is not WorkerState.READY or self.in_flight or self.waiters or self.keep_alive is None:
+            return None
+        return self.last_used + self.keep_alive if self.keep_alive or self.served else None
+
+    def reject_all(self, error: OsaurusError) -> None:
+        """Reject every waiting request."""
+        while self.waiters:
+            self.waiters.popleft()[1].reject(error)
+
+    def grant_all(self, now: float) -> None:
+        """Grant every waiting request."""
+        while self.waiters:
+            self.grant(self.waiters.popleft()[1], now)
+
+    def grant(self, waiter: Waiter, now: float) -> None:
+        """Grant a request; it counts as in flight only if its caller still exists."""
+        if waiter.grant(self):
+            self.in_flight += 1
+            self.last_used = now
+
+    def confirm_unload(self) -> None:
+        """Resume the callers that wait for the exit."""
+        for waiter in self.unload_waiters:
+            waiter.grant(self)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The last failure of a model's worker, the number of consecutive ones, and when requests may start it again."""
+
+    error: OsaurusError
+    count: int
+    retry_at: float
+
+    @classmethod
+    def following(
+        cls, previous: "Failure | None", error: OsaurusError, *, now: float, uptime: float = 0.0, min_wait: float = 0.0
+    ) -> "Failure":
+        """Build the failure after `previous`; the first one may be retried at once, later ones back off."""
+        count = 1 if previous is None or uptime >= MAX_BACKOFF_SECONDS else previous.count + 1
+        backoff = min(2.0 ** (count - 2), MAX_BACKOFF_SECONDS) if count > 1 else 0.0
+        return cls(error, count, now + max(backoff, min_wait))
+
+    def rejection(self, now: float) -> OsaurusError:
+        """Build the error for a request that arrives before `retry_at`."""
+        seconds = math.ceil(self.retry_at - now)
+        message = (
+            f"{self.error.message}\nThe model failed {self.count} times in a row. Requests can start it again in "
+            f'{seconds} s; "osaurusctl load" starts it now.'
+        )
+        return type(self.error)(message, param=self.error.param, location=self.error.location)
+
+
+class Effects(Protocol):
+    """What the scheduler makes happen. Implementations must not call the scheduler back synchronously."""
+
+    def start(self, model: ModelState) -> None:
+        """Start a worker that may use `limit_bytes`; report `ready` or `exited`."""
+
+    def stop(self, model: ModelState, reason: OsaurusError, cause: StopCause) -> None:
+        """Stop the worker in any state and fail its requests with `reason`; report `exited`."""
+
+    def update_limit(self, model: ModelState) -> None:
+        """Send the worker its new `limit_bytes`."""

@@ -1,0 +1,198 @@
+"""Frames over a socketpair: a typed JSON header with optional binary blobs.
+
+    u32 header length | u32 blob count | u32 length of each blob | header | blobs
+
+All integers are big-endian. The header is a message of the direction's union; blobs (encoded images, embeddings) travel
+beside it, and messages refer to them by index. End of file means that the peer has exited, in both directions.
+"""
+
+import asyncio
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import msgspec
+
+from osaurusd.rpc.messages import Frame
+
+MAX_HEADER_BYTES = 256 * 1024 * 1024
+MAX_BLOBS = 4096
+MAX_BLOB_BYTES = 256 * 1024 * 1024
+"""Limit of all blobs of a frame together."""
+
+_PREFIX = struct.Struct(">II")
+_READ_BYTES = 256 * 1024
+_ENCODER = msgspec.json.Encoder()
+
+T = TypeVar("T")
+
+
+class FrameError(Exception):
+    """The peer sent bytes that are not a frame of this protocol; the connection is unusable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received(Generic[T]):
+    """A frame and its blobs."""
+
+    frame: T
+    blobs: Sequence[bytes] = ()
+
+
+def encode(frames: Iterable[Frame]) -> bytes:
+    """Encode frames without blobs into one byte string, so that the output of one decode step takes one write."""
+    parts: list[bytes] = []
+    for frame in frames:
+        header = _ENCODER.encode(frame)
+        parts += _PREFIX.pack(len(header), 0), header
+    return b"".join(parts)
+
+
+def encode_with_blobs(frame: Frame, blobs: Sequence[bytes]) -> bytes:
+    """Encode one frame with its blobs.
+
+    Raises:
+        ValueError: the blobs exceed `MAX_BLOBS` or `MAX_BLOB_BYTES`.
+    """
+    header = _ENCODER.encode(frame)
+    lengths = [len(blob) for blob in blobs]
+    if len(blobs) > MAX_BLOBS or sum(lengths) > MAX_BLOB_BYTES:
+        raise ValueError(f"a frame cannot carry {len(blobs)} blobs with {sum(lengths)} bytes")
+    prefix = _PREFIX.pack(len(header), len(blobs)) + struct.pack(f">{len(blobs)}I", *lengths)
+    return b"".join((prefix, header, *blobs))
+
+
+class FrameDecoder(Generic[T]):
+    """Splits a byte stream into frames; does no I/O.
+
+    Args:
+        decoder: decodes the union of messages of this direction.
+    """
+
+    def __init__(self, decoder: msgspec.json.Decoder[T]) -> None:
+        self._decoder = decoder
+        self._buffer = bytearray()
+        self._start = 0
+
+    def feed(self, data: bytes) -> None:
+        """Append received bytes."""
+        if self._start:
+            del self._buffer[: self._start]
+            self._start = 0
+        self._buffer += data
+
+    def next(self) -> Received[T] | None:
+        """Return the next complete frame with its blobs, or None if more bytes are needed.
+
+        Raises:
+            FrameError: the bytes are not a frame of this direction.
+        """
+        frame = self._decode()
+        if isinstance(frame, Received) or frame is None:
+            return frame
+        return Received(frame)
+
+    def next_frame(self) -> T | None:
+        """Return the next complete frame of a connection that carries no blobs, or None if more bytes are needed.
+
+        Raises:
+            FrameError: the bytes are not a frame of this direction, or the frame has blobs.
+        """
+        frame = self._decode()
+        if isinstance(frame, Received):
+            raise FrameError(f"a {type(frame.frame).__name__} frame has {len(frame.blobs)} blobs; expected none")
+        return frame
+
+    def _decode(self) -> T | Received[T] | None:
+        """Return the next frame, wrapped only if it has blobs: most frames are text deltas, and speed matters."""
+        start = self._start + _PREFIX.size
+        if len(self._buffer) < start:
+            return None
+        header_bytes, blob_count = _PREFIX.unpack_from(self._buffer, self._start)
+        if header_bytes > MAX_HEADER_BYTES:
+            raise FrameError(f"a frame header of {header_bytes} bytes exceeds the limit of {MAX_HEADER_BYTES}")
+        if blob_count:
+            return self._decode_with_blobs(header_bytes, blob_count)
+        end = start + header_bytes
+        if len(self._buffer) < end:
+            return None
+        self._start = end
+        return self._decode_header(start, end)
+
+    def _decode_with_blobs(self, header_bytes: int, blob_count: int) -> Received[T] | None:
+        if blob_count > MAX_BLOBS:
+            raise FrameError(f"a frame with {blob_count} blobs exceeds the limit of {MAX_BLOBS}")
+        table = self._start + _PREFIX.size
+        header = table + 4 * blob_count
+        if len(self._buffer) < header:
+            return None
+        lengths = struct.unpack_from(f">{blob_count}I", self._buffer, table)
+        if sum(lengths) > MAX_BLOB_BYTES:
+            raise FrameError(f"blobs of {sum(lengths)} bytes exceed the limit of {MAX_BLOB_BYTES}")
+        position = header + header_bytes
+        if len(self._buffer) < position + sum(lengths):
+            return None
+        self._start = position + sum(lengths)
+        frame = self._decode_header(header, position)
+        blobs = []
+        for length in lengths:
+            blobs.append(bytes(self._buffer[position : position + length]))
+            position += length
+        return Received(frame, blobs)
+
+    def _decode_header(self, start: int, end: int) -> T:
+        try:
+            return self._decoder.decode(self._buffer[start:end])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise FrameError(f"a frame header is invalid: {error}") from error
+
+
+class FrameReader(Generic[T]):
+    """Reads the frames of one direction from a stream.
+
+    Args:
+        stream: the peer's bytes.
+        decoder: decodes the union of messages of this direction.
+    """
+
+    def __init__(self, stream: asyncio.StreamReader, decoder: msgspec.json.Decoder[T]) -> None:
+        self._stream = stream
+        self._frames = FrameDecoder(decoder)
+
+    async def read(self) -> T | None:
+        """Return the next frame, or None once the peer has closed its end, even in the middle of a frame.
+
+        Raises:
+            FrameError: the bytes are not a frame of this direction, or the frame has blobs.
+        """
+        while (frame := self._frames.next_frame()) is None:
+            if not await self._fill():
+                return None
+        return frame
+
+    async def receive(self) -> Received[T] | None:
+        """Return the next frame with its blobs, or None once the peer has closed its end.
+
+        Raises:
+            FrameError: the bytes are not a frame of this direction.
+        """
+        while (received := self._frames.next()) is None:
+            if not await self._fill():
+                return None
+        return received
+
+    async def _fill(self) -> bool:
+        """Read what has arrived: the frames of one decode step usually come in one piece. False at end of file."""
+        try:
+            data = await self._stream.read(_READ_BYTES)
+        except ConnectionError:
+            return False
+        self._frames.feed(data)
+        return bool(data)
+
+
+async def connect(fd: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Open streams over this end of a socketpair; they own the descriptor."""
+    return await asyncio.open_connection(sock=socket.socket(fileno=fd))

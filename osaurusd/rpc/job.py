@@ -1,0 +1,160 @@
+"""One-shot child processes that do blocking work for the daemon and report over a socketpair.
+
+The daemon calls `run`; the child process calls `report`. End of file tells each side that the other one has exited.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from osaurusd.platform import environment
+from osaurusd.rpc import framing
+from osaurusd.rpc.messages import Frame
+
+T = TypeVar("T")
+
+PROGRESS_INTERVAL_SECONDS = 0.1
+
+Send = Callable[[Frame], None]
+
+
+class JobDied(Exception):
+    """The child process exited without a result, or could not be started."""
+
+
+def module_command(module: str) -> tuple[str, ...]:
+    """Return the command that runs a module of this package."""
+    # -P: ignore a folder named osaurusd in the working directory.
+    return (sys.executable, "-P", "-m", module)
+
+
+async def run(
+    command: Sequence[str],
+    arguments: Sequence[str],
+    decoder: msgspec.json.Decoder[T],
+    env: Mapping[str, str] | None = None,
+) -> AsyncGenerator[T]:
+    """Run a child process and yield its frames; closing the iterator kills the process.
+
+    Args:
+        command: the command, which gets `--fd N` and the arguments appended.
+        arguments: the arguments of this run.
+        decoder: decodes the frames.
+        env: the complete environment; None for a minimal one without secrets.
+
+    Raises:
+        JobDied: the process could not be started, sent invalid data, or exited before the caller stopped iterating.
+    """
+    process, ours = await _start(command, arguments, env)
+    try:
+        stream, writer = await framing.connect(ours.detach())
+        with contextlib.closing(writer):
+            reader = framing.FrameReader(stream, decoder)
+            while (frame := await reader.read()) is not None:
+                yield frame
+            code = await process.wait()
+            raise JobDied(f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
+    except framing.FrameError as error:
+        raise JobDied(f"invalid frame: {error}") from error
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await asyncio.shield(process.wait())
+
+
+async def _start(
+    command: Sequence[str], arguments: Sequence[str], env: Mapping[str, str] | None
+) -> tuple[asyncio.subprocess.Process, socket.socket]:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                "--fd",
+                str(theirs.fileno()),
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=environment.minimal() if env is None else env,
+            )
+        except OSError as error:
+            ours.close()
+            raise JobDied(f"could not start {command[0]}: {error}") from error
+        except asyncio.CancelledError:
+            ours.close()
+            raise
+        return process, ours
+
+
+def report(fd: int, work: Callable[[Send], Frame]) -> Frame:
+    """Do the work of this child process, and send the frame that it returns as the result.
+
+    The process exits as soon as the daemon closes its end of the socket.
+
+    Args:
+        fd: the inherited socket.
+        work: may send progress frames.
+    """
+    # A terminal's Ctrl-C reaches the whole process group, but the daemon decides when this process exits.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with socket.socket(fileno=fd) as peer:
+        finished = threading.Event()
+        threading.Thread(target=_exit_with_peer, args=(peer, finished), daemon=True).start()
+
+        def send(frame: Frame) -> None:
+            try:
+                peer.sendall(framing.encode([frame]))
+            except OSError:
+                os._exit(1)
+
+        result = work(send)
+        # Set before the result is sent: the daemon may close the socket immediately afterwards.
+        finished.set()
+        send(result)
+        return result
+
+
+def _exit_with_peer(peer: socket.socket, finished: threading.Event) -> None:
+    with contextlib.suppress(OSError):
+        while peer.recv(4096):
+            pass
+    if not finished.is_set():
+        os._exit(1)
+
+
+def printable(text: str) -> str:
+    """Replace the parts of file names that are not UTF-8, which JSON cannot represent."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+class Throttle:
+    """Limits progress reports to one per `PROGRESS_INTERVAL_SECONDS`, plus the first and the last one of each stage.
+
+    Args:
+        clock: returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._stage: str | None = None
+        self._next_report = 0.0
+
+    def allows(self, stage: str, done: int, total: int) -> bool:
+        """Whether to send this report."""
+        now = self._clock()
+        if stage == self._stage and done != total and now < self._next_report:
+            return False
+        self._stage = stage
+        self._next_report = now + PROGRESS_INTERVAL_SECONDS
+        return True

@@ -1,0 +1,153 @@
+"""Messages between the daemon and its child processes: a closed union of message types in each direction."""
+
+from typing import Literal
+
+import msgspec
+
+from osaurusd.inference.events import Event
+from osaurusd.inference.request import GenerationRequest, Location
+from osaurusd.wire.errors import ErrorCode
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of all messages."""
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of the parts of messages."""
+
+
+# Daemon to worker
+
+
+class Load(Frame, frozen=True, tag="load"):
+    """Load the model in the folder `path`.
+
+    Attributes:
+        context_length: longest sequence in tokens; None if unknown.
+        dequantize: whether to compute in float32 on a CPU; `auto` does if the weights fit into `memory_limit_bytes`.
+        memory_limit_bytes: limit of everything MLX allocates; None keeps MLX's own limit.
+        cache_limit_bytes: limit of freed buffers that MLX keeps; None keeps MLX's own limit.
+        wired_limit_bytes: memory that the GPU driver must not page out; None keeps the system's limit.
+        prefix_cache_bytes: limit of the prefix cache; 0 disables it.
+        max_waiting: requests that may wait for a place in the batch before further ones are rejected.
+        stall_seconds: how long prefill may delay running sequences, if that is longer than a few decode steps.
+    """
+
+    path: str
+    context_length: int | None = None
+    dequantize: Literal["auto", "always", "never"] = "auto"
+    memory_limit_bytes: int | None = None
+    cache_limit_bytes: int | None = None
+    wired_limit_bytes: int | None = None
+    prefix_cache_bytes: int = 0
+    max_waiting: int = 64
+    stall_seconds: float = 0.2
+
+
+class Limits(Frame, frozen=True, tag="limits"):
+    """Replace the memory limits; the fields are those of `Load`."""
+
+    memory_limit_bytes: int | None = None
+    cache_limit_bytes: int | None = None
+    wired_limit_bytes: int | None = None
+    prefix_cache_bytes: int = 0
+
+
+class Generate(Frame, frozen=True, tag="generate"):
+    """Run a request. Image and audio parts refer to the blobs of this frame.
+
+    A `continuation` belongs to a client request of which an earlier part has started: a full queue does not reject it.
+    """
+
+    id: int
+    request: GenerationRequest
+    continuation: bool = False
+
+
+class Cancel(Frame, frozen=True, tag="cancel"):
+    """Drop request `id` before the next step; unknown and completed ids are ignored."""
+
+    id: int
+
+
+class Shutdown(Frame, frozen=True, tag="shutdown"):
+    """Drop all requests and exit with status 0."""
+
+
+# Worker to daemon
+
+
+class Hello(Frame, frozen=True, tag="hello"):
+    """The first frame: the version of the worker's package, and the duration of its imports."""
+
+    version: str
+    import_seconds: float = 0.0
+
+
+class Loaded(Frame, frozen=True, tag="loaded"):
+    """The model is ready.
+
+    Attributes:
+        dtype: the type in which the weights are computed.
+        memory_bytes: memory that the model uses now.
+        batched: whether several sequences can share a decode step.
+        serving_bytes: memory while one request of ordinary length is served; 0 if unknown.
+        working_set_bytes: the GPU's recommended limit for all processes together; None without a GPU.
+    """
+
+    device: str
+    dtype: str
+    memory_bytes: int
+    batched: bool
+    serving_bytes: int = 0
+    working_set_bytes: int | None = None
+
+
+class LoadFailed(Frame, frozen=True, tag="load_failed"):
+    message: str
+
+
+class Output(Frame, frozen=True, tag="output"):
+    """An event of request `id`."""
+
+    id: int
+    event: Event
+
+
+class Failed(Frame, frozen=True, tag="failed"):
+    """Request `id` failed; no further frame follows. `location` is the part of the request at fault, if one is."""
+
+    id: int
+    code: ErrorCode
+    message: str
+    location: Location | None = None
+
+
+class Stats(Frame, frozen=True, tag="stats"):
+    """Memory in bytes: MLX arrays, freed buffers that MLX keeps, and the prefix cache.
+
+    `reserved_bytes` is what weights and running requests may grow to.
+    """
+
+    active_bytes: int
+    cache_bytes: int
+    prefix_cache_bytes: int = 0
+    reserved_bytes: int = 0
+
+
+class Pulse(Frame, frozen=True, tag="pulse"):
+    """A heartbeat, sent about once a second while `progress` increases.
+
+    `progress` counts loaded bytes of weights, then forward passes. `reserved_bytes` is that of `Stats`.
+    """
+
+    progress: int
+    reserved_bytes: int = 0
+
+
+ToWorker = Load | Limits | Generate | Cancel | Shutdown
+FromWorker = Hello | Loaded | LoadFailed | Output | Failed | Stats | Pulse
+
+TO_WORKER: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
+FROM_WORKER: msgspec.json.Decoder[FromWorker] = msgspec.json.Decoder(FromWorker)

@@ -1,0 +1,96 @@
+"""A plain text format for tools and tool calls, for models whose chat template does not support tools."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from osaurusd.inference.request import Message, TextPart, Tool, ToolCall
+
+CALL_START = "<tool_call>"
+CALL_END = "</tool_call>"
+
+_INSTRUCTIONS = """\
+You can call functions. These are their descriptions, one JSON object a line:
+{tools}
+To call one, answer with a JSON object that holds its name and its arguments, between these tags and nothing else:
+{start}
+{{"name": "the name of the function", "arguments": {{"the name of an argument": "its value"}}}}
+{end}
+Use the tags once for each call. You are then given the results. Where no function is of use, answer in plain text."""
+
+_TOOLS_VARIABLE = re.compile(r"\btools\b")
+
+
+def supports_tools(tokenizer: Any) -> bool:
+    """Whether the model's chat template renders tools."""
+    if not tokenizer.has_chat_template:
+        return False
+    match tokenizer.chat_template:
+        case str() as template:
+            return bool(_TOOLS_VARIABLE.search(template))
+        case dict() as templates:
+            return any(_TOOLS_VARIABLE.search(template) for template in templates.values())
+    # mlx_lm renders the chats of this model in Python; those renderers support tools.
+    return True
+
+
+def template_tool(tool: Tool) -> dict[str, Any]:
+    """Build the object that chat templates expect for a tool.
+
+    The shape is a convention of transformers:
+    https://huggingface.co/docs/transformers/chat_extras#tool-use
+    """
+    function: dict[str, Any] = {"name": tool.name}
+    if tool.description is not None:
+        function["description"] = tool.description
+    function["parameters"] = tool.parameters or {"type": "object", "properties": {}}
+    return {"type": "function", "function": function}
+
+
+def call_prefix(name: str) -> str:
+    """Return the text of a call of `name` up to its arguments. The arguments and a closing brace follow."""
+    return f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": '
+
+
+def describe_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
+    """Rewrite a chat so that tools, tool calls and tool results are plain text.
+
+    Results become user messages, joined with a user message that follows: some templates require user and assistant
+    messages to alternate.
+    """
+    rewritten: list[Message] = []
+    after_result = False
+    for message in messages:
+        current = _to_text(message)
+        if after_result and current.role == "user":
+            current = Message.from_text("user", f"{rewritten.pop().text}\n\n{current.text}")
+        rewritten.append(current)
+        after_result = message.role == "tool"
+    return _add_instructions(rewritten, tools) if tools else rewritten
+
+
+def _add_instructions(messages: list[Message], tools: Sequence[Tool]) -> list[Message]:
+    lines = "\n".join(json.dumps(template_tool(tool)["function"], ensure_ascii=False) for tool in tools)
+    instructions = _INSTRUCTIONS.format(tools=lines, start=CALL_START, end=CALL_END)
+    if messages and messages[0].role == "system":
+        system = Message.from_text("system", f"{messages[0].text}\n\n{instructions}")
+        return [system, *messages[1:]]
+    return [Message.from_text("system", instructions), *messages]
+
+
+def _to_text(message: Message) -> Message:
+    if message.role == "tool":
+        results = [f"Result of {result.name or result.call_id}:\n{result.text}" for result in message.tool_results]
+        return Message.from_text("user", "\n\n".join(results))
+    if message.tool_calls:
+        calls = "\n".join(_format_call(call) for call in message.tool_calls)
+        text = f"{message.text}\n{calls}" if message.text else calls
+        return msgspec.structs.replace(message, content=[TextPart(text=text)], tool_calls=[])
+    return message
+
+
+def _format_call(call: ToolCall) -> str:
+    return f"{CALL_START}\n{call_prefix(call.name)}{call.arguments}}}\n{CALL_END}"

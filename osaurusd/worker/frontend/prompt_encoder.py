@@ -1,0 +1,100 @@
+"""Turning a prompt into tokens: a chat through the chat template, raw text, token ids, or fill-in-the-middle."""
+
+from typing import Any, NamedTuple
+
+from osaurusd.errors import InvalidRequest, UnsupportedParameter
+from osaurusd.inference import request as inference
+from osaurusd.inference.request import ChatPrompt, TextPrompt, TokenPrompt
+from osaurusd.worker.frontend import chat_template, context_length
+from osaurusd.worker.frontend.chat_template import EncodedPrompt
+
+
+class FillInTheMiddleTokens(NamedTuple):
+    """The special tokens of one model family. Each precedes its part of the prompt; `middle` precedes the output."""
+
+    prefix: str
+    suffix: str
+    middle: str | None
+    suffix_first: bool = False
+
+
+FILL_IN_THE_MIDDLE_FAMILIES = (
+    FillInTheMiddleTokens("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen, CodeGemma, Granite 4
+    FillInTheMiddleTokens("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, Granite 3
+    FillInTheMiddleTokens("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),  # SantaCoder
+    FillInTheMiddleTokens("\u2581<PRE>", "\u2581<SUF>", "\u2581<MID>"),  # CodeLlama
+    FillInTheMiddleTokens(  # DeepSeek
+        "<\uff5cfim\u2581begin\uff5c>", "<\uff5cfim\u2581hole\uff5c>", "<\uff5cfim\u2581end\uff5c>"
+    ),
+    FillInTheMiddleTokens("[PREFIX]", "[SUFFIX]", None, suffix_first=True),  # Codestral
+)
+
+
+def encode(
+    tokenizer: Any, prompt: inference.Prompt, max_context: int | None, *, find_shared_prefix: bool = False
+) -> EncodedPrompt:
+    """Turn a prompt into tokens. Safe on any thread.
+
+    Args:
+        tokenizer: mlx_lm's tokenizer wrapper.
+        prompt: what to encode.
+        max_context: the model's context length in tokens, if known.
+        find_shared_prefix: find out how many tokens of a chat do not depend on its last user message.
+
+    Raises:
+        InvalidRequest: the prompt is unusable or empty.
+        UnsupportedParameter: the prompt has a suffix, and the model does not support fill-in-the-middle.
+        ContextLengthExceeded: the prompt leaves no room for output.
+    """
+    match prompt:
+        case ChatPrompt():
+            encoded = chat_template.encode_chat(tokenizer, prompt, max_context, find_shared_prefix=find_shared_prefix)
+        case TextPrompt():
+            context_length.check_text(tokenizer, prompt.text + (prompt.suffix or ""), max_context)
+            encoded = EncodedPrompt(_encode_text(tokenizer, prompt))
+        case TokenPrompt():
+            encoded = EncodedPrompt(_check_ids(tokenizer, prompt.tokens))
+    if not encoded.tokens:
+        raise InvalidRequest("the prompt is empty after tokenization", location=("prompt",))
+    context_length.check_tokens(encoded.tokens, max_context)
+    return encoded
+
+
+def _encode_text(tokenizer: Any, prompt: TextPrompt) -> list[int]:
+    if prompt.suffix is not None:
+        return _encode_fill_in_the_middle(tokenizer, prompt.text, prompt.suffix)
+    tokens = list(tokenizer.encode(prompt.text))
+    if tokens or prompt.text:
+        return tokens
+    # An empty prompt starts a document, and a document follows the end of another one.
+    return [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None][:1]
+
+
+def _check_ids(tokenizer: Any, tokens: list[int]) -> list[int]:
+    size = len(tokenizer)
+    unknown = next((token for token in tokens if not 0 <= token < size), None)
+    if unknown is not None:
+        raise InvalidRequest(
+            f"this model's token ids range from 0 to {size - 1}, not {unknown}", location=("prompt", "tokens")
+        )
+    return tokens
+
+
+def _encode_fill_in_the_middle(tokenizer: Any, prefix: str, suffix: str) -> list[int]:
+    vocabulary = tokenizer.get_vocab()
+    for family in FILL_IN_THE_MIDDLE_FAMILIES:
+        if all(token in vocabulary for token in family[:3] if token is not None):
+            return [*tokenizer.encode(""), *_arrange(tokenizer, vocabulary, family, prefix, suffix)]
+    raise UnsupportedParameter(
+        "this model does not support fill-in-the-middle; leave the suffix out or use a model that was trained for it",
+        location=("prompt", "suffix"),
+    )
+
+
+def _arrange(
+    tokenizer: Any, vocabulary: dict[str, int], family: FillInTheMiddleTokens, prefix: str, suffix: str
+) -> list[int]:
+    before = [vocabulary[family.prefix], *tokenizer.encode(prefix, add_special_tokens=False)]
+    after = [vocabulary[family.suffix], *tokenizer.encode(suffix, add_special_tokens=False)]
+    parts = [*after, *before] if family.suffix_first else [*before, *after]
+    return parts if family.middle is None else [*parts, vocabulary[family.middle]]

@@ -1,0 +1,101 @@
+"""Building engine requests: everything that needs the tokenizer but no MLX arrays."""
+
+import secrets
+from functools import partial
+
+from osaurusd.errors import InvalidRequest
+from osaurusd.inference.request import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt
+from osaurusd.rpc import messages
+from osaurusd.worker.engine.caches import Layout
+from osaurusd.worker.engine.request import Choice, EngineRequest
+from osaurusd.worker.engine.sampling import SamplingState
+from osaurusd.worker.frontend import prompt_encoder
+from osaurusd.worker.frontend.chat_template import EncodedPrompt
+from osaurusd.worker.frontend.constraint import Constraint, ConstraintCompiler
+from osaurusd.worker.frontend.logprobs import Score
+from osaurusd.worker.frontend.output_parser import OutputParser
+from osaurusd.worker.frontend.text_assembler import OutputDelta
+from osaurusd.worker.runners.text import Model
+
+# Maximum output tokens of a model that does not state its context length.
+UNKNOWN_CONTEXT_LENGTH = 32768
+
+_SEED_BITS = 64
+
+
+class RequestBuilder:
+    """Builds engine requests for one model. Safe on any thread.
+
+    Args:
+        model: the loaded model.
+        layout: the layout of its caches.
+        vocabulary: the width of its logits.
+    """
+
+    def __init__(self, model: Model, layout: Layout, vocabulary: int) -> None:
+        self._tokenizer = model.tokenizer
+        self._context_length = model.context_length
+        self._vocabulary = vocabulary
+        self._find_shared_prefix = layout.has_states
+        self._parser = OutputParser(model.tokenizer)
+        self._constraints = ConstraintCompiler(model.tokenizer, vocabulary, model.end_tokens)
+
+    def build(self, frame: messages.Generate) -> EngineRequest:
+        """Build the engine request for a frame.
+
+        Raises:
+            OsaurusError: the request is invalid.
+        """
+        request = frame.request
+        _check_logit_bias(request.sampling, self._vocabulary)
+        prompt = prompt_encoder.encode(
+            self._tokenizer, request.prompt, self._context_length, find_shared_prefix=self._find_shared_prefix
+        )
+        constraint = self._compile_constraint(request, prompt)
+        room = max((self._context_length or UNKNOWN_CONTEXT_LENGTH) - len(prompt.tokens), 1)
+        return EngineRequest(
+            id=frame.id,
+            prompt_tokens=prompt.tokens,
+            choices=[self._build_choice(request, prompt, constraint, index) for index in range(request.n)],
+            max_tokens=room if request.max_tokens is None else min(request.max_tokens, room),
+            bounded=request.max_tokens is not None,
+            continuation=frame.continuation,
+            shared_prefix_length=prompt.shared_prefix_length,
+            echo=partial(self._echo, request, prompt) if request.echo else None,
+            needs_prompt_logprobs=request.echo and request.logprobs is not None,
+        )
+
+    def _compile_constraint(self, request: GenerationRequest, prompt: EncodedPrompt) -> Constraint | None:
+        if request.constraint is None:
+            return None
+        tools = request.prompt.tools if isinstance(request.prompt, ChatPrompt) else []
+        return self._constraints.compile(request.constraint, tools, starts_reasoning=prompt.starts_reasoning)
+
+    def _build_choice(
+        self, request: GenerationRequest, prompt: EncodedPrompt, constraint: Constraint | None, index: int
+    ) -> Choice:
+        sampling = SamplingState(
+            request.sampling,
+            prompt=prompt.tokens,
+            constraint=constraint.fork() if constraint and index else constraint,
+            scored=request.logprobs,
+            entropy=secrets.randbits(_SEED_BITS),
+            number=index,
+        )
+        return Choice(index, sampling, self._parser.create_output(request, prompt))
+
+    def _echo(self, request: GenerationRequest, prompt: EncodedPrompt, scores: list[Score]) -> OutputDelta:
+        """Return the prompt as the beginning of an output."""
+        text = request.prompt.text if isinstance(request.prompt, TextPrompt) else self._tokenizer.decode(prompt.tokens)
+        wants_logprobs = request.logprobs is not None
+        logprobs = self._parser.prompt_logprobs(prompt.tokens, [None, *scores]) if wants_logprobs else []
+        return OutputDelta(text=text, logprobs=logprobs)
+
+
+def _check_logit_bias(sampling: SamplingParams, vocabulary: int) -> None:
+    for token, _ in sampling.logit_bias:
+        if not 0 <= token < vocabulary:
+            raise InvalidRequest(
+                f"{token} is not a token id of this model; they range from 0 to {vocabulary - 1}",
+                location=("sampling", "logit_bias"),
+            )

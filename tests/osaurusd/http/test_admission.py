@@ -1,0 +1,121 @@
+"""Requests and body bytes in flight are counted, and deadlines are enforced."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from osaurusd.config import Config, Limits
+from osaurusd.errors import TimeLimitExceeded, TooManyRequests
+from osaurusd.http import admission
+from osaurusd.http.admission import Admission, Deadline
+
+
+def build_admission(**limits):
+    return Admission(lambda: Config(limits=Limits(**limits)))
+
+
+def test_requests_beyond_the_limit_are_rejected():
+    control = build_admission(max_requests=2)
+    with control.admit():
+        with control.admit():
+            with pytest.raises(TooManyRequests, match=r"`limits\.max_requests`"), control.admit():
+                pass
+            assert control.requests == 2
+        with control.admit():
+            pass
+    assert control.requests == 0
+
+
+def test_failed_request_is_not_counted_any_more():
+    control = build_admission(max_requests=1)
+    with pytest.raises(ValueError, match="x"), control.admit():
+        raise ValueError("x")
+    assert control.requests == 0
+
+
+def test_changed_limit_applies_immediately():
+    config = Config(limits=Limits(max_requests=1))
+    control = Admission(lambda: config)
+    with control.admit():
+        config = Config(limits=Limits(max_requests=2))
+        with control.admit():
+            pass
+
+
+def test_single_body_may_exceed_the_limit_of_all_bodies():
+    control = build_admission(max_buffered_bytes=10)
+    control.reserve_bytes(100)
+    with pytest.raises(TooManyRequests, match=r"`limits\.max_buffered_bytes`"):
+        control.reserve_bytes(1)
+    control.release_bytes(101)
+    assert control.buffered_bytes == 0
+
+
+def deadline_after(seconds):
+    return Deadline(seconds, asyncio.get_running_loop().time())
+
+
+async def test_block_is_cancelled_at_the_deadline():
+    with pytest.raises(TimeLimitExceeded, match=r"`limits\.request_seconds`"):
+        async with deadline_after(0.01).enforce():
+            await asyncio.Event().wait()
+
+
+async def test_no_limit_means_no_deadline():
+    async with deadline_after(0).enforce():
+        await asyncio.sleep(0)
+
+
+async def test_other_timeouts_are_not_reported_as_the_deadline():
+    with pytest.raises(TimeoutError):
+        async with deadline_after(100).enforce():
+            raise TimeoutError
+
+
+async def test_items_before_the_deadline_are_passed_on():
+    async def numbers():
+        yield 1
+        yield 2
+
+    deadline = deadline_after(100)
+    async with deadline.enforce():
+        assert [number async for number in deadline.items(numbers())] == [1, 2]
+
+
+async def test_items_fail_at_the_deadline_while_the_block_may_still_send_the_error(monkeypatch):
+    monkeypatch.setattr(admission, "ERROR_EVENT_SECONDS", 100.0)
+    closed = asyncio.Event()
+
+    async def numbers():
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    deadline = deadline_after(0.05)
+    async with deadline.enforce():
+        items = deadline.items(numbers())
+        assert await anext(items) == 1
+        with pytest.raises(TimeLimitExceeded):
+            await anext(items)
+        await asyncio.sleep(0)
+    assert closed.is_set()
+
+
+async def test_slow_reader_is_cancelled_shortly_after_the_deadline(monkeypatch):
+    monkeypatch.setattr(admission, "ERROR_EVENT_SECONDS", 0.01)
+
+    async def numbers():
+        yield 1
+
+    deadline = deadline_after(0.01)
+
+    async def read_slowly():
+        async with deadline.enforce(), contextlib.aclosing(deadline.items(numbers())) as items:
+            async for _ in items:
+                await asyncio.Event().wait()
+
+    with pytest.raises(TimeLimitExceeded):
+        await read_slowly()

@@ -1,0 +1,234 @@
+import errno
+import json
+import os
+
+import mlx.core as mx
+import pytest
+
+from osaurusd.errors import ImportFailed
+from osaurusd.imports.worker import folder
+from osaurusd.imports.worker.folder import copy_folder
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A small but complete model folder."""
+    path = tmp_path / "Tiny-4bit"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (path / "tokenizer.json").write_text("{}")
+    mx.save_safetensors(str(path / "model.safetensors"), {"a": mx.arange(1000), "b": mx.ones((3, 3))})
+    return path
+
+
+def sharded(source):
+    (source / "model.safetensors").unlink()
+    weight_map = {}
+    for number in (1, 2):
+        name = f"model-0000{number}-of-00002.safetensors"
+        mx.save_safetensors(str(source / name), {f"w{number}": mx.arange(10)})
+        weight_map[f"w{number}"] = name
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return source
+
+
+def names(path):
+    return {entry.name for entry in path.iterdir()}
+
+
+def test_a_model_is_copied_with_all_its_files(source, convert):
+    belongs = {
+        "LICENSE",
+        "LICENCE.txt",
+        "README.md",
+        "added_tokens.jsonl",
+        "chat_template.jinja",
+        "generation_config.json",
+        "merges.txt",
+        "qwen.tiktoken",
+        "tokenizer.model",
+        "vision.safetensors",
+    }
+    for name in belongs - {"vision.safetensors"}:
+        (source / name).write_text(name)
+    mx.save_safetensors(str(source / "vision.safetensors"), {"v": mx.ones(2)})
+
+    dest = convert(source)
+
+    assert names(dest) == belongs | {"config.json", "tokenizer.json", "model.safetensors", "osaurus.json"}
+    assert all((dest / name).read_bytes() == (source / name).read_bytes() for name in names(source))
+
+
+def test_code_pickles_and_folders_are_not_copied(source, convert):
+    others = ("modeling.py", "pytorch_model.bin", "weights.pt", "state.pkl", "license.py", "run.sh", ".gitattributes")
+    for name in others:
+        (source / name).write_text("x")
+    (source / "original").mkdir()
+    (source / "original" / "params.json").write_text("{}")
+
+    assert names(convert(source)) == {"config.json", "tokenizer.json", "model.safetensors", "osaurus.json"}
+
+
+def test_links_to_files_are_copied_as_files(source, convert, tmp_path):
+    """The Hugging Face cache is made of such links."""
+    (source / "model.safetensors").rename(tmp_path / "blob")
+    (source / "model.safetensors").symlink_to(tmp_path / "blob")
+
+    copied = convert(source) / "model.safetensors"
+
+    assert not copied.is_symlink()
+    assert copied.read_bytes() == (tmp_path / "blob").read_bytes()
+
+
+def test_a_sharded_model_is_copied_completely(source, convert):
+    dest = convert(sharded(source))
+
+    assert mx.load(str(dest / "model-00002-of-00002.safetensors"))["w2"].tolist() == list(range(10))
+
+
+def test_progress_counts_bytes_up_to_all_of_them(source, dest, monkeypatch):
+    monkeypatch.setattr(folder, "_CHUNK_BYTES", 1000)
+    seen = []
+
+    copy_folder(source, dest, lambda done, total: seen.append((done, total)))
+
+    total = sum(path.stat().st_size for path in source.iterdir())
+    assert (seen[0], seen[-1]) == ((0, total), (total, total))
+    assert len(seen) > 4
+    assert seen == sorted(seen)
+
+
+def test_files_are_copied_without_copy_file_range(source, dest, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "copy_file_range", refuse, raising=False)
+
+    copy_folder(source, dest, lambda done, total: None)
+
+    assert (dest / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+
+
+def test_a_models_old_provenance_is_replaced(source, convert):
+    (source / "osaurus.json").write_text('{"source": "older"}')
+
+    assert json.loads((convert(source) / "osaurus.json").read_text())["source"] == "Tiny-4bit"
+
+
+# Refusals
+
+
+def refusal(convert, source):
+    with pytest.raises(ImportFailed) as caught:
+        convert(source)
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (None, "Tiny-4bit: config.json is missing"),
+        ("{", "config.json: it is not valid JSON"),
+        ("[" * 100_000, "config.json: it is not valid JSON"),
+        ("[1]", "config.json: it is not a JSON object"),
+        ('{"hidden_size": 4}', "config.json: `model_type` is missing"),
+        (
+            '{"model_type": "x", "model_file": "arch.py"}',
+            "config.json: the model needs its own code (arch.py), which osaurus never runs",
+        ),
+    ],
+)
+def test_an_invalid_config_is_rejected(source, convert, config, reason):
+    (source / "config.json").unlink()
+    if config is not None:
+        (source / "config.json").write_text(config)
+
+    assert refusal(convert, source) == reason
+
+
+@pytest.mark.parametrize("files", [["vocab.json", "merges.txt"], ["tokenizer.model"], ["x.tiktoken"]])
+def test_any_kind_of_tokenizer_is_accepted(source, convert, files):
+    (source / "tokenizer.json").unlink()
+    for name in files:
+        (source / name).write_text("{}")
+
+    assert set(files) <= names(convert(source))
+
+
+def test_a_folder_without_a_tokenizer_is_rejected(source, convert):
+    (source / "tokenizer.json").rename(source / "vocab.json")
+
+    assert refusal(convert, source).startswith("Tiny-4bit: it has no tokenizer")
+
+
+def test_a_folder_without_weights_is_rejected(source, convert):
+    (source / "model.safetensors").rename(source / "adapters.safetensors")
+
+    assert refusal(convert, source) == "Tiny-4bit: it has no weights (model*.safetensors)"
+
+
+def test_a_missing_shard_is_named(source, convert):
+    (sharded(source) / "model-00002-of-00002.safetensors").unlink()
+
+    assert refusal(convert, source).startswith("model-00002-of-00002.safetensors: ")
+
+
+@pytest.mark.parametrize("index", ['{"weight_map": [1]}', "{}", "7"])
+def test_an_empty_index_is_rejected(source, convert, index):
+    (sharded(source) / "model.safetensors.index.json").write_text(index)
+
+    assert refusal(convert, source).startswith("model.safetensors.index.json: it ")
+
+
+def test_a_shard_outside_the_folder_is_rejected(source, convert, tmp_path):
+    (source / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../secret.safetensors"}}')
+    (source / "model.safetensors").rename(tmp_path / "secret.safetensors")
+    mx.save_safetensors(str(source / "model.safetensors"), {"b": mx.ones(1)})
+
+    assert refusal(convert, source).startswith("../secret.safetensors: ")
+
+
+@pytest.mark.parametrize("change", [-1, -4000, 1, 4096])
+def test_weights_of_the_wrong_length_are_rejected(source, convert, change):
+    path = source / "model.safetensors"
+    os.truncate(path, path.stat().st_size + change)
+
+    assert refusal(convert, source).startswith("model.safetensors: ")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x02\0\0",
+        b"\xff" * 16,
+        (4).to_bytes(8, "little") + b"null",
+        (2).to_bytes(8, "little") + b"{]",
+        (8).to_bytes(8, "little") + b'{"a": 1}',
+        (32).to_bytes(8, "little") + b'{"a":{"data_offsets":[8, 0]   }}',
+        (32).to_bytes(8, "little") + b'{"a":{"data_offsets":["0","8"]}}',
+    ],
+)
+def test_weights_with_a_damaged_header_are_rejected(source, convert, data):
+    (source / "model.safetensors").write_bytes(data)
+
+    assert refusal(convert, source).startswith("model.safetensors: ")
+
+
+def test_links_to_folders_are_rejected(source, convert, tmp_path):
+    (source / "tokenizer").symlink_to(tmp_path)
+
+    assert refusal(convert, source).startswith("tokenizer: links to folders are not followed")
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_a_special_file_is_rejected(source, convert, make):
+    make(source / "extra.json")
+
+    assert refusal(convert, source) == "extra.json: it is not a regular file"
+
+
+def test_a_broken_link_is_reported(source, convert):
+    (source / "extra.json").symlink_to("nowhere")
+
+    assert refusal(convert, source) == "extra.json: No such file or directory"

@@ -1,0 +1,109 @@
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+import osaurusd
+from osaurusd.imports import messages
+from osaurusd.rpc import framing
+
+ROOT = Path(osaurusd.__file__).parents[1]
+
+
+@contextlib.asynccontextmanager
+async def importer(source, dest):
+    """The importer as the daemon starts it: the process, its frames, and the writer that closes its socket."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "osaurusd.imports.worker", "--fd", str(theirs.fileno()), str(source), str(dest)),
+            pass_fds=(theirs.fileno(),),
+            cwd=ROOT,
+            stdin=asyncio.subprocess.DEVNULL,
+        )
+    stream, writer = await framing.connect(ours.detach())
+    try:
+        yield process, framing.FrameReader(stream, messages.FROM_IMPORTER), writer
+    finally:
+        writer.close()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def frames_of(reader):
+    frames = []
+    while (frame := await reader.read()) is not None:
+        frames.append(frame)
+    return frames
+
+
+@pytest.fixture
+def endless(tmp_path, tiny):
+    """A good file with so much nothing after its tensors that to hash it takes minutes."""
+    path = tiny.write(tmp_path / "endless.gguf")
+    with path.open("r+b") as stream:
+        stream.truncate(1 << 36)
+    return path
+
+
+async def test_an_import_reports_its_progress_and_its_end(tmp_path, dest, tiny):
+    source = tiny.write(tmp_path / "x.gguf", "Q4_1")
+
+    async with importer(source, dest) as (process, reader, _):
+        frames = await frames_of(reader)
+        code = await process.wait()
+
+    assert code == 0
+    assert frames[-1] == messages.Imported()
+    size = source.stat().st_size
+    assert frames[0] == messages.Progress(stage="hash", done=0, total=size)
+    assert messages.Progress(stage="hash", done=size, total=size) in frames
+    assert frames[-2].stage == "record"
+    assert frames[-2].done == frames[-2].total
+    assert json.loads((dest / "osaurus.json").read_text())["source"] == "x.gguf"
+
+
+async def test_a_connection_closed_after_success_is_not_a_failure(tmp_path, dest, tiny):
+    async with importer(tiny.write(tmp_path / "x.gguf"), dest) as (process, reader, writer):
+        while await reader.read() != messages.Imported():
+            pass
+        writer.close()
+
+        assert await process.wait() == 0
+
+
+async def test_a_failure_is_a_frame_with_its_reason(tmp_path, dest):
+    (tmp_path / "x.gguf").write_text("nothing of the kind")
+
+    async with importer(tmp_path / "x.gguf", dest) as (process, reader, _):
+        frames = await frames_of(reader)
+        code = await process.wait()
+
+    reason = "x.gguf: not a GGUF file: it does not start with GGUF"
+    assert frames == [messages.ImportFailure(message=reason)]
+    assert code == 1
+
+
+async def test_the_process_ends_with_the_connection(endless, dest):
+    async with importer(endless, dest) as (process, reader, writer):
+        assert await reader.read() == messages.Progress(stage="hash", done=0, total=1 << 36)
+        writer.close()
+
+        assert await process.wait() == 1
+    assert not (dest / "osaurus.json").exists()
+
+
+async def test_a_keyboard_interrupt_is_ignored(endless, dest):
+    async with importer(endless, dest) as (process, reader, _):
+        before = await reader.read()
+        process.send_signal(signal.SIGINT)
+        later = [await reader.read() for _ in range(3)]
+
+        assert before.done < later[0].done < later[1].done < later[2].done
+        assert process.returncode is None

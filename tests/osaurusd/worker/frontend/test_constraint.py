@@ -1,0 +1,405 @@
+import json
+import threading
+
+import jsonschema
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from osaurusd.errors import InvalidRequest
+from osaurusd.inference.request import JsonObject, JsonSchema, RequiredToolCalls, Tool
+from osaurusd.worker.frontend.constraint import ConstraintCompiler, ConstraintFailed, apply
+from osaurusd.worker.frontend.tool_calls import CallStreamer
+from tests.osaurusd.worker import families
+
+VOCABULARY = 49280
+END_TOKENS = [0, 2]
+
+SCHEMAS = {
+    "flat": {
+        "type": "object",
+        "properties": {"a/b": {"type": "integer"}, "ok": {"type": "boolean"}, "who": {"enum": ["x", "y", None]}},
+        "required": ["a/b", "ok"],
+        "additionalProperties": False,
+    },
+    "nested": {
+        "$defs": {"point": {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}},
+        "type": "object",
+        "properties": {"points": {"type": "array", "items": {"$ref": "#/$defs/point"}, "maxItems": 3}},
+        "required": ["points"],
+        "additionalProperties": False,
+    },
+    "union": {"anyOf": [{"type": "integer", "minimum": 3, "maximum": 12}, {"const": {"deep": [1, "two"]}}]},
+    "strings": {
+        "type": "array",
+        "items": {"type": "string", "pattern": "^[a-c]{2,4}$", "maxLength": 4},
+        "minItems": 1,
+        "maxItems": 3,
+    },
+    "control character": {
+        "type": "object",
+        "properties": {"line\nbreak": {"type": "integer", "maximum": 9, "minimum": 0}},
+        "required": ["line\nbreak"],
+        "additionalProperties": False,
+    },
+    "map": {
+        "type": "object",
+        "patternProperties": {"^x[0-9]$": {"type": "boolean"}},
+        "additionalProperties": False,
+        "maxProperties": 3,
+    },
+}
+
+
+def tool(name, parameters=None):
+    return Tool(name=name, parameters=parameters)
+
+
+TOOLS = [tool("get", SCHEMAS["flat"]), tool("get_all", SCHEMAS["nested"]), tool("now")]
+
+
+@pytest.fixture(scope="module")
+def family(tiny_folder, tmp_path_factory):
+    """Create the tokenizer of a model family."""
+    return families.maker(tiny_folder, tmp_path_factory.mktemp("families"))
+
+
+@pytest.fixture(scope="module")
+def compiler(tokenizer):
+    return ConstraintCompiler(tokenizer, VOCABULARY, END_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def reasoning_tokenizer(family):
+    return family("qwen3")
+
+
+@pytest.fixture(scope="module")
+def reasoning_compiler(reasoning_tokenizer):
+    return ConstraintCompiler(reasoning_tokenizer, VOCABULARY, END_TOKENS)
+
+
+def allowed(constraint):
+    """Return the tokens that are allowed next."""
+    row = np.zeros((VOCABULARY + 31) // 32, np.int32)
+    constraint.fill(row)
+    return np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little")).tolist()
+
+
+def take(constraint, tokens):
+    for token in tokens:
+        constraint.advance(token)
+
+
+def sample(tokenizer, constraint, seed, *, limit=600, prefer=frozenset()):
+    """Sample allowed tokens at random, preferred ones first. Return the text, or None if it does not end."""
+    random = np.random.default_rng(seed)
+    output = []
+    while len(output) < limit:
+        choices = allowed(constraint)
+        token = int(random.choice([choice for choice in choices if choice in prefer] or choices))
+        if token in END_TOKENS:
+            return tokenizer.decode(output)
+        constraint.advance(token)
+        output.append(token)
+    return None
+
+
+# Conformance
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_complete_output_conforms_to_the_schema(tokenizer, compiler, name):
+    for seed in range(20):
+        text = sample(tokenizer, compiler.compile(JsonSchema(schema=SCHEMAS[name]), [], starts_reasoning=False), seed)
+
+        assert text is not None
+        jsonschema.validate(json.loads(text), SCHEMAS[name])
+
+
+def test_escapes_in_keys_cannot_bypass_the_schema(tokenizer, compiler):
+    schema = {"type": "object", "properties": {"line\nbreak": {"type": "integer"}}}
+    constraint = compiler.compile(JsonSchema(schema=schema), [], starts_reasoning=False)
+
+    with pytest.raises(ConstraintFailed):
+        take(constraint, tokenizer.encode('{"line\\u000abreak": "text"'))
+
+
+def test_json_object_allows_any_object_and_nothing_else(tokenizer, compiler):
+    for text in ["{}", '{"a": [1, {"b": null}], "c": "d"}', '{\n  "a": 1,\n  "b": 2\n}']:
+        constraint = compiler.compile(JsonObject(), [], starts_reasoning=False)
+        take(constraint, tokenizer.encode(text))
+        assert set(END_TOKENS) <= set(allowed(constraint))
+
+    first = compiler.compile(JsonObject(), [], starts_reasoning=False)
+    with pytest.raises(ConstraintFailed):
+        first.advance(tokenizer.encode("[")[0])
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_required_calls_allow_nothing_else(tokenizer, compiler, parallel):
+    wanted = RequiredToolCalls(names=["get", "get_all", "now"], parallel=parallel)
+    schemas = {"get": SCHEMAS["flat"], "get_all": SCHEMAS["nested"], "now": {"maxProperties": 0}}
+    for seed in range(15):
+        text = sample(tokenizer, compiler.compile(wanted, TOOLS, starts_reasoning=False), seed, limit=3000)
+
+        calls = _values(text)
+        assert 1 <= len(calls) <= (8 if parallel else 1)
+        for call in calls:
+            jsonschema.validate(call["arguments"], schemas[call["name"]])
+        assert calls == _join(CallStreamer().feed(text))
+
+
+def _join(deltas):
+    """Join the streamed calls."""
+    calls = {}
+    for delta in deltas:
+        call = calls.setdefault(delta.index, {"name": delta.name, "arguments": ""})
+        call["arguments"] += delta.arguments
+    return [{**call, "arguments": json.loads(call["arguments"])} for call in calls.values()]
+
+
+def _values(text):
+    """Decode consecutive JSON values."""
+    found, at = [], 0
+    while text[at:].strip():
+        at += len(text[at:]) - len(text[at:].lstrip())
+        value, at = json.JSONDecoder().raw_decode(text, at)
+        found.append(value)
+    return found
+
+
+def test_only_named_tools_can_be_called(tokenizer, compiler):
+    text = sample(tokenizer, compiler.compile(RequiredToolCalls(names=["now"]), TOOLS, starts_reasoning=False), 0)
+
+    assert {"name": "now", "arguments": {}} == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"properties": {"on": {"type": "boolean"}}, "required": ["on"]},
+        {"$ref": "#/$defs/f", "$defs": {"f": {"properties": {"on": {"enum": [True]}}, "additionalProperties": False}}},
+        {"anyOf": [{"properties": {"on": {"enum": [False]}}, "required": ["on"], "additionalProperties": False}]},
+        {"type": "object", "description": "anything", "maxProperties": 0},
+    ],
+)
+def test_arguments_are_an_object_with_declared_properties_only(tokenizer, compiler, parameters):
+    for seed in range(10):
+        constraint = compiler.compile(RequiredToolCalls(names=["f"]), [tool("f", parameters)], starts_reasoning=False)
+
+        arguments = json.loads(sample(tokenizer, constraint, seed))["arguments"]
+
+        assert arguments in [{}, {"on": True}, {"on": False}]
+        jsonschema.validate(arguments, parameters)
+
+
+def test_arguments_of_another_type_are_rejected(compiler):
+    with pytest.raises(InvalidRequest, match=r"the schema of 'f' cannot be used: .*`object`"):
+        compiler.compile(RequiredToolCalls(names=["f"]), [tool("f", {"type": "string"})], starts_reasoning=False)
+
+
+def test_white_space_is_limited(tokenizer, compiler):
+    blank = frozenset(id_ for id_ in range(17, 49152) if not tokenizer.decode([id_]).strip())
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    schema["additionalProperties"] = False
+    for constraint in (JsonSchema(schema=schema), RequiredToolCalls(names=["f"])):
+        compiled = compiler.compile(constraint, [tool("f", schema)], starts_reasoning=False)
+
+        text = sample(tokenizer, compiled, 0, limit=120, prefer=blank)
+
+        assert text is not None
+        assert text.strip() != "".join(text.split())
+        assert max(len(run) for run in _blanks(text)) <= 13
+
+
+def _blanks(text):
+    run = ""
+    for character in text:
+        run = run + character if character.isspace() else ""
+        yield run
+
+
+def test_a_schema_cannot_relax_the_white_space_limit(tokenizer, compiler):
+    schema = {"type": "array", "maxItems": 0, "x-guidance": {"whitespace_pattern": r"\s*", "lenient": True}}
+    constraint = compiler.compile(JsonSchema(schema=schema), [], starts_reasoning=False)
+
+    constraint.advance(tokenizer.encode("[")[0])
+
+    assert not any("\t" in tokenizer.decode([token]) for token in allowed(constraint))
+
+
+# Tokens
+
+
+def test_end_tokens_are_allowed_exactly_where_the_output_is_complete(tokenizer, compiler):
+    constraint = compiler.compile(JsonSchema(schema={"enum": [1, 12, 123]}), [], starts_reasoning=False)
+    seen = []
+    for token in tokenizer.encode("123"):
+        seen.append(set(END_TOKENS) & set(allowed(constraint)))
+        constraint.advance(token)
+
+    assert [set(), set(END_TOKENS), set(END_TOKENS)] == seen
+    assert END_TOKENS == allowed(constraint)
+
+
+def test_ids_beyond_the_vocabulary_are_never_allowed(tokenizer, compiler, reasoning_tokenizer, reasoning_compiler):
+    constraint = compiler.compile(JsonSchema(schema={"type": "string"}), [], starts_reasoning=False)
+    constraint.advance(tokenizer.encode('"')[0])
+    thinking = reasoning_compiler.compile(JsonObject(), [], starts_reasoning=True)
+
+    assert max(allowed(constraint)) < len(tokenizer)
+    assert max(allowed(thinking)) == len(reasoning_tokenizer) - 1
+
+
+def test_logits_may_be_narrower_than_the_tokenizers_vocabulary(tokenizer):
+    constraint = ConstraintCompiler(tokenizer, 49100, END_TOKENS).compile(JsonObject(), [], starts_reasoning=False)
+    row = np.zeros((49100 + 31) // 32, np.int32)
+
+    constraint.fill(row)
+
+    assert row.any()
+
+
+def test_a_token_that_was_not_allowed_is_join(tokenizer, compiler):
+    constraint = compiler.compile(JsonObject(), [], starts_reasoning=False)
+
+    with pytest.raises(ConstraintFailed):
+        constraint.advance(tokenizer.encode("hello")[0])
+
+
+def test_a_fork_is_independent(tokenizer, compiler):
+    constraint = compiler.compile(JsonSchema(schema={"enum": ["ab", "ac"]}), [], starts_reasoning=False)
+    constraint.advance(tokenizer.encode('"')[0])
+    fork = constraint.fork()
+    take(constraint, tokenizer.encode('ab"'))
+
+    assert END_TOKENS == allowed(constraint)
+    assert not set(END_TOKENS) & set(allowed(fork))
+    assert sample(tokenizer, fork, 0) in ('ab"', 'ac"')
+
+
+# Reasoning
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_the_constraint_applies_after_reasoning(reasoning_tokenizer, reasoning_compiler, opened):
+    constraint = reasoning_compiler.compile(JsonObject(), [], starts_reasoning=opened)
+    start, end = reasoning_tokenizer.think_start_id, reasoning_tokenizer.think_end_id
+    if not opened:
+        assert start in allowed(constraint)
+        constraint.advance(start)
+    for token in reasoning_tokenizer.encode("let me think\n"):
+        assert len(allowed(constraint)) == len(reasoning_tokenizer) - len(END_TOKENS)
+        constraint.advance(token)
+    constraint.advance(end)
+
+    assert reasoning_tokenizer.encode("{")[0] in allowed(constraint)
+    assert reasoning_tokenizer.encode("\n\n")[0] in allowed(constraint)
+    assert not {start, end, *END_TOKENS, *reasoning_tokenizer.encode("hello")} & set(allowed(constraint))
+
+
+def test_reasoning_is_allowed_only_at_the_beginning(reasoning_tokenizer, reasoning_compiler):
+    constraint = reasoning_compiler.compile(JsonObject(), [], starts_reasoning=False)
+
+    constraint.advance(reasoning_tokenizer.encode("{")[0])
+
+    assert reasoning_tokenizer.think_start_id not in allowed(constraint)
+
+
+def test_an_end_marker_of_several_tokens_ends_reasoning(family):
+    tokenizer = family("gemma4")
+    constraint = ConstraintCompiler(tokenizer, VOCABULARY, END_TOKENS).compile(JsonObject(), [], starts_reasoning=True)
+    take(constraint, [*tokenizer.encode("hm"), *tokenizer.think_end_tokens])
+
+    assert len(allowed(constraint)) < 100
+
+
+def test_a_model_without_reasoning_starts_with_the_value(tokenizer, compiler):
+    constraint = compiler.compile(JsonObject(), [], starts_reasoning=False)
+
+    assert not any(tokenizer.decode([token]).startswith("\n") for token in allowed(constraint))
+
+
+# Unusable schemas
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"type": "object", "not": {}, "x-guidance": {"lenient": True}}, "not"),
+        ({"type": "foo"}, "foo"),
+        ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
+        ({"$ref": "http://localhost/schema"}, "localhost"),
+        ({"type": "array", "minItems": 2, "maxItems": 1}, "(?i)unsatisfiable"),
+        ({"type": "object", "minProperties": 2}, "minProperties"),
+        ({"minProperties": 2, "patternProperties": {"x": {}}, "additionalProperties": False}, "minProperties"),
+        ({"type": "string", "pattern": "(" * 5000}, "regex"),
+    ],
+)
+def test_an_unenforceable_schema_is_rejected_with_the_reason(compiler, schema, reason):
+    with pytest.raises(InvalidRequest, match=reason) as caught:
+        compiler.compile(JsonSchema(schema=schema), [], starts_reasoning=False)
+    parameters = {"properties": {"x": schema}, "required": ["x"]}
+    with pytest.raises(InvalidRequest, match=reason) as caught_in_tool:
+        compiler.compile(RequiredToolCalls(names=["f"]), [tool("f", parameters)], starts_reasoning=False)
+
+    assert caught.value.location == ("constraint", "schema")
+    assert caught_in_tool.value.location == ("prompt", "tools", 0)
+    assert len(caught.value.message) < 700
+
+
+@pytest.mark.parametrize("depth", [200, 5000])
+def test_a_too_deeply_nested_schema_is_rejected(compiler, depth):
+    schema = {"type": "integer"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+
+    with pytest.raises(InvalidRequest, match=r"recursion|levels"):
+        compiler.compile(JsonSchema(schema=schema), [], starts_reasoning=False)
+
+
+def test_an_unknown_tool_is_rejected(compiler):
+    with pytest.raises(InvalidRequest, match="nothing_such") as caught:
+        compiler.compile(RequiredToolCalls(names=["nothing_such"]), TOOLS, starts_reasoning=False)
+
+    assert caught.value.location == ("constraint",)
+
+
+# Threads and arrays
+
+
+def test_compiling_is_thread_safe(tokenizer):
+    compiler = ConstraintCompiler(tokenizer, VOCABULARY, END_TOKENS)
+    made = []
+
+    def compile_one():
+        made.append(compiler.compile(JsonSchema(schema=SCHEMAS["flat"]), [], starts_reasoning=False))
+
+    threads = [threading.Thread(target=compile_one) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    texts = [sample(tokenizer, constraint, seed) for seed, constraint in enumerate(made)]
+    assert [True] * 4 == [json.loads(text).keys() >= {"a/b", "ok"} for text in texts]
+
+
+@pytest.mark.parametrize("width", [64, 70, 49152])
+def test_apply_masks_disallowed_tokens_only(width):
+    random = np.random.default_rng(0)
+    logits = random.standard_normal((3, width), np.float32)
+    rows = random.integers(-(2**31), 2**31, (3, (width + 31) // 32), np.int32)
+
+    masked = np.array(apply(mx.array(logits), rows))
+
+    bits = [[rows[row, at // 32] >> at % 32 & 1 for at in range(width)] for row in range(3)]
+    assert np.array_equal(masked, np.where(np.array(bits, bool), logits, -np.inf))
+
+
+def test_logits_keep_their_precision():
+    logits = mx.zeros((1, 64), mx.bfloat16)
+
+    assert apply(logits, np.zeros((1, 2), np.int32)).dtype == mx.bfloat16
