@@ -1,59 +1,97 @@
-# Everything here sets up what it needs: a virtual environment in .venv, and the starter model in .cache.
+# Every target sets up what it needs: a virtual environment in .venv and the starter model in .cache.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
-MODEL := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
+VENV ?= .venv
+BIN = $(VENV)/bin
+MODEL = .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 MINUTES ?= 10
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
+PYTEST = -m "not long" --numprocesses logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo demo-stop test test-long soak lint run bench clean
+.PHONY: help demo demo-stop test test-long coverage soak lint format docs run bench dist constraints clean
 
-help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/.installed $(MODEL) ## start the daemon, bring in the starter model, ask it something
-	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/demo/demo.sh $(MODEL)
+demo: $(VENV)/.installed $(MODEL) ## Start a daemon, import the starter model and chat with it
+	@PATH="$$PWD/$(BIN):$$PATH" sh tests/demo/demo.sh $(MODEL)
 
-demo-stop: ## stop the demo's daemon
-	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/demo/demo.sh --stop
+demo-stop: ## Stop the demo daemon
+	@PATH="$$PWD/$(BIN):$$PATH" sh tests/demo/demo.sh --stop
 
-# They start real processes, beside each other: what failed for want of a processor must pass by itself.
-test: $(VENV)/.dev $(MODEL) ## all tests but the long ones
-	$(BIN)/python -m pytest -m "not long" --numprocesses logical --maxprocesses 4 --dist loadfile \
-		|| $(BIN)/python -m pytest -m "not long" --last-failed --last-failed-no-failures none
+test: $(VENV)/.dev $(MODEL) ## Run the tests, except those marked "long"
+	$(BIN)/python -m pytest $(PYTEST)
 
-test-long: $(VENV)/.dev $(MODEL) ## the tests that take minutes
+test-long: $(VENV)/.dev $(MODEL) ## Run the tests marked "long"
 	$(BIN)/python -m pytest -m long
 
-soak: $(VENV)/.dev $(MODEL) ## mixed, rude and faulty use for MINUTES=10, and what must not be left of it; SEED=1 repeats one
-	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(SOAK)
+coverage: $(VENV)/.dev $(MODEL) ## Run the tests and report coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(PYTEST)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
-lint: $(VENV)/.dev ## format, lint, types, import contracts
-	$(BIN)/ruff format --check && $(BIN)/ruff check && $(BIN)/mypy && $(BIN)/lint-imports
+soak: $(VENV)/.dev $(MODEL) ## Stress a daemon for MINUTES (10) and check for leaks; SEED=1 repeats a run
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $${SEED:+--seed "$$SEED"} $(SOAK)
 
-run: $(VENV)/.installed ## the daemon in the foreground
+lint: $(VENV)/.dev ## Check format, style, spelling, types and import contracts
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/codespell
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Format the code and apply safe lint fixes
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: $(VENV)/.docs ## Build the documentation site in site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+run: $(VENV)/.installed ## Run the daemon in the foreground
 	$(BIN)/osaurusd serve
 
-bench: $(VENV)/.dev $(MODEL) ## measure against mlx_lm.server, and start-up; ten minutes
+bench: $(VENV)/.dev $(MODEL) ## Compare performance with mlx_lm.server (about ten minutes)
 	$(BIN)/python -m tests.bench $(BENCH)
 
-clean: ## remove what the targets above made
-	rm -rf $(VENV) .cache .demo dist
+dist: $(VENV)/.release ## Build the source distribution and the wheel, and check them
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
+constraints: $(VENV)/.release ## Update constraints.txt to the newest versions of all dependencies
+	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --fork-strategy fewest --no-annotate \
+		--custom-compile-command "make constraints" --group dev --group docs --group release \
+		--output-file constraints.txt pyproject.toml
+
+clean: ## Remove everything that these targets create
+	rm -rf $(VENV) .cache .demo .coverage .coverage.* dist site
 
 $(VENV)/.python:
-	@echo "Setting up Python in $(VENV) ..."
+	@echo "Creating a virtual environment in $(VENV) ..."
 	@sh .ci/venv "$(PYTHON)" $(VENV)
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.python pyproject.toml
-	@echo "Installing osaurusd and what it needs ..."
-	@$(BIN)/python -m pip install --quiet --editable .
+$(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "Installing osaurusd and its dependencies ..."
+	@$(PIP_INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	@echo "Installing what tests and linters need ..."
-	@$(BIN)/python -m pip install --quiet --group dev
+	@echo "Installing test and lint dependencies ..."
+	@$(PIP_INSTALL) --group dev
 	@touch $@
 
-$(MODEL): | $(VENV)/.python
+$(VENV)/.docs: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "Installing documentation dependencies ..."
+	@$(PIP_INSTALL) --group docs
+	@touch $@
+
+$(VENV)/.release: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "Installing release tools ..."
+	@$(PIP_INSTALL) --group release
+	@touch $@
+
+$(MODEL): $(VENV)/.python tests/starter_model.py
 	@echo "Downloading the starter model (90 MB) ..."
 	@$(BIN)/python tests/starter_model.py
+	@touch $@

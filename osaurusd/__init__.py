@@ -1,3 +1,3 @@
 """osaurusd: an always-on daemon that serves OpenAI-compatible endpoints over MLX models."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -9,9 +10,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from aiohttp import web
+from aiohttp.typedefs import Middleware
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from osaurusd import __version__, app_keys, log, origins
+from osaurusd import __version__, log, origins
 from osaurusd.admin.daemon import DaemonApi, DaemonInfo
 from osaurusd.admin.degraded import DegradedMode, Prerequisites, Startup
 from osaurusd.admin.keys import KeysApi
@@ -19,7 +22,7 @@ from osaurusd.admin.models import ModelsApi
 from osaurusd.admin.pulls import PullsApi
 from osaurusd.admin.residency import ResidencyApi
 from osaurusd.admin.routes import add_version_headers, admin_group, check_api_version
-from osaurusd.config import Config, ConfigChange, Log, Server
+from osaurusd.config import Config, ConfigChange, LiveConfig, Log, Server
 from osaurusd.downloads.manager import PullManager
 from osaurusd.errors import ConfigError
 from osaurusd.events import EventBus
@@ -36,6 +39,7 @@ from osaurusd.http.server import HttpServer
 from osaurusd.http.tls import Tls
 from osaurusd.http.trusted_hosts import BoundHosts, trusted_hosts
 from osaurusd.imports.manager import ImportManager
+from osaurusd.inference.service import Service
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.names import NameRegistry
 from osaurusd.models.roots import hub_cache
@@ -46,8 +50,7 @@ from osaurusd.pool.config import PoolConfig, find_blas
 from osaurusd.pool.metrics import PoolCollector, PoolMetrics
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
-from osaurusd.protocols.openai.routes import ROUTES as OPENAI_ROUTES
-from osaurusd.settings import Settings
+from osaurusd.protocols.openai.routes import openai_routes
 from osaurusd.wire.paths import Paths
 
 logger = log.get_logger(__name__)
@@ -126,7 +129,7 @@ async def _start(read: Callable[[], Config], paths: Paths, log_file: log.LogFile
             if prerequisites is not None:
                 for sock in prerequisites.sockets:
                     stack.callback(sock.close)
-                daemon = Daemon(prerequisites, Settings(prerequisites.config, read), info, keys, log_file, stop)
+                daemon = Daemon(prerequisites, LiveConfig(prerequisites.config, read), info, keys, log_file, stop)
                 await daemon.serve(admin_socket)
         finally:
             service_manager.notify("STOPPING=1", "STATUS=stopping")
@@ -163,7 +166,7 @@ class Daemon:
     def __init__(
         self,
         prerequisites: Prerequisites,
-        config: Settings,
+        config: LiveConfig,
         info: DaemonInfo,
         keys: ApiKeys,
         log_file: log.LogFile,
@@ -186,10 +189,10 @@ class Daemon:
         self._catalog = Catalog(info.paths.models_dir, hub_cache(), self._names, _extra_roots(config.current))
         self._imports = ImportManager(self._catalog)
         self._pins = Pins(state_dir / "residency.json")
-        self._registry = CollectorRegistry()
+        self._metrics = CollectorRegistry()
         pool_config = PoolConfig.from_config(config.current)
-        self._pool = Pool(pool_config, events=bus, metrics=PoolMetrics(self._registry), power=power)
-        self._registry.register(PoolCollector(self._pool))
+        self._pool = Pool(pool_config, events=bus, metrics=PoolMetrics(self._metrics), power=power)
+        self._metrics.register(PoolCollector(self._pool))
         self._pulls = PullManager(
             self._catalog,
             state_dir / "pulls.json",
@@ -215,46 +218,43 @@ class Daemon:
 
     async def _start_servers(self, admin_socket: socket.socket) -> list[HttpServer]:
         """Serve clients over TCP, and clients and the admin API on the Unix socket."""
-        # Without this, each counter gets a `_created` series.
+        # Otherwise each counter has a second series with its creation time.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
-        metrics = HttpMetrics(self._registry)
-        admission = Admission(self._get_config)
-        clients = [OPENAI_ROUTES, RouteGroup("metrics", [Route("GET", "/metrics", metrics.show)], error_response)]
-        cors = Cors(self._get_server_config)
-        hosts = BoundHosts([sock.getsockname()[0] for sock in self._sockets])
-        tcp_app = create_app(
-            clients,
-            self._get_config,
-            admission=admission,
-            metrics=metrics,
-            middlewares=[
-                trusted_hosts(self._get_server_config, hosts),
-                cors.check,
-                require_json_body,
-                require_api_key(
-                    self._keys, lambda request: self._auth.requires_key(self._get_server_config(), request)
-                ),
-            ],
-            response_hooks=[cors.add_headers],
+        metrics = HttpMetrics(self._metrics)
+        create = functools.partial(
+            create_app, config=self._get_config, admission=Admission(self._get_config), metrics=metrics
         )
-        socket_app = create_app(
-            [*clients, self._admin_group()],
-            self._get_config,
-            admission=admission,
-            metrics=metrics,
+        client_groups = [
+            openai_routes(Service(self._catalog, self._pool, self._get_config), self._catalog, self._get_config),
+            RouteGroup("metrics", [Route("GET", "/metrics", metrics.show)], error_response),
+        ]
+        cors = Cors(self._get_server_config)
+        tcp_app = create(client_groups, middlewares=self._tcp_middlewares(cors), response_hooks=[cors.add_headers])
+        socket_app = create(
+            [*client_groups, self._admin_group()],
             middlewares=[*socket_middlewares(os.geteuid()), check_api_version],
             response_hooks=[add_version_headers],
         )
-        for app in (tcp_app, socket_app):
-            app[app_keys.SETTINGS] = self._config
-            app[app_keys.CATALOG] = self._catalog
-            app[app_keys.POOL] = self._pool
         tcp_server, socket_server = (
             HttpServer(app, self._get_config, error_response, metrics) for app in (tcp_app, socket_app)
         )
         await tcp_server.start(self._sockets, self._tls)
         await socket_server.start([admin_socket])
         return [tcp_server, socket_server]
+
+    def _tcp_middlewares(self, cors: Cors) -> list[Middleware]:
+        """Who may use the TCP ports, outermost first. CORS answers preflight requests, which carry no API key."""
+        hosts = BoundHosts([sock.getsockname()[0] for sock in self._sockets])
+
+        def requires_key(request: web.Request) -> bool:
+            return self._auth.requires_key(self._get_server_config(), request)
+
+        return [
+            trusted_hosts(self._get_server_config, hosts),
+            cors.check,
+            require_json_body,
+            require_api_key(self._keys, requires_key),
+        ]
 
     def _admin_group(self) -> RouteGroup:
         tls_fault = self._tls.fault if self._tls else None

@@ -44,6 +44,7 @@ class OsaurusError(Exception):
         self.message = message
         self.param = param
         self.location = location
+        self.prompt_index: int | None = None
 
     def __init_subclass__(cls) -> None:
         OsaurusError.by_code[cls.code] = cls

@@ -10,9 +10,17 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
-import structlog
+# structlog imports rich, if it is installed, for tracebacks on a terminal. The daemon does not show any, and rich would
+# cost a tenth of its start-up time and several megabytes, so it is hidden from that import.
+_RICH_IS_HIDDEN = "rich" not in sys.modules
+if _RICH_IS_HIDDEN:
+    sys.modules["rich"] = None  # type: ignore[assignment]  # makes `import rich` fail
+import structlog  # noqa: E402
 
-from osaurusd.redaction import redact_fields
+if _RICH_IS_HIDDEN:
+    del sys.modules["rich"]
+
+from osaurusd.redaction import redact_fields  # noqa: E402
 
 MAX_BYTES = 10 * 1024 * 1024
 BACKUPS = 5

@@ -1,4 +1,4 @@
-"""What tests share: short-lived homes, the starter model, and a daemon that serves it."""
+"""Shared fixtures: temporary home directories, the starter model, and a daemon that serves it."""
 
 import shutil
 import signal
@@ -16,14 +16,17 @@ SMOLLM = "smollm2-135m-instruct"
 
 
 def pytest_configure() -> None:
-    """Have Ctrl-C work in the processes that tests start, also where a script runs the tests in its background."""
+    """Restore the default SIGINT handling if the tests run in the background of a script.
+
+    Shells ignore SIGINT in background jobs, and processes that tests start would inherit this.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """An empty home with a path short enough for a Unix socket."""
+    """An empty home directory whose path is short enough for a Unix socket."""
     path = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
@@ -38,7 +41,7 @@ def smollm_gguf() -> Path:
 @pytest.fixture(scope="session")
 def smollm_folder(smollm_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct as an MLX folder."""
-    from osaurusd.imports.worker.importer import import_model  # noqa: PLC0415  costs a second that most tests need not pay
+    from osaurusd.imports.worker.importer import import_model  # noqa: PLC0415  imports MLX, which most tests do not need
 
     folder = tmp_path_factory.mktemp("smollm") / SMOLLM
     folder.mkdir()
@@ -48,7 +51,7 @@ def smollm_folder(smollm_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def smollm_daemon(smollm_folder: Path) -> Iterator[Daemon]:
-    """A daemon that has SmolLM2 and keeps it loaded over all tests."""
+    """A daemon with SmolLM2, shared by all tests."""
     home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
     (home / "models").mkdir()
     shutil.copytree(smollm_folder, home / "models" / SMOLLM)
@@ -59,6 +62,6 @@ def smollm_daemon(smollm_folder: Path) -> Iterator[Daemon]:
 
 @pytest.fixture
 def client(smollm_daemon: Daemon) -> Iterator[OpenAI]:
-    """The official client, pointed at that daemon as the guide shows."""
+    """OpenAI's client, connected to that daemon."""
     with OpenAI(base_url=smollm_daemon.url, api_key="not-needed", max_retries=0) as openai_client:
         yield openai_client

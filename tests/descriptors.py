@@ -1,47 +1,53 @@
-"""What the open descriptors of a process are."""
+"""Open file descriptors of a process."""
 
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+POLL_SECONDS = 0.1
+
 
 def by_kind(pid: int) -> Counter[str]:
-    """How many descriptors of each kind a process has: connections by their state, all else by what it is."""
+    """Count the descriptors of a process by kind: connections by their state, others by their target.
+
+    Where the system does not show targets, all descriptors have the kind "any".
+    """
     process = psutil.Process(pid)
-    sockets = {connection.fd: _socket(connection) for connection in process.net_connections(kind="all")}
+    sockets = {connection.fd: _socket_kind(connection) for connection in process.net_connections(kind="all")}
     links = Path(f"/proc/{pid}/fd")
     if not links.is_dir():
         return Counter({"any": process.num_fds()})
-    found = Counter[str]()
+    counts = Counter[str]()
     for link in links.iterdir():
         try:
             target = link.readlink()
         except FileNotFoundError:
-            continue  # closed meanwhile
-        found[sockets.get(int(link.name)) or _other(str(target))] += 1
-    return found
+            continue  # It was closed in the meantime.
+        counts[sockets.get(int(link.name)) or _target_kind(str(target))] += 1
+    return counts
 
 
 def leaked(pid: int, before: Counter[str], seconds: float = 30.0) -> Counter[str]:
-    """Those that a process has more than `before`. What is just being closed is given time to go.
+    """Return the descriptors that a process has in addition to `before`.
 
-    A process notices a moment later than its client that this one has hung up.
+    Waits up to `seconds` until there are none, because a process notices a disconnect later than its client.
     """
-    until = time.monotonic() + seconds
-    while (more := by_kind(pid) - before) and time.monotonic() < until:
-        time.sleep(0.1)
-    return more
+    deadline = time.monotonic() + seconds
+    while (extra := by_kind(pid) - before) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return extra
 
 
-def _socket(connection) -> str:
+def _socket_kind(connection: Any) -> str:
     if connection.type is None or not hasattr(connection.laddr, "port"):
-        return f"unix socket {connection.laddr or '(without a name)'}"
+        return f"unix socket {connection.laddr or '(unnamed)'}"
     return f"tcp {connection.status.lower()}"
 
 
-def _other(target: str) -> str:
-    """Without the number that tells one pipe or socket from another."""
+def _target_kind(target: str) -> str:
+    """Return the target without the number of the pipe or socket."""
     kind, colon, rest = target.partition(":[")
     return kind if colon and rest.rstrip("]").isdigit() else target

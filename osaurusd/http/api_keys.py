@@ -43,7 +43,7 @@ class _StoredKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _State(msgspec.Struct, kw_only=True):
-    """The content of the file; the oldest key comes first."""
+    """The content of the file; the oldest key is first."""
 
     version: int = VERSION
     keys: list[_StoredKey] = []
@@ -53,7 +53,7 @@ class ApiKeys:
     """The keys, stored in one file. Methods that change them block, and may be called from any thread.
 
     Args:
-        file: an unreadable file is moved aside, `fault` says so, and no key is accepted.
+        file: an unreadable file is moved aside and reported by `fault`, and no key is accepted.
         clock: Unix time in seconds.
     """
 

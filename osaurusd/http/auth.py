@@ -102,7 +102,7 @@ class AuthPolicy:
 
 
 def require_api_key(keys: ApiKeys, is_required: Callable[[web.Request], bool]) -> Middleware:
-    """Build a middleware that accepts only requests with a valid key, where `is_required` says so.
+    """Build a middleware that rejects requests without a valid key if `is_required` returns True for them.
 
     It belongs after the CORS middleware, which answers preflight requests: those carry no key. Where no key is
     required, none is checked: OpenAI's client libraries always send one.

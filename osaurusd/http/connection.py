@@ -168,7 +168,17 @@ class ConnectionGuard(asyncio.Protocol):
         if self._pipelined_bytes:
             self._pipelined_bytes = 0
             self._transport.resume_reading()
-        self._start_timer(self._limits.idle_seconds, self.close_idle)
+        self._start_idle_timer()
+
+    def _start_idle_timer(self) -> None:
+        self._start_timer(self._limits.idle_seconds, self._close_after_idle_time)
+
+    def _close_after_idle_time(self) -> None:
+        if self._transport is not None and self._transport.get_write_buffer_size() > 0:
+            # The last response is still being sent; `WriteTimeout` limits that.
+            self._start_idle_timer()
+        else:
+            self.close_idle()
 
     def _measure_head(self, data: bytes) -> None:
         if not self._head:
@@ -181,7 +191,8 @@ class ConnectionGuard(asyncio.Protocol):
         if size > self._limits.max_head_bytes:
             self._reject(head_too_large(self._limits))
         elif end >= 0:
-            self._cancel_timer()
+            # Normally the request starts at once.
+            self._start_idle_timer()
             self._head.clear()
             self._head_complete = True
 

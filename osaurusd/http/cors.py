@@ -1,8 +1,8 @@
-"""Cross-origin requests: which web pages may use the server, and what their browsers need to be told.
+"""Cross-origin requests: which web pages may use the server, and the headers that their browsers need.
 
 Any web page in a browser on this machine can send requests to a loopback port. A page is stopped by its origin, by the
-`Host` it must send (`trusted_hosts.py`), and by the media type of bodies: `application/json` makes a browser ask first
-(a preflight request), and only allowed origins get a positive answer.
+`Host` it must send (`trusted_hosts.py`), and by the media type of bodies: before it sends `application/json`, a browser
+sends a preflight request, which only succeeds for allowed origins.
 """
 
 import json
@@ -102,7 +102,7 @@ async def reject_web_pages(request: web.Request, handler: Handler) -> web.Stream
 
 
 def _is_same_site(request: web.Request) -> bool:
-    """Whether the browser, if one sent the request, says that it is not for a page of another site.
+    """Whether the browser, if one sent the request, declares that the page is not of another site.
 
     `same-site` includes other ports of the same host: over loopback those pages may use the server anyway.
     """

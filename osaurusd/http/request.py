@@ -158,8 +158,6 @@ def _check_transfer_encoding(request: web.Request) -> None:
     if request.version == HttpVersion10 or hdrs.CONTENT_LENGTH in request.headers:
         raise MalformedRequest("`Transfer-Encoding` must not be combined with `Content-Length` or HTTP/1.0")
     codings = [coding.strip(" \t").lower() for value in values for coding in value.split(",")]
-    if codings.count("chunked") > 1:
-        raise MalformedRequest("`Transfer-Encoding` contains `chunked` more than once")
     if codings != ["chunked"]:
         raise NotImplementedHere("the only supported `Transfer-Encoding` is `chunked`")
 

@@ -83,7 +83,7 @@ def _load_context(certificate: Path, key: Path) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     try:
-        # The error of `load_cert_chain` does not tell whether the certificate or the key is malformed.
+        # An error of `load_cert_chain` does not show whether the certificate or the key is malformed.
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(certificate)
     except ssl.SSLError as error:
         _reject("tls_certificate", f"{certificate} does not contain a PEM certificate", error)

@@ -20,7 +20,7 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of everything a request consists of."""
 
 
-class TextPart(_Part, frozen=True, tag="text"):
+class TextPart(_Part, frozen=True, tag="text", gc=False):
     text: str
 
 
@@ -84,6 +84,8 @@ class Message(_Part, frozen=True):
 
     @property
     def tool_results(self) -> list[ToolResultPart]:
+        if self.role != "tool":
+            return []
         return [part for part in self.content if isinstance(part, ToolResultPart)]
 
 

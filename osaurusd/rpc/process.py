@@ -58,7 +58,7 @@ class WorkerProcess:
     """A worker process without a model.
 
     Attributes:
-        exited: done once the process has been reaped; the result says how it exited.
+        exited: done once the process has been reaped; the result describes the exit.
         hello: its first frame, once `read_hello` has returned.
         hello_at: when that frame arrived, in the clock's seconds.
     """

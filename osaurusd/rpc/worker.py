@@ -105,7 +105,7 @@ async def start(
         try:
             return await _load(standby, request, listener, started_at, standby=True)
         except WorkerCrashed as error:
-            # The process may have died long ago: only a fresh one says something about this model.
+            # The process may have died long ago: only the failure of a fresh one concerns this model.
             log.warning("standby worker failed; starting a new one", pid=standby.pid, reason=error.message)
     return await _load(await spawn(launch, clock), request, listener, started_at, standby=False)
 

@@ -88,7 +88,7 @@ class Session:
                     return
 
     async def _send_pulses(self) -> None:
-        """Report progress about once a second while there is any. Only reads counters, so the MLX thread never waits."""
+        """Report progress about once a second while there is any. Reads counters only: the MLX thread never waits."""
         sent, idle_checks = messages.Pulse(progress=0), 0
         while True:
             await self._active.wait()
@@ -134,7 +134,7 @@ class Session:
             dtype=model.dtype,
             memory_bytes=mx.get_active_memory(),
             batched=engine.layout.batchable,
-            serving_bytes=engine.least_bytes(frame.context_length),
+            serving_bytes=engine.serving_bytes(frame.context_length),
             working_set_bytes=working_set_bytes(),
         )
         return [loaded, engine.stats()]

@@ -1,32 +1,32 @@
-"""The launchd template says what the daemon needs."""
+"""The launchd property list matches the daemon's configuration."""
 
 import plistlib
 from pathlib import Path
 
 from osaurusd.config import Config
 
-TEMPLATE = plistlib.loads((Path(__file__).parents[2] / "launchd" / "ai.osaurus.osaurusd.plist").read_bytes())
+FOLDER = Path(__file__).parents[2] / "launchd"
+TEMPLATE = FOLDER / "ai.osaurus.osaurusd.plist"
+PLIST = plistlib.loads(TEMPLATE.read_bytes())
 
 
-def test_launchd_waits_longer_than_the_daemon_takes_to_end() -> None:
+def test_exit_timeout_exceeds_the_longest_shutdown() -> None:
     config = Config()
-    # A worker is asked, told and killed, with its grace between.
-    slowest = config.server.shutdown_grace_seconds + 2 * config.worker.stop_grace_seconds
+    # Workers get a shutdown request, SIGTERM and SIGKILL, with the grace period between them.
+    longest_shutdown = config.server.shutdown_grace_seconds + 2 * config.worker.stop_grace_seconds
 
-    assert TEMPLATE["ExitTimeOut"] > slowest
-
-
-def test_the_job_is_not_clocked_down_and_comes_back_only_after_a_failure() -> None:
-    assert "Interactive" == TEMPLATE["ProcessType"]
-    assert {"SuccessfulExit": False} == TEMPLATE["KeepAlive"]
-    assert TEMPLATE["RunAtLoad"] is True
+    assert PLIST["ExitTimeOut"] > longest_shutdown
 
 
-def test_every_placeholder_is_explained_for_packagers() -> None:
-    folder = Path(__file__).parents[2] / "launchd"
-    text = (folder / "ai.osaurus.osaurusd.plist").read_text()
-    explained = (folder / "README.md").read_text()
+def test_job_is_not_throttled_and_restarts_only_after_a_failure() -> None:
+    assert "Interactive" == PLIST["ProcessType"]
+    assert {"SuccessfulExit": False} == PLIST["KeepAlive"]
+    assert PLIST["RunAtLoad"] is True
+
+
+def test_every_placeholder_is_documented_for_packagers() -> None:
+    template, readme = TEMPLATE.read_text(), (FOLDER / "README.md").read_text()
 
     for placeholder in ("@OSAURUSD@", "@HOME@", "@LOGS@"):
-        assert placeholder in text
-        assert placeholder in explained
+        assert placeholder in template
+        assert placeholder in readme

@@ -1,1 +1,1 @@
-"""Measurements, for `make bench`."""
+"""Performance measurements for `make bench`."""

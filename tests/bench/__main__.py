@@ -1,6 +1,6 @@
-"""`make bench`: our daemon and `mlx_lm.server` on one machine, one model, one BLAS, taking turns.
+"""`make bench`: compare osaurusd with `mlx_lm.server` on one machine, with the same models and BLAS library.
 
-Progress goes to standard error, the table to standard output. Figures of one run compare; those of two runs do not.
+Progress goes to standard error, the table to standard output. Compare figures within a run only, not between runs.
 """
 
 import argparse
@@ -11,12 +11,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from tests.bench import rounds, table
+from tests.bench import report, rounds
 from tests.bench.models import MODELS
-from tests.bench.results import Results
+from tests.bench.report import Results
 
 GROUPS = {
     "startup": {"startup"},
@@ -26,54 +26,56 @@ GROUPS = {
     "stall": {"stall"},
     "mixed": {"seeded", "constrained"},
 }
-"""By what `--only` calls them, the parts to measure."""
+"""Measurements by the names that `--only` accepts."""
 
-ROUNDS = 3
+DEFAULT_ROUNDS = 3
 
 
 def main() -> None:
-    """Measure what the command line asks for, and print it."""
-    options = _options()
-    chosen = set[str]().union(*(GROUPS[group] for group in options.only))
+    options = parse_arguments()
+    selected = set[str]().union(*(GROUPS[group] for group in options.only))
     results = Results()
-    # As on Ctrl-C: whatever was started is ended on the way out.
+    # Exit through the context managers that stop child processes, as with Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with _home() as home:
-        if "startup" in chosen:
+    with home_with_models() as home:
+        if "startup" in selected:
             rounds.measure_startup(home, results)
-        if chosen - {"startup"}:
+        if selected - {"startup"}:
             for model in options.model:
-                rounds.compare(home, MODELS[model], chosen, options.rounds, results)
-    print(json.dumps(table.document(results), indent=2) if options.json else table.render(results))
+                rounds.compare(home, MODELS[model], selected, options.rounds, results)
+    print(json.dumps(report.build(results), indent=2) if options.json else report.render(results))
 
 
-def _options() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--only", type=_names(GROUPS), default=list(GROUPS), metavar="PARTS", help=", ".join(GROUPS))
-    parser.add_argument("--model", type=_names(MODELS), default=list(MODELS), metavar="MODELS", help=", ".join(MODELS))
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--json", action="store_true", help="print every round's values as one JSON document")
+    groups, models = ", ".join(GROUPS), ", ".join(MODELS)
+    parser.add_argument("--only", type=list_of(GROUPS), default=list(GROUPS), metavar="GROUPS", help=groups)
+    parser.add_argument("--model", type=list_of(MODELS), default=list(MODELS), metavar="MODELS", help=models)
+    parser.add_argument("--rounds", type=int, default=DEFAULT_ROUNDS)
+    parser.add_argument("--json", action="store_true", help="print the values of all rounds as one JSON document")
     return parser.parse_args()
 
 
-def _names(known: dict[str, object]):
-    def names(text: str) -> list[str]:
-        chosen = text.split(",")
-        for name in chosen:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
-        return chosen
+def list_of(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """Return a parser for comma-separated names."""
 
-    return names
+    def parse(text: str) -> list[str]:
+        selected = text.split(",")
+        for name in selected:
+            if name not in names:
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(names)}")
+        return selected
+
+    return parse
 
 
 @contextlib.contextmanager
-def _home() -> Iterator[Path]:
-    """A home that has the models, while the block runs."""
+def home_with_models() -> Iterator[Path]:
+    """Create a home directory with the models, and delete it when the block ends."""
     home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
     try:
-        rounds.say("making the models")
-        subprocess.run([sys.executable, "-m", "tests.bench.folders", str(home / "models")], check=True)
+        rounds.print_progress("creating models")
+        subprocess.run([sys.executable, "-m", "tests.bench.make_models", str(home / "models")], check=True)
         yield home
     finally:
         shutil.rmtree(home, ignore_errors=True)

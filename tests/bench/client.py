@@ -1,6 +1,6 @@
-"""The client that measures: it notes when bytes arrive, and reads them only afterwards.
+"""The measuring client. It records when bytes arrive and parses them after the measurement.
 
-HTTP/1.0, so that a reply is its bytes until the connection ends, from either server.
+It uses HTTP/1.0, so that with both servers a response is everything up to the end of the connection.
 """
 
 import asyncio
@@ -9,23 +9,23 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-PATIENCE_SECONDS = 120.0
+TIMEOUT_SECONDS = 120.0
 
 Packets = list[tuple[float, bytes]]
 
 
-class Refused(Exception):
-    """The server answered with an error."""
+class MeasurementError(Exception):
+    """A measurement failed, for example because a server returned an error."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a stream brought. Times are seconds of `perf_counter`.
+class Response:
+    """A streamed response. Times are seconds of `perf_counter`.
 
     Attributes:
-        sent: when the client began to connect.
+        sent: when the client started to connect.
         arrivals: when each piece of text arrived.
-        usage: the server's count of tokens, once the stream is complete.
+        usage: the server's token counts; empty until the stream is complete.
     """
 
     sent: float
@@ -34,7 +34,7 @@ class Answer:
 
     @property
     def ttft(self) -> float:
-        """Seconds to the first text."""
+        """Time to the first text, in seconds."""
         return self.arrivals[0] - self.sent
 
     @property
@@ -43,19 +43,19 @@ class Answer:
 
     @property
     def rate(self) -> float:
-        """Tokens a second, from the first to the last."""
+        """Tokens per second, from the first to the last one."""
         return (self.tokens - 1) / (self.arrivals[-1] - self.arrivals[0])
 
 
-class Call(asyncio.Protocol):
-    """A streamed chat that is under way."""
+class Stream(asyncio.Protocol):
+    """A streamed chat request in progress."""
 
     def __init__(self, sent: float, request: bytes) -> None:
         self.sent = sent
         self._request = request
         self._packets: Packets = []
         self._transport: asyncio.Transport | None = None
-        self._begun = asyncio.Event()
+        self._started = asyncio.Event()
         self._ended = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -65,79 +65,79 @@ class Call(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._packets.append((perf_counter(), data))
-        # Headers, and comments that keep the connection alive, are no text.
-        if not self._begun.is_set() and b'"content"' in data:
-            self._begun.set()
+        # Headers and keep-alive comments contain no text.
+        if not self._started.is_set() and b'"content"' in data:
+            self._started.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended.set()
-        self._begun.set()
+        self._started.set()
 
-    async def begun(self) -> None:
-        """Wait for the first chunk, or the end."""
-        await _in_time(self._begun)
+    async def wait_for_start(self) -> None:
+        """Wait for the first text or the end."""
+        await wait_for(self._started)
 
-    async def answer(self) -> Answer:
-        """The whole answer.
+    async def response(self) -> Response:
+        """Wait for the end and return the complete response.
 
         Raises:
-            Refused: an error came instead of it or in it.
+            MeasurementError: the server returned an error or an incomplete stream.
         """
-        await _in_time(self._ended)
-        answer = self.so_far()
-        if not answer.usage:
-            raise Refused("the stream ended before it was complete")
-        return answer
+        await wait_for(self._ended)
+        response = self.partial_response()
+        if not response.usage:
+            raise MeasurementError("the stream is incomplete")
+        return response
 
-    def so_far(self) -> Answer:
-        """What has come by now; whole chunks only."""
+    def partial_response(self) -> Response:
+        """Return the complete chunks that have arrived so far."""
         arrivals: list[float] = []
         usage: dict[str, Any] = {}
-        for when, chunk in _chunks(self._packets):
+        for time, chunk in parse_chunks(self._packets):
             if "error" in chunk:
-                raise Refused(str(chunk["error"]))
+                raise MeasurementError(str(chunk["error"]))
             usage = chunk.get("usage") or usage
             if any(choice["delta"].get("content") for choice in chunk.get("choices", [])):
-                arrivals.append(when)
-        return Answer(self.sent, arrivals, usage)
+                arrivals.append(time)
+        return Response(self.sent, arrivals, usage)
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         if self._transport is not None:
             self._transport.abort()
 
 
-async def call(host: str, port: int, body: dict[str, Any]) -> Call:
-    """Send a chat request; the answer arrives while the loop runs."""
-    content = json.dumps({"stream": True, "stream_options": {"include_usage": True}, **body}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.0\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
-    request = f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
-    # Before the connection is made: a server that is slow to accept makes its clients wait.
+async def start_stream(host: str, port: int, fields: dict[str, Any]) -> Stream:
+    """Send a chat request. The response arrives while the event loop runs."""
+    body = json.dumps({"stream": True, "stream_options": {"include_usage": True}, **fields}).encode()
+    headers = f"POST /v1/chat/completions HTTP/1.0\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+    request = f"{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    # Measured before connecting, because a server that accepts late makes its clients wait.
     sent = perf_counter()
-    _, protocol = await asyncio.get_running_loop().create_connection(lambda: Call(sent, request), host, port)
-    return protocol
+    _, stream = await asyncio.get_running_loop().create_connection(lambda: Stream(sent, request), host, port)
+    return stream
 
 
-async def _in_time(event: asyncio.Event) -> None:
+async def wait_for(event: asyncio.Event) -> None:
     try:
-        await asyncio.wait_for(event.wait(), PATIENCE_SECONDS)
+        await asyncio.wait_for(event.wait(), TIMEOUT_SECONDS)
     except TimeoutError:
-        raise Refused(f"no answer within {PATIENCE_SECONDS:g} s") from None
+        raise MeasurementError(f"no response within {TIMEOUT_SECONDS:g} s") from None
 
 
-def _chunks(packets: Packets) -> list[tuple[float, dict[str, Any]]]:
-    """The JSON objects of a stream, each with the time when its last byte arrived."""
-    found: list[tuple[float, dict[str, Any]]] = []
-    head, rest = b"", b""
-    for when, data in packets:
+def parse_chunks(packets: Packets) -> list[tuple[float, dict[str, Any]]]:
+    """Return the JSON objects of a stream, each with the time at which its last byte arrived."""
+    chunks: list[tuple[float, dict[str, Any]]] = []
+    headers, rest = b"", b""
+    for time, data in packets:
         rest += data
-        if not head:
-            head, separator, rest = rest.partition(b"\r\n\r\n")
+        if not headers:
+            headers, separator, rest = rest.partition(b"\r\n\r\n")
             if not separator:
-                head, rest = b"", head
+                headers, rest = b"", headers
                 continue
         *lines, rest = rest.split(b"\n")
         payloads = (line.removeprefix(b"data: ") for line in lines if line.startswith(b"data: {"))
-        found += ((when, json.loads(payload)) for payload in payloads)
-    if head and b" 200 " not in head.split(b"\r\n", 1)[0]:
-        raise Refused(rest.decode(errors="replace"))
-    return found
+        chunks += ((time, json.loads(payload)) for payload in payloads)
+    if headers and b" 200 " not in headers.split(b"\r\n", 1)[0]:
+        raise MeasurementError(rest.decode(errors="replace"))
+    return chunks

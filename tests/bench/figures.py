@@ -1,4 +1,4 @@
-"""The figures that are shown, what each is compared with, and what we aim at."""
+"""The figures of the table, what each is compared with, and its goals."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -6,68 +6,71 @@ from typing import Literal
 from tests.bench.models import SMOLLM, STARTER, TINY
 
 OURS, THEIRS, RAW = "ours", "theirs", "raw"
-PARTIES = {OURS: "osaurusd", THEIRS: "mlx_lm.server", RAW: "mlx_lm in process"}
+PROGRAMS = {OURS: "osaurusd", THEIRS: "mlx_lm.server", RAW: "mlx_lm in process"}
 
 
 @dataclass(frozen=True)
-class Aim:
-    """A limit for our figure, or for its ratio to the one it is compared with."""
+class Goal:
+    """A limit for our value, or for its ratio to the value that it is compared with."""
 
-    of: Literal["ours", "ratio"]
-    sign: Literal[">=", "<="]
+    subject: Literal["ours", "ratio"]
+    operator: Literal[">=", "<="]
     limit: float
 
     def __str__(self) -> str:
-        return f"{self.of} {self.sign} {self.limit:g}"
+        return f"{self.subject} {self.operator} {self.limit:g}"
 
-    def met(self, ours: float, ratio: float | None) -> bool:
-        value = ours if self.of == "ours" else ratio
+    def is_met(self, ours: float, ratio: float | None) -> bool:
+        value = ours if self.subject == "ours" else ratio
         if value is None:
             return False
-        return value >= self.limit if self.sign == ">=" else value <= self.limit
+        return value >= self.limit if self.operator == ">=" else value <= self.limit
+
+
+Goals = dict[str, tuple[Goal, ...]]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A line of the table.
+    """A row of the table.
 
     Attributes:
-        part: the measurement that yields it.
-        label: for the table.
-        unit: of both values.
-        name: what the measurement calls ours.
-        party: whose value it is compared with; None for nobody's.
-        other: what the measurement calls that one, if not the same.
-        aims: by model.
+        measurement: name of the measurement that returns the figure.
+        label: label in the table.
+        unit: unit of both values.
+        name: the measurement's name for our value.
+        program: the program whose value ours is compared with, or None.
+        other_name: the measurement's name for the other value, if it differs.
+        goals: goals by model.
     """
 
-    part: str
+    measurement: str
     label: str
     unit: str
     name: str
-    party: str | None = THEIRS
-    other: str | None = None
-    aims: dict[str, tuple[Aim, ...]] = field(default_factory=dict)
+    program: str | None = THEIRS
+    other_name: str | None = None
+    goals: Goals = field(default_factory=dict)
 
 
-def _both(*aims: Aim) -> dict[str, tuple[Aim, ...]]:
-    return {SMOLLM.name: aims, TINY.name: aims}
+def both_models(*goals: Goal) -> Goals:
+    return {SMOLLM.name: goals, TINY.name: goals}
 
 
-def _at_least(smollm: float, tiny: float) -> dict[str, tuple[Aim, ...]]:
-    return {SMOLLM.name: (Aim("ratio", ">=", smollm),), TINY.name: (Aim("ratio", ">=", tiny),)}
+def min_ratio(smollm: float, tiny: float) -> Goals:
+    return {SMOLLM.name: (Goal("ratio", ">=", smollm),), TINY.name: (Goal("ratio", ">=", tiny),)}
 
 
-_NO_WORSE = Aim("ratio", "<=", 1.0)
-_BESIDE = _both(Aim("ratio", ">=", 0.9))
+NO_WORSE = Goal("ratio", "<=", 1.0)
+MIXED = both_models(Goal("ratio", ">=", 0.9))
 
 COMPARED = [
     Figure("decode", "one stream", "tok/s", "decode"),
-    Figure("decode", "one stream / raw", "tok/s", "decode", RAW, aims=_at_least(0.97, 0.90)),
-    Figure("streams", "8 streams, total", "tok/s", "total 8", aims=_at_least(1.0, 1.1)),
+    Figure("decode", "one stream / raw", "tok/s", "decode", RAW, goals=min_ratio(0.97, 0.90)),
+    Figure("streams", "8 streams, total", "tok/s", "total 8", goals=min_ratio(1.0, 1.1)),
     Figure("streams", "8 streams, TTFT p50", "s", "ttft p50 8"),
     Figure("streams", "8 streams, TTFT max", "s", "ttft max 8"),
-    Figure("streams", "16 streams, total", "tok/s", "total 16", aims=_at_least(1.0, 1.1)),
+    Figure("streams", "16 streams, total", "tok/s", "total 16", goals=min_ratio(1.0, 1.1)),
     Figure("streams", "16 streams, TTFT p50", "s", "ttft p50 16"),
     Figure("streams", "16 streams, TTFT max", "s", "ttft max 16"),
     Figure("prefix", "TTFT cold, 1,200-token prefix", "s", "ttft cold"),
@@ -77,16 +80,18 @@ COMPARED = [
         "warm / cold",
         "",
         "warm/cold",
-        aims={SMOLLM.name: (Aim("ours", "<=", 0.05), _NO_WORSE), TINY.name: (_NO_WORSE,)},
+        goals={SMOLLM.name: (Goal("ours", "<=", 0.05), NO_WORSE), TINY.name: (NO_WORSE,)},
     ),
     Figure("stall", "2 streams, normal gap", "s", "gap"),
-    Figure("stall", "longest gap under 2,000 tokens", "s", "longest gap"),
-    Figure("stall", "the same in normal gaps", "gaps", "stall", aims=_both(Aim("ours", "<=", 8.0))),
-    Figure("stall", "TTFT of the 2,000 tokens", "s", "ttft long", aims=_both(Aim("ratio", "<=", 1.3))),
-    Figure("seeded", "free beside 3 seeded / 7 free", "tok/s", "free beside", OURS, "free alone", _BESIDE),
-    Figure("constrained", "free beside 3 constrained / 7 free", "tok/s", "free beside", OURS, "free alone", _BESIDE),
+    Figure("stall", "longest gap during 2,000-token prompt", "s", "longest gap"),
+    Figure("stall", "longest gap / normal gap", "", "stall", goals=both_models(Goal("ours", "<=", 8.0))),
+    Figure("stall", "TTFT of 2,000-token prompt", "s", "ttft long", goals=both_models(Goal("ratio", "<=", 1.3))),
+    Figure("seeded", "4 plain of 7 streams, 3 seeded / 0", "tok/s", "mixed batch", OURS, "plain batch", MIXED),
+    Figure(
+        "constrained", "4 plain of 7 streams, 3 constrained / 0", "tok/s", "mixed batch", OURS, "plain batch", MIXED
+    ),
 ]
-"""Of each model that both servers serve."""
+"""Figures of models that both servers serve."""
 
 STARTUP = [
     Figure("startup", "daemon start to health 200", "s", "ready", None),
@@ -94,6 +99,6 @@ STARTUP = [
     Figure("startup", "osaurusctl ls", "s", "ls", None),
     Figure("startup", "worker start to first token", "s", "first token", None),
 ]
-"""Of our daemon."""
+"""Figures of osaurusd only."""
 
 SECTIONS = {STARTER: STARTUP, SMOLLM.name: COMPARED, TINY.name: COMPARED}

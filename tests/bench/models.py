@@ -1,30 +1,30 @@
-"""The models to measure with, and how long their answers are."""
+"""The models of the benchmark, and how many tokens to generate with them."""
 
 from dataclasses import dataclass
 
 STARTER = "smollm2-135m-instruct"
-"""The starter model as `osaurusctl import` leaves it, for the figures of a start."""
+"""The starter model as `osaurusctl import` writes it, for the start-up figures."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A folder under the home's `models/`, and tokens to generate: enough for a second or two, and no more.
+    """A model in the home directory. Token counts are chosen so that a measurement takes a second or two.
 
     Attributes:
-        name: of the folder, and in the API.
-        title: for the table.
-        alone: tokens of an answer that is decoded alone.
-        together: tokens of each of 8 or 16 answers that are decoded together.
-        beside: tokens of each of 7 answers, of which some may be of another kind.
+        name: name of the folder and of the model in the API.
+        title: title in the table.
+        single_tokens: output tokens of a single stream.
+        batch_tokens: output tokens of each of 8 or 16 streams.
+        mixed_tokens: output tokens of each of 7 streams with different parameters.
     """
 
     name: str
     title: str
-    alone: int
-    together: int
-    beside: int
+    single_tokens: int
+    batch_tokens: int
+    mixed_tokens: int
 
 
-SMOLLM = Model("smollm2-f32", "SmolLM2-135M, float32", alone=64, together=32, beside=48)
-TINY = Model("tiny-llama", "tiny random Llama", alone=512, together=128, beside=192)
+SMOLLM = Model("smollm2-f32", "SmolLM2-135M, float32", single_tokens=64, batch_tokens=32, mixed_tokens=48)
+TINY = Model("tiny-llama", "tiny random Llama", single_tokens=512, batch_tokens=128, mixed_tokens=192)
 MODELS = {"smollm": SMOLLM, "tiny": TINY}

@@ -1,4 +1,4 @@
-"""Prompts of an exact number of tokens, each beginning like none before it, so that nothing of it is cached."""
+"""Prompts with an exact number of tokens. Each starts with different words, so that no server has a prefix cached."""
 
 import random
 from pathlib import Path
@@ -9,59 +9,58 @@ from tokenizers import Tokenizer
 
 Messages = list[dict[str, str]]
 
-COUNT = "Count from one to five hundred in words, one number a line, and leave none out."
-"""A task with a long answer."""
+LONG_TASK = "Count from one to five hundred in words, one number a line, and leave none out."
+"""A task with a long output."""
 
-# Leading words: chosen from thousands, so that two prompts hardly ever begin alike.
-_OPENING = 6
+# Random words at the beginning, from a vocabulary of thousands, make prompts practically unique.
+OPENING_WORDS = 6
 
 
 class Prompts:
-    """Prompts for the model in `folder`."""
+    """Creates prompts for the model in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._template = Environment().from_string((folder / "chat_template.jinja").read_text())
-        # Not seeded: prompts of an earlier run must be new to whatever kept them.
+        # Not seeded: a server may still have the prompts of an earlier run.
         self._random = random.Random()
-        self._words = self._find_words()
+        self._words = self._single_token_words()
 
     def task(self) -> Messages:
-        """A short prompt with a long answer."""
-        return [_user(f"{self._text(_OPENING)}. {COUNT}")]
+        """Create a short prompt with a long output."""
+        return [user_message(f"{self._text(OPENING_WORDS)}. {LONG_TASK}")]
 
     def question(self, system: str) -> Messages:
-        """A short question under the system message `system`."""
-        return [_system(system), _user(f"{self._text(_OPENING)}?")]
+        """Create a short question after a system message."""
+        return [system_message(system), user_message(f"{self._text(OPENING_WORDS)}?")]
 
     def system(self, tokens: int) -> str:
-        """A system message with which a prompt's first `tokens` tokens end."""
-        return self._text(tokens - len(self._encode([_system("")], generate=False)))
+        """Create a system message that ends at token `tokens` of a prompt."""
+        return self._text(tokens - len(self._encode([system_message("")], add_generation_prompt=False)))
 
     def exactly(self, tokens: int) -> Messages:
-        """A prompt of `tokens` tokens, the template's own included."""
-        return [_user(self._text(tokens - self.count([_user("")])))]
+        """Create a prompt of `tokens` tokens, including those of the chat template."""
+        return [user_message(self._text(tokens - self.count([user_message("")])))]
 
-    def ids(self, messages: Messages) -> list[int]:
-        """The tokens that a server makes of `messages`."""
-        return self._encode(messages, generate=True)
+    def token_ids(self, messages: Messages) -> list[int]:
+        return self._encode(messages, add_generation_prompt=True)
 
     def count(self, messages: Messages) -> int:
-        return len(self.ids(messages))
+        return len(self.token_ids(messages))
 
-    def _encode(self, messages: Messages, *, generate: bool) -> list[int]:
-        rendered = self._template.render(messages=messages, add_generation_prompt=generate)
+    def _encode(self, messages: Messages, *, add_generation_prompt: bool) -> list[int]:
+        rendered = self._template.render(messages=messages, add_generation_prompt=add_generation_prompt)
         ids: list[int] = self._tokenizer.encode(rendered, add_special_tokens=False).ids
         return ids
 
-    def _text(self, words: int) -> str:
-        """A text of as many tokens as words."""
-        return " ".join(self._random.choices(self._words, k=words))
+    def _text(self, tokens: int) -> str:
+        """Create a text with one word per token."""
+        return " ".join(self._random.choices(self._words, k=tokens))
 
-    def _find_words(self) -> list[str]:
-        """Words that are one token wherever in a text they stand."""
+    def _single_token_words(self) -> list[str]:
+        """Return words that are one token, at the beginning of a text and after a space."""
         vocabulary: dict[str, Any] = self._tokenizer.get_vocab()
-        # Byte-level vocabularies write a leading space as Ġ.
+        # Byte-level vocabularies represent a leading space as Ġ.
         return sorted(
             word
             for word in vocabulary
@@ -69,9 +68,9 @@ class Prompts:
         )
 
 
-def _system(content: str) -> dict[str, str]:
+def system_message(content: str) -> dict[str, str]:
     return {"role": "system", "content": content}
 
 
-def _user(content: str) -> dict[str, str]:
+def user_message(content: str) -> dict[str, str]:
     return {"role": "user", "content": content}

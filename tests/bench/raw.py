@@ -1,4 +1,4 @@
-"""mlx_lm without a server: `python -m tests.bench.raw FOLDER` answers a line of JSON with a rate, until end of file."""
+"""mlx_lm without a server: `python -m tests.bench.raw MODEL` reads requests and prints rates, one per line."""
 
 import json
 import sys
@@ -11,12 +11,12 @@ from mlx_lm import load, stream_generate
 def main(folder: str) -> None:
     network, tokenizer, *_ = load(folder)
     for line in sys.stdin:
-        order = json.loads(line)
-        print(rate(network, tokenizer, order["prompt"], order["tokens"]), flush=True)
+        request = json.loads(line)
+        print(measure_rate(network, tokenizer, request["prompt"], request["tokens"]), flush=True)
 
 
-def rate(network: Any, tokenizer: Any, prompt: list[int], tokens: int) -> float:
-    """Tokens a second of a greedy answer, from the first token to the last."""
+def measure_rate(network: Any, tokenizer: Any, prompt: list[int], tokens: int) -> float:
+    """Return the tokens per second of greedy decoding, from the first to the last token."""
     times = [perf_counter() for _ in stream_generate(network, tokenizer, prompt, max_tokens=tokens)]
     return (len(times) - 1) / (times[-1] - times[0])
 

@@ -1,4 +1,4 @@
-"""Running the parts: every round measures all of them, and each party in turn."""
+"""Running the measurements. Each round runs all of them, with the programs alternating."""
 
 import asyncio
 import contextlib
@@ -10,95 +10,98 @@ from pathlib import Path
 import psutil
 
 from tests import daemons
-from tests.bench import parts, servers, startup
+from tests.bench import measurements, servers
 from tests.bench.figures import OURS, RAW, THEIRS
+from tests.bench.measurements import Figures, Measurement, Target
 from tests.bench.models import STARTER, Model
-from tests.bench.parts import Figures, Measurement, Place
 from tests.bench.prompts import Prompts
-from tests.bench.results import Results
+from tests.bench.report import Results
 
-BOTH: Mapping[str, Measurement] = {
-    "decode": parts.decode,
-    "streams": parts.streams,
-    "prefix": parts.prefix,
-    "stall": parts.stall,
+BOTH_SERVERS: Mapping[str, Measurement] = {
+    "decode": measurements.decode,
+    "streams": measurements.streams,
+    "prefix": measurements.prefix,
+    "stall": measurements.stall,
 }
-"""Measured of either server."""
 
-OURS_ONLY: Mapping[str, Measurement] = {"seeded": parts.seeded, "constrained": parts.constrained}
+OURS_ONLY: Mapping[str, Measurement] = {
+    "seeded": measurements.seeded,
+    "constrained": measurements.constrained,
+}
 
 STARTS = 7
 IDLE_SECONDS = 0.2
 
-TURNS = {"decode": 2}
-"""Turns a round of the parts that are quick and whose aims are narrow; the others have one."""
+RUNS_PER_ROUND = {"decode": 2}
+"""More than one run per round, for quick measurements with narrow goals."""
 
 Work = Mapping[str, Mapping[str, Callable[[], Figures]]]
-"""By part, what measures each party."""
+"""By measurement and program, the function to call."""
 
 
-def compare(home: Path, model: Model, chosen: set[str], rounds: int, results: Results) -> None:
-    """Measure the chosen parts on `model`, with all parties up at once."""
-    folder = home / "models" / model.name
-    prompts = Prompts(folder)
+def compare(home: Path, model: Model, selected: set[str], rounds: int, results: Results) -> None:
+    """Run the selected measurements with a model that all programs have loaded."""
+    prompts = Prompts(home / "models" / model.name)
     with contextlib.ExitStack() as stack:
         daemon = stack.enter_context(daemons.running(home))
-        places = {
-            OURS: Place(stack.enter_context(servers.ours(daemon, model)), model, prompts),
-            THEIRS: Place(stack.enter_context(servers.theirs(home, model)), model, prompts),
+        targets = {
+            OURS: Target(stack.enter_context(servers.osaurusd(daemon, model)), model, prompts),
+            THEIRS: Target(stack.enter_context(servers.mlx_lm_server(home, model)), model, prompts),
         }
-        raw = stack.enter_context(servers.raw(home, model))
-        for party, place in places.items():
-            say(f"{model.name}: {party} warms up")
-            asyncio.run(parts.warm_up(place))
-        parts.decode_raw(raw, model, prompts)
-        _take_turns(model.name, _work(places, raw, chosen), rounds, results)
+        raw = stack.enter_context(servers.mlx_lm_raw(home, model))
+        for program, target in targets.items():
+            print_progress(f"{model.name}: warming up {program}")
+            asyncio.run(measurements.warm_up(target))
+        measurements.decode_raw(raw, model, prompts)
+        run_rounds(model.name, build_work(targets, raw, selected), rounds, results)
 
 
 def measure_startup(home: Path, results: Results) -> None:
-    """Measure our daemon's start, and what it does first."""
-    for at in range(STARTS):
-        _measure(STARTER, "startup", OURS, lambda: startup.start(home), f"start {at + 1}", results)
+    """Measure the daemon's start-up, listing models, and loading a model."""
+    for number in range(1, STARTS + 1):
+        measure(STARTER, "startup", OURS, lambda: measurements.start_daemon(home), f"start {number}", results)
     with daemons.running(home) as daemon:
-        for at in range(STARTS):
-            _measure(STARTER, "startup", OURS, lambda: startup.use(home, daemon), f"load {at + 1}", results)
+        for number in range(1, STARTS + 1):
+            measure(STARTER, "startup", OURS, lambda: measurements.use_daemon(home, daemon), f"load {number}", results)
 
 
-def say(text: str) -> None:
-    """Tell those who wait."""
-    print(text, file=sys.stderr, flush=True)
+def build_work(targets: Mapping[str, Target], raw: servers.RawProcess, selected: set[str]) -> Work:
+    def run(measurement: Measurement, target: Target) -> Callable[[], Figures]:
+        return lambda: asyncio.run(measurement(target))
 
-
-def _work(places: Mapping[str, Place], raw: servers.Raw, chosen: set[str]) -> Work:
-    def by(measurement: Measurement, place: Place) -> Callable[[], Figures]:
-        return lambda: asyncio.run(measurement(place))
-
+    ours = targets[OURS]
     work: dict[str, dict[str, Callable[[], Figures]]] = {}
-    for name, measurement in BOTH.items():
-        work[name] = {party: by(measurement, place) for party, place in places.items()}
+    for name, measurement in BOTH_SERVERS.items():
+        work[name] = {program: run(measurement, target) for program, target in targets.items()}
     for name, measurement in OURS_ONLY.items():
-        work[name] = {OURS: by(measurement, places[OURS])}
-    ours = places[OURS]
-    work["decode"][RAW] = lambda: parts.decode_raw(raw, ours.model, ours.prompts)
-    return {name: parties for name, parties in work.items() if name in chosen}
+        work[name] = {OURS: run(measurement, ours)}
+    work["decode"][RAW] = lambda: measurements.decode_raw(raw, ours.model, ours.prompts)
+    return {name: programs for name, programs in work.items() if name in selected}
 
 
-def _take_turns(model: str, work: Work, rounds: int, results: Results) -> None:
-    """Who is first changes from turn to turn; a part that failed is left out from then on."""
-    for at, (name, parties) in itertools.product(range(rounds), work.items()):
-        turns = [list(parties)[:: 1 if turn % 2 == 0 else -1] for turn in range(at, at + TURNS.get(name, 1))]
-        for party in itertools.chain.from_iterable(turns):
-            if (model, name) not in results.failures:
-                _measure(model, name, party, parties[party], f"round {at + 1}", results)
+def run_rounds(model: str, work: Work, rounds: int, results: Results) -> None:
+    """Run all measurements. The order of programs alternates; a measurement that failed is not repeated."""
+    for number, (name, programs) in itertools.product(range(rounds), work.items()):
+        for run in range(number, number + RUNS_PER_ROUND.get(name, 1)):
+            for program in list(programs)[:: 1 if run % 2 == 0 else -1]:
+                if (model, name) not in results.failures:
+                    measure(model, name, program, programs[program], f"round {number + 1}", results)
 
 
-def _measure(model: str, part: str, party: str, work: Callable[[], Figures], when: str, results: Results) -> None:
+def measure(
+    model: str, measurement: str, program: str, run: Callable[[], Figures], label: str, results: Results
+) -> None:
     results.busy.append(psutil.cpu_percent(IDLE_SECONDS) / 100)
     try:
-        figures = work()
-    except Exception as error:  # noqa: BLE001  one part that fails must not cost the others
-        results.fail(model, part, f"{party}: {type(error).__name__}: {error}")
-        say(f"{model}: {when}, {part}, {party}: failed: {error}")
+        figures = run()
+    except Exception as error:  # noqa: BLE001  one failed measurement must not end the others
+        results.fail(model, measurement, f"{program}: {type(error).__name__}: {error}")
+        print_progress(f"{model}: {label}, {measurement}, {program}: failed: {error}")
         return
-    results.add(model, part, party, figures)
-    say(f"{model}: {when}, {part}, {party}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    results.add(model, measurement, program, figures)
+    values = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    print_progress(f"{model}: {label}, {measurement}, {program}: {values}")
+
+
+def print_progress(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,9 +1,9 @@
 #!/bin/sh
-# The main job, shown: start the daemon, bring in a model, ask it something. `demo.sh MODEL.gguf` or `demo.sh --stop`
+# Start a daemon, import a model and chat with it. Usage: demo.sh MODEL.gguf, or demo.sh --stop
 set -eu
 name=smollm2-135m-instruct
 OSAURUS_HOME=${OSAURUS_HOME:-$PWD/.demo}
-# A Unix socket's path is short by nature; a checkout that lies deep gets its home elsewhere.
+# The path of a Unix socket is limited; use another directory if this one is too deep.
 [ ${#OSAURUS_HOME} -le 80 ] || OSAURUS_HOME=$HOME/.osaurus-demo
 export OSAURUS_HOME
 
@@ -15,18 +15,18 @@ step() { printf '\n== %s\n' "$*"; }
 
 step "1. Start the daemon"
 osaurusctl up || {
-    echo "If the port is taken, choose another: OSAURUS_PORT=8081 make demo" >&2
+    echo "If the port is in use, choose another one: OSAURUS_PORT=8081 make demo" >&2
     exit 1
 }
 
-step "2. Bring in the starter model"
+step "2. Import the starter model"
 if osaurusctl ls --json | grep -q "\"name\":\"$name\""; then
-    echo "$name is here already"
+    echo "$name is already imported"
 else
     osaurusctl import "$1" --name "$name"
 fi
 
-step "3. Ask it: What is the capital of France?"
+step "3. Chat: What is the capital of France?"
 osaurusctl run "$name" "What is the capital of France?" --temperature 0
 
 port=$(osaurusctl status --json | sed 's/.*"endpoints":\["[^"]*:\([0-9]*\)".*/\1/')
@@ -44,7 +44,7 @@ $(step "Try next")
   reply = client.chat.completions.create(model="$name", messages=[{"role": "user", "content": "Hello!"}])
   print(reply.choices[0].message.content)
 
-$(step "Stop it")
+$(step "Stop the daemon")
 
   make demo-stop
 EOF

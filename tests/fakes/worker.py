@@ -1,4 +1,4 @@
-"""A worker without a model: speaks the worker protocol over `--fd N`, and misbehaves on request.
+"""A worker without a model: implements the worker protocol over `--fd N`, and misbehaves on request.
 
 The name of the model folder chooses how it loads:
 

@@ -1,4 +1,4 @@
-"""A real daemon with a tiny model, which has to be the same, and to serve as before, after everything that comes."""
+"""A real daemon with a tiny model, whose processes must survive all inputs."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from tests import daemons
 from tests.fuzz.target import Target
 from tests.models import make_tiny
 
-# The same inputs in every run; those of the long tests are others in every run.
+# Inputs are the same in every run, except in long tests.
 hypothesis.settings.register_profile(
     "fuzz",
     deadline=None,
@@ -24,7 +24,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("fuzz")
 
-# Answers are as short as may be: what is tried is what is asked.
+# Short outputs: these tests are about the input.
 CONFIG = """\
 default_model = "tiny"
 [defaults]
@@ -33,9 +33,12 @@ max_tokens = 4
 keep_alive_seconds = -1
 """
 
+VALID_REQUEST = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+
 
 @pytest.fixture(scope="module")
 def target(smollm_folder: Path) -> Iterator[Target]:
+    """A daemon that must have the same processes and no errors in its log after the tests of a module."""
     home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
     make_tiny(home / "models" / "tiny", smollm_folder, max_position_embeddings=256)
     (home / "config.toml").write_text(CONFIG)
@@ -46,10 +49,7 @@ def target(smollm_folder: Path) -> Iterator[Target]:
         yield target
         target.close()
         assert before == target.processes()
-        assert 200 == target.post("/v1/chat/completions", json.dumps(VALID).encode()).status
+        assert 200 == target.post("/v1/chat/completions", json.dumps(VALID_REQUEST).encode()).status
         target.close()
         assert [] == [line for line in daemon.log if line.get("level") == "error" or line["event"] == "plain text"]
     shutil.rmtree(home, ignore_errors=True)
-
-
-VALID = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}

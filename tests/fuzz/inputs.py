@@ -1,4 +1,4 @@
-"""What is sent: JSON of any kind, requests with something wrong in them, schemas that nobody would write."""
+"""Generated inputs: random JSON, mutated requests, and hostile schemas."""
 
 import copy
 import json
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 PATHS = st.sampled_from(["/v1/chat/completions", "/completions"])
 
-# Half a surrogate pair cannot be encoded; as an escape it is among the bytes below.
+# UTF-8 cannot encode half a surrogate pair. `corrupted_requests` contains it as an escape.
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 numbers = st.one_of(
     st.integers(),
@@ -37,12 +37,12 @@ WORDS = [
     "\0",
     "<|im_end|>",
 ]
-nasty = st.one_of(
+hostile_values = st.one_of(
     values,
     st.sampled_from([*WORDS, [], {}, [[]], "x" * 2000, ["x"] * 200, [0] * 500, {"type": "function"}, {"a": {"a": {}}}]),
 )
 
-CHATS: list[dict[str, Any]] = [
+CHAT_REQUESTS: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": "Hello"}]},
     {"messages": [{"role": "system", "content": [{"type": "text", "text": "x"}]}, {"role": "user", "content": "y"}]},
     {
@@ -96,63 +96,65 @@ CHATS: list[dict[str, Any]] = [
         "chat_template_kwargs": {"a": [1]},
     },
 ]
-TEXTS: list[dict[str, Any]] = [
+COMPLETION_REQUESTS: list[dict[str, Any]] = [
     {"prompt": "Once", "suffix": None},
     {"prompt": ["a", [1, 2]], "echo": True, "logprobs": 2, "n": 1, "best_of": 1},
     {"prompt": [1, 2, 3], "stop": "x", "stream": True, "seed": 3},
 ]
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths to everything in a value."""
+def list_paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of every nested value."""
     if path:
         yield path
     members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, member in members:
-        yield from places(member, (*path, key))
+        yield from list_paths(member, (*path, key))
 
 
-def parent(value: Any, path: tuple[Any, ...]) -> Any:
+def find_parent(value: Any, path: tuple[Any, ...]) -> Any:
     for key in path[:-1]:
         value = value[key]
     return value
 
 
 @st.composite
-def mutated(draw: st.DrawFn) -> tuple[str, bytes]:
-    """A path, and a valid request to it in which one to three things were changed, taken out or put in."""
+def mutated_requests(draw: st.DrawFn) -> tuple[str, bytes]:
+    """A path, and a valid request body with one to three values replaced, removed or added."""
     path = draw(PATHS)
-    request = copy.deepcopy(draw(st.sampled_from(CHATS if "chat" in path else TEXTS)))
+    request = copy.deepcopy(draw(st.sampled_from(CHAT_REQUESTS if "chat" in path else COMPLETION_REQUESTS)))
     for _ in range(draw(st.integers(1, 3))):
-        found = list(places(request))
-        place = draw(st.sampled_from(found))
-        holder = parent(request, place)
+        paths = list(list_paths(request))
+        position = draw(st.sampled_from(paths))
+        container = find_parent(request, position)
         match draw(st.sampled_from(["replace", "remove", "add"])):
             case "replace":
-                holder[place[-1]] = copy.deepcopy(draw(nasty))
-            case "remove" if len(found) > 1:
-                del holder[place[-1]]
-            case _ if isinstance(holder, dict):
-                holder[draw(text)] = copy.deepcopy(draw(nasty))
+                container[position[-1]] = copy.deepcopy(draw(hostile_values))
+            case "remove" if len(paths) > 1:
+                del container[position[-1]]
+            case _ if isinstance(container, dict):
+                container[draw(text)] = copy.deepcopy(draw(hostile_values))
             case _:
-                holder.append(copy.deepcopy(draw(nasty)))
+                container.append(copy.deepcopy(draw(hostile_values)))
         if not request:
             break
     return path, json.dumps({**request, "max_tokens": draw(st.sampled_from([1, 2, 3]))}).encode()
 
 
 @st.composite
-def damaged(draw: st.DrawFn) -> tuple[str, bytes]:
-    """A path, and the bytes of a valid request to it with other bytes in their midst, or with some missing."""
+def corrupted_requests(draw: st.DrawFn) -> tuple[str, bytes]:
+    """A path, and a valid request body with some bytes replaced, inserted or removed."""
     path = draw(PATHS)
-    sent = json.dumps({**draw(st.sampled_from(CHATS if "chat" in path else TEXTS)), "max_tokens": 1}).encode()
-    at = draw(st.integers(0, len(sent)))
-    until = draw(st.integers(at, min(at + 5, len(sent))))
+    valid = json.dumps(
+        {**draw(st.sampled_from(CHAT_REQUESTS if "chat" in path else COMPLETION_REQUESTS)), "max_tokens": 1}
+    ).encode()
+    start = draw(st.integers(0, len(valid)))
+    end = draw(st.integers(start, min(start + 5, len(valid))))
     pieces = [b'"', b"\\", b"\\ud800", b"\\u0000", b"\0", b"\xff", b"\xed\xa0\x80", b"{}", b"[", b"}", b",", b":"]
     piece = draw(
         st.one_of(st.binary(max_size=4), st.sampled_from([*pieces, b"1e999", b"NaN", b"9" * 5000, b"[" * 600]))
     )
-    return path, sent[:at] + piece + sent[until:]
+    return path, valid[:start] + piece + valid[end:]
 
 
 patterns = st.one_of(
@@ -162,27 +164,27 @@ patterns = st.one_of(
 sizes = st.one_of(st.integers(-2, 5), st.sampled_from([0, 10**3, 10**6, 10**18, 2**64]))
 
 
-def _extended(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    keyed = st.dictionaries(st.sampled_from(["a", "b", "type", "$ref", ""]), inner, max_size=4)
-    listed = st.lists(inner, max_size=4)
+def extend_schema(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    named_schemas = st.dictionaries(st.sampled_from(["a", "b", "type", "$ref", ""]), inner, max_size=4)
+    schema_lists = st.lists(inner, max_size=4)
     return st.fixed_dictionaries(
         {},
         optional={
             "type": st.one_of(st.sampled_from(TYPES), st.lists(st.sampled_from(TYPES), max_size=3)),
-            "properties": keyed,
+            "properties": named_schemas,
             "required": st.lists(st.sampled_from(["a", "b", "zzz", ""]), max_size=4),
             "additionalProperties": st.one_of(st.booleans(), inner),
             "patternProperties": st.dictionaries(patterns, inner, max_size=3),
             "items": inner,
-            "prefixItems": listed,
-            "anyOf": listed,
-            "oneOf": listed,
-            "allOf": listed,
+            "prefixItems": schema_lists,
+            "anyOf": schema_lists,
+            "oneOf": schema_lists,
+            "allOf": schema_lists,
             "not": inner,
             "enum": st.lists(values, max_size=4),
             "const": values,
             "$ref": st.sampled_from(["#", "#/$defs/a", "#/properties/a", "#/$defs/none", "http://localhost/x", ""]),
-            "$defs": keyed,
+            "$defs": named_schemas,
         },
     )
 
@@ -202,18 +204,18 @@ schemas = st.recursive(
         st.booleans(),
         values,
     ),
-    _extended,
+    extend_schema,
     max_leaves=8,
 )
 
 
 @st.composite
-def constrained(draw: st.DrawFn) -> bytes:
-    """A chat whose answer or whose calls are to be held to a schema that nobody would write."""
-    schema = draw(st.one_of(_extended(schemas), schemas))
-    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
+def constrained_requests(draw: st.DrawFn) -> bytes:
+    """A chat request with a hostile schema for its content or for a required tool call."""
+    schema = draw(st.one_of(extend_schema(schemas), schemas))
+    request: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
     if draw(st.booleans()):
-        form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
-        return json.dumps({**asked, "response_format": form}).encode()
+        response_format = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+        return json.dumps({**request, "response_format": response_format}).encode()
     tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
-    return json.dumps({**asked, "tools": [tool], "tool_choice": "required"}).encode()
+    return json.dumps({**request, "tools": [tool], "tool_choice": "required"}).encode()

@@ -1,4 +1,4 @@
-"""What the tests of keys and TLS have in common."""
+"""Helpers for tests of API keys and TLS."""
 
 import subprocess
 import sys
@@ -8,14 +8,14 @@ from typing import Any
 from tests import daemons
 from tests.daemons import Daemon
 
-PATIENCE_SECONDS = 60
+TIMEOUT_SECONDS = 60
 
 
 def create(daemon: Daemon, name: str | None = None) -> dict[str, Any]:
-    """Have the daemon make a key."""
-    status, made = daemon.admin("POST", "/v0/keys", {"name": name})
+    """Create an API key."""
+    status, key = daemon.admin("POST", "/v0/keys", {"name": name})
     assert 201 == status
-    return dict(made)
+    return dict(key)
 
 
 def ctl(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -24,7 +24,7 @@ def ctl(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def serve(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Start a daemon that is thought not to serve, and wait for its end."""
+    """Start a daemon that is expected to fail, and wait until it exits."""
     return _run(home, "osaurusd", "serve", "--port", "0", *arguments)
 
 
@@ -35,6 +35,6 @@ def _run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_SECONDS,
+        timeout=TIMEOUT_SECONDS,
         check=False,
     )

@@ -42,7 +42,7 @@ def test_the_demo_answers_a_question_and_suggests_next_steps(run: Run, smollm_gg
 
     again = run("sh", SCRIPT, smollm_gguf)
     assert 0 == again.returncode, again.stderr
-    assert f"{SMOLLM} is here already" in again.stdout
+    assert f"{SMOLLM} is already imported" in again.stdout
 
     stopped = run("sh", SCRIPT, "--stop")
     assert 0 == stopped.returncode

@@ -1,4 +1,4 @@
-"""The guide's program and curl lines, as they stand but for the model's name, against the real thing."""
+"""The program and the curl commands of the guide, except for the model's name, with a real daemon and worker."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ def test_models_are_listed(client: OpenAI) -> None:
     assert ["osaurus"] == [model.owned_by for model in models.data]
 
 
-def test_a_chat_answers_with_paris_at_temperature_zero(client: OpenAI) -> None:
+def test_chat_is_completed(client: OpenAI) -> None:
     response = client.chat.completions.create(
         model=SMOLLM,
         messages=[
@@ -28,11 +28,11 @@ def test_a_chat_answers_with_paris_at_temperature_zero(client: OpenAI) -> None:
     )
 
     assert "Paris" in (response.choices[0].message.content or "")
-    assert "stop" == response.choices[0].finish_reason
-    assert SMOLLM == response.model
+    assert response.choices[0].finish_reason == "stop"
+    assert response.model == SMOLLM
 
 
-def test_a_stream_yields_text_in_pieces(client: OpenAI) -> None:
+def test_stream_yields_text_in_pieces(client: OpenAI) -> None:
     stream = client.chat.completions.create(
         model=SMOLLM, messages=[{"role": "user", "content": "Write a haiku about coding"}], stream=True, max_tokens=40
     )
@@ -50,14 +50,14 @@ def curl(daemon: Daemon, path: str, body: object = None) -> str:
     return subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
 
 
-def test_curl_lists_models_in_the_guides_shape(smollm_daemon: Daemon) -> None:
+def test_curl_lists_models(smollm_daemon: Daemon) -> None:
     listing = json.loads(curl(smollm_daemon, "/models"))
 
-    assert "list" == listing["object"]
+    assert listing["object"] == "list"
     assert {"id", "object", "created", "owned_by"} == set(listing["data"][0])
 
 
-def test_curl_gets_a_completion_in_the_guides_shape(smollm_daemon: Daemon) -> None:
+def test_curl_completes_a_chat(smollm_daemon: Daemon) -> None:
     body = {
         "model": SMOLLM,
         "messages": [
@@ -69,14 +69,14 @@ def test_curl_gets_a_completion_in_the_guides_shape(smollm_daemon: Daemon) -> No
     }
     reply = json.loads(curl(smollm_daemon, "/chat/completions", body))
 
-    assert "chat.completion" == reply["object"]
+    assert reply["object"] == "chat.completion"
     assert reply["id"].startswith("chatcmpl-")
-    assert "assistant" == reply["choices"][0]["message"]["role"]
+    assert reply["choices"][0]["message"]["role"] == "assistant"
     usage = reply["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
-def test_curl_gets_a_stream_in_the_guides_shape(smollm_daemon: Daemon) -> None:
+def test_curl_streams_a_chat(smollm_daemon: Daemon) -> None:
     body = {
         "model": SMOLLM,
         "messages": [{"role": "user", "content": "Tell me a short story"}],
@@ -86,9 +86,9 @@ def test_curl_gets_a_stream_in_the_guides_shape(smollm_daemon: Daemon) -> None:
     }
     lines = curl(smollm_daemon, "/chat/completions", body).split("\n\n")
 
-    assert "data: [DONE]" == lines[-2]
+    assert lines[-2] == "data: [DONE]"
     chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
     assert {"chat.completion.chunk"} == {chunk["object"] for chunk in chunks}
-    assert "assistant" == chunks[0]["choices"][0]["delta"]["role"]
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
     assert chunks[-1]["choices"][0]["finish_reason"] in ("length", "stop")
-    assert 1 == len({chunk["id"] for chunk in chunks})
+    assert len({chunk["id"] for chunk in chunks}) == 1

@@ -1,4 +1,4 @@
-"""Beyond loopback nobody gets in without a key: real daemons, real clients, real sockets."""
+"""API keys with real daemons, clients and sockets."""
 
 import contextlib
 import json
@@ -20,60 +20,60 @@ from openai import OpenAI
 from osaurusd.http.api_keys import ApiKeys
 from tests import daemons
 from tests.daemons import Daemon, UnixConnection
-from tests.integration.access import PATIENCE_SECONDS, create, ctl, serve
+from tests.integration.access import TIMEOUT_SECONDS, create, ctl, serve
 
 EVERYWHERE = ("--host", "0.0.0.0")
 
 
 def local(daemon: Daemon) -> str:
-    """Where a daemon on all addresses is reached from here."""
+    """Return the loopback URL of a daemon that listens on all addresses."""
     return daemon.url.replace("0.0.0.0", "127.0.0.1")
 
 
-def models(url: str, **headers: str) -> int:
-    """The status of a request with these headers, `_` in whose names is `-`."""
+def status_of_models(url: str, **headers: str) -> int:
+    """Request the models with these headers (`_` stands for `-`), and return the status."""
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    return int(httpx2.get(f"{url}/v1/models", headers=sent, timeout=PATIENCE_SECONDS).status_code)
+    return int(httpx2.get(f"{url}/v1/models", headers=sent, timeout=TIMEOUT_SECONDS).status_code)
 
 
 @pytest.fixture
 def key(home: Path) -> str:
-    """A home that has a key."""
+    """An API key of the home."""
     return ApiKeys(home / "state" / "keys.json").create("first").key
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
-def test_without_a_key_other_machines_are_not_served(home: Path, host: str) -> None:
+def test_daemon_does_not_start_exposed_without_a_key(home: Path, host: str) -> None:
     run = serve(home, "--host", host)
 
     assert 1 == run.returncode
-    assert f"other machines can connect to {host}, and there is no API key" in run.stderr
+    assert f"other machines can connect to {host}, but there is no API key" in run.stderr
     for way_out in ("`osaurusctl key create`", "`server.host`", "`--insecure`"):
         assert way_out in run.stderr
     assert "Traceback" not in run.stderr
 
 
-def test_keys_that_were_damaged_keep_everybody_out(home: Path, key: str) -> None:
+def test_daemon_does_not_start_exposed_with_a_damaged_key_file(home: Path, key: str) -> None:
     (home / "state" / "keys.json").write_text('{"version": 1, "keys": [')
     run = serve(home, *EVERYWHERE)
 
     assert 1 == run.returncode
     assert "keys.damaged.json" in run.stderr.splitlines()[-1]
-    # The second time there is no file at all, which is no way in either.
+    # The second time there is no file at all.
     assert 1 == serve(home, *EVERYWHERE).returncode
 
 
-def test_insecure_is_said_in_full(home: Path) -> None:
+def test_insecure_daemon_serves_without_keys_and_warns(home: Path) -> None:
     with daemons.running(home, *EVERYWHERE, "--insecure") as daemon:
-        assert 200 == models(local(daemon))
-        assert 200 == models(local(daemon), authorization="Basic whatever")
-        assert "warning" == daemon.wait_for("other machines can connect, and nobody is asked for an API key")["level"]
+        assert 200 == status_of_models(local(daemon))
+        assert 200 == status_of_models(local(daemon), authorization="Basic whatever")
+        assert "warning" == daemon.wait_for("other machines can connect without an API key")["level"]
         protection = daemon.admin("GET", "/v0/status")[1]["protection"]
         assert (True, False) == (protection["exposed"], protection["key_required"])
         assert "other machines can connect, no API key required, no TLS" in ctl(home, "status").stdout
 
 
-def test_openai_clients_get_in_with_a_key_until_it_is_revoked(home: Path, key: str) -> None:
+def test_openai_client_is_served_until_its_key_is_revoked(home: Path, key: str) -> None:
     with daemons.running(home, *EVERYWHERE) as daemon:
         url = local(daemon)
         second = create(daemon, "second")
@@ -97,14 +97,14 @@ def test_openai_clients_get_in_with_a_key_until_it_is_revoked(home: Path, key: s
                 client(second["key"]).models.list()
             assert [] == client(key).models.list().data
 
-        assert 200 == models(url, x_api_key=key)
-        assert 401 == models(url, x_api_key=second["key"])
-        assert 401 == models(url)
+        assert 200 == status_of_models(url, x_api_key=key)
+        assert 401 == status_of_models(url, x_api_key=second["key"])
+        assert 401 == status_of_models(url)
         assert 200 == httpx2.get(f"{url}/health").status_code
         assert 401 == httpx2.get(f"{url}/metrics").status_code
         assert 404 == httpx2.get(f"{url}/v0/keys", headers={"x-api-key": key}).status_code
-        told = daemon.admin("GET", "/v0/keys")[1]
-        assert [("first", True)] == [(each["name"], each["last_used"] is not None) for each in told]
+        keys = daemon.admin("GET", "/v0/keys")[1]
+        assert [("first", True)] == [(info["name"], info["last_used"] is not None) for info in keys]
         arguments = " ".join(psutil.Process(daemon.process.pid).cmdline())
         outputs = ctl(home, "status").stdout, ctl(home, "doctor").stdout, ctl(home, "key", "ls", "--json").stdout
         logged = json.dumps(daemon.log)
@@ -115,7 +115,7 @@ def test_openai_clients_get_in_with_a_key_until_it_is_revoked(home: Path, key: s
         assert secret.encode() not in written
 
 
-def test_a_service_waits_for_its_first_key_without_a_port(home: Path) -> None:
+def test_service_waits_for_its_first_key_without_listening(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with supervised(home, *EVERYWHERE, "--port", str(port)):
@@ -123,14 +123,14 @@ def test_a_service_waits_for_its_first_key_without_a_port(home: Path) -> None:
         assert not waiting["serving"]
         assert "there is no API key" in waiting["faults"][0]
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)
+            socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_SECONDS)
         assert "there is no API key" in ctl(home, "status").stdout
 
-        made = ctl(home, "key", "create", "phone")
-        assert (0, made.stdout) == (made.returncode, f"{made.stdout.strip()}\n")
+        created = ctl(home, "key", "create", "phone")
+        assert (0, created.stdout) == (created.returncode, f"{created.stdout.strip()}\n")
         await_status(home, lambda status: bool(status["serving"]))
-        assert 200 == models(f"http://127.0.0.1:{port}", authorization=f"Bearer {made.stdout.strip()}")
-        assert 401 == models(f"http://127.0.0.1:{port}")
+        assert 200 == status_of_models(f"http://127.0.0.1:{port}", authorization=f"Bearer {created.stdout.strip()}")
+        assert 401 == status_of_models(f"http://127.0.0.1:{port}")
 
 
 @contextlib.contextmanager
@@ -144,27 +144,27 @@ def supervised(home: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            assert 0 == process.wait(PATIENCE_SECONDS)
+            assert 0 == process.wait(TIMEOUT_SECONDS)
         finally:
             process.kill()
             process.wait()
 
 
-def await_status(home: Path, is_right: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """The daemon's status once it is as wanted; it says so only when asked."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def await_status(home: Path, is_expected: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Poll the daemon's status until it is as expected."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while True:
         connection = UnixConnection(home / "run" / "admin.sock")
         with contextlib.closing(connection), contextlib.suppress(OSError):
             connection.request("GET", "/v0/status", headers={"Host": "osaurusd", "Osaurus-Api": "1"})
             status: dict[str, Any] = json.loads(connection.getresponse().read())
-            if is_right(status):
+            if is_expected(status):
                 return status
-        assert time.monotonic() < deadline, "its status is never as wanted"
+        assert time.monotonic() < deadline, "the status is never as expected"
         time.sleep(0.05)
 
 
-# Takes the socket it was given as the descriptor that systemd would have passed.
+# Moves the socket to the descriptor that systemd would pass.
 _ACTIVATE = (
     "import os, sys\n"
     "os.dup2(int(sys.argv[1]), 3)\n"
@@ -173,7 +173,7 @@ _ACTIVATE = (
 )
 
 
-def test_sockets_of_a_service_manager_count_by_where_they_are_bound(home: Path) -> None:
+def test_activated_sockets_are_judged_by_their_bound_address(home: Path) -> None:
     (home / "config.toml").write_text('[server]\nhost = "localhost"\n')
     with socket.create_server(("0.0.0.0", 0)) as listener:
         run = subprocess.run(
@@ -182,66 +182,67 @@ def test_sockets_of_a_service_manager_count_by_where_they_are_bound(home: Path) 
             pass_fds=[listener.fileno()],
             capture_output=True,
             text=True,
-            timeout=PATIENCE_SECONDS,
+            timeout=TIMEOUT_SECONDS,
             check=False,
         )
     assert 1 == run.returncode
-    assert "other machines can connect to 0.0.0.0, and there is no API key" in run.stderr
+    assert "other machines can connect to 0.0.0.0, but there is no API key" in run.stderr
 
 
-def test_a_reload_that_would_need_a_key_is_refused_until_there_is_one(home: Path) -> None:
+def test_reload_that_requires_a_key_fails_until_one_exists(home: Path) -> None:
     config = home / "config.toml"
     config.write_text("[server]\ninsecure = true\n")
     with daemons.running(home, *EVERYWHERE) as daemon:
         url = local(daemon)
         config.write_text("")
-        status, answer = daemon.admin("POST", "/v0/reload", {})
-        assert (500, "config_error") == (status, answer["error"]["code"])
-        assert "there is no API key" in answer["error"]["message"]
-        assert 200 == models(url)
+        status, response = daemon.admin("POST", "/v0/reload", {})
+        assert (500, "config_error") == (status, response["error"]["code"])
+        assert "there is no API key" in response["error"]["message"]
+        assert 200 == status_of_models(url)
 
-        made = create(daemon)
+        created = create(daemon)
         assert (200, {"applied": ["server.insecure"], "needs_restart": []}) == daemon.admin("POST", "/v0/reload", {})
-        assert [401, 200] == [models(url), models(url, x_api_key=made["key"])]
+        assert [401, 200] == [status_of_models(url), status_of_models(url, x_api_key=created["key"])]
 
         config.write_text("[server]\ntrust_loopback = true\n")
         assert 200 == daemon.admin("POST", "/v0/reload", {})[0]
-        assert 200 == models(url)
-        for outward in addresses_of_this_machine()[:1]:
-            there = url.replace("127.0.0.1", outward)
-            assert [401, 200] == [models(there), models(there, x_api_key=made["key"])]
+        assert 200 == status_of_models(url)
+        for address in external_addresses()[:1]:
+            there = url.replace("127.0.0.1", address)
+            assert [401, 200] == [status_of_models(there), status_of_models(there, x_api_key=created["key"])]
 
-        daemon.admin("POST", "/v0/keys/revoke", {"id": made["id"]})
-        assert "no API key is left" in daemon.admin("GET", "/v0/status")[1]["faults"][0]
-
-
-def addresses_of_this_machine() -> list[str]:
-    found = [each.address for each_of in psutil.net_if_addrs().values() for each in each_of if each.family == 2]
-    return [address for address in found if not address.startswith("127.")]
+        daemon.admin("POST", "/v0/keys/revoke", {"id": created["id"]})
+        assert "there is none" in daemon.admin("GET", "/v0/status")[1]["faults"][0]
 
 
-def test_on_loopback_keys_are_asked_for_only_if_wanted(home: Path) -> None:
+def external_addresses() -> list[str]:
+    entries = [entry for interface in psutil.net_if_addrs().values() for entry in interface]
+    ipv4 = [entry.address for entry in entries if entry.family == socket.AF_INET]
+    return [address for address in ipv4 if not address.startswith("127.")]
+
+
+def test_loopback_requires_keys_only_if_configured(home: Path) -> None:
     with daemons.running(home) as daemon:
-        assert 200 == models(daemon.url, authorization="Bearer not-needed")
-        made = ctl(home, "key", "create", "--json")
-        secret = json.loads(made.stdout)["key"]
-        assert 200 == models(daemon.url)
+        assert 200 == status_of_models(daemon.url, authorization="Bearer not-needed")
+        created = ctl(home, "key", "create", "--json")
+        secret = json.loads(created.stdout)["key"]
+        assert 200 == status_of_models(daemon.url)
         (home / "config.toml").write_text("[server]\nrequire_key = true\n")
         assert 200 == daemon.admin("POST", "/v0/reload", {})[0]
-        assert [401, 200] == [models(daemon.url), models(daemon.url, x_api_key=secret)]
-        # Whoever can open the Unix socket is the user.
+        assert [401, 200] == [status_of_models(daemon.url), status_of_models(daemon.url, x_api_key=secret)]
+        # Only the user can open the Unix socket.
         assert 200 == daemon.admin("GET", "/v1/models")[0]
 
 
-def test_keys_are_made_listed_and_revoked_from_the_command_line(home: Path) -> None:
+def test_keys_are_created_listed_and_revoked_from_the_command_line(home: Path) -> None:
     with daemons.running(home):
         assert "[]\n" == ctl(home, "key", "ls", "--json").stdout
-        made = json.loads(ctl(home, "--json", "key", "create", "Anna's laptop").stdout)
-        assert ["id", "name", "created", "key"] == list(made)
+        created = json.loads(ctl(home, "--json", "key", "create", "Anna's laptop").stdout)
+        assert ["id", "name", "created", "key"] == list(created)
         listed = ctl(home, "key", "ls").stdout
-        assert [["ID", "NAME"], [made["id"], "Anna's"]] == [line.split()[:2] for line in listed.splitlines()]
+        assert [["ID", "NAME"], [created["id"], "Anna's"]] == [line.split()[:2] for line in listed.splitlines()]
         assert listed.rstrip().endswith("never")
         assert 1 == ctl(home, "key", "create", "\x1b[2J").returncode
-        assert "revoked key" in ctl(home, "key", "revoke", made["id"]).stdout
-        again = ctl(home, "key", "revoke", made["id"])
-        assert (1, True) == (again.returncode, "there is no API key with the id" in again.stderr)
+        assert "revoked key" in ctl(home, "key", "revoke", created["id"]).stdout
+        again = ctl(home, "key", "revoke", created["id"])
+        assert (1, True) == (again.returncode, "no API key has the id" in again.stderr)

@@ -10,7 +10,7 @@ import pytest
 
 from tests import daemons, descriptors
 from tests.daemons import Daemon
-from tests.integration.residency import ask, asked, make_models, workers
+from tests.integration.residency import chat, make_models, open_chat, workers
 from tests.integration.test_lifecycle import eventually
 
 ENDLESS = {"max_tokens": 1900, "stream": True}
@@ -21,7 +21,7 @@ def daemon(home: Path, smollm_folder: Path) -> Iterator[Daemon]:
     """A daemon whose tiny model has answered one request."""
     make_models(home, smollm_folder, "one")
     with daemons.running(home) as daemon:
-        assert 200 == ask(daemon, "one")
+        assert 200 == chat(daemon, "one")
         yield daemon
 
 
@@ -43,7 +43,7 @@ def test_disconnecting_clients_leak_nothing(daemon: Daemon) -> None:
     )
 
     for n in (1, 3, 8):
-        with asked(daemon, "one", n=n, **ENDLESS) as stream:
+        with open_chat(daemon, "one", n=n, **ENDLESS) as stream:
             assert stream.readline().startswith(b"data: {")
 
     eventually(lambda: reserved_bytes(daemon) == idle_bytes)
@@ -60,7 +60,7 @@ def test_a_killed_worker_leaks_nothing(daemon: Daemon) -> None:
 
     for _ in range(2):
         daemon.admin("POST", "/v0/load", {"model": "one"})
-        with asked(daemon, "one", **ENDLESS) as stream:
+        with open_chat(daemon, "one", **ENDLESS) as stream:
             assert stream.readline().startswith(b"data: {")
             os.kill(workers(daemon)["one"]["pid"], signal.SIGKILL)
             assert b"worker_crashed" in stream.read()

@@ -1,4 +1,4 @@
-"""What happens when more comes in than there is room for. The real daemon and worker, a tiny model."""
+"""Requests beyond the capacity of the worker, with the real daemon and a tiny model."""
 
 import shutil
 import tempfile
@@ -10,16 +10,16 @@ import openai
 import pytest
 from openai import OpenAI
 
-from osaurusd.worker.engine.decode import MAX_SEQUENCES
+from osaurusd.worker.engine.planner import MAX_SEQUENCES
 from tests import daemons
 from tests.daemons import Daemon
 from tests.models import make_tiny
 
 MAX_WAITING = 2
-MANY = 3 * MAX_SEQUENCES
+REQUESTS = 3 * MAX_SEQUENCES
 
-# An end token is as likely as any other to a model with random weights.
-NEVER_END = {"0": -100, "2": -100}
+# A model with random weights samples the end token as often as any other.
+NO_END_TOKEN = {"0": -100, "2": -100}
 
 
 @pytest.fixture(scope="module")
@@ -33,33 +33,33 @@ def daemon(smollm_folder: Path) -> Iterator[Daemon]:
     shutil.rmtree(home, ignore_errors=True)
 
 
-def ask(daemon: Daemon, content: str = "hello", **fields):
+def complete(daemon: Daemon, content: str = "hello", **fields):
     with OpenAI(base_url=daemon.url, api_key="x", max_retries=0, timeout=120) as client:
         return client.chat.completions.create(
             model="tiny",
             messages=[{"role": "user", "content": content}],
-            **{"max_tokens": 400, "logit_bias": NEVER_END, **fields},
+            **{"max_tokens": 400, "logit_bias": NO_END_TOKEN, **fields},
         )
 
 
-def test_too_many_are_refused_at_once_and_told_when_to_come_back(daemon: Daemon) -> None:
+def test_requests_beyond_the_queue_are_rejected_with_retry_after(daemon: Daemon) -> None:
     def attempt(number: int) -> object:
         try:
-            return ask(daemon, f"{number}").usage.completion_tokens
-        except openai.RateLimitError as refusal:
-            return refusal.code, refusal.response.headers["Retry-After"]
+            return complete(daemon, f"{number}").usage.completion_tokens
+        except openai.RateLimitError as error:
+            return error.code, error.response.headers["Retry-After"]
 
-    with ThreadPoolExecutor(MANY) as executor:
-        outcomes = list(executor.map(attempt, range(MANY)))
+    with ThreadPoolExecutor(REQUESTS) as executor:
+        outcomes = list(executor.map(attempt, range(REQUESTS)))
 
     served = [outcome for outcome in outcomes if outcome == 400]
     assert {400, ("queue_full", "1")} == set(outcomes)
     assert len(served) >= MAX_SEQUENCES + MAX_WAITING
-    assert 400 == ask(daemon).usage.completion_tokens
+    assert 400 == complete(daemon).usage.completion_tokens
 
 
-def test_an_answer_ends_where_the_context_is_full(daemon: Daemon) -> None:
-    reply = ask(daemon, max_tokens=None)
+def test_completion_ends_when_the_context_is_full(daemon: Daemon) -> None:
+    completion = complete(daemon, max_tokens=None)
 
-    assert 2048 == reply.usage.total_tokens
-    assert "length" == reply.choices[0].finish_reason
+    assert 2048 == completion.usage.total_tokens
+    assert "length" == completion.choices[0].finish_reason

@@ -196,19 +196,20 @@ def test_pull_continues_after_its_terminal_is_closed_and_is_cancelled_by_ctrl_c(
         if number == signal.SIGINT:
             wait_received(daemon, 40_000_000)
         process.send_signal(number)
-        process.stderr.read()
+        output = process.stderr.read()
         process.stderr.close()
         if number == signal.SIGHUP:
             assert -signal.SIGHUP == process.wait(30)
             assert [(NAME, "running")] == list_pulls(daemon)
     assert 130 == process.wait(30)
     assert [(NAME, "cancelled")] == list_pulls(daemon)
-    assert "cancelled" in ctl(daemon.home, "ls").stdout
+    assert "pull again to resume it" in output
+    assert "its pull was cancelled" in ctl(daemon.home, "ls").stdout
 
     hub.release()
     before = hub.served
     result = ctl(daemon.home, "pull", LARGE)
-    assert (0, True) == (result.returncode, NAME in result.stdout)
+    assert (0, f"{NAME} downloaded (80.0 MB, {LARGE})\n") == (result.returncode, result.stdout)
     assert hub.served - before < 45_000_000
 
 

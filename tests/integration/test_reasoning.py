@@ -1,4 +1,4 @@
-"""A model that thinks before it answers: its thoughts and its answer never mix. The real daemon and worker."""
+"""Reasoning is separated from content. A real daemon and worker, and a model with reasoning markers."""
 
 import json
 import shutil
@@ -11,18 +11,18 @@ from openai import OpenAI
 
 from tests import daemons
 
-# SmolLM2 never says these; renamed, they make it a model with markers for its thoughts.
+# SmolLM2 does not use these tokens. Renamed, they become reasoning markers.
 RENAMED = {"<repo_name>": "<think>", "<reponame>": "</think>"}
-# The model has not learnt to think and would rather say nothing.
+# The model was not trained to reason; without this it ends its output at once.
 NEVER_END = {"0": -100, "2": -100}
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 @pytest.fixture(scope="module")
-def thinker(smollm_folder: Path) -> Iterator[tuple[OpenAI, int]]:
-    """A client of a daemon with a model that always begins with a thought, and the token that ends one."""
+def reasoning_model(smollm_folder: Path) -> Iterator[tuple[OpenAI, int]]:
+    """Run a daemon with a model whose output starts with reasoning; yield a client and the id of the end marker."""
     home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
-    folder = home / "models" / "thinker"
+    folder = home / "models" / "reasoner"
     shutil.copytree(smollm_folder, folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (folder / name).read_text()
@@ -38,10 +38,10 @@ def thinker(smollm_folder: Path) -> Iterator[tuple[OpenAI, int]]:
     shutil.rmtree(home, ignore_errors=True)
 
 
-def ask(client: OpenAI, **fields):
+def complete(client: OpenAI, **fields):
     return client.chat.completions.create(
         **{
-            "model": "thinker",
+            "model": "reasoner",
             "messages": QUESTION,
             "temperature": 0,
             "max_tokens": 8,
@@ -51,50 +51,50 @@ def ask(client: OpenAI, **fields):
     )
 
 
-def stop_thinking_at_once(end: int) -> dict[str, object]:
-    """What makes the token that ends a thought by far the likeliest, but only once."""
+def end_reasoning_at_once(end: int) -> dict[str, object]:
+    """Return fields that make the end marker by far the most likely token, but only once."""
     return {"logit_bias": {**NEVER_END, str(end): 100}, "extra_body": {"repetition_penalty": 10}}
 
 
-def test_a_thought_without_an_end_is_no_content(thinker) -> None:
-    client, _ = thinker
-    reply = ask(client)
+def test_unfinished_reasoning_is_not_content(reasoning_model) -> None:
+    client, _ = reasoning_model
+    reply = complete(client)
 
     message = reply.choices[0].message
     assert message.reasoning_content
     assert not message.content
-    assert "length" == reply.choices[0].finish_reason
-    assert 8 == reply.usage.completion_tokens_details.reasoning_tokens
+    assert reply.choices[0].finish_reason == "length"
+    assert reply.usage.completion_tokens_details.reasoning_tokens == 8
 
 
-def test_what_comes_after_the_thought_is_content(thinker) -> None:
-    client, end = thinker
-    reply = ask(client, **stop_thinking_at_once(end))
+def test_output_after_the_reasoning_is_content(reasoning_model) -> None:
+    client, end = reasoning_model
+    reply = complete(client, **end_reasoning_at_once(end))
 
     message = reply.choices[0].message
     assert message.content
     assert "think" not in message.content
     assert getattr(message, "reasoning_content", None) is None
-    assert 1 == reply.usage.completion_tokens_details.reasoning_tokens
+    assert reply.usage.completion_tokens_details.reasoning_tokens == 1
 
 
-def test_a_streamed_thought_comes_under_its_own_name(thinker) -> None:
-    client, _ = thinker
-    deltas = [chunk.choices[0].delta for chunk in ask(client, stream=True)]
+def test_reasoning_is_streamed_in_its_own_field(reasoning_model) -> None:
+    client, _ = reasoning_model
+    deltas = [chunk.choices[0].delta for chunk in complete(client, stream=True)]
 
-    thought = "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas)
-    assert ask(client).choices[0].message.reasoning_content == thought
-    assert "" == "".join(delta.content or "" for delta in deltas)
+    reasoning = "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas)
+    assert complete(client).choices[0].message.reasoning_content == reasoning
+    assert "".join(delta.content or "" for delta in deltas) == ""
 
 
-def test_a_form_is_kept_after_the_thought_only(thinker) -> None:
-    client, end = thinker
-    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["yes", "no"]}}}
+def test_response_format_applies_after_the_reasoning(reasoning_model) -> None:
+    client, end = reasoning_model
+    response_format = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["yes", "no"]}}}
 
-    thinking = ask(client, response_format=form)
-    answered = ask(client, response_format=form, logit_bias={str(end): 100})
+    unfinished = complete(client, response_format=response_format)
+    finished = complete(client, response_format=response_format, logit_bias={str(end): 100})
 
-    assert thinking.choices[0].message.reasoning_content
-    assert not thinking.choices[0].message.content
-    assert answered.choices[0].message.content.strip() in ('"yes"', '"no"')
-    assert "stop" == answered.choices[0].finish_reason
+    assert unfinished.choices[0].message.reasoning_content
+    assert not unfinished.choices[0].message.content
+    assert finished.choices[0].message.content.strip() in ('"yes"', '"no"')
+    assert finished.choices[0].finish_reason == "stop"

@@ -1,4 +1,4 @@
-"""Demonstrations that take minutes: many requests, many loads, and where the time of a load goes."""
+"""Checks that take minutes: many requests, many loads, and the duration of loads."""
 
 import os
 import signal
@@ -15,12 +15,12 @@ from tests.daemons import Daemon
 from tests.integration.residency import (
     ROOM_FOR_ONE,
     ROOM_FOR_TWO,
-    ask,
-    ask_all,
-    asked,
+    chat,
+    chat_all,
     configure,
     events,
     make_models,
+    open_chat,
     tree_bytes,
     workers,
 )
@@ -28,7 +28,7 @@ from tests.integration.residency import (
 pytestmark = pytest.mark.long
 
 CYCLES = 50
-LEAK_BYTES = 10_000_000
+MAX_LEAK_BYTES = 10_000_000
 
 
 @pytest.fixture
@@ -37,26 +37,25 @@ def models_home(home: Path, smollm_folder: Path) -> Path:
     return make_models(home, smollm_folder, "one", "two", "three")
 
 
-def test_three_models_of_which_two_fit_answer_200_mixed_requests(models_home: Path) -> None:
+def test_mixed_requests_for_three_models_with_room_for_two_are_served(models_home: Path) -> None:
     configure(models_home, budget_bytes=ROOM_FOR_TWO, min_residency_seconds=1)
-    order = [("one", "two", "three")[(n * 7 + n // 5) % 3] for n in range(200)]
+    models = [("one", "two", "three")[(n * 7 + n // 5) % 3] for n in range(200)]
     with daemons.running(models_home) as daemon:
-        statuses = ask_all(daemon, order)
-        evicted = events(daemon, "unloaded")
+        statuses = chat_all(daemon, models)
+        unloaded = events(daemon, "unloaded")
         loaded = events(daemon, "loaded")
 
     assert [200] * 200 == statuses
-    assert {"room"} == {event["cause"] for event in evicted}
+    assert {"room"} == {event["cause"] for event in unloaded}
     assert [] == [line for line in daemon.log if line["event"] == "worker lost"]
-    # In turns, and not one load for each request.
     print(f"{len(loaded)} loads for 200 requests")
     assert len(loaded) < 60
 
 
-def test_two_that_fit_one_at_a_time_answer_alternating_requests(models_home: Path) -> None:
+def test_alternating_requests_for_two_models_with_room_for_one_are_served(models_home: Path) -> None:
     configure(models_home, budget_bytes=ROOM_FOR_ONE, min_residency_seconds=1)
     with daemons.running(models_home) as daemon:
-        statuses = ask_all(daemon, ["one", "two"] * 50)
+        statuses = chat_all(daemon, ["one", "two"] * 50)
         loaded = events(daemon, "loaded")
 
     assert [200] * 100 == statuses
@@ -64,66 +63,69 @@ def test_two_that_fit_one_at_a_time_answer_alternating_requests(models_home: Pat
     assert len(loaded) < 40
 
 
-def test_loads_and_unloads_give_everything_back(models_home: Path) -> None:
+def test_load_cycles_leak_no_memory_processes_or_descriptors(models_home: Path) -> None:
     with daemons.running(models_home) as daemon:
         own = psutil.Process(daemon.process.pid)
-        _cycle(daemon)
-        before, open_before = tree_bytes(daemon), descriptors.by_kind(own.pid)
-        seen = []
+        load_cycle(daemon)
+        bytes_before, descriptors_before = tree_bytes(daemon), descriptors.by_kind(own.pid)
+        growth = []
         for _ in range(CYCLES):
-            _cycle(daemon)
+            load_cycle(daemon)
             assert [] == own.children(recursive=True)
-            seen.append(tree_bytes(daemon) - before)
+            growth.append(tree_bytes(daemon) - bytes_before)
 
-        print(f"RSS after {CYCLES} cycles: {seen[-1] / 1e6:+.1f} MB, at most {max(seen) / 1e6:+.1f} MB")
-        assert abs(seen[-1]) < LEAK_BYTES
-        assert Counter() == descriptors.leaked(own.pid, open_before)
+        print(f"RSS after {CYCLES} cycles: {growth[-1] / 1e6:+.1f} MB, at most {max(growth) / 1e6:+.1f} MB")
+        assert abs(growth[-1]) < MAX_LEAK_BYTES
+        assert Counter() == descriptors.leaked(own.pid, descriptors_before)
 
 
-def _cycle(daemon: Daemon) -> None:
+def load_cycle(daemon: Daemon) -> None:
+    """Load a model, use it, unload it."""
     assert 200 == daemon.admin("POST", "/v0/load", {"model": "one"})[0]
-    assert 200 == ask(daemon, "one")
+    assert 200 == chat(daemon, "one")
     assert 200 == daemon.admin("POST", "/v0/unload", {"model": "one"})[0]
 
 
-def test_a_daemon_that_is_killed_under_load_starts_again_with_its_pins(models_home: Path) -> None:
+def test_a_daemon_killed_under_load_restarts_with_its_pins(models_home: Path) -> None:
     with daemons.running(models_home) as daemon:
         for model in ("one", "two"):
             assert 200 == daemon.admin("POST", "/v0/pins", {"model": model})[0]
         daemon.wait_for("loaded", count=2)
-        asking = [threading.Thread(target=_ask_until_it_dies, args=(daemon, model)) for model in ("one", "two", "one")]
-        for thread in asking:
-            thread.start()
+        clients = [
+            threading.Thread(target=chat_until_disconnected, args=(daemon, model)) for model in ("one", "two", "one")
+        ]
+        for client in clients:
+            client.start()
         children = psutil.Process(daemon.process.pid).children(recursive=True)
         daemon.process.send_signal(signal.SIGKILL)
-        _, left = psutil.wait_procs(children, 30)
-        assert [] == left
-        for thread in asking:
-            thread.join()
+        _, alive = psutil.wait_procs(children, 30)
+        assert [] == alive
+        for client in clients:
+            client.join()
 
     with daemons.running(models_home) as daemon:
         daemon.wait_for("loaded", count=2)
         assert [True, True] == [workers(daemon)[model]["pinned"] for model in ("one", "two")]
-        assert [200, 200] == [ask(daemon, model) for model in ("one", "two")]
+        assert [200, 200] == [chat(daemon, model) for model in ("one", "two")]
 
 
-def _ask_until_it_dies(daemon: Daemon, model: str) -> None:
+def chat_until_disconnected(daemon: Daemon, model: str) -> None:
     try:
-        with asked(daemon, model, max_tokens=1900, stream=True) as stream:
+        with open_chat(daemon, model, max_tokens=1900, stream=True) as stream:
             while stream.readline():
                 pass
     except (OSError, ValueError):
         return
 
 
-def test_a_crash_under_load_costs_one_model_its_requests_and_the_other_nothing(models_home: Path) -> None:
+def test_repeated_crashes_of_one_model_do_not_affect_the_other(models_home: Path) -> None:
     with daemons.running(models_home) as daemon:
-        assert [200, 200] == [ask(daemon, model) for model in ("one", "two")]
+        assert [200, 200] == [chat(daemon, model) for model in ("one", "two")]
         for _ in range(5):
-            with asked(daemon, "one", max_tokens=1500, stream=True) as one:
+            with open_chat(daemon, "one", max_tokens=1500, stream=True) as one:
                 one.readline()
                 victim = workers(daemon)["two"]["pid"]
-                with asked(daemon, "two", max_tokens=1500, stream=True) as two:
+                with open_chat(daemon, "two", max_tokens=1500, stream=True) as two:
                     two.readline()
                     os.kill(victim, signal.SIGKILL)
                     assert "worker_crashed" in two.read().decode()
@@ -131,27 +133,28 @@ def test_a_crash_under_load_costs_one_model_its_requests_and_the_other_nothing(m
             assert 200 == daemon.admin("POST", "/v0/load", {"model": "two"})[0]
 
 
-def test_where_the_time_of_a_load_goes_with_and_without_a_spare_worker(models_home: Path) -> None:
+def test_loads_are_faster_with_a_standby_worker(models_home: Path) -> None:
     configure(models_home, spare_seconds=600)
     with daemons.running(models_home) as daemon:
-        plain = _load(daemon)
-        spared = []
+        first = measure_load(daemon)
+        later = []
         for count in range(1, 6):
-            daemon.wait_for("spare worker is ready", count=count)
-            spared.append(_load(daemon))
+            daemon.wait_for("standby worker ready", count=count)
+            later.append(measure_load(daemon))
 
-    without = plain["spawn_seconds"] + plain["import_seconds"] + plain["weights_seconds"]
-    with_spare = statistics.median(phases["weights_seconds"] for phases in spared)
-    shown = ", ".join(f"{name} {plain[name]:.2f}" for name in ("spawn_seconds", "import_seconds", "weights_seconds"))
-    print(f"without: {shown} = {without:.2f} s; with a spare worker: {with_spare:.2f} s (median of 5)")
-    assert all(phases["spare"] for phases in spared)
-    assert with_spare < without
+    names = ("spawn_seconds", "import_seconds", "weights_seconds")
+    without_standby = sum(first[name] for name in names)
+    with_standby = statistics.median(phases["weights_seconds"] for phases in later)
+    details = ", ".join(f"{name} {first[name]:.2f}" for name in names)
+    print(f"without: {details} = {without_standby:.2f} s; with a standby worker: {with_standby:.2f} s (median of 5)")
+    assert all(phases["spare"] for phases in later)
+    assert with_standby < without_standby
 
 
-def _load(daemon: Daemon) -> dict[str, float]:
-    status, _ = daemon.admin("POST", "/v0/load", {"model": "one"})
-    assert 200 == status
-    assert 200 == ask(daemon, "one")
+def measure_load(daemon: Daemon) -> dict[str, float]:
+    """Load and unload a model; return the phases of the load."""
+    assert 200 == daemon.admin("POST", "/v0/load", {"model": "one"})[0]
+    assert 200 == chat(daemon, "one")
     phases: dict[str, float] = workers(daemon)["one"]["load_phases"]
     assert 200 == daemon.admin("POST", "/v0/unload", {"model": "one"})[0]
     return phases

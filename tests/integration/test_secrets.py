@@ -1,6 +1,6 @@
-"""What a run leaves behind and shows: no secret, no prompt and no answer in it, and nothing that others may read.
+"""Files, logs and outputs contain no secret, no prompt and no completion, and files are private.
 
-One daemon is used in every way that might spill something, while it logs all it can. Then everything is searched.
+One daemon with debug logging is used in every way that might leak something. Then everything is searched.
 """
 
 import contextlib
@@ -35,41 +35,41 @@ PASSWORD = "PLANTEDproxyPASSWORD"
 SIGNATURE = "Signature=a%2Bb"
 SECRETS = (HF_TOKEN, PULL_TOKEN, API_KEY, OTHER_KEY, PASSWORD, SIGNATURE)
 
-SAID = "the-planted-zebra-sleeps-at-noon"
-"""In every prompt, in names, schemas and bodies that are refused."""
+PROMPT = "the-planted-zebra-sleeps-at-noon"
+"""Part of every prompt, and of names, schemas and bodies that are rejected."""
 
 TEMPLATE = """
 {%- for message in messages %}{{ message.role }}: {{ message.content }}
 {% if loop.index > 1 %}{{ raise_exception('unlike ' ~ message.content) }}{% endif %}{% endfor %}assistant:"""
-USUAL_MODES = {stat.S_IFREG: 0o600, stat.S_IFDIR: 0o700, stat.S_IFSOCK: 0o600}
+PRIVATE_MODES = {stat.S_IFREG: 0o600, stat.S_IFDIR: 0o700, stat.S_IFSOCK: 0o600}
 
 
 @dataclass
-class Used:
-    """What is left of a run: its home, texts by where they were shown, answers, and what processes were given."""
+class Traces:
+    """The traces of a run: its home, outputs by source, completions, and environments of processes."""
 
     home: Path
-    shown: dict[str, str] = field(default_factory=dict)
-    answers: list[str] = field(default_factory=list)
+    outputs: dict[str, str] = field(default_factory=dict)
+    completions: list[str] = field(default_factory=list)
     environments: dict[str, dict[str, str]] = field(default_factory=dict)
     sent: list[str | None] = field(default_factory=list)
     statuses: dict[str, int] = field(default_factory=dict)
 
-    def note_processes(self, daemon: Daemon) -> None:
-        """What anybody on the machine sees of the processes, and what their own user does."""
+    def record_processes(self, daemon: Daemon) -> None:
+        """Record what every user sees of the processes, and what only their own user sees."""
         process = psutil.Process(daemon.process.pid)
-        for each in [process, *process.children(recursive=True)]:
+        for child in [process, *process.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
-                words = each.cmdline()
-                self.shown[f"arguments of {' '.join(words[:5])} ({each.pid})"] = "\n".join(words)
+                words = child.cmdline()
+                self.outputs[f"arguments of {' '.join(words[:5])} ({child.pid})"] = "\n".join(words)
                 kind = next((word for word in words if word.startswith("osaurusd.")), "daemon")
-                self.environments[kind] = each.environ()
+                self.environments[kind] = child.environ()
 
 
 @pytest.fixture(scope="module")
-def used(smollm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Used]:
+def traces(smollm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traces]:
     home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
-    used = Used(home)
+    traces = Traces(home)
     repos = tmp_path_factory.mktemp("hub")
     stand_in.publish(repos, "org/gated", disk.model(), token=PULL_TOKEN)
     stand_in.publish(repos, "org/broken", disk.model())
@@ -84,204 +84,206 @@ def used(smollm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
                 "HTTPS_PROXY": f"http://user:{PASSWORD}@127.0.0.1:9",
             }
             with daemons.running(home, **environment) as daemon:
-                chat(used, daemon)
-                manage(used, daemon, tiny)
-                pull(used, daemon, hub)
-                look(used, daemon)
-            used.shown["standard error"] = "\n".join(map(repr, daemon.log))
-        yield used
+                chat(traces, daemon)
+                manage(traces, daemon, tiny)
+                pull(traces, daemon, hub)
+                collect_outputs(traces, daemon)
+            traces.outputs["standard error"] = "\n".join(map(repr, daemon.log))
+        yield traces
     finally:
         os.umask(before)
         shutil.rmtree(home, ignore_errors=True)
 
 
-def chat(used: Used, daemon: Daemon) -> None:
-    """Ask rightly and wrongly."""
-    schema = {"name": "x", "schema": {"type": "object", "properties": {SAID: {"type": SAID}}, SAID: 1}}
-    tools = [{"type": "function", "function": {"name": SAID, "parameters": {"type": "object"}}}]
+def chat(traces: Traces, daemon: Daemon) -> None:
+    """Send valid and invalid requests."""
+    schema = {"name": "x", "schema": {"type": "object", "properties": {PROMPT: {"type": PROMPT}}, PROMPT: 1}}
+    tools = [{"type": "function", "function": {"name": PROMPT, "parameters": {"type": "object"}}}]
     bodies: dict[str, Any] = {
         "chat": {},
-        "completion": {"prompt": f"{SAID} and", "echo": True, "max_tokens": 8},
+        "completion": {"prompt": f"{PROMPT} and", "echo": True, "max_tokens": 8},
         "schema": {"response_format": {"type": "json_schema", "json_schema": schema}},
         "tools": {"tools": tools, "tool_choice": "required", "max_tokens": 60},
-        "template": {"messages": [{"role": "user", "content": SAID}] * 2},
-        "role": {"messages": [{"role": SAID, "content": SAID}]},
-        "field": {SAID: SAID},
-        "model": {"model": SAID},
+        "template": {"messages": [{"role": "user", "content": PROMPT}] * 2},
+        "role": {"messages": [{"role": PROMPT, "content": PROMPT}]},
+        "field": {PROMPT: PROMPT},
+        "model": {"model": PROMPT},
     }
     headers = {"Authorization": f"Bearer {API_KEY}", "x-api-key": OTHER_KEY, "Cookie": f"session={OTHER_KEY}"}
     with httpx2.Client(base_url=daemon.url, headers=headers, timeout=120, trust_env=False) as client:
         for name, body in bodies.items():
             base = {"model": "tiny", "max_tokens": 12, "seed": 1}
             if name != "completion":
-                base["messages"] = [{"role": "user", "content": SAID}]
+                base["messages"] = [{"role": "user", "content": PROMPT}]
             path = "/v1/completions" if name == "completion" else "/v1/chat/completions"
-            answer = client.post(path, json={**base, **body})
-            used.statuses[name] = answer.status_code
-            used.answers += texts(answer.json())
-        garbage = client.post("/v1/chat/completions", content=f'{{"model": "{SAID}', headers=JSON)
-        used.statuses["garbage"] = garbage.status_code
-        used.statuses["chunks"] = send_bad_chunks(daemon)
+            response = client.post(path, json={**base, **body})
+            traces.statuses[name] = response.status_code
+            traces.completions += texts(response.json())
+        garbage = client.post("/v1/chat/completions", content=f'{{"model": "{PROMPT}', headers=JSON)
+        traces.statuses["garbage"] = garbage.status_code
+        traces.statuses["chunks"] = send_bad_chunks(daemon)
         lost = client.get(f"/v1/{API_KEY}/nowhere?api_key={API_KEY}&token={OTHER_KEY}")
-        used.statuses["nowhere"] = lost.status_code
-        used.note_processes(daemon)
-        kill_midway(used, daemon, client)
+        traces.statuses["nowhere"] = lost.status_code
+        traces.record_processes(daemon)
+        kill_midway(traces, daemon, client)
 
 
 JSON = {"Content-Type": "application/json"}
 
 
 def send_bad_chunks(daemon: Daemon) -> int:
-    """The status of a request whose body is not chunked as it says."""
+    """Send a body with invalid chunks, and return the status."""
     url = urlsplit(daemon.url)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Type: application/json\r\n"
     with socket.create_connection((url.hostname, url.port), timeout=60) as connection:
-        connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n{SAID}\r\n{SAID}".encode())
+        connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n{PROMPT}\r\n{PROMPT}".encode())
         return int(connection.makefile("rb").readline().split()[1])
 
 
-def texts(answer: dict[str, Any]) -> list[str]:
-    """What a model has said, if it has."""
-    found = []
-    for choice in answer.get("choices", []):
+def texts(response: dict[str, Any]) -> list[str]:
+    """Return the texts that the model generated."""
+    generated = []
+    for choice in response.get("choices", []):
         message = choice.get("message", {})
-        found += [choice.get("text"), message.get("content")]
-        found += [call["function"]["arguments"] for call in message.get("tool_calls") or []]
-    return [text for text in found if text and len(text) > 8]
+        generated += [choice.get("text"), message.get("content")]
+        generated += [call["function"]["arguments"] for call in message.get("tool_calls") or []]
+    return [text for text in generated if text and len(text) > 8]
 
 
-def kill_midway(used: Used, daemon: Daemon, client: httpx2.Client) -> None:
-    """End the worker while it answers."""
-    body = {"model": "tiny", "messages": [{"role": "user", "content": SAID}], "max_tokens": 2000, "stream": True}
-    (worker,) = [each["pid"] for each in daemon.admin("GET", "/v0/workers")[1] if each["model"] == "tiny"]
+def kill_midway(traces: Traces, daemon: Daemon, client: httpx2.Client) -> None:
+    """Kill the worker while it streams."""
+    body = {"model": "tiny", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 2000, "stream": True}
+    (pid,) = [worker["pid"] for worker in daemon.admin("GET", "/v0/workers")[1] if worker["model"] == "tiny"]
     with client.stream("POST", "/v1/chat/completions", json=body) as stream:
         lines = stream.iter_lines()
         next(line for line in lines if '"content":"' in line)
-        psutil.Process(worker).kill()
-        used.shown["a stream that broke"] = [line for line in lines if line][-1]
+        psutil.Process(pid).kill()
+        traces.outputs["interrupted stream"] = [line for line in lines if line][-1]
 
 
-def manage(used: Used, daemon: Daemon, folder: Path) -> None:
-    """Change state in every way that is written down."""
+def manage(traces: Traces, daemon: Daemon, folder: Path) -> None:
+    """Change everything that is saved to state files."""
     for name, (path, body) in {
         "import": ("/v0/imports", {"path": str(folder), "name": "brought"}),
         "alias": ("/v0/aliases", {"alias": "mine", "target": "tiny"}),
         "pin": ("/v0/pins", {"model": "tiny"}),
     }.items():
-        used.statuses[name], told = daemon.admin("POST", path, body)
-        used.shown[name] = json.dumps(told)
+        traces.statuses[name], result = daemon.admin("POST", path, body)
+        traces.outputs[name] = json.dumps(result)
 
 
-def pull(used: Used, daemon: Daemon, hub: stand_in.Hub) -> None:
-    """Download with a token, and fail in ways that have secrets in them."""
+def pull(traces: Traces, daemon: Daemon, hub: stand_in.Hub) -> None:
+    """Download with a token, and cause failures that involve secrets."""
     hub.fault("status", "model.safetensors", status=404, times=-1, where="bytes")
-    asked = [("org/broken", {}), ("org/gated", {"token": PULL_TOKEN})]
-    for model, more in asked:
-        status, told = daemon.admin("POST", "/v0/pulls", {"model": model, **more})
-        assert 202 == status, told
-        used.shown[f"pull of {model}"] = json.dumps(told)
-        used.note_processes(daemon)
+    pulls = [("org/broken", {}), ("org/gated", {"token": PULL_TOKEN})]
+    for model, more in pulls:
+        status, result = daemon.admin("POST", "/v0/pulls", {"model": model, **more})
+        assert 202 == status, result
+        traces.outputs[f"pull of {model}"] = json.dumps(result)
+        traces.record_processes(daemon)
         if model == "org/broken":
-            # It asks for a new address again and again; what held it up is shown meanwhile.
-            with daemon.following("POST", "/v0/pulls/watch", {"pulls": [told["id"]]}) as events:
+            # The pull retries; meanwhile its note shows the reason.
+            with daemon.following("POST", "/v0/pulls/watch", {"pulls": [result["id"]]}) as events:
                 noted = next(event for event in events if event["pull"]["note"])
-            used.shown["a pull that is held up"] = json.dumps(noted)
-            used.shown["its end"] = json.dumps(daemon.admin("POST", "/v0/pulls/cancel", {"pull": told["id"]}))
-            used.sent += [request["authorization"] for request in hub.requests()]
+            traces.outputs["stalled pull"] = json.dumps(noted)
+            traces.outputs["cancelled pull"] = json.dumps(
+                daemon.admin("POST", "/v0/pulls/cancel", {"pull": result["id"]})
+            )
+            traces.sent += [request["authorization"] for request in hub.requests()]
             hub.reset()
         else:
-            used.shown["a pull to its end"] = json.dumps(
-                daemon.admin("POST", "/v0/pulls/watch", {"pulls": [told["id"]]})
+            traces.outputs["completed pull"] = json.dumps(
+                daemon.admin("POST", "/v0/pulls/watch", {"pulls": [result["id"]]})
             )
-    used.sent += [request["authorization"] for request in hub.requests()]
-    used.shown["a search"] = json.dumps(daemon.admin("POST", "/v0/search", {"words": "x", "token": PULL_TOKEN}))
+    traces.sent += [request["authorization"] for request in hub.requests()]
+    traces.outputs["search"] = json.dumps(daemon.admin("POST", "/v0/search", {"words": "x", "token": PULL_TOKEN}))
 
 
-def look(used: Used, daemon: Daemon) -> None:
-    """Everything that shows something."""
+def collect_outputs(traces: Traces, daemon: Daemon) -> None:
+    """Collect everything that the daemon and the CLI display."""
     for path in ("status", "diagnosis", "models", "workers", "pins", "events", "aliases", "pulls"):
-        used.shown[path] = json.dumps(daemon.admin("GET", f"/v0/{path}"), ensure_ascii=False)
+        traces.outputs[path] = json.dumps(daemon.admin("GET", f"/v0/{path}"), ensure_ascii=False)
     with httpx2.Client(base_url=daemon.url, trust_env=False) as client:
-        used.shown["metrics"] = client.get("/metrics").text
+        traces.outputs["metrics"] = client.get("/metrics").text
     for command in (["ps"], ["status"], ["doctor"], ["pulls", "--json"]):
-        told = ctl(daemon.home, *command, HF_TOKEN=HF_TOKEN)
-        used.shown[f"osaurusctl {' '.join(command)}"] = told.stdout + told.stderr
+        result = ctl(daemon.home, *command, HF_TOKEN=HF_TOKEN)
+        traces.outputs[f"osaurusctl {' '.join(command)}"] = result.stdout + result.stderr
 
 
-def written(home: Path) -> Iterator[tuple[Path, bytes]]:
-    """All files of a home, the weights of its models aside."""
+def files_of(home: Path) -> Iterator[tuple[Path, bytes]]:
+    """Yield all files of a home except weights."""
     for path in home.rglob("*"):
         if path.is_file() and not path.is_symlink() and path.suffix != ".safetensors":
             yield path, path.read_bytes()
 
 
-def spilt(used: Used, words: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Which of the words can be found, and where."""
-    found = [(word, where) for where, text in used.shown.items() for word in words if word in text]
-    for path, content in written(used.home):
-        found += [(word, str(path)) for word in words if word.encode() in content]
-    return found
+def leaks(traces: Traces, words: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Return the words that occur in the traces, with their places."""
+    hits = [(word, where) for where, text in traces.outputs.items() for word in words if word in text]
+    for path, content in files_of(traces.home):
+        hits += [(word, str(path)) for word in words if word.encode() in content]
+    return hits
 
 
-def test_the_run_was_as_it_was_meant(used: Used) -> None:
-    """Else nothing could have been spilt."""
+def test_every_step_of_the_run_had_the_expected_result(traces: Traces) -> None:
+    """Otherwise the run could not have leaked anything."""
     assert {
         **{"chat": 200, "completion": 200, "schema": 400, "tools": 200, "template": 400, "role": 400},
         **{"model": 404, "garbage": 400, "chunks": 400, "nowhere": 404, "import": 200, "alias": 200, "pin": 200},
-    } == {name: status for name, status in used.statuses.items() if name != "field"}
-    assert len(used.answers) >= 2
-    assert any(SAID in answer for answer in used.answers)
-    assert '"worker_crashed"' in used.shown["a stream that broke"]
-    assert {f"Bearer {PULL_TOKEN}", f"Bearer {HF_TOKEN}", None} <= set(used.sent)
-    assert '"state": "done"' in used.shown["a pull to its end"]
-    assert "pulls.json" in {path.name for path, _ in written(used.home)}
-    log = (used.home / "logs" / "osaurusd.log").read_text()
+    } == {name: status for name, status in traces.statuses.items() if name != "field"}
+    assert len(traces.completions) >= 2
+    assert any(PROMPT in completion for completion in traces.completions)
+    assert '"worker_crashed"' in traces.outputs["interrupted stream"]
+    assert {f"Bearer {PULL_TOKEN}", f"Bearer {HF_TOKEN}", None} <= set(traces.sent)
+    assert '"state": "done"' in traces.outputs["completed pull"]
+    assert "pulls.json" in {path.name for path, _ in files_of(traces.home)}
+    log = (traces.home / "logs" / "osaurusd.log").read_text()
     assert "SIGKILL" in log
     assert '"level": "debug"' in log
 
 
-def test_no_secret_is_kept_or_shown(used: Used) -> None:
-    assert [] == spilt(used, SECRETS)
+def test_secrets_are_not_saved_or_displayed(traces: Traces) -> None:
+    assert [] == leaks(traces, SECRETS)
 
 
-def test_no_prompt_and_no_answer_is_kept_or_shown(used: Used) -> None:
-    assert [] == spilt(used, (SAID, *used.answers))
+def test_prompts_and_completions_are_not_saved_or_displayed(traces: Traces) -> None:
+    assert [] == leaks(traces, (PROMPT, *traces.completions))
 
 
-def test_no_process_that_works_on_models_is_given_a_secret(used: Used) -> None:
-    assert {"daemon", "osaurusd.worker"} <= used.environments.keys()
-    assert HF_TOKEN == used.environments["daemon"]["HF_TOKEN"]
-    for kind, environment in used.environments.items():
+def test_workers_have_no_secret_in_their_environment(traces: Traces) -> None:
+    assert {"daemon", "osaurusd.worker"} <= traces.environments.keys()
+    assert HF_TOKEN == traces.environments["daemon"]["HF_TOKEN"]
+    for kind, environment in traces.environments.items():
         if kind not in ("daemon", "osaurusd.downloads.worker"):
             given = "\n".join(f"{name}={value}" for name, value in environment.items())
             assert [] == [word for word in SECRETS if word in given], kind
 
 
-def test_what_a_daemon_writes_is_for_its_owner_only(used: Used) -> None:
+def test_files_of_the_daemon_are_private(traces: Traces) -> None:
     modes = {
-        str(path.relative_to(used.home)): (stat.S_IFMT(path.lstat().st_mode), stat.S_IMODE(path.lstat().st_mode))
+        str(path.relative_to(traces.home)): (stat.S_IFMT(path.lstat().st_mode), stat.S_IMODE(path.lstat().st_mode))
         for part in ("state", "run", "logs", "models/brought")
-        for path in (used.home / part, *(used.home / part).rglob("*"))
+        for path in (traces.home / part, *(traces.home / part).rglob("*"))
     }
 
     assert {"state/names.json", "state/pulls.json", "state/residency.json", "logs/osaurusd.log"} <= modes.keys()
     assert {"run/admin.sock.lock", "models/brought/config.json"} <= modes.keys()
-    assert {} == {name: oct(mode) for name, (kind, mode) in modes.items() if mode != USUAL_MODES[kind]}
+    assert {} == {name: oct(mode) for name, (kind, mode) in modes.items() if mode != PRIVATE_MODES[kind]}
 
 
-def test_a_proxys_password_is_not_in_what_went_wrong(home: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        port = nobody.getsockname()[1]
+def test_proxy_password_is_not_in_error_messages(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
     (home / "config.toml").write_text("[pulls]\npatience_seconds = 0\n")
     proxies = dict.fromkeys(("HTTP_PROXY", "http_proxy"), f"http://user:{PASSWORD}@127.0.0.1:{port}")
     environment = {"HF_ENDPOINT": "http://hub.invalid", "HF_TOKEN": HF_TOKEN, "OSAURUS_LOG_LEVEL": "debug"}
-    used = Used(home)
+    traces = Traces(home)
     with daemons.running(home, **environment, **proxies, NO_PROXY="", no_proxy="") as daemon:
         pull = daemon.admin("POST", "/v0/pulls", {"model": "org/m"})[1]
         *_, last = daemon.admin("POST", "/v0/pulls/watch", {"pulls": [pull["id"]]})[1]
-        used.shown["events"] = json.dumps(daemon.admin("GET", "/v0/events"))
-        used.shown["pulls"] = json.dumps(last)
+        traces.outputs["events"] = json.dumps(daemon.admin("GET", "/v0/events"))
+        traces.outputs["pulls"] = json.dumps(last)
 
     assert "failed" == last["pull"]["state"]
-    used.shown["standard error"] = "\n".join(map(repr, daemon.log))
-    assert [] == spilt(used, (PASSWORD, HF_TOKEN))
+    traces.outputs["standard error"] = "\n".join(map(repr, daemon.log))
+    assert [] == leaks(traces, (PASSWORD, HF_TOKEN))

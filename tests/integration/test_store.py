@@ -188,9 +188,9 @@ def test_reload_applies_changes_and_reports_those_that_need_a_restart(daemon: Da
     with open_client(daemon) as client:
         with pytest.raises(NotFoundError):
             client.chat.completions.create(model="gpt-4o", **REQUEST)
-        config.write_text('default_model = "tiny-model"\ndefault_for_unknown = true\n[server]\nmax_body_bytes = 9999\n')
+        config.write_text('default_model = "tiny-model"\ndefault_for_unknown = true\n[server]\nhost = "127.0.0.1"\n')
         status, reply = daemon.admin("POST", "/v0/reload", {})
-        assert (200, ["default_for_unknown", "default_model"], ["server.max_body_bytes"]) == (
+        assert (200, ["default_for_unknown", "default_model"], ["server.host"]) == (
             status,
             sorted(reply["applied"]),
             reply["needs_restart"],

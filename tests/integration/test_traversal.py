@@ -1,4 +1,4 @@
-"""Names that are paths, and models that lead out of the store: nothing outside is read, listed, hashed or removed."""
+"""Model names that are paths, and models with links out of the store: nothing outside is read, hashed or removed."""
 
 import json
 import os
@@ -29,7 +29,7 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that lies elsewhere, with something in it that nobody is to see."""
+    """A model outside the store, with content that must not be revealed."""
     folder = disk.write(tmp_path_factory.mktemp("elsewhere") / "outside", disk.model(license=PLANTED))
     card = f"---\nlicense: {PLANTED}\n---\n".encode()
     return disk.write(folder, {"README.md": card, "secret.json": json.dumps({"license": PLANTED}).encode()})
@@ -48,14 +48,14 @@ def daemon(outside: Path, smollm_folder: Path) -> Iterator[Daemon]:
     (snapshot / "README.md").symlink_to(outside / "README.md")
     (hub / ".locks").mkdir()
     (hub / ".locks" / ".osaurus-pulls").symlink_to(outside.parent)
-    make_coded(models, home, smollm_folder)
+    make_models_with_code(models, home, smollm_folder)
     with daemons.running(home) as running:
         yield running
     shutil.rmtree(home, ignore_errors=True)
 
 
-def make_coded(models: Path, home: Path, tokenizer: Path) -> None:
-    """Models that bring code: one that could do without, and one that could not."""
+def make_models_with_code(models: Path, home: Path, tokenizer: Path) -> None:
+    """Create two models with code of their own, one of which does not need it."""
     code = f"open({str(home / 'was-run')!r}, 'w')\n".encode()
     for name, settings in {
         "coded": {"auto_map": {"AutoModelForCausalLM": "own.Model", "AutoConfig": "own.Config"}},
@@ -67,29 +67,29 @@ def make_coded(models: Path, home: Path, tokenizer: Path) -> None:
         disk.write(folder, {"own.py": code, "tokenizer_config.json": json.dumps(about).encode()})
 
 
-def state_of(folder: Path) -> dict[str, object]:
-    """Everything below a folder, as far as a test of ours could change it."""
+def snapshot(folder: Path) -> dict[str, object]:
+    """Return the content of everything below a folder."""
     return {
         str(path.relative_to(folder)): str(path.readlink()) if path.is_symlink() else path.is_dir() or path.read_bytes()
         for path in sorted(folder.rglob("*"))
     }
 
 
-def ask_by_name(daemon: Daemon, name: str) -> Iterator[tuple[str, int, Any]]:
-    """Every request that takes a name: what it was, and status and text of the answer."""
+def send_name(daemon: Daemon, name: str) -> Iterator[tuple[str, int, Any]]:
+    """Send every request that takes a model name; yield its description, and status and text of the response."""
     model: dict[str, object] = {"model": name}
     with httpx2.Client(base_url=daemon.url, timeout=60, trust_env=False) as client:
         for prefix in ("", "/v1"):
-            # Every byte escaped, so that no client tidies it up.
+            # Every byte is escaped, so that the client does not normalize the path.
             escaped = "".join(f"%{byte:02x}" for byte in name.encode())
-            answer = client.get(httpx2.URL(daemon.url).copy_with(raw_path=f"{prefix}/models/{escaped}".encode()))
-            yield f"GET {prefix}/models/", answer.status_code, answer.text
+            response = client.get(httpx2.URL(daemon.url).copy_with(raw_path=f"{prefix}/models/{escaped}".encode()))
+            yield f"GET {prefix}/models/", response.status_code, response.text
         for path, body in {
             "/v1/chat/completions": {**model, "messages": [{"role": "user", "content": "Hi"}]},
             "/v1/completions": {**model, "prompt": "Hi"},
         }.items():
-            answer = client.post(path, json=body)
-            yield path, answer.status_code, answer.text
+            response = client.post(path, json=body)
+            yield path, response.status_code, response.text
     for path, body in {
         "/v0/load": model,
         "/v0/unload": model,
@@ -107,14 +107,14 @@ def ask_by_name(daemon: Daemon, name: str) -> Iterator[tuple[str, int, Any]]:
     yield "unpin", *daemon.admin("POST", "/v0/pins", {**model, "pinned": False})
 
 
-def test_a_name_that_is_a_path_leads_nowhere(daemon: Daemon, outside: Path) -> None:
-    before = state_of(outside.parent), state_of(daemon.home / "models"), state_of(daemon.home / "hub")
+def test_name_that_is_a_path_is_rejected(daemon: Daemon, outside: Path) -> None:
+    before = snapshot(outside.parent), snapshot(daemon.home / "models"), snapshot(daemon.home / "hub")
     for name in NAMES:
-        for where, status, answer in ask_by_name(daemon, name):
-            assert 400 <= status < 500, (name[:40], where, status, answer)
-            assert PLANTED not in str(answer), (name[:40], where)
+        for request, status, response in send_name(daemon, name):
+            assert 400 <= status < 500, (name[:40], request, status, response)
+            assert PLANTED not in str(response), (name[:40], request)
 
-    assert before == (state_of(outside.parent), state_of(daemon.home / "models"), state_of(daemon.home / "hub"))
+    assert before == (snapshot(outside.parent), snapshot(daemon.home / "models"), snapshot(daemon.home / "hub"))
     assert [] == daemon.admin("GET", "/v0/aliases")[1]
     assert [] == daemon.admin("GET", "/v0/pulls")[1]
     assert [] == daemon.admin("GET", "/v0/pins")[1]["pinned"]
@@ -130,28 +130,28 @@ def test_a_name_that_is_a_path_leads_nowhere(daemon: Daemon, outside: Path) -> N
         "//v0/status",
     ],
 )
-def test_a_path_that_climbs_reaches_nothing(daemon: Daemon, path: str) -> None:
-    """Byte for byte: clients tidy such paths up."""
+def test_path_with_parent_segments_is_not_found(daemon: Daemon, path: str) -> None:
+    """The path is sent unchanged; clients normalize such paths."""
     with httpx2.Client(trust_env=False) as client:
         url = httpx2.URL(daemon.url).copy_with(raw_path=path.encode())
-        answer = client.get(url)
+        response = client.get(url)
 
-    assert 404 == answer.status_code
-    assert "root:" not in answer.text
+    assert 404 == response.status_code
+    assert "root:" not in response.text
 
 
 @pytest.mark.parametrize("command", [("show",), ("verify",), ("rm", "--force", "--yes"), ("load",), ("alias", "mine")])
-def test_a_command_takes_no_path_for_a_name(daemon: Daemon, outside: Path, command: tuple[str, ...]) -> None:
-    before = state_of(outside.parent)
-    told = ctl(daemon.home, *command, "../../outside")
+def test_command_rejects_a_path_as_name(daemon: Daemon, outside: Path, command: tuple[str, ...]) -> None:
+    before = snapshot(outside.parent)
+    result = ctl(daemon.home, *command, "../../outside")
 
-    assert told.returncode not in (0, 2), told
-    assert PLANTED not in told.stdout + told.stderr
-    assert before == state_of(outside.parent)
+    assert result.returncode not in (0, 2), result
+    assert PLANTED not in result.stdout + result.stderr
+    assert before == snapshot(outside.parent)
 
 
 @pytest.mark.parametrize("name", ["whole", "part", "card"])
-def test_of_a_model_whose_links_lead_out_nothing_is_read(daemon: Daemon, name: str) -> None:
+def test_model_with_links_out_of_the_store_is_not_read(daemon: Daemon, name: str) -> None:
     status, details = daemon.admin("POST", "/v0/models/details", {"model": name})
     assert (200, "unusable") == (status, details["model"]["state"])
     assert "outside the store" in details["model"]["reason"]
@@ -163,27 +163,27 @@ def test_of_a_model_whose_links_lead_out_nothing_is_read(daemon: Daemon, name: s
         assert name not in [model["id"] for model in client.get("/v1/models").json()["data"]]
 
 
-def test_removing_a_model_that_is_a_link_removes_the_link(daemon: Daemon, outside: Path) -> None:
-    before = state_of(outside.parent)
+def test_removing_a_linked_model_removes_the_link_only(daemon: Daemon, outside: Path) -> None:
+    before = snapshot(outside.parent)
 
     assert 200 == daemon.admin("POST", "/v0/models/remove", {"models": ["spare"]})[0]
     assert not os.path.lexists(daemon.home / "models" / "spare")
-    assert before == state_of(outside.parent)
+    assert before == snapshot(outside.parent)
 
 
-def test_pruning_follows_no_link(daemon: Daemon, outside: Path) -> None:
-    before = state_of(outside.parent)
+def test_pruning_does_not_follow_links(daemon: Daemon, outside: Path) -> None:
+    before = snapshot(outside.parent)
 
     assert (200, {"leftovers": []}) == daemon.admin("POST", "/v0/prune", {})
-    assert before == state_of(outside.parent)
+    assert before == snapshot(outside.parent)
 
 
-def test_code_that_a_model_brings_is_not_run(daemon: Daemon) -> None:
+def test_code_of_a_model_is_not_run(daemon: Daemon) -> None:
     with httpx2.Client(base_url=daemon.url, timeout=120, trust_env=False) as client:
-        answers = {
+        statuses = {
             name: client.post("/v1/completions", json={"model": name, "prompt": "Hi", "max_tokens": 1}).status_code
             for name in ("coded", "needing")
         }
 
-    assert {"coded": 200, "needing": 404} == answers
+    assert {"coded": 200, "needing": 404} == statuses
     assert not (daemon.home / "was-run").exists()

@@ -27,7 +27,7 @@ from osaurusd.inference.request import (
 from osaurusd.rpc import framing, messages
 from osaurusd.rpc.process import WORKER_COMMAND, WORKER_ENVIRONMENT
 from osaurusd.wire.errors import ErrorCode
-from osaurusd.worker.engine.decode import MAX_SEQUENCES
+from osaurusd.worker.engine.planner import MAX_SEQUENCES
 from tests.models import make_tiny
 
 SECONDS = 60
@@ -59,7 +59,7 @@ class Worker:
         ours, theirs = socket.socketpair()
         self.socket = ours
         self.socket.settimeout(SECONDS)
-        self._stream = ours.makefile("rb")
+        self._decoder = framing.FrameDecoder(messages.FROM_WORKER)
         self._ids = itertools.count(1)
         with theirs:
             self.process = subprocess.Popen(
@@ -75,11 +75,14 @@ class Worker:
 
     def read(self):
         """Read the next frame that is not a pulse; None at the end of the stream."""
-        while len(head := self._stream.read(4)) == 4:
-            frame = messages.FROM_WORKER.decode(self._stream.read(int.from_bytes(head, "big")))
-            if not isinstance(frame, messages.Pulse):
+        while True:
+            frame = self._decoder.next_frame()
+            if frame is None:
+                if not (data := self.socket.recv(65536)):
+                    return None
+                self._decoder.feed(data)
+            elif not isinstance(frame, messages.Pulse):
                 return frame
-        return None
 
     def load(self, folder, **options):
         """Load a model and return the worker's answer."""
@@ -128,7 +131,6 @@ class Worker:
         return self.read_until_ended(request.id), request.id
 
     def close(self):
-        self._stream.close()
         self.socket.close()
 
     def kill(self):

@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 import structlog
@@ -261,3 +263,8 @@ def test_prompts_without_secrets_are_logged_unchanged(file):
     with log.configured("info", file, None):
         logger.info("prompt", prompts=prompt)
     assert lines(file)[0]["prompts"] == prompt
+
+
+def test_the_daemon_does_not_load_rich():
+    code = "import sys, osaurusd.__main__; assert 'rich' not in sys.modules; import rich.console"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

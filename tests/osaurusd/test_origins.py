@@ -1,4 +1,4 @@
-"""Patterns for origins: what each lets in, and which are refused because they would let in too much."""
+"""Origin patterns: which origins they match, and which patterns are invalid."""
 
 import pytest
 
@@ -32,7 +32,7 @@ from osaurusd import origins
         ("null", "null"),
     ],
 )
-def test_a_pattern_lets_its_origins_in(pattern, origin):
+def test_pattern_matches_its_origins(pattern, origin):
     assert origins.is_allowed(origin, [pattern])
 
 
@@ -76,7 +76,7 @@ def test_a_pattern_lets_its_origins_in(pattern, origin):
         ("https://chat.example", ""),
     ],
 )
-def test_a_pattern_lets_nothing_else_in(pattern, origin):
+def test_pattern_matches_no_other_origin(pattern, origin):
     assert not origins.is_allowed(origin, [pattern])
 
 
@@ -84,52 +84,52 @@ def test_a_pattern_lets_nothing_else_in(pattern, origin):
     ("text", "reason"),
     [
         ("*", "every web page"),
-        ("", "no origin"),
-        ("chat.example", "no origin"),
-        ("localhost:3000", "no origin"),
-        ("//chat.example", "no origin"),
-        ("*://chat.example", "no origin"),
-        ("http*://chat.example", "no origin"),
+        ("", "not an origin"),
+        ("chat.example", "not an origin"),
+        ("localhost:3000", "not an origin"),
+        ("//chat.example", "not an origin"),
+        ("*://chat.example", "not an origin"),
+        ("http*://chat.example", "not an origin"),
         ("https://", "no host"),
-        ("https://*", "everybody's"),
-        ("https://*.", "everybody's"),
-        ("https://*.com", "everybody's"),
-        ("https://*.com.", "everybody's"),
+        ("https://*", "unrelated owners"),
+        ("https://*.", "unrelated owners"),
+        ("https://*.com", "unrelated owners"),
+        ("https://*.com.", "unrelated owners"),
         ("https://a.*.example.org", "first label"),
         ("https://*.*.example.org", "first label"),
         ("https://**.example.org", "first label"),
         ("https://a*.example.org", "first label"),
         ("https://*a.example.org", "first label"),
-        ("https://chat.example/", "no path: `https://chat.example`"),
-        ("https://chat.example/page", "no path: `https://chat.example`"),
-        ("file:///", "no path: `file://`"),
-        ("https://user@chat.example", "no origin"),
-        ("https://chat.example:", "no origin"),
-        ("https://chat.example:*", "no origin"),
+        ("https://chat.example/", "remove the path: `https://chat.example`"),
+        ("https://chat.example/page", "remove the path: `https://chat.example`"),
+        ("file:///", "remove the path: `file://`"),
+        ("https://user@chat.example", "not an origin"),
+        ("https://chat.example:", "not an origin"),
+        ("https://chat.example:*", "not an origin"),
         ("https://chat.example:0", "port"),
         ("https://chat.example:65536", "port"),
-        ("https://chat.example:8\u0663", "no origin"),
-        ("https://chat..example", "no origin"),
-        ("https://chat.example?x", "no origin"),
-        ("https://chat example", "no origin"),
-        (" https://chat.example", "no origin"),
-        ("https://chat.example\n", "no origin"),
-        ("https://\u212aat.example", "no origin"),
-        (".*", "no origin"),
-        ("https://.*", "no origin"),
-        ("https://" + "a" * 300, "no origin"),
+        ("https://chat.example:8\u0663", "not an origin"),
+        ("https://chat..example", "not an origin"),
+        ("https://chat.example?x", "not an origin"),
+        ("https://chat example", "not an origin"),
+        (" https://chat.example", "not an origin"),
+        ("https://chat.example\n", "not an origin"),
+        ("https://\u212aat.example", "not an origin"),
+        (".*", "not an origin"),
+        ("https://.*", "not an origin"),
+        ("https://" + "a" * 300, "not an origin"),
     ],
 )
-def test_what_is_no_pattern_is_refused_with_the_reason(text, reason):
-    with pytest.raises(ValueError, match=r"origin|port|host|page") as refusal:
+def test_invalid_pattern_is_rejected_with_a_reason(text, reason):
+    with pytest.raises(ValueError, match=r"origin|port|host|page") as error:
         origins.parse_pattern(text)
-    assert reason in str(refusal.value)
-    assert len(str(refusal.value)) < 500
+    assert reason in str(error.value)
+    assert len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize(
-    ("text", "spelled"),
+    ("text", "normalized"),
     [("HTTPS://Chat.Example:443", "https://chat.example"), ("https://a.example:08080", "https://a.example:8080")],
 )
-def test_a_pattern_is_spelled_as_browsers_do(text, spelled):
-    assert spelled == origins.parse_pattern(text).text
+def test_pattern_is_normalized_as_browsers_send_it(text, normalized):
+    assert normalized == origins.parse_pattern(text).text

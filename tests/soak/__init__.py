@@ -1,1 +1,1 @@
-"""A daemon under mixed, rude and faulty use for minutes, and what it must look like afterwards."""
+"""The soak test: a daemon under mixed, hostile and faulty use, and checks for what it leaves behind."""

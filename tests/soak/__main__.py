@@ -1,6 +1,6 @@
-"""`make soak`: a daemon under mixed, rude and faulty use, and what it must look like afterwards.
+"""`make soak`: run a daemon under mixed, hostile and faulty use, then check it for errors and leaks.
 
-Progress goes to standard error, the table to standard output; the exit code is 1 if anything is wrong.
+Progress goes to standard error, the report to standard output. The exit code is 1 if a check fails.
 """
 
 import argparse
@@ -12,36 +12,35 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.soak import run, table
+from tests.soak import report, run
 
-MINUTES = 10.0
+DEFAULT_MINUTES = 10.0
 
 
 def main() -> None:
-    """Soak as the command line asks for."""
-    options = _options()
+    options = parse_arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     seed = random.randrange(10**6) if options.seed is None else options.seed
-    run.say(f"seed {seed}")
+    run.print_progress(f"seed {seed}")
     home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
     try:
         evidence = run.soak(home, options.minutes * 60, seed)
     finally:
         if options.keep:
-            run.say(f"its home is {home}")
+            run.print_progress(f"home directory: {home}")
         else:
             shutil.rmtree(home, ignore_errors=True)
-    told = table.document(evidence, options.minutes * 60)
-    print(json.dumps(told, indent=2) if options.json else table.render(told))
-    sys.exit(1 if told["wrong_with"] else 0)
+    document = report.build(evidence, options.minutes * 60)
+    print(json.dumps(document, indent=2) if options.json else report.render(document))
+    sys.exit(1 if document["problems"] else 0)
 
 
-def _options() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=MINUTES)
-    parser.add_argument("--seed", type=int, help="what chance is; as far as the machine allows, a seed repeats a soak")
-    parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
-    parser.add_argument("--keep", action="store_true", help="leave the daemon's home and its log behind")
+    parser.add_argument("--minutes", type=float, default=DEFAULT_MINUTES)
+    parser.add_argument("--seed", type=int, help="repeat the random choices of a run, as far as timing allows")
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON document")
+    parser.add_argument("--keep", action="store_true", help="keep the daemon's home directory with its log")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Clients that ask as they should, through OpenAI's library, and check what they get."""
+"""Well-behaved clients: they send valid and invalid requests through OpenAI's library and check each response."""
 
 import json
 import random
@@ -9,8 +9,8 @@ import jsonschema
 import openai
 from openai import AsyncOpenAI
 
-from tests.soak.models import CONTEXT_TOKENS, MODELS
-from tests.soak.questions import LONG, MIDDLE, SHORT, Known, Question, chat, text
+from tests.soak.models import CONTEXT_TOKENS
+from tests.soak.references import LONG, MEDIUM, SHORT, Reference, References, random_text, user_message
 
 SCHEMA = {
     "type": "object",
@@ -23,196 +23,182 @@ SCHEMA = {
     "required": ["name", "kind", "count"],
     "additionalProperties": False,
 }
-# More than the longest that the schema allows.
+# More than the longest output that the schema allows.
 SCHEMA_TOKENS = 300
 TOOL = {"type": "function", "function": {"name": "note", "parameters": SCHEMA}}
 
-LIKELIEST = 3
+TOP_LOGPROBS = 3
 
 
-class WrongAnswer(Exception):
-    """An answer that is not what it has to be."""
+class WrongResponse(Exception):
+    """The response differs from the expected one."""
 
 
 class Client:
-    """Asks one question after the other.
+    """Sends one request after another.
 
     Args:
-        client: of OpenAI.
-        known: questions whose answers are known.
-        rng: chooses what to ask.
+        client: OpenAI's client.
+        references: requests with known responses.
+        rng: chooses requests.
     """
 
-    def __init__(self, client: AsyncOpenAI, known: Known, rng: random.Random) -> None:
+    def __init__(self, client: AsyncOpenAI, references: References, rng: random.Random) -> None:
         self._client = client
-        self._known = known
+        self._references = references
         self._rng = rng
 
-    async def plain(self, model: str) -> None:
-        """The likeliest answer, in one piece."""
-        await self._ask(self._rng.choice(self._known.greedy[model]))
+    async def greedy(self, model: str) -> None:
+        await self._check_reference(self._rng.choice(self._references.greedy[model]))
 
     async def streamed(self, model: str) -> None:
-        """The likeliest answer, piece by piece."""
-        question = self._rng.choice(self._known.greedy[model])
+        reference = self._rng.choice(self._references.greedy[model])
         stream = await self._client.chat.completions.create(
-            model=model, stream=True, stream_options={"include_usage": True}, **question.fields
+            model=model, stream=True, stream_options={"include_usage": True}, **reference.fields
         )
-        said, usage, reason = "", None, None
+        text, usage, finish_reason = "", None, None
         async for chunk in stream:
             usage = chunk.usage or usage
             for choice in chunk.choices:
-                said += choice.delta.content or ""
-                reason = choice.finish_reason or reason
-        _expect(question.answers[0], said)
-        _expect(question.tokens, usage and usage.completion_tokens)
-        _expect(True, reason in ("stop", "length"))
+                text += choice.delta.content or ""
+                finish_reason = choice.finish_reason or finish_reason
+        expect(reference.texts[0], text)
+        expect(reference.completion_tokens, usage and usage.completion_tokens)
+        expect(True, finish_reason in ("stop", "length"))
 
     async def seeded(self, model: str) -> None:
-        """An answer that was drawn, and must be drawn again."""
-        await self._ask(self._rng.choice(self._known.seeded[model]))
+        await self._check_reference(self._rng.choice(self._references.seeded[model]))
 
-    async def several(self, model: str) -> None:
-        """Several answers at once."""
-        await self._ask(self._rng.choice(self._known.several[model]))
+    async def multiple_choices(self, model: str) -> None:
+        await self._check_reference(self._rng.choice(self._references.multiple_choices[model]))
 
     async def conversation(self, model: str) -> None:
-        """Turn after turn."""
-        for question in self._known.turns[model]:
-            await self._ask(question)
+        for reference in self._references.conversations[model]:
+            await self._check_reference(reference)
 
     async def repeated(self, model: str) -> None:
-        """One question twice: all of its prompt is known then."""
-        question = self._rng.choice(self._known.greedy[model])
-        await self._ask(question)
-        await self._ask(question)
+        """Send a request twice: the second time, its whole prompt is in the prefix cache."""
+        reference = self._rng.choice(self._references.greedy[model])
+        await self._check_reference(reference)
+        await self._check_reference(reference)
 
-    async def stopped(self, model: str) -> None:
-        """An answer that ends before a stop string."""
-        question = self._rng.choice(self._known.greedy[model])
-        whole = question.answers[0]
-        at = self._rng.randrange(len(whole))
-        stop = whole[at : at + 3]
-        reply = await self._client.chat.completions.create(model=model, stop=stop, **question.fields)
-        _expect(
-            (whole[: whole.index(stop)], "stop"), (reply.choices[0].message.content, reply.choices[0].finish_reason)
-        )
+    async def stop_string(self, model: str) -> None:
+        reference = self._rng.choice(self._references.greedy[model])
+        text = reference.texts[0]
+        start = self._rng.randrange(len(text))
+        stop = text[start : start + 3]
+        response = await self._client.chat.completions.create(model=model, stop=stop, **reference.fields)
+        (choice,) = response.choices
+        expect((text[: text.index(stop)], "stop"), (choice.message.content, choice.finish_reason))
 
-    async def scored(self, model: str) -> None:
-        """The likeliest answer, with how likely each token was."""
-        question = self._rng.choice(self._known.greedy[model])
-        reply = await self._client.chat.completions.create(
-            model=model, logprobs=True, top_logprobs=LIKELIEST, **question.fields
+    async def logprobs(self, model: str) -> None:
+        reference = self._rng.choice(self._references.greedy[model])
+        response = await self._client.chat.completions.create(
+            model=model, logprobs=True, top_logprobs=TOP_LOGPROBS, **reference.fields
         )
-        (choice,) = reply.choices
-        _expect(question.answers[0], choice.message.content)
+        (choice,) = response.choices
+        expect(reference.texts[0], choice.message.content)
         tokens = (choice.logprobs and choice.logprobs.content) or []
-        _expect(question.tokens, len(tokens))
+        expect(reference.completion_tokens, len(tokens))
         for token in tokens:
-            _expect(LIKELIEST, len(token.top_logprobs))
-            _expect((True, token.token), (token.logprob <= 0, token.top_logprobs[0].token))
+            expect(TOP_LOGPROBS, len(token.top_logprobs))
+            expect((True, token.token), (token.logprob <= 0, token.top_logprobs[0].token))
 
-    async def constrained(self, model: str) -> None:
-        """JSON by a schema."""
-        schema = {"type": "json_schema", "json_schema": {"name": "thing", "schema": SCHEMA}}
-        reply = await self._client.chat.completions.create(
-            model=model, response_format=schema, **self._freely(SHORT, SCHEMA_TOKENS)
+    async def json_schema(self, model: str) -> None:
+        response_format = {"type": "json_schema", "json_schema": {"name": "thing", "schema": SCHEMA}}
+        response = await self._client.chat.completions.create(
+            model=model, response_format=response_format, **self._random_fields(SHORT, SCHEMA_TOKENS)
         )
-        _expect("stop", reply.choices[0].finish_reason)
-        jsonschema.validate(json.loads(reply.choices[0].message.content or ""), SCHEMA)
+        expect("stop", response.choices[0].finish_reason)
+        jsonschema.validate(json.loads(response.choices[0].message.content or ""), SCHEMA)
 
-    async def called(self, model: str) -> None:
-        """A call that is required."""
-        reply = await self._client.chat.completions.create(
+    async def required_tool_call(self, model: str) -> None:
+        response = await self._client.chat.completions.create(
             model=model,
             tools=[TOOL],
             tool_choice={"type": "function", "function": {"name": "note"}},
-            **self._freely(SHORT, SCHEMA_TOKENS),
+            **self._random_fields(SHORT, SCHEMA_TOKENS),
         )
-        _expect("tool_calls", reply.choices[0].finish_reason)
-        (call,) = reply.choices[0].message.tool_calls or []
+        expect("tool_calls", response.choices[0].finish_reason)
+        (call,) = response.choices[0].message.tool_calls or []
         jsonschema.validate(json.loads(call.function.arguments), SCHEMA)
 
-    async def completed(self, model: str) -> None:
-        """Several texts and their scores, given back with a few tokens more."""
-        prompts = [text(self._rng, SHORT) for _ in range(self._rng.randint(1, 6))]
-        reply = await self._client.completions.create(
-            model=model, prompt=prompts, echo=True, logprobs=1, max_tokens=self._rng.choice([0, 1, 8]), temperature=0
+    async def text_completion(self, model: str) -> None:
+        """Send several prompts, with echo and log-probabilities."""
+        prompts = [random_text(self._rng, SHORT) for _ in range(self._rng.randint(1, 6))]
+        max_tokens = self._rng.choice([0, 1, 8])
+        response = await self._client.completions.create(
+            model=model, prompt=prompts, echo=True, logprobs=1, max_tokens=max_tokens, temperature=0
         )
-        _expect([*range(len(prompts))], [choice.index for choice in reply.choices])
-        for prompt, choice in zip(prompts, reply.choices, strict=True):
-            _expect(prompt, choice.text[: len(prompt)])
+        expect([*range(len(prompts))], [choice.index for choice in response.choices])
+        for prompt, choice in zip(prompts, response.choices, strict=True):
+            expect(prompt, choice.text[: len(prompt)])
 
-    async def just_fitting(self, model: str) -> None:
-        """A prompt that leaves room for one token."""
+    async def full_context(self, model: str) -> None:
+        """Send a prompt that leaves room for one token."""
         prompt = [self._rng.randrange(100, 40000)] * (CONTEXT_TOKENS - 1)
-        reply = await self._client.completions.create(model=model, prompt=prompt, max_tokens=8, temperature=0)
-        _expect(CONTEXT_TOKENS - 1, reply.usage and reply.usage.prompt_tokens)
-        _expect(True, reply.choices[0].finish_reason == "stop" or (reply.usage and reply.usage.completion_tokens) == 1)
+        response = await self._client.completions.create(model=model, prompt=prompt, max_tokens=8, temperature=0)
+        assert response.usage is not None
+        expect(CONTEXT_TOKENS - 1, response.usage.prompt_tokens)
+        expect(True, response.choices[0].finish_reason == "stop" or response.usage.completion_tokens == 1)
 
-    async def too_long(self, model: str) -> None:
-        """A prompt that leaves room for none."""
-        await self._refused("context_length_exceeded", model=model, messages=chat(text(self._rng, 2 * CONTEXT_TOKENS)))
+    async def context_overflow(self, model: str) -> None:
+        messages = user_message(random_text(self._rng, 2 * CONTEXT_TOKENS))
+        await self._check_error("context_length_exceeded", model=model, messages=messages)
 
-    async def unknown(self, model: str) -> None:
-        """A model that is not here."""
-        await self._refused("model_not_found", model=f"not-{model}", messages=chat("Hello!"))
+    async def unknown_model(self, model: str) -> None:
+        await self._check_error("model_not_found", model=f"not-{model}", messages=user_message("Hello!"))
 
-    async def impossible(self, model: str) -> None:
-        """Values that cannot be."""
+    async def invalid_value(self, model: str) -> None:
         field, value = self._rng.choice([("temperature", 9), ("n", 0), ("top_logprobs", 99), ("max_tokens", -1)])
-        await self._refused("invalid_request", model=model, messages=chat("Hello!"), extra_body={field: value})
+        messages = user_message("Hello!")
+        await self._check_error("invalid_request", model=model, messages=messages, extra_body={field: value})
 
-    async def drawn(self, model: str) -> None:
-        """Whatever comes to its mind, at length."""
-        fields = self._freely(self._rng.choice([SHORT, MIDDLE, LONG]), self._rng.choice([1, 60, 200]))
-        reply = await self._client.chat.completions.create(model=model, **fields)
-        full = fields["max_tokens"] == (reply.usage and reply.usage.completion_tokens)
-        _expect("length" if full else "stop", reply.choices[0].finish_reason)
+    async def sampled(self, model: str) -> None:
+        fields = self._random_fields(self._rng.choice([SHORT, MEDIUM, LONG]), self._rng.choice([1, 60, 200]))
+        response = await self._client.chat.completions.create(model=model, **fields)
+        is_full = fields["max_tokens"] == (response.usage and response.usage.completion_tokens)
+        expect("length" if is_full else "stop", response.choices[0].finish_reason)
 
-    async def _ask(self, question: Question) -> None:
-        reply = await self._client.chat.completions.create(model=question.model, **question.fields)
-        _expect(question.answers, [choice.message.content for choice in reply.choices])
-        _expect(question.tokens, reply.usage and reply.usage.completion_tokens)
+    async def _check_reference(self, reference: Reference) -> None:
+        response = await self._client.chat.completions.create(model=reference.model, **reference.fields)
+        expect(reference.texts, [choice.message.content for choice in response.choices])
+        expect(reference.completion_tokens, response.usage and response.usage.completion_tokens)
 
-    async def _refused(self, code: str, **fields: Any) -> None:
+    async def _check_error(self, code: str, **fields: Any) -> None:
         try:
             await self._client.chat.completions.create(**fields)
         except openai.APIStatusError as error:
             if error.code == code:
                 return
             raise
-        raise WrongAnswer(f"an answer where {code} belongs")
+        raise WrongResponse(f"expected the error {code}, got a response")
 
-    def _freely(self, words: int, tokens: int) -> dict[str, Any]:
-        return {"messages": chat(text(self._rng, words)), "temperature": 1, "max_tokens": tokens}
+    def _random_fields(self, words: int, max_tokens: int) -> dict[str, Any]:
+        messages = user_message(random_text(self._rng, words))
+        return {"messages": messages, "temperature": 1, "max_tokens": max_tokens}
 
 
 KINDS: Sequence[Callable[[Client, str], Awaitable[None]]] = (
-    Client.plain,
+    Client.greedy,
     Client.streamed,
     Client.seeded,
-    Client.several,
+    Client.multiple_choices,
     Client.conversation,
     Client.repeated,
-    Client.stopped,
-    Client.scored,
-    Client.constrained,
-    Client.called,
-    Client.completed,
-    Client.just_fitting,
-    Client.too_long,
-    Client.unknown,
-    Client.impossible,
-    Client.drawn,
+    Client.stop_string,
+    Client.logprobs,
+    Client.json_schema,
+    Client.required_tool_call,
+    Client.text_completion,
+    Client.full_context,
+    Client.context_overflow,
+    Client.unknown_model,
+    Client.invalid_value,
+    Client.sampled,
 )
 
 
-def draw(rng: random.Random) -> tuple[Callable[[Client, str], Awaitable[None]], str]:
-    """What to do next, and with which model."""
-    return rng.choice(KINDS), rng.choice(MODELS)
-
-
-def _expect(expected: object, actual: object) -> None:
+def expect(expected: object, actual: object) -> None:
     if expected != actual:
-        raise WrongAnswer(f"{actual!r} where {expected!r} belongs")
+        raise WrongResponse(f"expected {expected!r}, got {actual!r}")

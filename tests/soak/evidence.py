@@ -1,4 +1,4 @@
-"""What a soak has seen; its verdict is made from this and nothing else. Times are monotonic seconds."""
+"""What a soak observed. The verdict depends on nothing else. Times are seconds of the monotonic clock."""
 
 import math
 import time
@@ -7,24 +7,24 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-RIGHT, WRONG, LEFT = "right", "wrong", "left"
-"""How a request ended that got no error: answered as it had to be, not so, or its client had left on purpose."""
+CORRECT, WRONG, DISCONNECTED = "correct", "wrong", "disconnected"
+"""Results of requests without an error: the expected response, another one, or the client disconnected on purpose."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One request: what kind it was, and how it ended: `RIGHT`, `WRONG`, `LEFT`, or the code of an error."""
+    """How one request ended. `result` is `CORRECT`, `WRONG`, `DISCONNECTED` or an error code."""
 
     kind: str
     model: str
-    began: float
+    started: float
     ended: float
     result: str
     detail: str = ""
 
 
 class FaultKind(StrEnum):
-    """What an operator does that requests may suffer from."""
+    """Actions of the operator that can make requests fail."""
 
     KILL = "kill"
     UNLOAD = "unload"
@@ -34,11 +34,11 @@ class FaultKind(StrEnum):
 
 @dataclass
 class Fault:
-    """Something done to a model, or to all of them, and for how long it lasted."""
+    """An action on a model, or on all of them, and how long it lasted."""
 
     kind: FaultKind
     model: str | None = None
-    began: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
     ended: float = math.inf
 
     def end(self) -> None:
@@ -47,16 +47,16 @@ class Fault:
 
 @dataclass(frozen=True)
 class Sample:
-    """Resident bytes of the daemon and of its workers, by pid."""
+    """Resident memory of the daemon and of its workers, by pid."""
 
-    at: float
+    time: float
     daemon_bytes: int
     worker_bytes: dict[int, int]
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """What the daemon has while nobody asks anything of it."""
+    """What an idle daemon has open."""
 
     descriptors: Counter[str]
     tasks: Counter[str]
@@ -64,8 +64,8 @@ class Inventory:
 
 
 @dataclass(frozen=True)
-class Load:
-    """What a worker that ought to be idle has under way."""
+class WorkerLoad:
+    """Requests and reserved memory of a worker that should be idle."""
 
     model: str
     in_flight: int
@@ -75,18 +75,26 @@ class Load:
 
 @dataclass
 class Evidence:
-    """Everything. `resting` are workers that had nothing to do before; `survivor` is one that nobody harmed."""
+    """All observations.
+
+    Attributes:
+        idle_loads: workers before the storm, when they were idle.
+        final_loads: workers after the storm.
+        survivor_pid: the worker that is never killed or unloaded.
+        instances: instance ids of the daemon; more than one means that it restarted.
+        latencies: response times of `/health` in seconds, a measure of the event loop's lag.
+    """
 
     seed: int
     outcomes: list[Outcome] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
-    chores: Counter[str] = field(default_factory=Counter)
+    actions: Counter[str] = field(default_factory=Counter)
     samples: list[Sample] = field(default_factory=list)
-    lags: list[float] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
     before: Inventory | None = None
     after: Inventory | None = None
-    resting: list[Load] = field(default_factory=list)
-    loads: list[Load] = field(default_factory=list)
-    survivor: int = 0
+    idle_loads: list[WorkerLoad] = field(default_factory=list)
+    final_loads: list[WorkerLoad] = field(default_factory=list)
+    survivor_pid: int = 0
     instances: set[str] = field(default_factory=set)
     log: list[dict[str, Any]] = field(default_factory=list)

@@ -1,14 +1,14 @@
-"""The models that are asked: small, of different architectures, one of them unable to decode sequences together."""
+"""The models of the soak: tiny, of different architectures."""
 
 MODELS = ("llama", "qwen3", "gemma2", "llama4")
 
-IN_TURN = "llama4"
-"""The one that decodes one sequence after the other."""
+UNBATCHED = "llama4"
+"""This model's caches cannot be merged, so it decodes one sequence at a time."""
+
+SURVIVOR = "llama"
+"""This model is pinned and never killed or unloaded, so that its memory can be observed throughout."""
 
 CONTEXT_TOKENS = 2048
 
-SURVIVOR = "llama"
-"""The one that is pinned and that nobody harms, so that its memory can be watched throughout."""
-
-GREEDY = '{"do_sample": false}'
-"""What a request gets that does not say how to choose tokens."""
+GENERATION_CONFIG = '{"do_sample": false}'
+"""Requests without sampling parameters are greedy."""

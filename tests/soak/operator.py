@@ -1,4 +1,4 @@
-"""Whoever runs the daemon: loads and unloads, pins, changes the configuration, looks, and kills workers."""
+"""The operator: loads, unloads, pins, changes the configuration, queries the daemon, and kills workers."""
 
 import asyncio
 import contextlib
@@ -14,26 +14,29 @@ import psutil
 import tomlkit
 
 from tests.soak.admin import Admin
-from tests.soak.evidence import RIGHT, WRONG, Evidence, Fault, FaultKind, Outcome
+from tests.soak.evidence import CORRECT, WRONG, Evidence, Fault, FaultKind, Outcome
 from tests.soak.models import MODELS, SURVIVOR
 
-VICTIMS = [model for model in MODELS if model != SURVIVOR]
+TARGETS = [model for model in MODELS if model != SURVIVOR]
 
-LOOKS = ("/metrics", "/v0/workers", "/v0/status", "/v0/models", "/v0/events", "/v0/diagnosis", "/v0/aliases", "/health")
+QUERIES = (
+    *("/metrics", "/health", "/v0/workers", "/v0/status", "/v0/models", "/v0/events", "/v0/diagnosis"),
+    "/v0/aliases",
+)
 
 PAUSE_SECONDS = (0.2, 2.0)
 
 
 class Operator:
-    """Does one chore after the other.
+    """Performs one random action after another.
 
     Args:
-        admin: of the daemon.
-        pid: of the daemon.
-        home: of the daemon.
-        settings: the configuration that it was started with.
-        rng: chooses what to do.
-        evidence: is told of it.
+        admin: client of the daemon's admin API.
+        pid: the daemon's process id.
+        home: the daemon's home directory.
+        settings: the configuration with which the daemon started.
+        rng: chooses actions.
+        evidence: receives faults and outcomes.
     """
 
     def __init__(
@@ -46,117 +49,114 @@ class Operator:
         self._rng = rng
         self._evidence = evidence
 
-    async def work(self, until: float) -> None:
-        """Do chores until that moment."""
-        while time.monotonic() < until:
-            chore = self._rng.choice(_CHORES)
-            self._evidence.chores[chore.__name__] += 1
-            await chore(self)
+    async def run(self, deadline: float) -> None:
+        while time.monotonic() < deadline:
+            action = self._rng.choice(ACTIONS)
+            self._evidence.actions[action.__name__] += 1
+            await action(self)
             await asyncio.sleep(self._rng.uniform(*PAUSE_SECONDS))
 
-    async def configure(self, **changed: dict[str, object]) -> None:
-        """Put a configuration into force that differs from the usual one in these keys."""
-        merged = {name: {**keys, **changed.get(name, {})} for name, keys in self._settings.items()}
+    async def configure(self, **changes: dict[str, object]) -> None:
+        """Reload a configuration that differs from the initial one in these keys."""
+        merged = {name: {**keys, **changes.get(name, {})} for name, keys in self._settings.items()}
         await asyncio.to_thread((self._home / "config.toml").write_text, tomlkit.dumps(merged))
-        await self._expect("reload", "/v0/reload")
+        await self._request("reload", "/v0/reload")
 
     async def kill(self) -> None:
-        """Kill a worker, whatever it is doing."""
+        """Kill a worker at any point of its life."""
         workers = await self._admin.workers()
-        killable = [model for model in VICTIMS if workers.get(model, {}).get("pid")]
-        if not killable:
+        candidates = [model for model in TARGETS if workers.get(model, {}).get("pid")]
+        if not candidates:
             return
-        model = self._rng.choice(killable)
+        model = self._rng.choice(candidates)
         pid = workers[model]["pid"]
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
             if psutil.Process(pid).ppid() == self._pid:
-                self._fault(FaultKind.KILL, model).end()
+                self._add_fault(FaultKind.KILL, model).end()
                 os.kill(pid, signal.SIGKILL)
 
-    async def unload_by_force(self) -> None:
-        """Unload a model, whoever uses it."""
-        model = self._rng.choice(VICTIMS)
-        with self._while(FaultKind.UNLOAD, model):
-            await self._expect("unload", "/v0/unload", model=model, force=True)
+    async def force_unload(self) -> None:
+        """Unload a model even if it is in use."""
+        model = self._rng.choice(TARGETS)
+        with self._fault(FaultKind.UNLOAD, model):
+            await self._request("unload", "/v0/unload", model=model, force=True)
 
     async def unload(self) -> None:
-        """Unload a model if nobody uses it."""
-        model = self._rng.choice(VICTIMS)
-        await self._expect("unload", "/v0/unload", model=model, may_be="busy")
+        """Unload a model unless it is in use."""
+        model = self._rng.choice(TARGETS)
+        await self._request("unload", "/v0/unload", model=model, accepted_error="busy")
 
     async def load(self) -> None:
-        """Load a model."""
-        model = self._rng.choice(VICTIMS)
-        await self._expect("load", "/v0/load", model=model)
+        model = self._rng.choice(TARGETS)
+        await self._request("load", "/v0/load", model=model)
 
-    async def pin_for_a_while(self) -> None:
-        """Keep a model from being evicted."""
-        model = self._rng.choice(VICTIMS)
-        with self._while(FaultKind.PIN, model):
-            await self._expect("pin", "/v0/pins", model=model)
+    async def pin_temporarily(self) -> None:
+        model = self._rng.choice(TARGETS)
+        with self._fault(FaultKind.PIN, model):
+            await self._request("pin", "/v0/pins", model=model)
             await asyncio.sleep(self._rng.uniform(1, 4))
-            await self._expect("unpin", "/v0/pins", model=model, pinned=False)
+            await self._request("unpin", "/v0/pins", model=model, pinned=False)
 
-    async def rename(self) -> None:
-        """Give a model another name, and take it away."""
+    async def add_and_remove_alias(self) -> None:
         model = self._rng.choice(MODELS)
-        await self._expect("alias", "/v0/aliases", alias="another", target=model)
-        await self._expect("alias", "/v0/aliases", alias="another", target=None)
+        await self._request("alias", "/v0/aliases", alias="another", target=model)
+        await self._request("alias", "/v0/aliases", alias="another", target=None)
 
     async def reload(self) -> None:
-        """Change the configuration in something that must not matter to anybody."""
+        """Change settings that do not affect requests."""
         await self.configure(
             log={"level": self._rng.choice(["info", "warning", "debug"])},
             residency={"spare_seconds": self._rng.choice([0, 5])},
         )
 
     async def shorten_queues(self) -> None:
-        """Let hardly anybody wait for a model, for a while."""
-        with self._while(FaultKind.SHORT_QUEUE, None):
+        """Let only one request wait per model, temporarily."""
+        with self._fault(FaultKind.SHORT_QUEUE, None):
             await self.configure(worker={"max_waiting": 1})
             await asyncio.sleep(self._rng.uniform(1, 4))
             await self.configure()
 
-    async def look(self) -> None:
-        """Ask how things are."""
-        path = self._rng.choice(LOOKS)
-        await self._expect(f"look at {path}", path, method="GET")
+    async def query(self) -> None:
+        path = self._rng.choice(QUERIES)
+        await self._request(f"query {path}", path, method="GET")
 
-    async def _expect(self, what: str, path: str, *, method: str = "POST", may_be: str = "", **body: object) -> None:
-        """Ask, and note how it ended: well also with the error that `may_be`."""
+    async def _request(
+        self, kind: str, path: str, *, method: str = "POST", accepted_error: str = "", **body: object
+    ) -> None:
+        """Send an admin request and record its outcome. `accepted_error` counts as success."""
         model = str(body.get("model") or body.get("target") or "")
-        began = time.monotonic()
-        status, answer = await self._admin.ask(method, path, **body)
-        result, detail = RIGHT, ""
+        started = time.monotonic()
+        status, response = await self._admin.request(method, path, **body)
+        result, detail = CORRECT, ""
         if status != 200:
-            error = answer.get("error", {}) if isinstance(answer, dict) else {}
-            result, detail = error.get("code", WRONG), error.get("message", str(answer))
-        if result == may_be:
-            result = RIGHT
-        self._evidence.outcomes.append(Outcome(f"operator: {what}", model, began, time.monotonic(), result, detail))
+            error = response.get("error", {}) if isinstance(response, dict) else {}
+            result, detail = error.get("code", WRONG), error.get("message", str(response))
+        if result == accepted_error:
+            result = CORRECT
+        self._evidence.outcomes.append(Outcome(f"operator: {kind}", model, started, time.monotonic(), result, detail))
 
-    def _fault(self, kind: FaultKind, model: str | None) -> Fault:
+    def _add_fault(self, kind: FaultKind, model: str | None) -> Fault:
         fault = Fault(kind, model)
         self._evidence.faults.append(fault)
         return fault
 
     @contextlib.contextmanager
-    def _while(self, kind: FaultKind, model: str | None) -> Iterator[None]:
-        fault = self._fault(kind, model)
+    def _fault(self, kind: FaultKind, model: str | None) -> Iterator[None]:
+        fault = self._add_fault(kind, model)
         try:
             yield
         finally:
             fault.end()
 
 
-_CHORES: list[Callable[[Operator], Awaitable[None]]] = [
+ACTIONS: list[Callable[[Operator], Awaitable[None]]] = [
     *[Operator.kill] * 2,
-    *[Operator.unload_by_force] * 2,
-    Operator.pin_for_a_while,
+    *[Operator.force_unload] * 2,
+    Operator.pin_temporarily,
     Operator.shorten_queues,
     *[Operator.unload] * 2,
     *[Operator.load] * 3,
-    *[Operator.rename] * 2,
+    *[Operator.add_and_remove_alias] * 2,
     *[Operator.reload] * 2,
-    *[Operator.look] * 4,
+    *[Operator.query] * 4,
 ]

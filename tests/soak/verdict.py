@@ -1,4 +1,4 @@
-"""What is wrong with what a soak has seen: a reason a line, and none if all is well."""
+"""The checks of a soak. Each yields one line per problem."""
 
 import itertools
 import math
@@ -6,140 +6,154 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from tests.soak.evidence import LEFT, RIGHT, WRONG, Evidence, Fault, FaultKind, Inventory, Load, Outcome
+from tests.soak.evidence import (
+    CORRECT,
+    DISCONNECTED,
+    WRONG,
+    Evidence,
+    Fault,
+    FaultKind,
+    Inventory,
+    Outcome,
+    WorkerLoad,
+)
 
-# How far resident memory may rise from the third quarter to the fourth: allocators keep some of what they were given,
-# and a worker's buffers and kept prompts fill up to their limits for some minutes.
-GROWTH_SHARE = 0.03
-GROWTH_BYTES = {"the daemon": 4_000_000, "a worker": 20_000_000}
+# How much resident memory may grow from the third to the fourth quarter. Allocators keep freed memory, and a worker's
+# buffers and prefix cache grow to their limits during the first minutes.
+MAX_GROWTH_SHARE = 0.03
+MAX_GROWTH_BYTES = {"the daemon": 4_000_000, "a worker": 20_000_000}
 
-# An error may come a moment before whoever caused it has noted that, and long after: a model that dies repeatedly is
-# left alone for up to a minute.
-MOMENT_SECONDS = 1.0
+# An error can precede the record of its cause by a moment. Repeated crashes delay the next load by up to a minute.
+TOLERANCE_SECONDS = 1.0
 BACKOFF_SECONDS = 65.0
 
-# What a worker says it has reserved differs by what MLX needs while it loads; a sequence reserves more.
-RESERVED_BYTES = 100_000
+# The reserved memory of an idle worker varies with what MLX needed while loading. A sequence reserves more than this.
+RESERVED_TOLERANCE_BYTES = 100_000
 
-DAWDLED = "reads_slowly", "slow_client"
-"""The kind of request whose client may lose its answer by its own doing, and the error that it gets."""
+SLOW_READER = "read_slowly", "slow_client"
+"""The only kind of request whose client causes an error itself, and that error."""
 
-MOST_SHOWN = 5
+MAX_EXAMPLES = 5
 
 
-def reasons(evidence: Evidence) -> list[str]:
-    """Everything that is wrong."""
+def find_problems(evidence: Evidence) -> list[str]:
     checks: Sequence[Callable[[Evidence], Iterator[str]]] = (
-        wrong_answers,
-        unexplained_errors,
-        nothing_asked,
-        leaks,
-        unfinished,
-        growth,
-        error_lines,
-        restarts,
+        check_responses,
+        check_errors,
+        check_coverage,
+        check_leaks,
+        check_loads,
+        check_memory,
+        check_log,
+        check_restarts,
     )
-    return [reason for check in checks for reason in check(evidence)]
+    return [problem for check in checks for problem in check(evidence)]
 
 
-def wrong_answers(evidence: Evidence) -> Iterator[str]:
-    """Requests that were answered, but not as they had to be."""
+def check_responses(evidence: Evidence) -> Iterator[str]:
+    """Report responses that differ from the expected ones."""
     wrong = [outcome for outcome in evidence.outcomes if outcome.result == WRONG]
-    yield from _some(f"{outcome.kind} of {outcome.model}: {outcome.detail}" for outcome in wrong)
+    yield from limit_examples(f"{outcome.kind} for {outcome.model}: {outcome.detail}" for outcome in wrong)
 
 
-def unexplained_errors(evidence: Evidence) -> Iterator[str]:
-    """Errors that nothing which was done can have caused."""
-    failed = [outcome for outcome in evidence.outcomes if outcome.result not in (RIGHT, WRONG, LEFT)]
+def check_errors(evidence: Evidence) -> Iterator[str]:
+    """Report errors that no fault explains."""
     unexplained = [
         outcome
-        for outcome in failed
-        if (outcome.kind, outcome.result) != DAWDLED and not any(_explains(fault, outcome) for fault in evidence.faults)
+        for outcome in evidence.outcomes
+        if outcome.result not in (CORRECT, WRONG, DISCONNECTED)
+        and (outcome.kind, outcome.result) != SLOW_READER
+        and not any(explains(fault, outcome) for fault in evidence.faults)
     ]
-    yield from _some(
-        f"{outcome.kind} of {outcome.model} ended with {outcome.result}, and nobody had caused it: {outcome.detail}"
+    yield from limit_examples(
+        f"{outcome.kind} for {outcome.model} failed with {outcome.result} without a cause: {outcome.detail}"
         for outcome in unexplained
     )
 
 
-def _explains(fault: Fault, outcome: Outcome) -> bool:
+def explains(fault: Fault, outcome: Outcome) -> bool:
+    """Whether the fault can have caused the outcome."""
+    # A pinned model can keep any other model from loading.
     if fault.model is not None and fault.model != outcome.model and fault.kind is not FaultKind.PIN:
         return False
-    began, ended = fault.began - MOMENT_SECONDS, fault.ended + MOMENT_SECONDS
-    during = began <= outcome.ended and outcome.began <= ended
+    started, ended = fault.started - TOLERANCE_SECONDS, fault.ended + TOLERANCE_SECONDS
+    overlaps = started <= outcome.ended and outcome.started <= ended
     match outcome.result, fault.kind:
         case "worker_crashed", FaultKind.KILL:
-            again = "repeatedly" in outcome.detail
-            return during or (again and began <= outcome.ended <= ended + BACKOFF_SECONDS)
+            in_backoff = "repeatedly" in outcome.detail
+            return overlaps or (in_backoff and started <= outcome.ended <= ended + BACKOFF_SECONDS)
         case ("model_unloaded", FaultKind.UNLOAD) | ("insufficient_memory", FaultKind.PIN):
-            return during
+            return overlaps
         case "queue_full", FaultKind.SHORT_QUEUE:
-            # A worker keeps what it was told when it was loaded.
-            return began <= outcome.ended
+            # A worker keeps the limit with which it was loaded.
+            return started <= outcome.ended
     return False
 
 
-def nothing_asked(evidence: Evidence) -> Iterator[str]:
-    """Kinds of requests of which none was ever answered: then nothing has been shown about them."""
-    ended = Counter[str](outcome.kind for outcome in evidence.outcomes if outcome.result in (RIGHT, LEFT))
-    for kind in sorted({outcome.kind for outcome in evidence.outcomes} - ended.keys()):
-        yield f"not one request was answered of the kind {kind}"
+def check_coverage(evidence: Evidence) -> Iterator[str]:
+    """Report kinds of requests that never succeeded: the soak shows nothing about them."""
+    succeeded = {outcome.kind for outcome in evidence.outcomes if outcome.result in (CORRECT, DISCONNECTED)}
+    for kind in sorted({outcome.kind for outcome in evidence.outcomes} - succeeded):
+        yield f"no request of the kind {kind} succeeded"
     if not evidence.outcomes:
-        yield "no request was made"
+        yield "no request was sent"
 
 
-def leaks(evidence: Evidence) -> Iterator[str]:
-    """What is there afterwards and was not before."""
+def check_leaks(evidence: Evidence) -> Iterator[str]:
+    """Report what the daemon has open after the storm and did not have before."""
     before, after = evidence.before, evidence.after
     if before is None or after is None:
-        yield "it was not looked at what the daemon has"
+        yield "there is no inventory of the daemon"
         return
-    for what, more in (("descriptors", _more(before, after, "descriptors")), ("tasks", _more(before, after, "tasks"))):
-        if more:
-            yield f"{what} leaked: {', '.join(f'{count} of {kind}' for kind, count in more.items())}"
+    yield from compare(before, after, "descriptors")
+    yield from compare(before, after, "tasks")
     if after.processes:
         yield f"processes left over: {', '.join(after.processes)}"
 
 
-def _more(before: Inventory, after: Inventory, what: str) -> Counter[str]:
-    return getattr(after, what) - getattr(before, what)
+def compare(before: Inventory, after: Inventory, name: str) -> Iterator[str]:
+    leaked: Counter[str] = getattr(after, name) - getattr(before, name)
+    if leaked:
+        yield f"{name} leaked: {', '.join(f'{count} of {kind}' for kind, count in leaked.items())}"
 
 
-def unfinished(evidence: Evidence) -> Iterator[str]:
-    """Requests and reservations that workers still have though nobody asks anything."""
-    usual = {load.model: load for load in evidence.resting}
-    if not evidence.loads:
-        yield "it was not looked at what workers have under way"
-    for load in evidence.loads:
+def check_loads(evidence: Evidence) -> Iterator[str]:
+    """Report requests and reservations of workers that should be idle."""
+    idle = {load.model: load for load in evidence.idle_loads}
+    if not evidence.final_loads:
+        yield "the loads of the workers are unknown"
+    for load in evidence.final_loads:
         if load.in_flight or load.waiting:
             yield f"{load.model} has {load.in_flight} requests in flight and {load.waiting} waiting"
-        more = load.reserved_bytes - usual.get(load.model, Load(load.model, 0, 0, 0)).reserved_bytes
-        if more > RESERVED_BYTES:
-            yield f"{load.model} has {more} bytes reserved for nobody"
+        leaked = load.reserved_bytes - idle.get(load.model, WorkerLoad(load.model, 0, 0, 0)).reserved_bytes
+        if leaked > RESERVED_TOLERANCE_BYTES:
+            yield f"{load.model} has {leaked} bytes reserved without a request"
 
 
-def growth(evidence: Evidence) -> Iterator[str]:
-    """Resident memory that still rises in the second half."""
-    series = {"the daemon": [sample.daemon_bytes for sample in evidence.samples]}
-    survivor = [sample.worker_bytes.get(evidence.survivor) for sample in evidence.samples]
-    series["a worker"] = [nbytes for nbytes in survivor if nbytes is not None]
-    for who, values in series.items():
-        third, fourth = quarters(values)[2:]
+def check_memory(evidence: Evidence) -> Iterator[str]:
+    """Report resident memory that still grows in the second half."""
+    survivor = [sample.worker_bytes.get(evidence.survivor_pid) for sample in evidence.samples]
+    series = {
+        "the daemon": [sample.daemon_bytes for sample in evidence.samples],
+        "a worker": [nbytes for nbytes in survivor if nbytes is not None],
+    }
+    for name, values in series.items():
+        third, fourth = quarter_medians(values)[2:]
         if not third or not fourth:
-            yield f"the memory of {who} was not looked at"
-        elif fourth > third * (1 + GROWTH_SHARE) + GROWTH_BYTES[who]:
-            yield f"{who} grows: {third / 1e6:.1f} MB in the third quarter, {fourth / 1e6:.1f} MB in the fourth"
+            yield f"the memory of {name} is unknown"
+        elif fourth > third * (1 + MAX_GROWTH_SHARE) + MAX_GROWTH_BYTES[name]:
+            yield f"{name} grows: {third / 1e6:.1f} MB in the third quarter, {fourth / 1e6:.1f} MB in the fourth"
 
 
-def quarters(values: Sequence[float]) -> list[float]:
-    """The median of each quarter of a series; 0 where there is none."""
+def quarter_medians(values: Sequence[float]) -> list[float]:
+    """Return the median of each quarter of a series, 0 for an empty one."""
     bounds = [len(values) * part // 4 for part in range(5)]
     parts = [values[first:last] for first, last in itertools.pairwise(bounds)]
     return [statistics.median(part) if part else 0 for part in parts]
 
 
-def error_lines(evidence: Evidence) -> Iterator[str]:
-    """What the daemon logged as an error, but for the ends of workers that were killed."""
+def check_log(evidence: Evidence) -> Iterator[str]:
+    """Report errors in the daemon's log, except for workers that the operator killed."""
     kills = Counter(fault.model for fault in evidence.faults if fault.kind is FaultKind.KILL)
     unexplained = []
     for line in evidence.log:
@@ -147,24 +161,23 @@ def error_lines(evidence: Evidence) -> Iterator[str]:
             kills[line["model"]] -= 1
         elif line.get("level") in ("error", "critical") or line.get("event") == "plain text":
             unexplained.append(line)
-    yield from _some(f"the daemon logged {line}" for line in unexplained)
+    yield from limit_examples(f"the daemon logged {line}" for line in unexplained)
 
 
-def restarts(evidence: Evidence) -> Iterator[str]:
-    """A daemon that is not the one it was."""
+def check_restarts(evidence: Evidence) -> Iterator[str]:
     if len(evidence.instances) != 1:
-        yield f"{len(evidence.instances)} daemons answered where there must be one"
+        yield f"the daemon restarted: {len(evidence.instances)} instances"
 
 
-def lag(lags: Sequence[float]) -> tuple[float, float]:
-    """The largest and the 99th percentile; NaN if nothing was measured."""
-    if not lags:
+def summarize_latency(latencies: Sequence[float]) -> tuple[float, float]:
+    """Return the maximum and the 99th percentile, NaN for an empty series."""
+    if not latencies:
         return math.nan, math.nan
-    return max(lags), sorted(lags)[int(len(lags) * 0.99)]
+    return max(latencies), sorted(latencies)[int(len(latencies) * 0.99)]
 
 
-def _some(lines: Iterator[str]) -> Iterator[str]:
-    found = list(lines)
-    yield from found[:MOST_SHOWN]
-    if len(found) > MOST_SHOWN:
-        yield f"... and {len(found) - MOST_SHOWN} more like these"
+def limit_examples(problems: Iterator[str]) -> Iterator[str]:
+    examples = list(problems)
+    yield from examples[:MAX_EXAMPLES]
+    if len(examples) > MAX_EXAMPLES:
+        yield f"... and {len(examples) - MAX_EXAMPLES} more"

@@ -100,8 +100,9 @@ def _encode_tree(listing: Listing) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
+    """Write a file with its folder's permissions, since users may share the cache."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, content)
+    replace_file(path, content, mode=path.parent.stat().st_mode & 0o666)
 
 
 def _mark_as_cache(cache: Path) -> None:

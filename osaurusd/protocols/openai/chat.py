@@ -1,31 +1,194 @@
-"""`POST /chat/completions`."""
+"""`POST /chat/completions`, from the body of the request to the response."""
 
 import contextlib
+from collections.abc import Mapping
+from typing import Any
 
 from aiohttp import web
 
-from osaurusd import app_keys as keys
+from osaurusd.errors import InvalidRequest, UnsupportedParameter
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.streaming import stream_sse
-from osaurusd.protocols.openai import generation
-from osaurusd.protocols.openai.errors import error_event
-from osaurusd.protocols.openai.limits import Limits
-from osaurusd.protocols.openai.render import chat as render
-from osaurusd.protocols.openai.render.chunks import chunks
-from osaurusd.protocols.openai.schema.chat import ChatRequest
-from osaurusd.protocols.openai.translate import chat as translate
+from osaurusd.inference import limits
+from osaurusd.inference.defaults import RequestDefaults
+from osaurusd.inference.limits import EACH
+from osaurusd.inference.request import (
+    ChatPrompt,
+    GenerationRequest,
+    JsonObject,
+    JsonSchema,
+    Location,
+)
+from osaurusd.inference.service import Service
+from osaurusd.protocols.openai import rendering
+from osaurusd.protocols.openai.chat_types import (
+    NO_OP_VALUES,
+    ChatRequest,
+    JsonSchemaFormat,
+    ResponseFormat,
+    ToolChoice,
+)
+from osaurusd.protocols.openai.common import COMMON_PATHS, ResponseHead, sampling_params, stop_paths, stop_strings
+from osaurusd.protocols.openai.errors import FieldPaths
+from osaurusd.protocols.openai.messages import parse_messages
+from osaurusd.protocols.openai.tools import parse_tools
+
+REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+
+CHAT_PATHS: Mapping[Location, str] = {
+    **COMMON_PATHS,
+    ("logprobs",): "top_logprobs",
+    ("prompt",): "messages",
+    limits.MESSAGES: "messages",
+    limits.MESSAGE: "messages[{0}]",
+    (*limits.MESSAGE, "content"): "messages[{0}].content",
+    (*limits.MESSAGE, "content", EACH): "messages[{0}].content[{1}]",
+    (*limits.MESSAGE, "name"): "messages[{0}].name",
+    (*limits.MESSAGE, "tool_calls"): "messages[{0}].tool_calls",
+    limits.TOOL_CALL: "messages[{0}].tool_calls[{1}]",
+    (*limits.TOOL_CALL, "id"): "messages[{0}].tool_calls[{1}].id",
+    (*limits.TOOL_CALL, "name"): "messages[{0}].tool_calls[{1}].function.name",
+    (*limits.TOOL_CALL, "arguments"): "messages[{0}].tool_calls[{1}].function.arguments",
+    limits.TOOL_RESULT: "messages[{0}].content",
+    (*limits.TOOL_RESULT, "call_id"): "messages[{0}].tool_call_id",
+    (*limits.TOOL_RESULT, "name"): "messages[{0}].name",
+    limits.TOOLS: "tools",
+    # Names are checked here, so it is the parameters if a worker rejects a tool.
+    (*limits.TOOLS, EACH): "tools[{0}].function.parameters",
+    limits.TOOL_PARAMETERS: "tools[{0}].function.parameters",
+    limits.TEMPLATE_VARIABLES: "chat_template_kwargs",
+    (*limits.TEMPLATE_VARIABLES, EACH): "chat_template_kwargs.{0}",
+    ("constraint",): "response_format",
+    limits.SCHEMA: "response_format.json_schema.schema",
+}
+"""The fields of a `ChatRequest` by their location in a generation request."""
 
 
-async def create(request: web.Request) -> web.StreamResponse:
-    """Answer a chat, as one object or as a stream of chunks."""
-    chat = await read_json(request, ChatRequest)
-    config = request.app[keys.SETTINGS].config
-    Limits(config.input).chat(chat)
-    record = await generation.find(request, chat.model)
-    order = translate.order(chat, record.generation, config.defaults)
-    envelope = generation.envelope("chatcmpl", record)
-    async with contextlib.aclosing(generation.events(request, record, [order])) as events:
-        if chat.stream:
-            payloads = chunks(envelope, events, include_usage=chat.include_usage)
-            return await stream_sse(request, payloads, error_event=error_event, last_event=b"[DONE]")
-        return json_response(await render.completion(envelope, events))
+class ChatCompletions:
+    """Handles the endpoint."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        body = await read_json(request, ChatRequest)
+        paths = field_paths(body)
+        with paths.named():
+            record = await self._service.find(body.model)
+            generation_request = build_request(body, self._service.defaults(record))
+            head = ResponseHead.create("chatcmpl", record.name)
+            async with contextlib.aclosing(self._service.generate(record, [generation_request])) as events:
+                if not body.stream:
+                    return json_response(await rendering.collect_chat(head, events))
+                chunks = rendering.stream_chat(head, events, include_usage=body.include_usage)
+                return await stream_sse(request, chunks, error_event=paths.error_event, last_event=rendering.DONE)
+
+
+def build_request(body: ChatRequest, defaults: RequestDefaults) -> GenerationRequest:
+    """Convert the body to a generation request.
+
+    Raises:
+        InvalidRequest: a field is invalid.
+        UnsupportedParameter, ImageInputUnsupported: the request uses an unsupported feature.
+    """
+    _reject_unsupported(body)
+    tool_use = parse_tools(body)
+    output_format = _parse_format(body.response_format)
+    if output_format and tool_use.required:
+        raise InvalidRequest(
+            "`response_format`: cannot be combined with a `tool_choice` that requires a tool call",
+            param="response_format",
+        )
+    return GenerationRequest(
+        prompt=ChatPrompt(
+            messages=parse_messages(body.messages),
+            tools=tool_use.tools,
+            template_variables=_template_variables(body),
+        ),
+        sampling=sampling_params(body, defaults),
+        n=body.n or 1,
+        max_tokens=body.max_completion_tokens or body.max_tokens or defaults.max_tokens,
+        stop=stop_strings(body),
+        logprobs=_parse_logprobs(body),
+        # Output in a requested format is never a tool call, whatever it looks like.
+        parse_tool_calls=bool(tool_use.tools) and output_format is None,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        constraint=output_format or tool_use.required,
+    )
+
+
+def field_paths(body: ChatRequest) -> FieldPaths:
+    """Return the paths of the body's fields, where they depend on the body under the name that it uses."""
+    paths = {**_allowed_tool_paths(body), **CHAT_PATHS, **stop_paths(body)}
+    if body.max_completion_tokens:
+        paths["max_tokens",] = "max_completion_tokens"
+    if body.response_format is None:
+        paths["constraint",] = "tool_choice"
+    return FieldPaths(paths)
+
+
+def _allowed_tool_paths(body: ChatRequest) -> dict[Location, str]:
+    """Return the paths of the tools that the model sees, if `tool_choice` restricts them."""
+    choice = body.tool_choice
+    if not isinstance(choice, ToolChoice) or choice.allowed_tools is None:
+        return {}
+    names = {tool.function.name for tool in choice.allowed_tools.tools if tool.function is not None}
+    indexes = [index for index, tool in enumerate(body.tools or []) if tool.function and tool.function.name in names]
+    return {
+        (*limits.TOOLS, visible_index, *rest): f"tools[{index}].function.parameters"
+        for visible_index, index in enumerate(indexes)
+        for rest in ((), ("parameters",))
+    }
+
+
+def _reject_unsupported(body: ChatRequest) -> None:
+    for name, accepted in NO_OP_VALUES.items():
+        value = getattr(body, name)
+        if value is not None and value not in accepted:
+            raise UnsupportedParameter(f"`{name}` is not supported; omit it", param=name)
+
+
+def _parse_logprobs(body: ChatRequest) -> int | None:
+    if body.logprobs:
+        return body.top_logprobs or 0
+    if body.top_logprobs:
+        raise InvalidRequest("`top_logprobs`: requires `logprobs` to be true", param="top_logprobs")
+    return None
+
+
+def _parse_format(response_format: ResponseFormat | None) -> JsonObject | JsonSchema | None:
+    if response_format is None or response_format.type == "text":
+        return None
+    match response_format.type:
+        case "json_object":
+            return JsonObject()
+        case "json_schema":
+            return _parse_schema(response_format.json_schema, "response_format.json_schema")
+    path = "response_format.type"
+    raise InvalidRequest(
+        f"`{path}`: must be `text`, `json_object` or `json_schema`, not {response_format.type!r}", param=path
+    )
+
+
+def _parse_schema(schema_format: JsonSchemaFormat | None, path: str) -> JsonSchema:
+    if schema_format is None:
+        raise InvalidRequest(f"`{path}`: is required", param=path)
+    if schema_format.schema is None:
+        raise InvalidRequest(f"`{path}.schema`: is required", param=f"{path}.schema")
+    return JsonSchema(schema=schema_format.schema)
+
+
+def _template_variables(body: ChatRequest) -> dict[str, Any]:
+    """Return the variables for the chat template; `chat_template_kwargs` overrides `reasoning_effort`."""
+    return {**_effort_variables(body.reasoning_effort), **(body.chat_template_kwargs or {})}
+
+
+def _effort_variables(effort: str | None) -> dict[str, Any]:
+    if effort is None:
+        return {}
+    if effort not in REASONING_EFFORTS:
+        allowed = ", ".join(f"`{name}`" for name in REASONING_EFFORTS)
+        raise InvalidRequest(f"`reasoning_effort`: must be one of {allowed}, not {effort!r}", param="reasoning_effort")
+    # Some templates read a level of effort, others a switch.
+    variables: dict[str, Any] = {"reasoning_effort": effort}
+    return variables if effort != "none" else {**variables, "enable_thinking": False}

@@ -1,30 +1,133 @@
-"""`POST /completions`, OpenAI's legacy endpoint."""
+"""`POST /completions`, OpenAI's legacy endpoint, from the body of the request to the response."""
 
 import contextlib
+from collections.abc import Mapping, Sequence
 
 from aiohttp import web
 
-from osaurusd import app_keys as keys
+from osaurusd.errors import InvalidRequest, UnsupportedParameter
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.streaming import stream_sse
-from osaurusd.protocols.openai import generation
-from osaurusd.protocols.openai.errors import error_event
-from osaurusd.protocols.openai.limits import Limits
-from osaurusd.protocols.openai.render import completions as render
-from osaurusd.protocols.openai.schema.completions import CompletionRequest
-from osaurusd.protocols.openai.translate import completions as translate
+from osaurusd.inference import limits
+from osaurusd.inference.defaults import RequestDefaults
+from osaurusd.inference.request import GenerationRequest, Location, Prompt, TextPrompt, TokenPrompt
+from osaurusd.inference.service import Service
+from osaurusd.protocols.openai import rendering
+from osaurusd.protocols.openai.common import COMMON_PATHS, ResponseHead, sampling_params, stop_paths, stop_strings
+from osaurusd.protocols.openai.completion_types import CompletionRequest
+from osaurusd.protocols.openai.errors import FieldPaths
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's default. Unlike the answer to a chat, a continuation has no natural end."""
+
+COMPLETION_PATHS: Mapping[Location, str] = {
+    **COMMON_PATHS,
+    ("logprobs",): "logprobs",
+    limits.PROMPTS: "prompt",
+    ("prompt",): "prompt",
+    ("prompt", "suffix"): "suffix",
+}
+"""The fields of a `CompletionRequest` by their location in a generation request."""
 
 
-async def create(request: web.Request) -> web.StreamResponse:
-    """Continue one or several prompts, as one object or as a stream of chunks."""
-    asked = await read_json(request, CompletionRequest)
-    config = request.app[keys.SETTINGS].config
-    Limits(config.input).completion(asked)
-    record = await generation.find(request, asked.model)
-    orders = translate.orders(asked, record.generation, config.defaults)
-    envelope = generation.envelope("cmpl", record)
-    async with contextlib.aclosing(generation.events(request, record, orders)) as events:
-        if asked.stream:
-            payloads = render.chunks(envelope, events, include_usage=asked.include_usage)
-            return await stream_sse(request, payloads, error_event=error_event, last_event=b"[DONE]")
-        return json_response(await render.completion(envelope, events))
+class Completions:
+    """Handles the endpoint."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        body = await read_json(request, CompletionRequest)
+        paths = field_paths(body)
+        with paths.named():
+            record = await self._service.find(body.model)
+            if _has_many_prompts(body):
+                self._service.check_prompt_count(len(body.prompt or ()))
+            generation_requests = build_requests(body, self._service.defaults(record))
+            head = ResponseHead.create("cmpl", record.name)
+            async with contextlib.aclosing(self._service.generate(record, generation_requests)) as events:
+                if not body.stream:
+                    return json_response(await rendering.collect_completion(head, events))
+                chunks = rendering.stream_completion(head, events, include_usage=body.include_usage)
+                return await stream_sse(request, chunks, error_event=paths.error_event, last_event=rendering.DONE)
+
+
+def build_requests(body: CompletionRequest, defaults: RequestDefaults) -> list[GenerationRequest]:
+    """Convert the body to one generation request per prompt.
+
+    Raises:
+        InvalidRequest: a field is invalid.
+        UnsupportedParameter: the request uses an unsupported feature.
+    """
+    _check_combinations(body)
+    sampling, stop = sampling_params(body, defaults), stop_strings(body)
+    return [
+        GenerationRequest(
+            prompt=prompt,
+            sampling=sampling,
+            n=body.n or 1,
+            max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+            stop=stop,
+            logprobs=body.logprobs,
+            echo=bool(body.echo),
+            parse_tool_calls=False,
+        )
+        for prompt in _parse_prompts(body)
+    ]
+
+
+def field_paths(body: CompletionRequest) -> FieldPaths:
+    """Return the paths of the body's fields, with the number of the prompt if there is a list of prompts."""
+    paths = {**COMPLETION_PATHS, **stop_paths(body)}
+    if _has_many_prompts(body):
+        paths["prompt",] = "prompt[{prompt}]"
+    return FieldPaths(paths)
+
+
+def _has_many_prompts(body: CompletionRequest) -> bool:
+    """Whether `prompt` is a list of prompts. A list that starts with a number is one prompt of token ids."""
+    return isinstance(body.prompt, list) and not (body.prompt and isinstance(body.prompt[0], int))
+
+
+def _check_combinations(body: CompletionRequest) -> None:
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise UnsupportedParameter("`best_of` is not supported; omit it", param="best_of")
+    if body.max_tokens == 0 and not body.echo:
+        raise InvalidRequest("`max_tokens`: 0 is allowed only with `echo`", param="max_tokens")
+    if body.suffix and body.echo:
+        raise InvalidRequest("`suffix`: cannot be combined with `echo`", param="suffix")
+
+
+def _parse_prompts(body: CompletionRequest) -> list[Prompt]:
+    prompt = body.prompt
+    if not isinstance(prompt, list):
+        return [_text_prompt(prompt or "", body.suffix)]
+    if not _has_many_prompts(body):
+        return [_token_prompt(prompt, "prompt", body.suffix)]
+    if not prompt:
+        raise InvalidRequest("`prompt`: must not be an empty list; omit it to start with an empty text", param="prompt")
+    return [_parse_prompt(item, f"prompt[{index}]", body.suffix) for index, item in enumerate(prompt)]
+
+
+def _parse_prompt(prompt: str | int | list[int], path: str, suffix: str | None) -> Prompt:
+    if isinstance(prompt, str):
+        return _text_prompt(prompt, suffix)
+    if isinstance(prompt, int):
+        raise InvalidRequest(f"`{path}`: must be a text or a list of token ids", param=path)
+    return _token_prompt(prompt, path, suffix)
+
+
+def _text_prompt(text: str, suffix: str | None) -> TextPrompt:
+    # With an empty suffix there is no gap to fill.
+    return TextPrompt(text=text, suffix=suffix or None)
+
+
+def _token_prompt(tokens: Sequence[str | int | list[int]], path: str, suffix: str | None) -> TokenPrompt:
+    if suffix:
+        raise InvalidRequest("`suffix`: requires `prompt` to be a text, not token ids", param="suffix")
+    if not tokens:
+        raise InvalidRequest(f"`{path}`: must not be empty", param=path)
+    ids = [token for token in tokens if isinstance(token, int)]
+    if len(ids) < len(tokens):
+        raise InvalidRequest(f"`{path}`: must contain only token ids", param=path)
+    return TokenPrompt(tokens=ids)

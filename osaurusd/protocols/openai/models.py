@@ -1,20 +1,49 @@
-"""`GET /models` and `GET /models/{id}`."""
+"""`GET /models` and `GET /models/{model}`."""
 
+from typing import Literal
+
+import msgspec
 from aiohttp import web
 
-from osaurusd import app_keys as keys
 from osaurusd.http.json import json_response
-from osaurusd.protocols.openai.render import models as render
+from osaurusd.inference.limits import MODEL
+from osaurusd.models.catalog import Catalog
+from osaurusd.models.record import ModelRecord
+from osaurusd.protocols.openai.errors import FieldPaths
+
+_PATHS = FieldPaths({MODEL: "model"})
 
 
-async def index(request: web.Request) -> web.Response:
-    """The models that can be served, and no others; aliases are listed like models."""
-    records = await request.app[keys.CATALOG].available()
-    named = [(name, record) for record in records for name in (record.name, *record.aliases)]
-    return json_response(render.ModelList(data=[render.model(record, name) for name, record in named]))
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["osaurus"] = "osaurus"
+
+    @classmethod
+    def from_record(cls, record: ModelRecord, name: str) -> "Model":
+        return cls(id=name, created=record.created)
 
 
-async def show(request: web.Request) -> web.Response:
-    """One model by any of its names."""
-    record = await request.app[keys.CATALOG].find(request.match_info["model"])
-    return json_response(render.model(record, record.name))
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Models:
+    """Handles the endpoints."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    async def list_available(self, _: web.Request) -> web.Response:
+        """List the models that can be served; each alias is a model of the list too."""
+        records = await self._catalog.available()
+        named = [(name, record) for record in records for name in (record.name, *record.aliases)]
+        return json_response(ModelList(data=[Model.from_record(record, name) for name, record in named]))
+
+    async def show(self, request: web.Request) -> web.Response:
+        """Show one model, found by any of its names."""
+        with _PATHS.named():
+            record = await self._catalog.find(request.match_info["model"])
+        return json_response(Model.from_record(record, record.name))

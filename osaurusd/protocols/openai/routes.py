@@ -1,38 +1,47 @@
-"""OpenAI's API, with and without the prefix `/v1`."""
+"""The routes of OpenAI's API, served with and without the prefix `/v1`."""
+
+from collections.abc import Callable
 
 from aiohttp import web
 
-from osaurusd import app_keys as keys
+from osaurusd.config import Config
 from osaurusd.http.errors import error_response
 from osaurusd.http.json import json_response
 from osaurusd.http.routes import Route, RouteGroup
-from osaurusd.protocols.openai import chat, completions, models
-from osaurusd.protocols.openai.description.document import document
+from osaurusd.inference.service import Service
+from osaurusd.models.catalog import Catalog
+from osaurusd.protocols.openai.chat import ChatCompletions
+from osaurusd.protocols.openai.completions import Completions
+from osaurusd.protocols.openai.models import Models
+from osaurusd.protocols.openai.openapi import document
 
 PREFIXES = ("", "/v1")
 
 
-async def _health(_: web.Request) -> web.Response:
-    """Respond once requests can be served: the TCP socket does not listen before that."""
-    return json_response({"status": "ok"})
+def openai_routes(service: Service, catalog: Catalog, config: Callable[[], Config]) -> RouteGroup:
+    """Create the route group.
 
+    Args:
+        service: serves generation requests.
+        catalog: lists models.
+        config: returns the configuration in force.
+    """
 
-async def _describe(request: web.Request) -> web.Response:
-    """Return the OpenAPI description, with the limits in force."""
-    described = document(request.app[keys.SETTINGS].config.input)
-    return web.Response(body=described, content_type="application/json")
+    async def describe(_: web.Request) -> web.Response:
+        return web.Response(body=document(config().input), content_type="application/json")
 
-
-ROUTES = RouteGroup(
-    "openai",
-    [
+    models = Models(catalog)
+    routes = [
         Route("GET", "/health", _health),
-        Route("GET", "/openapi.json", _describe),
-        Route("GET", "/models", models.index),
+        Route("GET", "/openapi.json", describe),
+        Route("GET", "/models", models.list_available),
         Route("GET", "/models/{model:.+}", models.show),
-        Route("POST", "/chat/completions", chat.create, admitted=True),
-        Route("POST", "/completions", completions.create, admitted=True),
-    ],
-    error_response,
-    PREFIXES,
-)
+        Route("POST", "/chat/completions", ChatCompletions(service).create, admitted=True),
+        Route("POST", "/completions", Completions(service).create, admitted=True),
+    ]
+    return RouteGroup("openai", routes, error_response, PREFIXES)
+
+
+async def _health(_: web.Request) -> web.Response:
+    """Report that the daemon serves requests: it opens its ports only when it can."""
+    return json_response({"status": "ok"})

@@ -1,35 +1,28 @@
-"""The generation loop's state: requests from prompt to last token. Lives on the thread that owns MLX."""
+"""The generation engine: takes requests from prompt to last token. Lives on the thread that owns MLX."""
 
 import time
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
-from osaurusd.errors import OsaurusError, QueueFull, RequestExceedsMemory
-from osaurusd.inference.events import FinishReason
+from osaurusd.errors import OsaurusError
 from osaurusd.rpc import messages
 from osaurusd.wire.errors import ErrorCode
-from osaurusd.worker.engine.caches import Cache
-from osaurusd.worker.engine.decode import MAX_SEQUENCES, Decoder, Entrant, Group, Token
-from osaurusd.worker.engine.memory import ORDINARY_TOKENS, Memory
-from osaurusd.worker.engine.pace import WORTHWHILE_TOKENS, Pace
-from osaurusd.worker.engine.prefill import Prefiller
-from osaurusd.worker.engine.prefix import PrefixCache
+from osaurusd.worker.engine.batch import BatchEntry, TokenOutput
+from osaurusd.worker.engine.chunk_sizer import ChunkSizer
+from osaurusd.worker.engine.executor import Executor, padding_per_pass
+from osaurusd.worker.engine.memory import ORDINARY_TOKENS, MemoryBudget
+from osaurusd.worker.engine.planner import Planner
+from osaurusd.worker.engine.prefix_cache import PrefixCache
 from osaurusd.worker.engine.probe import Probe
-from osaurusd.worker.engine.request import Choice, EngineRequest, Run
-from osaurusd.worker.engine.sampling import SamplingState
-from osaurusd.worker.frontend.output_parser import SequenceOutput
-
-# An answer whose length only the context bounds is given room for this many tokens at a time.
-RESERVED_TOKENS = 512
+from osaurusd.worker.engine.request import EngineRequest, PrefillTask, Sequence, SequenceId
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an engine may use; see `messages.Load`."""
+    """The resources of an engine; see `messages.Load`."""
 
     memory_bytes: int | None = None
     prefix_cache_bytes: int = 0
@@ -37,379 +30,268 @@ class Limits:
     stall_seconds: float = 0.2
 
 
-@dataclass
-class Arrivals:
-    """Runs that are through, and what they are decoded from: alone, or several with one cache."""
-
-    alone: list[tuple[Run, mx.array]] = field(default_factory=list)
-    groups: list[tuple[list[Run], Cache, mx.array]] = field(default_factory=list)
-
-    @property
-    def runs(self) -> list[Run]:
-        return [run for run, _ in self.alone] + [run for runs, _, _ in self.groups for run in runs]
-
-
 class Engine:
-    """Takes requests in, prefills their prompts in chunks, and decodes all that are ready together.
+    """Prefills prompts in chunks and decodes all sequences together, as the planner decides.
 
-    Every method runs on the thread that owns MLX, which calls `decode` and `prefill` in turn while there is work; a
-    cancelled request is gone by the next call. `progress` counts forward passes, and `reserved_bytes` is what weights
-    and requests under way may grow to; any thread may read these two, and `busy`.
+    All methods run on the thread that owns MLX, which alternates `decode` and `prefill` while the engine is busy. Other
+    threads may read `progress`, `reserved_bytes` and `busy`.
 
     Args:
         network: an mlx_lm model.
-        end_tokens: token ids that end an answer.
-        limits: what it may use.
+        end_tokens: token ids that end a sequence.
+        limits: resources to use.
+        clock: measures steps and requests.
+
+    Attributes:
+        progress: counts forward passes.
     """
 
-    def __init__(self, network: Any, end_tokens: list[int], limits: Limits) -> None:
+    def __init__(
+        self, network: Any, end_tokens: list[int], limits: Limits, *, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._network = network
         self._end_tokens = frozenset(end_tokens)
         self._limits = limits
-        probe = Probe.of(network)
+        self._clock = clock
+        probe = Probe.from_network(network)
         self.layout = probe.layout
         self.vocabulary = probe.vocabulary
-        self._pace = Pace(probe.token_seconds, limits.stall_seconds, pass_seconds=probe.pass_seconds)
-        self._memory = Memory(
+        self.chunk_sizer = ChunkSizer(probe.token_seconds, limits.stall_seconds, pass_seconds=probe.pass_seconds)
+        self.memory = MemoryBudget(
             layout=probe.layout,
             weights_bytes=mx.get_active_memory(),
             limit_bytes=limits.memory_bytes,
             pass_bytes_per_token=probe.bytes_per_token,
             score_bytes=probe.score_bytes,
-            pace=self._pace,
+            chunk_sizer=self.chunk_sizer,
         )
-        self._memory.limit(limits.memory_bytes)
-        self._stepped_at = 0.0
-        self._prefix = PrefixCache(limits.prefix_cache_bytes, has_states=probe.layout.has_states)
+        self.memory.set_limit(limits.memory_bytes)
+        self.prefix_cache = PrefixCache(limits.prefix_cache_bytes, has_states=probe.layout.has_states)
+        self.planner = Planner(
+            self.memory,
+            self.chunk_sizer,
+            self.prefix_cache,
+            max_waiting=limits.max_waiting,
+            padding_per_pass=padding_per_pass(probe.layout, self.memory.weights_bytes),
+        )
+        self._executor = Executor(network, probe.layout, self.prefix_cache, clock)
+        self._decode_started_at: float | None = None
         self.progress = 0
-        self._clear()
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting or self._prefiller.runs or self._decoding)
+        return self.planner.busy
 
     @property
-    def gathering_seconds(self) -> float:
-        """How long to wait for requests that are about to come before anything is begun; 0 once something is."""
-        runs = [*self._waiting, *self._prefiller.runs]
-        if self._decoding or not runs or any(run.started for run in runs):
-            return 0.0
-        return self._pace.gathering_seconds(min(len(run.tokens) for run in runs))
+    def reserved_bytes(self) -> int:
+        """What weights and running requests may grow to."""
+        return self.planner.reserved_bytes
+
+    @property
+    def batching_seconds(self) -> float:
+        """How long to wait for more requests before the first step; 0 once a step has started."""
+        return self.planner.batching_seconds
 
     def set_limits(self, limits: Limits) -> None:
-        """Keep within these limits from now on. Requests under way go on; what is kept of earlier ones may go."""
+        """Apply new limits. Running requests continue; the prefix cache may shrink."""
         self._limits = limits
-        self._memory.limit(limits.memory_bytes)
-        self._prefix.resize(limits.prefix_cache_bytes)
+        self.memory.set_limit(limits.memory_bytes)
+        self.prefix_cache.resize(limits.prefix_cache_bytes)
+        self.planner.max_waiting = limits.max_waiting
         mx.clear_cache()
-        self._hand_out()
+        self.planner.update_reservations()
 
-    def least_bytes(self, context_length: int | None) -> int:
-        """What the model takes at the least while it serves a request of ordinary length."""
-        return self._memory.least_bytes(min(context_length or ORDINARY_TOKENS, ORDINARY_TOKENS))
+    def serving_bytes(self, context_length: int | None) -> int:
+        """Return the memory that the model needs to serve one request of ordinary length."""
+        return self.memory.serving_bytes(min(context_length or ORDINARY_TOKENS, ORDINARY_TOKENS))
 
     def stats(self) -> messages.Stats:
-        """What MLX holds now."""
         return messages.Stats(
             active_bytes=mx.get_active_memory(),
             cache_bytes=mx.get_cache_memory(),
-            prefix_cache_bytes=self._prefix.nbytes,
+            prefix_cache_bytes=self.prefix_cache.nbytes,
             reserved_bytes=self.reserved_bytes,
         )
 
     def add(self, request: EngineRequest) -> list[messages.Frame]:
-        """Take a request in, or refuse it with the reason."""
+        """Queue a request, or reject it."""
+        request.submitted_at = self._clock()
         try:
-            self._check(request)
-        except OsaurusError as refusal:
-            return [
-                messages.Failed(id=request.id, code=refusal.code, message=refusal.message, location=refusal.location)
-            ]
-        if self.layout.batchable:
-            self._waiting.append(Run.of(request, request.choices, []))
-        else:
-            self._waiting.extend(Run.of(request, [choice], []) for choice in request.choices)
+            self.planner.submit(request)
+        except OsaurusError as error:
+            return [messages.Failed(id=request.id, code=error.code, message=error.message, location=error.location)]
         return []
 
-    def cancel(self, id_: int) -> None:
-        """Forget request `id_`, wherever it is; one that is not here has ended already."""
-        for queue in (self._waiting, self._prefiller.runs):
-            for run in [run for run in queue if run.request.id == id_]:
-                queue.remove(run)
-        self._leave([choice for request, choice in self._decoding.values() if request.id == id_])
+    def cancel(self, request_id: int) -> None:
+        """Drop a request; unknown ids are ignored, as the request may have ended."""
+        tasks, sequences = self.planner.cancel(request_id)
+        for task in tasks:
+            self._executor.drop(task.id)
+        self._remove(sequences)
 
     def drop_all(self) -> list[int]:
-        """Begin anew with nothing; returns the ids of the requests that are lost."""
-        runs = [*self._waiting, *self._prefiller.runs, *self._arrivals.runs]
-        lost = [run.request.id for run in runs] + [request.id for request, _ in self._decoding.values()]
-        self._prefix.clear()
-        self._clear()
-        return list(dict.fromkeys(lost))
+        """Drop all requests and the prefix cache; return the ids of the requests."""
+        lost = self.planner.request_ids
+        self.prefix_cache.clear()
+        self.planner.clear()
+        self._executor.clear()
+        self._decode_started_at = None
+        self._free_buffers()
+        return lost
 
     def decode(self) -> list[messages.Frame]:
-        """One decode step for all that decode."""
-        if not self._decoding:
+        """Run a decode step, if any sequence decodes."""
+        plan = self.planner.plan_decode()
+        if plan is None:
             return []
         self.progress += 1
-        self._note_step(time.perf_counter())
-        tokens = self._decoder.step()
+        now = self._clock()
+        self._record_decode_time(now)
+        self._decode_started_at = now
+        result = self._executor.execute(plan)
+        self.planner.record_decode({id_: len(tokens) for id_, tokens in result.tokens.items()})
         frames: list[messages.Frame] = []
-        ended: list[Choice] = []
-        for token in tokens:
-            if token.row not in self._decoding:
-                continue  # another answer of its request has failed
-            try:
-                frames += self._take(token, ended)
-            except Exception as error:  # noqa: BLE001  whatever comes of reading an answer costs that answer's request
-                frames.append(self._spoilt(token.row, error))
-        if ended := [choice for choice in ended if choice.sampling in self._decoding]:
-            self._leave(ended)
+        now = self._clock()
+        for id_, tokens in result.tokens.items():
+            frames += self._receive(id_, tokens, now)
+        if finished := [sequence for sequence in self.planner.decoding.values() if sequence.choice.finished]:
+            self._remove(finished)
             frames.append(self.stats())
-        frames += self._give_up_failed()
-        self._make_room()
+        frames += self._fail_constrained()
+        self._preempt()
         return frames
 
     def prefill(self) -> list[messages.Frame]:
-        """Prompt tokens for those whose turn it is; who is through joins those that decode."""
-        self._admit()
-        if not self._prefiller.runs:
+        """Process prompt tokens within this step's budget; complete prompts start to decode."""
+        if self.planner.admit():
+            self._free_buffers()
+        if not self.planner.begin_prefill():
             return []
-        shared = bool(self._decoding)
-        mx.synchronize()  # a step under way takes its time whatever is done beside it
-        self._note_step(0.0)
-        budget: int | None = None
+        self._executor.synchronize()  # the decode step that is being computed must not count as prefill time
+        self._record_decode_time(self._clock())
         frames: list[messages.Frame] = []
-        while (budget is None or budget >= WORTHWHILE_TOKENS) and (run := self._prefiller.next_run()):
-            if budget is None:
-                self._pace.context = run.prefilled
-                budget = self._pace.tokens(shared=shared)
+        while plan := self.planner.plan_prefill():
+            frames += self._begin_prompts()
             self.progress += 1
-            runs = self._prefiller.mates(run, budget)
             try:
-                budget -= self._process(runs, budget) + self._pace.pass_tokens
-            except Exception as error:  # noqa: BLE001  whatever a model raises on a prompt costs that prompt's request
-                Probe.of(self._network)  # raises if the model cannot process any
-                # First, for another answer of the request that fails may be among those who are through.
-                frames += self._join()
-                frames += self._fail(runs, error)
-                break
-            if self._arrivals.runs and not shared:
-                break  # with nobody decoding yet, the first token must not wait for the prompts of others
-        return frames + self._join()
+                result = self._executor.execute(plan)
+            except Exception as error:  # noqa: BLE001  whatever the model raises on a prompt fails only that request
+                Probe.from_network(self._network)  # raises if the model cannot process any prompt
+                tasks = self.planner.tasks(plan)
+                # Complete prompts first: other choices of the failing request may be among them.
+                frames += self._start_decoding()
+                return frames + self._fail_prompts(tasks, error)
+            for task in self.planner.tasks(plan):
+                task.scores += result.prompt_scores.get(task.id, [])
+            self.planner.record_prefill(plan, result.seconds)
+        return frames + self._start_decoding()
 
-    def _process(self, runs: list[Run], most: int) -> int:
-        """One pass; returns how many tokens it took."""
-        if len(runs) > 1:
-            tokens = len(runs) * max(run.left for run in runs)
-            cache, logits = self._prefiller.advance_together(runs)
-            self._arrivals.groups.append((runs, cache, logits))
-            done = runs
-        else:
-            progress = self._prefiller.advance(runs[0], most)
-            tokens = progress.tokens
-            done = runs if progress.logits is not None else []
-            if progress.logits is not None:
-                self._arrivals.alone.append((runs[0], progress.logits))
-        for run in done:
-            self._prefiller.runs.remove(run)
-        return tokens
-
-    def _clear(self) -> None:
-        self._waiting: deque[Run] = deque()
-        self._prefiller = Prefiller(self._network, self.layout, self._prefix, self._pace)
-        self._decoder = Decoder(self._network, self.layout, self._memory.weights_bytes)
-        self._arrivals = Arrivals()
-        self._decoding: dict[SamplingState, tuple[EngineRequest, Choice]] = {}
-        self._hand_out()
-
-    def _check(self, request: EngineRequest) -> None:
-        """Refuse what could not be served even alone, and what would wait behind too many."""
-        most = self._memory.most_tokens(self._together(request))
-        if most is not None:
-            self._bound(request, most)
-        self._admit()  # those who can start do not wait
-        waiting = len({run.request.id for run in self._waiting})
-        if waiting >= self._limits.max_waiting and not request.continuation:
-            raise QueueFull(f"{waiting} requests are waiting for this model already; try again later")
-
-    def _bound(self, request: EngineRequest, most: int) -> None:
-        needed = len(request.prompt_tokens) + (request.max_tokens if request.bounded else 1)
-        if needed > most:
-            raise RequestExceedsMemory(
-                f"{len(request.choices)} answer(s) of {needed} tokens, prompt included, do not fit into this model's "
-                f"memory even alone; there is room for {most} tokens each",
-                location=("max_tokens",) if len(request.prompt_tokens) < most and request.bounded else ("prompt",),
-            )
-        request.max_tokens = min(request.max_tokens, most - len(request.prompt_tokens))
-
-    def _together(self, request: EngineRequest) -> int:
-        return len(request.choices) if self.layout.batchable else 1
-
-    def _admit(self) -> None:
-        """Start those who wait, in their order, as long as there is room."""
-        most = MAX_SEQUENCES if self.layout.batchable else 1
-        while self._waiting:
-            run = self._waiting[0]
-            decoding, arriving = self._reserved()
-            joining = [_reserve(run, choice) for choice in run.choices]
-            running = len(decoding) + len(arriving)
-            fits = running + len(joining) <= most and self._memory.fits(decoding, [*arriving, *joining])
-            if running and not fits:
-                return
-            for choice, reserved in zip(run.choices, joining, strict=True):
-                choice.reserved = reserved
-            self._prefiller.runs.append(self._waiting.popleft())
-            self._hand_out()
-
-    def _hand_out(self) -> None:
-        """Leave to kept prompts what is promised to nobody; MLX's own freed buffers go before anything is short."""
-        self.reserved_bytes = self._memory.peak_bytes(*self._reserved())
-        limit = self._limits.memory_bytes
-        if limit is None:
-            return
-        self._prefix.cap(max(limit - self.reserved_bytes, 0))
-        if mx.get_active_memory() + mx.get_cache_memory() > limit:
-            mx.clear_cache()
-
-    def _reserved(self) -> tuple[list[int], list[int]]:
-        """The lengths that those who decode may grow to, and those who are on their way."""
-        runs = [*self._prefiller.runs, *self._arrivals.runs]
-        arriving = [choice.reserved for run in runs for choice in run.choices]
-        return [choice.reserved for _, choice in self._decoding.values()], arriving
-
-    def _make_room(self) -> None:
-        """Let answers that outgrew their reservation go on, at the cost of the youngest if there is no room."""
-        outgrown = False
-        for request, choice in self._decoding.values():
-            full = len(request.prompt_tokens) + request.max_tokens
-            if len(request.prompt_tokens) + len(choice.output_tokens) >= choice.reserved < full:
-                choice.reserved = min(choice.reserved + RESERVED_TOKENS, full)
-                outgrown = True
-        if not outgrown:
-            return
-        while len(self._decoding) > 1 and not self._memory.fits(*self._reserved()):
-            self._put_back(*list(self._decoding.values())[-1])
-        self._hand_out()
-
-    def _put_back(self, request: EngineRequest, choice: Choice) -> None:
-        """Take an answer out of the batch, to go on from where it is once there is room again."""
-        self._leave([choice])
-        choice.sampling.begin_again(choice.output_tokens)
-        self._waiting.appendleft(Run.of(request, [choice], choice.output_tokens))
-
-    def _note_step(self, now: float) -> None:
-        """A decode step begins, or one that began is complete and others go first: then `now` is 0."""
-        if self._stepped_at:
-            self._pace.decoded((now or time.perf_counter()) - self._stepped_at)
-        self._stepped_at = now
-
-    def _join(self) -> list[messages.Frame]:
-        """Have decoded what is through, but for prompts that were only to be given back."""
-        arrivals, self._arrivals = self._arrivals, Arrivals()
-        frames: list[messages.Frame] = []
-        for run in arrivals.runs:
-            frames += _echo(run)
-            for choice in run.choices:
-                self._decoding[choice.sampling] = (run.request, choice)
-        if not arrivals.runs:
-            return frames
-        self._decoder.join(
-            [
-                Entrant(choice.sampling, run.cache, len(run.tokens), logits)
-                for run, logits in arrivals.alone
-                for choice in run.choices
-            ],
-            [
-                Group([run.choices[0].sampling for run in runs], cache, [len(run.tokens) for run in runs], logits)
-                for runs, cache, logits in arrivals.groups
-            ],
-        )
-        done = [(run.request, choice) for run in arrivals.runs if not run.request.max_tokens for choice in run.choices]
-        for request, choice in done:
-            frames += request.end(choice, "length", 0)
-        self._leave([choice for _, choice in done])
-        return frames + self._give_up_failed()
-
-    def _take(self, token: Token, ended: list[Choice]) -> Iterator[messages.Frame]:
-        """Tell what a token adds to its answer; one that is complete goes to `ended`."""
-        request, choice = self._decoding[token.row]
-        choice.output_tokens.append(token.token)
-        answer = choice.output
-        if token.token in self._end_tokens:
-            ended.append(choice)
-            yield from request.tell(choice, answer.finish(truncated=False))
-            yield from request.end(choice, _stop_reason(answer), len(choice.output_tokens) - 1)
-            return
-        news = answer.add(token.token, token.score)
-        full = len(choice.output_tokens) >= request.max_tokens
-        yield from request.tell(choice, news)
-        if full and not answer.stopped:
-            yield from request.tell(choice, answer.finish(truncated=True))
-        if answer.stopped or full:
-            ended.append(choice)
-            yield from request.end(
-                choice, _stop_reason(answer) if answer.stopped else "length", len(choice.output_tokens)
-            )
-
-    def _leave(self, choices: list[Choice]) -> None:
-        """Take answers out of the batch, and keep what their caches hold for requests that go on from there."""
-        for choice in choices:
-            request, _ = self._decoding.pop(choice.sampling)
-            self._keep(request, choice)
-        self._decoder.leave([choice.sampling for choice in choices])
-        if not self._decoding:
-            self._stepped_at = 0.0
-        self._hand_out()
-
-    def _keep(self, request: EngineRequest, choice: Choice) -> None:
-        if not self._prefix.enabled or not choice.output_tokens:
-            return
-        tokens = Run.of(request, [choice], choice.output_tokens).tokens
-        kept = self._decoder.kept(choice.sampling)
-        self._prefix.insert(tokens, kept.pack)
-        if self.layout.has_states:
-            self._prefix.insert_state(tokens, kept.states())
-
-    def _give_up_failed(self) -> list[messages.Frame]:
-        """End the requests whose answers cannot be held to what they are to be."""
-        frames: list[messages.Frame] = []
-        for row, reason in self._decoder.take_failed().items():
-            if row in self._decoding:  # else it has ended with the very token that its constraint knew nothing of
-                request, _ = self._decoding[row]
-                self.cancel(request.id)
-                message = f"the answer cannot be held to its schema: {reason}"
-                frames.append(messages.Failed(id=request.id, code=ErrorCode.INVALID_REQUEST, message=message))
+    def _begin_prompts(self) -> list[messages.Frame]:
+        """Report the requests whose prefill begins."""
+        frames = []
+        for task in self.planner.take_started():
+            if task.request.cached_tokens is None:
+                task.request.cached_tokens = task.prefilled
+                frames.append(task.request.start(self._clock()))
+            self._executor.begin(task)
         return frames
 
-    def _spoilt(self, row: SamplingState, error: Exception) -> messages.Frame:
-        request, _ = self._decoding[row]
-        self.cancel(request.id)
-        reason = f"the answer could not be read: {type(error).__name__}: {error}"
-        return messages.Failed(id=request.id, code=ErrorCode.INTERNAL_ERROR, message=reason)
-
-    def _fail(self, runs: list[Run], error: Exception) -> list[messages.Frame]:
-        """A prompt that cannot be processed costs its request."""
-        if len(runs) > 1:
-            for run in runs:
-                run.by_itself = True  # which of them it was will be seen
+    def _start_decoding(self) -> list[messages.Frame]:
+        """Have complete prompts decoded, unless they were only to be echoed."""
+        completed = self.planner.start_decoding()
+        if not completed:
             return []
-        self.cancel(runs[0].request.id)
-        reason = f"the model failed on this prompt: {type(error).__name__}: {error}"
-        return [messages.Failed(id=runs[0].request.id, code=ErrorCode.INTERNAL_ERROR, message=reason)]
+        now = self._clock()
+        frames: list[messages.Frame] = []
+        finished: list[Sequence] = []
+        for tasks in completed:
+            for task in tasks:
+                if task.request.decode_started_at is None:
+                    task.request.decode_started_at = now
+                frames += task.echo()
+            self._executor.start_decoding([task.id for task in tasks], _batch_entries(tasks))
+            finished += [one for task in tasks for one in task.sequences if not task.request.max_tokens]
+        for sequence in finished:
+            frames += sequence.request.finish(sequence.choice, "length", 0, now)
+        self._remove(finished)
+        return frames + self._fail_constrained()
+
+    def _receive(self, id_: SequenceId, tokens: list[TokenOutput], now: float) -> list[messages.Frame]:
+        """Report a sequence's new tokens, up to the one that finishes it."""
+        frames: list[messages.Frame] = []
+        for token in tokens:
+            sequence = self.planner.decoding.get(id_)
+            if sequence is None or sequence.choice.finished:
+                break  # another choice of the request has failed, or an earlier token was the last
+            is_end = token.token in self._end_tokens
+            try:
+                frames += sequence.receive(token.token, token.score, is_end=is_end, now=now)
+            except Exception as error:  # noqa: BLE001  whatever the output parser raises fails only that request
+                message = f"the output could not be parsed: {type(error).__name__}: {error}"
+                frames.append(self._fail(sequence.request.id, ErrorCode.INTERNAL_ERROR, message))
+        return frames
+
+    def _remove(self, sequences: Iterable[Sequence]) -> None:
+        """Remove decoding sequences, and store their caches for requests that continue them."""
+        sequences = list(sequences)
+        for sequence in sequences:
+            if sequence.choice.output_tokens:
+                task = PrefillTask.from_request(sequence.request, [sequence.choice])
+                self._executor.store(sequence.id, task.tokens)
+        self._executor.remove({sequence.id for sequence in sequences})
+        self.planner.remove(sequences)
+        if not self.planner.decoding:
+            self._decode_started_at = None
+        self._free_buffers()
+
+    def _preempt(self) -> None:
+        """Return sequences to the queue if those that need more memory leave no room for them."""
+        reserved_bytes = self.reserved_bytes
+        for sequence in self.planner.extend_reservations():
+            self._remove([sequence])
+            sequence.choice.sampling.rewind(sequence.choice.output_tokens)
+            self.planner.requeue(sequence)
+        if self.reserved_bytes != reserved_bytes:
+            self._free_buffers()
+
+    def _record_decode_time(self, now: float) -> None:
+        """Record the time of the decode step that has ended, if there is one."""
+        if self._decode_started_at is not None:
+            self.chunk_sizer.record_decode(now - self._decode_started_at)
+        self._decode_started_at = None
+
+    def _free_buffers(self) -> None:
+        """Return the buffers that MLX has freed to the system before memory runs short."""
+        limit = self._limits.memory_bytes
+        if limit is not None and mx.get_active_memory() + mx.get_cache_memory() > limit:
+            mx.clear_cache()
+
+    def _fail_constrained(self) -> list[messages.Frame]:
+        """Fail the requests whose output constraint has failed."""
+        frames: list[messages.Frame] = []
+        for id_, reason in self._executor.take_failed().items():
+            if id_ in self.planner.decoding:  # otherwise the token that the constraint rejects was the last
+                message = f"the output constraint failed: {reason}"
+                frames.append(self._fail(id_[0], ErrorCode.INVALID_REQUEST, message))
+        return frames
+
+    def _fail_prompts(self, tasks: list[PrefillTask], error: Exception) -> list[messages.Frame]:
+        """Fail the request whose prompt cannot be processed; if several shared the pass, repeat them separately."""
+        if len(tasks) > 1:
+            for task in tasks:
+                task.isolated = True
+            return []
+        message = f"the model failed to process this prompt: {type(error).__name__}: {error}"
+        return [self._fail(tasks[0].request.id, ErrorCode.INTERNAL_ERROR, message)]
+
+    def _fail(self, request_id: int, code: ErrorCode, message: str) -> messages.Frame:
+        self.cancel(request_id)
+        return messages.Failed(id=request_id, code=code, message=message)
 
 
-def _reserve(run: Run, choice: Choice) -> int:
-    """The length that an answer is promised room for when it starts."""
-    request = run.request
-    rest = request.max_tokens - len(choice.output_tokens)
-    return len(run.tokens) + (rest if request.bounded else min(rest, RESERVED_TOKENS))
-
-
-def _stop_reason(answer: SequenceOutput) -> FinishReason:
-    return "tool_calls" if answer.has_tool_calls else "stop"
-
-
-def _echo(run: Run) -> Iterator[messages.Frame]:
-    if run.request.echo is not None and not run.choices[0].output_tokens:
-        for choice in run.choices:
-            yield from run.request.tell(choice, run.request.echo(run.scores))
+def _batch_entries(tasks: list[PrefillTask]) -> list[BatchEntry]:
+    return [
+        BatchEntry(sequence.id, sequence.choice.sampling, len(task.tokens))
+        for task in tasks
+        for sequence in task.sequences
+    ]

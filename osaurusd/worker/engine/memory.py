@@ -1,80 +1,83 @@
-"""Whether a sequence fits into memory, estimated before it starts. Arithmetic only, done anew each time."""
+"""The memory budget: whether sequences fit into memory, estimated before they start."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from osaurusd.worker.engine.caches import GROWTH_TOKENS, Layout
-from osaurusd.worker.engine.pace import LEAST_TOKENS, MOST_TOKENS, Pace
+from osaurusd.worker.engine.chunk_sizer import MAX_TOKENS, MIN_TOKENS, ChunkSizer
+from osaurusd.worker.engine.kv_cache import GROWTH_TOKENS, CacheLayout
 
-# Tokens of a sequence longer than any.
-_ENDLESS = 2**24
+# Longer than any sequence.
+_UNLIMITED_TOKENS = 2**24
 
-# Of the room beside the weights, what a prefill pass may take: the rest is for caches.
-_PASS_PART = 4
+# A prefill pass may use one part in this many of the memory beside the weights; the rest is for caches.
+_PASS_FRACTION = 4
 
-# A sequence of ordinary length, and a pass long enough to be worth its while.
+# A request of ordinary length, and the shortest prefill chunk that is efficient enough to serve it.
 ORDINARY_TOKENS = 2048
-_ORDINARY_PASS = 64
+_ORDINARY_CHUNK = 64
 
 
 @dataclass
-class Memory:
-    """Byte estimates for one model.
+class MemoryBudget:
+    """Byte estimates for one model. Pure arithmetic.
 
-    `limit_bytes` is what the worker may use, None for no limit. A prefill pass needs `pass_bytes_per_token` for each of
-    its tokens beyond weights and caches, and `score_bytes` more for each token of its sequence; `pace` says how many
-    tokens a pass has.
+    Attributes:
+        layout: of the model's caches.
+        weights_bytes: of the loaded model.
+        limit_bytes: what the worker may use; None for no limit.
+        pass_bytes_per_token: what a prefill pass needs for each of its tokens beside weights and caches.
+        score_bytes: what it needs in addition for each pair of one of its tokens and a token of the sequence.
+        chunk_sizer: how many tokens a pass has.
     """
 
-    layout: Layout
+    layout: CacheLayout
     weights_bytes: int
     limit_bytes: int | None
     pass_bytes_per_token: int
     score_bytes: int
-    pace: Pace
+    chunk_sizer: ChunkSizer
 
-    def peak_bytes(self, lengths: Sequence[int], joining: Sequence[int] = ()) -> int:
-        """The most that is in use while sequences of these final lengths decode together and `joining` ones join them.
+    def peak_bytes(self, decoding: Sequence[int], joining: Sequence[int] = ()) -> int:
+        """Return the peak while sequences of the final lengths `decoding` run and those of `joining` join them.
 
-        A merged cache is as long as its longest sequence for all of them, and joining copies it.
+        All sequences of a merged cache are padded to the longest, and joining copies the cache.
         """
-        together = [*lengths, *joining]
+        together = [*decoding, *joining]
         batch = self._batch_bytes(together)
-        copied = self._batch_bytes(lengths) + sum(self._batch_bytes([length]) for length in joining)
+        copied = self._batch_bytes(decoding) + sum(self._batch_bytes([length]) for length in joining)
         copies = copied if joining and len(together) > 1 else 0
         return self.weights_bytes + batch + copies + self._pass_bytes(max(together, default=0))
 
-    def limit(self, limit_bytes: int | None) -> None:
-        """Use no more than this from now on; passes become as short as that takes."""
+    def set_limit(self, limit_bytes: int | None) -> None:
+        """Change the limit, and shorten prefill chunks as needed."""
         self.limit_bytes = limit_bytes
-        most = MOST_TOKENS
+        max_tokens = MAX_TOKENS
         if limit_bytes is not None:
             room = max(limit_bytes - self.weights_bytes, 0)
-            most = room // _PASS_PART // max(self._bytes_per_pass_token(ORDINARY_TOKENS), 1)
-        self.pace.most_tokens = min(max(most, LEAST_TOKENS), MOST_TOKENS)
+            max_tokens = room // _PASS_FRACTION // max(self._bytes_per_pass_token(ORDINARY_TOKENS), 1)
+        self.chunk_sizer.max_tokens = min(max(max_tokens, MIN_TOKENS), MAX_TOKENS)
 
-    def least_bytes(self, tokens: int) -> int:
-        """The limit under which a sequence of `tokens` still fits, and has passes that are not too short."""
-        for_cache = self._batch_bytes([tokens]) * _PASS_PART // (_PASS_PART - 1)
-        for_passes = _ORDINARY_PASS * self._bytes_per_pass_token(tokens) * _PASS_PART
+    def serving_bytes(self, tokens: int) -> int:
+        """Return the limit under which a sequence of `tokens` fits and its prefill chunks are not too short."""
+        for_cache = self._batch_bytes([tokens]) * _PASS_FRACTION // (_PASS_FRACTION - 1)
+        for_passes = _ORDINARY_CHUNK * self._bytes_per_pass_token(tokens) * _PASS_FRACTION
         return self.weights_bytes + max(for_cache, for_passes) + 1
 
-    def fits(self, lengths: Sequence[int], joining: Sequence[int] = ()) -> bool:
-        """Whether there is room for all of them at once."""
-        return self.limit_bytes is None or self.peak_bytes(lengths, joining) <= self.limit_bytes
+    def fits(self, decoding: Sequence[int], joining: Sequence[int] = ()) -> bool:
+        return self.limit_bytes is None or self.peak_bytes(decoding, joining) <= self.limit_bytes
 
-    def most_tokens(self, sequences: int) -> int | None:
-        """The final length that `sequences` like sequences could have with nothing beside them; None for any."""
-        if self.limit_bytes is None or self.fits([], [_ENDLESS] * sequences):
+    def max_tokens(self, sequences: int) -> int | None:
+        """Return the final length that `sequences` sequences could each reach on their own; None if unlimited."""
+        if self.limit_bytes is None or self.fits([], [_UNLIMITED_TOKENS] * sequences):
             return None
-        low, high = 0, _ENDLESS
+        low, high = 0, _UNLIMITED_TOKENS
         while high - low > GROWTH_TOKENS:
             middle = (low + high) // 2
             low, high = (middle, high) if self.fits([], [middle] * sequences) else (low, middle)
         return low // GROWTH_TOKENS * GROWTH_TOKENS
 
     def _pass_bytes(self, longest: int) -> int:
-        tokens = min(self.pace.tokens(shared=False), longest)
+        tokens = min(self.chunk_sizer.tokens(shared=False), longest)
         return tokens * self._bytes_per_pass_token(longest)
 
     def _bytes_per_pass_token(self, longest: int) -> int:

@@ -1,4 +1,4 @@
-"""The one thread that owns MLX: it loads, prefills, decodes and frees, and nothing else touches an array."""
+"""The thread that owns MLX: it loads, prefills, decodes and frees; no other thread touches an array."""
 
 import queue
 import threading
@@ -12,20 +12,32 @@ from osaurusd.worker.engine.engine import Engine
 Emit = Callable[[list[messages.Frame]], None]
 Work = Callable[[], list[messages.Frame] | None]
 
+# A second failed step without a successful decode step in between means that the model is broken.
+MAX_FAILED_STEPS = 1
+
 
 class MlxThread:
-    """Runs work that other threads post, in order, and steps the engine while it has sequences.
+    """Runs work that other threads post, in order, and steps the engine while it is busy.
 
     Args:
-        emit: takes the frames of each step; called on this thread.
-        give_up: called with the reason when generation cannot go on; does not return.
-        expecting: whether further requests are about to be posted; called on this thread.
+        emit: receives the frames of each step; called on this thread.
+        abort: called with the reason when generation cannot continue; does not return.
+        expects_requests: whether more requests are about to be posted; called on this thread.
+        clock: measures how long the first requests wait for others.
     """
 
-    def __init__(self, emit: Emit, give_up: Callable[[str], None], expecting: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        emit: Emit,
+        abort: Callable[[str], None],
+        expects_requests: Callable[[], bool],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._emit = emit
-        self._give_up = give_up
-        self._expecting = expecting
+        self._abort = abort
+        self._expects_requests = expects_requests
+        self._clock = clock
         self._inbox: queue.SimpleQueue[Work] = queue.SimpleQueue()
         self._engine: Engine | None = None
         self._failed_steps = 0
@@ -34,64 +46,64 @@ class MlxThread:
         threading.Thread(target=self._run, name="mlx", daemon=True).start()
 
     def post(self, work: Work) -> None:
-        """Have `work` done between two steps, and the frames that it returns sent. From any thread."""
+        """Run `work` between two steps and emit the frames that it returns. Safe on any thread."""
         self._inbox.put(work)
 
     def adopt(self, engine: Engine) -> None:
-        """Step this engine from now on. Only from posted work."""
+        """Step this engine from now on. Only posted work may call this."""
         self._engine = engine
 
     def _run(self) -> None:
         try:
             while True:
-                self._do_posted_work()
+                self._run_posted_work()
                 if self._engine is not None and self._engine.busy:
-                    self._gather(self._engine)
+                    self._wait_for_batch(self._engine)
                     self._step(self._engine)
         except SystemExit:
             raise
-        except BaseException as error:  # noqa: BLE001  a process without this thread would live on, dead inside
-            self._give_up(f"the MLX thread failed: {type(error).__name__}: {error}")
+        except BaseException as error:  # noqa: BLE001  without this thread the process would hang
+            self._abort(f"the MLX thread failed: {type(error).__name__}: {error}")
 
-    def _do_posted_work(self) -> None:
-        """Do all that is posted; wait for some only if there is nothing to generate."""
+    def _run_posted_work(self) -> None:
+        """Run all posted work; block only if the engine is idle."""
         idle = self._engine is None or not self._engine.busy
         try:
-            self._do(self._inbox.get(block=idle))
+            self._run_work(self._inbox.get(block=idle))
             while True:
-                self._do(self._inbox.get_nowait())
+                self._run_work(self._inbox.get_nowait())
         except queue.Empty:
             return
 
-    def _gather(self, engine: Engine) -> None:
-        """Wait a moment for prompts that come with the first one: begun together, they are through much sooner."""
-        until = time.monotonic() + engine.gathering_seconds
-        while self._expecting() and engine.gathering_seconds and (left := until - time.monotonic()) > 0:
+    def _wait_for_batch(self, engine: Engine) -> None:
+        """Wait briefly for more requests before the first step: prompts that share passes finish much sooner."""
+        deadline = self._clock() + engine.batching_seconds
+        while self._expects_requests() and engine.batching_seconds and (left := deadline - self._clock()) > 0:
             try:
-                self._do(self._inbox.get(timeout=left))
+                self._run_work(self._inbox.get(timeout=left))
             except queue.Empty:
                 return
 
-    def _do(self, work: Work) -> None:
+    def _run_work(self, work: Work) -> None:
         if frames := work():
             self._emit(frames)
 
     def _step(self, engine: Engine) -> None:
         try:
-            # Sent before anything else can fail: tokens that are decoded are not lost.
+            # Emit decoded tokens before prefill, which may fail.
             if frames := engine.decode():
                 self._emit(frames)
                 self._failed_steps = 0
             if frames := engine.prefill():
                 self._emit(frames)
-        except Exception as error:  # noqa: BLE001  whatever a model raises costs its requests, not the process
+        except Exception as error:  # noqa: BLE001  whatever the model raises fails the requests, not the process
             self._recover(engine, error)
 
     def _recover(self, engine: Engine, error: Exception) -> None:
-        """Fail the batch and go on with an empty one; a second failure in a row means the model is broken."""
+        """Fail all requests and continue without them, unless the previous step failed as well."""
         reason = f"the model failed while generating: {type(error).__name__}: {error}"
         lost = engine.drop_all()
         self._emit([messages.Failed(id=id_, code=ErrorCode.INTERNAL_ERROR, message=reason) for id_ in lost])
         self._failed_steps += 1
-        if self._failed_steps > 1:
-            self._give_up(reason)
+        if self._failed_steps > MAX_FAILED_STEPS:
+            self._abort(reason)

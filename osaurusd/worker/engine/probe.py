@@ -1,4 +1,4 @@
-"""What a first pass through a model shows of it."""
+"""Measuring a loaded model with short forward passes: cache layout, vocabulary, time and memory per token."""
 
 import time
 from dataclasses import dataclass, replace
@@ -7,16 +7,16 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
-from osaurusd.worker.engine.caches import Cache, Layout
+from osaurusd.worker.engine.kv_cache import Cache, CacheLayout
 
-# Long enough to be typical, short enough not to be noticed.
+# Long enough to be representative, short enough not to be noticed.
 PROBE_TOKENS = 32
 
-# Of a model that does not say; generous, for it only makes requests wait a little earlier.
-ASSUMED_HEADS = 32
+# For models that do not report their number of heads. An overestimate only makes requests wait slightly earlier.
+DEFAULT_HEADS = 32
 
-# Rounding to 16 bits, in kernels that differ with the number of rows, stays well below this.
-SAME = 0.1
+# Relative error of batched logits. 16-bit rounding in kernels that differ with the number of rows stays well below it.
+BATCH_TOLERANCE = 0.1
 FLOAT32_BYTES = 4
 
 
@@ -24,12 +24,16 @@ FLOAT32_BYTES = 4
 class Probe:
     """A model's caches and logits, and what a prompt token costs in time and memory.
 
-    A pass takes `pass_seconds`, and `token_seconds` more for each token. `score_bytes` are those of the attention
-    scores of one token with one other, 0 where they are never held at once. To probe also warms up what MLX compiles on
-    first use.
+    Attributes:
+        layout: of its caches.
+        vocabulary: the width of its logits.
+        pass_seconds: fixed time of a forward pass.
+        token_seconds: additional time per token.
+        bytes_per_token: memory that a pass needs per token beside weights and caches.
+        score_bytes: memory of the attention scores of one token with one other; 0 if they are never held at once.
     """
 
-    layout: Layout
+    layout: CacheLayout
     vocabulary: int
     pass_seconds: float
     token_seconds: float
@@ -37,35 +41,41 @@ class Probe:
     score_bytes: int
 
     @classmethod
-    def of(cls, network: Any) -> "Probe":
-        """Probe a network; raises what it raises."""
-        _first_pass(network)  # compiles
+    def from_network(cls, network: Any) -> "Probe":
+        """Measure a network. This also compiles what MLX compiles on first use.
+
+        Raises:
+            Exception: whatever the network raises on a prompt.
+        """
+        _fill_cache(network, PROBE_TOKENS)  # compiles
         before = mx.get_active_memory()
         mx.reset_peak_memory()
         started = time.perf_counter()
-        cache, vocabulary = _first_pass(network)
+        cache, logits = _fill_cache(network, PROBE_TOKENS)
         seconds = time.perf_counter() - started
-        needed = mx.get_peak_memory() - before
-        layout = _proven(network, Layout.of(cache))
-        least = _seconds_of_one(network, cache)
+        peak = mx.get_peak_memory() - before
+        layout = _with_working_merge(network, CacheLayout.from_cache(cache))
+        pass_seconds = _pass_seconds(network, cache)
         return cls(
             layout=layout,
-            vocabulary=vocabulary,
-            pass_seconds=least,
-            token_seconds=max(seconds - least, seconds / 2) / PROBE_TOKENS,
-            bytes_per_token=needed // PROBE_TOKENS,
+            vocabulary=logits.shape[-1],
+            pass_seconds=pass_seconds,
+            token_seconds=max(seconds - pass_seconds, seconds / 2) / PROBE_TOKENS,
+            bytes_per_token=peak // PROBE_TOKENS,
             score_bytes=_attention_heads(network) * FLOAT32_BYTES,
         )
 
 
-def _first_pass(network: Any) -> tuple[Cache, int]:
-    """The cache that it filled, and the width of the logits."""
-    cache, logits = _filled(network, PROBE_TOKENS)
-    return cache, logits.shape[-1]
+def _fill_cache(network: Any, count: int) -> tuple[Cache, mx.array]:
+    """Return a cache of `count` tokens, and logits that are not evaluated."""
+    cache: Cache = make_prompt_cache(network)
+    logits = network(mx.arange(count)[None], cache=cache)
+    mx.eval([layer.state for layer in cache])
+    return cache, logits
 
 
-def _seconds_of_one(network: Any, cache: Cache) -> float:
-    """What a pass over a single token takes, which is mostly the reading of the weights."""
+def _pass_seconds(network: Any, cache: Cache) -> float:
+    """Return the time of a pass over one token, most of which is spent reading the weights."""
     seconds = []
     for _ in range(2):
         started = time.perf_counter()
@@ -74,44 +84,36 @@ def _seconds_of_one(network: Any, cache: Cache) -> float:
     return min(seconds)
 
 
-def _filled(network: Any, count: int) -> tuple[Cache, mx.array]:
-    """A cache of `count` tokens, and logits that are not computed yet."""
-    cache: Cache = make_prompt_cache(network)
-    logits = network(mx.arange(count)[None], cache=cache)
-    mx.eval([layer.state for layer in cache])
-    return cache, logits
-
-
-def _proven(network: Any, layout: Layout) -> Layout:
-    """The layout with a way of merging caches that works: some models of mlx_lm read batches wrongly or not at all."""
+def _with_working_merge(network: Any, layout: CacheLayout) -> CacheLayout:
+    """Choose a way of merging caches that works: some of mlx_lm's models compute batches wrongly or not at all."""
     for candidate in (layout, replace(layout, grouped_masks=True)):
-        if layout.batchable and _batches(network, candidate):
+        if layout.batchable and _batches_correctly(network, candidate):
             return candidate
     return replace(layout, batchable=False)
 
 
-def _batches(network: Any, layout: Layout) -> bool:
-    """Whether two sequences of unlike length get together what each gets alone."""
-    alone = [_filled(network, count)[0] for count in (PROBE_TOKENS, PROBE_TOKENS // 4)]
+def _batches_correctly(network: Any, layout: CacheLayout) -> bool:
+    """Whether two sequences of different length yield the same logits in a batch as separately."""
+    caches = [_fill_cache(network, count)[0] for count in (PROBE_TOKENS, PROBE_TOKENS // 4)]
     token = mx.array([[PROBE_TOKENS]])
     try:
-        together = network(mx.concatenate([token, token]), cache=layout.merge(alone))[:, -1, :]
-        expected = mx.concatenate([network(token, cache=cache)[:, -1, :] for cache in alone])
-        return bool((_distance(together, expected) < SAME).all().item())
-    except Exception:  # noqa: BLE001  whatever a model raises on a batch: it is served one by one
+        batched = network(mx.concatenate([token, token]), cache=layout.merge(caches))[:, -1, :]
+        separate = mx.concatenate([network(token, cache=cache)[:, -1, :] for cache in caches])
+        return bool((_relative_error(batched, separate) < BATCH_TOLERANCE).all().item())
+    except Exception:  # noqa: BLE001  a model that raises anything on a batch is served one sequence at a time
         return False
 
 
-def _distance(found: mx.array, expected: mx.array) -> mx.array:
-    """How far logits [rows, vocabulary] are from what they should be, as a share of how far those are from even."""
-    found, expected = found.astype(mx.float32), expected.astype(mx.float32)
+def _relative_error(actual: mx.array, expected: mx.array) -> mx.array:
+    """Return the distance of logits [rows, vocabulary] from the expected ones, relative to their spread."""
+    actual, expected = actual.astype(mx.float32), expected.astype(mx.float32)
     spread = mx.linalg.norm(expected - mx.mean(expected, axis=-1, keepdims=True), axis=-1)
-    return mx.linalg.norm(found - expected, axis=-1) / mx.maximum(spread, 1e-9)
+    return mx.linalg.norm(actual - expected, axis=-1) / mx.maximum(spread, 1e-9)
 
 
 def _attention_heads(network: Any) -> int:
-    """Heads whose attention scores are held in memory for a whole pass: those of MLX's CPU backend."""
+    """Return the number of heads whose scores a pass holds in memory at once, as MLX's CPU backend does."""
     if mx.default_device() != mx.cpu:
         return 0
     heads = getattr(getattr(network, "args", None), "num_attention_heads", None)
-    return heads if isinstance(heads, int) else ASSUMED_HEADS
+    return heads if isinstance(heads, int) else DEFAULT_HEADS

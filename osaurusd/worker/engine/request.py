@@ -1,44 +1,55 @@
-"""One request on its way through the engine, and the answers it asks for."""
+"""A request inside the engine: its choices, the events that report them, and the tokens that are to be prefilled."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from osaurusd.inference.events import Completed, Delta, Event, Finished, FinishReason, Usage
+from osaurusd.inference.events import Completed, Delta, Event, Finished, FinishReason, Started, Timings, Usage
 from osaurusd.rpc import messages
-from osaurusd.worker.engine.caches import Cache
-from osaurusd.worker.engine.prefix import Match, Tokens
-from osaurusd.worker.engine.sampling import SamplingState
+from osaurusd.worker.engine.prefix_cache import PrefixMatch, Tokens, common_prefix_length
+from osaurusd.worker.engine.sampler import SamplingState
 from osaurusd.worker.frontend.logprobs import Score
 from osaurusd.worker.frontend.output_parser import SequenceOutput
 from osaurusd.worker.frontend.text_assembler import OutputDelta
 
+SequenceId = tuple[int, int]
+"""The id of a request and the index of one of its choices."""
+
 
 @dataclass(eq=False)
 class Choice:
-    """One answer of a request.
+    """One output sequence of a request.
 
-    `said` are the tokens generated so far, an end token included; `reserved` the length that it may grow to before
-    memory is asked for again.
+    Attributes:
+        output_tokens: the tokens generated so far, including an end token.
+        reserved_length: the length, prompt included, up to which memory is reserved.
+        announced: whether a delta has been sent.
+        finished: whether the last token has been generated.
     """
 
     index: int
     sampling: SamplingState
     output: SequenceOutput
     output_tokens: list[int] = field(default_factory=list)
-    reserved: int = 0
+    reserved_length: int = 0
     announced: bool = False
+    finished: bool = False
 
 
 @dataclass(eq=False)
 class EngineRequest:
-    """A prompt and its answers.
+    """A prompt and its choices.
 
-    `max_tokens` bounds each answer; `bounded` says whether the client set it or only the context does. `boundary` is
-    where the part of the prompt ends that the next one may share. `echo` gives the prompt back before any answer: with
-    one score for each of its tokens but the first, if it `needs_prompt_logprobs`. `cached_tokens` of the prompt had not to be
-    computed; None until that is known. A `continuation` of a client request that has begun may wait behind any number of others.
+    Attributes:
+        max_tokens: limit of the output tokens per choice.
+        bounded: whether the client set `max_tokens`; otherwise the context length is the limit.
+        continuation: the client request has already started, so a full queue does not reject this one.
+        shared_prefix_length: where the part of the prompt ends that the next prompt probably shares.
+        echo: renders the prompt as the beginning of each choice, given the scores of all its tokens but the first.
+        needs_prompt_logprobs: whether `echo` needs those scores.
+        cached_tokens: prompt tokens served from the prefix cache; None before prefill begins.
+        submitted_at, prefill_started_at, decode_started_at: times on the engine's clock.
     """
 
     id: int
@@ -51,91 +62,174 @@ class EngineRequest:
     echo: Callable[[list[Score]], OutputDelta] | None = None
     needs_prompt_logprobs: bool = False
     cached_tokens: int | None = None
-    open: int = 0
-    completion_tokens: int = 0
-    reasoning_tokens: int = 0
+    submitted_at: float = 0.0
+    prefill_started_at: float = 0.0
+    decode_started_at: float | None = None
+    _unfinished: int = field(init=False)
+    _completion_tokens: int = 0
+    _reasoning_tokens: int = 0
 
     def __post_init__(self) -> None:
-        self.open = len(self.choices)
+        self._unfinished = len(self.choices)
 
-    def tell(self, choice: Choice, news: OutputDelta | None) -> Iterator[messages.Frame]:
-        """What is new in an answer; the first of it is sent even if empty, for it says that the prompt is processed."""
-        if news is None and choice.announced:
+    def start(self, now: float) -> messages.Frame:
+        """Report that prefill begins."""
+        self.prefill_started_at = now
+        return self._frame(Started(prompt_tokens=len(self.prompt_tokens), cached_tokens=self.cached_tokens or 0))
+
+    def delta(self, choice: Choice, delta: OutputDelta | None) -> Iterator[messages.Frame]:
+        """Report new output; the first delta of a choice is sent even if empty, as the prompt has been processed."""
+        if delta is None and choice.announced:
             return
         choice.announced = True
-        if news is None:
-            yield self._output(Delta(index=choice.index))
+        if delta is None:
+            yield self._frame(Delta(index=choice.index))
         else:
-            yield self._output(
-                Delta(
-                    index=choice.index,
-                    text=news.text,
-                    reasoning=news.reasoning,
-                    tool_calls=news.tool_calls,
-                    logprobs=news.logprobs,
-                )
+            event = Delta(
+                index=choice.index,
+                text=delta.text,
+                reasoning=delta.reasoning,
+                tool_calls=delta.tool_calls,
+                logprobs=delta.logprobs,
             )
+            yield self._frame(event)
 
-    def end(self, choice: Choice, reason: FinishReason, tokens: int) -> Iterator[messages.Frame]:
-        """One answer of `tokens` tokens is complete, and with the last one the request."""
-        yield self._output(Finished(index=choice.index, reason=reason))
-        self.open -= 1
-        self.completion_tokens += tokens
-        self.reasoning_tokens += choice.output.reasoning_tokens
-        if not self.open:
-            usage = Usage(
-                prompt_tokens=len(self.prompt_tokens),
-                completion_tokens=self.completion_tokens,
-                cached_tokens=self.cached_tokens or 0,
-                reasoning_tokens=self.reasoning_tokens,
-            )
-            yield self._output(Completed(usage=usage))
+    def finish(self, choice: Choice, reason: FinishReason, tokens: int, now: float) -> Iterator[messages.Frame]:
+        """Report that a choice is finished after `tokens` tokens, and after the last choice the request."""
+        choice.finished = True
+        yield self._frame(Finished(index=choice.index, reason=reason, stop=choice.output.matched_stop))
+        self._unfinished -= 1
+        self._completion_tokens += tokens
+        self._reasoning_tokens += choice.output.reasoning_tokens
+        if not self._unfinished:
+            yield self._frame(Completed(usage=self._usage(), timings=self._timings(now)))
 
-    def _output(self, event: Event) -> messages.Frame:
+    def _usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=len(self.prompt_tokens),
+            completion_tokens=self._completion_tokens,
+            cached_tokens=self.cached_tokens or 0,
+            reasoning_tokens=self._reasoning_tokens,
+        )
+
+    def _timings(self, now: float) -> Timings:
+        decode_started_at = now if self.decode_started_at is None else self.decode_started_at
+        return Timings(
+            queue=self.prefill_started_at - self.submitted_at,
+            prefill=decode_started_at - self.prefill_started_at,
+            decode=now - decode_started_at,
+        )
+
+    def _frame(self, event: Event) -> messages.Frame:
         return messages.Output(id=self.id, event=event)
 
 
-@dataclass(eq=False)
-class Run:
-    """Tokens to be processed before `choices` of a request can be decoded: its prompt, and what they said already.
+@dataclass(frozen=True, eq=False)
+class Sequence:
+    """A choice that is being decoded."""
 
-    `prefilled` of them are in `cache`. `stops` are positions to keep states at, in falling order. `scores` collects
-    those of an echoed prompt. `match` is what it takes over, until it has. One that is `by_itself` shares no pass with
-    others; one that has `waited` did so for another that processes what both begin with.
+    request: EngineRequest
+    choice: Choice
+
+    @property
+    def id(self) -> SequenceId:
+        return self.request.id, self.choice.index
+
+    @property
+    def length(self) -> int:
+        return len(self.request.prompt_tokens) + len(self.choice.output_tokens)
+
+    @property
+    def max_length(self) -> int:
+        return len(self.request.prompt_tokens) + self.request.max_tokens
+
+    def receive(self, token: int, score: Score | None, *, is_end: bool, now: float) -> Iterator[messages.Frame]:
+        """Add a token and report what it changes; `is_end` marks an end-of-sequence token, which is not output."""
+        request, choice, output = self.request, self.choice, self.choice.output
+        choice.output_tokens.append(token)
+        count = len(choice.output_tokens)
+        if is_end:
+            yield from request.delta(choice, output.finish(truncated=False))
+            yield from request.finish(choice, _stop_reason(output), count - 1, now)
+            return
+        at_limit = count >= request.max_tokens
+        yield from request.delta(choice, output.add(token, score))
+        if output.stopped:
+            yield from request.finish(choice, _stop_reason(output), count, now)
+        elif at_limit:
+            yield from request.delta(choice, output.finish(truncated=True))
+            yield from request.finish(choice, "length", count, now)
+
+
+@dataclass(eq=False)
+class PrefillTask:
+    """Tokens to process before `choices` can be decoded: the prompt, and the output tokens of a preempted choice.
+
+    Attributes:
+        started: whether the prefix cache has been looked up.
+        prefilled: how many tokens are in the cache, or will be restored into it from `match`.
+        match: the result of the lookup.
+        checkpoints: positions at which to store checkpoints, in descending order.
+        scores: those of an echoed prompt.
+        isolated: must not share a pass, because a shared one failed.
+        waited: has waited for another task to process a common prefix.
+        passed_over: how often another task was chosen since this one was last.
     """
 
     request: EngineRequest
     choices: list[Choice]
     tokens: Tokens
-    cache: Cache = field(default_factory=list)
     started: bool = False
     prefilled: int = 0
-    stops: list[int] = field(default_factory=list)
+    match: PrefixMatch | None = None
+    checkpoints: list[int] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
-    match: Match | None = None
-    by_itself: bool = False
+    isolated: bool = False
     waited: bool = False
     passed_over: int = 0
-    _commons: dict["Run", int] = field(default_factory=dict, repr=False)
+    _common_prefixes: dict["PrefillTask", int] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, request: EngineRequest, choices: list[Choice], said: list[int]) -> "Run":
-        """The run that leads up to `choices`, all of which have said `said`."""
-        return cls(request, choices, np.array([*request.prompt_tokens, *said], np.int32))
+    def from_request(cls, request: EngineRequest, choices: list[Choice]) -> "PrefillTask":
+        """Create the task of `choices`, which all have the same output tokens."""
+        tokens = np.array([*request.prompt_tokens, *choices[0].output_tokens], np.int32)
+        return cls(request, choices, tokens)
 
     @property
-    def left(self) -> int:
+    def id(self) -> SequenceId:
+        """The id of its first sequence: no sequence belongs to two tasks."""
+        return self.request.id, self.choices[0].index
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return [Sequence(self.request, choice) for choice in self.choices]
+
+    @property
+    def remaining(self) -> int:
         return len(self.tokens) - self.prefilled
 
     @property
-    def scoring(self) -> bool:
-        """Whether every token's logits are wanted, so that nothing can be taken over from earlier sequences."""
-        return self.request.needs_prompt_logprobs and not self.choices[0].output_tokens
+    def resumed(self) -> bool:
+        """Whether the choices were preempted."""
+        return bool(self.choices[0].output_tokens)
 
-    def common(self, other: "Run") -> int:
-        """How many tokens both begin with alike."""
-        if other not in self._commons:
-            length = min(len(self.tokens), len(other.tokens))
-            different = np.flatnonzero(self.tokens[:length] != other.tokens[:length])
-            self._commons[other] = int(different[0]) if len(different) else length
-        return self._commons[other]
+    @property
+    def scoring(self) -> bool:
+        """Whether the logits of every token are needed, so that no prefix can be restored."""
+        return self.request.needs_prompt_logprobs and not self.resumed
+
+    def echo(self) -> Iterator[messages.Frame]:
+        """Report the prompt as the beginning of each choice, if the request wants that."""
+        if self.request.echo is not None and not self.resumed:
+            for choice in self.choices:
+                yield from self.request.delta(choice, self.request.echo(self.scores))
+
+    def common_prefix(self, other: "PrefillTask") -> int:
+        """Return the length of the common prefix with another task."""
+        if other not in self._common_prefixes:
+            self._common_prefixes[other] = common_prefix_length(self.tokens, other.tokens)
+        return self._common_prefixes[other]
+
+
+def _stop_reason(output: SequenceOutput) -> FinishReason:
+    return "tool_calls" if output.has_tool_calls else "stop"

@@ -6,9 +6,9 @@ from functools import partial
 from osaurusd.errors import InvalidRequest
 from osaurusd.inference.request import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt
 from osaurusd.rpc import messages
-from osaurusd.worker.engine.caches import Layout
+from osaurusd.worker.engine.kv_cache import CacheLayout
 from osaurusd.worker.engine.request import Choice, EngineRequest
-from osaurusd.worker.engine.sampling import SamplingState
+from osaurusd.worker.engine.sampler import SamplingState
 from osaurusd.worker.frontend import prompt_encoder
 from osaurusd.worker.frontend.chat_template import EncodedPrompt
 from osaurusd.worker.frontend.constraint import Constraint, ConstraintCompiler
@@ -32,7 +32,7 @@ class RequestBuilder:
         vocabulary: the width of its logits.
     """
 
-    def __init__(self, model: Model, layout: Layout, vocabulary: int) -> None:
+    def __init__(self, model: Model, layout: CacheLayout, vocabulary: int) -> None:
         self._tokenizer = model.tokenizer
         self._context_length = model.context_length
         self._vocabulary = vocabulary
@@ -76,11 +76,11 @@ class RequestBuilder:
     ) -> Choice:
         sampling = SamplingState(
             request.sampling,
-            prompt=prompt.tokens,
+            prompt_tokens=prompt.tokens,
             constraint=constraint.fork() if constraint and index else constraint,
-            scored=request.logprobs,
+            logprobs=request.logprobs,
             entropy=secrets.randbits(_SEED_BITS),
-            number=index,
+            index=index,
         )
         return Choice(index, sampling, self._parser.create_output(request, prompt))
 

@@ -92,12 +92,10 @@ class LiveServer:
             lines.append(f"Content-Length: {len(body)}")
         return await self.send("\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b""))
 
-    ask = request
-
     async def wait_until_unused(self) -> None:
         """Wait until the server has no connections."""
         async with asyncio.timeout(20):
-            while self.connection_count:
+            while self.connection_count:  # noqa: ASYNC110  the server has no event for it
                 await asyncio.sleep(0.01)
 
 

@@ -157,5 +157,5 @@ def test_damaged_file_is_moved_aside_and_no_key_is_accepted(file, content):
     keys = ApiKeys(file)
 
     assert 0 == len(keys)
-    assert "was moved aside to keys.damaged.json" in keys.fault
+    assert "moved to keys.damaged.json" in keys.fault
     assert content == file.with_name("keys.damaged.json").read_bytes()

@@ -227,7 +227,7 @@ async def test_cross_site_requests_without_allowed_origin_are_rejected(server, c
 
 
 async def test_same_site_page_needs_an_origin_unless_the_host_is_loopback(server, calls):
-    """Over a name of ours, `same-site` may be any host of the same domain."""
+    """With another host, `same-site` includes every host of the same domain."""
     assert (await server.request("GET", "/", "Sec-Fetch-Site: same-site", host="studio.local")).status == 403
     assert calls == []
     headers = ["Sec-Fetch-Site: same-site", f"Origin: {CONFIGURED}"]

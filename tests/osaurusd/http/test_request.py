@@ -36,6 +36,8 @@ NOT_HTTP = {
     "length with underscore": POST + b"Content-Length: 1_0\r\n\r\n{}",
     "space before the colon": POST + b"Content-Length : 2\r\n\r\n{}",
     "coding that ends like chunked": POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "no Host": b"GET / HTTP/1.1\r\n\r\n",
+    "chunked twice": CHUNKED[:-2] + b", chunked\r\n\r\n0\r\n\r\n",
     "coding after chunked": CHUNKED[:-2] + b", gzip\r\n\r\n0\r\n\r\n",
     "bare line feeds": b"GET / HTTP/1.1\nHost: localhost\n\n",
     "bare carriage return": GET + b"X: y\rZ: z\r\n\r\n",
@@ -49,8 +51,6 @@ NOT_HTTP = {
 }
 
 REJECTED = {
-    "no Host": (b"GET / HTTP/1.1\r\n\r\n", 400, "invalid_request"),
-    "chunked twice": (CHUNKED[:-2] + b", chunked\r\n\r\n0\r\n\r\n", 400, "malformed_request"),
     "chunks in HTTP/1.0": (CHUNKED.replace(b"1.1", b"1.0") + b"\r\n0\r\n\r\n", 400, "malformed_request"),
     "absolute target of another scheme": (
         b"GET ftp://localhost/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
@@ -83,7 +83,6 @@ REJECTED = {
     "expectation": (POST + b"Expect: 200-ok\r\nContent-Length: 2\r\n\r\n{}", 417, "expectation_failed"),
     "large body by its length": (POST + b"Content-Length: 1001\r\n\r\n", 413, "request_too_large"),
     "large body in chunks": (CHUNKED + b"\r\n" + (b"200\r\n" + b"x" * 512 + b"\r\n") * 5, 413, "request_too_large"),
-    "compressed body": (POST + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", 415, "unsupported_encoding"),
 }
 
 
@@ -137,7 +136,7 @@ async def test_valid_http_is_rejected_in_the_error_format(server, logged, data, 
     assert noise(logged()) == []
 
 
-@pytest.mark.parametrize("name", ["chunked twice", "absolute target of another host", "long value", "CONNECT"])
+@pytest.mark.parametrize("name", ["transfer coding gzip", "absolute target of another host", "long value", "CONNECT"])
 async def test_connection_is_closed_after_a_rejected_head(server, name):
     response = await server.send(REJECTED[name][0] + GET + b"\r\n")
     assert response.headers["Connection"] == "close"
@@ -257,7 +256,7 @@ async def test_bodies_in_memory_are_limited_and_released(logged):
         head = b"POST /raw HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 10000\r\n\r\n"
         writer.write(head + bytes(9_999))
         async with asyncio.timeout(20):
-            while admission.buffered_bytes < 9_999:
+            while admission.buffered_bytes < 9_999:  # noqa: ASYNC110  there is no event for it
                 await asyncio.sleep(0.01)
         rejected = await server.request("POST", "/raw", body=bytes(10_000))
         small = await server.request("POST", "/raw", body=b"small")
@@ -333,7 +332,6 @@ async def test_mutated_requests_cause_no_server_error(logged, count):
             statuses |= set(await asyncio.gather(*(send_mutated(server, rng) for _ in range(100))))
         assert await still_serves(server)
     assert statuses >= {b"HTTP/1.1 200"}
-    assert {status[:7] for status in statuses} <= {b"HTTP/1.", b""}
-    assert b"HTTP/1.1 500" not in statuses
-    assert b"HTTP/1.0 500" not in statuses
+    assert {status[:5] for status in statuses} <= {b"HTTP/", b""}
+    assert b"500" not in {status[9:] for status in statuses}
     assert noise(logged()) == []

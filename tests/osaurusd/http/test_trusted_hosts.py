@@ -246,7 +246,7 @@ async def test_daemon_on_all_addresses_serves_its_own_names_only():
     settings = Server(host="0.0.0.0", allowed_hosts=["studio.example"])
     check = trusted_hosts.trusted_hosts(lambda: settings, BoundHosts(["0.0.0.0"]))
     own = {name.lower() for name in (socket.gethostname(), "studio.example", "localhost", "127.0.0.1")}
-    own |= {str(each) for each in own_addresses()}
+    own |= {str(address) for address in own_addresses()}
     async with serving(build_app(middlewares=[check])) as served:
         assert {404} == {(await served.request(host=f"{name}:8080")).status for name in own}
         for name in ("0.0.0.0", "[::]", "evil.example", "192.0.2.77", f"{socket.gethostname()}.evil.example"):
@@ -256,7 +256,7 @@ async def test_daemon_on_all_addresses_serves_its_own_names_only():
 
 
 def own_addresses():
-    """IPv4 addresses of this machine as the system's own resolver and routing know them."""
+    """Return the IPv4 address that this machine uses for outgoing connections."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             # Connecting a datagram socket sends nothing; it only chooses an address to send from.

@@ -1,4 +1,4 @@
-"""Sockets that a service manager opened are taken as they are meant, or refused."""
+"""Sockets that the service manager passes are used by name and kind, or rejected."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-# Puts descriptors where systemd would, and reports what is made of them. LISTEN_PID can only be known afterwards.
+# Reports the sockets that a process finds. LISTEN_PID must be its own pid, so it is set by the process itself.
 SCRIPT = """
 import json, os, sys
 count, names = int(sys.argv[1]), sys.argv[2]
@@ -16,22 +16,22 @@ os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(count), "LISTEN
 from osaurusd.errors import ListenFailed
 from osaurusd.platform import activation
 try:
-    found = activation.activated_sockets()
+    sockets = activation.activated_sockets()
 except ListenFailed as error:
     print(json.dumps({"error": error.message}))
 else:
     print(json.dumps({
-        "http": [each.getsockname()[1] for each in found.http],
-        "admin": found.admin and found.admin.getsockname(),
-        "blocking": [each.getblocking() for each in [*found.http, *filter(None, [found.admin])]],
-        "inheritable": [os.get_inheritable(each.fileno()) for each in found.http],
+        "http": [sock.getsockname()[1] for sock in sockets.http],
+        "admin": sockets.admin and sockets.admin.getsockname(),
+        "blocking": [sock.getblocking() for sock in [*sockets.http, *filter(None, [sockets.admin])]],
+        "inheritable": [os.get_inheritable(sock.fileno()) for sock in sockets.http],
     }))
 """
 
 
-def given(names, *listeners):
-    """What a process makes of these sockets."""
-    # From 3 on, in order: the shell that is in between moves them there.
+def activate(names, *listeners):
+    """Start a process with these sockets as systemd does, and return what it finds."""
+    # The shell moves them to the descriptors from 3 on.
     moves = " ".join(f"{3 + index}<&{listener.fileno()}" for index, listener in enumerate(listeners))
     run = subprocess.run(
         ["bash", "-c", f'exec "$@" {moves}', "bash", sys.executable, "-c", SCRIPT, str(len(listeners)), names],
@@ -46,7 +46,7 @@ def given(names, *listeners):
 
 @pytest.fixture
 def tcp():
-    # High, so that no descriptor lies where another one is moved to.
+    # A high descriptor, which the shell does not overwrite.
     with socket.create_server(("127.0.0.1", 0)) as listener:
         high = socket.socket(fileno=os.dup2(listener.fileno(), 20))
         yield high
@@ -64,8 +64,8 @@ def unix(tmp_path):
 
 
 @pytest.mark.parametrize("names", ["http:admin", "", "something:else"])
-def test_sockets_go_where_their_name_or_their_kind_says(tcp, unix, names):
-    assert given(names, tcp, unix) == {
+def test_sockets_are_assigned_by_name_or_kind(tcp, unix, names):
+    assert activate(names, tcp, unix) == {
         "http": [tcp.getsockname()[1]],
         "admin": unix.getsockname(),
         "blocking": [False, False],
@@ -73,17 +73,21 @@ def test_sockets_go_where_their_name_or_their_kind_says(tcp, unix, names):
     }
 
 
-def test_a_socket_of_the_wrong_kind_is_refused(tcp, unix):
-    assert given("admin:http", tcp, unix) == {
-        "error": "the `admin` socket that the service manager passed is of the wrong kind"
+def test_socket_of_the_wrong_kind_is_rejected(tcp, unix):
+    assert activate("admin:http", tcp, unix) == {
+        "error": "the service manager passed a socket of the wrong kind as `admin`"
     }
 
 
-def test_two_admin_sockets_are_one_too_many(unix, tcp):
-    assert "more than one" in given("admin:admin", unix, unix)["error"]
+def test_second_admin_socket_is_rejected(unix, tcp):
+    assert "more than one" in activate("admin:admin", unix, unix)["error"]
 
 
-def test_sockets_for_another_process_are_not_ours(tcp):
+def test_sockets_for_another_process_are_ignored(tcp):
     env = {**os.environ, "LISTEN_PID": "1", "LISTEN_FDS": "1"}
-    script = "from osaurusd.platform import activation; f = activation.activated_sockets(); assert not f.http and f.admin is None"
+    script = (
+        "from osaurusd.platform.activation import activated_sockets\n"
+        "sockets = activated_sockets()\n"
+        "assert not sockets.http and sockets.admin is None"
+    )
     subprocess.run([sys.executable, "-c", script], env=env, timeout=60, check=True)

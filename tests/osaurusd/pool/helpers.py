@@ -84,7 +84,7 @@ async def until(condition, seconds=30):
 
 
 def block_until(condition, seconds=30):
-    """Poll while the event loop stands still, so that it finds all consequences in one iteration."""
+    """Poll while the event loop is blocked, so that it then handles all consequences in one iteration."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -114,7 +114,7 @@ def is_dead(process):
 
 
 class FakeClock:
-    """A clock that only `advance` moves; stands in for the event loop's."""
+    """A clock that only `advance` moves; replaces the event loop's."""
 
     def __init__(self):
         self.now = 1000.0

@@ -1,4 +1,4 @@
-"""A scheduler driven by hand: its effects are recorded, and time is what the test says."""
+"""A scheduler driven by hand: its effects are recorded, and the test sets the time."""
 
 import functools
 import itertools

@@ -1,537 +1,349 @@
+"""Leases, loads and crashes in a pool of fake workers."""
+
 import asyncio
+import json
 import os
 import signal
-import time
 
 import pytest
 
-from osaurusd.errors import Busy, LoadFailed, ModelUnloaded, ShuttingDown, SlowClient, VersionMismatch, WorkerCrashed
-from osaurusd.pool.resident import Rules
-from osaurusd.pool.shares import Share
+from osaurusd.errors import LoadFailed, SlowClient, VersionMismatch, WorkerCrashed
+from osaurusd.platform.power import PowerAssertion
+from osaurusd.pool.config import WorkerLimits
+from osaurusd.pool.scheduler import SchedulerConfig
 from osaurusd.wire.admin import WorkerState
-from tests.osaurusd.pool.asking import (
-    ask,
-    ask_model,
-    begun,
+from tests.osaurusd.pool.helpers import (
     block_until,
+    build_request,
     collect,
-    has_ended,
-    is_gone,
-    order,
+    first_delta,
+    generate_text,
+    has_exited,
+    is_dead,
+    lease_and_generate,
     received,
+    running_request,
     turns,
     until,
 )
 
 
-def pid_of(pool):
-    """The process of the only worker."""
-    (report,) = pool.report()
-    return report.pid
+def worker_pid(pool):
+    """Return the pid of the only worker."""
+    (worker,) = pool.snapshot()
+    return worker.pid
 
 
 # Leases
 
 
-async def test_a_lease_loads_the_model_and_answers(pool, model):
-    assert await ask_model(pool, model(), "the capital is Paris") == "the capital is Paris "
+async def test_a_lease_loads_the_model_and_serves_requests(pool, model):
+    assert await lease_and_generate(pool, model(), "the capital is Paris") == "the capital is Paris "
 
 
-async def test_the_next_lease_uses_the_same_worker(pool, model, traces):
-    await ask_model(pool, model())
-    pid = pid_of(pool)
+async def test_later_leases_use_the_same_worker(pool, model, processes):
+    await lease_and_generate(pool, model())
+    pid = worker_pid(pool)
 
-    await ask_model(pool, model())
+    await lease_and_generate(pool, model())
 
-    assert pid == pid_of(pool)
+    assert pid == worker_pid(pool)
     assert received(model()) == ["load", "generate", "generate"]
-    assert len(traces.children()) == 1
+    assert len(processes.children()) == 1
 
 
-async def test_concurrent_first_leases_start_one_process(pool, model, gate, traces):
-    asking = [asyncio.create_task(ask_model(pool, model("slow_ready"), f"number {n}")) for n in range(5)]
+async def test_concurrent_leases_share_one_load(pool, model, gate, processes):
+    requests = [asyncio.create_task(lease_and_generate(pool, model("slow_ready"), f"number {n}")) for n in range(5)]
     await gate.arrived.wait()
-    assert len(traces.children()) == 1
-    assert [(5, 0)] == [(report.waiting, report.in_flight) for report in pool.report()]
+    assert [(5, 0)] == [(worker.waiting, worker.in_flight) for worker in pool.snapshot()]
 
     gate.open()
 
-    assert [f"number {n} " for n in range(5)] == await asyncio.gather(*asking)
-    assert len(traces.children()) == 1
+    assert [f"number {n} " for n in range(5)] == await asyncio.gather(*requests)
+    assert len(processes.children()) == 1
     assert received(model("slow_ready")).count("load") == 1
 
 
-async def test_requests_to_one_worker_run_side_by_side(pool, model):
-    async with begun(pool, model(), "stall") as stalled:
-        assert await ask_model(pool, model(), "a b c") == "a b c "
+async def test_requests_to_one_worker_run_concurrently(pool, model):
+    async with running_request(pool, model()) as stalled:
+        assert await lease_and_generate(pool, model(), "a b c") == "a b c "
         assert not stalled.done()
 
 
-async def test_models_have_workers_of_their_own(pool, model, traces):
+async def test_each_model_has_its_own_worker(pool, model, processes):
     one, two = model(name="One"), model(name="Two")
 
-    answers = await asyncio.gather(ask_model(pool, one, "1"), ask_model(pool, two, "2"))
+    outputs = await asyncio.gather(lease_and_generate(pool, one, "1"), lease_and_generate(pool, two, "2"))
 
-    assert answers == ["1 ", "2 "]
-    assert {report.key for report in pool.report()} == {"One", "Two"}
-    assert len(traces.children()) == 2
+    assert list(outputs) == ["1 ", "2 "]
+    assert {worker.key for worker in pool.snapshot()} == {"One", "Two"}
+    assert len(processes.children()) == 2
 
 
-async def test_a_client_that_hangs_up_reaches_the_worker_as_a_cancel(pool, model):
-    async with begun(pool, model()) as stalled:
+async def test_a_lease_reports_how_long_it_waited_for_the_load(make_pool, model, gate, clock):
+    pool = make_pool(clock=clock)
+
+    async def lease_times():
+        async with pool.lease(model("slow_ready")) as worker:
+            return worker.queue_seconds, worker.load_seconds
+
+    first = asyncio.create_task(lease_times())
+    await gate.arrived.wait()
+    clock.advance(2)
+    second = asyncio.create_task(lease_times())
+    await turns()
+    clock.advance(3)
+    gate.open()
+
+    assert (0, 5) == await first
+    assert (0, 3) == await second
+    assert (0, 0) == await lease_times()
+
+
+async def test_a_client_that_disconnects_cancels_its_request_in_the_worker(pool, model):
+    async with running_request(pool, model()) as stalled:
         stalled.cancel()
         await asyncio.wait({stalled})
-        await ask_model(pool, model())
+        await lease_and_generate(pool, model())
 
     assert received(model()) == ["load", "generate", "cancel", "generate"]
 
 
-async def test_a_flood_that_nobody_reads_harms_nobody_else(pool, model):
-    async with pool.lease(model()) as client:
-        flood = client.generate(order("flood"))
-        await anext(flood)
+async def test_a_flood_that_is_not_read_does_not_delay_other_requests(pool, model):
+    async with pool.lease(model()) as worker:
+        flood = worker.generate(build_request("flood"))
+        await first_delta(flood)
 
-        assert await ask_model(pool, model(), "a b c") == "a b c "
+        assert await lease_and_generate(pool, model(), "a b c") == "a b c "
 
         with pytest.raises(SlowClient):
             await collect(flood)
-        await ask(client)
+        await generate_text(worker)
     assert "cancel" in received(model())
 
 
-async def test_the_worker_is_told_its_share(make_pool, model):
-    share = Share(dequantize="never", cache_limit_bytes=678)
-    pool = make_pool(share, rules=Rules(budget_bytes=12345))
+async def test_a_load_carries_the_limits(make_pool, model):
+    limits = WorkerLimits(dequantize="never", cache_limit_bytes=678)
+    pool = make_pool(limits=limits, scheduler=SchedulerConfig(budget_bytes=12345))
 
-    await ask_model(pool, model())
+    await lease_and_generate(pool, model())
 
-    told = (model().path / "load.json").read_text()
-    assert '"path":' in told
-    for part in (
-        '"dequantize":"never"',
-        '"memory_limit_bytes":12345',
-        '"cache_limit_bytes":678',
-        '"context_length":512',
-    ):
-        assert part in told
+    load = json.loads((model().path / "load.json").read_text())
+    expected = {"dequantize": "never", "memory_limit_bytes": 12345, "cache_limit_bytes": 678, "context_length": 512}
+    assert expected.items() <= load.items()
 
 
-# Reports
+async def test_sleep_is_prevented_only_while_requests_run(make_pool, model, processes):
+    pool = make_pool(power=PowerAssertion(platform="darwin", command=("sleep", "61"), delay=0))
+    worker = await pool.load(model())
+
+    def assertions():
+        return [child for child in processes.children() if child.pid != worker.pid]
+
+    async with running_request(pool, model()):
+        await until(assertions)
+
+    await until(lambda: not assertions())
 
 
-async def test_a_report_follows_a_worker_through_its_life(pool, model, gate):
-    assert pool.report() == []
-    asking = asyncio.create_task(ask_model(pool, model("slow_ready")))
+# Snapshots
+
+
+async def test_snapshots_follow_a_worker_through_its_life(make_pool, model, gate, clock):
+    pool = make_pool(clock=clock)
+    assert pool.snapshot() == []
+    request = asyncio.create_task(lease_and_generate(pool, model("slow_ready")))
     await gate.arrived.wait()
+    clock.advance(4)
 
-    (starting,) = pool.report()
+    (starting,) = pool.snapshot()
     gate.open()
-    await asking
-    (idle,) = pool.report()
+    await request
+    clock.advance(2)
+    (idle,) = pool.snapshot()
     async with pool.lease(model("slow_ready")):
-        (busy,) = pool.report()
+        (busy,) = pool.snapshot()
     unloading = asyncio.create_task(pool.unload("slow_ready"))
     await asyncio.sleep(0)
-    (stopping,) = pool.report()
+    (stopping,) = pool.snapshot()
     await unloading
 
-    assert (WorkerState.STARTING, None, None, 0, 1) == (
-        starting.state,
-        starting.pid,
-        starting.device,
-        starting.mlx_bytes,
-        starting.waiting,
+    assert (starting.state, starting.pid, starting.device) == (WorkerState.STARTING, None, None)
+    assert (starting.mlx_bytes, starting.waiting) == (0, 1)
+    assert (idle.state, idle.device, idle.mlx_bytes) == (WorkerState.READY, "fake", 1234)
+    assert (idle.in_flight, idle.waiting) == (0, 0)
+    assert (idle.load_seconds, idle.idle_seconds) == (4, 2)
+    assert (busy.state, busy.in_flight, busy.idle_seconds) == (WorkerState.READY, 1, None)
+    assert (stopping.state, stopping.pid) == (WorkerState.STOPPING, idle.pid)
+    assert pool.snapshot() == []
+
+
+# Failed loads
+
+
+async def test_a_failed_load_fails_every_waiting_lease(pool, model):
+    results = await asyncio.gather(
+        *[lease_and_generate(pool, model("refuse_load")) for _ in range(3)], return_exceptions=True
     )
-    assert (WorkerState.READY, "fake", 1234, 0, 0) == (
-        idle.state,
-        idle.device,
-        idle.mlx_bytes,
-        idle.in_flight,
-        idle.waiting,
-    )
-    assert idle.load_seconds > 0
-    assert 0 <= idle.idle_seconds < 60
-    assert (WorkerState.READY, 1, None) == (busy.state, busy.in_flight, busy.idle_seconds)
-    assert (WorkerState.STOPPING, idle.pid) == (stopping.state, stopping.pid)
-    assert pool.report() == []
+
+    assert [LoadFailed] * 3 == [type(result) for result in results]
+    assert "the weights are missing" in results[0].message
+    (worker,) = pool.snapshot()
+    assert (WorkerState.FAILED, results[0].message) == (worker.state, worker.last_exit)
 
 
-# Failing loads
-
-
-async def test_a_load_that_fails_is_raised_in_every_waiting_lease(pool, model):
-    outcomes = await asyncio.gather(*[ask_model(pool, model("refuse_load")) for _ in range(3)], return_exceptions=True)
-
-    assert [LoadFailed] * 3 == [type(outcome) for outcome in outcomes]
-    assert "the weights are not there" in outcomes[0].message
-    (report,) = pool.report()
-    assert (WorkerState.FAILED, outcomes[0].message) == (report.state, report.last_exit)
-
-
-async def test_a_load_that_failed_is_tried_again_by_the_next_lease(pool, model):
+async def test_the_next_lease_retries_a_failed_load(pool, model):
     for _ in range(2):
         with pytest.raises(LoadFailed):
-            await ask_model(pool, model("refuse_load"))
+            await lease_and_generate(pool, model("refuse_load"))
 
     assert received(model("refuse_load")) == ["load", "load"]
 
 
-async def test_a_load_that_takes_too_long_is_ended(make_pool, model, gate, traces):
-    pool = make_pool(load_timeout=1)
-
-    with pytest.raises(LoadFailed, match=r"longer than 1 s \(`worker.load_timeout_seconds`\)"):
-        await ask_model(pool, model("slow_ready"))
-
-    assert traces.children() == []
-
-
-async def test_a_worker_of_another_version_is_refused(pool, model, monkeypatch):
+async def test_a_worker_of_another_version_fails_the_lease(pool, model, monkeypatch):
     monkeypatch.setenv("PYTHON_FAKE_WORKER", "wrong_version")
 
     with pytest.raises(VersionMismatch, match="restart"):
-        await ask_model(pool, model())
+        await lease_and_generate(pool, model())
 
 
-async def test_a_model_that_fails_to_load_harms_no_other(pool, model):
-    async with begun(pool, model(name="Good")) as stalled:
+async def test_a_failed_load_does_not_affect_other_models(pool, model):
+    async with running_request(pool, model(name="Good")) as stalled:
         with pytest.raises(LoadFailed):
-            await ask_model(pool, model("refuse_load"))
+            await lease_and_generate(pool, model("refuse_load"))
 
         assert not stalled.done()
-        assert await ask_model(pool, model(name="Good"), "a b") == "a b "
+        assert await lease_and_generate(pool, model(name="Good"), "a b") == "a b "
 
 
-async def test_a_worker_that_ends_at_once_is_a_crash(pool, model, monkeypatch, traces):
+async def test_a_worker_that_exits_right_after_loading_fails_the_lease(pool, model, monkeypatch, processes):
     monkeypatch.setenv("PYTHON_FAKE_WORKER", "brief")
-    asking = asyncio.create_task(ask_model(pool, model()))
-    child = await traces.child()
+    request = asyncio.create_task(lease_and_generate(pool, model()))
+    child = await processes.wait_for_child()
 
-    # Nothing is read before it is dead: the loop finds all that it sent, and its end, in one turn.
-    block_until(lambda: has_ended(child))
+    # The loop finds Hello, Loaded and the end of file in one iteration.
+    block_until(lambda: is_dead(child))
 
     async with asyncio.timeout(5):
         with pytest.raises(WorkerCrashed):
-            await asking
+            await request
 
 
 # Crashes
 
 
-async def test_a_crash_fails_every_request_in_flight(pool, model):
-    async with begun(pool, model()) as stalled:
+async def test_a_crash_fails_every_running_request(pool, model):
+    async with running_request(pool, model()) as stalled:
         with pytest.raises(WorkerCrashed, match=r"\(exit code 7\)") as caught:
-            await ask_model(pool, model(), "crash")
+            await lease_and_generate(pool, model(), "crash")
 
         assert caught.value.message.splitlines()[-1] == "the GPU caught fire"
         with pytest.raises(WorkerCrashed, match="the GPU caught fire"):
             await stalled
 
 
-async def test_garbage_fails_the_request_and_ends_the_process(pool, model):
-    async with begun(pool, model()) as stalled:
-        pid = pid_of(pool)
+async def test_invalid_data_fails_running_requests_and_stops_the_process(pool, model):
+    async with running_request(pool, model()) as stalled:
+        pid = worker_pid(pool)
 
-        with pytest.raises(WorkerCrashed, match="garbage"):
-            await ask_model(pool, model(), "garbage")
+        with pytest.raises(WorkerCrashed, match="invalid data"):
+            await lease_and_generate(pool, model(), "garbage")
 
-        assert is_gone(pid)
+        assert has_exited(pid)
         with pytest.raises(WorkerCrashed):
             await stalled
 
 
-async def test_a_crash_of_one_model_harms_no_other(pool, model):
-    async with begun(pool, model(name="Good")) as stalled:
+async def test_a_crash_does_not_affect_other_models(pool, model):
+    async with running_request(pool, model(name="Good")) as stalled:
         with pytest.raises(WorkerCrashed):
-            await ask_model(pool, model(name="Bad"), "crash")
+            await lease_and_generate(pool, model(name="Bad"), "crash")
 
         assert not stalled.done()
 
 
-@pytest.mark.parametrize("late", range(3))
-async def test_the_next_lease_after_a_crash_starts_a_new_worker(pool, model, late):
+@pytest.mark.parametrize("iterations", range(3))
+async def test_the_lease_after_a_crash_starts_a_new_worker(pool, model, iterations):
     with pytest.raises(WorkerCrashed):
-        await ask_model(pool, model(), "crash")
-    await turns(late)
+        await lease_and_generate(pool, model(), "crash")
+    await turns(iterations)
 
     async with asyncio.timeout(10):
-        assert await ask_model(pool, model(), "again") == "again "
+        assert await lease_and_generate(pool, model(), "again") == "again "
 
     assert received(model()) == ["load", "generate", "load", "generate"]
 
 
-async def test_a_worker_that_dies_idle_is_replaced(pool, model):
-    await ask_model(pool, model())
-    pid = pid_of(pool)
+async def test_an_idle_worker_that_was_killed_is_replaced_by_the_next_lease(pool, model):
+    await lease_and_generate(pool, model())
+    pid = worker_pid(pool)
     os.kill(pid, signal.SIGKILL)
-    await until(lambda: pool.report()[0].state == WorkerState.FAILED)
-    assert "SIGKILL" in pool.report()[0].last_exit
+    await until(lambda: pool.snapshot()[0].state == WorkerState.FAILED)
+    assert "SIGKILL" in pool.snapshot()[0].last_exit
 
-    assert await ask_model(pool, model(), "again") == "again "
-    assert pid != pid_of(pool)
+    assert await lease_and_generate(pool, model(), "again") == "again "
+    assert pid != worker_pid(pool)
 
 
 async def test_a_lease_that_outlives_its_worker_fails(pool, model):
-    async with pool.lease(model()) as client:
+    async with pool.lease(model()) as worker:
         with pytest.raises(WorkerCrashed):
-            await ask(client, "crash")
+            await generate_text(worker, "crash")
 
         async with asyncio.timeout(2):
             with pytest.raises(WorkerCrashed):
-                await ask(client)
+                await generate_text(worker)
 
 
-# Unloading
+async def test_a_model_that_keeps_crashing_is_rejected_until_its_backoff_is_over_or_it_is_loaded(
+    make_pool, model, clock
+):
+    pool = make_pool(clock=clock)
+    for _ in range(2):
+        with pytest.raises(WorkerCrashed):
+            await lease_and_generate(pool, model(), "crash")
+
+    with pytest.raises(WorkerCrashed, match=r"(?s)the GPU caught fire.*in 1 s"):
+        await lease_and_generate(pool, model())
+
+    assert (await pool.load(model())).state == WorkerState.READY
+    assert await lease_and_generate(pool, model(), "a b") == "a b "
 
 
-async def test_unloading_returns_once_the_process_is_gone(pool, model):
-    await ask_model(pool, model())
-    pid = pid_of(pool)
-
-    await pool.unload("echo")
-
-    assert is_gone(pid)
-    assert pool.report() == []
+# Cancelled leases
 
 
-async def test_unloading_what_is_not_loaded_returns_at_once(pool):
-    await pool.unload("absent")
-
-
-async def test_unloading_a_model_in_use_is_refused(pool, model):
-    async with begun(pool, model()) as stalled:
-        with pytest.raises(Busy, match=r"1 request\(s\)"):
-            await pool.unload("echo")
-
-        assert not stalled.done()
-        assert await ask_model(pool, model(), "a b") == "a b "
-
-
-async def test_unloading_by_force_fails_what_runs(pool, model):
-    async with begun(pool, model()) as stalled:
-        pid = pid_of(pool)
-
-        await pool.unload("echo", force=True)
-
-        assert is_gone(pid)
-        with pytest.raises(ModelUnloaded):
-            await stalled
-
-
-async def test_unloading_by_force_fails_those_who_wait_for_the_load(pool, model, gate, traces):
-    asking = asyncio.create_task(ask_model(pool, model("slow_ready")))
+async def test_a_cancelled_lease_does_not_stop_the_load(pool, model, gate):
+    request = asyncio.create_task(lease_and_generate(pool, model("slow_ready")))
     await gate.arrived.wait()
 
-    await pool.unload("slow_ready", force=True)
-
-    assert traces.children() == []
-    with pytest.raises(ModelUnloaded):
-        await asking
-
-
-async def test_a_worker_that_does_not_listen_is_unloaded_all_the_same(make_pool, model):
-    pool = make_pool(stop_grace=0.2)
-    await ask_model(pool, model("hang_on_stop"))
-    pid = pid_of(pool)
-
-    await pool.unload("hang_on_stop")
-
-    assert is_gone(pid)
-
-
-async def test_a_lease_while_it_unloads_loads_it_again(pool, model):
-    await ask_model(pool, model())
-    pid = pid_of(pool)
-    unloading = asyncio.create_task(pool.unload("echo"))
-    await asyncio.sleep(0)
-
-    answer = await ask_model(pool, model(), "again")
-
-    assert answer == "again "
-    assert unloading.done()
-    assert is_gone(pid)
-    assert pid != pid_of(pool)
-
-
-@pytest.mark.parametrize("late", range(6))
-async def test_unloading_in_any_turn_around_the_end_of_a_load_ends_it(pool, model, gate, traces, late):
-    asking = asyncio.create_task(ask_model(pool, model("slow_ready"), "stall"))
-    await gate.arrived.wait()
-    gate.open()
-    block_until((model("slow_ready").path / "loaded").exists)
-    await turns(late)
-
-    async with asyncio.timeout(5):
-        await pool.unload("slow_ready", force=True)
-
-    assert traces.children() == []
-    with pytest.raises(ModelUnloaded):
-        await asking
-
-
-# Going away while it loads
-
-
-async def test_a_lease_that_is_given_up_while_loading_does_not_stop_the_load(pool, model, gate):
-    asking = asyncio.create_task(ask_model(pool, model("slow_ready")))
-    await gate.arrived.wait()
-
-    asking.cancel()
-    await asyncio.wait({asking})
+    request.cancel()
+    await asyncio.wait({request})
     gate.open()
 
-    assert await ask_model(pool, model("slow_ready"), "later") == "later "
+    assert await lease_and_generate(pool, model("slow_ready"), "later") == "later "
     assert received(model("slow_ready")).count("load") == 1
 
 
-async def test_a_lease_that_is_given_up_while_loading_does_not_count_as_use(pool, model, gate):
-    asking = asyncio.create_task(ask_model(pool, model("slow_ready")))
+async def test_a_lease_cancelled_during_the_load_does_not_count_as_use(pool, model, gate, processes):
+    request = asyncio.create_task(lease_and_generate(pool, model("slow_ready")))
     await gate.arrived.wait()
 
-    asking.cancel()
-    await asyncio.wait({asking})
+    request.cancel()
+    await asyncio.wait({request})
 
-    assert [(0, 0)] == [(report.waiting, report.in_flight) for report in pool.report()]
+    assert [(0, 0)] == [(worker.waiting, worker.in_flight) for worker in pool.snapshot()]
     await pool.unload("slow_ready")
+    assert processes.children() == []
 
 
-async def test_a_lease_that_is_given_up_while_loading_leaves_the_pool_able_to_close(pool, model, gate, traces):
-    asking = asyncio.create_task(ask_model(pool, model("slow_ready")))
-    await gate.arrived.wait()
+async def test_a_lease_cancelled_in_the_iteration_of_its_grant_does_not_count_as_use(pool, model):
+    await lease_and_generate(pool, model())
 
-    asking.cancel()
-    await asyncio.wait({asking})
-    await pool.close()
-
-    assert traces.children() == []
-
-
-async def test_a_lease_that_is_given_up_in_the_step_of_its_grant_does_not_count_as_use(pool, model):
-    await ask_model(pool, model())
-
-    asking = asyncio.create_task(ask_model(pool, model(), "stall"))
+    request = asyncio.create_task(lease_and_generate(pool, model(), "stall"))
     await asyncio.sleep(0)
-    asking.cancel()
-    await asyncio.wait({asking})
+    request.cancel()
+    await asyncio.wait({request})
 
-    assert [0] == [report.in_flight for report in pool.report()]
+    assert [0] == [worker.in_flight for worker in pool.snapshot()]
     await pool.unload("echo")
-
-
-# Draining and closing
-
-
-async def test_draining_an_idle_pool_returns_at_once(pool, model):
-    await pool.drain(60)
-    await ask_model(pool, model())
-    await pool.drain(60)
-
-
-async def test_draining_waits_for_what_runs(pool, model, gate):
-    asking = asyncio.create_task(ask_model(pool, model("slow_ready"), "a b"))
-    await gate.arrived.wait()
-    draining = asyncio.create_task(pool.drain(60))
-    await turns()
-    assert not draining.done()
-
-    gate.open()
-
-    await draining
-    assert await asking == "a b "
-
-
-async def test_draining_gives_up_after_the_grace(pool, model):
-    async with begun(pool, model()) as stalled:
-        start = time.monotonic()
-
-        await pool.drain(0.2)
-
-        assert 0.2 <= time.monotonic() - start < 5
-        assert not stalled.done()
-
-
-async def test_draining_ends_when_the_last_client_hangs_up(pool, model):
-    async with begun(pool, model()) as stalled:
-        draining = asyncio.create_task(pool.drain(60))
-        await turns()
-
-        stalled.cancel()
-
-        async with asyncio.timeout(5):
-            await draining
-
-
-async def test_draining_ends_when_the_last_client_gives_up_waiting_for_a_load(pool, model, gate):
-    asking = asyncio.create_task(ask_model(pool, model("slow_ready")))
-    await gate.arrived.wait()
-    draining = asyncio.create_task(pool.drain(60))
-    await turns()
-
-    asking.cancel()
-
-    async with asyncio.timeout(5):
-        await draining
-
-
-async def test_draining_ends_when_the_last_worker_crashes(pool, model):
-    async with begun(pool, model()) as stalled:
-        draining = asyncio.create_task(pool.drain(60))
-        await turns()
-
-        os.kill(pid_of(pool), signal.SIGKILL)
-
-        async with asyncio.timeout(5):
-            await draining
-        with pytest.raises(WorkerCrashed):
-            await stalled
-
-
-async def test_closing_ends_every_process_and_fails_what_runs(pool, model, traces):
-    async with begun(pool, model(name="One")) as one, begun(pool, model(name="Two")) as two:
-        assert len(traces.children()) == 2
-
-        await pool.close()
-
-        assert traces.children() == []
-        assert pool.report() == []
-        for stalled in (one, two):
-            with pytest.raises(ShuttingDown):
-                await stalled
-
-
-async def test_closing_fails_those_who_wait_for_a_load(pool, model, gate, traces):
-    asking = [asyncio.create_task(ask_model(pool, model("slow_ready"))) for _ in range(2)]
-    await gate.arrived.wait()
-
-    await pool.close()
-
-    assert traces.children() == []
-    outcomes = await asyncio.gather(*asking, return_exceptions=True)
-    assert [ShuttingDown] * 2 == [type(outcome) for outcome in outcomes]
-
-
-async def test_closing_while_it_unloads_ends_both(make_pool, model, traces):
-    pool = make_pool(stop_grace=0.3)
-    await ask_model(pool, model("hang_on_stop"))
-    unloading = asyncio.create_task(pool.unload("hang_on_stop"))
-    await asyncio.sleep(0)
-
-    await pool.close()
-
-    await unloading
-    assert traces.children() == []
-
-
-async def test_a_closed_pool_refuses_leases(pool, model, traces):
-    await pool.close()
-
-    with pytest.raises(ShuttingDown):
-        await ask_model(pool, model())
-
-    assert traces.children() == []
-
-
-async def test_closing_twice_is_harmless(pool, model):
-    await ask_model(pool, model())
-
-    await pool.close()
-    await pool.close()

@@ -1,14 +1,16 @@
+"""The life of a model in the scheduler: loading, failing, unloading, shutting down."""
+
 import pytest
 
-from osaurusd.errors import Busy, LoadFailed, ModelUnloaded, ShuttingDown
-from osaurusd.pool.resident import Resident
+from osaurusd.errors import Busy, LoadFailed, ModelUnloaded, QueueFull, ShuttingDown, WorkerCrashed
+from osaurusd.pool.state import ModelState
 from osaurusd.wire.admin import WorkerState
-from tests.osaurusd.pool.timeline import CRASH, A, B, Timeline
+from tests.osaurusd.pool.simulation import CRASH, A, B, Simulation
 
 
 @pytest.fixture
 def scheduler():
-    return Timeline()
+    return Simulation(max_waiting=5)
 
 
 @pytest.fixture
@@ -16,397 +18,381 @@ def effects(scheduler):
     return scheduler.effects
 
 
-@pytest.fixture
-def ask(scheduler):
-    return scheduler.ask
+# Loading
 
 
-@pytest.fixture
-def unload(scheduler):
-    return scheduler.unload
-
-
-@pytest.fixture
-def load(scheduler):
-    return scheduler.load
-
-
-# Starting
-
-
-def test_the_first_request_starts_a_worker_and_waits(effects, scheduler, ask):
-    ticket = ask()
+def test_the_first_request_starts_a_worker_and_waits(scheduler, effects):
+    waiter = scheduler.request()
 
     assert [("start", A)] == effects.calls
-    assert not ticket.settled
-    assert [(A, WorkerState.STARTING)] == [(resident.key, resident.state) for resident in scheduler.residents]
+    assert not waiter.settled
+    assert {A: "starting"} == scheduler.states()
 
 
-def test_requests_while_it_starts_share_one_load(effects, scheduler, ask):
-    tickets = [ask() for _ in range(3)]
+def test_requests_during_a_load_share_it(scheduler, effects):
+    waiters = [scheduler.request() for _ in range(3)]
 
     scheduler.ready(effects.last)
 
     assert [("start", A)] == effects.calls
-    assert [effects.last] * 3 == [ticket.resident for ticket in tickets]
+    assert [effects.last] * 3 == [waiter.model for waiter in waiters]
     assert effects.last.in_flight == 3
-    assert not effects.last.waiting
+    assert not effects.last.waiters
 
 
-def test_those_who_wait_are_granted_in_the_order_they_came(effects, scheduler, ask):
-    tickets = [ask() for _ in range(5)]
+def test_waiting_requests_are_granted_in_order(scheduler, effects):
+    waiters = [scheduler.request() for _ in range(5)]
 
     scheduler.ready(effects.last)
 
-    assert sorted(tickets, key=lambda ticket: ticket.turn) == tickets
+    assert sorted(waiters, key=lambda waiter: waiter.order) == waiters
 
 
-def test_a_request_for_a_ready_model_is_granted_at_once(effects, load, ask):
-    resident = load()
+def test_a_request_for_a_ready_model_is_granted_at_once(scheduler, effects):
+    model = scheduler.load()
 
-    ticket = ask()
+    waiter = scheduler.request()
 
-    assert ticket.resident is resident
-    assert resident.in_flight == 1
+    assert waiter.model is model
+    assert model.in_flight == 1
     assert [("start", A)] == effects.calls
 
 
-def test_a_caller_who_is_gone_before_the_grant_does_not_count(effects, scheduler, ask, unload):
-    ask(gone=True)
-    stays = ask()
+def test_a_request_over_the_waiting_limit_is_rejected(scheduler):
+    waiters = [scheduler.request() for _ in range(6)]
+
+    assert isinstance(waiters[-1].error, QueueFull)
+    assert "5 requests are already waiting" in waiters[-1].error.message
+    assert not any(waiter.settled for waiter in waiters[:-1])
+
+
+def test_a_cancelled_waiter_does_not_count_as_in_flight(scheduler, effects):
+    scheduler.request(cancelled=True)
+    other = scheduler.request()
 
     scheduler.ready(effects.last)
+    scheduler.request(cancelled=True)
 
     assert effects.last.in_flight == 1
-    scheduler.released(stays.resident)
-    assert unload().error is None
+    scheduler.release(other.model)
+    assert scheduler.unload().error is None
 
 
-def test_a_caller_who_is_gone_when_the_model_is_ready_already_does_not_count(load, ask):
-    resident = load()
+def test_an_abandoned_request_does_not_stop_the_load(scheduler, effects):
+    waiter, other = scheduler.request(), scheduler.request()
 
-    ask(gone=True)
-
-    assert resident.in_flight == 0
-
-
-def test_an_abandoned_request_is_forgotten_and_the_load_goes_on(effects, scheduler, ask):
-    ticket, other = ask(), ask()
-
-    scheduler.abandoned(ticket)
+    scheduler.abandon(waiter)
     scheduler.ready(effects.last)
 
-    assert not ticket.settled
-    assert other.resident is effects.last
-    assert effects.last.in_flight == 1
-    assert [("start", A)] == effects.calls
-
-
-def test_a_request_that_was_settled_can_be_abandoned_without_effect(effects, scheduler, ask):
-    ticket = ask()
-    scheduler.ready(effects.last)
-
-    scheduler.abandoned(ticket)
-
+    assert not waiter.settled
+    assert other.model is effects.last
     assert effects.last.in_flight == 1
 
 
-# Crashing
+def test_abandoning_a_granted_request_changes_nothing(scheduler, effects):
+    waiter = scheduler.request()
+    scheduler.ready(effects.last)
+
+    scheduler.abandon(waiter)
+
+    assert effects.last.in_flight == 1
 
 
-def test_a_crash_while_loading_refuses_all_who_wait(effects, scheduler, ask):
-    tickets = [ask() for _ in range(3)]
-
-    scheduler.exited(effects.last, CRASH)
-
-    assert [CRASH] * 3 == [ticket.error for ticket in tickets]
-    assert scheduler.residents == []
+# Failures
 
 
-def test_a_load_that_fails_refuses_with_its_reason(effects, scheduler, ask):
-    reason = LoadFailed("no such weights")
-    ticket = ask()
+@pytest.mark.parametrize("error", [CRASH, LoadFailed("no such weights")])
+def test_a_failed_load_rejects_all_waiting_requests(scheduler, effects, error):
+    waiters = [scheduler.request() for _ in range(3)]
 
-    scheduler.exited(effects.last, reason)
+    scheduler.exited(effects.last, error)
 
-    assert reason is ticket.error
+    assert [error] * 3 == [waiter.error for waiter in waiters]
+    assert scheduler.models == []
 
 
-def test_the_next_request_after_a_crash_starts_a_new_worker(effects, scheduler, ask):
-    ask()
+def test_the_request_after_a_crash_starts_a_new_worker(scheduler, effects):
+    scheduler.request()
     first = effects.last
     scheduler.exited(first, CRASH)
 
-    ticket = ask()
+    waiter = scheduler.request()
     scheduler.ready(effects.last)
 
     assert [("start", A), ("start", A)] == effects.calls
     assert effects.last is not first
-    assert ticket.resident is effects.last
+    assert waiter.model is effects.last
 
 
-def test_a_crash_with_requests_in_flight_starts_nothing_by_itself(effects, scheduler, load, ask):
-    resident = load()
-    ask()
+def test_a_crash_does_not_restart_the_worker_by_itself(scheduler, effects):
+    scheduler.load()
+    scheduler.request()
 
-    scheduler.exited(resident, CRASH)
+    scheduler.exit()
 
     assert [("start", A)] == effects.calls
-    assert scheduler.residents == []
+    assert scheduler.models == []
 
 
-def test_a_release_after_the_worker_died_touches_nobody_else(effects, scheduler, load, ask):
-    dead = load()
-    late = ask()
-    scheduler.exited(dead, CRASH)
-    ask()
+def test_a_release_after_a_crash_does_not_affect_the_next_worker(scheduler, effects):
+    crashed = scheduler.load()
+    late = scheduler.request()
+    scheduler.exited(crashed, CRASH)
+    scheduler.request()
     scheduler.ready(effects.last)
 
-    scheduler.released(late.resident)
+    scheduler.release(late.model)
 
-    assert effects.last is not dead
+    assert effects.last is not crashed
     assert effects.last.in_flight == 1
+
+
+def test_repeated_failures_reject_requests_with_the_reason_until_the_backoff_is_over(scheduler):
+    for _ in range(2):
+        scheduler.request()
+        scheduler.exit()
+
+    rejected = scheduler.request()
+
+    assert isinstance(rejected.error, WorkerCrashed)
+    assert "it crashed" in rejected.error.message
+    assert "failed 2 times in a row" in rejected.error.message
+    assert "in 1 s" in rejected.error.message
+    scheduler.pass_time(1)
+    assert not scheduler.request().settled
+
+
+def test_a_request_that_ignores_the_backoff_starts_the_worker(scheduler):
+    for _ in range(5):
+        scheduler.request(ignore_backoff=True)
+        scheduler.exit()
+
+    assert not scheduler.request(ignore_backoff=True).settled
+
+
+def test_a_long_uptime_resets_the_backoff(scheduler):
+    for _ in range(5):
+        scheduler.request(ignore_backoff=True)
+        scheduler.exit()
+    scheduler.request(ignore_backoff=True)
+    scheduler.ready(scheduler.model(A))
+    scheduler.pass_time(60)
+    scheduler.exit()
+
+    assert scheduler.failures[A].count == 1
+    assert not scheduler.request().settled
+
+
+def test_a_regular_stop_clears_failures(scheduler):
+    scheduler.request()
+    scheduler.exit()
+    scheduler.load()
+    scheduler.unload()
+    scheduler.exit()
+
+    assert scheduler.failures == {}
 
 
 # Unloading
 
 
-def test_an_idle_model_is_stopped_and_the_ticket_granted_once_it_is_gone(effects, scheduler, load, unload):
-    resident = load()
+def test_unloading_an_idle_model_is_confirmed_after_the_exit(scheduler, effects):
+    model = scheduler.load()
 
-    ticket = unload()
+    waiter = scheduler.unload()
 
     assert [("start", A), ("stop", A)] == effects.calls
-    assert WorkerState.STOPPING == resident.state
-    assert not ticket.settled
-    scheduler.exited(resident, CRASH)
-    assert ticket.resident is resident
-    assert ticket.error is None
-    assert scheduler.residents == []
+    assert model.state == WorkerState.STOPPING
+    assert not waiter.settled
+    scheduler.exit()
+    assert waiter.model is model
+    assert scheduler.models == []
 
 
-def test_a_model_that_is_not_resident_is_unloaded_already(effects, unload):
-    ticket = unload("org/absent")
+def test_unloading_an_absent_model_is_confirmed_at_once(scheduler, effects):
+    waiter = scheduler.unload("org/absent")
 
-    assert ticket.settled
-    assert ticket.error is None
+    assert waiter.settled
+    assert waiter.error is None
     assert effects.calls == []
 
 
-def test_a_model_in_use_is_not_unloaded(effects, load, ask, unload):
-    resident = load()
-    ask()
-    ask()
+def test_a_busy_model_is_not_unloaded(scheduler, effects):
+    model = scheduler.load()
+    scheduler.request()
+    scheduler.request()
 
-    ticket = unload()
+    waiter = scheduler.unload()
 
-    assert isinstance(ticket.error, Busy)
-    assert "2 request(s)" in ticket.error.message
-    assert A in ticket.error.message
+    assert isinstance(waiter.error, Busy)
+    assert f"`{A}` is serving 2 request(s)" in waiter.error.message
     assert [("start", A)] == effects.calls
-    assert WorkerState.READY == resident.state
+    assert model.state == WorkerState.READY
 
 
-def test_a_model_in_use_is_unloaded_by_force(effects, scheduler, load, ask, unload):
-    resident = load()
-    ask()
+def test_a_busy_model_is_unloaded_by_force(scheduler, effects):
+    scheduler.load()
+    scheduler.request()
 
-    ticket = unload(force=True)
+    waiter = scheduler.unload(force=True)
 
     assert [("start", A), ("stop", A)] == effects.calls
     assert isinstance(effects.reasons[0], ModelUnloaded)
-    scheduler.exited(resident, effects.reasons[0])
-    assert ticket.error is None
+    scheduler.exit()
+    assert waiter.error is None
 
 
-def test_a_model_is_unloaded_once_its_requests_were_released(effects, scheduler, load, ask, unload):
-    resident = load()
-    scheduler.released(ask().resident)
-
-    unload()
-
-    assert [("start", A), ("stop", A)] == effects.calls
-    assert resident.in_flight == 0
-
-
-def test_a_model_that_is_starting_for_somebody_is_not_unloaded(effects, ask, unload):
-    waiting = ask()
-
-    ticket = unload()
-
-    assert isinstance(ticket.error, Busy)
+def test_a_loading_model_with_waiting_requests_is_unloaded_only_by_force(scheduler, effects):
+    waiting = scheduler.request()
+    assert isinstance(scheduler.unload().error, Busy)
     assert not waiting.settled
-    assert [("start", A)] == effects.calls
 
-
-def test_a_model_that_is_starting_is_unloaded_by_force(effects, scheduler, ask, unload):
-    waiting = ask()
-
-    ticket = unload(force=True)
+    waiter = scheduler.unload(force=True)
 
     assert isinstance(waiting.error, ModelUnloaded)
     assert [("start", A), ("stop", A)] == effects.calls
-    assert not ticket.settled
-    scheduler.exited(effects.last, CRASH)
-    assert ticket.error is None
+    scheduler.exit()
+    assert waiter.error is None
 
 
-def test_a_model_that_is_starting_for_nobody_is_unloaded(effects, scheduler, ask, unload):
-    scheduler.abandoned(ask())
+def test_a_loading_model_without_waiting_requests_is_unloaded(scheduler, effects):
+    scheduler.abandon(scheduler.request())
 
-    ticket = unload()
+    waiter = scheduler.unload()
 
     assert [("start", A), ("stop", A)] == effects.calls
-    scheduler.exited(effects.last, CRASH)
-    assert ticket.settled
-    assert ticket.error is None
+    scheduler.exit()
+    assert waiter.error is None
 
 
-def test_a_worker_that_gets_ready_after_it_was_told_to_stop_stays_stopping(effects, scheduler, ask, unload):
-    ask()
-    unload(force=True)
+def test_a_worker_that_becomes_ready_while_stopping_stays_stopping(scheduler, effects):
+    scheduler.request()
+    scheduler.unload(force=True)
 
     scheduler.ready(effects.last)
-    ticket = ask()
+    waiter = scheduler.request()
 
-    assert WorkerState.STOPPING == effects.last.state
-    assert not ticket.settled
-
-
-def test_all_who_unload_are_granted_by_one_stop(effects, scheduler, load, unload):
-    resident = load()
-
-    tickets = [unload(), unload(), unload(force=True)]
-    scheduler.exited(resident, CRASH)
-
-    assert [("start", A), ("stop", A)] == effects.calls
-    assert [None] * 3 == [ticket.error for ticket in tickets]
-    assert all(ticket.settled for ticket in tickets)
+    assert effects.last.state == WorkerState.STOPPING
+    assert not waiter.settled
 
 
-def test_a_request_while_it_stops_starts_it_again_after_the_exit(effects, scheduler, load, ask, unload):
-    resident = load()
-    unloading = unload()
-    tickets = [ask(), ask()]
+def test_several_unloads_share_one_stop(scheduler, effects):
+    scheduler.load()
+
+    waiters = [scheduler.unload(), scheduler.unload(), scheduler.unload(force=True)]
+    scheduler.exit()
 
     assert [("start", A), ("stop", A)] == effects.calls
-    scheduler.exited(resident, CRASH)
+    assert [None] * 3 == [waiter.error for waiter in waiters]
+    assert all(waiter.settled for waiter in waiters)
+
+
+def test_requests_during_a_stop_load_the_model_again_after_the_exit(scheduler, effects):
+    model = scheduler.load()
+    unloading = scheduler.unload()
+    waiters = [scheduler.request(), scheduler.request()]
+    assert [("start", A), ("stop", A)] == effects.calls
+
+    scheduler.exited(model, CRASH)
 
     assert [("start", A), ("stop", A), ("start", A)] == effects.calls
     assert unloading.settled
-    assert not any(ticket.settled for ticket in tickets)
+    assert not any(waiter.settled for waiter in waiters)
     scheduler.ready(effects.last)
-    assert [effects.last] * 2 == [ticket.resident for ticket in tickets]
-    assert effects.last is not resident
+    assert [effects.last] * 2 == [waiter.model for waiter in waiters]
     assert effects.last.in_flight == 2
 
 
-def test_an_abandoned_request_while_it_stops_starts_nothing(effects, scheduler, load, ask, unload):
-    resident = load()
-    unload()
-    scheduler.abandoned(ask())
+def test_an_abandoned_request_during_a_stop_loads_nothing(scheduler, effects):
+    scheduler.load()
+    scheduler.unload()
+    scheduler.abandon(scheduler.request())
 
-    scheduler.exited(resident, CRASH)
+    scheduler.exit()
 
     assert [("start", A), ("stop", A)] == effects.calls
-    assert scheduler.residents == []
+    assert scheduler.models == []
 
 
-def test_a_release_while_it_stops_by_force_is_harmless(effects, scheduler, load, ask, unload):
-    resident = load()
-    ticket = ask()
-    unload(force=True)
+def test_a_release_during_a_forced_stop_is_counted(scheduler):
+    model = scheduler.load()
+    waiter = scheduler.request()
+    scheduler.unload(force=True)
 
-    scheduler.released(ticket.resident)
-    scheduler.exited(resident, CRASH)
+    scheduler.release(waiter.model)
+    scheduler.exit()
 
-    assert scheduler.residents == []
-    assert resident.in_flight == 0
+    assert scheduler.models == []
+    assert model.in_flight == 0
 
 
 # Shutting down
 
 
-def test_shutting_down_stops_every_worker(effects, scheduler, load):
-    load(A)
-    load(B)
+def test_shutting_down_stops_every_worker_once(scheduler, effects):
+    scheduler.load(A)
+    scheduler.load(B)
 
+    scheduler.shut_down()
     scheduler.shut_down()
 
     assert [("stop", A), ("stop", B)] == effects.calls[2:]
     assert [ShuttingDown] * 2 == [type(reason) for reason in effects.reasons]
 
 
-def test_shutting_down_refuses_those_who_wait_for_a_load(effects, scheduler, ask):
-    ticket = ask()
+def test_shutting_down_rejects_requests_that_wait_for_a_load(scheduler, effects):
+    waiter = scheduler.request()
 
     scheduler.shut_down()
 
-    assert isinstance(ticket.error, ShuttingDown)
+    assert isinstance(waiter.error, ShuttingDown)
     assert [("start", A), ("stop", A)] == effects.calls
-    scheduler.exited(effects.last, CRASH)
-    assert scheduler.residents == []
 
 
-def test_shutting_down_refuses_those_who_wait_for_a_stop(effects, scheduler, load, ask, unload):
-    resident = load()
-    unloading = unload()
-    ticket = ask()
+def test_shutting_down_rejects_requests_that_wait_for_a_stop(scheduler, effects):
+    model = scheduler.load()
+    unloading = scheduler.unload()
+    waiter = scheduler.request()
 
     scheduler.shut_down()
 
-    assert isinstance(ticket.error, ShuttingDown)
-    assert [("start", A), ("stop", A)] == effects.calls
-    scheduler.exited(resident, CRASH)
-    assert unloading.error is None
+    assert isinstance(waiter.error, ShuttingDown)
+    scheduler.exited(model, CRASH)
     assert unloading.settled
+    assert unloading.error is None
     assert [("start", A), ("stop", A)] == effects.calls
 
 
-def test_a_request_after_the_shutdown_is_refused(effects, scheduler, ask):
+def test_requests_after_the_shutdown_are_rejected(scheduler, effects):
     scheduler.shut_down()
 
-    ticket = ask()
-
-    assert isinstance(ticket.error, ShuttingDown)
+    assert isinstance(scheduler.request().error, ShuttingDown)
     assert effects.calls == []
-
-
-def test_shutting_down_twice_stops_once(effects, scheduler, load):
-    load()
-
-    scheduler.shut_down()
-    scheduler.shut_down()
-
-    assert [("start", A), ("stop", A)] == effects.calls
 
 
 # Several models
 
 
-def test_models_do_not_affect_each_other(effects, scheduler, ask, unload):
-    ticket_a, ticket_b = ask(A), ask(B)
-    resident_a, resident_b = effects.residents
+def test_models_are_independent(scheduler, effects):
+    waiter_a, waiter_b = scheduler.request(A), scheduler.request(B)
+    model_a, model_b = effects.started
 
-    scheduler.ready(resident_b)
-    assert ticket_b.resident is resident_b
-    assert not ticket_a.settled
+    scheduler.ready(model_b)
+    assert waiter_b.model is model_b
+    assert not waiter_a.settled
 
-    scheduler.exited(resident_a, CRASH)
-    assert CRASH is ticket_a.error
-    assert [resident_b] == scheduler.residents
-    assert resident_b.in_flight == 1
-
-    assert isinstance(unload(B).error, Busy)
-    assert unload(A).error is None
+    scheduler.exited(model_a, CRASH)
+    assert CRASH is waiter_a.error
+    assert [model_b] == scheduler.models
+    assert model_b.in_flight == 1
 
 
-def test_residents_come_in_the_order_they_were_asked_for(scheduler, ask):
+def test_models_are_listed_in_the_order_of_their_requests(scheduler):
     for key in (B, A, "org/c"):
-        ask(key)
+        scheduler.request(key)
 
-    assert [B, A, "org/c"] == [resident.key for resident in scheduler.residents]
+    assert [B, A, "org/c"] == [model.key for model in scheduler.models]
 
 
-def test_a_resident_is_itself_and_not_its_key():
-    assert Resident(A) != Resident(A)
+def test_two_loads_of_a_model_are_different():
+    assert ModelState(A) != ModelState(A)

@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import sys
 import threading
 
@@ -12,15 +13,9 @@ from tests.osaurusd.worker.networks import make_network
 
 @pytest.fixture(scope="session")
 def network():
-    """Makes a network of some kind, the same one always."""
-    made = {}
-
-    def network(kind="llama"):
-        if kind not in made:
-            made[kind] = make_network(kind)
-        return made[kind]
-
-    return network
+    """Returns the network of an architecture, which is created once."""
+    cached = functools.cache(make_network)
+    return lambda kind="llama": cached(kind)
 
 
 @pytest.fixture(scope="session")
@@ -35,8 +30,8 @@ def tokenizer(tiny_folder):
     return load_tokenizer(tiny_folder, {"trust_remote_code": False})
 
 
-class _Thread(threading.Thread):
-    """A thread that may end by SystemExit without anybody calling that a failure."""
+class _QuietThread(threading.Thread):
+    """A thread that may end by SystemExit without pytest reporting it."""
 
     def run(self):
         with contextlib.suppress(SystemExit):
@@ -45,20 +40,20 @@ class _Thread(threading.Thread):
 
 @pytest.fixture
 def mlx_thread(monkeypatch):
-    """The class MlxThread, whose threads end with the test: one that runs on when the process exits aborts it."""
-    made = []
+    """The class MlxThread, with threads that end after the test: one that outlives the interpreter aborts it."""
+    started = []
 
-    class Ending(MlxThread):
+    class TestMlxThread(MlxThread):
         def start(self):
             with monkeypatch.context() as patched:
-                patched.setattr(threading, "Thread", _Thread)
+                patched.setattr(threading, "Thread", _QuietThread)
                 before = set(threading.enumerate())
                 super().start()
             (thread,) = [new for new in threading.enumerate() if new not in before and new.name == "mlx"]
-            made.append((self, thread))
+            started.append((self, thread))
 
-    yield Ending
-    for mlx, thread in made:
+    yield TestMlxThread
+    for mlx, thread in started:
         mlx.post(sys.exit)
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()

@@ -49,6 +49,15 @@ async def test_huggingface_hub_considers_the_snapshot_complete_when_offline(hub,
     assert str(cache.repo("org/other") / "snapshots") == snapshot.rpartition("/")[0]
 
 
+async def test_installed_ref_has_the_permissions_of_its_folder(hub, pull, cache):
+    refs = cache.repo() / "refs"
+    refs.mkdir(parents=True)
+    refs.chmod(0o770)
+    await pull()
+
+    assert 0o660 == (refs / "main").stat().st_mode & 0o777
+
+
 async def test_second_pull_downloads_nothing(hub, pull):
     first = await pull()
     hub.reset()

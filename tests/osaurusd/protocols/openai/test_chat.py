@@ -1,83 +1,256 @@
-"""`POST /chat/completions` from the socket to a worker and back."""
+"""A chat request becomes a generation request."""
 
-import asyncio
-
+import msgspec
 import pytest
 
-from tests.osaurusd.pool.asking import until
+from osaurusd.config import Defaults
+from osaurusd.errors import InvalidRequest, UnsupportedParameter
+from osaurusd.inference.request import (
+    ChatPrompt,
+    GenerationRequest,
+    JsonObject,
+    JsonSchema,
+    Message,
+    SamplingParams,
+    Tool,
+)
+from osaurusd.protocols.openai.chat_types import NO_OP_VALUES
+from osaurusd.rpc import messages
+from tests.osaurusd.inference.builders import nested
 
-from .conftest import MODEL
+from .builders import parse_chat, parse_completion, tool
 
-PATHS = ["/chat/completions", "/v1/chat/completions"]
-TOOLS = [{"type": "function", "function": {"name": "weather"}}]
-
-
-def saying(text, **fields):
-    return {"messages": [{"role": "user", "content": text}], **fields}
-
-
-@pytest.mark.parametrize("path", PATHS)
-async def test_a_chat_is_answered_whole(serving_model, path):
-    answer = await serving_model.post(path, **saying("to be", n=2))
-
-    assert answer.status == 200
-    assert (answer.json["object"], answer.json["model"]) == ("chat.completion", MODEL)
-    assert answer.json["id"].startswith("chatcmpl-")
-    found = [(choice["message"]["content"], choice["finish_reason"]) for choice in answer.json["choices"]]
-    assert [("to be ", "stop")] * 2 == found
-    assert 4 == answer.json["usage"]["completion_tokens"]
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+HELLO = [Message.from_text("user", "Hello")]
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_a_chat_is_streamed(serving_model, path):
-    *chunks, last, end = await serving_model.stream(path, **saying("to be", stream_options={"include_usage": True}))
-
-    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "to be "
-    assert "stop" == chunks[-1]["choices"][0]["finish_reason"]
-    assert ([], 2, "[DONE]") == (last["choices"], last["usage"]["completion_tokens"], end)
-    assert 1 == len({chunk["id"] for chunk in [*chunks, last]})
+def json_schema(**fields):
+    return {"type": "json_schema", "json_schema": {"name": "answer", **fields}}
 
 
-async def test_a_call_ends_its_answer(serving_model):
-    answer = await serving_model.post(PATHS[0], **saying("call", tools=TOOLS))
-
-    (choice,) = answer.json["choices"]
-    assert "tool_calls" == choice["finish_reason"]
-    assert {"name": "weather", "arguments": '{"a": 1}'} == choice["message"]["tool_calls"][0]["function"]
-
-
-async def test_thoughts_are_told_apart_and_counted(serving_model):
-    answer = await serving_model.post(PATHS[0], **saying("think"))
-
-    message = answer.json["choices"][0]["message"]
-    assert ("thought", "Hm. Yes.") == (message["content"], message["reasoning_content"])
-    assert 2 == answer.json["usage"]["completion_tokens_details"]["reasoning_tokens"]
+def test_minimal_request_has_default_values():
+    assert parse_chat() == GenerationRequest(
+        prompt=ChatPrompt(messages=HELLO),
+        sampling=SamplingParams(temperature=1.0, top_p=1.0),
+        parse_tool_calls=False,
+    )
 
 
-async def test_an_error_that_comes_after_the_headers_is_the_last_event(serving_model):
-    *chunks, last = await serving_model.stream(PATHS[0], **saying("fail"))
+def test_every_field_is_converted():
+    request = parse_chat(
+        temperature=0,
+        n=3,
+        max_tokens=9,
+        stop=["a"],
+        logprobs=True,
+        top_logprobs=5,
+        reasoning_effort="low",
+        tools=[tool(parameters=SCHEMA, description="Does it.")],
+        parallel_tool_calls=False,
+    )
+    assert request == GenerationRequest(
+        prompt=ChatPrompt(
+            messages=HELLO,
+            tools=[Tool(name="f", description="Does it.", parameters=SCHEMA)],
+            template_variables={"reasoning_effort": "low"},
+        ),
+        sampling=SamplingParams(temperature=0.0, top_p=1.0),
+        n=3,
+        max_tokens=9,
+        stop=["a"],
+        logprobs=5,
+        parse_tool_calls=True,
+        parallel_tool_calls=False,
+    )
 
-    assert "fail " == chunks[-1]["choices"][0]["delta"]["content"]
-    assert ("context_length_exceeded", "messages") == (last["error"]["code"], last["error"]["param"])
+
+def test_sampling_fields_are_converted_for_both_endpoints():
+    fields = {
+        "temperature": 0.5,
+        "top_p": 0.25,
+        "top_k": 40,
+        "min_p": 0.05,
+        "repetition_penalty": 1.1,
+        "frequency_penalty": -2.0,
+        "presence_penalty": 1.5,
+        "seed": 7,
+    }
+    expected = SamplingParams(**fields, logit_bias=[(50256, -100.0), (0, 2.5)])
+    fields["logit_bias"] = {"50256": -100, "0": 2.5}
+
+    assert parse_chat(**fields).sampling == expected
+    assert parse_completion(prompt="a", **fields)[0].sampling == expected
 
 
-async def test_an_error_of_a_whole_answer_has_its_status(serving_model):
-    answer = await serving_model.post(PATHS[0], **saying("fail"))
-    assert (400, "context_length_exceeded") == (answer.status, answer.error["code"])
+@pytest.mark.parametrize("key", ["", "a", "-1", "+1", "01", "1.0", " 1", "1_0", "\u0661", "2147483648", "9" * 5000])
+def test_logit_bias_key_that_is_not_a_token_id_is_rejected(key):
+    with pytest.raises(InvalidRequest) as raised:
+        parse_chat(logit_bias={key: 1})
+    assert raised.value.param == "logit_bias"
 
 
-async def test_a_request_that_cannot_be_used_loads_no_model(serving_model):
-    answer = await serving_model.post(PATHS[0], **saying("x", tool_choice="required"))
-    assert (400, "tool_choice", []) == (answer.status, answer.error["param"], serving_model.received())
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [(None, []), ([], []), ("###", ["###"]), (["###"], ["###"]), (["\n\n", "###"], ["\n\n", "###"])],
+)
+def test_stop_is_one_string_or_a_list(stop, expected):
+    assert parse_chat(stop=stop).stop == expected
+    assert parse_completion(stop=stop)[0].stop == expected
 
 
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_hangs_up_cancels_its_request(serving_model, stream):
-    async with serving_model.hung_up(PATHS[0], **saying("stall", stream=stream)):
-        await until(lambda: "cancel" in serving_model.received())
+@pytest.mark.parametrize(
+    ("fields", "config", "expected"),
+    [
+        ({}, None, None),
+        ({}, 100, 100),
+        ({"max_tokens": 5}, 100, 5),
+        ({"max_completion_tokens": 6}, 100, 6),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, 100, 6),
+        ({"max_tokens": 6, "max_completion_tokens": 5}, None, 5),
+        ({"max_tokens": 5, "max_completion_tokens": None}, 100, 5),
+        ({"max_tokens": None, "max_completion_tokens": None}, 100, 100),
+    ],
+)
+def test_max_completion_tokens_overrides_max_tokens_and_both_the_configuration(fields, config, expected):
+    assert parse_chat(Defaults(max_tokens=config), **fields).max_tokens == expected
 
 
-async def test_many_clients_are_served_at_once(serving_model):
-    texts = [f"client {at}" for at in range(20)]
-    answers = await asyncio.gather(*(serving_model.post(PATHS[0], **saying(text)) for text in texts))
-    assert [f"{text} " for text in texts] == [one.json["choices"][0]["message"]["content"] for one in answers]
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"logprobs": False, "top_logprobs": 0}, None),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 20}, 20),
+    ],
+)
+def test_logprobs_are_requested_by_two_fields(fields, expected):
+    assert parse_chat(**fields).logprobs == expected
+
+
+@pytest.mark.parametrize("fields", [{}, {"logprobs": False}, {"logprobs": None}])
+def test_top_logprobs_without_logprobs_is_rejected(fields):
+    with pytest.raises(InvalidRequest) as raised:
+        parse_chat(top_logprobs=1, **fields)
+    assert raised.value.param == "top_logprobs"
+
+
+@pytest.mark.parametrize(
+    ("response_format", "expected"),
+    [
+        (None, None),
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, JsonObject()),
+        (json_schema(schema=SCHEMA, strict=False, description="x"), JsonSchema(schema=SCHEMA)),
+        (json_schema(schema={}), JsonSchema(schema={})),
+    ],
+)
+def test_response_format_becomes_a_constraint(response_format, expected):
+    assert parse_chat(response_format=response_format).constraint == expected
+
+
+def test_formatted_output_is_not_parsed_for_tool_calls():
+    request = parse_chat(response_format={"type": "json_object"}, tools=[tool()])
+    assert (request.constraint, request.parse_tool_calls) == (JsonObject(), False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": json_schema()}, "response_format.json_schema.schema"),
+        (
+            {"response_format": {"type": "json_object"}, "tools": [tool()], "tool_choice": "required"},
+            "response_format",
+        ),
+    ],
+)
+def test_invalid_response_format_is_rejected(fields, param):
+    with pytest.raises(InvalidRequest) as raised:
+        parse_chat(**fields)
+    assert type(raised.value) is InvalidRequest
+    assert raised.value.param == param
+    assert raised.value.message.startswith(f"`{param}`: ")
+
+
+UNSUPPORTED_VALUES = {
+    "audio": [{"voice": "alloy", "format": "wav"}],
+    "function_call": ["auto", {"name": "f"}],
+    "functions": [[{"name": "f"}]],
+    "modalities": [["text", "audio"], ["audio"], "text"],
+    "moderation": [{"model": "omni-moderation-latest"}],
+    "prediction": [{"type": "content", "content": "x"}],
+    "verbosity": ["high", "low"],
+    "web_search_options": [{}, {"search_context_size": "low"}],
+}
+
+
+def test_every_unsupported_field_is_covered_here():
+    assert sorted(UNSUPPORTED_VALUES) == sorted(NO_OP_VALUES)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in UNSUPPORTED_VALUES.items() for value in values]
+)
+def test_unsupported_field_is_rejected_by_name(field, value):
+    with pytest.raises(UnsupportedParameter, match=f"`{field}`") as raised:
+        parse_chat(**{field: value})
+    assert raised.value.param == field
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((field, value) for field, values in NO_OP_VALUES.items() for value in values),
+        *((field, None) for field in NO_OP_VALUES),
+        ("frequency_penalty", 0.0),
+        ("presence_penalty", 0),
+        ("logit_bias", {}),
+        ("n", 1),
+        ("tool_choice", "none"),
+        ("chat_template_kwargs", {}),
+    ],
+)
+def test_value_that_changes_nothing_is_accepted(field, value):
+    assert parse_chat(**{field: value}) == parse_chat()
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"reasoning_effort": "high"}, {"reasoning_effort": "high"}),
+        ({"reasoning_effort": "none"}, {"reasoning_effort": "none", "enable_thinking": False}),
+        (
+            {"chat_template_kwargs": {"enable_thinking": False, "a": [1, None]}},
+            {"enable_thinking": False, "a": [1, None]},
+        ),
+        (
+            {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True, "reasoning_effort": "low"}},
+            {"reasoning_effort": "low", "enable_thinking": True},
+        ),
+    ],
+)
+def test_template_variables_override_reasoning_effort(fields, expected):
+    assert parse_chat(**fields).prompt.template_variables == expected
+
+
+@pytest.mark.parametrize("effort", ["", "High", "ultra"])
+def test_unknown_reasoning_effort_is_rejected_with_the_allowed_ones(effort):
+    with pytest.raises(InvalidRequest, match="`minimal`") as raised:
+        parse_chat(reasoning_effort=effort)
+    assert raised.value.param == "reasoning_effort"
+
+
+def test_extreme_values_survive_the_way_to_the_worker():
+    request = parse_chat(
+        temperature=0,
+        seed=2**63 - 1,
+        max_tokens=2**53,
+        logit_bias={"2147483647": 1},
+        tools=[tool(parameters={"maximum": 10**40, "minimum": -1e300})],
+        tool_choice="required",
+        chat_template_kwargs=nested(100),
+    )
+    frame = messages.Generate(id=1, request=request)
+    assert messages.TO_WORKER.decode(msgspec.json.encode(frame)) == frame

@@ -1,79 +1,103 @@
-"""`POST /completions` from the socket to a worker and back."""
+"""A completion request becomes one generation request per prompt."""
 
 import pytest
 
-from tests.osaurusd.pool.asking import until
+from osaurusd.config import Defaults
+from osaurusd.errors import InvalidRequest, UnsupportedParameter
+from osaurusd.inference.request import GenerationRequest, SamplingParams, TextPrompt, TokenPrompt
 
-from .conftest import MODEL
-
-PATHS = ["/completions", "/v1/completions"]
+from .builders import parse_completion
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_a_prompt_is_continued(serving_model, path):
-    answer = await serving_model.post(path, prompt="to be")
+def prompts(prompt, **fields):
+    return [request.prompt for request in parse_completion(prompt=prompt, **fields)]
 
-    assert answer.status == 200
-    assert ("text_completion", MODEL) == (answer.json["object"], answer.json["model"])
-    assert answer.json["id"].startswith("cmpl-")
-    assert [{"index": 0, "text": "to be ", "logprobs": None, "finish_reason": "stop"}] == answer.json["choices"]
+
+def test_minimal_request_has_openais_default_of_max_tokens():
+    assert parse_completion(Defaults(max_tokens=100), prompt="Once") == [
+        GenerationRequest(
+            prompt=TextPrompt(text="Once"),
+            sampling=SamplingParams(temperature=1.0, top_p=1.0),
+            max_tokens=16,
+            parse_tool_calls=False,
+        )
+    ]
+
+
+def test_every_field_is_converted_for_each_prompt():
+    requests = parse_completion(
+        prompt=["a", "b"], temperature=0.5, n=2, best_of=2, max_tokens=0, stop="x", logprobs=5, echo=True
+    )
+    assert requests == [
+        GenerationRequest(
+            prompt=TextPrompt(text=text),
+            sampling=SamplingParams(temperature=0.5, top_p=1.0),
+            n=2,
+            max_tokens=0,
+            stop=["x"],
+            logprobs=5,
+            echo=True,
+            parse_tool_calls=False,
+        )
+        for text in "ab"
+    ]
 
 
 @pytest.mark.parametrize(
-    ("prompt", "texts", "usage"),
+    ("prompt", "expected"),
     [
-        ([7, 8], ["7 8 ", "7 8 "], (1, 4)),
-        (["a", "b c"], ["a ", "a ", "b c ", "b c "], (2, 6)),
-        ([[7], [8]], ["7 ", "7 ", "8 ", "8 "], (2, 4)),
+        (None, [TextPrompt(text="")]),
+        ("", [TextPrompt(text="")]),
+        ("a", [TextPrompt(text="a")]),
+        (["a"], [TextPrompt(text="a")]),
+        (["a", ""], [TextPrompt(text="a"), TextPrompt(text="")]),
+        ([1, 2], [TokenPrompt(tokens=[1, 2])]),
+        ([[1, 2], [3]], [TokenPrompt(tokens=[1, 2]), TokenPrompt(tokens=[3])]),
+        (["a", [1]], [TextPrompt(text="a"), TokenPrompt(tokens=[1])]),
+        ([7] * 1000, [TokenPrompt(tokens=[7] * 1000)]),
     ],
 )
-async def test_answers_are_numbered_by_prompt_and_usage_is_summed(serving_model, prompt, texts, usage):
-    answer = await serving_model.post(PATHS[0], prompt=prompt, n=2)
-
-    found = [(choice["index"], choice["text"]) for choice in answer.json["choices"]]
-    assert [*enumerate(texts)] == found
-    assert usage == (answer.json["usage"]["prompt_tokens"], answer.json["usage"]["completion_tokens"])
+def test_prompt_is_a_text_or_token_ids_or_a_list_of_prompts(prompt, expected):
+    assert prompts(prompt) == expected
 
 
-async def test_as_many_prompts_as_are_allowed_are_all_answered(serving_model):
-    prompts = [f"prompt {at}" for at in range(128)]
-    answer = await serving_model.post(PATHS[0], prompt=prompts)
-    assert [f"{prompt} " for prompt in prompts] == [choice["text"] for choice in answer.json["choices"]]
-    assert (128, 256) == (answer.json["usage"]["prompt_tokens"], answer.json["usage"]["completion_tokens"])
+def test_suffix_applies_to_every_text():
+    assert prompts(["a", "b"], suffix="z") == [TextPrompt(text="a", suffix="z"), TextPrompt(text="b", suffix="z")]
+    assert prompts("a", suffix="") == [TextPrompt(text="a")]
 
 
-async def test_several_prompts_are_streamed_side_by_side(serving_model):
-    *chunks, last, end = await serving_model.stream(
-        PATHS[0], prompt=["a b", "c d"], stream_options={"include_usage": True}
-    )
-
-    choices = [chunk["choices"][0] for chunk in chunks]
-    texts = ["".join(choice["text"] for choice in choices if choice["index"] == index) for index in (0, 1)]
-    assert ["a b ", "c d "] == texts
-    assert [0, 1] == sorted(choice["index"] for choice in choices if choice["finish_reason"] == "stop")
-    assert (2, 4, "[DONE]") == (last["usage"]["prompt_tokens"], last["usage"]["completion_tokens"], end)
-
-
-async def test_an_echo_comes_first_with_nothing_known_of_its_first_token(serving_model):
-    answer = await serving_model.post(PATHS[0], prompt="ab", echo=True, logprobs=1, max_tokens=1)
-
-    (choice,) = answer.json["choices"]
-    assert "abab " == choice["text"]
-    assert ([None, -0.5], [0, 2]) == (choice["logprobs"]["token_logprobs"], choice["logprobs"]["text_offset"])
-
-
-async def test_sixteen_tokens_are_the_default(serving_model):
-    answer = await serving_model.post(PATHS[0], prompt="x " * 20)
-    assert ("length", 16) == (answer.json["choices"][0]["finish_reason"], answer.json["usage"]["completion_tokens"])
-
-
-async def test_the_failure_of_one_prompt_is_the_requests_and_cancels_the_others(serving_model):
-    answer = await serving_model.post(PATHS[0], prompt=["stall", "fail", "stall"])
-
-    assert (400, "context_length_exceeded") == (answer.status, answer.error["code"])
-    await until(lambda: serving_model.received().count("cancel") == 2)
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[1], []]}, "prompt[1]"),
+        ({"prompt": [1, "a"]}, "prompt"),
+        ({"prompt": [1, [2]]}, "prompt"),
+        ({"prompt": ["a", 1]}, "prompt[1]"),
+        ({"prompt": [[1], 2]}, "prompt[1]"),
+        ({"prompt": [1, 2], "suffix": "a"}, "suffix"),
+        ({"prompt": ["a", [1]], "suffix": "a"}, "suffix"),
+        ({"prompt": "a", "suffix": "b", "echo": True}, "suffix"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "a", "max_tokens": 0, "echo": False}, "max_tokens"),
+    ],
+)
+def test_invalid_field_is_rejected(fields, param):
+    with pytest.raises(InvalidRequest) as raised:
+        parse_completion(**fields)
+    assert type(raised.value) is InvalidRequest
+    assert raised.value.param == param
+    assert raised.value.message.startswith(f"`{param}`: ")
 
 
-async def test_a_client_that_hangs_up_cancels_all_its_prompts(serving_model):
-    async with serving_model.hung_up(PATHS[0], prompt=["stall"] * 3):
-        await until(lambda: serving_model.received().count("cancel") == 3)
+@pytest.mark.parametrize("fields", [{"best_of": 2}, {"best_of": 1, "n": 2}, {"best_of": 0}, {"best_of": 10**30}])
+def test_best_of_is_rejected(fields):
+    with pytest.raises(UnsupportedParameter) as raised:
+        parse_completion(prompt="a", **fields)
+    assert raised.value.param == "best_of"
+
+
+@pytest.mark.parametrize("fields", [{"best_of": 1}, {"best_of": None, "n": 3}, {"best_of": 3, "n": 3}])
+def test_best_of_equal_to_n_is_accepted(fields):
+    (request,) = parse_completion(prompt="a", **fields)
+    assert request.n == (fields.get("n") or 1)

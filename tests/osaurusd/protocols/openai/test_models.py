@@ -1,12 +1,16 @@
-"""`GET /models` and `GET /models/{id}`, alike with and without `/v1`."""
+"""`GET /models` and `GET /models/{model}`, and the routes of the group, with and without `/v1`."""
 
+import json
+
+import msgspec
+import openai.types
 import pytest
 
-from osaurusd import app_keys as keys
 from osaurusd.config import Config
 from osaurusd.http.app import create_app
-from osaurusd.protocols.openai.routes import ROUTES
-from osaurusd.settings import Settings
+from osaurusd.inference.service import Service
+from osaurusd.protocols.openai.models import ModelList
+from osaurusd.protocols.openai.routes import openai_routes
 from tests.osaurusd.http.serve import serving
 from tests.osaurusd.models import disk
 
@@ -17,21 +21,25 @@ async def server(tmp_path):
     disk.write_hub(hub, "mlx-community/gemma-2-2b-it-4bit", disk.model())
     disk.write_hub(hub, "org/Half", {"config.json": disk.config()})
     disk.write_hub(hub, "org/Odd", disk.model(model_type="nonsense"))
-    app = create_app([ROUTES], Config)
-    app[keys.SETTINGS] = Settings(Config(), Config)
-    app[keys.CATALOG] = disk.make_catalog(tmp_path / "models", hub)
-    async with serving(app) as server:
+    catalog = disk.make_catalog(tmp_path / "models", hub)
+    routes = openai_routes(Service(catalog, None, Config), catalog, Config)
+    async with serving(create_app([routes], Config)) as server:
         yield server
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
-async def test_only_models_that_can_be_served_are_listed(server, prefix):
-    answer = await server.ask("GET", f"{prefix}/models")
-    assert answer.status == 200
-    assert answer.json["object"] == "list"
-    (model,) = answer.json["data"]
+async def test_only_available_models_are_listed(server, prefix):
+    response = await server.request("GET", f"{prefix}/models")
+    assert response.status == 200
+    assert response.json["object"] == "list"
+    (model,) = response.json["data"]
+    openai.types.Model.model_validate(model, strict=True)
     assert isinstance(model.pop("created"), int)
     assert model == {"id": "gemma-2-2b-instruct", "object": "model", "owned_by": "osaurus"}
+
+
+def test_empty_list_is_a_list():
+    assert json.loads(msgspec.json.encode(ModelList(data=[]))) == {"object": "list", "data": []}
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
@@ -44,9 +52,9 @@ async def test_only_models_that_can_be_served_are_listed(server, prefix):
         "mlx-community%2Fgemma-2-2b-it-4bit",
     ],
 )
-async def test_one_model_is_shown_by_any_of_its_names(server, prefix, name):
-    answer = await server.ask("GET", f"{prefix}/models/{name}")
-    assert (answer.status, answer.json["id"]) == (200, "gemma-2-2b-instruct")
+async def test_model_is_shown_by_any_of_its_names(server, prefix, name):
+    response = await server.request("GET", f"{prefix}/models/{name}")
+    assert (response.status, response.json["id"]) == (200, "gemma-2-2b-instruct")
 
 
 @pytest.mark.parametrize(
@@ -59,15 +67,15 @@ async def test_one_model_is_shown_by_any_of_its_names(server, prefix, name):
         ("llama-3.2-3b-instruct", "model_not_downloaded"),
     ],
 )
-async def test_a_model_that_cannot_be_served_is_not_shown(server, name, code):
-    answer = await server.ask("GET", f"/models/{name}")
-    assert (answer.status, answer.error["code"], answer.error["param"]) == (404, code, "model")
+async def test_unavailable_model_is_not_found(server, name, code):
+    response = await server.request("GET", f"/models/{name}")
+    assert (response.status, response.error["code"], response.error["param"]) == (404, code, "model")
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
 async def test_health_is_ok(server, prefix):
-    answer = await server.ask("GET", f"{prefix}/health")
-    assert (answer.status, answer.json) == (200, {"status": "ok"})
+    response = await server.request("GET", f"{prefix}/health")
+    assert (response.status, response.json) == (200, {"status": "ok"})
 
 
 @pytest.mark.parametrize(
@@ -79,13 +87,13 @@ async def test_health_is_ok(server, prefix):
         ("DELETE", "/models/x", "GET, HEAD"),
     ],
 )
-async def test_a_wrong_method_is_told(server, method, path, allowed):
-    answer = await server.ask(method, path)
-    assert (answer.status, answer.headers["Allow"]) == (405, allowed)
-    assert answer.error["code"] == "method_not_allowed"
+async def test_wrong_method_is_rejected_with_the_allowed_ones(server, method, path, allowed):
+    response = await server.request(method, path)
+    assert (response.status, response.headers["Allow"]) == (405, allowed)
+    assert response.error["code"] == "method_not_allowed"
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v2/models", "/v1/v1/models", "/chat", "/models/", "/v0/status"])
-async def test_other_paths_are_not_there(server, path):
-    answer = await server.ask("GET", path)
-    assert (answer.status, answer.error["code"]) == (404, "not_found")
+async def test_unknown_path_is_not_found(server, path):
+    response = await server.request("GET", path)
+    assert (response.status, response.error["code"]) == (404, "not_found")

@@ -8,62 +8,67 @@ from osaurusd.inference.events import Completed
 from osaurusd.rpc import messages
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker.engine.engine import Engine, Limits
-from tests.osaurusd.worker.networks import PROMPT, VOCABULARY, Watched, greedy, request, said_in, text_of
+from tests.osaurusd.worker.engine.harness import build_request, tokens_of
+from tests.osaurusd.worker.networks import PROMPT, VOCABULARY, RecordingNetwork, greedy
 
 POISON = VOCABULARY - 1
 POISONED = [1, POISON, 2]
-SECONDS = 10
+
+# Only a hung thread reaches this.
+SECONDS = 60
 
 
 class Panic(BaseException):
-    """As what extensions that are written in Rust raise."""
+    """Like the exceptions of extensions written in Rust."""
 
 
 class Runner:
-    """A running thread, what it emitted, and why it gave up."""
+    """A running thread, what it has emitted, and why it aborted."""
 
-    def __init__(self, make):
+    def __init__(self, mlx_thread):
         self._emitted = queue.SimpleQueue()
-        self._ended = queue.SimpleQueue()
+        self._aborted = queue.SimpleQueue()
         self.frames = []
-        self.expecting = False
-        self.thread = make(self._emitted.put, self._give_up, lambda: self.expecting)
+        self.expects_requests = False
+        self.thread = mlx_thread(self._emitted.put, self._abort, lambda: self.expects_requests)
         self.thread.start()
 
-    def adopt(self, network):
-        """Serve this network."""
-
+    def serve(self, network):
         def adopt():
             self.engine = Engine(network, [], Limits(prefix_cache_bytes=2**30))
             self.thread.adopt(self.engine)
 
-        self.do(adopt)
+        self.run(adopt)
 
-    def do(self, work):
-        """Have something done there, and wait for it."""
+    def run(self, work):
+        """Run work on the thread and wait for it."""
         done = threading.Event()
-        self.thread.post(lambda: (work(), done.set()))
+        self.thread.post(lambda: [work(), done.set()].clear())
         assert done.wait(SECONDS)
 
     def add(self, *requests):
-        """Add all of them between the same two steps."""
-        self.thread.post(lambda: [frame for one in requests for frame in self.engine.add(one)])
+        """Add requests between the same two steps."""
+        self.thread.post(lambda: [frame for request in requests for frame in self.engine.add(request)])
 
-    def until(self, *ids):
-        """All frames so far, once each of these requests has ended."""
-        while not set(ids) <= {frame.id for frame in self.frames if isinstance(frame, Completed | messages.Failed)}:
-            self._take()
-        return self.frames
+    def until_ended(self, *ids):
+        """Wait until all of these requests have ended; return the last frame of every request that has."""
+        while not set(ids) <= self._ends().keys():
+            self.frames += self._emitted.get(timeout=SECONDS)
+        return self._ends()
 
-    def reason(self):
-        """Why it gave up, waited for."""
-        return self._ended.get(timeout=SECONDS)
+    def abort_reason(self):
+        return self._aborted.get(timeout=SECONDS)
 
-    def _take(self):
-        self.frames += [frame for frame in self._emitted.get(timeout=SECONDS) if not isinstance(frame, messages.Stats)]
+    def _ends(self):
+        return {
+            frame.id: frame
+            for frame in self.frames
+            if isinstance(frame, messages.Failed)
+            or (isinstance(frame, messages.Output) and isinstance(frame.event, Completed))
+        }
 
-    def _give_up(self, reason):
-        self._ended.put(reason)
+    def _abort(self, reason):
+        self._aborted.put(reason)
         sys.exit()  # ends the thread
 
 
@@ -75,173 +80,174 @@ def runner(mlx_thread):
 @pytest.fixture
 def fragile(network):
     """A network that fails on demand."""
-    return Watched(network(), POISON)
+    return RecordingNetwork(network(), POISON)
 
 
-def ends(frames):
-    """The last frame of each request."""
-    return {frame.id: frame for frame in frames if isinstance(frame, Completed | messages.Failed)}
-
-
-def test_posted_work_is_done_in_order_on_one_thread(runner):
-    done = []
+def test_posted_work_runs_in_order_on_one_thread(runner):
+    calls = []
     for number in range(20):
-        runner.thread.post(lambda number=number: done.append((number, threading.current_thread().name)))
+        runner.thread.post(lambda number=number: calls.append((number, threading.current_thread().name)))
 
-    runner.do(lambda: None)
+    runner.run(lambda: None)
 
-    assert [(number, "mlx") for number in range(20)] == done
-
-
-def test_requests_are_answered(runner, network):
-    runner.adopt(network())
-
-    runner.add(request(1, PROMPT, 10), request(2, [5], 10))
-
-    frames = runner.until(1, 2)
-    assert greedy(network(), PROMPT, 10) == said_in(text_of(frames, 1))
-    assert greedy(network(), [5], 10) == said_in(text_of(frames, 2))
+    assert [(number, "mlx") for number in range(20)] == calls
 
 
-def test_prompts_that_come_together_are_begun_together(runner, network, monkeypatch):
-    watched = Watched(network())
-    runner.adopt(watched)
-    runner.do(lambda: monkeypatch.setattr(runner.engine._pace, "gathering_seconds", lambda tokens: SECONDS))
-    watched.shapes.clear()
-    runner.expecting = True
+def test_requests_are_generated(runner, network):
+    runner.serve(network())
 
-    runner.add(request(1, [5, 6, 7], 4))
-    runner.do(lambda: None)
-    assert not watched.shapes
-    runner.expecting = False
-    runner.add(request(2, [8, 9, 10], 4))
+    runner.add(build_request(1, PROMPT, 10), build_request(2, [5], 10))
 
-    runner.until(1, 2)
-    assert (2, 2) == watched.shapes[0]
+    runner.until_ended(1, 2)
+    assert greedy(network(), PROMPT, 10) == tokens_of(runner.frames, 1)
+    assert greedy(network(), [5], 10) == tokens_of(runner.frames, 2)
 
 
-def test_a_prompt_does_not_wait_for_others_for_ever(runner, network):
-    runner.adopt(network())
-    runner.expecting = True
+def test_prompts_that_arrive_together_share_a_pass(runner, network, monkeypatch):
+    recording = RecordingNetwork(network())
+    runner.serve(recording)
+    runner.run(lambda: monkeypatch.setattr(runner.engine.chunk_sizer, "batching_seconds", lambda tokens: SECONDS))
+    recording.shapes.clear()
+    runner.expects_requests = True
 
-    runner.add(request(1, PROMPT, 4))
+    runner.add(build_request(1, [5, 6, 7], 4))
+    runner.run(lambda: None)
+    assert not recording.shapes
+    runner.expects_requests = False
+    runner.add(build_request(2, [8, 9, 10], 4))
 
-    assert greedy(network(), PROMPT, 4) == said_in(text_of(runner.until(1), 1))
+    runner.until_ended(1, 2)
+    assert (2, 2) == recording.shapes[0]
 
 
-def test_work_is_done_between_two_steps(runner, network):
-    runner.adopt(network())
-    runner.add(request(1, PROMPT, 100_000), request(2, PROMPT, 10))
+def test_a_prompt_does_not_wait_for_others_forever(runner, network):
+    runner.serve(network())
+    runner.expects_requests = True
 
-    runner.until(2)
-    runner.do(lambda: runner.engine.cancel(1))
+    runner.add(build_request(1, PROMPT, 4))
 
-    runner.do(lambda: None)
+    runner.until_ended(1)
+    assert greedy(network(), PROMPT, 4) == tokens_of(runner.frames, 1)
+
+
+def test_posted_work_runs_between_two_steps(runner, network):
+    runner.serve(network())
+    runner.add(build_request(1, PROMPT, 100_000), build_request(2, PROMPT, 10))
+
+    runner.until_ended(2)
+    runner.run(lambda: runner.engine.cancel(1))
+
     assert not runner.engine.busy
 
 
-def test_work_that_fails_ends_everything_with_its_reason(runner):
+def test_posted_work_that_fails_aborts_with_its_reason(runner):
     runner.thread.post(lambda: [].pop())
 
-    assert runner.reason() == "the MLX thread failed: IndexError: pop from empty list"
+    assert runner.abort_reason() == "the MLX thread failed: IndexError: pop from empty list"
 
 
-def test_a_panic_which_is_no_exception_does_not_leave_the_process_dead_inside(runner):
+def test_a_base_exception_aborts_instead_of_ending_the_thread_silently(runner):
     def panic():
         raise Panic("index out of bounds")
 
     runner.thread.post(panic)
 
-    assert runner.reason() == "the MLX thread failed: Panic: index out of bounds"
+    assert runner.abort_reason() == "the MLX thread failed: Panic: index out of bounds"
 
 
-# A network that fails
+# Failing networks
 
 
-def test_a_failing_step_fails_the_batch_with_its_reason(runner, fragile):
-    runner.adopt(fragile)
-    runner.add(request(1, PROMPT, 100_000), request(2, [5], 100_000), request(3, [5], 10))
-    runner.until(3)
+def test_a_failed_step_fails_all_requests_with_its_reason(runner, fragile):
+    runner.serve(fragile)
+    runner.add(build_request(1, PROMPT, 100_000), build_request(2, [5], 100_000), build_request(3, [5], 10))
+    runner.until_ended(3)
 
-    runner.do(lambda: setattr(fragile, "failures", 1))
+    runner.run(lambda: setattr(fragile, "failures", 1))
 
-    found = ends(runner.until(1, 2))
+    ends = runner.until_ended(1, 2)
     reason = "the model failed while generating: ValueError: broken"
     for id_ in (1, 2):
-        assert messages.Failed(id=id_, code=ErrorCode.INTERNAL_ERROR, message=reason) == found[id_]
+        assert messages.Failed(id=id_, code=ErrorCode.INTERNAL_ERROR, message=reason) == ends[id_]
 
 
-def test_after_a_failing_step_it_goes_on(runner, fragile, network):
-    runner.adopt(fragile)
-    runner.add(request(1, PROMPT, 100_000), request(2, [5], 10))
-    runner.until(2)
-    runner.do(lambda: setattr(fragile, "failures", 1))
-    runner.until(1)
+def test_requests_are_generated_after_a_failed_step(runner, fragile, network):
+    runner.serve(fragile)
+    runner.add(build_request(1, PROMPT, 100_000), build_request(2, [5], 10))
+    runner.until_ended(2)
+    runner.run(lambda: setattr(fragile, "failures", 1))
+    runner.until_ended(1)
 
-    runner.add(request(3, PROMPT, 10))
+    runner.add(build_request(3, PROMPT, 10))
 
-    assert greedy(network(), PROMPT, 10) == said_in(text_of(runner.until(3), 3))
+    runner.until_ended(3)
+    assert greedy(network(), PROMPT, 10) == tokens_of(runner.frames, 3)
 
 
-def test_a_prompt_that_cannot_be_processed_fails_and_costs_nobody_else(runner, fragile, network):
-    runner.adopt(fragile)
-    runner.add(request(1, PROMPT, 40), request(2, [5], 2))
-    runner.until(2)
+def test_a_poisoned_prompt_fails_only_its_request(runner, fragile, network):
+    runner.serve(fragile)
+    runner.add(build_request(1, PROMPT, 40), build_request(2, [5], 2))
+    runner.until_ended(2)
 
-    runner.add(request(3, POISONED), request(4, [*range(90)] * 10 + POISONED))
-    found = ends(runner.until(1, 3, 4))
+    runner.add(build_request(3, POISONED), build_request(4, [*range(90)] * 10 + POISONED))
+    ends = runner.until_ended(1, 3, 4)
 
+    reason = "the model failed to process this prompt: ValueError: poisoned"
     for id_ in (3, 4):
-        reason = "the model failed on this prompt: ValueError: poisoned"
-        assert messages.Failed(id=id_, code=ErrorCode.INTERNAL_ERROR, message=reason) == found[id_]
-    assert greedy(network(), PROMPT, 40) == said_in(text_of(runner.frames, 1))
+        assert messages.Failed(id=id_, code=ErrorCode.INTERNAL_ERROR, message=reason) == ends[id_]
+    assert greedy(network(), PROMPT, 40) == tokens_of(runner.frames, 1)
 
 
-def test_when_no_prompt_can_be_processed_all_fail_and_it_goes_on(runner, fragile, network):
-    runner.adopt(fragile)
-    runner.do(lambda: setattr(fragile, "failures", 2))  # a prompt, and then what tells whether it was to blame
+def test_if_no_prompt_can_be_processed_all_requests_fail(runner, fragile, network):
+    runner.serve(fragile)
+    runner.run(lambda: setattr(fragile, "failures", 2))  # a prompt, and the probe that checks the model
 
-    runner.add(request(1, PROMPT), request(2, [*range(90)] * 10))
+    runner.add(build_request(1, PROMPT), build_request(2, [*range(90)] * 10))
 
     reason = "the model failed while generating: ValueError: broken"
-    assert [reason] * 2 == [end.message for end in ends(runner.until(1, 2)).values()]
-    runner.add(request(3, PROMPT, 10))
-    assert greedy(network(), PROMPT, 10) == said_in(text_of(runner.until(3), 3))
+    assert [reason] * 2 == [end.message for end in runner.until_ended(1, 2).values()]
+    runner.add(build_request(3, PROMPT, 10))
+    runner.until_ended(3)
+    assert greedy(network(), PROMPT, 10) == tokens_of(runner.frames, 3)
 
 
-def test_a_request_that_is_done_in_the_step_that_fails_is_not_lost(runner, fragile, monkeypatch):
-    """The step that decodes the last token of the first then fails on the prompt of the second."""
-    runner.adopt(fragile)
-    runner.do(lambda: monkeypatch.setattr(runner.engine._pace, "tokens", lambda *, shared: 64))
+def test_a_request_that_completes_in_the_failing_step_is_not_lost(runner, fragile, monkeypatch):
+    """One step decodes the last token of the first request, then fails on the prompt of the second."""
+    runner.serve(fragile)
+    runner.run(lambda: monkeypatch.setattr(runner.engine.chunk_sizer, "tokens", lambda *, shared: 64))
     for count in range(1, 12):
-        runner.add(request(2 * count, PROMPT, count), request(2 * count + 1, [*[*range(50)] * 10, *POISONED], 5))
+        first, second = 2 * count, 2 * count + 1
+        runner.add(build_request(first, PROMPT, count), build_request(second, [*[*range(50)] * 10, *POISONED], 5))
 
-        found = ends(runner.until(2 * count, 2 * count + 1))
+        ends = runner.until_ended(first, second)
 
-        assert [Completed, messages.Failed] == [type(found[2 * count + at]) for at in range(2)]
-
-
-def test_a_second_failure_in_a_row_gives_up(runner, fragile):
-    runner.adopt(fragile)
-    runner.add(request(1, PROMPT, 100_000), request(2, [5], 10))
-    runner.until(2)
-    # A step; then a prompt, and what tells whether it was to blame.
-    runner.do(lambda: setattr(fragile, "failures", 3))
-    runner.until(1)
-
-    runner.add(request(3, PROMPT, 10))
-
-    assert runner.reason() == "the model failed while generating: ValueError: broken"
+        assert isinstance(ends[first], messages.Output)
+        assert isinstance(ends[second], messages.Failed)
 
 
-def test_failures_with_a_step_that_works_between_them_are_not_in_a_row(runner, fragile, network):
-    runner.adopt(fragile)
-    for count in range(3):
-        runner.add(request(10 * count, PROMPT, 100_000), request(10 * count + 1, [5], 5))
-        runner.until(10 * count + 1)
-        runner.do(lambda: setattr(fragile, "failures", 1))
-        runner.until(10 * count)
+def test_a_second_consecutive_failure_aborts(runner, fragile):
+    runner.serve(fragile)
+    runner.add(build_request(1, PROMPT, 100_000), build_request(2, [5], 10))
+    runner.until_ended(2)
+    # A decode step; then a prompt, and the probe that checks the model.
+    runner.run(lambda: setattr(fragile, "failures", 3))
+    runner.until_ended(1)
 
-    runner.add(request(100, PROMPT, 5))
+    runner.add(build_request(3, PROMPT, 10))
 
-    assert greedy(network(), PROMPT, 5) == said_in(text_of(runner.until(100), 100))
+    assert runner.abort_reason() == "the model failed while generating: ValueError: broken"
+
+
+def test_failures_with_a_successful_decode_step_in_between_are_not_consecutive(runner, fragile, network):
+    runner.serve(fragile)
+    for number in range(3):
+        endless, short = 10 * number, 10 * number + 1
+        runner.add(build_request(endless, PROMPT, 100_000), build_request(short, [5], 5))
+        runner.until_ended(short)
+        runner.run(lambda: setattr(fragile, "failures", 1))
+        runner.until_ended(endless)
+
+    runner.add(build_request(100, PROMPT, 5))
+
+    runner.until_ended(100)
+    assert greedy(network(), PROMPT, 5) == tokens_of(runner.frames, 100)

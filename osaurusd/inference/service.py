@@ -1,0 +1,126 @@
+"""The path of every generation request, whatever protocol it arrived in: find the model, lease its worker, stream."""
+
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+import msgspec
+
+from osaurusd.config import Config
+from osaurusd.errors import InvalidRequest, ModelNotFound, OsaurusError
+from osaurusd.inference import limits
+from osaurusd.inference.defaults import RequestDefaults
+from osaurusd.inference.events import Completed, Delta, Event
+from osaurusd.inference.prompt_batch import generate_all
+from osaurusd.inference.request import GenerationRequest
+from osaurusd.log import get_logger
+from osaurusd.models.catalog import Catalog
+from osaurusd.models.record import ModelRecord
+from osaurusd.pool.pool import Lease, Pool
+
+log = get_logger(__name__)
+
+
+class Service:
+    """Serves generation requests.
+
+    Args:
+        catalog: finds models.
+        pool: loads models and leases their workers.
+        config: returns the configuration in force.
+    """
+
+    def __init__(self, catalog: Catalog, pool: Pool, config: Callable[[], Config]) -> None:
+        self._catalog = catalog
+        self._pool = pool
+        self._config = config
+
+    async def find(self, model: str | None) -> ModelRecord:
+        """Find the model that a request names, or the default model.
+
+        Raises:
+            InvalidRequest: the request names no model and there is no default, or the name is too long.
+            ModelNotFound: the model does not exist, or cannot be served.
+        """
+        config = self._config()
+        if not model:
+            if config.default_model is None:
+                raise InvalidRequest(
+                    "the model is required; set `default_model` in the configuration to serve requests without one",
+                    location=limits.MODEL,
+                )
+            return await self._catalog.find(config.default_model)
+        limits.check_value(limits.MODEL, model, config.input)
+        try:
+            return await self._catalog.find(model)
+        except ModelNotFound:
+            if config.default_for_unknown and config.default_model is not None:
+                return await self._catalog.find(config.default_model)
+            raise
+
+    def defaults(self, record: ModelRecord) -> RequestDefaults:
+        """Return the defaults for requests to a model."""
+        return RequestDefaults.from_model(record.generation, self._config().defaults)
+
+    def check_prompt_count(self, count: int) -> None:
+        """Check the number of prompts before a request is built for each of them.
+
+        Raises:
+            InvalidRequest: there are more than `input.max_prompts`.
+        """
+        limits.check_value(limits.PROMPTS, range(count), self._config().input)
+
+    async def generate(self, record: ModelRecord, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Event]:
+        """Yield the events of one client request, and end with `Completed`. Closing the iterator cancels the request.
+
+        Args:
+            record: the model, which is loaded if necessary.
+            requests: one per prompt, at least one. With several, choices are numbered consecutively, and each prompt
+                has its own `Started`.
+
+        Raises:
+            OsaurusError: a request is invalid or failed. With several requests, `prompt_index` is the number of the
+                one at fault.
+        """
+        config = self._config()
+        _check(requests, config)
+        async with self._pool.lease(record) as lease:
+            events = lease.generate(requests[0]) if len(requests) == 1 else generate_all(lease, requests)
+            if config.log.content:
+                events = log_content(events, requests)
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    yield _with_wait_times(event, lease) if isinstance(event, Completed) else event
+
+
+def _check(requests: Sequence[GenerationRequest], config: Config) -> None:
+    for number, request in enumerate(requests):
+        try:
+            limits.check_request(request, config.input)
+        except OsaurusError as error:
+            error.prompt_index = number
+            raise
+
+
+def _with_wait_times(completed: Completed, lease: Lease) -> Completed:
+    """Add the time that the request waited for its worker."""
+    timings = completed.timings
+    timings = msgspec.structs.replace(
+        timings, load=timings.load + lease.load_seconds, queue=timings.queue + lease.queue_seconds
+    )
+    return msgspec.structs.replace(completed, timings=timings)
+
+
+async def log_content(events: AsyncGenerator[Event], requests: Sequence[GenerationRequest]) -> AsyncGenerator[Event]:
+    """Log the prompts, pass the events on, and log the output, complete or not: for `log.content`."""
+    log.info("prompt", prompts=[msgspec.to_builtins(request.prompt) for request in requests])
+    outputs: defaultdict[int, list[str]] = defaultdict(list)
+    try:
+        async with contextlib.aclosing(events):
+            async for event in events:
+                if isinstance(event, Delta):
+                    calls = [f"{call.name or ''}{call.arguments}" for call in event.tool_calls]
+                    outputs[event.index] += [event.reasoning, event.text, *calls]
+                yield event
+    finally:
+        log.info("output", outputs={str(index): "".join(parts) for index, parts in sorted(outputs.items())})

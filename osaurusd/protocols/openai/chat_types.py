@@ -1,0 +1,236 @@
+"""The bodies of `POST /chat/completions`: requests, responses and the chunks of a stream.
+
+Unknown fields are ignored. OpenAI's fields that would change the response but are not supported are declared, so that
+they can be rejected.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from osaurusd.inference.events import FinishReason
+from osaurusd.protocols.openai.common import MAX_TOKENS, Logprobs, RequestBody, Usage
+from osaurusd.protocols.openai.logprobs import ChatLogprobs
+
+Tokens = Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]
+
+NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "function_call": ("none",),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "moderation": (),
+    "prediction": (),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+"""Unsupported fields, and the values besides null that are accepted because they do not change the response."""
+
+
+# Requests
+
+
+class ContentPart(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One part of a message's content."""
+
+    type: str
+    text: str | None = None
+
+
+class FunctionCallParam(msgspec.Struct, frozen=True, kw_only=True):
+    """A function call of an earlier response; `arguments` is the JSON text that the model wrote."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallParam(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    type: str = "function"
+    function: FunctionCallParam | None = None
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One message of a chat."""
+
+    role: str
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallParam] | None = None
+    tool_call_id: str | None = None
+    function_call: Any = None
+    audio: Any = None
+
+
+class Function(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that the model may call; `parameters` is a JSON schema."""
+
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct, frozen=True, kw_only=True):
+    type: str
+    function: Function | None = None
+
+
+class FunctionName(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+
+
+class ToolReference(msgspec.Struct, frozen=True, kw_only=True):
+    """Refers to a tool of the request by the name of its function."""
+
+    type: str
+    function: FunctionName | None = None
+
+
+class AllowedTools(msgspec.Struct, frozen=True, kw_only=True):
+    mode: str
+    tools: list[ToolReference]
+
+
+class ToolChoice(ToolReference, frozen=True, kw_only=True):
+    """The function that the model must call, or with type `allowed_tools` the tools that it may call."""
+
+    allowed_tools: AllowedTools | None = None
+
+
+class JsonSchemaFormat(msgspec.Struct, frozen=True, kw_only=True):
+    name: Name
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
+    type: str
+    json_schema: JsonSchemaFormat | None = None
+
+
+class ChatRequest(RequestBody, frozen=True, kw_only=True):
+    """The body of a chat request."""
+
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Logprobs | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    # See NO_OP_VALUES.
+    audio: Any = None
+    function_call: Any = None
+    functions: Any = None
+    modalities: Any = None
+    moderation: Any = None
+    prediction: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None
+
+
+# Responses
+
+
+class FunctionCall(msgspec.Struct, kw_only=True):
+    name: str
+    arguments: str = ""
+
+
+class ToolCall(msgspec.Struct, kw_only=True):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ResponseMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """The output of the model. `content` is null if there are only tool calls; empty optional fields are absent."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: None = None
+    annotations: tuple[()] = ()
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
+
+
+class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
+    index: int
+    message: ResponseMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
+    """The response to a chat request."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    service_tier: None = None
+    system_fingerprint: None = None
+
+
+# Streams
+
+
+class FunctionCallDelta(msgspec.Struct, frozen=True, kw_only=True):
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of a tool call. Only the first one has id, type and name."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: FunctionCallDelta
+
+
+class ChoiceDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """New output of a choice."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    refusal: UnsetType | None = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+
+
+class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
+    index: int
+    delta: ChoiceDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatChunkHead(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields that all chunks of a stream have in common."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    service_tier: None = None
+    system_fingerprint: None = None
+
+
+class ChatCompletionChunk(ChatChunkHead, frozen=True, kw_only=True):
+    """One chunk of a streamed chat completion. With `stream_options.include_usage`, the last one has the usage."""
+
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None

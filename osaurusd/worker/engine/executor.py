@@ -1,0 +1,231 @@
+"""The executor: carries out the planner's steps with MLX. Runs on the thread that owns MLX."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from osaurusd.worker.engine import kv_cache
+from osaurusd.worker.engine.batch import BatchEntry, CacheReader, DecodeBatch, TokenOutput
+from osaurusd.worker.engine.kv_cache import Cache, CacheLayout
+from osaurusd.worker.engine.planner import PrefillChunk, StepPlan
+from osaurusd.worker.engine.prefix_cache import PrefixCache, PrefixMatch, Tokens
+from osaurusd.worker.engine.request import PrefillTask, SequenceId
+from osaurusd.worker.engine.sampler import compute_logprobs
+from osaurusd.worker.frontend.logprobs import Score
+
+# Attention time for one token of padding, relative to the time of reading as many bytes of weights.
+_PADDING_COST_CPU = 6
+_PADDING_COST_GPU = 1
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step has yielded.
+
+    Attributes:
+        tokens: the new tokens of each decoding sequence, in order.
+        prompt_scores: by prompt, the scores of the tokens that follow those of a scored chunk.
+        seconds: the time of a prefill pass.
+    """
+
+    tokens: dict[SequenceId, list[TokenOutput]] = field(default_factory=dict)
+    prompt_scores: dict[SequenceId, list[Score]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass
+class _Prompt:
+    """A prompt that is being prefilled. `logits` are those after its last token, once it is complete."""
+
+    tokens: Tokens
+    match: PrefixMatch | None
+    top_logprobs: int
+    cache: Cache = field(default_factory=list)
+    logits: mx.array | None = None
+
+
+class Executor:
+    """Holds the caches of all sequences, and runs the forward passes.
+
+    Args:
+        network: an mlx_lm model.
+        layout: of its caches.
+        prefix_cache: stores the caches of prompts and finished sequences.
+        clock: measures prefill passes.
+
+    Attributes:
+        batches: the decoding sequences, by the forward pass that they share.
+    """
+
+    def __init__(
+        self, network: Any, layout: CacheLayout, prefix_cache: PrefixCache, clock: Callable[[], float]
+    ) -> None:
+        self._network = network
+        self._layout = layout
+        self._prefix_cache = prefix_cache
+        self._clock = clock
+        self._prompts: dict[SequenceId, _Prompt] = {}
+        self.batches: list[DecodeBatch] = []
+
+    def clear(self) -> None:
+        """Drop all sequences."""
+        self._prompts.clear()
+        self.batches.clear()
+
+    def begin(self, task: PrefillTask) -> None:
+        """Take over a prompt whose prefill begins."""
+        top_logprobs = task.choices[0].sampling.logprobs or 0
+        self._prompts[task.id] = _Prompt(task.tokens, task.match, top_logprobs)
+        task.match = None
+
+    def drop(self, prompt: SequenceId) -> None:
+        """Drop a prompt, if it has begun."""
+        self._prompts.pop(prompt, None)
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run the forward passes of a step."""
+        if plan.decode:
+            self._merge_batches(plan.decode)
+            return StepResult({id_: tokens for batch in self.batches for id_, tokens in batch.step().items()})
+        if len(plan.prefill) > 1:
+            return self._prefill_together(plan.prefill)
+        return self._prefill(plan.prefill[0])
+
+    def start_decoding(self, prompts: list[SequenceId], entries: list[BatchEntry]) -> None:
+        """Sample the first tokens after complete prompts.
+
+        Args:
+            prompts: those that one pass has completed.
+            entries: one for each prompt, or several that continue a single prompt.
+        """
+        first, *_ = [self._prompts.pop(prompt) for prompt in prompts]
+        assert first.logits is not None, "the prompt is complete"
+        cache, logits = first.cache, first.logits
+        if len(entries) > len(prompts):
+            cache = self._layout.merge([cache] * len(entries))
+            logits = mx.concatenate([logits] * len(entries))
+        batch = DecodeBatch(self._network, self._layout, entries, cache, logits, merged=len(entries) > 1)
+        self.batches.append(batch)
+
+    def take_failed(self) -> dict[SequenceId, str]:
+        """Return the sequences whose constraint has failed since the last call, with the reason.
+
+        Their later tokens do not satisfy the constraint.
+        """
+        failed: dict[SequenceId, str] = {}
+        for batch in self.batches:
+            failed |= batch.failed
+            batch.failed = {}
+        return failed
+
+    def remove(self, ids: Collection[SequenceId]) -> None:
+        """Remove decoding sequences."""
+        for batch in self.batches:
+            batch.remove(ids)
+        self.batches = [batch for batch in self.batches if batch.ids]
+
+    def store(self, id_: SequenceId, tokens: Tokens) -> None:
+        """Store a decoding sequence, which consists of `tokens`, in the prefix cache."""
+        if not self._prefix_cache.enabled:
+            return
+        reader = self.reader(id_)
+        self._prefix_cache.insert(tokens, reader.pack)
+        if self._layout.has_states:
+            self._prefix_cache.insert_checkpoint(tokens, reader.copy_states())
+
+    def reader(self, id_: SequenceId) -> CacheReader:
+        """Return a reader of a decoding sequence's cache, which includes its last returned token."""
+        return next(batch for batch in self.batches if id_ in batch.ids).reader(id_)
+
+    def synchronize(self) -> None:
+        """Wait for the decode step that is being computed."""
+        mx.synchronize()
+
+    def _merge_batches(self, plan: tuple[tuple[SequenceId, ...], ...]) -> None:
+        """Merge the batches that the plan puts together; batches are never split."""
+        if len(plan) == len(self.batches):
+            return
+        batch_of = {id_: batch for batch in self.batches for id_ in batch.ids}
+        self.batches = [batch_of[ids[0]] for ids in plan]
+        for batch, ids in zip(self.batches, plan, strict=True):
+            for id_ in ids:
+                if id_ not in batch.ids:
+                    batch.absorb(batch_of[id_])
+
+    def _prefill(self, chunk: PrefillChunk) -> StepResult:
+        started = self._clock()
+        prompt = self._restored(chunk.prompt)
+        tokens = mx.array(prompt.tokens[chunk.start : chunk.end])[None]
+        logits = self._network(tokens, cache=prompt.cache)
+        scores: list[Score] = []
+        if chunk.score:
+            scores = _score_following(logits[0], prompt, chunk)
+        needed = [logits[:, -1, :]] if chunk.last else []
+        mx.eval(needed, [logits] if chunk.score else [], [layer.state for layer in prompt.cache])
+        if chunk.last:
+            prompt.logits = needed[0]
+        done = prompt.tokens[: chunk.end]
+        if chunk.store:
+            self._prefix_cache.insert(done, partial(kv_cache.pack, self._layout, prompt.cache))
+        if chunk.checkpoint:
+            self._prefix_cache.insert_checkpoint(done, kv_cache.copy_states(prompt.cache))
+        return StepResult(prompt_scores={chunk.prompt: scores} if scores else {}, seconds=self._clock() - started)
+
+    def _prefill_together(self, chunks: tuple[PrefillChunk, ...]) -> StepResult:
+        """Complete several prompts. Their last tokens have a pass of their own, which is cheaper than all logits."""
+        started = self._clock()
+        prompts = [self._restored(chunk.prompt) for chunk in chunks]
+        cache = self._layout.merge([prompt.cache for prompt in prompts])
+        parts = [prompt.tokens[chunk.start : -1] for prompt, chunk in zip(prompts, chunks, strict=True)]
+        self._prefill_padded(cache, parts)
+        last = mx.array(np.array([prompt.tokens[-1:] for prompt in prompts]))
+        logits = self._network(last, cache=cache)[:, -1, :]
+        mx.eval(logits, [layer.state for layer in cache])
+        seconds = self._clock() - started
+        # `start_decoding` takes the merged cache from the first prompt.
+        prompts[0].cache, prompts[0].logits = cache, logits
+        for row, prompt in enumerate(prompts):
+            read = partial(kv_cache.pack_row, self._layout, cache, row, len(prompt.tokens))
+            self._prefix_cache.insert(prompt.tokens, read)
+        return StepResult(seconds=seconds)
+
+    def _prefill_padded(self, cache: Cache, parts: list[Tokens]) -> None:
+        """Process token ranges of different lengths, without logits."""
+        lengths = [len(part) for part in parts]
+        width = max(lengths)
+        if not width:
+            return
+        padding = [width - length for length in lengths]
+        for layer in cache:
+            layer.prepare(lengths=lengths, right_padding=padding)
+        rows = [np.pad(part, (0, count)) for part, count in zip(parts, padding, strict=True)]
+        self._network(mx.array(np.stack(rows)), cache=cache)
+        for layer in cache:
+            layer.finalize()
+
+    def _restored(self, id_: SequenceId) -> _Prompt:
+        """Return a prompt, after restoring what the prefix cache has of it."""
+        prompt = self._prompts[id_]
+        if (match := prompt.match) is not None:
+            prompt.cache = kv_cache.restore(self._layout, self._network, match.blocks, match.length, match.states)
+            prompt.match = None
+        return prompt
+
+
+def padding_per_pass(layout: CacheLayout, weights_bytes: int) -> int:
+    """Return how many tokens of padding cost as much as a forward pass."""
+    cost = _PADDING_COST_CPU if mx.default_device() == mx.cpu else _PADDING_COST_GPU
+    return weights_bytes // (max(layout.bytes_per_token, 1) * cost)
+
+
+def _score_following(logits: mx.array, prompt: _Prompt, chunk: PrefillChunk) -> list[Score]:
+    """Return the scores of the tokens that follow those of a chunk, whose logits [tokens, vocabulary] are given."""
+    following = prompt.tokens[chunk.start + 1 : chunk.end + 1]
+    if not len(following):
+        return []
+    rows = list(range(len(following)))
+    return compute_logprobs(logits[: len(following)], mx.array(following), prompt.top_logprobs, rows).scores()

@@ -1,0 +1,377 @@
+"""The planner: decides what each step does, without reading a clock or computing with MLX.
+
+It holds the scheduling state: which requests wait, which are prefilled, which decode, and in which batches. The engine
+reports measured times and progress back to it. Its `StepPlan`s are plain data, so that every rank of a distributed
+model can execute the same steps.
+"""
+
+from collections import deque
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from osaurusd.errors import QueueFull, RequestExceedsMemory
+from osaurusd.worker.engine.chunk_sizer import EFFICIENT_TOKENS, ChunkSizer
+from osaurusd.worker.engine.memory import MemoryBudget
+from osaurusd.worker.engine.prefill_queue import PrefillQueue
+from osaurusd.worker.engine.prefix_cache import PrefixCache
+from osaurusd.worker.engine.request import EngineRequest, PrefillTask, Sequence, SequenceId
+
+MAX_SEQUENCES = 32
+
+# Memory for a choice without a limit of its own is reserved this many tokens at a time.
+RESERVED_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class PrefillChunk:
+    """Tokens of one prompt to process.
+
+    Attributes:
+        prompt: the id of the prompt's task.
+        start, end: the token range.
+        last: whether the prompt is complete afterwards, so that the logits after it are needed.
+        score: whether to compute the log-probabilities of the tokens.
+        store: whether to store the prompt up to `end` in the prefix cache.
+        checkpoint: whether to store a checkpoint at `end` as well.
+    """
+
+    prompt: SequenceId
+    start: int
+    end: int
+    last: bool
+    score: bool = False
+    store: bool = False
+    checkpoint: bool = False
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What one step does: decode, or prefill.
+
+    Attributes:
+        decode: the sequences that yield tokens, by batch.
+        prefill: the chunks of one forward pass, all of which complete their prompts if there are several.
+    """
+
+    decode: tuple[tuple[SequenceId, ...], ...] = ()
+    prefill: tuple[PrefillChunk, ...] = ()
+
+    @property
+    def prefill_tokens(self) -> int:
+        """The tokens that the prefill pass computes, padding included."""
+        return len(self.prefill) * max((chunk.end - chunk.start for chunk in self.prefill), default=0)
+
+
+class BatchAssignment:
+    """Assigns sequences to decode batches.
+
+    A forward pass reads all weights, but every sequence in it is padded to the longest one. Two batches are merged if
+    the padding costs less than a pass.
+
+    Args:
+        padding_per_pass: how many tokens of padding cost as much as a pass.
+        batchable: whether sequences can share a pass at all.
+    """
+
+    def __init__(self, padding_per_pass: int, *, batchable: bool) -> None:
+        self._padding_per_pass = padding_per_pass
+        self._batchable = batchable
+        self._lengths: dict[SequenceId, int] = {}
+        self.batches: list[list[SequenceId]] = []
+
+    def add(self, lengths: dict[SequenceId, int]) -> None:
+        """Add sequences of the given lengths, which already share a batch."""
+        self._lengths |= lengths
+        self._place(list(lengths))
+
+    def remove(self, ids: Collection[SequenceId]) -> None:
+        ids = [id_ for id_ in ids if id_ in self._lengths]
+        if not ids:
+            return
+        for id_ in ids:
+            del self._lengths[id_]
+        batches, self.batches = self.batches, []
+        # With fewer sequences padding costs less, so batches that were separate may be merged now.
+        for batch in batches:
+            if remaining := [id_ for id_ in batch if id_ in self._lengths]:
+                self._place(remaining)
+
+    def advance(self, tokens: dict[SequenceId, int]) -> None:
+        """Count the tokens that a step has yielded."""
+        for id_, count in tokens.items():
+            self._lengths[id_] += count
+
+    def _place(self, batch: list[SequenceId]) -> None:
+        paddings = [(self._padding(other, batch), other) for other in self.batches] if self._batchable else []
+        padding, best = min(paddings, key=lambda pair: pair[0], default=(0, None))
+        if best is not None and padding <= self._padding_per_pass:
+            best += batch
+        else:
+            self.batches.append(batch)
+
+    def _padding(self, one: list[SequenceId], other: list[SequenceId]) -> int:
+        """Return how many more tokens of padding two batches have together than separately."""
+        longest, other_longest = (max(self._lengths[id_] for id_ in batch) for batch in (one, other))
+        together = max(longest, other_longest) * (len(one) + len(other))
+        return together - longest * len(one) - other_longest * len(other)
+
+
+class Planner:
+    """Schedules requests: admission, prefill, decode batches, preemption, and the size of the prefix cache.
+
+    Args:
+        memory: the memory budget.
+        chunk_sizer: the prefill budget per step.
+        prefix_cache: looked up when a prompt starts; its size follows the memory that requests reserve.
+        max_waiting: how many requests may wait.
+        padding_per_pass: see `BatchAssignment`.
+
+    Attributes:
+        decoding: the sequences that decode, oldest first.
+        reserved_bytes: what weights and running requests may grow to.
+    """
+
+    def __init__(
+        self,
+        memory: MemoryBudget,
+        chunk_sizer: ChunkSizer,
+        prefix_cache: PrefixCache,
+        *,
+        max_waiting: int,
+        padding_per_pass: int,
+    ) -> None:
+        self._memory = memory
+        self._chunk_sizer = chunk_sizer
+        self._prefix_cache = prefix_cache
+        self._padding_per_pass = padding_per_pass
+        self.max_waiting = max_waiting
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop all requests."""
+        layout = self._memory.layout
+        self._waiting: deque[PrefillTask] = deque()
+        self._prefill = PrefillQueue(layout, self._prefix_cache)
+        self._completed: list[list[PrefillTask]] = []
+        self._batches = BatchAssignment(self._padding_per_pass, batchable=layout.batchable)
+        self._budget: int | None = None
+        self._shared = False
+        self.decoding: dict[SequenceId, Sequence] = {}
+        self.update_reservations()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting or self._prefill.tasks or self.decoding)
+
+    @property
+    def batching_seconds(self) -> float:
+        """How long the first prompts should wait for others to share their pass; 0 once any work has started."""
+        tasks = [*self._waiting, *self._prefill.tasks]
+        if self.decoding or not tasks or any(task.started for task in tasks):
+            return 0.0
+        return self._chunk_sizer.batching_seconds(min(len(task.tokens) for task in tasks))
+
+    @property
+    def request_ids(self) -> list[int]:
+        """The ids of all requests."""
+        tasks = [*self._waiting, *self._prefill.tasks, *self._completed_tasks()]
+        ids = [task.request.id for task in tasks] + [sequence.request.id for sequence in self.decoding.values()]
+        return list(dict.fromkeys(ids))
+
+    def submit(self, request: EngineRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            RequestExceedsMemory: it would not fit even if it ran alone.
+            QueueFull: too many requests are waiting.
+        """
+        batchable = self._memory.layout.batchable
+        limit = self._memory.max_tokens(len(request.choices) if batchable else 1)
+        if limit is not None:
+            _apply_memory_limit(request, limit)
+        self.admit()  # requests that can start do not count as waiting
+        waiting = len({task.request.id for task in self._waiting})
+        if waiting >= self.max_waiting and not request.continuation:
+            raise QueueFull(f"{waiting} requests are already waiting for this model; try again later")
+        groups = [request.choices] if batchable else [[choice] for choice in request.choices]
+        self._waiting.extend(PrefillTask.from_request(request, choices) for choices in groups)
+
+    def admit(self) -> bool:
+        """Start waiting requests in order while there is room; return whether any has started."""
+        admitted = False
+        max_sequences = MAX_SEQUENCES if self._memory.layout.batchable else 1
+        while self._waiting:
+            task = self._waiting[0]
+            decoding, joining = self._reserved_lengths()
+            lengths = [_reserved_length(task, sequence) for sequence in task.sequences]
+            running = len(decoding) + len(joining)
+            fits = running + len(lengths) <= max_sequences and self._memory.fits(decoding, [*joining, *lengths])
+            if running and not fits:
+                break
+            for choice, length in zip(task.choices, lengths, strict=True):
+                choice.reserved_length = length
+            self._prefill.tasks.append(self._waiting.popleft())
+            self.update_reservations()
+            admitted = True
+        return admitted
+
+    def cancel(self, request_id: int) -> tuple[list[PrefillTask], list[Sequence]]:
+        """Drop a request's tasks; return them, and its decoding sequences, which are still to be removed."""
+        dropped = [task for task in [*self._waiting, *self._prefill.tasks] if task.request.id == request_id]
+        self._waiting = deque(task for task in self._waiting if task not in dropped)
+        self._prefill.tasks = [task for task in self._prefill.tasks if task not in dropped]
+        return dropped, [sequence for sequence in self.decoding.values() if sequence.request.id == request_id]
+
+    # Decoding
+
+    def plan_decode(self) -> StepPlan | None:
+        """Return the next decode step, or None if no sequence decodes."""
+        if not self.decoding:
+            return None
+        return StepPlan(decode=tuple(tuple(batch) for batch in self._batches.batches))
+
+    def record_decode(self, tokens: dict[SequenceId, int]) -> None:
+        """Record how many tokens each sequence got."""
+        self._batches.advance(tokens)
+
+    def remove(self, sequences: Iterable[Sequence]) -> None:
+        """Remove decoding sequences."""
+        ids = [sequence.id for sequence in sequences]
+        for id_ in ids:
+            del self.decoding[id_]
+        self._batches.remove(ids)
+        self.update_reservations()
+
+    def extend_reservations(self) -> list[Sequence]:
+        """Reserve more memory for sequences that need it; return those to preempt, youngest first."""
+        extended = False
+        for sequence in self.decoding.values():
+            choice = sequence.choice
+            if sequence.length >= choice.reserved_length < sequence.max_length:
+                choice.reserved_length = min(choice.reserved_length + RESERVED_TOKENS, sequence.max_length)
+                extended = True
+        if not extended:
+            return []
+        running = list(self.decoding.values())
+        preempted = []
+        _, joining = self._reserved_lengths()
+        while len(running) > 1 and not self._memory.fits([one.choice.reserved_length for one in running], joining):
+            preempted.append(running.pop())
+        if not preempted:  # otherwise their removal updates the reservations
+            self.update_reservations()
+        return preempted
+
+    def requeue(self, sequence: Sequence) -> None:
+        """Put a preempted sequence at the head of the queue."""
+        self._waiting.appendleft(PrefillTask.from_request(sequence.request, [sequence.choice]))
+
+    # Prefill
+
+    def begin_prefill(self) -> bool:
+        """Begin a step's prefill passes; return whether there are any."""
+        self._budget = None
+        self._shared = bool(self.decoding)
+        return bool(self._prefill.tasks)
+
+    def plan_prefill(self) -> StepPlan | None:
+        """Return the next prefill pass of this step, or None if its token budget is used up."""
+        if self._completed and not self._shared:
+            return None  # while nothing decodes, the first token must not wait for other prompts
+        if self._budget is not None and self._budget < EFFICIENT_TOKENS:
+            return None
+        task = self._prefill.next_task()
+        if task is None:
+            return None
+        if self._budget is None:
+            self._chunk_sizer.context = task.prefilled
+            self._budget = self._chunk_sizer.tokens(shared=self._shared)
+        tasks = self._prefill.batchable(task, self._budget)
+        self._chunk_sizer.context = max(task.prefilled for task in tasks)
+        if len(tasks) > 1:
+            return StepPlan(prefill=tuple(_last_chunk(task) for task in tasks))
+        count = self._prefill.chunk_tokens(task, self._budget)
+        return StepPlan(prefill=(self._chunk(task, task.prefilled + count),))
+
+    def tasks(self, plan: StepPlan) -> list[PrefillTask]:
+        """Return the tasks of a plan's chunks."""
+        by_id = {task.id: task for task in self._prefill.tasks}
+        return [by_id[chunk.prompt] for chunk in plan.prefill]
+
+    def take_started(self) -> list[PrefillTask]:
+        """Return the tasks whose prefill has begun since the last call."""
+        started, self._prefill.started = self._prefill.started, []
+        return started
+
+    def record_prefill(self, plan: StepPlan, seconds: float) -> None:
+        """Record that a pass is complete, and how long it took."""
+        assert self._budget is not None, "a pass is planned before it is recorded"
+        self._chunk_sizer.record_prefill(plan.prefill_tokens, seconds)
+        self._budget -= plan.prefill_tokens + self._chunk_sizer.pass_tokens
+        tasks = self.tasks(plan)
+        for task, chunk in zip(tasks, plan.prefill, strict=True):
+            task.prefilled = chunk.end
+            if chunk.checkpoint:
+                task.checkpoints.pop()
+            if chunk.last:
+                self._prefill.tasks.remove(task)
+        if plan.prefill[0].last:
+            self._completed.append(tasks)
+
+    def start_decoding(self) -> list[list[PrefillTask]]:
+        """Move completed prompts to the decode batches; return them, grouped by the pass that completed them."""
+        completed, self._completed = self._completed, []
+        for tasks in completed:
+            self._batches.add({sequence.id: len(task.tokens) for task in tasks for sequence in task.sequences})
+            self.decoding |= {sequence.id: sequence for task in tasks for sequence in task.sequences}
+        return completed
+
+    # Memory
+
+    def update_reservations(self) -> None:
+        """Recompute the reserved memory, and leave the rest to the prefix cache."""
+        self.reserved_bytes = self._memory.peak_bytes(*self._reserved_lengths())
+        if self._memory.limit_bytes is not None:
+            self._prefix_cache.set_cap(max(self._memory.limit_bytes - self.reserved_bytes, 0))
+
+    def _reserved_lengths(self) -> tuple[list[int], list[int]]:
+        """Return the lengths that decoding and joining sequences may grow to."""
+        tasks = [*self._prefill.tasks, *self._completed_tasks()]
+        joining = [choice.reserved_length for task in tasks for choice in task.choices]
+        return [sequence.choice.reserved_length for sequence in self.decoding.values()], joining
+
+    def _completed_tasks(self) -> list[PrefillTask]:
+        return [task for tasks in self._completed for task in tasks]
+
+    def _chunk(self, task: PrefillTask, end: int) -> PrefillChunk:
+        last = end == len(task.tokens)
+        if task.scoring:
+            return PrefillChunk(task.id, task.prefilled, end, last, score=True)
+        store, checkpoint = self._prefill.stores(task, end)
+        return PrefillChunk(task.id, task.prefilled, end, last, store=store, checkpoint=checkpoint)
+
+
+def _last_chunk(task: PrefillTask) -> PrefillChunk:
+    return PrefillChunk(task.id, task.prefilled, len(task.tokens), last=True, store=True)
+
+
+def _reserved_length(task: PrefillTask, sequence: Sequence) -> int:
+    """Return the length up to which memory is reserved when a sequence starts."""
+    remaining = sequence.max_length - sequence.length
+    return len(task.tokens) + (remaining if task.request.bounded else min(remaining, RESERVED_TOKENS))
+
+
+def _apply_memory_limit(request: EngineRequest, limit: int) -> None:
+    """Lower `max_tokens` to what fits into memory.
+
+    Raises:
+        RequestExceedsMemory: the prompt, or the number of tokens that the client wants, does not fit.
+    """
+    needed = len(request.prompt_tokens) + (request.max_tokens if request.bounded else 1)
+    if needed > limit:
+        prompt_fits = len(request.prompt_tokens) < limit and request.bounded
+        raise RequestExceedsMemory(
+            f"{len(request.choices)} choice(s) of {needed} tokens each, prompt included, do not fit into the memory of "
+            f"this model; the limit is {limit} tokens each",
+            location=("max_tokens",) if prompt_fits else ("prompt",),
+        )
+    request.max_tokens = min(request.max_tokens, limit - len(request.prompt_tokens))

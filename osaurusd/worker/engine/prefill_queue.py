@@ -1,0 +1,131 @@
+"""The order in which prompts are prefilled, how they share passes, and where they are stored in the prefix cache."""
+
+from osaurusd.worker.engine.kv_cache import CacheLayout
+from osaurusd.worker.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
+from osaurusd.worker.engine.request import PrefillTask
+
+# The last pass yields the logits to continue from. Computing those of all its tokens is cheap while they are this few.
+LAST_PASS_TOKENS = 64
+MIN_LAST_PASS_TOKENS = 16
+
+# A shared prefix shorter than this is worth neither waiting for nor a checkpoint.
+MIN_SHARED_TOKENS = 64
+
+# The prompt with the least remaining work is chosen, unless another was passed over this often.
+MAX_PASSED_OVER = 3
+
+# Prompts close to their end share a pass: a pass over few tokens hardly uses a GPU.
+MAX_BATCHED_PROMPTS = 16
+
+# Scoring needs the logits of every token: this bounds their size.
+SCORING_TOKENS = 64
+
+
+class PrefillQueue:
+    """Admitted prompts that are not complete.
+
+    Args:
+        layout: of the model's caches.
+        prefix_cache: looked up when a prompt starts.
+
+    Attributes:
+        tasks: in order of admission.
+        started: tasks that have started since the planner last collected them.
+    """
+
+    def __init__(self, layout: CacheLayout, prefix_cache: PrefixCache) -> None:
+        self._layout = layout
+        self._prefix_cache = prefix_cache
+        self.tasks: list[PrefillTask] = []
+        self.started: list[PrefillTask] = []
+
+    def next_task(self) -> PrefillTask | None:
+        """Choose the next prompt: the shortest remaining one, or one that was passed over too often."""
+        for task in self.tasks:
+            if not task.started and not self._waits_for_shared_prefix(task):
+                self._start(task)
+        ready = [task for task in self.tasks if task.started]
+        if not ready:
+            return None
+        starving = [task for task in ready if task.passed_over >= MAX_PASSED_OVER]
+        chosen = starving[0] if starving else min(ready, key=lambda task: task.remaining)
+        for task in ready:
+            task.passed_over += 1
+        chosen.passed_over = 0
+        return chosen
+
+    def batchable(self, task: PrefillTask, limit: int) -> list[PrefillTask]:
+        """Return `task`, and others that one pass over at most `limit` tokens can complete together with it."""
+        batch = [task]
+        if not self._can_share_last_pass(task):
+            return batch
+        others = [other for other in self.tasks if other is not task and other.started]
+        for other in sorted(filter(self._can_share_last_pass, others), key=lambda other: other.remaining):
+            padded = (len(batch) + 1) * max(task.remaining, other.remaining)
+            if len(batch) == MAX_BATCHED_PROMPTS or padded > limit:
+                break
+            batch.append(other)
+        return batch
+
+    def chunk_tokens(self, task: PrefillTask, limit: int) -> int:
+        """Return how many tokens the next pass over `task` alone processes, usually at most `limit`."""
+        if task.scoring:
+            return min(SCORING_TOKENS, task.remaining)
+        if task.remaining <= max(min(LAST_PASS_TOKENS, limit), MIN_LAST_PASS_TOKENS) and not task.checkpoints:
+            return task.remaining
+        count = min(limit, task.remaining - MIN_LAST_PASS_TOKENS)
+        return min(count, task.checkpoints[-1] - task.prefilled) if task.checkpoints else count
+
+    def stores(self, task: PrefillTask, end: int) -> tuple[bool, bool]:
+        """Return whether to store the prefix of `task` once it is processed up to `end`, and a checkpoint there."""
+        checkpoint = bool(task.checkpoints) and task.checkpoints[-1] == end
+        awaited = any(not other.started for other in self.tasks)
+        fills_block = end // BLOCK_TOKENS > task.prefilled // BLOCK_TOKENS
+        return checkpoint or awaited or fills_block or end == len(task.tokens), checkpoint
+
+    def _start(self, task: PrefillTask) -> None:
+        """Look up the prefix cache; the match is restored by the first pass."""
+        task.started = True
+        task.match = self._prefix_cache.find(task.tokens, 0 if task.scoring else len(task.tokens) - 1)
+        task.prefilled = task.match.length
+        if self._layout.has_states and self._prefix_cache.enabled:
+            task.checkpoints = self._checkpoints(task, task.match.shared)
+        self.started.append(task)
+
+    def _checkpoints(self, task: PrefillTask, shared: int) -> list[int]:
+        """Choose checkpoints: where the prompt departs from an earlier one, where the next may depart, near its end."""
+        last = len(task.tokens) - MIN_LAST_PASS_TOKENS
+        positions = {shared, task.request.shared_prefix_length or 0, last}
+        first = task.prefilled + MIN_SHARED_TOKENS
+        return sorted((position for position in positions if first <= position <= last), reverse=True)
+
+    def _can_share_last_pass(self, task: PrefillTask) -> bool:
+        """Whether its last pass is next, and neither padding nor a shared pass affects it."""
+        padding_allowed = self._layout.batchable and not self._layout.has_states
+        single = len(task.choices) == 1 and not task.scoring and not task.isolated
+        return padding_allowed and single and task.remaining <= LAST_PASS_TOKENS
+
+    def _waits_for_shared_prefix(self, task: PrefillTask) -> bool:
+        """Whether another task is about to process, and to store, a prefix that this one shares."""
+        if not self._prefix_cache.enabled or task.scoring:
+            return False
+        candidates = [other for other in self.tasks if other.started and self._will_store_prefix(other, task)]
+        other = max(candidates, key=task.common_prefix, default=None)
+        if other is None:
+            return False
+        coming = task.common_prefix(other)
+        # A task that has begun to wait waits for the whole prefix, although little of it may remain.
+        if not task.waited:
+            stored = self._prefix_cache.find(task.tokens, len(task.tokens) - 1).length
+            if coming - stored < MIN_SHARED_TOKENS:
+                return False
+        task.waited = True
+        if self._layout.has_states and coming not in other.checkpoints:
+            other.checkpoints = sorted([*other.checkpoints, coming], reverse=True)
+        return True
+
+    def _will_store_prefix(self, other: PrefillTask, task: PrefillTask) -> bool:
+        """Whether the common prefix is still to be processed, in a pass after which it is stored."""
+        common = task.common_prefix(other)
+        last = len(other.tokens) - MIN_LAST_PASS_TOKENS if self._layout.has_states else len(other.tokens)
+        return not other.scoring and other.prefilled < common <= last

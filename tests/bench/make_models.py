@@ -1,0 +1,86 @@
+"""Create the models of the benchmark: `python -m tests.bench.make_models MODELS_DIRECTORY`.
+
+This is a process of its own so that the benchmark itself neither imports MLX nor holds weights.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.utils import dequantize_model, load_model
+from tokenizers import Tokenizer
+
+from osaurusd.imports.worker.importer import import_model
+from tests import starter_model
+from tests.bench import models
+from tests.models import make_tiny
+
+CONTEXT_TOKENS = 16384
+WEIGHTS = "model.safetensors"
+
+# A special token that models do not generate. As the only end-of-sequence token, it lets outputs reach `max_tokens`.
+UNUSED_TOKEN = "<repo_name>"
+
+
+def make_models(directory: Path) -> None:
+    """Create each model in a subdirectory with its name."""
+    starter = directory / models.STARTER
+    smollm, tiny = directory / models.SMOLLM.name, directory / models.TINY.name
+    starter.mkdir(parents=True)
+    import_model(starter_model.fetch(), starter, lambda *_: None)
+    write_float32_copy(starter, smollm)
+    disable_end_of_sequence(smollm)
+    make_tiny(tiny, starter, tie_word_embeddings=False, max_position_embeddings=CONTEXT_TOKENS)
+    restrict_to_words(tiny)
+    disable_end_of_sequence(tiny)
+
+
+def write_float32_copy(source: Path, target: Path) -> None:
+    network, config = load_model(source)
+    network.set_dtype(mx.float32, lambda dtype: dtype in (mx.float16, mx.bfloat16))
+    network = dequantize_model(network)
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(WEIGHTS))
+    mx.save_safetensors(str(target / WEIGHTS), dict(tree_flatten(network.parameters())), {"format": "mlx"})
+    remaining = {key: value for key, value in config.items() if not key.startswith("quantization")}
+    write_json(target / "config.json", {**remaining, "torch_dtype": "float32"})
+
+
+def disable_end_of_sequence(folder: Path) -> None:
+    token = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(UNUSED_TOKEN)
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).exists():
+            write_json(folder / name, {**read_json(folder / name), "eos_token_id": token})
+    tokenizer_config = folder / "tokenizer_config.json"
+    write_json(tokenizer_config, {**read_json(tokenizer_config), "eos_token": UNUSED_TOKEN})
+
+
+def restrict_to_words(folder: Path) -> None:
+    """Make a random model generate only tokens that are words, so that every token is a chunk of text."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    weights: dict[str, Any] = dict(mx.load(str(folder / WEIGHTS)))
+    head = weights["lm_head.weight"]
+    mask = [is_word(tokenizer.decode([token])) for token in range(head.shape[0])]
+    weights["lm_head.weight"] = mx.where(mx.array(mask)[:, None], head, 0)
+    mx.eval(weights)
+    mx.save_safetensors(str(folder / WEIGHTS), weights, {"format": "mlx"})
+
+
+def is_word(text: str) -> bool:
+    return text.isascii() and text.strip().isalpha()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2))
+
+
+if __name__ == "__main__":
+    make_models(Path(sys.argv[1]))

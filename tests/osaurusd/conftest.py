@@ -1,0 +1,37 @@
+"""Fixtures for unit tests of `osaurusd`."""
+
+from collections.abc import Iterator
+
+import pytest
+from blockbuster import blockbuster_ctx
+
+# Functions of these modules may block the event loop: they run at start-up, on reload and at exit.
+START_UP_MODULES = (
+    "osaurusd/config/loading.py",
+    "osaurusd/log.py",
+    "osaurusd/platform/files.py",
+    "osaurusd/http/listen.py",
+    "osaurusd/http/tls.py",
+)
+
+
+class EveryFunction(frozenset[str]):
+    def __contains__(self, _name: object) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Make a blocking call on the event loop raise `BlockingError`, if the daemon's code makes it.
+
+    Child processes (the `worker` packages) serve nothing else while they block.
+    """
+    is_async = request.node.get_closest_marker("asyncio") is not None
+    if not is_async or "worker" in request.path.parts:
+        yield
+        return
+    with blockbuster_ctx("osaurusd") as guard:
+        for function in guard.functions.values():
+            for module in START_UP_MODULES:
+                function.can_block_in(module, EveryFunction())
+        yield

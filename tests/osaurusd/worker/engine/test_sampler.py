@@ -1,0 +1,321 @@
+import math
+from collections import Counter
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from osaurusd.inference.request import SamplingParams
+from osaurusd.worker.engine.sampler import BatchSampler, SamplingState, compute_logprobs
+
+PROBABILITIES = [0.05, 0.5, 0.15, 0.3]
+DRAWS = 1500
+
+
+def make_state(
+    temperature=1.0, seed=None, *, prompt_tokens=(), output_tokens=(), logprobs=None, entropy=1, index=0, **params
+):
+    return SamplingState(
+        SamplingParams(temperature=temperature, seed=seed, **params),
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        logprobs=logprobs,
+        entropy=entropy,
+        index=index,
+    )
+
+
+def to_logits(*rows):
+    return mx.log(mx.array(rows))
+
+
+def sample(states, logits, masked=None):
+    tokens, _ = BatchSampler(states).sample(logits, masked)
+    return tokens.tolist()
+
+
+def count_draws(probabilities=PROBABILITIES, **fields):
+    """Return how often each token is drawn."""
+    states = [make_state(entropy=at, **fields) for at in range(DRAWS)]
+    return Counter(sample(states, to_logits(*[probabilities] * DRAWS)))
+
+
+def is_plausible(counts, expected):
+    """Whether draws follow the expected distribution, within four standard deviations."""
+    return set(counts) <= set(expected) and all(
+        abs(counts[token] - DRAWS * share) <= 4 * math.sqrt(DRAWS * share * (1 - share)) + 1e-9
+        for token, share in expected.items()
+    )
+
+
+def distribution(*tokens, power=1.0):
+    """Return the distribution over these tokens alone, raised to a power."""
+    weights = {token: PROBABILITIES[token] ** power for token in tokens}
+    return {token: weight / sum(weights.values()) for token, weight in weights.items()}
+
+
+def stream(state, count=50, width=1000):
+    """Return consecutive draws of one sequence among equally likely tokens."""
+    sampler = BatchSampler([state])
+    return [sampler.sample(mx.zeros((1, width)))[0].item() for _ in range(count)]
+
+
+# Temperature
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-9, 9e-5])
+@pytest.mark.parametrize("seed", [None, 1])
+def test_a_temperature_near_zero_is_greedy(temperature, seed):
+    states = [make_state(temperature, seed, top_p=0.1, top_k=2, min_p=0.5) for _ in range(2)]
+
+    assert [1, 0] == sample(states, to_logits(PROBABILITIES, [0.7, 0.1, 0.1, 0.1]))
+
+
+def test_a_tiny_temperature_does_not_overflow():
+    assert {1} == set(count_draws(temperature=1e-4))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_the_temperature_scales_the_logits(temperature):
+    assert is_plausible(count_draws(temperature=temperature), distribution(0, 1, 2, 3, power=1 / temperature))
+
+
+# Truncation
+
+
+@pytest.mark.parametrize(
+    ("params", "remaining"),
+    [
+        ({"top_p": 1e-6}, [1]),
+        ({"top_p": 0.49}, [1]),
+        ({"top_p": 0.51}, [1, 3]),
+        ({"top_p": 0.79}, [1, 3]),
+        ({"top_p": 0.81}, [1, 2, 3]),
+        ({"top_k": 1}, [1]),
+        ({"top_k": 2}, [1, 3]),
+        ({"top_k": 3}, [1, 2, 3]),
+        ({"top_k": 4}, [0, 1, 2, 3]),
+        ({"top_k": 99}, [0, 1, 2, 3]),
+        ({"min_p": 1.0}, [1]),
+        ({"min_p": 0.61}, [1]),
+        ({"min_p": 0.59}, [1, 3]),
+        ({"min_p": 0.2}, [1, 2, 3]),
+        ({"min_p": 0.01}, [0, 1, 2, 3]),
+        ({"top_k": 3, "top_p": 0.6}, [1, 3]),
+        ({"top_k": 2, "top_p": 0.9}, [1, 3]),
+        # The first of the remaining two has 0.625.
+        ({"top_k": 2, "top_p": 0.6}, [1]),
+        ({"min_p": 0.59, "top_p": 0.6}, [1]),
+        ({"min_p": 0.2, "top_k": 2, "top_p": 0.99}, [1, 3]),
+        ({"top_k": 3, "min_p": 0.59}, [1, 3]),
+    ],
+    ids=str,
+)
+def test_truncation_keeps_the_proportions_of_the_remaining_tokens(params, remaining):
+    assert is_plausible(count_draws(**params), distribution(*remaining))
+
+
+@pytest.mark.parametrize(
+    ("temperature", "params", "remaining"),
+    [(1.0, {"top_p": 0.79}, {0}), (100.0, {"top_p": 0.79}, {0, 1, 2, 3}), (3.0, {"min_p": 0.3}, {0, 1, 2, 3})],
+)
+def test_the_temperature_is_applied_before_truncation(temperature, params, remaining):
+    assert remaining == set(count_draws([0.9, 0.04, 0.03, 0.03], temperature=temperature, **params))
+
+
+@pytest.mark.parametrize("params", [{"top_k": 2}, {"top_p": 0.5}])
+def test_ties_with_the_last_remaining_token_remain(params):
+    assert {1, 2, 3} == set(count_draws([0.1, 0.4, 0.25, 0.25], **params))
+
+
+def test_each_row_is_truncated_by_its_own_parameters():
+    params = [{}, {"top_p": 0.79}, {"top_k": 1}, {"min_p": 0.2}, {"top_k": 3, "top_p": 0.6}, {"temperature": 0}]
+    remaining = [{0, 1, 2, 3}, {1, 3}, {1}, {1, 2, 3}, {1, 3}, {1}]
+    states = [make_state(entropy=at, **params[at % len(params)]) for at in range(200 * len(params))]
+
+    drawn = sample(states, to_logits(*[PROBABILITIES] * len(states)))
+
+    assert remaining == [set(drawn[at :: len(params)]) for at in range(len(params))]
+
+
+# Bias and penalties
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"logit_bias": [(0, 0.5)]}, [2.5, 1.0, -1.0, 0.0]),
+        ({"logit_bias": [(0, -100.0), (3, 1.5)]}, [-98.0, 1.0, -1.0, 1.5]),
+        ({"frequency_penalty": 0.5}, [2.0, 1.0, -1.0, 0.0]),
+        ({"frequency_penalty": 0.5, "output_tokens": [0, 0, 3]}, [1.0, 1.0, -1.0, -0.5]),
+        ({"presence_penalty": 0.5, "output_tokens": [0, 0, 3]}, [1.5, 1.0, -1.0, -0.5]),
+        ({"presence_penalty": 0.5, "prompt_tokens": [0, 1]}, [2.0, 1.0, -1.0, 0.0]),
+        ({"frequency_penalty": -1.0, "output_tokens": [2]}, [2.0, 1.0, 0.0, 0.0]),
+        ({"repetition_penalty": 2.0, "prompt_tokens": [0, 2, 2]}, [1.0, 1.0, -2.0, 0.0]),
+        ({"repetition_penalty": 2.0, "output_tokens": [0, 2]}, [1.0, 1.0, -2.0, 0.0]),
+        ({"repetition_penalty": 2.0, "prompt_tokens": [0], "output_tokens": [0, 0]}, [1.0, 1.0, -1.0, 0.0]),
+        # The bias is applied first.
+        ({"repetition_penalty": 2.0, "logit_bias": [(0, 2.0)], "prompt_tokens": [0]}, [2.0, 1.0, -1.0, 0.0]),
+        (
+            {
+                "repetition_penalty": 2.0,
+                "frequency_penalty": 0.5,
+                "presence_penalty": 0.25,
+                "output_tokens": [0, 0],
+            },
+            [-0.25, 1.0, -1.0, 0.0],
+        ),
+    ],
+    ids=str,
+)
+def test_bias_and_penalties_change_the_logits_as_documented(fields, expected):
+    states = [make_state(entropy=at, **fields) for at in range(DRAWS)]
+
+    counts = Counter(sample(states, mx.array([[2.0, 1.0, -1.0, 0.0]] * DRAWS)))
+
+    weights = np.exp(expected)
+    assert is_plausible(counts, dict(enumerate(weights / weights.sum())))
+
+
+def test_sampled_tokens_are_penalized_in_later_draws():
+    sampler = BatchSampler([make_state(0, frequency_penalty=1.0)])
+
+    assert [0, 1, 0, 1, 0, 2] == [sampler.sample(mx.array([[3.0, 2.5, 0.6]]))[0].item() for _ in range(6)]
+
+
+def test_a_rewound_state_repeats_its_draws():
+    logits = mx.array([[3.0, 2.5, 0.5]])
+    state = make_state(seed=5, frequency_penalty=1.0, repetition_penalty=1.1, prompt_tokens=[2])
+    sampler = BatchSampler([state])
+    output = [sampler.sample(logits)[0].item() for _ in range(12)]
+
+    state.rewind(output[:4])
+
+    sampler = BatchSampler([state])
+    assert output[4:] == [sampler.sample(logits)[0].item() for _ in range(8)]
+
+
+def test_masked_tokens_are_never_sampled():
+    """Neither a bias nor a truncation that would keep them makes a difference."""
+    masked = mx.array([[-mx.inf, -mx.inf, math.log(0.15), math.log(0.05)]] * DRAWS)
+    params = SamplingParams(temperature=1, top_p=0.7, logit_bias=[(1, 50.0)])
+    states = [SamplingState(params, constraint=object(), entropy=at) for at in range(DRAWS)]
+
+    assert {2} == set(sample(states, to_logits(*[[0.05, 0.5, 0.15, 0.05]] * DRAWS), masked))
+
+
+def test_only_constrained_rows_are_masked():
+    states = [make_state(0), SamplingState(SamplingParams(temperature=0), constraint=object()), make_state(0)]
+
+    assert [1, 0, 1] == sample(states, mx.array([[1.0, 2.0]] * 3), mx.array([[1.0, -mx.inf]]))
+
+
+@pytest.mark.parametrize("fields", [{"frequency_penalty": 0.01}, {"logit_bias": [(0, -0.01)]}])
+@pytest.mark.parametrize("neighbours", [0, 1])
+def test_a_small_penalty_is_not_lost_in_half_precision(fields, neighbours):
+    states = [make_state(0, output_tokens=[0], **fields), *[make_state(0)] * neighbours]
+
+    assert 1 == sample(states, mx.array([[30.0, 30.0]] * len(states), mx.bfloat16))[0]
+
+
+# Seeds
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, -(2**63), 2**63 - 1, 2**64 - 1])
+def test_a_seed_makes_draws_reproducible(seed):
+    assert stream(make_state(seed=seed, entropy=1)) == stream(make_state(seed=seed, entropy=2))
+
+
+def test_different_seeds_yield_different_draws():
+    streams = [tuple(stream(make_state(seed=seed))) for seed in (0, 1, 2, -1, 2**32, 2**33)]
+
+    assert len(set(streams)) == len(streams)
+
+
+def test_choices_with_the_same_seed_differ():
+    streams = [tuple(stream(make_state(seed=3, index=index))) for index in range(8)]
+
+    assert len(set(streams)) == len(streams)
+
+
+def test_consecutive_seeds_and_indexes_are_uncorrelated():
+    streams = [stream(make_state(seed=seed, index=index), 20) for seed in range(20) for index in range(4)]
+
+    draws = [token for one in streams for token in one]
+    assert len(set(draws)) > 0.75 * 1000 * (1 - math.exp(-len(draws) / 1000))
+
+
+def test_consecutive_draws_with_a_seed_differ():
+    assert len(set(stream(make_state(seed=1)))) > 40
+
+
+def test_seeded_draws_do_not_depend_on_the_batch_or_the_row():
+    logits = mx.random.normal((20, 50), key=mx.random.key(1)) * 2
+    params = {"seed": 4, "temperature": 1.3, "top_p": 0.9, "frequency_penalty": 0.5, "min_p": 0.01}
+    state = make_state(**params)
+    separate = [sample([state], logits[at : at + 1])[0] for at in range(20)]
+
+    for row, size in [(0, 2), (1, 2), (3, 7), (6, 7)]:
+        states = [
+            make_state(0),
+            make_state(seed=9),
+            make_state(top_k=3),
+            make_state(0.7, min_p=0.3),
+            make_state(presence_penalty=1.0),
+            make_state(logprobs=2),
+        ][: size - 1]
+        states.insert(row, make_state(**params))
+        sampler = BatchSampler(states)
+        batched = [sampler.sample(mx.broadcast_to(logits[at], (size, 50)))[0].tolist()[row] for at in range(20)]
+        assert separate == batched, (row, size)
+
+
+def test_without_a_seed_the_entropy_decides():
+    assert stream(make_state(entropy=1)) != stream(make_state(entropy=2))
+    assert stream(make_state(entropy=1)) == stream(make_state(entropy=1))
+
+
+# Log-probabilities
+
+
+def test_log_probabilities_are_those_of_the_unchanged_logits():
+    logits = mx.random.normal((3, 20), key=mx.random.key(2)) * 3
+    states = [
+        make_state(logprobs=3, logit_bias=[(4, 100.0)], top_k=1),
+        make_state(0),
+        SamplingState(SamplingParams(temperature=0), constraint=object(), logprobs=5),
+    ]
+    masked = mx.where(mx.arange(20) == 6, logits[2:], -mx.inf)
+
+    tokens, logprobs = BatchSampler(states).sample(logits, masked)
+
+    assert [4, 6] == [tokens.tolist()[row] for row in (0, 2)]
+    assert [0, 2] == logprobs.rows
+    expected = np.array(logits) - np.log(np.exp(np.array(logits)).sum(axis=1, keepdims=True))
+    for score, row, token in zip(logprobs.scores(), (0, 2), (4, 6), strict=True):
+        assert score.logprob == pytest.approx(float(expected[row, token]), abs=1e-5)
+        top = np.argsort(-expected[row])[:5]
+        assert top.tolist() == [id_ for id_, _ in score.top]
+        assert [logprob for _, logprob in score.top] == pytest.approx(expected[row, top].tolist(), abs=1e-5)
+
+
+def test_log_probabilities_are_not_computed_unless_requested():
+    _, logprobs = BatchSampler([make_state(0), make_state()]).sample(to_logits(PROBABILITIES, PROBABILITIES))
+
+    assert logprobs is None
+
+
+@pytest.mark.parametrize(("top", "expected"), [(0, 0), (1, 1), (3, 3), (20, 3)])
+def test_the_number_of_alternatives_is_limited_by_the_vocabulary(top, expected):
+    (score,) = compute_logprobs(to_logits(PROBABILITIES), mx.array([2]), top, [0]).scores()
+
+    assert score.logprob == pytest.approx(math.log(0.15))
+    assert [1, 3, 2][:expected] == [id_ for id_, _ in score.top]
+
+
+def test_log_probabilities_of_half_precision_logits_are_computed_in_float32():
+    logits = mx.array([[10.0, 10.0, 9.0]], mx.bfloat16)
+
+    (score,) = compute_logprobs(logits, mx.array([0]), 0, [0]).scores()
+
+    assert score.logprob == pytest.approx(10 - math.log(2 * math.exp(10) + math.exp(9)), abs=1e-5)
