@@ -17,7 +17,10 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of everything a request consists of."""
+    """Base of everything a request consists of.
+
+    Long chats have many parts. Those are exempt from garbage collection (`gc=False`), as they cannot form cycles.
+    """
 
 
 class TextPart(_Part, frozen=True, tag="text", gc=False):
@@ -38,7 +41,7 @@ class AudioPart(_Part, frozen=True, tag="audio"):
     media_type: str
 
 
-class ToolResultPart(_Part, frozen=True, tag="tool_result"):
+class ToolResultPart(_Part, frozen=True, tag="tool_result", gc=False):
     """The result of an earlier tool call; `name` is the called function's name if known."""
 
     call_id: str
@@ -55,7 +58,7 @@ class ToolResultPart(_Part, frozen=True, tag="tool_result"):
 ContentPart = TextPart | ImagePart | AudioPart | ToolResultPart
 
 
-class ToolCall(_Part, frozen=True):
+class ToolCall(_Part, frozen=True, gc=False):
     """A tool call of an earlier assistant message; `arguments` is the JSON text that the model wrote."""
 
     id: str
@@ -63,7 +66,7 @@ class ToolCall(_Part, frozen=True):
     arguments: str
 
 
-class Message(_Part, frozen=True):
+class Message(_Part, frozen=True, gc=False):
     """One message of a chat. A `tool` message holds `ToolResultPart`s only."""
 
     role: Role

@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -158,7 +159,8 @@ def test_killed_removal_leaves_no_incomplete_model(home: Path, smollm_folder: Pa
         with contextlib.closing(UnixConnection(daemon.socket)) as connection:
             connection.request("POST", "/v0/models/remove", json.dumps({"models": ["mine"]}), HEADERS)
             children = psutil.Process(daemon.process.pid).children()
-            for process in (*children, daemon.process):
+            processes: list[Any] = [*children, daemon.process]
+            for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGKILL)
             daemon.process.wait()

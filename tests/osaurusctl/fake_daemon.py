@@ -180,6 +180,7 @@ def worker(name, **fields):
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = False
     request_queue_size = 32
+    fake: "FakeDaemon"
 
     def handle_error(self, request, client_address):
         if not isinstance(sys.exception(), ConnectionError):
@@ -200,6 +201,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     @property
     def fake(self):
+        assert isinstance(self.server, _Server)
         return self.server.fake
 
     def answer(self):

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fake_daemon import FakeDaemon
+from fake_daemon import FakeDaemon  # type: ignore[import-not-found]  # the folder is not a package here
 
 HOME = Path(os.environ["OSAURUS_HOME"])
 

@@ -19,8 +19,9 @@ def fake_program(home, monkeypatch):
     """Replace `python -m osaurusd` by the fake daemon, and return how to read its start record."""
     package = home / "packages" / "osaurusd"
     package.mkdir(parents=True)
-    for name in ("__init__.py", "wire", "config.py", "origins.py", "errors.py"):
-        (package / name).symlink_to(Path(osaurusd.__file__).with_name(name))
+    for path in Path(osaurusd.__file__).parent.iterdir():
+        if path.name != "__main__.py":
+            (package / path.name).symlink_to(path)
     script = Path(__file__).with_name("fake_daemon_program.py")
     (package / "__main__.py").write_text(f"import runpy\nrunpy.run_path({str(script)!r}, run_name='__main__')\n")
     monkeypatch.setenv("PYTHONPATH", f"{package.parent}{os.pathsep}{os.environ['PYTHONPATH']}")

@@ -29,7 +29,7 @@ NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
 """Unsupported fields, and the values besides null that are accepted because they do not change the response."""
 
 
-# Requests
+# Requests. Messages and their parts are exempt from garbage collection: a chat has many, and they cannot form cycles.
 
 
 class ContentPart(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -39,20 +39,20 @@ class ContentPart(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     text: str | None = None
 
 
-class FunctionCallParam(msgspec.Struct, frozen=True, kw_only=True):
+class FunctionCallParam(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A function call of an earlier response; `arguments` is the JSON text that the model wrote."""
 
     name: str
     arguments: str
 
 
-class ToolCallParam(msgspec.Struct, frozen=True, kw_only=True):
+class ToolCallParam(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     id: str
     type: str = "function"
     function: FunctionCallParam | None = None
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One message of a chat."""
 
     role: str

@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -389,7 +390,7 @@ def test_brief_probe_of_the_lock_does_not_prevent_a_start(home, monkeypatch):
     lock.parent.mkdir()
     probe = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(probe, fcntl.LOCK_EX)
-    monkeypatch.setattr(listen.time, "sleep", lambda _: fcntl.flock(probe, fcntl.LOCK_UN))
+    monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(probe, fcntl.LOCK_UN))
     with lock_home(lock):
         assert lock.read_text() == f"{os.getpid()}\n"
     os.close(probe)

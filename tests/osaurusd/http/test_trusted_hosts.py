@@ -4,6 +4,7 @@ import collections
 import ipaddress
 import socket
 
+import psutil
 import pytest
 from aiohttp import web
 
@@ -232,8 +233,8 @@ def test_wildcard_address_trusts_every_name_of_the_machine(monkeypatch, wildcard
         ]
     }
     now = [100.0]
-    monkeypatch.setattr(trusted_hosts.psutil, "net_if_addrs", lambda: interfaces)
-    monkeypatch.setattr(trusted_hosts.socket, "gethostname", lambda: hostname)
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: interfaces)
+    monkeypatch.setattr(socket, "gethostname", lambda: hostname)
     hosts = BoundHosts([wildcard], clock=lambda: now[0])
     assert names | {"192.168.1.5", "[fe80::1]"} == hosts.names()
 

@@ -287,7 +287,7 @@ async def test_a_concurrent_listing_does_not_affect_an_import(imports, catalog, 
         loop.call_soon_threadsafe(renamed.set)
 
     monkeypatch.setattr(Scanner, "scan", held_scan)
-    monkeypatch.setattr(module.os, "rename", told_rename)
+    monkeypatch.setattr(os, "rename", told_rename)
     listing = asyncio.create_task(catalog.refresh())
     await looked.wait()
     importing = asyncio.create_task(finish(events))

@@ -9,6 +9,7 @@ import pytest
 
 from osaurusd.errors import ModelNotDownloaded, ModelNotFound, NameTaken
 from osaurusd.models import catalog as catalog_module
+from osaurusd.models import safetensors
 from osaurusd.models import scan as scan_module
 from osaurusd.models.scan import Scanner
 from osaurusd.wire.admin import ModelState
@@ -338,7 +339,7 @@ async def test_unchanged_models_are_not_read_again(catalog, hub, monkeypatch):
         write_hub(hub, f"org/model-{number}", model(number=number))
     assert len(await catalog.available()) == 20
     read = []
-    monkeypatch.setattr(scan_module.safetensors, "read", lambda folder: read.append(folder))
+    monkeypatch.setattr(safetensors, "read", lambda folder: read.append(folder))
     await catalog.refresh()
 
     assert read == []

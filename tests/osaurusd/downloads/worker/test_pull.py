@@ -6,7 +6,7 @@ import signal
 import subprocess
 
 import pytest
-from huggingface_hub.utils import WeakFileLock
+from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # missing in the package's __all__
 
 from osaurusd.downloads import messages
 from osaurusd.wire.errors import ErrorCode

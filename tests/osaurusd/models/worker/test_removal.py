@@ -1,5 +1,6 @@
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,7 +40,7 @@ async def test_folder_is_removed_with_its_content(imported):
 
 
 def test_folder_is_renamed_before_its_files_are_removed(imported, monkeypatch):
-    monkeypatch.setattr(removal.shutil, "rmtree", lambda path: None)
+    monkeypatch.setattr(shutil, "rmtree", lambda path: None)
     removal.remove_folder(imported)
 
     (renamed,) = imported.parent.iterdir()

@@ -174,7 +174,7 @@ def test_invalid_response_format_is_rejected(fields, param):
     assert raised.value.message.startswith(f"`{param}`: ")
 
 
-UNSUPPORTED_VALUES = {
+UNSUPPORTED_VALUES: dict[str, list[object]] = {
     "audio": [{"voice": "alloy", "format": "wav"}],
     "function_call": ["auto", {"name": "f"}],
     "functions": [[{"name": "f"}]],

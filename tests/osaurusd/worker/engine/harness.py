@@ -54,10 +54,10 @@ class FakeOutput:
             return None
         return OutputDelta(text=to_text([token]))
 
-    def finish(self, *, cut):
+    def finish(self, *, truncated):
         if self._fails_to_finish:
             raise ValueError("unfinished")
-        return OutputDelta(text="cut ") if cut else None
+        return OutputDelta(text="cut ") if truncated else None
 
 
 class AlternatingConstraint:
@@ -125,7 +125,7 @@ def build_request(
 def echo(scores):
     """Echo a prompt as `prompt `, with the log-probabilities of its tokens."""
     logprobs = [TokenLogprob(text="", bytes=[], logprob=score.logprob) for score in scores]
-    return OutputDelta(text="prompt ", tokens=logprobs)
+    return OutputDelta(text="prompt ", logprobs=logprobs)
 
 
 class NoProgress(Exception):

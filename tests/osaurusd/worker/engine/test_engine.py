@@ -193,7 +193,7 @@ def test_a_delta_has_all_parts_of_the_output(engine):
 
     class RichOutput(FakeOutput):
         def add(self, _, score=None):
-            return OutputDelta(text="a", reasoning="b", calls=[call], tokens=[logprob])
+            return OutputDelta(text="a", reasoning="b", tool_calls=[call], logprobs=[logprob])
 
     frames = run(engine, build_request(1, PROMPT, 1, output=RichOutput))
 

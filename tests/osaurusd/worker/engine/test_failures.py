@@ -211,10 +211,10 @@ class LogprobOutput(FakeOutput):
     def add(self, token, score=None):
         top = [Logprob(text="", bytes=[], logprob=logprob) for _, logprob in score.top]
         return OutputDelta(
-            text=to_text([token]), tokens=[TokenLogprob(text="", bytes=[], logprob=score.logprob, top=top)]
+            text=to_text([token]), logprobs=[TokenLogprob(text="", bytes=[], logprob=score.logprob, top=top)]
         )
 
-    def finish(self, *, cut):
+    def finish(self, *, truncated):
         return None
 
 

@@ -1,6 +1,9 @@
 """The planner on its own: no network, no arrays, no clock."""
 
+import ast
+import inspect
 import itertools
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +68,16 @@ def decode(planner, count=1):
         planner.record_decode(dict.fromkeys(itertools.chain(*planner.plan_decode().decode), 1))
         for sequence in planner.decoding.values():
             sequence.choice.output_tokens.append(0)
+
+
+@pytest.mark.parametrize("module", ["planner", "prefill_queue", "prefix_cache", "chunk_sizer", "memory"])
+def test_planning_modules_import_neither_mlx_nor_a_clock(module):
+    path = Path(inspect.getfile(Planner)).with_name(f"{module}.py")
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+
+    assert not {name.partition(".")[0] for name in names} & {"mlx", "mlx_lm", "time"}
 
 
 def test_an_idle_planner_plans_nothing(planner):
