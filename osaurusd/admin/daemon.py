@@ -149,13 +149,14 @@ class DaemonApi:
         """Report what the daemon sees; the CLI in a terminal may have other permissions."""
         config = self._config.current
         roots = [self._info.paths.models_dir, hub_cache(), *map(Path, config.models.roots)]
-        blas_library = find_blas(config.worker.blas)
+        blas_library = await asyncio.to_thread(find_blas, config.worker.blas)
+        open_files = await asyncio.to_thread(lambda: psutil.Process().num_fds())
         return json_response(
             Diagnosis(
                 installation=self._info.installation,
                 stores=list(await asyncio.gather(*map(_probe, roots))),
                 blas=str(blas_library) if blas_library else None,
-                open_files=psutil.Process().num_fds(),
+                open_files=open_files,
                 open_files_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
                 tasks=_count_tasks(),
             )

@@ -9,6 +9,7 @@ from blockbuster import blockbuster_ctx
 START_UP_MODULES = (
     "osaurusd/config/loading.py",
     "osaurusd/log.py",
+    "osaurusd/pool/config.py",
     "osaurusd/platform/files.py",
     "osaurusd/http/listen.py",
     "osaurusd/http/tls.py",
