@@ -271,7 +271,7 @@ def test_model_that_requires_custom_code_is_not_served(client: OpenAI, daemon: D
     with pytest.raises(NotFoundError) as caught:
         client.chat.completions.create(model=name, messages=[QUESTION])
     assert isinstance(caught.value.body, dict)
-    assert f"the model `{name}` is unusable: {reason}" == caught.value.body["message"]
+    assert f'`model`: model "{name}" is unusable: {reason}' == caught.value.body["message"]
     assert name not in [model.id for model in client.models.list().data]
 
 
