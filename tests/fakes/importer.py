@@ -1,6 +1,6 @@
-"""An importer that does as its source says, in place of `python -m osaurusd.imports.worker`.
+"""A scripted importer that replaces `python -m osaurusd.imports.worker`.
 
-The source is a JSON list of steps, each a name and its arguments: the methods of `Steps`.
+The source file is a JSON list of steps; each step is a list of the name of a method of `Steps` and its arguments.
 """
 
 import argparse
@@ -17,14 +17,14 @@ from osaurusd.rpc import framing
 
 
 class Steps:
-    """What sources may ask for, on this socket and in this destination folder."""
+    """The steps that a source can contain."""
 
-    def __init__(self, peer, dest):
-        self._peer = peer
+    def __init__(self, connection, dest):
+        self._connection = connection
         self._dest = dest
 
     def progress(self, stage, done, total):
-        """Tell progress; `{pid}` in the stage is this process's id."""
+        """Report progress; `{pid}` in the stage is replaced by the process id."""
         self._send(messages.Progress(stage=stage.format(pid=os.getpid()), done=done, total=total))
 
     def copy(self, folder):
@@ -32,36 +32,35 @@ class Steps:
         shutil.copytree(folder, self._dest, dirs_exist_ok=True)
 
     def touch(self, name):
-        """Make an empty file in the destination."""
+        """Create an empty file in the destination."""
         (self._dest / name).touch()
 
     def imported(self):
-        """Say that all is done."""
+        """Report success."""
         self._send(messages.Imported())
 
     def failure(self, message):
-        """Say that it cannot be done."""
+        """Report a failure."""
         self._send(messages.ImportFailure(message=message))
 
     def raw(self, text):
-        """Send bytes that are no frame."""
-        self._peer.sendall(text.encode())
+        """Send bytes that are not a frame."""
+        self._connection.sendall(text.encode())
 
     def kill(self, number):
-        """Die by a signal."""
+        """Send a signal to this process."""
         os.kill(os.getpid(), number)
 
     def exit(self, code):
-        """Die with an exit code."""
         sys.exit(code)
 
     def hang(self):
-        """Stay for good, whatever the daemon does."""
+        """Keep running and ignore the daemon."""
         while True:
             signal.pause()
 
     def _send(self, frame):
-        self._peer.sendall(framing.encode([frame]))
+        self._connection.sendall(framing.encode([frame]))
 
 
 def main():
@@ -70,9 +69,9 @@ def main():
     parser.add_argument("source", type=Path)
     parser.add_argument("dest", type=Path)
     options = parser.parse_args()
-    signal.alarm(30)  # nobody outlives a test that failed to end it
-    with socket.socket(fileno=options.fd) as peer:
-        steps = Steps(peer, options.dest)
+    signal.alarm(30)  # exit even if the test fails to end this process
+    with socket.socket(fileno=options.fd) as connection:
+        steps = Steps(connection, options.dest)
         for name, *arguments in json.loads(options.source.read_text(encoding="utf-8")):
             getattr(steps, name)(*arguments)
 

@@ -1,18 +1,24 @@
-"""The eight models that the guide names, each in its real architecture, with code in every folder that must never run.
+"""The eight models of the guide in their real architectures; no Python code from their folders ever runs.
 
-The weights are tiny and random, so what is answered does not matter; that there is an answer does.
+The weights are tiny and random, so the tests check that a model generates output, not which.
 """
 
 import json
 import runpy
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import NotFoundError, OpenAI
-from openai.types.chat import ChatCompletion
+from openai.types.chat import (
+    ChatCompletion,
+    ChatCompletionMessageParam,
+    ChatCompletionSystemMessageParam,
+    ChatCompletionUserMessageParam,
+)
 
 from osaurusd.models.names import PUBLISHED
 from tests import daemons
@@ -20,8 +26,8 @@ from tests.daemons import Daemon
 from tests.models import make_tiny
 from tests.osaurusd.models.disk import write_hub
 
-QUESTION = {"role": "user", "content": "What is the capital of France?"}
-SYSTEM = {"role": "system", "content": "You are terse."}
+QUESTION: ChatCompletionUserMessageParam = {"role": "user", "content": "What is the capital of France?"}
+SYSTEM: ChatCompletionSystemMessageParam = {"role": "system", "content": "You are terse."}
 
 LLAMA_TEMPLATE = (
     "{{- bos_token }}{% if not date_string is defined %}{% if strftime_now is defined %}"
@@ -43,11 +49,11 @@ DEEPSEEK_TEMPLATE = (
     "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
     "{% set ns = namespace(system_prompt='') %}{%- for message in messages %}{%- if message['role'] == 'system' %}"
     "{% set ns.system_prompt = message['content'] %}{%- endif %}{%- endfor %}{{bos_token}}{{ns.system_prompt}}"
-    "{%- for message in messages %}{%- if message['role'] == 'user' %}{{'<｜User｜>' + message['content']}}{%- endif %}"  # noqa: RUF001  as the model spells it
+    "{%- for message in messages %}{%- if message['role'] == 'user' %}{{'<｜User｜>' + message['content']}}{%- endif %}"  # noqa: RUF001  the model uses these characters
     "{%- if message['role'] == 'assistant' and message['content'] is not none %}{% set content = message['content'] %}"
     "{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
-    "{{'<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>'}}{%- endif %}{%- endfor -%}"  # noqa: RUF001  as the model spells it
-    "{% if add_generation_prompt %}{{'<｜Assistant｜><think>\\n'}}{% endif %}"  # noqa: RUF001  as the model spells it
+    "{{'<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>'}}{%- endif %}{%- endfor -%}"  # noqa: RUF001  the model uses these characters
+    "{% if add_generation_prompt %}{{'<｜Assistant｜><think>\\n'}}{% endif %}"  # noqa: RUF001  the model uses these characters
 )
 
 LLAMA3_ROPE = {
@@ -57,7 +63,7 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 8192,
     "rope_type": "llama3",
 }
-LLAMA = {
+LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "head_dim": 32,
     "rope_theta": 500000.0,
@@ -66,7 +72,7 @@ LLAMA = {
     "eos_token_id": [2, 0],
     "template": LLAMA_TEMPLATE,
 }
-QWEN = {
+QWEN: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
     "hidden_size": 64,
@@ -74,7 +80,7 @@ QWEN = {
     "rope_theta": 1000000.0,
     "use_sliding_window": False,
 }
-GEMMA = {
+GEMMA: dict[str, Any] = {
     "architectures": ["Gemma2ForCausalLM"],
     "model_type": "gemma2",
     "head_dim": 16,
@@ -87,7 +93,7 @@ GEMMA = {
     "cache_implementation": "hybrid",
     "template": GEMMA_TEMPLATE,
 }
-OPENELM = {
+OPENELM: dict[str, Any] = {
     "architectures": ["OpenELMForCausalLM"],
     "model_type": "openelm",
     "auto_map": {
@@ -104,7 +110,7 @@ OPENELM = {
     "max_context_length": 2048,
     "template": None,
 }
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "mlx-community/Llama-3.2-3B-Instruct-4bit": {**LLAMA, "hidden_size": 64, "group_size": 64},
     "mlx-community/Llama-3.2-1B-Instruct-4bit": LLAMA,
     "mlx-community/Qwen2.5-7B-Instruct-4bit": {**QWEN, "group_size": 64, "tie_word_embeddings": False},
@@ -115,86 +121,95 @@ MODELS = {
     "mlx-community/OpenELM-3B-Instruct-4bit": {**OPENELM, "group_size": 64},
 }
 
-PLAIN_OPENELM = PUBLISHED["mlx-community/OpenELM-3B-Instruct-4bit"]
-OWN_TOKENIZER = "tokenization_openelm.OpenELMTokenizer"
-# What tokenizer_config.json says in repos whose tokenizer.json makes the code that it names unnecessary.
-TOKENIZER_SETTINGS = {
-    "no-class": {"tokenizer_class": None, "auto_map": {"AutoTokenizer": [OWN_TOKENIZER, None]}},
-    "own-class": {"tokenizer_class": "OpenELMTokenizer", "auto_map": [OWN_TOKENIZER, OWN_TOKENIZER]},
-    "known-class": {"tokenizer_class": "LlamaTokenizer", "auto_map": {"AutoTokenizer": [None, OWN_TOKENIZER]}},
+OPENELM_NAME = PUBLISHED["mlx-community/OpenELM-3B-Instruct-4bit"]
+CUSTOM_TOKENIZER = "tokenization_openelm.OpenELMTokenizer"
+# Variants of tokenizer_config.json that name custom code, although tokenizer.json makes it unnecessary.
+TOKENIZER_SETTINGS: dict[str, dict[str, Any]] = {
+    "no-class": {"tokenizer_class": None, "auto_map": {"AutoTokenizer": [CUSTOM_TOKENIZER, None]}},
+    "custom-class": {"tokenizer_class": "OpenELMTokenizer", "auto_map": [CUSTOM_TOKENIZER, CUSTOM_TOKENIZER]},
+    "known-class": {"tokenizer_class": "LlamaTokenizer", "auto_map": {"AutoTokenizer": [None, CUSTOM_TOKENIZER]}},
 }
 SERVABLE = sorted([*PUBLISHED.values(), *(f"openelm-{variant}" for variant in TOKENIZER_SETTINGS)])
 
 UNUSABLE = {
-    "own-code": "the model requires custom code (`model_file`), which osaurusd never runs",
-    "own-tokenizer": "the tokenizer requires custom code (`auto_map`), which osaurusd never runs",
+    "custom-code": "the model requires custom code (`model_file`), which osaurusd never runs",
+    "custom-tokenizer": "the tokenizer requires custom code (`auto_map`), which osaurusd never runs",
 }
-CODE = ("configuration_openelm.py", "modeling_openelm.py", "tokenization_openelm.py", "model.py")
+CODE_FILES = ("configuration_openelm.py", "modeling_openelm.py", "tokenization_openelm.py", "model.py")
 
 
-class Shelf:
-    """A Hugging Face cache to put models into. Any code in them that runs leaves the file `marker` behind."""
+class ModelCache:
+    """A Hugging Face cache whose models contain Python files; running one of them creates the file `marker`."""
 
     def __init__(self, hub: Path, tokenizer: Path) -> None:
         self.hub = hub
         self.marker = hub.parent / "code-has-run"
         self._tokenizer = tokenizer
 
-    def add(self, repo, *, tokenizer_settings=None, without=(), **model) -> None:
-        """Lay a repo down.
+    def add(
+        self,
+        repo: str,
+        *,
+        tokenizer_settings: dict[str, Any] | None = None,
+        without: Collection[str] = (),
+        **model: Any,
+    ) -> None:
+        """Add a model repository.
 
         Args:
-            repo: its id.
-            tokenizer_settings: what differs in tokenizer_config.json; None takes a key away.
-            without: names of files to leave out.
-            model: what `make_tiny` is to make.
+            repo: repository id, as in `org/name`.
+            tokenizer_settings: overrides for tokenizer_config.json; a value of None removes the key.
+            without: names of files to omit.
+            model: arguments of `make_tiny`.
         """
-        with tempfile.TemporaryDirectory() as made:
-            folder = make_tiny(Path(made), self._tokenizer, **model)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = make_tiny(Path(temporary), self._tokenizer, **model)
             files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in without}
         settings = {**json.loads(files["tokenizer_config.json"]), **(tokenizer_settings or {})}
         settings = {key: value for key, value in settings.items() if value is not None}
-        trap = f"from pathlib import Path\nPath({str(self.marker)!r}).touch()\n"
-        code = {name: f"# {name} of {repo}\n{trap}".encode() for name in CODE}
+        source = f"from pathlib import Path\nPath({str(self.marker)!r}).touch()\n"
+        code = {name: f"# {name} of {repo}\n{source}".encode() for name in CODE_FILES}
         write_hub(self.hub, repo, {**files, "tokenizer_config.json": json.dumps(settings).encode(), **code})
 
 
 @pytest.fixture(scope="module")
-def shelf(smollm_folder: Path) -> Iterator[Shelf]:
+def cache(smollm_folder: Path) -> Iterator[ModelCache]:
     home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
-    shelf = Shelf(home / "hub", smollm_folder)
+    cache = ModelCache(home / "hub", smollm_folder)
     for seed, (repo, model) in enumerate(MODELS.items()):
-        # Gemma and DeepSeek keep their templates where repos had them before chat_template.jinja was thought of.
-        inside = model.get("template") in (GEMMA_TEMPLATE, DEEPSEEK_TEMPLATE)
-        settings = {"chat_template": model["template"]} if inside else {}
-        shelf.add(repo, seed=seed, tokenizer_settings=settings, **(model | ({"template": None} if inside else {})))
-    alike = {**MODELS["mlx-community/OpenELM-3B-Instruct-4bit"], "seed": len(MODELS) - 1}
+        # The repositories of Gemma and DeepSeek predate chat_template.jinja; tokenizer_config.json has the template.
+        settings: dict[str, Any] = {}
+        if model.get("template") in (GEMMA_TEMPLATE, DEEPSEEK_TEMPLATE):
+            settings = {"chat_template": model["template"]}
+            model = {**model, "template": None}
+        cache.add(repo, seed=seed, tokenizer_settings=settings, **model)
+    openelm = {**MODELS["mlx-community/OpenELM-3B-Instruct-4bit"], "seed": len(MODELS) - 1}
     for variant, settings in TOKENIZER_SETTINGS.items():
-        shelf.add(f"org/OpenELM-{variant}", tokenizer_settings=settings, **alike)
-    shelf.add("org/Own-Code", model_file="model.py")
-    own = {"tokenizer_class": None, "auto_map": {"AutoTokenizer": [OWN_TOKENIZER, None]}}
-    shelf.add("org/Own-Tokenizer", tokenizer_settings=own, without=["tokenizer.json"], **OPENELM)
-    yield shelf
+        cache.add(f"org/OpenELM-{variant}", tokenizer_settings=settings, **openelm)
+    cache.add("org/Custom-Code", model_file="model.py")
+    settings = {"tokenizer_class": None, "auto_map": {"AutoTokenizer": [CUSTOM_TOKENIZER, None]}}
+    cache.add("org/Custom-Tokenizer", tokenizer_settings=settings, without=["tokenizer.json"], **OPENELM)
+    yield cache
     shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
-def daemon(shelf: Shelf) -> Iterator[Daemon]:
-    with daemons.running(shelf.hub.parent) as daemon:
+def daemon(cache: ModelCache) -> Iterator[Daemon]:
+    with daemons.running(cache.hub.parent) as daemon:
         yield daemon
 
 
 @pytest.fixture
-def client(daemon: Daemon, shelf: Shelf) -> Iterator[OpenAI]:
-    """The official client; after each test all models are unloaded, and no code in any folder has run."""
+def client(daemon: Daemon, cache: ModelCache) -> Iterator[OpenAI]:
+    """The official client. Afterwards, unloads all models and checks that no code from a model folder has run."""
     with OpenAI(base_url=daemon.url, api_key="not-needed", max_retries=0) as openai_client:
         yield openai_client
     daemon.admin("POST", "/v0/unload", {})
-    assert not shelf.marker.exists()
+    assert not cache.marker.exists()
 
 
-def ask(client: OpenAI, model: str, *messages: dict[str, str]) -> ChatCompletion:
-    """A short answer, checked for being one."""
+def complete(client: OpenAI, model: str, *messages: ChatCompletionMessageParam) -> ChatCompletion:
+    """Return a short completion after checking its fields."""
     response = client.chat.completions.create(model=model, messages=messages, max_tokens=4, temperature=0)
     assert model == response.model
     assert response.usage is not None
@@ -204,18 +219,19 @@ def ask(client: OpenAI, model: str, *messages: dict[str, str]) -> ChatCompletion
     return response
 
 
-def gist(response: ChatCompletion) -> tuple[int, str | None]:
-    """What is the same for the same prompt."""
+def fingerprint(response: ChatCompletion) -> tuple[int, str | None]:
+    """Return the prompt length and the output, which are equal for equal prompts."""
+    assert response.usage is not None
     return response.usage.prompt_tokens, response.choices[0].message.content
 
 
-def test_the_list_has_the_guides_names_and_only_what_can_be_served(client: OpenAI) -> None:
+def test_models_of_the_guide_are_listed_and_unusable_ones_are_not(client: OpenAI) -> None:
     assert PUBLISHED.keys() == MODELS.keys()
     assert SERVABLE == sorted(model.id for model in client.models.list().data)
 
 
 @pytest.mark.parametrize("repo", MODELS)
-def test_each_model_of_the_guide_answers(client: OpenAI, daemon: Daemon, repo: str) -> None:
+def test_each_model_of_the_guide_generates_output(client: OpenAI, daemon: Daemon, repo: str) -> None:
     name = PUBLISHED[repo]
     _, models = daemon.admin("GET", "/v0/models")
     (listed,) = (model for model in models if model["name"] == name)
@@ -223,46 +239,47 @@ def test_each_model_of_the_guide_answers(client: OpenAI, daemon: Daemon, repo: s
     assert repo == listed["repo"]
     assert MODELS[repo].get("model_type", "llama") == listed["architecture"]
     assert ("4-bit" if "group_size" in MODELS[repo] else None) == listed.get("quantization")
-    # A template may have a system text of its own for chats without one, longer than ours.
-    assert gist(ask(client, name, QUESTION)) != gist(ask(client, name, SYSTEM, QUESTION))
-    ask(client, name, QUESTION, {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nParis."}, QUESTION)
+    # Only inequality holds: a template may have a default system message that is longer than the given one.
+    assert fingerprint(complete(client, name, QUESTION)) != fingerprint(complete(client, name, SYSTEM, QUESTION))
+    complete(client, name, QUESTION, {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nParis."}, QUESTION)
     assert (200, {"unloaded": [name]}) == daemon.admin("POST", "/v0/unload", {"model": name})
 
 
-def test_a_template_that_refuses_the_system_role_gets_its_text_with_the_first_turn(client: OpenAI) -> None:
-    together = {"role": "user", "content": f"{SYSTEM['content']}\n\n{QUESTION['content']}"}
+def test_system_message_is_merged_into_the_first_user_message_if_the_template_rejects_its_role(client: OpenAI) -> None:
+    merged: ChatCompletionMessageParam = {"role": "user", "content": f"{SYSTEM['content']}\n\n{QUESTION['content']}"}
 
-    assert gist(ask(client, "gemma-2-2b-instruct", together)) == gist(
-        ask(client, "gemma-2-2b-instruct", SYSTEM, QUESTION)
+    assert fingerprint(complete(client, "gemma-2-2b-instruct", merged)) == fingerprint(
+        complete(client, "gemma-2-2b-instruct", SYSTEM, QUESTION)
     )
 
 
-def test_a_tokenizer_that_names_code_loads_without_it(client: OpenAI, daemon: Daemon) -> None:
-    expected = gist(ask(client, PLAIN_OPENELM, QUESTION))
+def test_tokenizer_with_unnecessary_custom_code_loads_without_it(client: OpenAI, daemon: Daemon) -> None:
+    expected = fingerprint(complete(client, OPENELM_NAME, QUESTION))
 
     for variant in TOKENIZER_SETTINGS:
         name = f"openelm-{variant}"
-        assert expected == gist(ask(client, name, QUESTION)), name
+        assert expected == fingerprint(complete(client, name, QUESTION)), name
         daemon.admin("POST", "/v0/unload", {"model": name})
 
 
 @pytest.mark.parametrize(("name", "reason"), UNUSABLE.items())
-def test_a_model_that_needs_its_own_code_is_not_served(client: OpenAI, daemon: Daemon, name: str, reason: str) -> None:
+def test_model_that_requires_custom_code_is_not_served(client: OpenAI, daemon: Daemon, name: str, reason: str) -> None:
     _, models = daemon.admin("GET", "/v0/models")
     (listed,) = (model for model in models if model["name"] == name)
 
     assert ("unusable", reason) == (listed["state"], listed["reason"])
     with pytest.raises(NotFoundError) as caught:
         client.chat.completions.create(model=name, messages=[QUESTION])
-    assert f"the model `{name}` is unusable: {reason}" == caught.value.body["message"]
+    assert isinstance(caught.value.body, dict)
+    assert f'`model`: model "{name}" is unusable: {reason}' == caught.value.body["message"]
     assert name not in [model.id for model in client.models.list().data]
 
 
-def test_the_code_in_the_folders_would_have_been_noticed(shelf: Shelf) -> None:
-    code = list(shelf.hub.glob("models--*/snapshots/*/*.py"))
+def test_running_code_from_a_model_folder_creates_the_marker(cache: ModelCache) -> None:
+    code = list(cache.hub.glob("models--*/snapshots/*/*.py"))
 
-    assert len(CODE) * (len(SERVABLE) + len(UNUSABLE)) == len(code)
+    assert len(CODE_FILES) * (len(SERVABLE) + len(UNUSABLE)) == len(code)
     for path in code:
         runpy.run_path(str(path))
-        assert shelf.marker.exists(), path
-        shelf.marker.unlink()
+        assert cache.marker.exists(), path
+        cache.marker.unlink()

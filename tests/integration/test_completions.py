@@ -80,8 +80,8 @@ def test_logprobs_of_a_prompt_equal_those_of_the_same_output(client: OpenAI) -> 
     generated = complete(client, FRANCE, logprobs=0)
     echoed = complete(client, FRANCE + generated.choices[0].text, echo=True, logprobs=0, max_tokens=0)
 
-    own = generated.choices[0].logprobs.token_logprobs
-    assert own == pytest.approx(echoed.choices[0].logprobs.token_logprobs[-len(own) :], abs=1e-3)
+    logprobs = generated.choices[0].logprobs.token_logprobs
+    assert logprobs == pytest.approx(echoed.choices[0].logprobs.token_logprobs[-len(logprobs) :], abs=1e-3)
 
 
 def test_suffix_is_rejected_for_a_model_without_fill_in_the_middle_tokens(client: OpenAI) -> None:
@@ -94,7 +94,7 @@ def test_suffix_is_rejected_for_a_model_without_fill_in_the_middle_tokens(client
 @pytest.mark.parametrize(
     ("prompt", "param"), [([49152], "prompt"), ([-1], "prompt[0]"), ([[1, 2], [10**9]], "prompt[1]")]
 )
-def test_token_outside_of_the_vocabulary_is_rejected(client: OpenAI, prompt, param) -> None:
+def test_token_outside_the_vocabulary_is_rejected(client: OpenAI, prompt, param) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
         complete(client, prompt)
 

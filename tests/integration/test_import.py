@@ -1,4 +1,4 @@
-"""Bringing models in through the real daemon."""
+"""Import of GGUF files and MLX folders through a real daemon."""
 
 import json
 import os
@@ -22,11 +22,11 @@ def daemon(home: Path):
         yield running
 
 
-def leftovers(daemon: Daemon) -> list[str]:
+def list_models_folder(daemon: Daemon) -> list[str]:
     return [path.name for path in (daemon.home / "models").iterdir()]
 
 
-def test_a_gguf_file_becomes_a_model_with_progress_on_the_way(daemon: Daemon, smollm_gguf: Path) -> None:
+def test_gguf_import_reports_progress_and_adds_the_model(daemon: Daemon, smollm_gguf: Path) -> None:
     status, events = daemon.admin("POST", "/v0/imports", {"path": str(smollm_gguf)})
 
     assert 200 == status
@@ -36,45 +36,45 @@ def test_a_gguf_file_becomes_a_model_with_progress_on_the_way(daemon: Daemon, sm
         events[-1]["event"],
         *(events[-1]["model"][key] for key in ("name", "quantization", "context_length")),
     )
-    assert [SMOLLM] == leftovers(daemon)
+    assert [SMOLLM] == list_models_folder(daemon)
     assert [SMOLLM] == [model["name"] for model in daemon.admin("GET", "/v0/models")[1]]
 
 
-def test_an_mlx_folder_becomes_a_model_under_the_name_it_is_given(daemon: Daemon, smollm_folder: Path) -> None:
+def test_mlx_folder_is_imported_under_the_requested_name(daemon: Daemon, smollm_folder: Path) -> None:
     status, events = daemon.admin("POST", "/v0/imports", {"path": str(smollm_folder), "name": "mine"})
 
     assert (200, "done", "mine") == (status, events[-1]["event"], events[-1]["model"]["name"])
 
 
-def test_a_name_that_is_taken_is_refused(daemon: Daemon, smollm_folder: Path) -> None:
+def test_taken_name_is_rejected(daemon: Daemon, smollm_folder: Path) -> None:
     daemon.admin("POST", "/v0/imports", {"path": str(smollm_folder), "name": "mine"})
     status, error = daemon.admin("POST", "/v0/imports", {"path": str(smollm_folder), "name": "mine"})
 
     assert (409, "name_taken") == (status, error["error"]["code"])
 
 
-def test_a_file_that_cannot_be_read_is_refused_by_name_and_leaves_nothing(daemon: Daemon, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.gguf"
-    broken.write_bytes(b"GGUF" + bytes(100))
-    status, error = daemon.admin("POST", "/v0/imports", {"path": str(broken)})
+def test_invalid_file_is_rejected_by_name_and_leaves_no_files(daemon: Daemon, tmp_path: Path) -> None:
+    invalid = tmp_path / "invalid.gguf"
+    invalid.write_bytes(b"GGUF" + bytes(100))
+    status, error = daemon.admin("POST", "/v0/imports", {"path": str(invalid)})
 
     assert (400, "import_failed") == (status, error["error"]["code"])
-    assert "broken.gguf" in error["error"]["message"]
-    assert [] == leftovers(daemon)
+    assert "invalid.gguf" in error["error"]["message"]
+    assert [] == list_models_folder(daemon)
 
 
-def test_a_truncated_file_is_refused_and_leaves_nothing(daemon: Daemon, smollm_gguf: Path, tmp_path: Path) -> None:
-    cut = tmp_path / "cut.gguf"
-    with smollm_gguf.open("rb") as source, cut.open("wb") as target:
+def test_truncated_file_is_rejected_and_leaves_no_files(daemon: Daemon, smollm_gguf: Path, tmp_path: Path) -> None:
+    truncated = tmp_path / "truncated.gguf"
+    with smollm_gguf.open("rb") as source, truncated.open("wb") as target:
         target.write(source.read(20_000_000))
-    answer = daemon.admin("POST", "/v0/imports", {"path": str(cut)})
+    _, response = daemon.admin("POST", "/v0/imports", {"path": str(truncated)})
 
-    assert "import_failed" in json.dumps(answer)
-    assert "cut.gguf" in json.dumps(answer)
-    assert [] == leftovers(daemon)
+    assert "import_failed" in json.dumps(response)
+    assert "truncated.gguf" in json.dumps(response)
+    assert [] == list_models_folder(daemon)
 
 
-def test_a_client_that_goes_away_gives_the_import_up(daemon: Daemon, smollm_gguf: Path) -> None:
+def test_disconnecting_cancels_the_import(daemon: Daemon, smollm_gguf: Path) -> None:
     connection = UnixConnection(daemon.socket)
     connection.request("POST", "/v0/imports", json.dumps({"path": str(smollm_gguf)}), HEADERS)
     connection.getresponse().readline()
@@ -85,10 +85,10 @@ def test_a_client_that_goes_away_gives_the_import_up(daemon: Daemon, smollm_gguf
 
     psutil.wait_procs(children, 10)
     assert [] == [child for child in children if child.is_running()]
-    assert [] == leftovers(daemon)
+    assert [] == list_models_folder(daemon)
 
 
-def test_what_a_killed_daemon_left_unfinished_is_swept_at_the_next_start(home: Path, smollm_gguf: Path) -> None:
+def test_unfinished_imports_of_a_killed_daemon_are_removed_at_the_next_start(home: Path, smollm_gguf: Path) -> None:
     with daemons.running(home) as daemon:
         connection = UnixConnection(daemon.socket)
         connection.request("POST", "/v0/imports", json.dumps({"path": str(smollm_gguf)}), HEADERS)
@@ -98,23 +98,25 @@ def test_what_a_killed_daemon_left_unfinished_is_swept_at_the_next_start(home: P
         connection.close()
         psutil.wait_procs(importers, 10)
         assert [] == [importer for importer in importers if importer.is_running()]
-        assert [name for name in leftovers(daemon) if name.startswith(".importing-")]
+        assert [name for name in list_models_folder(daemon) if name.startswith(".importing-")]
 
-    with daemons.running(home) as successor:
-        assert [] == leftovers(successor)
+    with daemons.running(home) as restarted:
+        assert [] == list_models_folder(restarted)
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="needs a small file system of its own")
-def test_a_full_disk_is_said_and_leaves_nothing(home: Path, smollm_gguf: Path) -> None:
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("mount") is None, reason="needs root to mount a small file system"
+)
+def test_full_disk_is_reported_and_leaves_no_files(home: Path, smollm_gguf: Path) -> None:
     models = home / "models"
     models.mkdir()
     if os.system(f"mount -t tmpfs -o size=30m tmpfs {models}"):
-        pytest.skip("mounting is not allowed here")
+        pytest.skip("mounting is not permitted")
     try:
         with daemons.running(home) as daemon:
-            answer = daemon.admin("POST", "/v0/imports", {"path": str(smollm_gguf)})
+            _, response = daemon.admin("POST", "/v0/imports", {"path": str(smollm_gguf)})
 
-            assert "No space left" in json.dumps(answer)
-            assert [] == leftovers(daemon)
+            assert "No space left" in json.dumps(response)
+            assert [] == list_models_folder(daemon)
     finally:
         os.system(f"umount {models}")

@@ -1,4 +1,4 @@
-"""The prefix cache: `cached_tokens` counts what was not processed again. A real daemon, worker and model."""
+"""The prefix cache: `cached_tokens` counts prompt tokens that were not recomputed. A real daemon, worker and model."""
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -40,12 +40,12 @@ def test_repeated_chat_processes_one_token_and_has_the_same_output(client: OpenA
 
 def test_shared_system_message_is_processed_once(client: OpenAI, system) -> None:
     complete(client, system, user("Say hello."))
-    other = complete(client, system, user("Name a colour."))
-    alone = complete(client, {**system, "content": f" {system['content']}"}, user("Name a colour."))
+    second = complete(client, system, user("Name a colour."))
+    unrelated = complete(client, {**system, "content": f" {system['content']}"}, user("Name a colour."))
 
-    shared = other.usage.prompt_tokens - cached_tokens(other)
-    assert shared < 20 < cached_tokens(other)
-    assert cached_tokens(alone) < 10
+    computed = second.usage.prompt_tokens - cached_tokens(second)
+    assert computed < 20 < cached_tokens(second)
+    assert cached_tokens(unrelated) < 10
 
 
 def test_next_message_of_a_conversation_reuses_the_earlier_ones(client: OpenAI, system) -> None:

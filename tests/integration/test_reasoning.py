@@ -13,7 +13,7 @@ from tests import daemons
 
 # SmolLM2 does not use these tokens. Renamed, they become reasoning markers.
 RENAMED = {"<repo_name>": "<think>", "<reponame>": "</think>"}
-# The model was not trained to reason; without this it ends its output at once.
+# The model was not trained to reason; without this bias it ends its output immediately.
 NEVER_END = {"0": -100, "2": -100}
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -51,7 +51,7 @@ def complete(client: OpenAI, **fields):
     )
 
 
-def end_reasoning_at_once(end: int) -> dict[str, object]:
+def end_reasoning_immediately(end: int) -> dict[str, object]:
     """Return fields that make the end marker by far the most likely token, but only once."""
     return {"logit_bias": {**NEVER_END, str(end): 100}, "extra_body": {"repetition_penalty": 10}}
 
@@ -69,7 +69,7 @@ def test_unfinished_reasoning_is_not_content(reasoning_model) -> None:
 
 def test_output_after_the_reasoning_is_content(reasoning_model) -> None:
     client, end = reasoning_model
-    reply = complete(client, **end_reasoning_at_once(end))
+    reply = complete(client, **end_reasoning_immediately(end))
 
     message = reply.choices[0].message
     assert message.content

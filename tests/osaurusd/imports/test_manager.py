@@ -1,4 +1,4 @@
-"""Imports by a real child process: what it brings becomes a model, and nothing else is ever left behind."""
+"""Imports by a scripted child process: its files become a model, and a failed import leaves no files."""
 
 import asyncio
 import contextlib
@@ -24,12 +24,12 @@ from osaurusd.rpc import framing
 from osaurusd.wire.admin import ModelState
 from tests.osaurusd.models.disk import make_catalog, model, write, write_hub
 
-FAKE = Path(tests.__file__).parent / "fakes" / "importer.py"
+FAKE_IMPORTER = Path(tests.__file__).parent / "fakes" / "importer.py"
 
 
 @pytest.fixture(autouse=True)
-def _importer(monkeypatch):
-    monkeypatch.setattr(module, "IMPORTER_COMMAND", (sys.executable, str(FAKE)))
+def _fake_importer(monkeypatch):
+    monkeypatch.setattr(module, "IMPORTER_COMMAND", (sys.executable, str(FAKE_IMPORTER)))
 
 
 @pytest.fixture
@@ -43,14 +43,14 @@ def imports(catalog):
 
 
 @pytest.fixture
-def whole(tmp_path):
-    """A folder with a model that can be served."""
-    return str(write(tmp_path / "whole", model()))
+def complete_model(tmp_path):
+    """The path of a folder with a usable model."""
+    return str(write(tmp_path / "complete", model()))
 
 
 @pytest.fixture
 def source(tmp_path):
-    """Writes a file to import, which says what the importer shall do."""
+    """Writes a source file with the steps of the fake importer."""
 
     def source(*steps, name="My-Model-Q4_0.gguf"):
         path = tmp_path / name
@@ -60,21 +60,21 @@ def source(tmp_path):
     return source
 
 
-async def finish(events):
+async def collect(events):
     return [event async for event in events]
 
 
-async def outcome(events):
-    """What an import fails with. Nothing of it is alive afterwards, so that a leaked socket is this test's failure."""
+async def error_type(events):
+    """Return the type of the error of an import, after collecting garbage so that a leaked socket fails this test."""
     try:
-        await finish(events)
+        await collect(events)
     except (OSError, ValueError, OsaurusError) as error:
         kind = type(error)
     gc.collect()
     return kind
 
 
-def left_in(models):
+def list_names(models):
     return sorted(path.name for path in models.iterdir())
 
 
@@ -86,9 +86,9 @@ def is_running(pid):
     return True
 
 
-async def test_progress_precedes_the_model(imports, catalog, models, source, whole):
-    path = source(["progress", "hash", 0, 10], ["copy", whole], ["progress", "convert", 10, 10], ["imported"])
-    *progress, record = await finish(imports.run(path, None))
+async def test_progress_precedes_the_model(imports, catalog, models, source, complete_model):
+    path = source(["progress", "hash", 0, 10], ["copy", complete_model], ["progress", "convert", 10, 10], ["imported"])
+    *progress, record = await collect(imports.run(path, None))
     assert progress == [
         messages.Progress(stage="hash", done=0, total=10),
         messages.Progress(stage="convert", done=10, total=10),
@@ -96,25 +96,25 @@ async def test_progress_precedes_the_model(imports, catalog, models, source, who
     assert isinstance(record, ModelRecord)
     assert (record.name, record.repo, record.source) == ("my-model", "my-model", "imported")
     assert (record.state, record.path) == (ModelState.AVAILABLE, models / "my-model")
-    assert left_in(models) == ["my-model"]
+    assert list_names(models) == ["my-model"]
     assert await catalog.find("my-model") == record
 
 
-async def test_a_model_gets_the_requested_name(imports, models, source, whole):
-    (record,) = await finish(imports.run(source(["copy", whole], ["imported"]), "other_name-1.5b"))
+async def test_a_model_gets_the_requested_name(imports, models, source, complete_model):
+    (record,) = await collect(imports.run(source(["copy", complete_model], ["imported"]), "other_name-1.5b"))
     assert record.name == "other_name-1.5b"
-    assert left_in(models) == ["other_name-1.5b"]
+    assert list_names(models) == ["other_name-1.5b"]
 
 
-async def test_a_folder_keeps_its_whole_name(imports, source, whole):
-    (record,) = await finish(imports.run(source(["copy", whole], ["imported"], name="Qwen2.5 Mine"), None))
+async def test_a_folder_keeps_its_whole_name(imports, source, complete_model):
+    (record,) = await collect(imports.run(source(["copy", complete_model], ["imported"], name="Qwen2.5 Mine"), None))
     assert record.name == "qwen2.5-mine"
 
 
-async def test_the_models_folder_is_created_if_missing(tmp_path, hub, source, whole):
+async def test_the_models_folder_is_created_if_missing(tmp_path, hub, source, complete_model):
     imports = ImportManager(make_catalog(tmp_path / "data" / "models", hub))
-    await finish(imports.run(source(["copy", whole], ["imported"]), "m"))
-    assert left_in(tmp_path / "data" / "models") == ["m"]
+    await collect(imports.run(source(["copy", complete_model], ["imported"]), "m"))
+    assert list_names(tmp_path / "data" / "models") == ["m"]
 
 
 EXITED = "My-Model-Q4_0.gguf: the import process exited unexpectedly"
@@ -123,7 +123,7 @@ EXITED = "My-Model-Q4_0.gguf: the import process exited unexpectedly"
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        pytest.param([["failure", "not a GGUF file"]], "not a GGUF file", id="refused"),
+        pytest.param([["failure", "not a GGUF file"]], "not a GGUF file", id="rejected"),
         pytest.param(
             [["kill", signal.SIGKILL]],
             f"{EXITED} (killed by SIGKILL)",
@@ -132,60 +132,60 @@ EXITED = "My-Model-Q4_0.gguf: the import process exited unexpectedly"
         pytest.param(
             [["kill", signal.SIGTERM]],
             f"{EXITED} (killed by SIGTERM)",
-            id="ended",
+            id="terminated",
         ),
         pytest.param([["exit", 3]], f"{EXITED} (exit code 3)", id="exited"),
-        pytest.param([], f"{EXITED} (exit code 0)", id="said nothing"),
-        pytest.param([["imported"]], "m: config.json is missing", id="brought nothing"),
+        pytest.param([], f"{EXITED} (exit code 0)", id="no result"),
+        pytest.param([["imported"]], "m: config.json is missing", id="no files"),
     ],
 )
 async def test_a_failure_is_reported_and_leaves_no_files(imports, catalog, models, source, steps, message):
     events = imports.run(source(["progress", "hash", 0, 1], ["touch", "model.safetensors"], *steps), "m")
     assert await anext(events) == messages.Progress(stage="hash", done=0, total=1)
-    with pytest.raises(ImportFailed) as failure:
+    with pytest.raises(ImportFailed) as caught:
         await anext(events)
-    assert failure.value.message == message
-    assert left_in(models) == []
+    assert caught.value.message == message
+    assert list_names(models) == []
     assert await catalog.records() == []
 
 
 async def test_a_model_that_cannot_be_served_is_removed(imports, catalog, models, source, tmp_path):
-    folder = str(write(tmp_path / "odd", model(model_type="nonsense")))
-    with pytest.raises(ImportFailed) as failure:
-        await finish(imports.run(source(["copy", folder], ["imported"]), "m"))
-    assert failure.value.message == "m: mlx_lm does not support the architecture `nonsense`"
-    assert left_in(models) == []
+    folder = str(write(tmp_path / "unsupported", model(model_type="nonsense")))
+    with pytest.raises(ImportFailed) as caught:
+        await collect(imports.run(source(["copy", folder], ["imported"]), "m"))
+    assert caught.value.message == "m: mlx_lm does not support the architecture `nonsense`"
+    assert list_names(models) == []
     assert await catalog.records() == []
 
 
 async def test_invalid_frames_end_the_import_and_leave_no_files(imports, models, source):
-    path = source(["progress", "{pid}", 0, 1], ["raw", "\0\0\0\1x"], ["hang"])
+    path = source(["progress", "{pid}", 0, 1], ["raw", "\0\0\0\1\0\0\0\0x"], ["hang"])
     events = imports.run(path, "m")
     pid = int((await anext(events)).stage)
     with pytest.raises((framing.FrameError, OsaurusError)):
         async with asyncio.timeout(10):
             await anext(events)
     assert not is_running(pid)
-    assert left_in(models) == []
+    assert list_names(models) == []
 
 
 async def test_a_failed_start_leaves_no_files(imports, models, source, monkeypatch):
     monkeypatch.setattr(module, "IMPORTER_COMMAND", ("/nowhere/python",))
-    assert issubclass(await outcome(imports.run(source(), "m")), (OSError, OsaurusError))
-    assert left_in(models) == []
+    assert issubclass(await error_type(imports.run(source(), "m")), (OSError, OsaurusError))
+    assert list_names(models) == []
 
 
 async def test_closing_the_iterator_kills_the_process_and_leaves_no_files(imports, models, source):
     events = imports.run(source(["touch", "weights"], ["progress", "{pid}", 0, 1], ["hang"]), "m")
     pid = int((await anext(events)).stage)
     assert is_running(pid)
-    (staging,) = left_in(models)
+    (staging,) = list_names(models)
     assert staging.startswith(STAGING_PREFIXES[0])
     assert (models / staging / "weights").exists()
     async with asyncio.timeout(10):
         await events.aclose()
     assert not is_running(pid)
-    assert left_in(models) == []
+    assert list_names(models) == []
 
 
 async def test_cancelling_an_import_kills_its_process_and_leaves_no_files(imports, models, source):
@@ -203,7 +203,7 @@ async def test_cancelling_an_import_kills_its_process_and_leaves_no_files(import
     assert await asyncio.wait([task], timeout=10) == ({task}, set())
     assert task.cancelled()
     assert not is_running(pid)
-    assert left_in(models) == []
+    assert list_names(models) == []
 
 
 async def test_a_running_import_is_not_a_model(imports, catalog, source):
@@ -215,16 +215,16 @@ async def test_a_running_import_is_not_a_model(imports, catalog, source):
 
 
 async def test_the_importer_is_given_source_and_staging_folder(imports, models, source, tmp_path, monkeypatch):
-    script = tmp_path / "tell.py"
+    script = tmp_path / "record_arguments.py"
     script.write_text(f"import json, sys\njson.dump(sys.argv[1:], open({str(tmp_path / 'argv')!r}, 'w'))\n")
     monkeypatch.setattr(module, "IMPORTER_COMMAND", (sys.executable, str(script)))
     path = source()
     with pytest.raises(ImportFailed):
-        await finish(imports.run(path, "m"))
-    flag, number, *places = json.loads((tmp_path / "argv").read_text())
-    assert (flag, number.isdecimal(), places[0]) == ("--fd", True, path)
-    assert Path(places[1]).parent == models
-    assert Path(places[1]).name.startswith(STAGING_PREFIXES[0])
+        await collect(imports.run(path, "m"))
+    flag, number, *paths = json.loads((tmp_path / "argv").read_text())
+    assert (flag, number.isdecimal(), paths[0]) == ("--fd", True, path)
+    assert Path(paths[1]).parent == models
+    assert Path(paths[1]).name.startswith(STAGING_PREFIXES[0])
 
 
 @pytest.mark.parametrize("name", ["mine", "org-model", "half"])
@@ -232,68 +232,70 @@ async def test_a_taken_name_is_rejected_before_the_import_starts(imports, models
     write(models / "mine", model())
     write_hub(hub, "org/Org-Model-4bit", model())
     write_hub(hub, "org/half", {})
-    with pytest.raises(NameTaken) as refusal:
-        await finish(imports.run(source(["imported"]), name))
-    assert refusal.value.param == "name"
-    assert f"`{name}`" in refusal.value.message
-    assert left_in(models) == ["mine"]
+    with pytest.raises(NameTaken) as caught:
+        await collect(imports.run(source(["imported"]), name))
+    assert caught.value.param == "name"
+    assert f"`{name}`" in caught.value.message
+    assert list_names(models) == ["mine"]
 
 
 async def test_a_name_taken_during_the_import_is_rejected(imports, catalog, models, source):
     await catalog.records()
     write(models / "my-model", model())
     with pytest.raises(NameTaken):
-        await finish(imports.run(source(["imported"]), None))
+        await collect(imports.run(source(["imported"]), None))
 
 
-async def test_one_of_two_imports_with_the_same_name_succeeds(imports, catalog, models, source, whole):
-    steps = ["progress", "hash", 0, 1], ["copy", whole], ["imported"]
-    runs = [imports.run(source(*steps, name=f"{at}.gguf"), "m") for at in range(2)]
+async def test_one_of_two_imports_with_the_same_name_succeeds(imports, catalog, models, source, complete_model):
+    steps = ["progress", "hash", 0, 1], ["copy", complete_model], ["imported"]
+    runs = [imports.run(source(*steps, name=f"{number}.gguf"), "m") for number in range(2)]
     for events in runs:
         await anext(events)
-    (record,) = await finish(runs[0])
-    with pytest.raises(NameTaken) as refusal:
-        await finish(runs[1])
-    assert refusal.value.param == "name"
+    (record,) = await collect(runs[0])
+    with pytest.raises(NameTaken) as caught:
+        await collect(runs[1])
+    assert caught.value.param == "name"
     assert record.path == models / "m"
-    assert left_in(models) == ["m"]
+    assert list_names(models) == ["m"]
     assert (await catalog.find("m")).state is ModelState.AVAILABLE
 
 
-async def test_a_model_created_concurrently_is_kept(imports, models, source, whole):
-    events = imports.run(source(["progress", "hash", 0, 1], ["copy", whole], ["imported"]), "m")
+async def test_a_model_created_concurrently_is_kept(imports, models, source, complete_model):
+    events = imports.run(source(["progress", "hash", 0, 1], ["copy", complete_model], ["imported"]), "m")
     await anext(events)
     write(models / "m", {"notes.txt": b"mine"})
     with pytest.raises(NameTaken):
-        await finish(events)
-    assert left_in(models) == ["m"]
+        await collect(events)
+    assert list_names(models) == ["m"]
     assert (models / "m" / "notes.txt").read_bytes() == b"mine"
 
 
-async def test_a_concurrent_listing_does_not_affect_an_import(imports, catalog, models, source, whole, monkeypatch):
-    events = imports.run(source(["progress", "hash", 0, 1], ["copy", whole], ["imported"]), "m")
+async def test_a_concurrent_listing_does_not_affect_an_import(
+    imports, catalog, models, source, complete_model, monkeypatch
+):
+    events = imports.run(source(["progress", "hash", 0, 1], ["copy", complete_model], ["imported"]), "m")
     await anext(events)
     loop, scan, rename = asyncio.get_running_loop(), Scanner.scan, os.rename
-    looked, renamed, go_on = asyncio.Event(), asyncio.Event(), threading.Event()
+    scanned, renamed, resume = asyncio.Event(), asyncio.Event(), threading.Event()
 
-    def held_scan(scanner):
-        found = scan(scanner)
-        loop.call_soon_threadsafe(looked.set)
-        assert go_on.wait(30)
-        return found
+    def blocking_scan(scanner):
+        records = scan(scanner)
+        loop.call_soon_threadsafe(scanned.set)
+        assert resume.wait(30)
+        return records
 
-    def told_rename(*paths):
+    def observed_rename(*paths):
         rename(*paths)
         loop.call_soon_threadsafe(renamed.set)
 
-    monkeypatch.setattr(Scanner, "scan", held_scan)
-    monkeypatch.setattr(os, "rename", told_rename)
+    monkeypatch.setattr(Scanner, "scan", blocking_scan)
+    monkeypatch.setattr(os, "rename", observed_rename)
     listing = asyncio.create_task(catalog.refresh())
-    await looked.wait()
-    importing = asyncio.create_task(finish(events))
+    await scanned.wait()
+    importing = asyncio.create_task(collect(events))
     await renamed.wait()
-    await asyncio.sleep(0.02)  # until the import asks for a scan too; too short a time could only hide the fault
-    go_on.set()
+    await asyncio.sleep(0.02)  # until the import requests a scan too; a shorter wait can only hide the defect
+    resume.set()
     await listing
     (record,) = await importing
     assert (record.name, record.state) == ("m", ModelState.AVAILABLE)
@@ -301,23 +303,23 @@ async def test_a_concurrent_listing_does_not_affect_an_import(imports, catalog, 
 
 @pytest.mark.parametrize("name", ["", "Upper", "a/b", "../x", ".importing-x", "-x", "a b", "x" * 97, "ü", "a\0"])
 async def test_an_invalid_name_is_rejected(imports, models, source, name):
-    with pytest.raises(InvalidRequest) as refusal:
-        await finish(imports.run(source(["imported"]), name))
-    assert (refusal.value.param, refusal.value.message.startswith("`name`: ")) == ("name", True)
-    assert left_in(models) == []
+    with pytest.raises(InvalidRequest) as caught:
+        await collect(imports.run(source(["imported"]), name))
+    assert (caught.value.param, caught.value.message.startswith("`name`: ")) == ("name", True)
+    assert list_names(models) == []
 
 
 @pytest.mark.parametrize("path", ["model.gguf", "./model.gguf", "../model.gguf", "~/model.gguf", ""])
 async def test_a_relative_path_is_rejected(imports, models, path):
-    with pytest.raises(InvalidRequest) as refusal:
-        await finish(imports.run(path, "m"))
-    assert refusal.value.param == "path"
-    assert left_in(models) == []
+    with pytest.raises(InvalidRequest) as caught:
+        await collect(imports.run(path, "m"))
+    assert caught.value.param == "path"
+    assert list_names(models) == []
 
 
 async def test_an_invalid_path_is_rejected(imports, models):
-    assert issubclass(await outcome(imports.run("/models/a\0b.gguf", "m")), OsaurusError)
-    assert left_in(models) == []
+    assert issubclass(await error_type(imports.run("/models/a\0b.gguf", "m")), OsaurusError)
+    assert list_names(models) == []
 
 
 def test_sweeping_removes_unfinished_imports_only(imports, models):
@@ -326,7 +328,7 @@ def test_sweeping_removes_unfinished_imports_only(imports, models):
     write(models / "mine", model())
     write(models / ".hidden", {"notes": b""})
     imports.sweep()
-    assert left_in(models) == [".hidden", "mine"]
+    assert list_names(models) == [".hidden", "mine"]
 
 
 def test_sweeping_a_missing_folder_does_nothing(tmp_path, hub):

@@ -33,7 +33,9 @@ def with_header(header):
 
 def index(*shards):
     """Return the bytes of a weight index for these shards."""
-    return json.dumps({"metadata": {}, "weight_map": {f"layer.{at}": name for at, name in enumerate(shards)}}).encode()
+    return json.dumps(
+        {"metadata": {}, "weight_map": {f"layer.{number}": name for number, name in enumerate(shards)}}
+    ).encode()
 
 
 def config(**settings):

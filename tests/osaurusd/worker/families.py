@@ -1,4 +1,4 @@
-"""Tokenizers like those of well-known families of models: SmolLM2's with their special tokens and chat templates."""
+"""Tokenizers of well-known model families: SmolLM2's tokenizer with their special tokens and chat templates."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ from mlx_lm.utils import load_tokenizer
 
 
 class Family(NamedTuple):
-    """`tokens` are added to the vocabulary after SmolLM2's own."""
+    """A model family; `tokens` are appended to SmolLM2's vocabulary."""
 
     tokens: list[str]
     template: str
@@ -59,12 +59,12 @@ FAMILIES = {
 }
 
 
-def maker(base: Path, folder: Path) -> Callable[[str], TokenizerWrapper]:
-    """Makes the tokenizers of families by name, each once.
+def tokenizer_factory(base: Path, folder: Path) -> Callable[[str], TokenizerWrapper]:
+    """Return a cached function that creates the tokenizer of a family by name.
 
     Args:
         base: a folder with SmolLM2's tokenizer.
-        folder: where to write them.
+        folder: where the tokenizers are written.
     """
     return functools.cache(lambda name: _make(FAMILIES[name], base, folder / name))
 
@@ -72,11 +72,11 @@ def maker(base: Path, folder: Path) -> Callable[[str], TokenizerWrapper]:
 def _make(family: Family, base: Path, folder: Path) -> TokenizerWrapper:
     folder.mkdir()
     content = json.loads((base / "tokenizer.json").read_text())
-    first = max(content["model"]["vocab"].values()) + 1
+    first_id = max(content["model"]["vocab"].values()) + 1
     content["added_tokens"] += [
-        {"id": first + at, "content": token, "special": False}
+        {"id": first_id + offset, "content": token, "special": False}
         | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        for at, token in enumerate(family.tokens)
+        for offset, token in enumerate(family.tokens)
     ]
     (folder / "tokenizer.json").write_text(json.dumps(content))
     shutil.copyfile(base / "tokenizer_config.json", folder / "tokenizer_config.json")

@@ -124,7 +124,7 @@ PROMPT = [7, 8, 9]
 
 def tokens(count, start=0):
     """Return `count` tokens of a sequence that does not repeat itself."""
-    return [(13 * at + at * at // 7 + at // 5) % (VOCABULARY - 1) for at in range(start, start + count)]
+    return [(13 * i + i * i // 7 + i // 5) % (VOCABULARY - 1) for i in range(start, start + count)]
 
 
 def make_network(kind, seed=1):
@@ -181,13 +181,13 @@ def expected_logprobs(network, prompt, output):
 def _logits(network, prompt, output):
     network = getattr(network, "network", network)
     key = (id(network), tuple(prompt), tuple(output))
-    if key not in _known_logits:
-        _known_logits[key] = network(mx.array([[*prompt, *output[:-1]]]))[0, len(prompt) - 1 :]
-        mx.eval(_known_logits[key])
-    return _known_logits[key]
+    if key not in _cached_logits:
+        _cached_logits[key] = network(mx.array([[*prompt, *output[:-1]]]))[0, len(prompt) - 1 :]
+        mx.eval(_cached_logits[key])
+    return _cached_logits[key]
 
 
-_known_logits = {}
+_cached_logits = {}
 
 
 def prefill(network, prompt):
@@ -203,7 +203,7 @@ class RecordingNetwork:
 
     Args:
         network: computes the output.
-        poison: a token on which it fails.
+        poison: a token that makes a pass fail.
 
     Attributes:
         failures: how many of the next calls fail.
@@ -232,5 +232,5 @@ class RecordingNetwork:
 
     @property
     def single_widths(self):
-        """The widths of the passes over one sequence: those of prompts, where at least two sequences decode."""
+        """The widths of the passes over a single sequence; these are prompts if at least two sequences decode."""
         return [width for rows, width in self.shapes if rows == 1]

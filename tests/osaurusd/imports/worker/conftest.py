@@ -7,7 +7,7 @@ from .gguf_writer import TinyLlama
 
 @pytest.fixture(scope="session")
 def smollm(smollm_folder):
-    """The folder that SmolLM2, layers in Q4_1 and token embeddings in Q8_0, was imported into."""
+    """The imported SmolLM2, whose layers were Q4_1 and whose token embeddings were Q8_0."""
     return smollm_folder
 
 
@@ -21,7 +21,7 @@ def dest(tmp_path):
 
 @pytest.fixture
 def convert(dest):
-    """Imports a file or folder into `dest` without looking at its progress."""
+    """Imports a file or folder into `dest` and returns `dest`."""
 
     def convert(source):
         import_model(source, dest, lambda stage, done, total: None)
@@ -32,5 +32,5 @@ def convert(dest):
 
 @pytest.fixture
 def tiny():
-    """A random llama with a byte-level tokenizer."""
+    """A random Llama with a byte-level tokenizer."""
     return TinyLlama()

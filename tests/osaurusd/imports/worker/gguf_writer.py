@@ -1,4 +1,4 @@
-"""Writes small GGUF files, on purpose not with the code under test: its own layout, blocks and permutation."""
+"""Writer of small GGUF files, implemented independently of the code under test."""
 
 import struct
 from pathlib import Path
@@ -10,7 +10,12 @@ TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "Q6_K": 14, "BF16"
 
 
 def write_gguf(path, metadata, tensors, *, version=3, magic=b"GGUF", alignment=32):
-    """`tensors` maps names to (type, float array); `metadata` is written as uint32, float32, bool, string or arrays."""
+    """Write a GGUF file and return its path.
+
+    Args:
+        metadata: integers, floats, booleans, strings, or lists of these, by key.
+        tensors: (type, float array) by name.
+    """
     bodies = {name: encode(kind, array) for name, (kind, array) in tensors.items()}
     head = magic + struct.pack("<IQQ", version, len(tensors), len(metadata))
     head += b"".join(_string(key) + _typed(value) for key, value in metadata.items())
@@ -55,7 +60,7 @@ def _value(value: Any) -> tuple[int, bytes]:
 
 
 def encode(kind, array):
-    """The bytes of `array` as the ggml type `kind`, quantized in blocks of 32 as simply as can be."""
+    """Return the bytes of `array` as the ggml type `kind`, quantized in blocks of 32 values."""
     if kind == "F32":
         return array.astype("<f4").tobytes()
     if kind == "F16":
@@ -84,7 +89,7 @@ def _halves(quants):
 
 
 def decode(kind, array):
-    """What `encode` made of `array`, as ggml dequantizes it: float64 of the same shape."""
+    """Return `array` after quantization and dequantization by ggml's rules, as float64."""
     data = encode(kind, array)
     if kind in ("F32", "F16"):
         return np.frombuffer(data, "<f4" if kind == "F32" else "<f2").reshape(array.shape).astype(np.float64)
@@ -104,17 +109,17 @@ def _unblock(kind, block):
     return [scale * quant + low for quant in quants]
 
 
-def byte_letters():
-    """GPT-2's letter for each byte value."""
-    own = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in own]
-    return {byte: chr(byte) for byte in own} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+def byte_characters():
+    """Return GPT-2's character for each byte value."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
-def byte_level_tokenizer(pre="smollm", **more):
-    """Metadata of a byte-level vocabulary: three control tokens, one user-defined, the 256 bytes, a few merges."""
+def byte_level_tokenizer(pre="smollm", **overrides):
+    """Return metadata of a byte-level vocabulary: three control tokens, a user-defined one, 256 bytes, a few merges."""
     merges = ["h e", "l l", "he ll", "hell o", "Ġ w", "1 2", "Ċ Ċ"]
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool>", *byte_letters().values()]
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool>", *byte_characters().values()]
     tokens += [merge.replace(" ", "") for merge in merges]
     keys = {
         "model": "gpt2",
@@ -125,11 +130,11 @@ def byte_level_tokenizer(pre="smollm", **more):
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    return {f"tokenizer.ggml.{key}": value for key, value in (keys | more).items()}
+    return {f"tokenizer.ggml.{key}": value for key, value in (keys | overrides).items()}
 
 
-def sentence_piece_tokenizer(**more):
-    """Metadata of a SentencePiece vocabulary: Llama 1's three special tokens, the bytes, and pieces with scores."""
+def sentence_piece_tokenizer(**overrides):
+    """Return metadata of a SentencePiece vocabulary: Llama 1's special tokens, the bytes, and pieces with scores."""
     pieces = ["▁", "h", "e", "l", "o", "w", "he", "ll", "hell", "hello", "▁hello", "▁w", "<|end|>", "<tool>"]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
     keys = {
@@ -138,11 +143,11 @@ def sentence_piece_tokenizer(**more):
         "scores": [0.0] * 259 + [-float(rank) for rank in range(len(pieces))],
         "token_type": [2, 3, 3] + [6] * 256 + [1] * (len(pieces) - 2) + [3, 4],
     }
-    return {f"tokenizer.ggml.{key}": value for key, value in (keys | more).items()}
+    return {f"tokenizer.ggml.{key}": value for key, value in (keys | overrides).items()}
 
 
 class TinyLlama:
-    """A random llama of two layers: its parameters by mlx_lm's names, and the same as a GGUF file has them."""
+    """A random two-layer Llama: its parameters by mlx_lm's names, and as the tensors of a GGUF file."""
 
     hidden, inner, heads, kv_heads, head_dim, layers = 64, 96, 4, 2, 16, 2
 
@@ -178,11 +183,11 @@ class TinyLlama:
             ("mlp.down_proj", "ffn_down", self.hidden, self.inner),
         ):
             self._add(f"{target}.{module}.weight", f"{source}.{part}.weight", rows, columns)
-            # As Llama's relatives with biases have them: on the query, key and value projections only.
+            # Llama variants with biases have them only on the query, key and value projections.
             if biases and part in ("attn_q", "attn_k", "attn_v"):
                 self._add(f"{target}.{module}.bias", f"{source}.{part}.bias", rows)
 
-    def metadata(self, **more):
+    def metadata(self, **overrides):
         keys = {
             "general.architecture": "llama",
             "llama.context_length": 128,
@@ -195,10 +200,15 @@ class TinyLlama:
             "llama.rope.dimension_count": self.head_dim,
             "llama.rope.freq_base": 10000.0,
         }
-        return keys | self.tokenizer | more
+        return keys | self.tokenizer | overrides
 
     def tensors(self, kind="F32", **kinds):
-        """Matrices as `kind`, or as `kinds` says of their name in the file with underscores; vectors as F32."""
+        """Return matrices as `kind` and vectors as F32.
+
+        Args:
+            kind: the ggml type of the matrices.
+            kinds: types of single matrices by their GGUF name with underscores, such as `output_weight`.
+        """
         tensors = {}
         for target, source in self.names.items():
             values = self.permuted(target)
@@ -206,7 +216,7 @@ class TinyLlama:
         return tensors
 
     def permuted(self, target):
-        """A parameter with its rows in the order of llama.cpp's converter."""
+        """Return a parameter with its rows in the order of llama.cpp's converter."""
         heads = {"q_proj": self.heads, "k_proj": self.kv_heads}.get(target.split(".")[-2], 0)
         values = self.parameters[target]
         if not heads:

@@ -21,7 +21,7 @@ def source(tmp_path):
     return path
 
 
-def sharded(source):
+def shard(source):
     (source / "model.safetensors").unlink()
     weight_map = {}
     for number in (1, 2):
@@ -37,7 +37,7 @@ def names(path):
 
 
 def test_a_model_is_copied_with_all_its_files(source, convert):
-    belongs = {
+    files = {
         "LICENSE",
         "LICENCE.txt",
         "README.md",
@@ -49,19 +49,19 @@ def test_a_model_is_copied_with_all_its_files(source, convert):
         "tokenizer.model",
         "vision.safetensors",
     }
-    for name in belongs - {"vision.safetensors"}:
+    for name in files - {"vision.safetensors"}:
         (source / name).write_text(name)
     mx.save_safetensors(str(source / "vision.safetensors"), {"v": mx.ones(2)})
 
     dest = convert(source)
 
-    assert names(dest) == belongs | {"config.json", "tokenizer.json", "model.safetensors", "osaurus.json"}
+    assert names(dest) == files | {"config.json", "tokenizer.json", "model.safetensors", "osaurus.json"}
     assert all((dest / name).read_bytes() == (source / name).read_bytes() for name in names(source))
 
 
 def test_code_pickles_and_folders_are_not_copied(source, convert):
-    others = ("modeling.py", "pytorch_model.bin", "weights.pt", "state.pkl", "license.py", "run.sh", ".gitattributes")
-    for name in others:
+    excluded = ("modeling.py", "pytorch_model.bin", "weights.pt", "state.pkl", "license.py", "run.sh", ".gitattributes")
+    for name in excluded:
         (source / name).write_text("x")
     (source / "original").mkdir()
     (source / "original" / "params.json").write_text("{}")
@@ -70,7 +70,7 @@ def test_code_pickles_and_folders_are_not_copied(source, convert):
 
 
 def test_links_to_files_are_copied_as_files(source, convert, tmp_path):
-    """The Hugging Face cache is made of such links."""
+    """Snapshots in the Hugging Face cache consist of such links."""
     (source / "model.safetensors").rename(tmp_path / "blob")
     (source / "model.safetensors").symlink_to(tmp_path / "blob")
 
@@ -81,44 +81,44 @@ def test_links_to_files_are_copied_as_files(source, convert, tmp_path):
 
 
 def test_a_sharded_model_is_copied_completely(source, convert):
-    dest = convert(sharded(source))
+    dest = convert(shard(source))
 
     assert mx.load(str(dest / "model-00002-of-00002.safetensors"))["w2"].tolist() == list(range(10))
 
 
-def test_progress_counts_bytes_up_to_all_of_them(source, dest, monkeypatch):
+def test_progress_counts_bytes_up_to_the_total(source, dest, monkeypatch):
     monkeypatch.setattr(folder, "_CHUNK_BYTES", 1000)
-    seen = []
+    progress = []
 
-    copy_folder(source, dest, lambda done, total: seen.append((done, total)))
+    copy_folder(source, dest, lambda done, total: progress.append((done, total)))
 
     total = sum(path.stat().st_size for path in source.iterdir())
-    assert (seen[0], seen[-1]) == ((0, total), (total, total))
-    assert len(seen) > 4
-    assert seen == sorted(seen)
+    assert (progress[0], progress[-1]) == ((0, total), (total, total))
+    assert len(progress) > 4
+    assert progress == sorted(progress)
 
 
 def test_files_are_copied_without_copy_file_range(source, dest, monkeypatch):
-    def refuse(*_):
+    def fail(*_):
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-    monkeypatch.setattr(os, "copy_file_range", refuse, raising=False)
+    monkeypatch.setattr(os, "copy_file_range", fail, raising=False)
 
     copy_folder(source, dest, lambda done, total: None)
 
     assert (dest / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
 
 
-def test_a_models_old_provenance_is_replaced(source, convert):
+def test_existing_provenance_is_replaced(source, convert):
     (source / "osaurus.json").write_text('{"source": "older"}')
 
     assert json.loads((convert(source) / "osaurus.json").read_text())["source"] == "Tiny-4bit"
 
 
-# Refusals
+# Rejected folders
 
 
-def refusal(convert, source):
+def error_of(convert, source):
     with pytest.raises(ImportFailed) as caught:
         convert(source)
     return caught.value.message
@@ -143,7 +143,7 @@ def test_an_invalid_config_is_rejected(source, convert, config, reason):
     if config is not None:
         (source / "config.json").write_text(config)
 
-    assert refusal(convert, source) == reason
+    assert error_of(convert, source) == reason
 
 
 @pytest.mark.parametrize("files", [["vocab.json", "merges.txt"], ["tokenizer.model"], ["x.tiktoken"]])
@@ -158,26 +158,26 @@ def test_any_kind_of_tokenizer_is_accepted(source, convert, files):
 def test_a_folder_without_a_tokenizer_is_rejected(source, convert):
     (source / "tokenizer.json").rename(source / "vocab.json")
 
-    assert refusal(convert, source).startswith("Tiny-4bit: it has no tokenizer")
+    assert error_of(convert, source).startswith("Tiny-4bit: it has no tokenizer")
 
 
 def test_a_folder_without_weights_is_rejected(source, convert):
     (source / "model.safetensors").rename(source / "adapters.safetensors")
 
-    assert refusal(convert, source) == "Tiny-4bit: it has no weights (model*.safetensors)"
+    assert error_of(convert, source) == "Tiny-4bit: it has no weights (model*.safetensors)"
 
 
 def test_a_missing_shard_is_named(source, convert):
-    (sharded(source) / "model-00002-of-00002.safetensors").unlink()
+    (shard(source) / "model-00002-of-00002.safetensors").unlink()
 
-    assert refusal(convert, source).startswith("model-00002-of-00002.safetensors: ")
+    assert error_of(convert, source).startswith("model-00002-of-00002.safetensors: ")
 
 
 @pytest.mark.parametrize("index", ['{"weight_map": [1]}', "{}", "7"])
 def test_an_empty_index_is_rejected(source, convert, index):
-    (sharded(source) / "model.safetensors.index.json").write_text(index)
+    (shard(source) / "model.safetensors.index.json").write_text(index)
 
-    assert refusal(convert, source).startswith("model.safetensors.index.json: it ")
+    assert error_of(convert, source).startswith("model.safetensors.index.json: it ")
 
 
 def test_a_shard_outside_the_folder_is_rejected(source, convert, tmp_path):
@@ -185,7 +185,7 @@ def test_a_shard_outside_the_folder_is_rejected(source, convert, tmp_path):
     (source / "model.safetensors").rename(tmp_path / "secret.safetensors")
     mx.save_safetensors(str(source / "model.safetensors"), {"b": mx.ones(1)})
 
-    assert refusal(convert, source).startswith("../secret.safetensors: ")
+    assert error_of(convert, source).startswith("../secret.safetensors: ")
 
 
 @pytest.mark.parametrize("change", [-1, -4000, 1, 4096])
@@ -193,7 +193,7 @@ def test_weights_of_the_wrong_length_are_rejected(source, convert, change):
     path = source / "model.safetensors"
     os.truncate(path, path.stat().st_size + change)
 
-    assert refusal(convert, source).startswith("model.safetensors: ")
+    assert error_of(convert, source).startswith("model.safetensors: ")
 
 
 @pytest.mark.parametrize(
@@ -212,23 +212,23 @@ def test_weights_of_the_wrong_length_are_rejected(source, convert, change):
 def test_weights_with_a_damaged_header_are_rejected(source, convert, data):
     (source / "model.safetensors").write_bytes(data)
 
-    assert refusal(convert, source).startswith("model.safetensors: ")
+    assert error_of(convert, source).startswith("model.safetensors: ")
 
 
 def test_links_to_folders_are_rejected(source, convert, tmp_path):
     (source / "tokenizer").symlink_to(tmp_path)
 
-    assert refusal(convert, source).startswith("tokenizer: links to folders are not followed")
+    assert error_of(convert, source).startswith("tokenizer: links to folders are not followed")
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
 def test_a_special_file_is_rejected(source, convert, make):
     make(source / "extra.json")
 
-    assert refusal(convert, source) == "extra.json: it is not a regular file"
+    assert error_of(convert, source) == "extra.json: it is not a regular file"
 
 
 def test_a_broken_link_is_reported(source, convert):
     (source / "extra.json").symlink_to("nowhere")
 
-    assert refusal(convert, source) == "extra.json: No such file or directory"
+    assert error_of(convert, source) == "extra.json: No such file or directory"

@@ -9,7 +9,7 @@ from .gguf_writer import TinyLlama, byte_level_tokenizer, sentence_piece_tokeniz
 
 @pytest.fixture
 def defaults(tmp_path, convert):
-    """What `generation_config.json` says after the import of a file with some more metadata."""
+    """Imports a file with additional metadata and returns its `generation_config.json`."""
 
     def defaults(vocabulary=None, **metadata):
         folder = convert(TinyLlama(vocabulary).write(tmp_path / "x.gguf", metadata=metadata))
@@ -18,7 +18,7 @@ def defaults(tmp_path, convert):
     return defaults
 
 
-def test_smollm_has_both_of_its_end_tokens(smollm):
+def test_smollm_has_both_end_tokens(smollm):
     config = json.loads((smollm / "generation_config.json").read_text())
 
     assert config == {"bos_token_id": 1, "eos_token_id": [2, 0], "pad_token_id": 2}
@@ -65,4 +65,4 @@ def test_a_temperature_of_zero_disables_sampling(defaults):
 
 def test_non_numeric_sampling_is_rejected(defaults):
     with pytest.raises(ImportFailed, match=r"'general\.sampling\.temp' is not a finite number"):
-        defaults(**{"general.sampling.temp": "warm"})
+        defaults(**{"general.sampling.temp": "high"})

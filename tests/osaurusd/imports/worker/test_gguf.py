@@ -33,7 +33,7 @@ def small(tmp_path):
     return write_gguf(tmp_path / "small.gguf", METADATA, TENSORS)
 
 
-def refusal(path):
+def error_of(path):
     with pytest.raises(ImportFailed) as caught:
         read_header(path)
     assert caught.value.message.startswith(f"{path.name}: ")
@@ -61,7 +61,7 @@ def test_a_header_is_read_back_as_written(tmp_path, version, alignment):
     assert np.frombuffer(data[last.offset :][:10], "<f2").tolist() == [0, 1, 2, 3, 4]
 
 
-def test_the_header_of_a_real_file_reads(smollm_gguf):
+def test_header_of_a_real_file_is_read(smollm_gguf):
     header = read_header(smollm_gguf)
 
     assert len(header.tensors) == 272
@@ -75,24 +75,24 @@ def test_a_truncated_file_is_rejected(small):
     end = max(tensor.offset + tensor.nbytes for tensor in read_header(small).tensors.values())
     for length in range(end):
         small.write_bytes(data[:length])
-        refusal(small)
+        error_of(small)
 
 
 def test_a_tensor_beyond_the_end_of_the_file_is_reported(small):
     small.write_bytes(small.read_bytes()[:-40])
 
-    assert "truncated: tensor 'c.weight'" in refusal(small)
+    assert "truncated: tensor 'c.weight'" in error_of(small)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_damage_raises_import_failed_only(small, seed):
-    dice = random.Random(seed)
-    sound = small.read_bytes()
+def test_damaged_file_is_read_or_rejected(small, seed):
+    rng = random.Random(seed)
+    valid = small.read_bytes()
     for _ in range(40):
-        data = bytearray(sound)
-        for _ in range(dice.randint(1, 3)):
-            data[dice.randrange(len(data))] = dice.choice((0, 1, 127, 128, 255, dice.randrange(256)))
-        small.write_bytes(data[: dice.choice((len(data), dice.randrange(len(data))))])
+        data = bytearray(valid)
+        for _ in range(rng.randint(1, 3)):
+            data[rng.randrange(len(data))] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
+        small.write_bytes(data[: rng.choice((len(data), rng.randrange(len(data))))])
         with contextlib.suppress(ImportFailed):
             read_header(small)
 
@@ -107,13 +107,13 @@ def test_damage_raises_import_failed_only(small, seed):
     ],
 )
 def test_other_formats_are_rejected(tmp_path, layout, reason):
-    assert reason in refusal(write_gguf(tmp_path / "x.gguf", METADATA, TENSORS, **layout))
+    assert reason in error_of(write_gguf(tmp_path / "x.gguf", METADATA, TENSORS, **layout))
 
 
 def test_an_empty_file_is_rejected(tmp_path):
     (tmp_path / "x.gguf").touch()
 
-    assert "not a GGUF file" in refusal(tmp_path / "x.gguf")
+    assert "not a GGUF file" in error_of(tmp_path / "x.gguf")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_invalid_headers_are_rejected(tmp_path, body, reason):
     path = tmp_path / "x.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<I", 3) + body)
 
-    assert reason in refusal(path)
+    assert reason in error_of(path)
 
 
 def test_an_oversized_header_is_rejected(tmp_path):
@@ -157,4 +157,4 @@ def test_an_oversized_header_is_rejected(tmp_path):
     with path.open("r+b") as stream:
         stream.truncate(2 * MAX_HEADER_BYTES)
 
-    assert "header exceeds" in refusal(path)
+    assert "header exceeds" in error_of(path)

@@ -16,7 +16,7 @@ from osaurusd.imports.worker.importer import import_model
 from .gguf_writer import TinyLlama, sentence_piece_tokenizer
 
 
-def test_smollm_knows_the_capital_of_france(smollm):
+def test_imported_smollm_generates_a_correct_answer(smollm):
     model, tokenizer = mlx_lm.load(str(smollm))
     dequantize_model(model)
     model.set_dtype(mx.float32)
@@ -25,13 +25,13 @@ def test_smollm_knows_the_capital_of_france(smollm):
         add_generation_prompt=True,
     )
 
-    answer = ""
+    output = ""
     for response in mlx_lm.stream_generate(model, tokenizer, prompt, max_tokens=12):
-        answer += response.text
-        if "Paris" in answer:
+        output += response.text
+        if "Paris" in output:
             break
 
-    assert "Paris" in answer
+    assert "Paris" in output
 
 
 @pytest.mark.parametrize("vocabulary", [None, sentence_piece_tokenizer()], ids=["byte-level", "sentence-piece"])
@@ -89,20 +89,20 @@ def test_each_stage_reports_progress_from_zero_to_total(tmp_path, dest, tiny):
     import_model(path, dest, lambda stage, done, total: stages.setdefault(stage, []).append((done, total)))
 
     assert list(stages) == ["hash", "convert", "record"]
-    for seen in stages.values():
-        assert seen[0][0] == 0
-        assert seen[-1][0] == seen[-1][1] > 0
-        assert seen == sorted(seen)
+    for progress in stages.values():
+        assert progress[0][0] == 0
+        assert progress[-1][0] == progress[-1][1] > 0
+        assert progress == sorted(progress)
     assert stages["hash"][-1][1] == path.stat().st_size
     assert stages["convert"][-1][1] <= (dest / "model.safetensors").stat().st_size
 
 
-def test_the_file_extension_ignores_case(tmp_path, convert, tiny):
+def test_file_extension_ignores_case(tmp_path, convert, tiny):
     assert (convert(tiny.write(tmp_path / "X.GGUF")) / "osaurus.json").exists()
 
 
-def test_the_source_is_only_read(tmp_path, dest, tiny):
-    """`mx.load` would open it for writing, which fails for another user's file."""
+def test_source_is_not_modified(tmp_path, dest, tiny):
+    """`mx.load` opens files for writing, which fails for a file of another user."""
     path = tiny.write(tmp_path / "x.gguf")
     before = (path.stat().st_mtime_ns, path.read_bytes())
 
@@ -114,39 +114,39 @@ def test_the_source_is_only_read(tmp_path, dest, tiny):
 # Failures
 
 
-def refusal(source, dest):
+def error_of(source, dest):
     with pytest.raises(ImportFailed) as caught:
         import_model(source, dest, lambda stage, done, total: None)
     return caught.value.message
 
 
 def test_a_missing_source_is_rejected(tmp_path, dest):
-    assert refusal(tmp_path / "x.gguf", dest) == "x.gguf: the file or folder does not exist"
+    assert error_of(tmp_path / "x.gguf", dest) == "x.gguf: the file or folder does not exist"
 
 
 def test_an_unsupported_source_is_rejected(tmp_path, dest):
     (tmp_path / "model.bin").touch()
 
-    assert refusal(tmp_path / "model.bin", dest) == "model.bin: it is neither a model folder nor a .gguf file"
+    assert error_of(tmp_path / "model.bin", dest) == "model.bin: it is neither a model folder nor a .gguf file"
 
 
 def test_a_file_in_another_format_is_rejected(tmp_path, dest):
-    (tmp_path / "x.gguf").write_text("hello there")
+    (tmp_path / "x.gguf").write_text("not a model")
 
-    assert refusal(tmp_path / "x.gguf", dest) == "x.gguf: not a GGUF file: it does not start with GGUF"
+    assert error_of(tmp_path / "x.gguf", dest) == "x.gguf: not a GGUF file: it does not start with GGUF"
 
 
-def test_a_full_disk_is_a_failure_with_its_reason(tmp_path, dest, tiny, monkeypatch):
+def test_full_disk_is_reported(tmp_path, dest, tiny, monkeypatch):
     def fail(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", fail)
 
-    assert refusal(tiny.write(tmp_path / "x.gguf"), dest) == "x.gguf: No space left on device"
+    assert error_of(tiny.write(tmp_path / "x.gguf"), dest) == "x.gguf: No space left on device"
 
 
-def test_a_folder_that_cannot_be_written_is_a_failure_with_its_reason(tmp_path, tiny):
-    message = refusal(tiny.write(tmp_path / "x.gguf"), tmp_path / "missing")
+def test_missing_destination_is_reported(tmp_path, tiny):
+    message = error_of(tiny.write(tmp_path / "x.gguf"), tmp_path / "missing")
 
     assert message == "tokenizer.json: No such file or directory"
 
@@ -154,31 +154,31 @@ def test_a_folder_that_cannot_be_written_is_a_failure_with_its_reason(tmp_path, 
 def test_a_file_that_shrinks_during_the_import_fails_it(tmp_path, dest, tiny):
     path = tiny.write(tmp_path / "x.gguf")
 
-    def cut(stage, done, total):
+    def truncate(stage, done, total):
         os.truncate(path, 40_000)
 
     with pytest.raises(ImportFailed, match=r"^x\.gguf: the file shrank while it was read$"):
-        import_model(path, dest, cut)
+        import_model(path, dest, truncate)
 
 
 @pytest.mark.parametrize("vocabulary", [None, sentence_piece_tokenizer()], ids=["byte-level", "sentence-piece"])
 @pytest.mark.parametrize("seed", range(5))
 def test_a_damaged_file_is_imported_or_rejected(tmp_path, tiny, vocabulary, seed):
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     path = TinyLlama(vocabulary).write(tmp_path / "x.gguf", "Q4_0")
-    sound = path.read_bytes()
-    header = sound.index(b"blk.1.ffn_down.weight")
-    refusals = []
+    valid = path.read_bytes()
+    header = valid.index(b"blk.1.ffn_down.weight")
+    errors = []
     for attempt in range(40):
-        data = bytearray(sound)
-        for _ in range(dice.randint(1, 4)):
-            data[dice.randrange(header)] = dice.choice((0, 1, 32, 127, 128, 255, dice.randrange(256)))
+        data = bytearray(valid)
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(header)] = rng.choice((0, 1, 32, 127, 128, 255, rng.randrange(256)))
         path.write_bytes(data)
         dest = tmp_path / f"dest{attempt}"
         dest.mkdir()
         try:
             import_model(path, dest, lambda stage, done, total: None)
-        except ImportFailed as error:
-            refusals.append(error.message)
-    assert refusals
-    assert all(message.startswith("x.gguf: ") for message in refusals)
+        except ImportFailed as failure:
+            errors.append(failure.message)
+    assert errors
+    assert all(message.startswith("x.gguf: ") for message in errors)

@@ -17,12 +17,12 @@ from .gguf_writer import TinyLlama, decode, write_gguf
 PROMPT = mx.array([[4, 90, 30, 200, 7, 7, 91, 150]])
 
 
-def config_of(folder):
+def read_config(folder):
     return json.loads((folder / "config.json").read_text())
 
 
-def reference(tiny, **more):
-    """mlx_lm's llama with the parameters that the file was made from."""
+def reference(tiny, **overrides):
+    """Return mlx_lm's Llama with the parameters that the file was written from."""
     args = {
         "model_type": "llama",
         "hidden_size": tiny.hidden,
@@ -35,7 +35,7 @@ def reference(tiny, **more):
         "vocab_size": tiny.vocabulary,
         "tie_word_embeddings": "lm_head.weight" not in tiny.parameters,
     }
-    model = llama.Model(llama.ModelArgs.from_dict(args | more))
+    model = llama.Model(llama.ModelArgs.from_dict(args | overrides))
     parameters = {name: mx.array(values) for name, values in tiny.parameters.items()}
     missing = {name: mx.zeros_like(value) for name, value in tree_flatten(model.parameters()) if name not in parameters}
     model.load_weights(list((parameters | missing).items()))
@@ -44,7 +44,7 @@ def reference(tiny, **more):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_an_unquantized_model_matches_its_original(tmp_path, convert, tied):
-    """Fails unless the rows of query and key are put back into order."""
+    """Fails if the permutation of query and key rows is not undone."""
     tiny = TinyLlama(tied=tied)
 
     model, _ = mlx_lm.load(str(convert(tiny.write(tmp_path / "x.gguf"))))
@@ -87,24 +87,24 @@ def test_each_type_is_converted_without_loss(tmp_path, convert, tiny, kind):
         scales, biases = (loaded[f"{module}.{part}"].astype(mx.float32) for part in ("scales", "biases"))
         bits = 8 if kind == "Q8_0" else 4
         dequantized = mx.dequantize(loaded[name], scales, biases, group_size=32, bits=bits)
-        # The blocks of a row stay as they are when rows change places.
+        # Permuting rows does not change the blocks within them.
         assert np.allclose(np.array(dequantized), decode(kind, values), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0", "F16", "F32"])
 def test_weights_match_those_that_mlx_reads(tmp_path, convert, tiny, kind):
     path = tiny.write(tmp_path / "x.gguf", kind)
-    ours = mx.load(str(convert(path) / "model.safetensors"))
-    theirs = mx.load(str(path))
+    imported = mx.load(str(convert(path) / "model.safetensors"))
+    expected_weights = mx.load(str(path))
 
     for target, source in tiny.names.items():
         if "q_proj" in target or "k_proj" in target:
             continue
         for part in ("weight", "scales", "biases"):
             name = source.removesuffix("weight") + part
-            if name in theirs:
-                expected = theirs[name].astype(ours[target.removesuffix("weight") + part].dtype)
-                assert mx.array_equal(ours[target.removesuffix("weight") + part], expected)
+            if name in expected_weights:
+                expected = expected_weights[name].astype(imported[target.removesuffix("weight") + part].dtype)
+                assert mx.array_equal(imported[target.removesuffix("weight") + part], expected)
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
@@ -126,13 +126,13 @@ def test_mixed_types_are_declared_per_layer(tmp_path, convert, tiny):
 
     folder = convert(tiny.write(tmp_path / "x.gguf", "Q4_0", kinds=kinds))
 
-    eight = {"group_size": 32, "bits": 8, "mode": "affine"}
-    assert config_of(folder)["quantization"] == {
+    eight_bits = {"group_size": 32, "bits": 8, "mode": "affine"}
+    assert read_config(folder)["quantization"] == {
         "group_size": 32,
         "bits": 4,
         "mode": "affine",
-        "model.embed_tokens": eight,
-        "model.layers.1.mlp.up_proj": eight,
+        "model.embed_tokens": eight_bits,
+        "model.layers.1.mlp.up_proj": eight_bits,
         "lm_head": False,
     }
     model, _ = mlx_lm.load(str(folder))
@@ -141,7 +141,7 @@ def test_mixed_types_are_declared_per_layer(tmp_path, convert, tiny):
 
 
 def test_the_mixed_types_of_a_real_file_are_kept(smollm):
-    assert config_of(smollm)["quantization"] == {
+    assert read_config(smollm)["quantization"] == {
         "group_size": 32,
         "bits": 4,
         "mode": "affine",
@@ -150,11 +150,11 @@ def test_the_mixed_types_of_a_real_file_are_kept(smollm):
 
 
 def test_an_unquantized_model_has_no_quantization(tmp_path, convert, tiny):
-    assert "quantization" not in config_of(convert(tiny.write(tmp_path / "x.gguf", "F16")))
+    assert "quantization" not in read_config(convert(tiny.write(tmp_path / "x.gguf", "F16")))
 
 
 def test_the_config_matches_the_metadata(tmp_path, convert, tiny):
-    config = config_of(convert(tiny.write(tmp_path / "x.gguf", metadata={"llama.rope.freq_base": 500000.0})))
+    config = read_config(convert(tiny.write(tmp_path / "x.gguf", metadata={"llama.rope.freq_base": 500000.0})))
 
     assert config["model_type"] == "llama"
     assert config["max_position_embeddings"] == 128
@@ -191,11 +191,11 @@ def test_a_large_model_is_written_in_shards_with_an_index(tmp_path, convert, tin
     assert mx.isfinite(model(PROMPT)).all()
 
 
-# RoPE by frequency
+# RoPE frequency factors
 
 
 def llama3_factors(head_dim, base, factor, low, high, context):
-    """As llama.cpp's converter computes them."""
+    """Return the factors that llama.cpp's converter computes."""
     factors = []
     for index in range(0, head_dim, 2):
         wavelength = 2 * math.pi * base ** (index / head_dim)
@@ -204,8 +204,8 @@ def llama3_factors(head_dim, base, factor, low, high, context):
         elif wavelength > context / low:
             factors.append(factor)
         else:
-            smooth = (context / wavelength - low) / (high - low)
-            factors.append(1 / ((1 - smooth) / factor + smooth))
+            weight = (context / wavelength - low) / (high - low)
+            factors.append(1 / ((1 - weight) / factor + weight))
     return np.array(factors, dtype=np.float32)
 
 
@@ -223,12 +223,12 @@ def test_llama3_scaling_is_recovered_from_the_frequency_factors(tmp_path, conver
     metadata = tiny.metadata(**{"llama.rope.freq_base": 500000.0, "llama.attention.key_length": 64})
     path = write_gguf(tmp_path / "x.gguf", metadata, tiny.tensors() | {"rope_freqs.weight": ("F32", factors)})
 
-    config = config_of(convert(path))
+    config = read_config(convert(path))
 
     scaling = config["rope_scaling"]
     assert scaling["rope_type"] == "llama3"
     assert scaling["factor"] == factor
-    # Only ratios count: a context half as long with frequency factors half as large is the same scaling.
+    # Only the ratio matters: halving both the context and the frequency factors yields the same scaling.
     assert scaling["original_max_position_embeddings"] == context / low
     rope = Llama3RoPE(64, base=500000.0, scaling_config=scaling)
     assert np.allclose(np.array(rope._freqs), 500000.0 ** (np.arange(0, 64, 2) / 64) * factors, rtol=1e-4)
@@ -237,13 +237,13 @@ def test_llama3_scaling_is_recovered_from_the_frequency_factors(tmp_path, conver
 def test_frequency_factors_of_one_mean_no_scaling(tmp_path, convert, tiny):
     tensors = tiny.tensors() | {"rope_freqs.weight": ("F32", np.ones(8))}
 
-    assert "rope_scaling" not in config_of(convert(write_gguf(tmp_path / "x.gguf", tiny.metadata(), tensors)))
+    assert "rope_scaling" not in read_config(convert(write_gguf(tmp_path / "x.gguf", tiny.metadata(), tensors)))
 
 
-# Refusals
+# Rejected files
 
 
-def refusal(convert, path):
+def error_of(convert, path):
     with pytest.raises(ImportFailed) as caught:
         convert(path)
     assert caught.value.message.startswith(f"{path.name}: ")
@@ -279,14 +279,14 @@ def refusal(convert, path):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_unsupported_metadata_is_rejected(tmp_path, convert, tiny, metadata, reason):
-    assert reason in refusal(convert, tiny.write(tmp_path / "x.gguf", metadata=metadata))
+    assert reason in error_of(convert, tiny.write(tmp_path / "x.gguf", metadata=metadata))
 
 
 @pytest.mark.parametrize("key", ["general.architecture", "llama.block_count", "llama.attention.head_count"])
 def test_missing_metadata_is_reported(tmp_path, convert, tiny, key):
     metadata = {name: value for name, value in tiny.metadata().items() if name != key}
 
-    assert f"the metadata key '{key}' is missing" in refusal(
+    assert f"the metadata key '{key}' is missing" in error_of(
         convert, write_gguf(tmp_path / "x.gguf", metadata, tiny.tensors())
     )
 
@@ -296,7 +296,7 @@ def test_a_missing_tensor_is_named(tmp_path, convert, tiny, name):
     tensors = tiny.tensors()
     del tensors[name]
 
-    reason = refusal(convert, write_gguf(tmp_path / "x.gguf", tiny.metadata(), tensors))
+    reason = error_of(convert, write_gguf(tmp_path / "x.gguf", tiny.metadata(), tensors))
 
     assert reason == f"x.gguf: the tensor '{name}' is missing"
 
@@ -316,14 +316,14 @@ def test_a_missing_tensor_is_named(tmp_path, convert, tiny, name):
 def test_an_unknown_tensor_is_reported(tmp_path, convert, tiny, name, reason):
     tensors = tiny.tensors() | {name: ("F32", np.arange(1, 9))}
 
-    assert reason in refusal(convert, write_gguf(tmp_path / "x.gguf", tiny.metadata(), tensors))
+    assert reason in error_of(convert, write_gguf(tmp_path / "x.gguf", tiny.metadata(), tensors))
 
 
 @pytest.mark.parametrize("kind", ["Q6_K", "BF16"])
 def test_a_tensor_of_an_unsupported_type_is_reported(tmp_path, convert, tiny, kind):
     tensors = tiny.tensors() | {"token_embd.weight": (kind, np.zeros((tiny.vocabulary, 256)))}
 
-    reason = refusal(convert, write_gguf(tmp_path / "x.gguf", tiny.metadata(), tensors))
+    reason = error_of(convert, write_gguf(tmp_path / "x.gguf", tiny.metadata(), tensors))
 
     assert f"tensor 'token_embd.weight' has the type {kind}; supported here: F32, F16, Q4_0, Q4_1, Q8_0" in reason
 
@@ -331,16 +331,16 @@ def test_a_tensor_of_an_unsupported_type_is_reported(tmp_path, convert, tiny, ki
 def test_a_quantized_norm_is_rejected(tmp_path, convert, tiny):
     tensors = tiny.tensors() | {"output_norm.weight": ("Q8_0", np.ones(64))}
 
-    reason = refusal(convert, write_gguf(tmp_path / "x.gguf", tiny.metadata(), tensors))
+    reason = error_of(convert, write_gguf(tmp_path / "x.gguf", tiny.metadata(), tensors))
 
     assert "tensor 'output_norm.weight' has the type Q8_0; supported here: F32, F16" in reason
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, 1e6])
 def test_non_finite_values_are_rejected(tmp_path, convert, tiny, number):
-    """In a file with F16 matrices everything is kept as F16."""
+    """A file with F16 matrices is stored as F16 throughout."""
     tiny.parameters["model.norm.weight"][3] = number
 
-    reason = refusal(convert, tiny.write(tmp_path / "x.gguf", "F16"))
+    reason = error_of(convert, tiny.write(tmp_path / "x.gguf", "F16"))
 
     assert "tensor 'output_norm.weight' has a value that is not finite or exceeds" in reason

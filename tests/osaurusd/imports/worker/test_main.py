@@ -16,17 +16,25 @@ ROOT = Path(osaurusd.__file__).parents[1]
 
 
 @contextlib.asynccontextmanager
-async def importer(source, dest):
-    """The importer as the daemon starts it: the process, its frames, and the writer that closes its socket."""
-    ours, theirs = socket.socketpair()
-    with theirs:
+async def start_importer(source, dest):
+    """Start the importer like the daemon; yield the process, a frame reader and the writer that closes the socket."""
+    daemon_socket, importer_socket = socket.socketpair()
+    with importer_socket:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "osaurusd.imports.worker", "--fd", str(theirs.fileno()), str(source), str(dest)),
-            pass_fds=(theirs.fileno(),),
+            *(
+                sys.executable,
+                "-m",
+                "osaurusd.imports.worker",
+                "--fd",
+                str(importer_socket.fileno()),
+                str(source),
+                str(dest),
+            ),
+            pass_fds=(importer_socket.fileno(),),
             cwd=ROOT,
             stdin=asyncio.subprocess.DEVNULL,
         )
-    stream, writer = await framing.connect(ours.detach())
+    stream, writer = await framing.connect(daemon_socket.detach())
     try:
         yield process, framing.FrameReader(stream, messages.FROM_IMPORTER), writer
     finally:
@@ -36,7 +44,7 @@ async def importer(source, dest):
         await process.wait()
 
 
-async def frames_of(reader):
+async def read_frames(reader):
     frames = []
     while (frame := await reader.read()) is not None:
         frames.append(frame)
@@ -44,19 +52,19 @@ async def frames_of(reader):
 
 
 @pytest.fixture
-def endless(tmp_path, tiny):
-    """A good file with so much nothing after its tensors that to hash it takes minutes."""
-    path = tiny.write(tmp_path / "endless.gguf")
+def huge(tmp_path, tiny):
+    """A valid file, sparse and so large that hashing it takes minutes."""
+    path = tiny.write(tmp_path / "huge.gguf")
     with path.open("r+b") as stream:
         stream.truncate(1 << 36)
     return path
 
 
-async def test_an_import_reports_its_progress_and_its_end(tmp_path, dest, tiny):
+async def test_import_reports_progress_and_success(tmp_path, dest, tiny):
     source = tiny.write(tmp_path / "x.gguf", "Q4_1")
 
-    async with importer(source, dest) as (process, reader, _):
-        frames = await frames_of(reader)
+    async with start_importer(source, dest) as (process, reader, _):
+        frames = await read_frames(reader)
         code = await process.wait()
 
     assert code == 0
@@ -69,8 +77,8 @@ async def test_an_import_reports_its_progress_and_its_end(tmp_path, dest, tiny):
     assert json.loads((dest / "osaurus.json").read_text())["source"] == "x.gguf"
 
 
-async def test_a_connection_closed_after_success_is_not_a_failure(tmp_path, dest, tiny):
-    async with importer(tiny.write(tmp_path / "x.gguf"), dest) as (process, reader, writer):
+async def test_connection_closed_after_success_is_not_a_failure(tmp_path, dest, tiny):
+    async with start_importer(tiny.write(tmp_path / "x.gguf"), dest) as (process, reader, writer):
         while await reader.read() != messages.Imported():
             pass
         writer.close()
@@ -78,11 +86,11 @@ async def test_a_connection_closed_after_success_is_not_a_failure(tmp_path, dest
         assert await process.wait() == 0
 
 
-async def test_a_failure_is_a_frame_with_its_reason(tmp_path, dest):
-    (tmp_path / "x.gguf").write_text("nothing of the kind")
+async def test_failure_is_reported_with_its_reason(tmp_path, dest):
+    (tmp_path / "x.gguf").write_text("not a model")
 
-    async with importer(tmp_path / "x.gguf", dest) as (process, reader, _):
-        frames = await frames_of(reader)
+    async with start_importer(tmp_path / "x.gguf", dest) as (process, reader, _):
+        frames = await read_frames(reader)
         code = await process.wait()
 
     reason = "x.gguf: not a GGUF file: it does not start with GGUF"
@@ -90,8 +98,8 @@ async def test_a_failure_is_a_frame_with_its_reason(tmp_path, dest):
     assert code == 1
 
 
-async def test_the_process_ends_with_the_connection(endless, dest):
-    async with importer(endless, dest) as (process, reader, writer):
+async def test_importer_exits_when_the_connection_closes(huge, dest):
+    async with start_importer(huge, dest) as (process, reader, writer):
         assert await reader.read() == messages.Progress(stage="hash", done=0, total=1 << 36)
         writer.close()
 
@@ -99,11 +107,11 @@ async def test_the_process_ends_with_the_connection(endless, dest):
     assert not (dest / "osaurus.json").exists()
 
 
-async def test_a_keyboard_interrupt_is_ignored(endless, dest):
-    async with importer(endless, dest) as (process, reader, _):
-        before = await reader.read()
+async def test_keyboard_interrupt_is_ignored(huge, dest):
+    async with start_importer(huge, dest) as (process, reader, _):
+        first = await reader.read()
         process.send_signal(signal.SIGINT)
         later = [await reader.read() for _ in range(3)]
 
-        assert before.done < later[0].done < later[1].done < later[2].done
+        assert first.done < later[0].done < later[1].done < later[2].done
         assert process.returncode is None

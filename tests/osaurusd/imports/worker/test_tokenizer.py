@@ -31,7 +31,7 @@ def smollm_tokenizer(smollm):
 
 @pytest.fixture
 def tokenizer_of(tmp_path, convert):
-    """The tokenizer that transformers finds in the folder of a tiny llama with a given vocabulary."""
+    """Imports a tiny Llama with a vocabulary and returns the tokenizer that transformers loads."""
 
     def tokenizer_of(vocabulary, **metadata):
         return AutoTokenizer.from_pretrained(
@@ -41,14 +41,14 @@ def tokenizer_of(tmp_path, convert):
     return tokenizer_of
 
 
-def streamed(detokenizer, ids):
+def stream_text(detokenizer, ids):
     for token in ids:
         detokenizer.add_token(token)
     detokenizer.finalize()
     return detokenizer.text
 
 
-# The real byte-level vocabulary
+# SmolLM2's byte-level vocabulary
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -65,7 +65,7 @@ def test_smollm_has_a_token_for_each_digit(smollm_tokenizer):
     assert smollm_tokenizer.convert_ids_to_tokens(ids) == ["1", "2", "3", "4", "5"]
 
 
-def test_smollm_knows_its_special_tokens(smollm_tokenizer):
+def test_smollm_has_its_special_tokens(smollm_tokenizer):
     text = "<|im_start|>user\nhi<|im_end|>"
 
     ids = smollm_tokenizer.encode(text)
@@ -81,7 +81,7 @@ def test_smollm_keeps_every_id(smollm, smollm_tokenizer):
     assert json.loads((smollm / "config.json").read_text())["vocab_size"] == 49152
 
 
-def test_smollm_has_its_chat_template_in_one_place(smollm, smollm_tokenizer):
+def test_smollm_chat_template_is_stored_once(smollm, smollm_tokenizer):
     rendered = smollm_tokenizer.apply_chat_template(
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
         tokenize=False,
@@ -99,8 +99,8 @@ def test_smollm_streams_with_the_fast_detokenizer(smollm, text):
     tokenizer = load_tokenizer(smollm, eos_token_ids=[0, 2])
 
     assert isinstance(tokenizer.detokenizer, BPEStreamingDetokenizer)
-    # That class drops one leading space of an answer.
-    assert streamed(tokenizer.detokenizer, tokenizer.encode(text)) == text.removeprefix(" ")
+    # This class drops one leading space of the text.
+    assert stream_text(tokenizer.detokenizer, tokenizer.encode(text)) == text.removeprefix(" ")
     assert tokenizer.eos_token_ids == {0, 2}
 
 
@@ -129,22 +129,22 @@ def test_merges_are_applied_in_order(tokenizer_of):
         ("default", "a 12345, b", ["a", " ", "123", "45", ",", " b"]),
     ],
 )
-def test_text_is_split_like_in_training(tokenizer_of, pre, text, pieces):
+def test_text_is_split_as_in_training(tokenizer_of, pre, text, pieces):
     tokenizer = tokenizer_of(byte_level_tokenizer(pre))
 
-    cuts = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    spans = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
 
-    assert [text[start:end] for _, (start, end) in cuts] == pieces
+    assert [text[start:end] for _, (start, end) in spans] == pieces
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-def test_llama3_uses_a_word_that_is_a_token(tokenizer_of):
-    """Its merges alone would not lead there."""
-    words = byte_level_tokenizer("llama-bpe")
-    words["tokenizer.ggml.tokens"] += ["xyz"]
-    words["tokenizer.ggml.token_type"] += [1]
+def test_llama3_encodes_a_word_in_the_vocabulary_as_one_token(tokenizer_of):
+    """No sequence of merges yields this token."""
+    vocabulary = byte_level_tokenizer("llama-bpe")
+    vocabulary["tokenizer.ggml.tokens"] += ["xyz"]
+    vocabulary["tokenizer.ggml.token_type"] += [1]
 
-    tokenizer = tokenizer_of(words)
+    tokenizer = tokenizer_of(vocabulary)
 
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("xyz")) == ["<|im_start|>", "xyz"]
 
@@ -162,7 +162,7 @@ def test_special_tokens_may_have_characters_outside_the_byte_alphabet(tokenizer_
 
 
 @pytest.mark.parametrize(
-    ("pre", "flags", "framed"),
+    ("pre", "flags", "expected"),
     [
         ("smollm", {}, ["a"]),
         ("smollm", {"add_bos_token": True}, ["<|im_start|>", "a"]),
@@ -172,12 +172,12 @@ def test_special_tokens_may_have_characters_outside_the_byte_alphabet(tokenizer_
         ("llama-bpe", {"add_bos_token": True, "add_eos_token": True}, ["<|im_start|>", "a", "<|im_end|>"]),
     ],
 )
-def test_begin_and_end_tokens_are_added_as_declared(tokenizer_of, dest, pre, flags, framed):
+def test_begin_and_end_tokens_are_added_as_declared(tokenizer_of, dest, pre, flags, expected):
     tokenizer = tokenizer_of(byte_level_tokenizer(pre, **flags))
 
-    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("a")) == framed
-    # What other readers than transformers go by.
-    assert tokenizer.backend_tokenizer.from_file(str(dest / "tokenizer.json")).encode("a").tokens == framed
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("a")) == expected
+    # Other libraries read only this file.
+    assert tokenizer.backend_tokenizer.from_file(str(dest / "tokenizer.json")).encode("a").tokens == expected
 
 
 def test_empty_tokens_keep_their_ids(tokenizer_of):
@@ -191,8 +191,8 @@ def test_empty_tokens_keep_their_ids(tokenizer_of):
 # SentencePiece vocabularies
 
 
-def trained_sentence_piece():
-    """A SentencePiece model trained here, and the metadata that a GGUF file of it has."""
+def train_sentence_piece():
+    """Train a SentencePiece model; return its processor, the text, and the metadata of its GGUF file."""
     text = Path(json.__file__).read_text() + "\nnaïve café 日本語 テスト 🦖\n" * 20
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -223,12 +223,12 @@ def trained_sentence_piece():
 
 
 def test_a_sentence_piece_vocabulary_tokenizes_like_sentence_piece(tokenizer_of):
-    processor, text, vocabulary = trained_sentence_piece()
+    processor, text, vocabulary = train_sentence_piece()
     tokenizer = tokenizer_of(vocabulary)
-    dice = random.Random(0)
-    starts = [dice.randrange(len(text) - 100) for _ in range(300)]
+    rng = random.Random(0)
+    starts = [rng.randrange(len(text) - 100) for _ in range(300)]
 
-    for sample in TEXTS + [text[start : start + dice.randrange(1, 100)] for start in starts]:
+    for sample in TEXTS + [text[start : start + rng.randrange(1, 100)] for start in starts]:
         ids = tokenizer.encode(sample, add_special_tokens=False)
         assert ids == processor.encode(sample)
         assert tokenizer.decode(ids) == sample
@@ -243,7 +243,7 @@ def test_a_sentence_piece_vocabulary_streams_with_the_fast_detokenizer(tokenizer
 
     assert tokenizer.convert_ids_to_tokens(ids)[0] == ("▁hello" if prefix else "hello")
     assert isinstance(tokenizer.detokenizer, SPMStreamingDetokenizer)
-    assert streamed(tokenizer.detokenizer, ids) == tokenizer.decode(ids) == "hello hello\n日本 w🦖"
+    assert stream_text(tokenizer.detokenizer, ids) == tokenizer.decode(ids) == "hello hello\n日本 w🦖"
 
 
 def test_a_sentence_piece_vocabulary_has_llama_1s_special_tokens(tokenizer_of):
@@ -262,7 +262,7 @@ def test_characters_outside_the_vocabulary_become_bytes(tokenizer_of):
     assert tokens == ["h", "<0xC3>", "<0xA9>", "<0x0A>"]
 
 
-# Refusals
+# Invalid vocabularies
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ TOOLS = [tool("get", SCHEMAS["flat"]), tool("get_all", SCHEMAS["nested"]), tool(
 @pytest.fixture(scope="module")
 def family(tiny_folder, tmp_path_factory):
     """Create the tokenizer of a model family."""
-    return families.maker(tiny_folder, tmp_path_factory.mktemp("families"))
+    return families.tokenizer_factory(tiny_folder, tmp_path_factory.mktemp("families"))
 
 
 @pytest.fixture(scope="module")

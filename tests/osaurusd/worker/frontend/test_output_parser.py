@@ -30,7 +30,7 @@ CHAT_WITH_TOOLS = ChatPrompt(messages=CHAT.messages, tools=[WEATHER, TIME])
 @pytest.fixture(scope="module")
 def family(tiny_folder, tmp_path_factory):
     """Create the tokenizer of a model family."""
-    return families.maker(tiny_folder, tmp_path_factory.mktemp("families"))
+    return families.tokenizer_factory(tiny_folder, tmp_path_factory.mktemp("families"))
 
 
 def build_request(prompt=CHAT, **fields):
