@@ -114,7 +114,7 @@ def resolve_default_model(client: Client, *, command: str) -> str:
 
 
 def read_prompt(argument: str | None) -> str | None:
-    """Return the prompt: `argument`, standard input, or both; None if the user wants a conversation."""
+    """Return the prompt: `argument`, standard input, or both; None for an interactive conversation."""
     if is_terminal(sys.stdin):
         return argument
     piped = sys.stdin.read().strip("\n") if sys.stdin is not None else ""

@@ -114,7 +114,7 @@ def _write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> 
 
 
 class Duration(click.ParamType[float]):
-    """A duration in seconds, written as `90`, `90s`, `15m`, `1h` or `2d`; `-1` stands for no limit."""
+    """A duration in seconds, written as `90`, `90s`, `15m`, `1h` or `2d`; `-1` means no limit."""
 
     name = "duration"
 

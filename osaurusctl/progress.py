@@ -11,9 +11,9 @@ from osaurusctl.formatting import format_bytes, format_duration
 from osaurusctl.output import Output, is_terminal
 from osaurusd.wire.admin import (
     ImportDone,
+    ImportErrorEvent,
     ImportEvent,
     ImportProgress,
-    ImportRefused,
     VerifyDone,
     VerifyEvent,
     VerifyFailed,
@@ -58,7 +58,7 @@ def follow(events: Generator[ImportEvent | VerifyEvent, None, None], output: Out
                 case ImportProgress() | VerifyProgress():
                     output.event(event)
                     report(_work_update(event))
-                case ImportRefused(error=error) | VerifyFailed(error=error):
+                case ImportErrorEvent(error=error) | VerifyFailed(error=error):
                     raise error_from_body(error)
     raise InvalidReply("the stream of events ended without a result")
 

@@ -20,9 +20,9 @@ def main() -> None:
     options = {("server", key): getattr(arguments, key) for key in ("host", "port", "insecure")}
     flags: dict[tuple[str, ...], object] = {key: value for key, value in options.items() if value is not None}
     try:
-        places = paths.resolve()
-        file = arguments.config or places.config_file
-        app.run(lambda: config.load(file, flags=flags), places)
+        locations = paths.resolve()
+        file = arguments.config or locations.config_file
+        app.run(lambda: config.load(file, flags=flags), locations)
     except (OsaurusError, paths.SocketPathTooLong) as error:
         print(f"osaurusd: {error}", file=sys.stderr)  # noqa: T201  outside the block in which logging is configured
         sys.exit(1)
@@ -33,13 +33,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"osaurusd {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve in the foreground until SIGTERM or SIGINT")
-    serve.add_argument("--host", help="address to listen on (default: localhost, IPv4 and IPv6)")
-    serve.add_argument("--port", type=int, help="port to listen on (default: 8080)")
+    serve.add_argument("--host", help="host name or address to listen on (default: `server.host`)")
+    serve.add_argument("--port", type=int, help="port to listen on (default: `server.port`)")
     serve.add_argument(
         "--insecure",
         action="store_const",
         const=True,
-        help="serve other machines without requiring an API key",
+        help="disable API-key authentication, even if other machines can connect",
     )
     serve.add_argument("--config", type=Path, help="configuration file (default: the user's config.toml)")
     return parser

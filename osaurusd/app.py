@@ -1,4 +1,4 @@
-"""The composition root: build the services, serve, and shut down in order."""
+"""The composition root: build the services, serve, and shut down gracefully."""
 
 import asyncio
 import contextlib
@@ -60,7 +60,7 @@ def run(read: Callable[[], Config], paths: Paths) -> None:
     """Serve until SIGTERM, SIGINT or a shutdown request.
 
     Under a service manager, the daemon does not exit when a prerequisite is missing: it waits for its home, a valid
-    configuration and its port, and reports what it waits for. In the foreground these are errors.
+    configuration and its port, and reports the reason. In the foreground, a missing prerequisite is an error.
 
     Args:
         read: reads the configuration, at the start and on each reload.
@@ -93,7 +93,7 @@ def _run_once(read: Callable[[], Config], paths: Paths, *, supervised: bool) -> 
     with lock_home(paths.lock, _report_waiting if supervised else None):
         for directory in (paths.log_dir, paths.state_dir):
             make_private_dir(directory)
-        # Often a link to a larger volume, so its mode is left alone.
+        # Often a link to a larger volume, so its mode is not changed.
         paths.models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with log.configured(_log_level(read), paths.log_file, console) as log_file:
             asyncio.run(_start(read, paths, log_file, supervised=supervised))
@@ -112,7 +112,7 @@ def _log_level(read: Callable[[], Config]) -> str:
 
 
 async def _start(read: Callable[[], Config], paths: Paths, log_file: log.LogFile, *, supervised: bool) -> None:
-    """Open the admin socket, obtain the prerequisites, and serve until the daemon is to stop."""
+    """Open the admin socket, obtain the prerequisites, and serve until a stop is requested."""
     stop = StopRequest()
     inherited = activated_sockets()
     watchdog = asyncio.create_task(service_manager.feed_watchdog())
@@ -152,7 +152,7 @@ class StopRequest:
 
 
 class Daemon:
-    """The services of a daemon that has its prerequisites.
+    """The services of a daemon whose prerequisites are met.
 
     Args:
         prerequisites: the sockets for clients, and their access policy.
@@ -203,7 +203,7 @@ class Daemon:
         )
 
     async def serve(self, admin_socket: socket.socket) -> None:
-        """Serve until the daemon is to stop."""
+        """Serve until a stop is requested."""
         self._apply(self._config.current)
         await asyncio.to_thread(self._imports.sweep)
         servers = await self._start_servers(admin_socket)
@@ -313,7 +313,7 @@ class Daemon:
         return change
 
     def _apply(self, config: Config) -> None:
-        """Apply what concerns no single service, at the start and after each reload."""
+        """Apply the settings that no single service owns, at the start and after each reload."""
         log.set_level(config.log.level)
         if self._auth.exposed and not self._auth.requires_keys(config.server):
             logger.warning("other machines can connect without an API key")

@@ -1,6 +1,6 @@
 """Remove secrets (tokens, keys, passwords, signatures) from text that is kept or shown. Pure.
 
-This is the last line of defence, for text that no one expects to contain a secret: a library's exception with a full
+This is the last line of defense, for text that no one expects to contain a secret: a library's exception with a full
 URL in it, or a worker's stderr. Values known to be secret must not get this far.
 """
 

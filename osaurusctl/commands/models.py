@@ -97,7 +97,7 @@ def alias(output: Output, name: str | None, target: str | None, removed: str | N
     if removed is not None and name is not None:
         raise click.UsageError("NAME and TARGET cannot be combined with --rm")
     if name is not None and target is None:
-        raise click.UsageError("missing argument TARGET, the model that the alias stands for")
+        raise click.UsageError("missing argument TARGET, the model that the alias refers to")
     client = connect()
     if removed is not None:
         reply = client.set_alias(removed, None)

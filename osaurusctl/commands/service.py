@@ -35,7 +35,7 @@ _insecure_option = click.option(
 def up(output: Output, host: str | None, port: int | None, insecure: bool, timeout: float) -> None:
     """Start the daemon in the background
 
-    If osaurusd is installed as a service, start the service. A running daemon is left alone.
+    If osaurusd is installed as a service, start the service. Has no effect if the daemon is running.
     """
     locations = paths.resolve()
     if (manager := lookup.find_own_service()) is not None:
@@ -88,7 +88,7 @@ def down(output: Output, timeout: float) -> None:
 def restart(output: Output, timeout: float) -> None:
     """Restart the daemon, and finish an upgrade
 
-    Running requests may finish first. Also loads a service file that was edited.
+    Running requests may finish first. Also applies changes to the service file.
     """
     lookup.reject_inside_service()
     locations = paths.resolve()
@@ -110,7 +110,7 @@ def restart(output: Output, timeout: float) -> None:
 @_port_option
 @_insecure_option
 @click.option("--env", "assignments", multiple=True, metavar="KEY=VALUE", help="Variable for the daemon; repeatable")
-@click.option("--headless", is_flag=True, help="macOS: run in sessions without a screen, such as ssh")
+@click.option("--headless", is_flag=True, help="macOS: run in non-GUI sessions, such as ssh")
 @click.option("--system", is_flag=True, help="macOS: start at boot; uses sudo where necessary")
 @click.option("--dry-run", is_flag=True, help="Print the service file and the steps, and change nothing")
 @timeout_option(_SERVICE_TIMEOUT_SECONDS)

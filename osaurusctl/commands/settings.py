@@ -151,7 +151,7 @@ def key() -> None:
 def key_create(output: Output, name: str | None) -> None:
     """Create a key and print it; it is shown only once
 
-    NAME describes who or what uses the key.
+    NAME describes the user or the device of the key.
     """
     new_key = connect().create_key(name)
     output.show(new_key, new_key.key)

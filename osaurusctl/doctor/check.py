@@ -27,7 +27,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Context:
-    """The state that the checks examine. None stands for something that does not exist or does not answer."""
+    """The state that the checks examine. None means that a component does not exist or does not respond."""
 
     paths: Paths
     manager: ServiceManager | None

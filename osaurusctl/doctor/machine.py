@@ -51,7 +51,7 @@ def check_memory(_: Context) -> Iterator[Check]:
 
 
 def check_model_folders(context: Context) -> Iterator[Check]:
-    """Check that the daemon can read the model folders: macOS may deny it what it allows a terminal."""
+    """Check that the daemon can read the model folders: macOS may deny the daemon access that a terminal has."""
     if context.diagnosis is None:
         return
     for probe in context.diagnosis.stores:

@@ -39,7 +39,7 @@ _URL_WITH_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
 
 
 class Mode(StrEnum):
-    """When the service starts: at the user's login, in the user's sessions without a screen, or at boot."""
+    """When the service starts: at the user's login, in the user's non-GUI sessions, or at boot."""
 
     LOGIN = "login"
     HEADLESS = "headless"

@@ -78,8 +78,8 @@ class Launchd:
         raise CliError(
             f"launchd has no domain {self.target.domain} in this session ({self._query.session()}): "
             "the user is not logged in at the screen",
-            hint='log in at the screen and try again, or run "osaurusctl install --headless" for sessions without a '
-            'screen, or "osaurusctl install --system" to start at boot',
+            hint='log in at the screen and try again, or run "osaurusctl install --headless" for non-GUI '
+            'sessions, or "osaurusctl install --system" to start at boot',
             code="no_domain",
         )
 

@@ -46,7 +46,7 @@ def manager_for_mode(mode: Mode) -> ServiceManager:
 
 
 def find_installed() -> ServiceManager | None:
-    """Return the manager of the installed service file, for whichever home; None if no file is installed."""
+    """Return the manager of the installed service file, regardless of its home; None if no file is installed."""
     kind = detect_manager()
     if kind is None:
         return None
@@ -74,7 +74,7 @@ def find_service() -> ServiceManager | None:
 
 
 def find_own_service() -> ServiceManager | None:
-    """Return the manager of the installed service if that uses this environment's home."""
+    """Return the manager of the installed service if it uses this environment's home."""
     installed = find_installed()
     return installed if installed is not None and uses_this_home(installed) else None
 

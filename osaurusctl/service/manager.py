@@ -12,7 +12,7 @@ import msgspec
 from osaurusctl.errors import CliError
 from osaurusctl.service.job import Job, Mode
 
-# Messages are matched, so they must be English whatever the user's language.
+# Messages are matched, so they must be in English regardless of the user's language.
 _ENGLISH = {"LC_ALL": "C", "LANG": "C"}
 
 
@@ -129,7 +129,7 @@ class ServiceManager(Protocol):
     def enable_step(self) -> Step: ...
 
     def disable_step(self) -> Step:
-        """Stop starting the service automatically. A running process is left alone."""
+        """Stop starting the service automatically. A running process keeps running."""
 
     def install_note(self) -> str | None:
         """Return what the user should know after an installation, if anything."""

@@ -57,7 +57,7 @@ class Systemd:
 
     Args:
         run: runs a command line.
-        label: the default label stands for the unit `osaurusd.service`.
+        label: the default label selects the unit `osaurusd.service`.
         mode: must be LOGIN; `loginctl enable-linger` makes a user's units start at boot.
         env: the environment.
     """

@@ -95,7 +95,7 @@ class DegradedMode:
         info: the identity of the daemon, for its status.
         admin_socket: the listening Unix socket. It stays open.
         keys: can be listed, created and revoked. A new key may be what the startup needs.
-        stop: set to give up; set by a shutdown request.
+        stop: ends the wait; set by a shutdown request.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class DegradedMode:
         self._reason = ""
 
     async def run(self) -> Prerequisites | None:
-        """Return the prerequisites once they are available; None if the daemon is to stop before."""
+        """Return the prerequisites once they are available; None if a stop is requested first."""
         with contextlib.suppress(ConfigError, ListenFailed):
             return self._startup.attempt()
         async with self._serve():

@@ -31,9 +31,9 @@ from osaurusd.wire.admin import (
     AliasRequest,
     DetailsRequest,
     ImportDone,
+    ImportErrorEvent,
     ImportEvent,
     ImportProgress,
-    ImportRefused,
     ImportRequest,
     ModelInfo,
     ModelState,
@@ -210,8 +210,8 @@ async def _import_events(events: AsyncGenerator[Progress | ModelRecord]) -> Asyn
                 yield ImportProgress(stage=event.stage, done=event.done, total=event.total)
 
 
-def _import_error(error: OsaurusError) -> ImportRefused:
-    return ImportRefused(error=error_body(error))
+def _import_error(error: OsaurusError) -> ImportErrorEvent:
+    return ImportErrorEvent(error=error_body(error))
 
 
 async def _verify_events(record: ModelRecord) -> AsyncGenerator[VerifyEvent]:

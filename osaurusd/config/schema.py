@@ -78,7 +78,7 @@ class Server(Section, frozen=True):
     trust_loopback: Annotated[
         bool,
         _setting(
-            "Do not require an API key from loopback clients. Everyone behind a reverse proxy on this machine is one"
+            "Do not require an API key from loopback clients. A reverse proxy on this machine is one, for all its users"
         ),
     ] = False
     tls_certificate: (
@@ -134,7 +134,7 @@ class Limits(Section, frozen=True):
     body_seconds: Annotated[float, _seconds("Maximum time to receive a request body", gt=0)] = 300.0
     idle_seconds: Annotated[float, _seconds("An idle connection is closed after this time", gt=0)] = 75.0
     reader_stall_seconds: Annotated[
-        float, _seconds("A connection whose client reads nothing of its response for this long is closed", gt=0)
+        float, _seconds("A connection is closed if its client reads nothing of the response for this long", gt=0)
     ] = 60.0
     request_seconds: Annotated[
         float, _seconds("Maximum duration of a request to a model, including queueing. 0: unlimited", ge=0)
@@ -146,11 +146,11 @@ class Defaults(Section, frozen=True):
 
     temperature: Annotated[
         float,
-        _setting("Used when neither the request nor the model's `generation_config.json` sets it", ge=0, le=2),
+        _setting("Applies if neither the request nor the model's `generation_config.json` sets it", ge=0, le=2),
     ] = 1.0
     top_p: Annotated[
         float,
-        _setting("Used when neither the request nor the model's `generation_config.json` sets it", gt=0, le=1),
+        _setting("Applies if neither the request nor the model's `generation_config.json` sets it", gt=0, le=1),
     ] = 1.0
     max_tokens: (
         Annotated[
@@ -211,9 +211,7 @@ class Residency(Section, frozen=True):
     budget_bytes: (
         Annotated[
             int,
-            _bytes(
-                "Memory for all models together, capped at what the GPU recommends. Unset: 70 % of the machine's memory"
-            ),
+            _bytes("Memory for all models, at most the GPU's recommended limit. Unset: 70 % of the machine's memory"),
         ]
         | None
     ) = None

@@ -30,9 +30,9 @@ PUBLIC_PATHS = frozenset({"/health", "/v1/health"})
 # RFC 6750, section 2.1.
 _TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
 
-_WAYS_OUT = (
-    "create a key with `osaurusctl key create` (while a daemon runs, if need be with `--host localhost`), bind to this "
-    "machine only (`server.host`), or disable API keys (`--insecure`, `server.insecure`)"
+_REMEDIES = (
+    "create a key with `osaurusctl key create` (requires a running daemon; start one with `--host localhost`), bind to "
+    "this machine only (`server.host`), or disable API keys (`--insecure`, `server.insecure`)"
 )
 
 # struct ucred of Linux: pid, uid, gid.
@@ -82,7 +82,7 @@ class AuthPolicy:
         else:
             exposed = ", ".join(address for address in self._addresses if not is_loopback(address))
             reason, param = f"other machines can connect to {exposed}", "server.host"
-        raise ConfigError(f"{reason}, but there is no API key{fault}: {_WAYS_OUT}", param=param)
+        raise ConfigError(f"{reason}, but there is no API key{fault}: {_REMEDIES}", param=param)
 
     def faults(self, server: Server) -> list[str]:
         """Return the problems that status reports."""

@@ -191,7 +191,7 @@ class ConnectionGuard(asyncio.Protocol):
         if size > self._limits.max_head_bytes:
             self._reject(head_too_large(self._limits))
         elif end >= 0:
-            # Normally the request starts at once.
+            # Normally the request starts immediately.
             self._start_idle_timer()
             self._head.clear()
             self._head_complete = True
@@ -238,7 +238,7 @@ class ConnectionGuard(asyncio.Protocol):
 class WriteTimeout:
     """Aborts a connection whose client reads nothing of the unsent data for `seconds`.
 
-    A client that reads slowly is kept: what counts is that the unsent data becomes less.
+    A slow client keeps its connection as long as the amount of unsent data decreases.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -248,7 +248,7 @@ class WriteTimeout:
         self._progress_at = 0.0
 
     def start(self, transport: asyncio.Transport) -> None:
-        """Watch the unsent data from now on."""
+        """Start monitoring the unsent data."""
         self._unsent_bytes = transport.get_write_buffer_size()
         self._progress_at = asyncio.get_running_loop().time()
         self._schedule(transport)

@@ -82,7 +82,7 @@ def status_of(error: OsaurusError) -> int:
 
 
 def error_headers(error: OsaurusError) -> Mapping[str, str]:
-    """Return the headers that every response to this error has, whatever the format of its body."""
+    """Return the headers that every response to this error has, regardless of the format of its body."""
     return _HEADERS.get(error.code, {})
 
 

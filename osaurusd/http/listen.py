@@ -16,7 +16,7 @@ BACKLOG = 512
 LOCK_ATTEMPTS = 5
 LOCK_PAUSE_SECONDS = 0.02
 
-# IPv6 may be disabled or have no loopback address; 127.0.0.1 then has to do.
+# IPv6 may be disabled or have no loopback address; 127.0.0.1 then suffices.
 _FAMILY_UNAVAILABLE = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
 
 
@@ -59,7 +59,7 @@ def lock_home(lock: Path, on_wait: Callable[[str], None] | None = None) -> Itera
 
     Args:
         lock: the file.
-        on_wait: called with the reason before waiting, for any length of time, until the present owner exits.
+        on_wait: called with the reason before waiting, without a timeout, until the current owner exits.
 
     Raises:
         HomeInUse: another daemon owns the home, and there is no `on_wait`; the message has its pid.
@@ -85,8 +85,8 @@ def lock_home(lock: Path, on_wait: Callable[[str], None] | None = None) -> Itera
 def listen_unix(path: Path) -> Iterator[socket.socket]:
     """Listen on a Unix socket with mode 0600 in a directory with mode 0700. Requires `lock_home`.
 
-    A socket file that no process serves is a leftover and replaced. The file is removed afterwards, unless it was
-    replaced by then.
+    A stale socket file, which no process serves, is replaced. The file is removed afterwards, unless another
+    program has replaced it.
 
     Raises:
         ListenFailed: the path is used by another program, or is not a socket of this user.

@@ -79,7 +79,7 @@ class RequestPipeline:
 
     @web.middleware
     async def respond(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Attach the request's context, check its head, and convert whatever is raised to an error response."""
+        """Attach the request's context, check its head, and convert every exception to an error response."""
         now = asyncio.get_running_loop().time()
         context = RequestContext(self._config(), self._admission, self._group_of(request), now)
         request[CONTEXT] = context

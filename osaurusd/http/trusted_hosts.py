@@ -61,7 +61,7 @@ class BoundHosts:
     """The hosts that follow from the addresses that clients connect to.
 
     Args:
-        addresses: the bound addresses; a wildcard stands for every address and name of the machine.
+        addresses: the bound addresses; a wildcard covers every address and name of the machine.
         clock: seconds.
     """
 

@@ -101,7 +101,7 @@ class Tool(_Part, frozen=True):
 
 
 class ChatPrompt(_Part, frozen=True, tag="chat"):
-    """Messages for the model's chat template; `template_variables` are passed to the template as they are."""
+    """Messages for the model's chat template; `template_variables` are passed to the template unchanged."""
 
     messages: list[Message]
     tools: list[Tool] = []

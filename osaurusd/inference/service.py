@@ -1,4 +1,4 @@
-"""The path of every generation request, whatever protocol it arrived in: find the model, lease its worker, stream."""
+"""Serve generation requests, independent of the protocol: find the model, lease its worker, stream its events."""
 
 import contextlib
 from collections import defaultdict
@@ -112,7 +112,7 @@ def _with_wait_times(completed: Completed, lease: Lease) -> Completed:
 
 
 async def log_content(events: AsyncGenerator[Event], requests: Sequence[GenerationRequest]) -> AsyncGenerator[Event]:
-    """Log the prompts, pass the events on, and log the output, complete or not: for `log.content`."""
+    """Log the prompts, forward the events, and log the output, even if incomplete. Used with `log.content`."""
     log.info("prompt", prompts=[msgspec.to_builtins(request.prompt) for request in requests])
     outputs: defaultdict[int, list[str]] = defaultdict(list)
     try:

@@ -86,14 +86,14 @@ def from_file(stem: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", stem).strip("-._")[:MAX_LENGTH].rstrip("-._") or "model"
 
 
-def near(name: str, names: Iterable[str]) -> list[str]:
+def similar_names(name: str, names: Iterable[str]) -> list[str]:
     """Return up to three of `names` that are similar to `name`."""
     return difflib.get_close_matches(name.lower(), list(names), n=3, cutoff=0.5)
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str | None:
     """Return a question that suggests similar names, or None if there are none."""
-    similar = near(name, names)
+    similar = similar_names(name, names)
     return f"did you mean {' or '.join(quoted(similar))}?" if similar else None
 
 

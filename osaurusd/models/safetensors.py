@@ -45,7 +45,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of a model. `missing` says what is missing or damaged, or is None for complete weights."""
+    """The tensors of a model. `missing` describes what is missing or damaged, or is None for complete weights."""
 
     tensors: Mapping[str, Tensor]
     missing: str | None = None

@@ -128,7 +128,7 @@ def _read_record(folder: ModelFolder, files: tuple[_File, ...], boundaries: Sequ
         files=tuple(sizes.items()),
     )
     if name := _find_escaping_link(folder.path, sizes, boundaries):
-        return _unusable(replace(record, escapes=True), f"{name} is a link to a place outside the store")
+        return _unusable(replace(record, escapes=True), f"{name} is a link to a path outside the store")
     if "config.json" not in sizes:
         return _partial(record, "config.json is missing")
     try:

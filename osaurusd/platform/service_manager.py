@@ -1,7 +1,7 @@
 """Cooperation with the service manager (launchd or systemd) that runs the daemon.
 
-launchd restarts a failing process every ten seconds without end; systemd gives up at some point. Neither helps when,
-for example, the port is in use. A supervised daemon therefore keeps running, reports the problem and retries.
+launchd restarts a failing process every ten seconds forever; systemd gives up eventually. Neither helps when, for
+example, the port is in use. A supervised daemon therefore keeps running, reports the problem and retries.
 """
 
 import asyncio

@@ -28,9 +28,9 @@ def make_room(
     *,
     size: Callable[[ModelState], int] = attrgetter("held_bytes"),
 ) -> Plan:
-    """Choose the models to stop so that `needed` bytes fit into the budget beside the others.
+    """Choose the models to stop so that `needed` bytes fit into the budget together with the others.
 
-    Idle models go before busy ones, less recently used ones before others, and none unnecessarily. Pinned models stay.
+    Idle models are chosen before busy ones, least recently used first, and none unnecessarily. Pinned models stay.
 
     Args:
         budget: bytes for all models.
@@ -64,14 +64,14 @@ def divide_budget(budget: int, needs: Mapping[str, int]) -> dict[str, int]:
 
 
 def fits(budget: int, model: ModelState, in_memory: Sequence[ModelState], queued: int, leaving: set[str]) -> bool:
-    """Whether `model` fits now, and still will beside the models queued before it.
+    """Whether `model` fits now, and will still fit together with the models queued before it.
 
     Args:
         budget: bytes for all models.
         model: the model to start.
         in_memory: the models in memory.
         queued: bytes of the models queued before it.
-        leaving: keys of the models that are about to leave.
+        leaving: keys of the models that are about to be unloaded.
     """
     now = sum(other.held_bytes for other in in_memory)
     later = queued + sum(other.held_bytes for other in in_memory if other.key not in leaving)
@@ -79,7 +79,7 @@ def fits(budget: int, model: ModelState, in_memory: Sequence[ModelState], queued
 
 
 def can_never_fit(budget: int, model: ModelState, in_memory: Iterable[ModelState]) -> bool:
-    """Whether `model` does not fit even beside the pinned models alone, all idle."""
+    """Whether `model` does not fit even if only the pinned models, all idle, are loaded."""
     pinned = (other for other in in_memory if other.pinned and other.state is not WorkerState.STOPPING)
     return model.needs_bytes + sum(other.needs_bytes for other in pinned) > budget
 
@@ -90,7 +90,7 @@ def insufficient_memory(budget: int, model: ModelState, in_memory: Sequence[Mode
     if model.needs_bytes > budget:
         problem = f"{needs} and can never fit into the memory budget of {format_bytes(budget)}"
     elif can_never_fit(budget, model, in_memory):
-        problem = f"{needs} and cannot fit beside the pinned models"
+        problem = f"{needs} and cannot fit alongside the pinned models"
     else:
         problem = f"{needs}, but running requests did not release enough memory in time"
     free = max(budget - sum(other.held_bytes for other in in_memory), 0)

@@ -80,7 +80,7 @@ class Pool:
 
     Args:
         config: the settings.
-        events: receives what happens to models.
+        events: receives the events of models.
         metrics: counts requests, loads and crashes.
         power: held while requests run.
         launcher: starts workers; by default as processes on this machine.
@@ -114,7 +114,7 @@ class Pool:
         self._timer: Timer | None = None
 
     def configure(self, config: PoolConfig) -> None:
-        """Replace the settings. Memory is divided again at once; running workers keep their command and timeouts."""
+        """Replace the settings. Memory limits change immediately; running workers keep their command and timeouts."""
         self._config = config
         self._launcher.configure(config.launch, config.standby_seconds)
         for model in self._scheduler.models:

@@ -94,7 +94,7 @@ class Scheduler:
     # Events
 
     def tick(self, now: float) -> None:
-        """Handle the passing of time."""
+        """Handle the deadlines that have passed."""
         self._reconcile(now)
 
     def configure(self, config: SchedulerConfig, now: float) -> None:

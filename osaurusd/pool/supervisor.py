@@ -22,7 +22,7 @@ log = get_logger(__name__)
 
 
 class SupervisorListener(Protocol):
-    """Receives what happens to a supervised worker."""
+    """Receives the events of a supervised worker."""
 
     def model_loaded(self, model: ModelState, worker: Worker) -> None: ...
 

@@ -184,7 +184,7 @@ class WorkerClient:
         self._send(limits)
 
     def request_shutdown(self) -> None:
-        """Ask the worker to exit."""
+        """Send the worker a shutdown request."""
         self._send(messages.Shutdown())
 
     async def read_frames(self) -> None:

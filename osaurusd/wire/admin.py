@@ -330,10 +330,10 @@ class ImportDone(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", t
     model: ModelInfo
 
 
-class ImportRefused(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="error"):
+class ImportErrorEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="error"):
     """The last line of a failed import. Its files have been removed."""
 
     error: ErrorBody
 
 
-ImportEvent = ImportProgress | ImportDone | ImportRefused
+ImportEvent = ImportProgress | ImportDone | ImportErrorEvent

@@ -7,7 +7,7 @@ import sys
 from osaurusd.wire.diagnosis import Installation
 
 PACKAGES = ("osaurusd", "mlx", "mlx-lm", "huggingface-hub", "aiohttp", "msgspec")
-"""Packages whose versions affect the daemon's behaviour."""
+"""Packages whose versions affect the daemon's behavior."""
 
 
 def installation() -> Installation:

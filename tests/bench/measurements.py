@@ -152,13 +152,13 @@ async def plain_rate(target: Target, fields: list[dict[str, Any]]) -> float:
     start = max(response.arrivals[0] for response in responses)
     end = min(response.arrivals[-1] for response in responses)
     if end <= start:
-        raise MeasurementError("at no time were all streams being decoded")
+        raise MeasurementError("the streams were never all decoded at the same time")
     counts = [sum(start < time <= end for time in response.arrivals) for response in responses[:PLAIN_STREAMS]]
     return statistics.median(counts) / (end - start)
 
 
 async def request_exactly(target: Target, messages: Messages) -> Response:
-    """Send a prompt, and check that the server counts its tokens as we do."""
+    """Send a prompt, and check that the server reports the expected number of prompt tokens."""
     response = await target.server.request(messages, SHORT_OUTPUT_TOKENS)
     expected, actual = target.prompts.count(messages), response.usage["prompt_tokens"]
     if expected != actual:

@@ -1,4 +1,4 @@
-"""A fake Hugging Face Hub that speaks huggingface_hub's protocol and can inject faults.
+"""A fake Hugging Face Hub that implements huggingface_hub's protocol and can inject faults.
 
 `python hub_server.py ROOT` serves the repositories below ROOT and prints the URLs of the hub and of its CDN as JSON.
 Each repository is a folder ORG/NAME with a folder of files for each commit and a `repo.json`; `hub.publish` writes

@@ -4,13 +4,13 @@ The name of the model folder chooses how it loads:
 
     slow_ready      connects to the port of 127.0.0.1 in the folder's file `gate`, and is loaded once it has read a byte
     crash_on_load   prints an error and exits with code 3
-    refuse_load     answers LoadFailed
+    fail_load       answers LoadFailed
     garbage_on_load answers with invalid bytes
     close_on_load   closes its end, creates the file `closed` in the folder, and stays alive
-    deaf_on_stop    loads, but ignores Shutdown and end of file; exits on SIGTERM
+    ignore_shutdown loads, but ignores Shutdown and end of file; exits on SIGTERM
     hang_on_stop    loads, but ignores Shutdown, end of file and SIGTERM
-    plod_on_load    loads slowly and sends pulses meanwhile
-    have_child      loads, and leaves a process behind that keeps its output open; the file `child` has the pid
+    slow_load       loads slowly and sends pulses meanwhile
+    leave_child     loads, and leaves a process behind that keeps its output open; the file `child` has the pid
     anything else   loads at once
 
 The last message, the text or the token ids of a prompt choose how it responds:
@@ -20,7 +20,7 @@ The last message, the text or the token ids of a prompt choose how it responds:
     garbage         one word, then invalid bytes
     flood           four times the daemon's buffer limit at once, then Completed
     stall           one word, then nothing until cancelled
-    plod            one word, then only pulses for about a second, then Completed
+    slow            one word, then only pulses for about a second, then Completed
     think           reasoning, then one word
     call            a call of the first tool, in pieces
     anything else   the prompt itself, word by word, interleaved with other requests, `n` times, up to `max_tokens`
@@ -72,8 +72,8 @@ from osaurusd.rpc import framing, messages
 from osaurusd.wire.errors import ErrorCode
 
 INVALID_BYTES = b"\xff" * 64
-PLOD_STEPS = 12
-PLOD_SECONDS = 0.1
+SLOW_STEPS = 12
+SLOW_SECONDS = 0.1
 FLOOD_BYTES = 4 * 1024 * 1024
 FLOOD_DELTA = "x" * 64 * 1024
 LOADED = messages.Loaded(device="fake", dtype="none", memory_bytes=1234, batched=True)
@@ -154,7 +154,7 @@ class FakeWorker:
                     gate.recv(1)
             case "crash_on_load":
                 die("cannot allocate the weights", 3)
-            case "refuse_load":
+            case "fail_load":
                 self.send(messages.LoadFailed(message="the weights are missing"))
                 return
             case "garbage_on_load":
@@ -164,25 +164,25 @@ class FakeWorker:
                 self._connection.close()
                 (folder / "closed").touch()
                 hang()
-            case "deaf_on_stop":
+            case "ignore_shutdown":
                 self._ignores_shutdown = True
             case "hang_on_stop":
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 self._ignores_shutdown = True
-            case "have_child":
+            case "leave_child":
                 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
                 (folder / "child").write_text(str(child.pid))
-            case "plod_on_load":
-                self._plod()
+            case "slow_load":
+                self._load_slowly()
         serving_bytes = folder / "serving_bytes"
         size = int(serving_bytes.read_text()) if serving_bytes.exists() else 0
         self.send(msgspec.structs.replace(LOADED, serving_bytes=size), STATS)
         (folder / "loaded").touch()
 
-    def _plod(self) -> None:
-        for step in range(PLOD_STEPS):
+    def _load_slowly(self) -> None:
+        for step in range(SLOW_STEPS):
             self.send(messages.Pulse(progress=step + 1))
-            time.sleep(PLOD_SECONDS)
+            time.sleep(SLOW_SECONDS)
 
     def _generate(self, frame: messages.Generate) -> None:
         text = prompt_text(frame.request.prompt)
@@ -194,9 +194,9 @@ class FakeWorker:
             case "flood":
                 deltas = [delta(frame.id, text=FLOOD_DELTA)] * (FLOOD_BYTES // len(FLOOD_DELTA))
                 self.send(*deltas, finished(frame.id, reason="stop"), completed(frame.id, 0))
-            case "plod":
-                self.send(delta(frame.id, text="plod "))
-                self._running[frame.id] = plod(frame)
+            case "slow":
+                self.send(delta(frame.id, text="slow "))
+                self._running[frame.id] = generate_slowly(frame)
             case "think":
                 self._running[frame.id] = think(frame)
             case "call":
@@ -277,9 +277,9 @@ def token_logprob(text: str, logprob: float | None, alternatives: int) -> TokenL
     return TokenLogprob(text=text, bytes=[*text.encode()], logprob=logprob, top=[] if logprob is None else top)
 
 
-def plod(frame: messages.Generate) -> Iterator[list[messages.Frame]]:
-    for step in range(PLOD_STEPS):
-        time.sleep(PLOD_SECONDS)
+def generate_slowly(frame: messages.Generate) -> Iterator[list[messages.Frame]]:
+    for step in range(SLOW_STEPS):
+        time.sleep(SLOW_SECONDS)
         yield [messages.Pulse(progress=step + 1)]
     yield [finished(frame.id, reason="stop"), completed(frame.id, 1)]
 

@@ -50,11 +50,11 @@ def daemon(smollm_folder: Path) -> Iterator[Daemon]:
 
 
 @pytest.fixture(params=["tcp", "unix"])
-def dial(request: pytest.FixtureRequest, daemon: Daemon):
+def connect(request: pytest.FixtureRequest, daemon: Daemon):
     """Opens connections, and closes them after the test."""
     with contextlib.ExitStack() as stack:
 
-        def dial(receive_bytes: int | None = None) -> socket.socket:
+        def connect(receive_bytes: int | None = None) -> socket.socket:
             family = socket.AF_INET if request.param == "tcp" else socket.AF_UNIX
             connection = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
             connection.settimeout(WAIT_SECONDS)
@@ -64,7 +64,7 @@ def dial(request: pytest.FixtureRequest, daemon: Daemon):
             connection.connect((address.hostname, address.port) if request.param == "tcp" else str(daemon.socket))
             return connection
 
-        yield dial
+        yield connect
 
 
 def read_all(connection: socket.socket) -> bytes:
@@ -112,14 +112,14 @@ def still_serves(daemon: Daemon) -> bool:
         (POST + b"Content-Length: 100\r\n\r\n{", (408, "request_timeout")),
     ],
 )
-def test_invalid_request_is_rejected_and_others_are_served(daemon: Daemon, dial, data: bytes, expected) -> None:
-    assert expected == send(dial(), data)
+def test_invalid_request_is_rejected_and_others_are_served(daemon: Daemon, connect, data: bytes, expected) -> None:
+    assert expected == send(connect(), data)
     assert still_serves(daemon)
 
 
-def test_idle_connections_do_not_accumulate(daemon: Daemon, dial) -> None:
+def test_idle_connections_do_not_accumulate(daemon: Daemon, connect) -> None:
     before = descriptors(daemon)
-    connections = [dial() for _ in range(100)]
+    connections = [connect() for _ in range(100)]
     for connection in connections[::2]:
         # The daemon may have closed it to make room.
         with contextlib.suppress(ConnectionError):
@@ -130,8 +130,8 @@ def test_idle_connections_do_not_accumulate(daemon: Daemon, dial) -> None:
 
 
 # A Unix socket buffers little, so that the stream stalls after a few tokens.
-@pytest.mark.parametrize("dial", ["unix"], indirect=True)
-def test_stalled_reader_is_disconnected_and_others_are_served(daemon: Daemon, dial) -> None:
+@pytest.mark.parametrize("connect", ["unix"], indirect=True)
+def test_stalled_reader_is_disconnected_and_others_are_served(daemon: Daemon, connect) -> None:
     chat = {
         "model": "tiny",
         "messages": [{"role": "user", "content": "hi"}],
@@ -144,7 +144,7 @@ def test_stalled_reader_is_disconnected_and_others_are_served(daemon: Daemon, di
     }
     body = json.dumps(chat).encode()
     aborted = sum(line["event"] == "client stopped reading; connection aborted" for line in daemon.log)
-    connection = dial(4096)
+    connection = connect(4096)
     connection.sendall(POST + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
     assert connection.recv(12) == b"HTTP/1.1 200"
     assert still_serves(daemon)

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from osaurusd.wire.admin import ImportDone, ImportProgress, ImportRefused, Route
+from osaurusd.wire.admin import ImportDone, ImportErrorEvent, ImportProgress, Route
 from osaurusd.wire.errors import ErrorBody
 
 STEPS = [
@@ -52,7 +52,7 @@ def test_terminal_shows_a_progress_bar(daemon, terminal, folder, fake):
 
 def test_rejected_import_is_an_error(daemon, invoke, folder):
     rejection = ErrorBody(message="config.json is missing", type="invalid_request_error", code="import_failed")
-    daemon.import_events = [*STEPS, ImportRefused(error=rejection)]
+    daemon.import_events = [*STEPS, ImportErrorEvent(error=rejection)]
     result = invoke("import", str(folder))
     assert result.exit_code == 1
     assert result.stdout == ""
@@ -61,7 +61,7 @@ def test_rejected_import_is_an_error(daemon, invoke, folder):
 
 def test_rejected_import_ends_json_lines_with_the_error(daemon, invoke, folder):
     rejection = ErrorBody(message="config.json is missing", type="invalid_request_error", code="import_failed")
-    daemon.import_events = [STEPS[0], ImportRefused(error=rejection)]
+    daemon.import_events = [STEPS[0], ImportErrorEvent(error=rejection)]
     lines = [json.loads(line) for line in invoke("--json", "import", str(folder)).stdout.splitlines()]
     assert lines[0]["event"] == "progress"
     assert [line["error"]["code"] for line in lines[1:]] == ["import_failed"]

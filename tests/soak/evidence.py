@@ -78,8 +78,8 @@ class Evidence:
     """All observations.
 
     Attributes:
-        idle_loads: workers before the storm, when they were idle.
-        final_loads: workers after the storm.
+        idle_loads: workers before the load phase, when they were idle.
+        final_loads: workers after the load phase.
         survivor_pid: the worker that is never killed or unloaded.
         instances: instance ids of the daemon; more than one means that it restarted.
         latencies: response times of `/health` in seconds, a measure of the event loop's lag.

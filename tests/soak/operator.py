@@ -63,7 +63,7 @@ class Operator:
         await self._request("reload", "/v0/reload")
 
     async def kill(self) -> None:
-        """Kill a worker at any point of its life."""
+        """Kill a worker in any state."""
         workers = await self._admin.workers()
         candidates = [model for model in TARGETS if workers.get(model, {}).get("pid")]
         if not candidates:

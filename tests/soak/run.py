@@ -1,4 +1,4 @@
-"""The phases of a soak: create references, warm up, storm, settle."""
+"""The phases of a soak: create references, warm up, apply load, settle."""
 
 import asyncio
 import random
@@ -91,7 +91,7 @@ async def run_phases(daemon: Daemon, home: Path, seconds: float, evidence: Evide
     await take_baseline(state)
     async with state.openai_client() as client:
         settings["residency"]["budget_bytes"] = await limit_memory(state)
-        await storm(state, client, known, seconds)
+        await apply_load(state, client, known, seconds)
     await settle(state)
 
 
@@ -138,7 +138,7 @@ async def limit_memory(state: Soak) -> int:
     return budget
 
 
-async def storm(state: Soak, client: AsyncOpenAI, known: References, seconds: float) -> None:
+async def apply_load(state: Soak, client: AsyncOpenAI, known: References, seconds: float) -> None:
     print_progress(
         f"running {CLIENTS} clients, {MISBEHAVING_CLIENTS} misbehaving clients and an operator for {seconds:g} s"
     )

@@ -100,7 +100,7 @@ def check_coverage(evidence: Evidence) -> Iterator[str]:
 
 
 def check_leaks(evidence: Evidence) -> Iterator[str]:
-    """Report what the daemon has open after the storm and did not have before."""
+    """Report the descriptors, tasks and processes that the load phase has left behind."""
     before, after = evidence.before, evidence.after
     if before is None or after is None:
         yield "there is no inventory of the daemon"

@@ -22,7 +22,7 @@ class PreTokenizerConfig:
         gpt2: apply GPT-2's pattern last.
         ignore_merges: a word that is a token is not built from merges.
         nfc: normalize text to Unicode NFC first.
-        add_bos: add the begin token if the file does not say.
+        add_bos: add the begin token if the file does not specify it.
     """
 
     patterns: tuple[str, ...] = ()

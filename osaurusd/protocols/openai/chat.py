@@ -110,7 +110,7 @@ def build_request(body: ChatRequest, defaults: RequestDefaults) -> GenerationReq
         max_tokens=body.max_completion_tokens or body.max_tokens or defaults.max_tokens,
         stop=stop_strings(body),
         logprobs=_parse_logprobs(body),
-        # Output in a requested format is never a tool call, whatever it looks like.
+        # Output in a requested format is never a tool call, even if it looks like one.
         parse_tool_calls=bool(tool_use.tools) and output_format is None,
         parallel_tool_calls=body.parallel_tool_calls is not False,
         constraint=output_format or tool_use.required,

@@ -1,4 +1,4 @@
-"""Errors on OpenAI's routes: which field is at fault, under the name that the client used."""
+"""Errors of OpenAI's routes, with the path of the invalid field in the client's request."""
 
 import contextlib
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""The generation engine: takes requests from prompt to last token. Lives on the thread that owns MLX."""
+"""The generation engine: processes requests from prompt to last token, on the thread that owns MLX."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -175,7 +175,7 @@ class Engine:
             self.progress += 1
             try:
                 result = self._executor.execute(plan)
-            except Exception as error:  # noqa: BLE001  whatever the model raises on a prompt fails only that request
+            except Exception as error:  # noqa: BLE001  an exception on a prompt fails only that request
                 Probe.from_network(self._network)  # raises if the model cannot process any prompt
                 tasks = self.planner.tasks(plan)
                 # Complete prompts first: other choices of the failing request may be among them.
@@ -226,7 +226,7 @@ class Engine:
             is_end = token.token in self._end_tokens
             try:
                 frames += sequence.receive(token.token, token.score, is_end=is_end, now=now)
-            except Exception as error:  # noqa: BLE001  whatever the output parser raises fails only that request
+            except Exception as error:  # noqa: BLE001  an exception of the parser fails only that request
                 message = f"the output could not be parsed: {type(error).__name__}: {error}"
                 frames.append(self._fail(sequence.request.id, ErrorCode.INTERNAL_ERROR, message))
         return frames

@@ -9,7 +9,7 @@ from osaurusd.worker.engine.kv_cache import GROWTH_TOKENS, CacheLayout
 # Longer than any sequence.
 _UNLIMITED_TOKENS = 2**24
 
-# A prefill pass may use one part in this many of the memory beside the weights; the rest is for caches.
+# A prefill pass may use 1/`_PASS_FRACTION` of the memory that the weights leave free; the rest is for caches.
 _PASS_FRACTION = 4
 
 # A request of ordinary length, and the shortest prefill chunk that is efficient enough to serve it.
@@ -22,12 +22,12 @@ class MemoryBudget:
     """Byte estimates for one model. Pure arithmetic.
 
     Attributes:
-        layout: of the model's caches.
-        weights_bytes: of the loaded model.
+        layout: layout of the model's caches.
+        weights_bytes: size of the loaded weights.
         limit_bytes: what the worker may use; None for no limit.
-        pass_bytes_per_token: what a prefill pass needs for each of its tokens beside weights and caches.
-        score_bytes: what it needs in addition for each pair of one of its tokens and a token of the sequence.
-        chunk_sizer: how many tokens a pass has.
+        pass_bytes_per_token: memory that a prefill pass needs per token, in addition to weights and caches.
+        score_bytes: additional memory per pair of a token of the pass and a token of the sequence.
+        chunk_sizer: chooses the number of tokens in a pass.
     """
 
     layout: CacheLayout

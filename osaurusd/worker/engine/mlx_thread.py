@@ -96,7 +96,7 @@ class MlxThread:
                 self._failed_steps = 0
             if frames := engine.prefill():
                 self._emit(frames)
-        except Exception as error:  # noqa: BLE001  whatever the model raises fails the requests, not the process
+        except Exception as error:  # noqa: BLE001  an exception of the model fails the requests, not the process
             self._recover(engine, error)
 
     def _recover(self, engine: Engine, error: Exception) -> None:

@@ -18,7 +18,7 @@ from osaurusd.worker.engine.request import EngineRequest, PrefillTask, Sequence,
 
 MAX_SEQUENCES = 32
 
-# Memory for a choice without a limit of its own is reserved this many tokens at a time.
+# Memory for a choice without `max_tokens` is reserved this many tokens at a time.
 RESERVED_TOKENS = 512
 
 
@@ -109,11 +109,11 @@ class BatchAssignment:
         else:
             self.batches.append(batch)
 
-    def _padding(self, one: list[SequenceId], other: list[SequenceId]) -> int:
+    def _padding(self, batch: list[SequenceId], other: list[SequenceId]) -> int:
         """Return how many more tokens of padding two batches have together than separately."""
-        longest, other_longest = (max(self._lengths[id_] for id_ in batch) for batch in (one, other))
-        together = max(longest, other_longest) * (len(one) + len(other))
-        return together - longest * len(one) - other_longest * len(other)
+        longest, other_longest = (max(self._lengths[id_] for id_ in ids) for ids in (batch, other))
+        together = max(longest, other_longest) * (len(batch) + len(other))
+        return together - longest * len(batch) - other_longest * len(other)
 
 
 class Planner:
@@ -255,7 +255,9 @@ class Planner:
         running = list(self.decoding.values())
         preempted = []
         _, joining = self._reserved_lengths()
-        while len(running) > 1 and not self._memory.fits([one.choice.reserved_length for one in running], joining):
+        while len(running) > 1 and not self._memory.fits(
+            [sequence.choice.reserved_length for sequence in running], joining
+        ):
             preempted.append(running.pop())
         if not preempted:  # otherwise their removal updates the reservations
             self.update_reservations()

@@ -4,7 +4,7 @@ from osaurusd.worker.engine.kv_cache import CacheLayout
 from osaurusd.worker.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
 from osaurusd.worker.engine.request import PrefillTask
 
-# The last pass yields the logits to continue from. Computing those of all its tokens is cheap while they are this few.
+# The last pass yields the logits to continue from. With at most this many tokens, computing all logits is cheap.
 LAST_PASS_TOKENS = 64
 MIN_LAST_PASS_TOKENS = 16
 
@@ -25,7 +25,7 @@ class PrefillQueue:
     """Admitted prompts that are not complete.
 
     Args:
-        layout: of the model's caches.
+        layout: layout of the model's caches.
         prefix_cache: looked up when a prompt starts.
 
     Attributes:
@@ -93,7 +93,7 @@ class PrefillQueue:
         self.started.append(task)
 
     def _checkpoints(self, task: PrefillTask, shared: int) -> list[int]:
-        """Choose checkpoints: where the prompt departs from an earlier one, where the next may depart, near its end."""
+        """Choose checkpoints: where the prompt diverges from an earlier one, where a later one may, near its end."""
         last = len(task.tokens) - MIN_LAST_PASS_TOKENS
         positions = {shared, task.request.shared_prefix_length or 0, last}
         first = task.prefilled + MIN_SHARED_TOKENS
@@ -113,15 +113,15 @@ class PrefillQueue:
         other = max(candidates, key=task.common_prefix, default=None)
         if other is None:
             return False
-        coming = task.common_prefix(other)
+        common = task.common_prefix(other)
         # A task that has begun to wait waits for the whole prefix, although little of it may remain.
         if not task.waited:
             stored = self._prefix_cache.find(task.tokens, len(task.tokens) - 1).length
-            if coming - stored < MIN_SHARED_TOKENS:
+            if common - stored < MIN_SHARED_TOKENS:
                 return False
         task.waited = True
-        if self._layout.has_states and coming not in other.checkpoints:
-            other.checkpoints = sorted([*other.checkpoints, coming], reverse=True)
+        if self._layout.has_states and common not in other.checkpoints:
+            other.checkpoints = sorted([*other.checkpoints, common], reverse=True)
         return True
 
     def _will_store_prefix(self, other: PrefillTask, task: PrefillTask) -> bool:

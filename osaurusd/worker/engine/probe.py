@@ -9,7 +9,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from osaurusd.worker.engine.kv_cache import Cache, CacheLayout
 
-# Long enough to be representative, short enough not to be noticed.
+# Long enough to be representative, short enough not to delay the load noticeably.
 PROBE_TOKENS = 32
 
 # For models that do not report their number of heads. An overestimate only makes requests wait slightly earlier.
@@ -22,14 +22,14 @@ FLOAT32_BYTES = 4
 
 @dataclass(frozen=True)
 class Probe:
-    """A model's caches and logits, and what a prompt token costs in time and memory.
+    """A model's caches and logits, and the time and memory per prompt token.
 
     Attributes:
-        layout: of its caches.
-        vocabulary: the width of its logits.
+        layout: layout of its caches.
+        vocabulary: width of its logits.
         pass_seconds: fixed time of a forward pass.
         token_seconds: additional time per token.
-        bytes_per_token: memory that a pass needs per token beside weights and caches.
+        bytes_per_token: memory that a pass needs per token, in addition to weights and caches.
         score_bytes: memory of the attention scores of one token with one other; 0 if they are never held at once.
     """
 

@@ -117,7 +117,7 @@ class LogprobArrays:
         return LogprobArrays(rows, self.sampled[index], self.top_ids[index], self.top_logprobs[index])
 
     def extend(self, other: "LogprobArrays", offset: int) -> "LogprobArrays":
-        """Append those of another batch, whose rows now start at `offset`."""
+        """Append the log-probabilities of another batch, whose rows now start at `offset`."""
         width = max(self.top_ids.shape[1], other.top_ids.shape[1])
         return LogprobArrays(
             self.rows + [row + offset for row in other.rows],
@@ -141,7 +141,7 @@ def compute_logprobs(logits: mx.array, tokens: mx.array, top: int, rows: list[in
 
 
 class BatchSampler:
-    """Samples one token for every row of a batch; made anew whenever rows join or leave.
+    """Samples one token for every row of a batch; rebuilt whenever rows join or leave.
 
     Attributes:
         constrained: the rows with a constraint.
@@ -228,11 +228,11 @@ class _Truncation:
     def __init__(self, rows: Sequence[tuple[int, SamplingParams]], *, total: int) -> None:
         self._rows = None if len(rows) == total else [row for row, _ in rows]
         params = [params for _, params in rows]
-        self._top_k = [one.top_k for one in params]
-        self._needs_order = any(one.top_p < 1 or one.top_k for one in params)
-        self._ranks = mx.array([[one.top_k or 2**30] for one in params])
-        self._top_p = mx.array([[one.top_p] for one in params], mx.float32)
-        self._log_min_p = mx.array([[np.log(one.min_p) if one.min_p else -np.inf] for one in params], mx.float32)
+        self._top_k = [row.top_k for row in params]
+        self._needs_order = any(row.top_p < 1 or row.top_k for row in params)
+        self._ranks = mx.array([[row.top_k or 2**30] for row in params])
+        self._top_p = mx.array([[row.top_p] for row in params], mx.float32)
+        self._log_min_p = mx.array([[np.log(row.min_p) if row.min_p else -np.inf] for row in params], mx.float32)
 
     def __call__(self, logits: mx.array) -> mx.array:
         """Return the logits with removed tokens at -inf."""

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens, and the text and bytes that each token stands for."""
+"""Log-probabilities of tokens, and the text and bytes of each token."""
 
 from collections import deque
 from collections.abc import Sequence

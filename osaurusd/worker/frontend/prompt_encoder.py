@@ -1,4 +1,4 @@
-"""Turning a prompt into tokens: a chat through the chat template, raw text, token ids, or fill-in-the-middle."""
+"""Encode a prompt as tokens: a chat through the chat template, raw text, token ids, or fill-in-the-middle."""
 
 from typing import Any, NamedTuple
 
@@ -33,13 +33,13 @@ FILL_IN_THE_MIDDLE_FAMILIES = (
 def encode(
     tokenizer: Any, prompt: inference.Prompt, max_context: int | None, *, find_shared_prefix: bool = False
 ) -> EncodedPrompt:
-    """Turn a prompt into tokens. Safe on any thread.
+    """Encode a prompt as tokens. Safe on any thread.
 
     Args:
         tokenizer: mlx_lm's tokenizer wrapper.
         prompt: what to encode.
         max_context: the model's context length in tokens, if known.
-        find_shared_prefix: find out how many tokens of a chat do not depend on its last user message.
+        find_shared_prefix: also determine how many tokens of a chat do not depend on its last user message.
 
     Raises:
         InvalidRequest: the prompt is unusable or empty.

@@ -44,10 +44,10 @@ class ContentRules:
 
 
 class TextAssembler:
-    """The content of one output. Takes everything the model generates, in order, to be emitted or dropped.
+    """The content of one output. Receives everything that the model generates, and emits or drops it.
 
     Attributes:
-        stopped: nothing that follows counts: a stop string matched, or the last wanted call is complete.
+        stopped: further output is ignored: a stop string matched, or the last allowed call is complete.
         has_tool_calls: at least one call was emitted.
     """
 
@@ -92,7 +92,7 @@ class TextAssembler:
             self._stop()
 
     def end_text(self, *, before_call: bool) -> None:
-        """End a stretch of text. White space before a call belongs to the call."""
+        """End a segment of text. White space before a call belongs to the call."""
         self._hold(self._stop_matcher.flush())
         if self._stop_matcher.matched:
             self._stop()
@@ -134,7 +134,7 @@ class TextAssembler:
         self.has_tool_calls = self.has_tool_calls or bool(self._delta.tool_calls)
 
     def _hold(self, text: str) -> None:
-        """Take text that no stop string can remove any more, and release it unless a call may include it."""
+        """Add text that is not part of a stop string, and release it unless a call may include it."""
         self._held += text
         if self._rules.call_parser is None:
             self._release(len(self._held))

@@ -142,8 +142,8 @@ async def test_preflight_requires_no_key_but_the_request_after_it_does(protected
     assert 204 == preflight.status
     assert "authorization" in preflight.headers["Access-Control-Allow-Headers"]
 
-    refused = await server.request("POST", "/", origin, "Content-Type: application/json", body=b"{}")
-    assert (401, "http://localhost:3000") == (refused.status, refused.headers["Access-Control-Allow-Origin"])
+    rejected = await server.request("POST", "/", origin, "Content-Type: application/json", body=b"{}")
+    assert (401, "http://localhost:3000") == (rejected.status, rejected.headers["Access-Control-Allow-Origin"])
 
 
 async def test_key_is_checked_before_the_body_is_read(protected, server):

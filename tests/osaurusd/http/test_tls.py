@@ -92,7 +92,7 @@ def test_error_names_the_setting_of_an_unusable_file(issue, ca, tmp_path):
         (settings_for(certificate, locked), "tls_key", "without passphrase"),
         (settings_for(certificate, other_key), "tls_key", "is not the key of the certificate"),
         (settings_for("relative.pem", key), "tls_certificate", "not an absolute path"),
-        (settings_for("~nobody-of-this-name/a.pem", key), "tls_certificate", "not an absolute path"),
+        (settings_for("~no-such-user/a.pem", key), "tls_certificate", "not an absolute path"),
         (settings_for(certificate, "/\0"), "tls_key", "null byte"),
     ]:
         with pytest.raises(ConfigError, match=message) as error:

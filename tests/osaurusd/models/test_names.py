@@ -180,11 +180,11 @@ def test_derived_names_are_always_valid(stem):
     ],
 )
 def test_similar_names_are_found_ignoring_case(name, similar):
-    assert names.near(name, ["zephyr", "llama-3.2-1b-instruct", "llama-3.2-3b-instruct"]) == similar
+    assert names.similar_names(name, ["zephyr", "llama-3.2-1b-instruct", "llama-3.2-3b-instruct"]) == similar
 
 
 def test_at_most_three_similar_names_are_found():
-    assert len(names.near("model", [f"model-{number}" for number in range(9)])) == 3
+    assert len(names.similar_names("model", [f"model-{number}" for number in range(9)])) == 3
 
 
 @pytest.fixture

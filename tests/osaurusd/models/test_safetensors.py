@@ -14,7 +14,7 @@ TWO = "model-00002-of-00002.safetensors"
 
 
 def tensor(shape, offsets, dtype, nbytes=None):
-    """A file with one tensor, whatever is said of it."""
+    """A file with one tensor and an arbitrary header entry for it."""
     header = json.dumps({"a": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}).encode()
     return with_header(header) + bytes(max(offsets) if nbytes is None else nbytes)
 

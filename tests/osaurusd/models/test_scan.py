@@ -165,7 +165,7 @@ def test_links_may_only_lead_into_roots(models, hub, tmp_path):
     (models / "linked").symlink_to(tmp_path / "elsewhere")
     record = single(scan(models, hub))
     assert record.state is ModelState.UNUSABLE
-    assert record.reason.endswith("is a link to a place outside the store")
+    assert record.reason.endswith("is a link to a path outside the store")
     records = scan(models, hub, tmp_path / "elsewhere")
     assert {record.name: record.state for record in records}["linked"] is ModelState.AVAILABLE
 
@@ -177,7 +177,7 @@ def test_link_out_of_the_store_makes_a_model_unusable(models, hub, tmp_path):
     record = single(scan(models, hub))
     assert (record.state, record.reason) == (
         ModelState.UNUSABLE,
-        "tokenizer.json is a link to a place outside the store",
+        "tokenizer.json is a link to a path outside the store",
     )
 
 
@@ -188,7 +188,7 @@ def test_template_outside_the_store_makes_a_model_unusable(models, hub, tmp_path
     (folder / link).parent.mkdir(exist_ok=True)
     (folder / link).symlink_to(tmp_path / "elsewhere" / ("tool_use.jinja" if "/" in link else ""))
     record = single(scan(models, hub))
-    assert (record.state, record.reason) == (ModelState.UNUSABLE, f"{link} is a link to a place outside the store")
+    assert (record.state, record.reason) == (ModelState.UNUSABLE, f"{link} is a link to a path outside the store")
     assert record.escapes
 
 

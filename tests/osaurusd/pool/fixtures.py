@@ -32,9 +32,9 @@ def clock():
 def model(tmp_path):
     """Builds the record of a model whose fake worker behaves as named."""
 
-    def model(behaviour="echo", name=None):
-        name = name or behaviour
-        folder = tmp_path / name / behaviour
+    def model(behavior="echo", name=None):
+        name = name or behavior
+        folder = tmp_path / name / behavior
         folder.mkdir(parents=True, exist_ok=True)
         return ModelRecord(
             name=name.lower(),

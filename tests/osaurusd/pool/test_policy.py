@@ -110,8 +110,8 @@ def test_only_pinned_models_make_a_fit_impossible():
     [
         ([], 101, "can never fit into the memory budget of 100.0 MB: 100.0 MB of 100.0 MB are free; no model is "
          "loaded"),
-        ([idle("a", 60 * 10**6, pinned=True)], 50, "cannot fit beside the pinned models: 40.0 MB of 100.0 MB are free; "
-         "`a` holds 60.0 MB (idle, pinned)"),
+        ([idle("a", 60 * 10**6, pinned=True)], 50, "cannot fit alongside the pinned models: 40.0 MB of 100.0 MB are "
+         "free; `a` holds 60.0 MB (idle, pinned)"),
         ([busy("a", 60 * 10**6)], 50, "but running requests did not release enough memory in time: 40.0 MB of 100.0 MB "
          "are free; `a` holds 60.0 MB (1 in flight)"),
     ],

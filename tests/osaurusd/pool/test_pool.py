@@ -183,7 +183,7 @@ async def test_snapshots_follow_a_worker_through_its_life(make_pool, model, gate
 
 async def test_a_failed_load_fails_every_waiting_lease(pool, model):
     results = await asyncio.gather(
-        *[lease_and_generate(pool, model("refuse_load")) for _ in range(3)], return_exceptions=True
+        *[lease_and_generate(pool, model("fail_load")) for _ in range(3)], return_exceptions=True
     )
 
     assert [LoadFailed] * 3 == [type(result) for result in results]
@@ -195,9 +195,9 @@ async def test_a_failed_load_fails_every_waiting_lease(pool, model):
 async def test_the_next_lease_retries_a_failed_load(pool, model):
     for _ in range(2):
         with pytest.raises(LoadFailed):
-            await lease_and_generate(pool, model("refuse_load"))
+            await lease_and_generate(pool, model("fail_load"))
 
-    assert received(model("refuse_load")) == ["load", "load"]
+    assert received(model("fail_load")) == ["load", "load"]
 
 
 async def test_a_worker_of_another_version_fails_the_lease(pool, model, monkeypatch):
@@ -210,7 +210,7 @@ async def test_a_worker_of_another_version_fails_the_lease(pool, model, monkeypa
 async def test_a_failed_load_does_not_affect_other_models(pool, model):
     async with running_request(pool, model(name="Good")) as stalled:
         with pytest.raises(LoadFailed):
-            await lease_and_generate(pool, model("refuse_load"))
+            await lease_and_generate(pool, model("fail_load"))
 
         assert not stalled.done()
         assert await lease_and_generate(pool, model(name="Good"), "a b") == "a b "

@@ -163,9 +163,9 @@ async def test_a_pinned_model_restarts_after_a_crash(pool, model):
 
 
 async def test_models_are_loaded_in_the_background_although_one_fails(pool, model):
-    pool.load_in_background([model("refuse_load"), model()])
+    pool.load_in_background([model("fail_load"), model()])
 
-    await until(lambda: states(pool) == {"echo": "ready", "refuse_load": "failed"})
+    await until(lambda: states(pool) == {"echo": "ready", "fail_load": "failed"})
 
 
 # The standby worker

@@ -1,4 +1,4 @@
-"""Child processes; their behaviour with real work is tested beside each of them."""
+"""Child processes; each process has tests of its actual work elsewhere."""
 
 import sys
 

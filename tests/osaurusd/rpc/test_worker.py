@@ -71,8 +71,8 @@ async def running(model, processes):
     """Starts workers; kills those that still run at the end."""
     workers = []
 
-    async def running(behaviour="echo", **options):
-        workers.append(await load(model(behaviour), **options))
+    async def running(behavior="echo", **options):
+        workers.append(await load(model(behavior), **options))
         return workers[-1]
 
     yield running
@@ -137,7 +137,7 @@ async def test_a_missing_command_is_a_failed_load(model):
 
 async def test_a_model_that_cannot_be_loaded_is_a_failed_load_with_the_reason(model):
     with pytest.raises(LoadFailed, match="cannot be loaded: the weights are missing"):
-        await load(model("refuse_load"))
+        await load(model("fail_load"))
 
 
 async def test_a_crash_while_loading_carries_exit_code_and_output(model):
@@ -358,13 +358,13 @@ async def test_a_suspended_worker_is_killed_at_its_next_request(running, clock):
 
 
 async def test_pulses_keep_a_slow_worker_alive(running, clock):
-    worker = await running("plod_on_load", clock=clock)
-    plodding = worker.client.generate(build_request("plod"))
-    await first_delta(plodding)
+    worker = await running("slow_load", clock=clock)
+    slow = worker.client.generate(build_request("slow"))
+    await first_delta(slow)
     clock.advance(9.9)
 
     # Its pulses arrive before it completes; each restarts the limit.
-    assert await collect(plodding)
+    assert await collect(slow)
     assert await generate_text(worker.client, "a b") == "a b "
 
 
@@ -401,7 +401,7 @@ async def test_stopping_fails_running_requests_with_the_reason(running):
 
 
 async def test_a_worker_that_ignores_the_shutdown_request_gets_sigterm(running, clock):
-    worker = await running("deaf_on_stop", clock=clock)
+    worker = await running("ignore_shutdown", clock=clock)
     stopping = asyncio.create_task(worker.stop(UNLOADED))
     await turns()
 
@@ -440,11 +440,11 @@ async def test_stopping_an_exited_worker_returns_at_once(running):
 
 
 async def test_a_grandchild_that_keeps_the_output_open_does_not_delay_the_exit(running, model):
-    worker = await running("have_child")
+    worker = await running("leave_child")
 
     try:
         async with asyncio.timeout(5):
             await worker.stop(UNLOADED)
         assert has_exited(worker.pid)
     finally:
-        os.kill(int((model("have_child").path / "child").read_text()), signal.SIGKILL)
+        os.kill(int((model("leave_child").path / "child").read_text()), signal.SIGKILL)

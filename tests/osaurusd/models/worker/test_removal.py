@@ -241,11 +241,11 @@ def test_model_stays_complete_if_it_cannot_be_removed(cache):
 
 
 def test_files_that_huggingface_hub_fails_to_remove_are_an_error(cache, monkeypatch):
-    def refuse(path, **_):
+    def fail(path, **_):
         if ".locks" not in str(path):
             raise PermissionError(path)
 
-    monkeypatch.setattr("huggingface_hub.utils._cache_manager.shutil.rmtree", refuse)
+    monkeypatch.setattr("huggingface_hub.utils._cache_manager.shutil.rmtree", fail)
 
     with pytest.raises(StoreError, match="could not be removed completely"):
         removal.remove_repo(cache.path, REPO)

@@ -269,10 +269,10 @@ def test_a_constraint_receives_each_token_once(make_decoder):
     assert decoder.tokens(id_) == constraint.tokens
 
 
-@pytest.mark.parametrize("neighbours", [0, 2])
-def test_a_failed_constraint_is_reported_once_and_does_not_affect_others(make_decoder, neighbours):
+@pytest.mark.parametrize("neighbors", [0, 2])
+def test_a_failed_constraint_is_reported_once_and_does_not_affect_others(make_decoder, neighbors):
     decoder = make_decoder()
-    others = decoder.join(*[PROMPTS["longest"]] * neighbours)
+    others = decoder.join(*[PROMPTS["longest"]] * neighbors)
     (id_,) = decoder.join(PROMPTS["short"], constraint=AlternatingConstraint(limit=2))
 
     decoder.step(2)
@@ -303,10 +303,10 @@ def test_a_constraint_that_fails_on_the_first_token_is_reported(make_decoder):
 
 
 @pytest.mark.parametrize("kind", BATCHABLE)
-@pytest.mark.parametrize("neighbours", [0, 2])
-def test_a_sequence_can_be_resumed_from_its_cache(make_decoder, kind, neighbours):
+@pytest.mark.parametrize("neighbors", [0, 2])
+def test_a_sequence_can_be_resumed_from_its_cache(make_decoder, kind, neighbors):
     decoder = make_decoder(kind)
-    decoder.join(*[tokens(50), [5]][:neighbours])
+    decoder.join(*[tokens(50), [5]][:neighbors])
     (id_,) = decoder.join(PROMPTS["longest"])
     decoder.step(2 * WINDOW)
     sequence = [*PROMPTS["longest"], *decoder.tokens(id_)]

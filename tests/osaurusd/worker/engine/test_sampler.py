@@ -211,9 +211,9 @@ def test_only_constrained_rows_are_masked():
 
 
 @pytest.mark.parametrize("fields", [{"frequency_penalty": 0.01}, {"logit_bias": [(0, -0.01)]}])
-@pytest.mark.parametrize("neighbours", [0, 1])
-def test_a_small_penalty_is_not_lost_in_half_precision(fields, neighbours):
-    states = [make_state(0, output_tokens=[0], **fields), *[make_state(0)] * neighbours]
+@pytest.mark.parametrize("neighbors", [0, 1])
+def test_a_small_penalty_is_not_lost_in_half_precision(fields, neighbors):
+    states = [make_state(0, output_tokens=[0], **fields), *[make_state(0)] * neighbors]
 
     assert 1 == sample(states, mx.array([[30.0, 30.0]] * len(states), mx.bfloat16))[0]
 

@@ -1,4 +1,4 @@
-"""Schemas that would take a worker's memory, its stack or its time are refused before llguidance sees them."""
+"""Schemas that would take a worker's memory, its stack or its time are rejected before they reach llguidance."""
 
 import pytest
 
