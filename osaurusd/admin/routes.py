@@ -1,4 +1,4 @@
-"""What all parts of the admin API share: the route group and the API version."""
+"""The route group and the API version, which all parts of the admin API share."""
 
 from collections.abc import Iterable
 
@@ -49,6 +49,6 @@ async def check_api_version(request: web.Request, handler: Handler) -> web.Strea
 
 
 async def add_version_headers(_: web.Request, response: web.StreamResponse) -> None:
-    """Name the API version and the release in a response."""
+    """Add the API version and the release to the headers of a response."""
     response.headers[API_HEADER] = str(API_VERSION)
     response.headers[VERSION_HEADER] = __version__

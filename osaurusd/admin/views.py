@@ -56,7 +56,7 @@ def model_info(record: ModelRecord, workers: Iterable[WorkerSnapshot] = ()) -> M
 
 
 def model_details(record: ModelRecord, provenance: Provenance, workers: Iterable[WorkerSnapshot]) -> ModelDetails:
-    """Describe everything that is known about a model."""
+    """Return the details of a model."""
     memory = record.memory
     per_token = memory.cache_bytes_per_token
     full = memory.weights_bytes + per_token * record.context_length if per_token and record.context_length else None

@@ -22,7 +22,7 @@ log = get_logger(__name__)
 VERSION = 1
 
 PREFIX = "sk-osaurus-"
-"""Every key begins with it: some clients insist on `sk-`, and scanners for leaked secrets recognize it."""
+"""The prefix of every key: some clients insist on `sk-`, and secret scanners recognize it."""
 
 _ALPHABET = string.ascii_letters + string.digits
 _RANDOM_CHARACTERS = 43  # 62 ** 43 > 2 ** 256

@@ -26,7 +26,7 @@ RESERVED_DESCRIPTORS = 96
 """File descriptors kept for workers, downloads, logs, state files and connections that are being closed."""
 
 MAX_LINGERING = 32
-"""Rejected connections that may stay open until their clients have read why; each takes a file descriptor."""
+"""Rejected connections that may stay open until their clients have read the error; each takes a file descriptor."""
 
 SHUTDOWN_SECONDS = 2.0
 """How long `HttpServer.close` waits for handlers; only a client that does not read holds one up that long."""
@@ -123,7 +123,7 @@ class HttpServer:
         return True
 
     def may_linger(self, connection: ConnectionGuard) -> bool:
-        """Whether a rejected connection may stay open until its client has read why."""
+        """Whether a rejected connection may stay open until its client has read the error."""
         if len(self._rejected) >= MAX_LINGERING:
             return False
         self._rejected.add(connection)

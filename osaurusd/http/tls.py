@@ -35,7 +35,7 @@ class Tls:
         return None if files is None else cls(*files)
 
     def reload(self, server: Server) -> None:
-        """Read the files again for handshakes from now on, unless the configuration names other files by now.
+        """Read the files again for later handshakes, unless the configuration now names other files.
 
         Raises:
             ConfigError: a file cannot be used; the previous certificate stays in use.

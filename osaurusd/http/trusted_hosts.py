@@ -1,6 +1,6 @@
 """Trusted hosts: the values that the `Host` header of a request may have.
 
-A web page that rebinds its own name to 127.0.0.1 still sends its own name as `Host`, so an unknown name gives it away.
+A web page that rebinds its own name to 127.0.0.1 still sends that name as `Host`, so unknown names are rejected.
 The port is not compared: it proves nothing about the page, and differs behind a tunnel or a development server.
 """
 

@@ -1,4 +1,4 @@
-"""Values for what a request leaves open: from the model's own settings, else from the configuration."""
+"""Defaults for parameters that a request omits: from the model's own settings, else from the configuration."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from osaurusd.models.record import GenerationDefaults
 
 T = TypeVar("T")
 
-# Nucleus sampling over an empty set is undefined. OpenAI treats 0 as "the most likely token only", and so does this.
+# Nucleus sampling over an empty set is undefined. OpenAI treats 0 as "the most likely token only", and so does osaurusd.
 MIN_TOP_P = 1e-6
 
 

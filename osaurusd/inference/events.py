@@ -1,4 +1,4 @@
-"""The event stream that answers a generation request, independent of the protocol that a client speaks.
+"""The events that a generation request produces, independent of the client's protocol.
 
 A stream is one `Started`, then `Delta`s and one `Finished` for each choice, interleaved, then one `Completed`.
 """
@@ -75,7 +75,7 @@ class Usage(_Event, frozen=True):
 
 
 class Timings(_Event, frozen=True):
-    """Where the time of a request went, in seconds: waiting, loading the model, prefill, decode."""
+    """How the time of a request was spent, in seconds: waiting, loading the model, prefill, decode."""
 
     queue: float = 0.0
     load: float = 0.0

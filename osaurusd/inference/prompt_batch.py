@@ -12,7 +12,7 @@ from osaurusd.inference.events import Completed, Event, Started, Timings, Usage
 from osaurusd.inference.request import GenerationRequest
 from osaurusd.pool.pool import Lease
 
-# Enough to fill a decode batch, while other clients' requests still find room in the worker's queue.
+# Enough to fill a decode batch, while leaving room in the worker's queue for requests of other clients.
 MAX_CONCURRENT = 16
 
 
@@ -87,7 +87,7 @@ class _EventMerger:
 
 
 def _combine(completed: list[Completed]) -> Completed:
-    """Add up the token counts. The requests run side by side, so of each phase the longest time counts."""
+    """Add up the token counts. The requests run concurrently, so the longest time of each phase counts."""
     usages = [each.usage for each in completed]
     timings = [each.timings for each in completed]
     return Completed(

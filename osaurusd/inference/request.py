@@ -1,4 +1,4 @@
-"""Generation requests, independent of the protocol that a client speaks.
+"""Generation requests, independent of the client's protocol.
 
 Protocols parse their requests into these types; the worker consumes them. Nothing here names a field of a protocol.
 """
@@ -167,7 +167,7 @@ class GenerationRequest(_Part, frozen=True):
 
     Attributes:
         max_tokens: output tokens per choice; None means up to the end of the context. 0 is useful only with `echo`.
-        logprobs: how many alternatives to report beside each sampled token; None disables log-probabilities.
+        logprobs: how many alternatives to report with each sampled token; None disables log-probabilities.
         echo: return the prompt as the beginning of each choice, with log-probabilities if `logprobs` is set.
         parse_tool_calls: report tool calls as such; False leaves them in the text.
         parallel_tool_calls: report every tool call of a choice; False reports the first one only.

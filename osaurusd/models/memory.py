@@ -25,7 +25,7 @@ def count_parameters(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -
         if scales is None:
             total += math.prod(tensor.shape)
         elif kind == "weight":
-            # Each scale belongs to one group of weights, whatever their bit width.
+            # Each scale belongs to one group of weights, regardless of their bit width.
             total += math.prod(scales.shape) * _group_size(quantization, layer)
         elif f".{kind}" not in _QUANTIZATION_TENSORS:
             total += math.prod(tensor.shape)

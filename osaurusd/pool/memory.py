@@ -1,4 +1,4 @@
-"""How much memory a model needs, and how its worker divides what it may use."""
+"""Memory estimates for models, and the division of a worker's memory limit."""
 
 from osaurusd.models.record import ModelRecord
 from osaurusd.pool.config import WorkerLimits
@@ -50,7 +50,7 @@ def build_load(record: ModelRecord, limits: WorkerLimits, memory: messages.Limit
 
 
 def build_limits(limits: WorkerLimits, limit_bytes: int, needs_bytes: int, *, wired: bool) -> messages.Limits:
-    """Divide what a worker may use among the model, the prefix cache and freed buffers.
+    """Divide a worker's limit among the model, the prefix cache and freed buffers.
 
     Args:
         limits: upper limits of each part.

@@ -147,14 +147,14 @@ class Pool:
             self._dispatch(self._scheduler.release, model)
 
     async def load(self, record: ModelRecord, keep_alive: float | None = None) -> WorkerSnapshot | None:
-        """Load a model now, even if its backoff after failures is not over.
+        """Load a model now, even during its backoff after failures.
 
         Args:
             record: the model.
             keep_alive: seconds until the model is unloaded once idle; negative means never, None means as configured.
 
         Returns:
-            The worker, or None if it has exited again already.
+            The worker, or None if it has already exited again.
 
         Raises:
             OsaurusError: the model cannot be loaded.
@@ -200,7 +200,7 @@ class Pool:
 
     @property
     def pinned_bytes(self) -> int:
-        """What the pinned models need together."""
+        """The minimum memory of all pinned models together."""
         return self._scheduler.pinned_bytes
 
     @property
@@ -309,7 +309,7 @@ class Pool:
             self.events.publish(EventKind.REFUSED, self._records[spec.key].name, reason=error.message)
             raise
         except asyncio.CancelledError:
-            # The grant may have come in the same loop iteration as the cancellation.
+            # The grant may have happened in the same loop iteration as the cancellation.
             if model := waiter.granted:
                 self._dispatch(self._scheduler.release, model, served=False)
             else:

@@ -83,7 +83,7 @@ class Scheduler:
 
     @property
     def pinned_bytes(self) -> int:
-        """What all pinned models need together."""
+        """The minimum memory of all pinned models together."""
         return sum(map(self._needs, self._pins.values()))
 
     @property
@@ -172,7 +172,7 @@ class Scheduler:
         if model.state is WorkerState.STOPPING:
             self._failures.pop(model.key, None)
             if model.waiters:
-                # Requests that arrived while the model was draining or stopping load it again, at their old position.
+                # Requests that arrived while the model was draining or stopping load it again, at their previous position.
                 successor = self._enqueue(ModelSpec(model.key, model.needs_bytes, model.keep_alive))
                 successor.waiters, successor.position = model.waiters, model.waiters[0][0]
         else:
@@ -233,7 +233,7 @@ class Scheduler:
     # Reconciliation
 
     def _reconcile(self, now: float) -> None:
-        """Do what the state requires, and note when time alone will require more."""
+        """Take the actions that the state requires, and note the deadlines of the next ones."""
         self._wakeups = []
         if self._shutting_down:
             return

@@ -54,7 +54,7 @@ class ModelState:
     Attributes:
         needs_bytes: minimum memory: weights and one request. An estimate until the worker reports it.
         keep_alive: as in `ModelSpec`.
-        keep_alive_fixed: a load request set `keep_alive`; configuration changes leave it alone.
+        keep_alive_fixed: a load request set `keep_alive`; configuration changes do not affect it.
         position: place in the queue for memory.
         waiters: requests for the model with their positions, in order.
         unload_waiters: callers waiting for the exit.
@@ -63,7 +63,7 @@ class ModelState:
         started_at, ready_at: when the load began and ended.
         served: whether a request has completed.
         draining: new requests wait, because another model needs this one's memory.
-        blocked_since: since when a queued model waits for nothing but running requests.
+        blocked_since: start of the time during which a queued model waits only for running requests.
     """
 
     key: str
@@ -135,7 +135,7 @@ class Failure:
     def following(
         cls, previous: "Failure | None", error: OsaurusError, *, now: float, uptime: float = 0.0, min_wait: float = 0.0
     ) -> "Failure":
-        """Build the failure after `previous`; the first one may be retried at once, later ones back off."""
+        """Build the failure after `previous`; the first one may be retried immediately, later ones back off."""
         count = 1 if previous is None or uptime >= MAX_BACKOFF_SECONDS else previous.count + 1
         backoff = min(2.0 ** (count - 2), MAX_BACKOFF_SECONDS) if count > 1 else 0.0
         return cls(error, count, now + max(backoff, min_wait))
@@ -151,7 +151,7 @@ class Failure:
 
 
 class Effects(Protocol):
-    """What the scheduler makes happen. Implementations must not call the scheduler back synchronously."""
+    """The actions of the scheduler. Implementations must not call the scheduler back synchronously."""
 
     def start(self, model: ModelState) -> None:
         """Start a worker that may use `limit_bytes`; report `ready` or `exited`."""

@@ -138,7 +138,7 @@ class WorkerSupervisor:
             else:
                 error = load_error
         finally:
-            # Whatever happened above, no request may be left waiting for this worker.
+            # In all cases, no request may be left waiting for this worker.
             self.worker_exited(error)
         if self._stopping is not None:
             await self._stopping

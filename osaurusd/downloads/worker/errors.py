@@ -25,7 +25,7 @@ class UrlExpired(TransientError):
 
 
 class FileChanged(Exception):
-    """The file differs from the one whose beginning was received, or has another size; restart it."""
+    """The file has changed since its beginning was received, or has another size; start it over."""
 
 
 class RangesUnsupported(Exception):

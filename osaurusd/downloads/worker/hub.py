@@ -1,4 +1,4 @@
-"""Metadata from the Hugging Face Hub, by means of huggingface_hub: revisions, file lists, search."""
+"""Metadata from the Hugging Face Hub, through huggingface_hub: revisions, file lists, search."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

@@ -35,7 +35,7 @@ def has_blob(cache: Path, repo: str, file: HubFile) -> bool:
 
 
 def install_snapshot(staging: Staging, listing: Listing, files: Sequence[HubFile], revision: str) -> None:
-    """Install a model whose files all are verified in `staging` or in the cache already.
+    """Install a model whose files are all verified, in `staging` or already in the cache.
 
     Raises:
         OSError: the cache cannot be written, or a file has disappeared.
@@ -106,7 +106,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _mark_as_cache(cache: Path) -> None:
-    """Tell backup programs to skip the cache: https://bford.info/cachedir/."""
+    """Mark the cache for backup programs to skip: https://bford.info/cachedir/."""
     tag = cache / "CACHEDIR.TAG"
     if not tag.exists():
         tag.write_text("Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of downloaded models.\n")

@@ -196,7 +196,7 @@ def read_header(path: Path) -> GgufHeader:
     """Read the header of a GGUF file, version 2 or 3, little-endian.
 
     Raises:
-        ImportFailed: the file is not a GGUF file, damaged or truncated.
+        ImportFailed: the file is not a GGUF file, or is damaged or truncated.
         OSError: the file could not be read.
     """
     with path.open("rb") as stream:

@@ -17,12 +17,12 @@ class PreTokenizerConfig:
     """How to split text into words.
 
     Attributes:
-        patterns: applied in order, each to the parts that the previous one leaves.
+        patterns: applied in order, each to the parts that the previous one produces.
         digits: split off every digit first.
         gpt2: apply GPT-2's pattern last.
         ignore_merges: a word that is a token is not built from merges.
         nfc: normalize text to Unicode NFC first.
-        add_bos: add the begin token if the file does not specify it.
+        add_bos: add the BOS token if the file does not specify it.
     """
 
     patterns: tuple[str, ...] = ()

@@ -1,9 +1,9 @@
 """Removing models: folders of imported ones, and repositories in the Hugging Face cache.
 
 For the cache's layout see https://huggingface.co/docs/huggingface_hub/guides/manage-cache. huggingface_hub's own
-deletion strategy removes a repository with `shutil.rmtree` in directory order. If the process died halfway, a model
-could remain that lacks, say, only its chat template. So the folder `snapshots` is renamed first: from that step on, no
-program sees a revision of the model.
+deletion strategy removes a repository with `shutil.rmtree` in directory order. If the process died halfway, the
+remaining model could lack, for example, only its chat template. Therefore the folder `snapshots` is renamed first: after
+that, no program sees a revision of the model.
 """
 
 import secrets

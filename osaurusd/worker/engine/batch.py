@@ -50,10 +50,10 @@ class DecodeBatch:
 
     Args:
         network: an mlx_lm model.
-        layout: of its caches.
+        layout: layout of its caches.
         entries: the first sequences; the first token of each is sampled immediately.
-        cache: of all entries, merged if `merged`.
-        logits: of the next token [entries, vocabulary].
+        cache: cache of all entries, merged if `merged`.
+        logits: logits of the next token [entries, vocabulary].
 
     Attributes:
         failed: sequences whose constraint failed, with the reason.
@@ -88,7 +88,7 @@ class DecodeBatch:
         self.lengths = [length + 1 for length in self.lengths]
         if self._sampler.constrained:
             # The next masks depend on the current tokens, and are computed while the forward pass runs. An end token
-            # does not matter to the constraint: its sequence leaves before the next step.
+            # is irrelevant for the constraint: its sequence leaves before the next step.
             mx.async_eval(logits)  # type: ignore[no-untyped-call]
             self._advance_constraints(current.tolist())  # type: ignore[arg-type]
         self._tokens, self._logprobs = self._sampler.sample(logits, self._masked(logits))
@@ -169,7 +169,7 @@ class DecodeBatch:
             self.failed[self.ids[row]] = str(failure)
 
     def _scores(self, logprobs: LogprobArrays | None) -> dict[int, Score]:
-        """Return the scores by row, each with as many alternatives as its request wants."""
+        """Return the scores by row, each with the number of alternatives that its request specifies."""
         if logprobs is None:
             return {}
         scores = zip(logprobs.rows, logprobs.scores(), strict=True)

@@ -59,7 +59,7 @@ class CacheLayout:
     Attributes:
         groups: arrays of equal shape and precision that are packed into one array. Each is identified by the number of
             its sliceable cache and 0 for keys, 1 for values.
-        bytes_per_token: of all sliceable caches together.
+        bytes_per_token: size of all sliceable caches together.
         windows: the sliding windows.
         constant_bytes: states that do not grow with the sequence.
         has_states: whether some layers are not sliceable.

@@ -26,7 +26,7 @@ class SamplingState:
     Attributes:
         prompt_tokens, output_tokens: the tokens before the first draw, for penalties.
         constraint: restricts the tokens that may come next.
-        logprobs: how many alternatives to report beside each sampled token; None disables log-probabilities.
+        logprobs: how many alternatives to report with each sampled token; None disables log-probabilities.
         entropy: replaces the seed of a request without one.
         index: of the choice, so that the choices of a request with one seed differ.
         draws: how many tokens were sampled, which numbers the random keys.

@@ -26,7 +26,7 @@ _TAIL_TOKENS = 16
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """Prompt tokens, and what follows from how they were made.
+    """Prompt tokens, and properties of the prompt that the output depends on.
 
     Attributes:
         tokens: token ids.

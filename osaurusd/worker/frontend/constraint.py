@@ -48,7 +48,7 @@ class ConstraintCompiler:
             starts_reasoning: the output begins inside reasoning; the constraint applies after it.
 
         Raises:
-            InvalidRequest: llguidance cannot enforce the schema; the message says why.
+            InvalidRequest: llguidance cannot enforce the schema; the message states the reason.
         """
         location: Location = ("prompt", "tools") if isinstance(constraint, RequiredToolCalls) else ("constraint",)
         text = grammar.build_grammar(constraint, tools, allow_leading_newlines=self._tokenizer.has_thinking)
@@ -83,7 +83,7 @@ class ConstraintCompiler:
 
 
 class ReasoningPhase:
-    """Tracks whether a constrained output is inside reasoning, where every token is allowed but end tokens.
+    """Tracks whether a constrained output is inside reasoning, where every token except end tokens is allowed.
 
     Args:
         start: tokens of the start marker.
@@ -123,7 +123,7 @@ class ReasoningPhase:
 class Constraint:
     """The tokens that one sequence may continue with. Runs on one thread at a time.
 
-    The constraint of a reasoning model applies after its reasoning, with which the model may begin on its own.
+    The constraint of a reasoning model applies after its reasoning, which the model may start by itself.
     """
 
     def __init__(self, matcher: LLMatcher, width: int, reasoning: ReasoningPhase | None) -> None:

@@ -34,7 +34,7 @@ class TokenTexts:
         self._cache: dict[int, tuple[str, list[int]]] = {}
 
     def __getitem__(self, token: int) -> tuple[str, list[int]]:
-        """Return text and bytes. Bytes that are not a whole character read as U+FFFD; unused ids have neither."""
+        """Return text and bytes. Bytes that are not a whole character become U+FFFD; unused ids have neither."""
         if token not in self._cache:
             raw = self._bytes(token)
             self._cache[token] = raw.decode("utf-8", "replace"), list(raw)
@@ -92,7 +92,7 @@ class TokenAligner:
     same order. A token without characters, such as one byte of a character, belongs to the next token that has some.
 
     Args:
-        texts: of the vocabulary.
+        texts: texts of the vocabulary.
     """
 
     def __init__(self, texts: TokenTexts) -> None:

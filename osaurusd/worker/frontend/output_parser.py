@@ -1,4 +1,4 @@
-"""Turning the tokens of one sequence into deltas: text, reasoning, tool calls and log-probabilities."""
+"""Convert the tokens of one sequence to deltas: text, reasoning, tool calls and log-probabilities."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -31,7 +31,7 @@ class SequenceOutput:
     Args:
         detokenizer: a fresh one.
         rules: how to read the content.
-        splitter: finds the markers; None if there are none to find.
+        splitter: finds the markers; None if the model has none.
 
     Attributes:
         reasoning_tokens: reasoning tokens so far, the end marker included.
@@ -54,7 +54,7 @@ class SequenceOutput:
 
     @property
     def stopped(self) -> bool:
-        """Whether the output ended before its end token: by a stop string or by the last wanted call."""
+        """Whether the output ended before its end token: by a stop string or by the last allowed call."""
         return self._content.stopped
 
     @property
@@ -68,7 +68,7 @@ class SequenceOutput:
         return self._content.has_tool_calls
 
     def add(self, token: int, score: Score | None = None) -> OutputDelta | None:
-        """Add one token and return the output that is now certain, or None."""
+        """Add one token and return the output that can now be emitted, or None."""
         self._detokenizer.add_token(token)
         text = self._detokenizer.last_segment
         if self._is_plain:
@@ -161,7 +161,7 @@ class SequenceOutput:
         self._content.add_call(block, f"{self._call_start}{block}{marker}")
 
     def _end_open_call(self, splitter: Splitter, *, truncated: bool) -> None:
-        """End a call that is open at the end of the sequence. Formats without an end marker always end like this."""
+        """End a call that is open at the end of the sequence. Formats without an end marker always end this way."""
         if splitter.state != CALL:
             return
         if truncated:

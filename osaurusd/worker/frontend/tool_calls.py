@@ -19,7 +19,7 @@ _PYTHON_TAG = "<|python_tag|>"
 _FENCES = ("```json", "```")
 _FIRST_KEYS = ('{"name"', '{"type"', '{"function"', '{"arguments"', '{"parameters"', '{"id"')
 _WHITESPACE = re.compile(r"\s+")
-# Characters that are enough to contain everything a model writes before the first key of a call.
+# Enough characters for everything that a model writes before the first key of a call.
 _OPENING_LENGTH = 64
 
 _CALL_PREFIX = re.compile(r'\}?\s*\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')
