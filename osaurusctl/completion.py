@@ -1,4 +1,4 @@
-"""Shell completion of model names and other values that the daemon provides; nothing if it does not answer."""
+"""Shell completion of model names and other values that the daemon provides; nothing if it does not respond."""
 
 from collections.abc import Callable, Iterable
 

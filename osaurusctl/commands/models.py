@@ -61,7 +61,7 @@ _DAMAGED = (FileState.CHANGED, FileState.MISSING)
 def list_models(output: Output, pattern: str | None, sort_by: str, reverse: bool, state: str | None) -> None:
     """List the models on this machine
 
-    FILTER selects models whose name, repository or alias contains it.
+    FILTER selects models whose name, repository or alias contains it, ignoring case.
     """
     all_models = connect().models()
     models = [model for model in all_models if _contains(model, pattern or "") and _has_state(model, state)]
@@ -129,7 +129,7 @@ def verify(ctx: click.Context, name: str) -> None:
 @click.command("rm", cls=Command, examples=["osaurusctl rm llama-3.2-3b-instruct"])
 @click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=completion.all_models)
 @click.option("--yes", is_flag=True, help="Do not prompt for confirmation")
-@click.option("--force", is_flag=True, help="Remove models in use, and abort their requests")
+@click.option("--force", is_flag=True, help="Also remove models in use, and abort their requests")
 @click.pass_obj
 def rm(output: Output, names: tuple[str, ...], yes: bool, force: bool) -> None:
     """Remove models from disk"""

@@ -82,7 +82,7 @@ def load(output: Output, name: str, keep_alive: float | None) -> None:
 @click.command("unload", cls=Command, examples=["osaurusctl unload llama-3.2-3b-instruct", "osaurusctl unload --all"])
 @click.argument("names", metavar="NAME...", nargs=-1, shell_complete=completion.loaded_models)
 @click.option("--all", "unload_all", is_flag=True, help="Unload every model that is not pinned")
-@click.option("--force", is_flag=True, help="Unload pinned models and models in use too, and abort their requests")
+@click.option("--force", is_flag=True, help="Also unload pinned models and models in use, and abort their requests")
 @click.pass_obj
 def unload(output: Output, names: tuple[str, ...], unload_all: bool, force: bool) -> None:
     """Unload models and free their memory"""

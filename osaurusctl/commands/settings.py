@@ -121,7 +121,7 @@ def config_unset(output: Output, key: str) -> None:
 @click.command("reload", cls=Command, examples=["osaurusctl reload"])
 @click.pass_obj
 def reload(output: Output) -> None:
-    """Apply changes of the configuration to the running daemon
+    """Apply configuration changes to the running daemon
 
     Lists the changed keys that are now in effect, and those that need a restart.
     """

@@ -126,7 +126,7 @@ def _service_rows(service: ServiceStatus, daemon: DaemonStatus | None) -> Rows:
 
 def _not_ready_reason(service: ServiceStatus, daemon: DaemonStatus | None) -> str:
     if daemon is None:
-        return "it does not answer"
+        return "it does not respond"
     if daemon.pid != service.pid:
         return f"waiting for another osaurusd, pid {daemon.pid}, which uses the same home"
     return "see problems" if daemon.faults else "starting"

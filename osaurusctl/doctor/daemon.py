@@ -112,10 +112,10 @@ def _check_endpoint(endpoint: str) -> Iterator[Check]:
         connection.request("GET", "/health")
         code = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:
-        yield failure("port", f"{endpoint} does not answer: {error}", RESTART)
+        yield failure("port", f"{endpoint} does not respond: {error}", RESTART)
     else:
         if code == 200:
-            yield ok("port", f"{endpoint} answers")
+            yield ok("port", f"{endpoint} responds")
         else:
             yield failure("port", f"{endpoint}/health returned HTTP status {code}", 'run "osaurusctl logs"')
     finally:

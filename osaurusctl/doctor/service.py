@@ -30,7 +30,7 @@ def check_launcher(context: Context) -> Iterator[Check]:
     if problem := launcher.check(job.launcher, job.env):
         yield failure("launcher", problem, f"{_REINSTALL} from the current installation of osaurusd")
     elif not launcher.is_current(job.launcher):
-        detail = f"{job.launcher} starts another installation of osaurusd than the one of this osaurusctl"
+        detail = f"{job.launcher} starts a different installation of osaurusd than the one of this osaurusctl"
         yield warning("launcher", detail, f"{_REINSTALL} to use this installation")
     else:
         yield ok("launcher", f"{job.launcher} works")

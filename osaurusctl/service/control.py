@@ -52,7 +52,7 @@ def disable(manager: ServiceManager) -> int | None:
 
 
 def read_daemon_status(client: Client) -> DaemonStatus | None:
-    """Return the status of a daemon of any version, or None if it does not answer."""
+    """Return the status of a daemon of any version, or None if it does not respond."""
     try:
         return client.status(any_version=True)
     except CliError:
@@ -105,7 +105,7 @@ def _find_cause(manager: ServiceManager, service: ServiceStatus, daemon: DaemonS
         last_exit = f", last exit {service.last_exit}" if failed else ""
         return f"{manager.name} accepted the service, but no process is running ({service.state}{last_exit})", hint
     if daemon is None:
-        return _launcher_problem(manager) or f"its process (pid {service.pid}) does not answer yet", hint
+        return _launcher_problem(manager) or f"its process (pid {service.pid}) does not respond yet", hint
     if daemon.pid != service.pid:
         return (
             f"another osaurusd (pid {daemon.pid}) uses the same home, and the service waits until that exits",

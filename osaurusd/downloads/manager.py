@@ -260,9 +260,15 @@ class PullManager:
                 return await self._run_process(pull_id)
             except JobDied as error:
                 crashes = 0 if self._get(pull_id).done > done_before else crashes + 1
-                log.warning("download process died; restarting it", repo=self._get(pull_id).repo, reason=str(error))
+                log.warning(
+                    "download process exited unexpectedly; restarting it",
+                    repo=self._get(pull_id).repo,
+                    reason=str(error),
+                )
                 if crashes > MAX_CRASHES:
-                    raise PullFailed(f"the download process died {crashes} times without progress: {error}") from error
+                    raise PullFailed(
+                        f"the download process failed {crashes} times without progress: {error}"
+                    ) from error
             await asyncio.sleep(crashes * _CRASH_BACKOFF_SECONDS)
 
     async def _run_process(self, pull_id: str) -> messages.Pulled:

@@ -10,7 +10,7 @@ from osaurusd.models.record import GenerationDefaults
 
 T = TypeVar("T")
 
-# Nucleus sampling over an empty set is undefined. OpenAI treats 0 as "the most likely token only", and so does osaurusd.
+# Nucleus sampling over an empty set is undefined. Like OpenAI, osaurusd treats 0 as "the most likely token only".
 MIN_TOP_P = 1e-6
 
 

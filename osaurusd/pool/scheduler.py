@@ -172,7 +172,7 @@ class Scheduler:
         if model.state is WorkerState.STOPPING:
             self._failures.pop(model.key, None)
             if model.waiters:
-                # Requests that arrived while the model was draining or stopping load it again, at their previous position.
+                # Requests that arrived while the model was draining or stopping load it again, at their position.
                 successor = self._enqueue(ModelSpec(model.key, model.needs_bytes, model.keep_alive))
                 successor.waiters, successor.position = model.waiters, model.waiters[0][0]
         else:

@@ -70,7 +70,7 @@ def test_clients_are_served_over_tls_only(ca: trustme.CA, tls_home: Path) -> Non
         assert renewed == serial(url, trust)
 
         assert "no API key required, TLS" in ctl(tls_home, "status").stdout
-        assert f"{url} answers" in ctl(tls_home, "doctor").stdout
+        assert f"{url} responds" in ctl(tls_home, "doctor").stdout
         create(daemon)
     assert [] == [line for line in daemon.log if line["event"] == "plain text" or line["level"] in ("warning", "error")]
 

@@ -36,9 +36,9 @@ def test_status_shows_the_state_of_the_daemon(daemon, invoke, fake):
 
 
 def test_status_lists_problems(daemon, invoke):
-    daemon.faults = ["the models folder /Volumes/X does not answer", "the disk is full"]
+    daemon.faults = ["the models folder /Volumes/X does not respond", "the disk is full"]
     assert invoke("status").stdout.splitlines()[-2:] == [
-        "problems   the models folder /Volumes/X does not answer",
+        "problems   the models folder /Volumes/X does not respond",
         "           the disk is full",
     ]
 

@@ -85,7 +85,7 @@ class FileSource:
                 raise
             self._addresses[file.name] = address
             return RangeResponse(response, _validator(address, response))
-        raise PullError(f"{file.name}: the hub redirects more than {_MAX_REDIRECTS} times")
+        raise PullError(f"{file.name}: the hub redirected more than {_MAX_REDIRECTS} times")
 
     def _hub_url(self, file: HubFile) -> URL:
         url = hf_hub_url(self._repo, file.name, revision=self._commit, endpoint=self._endpoint)
@@ -151,7 +151,7 @@ def _check_whole_file(file: HubFile, response: aiohttp.ClientResponse, begin: in
 def _check_range(file: HubFile, response: aiohttp.ClientResponse, begin: int) -> None:
     match = _CONTENT_RANGE.fullmatch(response.headers.get(hdrs.CONTENT_RANGE, ""))
     if match is None or int(match[1]) != begin:
-        raise TransientError(f"{file.name}: {response.url.host} sent another range than requested")
+        raise TransientError(f"{file.name}: {response.url.host} sent a range other than the requested one")
     if match[3] not in ("*", str(file.size)):
         raise FileChanged(f"{file.name} has {match[3]} bytes on {response.url.host}, but the hub states {file.size}")
 

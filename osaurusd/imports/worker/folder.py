@@ -102,7 +102,9 @@ def _check_config(source: Path, names: set[str]) -> None:
     if not isinstance(config.get("model_type"), str):
         raise ImportFailed(f"{CONFIG}: `model_type` is missing")
     if config.get("model_file") is not None:
-        raise ImportFailed(f"{CONFIG}: the model needs its own code ({config['model_file']}), which osaurus never runs")
+        raise ImportFailed(
+            f"{CONFIG}: the model needs its own code ({config['model_file']}), which osaurusd never runs"
+        )
 
 
 def _check_tokenizer(source: Path, names: set[str]) -> None:

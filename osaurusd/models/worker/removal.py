@@ -2,8 +2,8 @@
 
 For the cache's layout see https://huggingface.co/docs/huggingface_hub/guides/manage-cache. huggingface_hub's own
 deletion strategy removes a repository with `shutil.rmtree` in directory order. If the process died halfway, the
-remaining model could lack, for example, only its chat template. Therefore the folder `snapshots` is renamed first: after
-that, no program sees a revision of the model.
+remaining model could lack, for example, only its chat template. The folder `snapshots` is therefore renamed first:
+after that, no program sees a revision of the model.
 """
 
 import secrets

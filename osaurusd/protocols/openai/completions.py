@@ -105,7 +105,9 @@ def _parse_prompts(body: CompletionRequest) -> list[Prompt]:
     if not _has_many_prompts(body):
         return [_token_prompt(prompt, "prompt", body.suffix)]
     if not prompt:
-        raise InvalidRequest("`prompt`: must not be an empty list; omit it to start with an empty text", param="prompt")
+        raise InvalidRequest(
+            "`prompt`: must not be an empty list; omit it to start from an empty string", param="prompt"
+        )
     return [_parse_prompt(item, f"prompt[{index}]", body.suffix) for index, item in enumerate(prompt)]
 
 
@@ -113,7 +115,7 @@ def _parse_prompt(prompt: str | int | list[int], path: str, suffix: str | None) 
     if isinstance(prompt, str):
         return _text_prompt(prompt, suffix)
     if isinstance(prompt, int):
-        raise InvalidRequest(f"`{path}`: must be a text or a list of token ids", param=path)
+        raise InvalidRequest(f"`{path}`: must be a string or a list of token ids", param=path)
     return _token_prompt(prompt, path, suffix)
 
 
@@ -124,7 +126,7 @@ def _text_prompt(text: str, suffix: str | None) -> TextPrompt:
 
 def _token_prompt(tokens: Sequence[str | int | list[int]], path: str, suffix: str | None) -> TokenPrompt:
     if suffix:
-        raise InvalidRequest("`suffix`: requires `prompt` to be a text, not token ids", param="suffix")
+        raise InvalidRequest("`suffix`: requires `prompt` to be text, not token ids", param="suffix")
     if not tokens:
         raise InvalidRequest(f"`{path}`: must not be empty", param=path)
     ids = [token for token in tokens if isinstance(token, int)]

@@ -77,7 +77,7 @@ async def turns(count=10):
 
 
 async def until(condition, seconds=30):
-    """Poll for a condition that nothing announces."""
+    """Poll for a condition that triggers no event."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110  see above
             await asyncio.sleep(0.001)

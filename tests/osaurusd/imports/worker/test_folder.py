@@ -134,7 +134,7 @@ def error_of(convert, source):
         ('{"hidden_size": 4}', "config.json: `model_type` is missing"),
         (
             '{"model_type": "x", "model_file": "arch.py"}',
-            "config.json: the model needs its own code (arch.py), which osaurus never runs",
+            "config.json: the model needs its own code (arch.py), which osaurusd never runs",
         ),
     ],
 )
