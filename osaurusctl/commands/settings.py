@@ -64,7 +64,7 @@ def config_check(output: Output) -> None:
 def config_get(output: Output, key: str | None) -> None:
     """Print the value of a key, or of all keys
 
-    Without KEY, print every key with its value and where the value comes from.
+    Without KEY, print every key with its value and the source of the value.
     """
     if key is None:
         settings = config_file.list_settings(_config_path())

@@ -151,7 +151,7 @@ async def test_failed_pull_has_the_error_of_its_process(use_script, catalog, tmp
     assert (PullState.FAILED, "disk_full", "full") == (pull.state, pull.error.code, pull.error.message)
 
 
-async def test_pull_fails_if_its_process_keeps_dying(use_script, catalog, tmp_path, monkeypatch):
+async def test_pull_fails_if_its_process_keeps_crashing(use_script, catalog, tmp_path, monkeypatch):
     monkeypatch.setattr(manager_module, "_CRASH_BACKOFF_SECONDS", 0)
     runs = use_script(DIE)
     async with running_manager(catalog, tmp_path) as manager:
@@ -275,7 +275,7 @@ async def test_damaged_state_file_is_moved_aside(catalog, tmp_path):
     assert "{garbage" == (tmp_path / "state" / "pulls.damaged.json").read_text()
 
 
-async def test_search_fails_if_its_process_dies(use_script):
+async def test_search_fails_if_its_process_crashes(use_script):
     use_script(DIE)
     with pytest.raises(PullFailed, match="exit code 3"):
         await hub_process.search("x", None, 1, None)

@@ -194,7 +194,7 @@ def registry(tmp_path):
     return registry
 
 
-def test_aliases_survive_a_restart_and_can_be_changed_and_removed(registry, tmp_path):
+def test_aliases_persist_across_restarts_and_can_be_changed_and_removed(registry, tmp_path):
     registry.add_alias("mine", "org/m")
     registry.add_alias("mine", "org/other")
 

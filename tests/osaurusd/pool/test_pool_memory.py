@@ -70,7 +70,7 @@ async def test_requests_for_two_models_that_do_not_fit_together_are_all_served(m
     assert len(published(pool, EventKind.LOADED)) < 12
 
 
-async def test_a_model_without_memory_is_rejected_with_the_usage_and_others_serve_on(make_pool, sized, clock):
+async def test_a_model_without_memory_is_rejected_with_the_usage_and_others_keep_serving(make_pool, sized, clock):
     config = SchedulerConfig(budget_bytes=100, wait_seconds=60, min_residency_seconds=0)
     pool = make_pool(scheduler=config, clock=clock)
     one, two, small = sized("One", 70), sized("Two", 70), sized("Small", 20)
@@ -225,7 +225,7 @@ async def test_a_standby_worker_expires(make_pool, model, processes, clock):
     await until(lambda: [worker.pid] == [child.pid for child in processes.children()])
 
 
-async def test_a_dead_standby_worker_is_replaced(make_pool, model, processes, logs):
+async def test_an_exited_standby_worker_is_replaced(make_pool, model, processes, logs):
     pool = make_pool(standby_seconds=60)
     worker = await pool.load(model(name="One"))
     standby = await standby_process(processes, worker)

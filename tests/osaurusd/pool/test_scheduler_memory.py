@@ -202,7 +202,7 @@ def test_a_model_accepts_requests_for_its_minimum_residency_only(scheduler):
     assert {A: "stopping", B: "queued"} == scheduler.states()
 
 
-def test_models_that_need_not_leave_keep_serving(scheduler):
+def test_models_that_are_not_evicted_keep_serving(scheduler):
     scheduler.sizes = {A: 40, B: 10, C: 90}
     scheduler.load(A)
     scheduler.pass_time(1)
@@ -440,7 +440,7 @@ def test_a_pinned_model_is_restarted_with_backoff(scheduler):
     assert [0, 1, 2, 4, 8, 16, 32, 60, 60] == waits
 
 
-def test_a_pinned_model_without_memory_is_tried_again(scheduler):
+def test_a_pinned_model_without_memory_is_retried(scheduler):
     scheduler.load(C)
     scheduler.pin(scheduler.spec(B))
     scheduler.pin(scheduler.spec(C), check=False)

@@ -296,7 +296,7 @@ async def test_a_crash_fails_running_requests_with_exit_code_and_output(running)
         await stalled
 
 
-async def test_the_listener_learns_of_the_exit_before_requests_fail(running):
+async def test_the_listener_is_notified_of_the_exit_before_requests_fail(running):
     class Recorder(Listener):
         def worker_exited(self, error):
             self.exits.append((error, generating.done()))

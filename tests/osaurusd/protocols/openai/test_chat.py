@@ -212,7 +212,7 @@ def test_unsupported_field_is_rejected_by_name(field, value):
         ("chat_template_kwargs", {}),
     ],
 )
-def test_value_that_changes_nothing_is_accepted(field, value):
+def test_no_op_value_is_accepted(field, value):
     assert parse_chat(**{field: value}) == parse_chat()
 
 
@@ -242,7 +242,7 @@ def test_unknown_reasoning_effort_is_rejected_with_the_allowed_ones(effort):
     assert raised.value.param == "reasoning_effort"
 
 
-def test_extreme_values_survive_the_way_to_the_worker():
+def test_extreme_values_reach_the_worker_unchanged():
     request = parse_chat(
         temperature=0,
         seed=2**63 - 1,

@@ -57,7 +57,7 @@ def test_every_field_is_converted_for_each_prompt():
         ([7] * 1000, [TokenPrompt(tokens=[7] * 1000)]),
     ],
 )
-def test_prompt_is_a_text_or_token_ids_or_a_list_of_prompts(prompt, expected):
+def test_prompt_is_a_string_or_token_ids_or_a_list_of_prompts(prompt, expected):
     assert prompts(prompt) == expected
 
 

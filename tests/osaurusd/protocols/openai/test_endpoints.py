@@ -156,7 +156,7 @@ async def test_the_maximum_number_of_prompts_is_answered(served_model):
     assert (response.json["usage"]["prompt_tokens"], response.json["usage"]["completion_tokens"]) == (128, 256)
 
 
-async def test_several_prompts_are_streamed_side_by_side(served_model):
+async def test_several_prompts_are_streamed_concurrently(served_model):
     *chunks, last, end = await served_model.stream(
         COMPLETIONS, prompt=["a b", "c d"], stream_options={"include_usage": True}
     )

@@ -51,7 +51,7 @@ def test_messages_keep_their_order():
     ],
 )
 @pytest.mark.parametrize("role", ["user", "assistant", "system"])
-def test_content_is_a_text_or_a_list_of_text_parts(role, content, expected):
+def test_content_is_a_string_or_a_list_of_text_parts(role, content, expected):
     (message,) = parse({"role": role, "content": content})
     assert message.content == [TextPart(text=text) for text in expected]
 
@@ -84,7 +84,7 @@ def test_tool_result_may_have_its_own_name_or_belong_to_an_unknown_call():
     assert [message.tool_results[0].name for message in parse(CALLING, named, unknown)[1:]] == ["mine", None]
 
 
-def test_text_beside_tool_calls_is_kept():
+def test_text_next_to_tool_calls_is_kept():
     assert parse({**CALLING, "content": "Let me see."})[0].text == "Let me see."
 
 

@@ -261,7 +261,7 @@ def test_logits_may_be_narrower_than_the_tokenizers_vocabulary(tokenizer):
     assert row.any()
 
 
-def test_a_token_that_was_not_allowed_is_join(tokenizer, compiler):
+def test_a_disallowed_token_is_rejected(tokenizer, compiler):
     constraint = compiler.compile(JsonObject(), [], starts_reasoning=False)
 
     with pytest.raises(ConstraintFailed):
