@@ -1,4 +1,4 @@
-"""Slow, silent, numerous and vanishing clients are disconnected, and do not affect others."""
+"""Slow, silent, too many and disconnecting clients do not affect others."""
 
 import asyncio
 import contextlib

@@ -117,7 +117,7 @@ async def still_serves(server):
 
 
 def noise(lines):
-    """Return the lines that are not one quiet line about a rejection."""
+    """Return the log lines other than the expected one about a rejection."""
     return [line for line in lines if line["level"] not in ("debug", "info") or "exception" in line]
 
 

@@ -93,7 +93,7 @@ async def test_offsets_of_each_choice_count_its_own_text():
     assert [each["logprobs"]["text_offset"] for each in choices] == [[3], [0]]
 
 
-def test_no_tokens_are_null():
+def test_logprobs_without_tokens_are_null():
     assert chat_logprobs([]) is None
     assert completion_logprobs([], 0) is None
 
