@@ -6,6 +6,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+# First, as in the daemon: with rich, structlog renders tracebacks so slowly that tests of failures time out.
+import osaurusd.lean_imports  # noqa: F401
+
+# isort: split
 import pytest
 from openai import OpenAI
 

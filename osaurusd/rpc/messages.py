@@ -24,6 +24,7 @@ class Load(Frame, frozen=True, tag="load"):
     """Load the model in the folder `path`.
 
     Attributes:
+        task: selects the worker's runner.
         context_length: longest sequence in tokens; None if unknown.
         dequantize: whether to compute in float32 on a CPU; `auto` does if the weights fit into `memory_limit_bytes`.
         memory_limit_bytes: limit of everything MLX allocates; None keeps MLX's own limit.
@@ -35,6 +36,7 @@ class Load(Frame, frozen=True, tag="load"):
     """
 
     path: str
+    task: Literal["generate"] = "generate"
     context_length: int | None = None
     dequantize: Literal["auto", "always", "never"] = "auto"
     memory_limit_bytes: int | None = None

@@ -5,34 +5,21 @@ import contextlib
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import NoReturn
-
-import mlx.core as mx
 
 from osaurusd import __version__
 from osaurusd.errors import OsaurusError
 from osaurusd.inference.request import Location
 from osaurusd.rpc import framing, messages
 from osaurusd.wire.errors import ErrorCode
-from osaurusd.worker.engine.engine import Engine, Limits
 from osaurusd.worker.engine.mlx_thread import MlxThread
-from osaurusd.worker.frontend.request_builder import RequestBuilder
 from osaurusd.worker.outbox import Outbox
-from osaurusd.worker.runners.text import apply_limits, device_name, load, working_set_bytes
+from osaurusd.worker.runners import RUNNERS
+from osaurusd.worker.runners.base import Runner
 
 TOKENIZER_THREADS = 2
 PULSE_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class _LoadedModel:
-    """What serves requests once the model is loaded."""
-
-    engine: Engine
-    builder: RequestBuilder
-    limits: Limits
 
 
 class Session:
@@ -54,7 +41,7 @@ class Session:
         self._preparing: dict[int, asyncio.Task[None]] = {}
         self._mlx = MlxThread(outbox.send, _exit_with, lambda: bool(self._preparing))
         self._tokenizer_pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenize")
-        self._model: _LoadedModel | None = None
+        self._runner: Runner | None = None
         self._loading = False
         self._loaded_bytes = 0
         self._active = asyncio.Event()
@@ -104,52 +91,36 @@ class Session:
                 self._active.clear()
 
     def _pulse(self) -> messages.Pulse:
-        if self._model is None:
+        if self._runner is None:
             return messages.Pulse(progress=self._loaded_bytes)
-        engine = self._model.engine
+        engine = self._runner.engine
         return messages.Pulse(progress=self._loaded_bytes + engine.progress, reserved_bytes=engine.reserved_bytes)
 
     @property
     def _is_busy(self) -> bool:
-        return bool(self._loading or self._preparing or (self._model is not None and self._model.engine.busy))
+        return bool(self._loading or self._preparing or (self._runner is not None and self._runner.engine.busy))
 
     def _count_loaded(self, nbytes: int) -> None:
         self._loaded_bytes += nbytes
 
     def _load(self, frame: messages.Load) -> list[messages.Frame]:
         """Load the model. Runs on the MLX thread."""
-        limits = Limits(frame.memory_limit_bytes, frame.prefix_cache_bytes, frame.max_waiting, frame.stall_seconds)
         try:
-            model = load(frame, self._count_loaded)
-            engine = Engine(model.network, model.end_tokens, limits)
-            builder = RequestBuilder(model, engine.layout, engine.vocabulary)
+            runner = RUNNERS[frame.task](frame, self._count_loaded)
         except Exception as error:  # noqa: BLE001  model files can be wrong in more ways than mlx_lm reports
             return [messages.LoadFailed(message=f"{type(error).__name__}: {error}")]
         finally:
             self._loading = False
-        self._model = _LoadedModel(engine, builder, limits)
-        self._mlx.adopt(engine)
-        loaded = messages.Loaded(
-            device=device_name(),
-            dtype=model.dtype,
-            memory_bytes=mx.get_active_memory(),
-            batched=engine.layout.batchable,
-            serving_bytes=engine.serving_bytes(frame.context_length),
-            working_set_bytes=working_set_bytes(),
-        )
-        return [loaded, engine.stats()]
+        self._runner = runner
+        self._mlx.adopt(runner.engine)
+        return [runner.loaded, runner.engine.stats()]
 
     def _apply_limits(self, frame: messages.Limits) -> list[messages.Frame]:
         """Apply new limits. Runs on the MLX thread."""
-        if self._model is None:
+        if self._runner is None:
             return []
-        apply_limits(frame)
-        limits = replace(
-            self._model.limits, memory_bytes=frame.memory_limit_bytes, prefix_cache_bytes=frame.prefix_cache_bytes
-        )
-        self._model = replace(self._model, limits=limits)
-        self._model.engine.set_limits(limits)
-        return [self._model.engine.stats()]
+        self._runner.apply_limits(frame)
+        return [self._runner.engine.stats()]
 
     def _start(self, frame: messages.Generate) -> None:
         task = self._loop.create_task(self._generate(frame))
@@ -157,9 +128,9 @@ class Session:
         task.add_done_callback(lambda _: self._preparing.pop(frame.id))
 
     async def _generate(self, frame: messages.Generate) -> None:
-        assert self._model is not None, "the daemon sends requests only after Loaded"
+        assert self._runner is not None, "the daemon sends requests only after Loaded"
         try:
-            request = await self._loop.run_in_executor(self._tokenizer_pool, self._model.builder.build, frame)
+            request = await self._loop.run_in_executor(self._tokenizer_pool, self._runner.prepare, frame)
         except asyncio.CancelledError:
             raise
         except OsaurusError as error:
@@ -168,7 +139,7 @@ class Session:
             reason = f"the request could not be prepared: {type(error).__name__}: {error}"
             self._fail(frame, ErrorCode.INVALID_REQUEST, reason, None)
         else:
-            self._mlx.post(partial(self._model.engine.add, request))
+            self._mlx.post(partial(self._runner.engine.add, request))
 
     def _fail(self, frame: messages.Generate, code: ErrorCode, reason: str, location: Location | None) -> None:
         self._outbox.send([messages.Failed(id=frame.id, code=code, message=reason, location=location)])
@@ -177,8 +148,8 @@ class Session:
         if task := self._preparing.get(id_):
             task.cancel()
         # Always: the task may have passed its request on already.
-        if self._model is not None:
-            self._mlx.post(partial(self._model.engine.cancel, id_))
+        if self._runner is not None:
+            self._mlx.post(partial(self._runner.engine.cancel, id_))
 
 
 async def serve(fd: int, import_seconds: float = 0.0) -> None:

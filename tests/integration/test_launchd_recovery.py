@@ -160,7 +160,7 @@ def test_installation_that_needs_pythonpath_of_the_shell_is_rolled_back(mac: Mac
 
 def test_service_waits_while_another_program_uses_its_port(mac: Mac, occupied_port: int) -> None:
     """A 200 for `/health` from another program does not count as ready."""
-    run = mac.install("--port", str(occupied_port), "--timeout", "1.5")
+    run = mac.install("--port", str(occupied_port), "--timeout", "5")
     assert 1 == run.returncode
     assert str(occupied_port) in run.stderr
     assert f"pid {os.getpid()}" in run.stderr
@@ -188,7 +188,7 @@ def test_service_serves_once_its_port_is_free(mac: Mac) -> None:
 def test_change_to_a_port_in_use_is_rolled_back(mac: Mac, occupied_port: int) -> None:
     assert 0 == mac.install().returncode
     before = mac.plist.read_bytes()
-    run = mac.install("--port", str(occupied_port), "--timeout", "2")
+    run = mac.install("--port", str(occupied_port), "--timeout", "5")
 
     assert 1 == run.returncode
     assert "the previous service was restored" in run.stderr
@@ -200,7 +200,7 @@ def test_service_recovers_from_an_invalid_configuration(mac: Mac) -> None:
     assert 0 == mac.install().returncode
     config = mac.home / "config.toml"
     config.write_text("[server]\nprot = 1\n")
-    run = mac.ctl("restart", "--timeout", "2")
+    run = mac.ctl("restart", "--timeout", "5")
     assert 1 == run.returncode
     assert "server.prot" in run.stderr
     assert "server.prot" in mac.status()["faults"][0]

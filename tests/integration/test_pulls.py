@@ -204,7 +204,7 @@ def test_pull_continues_after_its_terminal_is_closed_and_is_cancelled_by_ctrl_c(
     assert 130 == process.wait(30)
     assert [(NAME, "cancelled")] == list_pulls(daemon)
     assert "pull again to resume it" in output
-    assert "its pull was cancelled" in ctl(daemon.home, "ls").stdout
+    assert "the pull was cancelled" in ctl(daemon.home, "ls").stdout
 
     hub.release()
     before = hub.served

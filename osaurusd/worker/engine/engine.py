@@ -12,12 +12,13 @@ from osaurusd.rpc import messages
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker.engine.batch import BatchEntry, TokenOutput
 from osaurusd.worker.engine.chunk_sizer import ChunkSizer
-from osaurusd.worker.engine.executor import Executor, padding_per_pass
 from osaurusd.worker.engine.memory import ORDINARY_TOKENS, MemoryBudget
 from osaurusd.worker.engine.planner import Planner
 from osaurusd.worker.engine.prefix_cache import PrefixCache
 from osaurusd.worker.engine.probe import Probe
 from osaurusd.worker.engine.request import EngineRequest, PrefillTask, Sequence, SequenceId
+from osaurusd.worker.parallel.executor import Executor
+from osaurusd.worker.parallel.local import LocalExecutor, padding_per_pass
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Engine:
             max_waiting=limits.max_waiting,
             padding_per_pass=padding_per_pass(probe.layout, self.memory.weights_bytes),
         )
-        self._executor = Executor(network, probe.layout, self.prefix_cache, clock)
+        self._executor: Executor = LocalExecutor(network, probe.layout, self.prefix_cache, clock)
         self._decode_started_at: float | None = None
         self.progress = 0
 

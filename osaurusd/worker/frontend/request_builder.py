@@ -15,7 +15,7 @@ from osaurusd.worker.frontend.constraint import Constraint, ConstraintCompiler
 from osaurusd.worker.frontend.logprobs import Score
 from osaurusd.worker.frontend.output_parser import OutputParser
 from osaurusd.worker.frontend.text_assembler import OutputDelta
-from osaurusd.worker.runners.text import Model
+from osaurusd.worker.runners.loading import Model
 
 # Maximum output tokens of a model that does not state its context length.
 UNKNOWN_CONTEXT_LENGTH = 32768

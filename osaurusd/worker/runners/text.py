@@ -1,121 +1,53 @@
-"""The text runner: loads a language model within its memory limits."""
+"""The runner of language models."""
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
-from mlx_lm.utils import dequantize_model, get_total_parameters, load_model, load_tokenizer
 
 from osaurusd.rpc import messages
-
-FLOAT32_BYTES = 4
-_NARROW_DTYPES = (mx.float16, mx.bfloat16)
-
-# For this model type, transformers loads the plain tokenizer.json class and runs no code of the model's repository.
-_PLAIN_TOKENIZER_TYPE = "glm4"
+from osaurusd.worker.engine.engine import Engine, Limits
+from osaurusd.worker.engine.request import EngineRequest
+from osaurusd.worker.frontend.request_builder import RequestBuilder
+from osaurusd.worker.runners.loading import Model, apply_limits, device_name, load_model_folder, working_set_bytes
 
 
-@dataclass(frozen=True)
-class Model:
-    """A loaded model. `dtype` is the precision in which its weights are held."""
-
-    network: Any
-    tokenizer: Any
-    end_tokens: list[int]
-    context_length: int | None
-    dtype: str
-
-
-def load(frame: messages.Load, on_bytes: Callable[[int], None] = lambda _: None) -> Model:
-    """Load a model within its limits. Runs on the MLX thread.
+class TextRunner:
+    """A language model with its engine.
 
     Args:
-        frame: the model's folder and its limits.
-        on_bytes: called with the size of each array of weights once it is in memory.
-
-    Raises:
-        OSError, ValueError, RuntimeError and whatever else mlx_lm raises for files it cannot read.
+        model: the loaded model.
+        limits: what its engine may use.
     """
-    apply_limits(frame)
-    path = Path(frame.path)
-    network, config = load_model(path, lazy=True)
-    converts_to_float32 = _needs_float32(network, frame)
-    if converts_to_float32:
-        network = _convert_to_float32(network)
-    # Evaluate one array after the other, so that the model is never in memory twice while it is converted.
-    for parameter in _parameters(network):
-        mx.eval(parameter)
-        on_bytes(parameter.nbytes)
-    mx.clear_cache()
-    tokenizer = load_tokenizer(path, _tokenizer_options(path), eos_token_ids=config.get("eos_token_id"))
-    return Model(
-        network=network,
-        tokenizer=tokenizer,
-        end_tokens=sorted(tokenizer.eos_token_ids),
-        context_length=frame.context_length,
-        dtype="float32" if converts_to_float32 else _dtype(network, config),
-    )
 
+    def __init__(self, model: Model, limits: Limits) -> None:
+        self.engine = Engine(model.network, model.end_tokens, limits)
+        self._limits = limits
+        self._builder = RequestBuilder(model, self.engine.layout, self.engine.vocabulary)
+        self.loaded = messages.Loaded(
+            device=device_name(),
+            dtype=model.dtype,
+            memory_bytes=mx.get_active_memory(),
+            batched=self.engine.layout.batchable,
+            serving_bytes=self.engine.serving_bytes(model.context_length),
+            working_set_bytes=working_set_bytes(),
+        )
 
-def device_name() -> str:
-    """Return `cpu`, or the name of the GPU that MLX uses."""
-    if mx.default_device() == mx.cpu:
-        return "cpu"
-    return str(mx.device_info().get("device_name", "gpu"))
+    @classmethod
+    def load(cls, frame: messages.Load, on_bytes: Callable[[int], None]) -> "TextRunner":
+        """Load a model; raises whatever `loading.load_model_folder` raises."""
+        model = load_model_folder(frame, on_bytes)
+        limits = Limits(frame.memory_limit_bytes, frame.prefix_cache_bytes, frame.max_waiting, frame.stall_seconds)
+        return cls(model, limits)
 
+    def prepare(self, frame: messages.Generate) -> EngineRequest:
+        """Build the engine's request. Safe on any thread."""
+        return self._builder.build(frame)
 
-def working_set_bytes() -> int | None:
-    """Return the GPU's recommended maximum for all processes together, or None without a GPU."""
-    recommended = mx.device_info().get("max_recommended_working_set_size")
-    return int(recommended) if recommended else None
-
-
-def apply_limits(frame: messages.Load | messages.Limits) -> None:
-    """Set MLX's memory limits. Runs on the MLX thread."""
-    if frame.memory_limit_bytes is not None:
-        mx.set_memory_limit(frame.memory_limit_bytes)
-    if frame.cache_limit_bytes is not None:
-        mx.set_cache_limit(frame.cache_limit_bytes)
-    if frame.wired_limit_bytes is not None:
-        # MLX raises an error above the recommended working set.
-        mx.set_wired_limit(min(frame.wired_limit_bytes, working_set_bytes() or 0))
-
-
-def _tokenizer_options(path: Path) -> dict[str, Any]:
-    """Return options that load a tokenizer whose config names code, without running the code if it is not needed."""
-    options: dict[str, Any] = {"trust_remote_code": False}
-    config = path / "tokenizer_config.json"
-    if (path / "tokenizer.json").exists() and config.exists() and "auto_map" in json.loads(config.read_bytes()):
-        options["tokenizer_type"] = _PLAIN_TOKENIZER_TYPE
-    return options
-
-
-def _needs_float32(network: Any, frame: messages.Load) -> bool:
-    """Whether to convert weights: on CPU, MLX is many times faster with float32 than with packed or 16-bit weights."""
-    if frame.dequantize != "auto":
-        return frame.dequantize == "always"
-    if mx.default_device() != mx.cpu:
-        return False
-    needed = get_total_parameters(network) * FLOAT32_BYTES
-    return frame.memory_limit_bytes is None or needed <= frame.memory_limit_bytes
-
-
-def _convert_to_float32(network: Any) -> Any:
-    # Scales first: dequantizing yields their precision.
-    network.set_dtype(mx.float32, lambda dtype: dtype in _NARROW_DTYPES)
-    return dequantize_model(network)
-
-
-def _dtype(network: Any, config: dict[str, Any]) -> str:
-    if quantization := config.get("quantization"):
-        return f"{quantization['bits']}-bit"
-    return "/".join(sorted({str(parameter.dtype).removeprefix("mlx.core.") for parameter in _parameters(network)}))
-
-
-def _parameters(network: Any) -> list[mx.array]:
-    flat: list[tuple[str, mx.array]] = tree_flatten(network.parameters())  # type: ignore[assignment]
-    return [parameter for _, parameter in flat]
+    def apply_limits(self, frame: messages.Limits) -> None:
+        """Apply new memory limits."""
+        apply_limits(frame)
+        self._limits = replace(
+            self._limits, memory_bytes=frame.memory_limit_bytes, prefix_cache_bytes=frame.prefix_cache_bytes
+        )
+        self.engine.set_limits(self._limits)

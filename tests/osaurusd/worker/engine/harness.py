@@ -9,7 +9,6 @@ from osaurusd.inference.request import SamplingParams
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.batch import BatchEntry, DecodeBatch
 from osaurusd.worker.engine.engine import Engine, Limits
-from osaurusd.worker.engine.executor import Executor
 from osaurusd.worker.engine.planner import BatchAssignment, StepPlan
 from osaurusd.worker.engine.prefix_cache import PrefixCache
 from osaurusd.worker.engine.probe import Probe
@@ -17,6 +16,7 @@ from osaurusd.worker.engine.request import Choice, EngineRequest
 from osaurusd.worker.engine.sampler import SamplingState
 from osaurusd.worker.frontend.constraint import ConstraintFailed
 from osaurusd.worker.frontend.text_assembler import OutputDelta
+from osaurusd.worker.parallel.local import LocalExecutor
 from tests.osaurusd.worker.networks import PROMPT, RecordingNetwork, expected_logprobs, is_greedy, prefill
 
 GREEDY = SamplingParams(temperature=0)
@@ -268,7 +268,7 @@ class Decoder:
     def __init__(self, network, padding_per_pass=UNLIMITED):
         self.network = RecordingNetwork(network)
         self.layout = Probe.from_network(network).layout
-        self.executor = Executor(self.network, self.layout, PrefixCache(0, has_states=False), FakeClock())
+        self.executor = LocalExecutor(self.network, self.layout, PrefixCache(0, has_states=False), FakeClock())
         self.assignment = BatchAssignment(padding_per_pass, batchable=self.layout.batchable)
         self.outputs = {}
         self.prompts = {}

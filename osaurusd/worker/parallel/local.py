@@ -1,4 +1,4 @@
-"""The executor: carries out the planner's steps with MLX. Runs on the thread that owns MLX."""
+"""Running the planner's steps with MLX in this process, on the thread that owns MLX."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -9,32 +9,18 @@ import mlx.core as mx
 import numpy as np
 
 from osaurusd.worker.engine import kv_cache
-from osaurusd.worker.engine.batch import BatchEntry, CacheReader, DecodeBatch, TokenOutput
+from osaurusd.worker.engine.batch import BatchEntry, CacheReader, DecodeBatch
 from osaurusd.worker.engine.kv_cache import Cache, CacheLayout
 from osaurusd.worker.engine.planner import PrefillChunk, StepPlan
 from osaurusd.worker.engine.prefix_cache import PrefixCache, PrefixMatch, Tokens
 from osaurusd.worker.engine.request import PrefillTask, SequenceId
 from osaurusd.worker.engine.sampler import compute_logprobs
 from osaurusd.worker.frontend.logprobs import Score
+from osaurusd.worker.parallel.executor import StepResult
 
 # Attention time for one token of padding, relative to the time of reading as many bytes of weights.
 _PADDING_COST_CPU = 6
 _PADDING_COST_GPU = 1
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step has yielded.
-
-    Attributes:
-        tokens: the new tokens of each decoding sequence, in order.
-        prompt_scores: by prompt, the scores of the tokens that follow those of a scored chunk.
-        seconds: the time of a prefill pass.
-    """
-
-    tokens: dict[SequenceId, list[TokenOutput]] = field(default_factory=dict)
-    prompt_scores: dict[SequenceId, list[Score]] = field(default_factory=dict)
-    seconds: float = 0.0
 
 
 @dataclass
@@ -48,8 +34,8 @@ class _Prompt:
     logits: mx.array | None = None
 
 
-class Executor:
-    """Holds the caches of all sequences, and runs the forward passes.
+class LocalExecutor:
+    """The executor of a model that fits in one process.
 
     Args:
         network: an mlx_lm model.

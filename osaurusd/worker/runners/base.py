@@ -1,0 +1,29 @@
+"""The interface between a worker's session and its model."""
+
+from typing import Protocol
+
+from osaurusd.rpc import messages
+from osaurusd.worker.engine.engine import Engine
+from osaurusd.worker.engine.request import EngineRequest
+
+
+class Runner(Protocol):
+    """A loaded model. Runs on the MLX thread, except where a method says otherwise."""
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that the MLX thread steps. Any thread may read its `busy`, `progress` and `reserved_bytes`."""
+
+    @property
+    def loaded(self) -> messages.Loaded:
+        """The description of the model for the daemon."""
+
+    def prepare(self, frame: messages.Generate) -> EngineRequest:
+        """Build the engine's request. Safe on any thread.
+
+        Raises:
+            OsaurusError: the request is invalid.
+        """
+
+    def apply_limits(self, frame: messages.Limits) -> None:
+        """Apply new memory limits."""

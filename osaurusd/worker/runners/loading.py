@@ -1,0 +1,121 @@
+"""Loading language models within their memory limits."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.utils import dequantize_model, get_total_parameters, load_model, load_tokenizer
+
+from osaurusd.rpc import messages
+
+FLOAT32_BYTES = 4
+_NARROW_DTYPES = (mx.float16, mx.bfloat16)
+
+# For this model type, transformers loads the plain tokenizer.json class and runs no code of the model's repository.
+_PLAIN_TOKENIZER_TYPE = "glm4"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model. `dtype` is the precision in which its weights are held."""
+
+    network: Any
+    tokenizer: Any
+    end_tokens: list[int]
+    context_length: int | None
+    dtype: str
+
+
+def load_model_folder(frame: messages.Load, on_bytes: Callable[[int], None] = lambda _: None) -> Model:
+    """Load a model within its limits. Runs on the MLX thread.
+
+    Args:
+        frame: the model's folder and its limits.
+        on_bytes: called with the size of each array of weights once it is in memory.
+
+    Raises:
+        OSError, ValueError, RuntimeError and whatever else mlx_lm raises for files it cannot read.
+    """
+    apply_limits(frame)
+    path = Path(frame.path)
+    network, config = load_model(path, lazy=True)
+    converts_to_float32 = _needs_float32(network, frame)
+    if converts_to_float32:
+        network = _convert_to_float32(network)
+    # Evaluate one array after the other, so that the model is never in memory twice while it is converted.
+    for parameter in _parameters(network):
+        mx.eval(parameter)
+        on_bytes(parameter.nbytes)
+    mx.clear_cache()
+    tokenizer = load_tokenizer(path, _tokenizer_options(path), eos_token_ids=config.get("eos_token_id"))
+    return Model(
+        network=network,
+        tokenizer=tokenizer,
+        end_tokens=sorted(tokenizer.eos_token_ids),
+        context_length=frame.context_length,
+        dtype="float32" if converts_to_float32 else _dtype(network, config),
+    )
+
+
+def device_name() -> str:
+    """Return `cpu`, or the name of the GPU that MLX uses."""
+    if mx.default_device() == mx.cpu:
+        return "cpu"
+    return str(mx.device_info().get("device_name", "gpu"))
+
+
+def working_set_bytes() -> int | None:
+    """Return the GPU's recommended maximum for all processes together, or None without a GPU."""
+    recommended = mx.device_info().get("max_recommended_working_set_size")
+    return int(recommended) if recommended else None
+
+
+def apply_limits(frame: messages.Load | messages.Limits) -> None:
+    """Set MLX's memory limits. Runs on the MLX thread."""
+    if frame.memory_limit_bytes is not None:
+        mx.set_memory_limit(frame.memory_limit_bytes)
+    if frame.cache_limit_bytes is not None:
+        mx.set_cache_limit(frame.cache_limit_bytes)
+    if frame.wired_limit_bytes is not None:
+        # MLX raises an error above the recommended working set.
+        mx.set_wired_limit(min(frame.wired_limit_bytes, working_set_bytes() or 0))
+
+
+def _tokenizer_options(path: Path) -> dict[str, Any]:
+    """Return options that load a tokenizer whose config names code, without running the code if it is not needed."""
+    options: dict[str, Any] = {"trust_remote_code": False}
+    config = path / "tokenizer_config.json"
+    if (path / "tokenizer.json").exists() and config.exists() and "auto_map" in json.loads(config.read_bytes()):
+        options["tokenizer_type"] = _PLAIN_TOKENIZER_TYPE
+    return options
+
+
+def _needs_float32(network: Any, frame: messages.Load) -> bool:
+    """Whether to convert weights: on CPU, MLX is many times faster with float32 than with packed or 16-bit weights."""
+    if frame.dequantize != "auto":
+        return frame.dequantize == "always"
+    if mx.default_device() != mx.cpu:
+        return False
+    needed = get_total_parameters(network) * FLOAT32_BYTES
+    return frame.memory_limit_bytes is None or needed <= frame.memory_limit_bytes
+
+
+def _convert_to_float32(network: Any) -> Any:
+    # Scales first: dequantizing yields their precision.
+    network.set_dtype(mx.float32, lambda dtype: dtype in _NARROW_DTYPES)
+    return dequantize_model(network)
+
+
+def _dtype(network: Any, config: dict[str, Any]) -> str:
+    if quantization := config.get("quantization"):
+        return f"{quantization['bits']}-bit"
+    return "/".join(sorted({str(parameter.dtype).removeprefix("mlx.core.") for parameter in _parameters(network)}))
+
+
+def _parameters(network: Any) -> list[mx.array]:
+    flat: list[tuple[str, mx.array]] = tree_flatten(network.parameters())  # type: ignore[assignment]
+    return [parameter for _, parameter in flat]
