@@ -2,6 +2,7 @@
 
 import secrets
 from functools import partial
+from typing import TYPE_CHECKING
 
 from osaurusd.errors import InvalidRequest
 from osaurusd.inference.request import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt
@@ -15,7 +16,9 @@ from osaurusd.worker.frontend.constraint import Constraint, ConstraintCompiler
 from osaurusd.worker.frontend.logprobs import Score
 from osaurusd.worker.frontend.output_parser import OutputParser
 from osaurusd.worker.frontend.text_assembler import OutputDelta
-from osaurusd.worker.runners.loading import Model
+
+if TYPE_CHECKING:  # the runners import this module
+    from osaurusd.worker.runners.loading import Model
 
 # Maximum output tokens of a model that does not state its context length.
 UNKNOWN_CONTEXT_LENGTH = 32768
@@ -32,7 +35,7 @@ class RequestBuilder:
         vocabulary: the width of its logits.
     """
 
-    def __init__(self, model: Model, layout: CacheLayout, vocabulary: int) -> None:
+    def __init__(self, model: "Model", layout: CacheLayout, vocabulary: int) -> None:
         self._tokenizer = model.tokenizer
         self._context_length = model.context_length
         self._vocabulary = vocabulary
