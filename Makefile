@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 MODEL = .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 MINUTES ?= 10
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
-PYTEST = -m "not long" --numprocesses logical --maxprocesses 4 --dist loadfile
+PYTEST = -m "not long" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo demo-stop test test-long coverage soak lint format docs run bench dist constraints clean
 
