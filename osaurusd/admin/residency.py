@@ -94,7 +94,7 @@ class ResidencyApi:
     async def stream_events(self, request: web.Request) -> web.StreamResponse:
         """Send past events, and with `?follow=1` also new ones until the client disconnects."""
         events = self._bus.subscribe() if request.query.get("follow") == "1" else _replay(self._bus)
-        return await stream_ndjson(request, events, content_type=JSON_LINES)
+        return await stream_ndjson(request, events, content_type=JSON_LINES, headers_first=True)
 
     async def _pin_reply(self) -> PinReply:
         names = {record.repo: record.name for record in await self._catalog.records()}

@@ -52,6 +52,7 @@ async def stream_ndjson(
     *,
     error_value: Callable[[OsaurusError], object] | None = None,
     content_type: str = "application/x-ndjson",
+    headers_first: bool = False,
 ) -> web.StreamResponse:
     """Send one JSON document per line.
 
@@ -60,10 +61,14 @@ async def stream_ndjson(
         values: closed when the stream ends or the client disconnects.
         error_value: renders an error that occurs after the headers were sent; without it the connection is aborted.
         content_type: the media type of the response.
+        headers_first: send the headers before the first value, for streams that may have none for a long time.
     """
     response = web.StreamResponse()
     response.content_type = content_type
     writer = _StreamWriter(request, response)
+    if headers_first:
+        with contextlib.suppress(_DisconnectedError):
+            await writer.write(None)
     encode_error = None if error_value is None else lambda error: _encode_line(error_value(error))
     return await _stream(writer, values, _encode_line, encode_error, None)
 
