@@ -51,6 +51,7 @@ from osaurusd.pool.metrics import PoolCollector, PoolMetrics
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
 from osaurusd.protocols.openai.routes import openai_routes
+from osaurusd.ui.index import ui_routes
 from osaurusd.wire.paths import Paths
 
 logger = log.get_logger(__name__)
@@ -227,6 +228,7 @@ class Daemon:
         client_groups = [
             openai_routes(Service(self._catalog, self._pool, self._get_config), self._catalog, self._get_config),
             RouteGroup("metrics", [Route("GET", "/metrics", metrics.show)], error_response),
+            ui_routes(self._catalog),
         ]
         cors = Cors(self._get_server_config)
         tcp_app = create(client_groups, middlewares=self._tcp_middlewares(cors), response_hooks=[cors.add_headers])

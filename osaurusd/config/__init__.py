@@ -14,6 +14,7 @@ from osaurusd.config.schema import (
     Residency,
     Section,
     Server,
+    Structured,
     Worker,
 )
 from osaurusd.config.settings import NEEDS_RESTART, Setting, known_keys, settings, value_of
@@ -35,6 +36,7 @@ __all__ = [
     "Section",
     "Server",
     "Setting",
+    "Structured",
     "Worker",
     "known_keys",
     "load",

@@ -261,6 +261,9 @@ class Input(Section, frozen=True):
             unit="characters",
         ),
     ] = 256
+    max_forced_calls: Annotated[
+        int, _count("Tool calls in the response to a request that requires calls. The response then ends", le=128)
+    ] = 4
     max_stop_strings: Annotated[int, _count("Stop strings")] = 16
     max_stop_length: Annotated[int, _count("Length of a stop string", unit="characters")] = 1024
     max_tools: Annotated[int, _count("Tools in a chat request")] = 128
@@ -283,6 +286,18 @@ class Input(Section, frozen=True):
     max_top_logprobs: Annotated[int, _count("`top_logprobs`, and `logprobs` of a completion", le=100)] = 20
     max_logit_bias: Annotated[int, _count("Entries in `logit_bias`")] = 1024
     max_prompts: Annotated[int, _count("Prompts in a completion request")] = 128
+
+
+class Structured(Section, frozen=True):
+    """`[structured]`: structured output."""
+
+    describe_schema: Annotated[
+        bool,
+        _setting(
+            "Tell the model the JSON schema of a structured output, unless the messages of the request do. "
+            "It is part of the prompt and counts as such"
+        ),
+    ] = True
 
 
 class Log(Section, frozen=True):
@@ -333,4 +348,5 @@ class Config(Section, frozen=True):
     residency: Residency = Residency()
     pulls: Pulls = Pulls()
     input: Input = Input()
+    structured: Structured = Structured()
     log: Log = Log()

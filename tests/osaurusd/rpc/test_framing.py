@@ -86,7 +86,7 @@ def delta(text):
 CONSTRAINTS = (
     JsonObject(),
     JsonSchema(schema={"type": "object", "properties": {"ü": {"enum": [1, None, "x"]}}}),
-    RequiredToolCalls(names=["f", "g"], parallel=True),
+    RequiredToolCalls(names=["f", "g"], max_calls=4),
 )
 TO_WORKER = [
     messages.Load(path="/models/x"),

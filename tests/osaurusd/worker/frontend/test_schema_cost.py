@@ -57,7 +57,7 @@ def test_a_too_expensive_schema_is_rejected_with_the_limit(schema, what):
     ],
 )
 def test_ordinary_schemas_are_accepted(schema):
-    assert "%json" in grammar.build_grammar(JsonSchema(schema=schema), [], allow_leading_newlines=False)
+    assert "%json" in grammar.build_grammar(JsonSchema(schema=schema), [], allow_leading_newlines=False).text
 
 
 def test_tool_parameters_have_the_same_limits():
