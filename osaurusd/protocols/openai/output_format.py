@@ -121,7 +121,7 @@ def _parse_json_schema(response_format: ResponseFormat, *, describe: bool) -> Js
         raise InvalidRequest(f"`{path}`: is required", param=path)
     if schema is None:
         raise InvalidRequest(f"`{path}.schema`: is required", param=f"{path}.schema")
-    return JsonSchema(schema=schema or {}, describe=describe)
+    return JsonSchema(schema=dict(schema), describe=describe)
 
 
 def _parse_schema(value: Any, path: str, *, describe: bool) -> JsonSchema:

@@ -79,7 +79,7 @@ def build_grammar(constraint: OutputConstraint, tools: list[Tool], *, allow_lead
             start, rules = "value", [rule.text]
             check = OutputCheck(rule.validator) if rule.validator is not None else None
         case TextChoice(choices=choices):
-            start, rules = "choice", [f"choice: {' | '.join(map(json.dumps, choices))}"]
+            start, rules = "choice", [_choice_rule("choice", choices)]
         case RequiredToolCalls(names=names, max_calls=max_calls):
             start = f'call ("\\n" call){{0,{max_calls - 1}}}' if max_calls > 1 else "call"
             rules, check = _call_rules(names, tools)
@@ -92,6 +92,14 @@ def unusable_schema(reason: str, location: Location, subject: str = "") -> Inval
     # llguidance appends details for its own developers.
     reason = reason.partition("<non-verbose/>")[0].partition("<backtrace>")[0].strip()[:_MAX_REASON_LENGTH]
     return InvalidRequest(f"the schema{subject} cannot be used: {reason}", location=location)
+
+
+def _choice_rule(name: str, choices: list[str]) -> str:
+    try:
+        schema_cost.check({"enum": choices})
+    except ValueError as error:
+        raise InvalidRequest(str(error), location=("constraint", "choices")) from error
+    return f"{name}: {' | '.join(map(json.dumps, choices))}"
 
 
 def _call_rules(names: list[str], tools: list[Tool]) -> tuple[list[str], OutputCheck | None]:
