@@ -13,11 +13,11 @@ from osaurusctl.errors import CliError, ExitCode, Interrupted
 from osaurusctl.formatting import format_bytes, format_count, format_duration, format_table, labeled_rows
 from osaurusctl.output import Output
 from osaurusd.wire.admin import (
+    Availability,
     FileState,
     Leftover,
     ModelDetails,
     ModelInfo,
-    ModelState,
     Removed,
     RemoveReply,
     VerifyDone,
@@ -31,7 +31,7 @@ Rows = list[tuple[str, str]]
 
 _WORKER_LABELS = {WorkerState.STARTING: "loading", WorkerState.READY: "loaded", WorkerState.STOPPING: "unloading"}
 _LOADED = "loaded"
-_STATES = [*(state.value for state in ModelState), _LOADED]
+_STATES = [*(state.value for state in Availability), _LOADED]
 
 _SORT_KEYS: dict[str, Callable[[ModelInfo], int | None]] = {
     "size": lambda model: model.bytes,
@@ -238,7 +238,7 @@ def _identity_rows(details: ModelDetails) -> Rows:
         *labeled_rows("aliases", model.aliases),
         ("repo", model.repo),
         ("commit", details.commit or "-"),
-        ("license", details.licence or "-"),
+        ("license", details.license or "-"),
         ("state", f"{model.state}: {model.reason}" if model.reason else model.state),
         ("modified", _format_age(model)),
         ("size on disk", format_bytes(model.bytes)),
@@ -287,8 +287,8 @@ def _worker_rows(worker: WorkerInfo) -> Rows:
 def _load_rows(phases: LoadPhases) -> Rows:
     first_token = phases.first_token_seconds
     return [
-        ("load: spawn", "none (standby worker)" if phases.spare else f"{phases.spawn_seconds:.2f} s"),
-        ("load: imports", "none (standby worker)" if phases.spare else f"{phases.import_seconds:.2f} s"),
+        ("load: spawn", "none (standby worker)" if phases.standby else f"{phases.spawn_seconds:.2f} s"),
+        ("load: imports", "none (standby worker)" if phases.standby else f"{phases.import_seconds:.2f} s"),
         ("load: weights", f"{phases.weights_seconds:.2f} s"),
         ("load: first token", "-" if first_token is None else f"{first_token:.2f} s"),
     ]

@@ -138,7 +138,7 @@ def _unload(client: Client, models: tuple[str | None, ...], force: bool, output:
 def _format_phases(phases: LoadPhases) -> str:
     seconds = {"spawn": phases.spawn_seconds, "imports": phases.import_seconds, "weights": phases.weights_seconds}
     parts = [f"{name} {value:.2f} s" for name, value in seconds.items()]
-    return ", ".join(["standby worker", parts[-1]] if phases.spare else parts)
+    return ", ".join(["standby worker", parts[-1]] if phases.standby else parts)
 
 
 def _format_workers(workers: list[WorkerInfo]) -> str:

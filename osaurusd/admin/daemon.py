@@ -30,7 +30,7 @@ from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
 from osaurusd.pool.snapshot import WorkerSnapshot
 from osaurusd.wire import admin as wire
-from osaurusd.wire.admin import API_VERSION, DaemonStatus, ModelState, ReloadReply, ShutdownReply, WorkerState
+from osaurusd.wire.admin import API_VERSION, Availability, DaemonStatus, ReloadReply, ShutdownReply, WorkerState
 from osaurusd.wire.diagnosis import Diagnosis, Installation, StoreProbe
 from osaurusd.wire.installation import installation
 from osaurusd.wire.paths import Paths
@@ -136,7 +136,7 @@ class DaemonApi:
             self._info.status(list(self._faults(records, workers))),
             endpoints=list(self._endpoints),
             default_model=config.default_model,
-            models_available=sum(record.state is ModelState.AVAILABLE for record in records),
+            models_available=sum(record.state is Availability.AVAILABLE for record in records),
             workers=[views.worker_info(worker) for worker in workers],
             memory_budget_bytes=budget.total_bytes,
             memory_used_bytes=budget.used_bytes,
@@ -177,7 +177,7 @@ class DaemonApi:
         yield from self._startup_faults
         if self._log_file.fault is not None:
             yield self._log_file.fault
-        available = {record.repo for record in records if record.state is ModelState.AVAILABLE}
+        available = {record.repo for record in records if record.state is Availability.AVAILABLE}
         for repo in self._pins.all:
             if repo not in available:
                 yield f'pinned model "{repo}" is not on disk; pull it, or remove the pin with "osaurusctl unpin {repo}"'

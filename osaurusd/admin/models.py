@@ -29,6 +29,7 @@ from osaurusd.wire.admin import (
     JSON_LINES,
     Alias,
     AliasRequest,
+    Availability,
     DetailsRequest,
     ImportDone,
     ImportErrorEvent,
@@ -36,7 +37,6 @@ from osaurusd.wire.admin import (
     ImportProgress,
     ImportRequest,
     ModelInfo,
-    ModelState,
     PruneReply,
     PruneRequest,
     Removed,
@@ -97,7 +97,7 @@ class ModelsApi:
         for pull in self._pulls.all():
             model = models.get(pull.repo.lower())
             is_partial = pull.state in _PULL_STATES and pull.total > 0
-            if is_partial and (model is None or model.state is not ModelState.AVAILABLE):
+            if is_partial and (model is None or model.state is not Availability.AVAILABLE):
                 name = model.name if model else pull.name
                 models[pull.repo.lower()] = _partial_model(pull, self._pulls.folder(pull), name)
         return json_response(list(models.values()))
@@ -193,7 +193,7 @@ def _partial_model(pull: PullInfo, folder: Path, name: str) -> ModelInfo:
         repo=pull.repo,
         path=str(folder),
         source="hub",
-        state=ModelState.PARTIAL,
+        state=Availability.PARTIAL,
         bytes=pull.done,
         created=pull.added,
         reason=f"{share:.0%} downloaded, {_PULL_STATES[pull.state]}{hint}",

@@ -63,7 +63,7 @@ def model_details(record: ModelRecord, provenance: Provenance, workers: Iterable
     return ModelDetails(
         model=model_info(record, workers),
         commit=provenance.commit,
-        licence=provenance.licence,
+        license=provenance.license,
         tools=record.capabilities.tools,
         reasoning=record.capabilities.reasoning,
         vision=record.capabilities.vision,

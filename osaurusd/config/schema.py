@@ -235,7 +235,7 @@ class Residency(Section, frozen=True):
     hang_seconds: Annotated[
         float, _seconds("A worker that has requests but makes no progress for this long is killed", gt=0)
     ] = 120.0
-    spare_seconds: Annotated[
+    standby_seconds: Annotated[
         float,
         _seconds(
             "How long a standby worker, with its imports done, is kept after a load to speed up the next one. "

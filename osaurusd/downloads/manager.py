@@ -20,7 +20,7 @@ from osaurusd.models.record import ModelRecord
 from osaurusd.models.roots import pulls_folder, repo_folder
 from osaurusd.platform.power import PowerAssertion
 from osaurusd.rpc.job import JobDied
-from osaurusd.wire.admin import ModelState
+from osaurusd.wire.admin import Availability
 from osaurusd.wire.errors import ErrorBody
 from osaurusd.wire.pulls import PullInfo, PullStage, PullState
 from osaurusd.wire.residency import EventKind
@@ -293,7 +293,7 @@ class PullManager:
         record = next((each for each in records if each.repo.lower() == pull.repo.lower()), None)
         if record is None:
             raise PullFailed(f"{pull.repo} (commit {result.commit}) was downloaded, but it is missing in the cache")
-        if record.state is not ModelState.AVAILABLE:
+        if record.state is not Availability.AVAILABLE:
             raise PullFailed(f"{pull.repo} was downloaded, but it is {record.state}: {record.reason}")
         return record
 

@@ -98,7 +98,7 @@ class PoolConfig:
                 min_residency_seconds=residency.min_residency_seconds,
             ),
             keep_alive=KeepAlive(residency.keep_alive_seconds, residency.keep_alive_by_model),
-            standby_seconds=residency.spare_seconds,
+            standby_seconds=residency.standby_seconds,
         )
 
 

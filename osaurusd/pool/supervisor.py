@@ -162,7 +162,7 @@ class WorkerSupervisor:
             spawn_seconds=round(phases.spawn_seconds, 3),
             import_seconds=round(phases.import_seconds, 3),
             weights_seconds=round(phases.weights_seconds, 3),
-            spare=phases.spare,
+            standby=phases.standby,
             device=loaded.device,
             dtype=loaded.dtype,
             bytes=loaded.memory_bytes,

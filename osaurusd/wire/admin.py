@@ -46,7 +46,7 @@ class Route(StrEnum):
     SHUTDOWN = "/v0/shutdown"
 
 
-class ModelState(StrEnum):
+class Availability(StrEnum):
     """Whether a model on disk can be served."""
 
     AVAILABLE = "available"
@@ -111,7 +111,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     repo: str
     path: str
     source: str
-    state: ModelState
+    state: Availability
     bytes: int
     created: int
     reason: str | None = None
@@ -140,7 +140,7 @@ class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
 
     model: ModelInfo
     commit: str | None = None
-    licence: str | None = None
+    license: str | None = None
     tools: bool = False
     reasoning: bool = False
     vision: bool = False

@@ -19,11 +19,11 @@ from osaurusd.wire.admin import (
     API_VERSION,
     VERSION_HEADER,
     Alias,
+    Availability,
     DaemonStatus,
     FileInfo,
     ModelDetails,
     ModelInfo,
-    ModelState,
     PruneReply,
     ReloadReply,
     Removed,
@@ -152,7 +152,7 @@ def model(name, **fields):
             "repo": f"mlx-community/{name}-4bit",
             "path": f"/models/{name}",
             "source": "hub",
-            "state": ModelState.AVAILABLE,
+            "state": Availability.AVAILABLE,
             "bytes": 1_807_496_278,
             "created": 1738193123,
             "quantization": "4-bit",
@@ -165,7 +165,7 @@ def model(name, **fields):
 def details(name, model_fields=None, **fields):
     defaults = {
         "commit": "7f0dc925e0d0afb0322d96f9255cfddf2ba5636e",
-        "licence": "llama3.2",
+        "license": "llama3.2",
         "files": [FileInfo(name="config.json", bytes=1100), FileInfo(name="model.safetensors", bytes=1_807_496_278)],
         "weights_bytes": 1_807_496_278,
     }

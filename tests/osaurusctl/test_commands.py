@@ -8,7 +8,7 @@ from osaurusctl.cli import COMMANDS
 from osaurusctl.doctor.check import Context
 from osaurusctl.doctor.daemon import check_access
 from osaurusd import __version__
-from osaurusd.wire.admin import API_VERSION, DaemonStatus, ModelState, Route, WorkerState
+from osaurusd.wire.admin import API_VERSION, Availability, DaemonStatus, Route, WorkerState
 from osaurusd.wire.keys import KeyInfo, Protection
 
 
@@ -244,7 +244,7 @@ def _complete(ctl, monkeypatch, *arguments):
 
 
 def test_completion_of_run_offers_available_models(daemon, ctl, monkeypatch, fake):
-    daemon.models = [fake.model("llama"), fake.model("lama", state=ModelState.PARTIAL), fake.model("qwen")]
+    daemon.models = [fake.model("llama"), fake.model("lama", state=Availability.PARTIAL), fake.model("qwen")]
     result = _complete(ctl, monkeypatch, "run", "L")
     assert result.stdout == "plain,llama\n"
 
@@ -257,7 +257,7 @@ def test_completion_offers_aliases(daemon, ctl, monkeypatch, fake):
 
 @pytest.mark.parametrize("arguments", [["show"], ["rm", "qwen"], ["verify"], ["alias", "fast"]], ids=" ".join)
 def test_completion_offers_unavailable_models_to_commands_on_files(daemon, ctl, monkeypatch, fake, arguments):
-    daemon.models = [fake.model("llama", aliases=["l"]), fake.model("lama", state=ModelState.PARTIAL)]
+    daemon.models = [fake.model("llama", aliases=["l"]), fake.model("lama", state=Availability.PARTIAL)]
     assert _complete(ctl, monkeypatch, *arguments, "l").stdout == "plain,llama\nplain,lama\n"
 
 

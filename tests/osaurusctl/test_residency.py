@@ -47,7 +47,7 @@ def test_invalid_keep_alive_is_a_usage_error(daemon, invoke, text):
 def events():
     return [
         Event(kind=EventKind.LOADED, time=0.0, model="llama", seconds=1.25, bytes=2 * 10**9, pid=42),
-        Event(kind=EventKind.UNLOADED, time=60.0, model="llama", cause="room", reason="evicted for `qwen`"),
+        Event(kind=EventKind.UNLOADED, time=60.0, model="llama", cause="memory", reason="evicted for `qwen`"),
         Event(kind=EventKind.CRASHED, time=61.0, model="qwen", reason="the worker crashed\nstderr line"),
     ]
 
@@ -59,7 +59,7 @@ def test_events_are_printed_one_per_line(daemon, invoke, monkeypatch):
 
     assert invoke("events").stdout.splitlines() == [
         "00:00:00  loaded          llama (1.2 s, 2.0 GB, pid 42)",
-        "00:01:00  unloaded        llama (room): evicted for `qwen`",
+        "00:01:00  unloaded        llama (memory): evicted for `qwen`",
         "00:01:01  crashed         qwen: the worker crashed",
         "    stderr line",
     ]
