@@ -1,5 +1,6 @@
 """Click base classes and options that the commands share."""
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -126,6 +127,15 @@ class Duration(click.ParamType[float]):
         if seconds is None:
             self.fail(f"{value!r} is not a duration; use a value such as 90s, 15m, 1h, 2d, or -1 for never", param, ctx)
         return seconds
+
+
+@contextlib.contextmanager
+def exit_on_interrupt() -> Iterator[None]:
+    """Make Ctrl-C, the normal way to stop a command that follows something, exit with code 130 and no message."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise click.exceptions.Exit(ExitCode.INTERRUPTED) from error
 
 
 def needs_confirmation(yes: bool, output: Output) -> bool:

@@ -107,6 +107,21 @@ def pull_status(pull: PullInfo) -> str:
     return str(pull.stage) if pull.stage and pull.state is PullState.RUNNING else str(pull.state)
 
 
+@contextlib.contextmanager
+def spinner(output: Output, text: str) -> Iterator[None]:
+    """Show that work is in progress, and for how long, while the block runs; nothing unless a person watches."""
+    if output.json or not is_terminal(sys.stderr):
+        yield
+        return
+    from rich import progress as rich  # noqa: PLC0415 - see `_bar_reporter`
+    from rich.console import Console  # noqa: PLC0415
+
+    columns = (rich.SpinnerColumn(), rich.TextColumn("{task.description}", markup=False), rich.TimeElapsedColumn())
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        bars.add_task(text, total=None)
+        yield
+
+
 def _work_update(event: ImportProgress | VerifyProgress) -> _Update:
     stage, label = (event.stage, event.stage) if isinstance(event, ImportProgress) else ("hashing", event.file)
     message = f"{stage} ({format_bytes(event.total)})" if event.total else stage

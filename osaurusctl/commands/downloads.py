@@ -17,7 +17,9 @@ from osaurusd.wire.admin import ImportDone, ImportRequest
 from osaurusd.wire.pulls import FoundModel, PullInfo, SearchRequest
 
 _PULLS_HEADER = ("NAME", "STATE", "DONE", "SIZE", "RATE", "LEFT", "REPO", "REASON")
+_PULLS_DROP = ("REPO", "REASON", "LEFT", "RATE", "SIZE")
 _SEARCH_HEADER = ("REPO", "SIZE", "PARAMS", "DOWNLOADS", "FITS", "STATE")
+_SEARCH_DROP = ("PARAMS", "DOWNLOADS", "STATE", "FITS")
 _FITS = {None: "-", True: "yes", False: "no"}
 
 
@@ -34,8 +36,9 @@ def search(output: Output, words: tuple[str, ...], author: str, all_authors: boo
     """
     token = os.environ.get("HF_TOKEN") or None
     request = SearchRequest(words=" ".join(words), author=None if all_authors else author, limit=limit, token=token)
-    models = connect().search(request)
-    output.show(models, format_table([_SEARCH_HEADER, *map(_search_row, models)]) if models else "")
+    with progress.spinner(output, "searching the hub"):
+        models = connect().search(request)
+    output.show(models, _format_found(models, output.width) if models else "")
     if not models:
         output.note("no model matches" + ("" if all_authors else f" from {author}; use --all to search all authors"))
 
@@ -85,7 +88,8 @@ def pulls(output: Output, cancel: str | None) -> None:
         output.show(pull, f'{pull.name}: {pull.state}; run "osaurusctl pull {pull.name}" to resume the download')
         return
     pulls = client.pulls()
-    output.show(pulls, format_table([_PULLS_HEADER, *map(_pull_row, pulls)]) if pulls else "")
+    table = [_PULLS_HEADER, *map(_pull_row, pulls)]
+    output.show(pulls, format_table(table, width=output.width, drop=_PULLS_DROP) if pulls else "")
     if not pulls:
         output.note('no downloads; run "osaurusctl pull NAME" to start one')
 
@@ -114,6 +118,10 @@ def _cancel_all(client: Client, pull_ids: Iterable[str]) -> None:
         # The download may have ended in the meantime.
         with contextlib.suppress(CliError):
             client.cancel_pull(pull_id)
+
+
+def _format_found(models: Iterable[FoundModel], width: int | None) -> str:
+    return format_table([_SEARCH_HEADER, *map(_search_row, models)], width=width, drop=_SEARCH_DROP)
 
 
 def _search_row(model: FoundModel) -> tuple[str, ...]:

@@ -42,6 +42,8 @@ _SORT_KEYS: dict[str, Callable[[ModelInfo], int | None]] = {
 
 _LIST_HEADER = ("NAME", "SIZE", "PARAMS", "QUANT", "CONTEXT", "STATE", "MODIFIED", "REPO", "REASON")
 
+_LIST_DROP = ("REASON", "REPO", "MODIFIED", "CONTEXT", "QUANT", "PARAMS")
+
 _DAMAGED = (FileState.CHANGED, FileState.MISSING)
 
 
@@ -66,7 +68,7 @@ def list_models(output: Output, pattern: str | None, sort_by: str, reverse: bool
     all_models = connect().models()
     models = [model for model in all_models if _contains(model, pattern or "") and _has_state(model, state)]
     models = _sort(models, sort_by, reverse)
-    output.show(models, _format_models(models) if models else "")
+    output.show(models, _format_models(models, output.width) if models else "")
     if not all_models:
         output.note('no models on this machine; run "osaurusctl pull NAME" to download one')
     elif not models:
@@ -188,11 +190,16 @@ def _sort(models: list[ModelInfo], sort_by: str, reverse: bool) -> list[ModelInf
     return [model for model, _ in known] + [model for model, value in values if value is None]
 
 
-def _format_models(models: list[ModelInfo]) -> str:
+def _format_models(models: list[ModelInfo], width: int | None) -> str:
+    """Format the list; reasons that do not fit into the table follow below it."""
     rows = [_LIST_HEADER, *(row for model in models for row in _model_rows(model))]
-    if not any(model.reason for model in models):
+    reasons = [(model.name, model.reason) for model in models if model.reason]
+    if not reasons:
         rows = [row[:-1] for row in rows]
-    return format_table(rows)
+    table = format_table(rows, width=width, drop=_LIST_DROP)
+    if not reasons or _LIST_HEADER[-1] in table.splitlines()[0]:
+        return table
+    return "\n".join([table, "", *(f"{name}: {reason}" for name, reason in reasons)])
 
 
 def _model_rows(model: ModelInfo) -> list[tuple[str, ...]]:
@@ -267,6 +274,7 @@ def _generation_rows(details: ModelDetails) -> Rows:
 def _memory_rows(details: ModelDetails) -> Rows:
     per_token, full_context = details.kv_bytes_per_token, details.full_context_bytes
     return [
+        ("needs", format_bytes(details.needs_bytes)),
         ("weights", format_bytes(details.weights_bytes)),
         ("context, per token", "-" if per_token is None else format_bytes(per_token)),
         ("weights and full context", "-" if full_context is None else format_bytes(full_context)),
@@ -276,7 +284,7 @@ def _memory_rows(details: ModelDetails) -> Rows:
 def _worker_rows(worker: WorkerInfo) -> Rows:
     return [
         ("state", worker.state),
-        ("memory", format_bytes(worker.memory_bytes)),
+        ("resident memory", format_bytes(worker.memory_bytes)),
         ("device", worker.device or "-"),
         ("pid", "-" if worker.pid is None else str(worker.pid)),
         ("in flight", str(worker.in_flight)),

@@ -69,7 +69,7 @@ def config_get(output: Output, key: str | None) -> None:
     if key is None:
         settings = config_file.list_settings(_config_path())
         rows = [("KEY", "VALUE", "SOURCE"), *((each.key, _to_toml(each.value), _source(each)) for each in settings)]
-        output.show(settings, format_table(rows))
+        output.show(settings, format_table(rows, width=output.width, drop=["SOURCE"]))
         return
     setting = config_file.get_setting(_config_path(), key)
     output.show(setting, setting.value if isinstance(setting.value, str) else _to_toml(setting.value, unset=""))
@@ -80,9 +80,13 @@ def config_get(output: Output, key: str | None) -> None:
 
 @config.command(
     "set",
+    # `-1` is a value.
+    context_settings={"ignore_unknown_options": True},
     examples=[
         "osaurusctl config set default_model llama-3.2-3b-instruct",
-        "osaurusctl config set server.allowed_origins '[\"https://chat.example\"]'",
+        "osaurusctl config set residency.budget_bytes 24GB",
+        "osaurusctl config set residency.keep_alive_seconds 15m",
+        "osaurusctl config set models.roots ~/.lmstudio/models",
     ],
 )
 @click.argument("key", shell_complete=_complete_key)
@@ -91,8 +95,8 @@ def config_get(output: Output, key: str | None) -> None:
 def config_set(output: Output, key: str, value: str) -> None:
     """Set a key
 
-    VALUE is TOML or a plain string. Comments and formatting of the file are kept. An invalid value leaves the file
-    unchanged.
+    VALUE is TOML, a string, a size such as 8GB, or a duration such as 15m. A single string is enough for a list.
+    Comments and formatting of the file are kept. An invalid value leaves the file unchanged.
     """
     from osaurusctl import config_edit  # noqa: PLC0415 - importing tomlkit is slow
 
@@ -169,7 +173,7 @@ def key_ls(output: Output) -> None:
         ("ID", "NAME", "CREATED", "LAST USED"),
         *((each.id, each.name or "-", _format_time(each.created), _format_time(each.last_used)) for each in keys),
     ]
-    output.show(keys, format_table(rows) if keys else "")
+    output.show(keys, format_table(rows, width=output.width, drop=["CREATED", "LAST USED"]) if keys else "")
     if not keys:
         output.note('no API keys; run "osaurusctl key create" to create one')
 

@@ -107,7 +107,9 @@ class ModelsApi:
         body = await read_json(request, DetailsRequest)
         record = await self._catalog.find_any(body.model)
         provenance = await asyncio.to_thread(metadata.read_provenance, record)
-        return json_response(views.model_details(record, provenance, self._pool.snapshot()))
+        return json_response(
+            views.model_details(record, provenance, self._pool.snapshot(), self._pool.needs_bytes(record))
+        )
 
     async def list_aliases(self, _: web.Request) -> web.Response:
         records = await self._catalog.records()

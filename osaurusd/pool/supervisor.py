@@ -169,9 +169,8 @@ class WorkerSupervisor:
             batched=loaded.batched,
         )
         self._pool_metrics.loads.labels(self._name, "loaded").inc()
-        self._events.publish(
-            EventKind.LOADED, self._name, pid=worker.pid, seconds=round(seconds, 3), bytes=loaded.memory_bytes
-        )
+        needs_bytes = loaded.serving_bytes or self._model.needs_bytes
+        self._events.publish(EventKind.LOADED, self._name, pid=worker.pid, seconds=round(seconds, 3), bytes=needs_bytes)
 
     def complete(self, snapshot: WorkerSnapshot) -> WorkerSnapshot:
         """Add the worker's figures to a snapshot of its model."""

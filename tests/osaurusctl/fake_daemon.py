@@ -92,6 +92,9 @@ class FakeDaemon:
         self.stopping = threading.Event()
         self.closing = threading.Event()
         self.chat_started = threading.Event()
+        # Clear it to let requests wait.
+        self.answering = threading.Event()
+        self.answering.set()
 
     def start(self):
         run = self.home / "run"
@@ -167,13 +170,20 @@ def details(name, model_fields=None, **fields):
         "commit": "7f0dc925e0d0afb0322d96f9255cfddf2ba5636e",
         "license": "llama3.2",
         "files": [FileInfo(name="config.json", bytes=1100), FileInfo(name="model.safetensors", bytes=1_807_496_278)],
+        "needs_bytes": 2_000_000_000,
         "weights_bytes": 1_807_496_278,
     }
     return ModelDetails(model=model(name, **(model_fields or {})), **{**defaults, **fields})
 
 
 def worker(name, **fields):
-    defaults = {"state": WorkerState.READY, "pid": 4242, "device": "gpu", "memory_bytes": 2_100_000_000}
+    defaults = {
+        "state": WorkerState.READY,
+        "pid": 4242,
+        "device": "gpu",
+        "memory_bytes": 2_100_000_000,
+        "needs_bytes": 2_000_000_000,
+    }
     return WorkerInfo(model=name, **{**defaults, **fields})
 
 
@@ -209,6 +219,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         body = json.loads(content) if content else None
         self.fake.requests.append(RecordedRequest(self.command, self.path, dict(self.headers), body))
+        self.fake.answering.wait(30)
         if (raw := self.fake.raw.get(self.path)) is not None:
             self.wfile.write(raw)
         elif self.is_rejected_version():

@@ -83,6 +83,7 @@ def test_ctrl_c_ends_follow_and_closes_the_connection(daemon, spawn):
     following.send_signal(signal.SIGINT)
 
     assert following.wait(30) == 130
+    assert following.stderr.read() == b""
     assert daemon.client_disconnected.wait(30)
 
 
@@ -113,4 +114,4 @@ def test_top_updates_the_screen_until_ctrl_c(daemon, terminal, fake):
     screen.expect("qwen")
     screen.type("\x03")
 
-    assert screen.end()[1] == 0
+    assert screen.end()[1] == 130

@@ -128,7 +128,7 @@ async def limit_memory(state: Soak) -> int:
     needs = []
     for model in MODELS:
         _, worker = await state.admin.request("POST", "/v0/load", model=model)
-        needs.append(worker["estimated_bytes"])
+        needs.append(worker["needs_bytes"])
         await state.admin.request("POST", "/v0/unload", model=model)
     budget = int(BUDGET_MODELS * max(needs))
     await state.operator.configure(residency={"budget_bytes": budget})
