@@ -19,7 +19,7 @@ from osaurusd.http.routes import Route
 from osaurusd.http.streaming import stream_ndjson
 from osaurusd.imports.manager import ImportManager
 from osaurusd.imports.messages import Progress
-from osaurusd.models import maintenance, messages, metadata
+from osaurusd.models import maintenance, messages, metadata, names
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
 from osaurusd.pool.pins import Pins
@@ -118,7 +118,7 @@ class ModelsApi:
     async def set_alias(self, request: web.Request) -> web.Response:
         """Add or remove an alias."""
         body = await read_json(request, AliasRequest)
-        alias = body.alias.lower()
+        alias = names.normalize(body.alias)
         registry = self._catalog.registry
         if body.target is None:
             target = await asyncio.to_thread(registry.remove_alias, alias)

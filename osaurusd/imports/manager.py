@@ -72,8 +72,7 @@ class ImportManager:
         name = names.from_file(source.stem if source.suffix == ".gguf" else source.name) if name is None else name
         if not names.is_valid(name):
             raise InvalidRequest(
-                f"`name`: must start with a letter or digit and consist of lower-case letters, digits, `.`, `_`, `-`, "
-                f"not {name!r}",
+                f"`name`: {name!r} is not a valid name; {names.NAME_RULE}",
                 param="name",
             )
         await self._catalog.refresh()

@@ -136,8 +136,8 @@ class Catalog:
         self._records = sorted(named, key=lambda record: record.name)
 
     def _match(self, records: list[ModelRecord], model: str) -> ModelRecord | None:
-        lower = model.lower()
-        return next((r for r in records if lower in (r.name, r.repo.lower(), *r.aliases)), None)
+        name = names.normalize(model)
+        return next((r for r in records if name in (r.name, names.normalize(r.repo), *r.aliases)), None)
 
     def _not_found(self, model: str) -> ModelNotFound:
         known = {alias: alias for alias in self.registry.aliases}
