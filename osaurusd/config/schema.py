@@ -52,6 +52,10 @@ def _count(description: str, *, unit: str | None = None, ge: int = 1, le: int | 
     return _setting(description, unit=unit, ge=ge, le=le)
 
 
+BUDGET_FRACTION = 0.7
+"""Default of `residency.budget_bytes`, as a share of the machine's memory."""
+
+
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of the tables in the configuration file."""
 
