@@ -148,9 +148,14 @@ def needs_confirmation(yes: bool, output: Output) -> bool:
         return False
     if output.json:
         raise click.UsageError("--json cannot prompt for confirmation; pass --yes")
-    if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+    if not can_prompt(output):
         raise click.UsageError("no terminal to prompt for confirmation; pass --yes")
     return True
+
+
+def can_prompt(output: Output) -> bool:
+    """Whether a person can answer a question now."""
+    return not output.json and is_terminal(sys.stdin) and is_terminal(sys.stderr)
 
 
 def confirm_removal(preview: str, question: str, output: Output) -> None:

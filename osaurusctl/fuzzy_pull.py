@@ -1,15 +1,15 @@
 """Find the repository for an approximate name: search the hub, and let the user choose."""
 
 import re
-import sys
 from collections.abc import Iterator
 
 import click
 
 from osaurusctl.client import Client
+from osaurusctl.command import can_prompt
 from osaurusctl.errors import CliError, ExitCode
 from osaurusctl.formatting import format_bytes, format_table
-from osaurusctl.output import Output, is_terminal
+from osaurusctl.output import Output
 from osaurusctl.progress import spinner
 from osaurusctl.recommended import MODELS
 from osaurusd.wire.errors import ErrorCode
@@ -68,7 +68,7 @@ def _choose(name: str, found: list[FoundModel], output: Output, *, take_first: b
     if take_first:
         output.note(f"{name}: pulling {found[0].repo}")
         return found[0].repo
-    if output.json or not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+    if not can_prompt(output):
         listed = "\n".join(f"{model.repo} ({_describe(model)})" for model in found)
         raise CliError(
             f'no model is named "{name}". Models on the hub that match:\n{listed}',

@@ -10,13 +10,14 @@ import click
 from click.shell_completion import get_completion_class
 
 from osaurusctl import completion as complete
-from osaurusctl import config_file, process
+from osaurusctl import config_file, process, stores
 from osaurusctl.client import connect
-from osaurusctl.command import Command, Group
+from osaurusctl.command import Command, Group, can_prompt
 from osaurusctl.config_file import Setting
 from osaurusctl.errors import RESTART
 from osaurusctl.formatting import format_table, labeled_rows
 from osaurusctl.output import Output
+from osaurusctl.stores import Store
 from osaurusd.config import known_keys
 from osaurusd.wire import paths
 
@@ -122,6 +123,29 @@ def config_unset(output: Output, key: str) -> None:
         output.note(f"{key} is not set")
 
 
+@config.command("discover", examples=["osaurusctl config discover", "osaurusctl config discover --yes"])
+@click.option("--yes", is_flag=True, help="Add all folders without asking")
+@click.pass_obj
+def config_discover(output: Output, yes: bool) -> None:
+    """Find models of other programs, such as LM Studio, and serve them
+
+    Adds their folders to `models.roots` if you agree. The daemon reads these folders and never changes them.
+    """
+    path = _config_path()
+    found = stores.find_stores(path)
+    new = [store for store in found if not store.served]
+    rows = [("PROGRAM", "MODELS", "SERVED", "PATH"), *map(_store_row, found)]
+    output.show(found, format_table(rows) if found else "")
+    if yes and new:
+        stores.report_added(new, stores.add_stores(path, new, connect()), output)
+    elif new and can_prompt(output):
+        stores.offer(path, connect(), output)
+    elif not found:
+        output.note("no models of other programs found")
+    elif new:
+        output.note('run "osaurusctl config discover --yes" to serve them')
+
+
 @click.command("reload", cls=Command, examples=["osaurusctl reload"])
 @click.pass_obj
 def reload(output: Output) -> None:
@@ -208,6 +232,10 @@ def completion(ctx: click.Context, shell: str) -> None:
         raise click.UsageError(f"no completion available for {shell}")
     script = completion_class(ctx.find_root().command, {}, "osaurusctl", "_OSAURUSCTL_COMPLETE").source()
     ctx.ensure_object(Output).show({"shell": shell, "script": script}, script)
+
+
+def _store_row(store: Store) -> tuple[str, ...]:
+    return (store.program, str(store.models), "yes" if store.served else "no", store.path)
 
 
 def _config_path() -> Path:

@@ -148,13 +148,16 @@ class DaemonApi:
     async def diagnose(self, _: web.Request) -> web.Response:
         """Report what the daemon sees; the CLI in a terminal may have other permissions."""
         config = self._config.current
-        roots = [self._info.paths.models_dir, hub_cache(), *map(Path, config.models.roots)]
+        stores = [
+            *(_probe(path) for path in (self._info.paths.models_dir, hub_cache())),
+            *(_probe(Path(root), required=True) for root in config.models.roots),
+        ]
         blas_library = await asyncio.to_thread(find_blas, config.worker.blas)
         open_files = await asyncio.to_thread(lambda: psutil.Process().num_fds())
         return json_response(
             Diagnosis(
                 installation=self._info.installation,
-                stores=list(await asyncio.gather(*map(_probe, roots))),
+                stores=list(await asyncio.gather(*stores)),
                 blas=str(blas_library) if blas_library else None,
                 open_files=open_files,
                 open_files_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
@@ -191,12 +194,14 @@ def _count_tasks() -> dict[str, int]:
     return dict(Counter(getattr(coroutine, "__qualname__", repr(coroutine)) for coroutine in coroutines))
 
 
-async def _probe(path: Path) -> StoreProbe:
-    """Check whether a model folder can be read, without waiting long for it."""
+async def _probe(path: Path, *, required: bool = False) -> StoreProbe:
+    """Check whether a model folder can be read, without waiting long for it. `required`: whether it must exist."""
     try:
         # In a thread: a privacy prompt or a network volume can block for hours.
         await asyncio.wait_for(asyncio.to_thread(_read_one_entry, path), PROBE_SECONDS)
     except FileNotFoundError:
+        if required:
+            return StoreProbe(path=str(path), readable=False, reason="does not exist", missing=True)
         # Normal before the first download.
         return StoreProbe(path=str(path), readable=True, reason="does not exist yet")
     except TimeoutError:
