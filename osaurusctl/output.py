@@ -20,6 +20,11 @@ class Output:
         self.json = False
 
     @property
+    def shows_progress(self) -> bool:
+        """Whether to show a spinner or a progress bar on standard error."""
+        return not self.json and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+
+    @property
     def width(self) -> int | None:
         """The width of the terminal; None if standard output is not a terminal, so that scripts get every column."""
         return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None

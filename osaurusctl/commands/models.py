@@ -274,7 +274,7 @@ def _generation_rows(details: ModelDetails) -> Rows:
 def _memory_rows(details: ModelDetails) -> Rows:
     per_token, full_context = details.kv_bytes_per_token, details.full_context_bytes
     return [
-        ("needs", format_bytes(details.needs_bytes)),
+        ("required", format_bytes(details.needs_bytes)),
         ("weights", format_bytes(details.weights_bytes)),
         ("context, per token", "-" if per_token is None else format_bytes(per_token)),
         ("weights and full context", "-" if full_context is None else format_bytes(full_context)),

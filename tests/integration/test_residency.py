@@ -234,6 +234,22 @@ def test_load_phases_show_what_a_standby_worker_saves(models_home: Path) -> None
         assert workers(daemon)["two"]["load_phases"]["first_token_seconds"] > 0
 
 
+def test_all_commands_report_the_same_memory_of_a_model(models_home: Path) -> None:
+    with daemons.running(models_home) as daemon:
+        estimate = daemon.admin("POST", "/v0/models/details", {"model": "one"})[1]["needs_bytes"]
+        daemon.admin("POST", "/v0/load", {"model": "one"})
+        status = daemon.admin("GET", "/v0/status")[1]
+
+        assert {estimate} == {event["bytes"] for event in events(daemon, "loading")}
+        assert {status["memory_used_bytes"]} == {
+            daemon.admin("POST", "/v0/models/details", {"model": "one"})[1]["needs_bytes"],
+            daemon.admin("GET", "/v0/models")[1][0]["worker"]["needs_bytes"],
+            workers(daemon)["one"]["needs_bytes"],
+            status["workers"][0]["needs_bytes"],
+            events(daemon, "loaded")[0]["bytes"],
+        }
+
+
 def test_events_tell_why_an_idle_model_is_unloaded(models_home: Path) -> None:
     configure(models_home, keep_alive_by_model={"one": 0.5})
     with daemons.running(models_home) as daemon:

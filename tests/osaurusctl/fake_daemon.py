@@ -75,6 +75,7 @@ class FakeDaemon:
         self.import_events = []
         self.verify_events = []
         self.pulls = []
+        self.unknown_pulls = set()
         self.pull_events = []
         self.search_results = []
         self.details = {}
@@ -306,11 +307,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             case Route.RELOAD:
                 self.reply(200, fake.reloaded)
             case _:
-                self.download()
+                self.download(body)
 
-    def download(self):
+    def download(self, body):
         fake = self.fake
         match self.path:
+            case PullRoute.PULLS if body["model"] in fake.unknown_pulls:
+                message = f"no model is known by the name `{body['model']}`"
+                self.error(404, ErrorBody(message=message, type="x", code="model_not_found"))
             case PullRoute.PULLS:
                 self.reply(202, fake.pulls[0])
             case PullRoute.WATCH:

@@ -177,7 +177,7 @@ def test_show_prints_sections(daemon, invoke, fake):
         "  top_p        0.9",
         "",
         "memory",
-        "  needs                     2.0 GB",
+        "  required                  2.0 GB",
         "  weights                   1.8 GB",
         "  context, per token        115 kB",
         "  weights and full context  16.8 GB",

@@ -21,7 +21,7 @@ BEST = "mlx-community/Qwen3-4B-4bit"
 def hub(daemon, fake):
     """A daemon that does not know the name `qwen3-4b`, but finds it on the hub."""
     pull = PullInfo(id="1", repo=BEST, revision="main", name="qwen3-4b", state=PullState.DONE)
-    daemon.missing = {"qwen3-4b"}
+    daemon.unknown_pulls = {"qwen3-4b"}
     daemon.search_results = FOUND
     daemon.pulls = [pull]
     daemon.pull_events = [PullDone(pull=pull, model=fake.model("qwen3-4b"))]
@@ -96,7 +96,7 @@ def test_yes_takes_the_first_match_that_fits_and_is_recommended(hub, invoke):
 
 
 def test_revision_is_kept(hub, invoke):
-    hub.missing = {"qwen3-4b@v2"}
+    hub.unknown_pulls = {"qwen3-4b@v2"}
     assert invoke("pull", "qwen3-4b@v2", "--yes").exit_code == 0
     assert requested(hub) == ["qwen3-4b@v2", f"{BEST}@v2"]
 
@@ -137,12 +137,12 @@ def test_a_name_that_the_hub_does_not_find_is_not_found(hub, invoke):
     hub.search_results = []
     result = invoke("pull", "qwen3-4b", "--yes")
     assert result.exit_code == 4
-    assert "no model `qwen3-4b`" in result.stderr
+    assert "no model is known by the name `qwen3-4b`" in result.stderr
     authors = {body["author"] for body in hub.bodies(PullRoute.SEARCH)}
     assert authors == {"mlx-community", None}
 
 
 def test_repository_is_not_searched_for(hub, invoke):
-    hub.missing = {"org/name"}
+    hub.unknown_pulls = {"org/name"}
     assert invoke("pull", "org/name", "--yes").exit_code == 4
     assert hub.bodies(PullRoute.SEARCH) == []
