@@ -14,7 +14,7 @@ from osaurusd.inference.request import (
     ToolCall,
     ToolResultPart,
 )
-from osaurusd.worker.frontend.prompt_encoder import encode
+from osaurusd.worker.frontend.prompt_encoder import PromptEncoder
 from tests.osaurusd.worker import families
 
 NO_SYSTEM = (
@@ -55,6 +55,10 @@ def with_template(tokenizer):
         return TokenizerWrapper(inner, type(tokenizer._detokenizer))
 
     return with_template
+
+
+def encode(tokenizer, prompt, max_context, **options):
+    return PromptEncoder(tokenizer, max_context, **options).encode(prompt)
 
 
 def render(tokenizer, *messages):
