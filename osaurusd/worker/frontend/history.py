@@ -63,7 +63,7 @@ class TemplateProfile:
     single_calls: bool = False
     separate_calls: bool = False
     paired_results: bool = False
-    reasoning: Literal["reasoning_content", "thinking", "reasoning", "part"] = "reasoning_content"
+    reasoning: Literal["reasoning_content", "thinking", "reasoning", "thought", "part"] = "reasoning_content"
 
 
 PLAIN_TEXT = TemplateProfile(system="user", alternates=True, needs_user="first", filler=" ", tools="text", calls="text")

@@ -143,7 +143,7 @@ _CALL_STEPS = [
     ),
     _Step(
         [_chat(_USER, _calls(_call(), reasoning="zqreasoning"), _result())],
-        [{"reasoning": "thinking"}, {"reasoning": "reasoning"}, {"reasoning": "part"}],
+        [{"reasoning": name} for name in ("thinking", "reasoning", "thought", "part")],
     ),
     _Step(
         [_chat(_USER, _calls(_call(), text="zqtext", reasoning="zqreasoning"), _result())], [{"separate_calls": True}]
@@ -169,6 +169,7 @@ _CALL_STEPS = [
     _Step(
         [
             _chat(_calls(_call()), _result(), _LATER_USER, tools=True),
+            _chat(_calls(_call()), _result(), tools=True),
             _chat(_SYSTEM, _calls(_call()), _result(), tools=True),
             _chat(_SYSTEM, _ANSWER, _LATER_USER, tools=True),
         ],
