@@ -246,11 +246,10 @@ def test_reasoning_reaches_the_template_under_the_name_that_it_uses(render, name
 def test_a_template_that_follows_the_conventions_is_used_as_it_is(name):
     def render(template_input):
         messages, tools, variables = template_input
-        return render_jinja_template([messages], tools, chat_template=source, add_generation_prompt=True, **variables)[
-            0
-        ][0]
+        options = {"chat_template": TEMPLATES[name], "add_generation_prompt": True, **variables}
+        return render_jinja_template([messages], tools, **options)[0][0]
 
-    return render
+    assert TemplateProfile() == find_profile(render)
 
 
 def test_the_python_renderer_of_mlx_lm_renders_legal_histories(tokenizer):
