@@ -70,8 +70,9 @@ class Mac:
         if REAL:
             return
         supervisor = subprocess.Popen(
-            [sys.executable, "-IS", FAKES / "launchd.py", f"{kind}/{os.getuid()}"],
+            [sys.executable, "-ES", "-m", "tests.fakes.launchd", f"{kind}/{os.getuid()}"],
             env=self.env,
+            cwd=FAKES.parents[1],
             stdout=subprocess.PIPE,
             text=True,
         )

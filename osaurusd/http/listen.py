@@ -6,6 +6,7 @@ import fcntl
 import os
 import socket
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,10 @@ from osaurusd.errors import HomeInUse, ListenFailed
 BACKLOG = 512
 LOCK_ATTEMPTS = 5
 LOCK_PAUSE_SECONDS = 0.02
+
+# A connection to an address of this machine succeeds or fails at once, unless the listener's backlog is full.
+PROBE_SECONDS = 0.5
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 # IPv6 may be disabled or have no loopback address; 127.0.0.1 then suffices.
 _FAMILY_UNAVAILABLE = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
@@ -177,6 +182,8 @@ def _bind(address: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener: socket.socket | None = None
     try:
+        if sys.platform == "darwin" and port:
+            _check_unused(family, address, port)
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -190,6 +197,28 @@ def _bind(address: str, port: int) -> socket.socket:
         hint = "; choose another with `--port` or `server.port`" if error.errno == errno.EADDRINUSE else ""
         raise ListenFailed(f"cannot listen on {address} port {port}: {error.strerror or error}{hint}") from error
     return listener
+
+
+def _check_unused(family: int, address: str, port: int) -> None:
+    """Check that no program accepts connections on an address.
+
+    On macOS, SO_REUSEADDR permits 127.0.0.1 although another program listens on all addresses with the same port, and
+    the reverse. Some clients would then reach that program. Binding without SO_REUSEADDR would detect it, but fails for
+    a minute after each restart, while old connections are in TIME_WAIT.
+
+    Raises:
+        OSError: a program accepts connections there; the error is the one of a failed bind.
+    """
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.settimeout(PROBE_SECONDS)
+        try:
+            probe.connect((_LOOPBACK.get(address, address), port))
+        except OSError:
+            # Refused: the port is unused. For any other reason, `bind` has the better error.
+            return
+        if probe.getsockname()[:2] == probe.getpeername()[:2]:
+            return  # connected to itself, which TCP permits if the system chooses the port as the source port
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 def _remove_leftover(path: Path) -> None:
