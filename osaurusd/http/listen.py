@@ -12,14 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from osaurusd.errors import HomeInUse, ListenFailed
+from osaurusd.wire import ports
 
 BACKLOG = 512
 LOCK_ATTEMPTS = 5
 LOCK_PAUSE_SECONDS = 0.02
-
-# A connection to an address of this machine succeeds or fails at once, unless the listener's backlog is full.
-PROBE_SECONDS = 0.5
-_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 # IPv6 may be disabled or have no loopback address; 127.0.0.1 then suffices.
 _FAMILY_UNAVAILABLE = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
@@ -183,7 +180,7 @@ def _bind(address: str, port: int) -> socket.socket:
     listener: socket.socket | None = None
     try:
         if sys.platform == "darwin" and port:
-            _check_unused(family, address, port)
+            _check_unused(address, port)
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -199,7 +196,7 @@ def _bind(address: str, port: int) -> socket.socket:
     return listener
 
 
-def _check_unused(family: int, address: str, port: int) -> None:
+def _check_unused(address: str, port: int) -> None:
     """Check that no program accepts connections on an address.
 
     On macOS, SO_REUSEADDR permits 127.0.0.1 although another program listens on all addresses with the same port, and
@@ -209,16 +206,8 @@ def _check_unused(family: int, address: str, port: int) -> None:
     Raises:
         OSError: a program accepts connections there; the error is the one of a failed bind.
     """
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.settimeout(PROBE_SECONDS)
-        try:
-            probe.connect((_LOOPBACK.get(address, address), port))
-        except OSError:
-            # Refused: the port is unused. For any other reason, `bind` has the better error.
-            return
-        if probe.getsockname()[:2] == probe.getpeername()[:2]:
-            return  # connected to itself, which TCP permits if the system chooses the port as the source port
-    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    if ports.accepts_connections(address, port):
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 def _remove_leftover(path: Path) -> None:

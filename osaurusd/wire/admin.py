@@ -72,7 +72,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A worker that runs, waits for memory, or crashed.
 
     Attributes:
-        memory_bytes: resident memory or memory held by MLX, whichever is larger.
+        memory_bytes: memory that the system attributes to the process (on macOS its footprint, elsewhere resident memory),
+            or memory held by MLX, whichever is larger.
         estimated_bytes: the model's share of the memory budget, estimated before the load and measured after it.
         limit_bytes: memory that the worker may use.
         reserved_bytes: memory that the worker and its current requests may grow to.
