@@ -38,9 +38,7 @@ class PressureRelief(Collector):
         read: returns the level; None if the system has none.
     """
 
-    def __init__(
-        self, user: MemoryUser, read: Callable[[], PressureLevel | None] = memory.pressure_level
-    ) -> None:
+    def __init__(self, user: MemoryUser, read: Callable[[], PressureLevel | None] = memory.pressure_level) -> None:
         self._user = user
         self._read = read
         self._level = read()

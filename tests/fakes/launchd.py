@@ -1,6 +1,7 @@
 """A fake of the launchd of macOS: one process supervises the jobs of one domain, as long as that domain exists.
 
-`python -m tests.fakes.launchd DOMAIN` is a login, and SIGTERM is the logout. It reproduces the behavior of launchd that the service depends on:
+`python -m tests.fakes.launchd DOMAIN` is a login, and SIGTERM is the logout. It reproduces the behavior of launchd that
+the service depends on:
 
 - a definition is cached when it is loaded: changes of its file have no effect until it is loaded again;
 - a disabled label stays disabled across bootout, logins and changes of the file;

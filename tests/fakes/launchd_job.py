@@ -38,7 +38,7 @@ class Job:
         self.supervisor = None
 
     def start(self, *, pend=False):
-        """Supervise the job. With `pend`, its first run waits for a kickstart: the domain starts jobs only on demand."""
+        """Supervise the job. With `pend`, its first run waits for a kickstart, as if the domain were on demand only."""
         keep = self.tree.get("KeepAlive", False)
         # Any form of KeepAlive implies a first run.
         self.pended = bool(pend and (self.tree.get("RunAtLoad") or keep))

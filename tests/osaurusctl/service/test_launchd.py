@@ -34,7 +34,8 @@ def find_drift(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "added", [(), [f"XPC_SERVICE_NAME => {LABEL}"], ["OSLogRateLimit => 64", f"XPC_SERVICE_NAME => {LABEL}", "NEW => x"]]
+    "added",
+    [(), [f"XPC_SERVICE_NAME => {LABEL}"], ["OSLogRateLimit => 64", f"XPC_SERVICE_NAME => {LABEL}", "NEW => x"]],
 )
 def test_variables_that_launchd_adds_are_not_drift(find_drift, added):
     assert [] == find_drift(added)

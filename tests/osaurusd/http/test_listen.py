@@ -107,7 +107,9 @@ def serve_everywhere(family, address):
 def test_listener_on_overlapping_addresses_is_a_conflict_on_macos(open_tcp, like_xnu, family, used, host, named):
     with serve_everywhere(family, used) as server:
         port = server.getsockname()[1]
-        with pytest.raises(ListenFailed, match=f"cannot listen on {named} port {port}: Address already in use") as raised:
+        with pytest.raises(
+            ListenFailed, match=f"cannot listen on {named} port {port}: Address already in use"
+        ) as raised:
             open_tcp(host, port)
 
     assert raised.value.__cause__.errno == errno.EADDRINUSE
