@@ -167,7 +167,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 @contextlib.contextmanager
 def mac(*kinds: str) -> Iterator[Mac]:
     """Create an account with these domains, and remove everything at the end."""
-    root = Path(tempfile.mkdtemp(prefix="om", dir="/tmp"))
+    root = Path(tempfile.mkdtemp(prefix="om", dir=os.path.realpath("/tmp")))
     for folder in ("home", "launchd", "os & home"):
         (root / folder).mkdir()
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OSAURUS_", "HF_", "XDG_", "FAKE_"))}
