@@ -15,7 +15,7 @@ from osaurusd.inference.events import Completed, Delta, Started, Timings, ToolCa
 from osaurusd.inference.service import Service
 from osaurusd.models.record import GenerationDefaults, ModelRecord
 from osaurusd.pool.snapshot import WorkerSnapshot
-from osaurusd.wire.admin import ModelState, WorkerState
+from osaurusd.wire.admin import Availability, WorkerState
 
 from .builders import COMPLETED, USAGE, build_request, collect, stream
 
@@ -24,7 +24,7 @@ RECORD = ModelRecord(
     repo="org/known",
     path=Path("/models/known"),
     source="hub",
-    state=ModelState.AVAILABLE,
+    state=Availability.AVAILABLE,
     created=0,
     generation=GenerationDefaults(temperature=0.5),
 )
