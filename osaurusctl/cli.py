@@ -30,6 +30,8 @@ SECTIONS = {
     },
     "Inference": {
         "run": f"{_PACKAGE}.chat:run",
+        "launch": f"{_PACKAGE}.launch:launch",
+        "env": f"{_PACKAGE}.launch:env",
         "bench": f"{_PACKAGE}.chat:bench",
     },
     "Memory": {

@@ -322,6 +322,14 @@ class Models(Section, frozen=True):
     ] = []
 
 
+class Ollama(Section, frozen=True):
+    """`[ollama]`: Ollama's API."""
+
+    allow_management: Annotated[
+        bool, _setting("Let TCP clients of Ollama's API download, name and remove models, as Unix socket clients can")
+    ] = False
+
+
 class Pulls(Section, frozen=True):
     """`[pulls]`: downloads from the Hugging Face Hub."""
 
@@ -351,6 +359,7 @@ class Config(Section, frozen=True):
     worker: Worker = Worker()
     residency: Residency = Residency()
     pulls: Pulls = Pulls()
+    ollama: Ollama = Ollama()
     input: Input = Input()
     structured: Structured = Structured()
     log: Log = Log()
