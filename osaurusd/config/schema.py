@@ -100,11 +100,11 @@ class Server(Section, frozen=True):
     first_byte_seconds: Annotated[
         float,
         _seconds(
-            "A stream without output after this time sends its headers, then keep-alive comments. "
+            "A stream without output after this time sends its headers, and then a comment at least every 10 s. "
             "0: wait for the first output",
             ge=0,
         ),
-    ] = 15.0
+    ] = 10.0
     shutdown_grace_seconds: Annotated[float, _seconds("How long running requests may continue after SIGTERM", ge=0)] = (
         SHUTDOWN_GRACE_SECONDS
     )
