@@ -41,12 +41,12 @@ class ModelSpec:
 class StopCause(StrEnum):
     """Why a worker is stopped.
 
-    `ROOM` is an eviction for another model or a smaller budget, `PRESSURE` one because the system is short of memory.
+    `MEMORY` is an eviction for another model or a smaller budget, `PRESSURE` one because the system is short of memory.
     """
 
     UNLOAD = "unload"
     IDLE = "idle"
-    ROOM = "room"
+    MEMORY = "memory"
     PRESSURE = "pressure"
     SHUTDOWN = "shutdown"
 

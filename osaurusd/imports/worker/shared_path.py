@@ -8,7 +8,7 @@ import errno
 import fnmatch
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path, PosixPath
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ class SharedPath(PosixPath):
     _descriptors: ClassVar[Mapping[str, int]] = {}
     _folder: ClassVar[str | None] = None
 
-    def iterdir(self) -> Iterator[Any]:
+    def iterdir(self) -> Generator[Any, None, None]:
         return (type(self)(path) for path in self._descriptors)
 
     def glob(self, pattern: str, **_: Any) -> Iterator[Any]:  # type: ignore[override]  # only the argument in use
