@@ -120,8 +120,8 @@ def access_by_another_user(run: Run) -> Details:
     # The system's Python, because the one of this process may be in a private folder.
     command = ["/usr/bin/python3", "-IS", "-c", _CONNECT, str(run.mac.socket)]
     if os.geteuid() != 0:
-        command = ["sudo", "-n", "-u", "nobody", *command]
-    user = "nobody" if os.geteuid() == 0 else None
+        command = ["sudo", "-n", "-u", "daemon", *command]
+    user = "daemon" if os.geteuid() == 0 else None
     try:
         result = subprocess.run(command, user=user, capture_output=True, text=True, timeout=30, check=False)
     except OSError as error:
