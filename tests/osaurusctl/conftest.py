@@ -1,4 +1,3 @@
-import contextlib
 import errno
 import importlib.util
 import os
@@ -19,6 +18,8 @@ from osaurusctl.cli import root
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 30
+
+CURSOR_POSITION_REQUEST = b"\x1b[6n"
 
 
 def load_fake_daemon():
@@ -124,14 +125,6 @@ class Terminal:
             assert self._read(deadline), f"expected {text!r}, got {self.output[self.position :]!r}"
         self.position = self.output.index(text, self.position) + len(text)
 
-    def interrupt_prompt(self, text):
-        """Press Ctrl-C until `text` appears: CPython's readline misses a signal just before it waits for a key."""
-        for _ in range(TIMEOUT_SECONDS):
-            self.type("\x03")
-            with contextlib.suppress(AssertionError):
-                return self.expect(text, timeout=1)
-        raise AssertionError(f"expected {text!r} after Ctrl-C, got {self.output[self.position :]!r}")
-
     def end(self):
         """Return the output until the command exits, and its exit code."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
@@ -154,6 +147,8 @@ class Terminal:
             if error.errno != errno.EIO:
                 raise
             data = b""
+        if CURSOR_POSITION_REQUEST in data:
+            os.write(self.master, b"\x1b[1;1R")
         self.output += data.decode(errors="replace")
         return bool(data)
 

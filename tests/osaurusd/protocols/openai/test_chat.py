@@ -31,7 +31,7 @@ def json_schema(**fields):
 def test_minimal_request_has_default_values():
     assert parse_chat() == GenerationRequest(
         prompt=ChatPrompt(messages=HELLO),
-        sampling=SamplingParams(temperature=1.0, top_p=1.0),
+        sampling=SamplingParams(temperature=0.0, top_p=1.0),
         parse_tool_calls=False,
     )
 
