@@ -1,5 +1,6 @@
 """Render Markdown on a terminal while it arrives. Imports rich, so import this module only when it is used."""
 
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -40,8 +41,7 @@ class MarkdownStream:
         self._pending += text
         self._live.start()
         if "\n" in text:
-            end = complete_length(self._pending)
-            complete, self._pending = self._pending[:end], self._pending[end:]
+            *complete, self._pending = split_blocks(self._pending)
             self._print(complete)
         if self._clock() - self._refreshed_at >= _REFRESH_SECONDS:
             self._live.refresh()
@@ -49,21 +49,24 @@ class MarkdownStream:
 
     def close(self) -> None:
         """Print the rest."""
-        rest, self._pending = self._pending, ""
+        blocks, self._pending = split_blocks(self._pending), ""
         self._live.stop()
-        self._print(rest)
+        self._print(blocks)
 
-    def _print(self, text: str) -> None:
-        if text.strip():
-            self._console.print(_Block(text, spaced=self._printed))
-            self._printed = True
+    def _print(self, blocks: list[str]) -> None:
+        for block in blocks:
+            if block.strip():
+                self._console.print(_Block(block, spaced=self._printed))
+                self._printed = True
 
 
-def complete_length(text: str) -> int:
-    """Return the length of the blocks that precede the last one, which further text cannot change."""
+def split_blocks(text: str) -> list[str]:
+    """Split Markdown into its blocks, at least one. Further text can only change the last one."""
     starts = [token.map[0] for token in _parser.parse(text) if token.level == 0 and token.map]
     lines = text.split("\n")
-    return sum(len(line) + 1 for line in lines[: starts[-1]]) if len(starts) > 1 else 0
+    bounds = [0, *starts[1:], len(lines)]
+    blocks = ["\n".join(lines[start:end]) for start, end in itertools.pairwise(bounds)]
+    return [*(f"{block}\n" for block in blocks[:-1]), blocks[-1]]
 
 
 class _Block:

@@ -43,7 +43,7 @@ class PromptReader:
             multiline=Condition(lambda: is_open(get_app().current_buffer.text)),
             prompt_continuation="... ",
             history=PromptHistory(history),
-            completer=_CommandCompleter(commands),
+            completer=CommandCompleter(commands),
             complete_while_typing=False,
             key_bindings=_key_bindings(),
             input=source,
@@ -98,7 +98,7 @@ class PromptHistory(History):
             return None
 
 
-class _CommandCompleter(Completer):
+class CommandCompleter(Completer):
     """Completes slash commands at the start of a prompt."""
 
     def __init__(self, commands: Sequence[str]) -> None:

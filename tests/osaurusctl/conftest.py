@@ -1,5 +1,7 @@
+import contextlib
 import errno
 import importlib.util
+import json
 import os
 import pty
 import select
@@ -11,9 +13,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import pyte
 import pytest
 from click.testing import CliRunner
 
+import osaurusd
 from osaurusctl.cli import root
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +60,23 @@ def daemon(home, fake):
     running.start()
     yield running
     running.close()
+
+
+@pytest.fixture
+def fake_program(home, monkeypatch):
+    """Replace `python -m osaurusd` by the fake daemon, and return how to read its start record."""
+    package = home / "packages" / "osaurusd"
+    package.mkdir(parents=True)
+    for path in Path(osaurusd.__file__).parent.iterdir():
+        if path.name != "__main__.py":
+            (package / path.name).symlink_to(path)
+    script = Path(__file__).with_name("fake_daemon_program.py")
+    (package / "__main__.py").write_text(f"import runpy\nrunpy.run_path({str(script)!r}, run_name='__main__')\n")
+    monkeypatch.setenv("PYTHONPATH", f"{package.parent}{os.pathsep}{os.environ['PYTHONPATH']}")
+    monkeypatch.delenv("FAKE_MODE", raising=False)
+    yield lambda: json.loads((home / "started.json").read_text(encoding="utf-8"))
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        os.kill(json.loads((home / "started.json").read_text(encoding="utf-8"))["pid"], signal.SIGKILL)
 
 
 @pytest.fixture
@@ -131,6 +152,12 @@ class Terminal:
         while self._read(deadline):
             pass
         return self.output, self.process.wait(TIMEOUT_SECONDS)
+
+    def lines(self):
+        """Return the lines on the screen, and those that have scrolled off it."""
+        screen = pyte.Screen(80, 500)
+        pyte.Stream(screen).feed(self.output)
+        return [line.rstrip() for line in screen.display if line.strip()]
 
     def close(self):
         if self.process.poll() is None:

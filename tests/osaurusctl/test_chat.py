@@ -134,7 +134,10 @@ def test_later_error_keeps_the_conversation(daemon, chat):
 
 def test_unknown_model_is_reported_before_the_prompt(daemon, terminal):
     daemon.fail(Route.LOAD, "model_not_found", "no model `llama`", status=404)
-    shown, code = terminal("run", "llama").end()
+    screen = terminal("run", "llama")
+    screen.expect("Download llama now? [Y/n] ")
+    screen.type("n\n")
+    shown, code = screen.end()
     assert code == 4
     assert PROMPT not in shown
 
