@@ -218,8 +218,14 @@ def stop(output: Output, names: tuple[str, ...]) -> None:
     """
     if names:
         residency.unload_models(output, names, force=False)
-    else:
-        _stop_service(output, lookup.require_service())
+        return
+    try:
+        manager = lookup.require_service()
+    except CliError as error:
+        if process.lock_owner(paths.resolve().lock) is not None:
+            error.hint = 'run "osaurusctl down" to stop the daemon, or "osaurusctl stop MODEL" to unload a model'
+        raise
+    _stop_service(output, manager)
 
 
 @click.command("enable", cls=Command, examples=["osaurusctl enable"])

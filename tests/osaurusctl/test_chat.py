@@ -154,3 +154,56 @@ def test_truncated_answer_is_followed_by_a_note_on_a_new_line(daemon, terminal):
     send(screen, "hello")
     screen.expect("Hello there\r\n")
     screen.expect("the answer was truncated")
+
+
+def test_paste_is_one_prompt(daemon, chat):
+    chat.type("\x1b[200~first line\r\n\r\n/second line\x1b[201~\r")
+    chat.expect("Hello there")
+    assert message_contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "first line\n\n/second line"]
+
+
+def test_quotes_enclose_a_prompt_of_several_lines(daemon, chat):
+    chat.type('"""one\r')
+    chat.expect("...")
+    chat.type('two"""\r')
+    chat.expect("Hello there")
+    assert message_contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "one\ntwo"]
+
+
+def test_unknown_command_is_an_error_and_no_prompt(daemon, chat):
+    send(chat, "/nope")
+    chat.expect("unknown command /nope")
+    chat.expect(PROMPT)
+    send(chat, "/system Be verbose.")
+    chat.expect("system prompt: Be verbose.")
+    send(chat, "hello")
+    chat.expect("Hello there")
+    assert message_contents(daemon.bodies(CHAT)[-1]) == ["Be verbose.", "hello"]
+
+
+def test_files_precede_the_first_prompt_only(daemon, terminal, home):
+    (home / "notes.txt").write_text("milk")
+    (home / "cat.png").write_bytes(b"PNG")
+    screen = terminal("run", "llama", "--file", "notes.txt", "--image", "cat.png")
+    screen.expect(PROMPT)
+    send(screen, "What is it?")
+    screen.expect("Hello there")
+    screen.expect(PROMPT)
+    send(screen, "Why?")
+    screen.expect("Hello there")
+    first, _, second = message_contents(daemon.bodies(CHAT)[-1])
+    assert first[0] == {"type": "text", "text": "notes.txt:\n```\nmilk\n```\n\nWhat is it?"}
+    assert first[1]["type"] == "image_url"
+    assert second == "Why?"
+
+
+def test_earlier_prompts_are_offered_in_the_next_conversation(daemon, terminal):
+    for index in range(2):
+        screen = terminal("run", "llama")
+        screen.expect(PROMPT)
+        screen.type("remember me\r" if index == 0 else "\x1b[A\r")
+        screen.expect("Hello there")
+        screen.expect(PROMPT)
+        screen.type("\x04")
+        assert screen.end()[1] == 0
+    assert [message_contents(body) for body in daemon.bodies(CHAT)] == [["remember me"]] * 2

@@ -36,6 +36,14 @@ def test_minimal_request_has_default_values():
     )
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [({"return_progress": True, "stream": True}, True), ({"return_progress": True}, False), ({"stream": True}, False)],
+)
+def test_progress_is_reported_in_streams_on_request(fields, expected):
+    assert parse_chat(**fields).report_progress is expected
+
+
 def test_every_field_is_converted():
     request = parse_chat(
         temperature=0,
