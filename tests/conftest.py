@@ -20,12 +20,14 @@ SMOLLM = "smollm2-135m-instruct"
 
 
 def pytest_configure() -> None:
-    """Restore the default SIGINT handling if the tests run in the background of a script.
+    """Restore the default signal handling if the tests run in the background of a script.
 
-    Shells ignore SIGINT in background jobs, and processes that tests start would inherit this.
+    Shells ignore SIGINT in background jobs, nohup ignores SIGHUP, and processes that tests start would inherit this.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

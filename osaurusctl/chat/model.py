@@ -1,17 +1,18 @@
 """Find the model to talk to. On a terminal, offer to start the daemon and to download the model."""
 
+import contextlib
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable
 
-from osaurusctl import process, progress
+from osaurusctl import fuzzy_pull, process, progress
 from osaurusctl.client import Client
-from osaurusctl.errors import CliError, DaemonNotRunning, ExitCode
+from osaurusctl.errors import CliError, DaemonNotRunning, ExitCode, Interrupted
 from osaurusctl.output import Notes, Output, is_terminal
 from osaurusctl.service import control, lookup
 from osaurusd.wire import paths
-from osaurusd.wire.admin import ModelInfo, ModelState, WorkerInfo
+from osaurusd.wire.admin import Availability, ModelInfo, WorkerInfo
 from osaurusd.wire.errors import ErrorCode
 
 _START_TIMEOUT_SECONDS = 60.0
@@ -52,7 +53,7 @@ class ModelFinder:
         Raises:
             CliError: there is no such model; the message names `command` and the key.
         """
-        models = [model for model in self.models() if model.state == ModelState.AVAILABLE]
+        models = [model for model in self.models() if model.state == Availability.AVAILABLE]
         status = self._client.status()
         if status.default_model is not None:
             return status.default_model
@@ -63,7 +64,7 @@ class ModelFinder:
         if not models:
             raise CliError(
                 "there are no models on this machine",
-                hint='run "osaurusctl pull NAME" to download one; "osaurusctl search" finds models',
+                hint='run "osaurusctl pull NAME" to download one; "osaurusctl search --recommended" lists some',
                 exit_code=ExitCode.MODEL_NOT_FOUND,
                 code=ErrorCode.MODEL_NOT_FOUND,
             )
@@ -88,8 +89,16 @@ class ModelFinder:
             return self._client.load(name, keep_alive)
 
     def _download(self, name: str) -> str:
-        pull = self._client.pull(name, os.environ.get("HF_TOKEN") or None)
-        failed = progress.follow_pulls(self._client.watch_pulls([pull.id]), 1, Notes())
+        notes = Notes()
+        pull = fuzzy_pull.start_pull(
+            self._client, name, os.environ.get("HF_TOKEN") or None, notes, take_first=self._yes or self._output.json
+        )
+        try:
+            failed = progress.follow_pulls(self._client.watch_pulls([pull.id]), 1, notes)
+        except KeyboardInterrupt as error:
+            with contextlib.suppress(CliError):  # the download may have ended in the meantime
+                self._client.cancel_pull(pull.id)
+            raise Interrupted("download cancelled; pull again to resume it") from error
         if failed:
             raise progress.pull_error(failed[0])
         return pull.name

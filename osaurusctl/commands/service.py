@@ -74,7 +74,7 @@ def serve(host: str | None, port: int | None, insecure: bool, config: Path | Non
 def down(output: Output, timeout: float) -> None:
     """Stop the daemon and wait until it has exited
 
-    If it runs as a service, stop the service. Running requests may finish first.
+    If it runs as a service, stop the service. Running requests may finish first. Has no effect if nothing runs.
     """
     locations = paths.resolve()
     if (manager := lookup.find_own_service()) is not None and manager.status().running:
@@ -85,7 +85,9 @@ def down(output: Output, timeout: float) -> None:
     except DaemonNotRunning:
         # A daemon that is shutting down has closed its socket, but still holds the lock.
         if (owner := process.lock_owner(locations.lock)) is None:
-            raise
+            output.show({"pid": None}, "")
+            output.note("osaurusd is not running")
+            return
         pid = owner
     process.wait_until_stopped(locations.lock, timeout)
     output.show({"pid": pid}, f"osaurusd (pid {pid}) stopped")

@@ -19,7 +19,7 @@ def worker_info(worker: WorkerSnapshot) -> WorkerInfo:
         pid=worker.pid,
         device=worker.device,
         memory_bytes=max(worker.mlx_bytes, _resident_bytes(worker.pid)),
-        estimated_bytes=worker.needs_bytes,
+        needs_bytes=worker.needs_bytes,
         limit_bytes=worker.limit_bytes,
         reserved_bytes=worker.reserved_bytes,
         in_flight=worker.in_flight,
@@ -55,7 +55,9 @@ def model_info(record: ModelRecord, workers: Iterable[WorkerSnapshot] = ()) -> M
     )
 
 
-def model_details(record: ModelRecord, provenance: Provenance, workers: Iterable[WorkerSnapshot]) -> ModelDetails:
+def model_details(
+    record: ModelRecord, provenance: Provenance, workers: Iterable[WorkerSnapshot], needs_bytes: int
+) -> ModelDetails:
     """Return the details of a model."""
     memory = record.memory
     per_token = memory.cache_bytes_per_token
@@ -63,13 +65,14 @@ def model_details(record: ModelRecord, provenance: Provenance, workers: Iterable
     return ModelDetails(
         model=model_info(record, workers),
         commit=provenance.commit,
-        licence=provenance.licence,
+        license=provenance.license,
         tools=record.capabilities.tools,
         reasoning=record.capabilities.reasoning,
         vision=record.capabilities.vision,
         temperature=record.generation.temperature,
         top_p=record.generation.top_p,
         files=[FileInfo(name=name, bytes=size) for name, size in record.files],
+        needs_bytes=needs_bytes,
         weights_bytes=memory.weights_bytes,
         kv_bytes_per_token=per_token,
         full_context_bytes=full,

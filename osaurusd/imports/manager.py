@@ -16,7 +16,7 @@ from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
 from osaurusd.models.roots import STAGING_PREFIXES
 from osaurusd.rpc import job
-from osaurusd.wire.admin import ModelState
+from osaurusd.wire.admin import Availability
 
 log = get_logger(__name__)
 
@@ -72,8 +72,7 @@ class ImportManager:
         name = names.from_file(source.stem if source.suffix == ".gguf" else source.name) if name is None else name
         if not names.is_valid(name):
             raise InvalidRequest(
-                f"`name`: must start with a letter or digit and consist of lower-case letters, digits, `.`, `_`, `-`, "
-                f"not {name!r}",
+                f"`name`: {name!r} is not a valid name; {names.NAME_RULE}",
                 param="name",
             )
         await self._catalog.refresh()
@@ -90,7 +89,7 @@ class ImportManager:
             raise NameTaken(f"the name `{name}` has been taken: {error.strerror}", param="name") from error
         await self._catalog.refresh()
         record = next(record for record in await self._catalog.records() if record.path == self._models_dir / name)
-        if record.state is not ModelState.AVAILABLE:
+        if record.state is not Availability.AVAILABLE:
             await asyncio.to_thread(shutil.rmtree, record.path, ignore_errors=True)
             await self._catalog.refresh()
             raise ImportFailed(f"{name}: {record.reason}")

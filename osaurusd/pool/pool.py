@@ -198,6 +198,11 @@ class Pool:
 
     # State
 
+    def needs_bytes(self, record: ModelRecord) -> int:
+        """Return the minimum memory of a model: measured while it is loaded, otherwise an estimate."""
+        loaded = (model.needs_bytes for model in self._scheduler.models if model.key == record.repo)
+        return next(loaded, None) or self._estimate_bytes(record)
+
     @property
     def pinned_bytes(self) -> int:
         """The minimum memory of all pinned models together."""
@@ -332,9 +337,11 @@ class Pool:
 
     def _spec(self, record: ModelRecord) -> ModelSpec:
         self._records[record.repo] = record
+        return ModelSpec(record.repo, self._estimate_bytes(record), self._config.keep_alive.for_model(record))
+
+    def _estimate_bytes(self, record: ModelRecord) -> int:
         budget = self._scheduler.config.budget_bytes
-        needs_bytes = memory.estimate_bytes(record, self._config.limits, budget, on_cpu=self._on_cpu)
-        return ModelSpec(record.repo, needs_bytes, self._config.keep_alive.for_model(record))
+        return memory.estimate_bytes(record, self._config.limits, budget, on_cpu=self._on_cpu)
 
     def _limits(self, model: ModelState) -> messages.Limits:
         return memory.build_limits(self._config.limits, model.limit_bytes, model.needs_bytes, wired=not self._on_cpu)

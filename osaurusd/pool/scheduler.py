@@ -334,7 +334,7 @@ class Scheduler:
 
     def _evict(self, plan: Plan, purpose: str) -> None:
         for key in plan.evict:
-            self._stop(self._models[key], ModelUnloaded(f"the model was evicted {purpose}"), StopCause.ROOM)
+            self._stop(self._models[key], ModelUnloaded(f"the model was evicted {purpose}"), StopCause.MEMORY)
 
     def _divide_budget(self, starting: list[ModelState]) -> None:
         """Update the models' limits if the budget or the set of models has changed."""

@@ -39,11 +39,11 @@ class ModelSpec:
 
 
 class StopCause(StrEnum):
-    """Why a worker is stopped; `ROOM` is an eviction for another model or a smaller budget."""
+    """Why a worker is stopped; `MEMORY` is an eviction for another model or a smaller budget."""
 
     UNLOAD = "unload"
     IDLE = "idle"
-    ROOM = "room"
+    MEMORY = "memory"
     SHUTDOWN = "shutdown"
 
 

@@ -162,16 +162,15 @@ class WorkerSupervisor:
             spawn_seconds=round(phases.spawn_seconds, 3),
             import_seconds=round(phases.import_seconds, 3),
             weights_seconds=round(phases.weights_seconds, 3),
-            spare=phases.spare,
+            standby=phases.standby,
             device=loaded.device,
             dtype=loaded.dtype,
             bytes=loaded.memory_bytes,
             batched=loaded.batched,
         )
         self._pool_metrics.loads.labels(self._name, "loaded").inc()
-        self._events.publish(
-            EventKind.LOADED, self._name, pid=worker.pid, seconds=round(seconds, 3), bytes=loaded.memory_bytes
-        )
+        needs_bytes = loaded.serving_bytes or self._model.needs_bytes
+        self._events.publish(EventKind.LOADED, self._name, pid=worker.pid, seconds=round(seconds, 3), bytes=needs_bytes)
 
     def complete(self, snapshot: WorkerSnapshot) -> WorkerSnapshot:
         """Add the worker's figures to a snapshot of its model."""

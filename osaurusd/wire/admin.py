@@ -46,7 +46,7 @@ class Route(StrEnum):
     SHUTDOWN = "/v0/shutdown"
 
 
-class ModelState(StrEnum):
+class Availability(StrEnum):
     """Whether a model on disk can be served."""
 
     AVAILABLE = "available"
@@ -73,7 +73,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         memory_bytes: resident memory or memory held by MLX, whichever is larger.
-        estimated_bytes: the model's share of the memory budget, estimated before the load and measured after it.
+        needs_bytes: minimum memory, which counts against the budget: weights and one request. An estimate until the
+            model is loaded, then measured.
         limit_bytes: memory that the worker may use.
         reserved_bytes: memory that the worker and its current requests may grow to.
         idle_left_seconds: time until the idle model is unloaded; null while it is in use, and if it stays loaded.
@@ -85,7 +86,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     device: str | None = None
     memory_bytes: int = 0
-    estimated_bytes: int = 0
+    needs_bytes: int = 0
     limit_bytes: int = 0
     reserved_bytes: int = 0
     in_flight: int = 0
@@ -111,7 +112,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     repo: str
     path: str
     source: str
-    state: ModelState
+    state: Availability
     bytes: int
     created: int
     reason: str | None = None
@@ -133,6 +134,7 @@ class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that the files of a model reveal without loading it.
 
     Attributes:
+        needs_bytes: as in `WorkerInfo`.
         weights_bytes: memory for the weights.
         kv_bytes_per_token: memory for each token of context; null if the model's config does not determine it.
         full_context_bytes: memory for the weights and a full context; null like `kv_bytes_per_token`.
@@ -140,13 +142,14 @@ class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
 
     model: ModelInfo
     commit: str | None = None
-    licence: str | None = None
+    license: str | None = None
     tools: bool = False
     reasoning: bool = False
     vision: bool = False
     temperature: float | None = None
     top_p: float | None = None
     files: list[FileInfo] = []
+    needs_bytes: int = 0
     weights_bytes: int = 0
     kv_bytes_per_token: int | None = None
     full_context_bytes: int | None = None

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from openai import OpenAI
 
 from tests import daemons
 from tests.conftest import SMOLLM
 from tests.daemons import Daemon, UnixConnection
+from tests.models import make_tiny
 
 HEADERS = {"Host": "osaurusd", "Osaurus-Api": "1", "Content-Type": "application/json"}
 
@@ -44,6 +46,18 @@ def test_mlx_folder_is_imported_under_the_requested_name(daemon: Daemon, smollm_
     status, events = daemon.admin("POST", "/v0/imports", {"path": str(smollm_folder), "name": "mine"})
 
     assert (200, "done", "mine") == (status, events[-1]["event"], events[-1]["model"]["name"])
+
+
+def test_name_of_a_non_ascii_folder_stays_readable(daemon: Daemon, smollm_folder: Path, tmp_path: Path) -> None:
+    make_tiny(tmp_path / "模型-Ünï", smollm_folder)
+    _, events = daemon.admin("POST", "/v0/imports", {"path": str(tmp_path / "模型-Ünï")})
+    assert ("done", "模型-ünï") == (events[-1]["event"], events[-1]["model"]["name"])
+
+    client = OpenAI(base_url=daemon.url, api_key="not-needed", max_retries=0)
+    # Decomposed, as macOS programs write it.
+    answer = client.completions.create(model="模型-U\u0308ni\u0308", prompt="Hello", max_tokens=1)
+    assert "模型-ünï" == answer.model
+    assert "模型-ünï" == client.models.retrieve("模型-ünï").id
 
 
 def test_taken_name_is_rejected(daemon: Daemon, smollm_folder: Path) -> None:

@@ -137,7 +137,7 @@ def test_moved_environment_is_reported_and_fixed_by_install(mac: Mac) -> None:
     ]
     (launcher,) = [check for check in checks if check["name"] == "launcher"]
     assert "failure" == launcher["verdict"]
-    assert str(old) in launcher["found"]
+    assert str(old) in launcher["detail"]
     assert "osaurusctl install" in launcher["fix"]
     fixed = mac.run(new / "bin" / "python", "-m", "osaurusctl", "install", "--port", "0", PYTHONPATH="")
     assert 0 == fixed.returncode, fixed.stderr
