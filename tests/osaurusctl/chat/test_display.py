@@ -64,6 +64,7 @@ def test_ctrl_c_stops_the_spinner(daemon, terminal):
     daemon.answers.append([daemon.HOLD])
     screen = terminal("run", "llama", "hello")
     screen.expect("waiting")
+    assert daemon.chat_started.wait(30)
     screen.type("\x03")
     shown, code = screen.end()
     assert code == 130
