@@ -358,11 +358,11 @@ def test_version_option_shows_the_version_of_osaurusctl(invoke, option):
         ("statsu", "status"),
         ("lst", "list"),
         ("delete", "rm"),
-        ("remvoe", "rm"),
+        ("deleet", "rm"),
         ("download", "pull"),
         ("chat", "run"),
         ("pul", "pull"),
-        ("unistall", "uninstall"),
+        ("uninstll", "uninstall"),
     ],
 )
 def test_unknown_command_suggests_a_similar_one(invoke, word, suggestion):
