@@ -1,5 +1,6 @@
 """Shared fixtures: temporary home directories, the starter model, and a daemon that serves it."""
 
+import os
 import shutil
 import signal
 import tempfile
@@ -17,6 +18,7 @@ from tests import daemons, starter_model
 from tests.daemons import Daemon
 
 SMOLLM = "smollm2-135m-instruct"
+MAX_TEMPORARY_LENGTH = 20
 
 
 def pytest_configure() -> None:
@@ -28,6 +30,13 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_sessionstart() -> None:
+    """Use a short temporary directory: on macOS, the default one leaves no room for the path of a Unix socket."""
+    if len(tempfile.gettempdir()) > MAX_TEMPORARY_LENGTH:
+        # Resolved, because /tmp is a link on macOS, and tests compare paths with those that processes report.
+        tempfile.tempdir = os.environ["TMPDIR"] = os.path.realpath("/tmp")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import click
 from osaurusctl import config_file, stores
 from osaurusctl.client import Client, connect
 from osaurusctl.command import Command, can_prompt
-from osaurusctl.doctor import daemon, machine, service
+from osaurusctl.doctor import daemon, gpu, machine, service
 from osaurusctl.doctor.check import Check, Context, Verdict
 from osaurusctl.errors import CliError, DaemonNotRunning, ExitCode
 from osaurusctl.output import Output
@@ -16,6 +16,7 @@ from osaurusd.wire import paths
 from osaurusd.wire.paths import Paths
 
 _CHECKS: tuple[Callable[[Context], Iterator[Check]], ...] = (
+    machine.check_support,
     daemon.check_configuration,
     service.check_launcher,
     service.check_service_file,
@@ -34,6 +35,7 @@ _CHECKS: tuple[Callable[[Context], Iterator[Check]], ...] = (
     machine.check_model_folders,
     machine.check_other_stores,
     machine.check_blas,
+    gpu.check_gpu,
     machine.check_hub,
     machine.check_crash_output,
 )

@@ -14,6 +14,8 @@ from osaurusctl.errors import CliError, Interrupted
 from osaurusctl.formatting import format_bytes, format_count, format_duration, format_table
 from osaurusctl.output import Output
 from osaurusctl.recommended import RecommendedModel
+from osaurusctl.sharing import shared_files
+from osaurusd.wire import paths
 from osaurusd.wire.admin import ImportDone, ImportRequest
 from osaurusd.wire.pulls import FoundModel, PullInfo, SearchRequest
 
@@ -132,9 +134,11 @@ def import_model(output: Output, path: Path, name: str | None) -> None:
 
     PATH is a folder with an MLX model, or a .gguf file. The original is copied.
     """
-    request = ImportRequest(path=str(path.absolute()), name=name)
+    source = path.absolute()
     try:
-        done = progress.follow(connect().import_model(request), output, ImportDone)
+        with shared_files(source, paths.resolve().run_dir) as files:
+            request = ImportRequest(path=str(source), name=name, files=str(files))
+            done = progress.follow(connect().import_model(request), output, ImportDone)
     except KeyboardInterrupt as error:
         raise Interrupted("import cancelled; partial files were removed") from error
     output.show(done, f"{done.model.name} imported ({format_bytes(done.model.bytes)})")

@@ -38,6 +38,7 @@ def up(output: Output, host: str | None, port: int | None, insecure: bool, timeo
 
     If osaurusd is installed as a service, start the service. Has no effect if the daemon is running.
     """
+    lookup.reject_unsupported_machine()
     locations = paths.resolve()
     if (manager := lookup.find_own_service()) is not None:
         if host is not None or port is not None or insecure:
@@ -143,6 +144,7 @@ def install(
     """
     if headless and system:
         raise click.UsageError("--headless and --system cannot be combined")
+    lookup.reject_unsupported_machine()
     lookup.reject_root()
     locations = paths.resolve()
     mode = Mode.SYSTEM if system else Mode.HEADLESS if headless else Mode.LOGIN

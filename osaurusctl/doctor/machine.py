@@ -13,6 +13,7 @@ import psutil
 from osaurusctl import stores
 from osaurusctl.doctor.check import Check, Context, Verdict, failure, ok, warning
 from osaurusctl.formatting import format_bytes
+from osaurusd.wire import machine as supported_machine
 
 _DISK_FAILURE_BYTES = 200 * 1000**2
 _DISK_WARNING_BYTES = 5 * 1000**3
@@ -20,6 +21,14 @@ _MEMORY_WARNING_BYTES = 2 * 1000**3
 _HUB = "https://huggingface.co"
 _HUB_TIMEOUT_SECONDS = 5.0
 _TAIL_BYTES = 4096
+
+
+def check_support(_: Context) -> Iterator[Check]:
+    """Check that osaurusd supports this machine."""
+    try:
+        supported_machine.check()
+    except supported_machine.UnsupportedMachine as error:
+        yield failure("machine", str(error), f"use {supported_machine.SUPPORTED}")
 
 
 def check_disk(context: Context) -> Iterator[Check]:

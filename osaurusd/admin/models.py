@@ -132,7 +132,7 @@ class ModelsApi:
     async def import_model(self, request: web.Request) -> web.StreamResponse:
         """Import a model and stream the progress. The import is cancelled when the client disconnects."""
         body = await read_json(request, ImportRequest)
-        events = _import_events(self._imports.run(body.path, body.name))
+        events = _import_events(self._imports.run(body.path, body.name, body.files))
         return await stream_ndjson(request, events, error_value=_import_error, content_type=JSON_LINES)
 
     async def remove(self, request: web.Request) -> web.Response:

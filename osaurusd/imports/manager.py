@@ -44,8 +44,16 @@ class ImportManager:
                 log.info("removing unfinished import", path=str(leftover))
                 shutil.rmtree(leftover, ignore_errors=True)
 
-    async def run(self, source: str, name: str | None) -> AsyncGenerator[messages.Progress | ModelRecord]:
+    async def run(
+        self, source: str, name: str | None, files: str | None = None
+    ) -> AsyncGenerator[messages.Progress | ModelRecord]:
         """Import the folder or file `source`. Yields progress, then the model. Closing the iterator cancels the import.
+
+        Args:
+            source: the absolute path.
+            name: the name of the model; None derives it from the source.
+            files: the Unix socket from which the child process receives the open files of the source; None if it can
+                open them itself.
 
         Raises:
             InvalidRequest: the path is not absolute, or the name is invalid.
@@ -55,12 +63,14 @@ class ImportManager:
         path = Path(source)
         if not path.is_absolute() or "\0" in source:
             raise InvalidRequest(f"`path`: must be an absolute path, not {source!r}", param="path")
+        if files is not None and (not Path(files).is_absolute() or "\0" in files):
+            raise InvalidRequest(f"`files`: must be the absolute path of a Unix socket, not {files!r}", param="files")
         name = await self._free_name(path, name)
         staging = self._models_dir / f"{_IMPORTING}{uuid.uuid4().hex}"
         self.running.add(staging)
         try:
             await asyncio.to_thread(staging.mkdir, parents=True)
-            async with contextlib.aclosing(_convert(path, staging)) as events:
+            async with contextlib.aclosing(_convert(path, staging, files)) as events:
                 async for event in events:
                     yield event
             yield await self._publish(staging, name)
@@ -96,9 +106,9 @@ class ImportManager:
         return record
 
 
-async def _convert(source: Path, staging: Path) -> AsyncGenerator[messages.Progress]:
+async def _convert(source: Path, staging: Path, files: str | None) -> AsyncGenerator[messages.Progress]:
     """Run the child process and yield its progress until it has finished."""
-    arguments = [str(source), str(staging)]
+    arguments = [*(["--files", files] if files is not None else []), str(source), str(staging)]
     try:
         async with contextlib.aclosing(job.run(IMPORTER_COMMAND, arguments, messages.FROM_IMPORTER)) as frames:
             async for frame in frames:

@@ -196,6 +196,21 @@ class Pool:
             self._dispatch(self._scheduler.unpin, key)
             self.events.publish(EventKind.UNPINNED, self._records[key].name)
 
+    # Memory pressure
+
+    def drop_caches(self) -> None:
+        """Return memory to the system that nothing needs: the caches of all models, and the standby worker."""
+        self._launcher.drop_standby()
+        for supervisor in self._supervisors.values():
+            supervisor.drop_caches()
+
+    def unload_idle(self) -> None:
+        """Unload the models that are neither in use nor pinned, because the system is short of memory."""
+        idle = [model for model in self._scheduler.models if model.state is WorkerState.READY and not model.pinned]
+        for model in idle:
+            if not model.in_flight and not model.waiters:
+                self._dispatch(self._scheduler.unload, model.key, _FutureWaiter(), cause=StopCause.PRESSURE)
+
     # State
 
     def needs_bytes(self, record: ModelRecord) -> int:

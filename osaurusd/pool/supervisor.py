@@ -91,6 +91,13 @@ class WorkerSupervisor:
             self._limits = limits
             self.worker.client.set_limits(limits)
 
+    def drop_caches(self) -> None:
+        """Make the worker return the memory of its caches to the system."""
+        if self.worker is not None and self._stop_reason is None:
+            self.worker.client.drop_caches()
+            self._pool_metrics.cache_drops.labels(self._name).inc()
+            self._events.publish(EventKind.CACHES_DROPPED, self._name, pid=self.worker.pid, cause="pressure")
+
     # The worker's listener
 
     def request_started(self) -> RequestMetrics:

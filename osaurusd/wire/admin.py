@@ -72,7 +72,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A worker that runs, waits for memory, or crashed.
 
     Attributes:
-        memory_bytes: resident memory or memory held by MLX, whichever is larger.
+        memory_bytes: what the system attributes to the process (on macOS its footprint, elsewhere resident memory), or
+            what MLX holds, whichever is larger.
         needs_bytes: minimum memory, which counts against the budget: weights and one request. An estimate until the
             model is loaded, then measured.
         limit_bytes: memory that the worker may use.
@@ -209,10 +210,15 @@ class UnloadReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Import the MLX folder or `.gguf` file at the absolute path `path`, optionally under `name`."""
+    """Import the MLX folder or `.gguf` file at the absolute path `path`, optionally under `name`.
+
+    `files` is a Unix socket from which the import process receives the open files, if it may not be permitted to open
+    them; see `wire.open_files`.
+    """
 
     path: str
     name: str | None = None
+    files: str | None = None
 
 
 class DetailsRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

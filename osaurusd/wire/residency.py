@@ -15,6 +15,7 @@ class EventKind(StrEnum):
     LOAD_FAILED = "load_failed"
     UNLOADING = "unloading"
     UNLOADED = "unloaded"
+    CACHES_DROPPED = "caches_dropped"
     CRASHED = "crashed"
     PINNED = "pinned"
     UNPINNED = "unpinned"
@@ -30,7 +31,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         time: Unix seconds.
-        cause: why a model is unloaded: `unload` (requested), `idle`, `memory` (for another model) or `shutdown`.
+        cause: why a model is unloaded: `unload` (requested), `idle`, `memory` (for another model),
+            `pressure` (the system is short of memory) or `shutdown`.
         reason: explanation for people.
         seconds: duration of a load.
         bytes: memory of the model.

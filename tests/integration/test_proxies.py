@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from openai import InternalServerError, OpenAI
@@ -24,6 +25,9 @@ from openai import InternalServerError, OpenAI
 from tests import daemons
 from tests.daemons import Daemon
 from tests.models import make_tiny
+
+A = TypeVar("A")
+S = TypeVar("S")
 
 TIMEOUT_SECONDS = 1
 PAUSE_SECONDS = 4.0
@@ -119,10 +123,11 @@ def stopped_worker(daemon: Daemon) -> Iterator[None]:
         timer.join()
 
 
-def run_both(daemon: Daemon, answer: Callable[[], object], stream: Callable[[], object]) -> list[object]:
+def run_both(daemon: Daemon, answer: Callable[[], A], stream: Callable[[], S]) -> tuple[A, S]:
     """Call both while the worker is stopped."""
     with stopped_worker(daemon), ThreadPoolExecutor() as threads:
-        return [future.result() for future in (threads.submit(answer), threads.submit(stream))]
+        answered, streamed = threads.submit(answer), threads.submit(stream)
+        return answered.result(), streamed.result()
 
 
 def test_stream_outlasts_the_time_out_of_nginx(daemon: Daemon, nginx: str) -> None:
@@ -137,7 +142,7 @@ def test_stream_outlasts_the_time_out_of_nginx(daemon: Daemon, nginx: str) -> No
             chunks = list(client.chat.completions.create(**CHAT, stream=True))
             return chunks[-1].choices[0].finish_reason
 
-        assert [504, "length"] == run_both(daemon, answer, stream)
+        assert (504, "length") == run_both(daemon, answer, stream)
 
 
 def test_events_pass_through_nginx_one_by_one(daemon: Daemon, nginx: str) -> None:
