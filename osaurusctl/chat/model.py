@@ -12,7 +12,7 @@ from osaurusctl.errors import CliError, DaemonNotRunning, ExitCode, Interrupted
 from osaurusctl.output import Notes, Output, is_terminal
 from osaurusctl.service import control, lookup
 from osaurusd.wire import paths
-from osaurusd.wire.admin import Availability, ModelInfo, WorkerInfo
+from osaurusd.wire.admin import Availability, DaemonStatus, WorkerInfo
 from osaurusd.wire.errors import ErrorCode
 
 _START_TIMEOUT_SECONDS = 60.0
@@ -32,20 +32,25 @@ class ModelFinder:
         self._output = output
         self._yes = yes
 
-    def models(self) -> list[ModelInfo]:
-        """Return the models on this machine. If the daemon is not running, offer to start it.
+    def require_daemon(self) -> DaemonStatus:
+        """Return the status of the daemon. If it is not running, offer to start it.
 
         Raises:
             DaemonNotRunning: the daemon is not running, and the user does not want to start it.
         """
         try:
-            return self._client.models()
+            return self._client.status()
         except DaemonNotRunning:
             if not self._agrees("osaurusd is not running. Start it?"):
                 raise
         with progress.spinner(self._output, "starting osaurusd"):
             self._start_daemon()
-        return self._client.models()
+        return self._client.status()
+
+    def names(self) -> list[str]:
+        """Return the names of all models on this machine, aliases included."""
+        self.require_daemon()
+        return [name for model in self._client.models() for name in (model.name, *model.aliases)]
 
     def default(self, *, command: str) -> str:
         """Return the default model, or else the only one that is available or loaded.
@@ -53,10 +58,10 @@ class ModelFinder:
         Raises:
             CliError: there is no such model; the message names `command` and the key.
         """
-        models = [model for model in self.models() if model.state == Availability.AVAILABLE]
-        status = self._client.status()
+        status = self.require_daemon()
         if status.default_model is not None:
             return status.default_model
+        models = [model for model in self._client.models() if model.state == Availability.AVAILABLE]
         loaded = [model for model in models if model.worker is not None]
         for candidates in (models, loaded):
             if len(candidates) == 1:

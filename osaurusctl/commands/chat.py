@@ -66,14 +66,12 @@ def run(
     """
     client = connect()
     finder = ModelFinder(client, output, yes=yes)
-    name, prompt = split_arguments(
-        arguments, lambda: (name for model in finder.models() for name in (model.name, *model.aliases))
-    )
+    name, prompt = split_arguments(arguments, finder.names)
     prompt = read_prompt(prompt)
     require_prompt(prompt, output)
     response_format = parse_format(answer_format) if answer_format else None
     message = user_message(prompt or "", files, images)
-    finder.models()
+    finder.require_daemon()
     model = name or finder.default(command="run")
     if prompt is None or keep_alive is not None or yes or output.shows_progress:
         model = finder.load(model, keep_alive).model
