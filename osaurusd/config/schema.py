@@ -150,8 +150,12 @@ class Defaults(Section, frozen=True):
 
     temperature: Annotated[
         float,
-        _setting("Applies if neither the request nor the model's `generation_config.json` sets it", ge=0, le=2),
-    ] = 1.0
+        _setting(
+            "Applies if the request sets none and the model's `generation_config.json` has no sampling parameters",
+            ge=0,
+            le=2,
+        ),
+    ] = 0.0
     top_p: Annotated[
         float,
         _setting("Applies if neither the request nor the model's `generation_config.json` sets it", gt=0, le=1),

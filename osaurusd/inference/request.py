@@ -184,6 +184,7 @@ class GenerationRequest(_Part, frozen=True):
         echo: return the prompt as the beginning of each choice, with log-probabilities if `logprobs` is set.
         parse_tool_calls: report tool calls as such; False leaves them in the text.
         parallel_tool_calls: report every tool call of a choice; False reports the first one only.
+        report_progress: report how much of the prompt has been processed.
     """
 
     prompt: Prompt
@@ -196,3 +197,4 @@ class GenerationRequest(_Part, frozen=True):
     parse_tool_calls: bool = True
     parallel_tool_calls: bool = True
     constraint: OutputConstraint | None = None
+    report_progress: bool = False

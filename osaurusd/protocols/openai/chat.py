@@ -115,6 +115,7 @@ def build_request(body: ChatRequest, defaults: RequestDefaults) -> GenerationReq
         parse_tool_calls=bool(tool_use.tools) and output_format.constraint is None,
         parallel_tool_calls=body.parallel_tool_calls is not False,
         constraint=output_format.constraint or tool_use.required,
+        report_progress=bool(body.stream and body.return_progress),
     )
 
 

@@ -148,6 +148,7 @@ class ChatRequest(RequestBody, frozen=True, kw_only=True):
     response_format: ResponseFormat | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: JsonObject | None = None
+    return_progress: bool | None = None
 
     # See NO_OP_VALUES.
     audio: Any = None
@@ -244,6 +245,21 @@ class ChatChunkHead(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     model: str
     service_tier: None = None
+
+
+class PromptProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How many of the prompt's tokens have been processed, `cache` of them from the prefix cache."""
+
+    total: int
+    cache: int
+    processed: int
+
+
+class ChatProgressChunk(ChatChunkHead, frozen=True, kw_only=True):
+    """A chunk of a stream before its first output. Only requests with `return_progress` receive any."""
+
+    choices: tuple[()] = ()
+    prompt_progress: PromptProgress
 
 
 class ChatCompletionChunk(ChatChunkHead, frozen=True, kw_only=True):

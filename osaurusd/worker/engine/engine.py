@@ -187,9 +187,11 @@ class Engine:
                 # Complete prompts first: other choices of the failing request may be among them.
                 frames += self._start_decoding()
                 return frames + self._fail_prompts(tasks, error)
-            for task in self.planner.tasks(plan):
+            tasks = self.planner.tasks(plan)
+            for task in tasks:
                 task.scores += result.prompt_scores.get(task.id, [])
             self.planner.record_prefill(plan, result.seconds)
+            frames += [task.request.progress(task.prefilled) for task in tasks if task.reports_progress]
         return frames + self._start_decoding()
 
     def _begin_prompts(self) -> list[messages.Frame]:

@@ -69,6 +69,7 @@ class RequestBuilder:
             shared_prefix_length=prompt.shared_prefix_length,
             echo=partial(self._echo, request, prompt) if request.echo else None,
             needs_prompt_logprobs=request.echo and request.logprobs is not None,
+            report_progress=request.report_progress,
         )
 
     def _compile_constraint(self, request: GenerationRequest, prompt: EncodedPrompt) -> Constraint | None:

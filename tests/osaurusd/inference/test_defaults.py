@@ -18,7 +18,7 @@ def sampling(model=None, config=None, **fields):
 
 
 def test_empty_request_gets_the_defaults_of_the_configuration():
-    assert sampling() == SamplingParams(temperature=1.0, top_p=1.0)
+    assert sampling() == SamplingParams(temperature=0.0, top_p=1.0)
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_p"])

@@ -14,6 +14,7 @@ from osaurusd.inference.events import (
     Finished,
     FinishReason,
     Logprob,
+    Progress,
     Started,
     Timings,
     TokenLogprob,
@@ -129,6 +130,7 @@ FROM_WORKER = [
     ),
     messages.LoadFailed(message="no"),
     output(1, Started(prompt_tokens=3, cached_tokens=2)),
+    output(1, Progress(prompt_tokens=3, prefilled=2, cached_tokens=1)),
     output(1, Delta()),
     output(1, Delta(index=7, text="世界", reasoning="🦕", logprobs=[TOKEN, TokenLogprob(text="", bytes=[])])),
     output(

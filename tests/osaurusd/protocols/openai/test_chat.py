@@ -37,9 +37,17 @@ def json_schema(**fields):
 def test_minimal_request_has_default_values():
     assert parse_chat() == GenerationRequest(
         prompt=ChatPrompt(messages=HELLO),
-        sampling=SamplingParams(temperature=1.0, top_p=1.0),
+        sampling=SamplingParams(temperature=0.0, top_p=1.0),
         parse_tool_calls=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [({"return_progress": True, "stream": True}, True), ({"return_progress": True}, False), ({"stream": True}, False)],
+)
+def test_progress_is_reported_in_streams_on_request(fields, expected):
+    assert parse_chat(**fields).report_progress is expected
 
 
 def test_every_field_is_converted():
