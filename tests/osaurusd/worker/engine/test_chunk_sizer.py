@@ -5,12 +5,14 @@ from osaurusd.worker.engine.chunk_sizer import EFFICIENT_TOKENS, MAX_TOKENS, MIN
 MS = 0.001
 
 
-def test_token_time_is_a_moving_average_of_measurements():
+def test_token_time_is_a_moving_average_that_trusts_short_times_more_than_long_ones():
     sizer = ChunkSizer(1 * MS)
 
     sizer.record_prefill(100, 300 * MS)
-    assert sizer.token_seconds == pytest.approx(1.6 * MS)
-    for _ in range(30):
+    assert sizer.token_seconds == pytest.approx(1.3 * MS)
+    sizer.record_prefill(100, 100 * MS)
+    assert sizer.token_seconds == pytest.approx(1.15 * MS)
+    for _ in range(60):
         sizer.record_prefill(100, 300 * MS)
     assert sizer.token_seconds == pytest.approx(3 * MS, rel=1e-3)
 
@@ -26,7 +28,7 @@ def test_the_first_decode_step_is_not_averaged():
 def test_the_fixed_time_of_a_pass_does_not_count_as_token_time():
     sizer = ChunkSizer(1 * MS, pass_seconds=50 * MS)
 
-    for _ in range(30):
+    for _ in range(60):
         sizer.record_prefill(45, (50 + 45 * 2) * MS)
 
     assert sizer.token_seconds == pytest.approx(2 * MS, rel=1e-3)
@@ -38,7 +40,7 @@ def test_a_decode_step_corrects_a_fixed_time_that_was_measured_too_long():
     sizer = ChunkSizer(1 * MS, pass_seconds=500 * MS)
 
     sizer.record_prefill(100, 100 * MS)
-    assert sizer.token_seconds == pytest.approx((0.7 + 0.3 * 0.25) * MS)
+    assert sizer.token_seconds == pytest.approx((0.5 + 0.5 * 0.25) * MS)
     sizer.record_decode(40 * MS)
     sizer.record_decode(60 * MS)
 
