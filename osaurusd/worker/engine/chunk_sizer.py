@@ -20,7 +20,7 @@ IDLE_SECONDS = 0.8
 # Prompts that arrive together are processed in passes of up to this many tokens, unless they take longer than this. The
 # time is generous, so that the number of passes does not depend on how busy the machine is.
 BURST_PASS_TOKENS = 512
-BURST_SECONDS = 5.0
+BURST_SECONDS = 10.0
 
 # Token times are measured separately for each multiple of this context length.
 CONTEXT_BUCKET = 512

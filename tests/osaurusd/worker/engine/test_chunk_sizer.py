@@ -1,6 +1,6 @@
 import pytest
 
-from osaurusd.worker.engine.chunk_sizer import EFFICIENT_TOKENS, MAX_TOKENS, MIN_TOKENS, ChunkSizer
+from osaurusd.worker.engine.chunk_sizer import BURST_PASS_TOKENS, EFFICIENT_TOKENS, MAX_TOKENS, MIN_TOKENS, ChunkSizer
 
 MS = 0.001
 
@@ -100,3 +100,24 @@ def test_token_times_at_a_long_context_do_not_affect_those_at_a_short_one():
     assert 80 == sizer.tokens(shared=False)
     sizer.context = 0
     assert 800 == sizer.tokens(shared=False)
+
+
+def test_a_gpu_processes_long_passes_when_nothing_decodes():
+    assert MAX_TOKENS == ChunkSizer(5 * MS, on_gpu=True).tokens(shared=False)
+
+
+@pytest.mark.parametrize(("stall", "expected"), [(0.2, 96), (1.0, 496)])
+def test_a_gpu_uses_half_of_the_stall_budget_beside_running_sequences(stall, expected):
+    assert expected == ChunkSizer(1 * MS, stall, step_seconds=1 * MS, on_gpu=True).tokens(shared=True)
+
+
+@pytest.mark.parametrize("token", [2 * MS, 5 * MS, 15 * MS])
+def test_the_passes_of_a_burst_do_not_depend_on_how_busy_the_machine_is(token):
+    sizer = ChunkSizer(token, pass_seconds=50 * MS)
+
+    assert BURST_PASS_TOKENS == sizer.burst_pass_tokens
+
+
+def test_the_passes_of_a_burst_are_short_on_a_slow_machine_and_within_memory():
+    assert 96 == ChunkSizer(100 * MS).burst_pass_tokens == ChunkSizer(100 * MS).burst_tokens
+    assert 40 == ChunkSizer(1 * MS, max_tokens=40).burst_pass_tokens
