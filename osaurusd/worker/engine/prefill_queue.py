@@ -18,9 +18,8 @@ MAX_PASSED_OVER = 3
 MAX_BATCHED_PROMPTS = 16
 BATCHED_PROMPT_TOKENS = 256
 
-# Padding of at most this share of a shared pass's own tokens, or as few tokens as this, costs less than another pass.
+# Prompts over `LAST_PASS_TOKENS` share a pass only if padding is at most this share of its own tokens.
 _MAX_PADDING = 0.25
-_CHEAP_PADDING = 64
 
 # Scoring needs the logits of every token: this bounds their size.
 SCORING_TOKENS = 64
@@ -73,7 +72,7 @@ class PrefillQueue:
         for other in sorted(filter(self._can_share_last_pass, others), key=lambda other: other.remaining):
             tokens = other.remaining + sum(member.remaining for member in batch)
             padded = (len(batch) + 1) * max(task.remaining, other.remaining)
-            too_much_padding = padded - tokens > max(_MAX_PADDING * tokens, _CHEAP_PADDING)
+            too_much_padding = other.remaining > LAST_PASS_TOKENS and padded - tokens > _MAX_PADDING * tokens
             if len(batch) == MAX_BATCHED_PROMPTS or padded > limit or too_much_padding:
                 break
             batch.append(other)
