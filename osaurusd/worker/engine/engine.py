@@ -121,6 +121,11 @@ class Engine:
         """The intermediates of the largest prefill pass. Freed buffers of that size speed up the next pass."""
         return self.memory.pass_bytes
 
+    def drop_caches(self) -> None:
+        """Clear the prefix cache and return freed buffers to the system. Running requests continue."""
+        self.prefix_cache.clear()
+        mx.clear_cache()
+
     def serving_bytes(self, context_length: int | None) -> int:
         """Return the memory that the model needs to serve one request of ordinary length."""
         return self.memory.serving_bytes(min(context_length or ORDINARY_TOKENS, ORDINARY_TOKENS))
