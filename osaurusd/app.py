@@ -50,14 +50,11 @@ from osaurusd.pool.config import PoolConfig, find_blas
 from osaurusd.pool.metrics import PoolCollector, PoolMetrics
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
-<<<<<<< HEAD
+from osaurusd.pool.pressure import PressureRelief
 from osaurusd.protocols.ollama.generation import Generation
 from osaurusd.protocols.ollama.management import Management
 from osaurusd.protocols.ollama.models import Models
 from osaurusd.protocols.ollama.routes import ollama_routes
-=======
-from osaurusd.pool.pressure import PressureRelief
->>>>>>> main
 from osaurusd.protocols.openai.routes import openai_routes
 from osaurusd.ui.index import ui_routes
 from osaurusd.wire.paths import Paths

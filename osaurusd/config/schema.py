@@ -204,6 +204,13 @@ class Worker(Section, frozen=True):
             le=60,
         ),
     ] = 0.2
+    wire: Annotated[
+        Literal["auto", "never", "always"],
+        _setting(
+            "Whether macOS must keep weights in memory, which speeds up very large models but has caused kernel panics."
+            " `auto`: weights over 60 % of the GPU's recommended limit"
+        ),
+    ] = "auto"
     load_timeout_seconds: Annotated[float, _seconds("A model load that takes longer fails", ge=0)] = 600.0
     stop_grace_seconds: Annotated[
         float, _seconds("Time between the shutdown request to a worker, SIGTERM and SIGKILL", ge=0)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any
 
-import llguidance.mlx
 import llguidance.numpy
 import mlx.core as mx
 import numpy as np
@@ -220,17 +219,32 @@ class Constraint:
         return Constraint(self._matcher.deep_copy(), self._bitmask.shape[1] * 32, reasoning, history)
 
 
-def apply(logits: mx.array, bitmasks: Bitmask) -> mx.array:
+def apply(logits: mx.array, bitmasks: Bitmask, *, on_gpu: bool = False) -> mx.array:
     """Set the logits of disallowed tokens to -inf.
 
     Args:
         logits: of shape [sequences, vocabulary].
         bitmasks: filled by `Constraint.fill`, of shape [sequences, ceil(vocabulary / 32)].
+        on_gpu: whether MLX computes on a GPU. A GPU unpacks the bits; on a CPU, NumPy does it much faster than MLX.
     """
-    if mx.metal.is_available():
-        return llguidance.mlx.apply_token_bitmask(logits, bitmasks)  # type: ignore[no-any-return]
+    if on_gpu:
+        tokens = mx.arange(logits.shape[1], dtype=mx.uint32)
+        words = mx.take(mx.array(bitmasks.view(np.uint32)), tokens // 32, axis=1)
+        return _mask(logits, words, tokens % 32)
     allowed = np.unpackbits(bitmasks.view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
     return mx.where(mx.array(allowed.view(bool)), logits, -mx.inf)
+
+
+def compile_masks(vocabulary: int) -> None:
+    """Compile what `apply` runs on a GPU, for logits of all precisions, so that no request waits for it."""
+    bitmask = np.full((1, -(-vocabulary // 32)), -1, np.int32)
+    for dtype in (mx.float32, mx.bfloat16, mx.float16):
+        mx.eval(apply(mx.zeros((1, vocabulary), dtype), bitmask, on_gpu=True))
+
+
+@mx.compile
+def _mask(logits: mx.array, words: mx.array, bits: mx.array) -> mx.array:
+    return mx.where(mx.right_shift(words, bits) & 1, logits, -mx.inf)
 
 
 def _pack_bits(allowed: NDArray[np.bool_]) -> Bitmask:
