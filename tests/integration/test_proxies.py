@@ -27,7 +27,7 @@ from tests.daemons import Daemon
 from tests.models import make_tiny
 
 A = TypeVar("A")
-B = TypeVar("B")
+S = TypeVar("S")
 
 TIMEOUT_SECONDS = 1
 PAUSE_SECONDS = 4.0
@@ -123,11 +123,11 @@ def stopped_worker(daemon: Daemon) -> Iterator[None]:
         timer.join()
 
 
-def run_both(daemon: Daemon, answer: Callable[[], A], stream: Callable[[], B]) -> tuple[A, B]:
+def run_both(daemon: Daemon, answer: Callable[[], A], stream: Callable[[], S]) -> tuple[A, S]:
     """Call both while the worker is stopped."""
     with stopped_worker(daemon), ThreadPoolExecutor() as threads:
-        futures = threads.submit(answer), threads.submit(stream)
-        return futures[0].result(), futures[1].result()
+        answered, streamed = threads.submit(answer), threads.submit(stream)
+        return answered.result(), streamed.result()
 
 
 def test_stream_outlasts_the_time_out_of_nginx(daemon: Daemon, nginx: str) -> None:

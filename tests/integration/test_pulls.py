@@ -289,6 +289,21 @@ def publish_tiny(hub: Hub, repo: str, tokenizer: Path, scratch: Path) -> None:
 
 
 @pytest.mark.long
+def test_pull_accepts_urls_and_approximate_names(daemon: Daemon, hub: Hub) -> None:
+    repo = "mlx-community/Tiny-3-Instruct-4bit"
+    hub.publish(repo, disk.model())
+    by_url = ctl(daemon.home, "pull", f"{hub.url}/{SMALL}/tree/main")
+    assert (0, "small downloaded") == (by_url.returncode, " ".join(by_url.stdout.split()[:2])), by_url.stderr
+
+    asked = ctl(daemon.home, "pull", "tiny3")
+    assert 4 == asked.returncode
+    assert repo in asked.stderr
+    assert ["small"] == list_models(daemon)
+    by_name = ctl(daemon.home, "pull", "tiny3", "--yes")
+    assert 0 == by_name.returncode, by_name.stderr
+    assert ["small", "tiny-3-instruct"] == sorted(list_models(daemon))
+
+
 def test_all_published_models_can_be_pulled_and_used(
     daemon: Daemon, hub: Hub, smollm_folder: Path, tmp_path: Path
 ) -> None:
