@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from osaurusd.config import Defaults
+from osaurusd.config import Config
 from osaurusd.errors import ImageInputUnsupported, InvalidRequest, UnsupportedParameter
 from osaurusd.http.json import decode_json
 from osaurusd.inference.defaults import RequestDefaults
@@ -14,7 +14,7 @@ from osaurusd.models.record import Capabilities, GenerationDefaults, ModelRecord
 from osaurusd.protocols.ollama.names import parse_keep_alive, strip_tag
 from osaurusd.protocols.ollama.requests import build_chat, build_generation
 from osaurusd.protocols.ollama.types import IGNORED_OPTIONS, ChatRequest, GenerateRequest
-from osaurusd.wire.admin import ModelState
+from osaurusd.wire.admin import Availability
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -27,12 +27,12 @@ def build(type_, convert, capabilities, fields):
         repo="org/m",
         path=Path("m"),
         source="hub",
-        state=ModelState.AVAILABLE,
+        state=Availability.AVAILABLE,
         created=0,
         capabilities=capabilities,
     )
     body = decode_json(msgspec.json.encode({"model": "m", **fields}), type_)
-    return convert(body, record, RequestDefaults.from_model(GenerationDefaults(), Defaults()))
+    return convert(body, record, RequestDefaults.from_config(GenerationDefaults(), Config()))
 
 
 def chat(capabilities=ALL, **fields):
