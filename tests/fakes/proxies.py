@@ -35,6 +35,8 @@ class Proxy(socketserver.ThreadingTCPServer):
 
 
 class _SocksHandler(socketserver.StreamRequestHandler):
+    server: Proxy
+
     def handle(self):
         _, count = self.rfile.read(2)
         methods = self.rfile.read(count)
@@ -64,6 +66,8 @@ class _SocksHandler(socketserver.StreamRequestHandler):
 
 
 class _HttpHandler(socketserver.StreamRequestHandler):
+    server: Proxy
+
     def handle(self):
         method, url, _ = self.rfile.readline().decode().split()
         headers = []

@@ -73,7 +73,7 @@ class _Routes(Generic[T]):
     """The transports to each proxy, and to servers without one."""
 
     def __init__(self, create: Callable[[ssl.SSLContext, httpx2.Proxy | None], T]) -> None:
-        self._create = create
+        self._create: Callable[[ssl.SSLContext, httpx2.Proxy | None], T] = create
         self._ssl_context = _create_ssl_context()
         self._transports: dict[Proxy | None, T] = {}
 
@@ -124,7 +124,7 @@ def _named_in_errors(proxy: Proxy | None) -> Iterator[None]:
     except _PROXY_ERRORS as error:
         if proxy is None or certificate_error(error):
             raise
-        raise httpx2.ProxyError(f"the proxy {proxy} failed: {error or type(error).__name__}") from error
+        raise httpx2.ProxyError(f"the proxy {proxy} failed: {str(error) or type(error).__name__}") from error
 
 
 def _reject_if_offline(request: httpx2.Request) -> None:

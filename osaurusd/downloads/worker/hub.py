@@ -126,7 +126,7 @@ def _call_hub(request: Callable[[], T], subject: str, revision: str) -> T:
     except HfHubHTTPError as error:
         raise _status_error(error, subject) from error
     except httpx2.TransportError as error:
-        unreachable = TransientError(f"{subject}: the hub is unreachable: {error or type(error).__name__}")
+        unreachable = TransientError(f"{subject}: the hub is unreachable: {str(error) or type(error).__name__}")
         raise certificate_error(error) or unreachable from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         # What huggingface_hub raises for responses that it does not expect.

@@ -212,14 +212,15 @@ class Generator:
         one, two, index = parts.shards[quantized]
         whole = {"model.safetensors": parts.whole[quantized]}
         others = [f"model-{number:05}-of-00004.safetensors" for number in range(1, 5)]
-        return {
-            "whole": whole,
+        kinds: dict[str, Files] = {
+            "whole": {**whole},
             "shards": {ONE: one, TWO: two, INDEX: index},
             "shards without index": {ONE: one, TWO: two},
             "stale index": {**whole, INDEX: parts.index(*others)},
             "two forms": {**whole, ONE: one, TWO: two, INDEX: index},
             "index outside": {**whole, INDEX: parts.index("model.safetensors", "../other/model.safetensors")},
-        }[kind]
+        }
+        return kinds[kind]
 
     def _place(self, store: Path, files: Files, notes: list[str]) -> Layout:
         source = self._random.choice(("imported", "extra", "extra of an organization", "extra root", "hub", "hub"))
