@@ -1,5 +1,6 @@
 """Click base classes and options that the commands share."""
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -128,6 +129,15 @@ class Duration(click.ParamType[float]):
         return seconds
 
 
+@contextlib.contextmanager
+def exit_on_interrupt() -> Iterator[None]:
+    """Make Ctrl-C, the normal way to stop a command that follows something, exit with code 130 and no message."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise click.exceptions.Exit(ExitCode.INTERRUPTED) from error
+
+
 def needs_confirmation(yes: bool, output: Output) -> bool:
     """Whether the user must confirm a removal.
 
@@ -138,9 +148,14 @@ def needs_confirmation(yes: bool, output: Output) -> bool:
         return False
     if output.json:
         raise click.UsageError("--json cannot prompt for confirmation; pass --yes")
-    if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+    if not can_prompt(output):
         raise click.UsageError("no terminal to prompt for confirmation; pass --yes")
     return True
+
+
+def can_prompt(output: Output) -> bool:
+    """Whether a person can answer a question now."""
+    return not output.json and is_terminal(sys.stdin) and is_terminal(sys.stderr)
 
 
 def confirm_removal(preview: str, question: str, output: Output) -> None:

@@ -7,7 +7,7 @@ import click
 from osaurusctl.client import Client
 from osaurusctl.errors import CliError
 from osaurusd.wire import paths
-from osaurusd.wire.admin import IN_MEMORY, ModelState
+from osaurusd.wire.admin import IN_MEMORY, Availability
 from osaurusd.wire.pulls import PullState
 
 _TIMEOUT_SECONDS = 1.0
@@ -32,7 +32,7 @@ def _completer(list_names: Callable[[Client], Iterable[str]]) -> Completer:
 
 def _available(client: Client) -> Iterable[str]:
     for model in client.models():
-        if model.state is ModelState.AVAILABLE:
+        if model.state is Availability.AVAILABLE:
             yield from (model.name, *model.aliases)
 
 

@@ -18,13 +18,21 @@ from tomlkit.items import Item
 from osaurusctl import config_file
 from osaurusctl.errors import CliError
 from osaurusctl.files import replace_file
+from osaurusctl.formatting import parse_duration, parse_size
 from osaurusd import config
 
 _NEW_FILE_MODE = 0o600
 
 
+_EXAMPLES = {"bytes": "a size such as 512MB, 8GB or 16GiB", "seconds": "a duration such as 90s, 15m or 1h"}
+"""What to write for the value of a key, by its unit."""
+
+
 def set_key(path: Path, key: str, text: str) -> Any:
-    """Set `key` to `text`, parsed as TOML if that yields the key's type, otherwise as a string; return the value.
+    """Set `key` to `text` and return the value.
+
+    `text` is TOML if that yields the key's type. Otherwise it is a size, a duration, the only element of a list or a
+    string, depending on the key.
 
     Raises:
         CliError: the result would be invalid; the file is unchanged.
@@ -48,7 +56,12 @@ def set_key(path: Path, key: str, text: str) -> Any:
         else:
             table[name] = value
             after = tomlkit.dumps(document)
-        _write(path, after)
+        try:
+            _write(path, after)
+        except CliError as error:
+            if error.body.param == key and (example := _EXAMPLES.get(_setting(key).unit or "")):
+                error.hint = f"use a number, or {example}"
+            raise
     return value.unwrap()
 
 
@@ -82,21 +95,32 @@ def _toml_errors(path: Path) -> Iterator[None]:
 
 
 def _parse_value(key: str, text: str) -> Item:
+    text = text.strip()
+    setting = _setting(key)
     try:
-        value = tomlkit.value(text.strip())
+        value = tomlkit.value(text)
     except TOMLKitError:
-        return tomlkit.string(text)
-    kind = _key_type(key)
-    return value if _is_valid(value.unwrap(), kind) or not _is_valid(text, kind) else tomlkit.string(text)
+        value = None
+    if value is not None and _is_valid(value.unwrap(), setting.type):
+        return value
+    amount = _parse_amount(text, setting.unit)
+    for candidate in (text, amount, [text]):
+        if candidate is not None and _is_valid(candidate, setting.type) and not text.startswith("["):
+            return tomlkit.item(candidate)
+    # The check of the result reports what is wrong with it.
+    return tomlkit.string(text) if value is None else value
 
 
-def _key_type(key: str) -> Any:
-    """Return the type of `key`; Any if the key is unknown, which the check of the result reports."""
-    kind: Any = config.Config
-    for name in key.split("."):
-        fields = msgspec.structs.fields(kind) if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else ()
-        kind = next((field.type for field in fields if field.name == name), Any)
-    return kind
+def _parse_amount(text: str, unit: str | None) -> float | None:
+    """Parse an amount with a unit; whole numbers become integers, as people write them."""
+    amount = parse_size(text) if unit == "bytes" else parse_duration(text) if unit == "seconds" else None
+    return int(amount) if amount is not None and amount == int(amount) else amount
+
+
+def _setting(key: str) -> config.Setting:
+    """Return what the configuration knows about `key`; nothing about an unknown one."""
+    unknown = config.Setting(key=key, default=None, type=Any, unit=None, range="", description="", needs_restart=False)
+    return next((setting for setting in config.settings() if setting.key == key), unknown)
 
 
 def _is_valid(value: object, kind: Any) -> bool:

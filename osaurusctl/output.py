@@ -1,6 +1,7 @@
 """Output streams: results go to standard output, everything else to standard error; text or JSON."""
 
 import os
+import shutil
 import sys
 from typing import TextIO
 
@@ -17,6 +18,16 @@ class Output:
 
     def __init__(self) -> None:
         self.json = False
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether to show a spinner or a progress bar on standard error."""
+        return not self.json and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+
+    @property
+    def width(self) -> int | None:
+        """The width of the terminal; None if standard output is not a terminal, so that scripts get every column."""
+        return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
 
     def show(self, value: object, text: str) -> None:
         """Print a result: `value` as one JSON document, or `text` unless it is empty."""
@@ -46,6 +57,16 @@ class Output:
         if not answer:
             _write(sys.stderr, "\n")
         return answer.strip().lower() in ("y", "yes")
+
+    def choose(self, question: str, count: int) -> int | None:
+        """Prompt for a number from 1 to `count`; an empty answer is 1, anything else or the end of input is None."""
+        _write(sys.stderr, f"{question} [1] ")
+        answer = sys.stdin.readline()
+        if not answer:
+            _write(sys.stderr, "\n")
+            return None
+        text = answer.strip() or "1"
+        return int(text) if text.isdecimal() and 1 <= int(text) <= count else None
 
     def error(self, body: object, message: str, hint: str | None) -> None:
         """Print a failure on standard error, further lines indented; in JSON mode also as a JSON document."""

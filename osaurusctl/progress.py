@@ -107,6 +107,25 @@ def pull_status(pull: PullInfo) -> str:
     return str(pull.stage) if pull.stage and pull.state is PullState.RUNNING else str(pull.state)
 
 
+@contextlib.contextmanager
+def spinner(output: Output, text: str) -> Iterator[Callable[[str], None]]:
+    """Show that work is in progress, and for how long, while the block runs; nothing unless a person watches.
+
+    Yields a function that changes the text.
+    """
+    if not output.shows_progress:
+        yield lambda _: None
+        return
+    from rich import progress as rich  # noqa: PLC0415 - see `_bar_reporter`
+    from rich.console import Console  # noqa: PLC0415
+
+    columns = (rich.SpinnerColumn(), rich.TextColumn("{task.description}", markup=False), rich.TimeElapsedColumn())
+    console = Console(stderr=True)
+    with rich.Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bars:
+        task = bars.add_task(text, total=None)
+        yield lambda text: bars.update(task, description=text)
+
+
 def _work_update(event: ImportProgress | VerifyProgress) -> _Update:
     stage, label = (event.stage, event.stage) if isinstance(event, ImportProgress) else ("hashing", event.file)
     message = f"{stage} ({format_bytes(event.total)})" if event.total else stage

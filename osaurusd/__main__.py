@@ -10,7 +10,7 @@ from osaurusd import lean_imports  # noqa: F401  before any other import of the 
 # isort: split
 from osaurusd import __version__, app, config
 from osaurusd.errors import OsaurusError
-from osaurusd.wire import paths
+from osaurusd.wire import machine, paths
 
 
 def main() -> None:
@@ -20,10 +20,11 @@ def main() -> None:
     options = {("server", key): getattr(arguments, key) for key in ("host", "port", "insecure")}
     flags: dict[tuple[str, ...], object] = {key: value for key, value in options.items() if value is not None}
     try:
+        machine.check()
         locations = paths.resolve()
         file = arguments.config or locations.config_file
         app.run(lambda: config.load(file, flags=flags), locations)
-    except (OsaurusError, paths.SocketPathTooLong) as error:
+    except (OsaurusError, machine.UnsupportedMachine, paths.SocketPathTooLong) as error:
         print(f"osaurusd: {error}", file=sys.stderr)  # noqa: T201  outside the block in which logging is configured
         sys.exit(1)
 

@@ -50,6 +50,7 @@ from osaurusd.pool.config import PoolConfig, find_blas
 from osaurusd.pool.metrics import PoolCollector, PoolMetrics
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
+from osaurusd.pool.pressure import PressureRelief
 from osaurusd.protocols.openai.routes import openai_routes
 from osaurusd.wire.paths import Paths
 
@@ -125,7 +126,7 @@ async def _start(read: Callable[[], Config], paths: Paths, log_file: log.LogFile
             if supervised:
                 prerequisites = await DegradedMode(startup, info, admin_socket, keys, stop.requested).run()
             else:
-                prerequisites = startup.attempt()
+                prerequisites = await startup.attempt_once()
             if prerequisites is not None:
                 for sock in prerequisites.sockets:
                     stack.callback(sock.close)
@@ -193,6 +194,8 @@ class Daemon:
         pool_config = PoolConfig.from_config(config.current)
         self._pool = Pool(pool_config, events=bus, metrics=PoolMetrics(self._metrics), power=power)
         self._metrics.register(PoolCollector(self._pool))
+        self._pressure = PressureRelief(self._pool)
+        self._metrics.register(self._pressure)
         self._pulls = PullManager(
             self._catalog,
             state_dir / "pulls.json",
@@ -208,11 +211,12 @@ class Daemon:
         await asyncio.to_thread(self._imports.sweep)
         servers = await self._start_servers(admin_socket)
         self._announce()
-        pinned = asyncio.create_task(self._load_pinned_models())
+        background = [asyncio.create_task(self._load_pinned_models()), asyncio.create_task(self._pressure.run())]
         self._pulls.start()
         await self._stop.requested.wait()
         service_manager.notify("STOPPING=1", "STATUS=finishing running requests")
-        pinned.cancel()
+        for task in background:
+            task.cancel()
         await self._pulls.close()
         await self._shut_down(servers)
 

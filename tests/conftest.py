@@ -1,5 +1,6 @@
 """Shared fixtures: temporary home directories, the starter model, and a daemon that serves it."""
 
+import os
 import shutil
 import signal
 import tempfile
@@ -17,15 +18,25 @@ from tests import daemons, starter_model
 from tests.daemons import Daemon
 
 SMOLLM = "smollm2-135m-instruct"
+MAX_TEMPORARY_LENGTH = 20
 
 
 def pytest_configure() -> None:
-    """Restore the default SIGINT handling if the tests run in the background of a script.
+    """Restore the default signal handling if the tests run in the background of a script.
 
-    Shells ignore SIGINT in background jobs, and processes that tests start would inherit this.
+    Shells ignore SIGINT in background jobs, nohup ignores SIGHUP, and processes that tests start would inherit this.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_sessionstart() -> None:
+    """Use a short temporary directory: on macOS, the default one leaves no room for the path of a Unix socket."""
+    if len(tempfile.gettempdir()) > MAX_TEMPORARY_LENGTH:
+        # Resolved, because /tmp is a link on macOS, and tests compare paths with those that processes report.
+        tempfile.tempdir = os.environ["TMPDIR"] = os.path.realpath("/tmp")
 
 
 @pytest.fixture

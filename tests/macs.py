@@ -70,8 +70,9 @@ class Mac:
         if REAL:
             return
         supervisor = subprocess.Popen(
-            [sys.executable, "-IS", FAKES / "launchd.py", f"{kind}/{os.getuid()}"],
+            [sys.executable, "-ES", "-m", "tests.fakes.launchd", f"{kind}/{os.getuid()}"],
             env=self.env,
+            cwd=FAKES.parents[1],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -166,7 +167,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 @contextlib.contextmanager
 def mac(*kinds: str) -> Iterator[Mac]:
     """Create an account with these domains, and remove everything at the end."""
-    root = Path(tempfile.mkdtemp(prefix="om", dir="/tmp"))
+    root = Path(tempfile.mkdtemp(prefix="om", dir=os.path.realpath("/tmp")))
     for folder in ("home", "launchd", "os & home"):
         (root / folder).mkdir()
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OSAURUS_", "HF_", "XDG_", "FAKE_"))}

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from osaurusctl import config_file
-from osaurusctl.client import Client
-from osaurusctl.command import Command
-from osaurusctl.doctor import daemon, machine, service
+from osaurusctl import config_file, stores
+from osaurusctl.client import Client, connect
+from osaurusctl.command import Command, can_prompt
+from osaurusctl.doctor import daemon, gpu, machine, service
 from osaurusctl.doctor.check import Check, Context, Verdict
 from osaurusctl.errors import CliError, DaemonNotRunning, ExitCode
 from osaurusctl.output import Output
@@ -16,6 +16,7 @@ from osaurusd.wire import paths
 from osaurusd.wire.paths import Paths
 
 _CHECKS: tuple[Callable[[Context], Iterator[Check]], ...] = (
+    machine.check_support,
     daemon.check_configuration,
     service.check_launcher,
     service.check_service_file,
@@ -32,7 +33,9 @@ _CHECKS: tuple[Callable[[Context], Iterator[Check]], ...] = (
     machine.check_disk,
     machine.check_memory,
     machine.check_model_folders,
+    machine.check_other_stores,
     machine.check_blas,
+    gpu.check_gpu,
     machine.check_hub,
     machine.check_crash_output,
 )
@@ -44,12 +47,15 @@ _CHECKS: tuple[Callable[[Context], Iterator[Check]], ...] = (
 def doctor(output: Output) -> None:
     """Diagnose problems and suggest fixes
 
+    On a terminal, offers to serve the models of other programs that it finds.
     Exits with code 1 if a check fails. Warnings do not count.
     """
     context = _collect_context(paths.resolve())
     checks = [check for run_check in _CHECKS for check in run_check(context)]
     failed = any(check.verdict is Verdict.FAILURE for check in checks)
     output.show({"ok": not failed, "checks": checks}, "\n".join(map(_format_check, checks)))
+    if context.config is not None and can_prompt(output):
+        stores.offer(context.paths.config_file, connect(), output)
     if failed:
         raise click.exceptions.Exit(ExitCode.FAILURE)
 

@@ -7,35 +7,59 @@ from pathlib import Path
 
 import click
 
-from osaurusctl import completion, progress
+from osaurusctl import completion, fuzzy_pull, progress, recommended
 from osaurusctl.client import Client, connect
 from osaurusctl.command import Command
 from osaurusctl.errors import CliError, Interrupted
 from osaurusctl.formatting import format_bytes, format_count, format_duration, format_table
 from osaurusctl.output import Output
+from osaurusctl.recommended import RecommendedModel
+from osaurusctl.sharing import shared_files
+from osaurusd.wire import paths
 from osaurusd.wire.admin import ImportDone, ImportRequest
 from osaurusd.wire.pulls import FoundModel, PullInfo, SearchRequest
 
 _PULLS_HEADER = ("NAME", "STATE", "DONE", "SIZE", "RATE", "LEFT", "REPO", "REASON")
+_PULLS_DROP = ("REPO", "REASON", "LEFT", "RATE", "SIZE")
 _SEARCH_HEADER = ("REPO", "SIZE", "PARAMS", "DOWNLOADS", "FITS", "STATE")
+_SEARCH_DROP = ("PARAMS", "DOWNLOADS", "STATE", "FITS")
+_RECOMMENDED_HEADER = ("TASK", "REPO", "SIZE", "FITS", "NOTES")
+_RECOMMENDED_DROP = ("NOTES", "TASK")
 _FITS = {None: "-", True: "yes", False: "no"}
 
 
-@click.command("search", cls=Command, examples=["osaurusctl search llama instruct", "osaurusctl search --all qwen3"])
+@click.command(
+    "search",
+    cls=Command,
+    examples=[
+        "osaurusctl search --recommended",
+        "osaurusctl search --recommended code",
+        "osaurusctl search llama instruct",
+        "osaurusctl search --all qwen3",
+    ],
+)
 @click.argument("words", nargs=-1)
 @click.option("--author", default="mlx-community", show_default=True, help="Only list models of this author")
 @click.option("--all", "all_authors", is_flag=True, help="List models of all authors")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Maximum number of results")
+@click.option("--recommended", "recommended_only", is_flag=True, help="List recommended models by task; works offline")
 @click.pass_obj
-def search(output: Output, words: tuple[str, ...], author: str, all_authors: bool, limit: int) -> None:
+def search(
+    output: Output, words: tuple[str, ...], author: str, all_authors: bool, limit: int, recommended_only: bool
+) -> None:
     """Search the Hugging Face Hub for MLX models
 
-    Lists the models that match WORDS, the most downloaded first.
+    Lists the models that match WORDS, the most downloaded first. With --recommended, searches a list of recommended
+    models for chat, code and reasoning instead of the hub.
     """
+    if recommended_only:
+        _show_recommended(output, words)
+        return
     token = os.environ.get("HF_TOKEN") or None
     request = SearchRequest(words=" ".join(words), author=None if all_authors else author, limit=limit, token=token)
-    models = connect().search(request)
-    output.show(models, format_table([_SEARCH_HEADER, *map(_search_row, models)]) if models else "")
+    with progress.spinner(output, "searching the hub"):
+        models = connect().search(request)
+    output.show(models, _format_found(models, output.width) if models else "")
     if not models:
         output.note("no model matches" + ("" if all_authors else f" from {author}; use --all to search all authors"))
 
@@ -43,19 +67,27 @@ def search(output: Output, words: tuple[str, ...], author: str, all_authors: boo
 @click.command(
     "pull",
     cls=Command,
-    examples=["osaurusctl pull llama-3.2-3b-instruct", "osaurusctl pull mlx-community/Qwen3-0.6B-4bit --detach"],
+    examples=[
+        "osaurusctl pull llama-3.2-3b-instruct",
+        "osaurusctl pull qwen3-4b",
+        "osaurusctl pull https://huggingface.co/mlx-community/Qwen3-4B-4bit",
+        "osaurusctl pull mlx-community/Qwen3-0.6B-4bit --detach",
+    ],
 )
 @click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=completion.unfinished_pulls)
 @click.option("--detach", is_flag=True, help="Return immediately; the daemon downloads in the background")
+@click.option("--yes", is_flag=True, help="Take the first match on the hub instead of asking which one")
 @click.pass_obj
-def pull(output: Output, names: tuple[str, ...], detach: bool) -> None:
+def pull(output: Output, names: tuple[str, ...], detach: bool, yes: bool) -> None:
     """Download models from the Hugging Face Hub
 
-    NAME is an API name, an alias or ORG/REPO. Append @REVISION for a branch, tag or commit other than main.
+    NAME is an API name, an alias, ORG/REPO, the URL of its page, or words to search for, such as qwen3-4b. Append
+    @REVISION for a branch, tag or commit other than main.
     """
     client = connect()
     token = os.environ.get("HF_TOKEN") or None
-    pulls = {pull.id: pull for pull in [client.pull(name, token) for name in dict.fromkeys(names)]}
+    started = [fuzzy_pull.start_pull(client, name, token, output, take_first=yes) for name in dict.fromkeys(names)]
+    pulls = {pull.id: pull for pull in started}
     if detach:
         lines = [
             f'{pull.name}: {progress.pull_status(pull)}; run "osaurusctl pulls" to see the progress'
@@ -85,7 +117,8 @@ def pulls(output: Output, cancel: str | None) -> None:
         output.show(pull, f'{pull.name}: {pull.state}; run "osaurusctl pull {pull.name}" to resume the download')
         return
     pulls = client.pulls()
-    output.show(pulls, format_table([_PULLS_HEADER, *map(_pull_row, pulls)]) if pulls else "")
+    table = [_PULLS_HEADER, *map(_pull_row, pulls)]
+    output.show(pulls, format_table(table, width=output.width, drop=_PULLS_DROP) if pulls else "")
     if not pulls:
         output.note('no downloads; run "osaurusctl pull NAME" to start one')
 
@@ -101,9 +134,11 @@ def import_model(output: Output, path: Path, name: str | None) -> None:
 
     PATH is a folder with an MLX model, or a .gguf file. The original is copied.
     """
-    request = ImportRequest(path=str(path.absolute()), name=name)
+    source = path.absolute()
     try:
-        done = progress.follow(connect().import_model(request), output, ImportDone)
+        with shared_files(source, paths.resolve().run_dir) as files:
+            request = ImportRequest(path=str(source), name=name, files=str(files))
+            done = progress.follow(connect().import_model(request), output, ImportDone)
     except KeyboardInterrupt as error:
         raise Interrupted("import cancelled; partial files were removed") from error
     output.show(done, f"{done.model.name} imported ({format_bytes(done.model.bytes)})")
@@ -114,6 +149,26 @@ def _cancel_all(client: Client, pull_ids: Iterable[str]) -> None:
         # The download may have ended in the meantime.
         with contextlib.suppress(CliError):
             client.cancel_pull(pull_id)
+
+
+def _format_found(models: Iterable[FoundModel], width: int | None) -> str:
+    return format_table([_SEARCH_HEADER, *map(_search_row, models)], width=width, drop=_SEARCH_DROP)
+
+
+def _show_recommended(output: Output, words: tuple[str, ...]) -> None:
+    models = recommended.recommend(words, recommended.memory_budget(connect()))
+    rows = [_RECOMMENDED_HEADER, *map(_recommended_row, models)]
+    table = format_table(rows, width=output.width, drop=_RECOMMENDED_DROP) if models else ""
+    output.show(models, table)
+    if models:
+        output.note(f'run "osaurusctl pull REPO" to download one; list of {recommended.CHECKED}')
+    else:
+        output.note("no recommended model matches; search the hub without --recommended")
+
+
+def _recommended_row(model: RecommendedModel) -> tuple[str, ...]:
+    fits = "best" if model.best else _FITS[model.fits]
+    return (model.task, model.repo, format_bytes(model.bytes), fits, model.description)
 
 
 def _search_row(model: FoundModel) -> tuple[str, ...]:

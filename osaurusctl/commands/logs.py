@@ -7,7 +7,7 @@ import click
 
 from osaurusctl import log_file
 from osaurusctl.client import connect
-from osaurusctl.command import Command
+from osaurusctl.command import Command, exit_on_interrupt
 from osaurusctl.errors import CliError, InvalidReply
 from osaurusctl.formatting import format_bytes
 from osaurusctl.log_file import LEVELS, LogFilter
@@ -47,8 +47,7 @@ def logs(output: Output, follow: bool, lines: int, since: datetime.datetime | No
         for record in log_file.read_last(file, lines, log_filter, stream):
             output.show(record, log_file.format_record(record))
         if follow:
-            # Ctrl-C is the normal way to stop following.
-            with contextlib.suppress(KeyboardInterrupt):
+            with exit_on_interrupt():
                 for record in log_file.follow(file, log_filter, stream):
                     output.show(record, log_file.format_record(record))
 
@@ -58,7 +57,7 @@ def logs(output: Output, follow: bool, lines: int, since: datetime.datetime | No
 @click.pass_obj
 def events(output: Output, follow: bool) -> None:
     """Show recent model events: loads, evictions, crashes"""
-    with contextlib.closing(connect().events(follow=follow)) as stream:
+    with exit_on_interrupt(), contextlib.closing(connect().events(follow=follow)) as stream:
         for event in stream:
             output.show(event, _format_event(event))
     if follow:

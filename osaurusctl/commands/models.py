@@ -13,11 +13,11 @@ from osaurusctl.errors import CliError, ExitCode, Interrupted
 from osaurusctl.formatting import format_bytes, format_count, format_duration, format_table, labeled_rows
 from osaurusctl.output import Output
 from osaurusd.wire.admin import (
+    Availability,
     FileState,
     Leftover,
     ModelDetails,
     ModelInfo,
-    ModelState,
     Removed,
     RemoveReply,
     VerifyDone,
@@ -31,7 +31,7 @@ Rows = list[tuple[str, str]]
 
 _WORKER_LABELS = {WorkerState.STARTING: "loading", WorkerState.READY: "loaded", WorkerState.STOPPING: "unloading"}
 _LOADED = "loaded"
-_STATES = [*(state.value for state in ModelState), _LOADED]
+_STATES = [*(state.value for state in Availability), _LOADED]
 
 _SORT_KEYS: dict[str, Callable[[ModelInfo], int | None]] = {
     "size": lambda model: model.bytes,
@@ -41,6 +41,8 @@ _SORT_KEYS: dict[str, Callable[[ModelInfo], int | None]] = {
 """Sort keys besides the name; the largest value comes first."""
 
 _LIST_HEADER = ("NAME", "SIZE", "PARAMS", "QUANT", "CONTEXT", "STATE", "MODIFIED", "REPO", "REASON")
+
+_LIST_DROP = ("REASON", "REPO", "MODIFIED", "CONTEXT", "QUANT", "PARAMS")
 
 _DAMAGED = (FileState.CHANGED, FileState.MISSING)
 
@@ -66,7 +68,7 @@ def list_models(output: Output, pattern: str | None, sort_by: str, reverse: bool
     all_models = connect().models()
     models = [model for model in all_models if _contains(model, pattern or "") and _has_state(model, state)]
     models = _sort(models, sort_by, reverse)
-    output.show(models, _format_models(models) if models else "")
+    output.show(models, _format_models(models, output.width) if models else "")
     if not all_models:
         output.note('no models on this machine; run "osaurusctl pull NAME" to download one')
     elif not models:
@@ -188,11 +190,16 @@ def _sort(models: list[ModelInfo], sort_by: str, reverse: bool) -> list[ModelInf
     return [model for model, _ in known] + [model for model, value in values if value is None]
 
 
-def _format_models(models: list[ModelInfo]) -> str:
+def _format_models(models: list[ModelInfo], width: int | None) -> str:
+    """Format the list; reasons that do not fit into the table follow below it."""
     rows = [_LIST_HEADER, *(row for model in models for row in _model_rows(model))]
-    if not any(model.reason for model in models):
+    reasons = [(model.name, model.reason) for model in models if model.reason]
+    if not reasons:
         rows = [row[:-1] for row in rows]
-    return format_table(rows)
+    table = format_table(rows, width=width, drop=_LIST_DROP)
+    if not reasons or _LIST_HEADER[-1] in table.splitlines()[0]:
+        return table
+    return "\n".join([table, "", *(f"{name}: {reason}" for name, reason in reasons)])
 
 
 def _model_rows(model: ModelInfo) -> list[tuple[str, ...]]:
@@ -238,7 +245,7 @@ def _identity_rows(details: ModelDetails) -> Rows:
         *labeled_rows("aliases", model.aliases),
         ("repo", model.repo),
         ("commit", details.commit or "-"),
-        ("license", details.licence or "-"),
+        ("license", details.license or "-"),
         ("state", f"{model.state}: {model.reason}" if model.reason else model.state),
         ("modified", _format_age(model)),
         ("size on disk", format_bytes(model.bytes)),
@@ -267,6 +274,7 @@ def _generation_rows(details: ModelDetails) -> Rows:
 def _memory_rows(details: ModelDetails) -> Rows:
     per_token, full_context = details.kv_bytes_per_token, details.full_context_bytes
     return [
+        ("required", format_bytes(details.needs_bytes)),
         ("weights", format_bytes(details.weights_bytes)),
         ("context, per token", "-" if per_token is None else format_bytes(per_token)),
         ("weights and full context", "-" if full_context is None else format_bytes(full_context)),
@@ -276,7 +284,7 @@ def _memory_rows(details: ModelDetails) -> Rows:
 def _worker_rows(worker: WorkerInfo) -> Rows:
     return [
         ("state", worker.state),
-        ("memory", format_bytes(worker.memory_bytes)),
+        ("resident memory", format_bytes(worker.memory_bytes)),
         ("device", worker.device or "-"),
         ("pid", "-" if worker.pid is None else str(worker.pid)),
         ("in flight", str(worker.in_flight)),
@@ -287,8 +295,8 @@ def _worker_rows(worker: WorkerInfo) -> Rows:
 def _load_rows(phases: LoadPhases) -> Rows:
     first_token = phases.first_token_seconds
     return [
-        ("load: spawn", "none (standby worker)" if phases.spare else f"{phases.spawn_seconds:.2f} s"),
-        ("load: imports", "none (standby worker)" if phases.spare else f"{phases.import_seconds:.2f} s"),
+        ("load: spawn", "none (standby worker)" if phases.standby else f"{phases.spawn_seconds:.2f} s"),
+        ("load: imports", "none (standby worker)" if phases.standby else f"{phases.import_seconds:.2f} s"),
         ("load: weights", f"{phases.weights_seconds:.2f} s"),
         ("load: first token", "-" if first_token is None else f"{first_token:.2f} s"),
     ]

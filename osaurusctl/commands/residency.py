@@ -1,21 +1,23 @@
 """Commands for the models in memory: list, watch, load, unload, pin."""
 
+import shutil
 import sys
 import time
 from typing import Any
 
 import click
 
-from osaurusctl import completion
+from osaurusctl import completion, progress
 from osaurusctl.client import Client, connect
-from osaurusctl.command import Command, Duration
+from osaurusctl.command import Command, Duration, exit_on_interrupt
 from osaurusctl.errors import CliError
-from osaurusctl.formatting import format_bytes, format_duration, format_table
+from osaurusctl.formatting import fit_columns, format_bytes, format_duration, format_table
 from osaurusctl.output import Output, is_terminal
 from osaurusd.wire.admin import DaemonStatus, UnloadReply, WorkerInfo, WorkerState
 from osaurusd.wire.residency import LoadPhases
 
-_HEADER = ("MODEL", "STATE", "MEMORY", "ESTIMATED", "IN FLIGHT", "TOK/S", "PINNED", "UNLOADS IN", "DEVICE", "PID")
+_HEADER = ("MODEL", "STATE", "MEMORY", "RESIDENT", "IN FLIGHT", "TOK/S", "PINNED", "UNLOADS IN", "DEVICE", "PID")
+_DROP = ("PID", "DEVICE", "RESIDENT", "TOK/S", "PINNED", "IN FLIGHT", "UNLOADS IN")
 
 
 @click.command("ps", cls=Command, examples=["osaurusctl ps"])
@@ -23,7 +25,7 @@ _HEADER = ("MODEL", "STATE", "MEMORY", "ESTIMATED", "IN FLIGHT", "TOK/S", "PINNE
 def ps(output: Output) -> None:
     """List models in memory, queued or failed"""
     workers = connect().workers()
-    output.show(workers, _format_workers(workers) if workers else "")
+    output.show(workers, _format_workers(workers, output.width) if workers else "")
     if not workers:
         output.note('no model is loaded; run "osaurusctl load NAME" or send a request to load one')
 
@@ -53,13 +55,10 @@ def top(output: Output, interval: float) -> None:
     # Importing rich takes longer than running other commands.
     from rich.live import Live  # noqa: PLC0415
 
-    with Live(_render_screen(status), screen=True, auto_refresh=False) as live:
-        try:
-            while True:
-                time.sleep(interval)
-                live.update(_render_screen(client.status()), refresh=True)
-        except KeyboardInterrupt:
-            return
+    with exit_on_interrupt(), Live(_render_screen(status), screen=True, auto_refresh=False) as live:
+        while True:
+            time.sleep(interval)
+            live.update(_render_screen(client.status()), refresh=True)
 
 
 @click.command(
@@ -72,11 +71,12 @@ def top(output: Output, interval: float) -> None:
 @click.pass_obj
 def load(output: Output, name: str, keep_alive: float | None) -> None:
     """Load a model into memory and wait until it is ready"""
-    worker = connect().load(name, keep_alive)
+    with progress.spinner(output, f"loading {name}"):
+        worker = connect().load(name, keep_alive)
     seconds = "" if worker.load_seconds is None else f" in {worker.load_seconds:.1f} s"
     device = f" on {worker.device}" if worker.device else ""
     phases = f" ({_format_phases(worker.load_phases)})" if worker.load_phases else ""
-    output.show(worker, f"{worker.model} loaded{device}: {format_bytes(worker.memory_bytes)}{seconds}{phases}")
+    output.show(worker, f"{worker.model} loaded{device}: {format_bytes(worker.needs_bytes)}{seconds}{phases}")
 
 
 @click.command("unload", cls=Command, examples=["osaurusctl unload llama-3.2-3b-instruct", "osaurusctl unload --all"])
@@ -138,22 +138,21 @@ def _unload(client: Client, models: tuple[str | None, ...], force: bool, output:
 def _format_phases(phases: LoadPhases) -> str:
     seconds = {"spawn": phases.spawn_seconds, "imports": phases.import_seconds, "weights": phases.weights_seconds}
     parts = [f"{name} {value:.2f} s" for name, value in seconds.items()]
-    return ", ".join(["standby worker", parts[-1]] if phases.spare else parts)
+    return ", ".join(["standby worker", parts[-1]] if phases.standby else parts)
 
 
-def _format_workers(workers: list[WorkerInfo]) -> str:
+def _format_workers(workers: list[WorkerInfo], width: int | None) -> str:
+    table = format_table([_HEADER, *map(_worker_row, workers)], width=width, drop=_DROP)
     exits = [line for worker in workers for line in _last_exit_lines(worker)]
-    return "\n".join(
-        [format_table([_HEADER, *map(_worker_row, workers)]), *(["", "last exits:", *exits] if exits else [])]
-    )
+    return "\n".join([table, *(["", "last exits:", *exits] if exits else [])])
 
 
 def _worker_row(worker: WorkerInfo) -> tuple[str, ...]:
     return (
         worker.model,
         worker.state,
-        format_bytes(worker.memory_bytes),
-        format_bytes(worker.estimated_bytes) if worker.estimated_bytes else "-",
+        format_bytes(worker.needs_bytes) if worker.needs_bytes else "-",
+        format_bytes(worker.memory_bytes) if worker.memory_bytes else "-",
         f"{worker.in_flight} (+{worker.waiting} waiting)" if worker.waiting else str(worker.in_flight),
         f"{worker.tokens_per_second:.1f}" if worker.tokens_per_second else "-",
         "yes" if worker.pinned else "-",
@@ -184,10 +183,12 @@ def _render_screen(status: DaemonStatus) -> Any:
     from rich.text import Text  # noqa: PLC0415
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in _HEADER:
+    rows = [list(_HEADER), *(list(_worker_row(worker)) for worker in status.workers)]
+    header, *lines = fit_columns(rows, shutil.get_terminal_size().columns, _DROP)
+    for name in header:
         table.add_column(name, no_wrap=True)
-    for worker in status.workers:
-        table.add_row(*map(Text, _worker_row(worker)))
+    for line in lines:
+        table.add_row(*map(Text, line))
     used, budget = status.memory_used_bytes, status.memory_budget_bytes
     exits = [line for worker in status.workers for line in _last_exit_lines(worker)]
     return Group(

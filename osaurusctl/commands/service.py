@@ -37,6 +37,7 @@ def up(output: Output, host: str | None, port: int | None, insecure: bool, timeo
 
     If osaurusd is installed as a service, start the service. Has no effect if the daemon is running.
     """
+    lookup.reject_unsupported_machine()
     locations = paths.resolve()
     if (manager := lookup.find_own_service()) is not None:
         if host is not None or port is not None or insecure:
@@ -65,7 +66,7 @@ def up(output: Output, host: str | None, port: int | None, insecure: bool, timeo
 def down(output: Output, timeout: float) -> None:
     """Stop the daemon and wait until it has exited
 
-    If it runs as a service, stop the service. Running requests may finish first.
+    If it runs as a service, stop the service. Running requests may finish first. Has no effect if nothing runs.
     """
     locations = paths.resolve()
     if (manager := lookup.find_own_service()) is not None and manager.status().running:
@@ -76,7 +77,9 @@ def down(output: Output, timeout: float) -> None:
     except DaemonNotRunning:
         # A daemon that is shutting down has closed its socket, but still holds the lock.
         if (owner := process.lock_owner(locations.lock)) is None:
-            raise
+            output.show({"pid": None}, "")
+            output.note("osaurusd is not running")
+            return
         pid = owner
     process.wait_until_stopped(locations.lock, timeout)
     output.show({"pid": pid}, f"osaurusd (pid {pid}) stopped")
@@ -132,6 +135,7 @@ def install(
     """
     if headless and system:
         raise click.UsageError("--headless and --system cannot be combined")
+    lookup.reject_unsupported_machine()
     lookup.reject_root()
     locations = paths.resolve()
     mode = Mode.SYSTEM if system else Mode.HEADLESS if headless else Mode.LOGIN

@@ -10,13 +10,14 @@ import click
 from click.shell_completion import get_completion_class
 
 from osaurusctl import completion as complete
-from osaurusctl import config_file, process
+from osaurusctl import config_file, process, stores
 from osaurusctl.client import connect
-from osaurusctl.command import Command, Group
+from osaurusctl.command import Command, Group, can_prompt
 from osaurusctl.config_file import Setting
 from osaurusctl.errors import RESTART
 from osaurusctl.formatting import format_table, labeled_rows
 from osaurusctl.output import Output
+from osaurusctl.stores import Store
 from osaurusd.config import known_keys
 from osaurusd.wire import paths
 
@@ -69,7 +70,7 @@ def config_get(output: Output, key: str | None) -> None:
     if key is None:
         settings = config_file.list_settings(_config_path())
         rows = [("KEY", "VALUE", "SOURCE"), *((each.key, _to_toml(each.value), _source(each)) for each in settings)]
-        output.show(settings, format_table(rows))
+        output.show(settings, format_table(rows, width=output.width, drop=["SOURCE"]))
         return
     setting = config_file.get_setting(_config_path(), key)
     output.show(setting, setting.value if isinstance(setting.value, str) else _to_toml(setting.value, unset=""))
@@ -80,9 +81,13 @@ def config_get(output: Output, key: str | None) -> None:
 
 @config.command(
     "set",
+    # `-1` is a value.
+    context_settings={"ignore_unknown_options": True},
     examples=[
         "osaurusctl config set default_model llama-3.2-3b-instruct",
-        "osaurusctl config set server.allowed_origins '[\"https://chat.example\"]'",
+        "osaurusctl config set residency.budget_bytes 24GB",
+        "osaurusctl config set residency.keep_alive_seconds 15m",
+        "osaurusctl config set models.roots ~/.lmstudio/models",
     ],
 )
 @click.argument("key", shell_complete=_complete_key)
@@ -91,8 +96,8 @@ def config_get(output: Output, key: str | None) -> None:
 def config_set(output: Output, key: str, value: str) -> None:
     """Set a key
 
-    VALUE is TOML or a plain string. Comments and formatting of the file are kept. An invalid value leaves the file
-    unchanged.
+    VALUE is TOML, a string, a size such as 8GB, or a duration such as 15m. A single string is enough for a list.
+    Comments and formatting of the file are kept. An invalid value leaves the file unchanged.
     """
     from osaurusctl import config_edit  # noqa: PLC0415 - importing tomlkit is slow
 
@@ -116,6 +121,29 @@ def config_unset(output: Output, key: str) -> None:
         _note_next_steps(key, output)
     else:
         output.note(f"{key} is not set")
+
+
+@config.command("discover", examples=["osaurusctl config discover", "osaurusctl config discover --yes"])
+@click.option("--yes", is_flag=True, help="Add all folders without asking")
+@click.pass_obj
+def config_discover(output: Output, yes: bool) -> None:
+    """Find models of other programs, such as LM Studio, and serve them
+
+    Adds their folders to `models.roots` if you agree. The daemon reads these folders and never changes them.
+    """
+    path = _config_path()
+    found = stores.find_stores(path)
+    new = [store for store in found if not store.served]
+    rows = [("PROGRAM", "MODELS", "SERVED", "PATH"), *map(_store_row, found)]
+    output.show(found, format_table(rows) if found else "")
+    if yes and new:
+        stores.report_added(new, stores.add_stores(path, new, connect()), output)
+    elif new and can_prompt(output):
+        stores.offer(path, connect(), output)
+    elif not found:
+        output.note("no models of other programs found")
+    elif new:
+        output.note('run "osaurusctl config discover --yes" to serve them')
 
 
 @click.command("reload", cls=Command, examples=["osaurusctl reload"])
@@ -169,7 +197,7 @@ def key_ls(output: Output) -> None:
         ("ID", "NAME", "CREATED", "LAST USED"),
         *((each.id, each.name or "-", _format_time(each.created), _format_time(each.last_used)) for each in keys),
     ]
-    output.show(keys, format_table(rows) if keys else "")
+    output.show(keys, format_table(rows, width=output.width, drop=["CREATED", "LAST USED"]) if keys else "")
     if not keys:
         output.note('no API keys; run "osaurusctl key create" to create one')
 
@@ -204,6 +232,10 @@ def completion(ctx: click.Context, shell: str) -> None:
         raise click.UsageError(f"no completion available for {shell}")
     script = completion_class(ctx.find_root().command, {}, "osaurusctl", "_OSAURUSCTL_COMPLETE").source()
     ctx.ensure_object(Output).show({"shell": shell, "script": script}, script)
+
+
+def _store_row(store: Store) -> tuple[str, ...]:
+    return (store.program, str(store.models), "yes" if store.served else "no", store.path)
 
 
 def _config_path() -> Path:

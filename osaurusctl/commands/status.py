@@ -74,7 +74,7 @@ def _service_document(service: ServiceStatus | None, daemon: DaemonStatus | None
 
 def _daemon_rows(daemon: DaemonStatus) -> Rows:
     loaded = [
-        f"{worker.model} ({worker.state}, {format_bytes(worker.memory_bytes)})"
+        f"{worker.model} ({worker.state}, {format_bytes(worker.needs_bytes)})"
         for worker in daemon.workers
         if worker.state in IN_MEMORY
     ]

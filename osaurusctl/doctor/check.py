@@ -21,7 +21,7 @@ class Verdict(StrEnum):
 class Check(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     verdict: Verdict
-    detail: str = msgspec.field(name="found")
+    detail: str
     fix: str | None = None
 
 

@@ -2,7 +2,6 @@
 
 import http.client
 import os
-import socket
 import ssl
 import stat
 from collections.abc import Iterator
@@ -79,16 +78,13 @@ def check_port(context: Context) -> Iterator[Check]:
     port = _configured_port(context)
     if port is None or port == 0:
         return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            owner = ports.holder(port) or "a process of another user"
-            fix = 'stop that process, or run "osaurusctl config set server.port PORT"'
-            yield failure("port", f"127.0.0.1:{port}: {error.strerror} (by {owner})", fix)
-        else:
-            yield ok("port", f"127.0.0.1:{port} is free")
+    used = [address for address in ("127.0.0.1", "::1") if ports.accepts_connections(address, port)]
+    if used:
+        owner = ports.holder(port) or "a process of another user"
+        fix = 'stop that process, or run "osaurusctl config set server.port PORT"'
+        yield failure("port", f"{', '.join(used)}: port {port} is in use by {owner}", fix)
+    else:
+        yield ok("port", f"port {port} is free")
 
 
 def _configured_port(context: Context) -> int | None:

@@ -10,8 +10,10 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from osaurusctl.doctor.check import Check, Context, failure, ok, warning
+from osaurusctl import stores
+from osaurusctl.doctor.check import Check, Context, Verdict, failure, ok, warning
 from osaurusctl.formatting import format_bytes
+from osaurusd.wire import machine as supported_machine
 
 _DISK_FAILURE_BYTES = 200 * 1000**2
 _DISK_WARNING_BYTES = 5 * 1000**3
@@ -19,6 +21,14 @@ _MEMORY_WARNING_BYTES = 2 * 1000**3
 _HUB = "https://huggingface.co"
 _HUB_TIMEOUT_SECONDS = 5.0
 _TAIL_BYTES = 4096
+
+
+def check_support(_: Context) -> Iterator[Check]:
+    """Check that osaurusd supports this machine."""
+    try:
+        supported_machine.check()
+    except supported_machine.UnsupportedMachine as error:
+        yield failure("machine", str(error), f"use {supported_machine.SUPPORTED}")
 
 
 def check_disk(context: Context) -> Iterator[Check]:
@@ -53,9 +63,15 @@ def check_memory(_: Context) -> Iterator[Check]:
 def check_model_folders(context: Context) -> Iterator[Check]:
     """Check that the daemon can read the model folders: macOS may deny the daemon access that a terminal has."""
     if context.diagnosis is None:
+        # Without the daemon, only the configured folders can be checked.
+        for root in context.config.models.roots if context.config else []:
+            if not Path(root).expanduser().exists():
+                yield _missing_folder(root)
         return
     for probe in context.diagnosis.stores:
-        if probe.readable:
+        if probe.missing:
+            yield _missing_folder(probe.path)
+        elif probe.readable:
             yield ok("models", f"{probe.path}: {probe.reason or 'readable'}")
         else:
             fix = (
@@ -63,6 +79,21 @@ def check_model_folders(context: Context) -> Iterator[Check]:
                 f"{context.diagnosis.installation.executable}"
             )
             yield failure("models", f"{probe.path}: {probe.reason}", fix)
+
+
+def _missing_folder(path: str) -> Check:
+    fix = 'create the folder or connect its disk, or remove it with "osaurusctl config set models.roots"'
+    return warning("models", f"{path} in `models.roots` does not exist", fix)
+
+
+def check_other_stores(context: Context) -> Iterator[Check]:
+    """Mention models of other programs that the daemon could serve."""
+    if context.config is None:
+        return
+    for store in stores.find_stores(context.paths.config_file):
+        if not store.served:
+            fix = 'run "osaurusctl config discover" to serve them; the folder is not changed'
+            yield Check(name="other models", verdict=Verdict.OK, detail=stores.describe(store), fix=fix)
 
 
 def check_blas(context: Context) -> Iterator[Check]:

@@ -56,6 +56,8 @@ def check_job(context: Context) -> Iterator[Check]:
     start = 'run "osaurusctl start"'
     if not service.loaded:
         yield failure("job", f"{service.manager} has not loaded the service", start)
+    elif not service.running and service.runs == 0:
+        yield failure("job", f"{service.manager} has loaded the job, but never started it ({service.state})", start)
     elif not service.running:
         detail = f"no process is running ({service.state}{last_exit})"
         yield failure("job", detail, f"{start} after fixing the problems above")

@@ -41,6 +41,11 @@ class JobInfo:
         return pid if pid and pid > 0 else None
 
     @property
+    def never_ran(self) -> bool:
+        """Whether launchd has not started a process since it loaded the job."""
+        return self.pid is None and not self.number("runs") and self.last_exit is None
+
+    @property
     def last_exit(self) -> str | None:
         """The last exit code or signal as launchd prints it; None if the job has never exited."""
         if signal := self.fields.get("last terminating signal"):

@@ -31,6 +31,10 @@ _STOP_MARGIN_SECONDS = 10.0
 _DEFAULT_EXIT_TIMEOUT_SECONDS = 45.0
 _SUDO_TIMEOUT_SECONDS = 300.0
 
+# How long launchd may take to start the process of a job that it has loaded. macOS 26 sometimes loads a job, reports
+# success, and never starts it: `pended nondemand spawn = speculative`.
+_SPAWN_SECONDS = 2.0
+
 
 class Launchd:
     """The osaurusd job in the domain of its mode.
@@ -188,8 +192,19 @@ class Launchd:
             self._check("install", self._run([*self._sudo, *command], _SUDO_TIMEOUT_SECONDS))
 
     def _load(self) -> None:
-        """Enable and bootstrap the job; retry while launchd reports an error that may be temporary."""
+        """Load the job and see to it that launchd starts it."""
         self._check("enable", self._launchctl.enable(self.target))
+        self._bootstrap()
+        deadline = time.monotonic() + _SPAWN_SECONDS
+        while (job := self._query.print(self.target)) is not None and job.never_ran:
+            if time.monotonic() >= deadline:
+                # Without -k, which would kill a process that has started in the meantime.
+                self._start()
+                return
+            time.sleep(_POLL_SECONDS)
+
+    def _bootstrap(self) -> None:
+        """Bootstrap the job; retry while launchd reports an error that may be temporary."""
         deadline = time.monotonic() + _BOOTSTRAP_TIMEOUT_SECONDS
         attempt = 0
         while True:
@@ -292,19 +307,25 @@ def _differing_fields(tree: Mapping[str, Any], job: JobInfo) -> list[str]:
         "exit timeout": job.fields.get("exit timeout"),
         "minimum runtime": job.fields.get("minimum runtime"),
         "stderr path": job.fields.get("stderr path"),
-        "environment": _environment_lines(job),
     }
     in_file = {
         "arguments": tree.get("ProgramArguments"),
         "exit timeout": str(tree.get("ExitTimeOut")),
         "minimum runtime": str(tree.get("ThrottleInterval")),
         "stderr path": tree.get("StandardErrorPath"),
-        "environment": sorted(f"{name} => {value}" for name, value in tree.get("EnvironmentVariables", {}).items()),
     }
-    return [name for name, value in loaded.items() if value is not None and value != in_file[name]]
+    differing = [name for name, value in loaded.items() if value is not None and value != in_file[name]]
+    return differing + (["environment"] if _lacks_variables(tree, job) else [])
 
 
-def _environment_lines(job: JobInfo) -> list[str] | None:
-    """Return the variables of the file; launchd adds one with the name of the service."""
+def _lacks_variables(tree: Mapping[str, Any], job: JobInfo) -> bool:
+    """Whether a loaded job lacks variables of its file.
+
+    Others do not count: launchd adds variables of its own, such as XPC_SERVICE_NAME and, in recent versions of macOS,
+    OSLogRateLimit.
+    """
     lines = job.blocks.get("environment")
-    return None if lines is None else sorted(line for line in lines if not line.startswith("XPC_SERVICE_NAME"))
+    if lines is None:
+        return False
+    expected = {f"{name} => {value}" for name, value in tree.get("EnvironmentVariables", {}).items()}
+    return not expected <= set(lines)

@@ -11,6 +11,7 @@ from osaurusctl.service.job import LABEL, Mode, inherited_environment
 from osaurusctl.service.launchd import Launchd
 from osaurusctl.service.manager import ServiceManager, no_manager_error, not_installed_error, run_command
 from osaurusctl.service.systemd import Systemd
+from osaurusd.wire import machine
 
 MANAGER_VARIABLE = "OSAURUS_SERVICE_MANAGER"
 LABEL_VARIABLE = "OSAURUS_SERVICE_LABEL"
@@ -125,6 +126,14 @@ def reject_root() -> None:
             hint='run this as that user without sudo; "osaurusctl install --system" calls sudo where necessary',
             code="root",
         )
+
+
+def reject_unsupported_machine() -> None:
+    """Raise an error if osaurusd does not run on this machine."""
+    try:
+        machine.check()
+    except machine.UnsupportedMachine as error:
+        raise CliError(str(error), code="unsupported_machine") from error
 
 
 def reject_inside_service() -> None:

@@ -30,7 +30,7 @@ from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
 from osaurusd.pool.snapshot import WorkerSnapshot
 from osaurusd.wire import admin as wire
-from osaurusd.wire.admin import API_VERSION, DaemonStatus, ModelState, ReloadReply, ShutdownReply, WorkerState
+from osaurusd.wire.admin import API_VERSION, Availability, DaemonStatus, ReloadReply, ShutdownReply, WorkerState
 from osaurusd.wire.diagnosis import Diagnosis, Installation, StoreProbe
 from osaurusd.wire.installation import installation
 from osaurusd.wire.paths import Paths
@@ -136,7 +136,7 @@ class DaemonApi:
             self._info.status(list(self._faults(records, workers))),
             endpoints=list(self._endpoints),
             default_model=config.default_model,
-            models_available=sum(record.state is ModelState.AVAILABLE for record in records),
+            models_available=sum(record.state is Availability.AVAILABLE for record in records),
             workers=[views.worker_info(worker) for worker in workers],
             memory_budget_bytes=budget.total_bytes,
             memory_used_bytes=budget.used_bytes,
@@ -148,13 +148,16 @@ class DaemonApi:
     async def diagnose(self, _: web.Request) -> web.Response:
         """Report what the daemon sees; the CLI in a terminal may have other permissions."""
         config = self._config.current
-        roots = [self._info.paths.models_dir, hub_cache(), *map(Path, config.models.roots)]
+        stores = [
+            *(_probe(path) for path in (self._info.paths.models_dir, hub_cache())),
+            *(_probe(Path(root), required=True) for root in config.models.roots),
+        ]
         blas_library = await asyncio.to_thread(find_blas, config.worker.blas)
         open_files = await asyncio.to_thread(lambda: psutil.Process().num_fds())
         return json_response(
             Diagnosis(
                 installation=self._info.installation,
-                stores=list(await asyncio.gather(*map(_probe, roots))),
+                stores=list(await asyncio.gather(*stores)),
                 blas=str(blas_library) if blas_library else None,
                 open_files=open_files,
                 open_files_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
@@ -177,7 +180,7 @@ class DaemonApi:
         yield from self._startup_faults
         if self._log_file.fault is not None:
             yield self._log_file.fault
-        available = {record.repo for record in records if record.state is ModelState.AVAILABLE}
+        available = {record.repo for record in records if record.state is Availability.AVAILABLE}
         for repo in self._pins.all:
             if repo not in available:
                 yield f'pinned model "{repo}" is not on disk; pull it, or remove the pin with "osaurusctl unpin {repo}"'
@@ -191,12 +194,14 @@ def _count_tasks() -> dict[str, int]:
     return dict(Counter(getattr(coroutine, "__qualname__", repr(coroutine)) for coroutine in coroutines))
 
 
-async def _probe(path: Path) -> StoreProbe:
-    """Check whether a model folder can be read, without waiting long for it."""
+async def _probe(path: Path, *, required: bool = False) -> StoreProbe:
+    """Check whether a model folder can be read, without waiting long for it. `required`: whether it must exist."""
     try:
         # In a thread: a privacy prompt or a network volume can block for hours.
         await asyncio.wait_for(asyncio.to_thread(_read_one_entry, path), PROBE_SECONDS)
     except FileNotFoundError:
+        if required:
+            return StoreProbe(path=str(path), readable=False, reason="does not exist", missing=True)
         # Normal before the first download.
         return StoreProbe(path=str(path), readable=True, reason="does not exist yet")
     except TimeoutError:

@@ -78,6 +78,13 @@ class Startup:
         sockets = self._inherited or listen_tcp(config.server.host, config.server.port, check_keys)
         return Prerequisites(config, sockets, AuthPolicy(_addresses(sockets), self._keys))
 
+    async def attempt_once(self) -> Prerequisites:
+        """Try once, and explain a failure; see `attempt`."""
+        try:
+            return self.attempt()
+        except ListenFailed as error:
+            raise ListenFailed(await self.explain(error)) from error.__cause__
+
     async def explain(self, error: OsaurusError) -> str:
         """Return the message of a failed attempt, with the process that uses the port if that is the reason."""
         cause = error.__cause__

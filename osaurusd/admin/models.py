@@ -19,7 +19,7 @@ from osaurusd.http.routes import Route
 from osaurusd.http.streaming import stream_ndjson
 from osaurusd.imports.manager import ImportManager
 from osaurusd.imports.messages import Progress
-from osaurusd.models import maintenance, messages, metadata
+from osaurusd.models import maintenance, messages, metadata, names
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
 from osaurusd.pool.pins import Pins
@@ -29,6 +29,7 @@ from osaurusd.wire.admin import (
     JSON_LINES,
     Alias,
     AliasRequest,
+    Availability,
     DetailsRequest,
     ImportDone,
     ImportErrorEvent,
@@ -36,7 +37,6 @@ from osaurusd.wire.admin import (
     ImportProgress,
     ImportRequest,
     ModelInfo,
-    ModelState,
     PruneReply,
     PruneRequest,
     Removed,
@@ -97,7 +97,7 @@ class ModelsApi:
         for pull in self._pulls.all():
             model = models.get(pull.repo.lower())
             is_partial = pull.state in _PULL_STATES and pull.total > 0
-            if is_partial and (model is None or model.state is not ModelState.AVAILABLE):
+            if is_partial and (model is None or model.state is not Availability.AVAILABLE):
                 name = model.name if model else pull.name
                 models[pull.repo.lower()] = _partial_model(pull, self._pulls.folder(pull), name)
         return json_response(list(models.values()))
@@ -107,7 +107,9 @@ class ModelsApi:
         body = await read_json(request, DetailsRequest)
         record = await self._catalog.find_any(body.model)
         provenance = await asyncio.to_thread(metadata.read_provenance, record)
-        return json_response(views.model_details(record, provenance, self._pool.snapshot()))
+        return json_response(
+            views.model_details(record, provenance, self._pool.snapshot(), self._pool.needs_bytes(record))
+        )
 
     async def list_aliases(self, _: web.Request) -> web.Response:
         records = await self._catalog.records()
@@ -116,7 +118,7 @@ class ModelsApi:
     async def set_alias(self, request: web.Request) -> web.Response:
         """Add or remove an alias."""
         body = await read_json(request, AliasRequest)
-        alias = body.alias.lower()
+        alias = names.normalize(body.alias)
         registry = self._catalog.registry
         if body.target is None:
             target = await asyncio.to_thread(registry.remove_alias, alias)
@@ -130,7 +132,7 @@ class ModelsApi:
     async def import_model(self, request: web.Request) -> web.StreamResponse:
         """Import a model and stream the progress. The import is cancelled when the client disconnects."""
         body = await read_json(request, ImportRequest)
-        events = _import_events(self._imports.run(body.path, body.name))
+        events = _import_events(self._imports.run(body.path, body.name, body.files))
         return await stream_ndjson(request, events, error_value=_import_error, content_type=JSON_LINES)
 
     async def remove(self, request: web.Request) -> web.Response:
@@ -193,7 +195,7 @@ def _partial_model(pull: PullInfo, folder: Path, name: str) -> ModelInfo:
         repo=pull.repo,
         path=str(folder),
         source="hub",
-        state=ModelState.PARTIAL,
+        state=Availability.PARTIAL,
         bytes=pull.done,
         created=pull.added,
         reason=f"{share:.0%} downloaded, {_PULL_STATES[pull.state]}{hint}",

@@ -19,6 +19,7 @@ from osaurusd.models.catalog import Catalog
 from osaurusd.pool.pool import Pool
 from osaurusd.wire.admin import JSON_LINES
 from osaurusd.wire.pulls import (
+    WEIGHTS_SHARE,
     FoundModel,
     PullCancel,
     PullDone,
@@ -32,9 +33,6 @@ from osaurusd.wire.pulls import (
     PullWatch,
     SearchRequest,
 )
-
-WEIGHTS_SHARE = 0.93
-"""Share of the memory budget that weights may take in a model that fits; the rest is for context."""
 
 NOT_DOWNLOADED = "not downloaded"
 

@@ -1,25 +1,23 @@
 """Conversion of models and workers to the types of the admin API."""
 
-import contextlib
 from collections.abc import Iterable
-
-import psutil
 
 from osaurusd.models.metadata import Provenance
 from osaurusd.models.record import ModelRecord
+from osaurusd.platform import memory
 from osaurusd.pool.snapshot import WorkerSnapshot
 from osaurusd.wire.admin import FileInfo, ModelDetails, ModelInfo, WorkerInfo
 
 
 def worker_info(worker: WorkerSnapshot) -> WorkerInfo:
-    """Describe a worker, with its current resident memory."""
+    """Describe a worker, with its current memory."""
     return WorkerInfo(
         model=worker.name,
         state=worker.state,
         pid=worker.pid,
         device=worker.device,
-        memory_bytes=max(worker.mlx_bytes, _resident_bytes(worker.pid)),
-        estimated_bytes=worker.needs_bytes,
+        memory_bytes=max(worker.mlx_bytes, memory.footprint(worker.pid) if worker.pid is not None else 0),
+        needs_bytes=worker.needs_bytes,
         limit_bytes=worker.limit_bytes,
         reserved_bytes=worker.reserved_bytes,
         in_flight=worker.in_flight,
@@ -55,30 +53,25 @@ def model_info(record: ModelRecord, workers: Iterable[WorkerSnapshot] = ()) -> M
     )
 
 
-def model_details(record: ModelRecord, provenance: Provenance, workers: Iterable[WorkerSnapshot]) -> ModelDetails:
+def model_details(
+    record: ModelRecord, provenance: Provenance, workers: Iterable[WorkerSnapshot], needs_bytes: int
+) -> ModelDetails:
     """Return the details of a model."""
-    memory = record.memory
-    per_token = memory.cache_bytes_per_token
-    full = memory.weights_bytes + per_token * record.context_length if per_token and record.context_length else None
+    estimate = record.memory
+    per_token = estimate.cache_bytes_per_token
+    full = estimate.weights_bytes + per_token * record.context_length if per_token and record.context_length else None
     return ModelDetails(
         model=model_info(record, workers),
         commit=provenance.commit,
-        licence=provenance.licence,
+        license=provenance.license,
         tools=record.capabilities.tools,
         reasoning=record.capabilities.reasoning,
         vision=record.capabilities.vision,
         temperature=record.generation.temperature,
         top_p=record.generation.top_p,
         files=[FileInfo(name=name, bytes=size) for name, size in record.files],
-        weights_bytes=memory.weights_bytes,
+        needs_bytes=needs_bytes,
+        weights_bytes=estimate.weights_bytes,
         kv_bytes_per_token=per_token,
         full_context_bytes=full,
     )
-
-
-def _resident_bytes(pid: int | None) -> int:
-    """The resident memory of a process; 0 if it does not exist."""
-    if pid is not None:
-        with contextlib.suppress(psutil.Error):
-            return int(psutil.Process(pid).memory_info().rss)
-    return 0

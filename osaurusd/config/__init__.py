@@ -3,6 +3,7 @@
 from osaurusd.config.live import ConfigChange, LiveConfig
 from osaurusd.config.loading import ENVIRONMENT, load
 from osaurusd.config.schema import (
+    BUDGET_FRACTION,
     SHUTDOWN_GRACE_SECONDS,
     Config,
     Defaults,
@@ -19,6 +20,7 @@ from osaurusd.config.schema import (
 from osaurusd.config.settings import NEEDS_RESTART, Setting, known_keys, settings, value_of
 
 __all__ = [
+    "BUDGET_FRACTION",
     "ENVIRONMENT",
     "NEEDS_RESTART",
     "SHUTDOWN_GRACE_SECONDS",

@@ -2,16 +2,17 @@
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, Literal, get_origin
 
 import msgspec
 
 from osaurusd import origins
 from osaurusd.config.schema import Config, Section
-from osaurusd.config.settings import is_section, known_keys, plain_type
+from osaurusd.config.settings import is_section, known_keys, plain_type, settings
 from osaurusd.errors import ConfigError
 
 ENVIRONMENT = {
@@ -23,6 +24,16 @@ ENVIRONMENT = {
 """Environment variables that override the file, and the path of the key that each sets."""
 
 Tree = dict[str, Any]
+
+_TYPES = {
+    "array": "a list",
+    "bool": "true or false",
+    "float": "a number",
+    "int": "an integer",
+    "object": "a table",
+    "str": "a string",
+}
+_TYPE = re.compile(r"`([a-z]+)(?: \| null)?`")
 
 
 def load(
@@ -79,7 +90,7 @@ def _reject_unknown_keys(tree: Tree, path: Path) -> None:
     known = list(known_keys())
     for key in (key for key, is_known in _keys_in(tree) if not is_known):
         match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"; did you mean `{match[0]}`?" if match else f"; known keys: {', '.join(known)}"
+        hint = f"; did you mean `{match[0]}`?" if match else '; run "osaurusctl config get" to list the keys'
         raise ConfigError(f"{path}: unknown key `{key}`{hint}", param=key)
 
 
@@ -95,9 +106,18 @@ def _convert(tree: Tree, source: str, *, strict: bool = True) -> Config:
     except msgspec.ValidationError as error:
         reason, _, location = str(error).partition(" - at `$.")
         key = location.rstrip("`")
-        raise ConfigError(f"{source}: `{key}`: {reason[:1].lower()}{reason[1:]}", param=key) from error
+        raise ConfigError(f"{source}: `{key}`: {_explain(reason, key)}", param=key) from error
     _check_origins(config.server.allowed_origins, source)
     return config
+
+
+def _explain(reason: str, key: str) -> str:
+    """Translate msgspec's description of an invalid value, which names types of Python and JSON."""
+    choices = next((each.range for each in settings() if each.key == key and get_origin(each.type) is Literal), None)
+    if choices is not None:
+        return f"{reason.replace('Invalid enum', 'invalid')}; expected one of {choices}"
+    text = _TYPE.sub(lambda match: _TYPES.get(match[1], match[1]), reason).removesuffix(".0")
+    return text[:1].lower() + text[1:]
 
 
 def _check_origins(patterns: list[str], source: str) -> None:

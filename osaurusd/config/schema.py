@@ -52,6 +52,10 @@ def _count(description: str, *, unit: str | None = None, ge: int = 1, le: int | 
     return _setting(description, unit=unit, ge=ge, le=le)
 
 
+BUDGET_FRACTION = 0.7
+"""Default of `residency.budget_bytes`, as a share of the machine's memory."""
+
+
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of the tables in the configuration file."""
 
@@ -96,11 +100,11 @@ class Server(Section, frozen=True):
     first_byte_seconds: Annotated[
         float,
         _seconds(
-            "A stream without output after this time sends its headers, then keep-alive comments. "
+            "A stream without output after this time sends its headers, and then a comment at least every 10 s. "
             "0: wait for the first output",
             ge=0,
         ),
-    ] = 15.0
+    ] = 10.0
     shutdown_grace_seconds: Annotated[float, _seconds("How long running requests may continue after SIGTERM", ge=0)] = (
         SHUTDOWN_GRACE_SECONDS
     )
@@ -235,7 +239,7 @@ class Residency(Section, frozen=True):
     hang_seconds: Annotated[
         float, _seconds("A worker that has requests but makes no progress for this long is killed", gt=0)
     ] = 120.0
-    spare_seconds: Annotated[
+    standby_seconds: Annotated[
         float,
         _seconds(
             "How long a standby worker, with its imports done, is kept after a load to speed up the next one. "

@@ -1,5 +1,6 @@
 """Running the process that talks to the Hugging Face Hub."""
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Sequence
@@ -10,6 +11,9 @@ from osaurusd.downloads import messages
 from osaurusd.errors import PullFailed, from_code
 from osaurusd.redaction import redact
 from osaurusd.rpc import job
+
+RESPONSE_SECONDS = 12.0
+"""How long a person waits for the first answer of the hub, including slow name resolution without a network."""
 
 COMMAND = job.module_command("osaurusd.downloads.worker")
 
@@ -45,10 +49,14 @@ async def search(query: str, author: str | None, limit: int, token: str | None) 
     if author is not None:
         arguments.append(f"--author={author}")
     try:
-        async with contextlib.aclosing(run(arguments, token)) as frames:
+        async with asyncio.timeout(RESPONSE_SECONDS), contextlib.aclosing(run(arguments, token)) as frames:
             async for frame in frames:
                 if isinstance(frame, messages.SearchResult):
                     return frame.models
+    except TimeoutError as error:
+        raise PullFailed(
+            f"the hub did not answer the search within {RESPONSE_SECONDS:g} s; check the network"
+        ) from error
     except job.JobDied as error:
         raise PullFailed(f"the search process failed: {error}") from error
     raise PullFailed("the search process exited without a result")

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import msgspec
 from osaurusd import config
 from osaurusd.downloads import hub, messages, pulls
 from osaurusd.downloads.pulls import PullList
+from osaurusd.downloads.reference import parse_reference
 from osaurusd.errors import InvalidRequest, ModelNotFound, PullFailed
 from osaurusd.events import EventBus
 from osaurusd.log import get_logger
@@ -20,7 +20,7 @@ from osaurusd.models.record import ModelRecord
 from osaurusd.models.roots import pulls_folder, repo_folder
 from osaurusd.platform.power import PowerAssertion
 from osaurusd.rpc.job import JobDied
-from osaurusd.wire.admin import ModelState
+from osaurusd.wire.admin import Availability
 from osaurusd.wire.errors import ErrorBody
 from osaurusd.wire.pulls import PullInfo, PullStage, PullState
 from osaurusd.wire.residency import EventKind
@@ -33,10 +33,6 @@ MAX_CRASHES = 5
 """How often in a row the process may exit without having received anything before the pull fails."""
 
 _CRASH_BACKOFF_SECONDS = 0.5
-
-_MAX_NAME_LENGTH = 200
-_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 _EVENT_KINDS = {state: EventKind(f"pull_{state}") for state in PullState}
 
@@ -70,6 +66,8 @@ class PullManager:
         self._bus = bus
         self._power = power
         self._tokens: dict[str, str] = {}
+        # Pulls that were requested from this daemon, so that a client may be waiting.
+        self._requested: set[str] = set()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self._closed = False
@@ -100,7 +98,7 @@ class PullManager:
         """Start a download, or return the active pull of the same model.
 
         Args:
-            model: an API name, an alias or `ORG/REPO`, optionally followed by `@REVISION` (default: main).
+            model: an API name, an alias, `ORG/REPO` or its URL, optionally followed by `@REVISION` (default: main).
             token: a hub token, kept in memory until the pull finishes.
 
         Raises:
@@ -114,6 +112,7 @@ class PullManager:
         pull = pulls.queued(repo, revision, pull)
         # A pull that is requested again moves to the end of the queue.
         self._pulls.drop(pull.id)
+        self._requested.add(pull.id)
         if token is not None:
             self._tokens[pull.id] = token
         self._update(pull)
@@ -181,14 +180,9 @@ class PullManager:
 
     async def _resolve(self, model: str) -> tuple[str, str]:
         """Return the repository and the revision for the model of a request."""
-        name, separator, revision = model.strip().partition("@")
-        revision = revision if separator else "main"
-        if len(model) > _MAX_NAME_LENGTH or not _REVISION.fullmatch(revision) or ".." in revision:
-            raise InvalidRequest(f'invalid revision "{revision[:_MAX_NAME_LENGTH]}"', location=("model",))
+        name, revision = parse_reference(model)
         if "/" not in name:
-            return await self._resolve_name(name.lower()), revision
-        if not _REPO.fullmatch(name) or "--" in name or ".." in name:
-            raise InvalidRequest(f'invalid repository "{name}"; use ORG/NAME', location=("model",))
+            return await self._resolve_name(names.normalize(name)), revision
         return next((repo for repo in names.PUBLISHED if repo.lower() == name.lower()), name), revision
 
     async def _resolve_name(self, name: str) -> str:
@@ -243,6 +237,7 @@ class PullManager:
             self._running.pop(pull_id, None)
             if not pulls.is_active(self._get(pull_id)):
                 self._tokens.pop(pull_id, None)
+                self._requested.discard(pull_id)
         await self._pulls.save()
         self._start_queued()
 
@@ -278,12 +273,23 @@ class PullManager:
             *(f"--connections={options.connections}", f"--stall={options.stall_seconds}"),
             *(f"--patience={options.patience_seconds}", f"--margin={options.disk_margin_bytes}"),
         ]
-        async with contextlib.aclosing(hub.run(arguments, self._tokens.get(pull_id))) as frames:
-            async for frame in frames:
-                if isinstance(frame, messages.Pulled):
-                    return frame
-                if isinstance(frame, messages.Progress):
-                    self._update(pulls.with_progress(self._get(pull_id), frame))
+        # A pull that resumes after a reboot may have to wait for the network.
+        limit = hub.RESPONSE_SECONDS if pull_id in self._requested else None
+        try:
+            async with (
+                asyncio.timeout(limit) as timeout,
+                contextlib.aclosing(hub.run(arguments, self._tokens.get(pull_id))) as frames,
+            ):
+                async for frame in frames:
+                    if isinstance(frame, messages.Pulled):
+                        return frame
+                    if isinstance(frame, messages.Progress):
+                        if frame.stage is not PullStage.RESOLVING:
+                            timeout.reschedule(None)
+                        self._update(pulls.with_progress(self._get(pull_id), frame))
+        except TimeoutError as error:
+            reason = self._get(pull_id).note or f"{pull.repo}: the hub did not respond within {limit:g} s"
+            raise PullFailed(f"{reason}; check the network, then pull again") from error
         raise JobDied("no result")
 
     async def _find_installed(self, pull: PullInfo, result: messages.Pulled) -> ModelRecord:
@@ -293,7 +299,7 @@ class PullManager:
         record = next((each for each in records if each.repo.lower() == pull.repo.lower()), None)
         if record is None:
             raise PullFailed(f"{pull.repo} (commit {result.commit}) was downloaded, but it is missing in the cache")
-        if record.state is not ModelState.AVAILABLE:
+        if record.state is not Availability.AVAILABLE:
             raise PullFailed(f"{pull.repo} was downloaded, but it is {record.state}: {record.reason}")
         return record
 

@@ -11,6 +11,7 @@ from osaurusd.http.auth import require_user
 from osaurusd.http.cors import reject_web_pages, require_json_body
 from osaurusd.http.metrics import HttpMetrics
 from osaurusd.http.middleware import RequestPipeline, admitted
+from osaurusd.http.paths import NormalizedPaths
 from osaurusd.http.request import defer_continue
 from osaurusd.http.routes import RouteGroup
 from osaurusd.http.trusted_hosts import trusted_socket_hosts
@@ -47,6 +48,7 @@ def create_app(
             owners[registered.resource] = group
             if route.method == "GET":
                 app.router.add_route("HEAD", path, handler, expect_handler=defer_continue)
+    app.router.register_resource(NormalizedPaths(app.router))
     pipeline = RequestPipeline(groups, owners, config, admission or Admission(config), metrics)
     app.middlewares.extend([pipeline.observe, pipeline.respond, *middlewares])
     app.on_response_prepare.append(pipeline.add_request_id)

@@ -16,6 +16,7 @@ from aiohttp.typedefs import Handler, Middleware
 from osaurusd.config import Server
 from osaurusd.errors import ConfigError, Forbidden, InvalidApiKey
 from osaurusd.http.api_keys import ApiKeys
+from osaurusd.http.paths import normalize_path
 from osaurusd.http.trusted_hosts import is_loopback
 from osaurusd.log import get_logger
 from osaurusd.wire.keys import Protection
@@ -110,7 +111,7 @@ def require_api_key(keys: ApiKeys, is_required: Callable[[web.Request], bool]) -
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path not in PUBLIC_PATHS and is_required(request):
+        if normalize_path(request.path) not in PUBLIC_PATHS and is_required(request):
             key_id = keys.find(_request_key(request))
             if key_id is None:
                 raise InvalidApiKey("the API key is not valid; it may have been revoked")

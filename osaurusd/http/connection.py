@@ -9,6 +9,7 @@ from aiohttp import StreamReader, hdrs, web
 
 from osaurusd.config import Limits
 from osaurusd.errors import OsaurusError, RequestTimeout, TooManyConnections
+from osaurusd.http.half_close import HalfCloseProbe
 from osaurusd.http.request import head_too_large
 from osaurusd.log import get_logger
 
@@ -22,6 +23,12 @@ MAX_PIPELINED_BYTES = 1024 * 1024
 
 WRITE_CHECKS = 8
 """How often per `limits.reader_stall_seconds` unsent data is checked for progress."""
+
+HALF_CLOSED_IDLE_SECONDS = 0.05
+"""How long a connection whose client sends nothing more stays open after a response, for a pipelined request."""
+
+REACTION_ITERATIONS = 8
+"""Iterations of the event loop within which the HTTP protocol has responded to a malformed head."""
 
 _HEAD_END = b"\r\n\r\n"
 
@@ -74,6 +81,8 @@ class ConnectionGuard(asyncio.Protocol):
         self._pipelines = False
         self._pipelined_bytes = 0
         self._lingering = False
+        self._half_closed = False
+        self._probe: HalfCloseProbe | None = None
         self.idle_since = self._loop.time()
 
     @property
@@ -89,10 +98,15 @@ class ConnectionGuard(asyncio.Protocol):
         """Mark the connection as busy with a request while the block runs."""
         self._cancel_timer()
         self._head_complete, self._serving, self._body = False, True, request.content
+        if self._transport is not None:
+            self._probe = HalfCloseProbe(self._transport, request)
+        if self._half_closed:
+            self._check_half_closed()
         try:
             yield
         finally:
             self._serving = False
+            self._cancel_probe()
             self._wait_for_head()
 
     def abort(self) -> None:
@@ -126,6 +140,7 @@ class ConnectionGuard(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_timer()
+        self._cancel_probe()
         self._write_timeout.cancel()
         self._connections.forget(self)
         self._transport = None
@@ -142,9 +157,16 @@ class ConnectionGuard(asyncio.Protocol):
             self._protocol.data_received(data)
 
     def eof_received(self) -> bool | None:
-        if self._lingering or self._protocol is None:
+        """Keep the connection open if the client may wait for a response."""
+        if self._lingering or self._transport is None or not (self._serving or self._head_complete):
             return None
-        return self._protocol.eof_received()
+        # asyncio's TLS transport cannot be half-closed.
+        if self._receives_body or self._transport.get_extra_info("ssl_object") is not None:
+            return None
+        self._half_closed = True
+        if self._serving:
+            self._check_half_closed()
+        return True
 
     def pause_writing(self) -> None:
         if self._protocol is not None:
@@ -161,6 +183,18 @@ class ConnectionGuard(asyncio.Protocol):
     def _receives_body(self) -> bool:
         return self._body is not None and not self._body.is_eof()
 
+    def _check_half_closed(self) -> None:
+        """Close if the rest of the request is missing; otherwise, find out whether the client still waits."""
+        if self._receives_body:
+            self.abort()
+        elif self._probe is not None:
+            self._probe.start()
+
+    def _cancel_probe(self) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+            self._probe = None
+
     def _wait_for_head(self) -> None:
         self.idle_since = self._loop.time()
         if self._transport is None or self._lingering:
@@ -171,7 +205,8 @@ class ConnectionGuard(asyncio.Protocol):
         self._start_idle_timer()
 
     def _start_idle_timer(self) -> None:
-        self._start_timer(self._limits.idle_seconds, self._close_after_idle_time)
+        seconds = HALF_CLOSED_IDLE_SECONDS if self._half_closed else self._limits.idle_seconds
+        self._start_timer(seconds, self._close_after_idle_time)
 
     def _close_after_idle_time(self) -> None:
         if self._transport is not None and self._transport.get_write_buffer_size() > 0:
@@ -182,7 +217,7 @@ class ConnectionGuard(asyncio.Protocol):
 
     def _measure_head(self, data: bytes) -> None:
         if not self._head:
-            self._start_timer(self._limits.header_seconds, self._reject_slow_head)
+            self._start_timer(self._limits.header_seconds, self._stop_slow_head)
         self._head += data[: self._limits.max_head_bytes + len(_HEAD_END)]
         # The parser skips empty lines before a request.
         start = len(self._head) - len(self._head.lstrip(b"\r\n"))
@@ -202,7 +237,18 @@ class ConnectionGuard(asyncio.Protocol):
         if self._pipelined_bytes > MAX_PIPELINED_BYTES and self._transport is not None:
             self._transport.pause_reading()
 
-    def _reject_slow_head(self) -> None:
+    def _stop_slow_head(self) -> None:
+        """Reject the head, unless the protocol is about to respond to what arrived last."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+            self._reject_slow_head(REACTION_ITERATIONS)
+
+    def _reject_slow_head(self, iterations: int) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        if iterations:
+            self._loop.call_soon(self._reject_slow_head, iterations - 1)
+            return
         seconds = self._limits.header_seconds
         self._reject(RequestTimeout(f"the request's headers took longer than {seconds:g} s (`limits.header_seconds`)"))
 

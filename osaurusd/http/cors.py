@@ -87,8 +87,12 @@ class Cors:
 
 @web.middleware
 async def require_json_body(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Reject bodies of other media types, which a web page can send to another origin without a preflight request."""
-    if request.method in _BODY_METHODS and request.content_type != "application/json":
+    """Reject bodies of other media types, which a web page can send to another origin without a preflight request.
+
+    If no handler will read the body, the error about the path or the method says more.
+    """
+    is_handled = request.match_info.http_exception is None
+    if is_handled and request.method in _BODY_METHODS and request.content_type != "application/json":
         raise UnsupportedMediaType(f"`Content-Type` must be `application/json`, not `{request.content_type}`")
     return await handler(request)
 

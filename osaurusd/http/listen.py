@@ -6,11 +6,13 @@ import fcntl
 import os
 import socket
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from osaurusd.errors import HomeInUse, ListenFailed
+from osaurusd.wire import ports
 
 BACKLOG = 512
 LOCK_ATTEMPTS = 5
@@ -177,6 +179,8 @@ def _bind(address: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener: socket.socket | None = None
     try:
+        if sys.platform == "darwin" and port:
+            _check_unused(address, port)
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -190,6 +194,20 @@ def _bind(address: str, port: int) -> socket.socket:
         hint = "; choose another with `--port` or `server.port`" if error.errno == errno.EADDRINUSE else ""
         raise ListenFailed(f"cannot listen on {address} port {port}: {error.strerror or error}{hint}") from error
     return listener
+
+
+def _check_unused(address: str, port: int) -> None:
+    """Check that no program accepts connections on an address.
+
+    On macOS, SO_REUSEADDR permits 127.0.0.1 although another program listens on all addresses with the same port, and
+    the reverse. Some clients would then reach that program. Binding without SO_REUSEADDR would detect it, but fails for
+    a minute after each restart, while old connections are in TIME_WAIT.
+
+    Raises:
+        OSError: a program accepts connections there; the error is the one of a failed bind.
+    """
+    if ports.accepts_connections(address, port):
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 def _remove_leftover(path: Path) -> None:

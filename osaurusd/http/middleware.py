@@ -16,6 +16,7 @@ from osaurusd.http.admission import Admission, Deadline
 from osaurusd.http.connection import connection_of
 from osaurusd.http.errors import as_osaurus_error, error_headers, excerpt
 from osaurusd.http.metrics import HttpMetrics
+from osaurusd.http.paths import describe_unknown_path
 from osaurusd.http.request import CONTEXT, RequestContext, check_head
 from osaurusd.http.routes import RouteGroup, RouteHandler
 from osaurusd.log import get_logger
@@ -51,6 +52,7 @@ class RequestPipeline:
     ) -> None:
         self._groups = groups
         self._owners = owners
+        self._paths = frozenset(resource.canonical for resource in owners)
         self._config = config
         self._admission = admission
         self._metrics = metrics
@@ -108,7 +110,7 @@ class RequestPipeline:
         try:
             return await handler(request)
         except web.HTTPException as error:
-            return _convert_http_exception(request, context.group, error)
+            return self._convert_http_exception(request, context.group, error)
         except Exception as error:  # noqa: BLE001  the boundary: an error without a code is logged and hidden
             return _convert(request, context.group, error)
 
@@ -118,6 +120,19 @@ class RequestPipeline:
             return self._owners[resource]
         owner = max(self._groups, key=lambda group: len(group.owned_prefix(request.path)))
         return owner if owner.owned_prefix(request.path) else self._groups[0]
+
+    def _convert_http_exception(
+        self, request: web.Request, group: RouteGroup, error: web.HTTPException
+    ) -> web.Response:
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            allowed = ", ".join(sorted(error.allowed_methods))
+            message = f"{request.method} is not allowed for {excerpt(request.path)}; use {allowed}"
+            response = _render(group, MethodNotAllowed(message))
+            response.headers[hdrs.ALLOW] = allowed
+            return response
+        if isinstance(error, web.HTTPNotFound):
+            return _render(group, NotFound(describe_unknown_path(request.path, self._paths)))
+        return _render(group, InvalidRequest(error.text or error.reason))
 
 
 def admitted(handler: RouteHandler) -> RouteHandler:
@@ -156,15 +171,3 @@ def _convert(request: web.Request, group: RouteGroup, error: Exception) -> web.R
             request.transport.abort()
         raise ConnectionResetError("the response failed after its headers were sent") from error
     return response
-
-
-def _convert_http_exception(request: web.Request, group: RouteGroup, error: web.HTTPException) -> web.Response:
-    if isinstance(error, web.HTTPMethodNotAllowed):
-        allowed = ", ".join(sorted(error.allowed_methods))
-        message = f"{request.method} is not allowed for {excerpt(request.path)}; use {allowed}"
-        response = _render(group, MethodNotAllowed(message))
-        response.headers[hdrs.ALLOW] = allowed
-        return response
-    if isinstance(error, web.HTTPNotFound):
-        return _render(group, NotFound(f"the path {excerpt(request.path)} does not exist"))
-    return _render(group, InvalidRequest(error.text or error.reason))

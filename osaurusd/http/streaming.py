@@ -2,15 +2,18 @@
 
 The first item is awaited before the headers are sent, so that an error up to that point has its own status. If that
 takes longer than `server.first_byte_seconds`, the headers are sent anyway. Later errors become the last item.
+
+Proxies and clients close connections on which nothing arrives: nginx after 60 s, Node's `fetch` after 300 s.
 """
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import TypeVar
 
 import msgspec
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from osaurusd.errors import OsaurusError
 from osaurusd.http.errors import as_osaurus_error
@@ -21,7 +24,13 @@ T = TypeVar("T")
 SseEvent = bytes | tuple[str, bytes]
 """The data of an event, which must not contain a line break, or a pair of the event's name and its data."""
 
+KEEP_ALIVE_SECONDS = 10.0
+"""After this time without an event, a comment is sent; sooner if `server.first_byte_seconds` is less."""
+
 _COMMENT = b": keep-alive\n\n"
+
+# nginx would collect the response in its buffers.
+_HEADERS = {hdrs.CACHE_CONTROL: "no-cache", "X-Accel-Buffering": "no"}
 
 
 async def stream_sse(
@@ -31,7 +40,7 @@ async def stream_sse(
     error_event: Callable[[OsaurusError], SseEvent],
     last_event: SseEvent | None = None,
 ) -> web.StreamResponse:
-    """Send Server-Sent Events, and comments whenever no event was sent for `server.first_byte_seconds`.
+    """Send Server-Sent Events, and comments while there are none.
 
     Args:
         request: the request to answer.
@@ -39,7 +48,7 @@ async def stream_sse(
         error_event: renders an error that occurs after the headers were sent; the stream ends with it.
         last_event: sent if the stream ends without an error.
     """
-    response = web.StreamResponse(headers={hdrs.CACHE_CONTROL: "no-cache"})
+    response = web.StreamResponse(headers=_HEADERS)
     response.content_type = "text/event-stream"
     writer = _StreamWriter(request, response, keep_alive=_COMMENT)
     end = encode_sse(last_event) if last_event is not None else None
@@ -63,7 +72,7 @@ async def stream_ndjson(
         content_type: the media type of the response.
         headers_first: send the headers before the first value, for streams that may have none for a long time.
     """
-    response = web.StreamResponse()
+    response = web.StreamResponse(headers=_HEADERS)
     response.content_type = content_type
     writer = _StreamWriter(request, response)
     if headers_first:
@@ -97,9 +106,12 @@ class _StreamWriter:
         self._request = request
         self._context = request[CONTEXT]
         self._keep_alive = keep_alive
-        self._quiet_seconds = self._context.config.server.first_byte_seconds
+        self._first_byte_seconds = self._context.config.server.first_byte_seconds
         self._written_at = self._context.started_at
         self._lock = asyncio.Lock()
+        if request.version < HttpVersion11:
+            # Without chunks, only the end of the connection marks the end of the stream.
+            response.force_close()
 
     @property
     def started(self) -> bool:
@@ -128,8 +140,8 @@ class _StreamWriter:
 
     @contextlib.asynccontextmanager
     async def kept_alive(self) -> AsyncIterator[None]:
-        """While the block runs, send headers and then keep-alive data after each quiet period."""
-        task = asyncio.create_task(self._send_keep_alives()) if self._quiet_seconds else None
+        """While the block runs, send the headers in time, and then keep-alive data after each quiet period."""
+        task = asyncio.create_task(self._send_keep_alives()) if self._first_byte_seconds else None
         try:
             yield
         finally:
@@ -140,7 +152,8 @@ class _StreamWriter:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(_DisconnectedError):
             while self._keep_alive is not None or not self.started:
-                remaining = self._written_at + self._quiet_seconds - loop.time()
+                quiet_seconds = min(self._first_byte_seconds, KEEP_ALIVE_SECONDS if self.started else math.inf)
+                remaining = self._written_at + quiet_seconds - loop.time()
                 if remaining > 0:
                     await asyncio.sleep(remaining)
                 else:

@@ -16,7 +16,7 @@ from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
 from osaurusd.models.roots import STAGING_PREFIXES
 from osaurusd.rpc import job
-from osaurusd.wire.admin import ModelState
+from osaurusd.wire.admin import Availability
 
 log = get_logger(__name__)
 
@@ -44,8 +44,16 @@ class ImportManager:
                 log.info("removing unfinished import", path=str(leftover))
                 shutil.rmtree(leftover, ignore_errors=True)
 
-    async def run(self, source: str, name: str | None) -> AsyncGenerator[messages.Progress | ModelRecord]:
+    async def run(
+        self, source: str, name: str | None, files: str | None = None
+    ) -> AsyncGenerator[messages.Progress | ModelRecord]:
         """Import the folder or file `source`. Yields progress, then the model. Closing the iterator cancels the import.
+
+        Args:
+            source: the absolute path.
+            name: the name of the model; None derives it from the source.
+            files: the Unix socket from which the child process receives the open files of the source; None if it can
+                open them itself.
 
         Raises:
             InvalidRequest: the path is not absolute, or the name is invalid.
@@ -55,12 +63,14 @@ class ImportManager:
         path = Path(source)
         if not path.is_absolute() or "\0" in source:
             raise InvalidRequest(f"`path`: must be an absolute path, not {source!r}", param="path")
+        if files is not None and (not Path(files).is_absolute() or "\0" in files):
+            raise InvalidRequest(f"`files`: must be the absolute path of a Unix socket, not {files!r}", param="files")
         name = await self._free_name(path, name)
         staging = self._models_dir / f"{_IMPORTING}{uuid.uuid4().hex}"
         self.running.add(staging)
         try:
             await asyncio.to_thread(staging.mkdir, parents=True)
-            async with contextlib.aclosing(_convert(path, staging)) as events:
+            async with contextlib.aclosing(_convert(path, staging, files)) as events:
                 async for event in events:
                     yield event
             yield await self._publish(staging, name)
@@ -72,8 +82,7 @@ class ImportManager:
         name = names.from_file(source.stem if source.suffix == ".gguf" else source.name) if name is None else name
         if not names.is_valid(name):
             raise InvalidRequest(
-                f"`name`: must start with a letter or digit and consist of lower-case letters, digits, `.`, `_`, `-`, "
-                f"not {name!r}",
+                f"`name`: {name!r} is not a valid name; {names.NAME_RULE}",
                 param="name",
             )
         await self._catalog.refresh()
@@ -90,16 +99,16 @@ class ImportManager:
             raise NameTaken(f"the name `{name}` has been taken: {error.strerror}", param="name") from error
         await self._catalog.refresh()
         record = next(record for record in await self._catalog.records() if record.path == self._models_dir / name)
-        if record.state is not ModelState.AVAILABLE:
+        if record.state is not Availability.AVAILABLE:
             await asyncio.to_thread(shutil.rmtree, record.path, ignore_errors=True)
             await self._catalog.refresh()
             raise ImportFailed(f"{name}: {record.reason}")
         return record
 
 
-async def _convert(source: Path, staging: Path) -> AsyncGenerator[messages.Progress]:
+async def _convert(source: Path, staging: Path, files: str | None) -> AsyncGenerator[messages.Progress]:
     """Run the child process and yield its progress until it has finished."""
-    arguments = [str(source), str(staging)]
+    arguments = [*(["--files", files] if files is not None else []), str(source), str(staging)]
     try:
         async with contextlib.aclosing(job.run(IMPORTER_COMMAND, arguments, messages.FROM_IMPORTER)) as frames:
             async for frame in frames:

@@ -12,7 +12,7 @@ from osaurusd.models.names import NameRegistry
 from osaurusd.models.record import ModelRecord
 from osaurusd.models.roots import Root
 from osaurusd.models.scan import BackgroundScanner, Scanner
-from osaurusd.wire.admin import ModelState
+from osaurusd.wire.admin import Availability
 
 # Other programs add and remove models at any time, so that the result of a scan expires.
 MAX_AGE_SECONDS = 2.0
@@ -63,7 +63,7 @@ class Catalog:
 
     async def available(self) -> list[ModelRecord]:
         """Return the models that can be served."""
-        return [record for record in await self.records() if record.state is ModelState.AVAILABLE]
+        return [record for record in await self.records() if record.state is Availability.AVAILABLE]
 
     async def refresh(self) -> None:
         """Scan the disk now; concurrent callers share one scan."""
@@ -80,7 +80,7 @@ class Catalog:
             ModelNotDownloaded: the name is known, but the model is not on this machine.
         """
         record = await self.find_any(model)
-        if record.state is not ModelState.AVAILABLE:
+        if record.state is not Availability.AVAILABLE:
             raise ModelNotFound(f'model "{record.name}" is {record.state}: {record.reason}', location=("model",))
         return record
 
@@ -126,7 +126,7 @@ class Catalog:
                 key = record.repo if record.repo not in by_repo else str(record.path)
                 by_repo[key] = replace(record, repo=key)
         # Available models have priority for names, then older ones.
-        ordered = sorted(by_repo.values(), key=lambda r: (r.state is not ModelState.AVAILABLE, r.created, r.repo))
+        ordered = sorted(by_repo.values(), key=lambda r: (r.state is not Availability.AVAILABLE, r.created, r.repo))
         assigned = self.registry.assign_names([record.repo for record in ordered], keep_missing=bool(self.faults))
         aliases = self.registry.aliases
         named = (
@@ -136,8 +136,8 @@ class Catalog:
         self._records = sorted(named, key=lambda record: record.name)
 
     def _match(self, records: list[ModelRecord], model: str) -> ModelRecord | None:
-        lower = model.lower()
-        return next((r for r in records if lower in (r.name, r.repo.lower(), *r.aliases)), None)
+        name = names.normalize(model)
+        return next((r for r in records if name in (r.name, names.normalize(r.repo), *r.aliases)), None)
 
     def _not_found(self, model: str) -> ModelNotFound:
         known = {alias: alias for alias in self.registry.aliases}
@@ -146,7 +146,7 @@ class Catalog:
             return ModelNotDownloaded(
                 f'model "{name}" is not downloaded; run "osaurusctl pull {name}"', location=("model",)
             )
-        available = [record.name for record in self._records if record.state is ModelState.AVAILABLE]
+        available = [record.name for record in self._records if record.state is Availability.AVAILABLE]
         if not available:
             hint = 'no models are available yet; run "osaurusctl pull NAME" to download one'
         else:

@@ -51,7 +51,7 @@ class Provenance:
     """Where a model comes from: the revision on the hub, if it was downloaded, and its license."""
 
     commit: str | None = None
-    licence: str | None = None
+    license: str | None = None
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def read_provenance(record: ModelRecord) -> Provenance:
     folder = record.path
     return Provenance(
         commit=folder.name if folder.parent.name == "snapshots" else None,
-        licence=_license(folder),
+        license=_license(folder),
     )
 
 

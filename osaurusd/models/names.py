@@ -4,6 +4,7 @@ import difflib
 import itertools
 import re
 import threading
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -32,14 +33,17 @@ MAX_LENGTH = 96
 NAME_RULE = "use lowercase letters, digits, `.`, `_` and `-`, and start with a letter or digit"
 """The syntax of names, for error messages."""
 
-_NAME = re.compile(rf"[a-z0-9][a-z0-9._-]{{0,{MAX_LENGTH - 1}}}")
+# A name is also the name of a folder, and file systems allow 255 bytes.
+_MAX_BYTES = 200
+_PUNCTUATION = "._-"
+_QUANTIZATION_SUFFIX = re.compile(r"[.\-_](q\d[a-z0-9_]*|f16|f32|bf16)$")
 
 _STATE_VERSION = 1
 
 
 def candidates(repo: str) -> Iterator[str]:
     """Yield the possible API names of a repository without end, the preferred one first."""
-    lower = repo.lower()
+    lower = normalize(repo)
     if published := _PUBLISHED_BY_LOWER.get(lower):
         yield published
     else:
@@ -75,15 +79,33 @@ def assign(repos: Iterable[str], existing: Mapping[str, str], reserved: Iterable
     return names
 
 
+def normalize(name: str) -> str:
+    """Return the form in which names are compared: lowercase, with composed accents (macOS decomposes them)."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).lower())
+
+
 def is_valid(name: str) -> bool:
     """Whether `name` is allowed for an imported model or an alias: it becomes a folder name and an API name."""
-    return _NAME.fullmatch(name) is not None
+    return (
+        name == normalize(name)
+        and 0 < len(name) <= MAX_LENGTH
+        and all(map(_is_name_character, name))
+        and unicodedata.category(name[0])[0] in "LN"
+        and len(name.encode()) <= _MAX_BYTES
+    )
 
 
 def from_file(stem: str) -> str:
     """Derive a valid name from the name of a model file or folder, without its quantization suffix."""
-    stem = re.sub(r"[.\-_](q\d[a-z0-9_]*|f16|f32|bf16)$", "", stem.lower())
-    return re.sub(r"[^a-z0-9._-]+", "-", stem).strip("-._")[:MAX_LENGTH].rstrip("-._") or "model"
+    stem = _QUANTIZATION_SUFFIX.sub("", normalize(stem))
+    name = re.sub("-{2,}", "-", "".join(each if _is_name_character(each) else "-" for each in stem))
+    name = name.encode()[:_MAX_BYTES].decode(errors="ignore")[:MAX_LENGTH].strip(_PUNCTUATION)
+    return name if is_valid(name) else "model"
+
+
+def _is_name_character(character: str) -> bool:
+    """Whether a name may contain `character`: letters, digits and marks of any script, and some punctuation."""
+    return character in _PUNCTUATION or unicodedata.category(character)[0] in "LMN"
 
 
 def similar_names(name: str, names: Iterable[str]) -> list[str]:

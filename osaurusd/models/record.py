@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from osaurusd.wire.admin import ModelState
+from osaurusd.wire.admin import Availability
 
 Source = Literal["imported", "hub", "extra"]
 """Where a model was found: the daemon's own folder, the Hugging Face cache, or a folder of another program."""
@@ -63,7 +63,7 @@ class ModelRecord:
     repo: str
     path: Path
     source: Source
-    state: ModelState
+    state: Availability
     created: int
     files: tuple[tuple[str, int], ...] = ()
     reason: str | None = None

@@ -14,7 +14,7 @@ from osaurusd.log import get_logger
 from osaurusd.models import compatibility, memory, metadata, safetensors, tokenizers
 from osaurusd.models.record import MemoryEstimate, ModelRecord
 from osaurusd.models.roots import ModelFolder, Root, find_model_folders, is_utf8
-from osaurusd.wire.admin import ModelState
+from osaurusd.wire.admin import Availability
 
 log = get_logger(__name__)
 
@@ -126,7 +126,7 @@ def _read_record(folder: ModelFolder, files: tuple[_File, ...], boundaries: Sequ
         repo=folder.repo,
         path=folder.path,
         source=folder.source,
-        state=ModelState.AVAILABLE,
+        state=Availability.AVAILABLE,
         created=_creation_time(folder.path),
         files=tuple(sizes.items()),
     )
@@ -179,11 +179,11 @@ def _check(
 
 
 def _partial(record: ModelRecord, reason: str) -> ModelRecord:
-    return replace(record, state=ModelState.PARTIAL, reason=reason)
+    return replace(record, state=Availability.PARTIAL, reason=reason)
 
 
 def _unusable(record: ModelRecord, reason: str) -> ModelRecord:
-    return replace(record, state=ModelState.UNUSABLE, reason=reason)
+    return replace(record, state=Availability.UNUSABLE, reason=reason)
 
 
 def _list_files(folder: Path) -> tuple[_File, ...]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import psutil
 
-from osaurusd.config import Config
+from osaurusd.config import BUDGET_FRACTION, Config
 from osaurusd.errors import ConfigError
 from osaurusd.log import get_logger
 from osaurusd.models.record import ModelRecord
@@ -17,8 +17,7 @@ from osaurusd.rpc.process import Launch
 
 log = get_logger(__name__)
 
-# Defaults as fractions of the machine's memory: all models, and the parts of one worker.
-BUDGET_FRACTION = 0.7
+# Defaults as fractions of the machine's memory: the parts of one worker.
 FREED_BUFFERS_FRACTION = 0.05
 PREFIX_CACHE_FRACTION = 0.125
 
@@ -98,7 +97,7 @@ class PoolConfig:
                 min_residency_seconds=residency.min_residency_seconds,
             ),
             keep_alive=KeepAlive(residency.keep_alive_seconds, residency.keep_alive_by_model),
-            standby_seconds=residency.spare_seconds,
+            standby_seconds=residency.standby_seconds,
         )
 
 

@@ -59,6 +59,9 @@ class PoolMetrics:
         )
         self.loads = counter("osaurus_loads_total", "Loads by result.", ("model", "result"))
         self.unloads = counter("osaurus_unloads_total", "Stopped workers by cause.", ("model", "cause"))
+        self.cache_drops = counter(
+            "osaurus_cache_drops_total", "Times that a model dropped its caches because the system was short of memory."
+        )
         self.crashes = counter("osaurus_crashes_total", "Workers that exited unexpectedly.")
 
     def for_worker(self, model: str) -> "WorkerMetrics":

@@ -35,6 +35,9 @@ class Launcher(Protocol):
     def prepare_next(self) -> None:
         """Prepare for another load soon."""
 
+    def drop_standby(self) -> None:
+        """Stop processes that only wait for the next load."""
+
     async def close(self) -> None:
         """Stop every process that has no model."""
 
@@ -56,6 +59,9 @@ class LocalLauncher:
 
     def prepare_next(self) -> None:
         self._standby.prepare()
+
+    def drop_standby(self) -> None:
+        self._standby.drop()
 
     async def close(self) -> None:
         await self._standby.close()

@@ -196,7 +196,27 @@ class Pool:
             self._dispatch(self._scheduler.unpin, key)
             self.events.publish(EventKind.UNPINNED, self._records[key].name)
 
+    # Memory pressure
+
+    def drop_caches(self) -> None:
+        """Return memory to the system that nothing needs: the caches of all models, and the standby worker."""
+        self._launcher.drop_standby()
+        for supervisor in self._supervisors.values():
+            supervisor.drop_caches()
+
+    def unload_idle(self) -> None:
+        """Unload the models that are neither in use nor pinned, because the system is short of memory."""
+        idle = [model for model in self._scheduler.models if model.state is WorkerState.READY and not model.pinned]
+        for model in idle:
+            if not model.in_flight and not model.waiters:
+                self._dispatch(self._scheduler.unload, model.key, _FutureWaiter(), cause=StopCause.PRESSURE)
+
     # State
+
+    def needs_bytes(self, record: ModelRecord) -> int:
+        """Return the minimum memory of a model: measured while it is loaded, otherwise an estimate."""
+        loaded = (model.needs_bytes for model in self._scheduler.models if model.key == record.repo)
+        return next(loaded, None) or self._estimate_bytes(record)
 
     @property
     def pinned_bytes(self) -> int:
@@ -332,9 +352,11 @@ class Pool:
 
     def _spec(self, record: ModelRecord) -> ModelSpec:
         self._records[record.repo] = record
+        return ModelSpec(record.repo, self._estimate_bytes(record), self._config.keep_alive.for_model(record))
+
+    def _estimate_bytes(self, record: ModelRecord) -> int:
         budget = self._scheduler.config.budget_bytes
-        needs_bytes = memory.estimate_bytes(record, self._config.limits, budget, on_cpu=self._on_cpu)
-        return ModelSpec(record.repo, needs_bytes, self._config.keep_alive.for_model(record))
+        return memory.estimate_bytes(record, self._config.limits, budget, on_cpu=self._on_cpu)
 
     def _limits(self, model: ModelState) -> messages.Limits:
         return memory.build_limits(self._config.limits, model.limit_bytes, model.needs_bytes, wired=not self._on_cpu)

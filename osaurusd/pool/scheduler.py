@@ -20,7 +20,7 @@ from operator import attrgetter
 from osaurusd.errors import Busy, ModelUnloaded, OsaurusError, QueueFull, ShuttingDown
 from osaurusd.pool import policy
 from osaurusd.pool.policy import Plan
-from osaurusd.pool.state import Effects, Failure, ModelSpec, ModelState, StopCause, Waiter
+from osaurusd.pool.state import UNLOAD_REASONS, Effects, Failure, ModelSpec, ModelState, StopCause, Waiter
 from osaurusd.wire.admin import IN_MEMORY, WorkerState
 
 
@@ -180,7 +180,9 @@ class Scheduler:
             model.reject_all(error)
         self._reconcile(now)
 
-    def unload(self, key: str, waiter: Waiter, now: float, *, force: bool = False) -> None:
+    def unload(
+        self, key: str, waiter: Waiter, now: float, *, force: bool = False, cause: StopCause = StopCause.UNLOAD
+    ) -> None:
         """Stop a model's worker; the waiter is granted once it has exited, or at once if the model is not loaded.
 
         A busy or pinned model is not unloaded without `force`; with it, running requests fail.
@@ -201,7 +203,7 @@ class Scheduler:
         if model.pinned:
             self._unloaded_pins.add(key)
         model.unload_waiters.append(waiter)
-        self._stop(model, ModelUnloaded("the model was unloaded before the request completed"), StopCause.UNLOAD)
+        self._stop(model, ModelUnloaded(UNLOAD_REASONS[cause]), cause)
         self._reconcile(now)
 
     def pin(self, spec: ModelSpec, now: float, *, check: bool = True) -> None:
@@ -334,7 +336,7 @@ class Scheduler:
 
     def _evict(self, plan: Plan, purpose: str) -> None:
         for key in plan.evict:
-            self._stop(self._models[key], ModelUnloaded(f"the model was evicted {purpose}"), StopCause.ROOM)
+            self._stop(self._models[key], ModelUnloaded(f"the model was evicted {purpose}"), StopCause.MEMORY)
 
     def _divide_budget(self, starting: list[ModelState]) -> None:
         """Update the models' limits if the budget or the set of models has changed."""

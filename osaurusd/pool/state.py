@@ -39,12 +39,23 @@ class ModelSpec:
 
 
 class StopCause(StrEnum):
-    """Why a worker is stopped; `ROOM` is an eviction for another model or a smaller budget."""
+    """Why a worker is stopped.
+
+    `MEMORY` is an eviction for another model or a smaller budget, `PRESSURE` one because the system is short of memory.
+    """
 
     UNLOAD = "unload"
     IDLE = "idle"
-    ROOM = "room"
+    MEMORY = "memory"
+    PRESSURE = "pressure"
     SHUTDOWN = "shutdown"
+
+
+UNLOAD_REASONS = {
+    StopCause.UNLOAD: "the model was unloaded before the request completed",
+    StopCause.PRESSURE: "the system is short of memory",
+}
+"""Why requests for an unloaded model fail, by the cause of the unload."""
 
 
 @dataclass(eq=False)

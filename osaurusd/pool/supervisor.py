@@ -91,6 +91,13 @@ class WorkerSupervisor:
             self._limits = limits
             self.worker.client.set_limits(limits)
 
+    def drop_caches(self) -> None:
+        """Make the worker return the memory of its caches to the system."""
+        if self.worker is not None and self._stop_reason is None:
+            self.worker.client.drop_caches()
+            self._pool_metrics.cache_drops.labels(self._name).inc()
+            self._events.publish(EventKind.CACHES_DROPPED, self._name, pid=self.worker.pid, cause="pressure")
+
     # The worker's listener
 
     def request_started(self) -> RequestMetrics:
@@ -162,16 +169,15 @@ class WorkerSupervisor:
             spawn_seconds=round(phases.spawn_seconds, 3),
             import_seconds=round(phases.import_seconds, 3),
             weights_seconds=round(phases.weights_seconds, 3),
-            spare=phases.spare,
+            standby=phases.standby,
             device=loaded.device,
             dtype=loaded.dtype,
             bytes=loaded.memory_bytes,
             batched=loaded.batched,
         )
         self._pool_metrics.loads.labels(self._name, "loaded").inc()
-        self._events.publish(
-            EventKind.LOADED, self._name, pid=worker.pid, seconds=round(seconds, 3), bytes=loaded.memory_bytes
-        )
+        needs_bytes = loaded.serving_bytes or self._model.needs_bytes
+        self._events.publish(EventKind.LOADED, self._name, pid=worker.pid, seconds=round(seconds, 3), bytes=needs_bytes)
 
     def complete(self, snapshot: WorkerSnapshot) -> WorkerSnapshot:
         """Add the worker's figures to a snapshot of its model."""

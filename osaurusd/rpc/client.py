@@ -183,6 +183,10 @@ class WorkerClient:
         """Replace the worker's memory limits."""
         self._send(limits)
 
+    def drop_caches(self) -> None:
+        """Make the worker return the memory of its caches to the system."""
+        self._send(messages.DropCaches())
+
     def request_shutdown(self) -> None:
         """Send the worker a shutdown request."""
         self._send(messages.Shutdown())

@@ -73,6 +73,10 @@ class Cancel(Frame, frozen=True, tag="cancel"):
     id: int
 
 
+class DropCaches(Frame, frozen=True, tag="drop_caches"):
+    """Clear the prefix cache, and return freed buffers to the system. Running requests continue."""
+
+
 class Shutdown(Frame, frozen=True, tag="shutdown"):
     """Drop all requests and exit with status 0."""
 
@@ -148,7 +152,7 @@ class Pulse(Frame, frozen=True, tag="pulse"):
     reserved_bytes: int = 0
 
 
-ToWorker = Load | Limits | Generate | Cancel | Shutdown
+ToWorker = Load | Limits | Generate | Cancel | DropCaches | Shutdown
 FromWorker = Hello | Loaded | LoadFailed | Output | Failed | Stats | Pulse
 
 TO_WORKER: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)

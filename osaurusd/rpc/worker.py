@@ -159,7 +159,7 @@ async def _exchange(process: WorkerProcess, request: messages.Load) -> messages.
 def _phases(process: WorkerProcess, started_at: float, *, standby: bool) -> LoadPhases:
     now = process.clock.time()
     if standby or process.hello is None:
-        return LoadPhases(spawn_seconds=0.0, import_seconds=0.0, weights_seconds=now - started_at, spare=standby)
+        return LoadPhases(spawn_seconds=0.0, import_seconds=0.0, weights_seconds=now - started_at, standby=standby)
     imports = process.hello.import_seconds
     return LoadPhases(
         spawn_seconds=max(process.hello_at - started_at - imports, 0.0),

@@ -46,7 +46,7 @@ class Route(StrEnum):
     SHUTDOWN = "/v0/shutdown"
 
 
-class ModelState(StrEnum):
+class Availability(StrEnum):
     """Whether a model on disk can be served."""
 
     AVAILABLE = "available"
@@ -72,8 +72,10 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A worker that runs, waits for memory, or crashed.
 
     Attributes:
-        memory_bytes: resident memory or memory held by MLX, whichever is larger.
-        estimated_bytes: the model's share of the memory budget, estimated before the load and measured after it.
+        memory_bytes: what the system attributes to the process (on macOS its footprint, elsewhere resident memory), or
+            what MLX holds, whichever is larger.
+        needs_bytes: minimum memory, which counts against the budget: weights and one request. An estimate until the
+            model is loaded, then measured.
         limit_bytes: memory that the worker may use.
         reserved_bytes: memory that the worker and its current requests may grow to.
         idle_left_seconds: time until the idle model is unloaded; null while it is in use, and if it stays loaded.
@@ -85,7 +87,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     device: str | None = None
     memory_bytes: int = 0
-    estimated_bytes: int = 0
+    needs_bytes: int = 0
     limit_bytes: int = 0
     reserved_bytes: int = 0
     in_flight: int = 0
@@ -111,7 +113,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     repo: str
     path: str
     source: str
-    state: ModelState
+    state: Availability
     bytes: int
     created: int
     reason: str | None = None
@@ -133,6 +135,7 @@ class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that the files of a model reveal without loading it.
 
     Attributes:
+        needs_bytes: as in `WorkerInfo`.
         weights_bytes: memory for the weights.
         kv_bytes_per_token: memory for each token of context; null if the model's config does not determine it.
         full_context_bytes: memory for the weights and a full context; null like `kv_bytes_per_token`.
@@ -140,13 +143,14 @@ class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
 
     model: ModelInfo
     commit: str | None = None
-    licence: str | None = None
+    license: str | None = None
     tools: bool = False
     reasoning: bool = False
     vision: bool = False
     temperature: float | None = None
     top_p: float | None = None
     files: list[FileInfo] = []
+    needs_bytes: int = 0
     weights_bytes: int = 0
     kv_bytes_per_token: int | None = None
     full_context_bytes: int | None = None
@@ -206,10 +210,15 @@ class UnloadReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Import the MLX folder or `.gguf` file at the absolute path `path`, optionally under `name`."""
+    """Import the MLX folder or `.gguf` file at the absolute path `path`, optionally under `name`.
+
+    `files` is a Unix socket from which the import process receives the open files, if it may not be permitted to open
+    them; see `wire.open_files`.
+    """
 
     path: str
     name: str | None = None
+    files: str | None = None
 
 
 class DetailsRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,11 +12,15 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoreProbe(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether the daemon can read a model folder; `reason` explains why not."""
+    """Whether the daemon can read a model folder; `reason` explains why not.
+
+    `missing` marks a folder of `models.roots` that does not exist.
+    """
 
     path: str
     readable: bool
     reason: str | None = None
+    missing: bool = False
 
 
 class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):

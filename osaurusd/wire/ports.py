@@ -1,10 +1,28 @@
-"""Find the process that listens on a TCP port."""
+"""Whether a program listens on a TCP port, and which one."""
 
+import socket
 import subprocess
 
 import psutil
 
 LSOF_TIMEOUT_SECONDS = 5.0
+
+# A connection to an address of this machine succeeds or fails at once, unless the listener's backlog is full.
+_CONNECT_TIMEOUT_SECONDS = 0.5
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def accepts_connections(address: str, port: int) -> bool:
+    """Whether a program accepts connections on an address of this machine; wildcards mean their loopback address."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.settimeout(_CONNECT_TIMEOUT_SECONDS)
+            probe.connect((_LOOPBACK.get(address, address), port))
+            # The system may choose the port itself as the source port. TCP then connects the socket to itself.
+            return bool(probe.getsockname()[:2] != probe.getpeername()[:2])
+    except OSError:
+        return False
 
 
 def holder(port: int) -> str | None:

@@ -7,6 +7,9 @@ import msgspec
 from osaurusd.wire.admin import ModelInfo
 from osaurusd.wire.errors import ErrorBody
 
+WEIGHTS_SHARE = 0.93
+"""Share of the memory budget that weights may take in a model that fits; the rest is for context."""
+
 
 class PullRoute(StrEnum):
     """Paths of the admin API."""
@@ -67,7 +70,7 @@ class PullInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PullRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Download `model`: an API name, an alias, or `ORG/REPO`, each optionally followed by `@REVISION`.
+    """Download `model`: an API name, an alias, `ORG/REPO` or its URL, each optionally followed by `@REVISION`.
 
     `token` is used for this pull only and never stored. Without it, the stored Hugging Face token is used.
     """

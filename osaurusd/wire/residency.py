@@ -15,6 +15,7 @@ class EventKind(StrEnum):
     LOAD_FAILED = "load_failed"
     UNLOADING = "unloading"
     UNLOADED = "unloaded"
+    CACHES_DROPPED = "caches_dropped"
     CRASHED = "crashed"
     PINNED = "pinned"
     UNPINNED = "unpinned"
@@ -30,7 +31,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         time: Unix seconds.
-        cause: why a model is unloaded: `unload` (requested), `idle`, `room` (for another model) or `shutdown`.
+        cause: why a model is unloaded: `unload` (requested), `idle`, `memory` (for another model),
+            `pressure` (the system is short of memory) or `shutdown`.
         reason: explanation for people.
         seconds: duration of a load.
         bytes: memory of the model.
@@ -52,14 +54,14 @@ class LoadPhases(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         spawn_seconds, import_seconds: 0 if a standby worker was used.
         first_token_seconds: from the first request to its first token; null before that.
-        spare: whether a standby worker was used.
+        standby: whether a standby worker was used.
     """
 
     spawn_seconds: float
     import_seconds: float
     weights_seconds: float
     first_token_seconds: float | None = None
-    spare: bool = False
+    standby: bool = False
 
 
 class PinRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -67,6 +67,8 @@ class Session:
                     self._mlx.post(partial(self._load, frame))
                 case messages.Limits():
                     self._mlx.post(partial(self._apply_limits, frame))
+                case messages.DropCaches():
+                    self._mlx.post(self._drop_caches)
                 case messages.Generate():
                     self._start(frame)
                 case messages.Cancel():
@@ -120,6 +122,13 @@ class Session:
         if self._runner is None:
             return []
         self._runner.apply_limits(frame)
+        return [self._runner.engine.stats()]
+
+    def _drop_caches(self) -> list[messages.Frame]:
+        """Return the memory of caches to the system. Runs on the MLX thread."""
+        if self._runner is None:
+            return []
+        self._runner.engine.drop_caches()
         return [self._runner.engine.stats()]
 
     def _start(self, frame: messages.Generate) -> None:

@@ -2,25 +2,13 @@
 
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
-
-import osaurusctl
-import osaurusd
+import grimp
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = (Path(osaurusd.__file__).parent, Path(osaurusctl.__file__).parent)
 HEAVY_LIBRARIES = ("mlx", "mlx_lm", "transformers", "numpy", "torch", "llguidance", "tokenizers", "huggingface_hub")
-
-
-def module_names() -> list[str]:
-    names = []
-    for package in PACKAGES:
-        for path in sorted(package.rglob("*.py")):
-            parts = (package.name, *path.relative_to(package).with_suffix("").parts)
-            names.append(".".join(part for part in parts if part != "__init__"))
-    return names
 
 
 def run_python(code: str) -> str:
@@ -54,27 +42,12 @@ def test_wire_imports_nothing_else_of_the_project() -> None:
     assert {"osaurusd", "osaurusd.wire"} == {".".join(name.split(".")[:2]) for name in modules.split()}
 
 
-@pytest.mark.parametrize(
-    ("kind", "preload"),
-    [
-        ("daemon and CLI", ""),
-        # Importing MLX again for each module would take a minute.
-        ("worker", "import mlx_lm"),
-    ],
-)
-def test_every_module_can_be_imported_first(kind: str, preload: str) -> None:
-    """Import each module in a fork of an interpreter that has not loaded any other module of the project."""
-    names = [name for name in module_names() if (".worker" in name) == (kind == "worker")]
-    run_python(
-        "import os\n"
-        f"{preload}\n"
-        f"for name in {names!r}:\n"
-        "    pid = os.fork()\n"
-        "    if pid == 0:\n"
-        "        __import__(name)\n"
-        "        os._exit(0)\n"
-        "    assert os.waitpid(pid, 0)[1] == 0, name\n"
-    )
+def test_modules_have_no_import_cycle() -> None:
+    graph = grimp.build_graph("osaurusd", "osaurusctl", exclude_type_checking_imports=True, cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+
+    assert {"osaurusd.app", "osaurusctl.cli"} <= imports.keys()
+    TopologicalSorter(imports).prepare()
 
 
 def test_import_contracts_hold() -> None:

@@ -117,6 +117,34 @@ def test_invalid_request_is_rejected_and_others_are_served(daemon: Daemon, conne
     assert still_serves(daemon)
 
 
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "logit_bias": NO_END_TOKEN}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_half_closed_client_receives_its_response(connect, stream: bool) -> None:
+    body = json.dumps({**CHAT, "stream": stream}).encode()
+    connection = connect()
+    connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    connection.shutdown(socket.SHUT_WR)
+    response = read_all(connection)
+    assert b"HTTP/1.1 200" in response
+    assert b'"finish_reason":"length"' in response
+
+
+def test_http_10_connection_ends_with_the_stream(connect) -> None:
+    body = json.dumps({**CHAT, "stream": True}).encode()
+    head = POST.replace(b"HTTP/1.1", b"HTTP/1.0") + b"Connection: keep-alive\r\n"
+    connection = connect()
+    connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    assert read_all(connection).endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("base", ["//v1/", "//", "/v1//"])
+def test_base_url_may_have_extra_slashes(daemon: Daemon, base: str) -> None:
+    with OpenAI(base_url=daemon.url + base, api_key="x", max_retries=0) as client:
+        assert 3 == client.chat.completions.create(**CHAT).usage.completion_tokens
+
+
 def test_idle_connections_do_not_accumulate(daemon: Daemon, connect) -> None:
     before = descriptors(daemon)
     connections = [connect() for _ in range(100)]

@@ -4,14 +4,20 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from openai import OpenAI
 
 from tests import daemons
 from tests.conftest import SMOLLM
 from tests.daemons import Daemon, UnixConnection
+from tests.models import make_tiny
 
 HEADERS = {"Host": "osaurusd", "Osaurus-Api": "1", "Content-Type": "application/json"}
 
@@ -44,6 +50,18 @@ def test_mlx_folder_is_imported_under_the_requested_name(daemon: Daemon, smollm_
     status, events = daemon.admin("POST", "/v0/imports", {"path": str(smollm_folder), "name": "mine"})
 
     assert (200, "done", "mine") == (status, events[-1]["event"], events[-1]["model"]["name"])
+
+
+def test_name_of_a_non_ascii_folder_stays_readable(daemon: Daemon, smollm_folder: Path, tmp_path: Path) -> None:
+    make_tiny(tmp_path / "模型-Ünï", smollm_folder)
+    _, events = daemon.admin("POST", "/v0/imports", {"path": str(tmp_path / "模型-Ünï")})
+    assert ("done", "模型-ünï") == (events[-1]["event"], events[-1]["model"]["name"])
+
+    client = OpenAI(base_url=daemon.url, api_key="not-needed", max_retries=0)
+    # Decomposed, as macOS programs write it.
+    answer = client.completions.create(model="模型-U\u0308ni\u0308", prompt="Hello", max_tokens=1)
+    assert "模型-ünï" == answer.model
+    assert "模型-ünï" == client.models.retrieve("模型-ünï").id
 
 
 def test_taken_name_is_rejected(daemon: Daemon, smollm_folder: Path) -> None:
@@ -102,6 +120,62 @@ def test_unfinished_imports_of_a_killed_daemon_are_removed_at_the_next_start(hom
 
     with daemons.running(home) as restarted:
         assert [] == list_models_folder(restarted)
+
+
+DENY = """
+import errno, os, sys
+
+def deny(event, arguments):
+    path = arguments[0] if arguments else None
+    protected = os.environ["HOME"] + "/Downloads"
+    if event in ("open", "os.listdir", "os.scandir") and isinstance(path, str) and path.startswith(protected):
+        raise PermissionError(errno.EPERM, "Operation not permitted", path)
+
+sys.addaudithook(deny)
+"""
+
+
+@pytest.fixture(scope="module")
+def confined_daemon() -> Iterator[Daemon]:
+    """A daemon that, like its child processes, may not open files in Downloads, as on macOS."""
+    home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
+    (home / "user" / "Downloads").mkdir(parents=True)
+    (home / "python").mkdir()
+    (home / "python" / "sitecustomize.py").write_text(DENY)
+    python_path = os.pathsep.join(filter(None, [str(home / "python"), os.environ.get("PYTHONPATH")]))
+    with daemons.running(home, HOME=str(home / "user"), PYTHONPATH=python_path) as running:
+        yield running
+    shutil.rmtree(home)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_command_line_imports_what_only_the_user_may_open(
+    confined_daemon: Daemon, smollm_gguf: Path, smollm_folder: Path, kind: str
+) -> None:
+    downloads = confined_daemon.home / "user" / "Downloads"
+    source = downloads / "Some-Model.gguf" if kind == "file" else downloads / "Some-Folder"
+    if kind == "file":
+        shutil.copyfile(smollm_gguf, source)
+    else:
+        make_tiny(source, smollm_folder)
+    status, refused = confined_daemon.admin("POST", "/v0/imports", {"path": str(source)})
+    assert (400, True) == (status, "Operation not permitted" in refused["error"]["message"])
+    command = [sys.executable, "-m", "osaurusctl", "import", str(source), "--name", kind]
+    run = subprocess.run(command, env=daemons.environment(confined_daemon.home), capture_output=True, text=True)
+
+    assert 0 == run.returncode, run.stderr
+    assert kind in list_models_folder(confined_daemon)
+    assert {"admin.sock", "admin.sock.lock"} == {path.name for path in (confined_daemon.home / "run").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("files", "part"), [("relative", "`files`"), ("/no/such/socket", "did not pass the open files"), (5, "files")]
+)
+def test_invalid_socket_for_open_files_is_rejected(confined_daemon: Daemon, files: object, part: str) -> None:
+    status, answer = confined_daemon.admin("POST", "/v0/imports", {"path": "/x.gguf", "files": files})
+
+    assert 400 == status
+    assert part in answer["error"]["message"]
 
 
 @pytest.mark.skipif(

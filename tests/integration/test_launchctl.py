@@ -4,14 +4,17 @@ The tests run against the fake launchd, and on a Mac with a logged-in user again
 behavior the fake must reproduce.
 """
 
+import contextlib
 import os
 import plistlib
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from osaurusctl.service.launchctl import JobInfo, parse_job
@@ -72,6 +75,15 @@ def test_loaded_job_runs_and_its_definition_is_printed(mac: Mac) -> None:
     assert ("7", "1") == (job.fields["exit timeout"], job.fields["runs"])
     assert job.fields["spawn type"].startswith("interactive")
     assert job.last_exit is None
+
+
+def test_printed_environment_contains_the_variables_of_the_file(mac: Mac) -> None:
+    """launchd adds others, which differ between versions of macOS."""
+    load_job(mac, *FOREVER, EnvironmentVariables={"EXAMPLE": "a => b"})
+
+    lines = wait_until_running(mac).blocks["environment"]
+    assert "EXAMPLE => a => b" in lines
+    assert f"XPC_SERVICE_NAME => {LABEL}" in lines
 
 
 def test_changed_file_has_no_effect_until_it_is_loaded_again(mac: Mac) -> None:
@@ -159,7 +171,8 @@ def test_keys_of_keep_alive_are_ored(mac: Mac) -> None:
 @macs.fake_only
 def test_starts_are_throttled(mac: Mac) -> None:
     before = time.time()
-    load_job(mac, "/bin/sh", "-c", f"date +%s.%N >> '{mac.root}/starts'; exit 1", KeepAlive=True, ThrottleInterval=20)
+    program = f"import time; open({str(mac.root / 'starts')!r}, 'a').write(f'{{time.time()}}\\n'); raise SystemExit(1)"
+    load_job(mac, sys.executable, "-IS", "-c", program, KeepAlive=True, ThrottleInterval=20)
     wait_until(mac, lambda job: job is not None and (job.number("runs") or 0) >= 3)
     starts = [float(line) for line in (mac.root / "starts").read_text().splitlines()]
 
@@ -200,6 +213,22 @@ def test_kickstart_with_k_replaces_the_process(mac: Mac) -> None:
     assert 0 == mac.launchctl("kickstart", "-k", mac.target).returncode
 
     wait_until(mac, lambda job: job is not None and job.pid not in (None, first))
+
+
+@macs.fake_only
+def test_job_that_is_pended_starts_with_a_kickstart(mac: Mac) -> None:
+    mac.inject_faults(pended=1)
+    load_job(mac, *FOREVER)
+    job = query_job(mac)
+    assert job is not None
+    assert ("not running", "speculative", True) == (
+        job.state,
+        job.fields["pended nondemand spawn"],
+        job.never_ran,
+    )
+    assert 0 == mac.launchctl("kickstart", mac.target).returncode
+
+    assert not wait_until_running(mac).never_ran
 
 
 def test_disabled_label_stays_disabled_until_it_is_enabled(mac: Mac) -> None:
@@ -251,7 +280,6 @@ def test_process_group_is_killed_when_its_leader_exits(mac: Mac) -> None:
 
 def is_alive(pid: int) -> bool:
     """Whether a process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False

@@ -105,6 +105,25 @@ def test_service_without_a_process_is_rolled_back(mac: Mac) -> None:
 
 
 @macs.fake_only
+def test_job_that_launchd_does_not_start_by_itself_is_started(mac: Mac) -> None:
+    """On macOS 26, bootstrap can succeed without a process: the domain starts jobs only on demand."""
+    mac.inject_faults(pended=1)
+    installed = mac.install()
+    assert 0 == installed.returncode, installed.stderr
+    assert (True, 1) == ((service := mac.service())["ready"], service["runs"])
+
+    mac.ctl("stop")
+    mac.inject_faults(pended=1)
+    mac.launchctl("bootstrap", f"gui/{os.getuid()}", str(mac.plist))
+    assert (True, False, 0) == tuple(mac.service()[name] for name in ("loaded", "running", "runs"))
+    doctor = mac.ctl("doctor").stdout
+    assert "launchd has loaded the job, but never started it" in doctor
+    assert "osaurusctl start" in doctor
+    assert 0 == mac.ctl("start").returncode
+    assert mac.service()["ready"]
+
+
+@macs.fake_only
 def test_file_that_others_can_write_is_reported_and_fixed_by_install(mac: Mac) -> None:
     assert 0 == mac.install().returncode
     mac.logout()
@@ -137,7 +156,7 @@ def test_moved_environment_is_reported_and_fixed_by_install(mac: Mac) -> None:
     ]
     (launcher,) = [check for check in checks if check["name"] == "launcher"]
     assert "failure" == launcher["verdict"]
-    assert str(old) in launcher["found"]
+    assert str(old) in launcher["detail"]
     assert "osaurusctl install" in launcher["fix"]
     fixed = mac.run(new / "bin" / "python", "-m", "osaurusctl", "install", "--port", "0", PYTHONPATH="")
     assert 0 == fixed.returncode, fixed.stderr

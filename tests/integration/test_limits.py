@@ -16,7 +16,9 @@ from tests.daemons import Daemon
 from tests.models import make_tiny
 
 MAX_WAITING = 2
-REQUESTS = 3 * MAX_SEQUENCES
+REQUESTS = MAX_SEQUENCES + MAX_WAITING + 6
+TOKENS = 60
+CONTEXT_LENGTH = 256
 
 # A model with random weights samples the end token as often as any other.
 NO_END_TOKEN = {"0": -100, "2": -100}
@@ -25,7 +27,7 @@ NO_END_TOKEN = {"0": -100, "2": -100}
 @pytest.fixture(scope="module")
 def daemon(smollm_folder: Path) -> Iterator[Daemon]:
     home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
-    make_tiny(home / "models" / "tiny", smollm_folder)
+    make_tiny(home / "models" / "tiny", smollm_folder, max_position_embeddings=CONTEXT_LENGTH)
     (home / "config.toml").write_text(f"[worker]\nmax_waiting = {MAX_WAITING}\n")
     with daemons.running(home) as daemon:
         daemon.admin("POST", "/v0/load", {"model": "tiny"})
@@ -33,33 +35,38 @@ def daemon(smollm_folder: Path) -> Iterator[Daemon]:
     shutil.rmtree(home, ignore_errors=True)
 
 
-def complete(daemon: Daemon, content: str = "hello", **fields):
+@pytest.fixture(scope="module")
+def client(daemon: Daemon) -> Iterator[OpenAI]:
     with OpenAI(base_url=daemon.url, api_key="x", max_retries=0, timeout=120) as client:
-        return client.chat.completions.create(
-            model="tiny",
-            messages=[{"role": "user", "content": content}],
-            **{"max_tokens": 400, "logit_bias": NO_END_TOKEN, **fields},
-        )
+        yield client
 
 
-def test_requests_beyond_the_queue_are_rejected_with_retry_after(daemon: Daemon) -> None:
+def complete(client: OpenAI, content: str = "hello", **fields):
+    return client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": content}],
+        **{"max_tokens": TOKENS, "logit_bias": NO_END_TOKEN, **fields},
+    )
+
+
+def test_requests_beyond_the_queue_are_rejected_with_retry_after(client: OpenAI) -> None:
     def attempt(number: int) -> object:
         try:
-            return complete(daemon, f"{number}").usage.completion_tokens
+            return complete(client, f"{number}").usage.completion_tokens
         except openai.RateLimitError as error:
             return error.code, error.response.headers["Retry-After"]
 
     with ThreadPoolExecutor(REQUESTS) as executor:
         outcomes = list(executor.map(attempt, range(REQUESTS)))
 
-    served = [outcome for outcome in outcomes if outcome == 400]
-    assert {400, ("queue_full", "1")} == set(outcomes)
+    served = [outcome for outcome in outcomes if outcome == TOKENS]
+    assert {TOKENS, ("queue_full", "1")} == set(outcomes)
     assert len(served) >= MAX_SEQUENCES + MAX_WAITING
-    assert 400 == complete(daemon).usage.completion_tokens
+    assert TOKENS == complete(client).usage.completion_tokens
 
 
-def test_completion_ends_when_the_context_is_full(daemon: Daemon) -> None:
-    completion = complete(daemon, max_tokens=None)
+def test_completion_ends_when_the_context_is_full(client: OpenAI) -> None:
+    completion = complete(client, max_tokens=None)
 
-    assert 2048 == completion.usage.total_tokens
+    assert CONTEXT_LENGTH == completion.usage.total_tokens
     assert "length" == completion.choices[0].finish_reason

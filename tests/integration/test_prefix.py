@@ -1,17 +1,33 @@
-"""The prefix cache: `cached_tokens` counts prompt tokens that were not recomputed. A real daemon, worker and model."""
+"""The prefix cache: `cached_tokens` counts prompt tokens that were not recomputed. A real daemon and worker."""
 
+import shutil
+import tempfile
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from openai import OpenAI
 
+from tests import daemons
 from tests.conftest import SMOLLM
+from tests.models import make_tiny
+
+
+@pytest.fixture(scope="module")
+def tiny_client(smollm_folder: Path) -> Iterator[OpenAI]:
+    """The official client, connected to a daemon with a tiny model."""
+    home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
+    make_tiny(home / "models" / "tiny", smollm_folder)
+    with daemons.running(home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as openai_client:
+        yield openai_client
+    shutil.rmtree(home, ignore_errors=True)
 
 
 def complete(client: OpenAI, *messages: dict[str, str], **fields):
     return client.chat.completions.create(
-        **{"model": SMOLLM, "messages": list(messages), "temperature": 0, "max_tokens": 8, **fields}
+        **{"model": "tiny", "messages": list(messages), "temperature": 0, "max_tokens": 8, **fields}
     )
 
 
@@ -30,18 +46,18 @@ def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
-def test_repeated_chat_processes_one_token_and_has_the_same_output(client: OpenAI, system) -> None:
-    first, again = (complete(client, system, user("What is the capital of France?")) for _ in range(2))
+def test_repeated_chat_processes_one_token_and_has_the_same_output(tiny_client: OpenAI, system) -> None:
+    first, again = (complete(tiny_client, system, user("What is the capital of France?")) for _ in range(2))
 
     assert cached_tokens(first) < 10
     assert first.usage.prompt_tokens - 1 == cached_tokens(again)
     assert first.choices[0].message.content == again.choices[0].message.content
 
 
-def test_shared_system_message_is_processed_once(client: OpenAI, system) -> None:
-    complete(client, system, user("Say hello."))
-    second = complete(client, system, user("Name a colour."))
-    unrelated = complete(client, {**system, "content": f" {system['content']}"}, user("Name a colour."))
+def test_shared_system_message_is_processed_once(tiny_client: OpenAI, system) -> None:
+    complete(tiny_client, system, user("Say hello."))
+    second = complete(tiny_client, system, user("Name a colour."))
+    unrelated = complete(tiny_client, {**system, "content": f" {system['content']}"}, user("Name a colour."))
 
     computed = second.usage.prompt_tokens - cached_tokens(second)
     assert computed < 20 < cached_tokens(second)
@@ -50,19 +66,19 @@ def test_shared_system_message_is_processed_once(client: OpenAI, system) -> None
 
 def test_next_message_of_a_conversation_reuses_the_earlier_ones(client: OpenAI, system) -> None:
     messages = [system, user("What is the capital of France?")]
-    first = complete(client, *messages)
+    first = complete(client, *messages, model=SMOLLM)
     messages += [{"role": "assistant", "content": first.choices[0].message.content}, user("And of Italy?")]
 
-    second = complete(client, *messages)
+    second = complete(client, *messages, model=SMOLLM)
 
     # The output is cached too, up to where the template ends the message.
     assert cached_tokens(second) >= first.usage.prompt_tokens + first.usage.completion_tokens
 
 
-def test_choices_share_their_prompt(client: OpenAI, system) -> None:
-    reply = complete(client, system, user("Name a colour."), n=3, temperature=1.2, seed=5, max_tokens=12)
+def test_choices_share_their_prompt(tiny_client: OpenAI, system) -> None:
+    reply = complete(tiny_client, system, user("Name a colour."), n=3, temperature=1.2, seed=5, max_tokens=12)
 
-    alone = complete(client, system, user("Name a colour."), n=1, temperature=1.2, seed=5, max_tokens=12)
+    alone = complete(tiny_client, system, user("Name a colour."), n=1, temperature=1.2, seed=5, max_tokens=12)
     assert [0, 1, 2] == [choice.index for choice in reply.choices]
     assert len({choice.message.content for choice in reply.choices}) > 1
     assert reply.choices[0].message.content == alone.choices[0].message.content
@@ -70,11 +86,11 @@ def test_choices_share_their_prompt(client: OpenAI, system) -> None:
     assert reply.usage.completion_tokens > alone.usage.completion_tokens
 
 
-def test_concurrent_chats_share_their_common_prefix(client: OpenAI, system) -> None:
+def test_concurrent_chats_share_their_common_prefix(tiny_client: OpenAI, system) -> None:
     questions = ["Say hello.", "Name a colour.", "What is two plus two?", "Who are you?"]
 
     with ThreadPoolExecutor(4) as executor:
-        replies = list(executor.map(lambda question: complete(client, system, user(question)), questions))
+        replies = list(executor.map(lambda question: complete(tiny_client, system, user(question)), questions))
 
     computed = [reply.usage.prompt_tokens - cached_tokens(reply) for reply in replies]
     assert sum(count < 40 for count in computed) == 3

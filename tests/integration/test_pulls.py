@@ -33,8 +33,8 @@ SMALL = "org/small"
 LARGE = "org/large"
 NAME = "large"
 MAX_REPEATED_BYTES_PER_KILL = 32 * 1024 * 1024
-PROXY_VARIABLES = [f"{name}_proxy" for name in ("http", "https", "all", "no")]
-PROXY_VARIABLES += [name.upper() for name in PROXY_VARIABLES]
+NO_PROXIES = dict.fromkeys(("http_proxy", "https_proxy", "no_proxy"), "")
+"""Lower-case variables take precedence, also if they are empty."""
 CODE = b"raise SystemExit('executed')"
 
 
@@ -281,17 +281,17 @@ def test_search_shows_size_and_local_state_of_models(daemon: Daemon, hub: Hub) -
 def test_search_and_pull_use_a_socks_proxy(home: Path, hub: Hub) -> None:
     with proxies.running("socks") as proxy:
         proxy.user = "me"
-        settings = {"ALL_PROXY": f"socks5h://me:word@127.0.0.1:{proxy.port}", "HTTPS_PROXY": "http://127.0.0.1:1"}
-        env = hub_environment(hub) | dict.fromkeys(PROXY_VARIABLES, "") | settings
+        settings = {"all_proxy": f"socks5h://me:word@127.0.0.1:{proxy.port}"}
+        env = hub_environment(hub) | NO_PROXIES | settings
         with daemons.running(home, **env) as daemon:
-            assert "mlx-community/Huge-Model-4bit" in ctl(daemon.home, "search").stdout
+            assert SMALL in ctl(daemon.home, "search", "--all").stdout
             pulled = ctl(daemon.home, "pull", SMALL)
             assert 0 == pulled.returncode, pulled.stderr
         assert {"127.0.0.1", "localhost"} == set(proxy.targets)
 
 
 def test_proxy_of_an_unsupported_kind_is_refused_in_one_line(home: Path, hub: Hub) -> None:
-    settings = dict.fromkeys(PROXY_VARIABLES, "") | {"ALL_PROXY": "socks4://me:word@127.0.0.1:1"}
+    settings = NO_PROXIES | {"all_proxy": "socks4://me:word@127.0.0.1:1"}
     with daemons.running(home, **(hub_environment(hub) | settings)) as daemon:
         for arguments in (("search",), ("pull", SMALL)):
             refused = ctl(daemon.home, *arguments)
@@ -314,6 +314,21 @@ def publish_tiny(hub: Hub, repo: str, tokenizer: Path, scratch: Path) -> None:
 
 
 @pytest.mark.long
+def test_pull_accepts_urls_and_approximate_names(daemon: Daemon, hub: Hub) -> None:
+    repo = "mlx-community/Tiny-3-Instruct-4bit"
+    hub.publish(repo, disk.model())
+    by_url = ctl(daemon.home, "pull", f"{hub.url}/{SMALL}/tree/main")
+    assert (0, "small downloaded") == (by_url.returncode, " ".join(by_url.stdout.split()[:2])), by_url.stderr
+
+    asked = ctl(daemon.home, "pull", "tiny3")
+    assert 4 == asked.returncode
+    assert repo in asked.stderr
+    assert ["small"] == list_models(daemon)
+    by_name = ctl(daemon.home, "pull", "tiny3", "--yes")
+    assert 0 == by_name.returncode, by_name.stderr
+    assert ["small", "tiny-3-instruct"] == sorted(list_models(daemon))
+
+
 def test_all_published_models_can_be_pulled_and_used(
     daemon: Daemon, hub: Hub, smollm_folder: Path, tmp_path: Path
 ) -> None:

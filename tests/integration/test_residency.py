@@ -77,7 +77,7 @@ def test_idle_models_are_evicted_before_a_request_is_rejected(models_home: Path)
         unloaded = events(daemon, "unloaded")
 
         assert ["two", "three", "one"] == [event["model"] for event in unloaded]
-        assert {"room"} == {event["cause"] for event in unloaded}
+        assert {"memory"} == {event["cause"] for event in unloaded}
         assert daemon.admin("GET", "/v0/status")[1]["memory_used_bytes"] <= ROOM_FOR_TWO
 
 
@@ -220,7 +220,7 @@ def test_pins_over_the_budget_are_rejected_with_the_sum(models_home: Path) -> No
 
 
 def test_load_phases_show_what_a_standby_worker_saves(models_home: Path) -> None:
-    configure(models_home, spare_seconds=60)
+    configure(models_home, standby_seconds=60)
     with daemons.running(models_home) as daemon:
         first = daemon.admin("POST", "/v0/load", {"model": "one"})[1]["load_phases"]
         daemon.wait_for("standby worker ready")
@@ -229,9 +229,25 @@ def test_load_phases_show_what_a_standby_worker_saves(models_home: Path) -> None
 
         assert first["import_seconds"] > 0.1
         assert first["spawn_seconds"] > 0
-        assert (True, 0, 0) == (second["spare"], second["spawn_seconds"], second["import_seconds"])
+        assert (True, 0, 0) == (second["standby"], second["spawn_seconds"], second["import_seconds"])
         assert second["weights_seconds"] > 0
         assert workers(daemon)["two"]["load_phases"]["first_token_seconds"] > 0
+
+
+def test_all_commands_report_the_same_memory_of_a_model(models_home: Path) -> None:
+    with daemons.running(models_home) as daemon:
+        estimate = daemon.admin("POST", "/v0/models/details", {"model": "one"})[1]["needs_bytes"]
+        daemon.admin("POST", "/v0/load", {"model": "one"})
+        status = daemon.admin("GET", "/v0/status")[1]
+
+        assert {estimate} == {event["bytes"] for event in events(daemon, "loading")}
+        assert {status["memory_used_bytes"]} == {
+            daemon.admin("POST", "/v0/models/details", {"model": "one"})[1]["needs_bytes"],
+            daemon.admin("GET", "/v0/models")[1][0]["worker"]["needs_bytes"],
+            workers(daemon)["one"]["needs_bytes"],
+            status["workers"][0]["needs_bytes"],
+            events(daemon, "loaded")[0]["bytes"],
+        }
 
 
 def test_events_tell_why_an_idle_model_is_unloaded(models_home: Path) -> None:

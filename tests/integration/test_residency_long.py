@@ -46,7 +46,7 @@ def test_mixed_requests_for_three_models_with_room_for_two_are_served(models_hom
         loaded = events(daemon, "loaded")
 
     assert [200] * 200 == statuses
-    assert {"room"} == {event["cause"] for event in unloaded}
+    assert {"memory"} == {event["cause"] for event in unloaded}
     assert [] == [line for line in daemon.log if line["event"] == "worker lost"]
     print(f"{len(loaded)} loads for 200 requests")
     assert len(loaded) < 60
@@ -134,7 +134,7 @@ def test_repeated_crashes_of_one_model_do_not_affect_the_other(models_home: Path
 
 
 def test_loads_are_faster_with_a_standby_worker(models_home: Path) -> None:
-    configure(models_home, spare_seconds=600)
+    configure(models_home, standby_seconds=600)
     with daemons.running(models_home) as daemon:
         first = measure_load(daemon)
         later = []
@@ -147,7 +147,7 @@ def test_loads_are_faster_with_a_standby_worker(models_home: Path) -> None:
     with_standby = statistics.median(phases["weights_seconds"] for phases in later)
     details = ", ".join(f"{name} {first[name]:.2f}" for name in names)
     print(f"without: {details} = {without_standby:.2f} s; with a standby worker: {with_standby:.2f} s (median of 5)")
-    assert all(phases["spare"] for phases in later)
+    assert all(phases["standby"] for phases in later)
     assert with_standby < without_standby
 
 

@@ -4,6 +4,8 @@ import contextlib
 import json
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -244,3 +246,24 @@ def test_models_with_irregular_files_are_listed_and_served(home: Path, smollm_fo
     with daemons.running(home) as running, open_client(running) as client:
         (model,) = client.models.list().data
         assert 2 == client.chat.completions.create(model=model.id, **REQUEST).usage.completion_tokens
+
+
+def test_models_of_lm_studio_are_served_if_the_user_agrees(home: Path, smollm_folder: Path, tmp_path: Path) -> None:
+    store = tmp_path / ".lmstudio" / "models"
+    make_tiny(store / "lmstudio-community" / "Tiny-MLX-4bit", smollm_folder)
+    (home / "config.toml").write_text('[models]\nroots = ["/missing"]\n')
+
+    def ctl(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "osaurusctl", *arguments]
+        env = daemons.environment(home, HOME=str(tmp_path), HF_ENDPOINT="http://127.0.0.1:9")
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+    with daemons.running(home) as daemon, open_client(daemon) as client:
+        assert [] == client.models.list().data
+        diagnosis = ctl("doctor").stdout
+        assert "warning  models: /missing in `models.roots` does not exist" in diagnosis
+        assert "1 model of LM Studio" in diagnosis
+        assert 0 == ctl("config", "discover", "--yes").returncode
+        assert client.chat.completions.create(model="lmstudio-community/tiny-mlx-4bit", **REQUEST).choices
+        removal = ctl("rm", "tiny-mlx", "--yes")
+        assert (1, True) == (removal.returncode, "belongs to another program" in removal.stderr)

@@ -1,14 +1,20 @@
 """Structured output: required tool calls and JSON schemas. A real daemon, worker and model."""
 
 import json
+import shutil
+import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jsonschema
 import openai
 import pytest
 from openai import OpenAI
 
+from tests import daemons
 from tests.conftest import SMOLLM
+from tests.models import make_tiny
 
 WEATHER = {
     "type": "function",
@@ -23,7 +29,8 @@ WEATHER = {
         },
     },
 }
-TIME = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}}}
+NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
+TIME = {"type": "function", "function": {"name": "get_time", "parameters": NO_PARAMETERS}}
 PERSON = {
     "type": "object",
     "properties": {
@@ -36,6 +43,16 @@ PERSON = {
 }
 WEATHER_MESSAGES = [{"role": "user", "content": "What is the weather in Paris?"}]
 PERSON_MESSAGES = [{"role": "user", "content": "Describe a person as JSON."}]
+
+
+@pytest.fixture(scope="module")
+def tiny_client(smollm_folder: Path) -> Iterator[OpenAI]:
+    """The official client, connected to a daemon whose default model is tiny and has random weights."""
+    home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
+    make_tiny(home / "models" / SMOLLM, smollm_folder)
+    with daemons.running(home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as openai_client:
+        yield openai_client
+    shutil.rmtree(home, ignore_errors=True)
 
 
 def complete(client: OpenAI, messages, **fields):
@@ -51,9 +68,9 @@ def is_valid(call) -> bool:
 
 
 @pytest.mark.parametrize("temperature", [0, 1.5])
-def test_required_tool_call_is_valid_at_any_temperature(client: OpenAI, temperature) -> None:
+def test_required_tool_call_is_valid_at_any_temperature(tiny_client: OpenAI, temperature) -> None:
     reply = complete(
-        client, WEATHER_MESSAGES, tools=[WEATHER, TIME], tool_choice="required", parallel_tool_calls=False,
+        tiny_client, WEATHER_MESSAGES, tools=[WEATHER, TIME], tool_choice="required", parallel_tool_calls=False,
         temperature=temperature, seed=1,
     )  # fmt: skip
 
@@ -65,16 +82,16 @@ def test_required_tool_call_is_valid_at_any_temperature(client: OpenAI, temperat
 
 def test_named_function_is_called(client: OpenAI) -> None:
     named = {"type": "function", "function": {"name": "get_time"}}
-    reply = complete(client, WEATHER_MESSAGES, tools=[WEATHER, TIME], tool_choice=named)
+    reply = complete(client, WEATHER_MESSAGES, tools=[WEATHER, TIME], tool_choice=named, parallel_tool_calls=False)
 
     (call,) = reply.choices[0].message.tool_calls
     assert ("get_time", "{}") == (call.function.name, "".join(call.function.arguments.split()))
 
 
-def test_streamed_tool_call_equals_the_whole_one(client: OpenAI) -> None:
+def test_streamed_tool_call_equals_the_whole_one(tiny_client: OpenAI) -> None:
     fields = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False}
-    (whole,) = complete(client, WEATHER_MESSAGES, **fields).choices[0].message.tool_calls
-    chunks = list(complete(client, WEATHER_MESSAGES, stream=True, **fields))
+    (whole,) = complete(tiny_client, WEATHER_MESSAGES, **fields).choices[0].message.tool_calls
+    chunks = list(complete(tiny_client, WEATHER_MESSAGES, stream=True, **fields))
 
     pieces = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
     assert ("get_weather", "function") == (pieces[0].function.name, pieces[0].type)
@@ -85,30 +102,32 @@ def test_streamed_tool_call_equals_the_whole_one(client: OpenAI) -> None:
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 
-def test_truncated_tool_call_finishes_with_length(client: OpenAI) -> None:
-    reply = complete(client, WEATHER_MESSAGES, tools=[WEATHER], tool_choice="required", max_tokens=6)
+def test_truncated_tool_call_finishes_with_length(tiny_client: OpenAI) -> None:
+    reply = complete(tiny_client, WEATHER_MESSAGES, tools=[WEATHER], tool_choice="required", max_tokens=6)
 
     assert reply.choices[0].finish_reason == "length"
 
 
-def test_tool_result_is_part_of_the_prompt(client: OpenAI) -> None:
-    call = complete(client, WEATHER_MESSAGES, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False)
+def test_tool_result_is_part_of_the_prompt(tiny_client: OpenAI) -> None:
+    call = complete(tiny_client, WEATHER_MESSAGES, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False)
     messages = [
         *WEATHER_MESSAGES,
         call.choices[0].message.model_dump(exclude_none=True),
         {"role": "tool", "tool_call_id": call.choices[0].message.tool_calls[0].id, "content": "heavy snow, minus 40"},
     ]
 
-    with_result = complete(client, messages, tools=[WEATHER])
-    without = complete(client, WEATHER_MESSAGES, tools=[WEATHER])
+    with_result = complete(tiny_client, messages, tools=[WEATHER], max_tokens=1)
+    without = complete(tiny_client, WEATHER_MESSAGES, tools=[WEATHER], max_tokens=1)
 
     assert with_result.usage.prompt_tokens > without.usage.prompt_tokens + 10
 
 
 @pytest.mark.parametrize("temperature", [0, 1.3])
-def test_output_conforms_to_the_json_schema(client: OpenAI, temperature) -> None:
+def test_output_conforms_to_the_json_schema(tiny_client: OpenAI, temperature) -> None:
     response_format = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
-    reply = complete(client, PERSON_MESSAGES, response_format=response_format, temperature=temperature, seed=3, n=3)
+    reply = complete(
+        tiny_client, PERSON_MESSAGES, response_format=response_format, temperature=temperature, seed=3, n=3
+    )
 
     for choice in reply.choices:
         assert choice.finish_reason == "stop"
@@ -117,17 +136,17 @@ def test_output_conforms_to_the_json_schema(client: OpenAI, temperature) -> None
 
 def test_json_object_format_yields_an_object(client: OpenAI) -> None:
     reply = complete(
-        client, PERSON_MESSAGES, response_format={"type": "json_object"}, max_tokens=400, temperature=0.8, seed=2
+        client, PERSON_MESSAGES, response_format={"type": "json_object"}, max_tokens=60, temperature=0.8, seed=2
     )
 
     assert isinstance(json.loads(reply.choices[0].message.content), dict) or reply.choices[0].finish_reason == "length"
 
 
-def test_unsupported_schema_is_rejected_with_the_reason(client: OpenAI) -> None:
+def test_unsupported_schema_is_rejected_with_the_reason(tiny_client: OpenAI) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=x)y"}}, "required": ["a"]}
     response_format = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     with pytest.raises(openai.BadRequestError) as raised:
-        complete(client, PERSON_MESSAGES, response_format=response_format)
+        complete(tiny_client, PERSON_MESSAGES, response_format=response_format)
 
     assert (raised.value.code, raised.value.param) == (
         "invalid_request",
@@ -135,16 +154,16 @@ def test_unsupported_schema_is_rejected_with_the_reason(client: OpenAI) -> None:
     )
 
 
-def test_unsupported_parameters_of_a_tool_are_rejected_with_their_path(client: OpenAI) -> None:
+def test_unsupported_parameters_of_a_tool_are_rejected_with_their_path(tiny_client: OpenAI) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=x)y"}}, "required": ["a"]}
     tool = {"type": "function", "function": {"name": "unsupported", "parameters": schema}}
     with pytest.raises(openai.BadRequestError) as raised:
-        complete(client, WEATHER_MESSAGES, tools=[WEATHER, tool], tool_choice="required")
+        complete(tiny_client, WEATHER_MESSAGES, tools=[WEATHER, tool], tool_choice="required")
 
     assert (raised.value.code, raised.value.param) == ("invalid_request", "tools[1].function.parameters")
 
 
-def test_batching_constrained_and_seeded_requests_does_not_change_their_output(client: OpenAI) -> None:
+def test_batching_constrained_and_seeded_requests_does_not_change_their_output(tiny_client: OpenAI) -> None:
     response_format = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
     requests = [
         {"messages": PERSON_MESSAGES, "response_format": response_format},
@@ -154,7 +173,7 @@ def test_batching_constrained_and_seeded_requests_does_not_change_their_output(c
     ]
 
     def generate(fields):
-        message = complete(client, **fields).choices[0].message
+        message = complete(tiny_client, **fields).choices[0].message
         return message.content, [call.function.arguments for call in message.tool_calls or []]
 
     alone = [generate(fields) for fields in requests]

@@ -39,7 +39,7 @@ def fake():
 @pytest.fixture
 def home(monkeypatch):
     """An empty OSAURUS_HOME with a path short enough for a socket."""
-    path = Path(tempfile.mkdtemp(prefix="oc", dir="/tmp"))
+    path = Path(tempfile.mkdtemp(prefix="oc", dir=os.path.realpath("/tmp")))
     monkeypatch.setenv("OSAURUS_HOME", str(path))
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")

@@ -19,11 +19,11 @@ from osaurusd.wire.admin import (
     API_VERSION,
     VERSION_HEADER,
     Alias,
+    Availability,
     DaemonStatus,
     FileInfo,
     ModelDetails,
     ModelInfo,
-    ModelState,
     PruneReply,
     ReloadReply,
     Removed,
@@ -75,6 +75,7 @@ class FakeDaemon:
         self.import_events = []
         self.verify_events = []
         self.pulls = []
+        self.unknown_pulls = set()
         self.pull_events = []
         self.search_results = []
         self.details = {}
@@ -92,6 +93,9 @@ class FakeDaemon:
         self.stopping = threading.Event()
         self.closing = threading.Event()
         self.chat_started = threading.Event()
+        # Clear it to let requests wait.
+        self.answering = threading.Event()
+        self.answering.set()
 
     def start(self):
         run = self.home / "run"
@@ -152,7 +156,7 @@ def model(name, **fields):
             "repo": f"mlx-community/{name}-4bit",
             "path": f"/models/{name}",
             "source": "hub",
-            "state": ModelState.AVAILABLE,
+            "state": Availability.AVAILABLE,
             "bytes": 1_807_496_278,
             "created": 1738193123,
             "quantization": "4-bit",
@@ -165,15 +169,22 @@ def model(name, **fields):
 def details(name, model_fields=None, **fields):
     defaults = {
         "commit": "7f0dc925e0d0afb0322d96f9255cfddf2ba5636e",
-        "licence": "llama3.2",
+        "license": "llama3.2",
         "files": [FileInfo(name="config.json", bytes=1100), FileInfo(name="model.safetensors", bytes=1_807_496_278)],
+        "needs_bytes": 2_000_000_000,
         "weights_bytes": 1_807_496_278,
     }
     return ModelDetails(model=model(name, **(model_fields or {})), **{**defaults, **fields})
 
 
 def worker(name, **fields):
-    defaults = {"state": WorkerState.READY, "pid": 4242, "device": "gpu", "memory_bytes": 2_100_000_000}
+    defaults = {
+        "state": WorkerState.READY,
+        "pid": 4242,
+        "device": "gpu",
+        "memory_bytes": 2_100_000_000,
+        "needs_bytes": 2_000_000_000,
+    }
     return WorkerInfo(model=name, **{**defaults, **fields})
 
 
@@ -209,6 +220,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         body = json.loads(content) if content else None
         self.fake.requests.append(RecordedRequest(self.command, self.path, dict(self.headers), body))
+        self.fake.answering.wait(30)
         if (raw := self.fake.raw.get(self.path)) is not None:
             self.wfile.write(raw)
         elif self.is_rejected_version():
@@ -295,11 +307,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             case Route.RELOAD:
                 self.reply(200, fake.reloaded)
             case _:
-                self.download()
+                self.download(body)
 
-    def download(self):
+    def download(self, body):
         fake = self.fake
         match self.path:
+            case PullRoute.PULLS if body["model"] in fake.unknown_pulls:
+                message = f"no model is known by the name `{body['model']}`"
+                self.error(404, ErrorBody(message=message, type="x", code="model_not_found"))
             case PullRoute.PULLS:
                 self.reply(202, fake.pulls[0])
             case PullRoute.WATCH:

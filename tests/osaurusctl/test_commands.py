@@ -8,7 +8,7 @@ from osaurusctl.cli import COMMANDS
 from osaurusctl.doctor.check import Context
 from osaurusctl.doctor.daemon import check_access
 from osaurusd import __version__
-from osaurusd.wire.admin import API_VERSION, DaemonStatus, ModelState, Route, WorkerState
+from osaurusd.wire.admin import API_VERSION, Availability, DaemonStatus, Route, WorkerState
 from osaurusd.wire.keys import KeyInfo, Protection
 
 
@@ -30,8 +30,8 @@ def test_status_shows_the_state_of_the_daemon(daemon, invoke, fake):
         f"models     1 available; imported models are in {daemon.home}/models",
         "default    llama-3.2-3b-instruct",
         "memory     4.2 GB of 11.0 GB for models",
-        "loaded     llama-3.2-3b-instruct (ready, 2.1 GB)",
-        "           qwen (starting, 2.1 GB)",
+        "loaded     llama-3.2-3b-instruct (ready, 2.0 GB)",
+        "           qwen (starting, 2.0 GB)",
     ]
 
 
@@ -110,19 +110,25 @@ def test_status_suggests_a_restart_after_an_upgrade(daemon, invoke):
 
 def test_ps_lists_workers_in_a_table(daemon, invoke, fake):
     daemon.workers = [
-        fake.worker("llama", in_flight=2, waiting=1, estimated_bytes=2 * 10**9, tokens_per_second=41.25),
+        fake.worker("llama", in_flight=2, waiting=1, needs_bytes=18 * 10**8, tokens_per_second=41.25),
         fake.worker("qwen", idle_left_seconds=75.2),
         fake.worker("kept", pinned=True),
         fake.worker(
-            "crashed", pid=None, device=None, memory_bytes=0, state=WorkerState.FAILED, last_exit="SIGKILL\nstderr line"
+            "crashed",
+            pid=None,
+            device=None,
+            memory_bytes=0,
+            needs_bytes=0,
+            state=WorkerState.FAILED,
+            last_exit="SIGKILL\nstderr line",
         ),
     ]
     assert invoke("ps").stdout.splitlines() == [
-        "MODEL    STATE   MEMORY  ESTIMATED  IN FLIGHT       TOK/S  PINNED  UNLOADS IN  DEVICE  PID",
-        "llama    ready   2.1 GB  2.0 GB     2 (+1 waiting)  41.2   -       -           gpu     4242",
-        "qwen     ready   2.1 GB  -          0               -      -       1m 15s      gpu     4242",
-        "kept     ready   2.1 GB  -          0               -      yes     never       gpu     4242",
-        "crashed  failed  0 B     -          0               -      -       -           -       -",
+        "MODEL    STATE   MEMORY  RESIDENT  IN FLIGHT       TOK/S  PINNED  UNLOADS IN  DEVICE  PID",
+        "llama    ready   1.8 GB  2.1 GB    2 (+1 waiting)  41.2   -       -           gpu     4242",
+        "qwen     ready   2.0 GB  2.1 GB    0               -      -       1m 15s      gpu     4242",
+        "kept     ready   2.0 GB  2.1 GB    0               -      yes     never       gpu     4242",
+        "crashed  failed  -       -         0               -      -       -           -       -",
         "",
         "last exits:",
         "crashed: SIGKILL",
@@ -154,7 +160,7 @@ def test_empty_list_in_json_has_no_hint(daemon, invoke, command):
 
 def test_load_reports_memory_and_load_time(daemon, invoke):
     result = invoke("load", "llama")
-    assert result.stdout == "llama loaded on gpu: 2.1 GB in 3.2 s\n"
+    assert result.stdout == "llama loaded on gpu: 2.0 GB in 3.2 s\n"
     assert daemon.bodies(Route.LOAD) == [{"model": "llama"}]
 
 
@@ -244,7 +250,7 @@ def _complete(ctl, monkeypatch, *arguments):
 
 
 def test_completion_of_run_offers_available_models(daemon, ctl, monkeypatch, fake):
-    daemon.models = [fake.model("llama"), fake.model("lama", state=ModelState.PARTIAL), fake.model("qwen")]
+    daemon.models = [fake.model("llama"), fake.model("lama", state=Availability.PARTIAL), fake.model("qwen")]
     result = _complete(ctl, monkeypatch, "run", "L")
     assert result.stdout == "plain,llama\n"
 
@@ -257,7 +263,7 @@ def test_completion_offers_aliases(daemon, ctl, monkeypatch, fake):
 
 @pytest.mark.parametrize("arguments", [["show"], ["rm", "qwen"], ["verify"], ["alias", "fast"]], ids=" ".join)
 def test_completion_offers_unavailable_models_to_commands_on_files(daemon, ctl, monkeypatch, fake, arguments):
-    daemon.models = [fake.model("llama", aliases=["l"]), fake.model("lama", state=ModelState.PARTIAL)]
+    daemon.models = [fake.model("llama", aliases=["l"]), fake.model("lama", state=Availability.PARTIAL)]
     assert _complete(ctl, monkeypatch, *arguments, "l").stdout == "plain,llama\nplain,lama\n"
 
 

@@ -1,7 +1,10 @@
 """`osaurusctl import`: progress, errors and Ctrl-C."""
 
+import errno
 import json
+import os
 import signal
+import sys
 
 import pytest
 
@@ -28,7 +31,8 @@ def test_stages_are_lines_without_a_terminal(daemon, ctl, folder, fake):
     assert result.returncode == 0
     assert result.stdout == "some-model imported (1.8 GB)\n"
     assert result.stderr == "checking\ncopying (2.0 MB)\n"
-    assert daemon.bodies(Route.IMPORTS) == [{"path": str(folder), "name": "mine"}]
+    (body,) = daemon.bodies(Route.IMPORTS)
+    assert (str(folder), "mine") == (body["path"], body["name"])
 
 
 def test_json_output_has_one_line_per_event(daemon, invoke, folder, fake):
@@ -72,6 +76,26 @@ def test_error_before_the_first_event_has_a_hint(daemon, invoke, folder):
     result = invoke("import", str(folder))
     assert result.exit_code == 1
     assert "--name NAME" in result.stderr
+
+
+def test_unreadable_file_is_an_error_before_the_import(daemon, invoke, home, monkeypatch):
+    file = home / "m.gguf"
+    file.touch()
+
+    def deny(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(file))
+
+    monkeypatch.setattr(os, "open", deny)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    result = invoke("import", str(file))
+    assert result.exit_code == 1
+    assert f"cannot open {file}: Operation not permitted" in result.stderr
+    assert "Privacy & Security" in result.stderr
+    assert daemon.bodies(Route.IMPORTS) == []
+
+
+def test_import_without_a_daemon_is_an_error(ctl, folder):
+    assert ctl("import", str(folder)).returncode == 3
 
 
 @pytest.mark.parametrize("cut", [True, False])

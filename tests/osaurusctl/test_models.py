@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from osaurusd.wire.admin import ModelState, Route, WorkerState
+from osaurusd.wire.admin import Availability, Route, WorkerState
 
 DAY = 86400
 
@@ -61,8 +61,8 @@ def test_ls_lists_models_and_their_aliases(models, invoke):
 def test_ls_shows_why_a_model_cannot_be_served(daemon, invoke, fake):
     daemon.models = [
         fake.model("a"),
-        fake.model("b", state=ModelState.PARTIAL, reason="model-00002.safetensors is missing", aliases=["z"]),
-        fake.model("c", state=ModelState.UNUSABLE, reason="unknown architecture"),
+        fake.model("b", state=Availability.PARTIAL, reason="model-00002.safetensors is missing", aliases=["z"]),
+        fake.model("c", state=Availability.UNUSABLE, reason="unknown architecture"),
     ]
     lines = invoke("ls").stdout.splitlines()
     assert lines[0].endswith("REASON")
@@ -113,7 +113,10 @@ def test_ls_filters_by_name_repository_alias_and_state(models, invoke, args, nam
 
 
 def test_ls_filters_unavailable_models(daemon, invoke, fake):
-    daemon.models = [fake.model("a", state=ModelState.PARTIAL), fake.model("b", state=ModelState.UNUSABLE)]
+    daemon.models = [
+        fake.model("a", state=Availability.PARTIAL),
+        fake.model("b", state=Availability.UNUSABLE),
+    ]
     assert listed_names(invoke("ls", "--state", "partial")) == ["a"]
     assert listed_names(invoke("ls", "--state", "unusable")) == ["b"]
 
@@ -174,16 +177,17 @@ def test_show_prints_sections(daemon, invoke, fake):
         "  top_p        0.9",
         "",
         "memory",
+        "  required                  2.0 GB",
         "  weights                   1.8 GB",
         "  context, per token        115 kB",
         "  weights and full context  16.8 GB",
         "",
         "worker",
-        "  state      ready",
-        "  memory     2.1 GB",
-        "  device     gpu",
-        "  pid        4242",
-        "  in flight  2",
+        "  state            ready",
+        "  resident memory  2.1 GB",
+        "  device           gpu",
+        "  pid              4242",
+        "  in flight        2",
         "",
         "files",
         "  config.json        1.1 kB",
@@ -192,8 +196,13 @@ def test_show_prints_sections(daemon, invoke, fake):
 
 
 def test_show_marks_unknown_values_and_shows_the_reason(daemon, invoke, fake):
-    broken = {"state": ModelState.PARTIAL, "reason": "no tokenizer", "context_length": None, "quantization": None}
-    daemon.details["llama"] = fake.details("llama", broken, commit=None, licence=None, files=[])
+    broken = {
+        "state": Availability.PARTIAL,
+        "reason": "no tokenizer",
+        "context_length": None,
+        "quantization": None,
+    }
+    daemon.details["llama"] = fake.details("llama", broken, commit=None, license=None, files=[])
     lines = invoke("show", "llama").stdout.splitlines()
     assert "state         partial: no tokenizer" in lines
     for label in ("commit", "license", "parameters", "temperature", "context length", "context, per token"):
@@ -220,7 +229,7 @@ def test_show_of_an_unknown_model_exits_with_4(daemon, invoke):
 
 
 def test_control_characters_of_metadata_do_not_reach_the_terminal(daemon, terminal, fake):
-    daemon.details["llama"] = fake.details("llama", licence="MIT\x1b]0;title\x07")
+    daemon.details["llama"] = fake.details("llama", license="MIT\x1b]0;title\x07")
     shown, code = terminal("show", "llama").end()
     assert code == 0
     assert "MIT]0;title" in shown

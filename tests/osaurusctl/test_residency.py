@@ -47,7 +47,7 @@ def test_invalid_keep_alive_is_a_usage_error(daemon, invoke, text):
 def events():
     return [
         Event(kind=EventKind.LOADED, time=0.0, model="llama", seconds=1.25, bytes=2 * 10**9, pid=42),
-        Event(kind=EventKind.UNLOADED, time=60.0, model="llama", cause="room", reason="evicted for `qwen`"),
+        Event(kind=EventKind.UNLOADED, time=60.0, model="llama", cause="memory", reason="evicted for `qwen`"),
         Event(kind=EventKind.CRASHED, time=61.0, model="qwen", reason="the worker crashed\nstderr line"),
     ]
 
@@ -59,7 +59,7 @@ def test_events_are_printed_one_per_line(daemon, invoke, monkeypatch):
 
     assert invoke("events").stdout.splitlines() == [
         "00:00:00  loaded          llama (1.2 s, 2.0 GB, pid 42)",
-        "00:01:00  unloaded        llama (room): evicted for `qwen`",
+        "00:01:00  unloaded        llama (memory): evicted for `qwen`",
         "00:01:01  crashed         qwen: the worker crashed",
         "    stderr line",
     ]
@@ -83,6 +83,7 @@ def test_ctrl_c_ends_follow_and_closes_the_connection(daemon, spawn):
     following.send_signal(signal.SIGINT)
 
     assert following.wait(30) == 130
+    assert following.stderr.read() == b""
     assert daemon.client_disconnected.wait(30)
 
 
@@ -113,4 +114,4 @@ def test_top_updates_the_screen_until_ctrl_c(daemon, terminal, fake):
     screen.expect("qwen")
     screen.type("\x03")
 
-    assert screen.end()[1] == 0
+    assert screen.end()[1] == 130

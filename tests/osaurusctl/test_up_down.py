@@ -47,7 +47,9 @@ def test_up_starts_a_daemon_and_down_stops_it(ctl, fake_program, home):
     ]
     down = ctl("down")
     assert (down.returncode, down.stdout) == (0, f"osaurusd (pid {started['pid']}) stopped\n")
-    assert ctl("down").returncode == 3
+    again = ctl("down")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "osaurusd is not running\n")
+    assert json.loads(ctl("down", "--json").stdout) == {"pid": None}
 
 
 def test_up_and_down_print_json(ctl, fake_program, home):
@@ -147,4 +149,4 @@ def test_down_waits_for_a_daemon_that_is_already_stopping(daemon, invoke, home):
     assert result.exit_code == 1
     assert f"(pid {daemon.pid})" in result.stderr
     daemon.release_lock()
-    assert invoke("down").exit_code == 3
+    assert invoke("down").exit_code == 0

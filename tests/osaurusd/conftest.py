@@ -1,6 +1,7 @@
 """Fixtures for unit tests of `osaurusd`."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
@@ -36,3 +37,19 @@ def no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
             for module in START_UP_MODULES:
                 function.can_block_in(module, EveryFunction())
         yield
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """The folder for imported models."""
+    path = tmp_path / "models"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Path:
+    """A Hugging Face cache."""
+    path = tmp_path / "hub"
+    path.mkdir()
+    return path

@@ -106,7 +106,7 @@ class Operator:
         """Change settings that do not affect requests."""
         await self.configure(
             log={"level": self._rng.choice(["info", "warning", "debug"])},
-            residency={"spare_seconds": self._rng.choice([0, 5])},
+            residency={"standby_seconds": self._rng.choice([0, 5])},
         )
 
     async def shorten_queues(self) -> None:

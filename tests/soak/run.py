@@ -40,7 +40,7 @@ SETTINGS: dict[str, Any] = {
     "log": {"level": "info"},
     "worker": {"max_waiting": 64, "prefix_cache_bytes": 4 * 1024 * 1024},
     # No request may time out only because the machine is slow.
-    "residency": {"wait_seconds": 3600, "min_residency_seconds": 3, "spare_seconds": 0},
+    "residency": {"wait_seconds": 3600, "min_residency_seconds": 3, "standby_seconds": 0},
 }
 
 Send = Callable[[], Awaitable[str | None]]
@@ -128,7 +128,7 @@ async def limit_memory(state: Soak) -> int:
     needs = []
     for model in MODELS:
         _, worker = await state.admin.request("POST", "/v0/load", model=model)
-        needs.append(worker["estimated_bytes"])
+        needs.append(worker["needs_bytes"])
         await state.admin.request("POST", "/v0/unload", model=model)
     budget = int(BUDGET_MODELS * max(needs))
     await state.operator.configure(residency={"budget_bytes": budget})

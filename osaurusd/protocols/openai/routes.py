@@ -35,7 +35,7 @@ def openai_routes(service: Service, catalog: Catalog, config: Callable[[], Confi
         Route("GET", "/health", _health),
         Route("GET", "/openapi.json", describe),
         Route("GET", "/models", models.list_available),
-        Route("GET", "/models/{model:.+}", models.show),
+        Route("GET", "/models/{model:[^/]+(?:/[^/]+)*}", models.show),
         Route("POST", "/chat/completions", ChatCompletions(service).create, admitted=True),
         Route("POST", "/completions", Completions(service).create, admitted=True),
     ]

@@ -102,6 +102,11 @@ class Engine:
         mx.clear_cache()
         self.planner.update_reservations()
 
+    def drop_caches(self) -> None:
+        """Clear the prefix cache and return freed buffers to the system. Running requests continue."""
+        self.prefix_cache.clear()
+        mx.clear_cache()
+
     def serving_bytes(self, context_length: int | None) -> int:
         """Return the memory that the model needs to serve one request of ordinary length."""
         return self.memory.serving_bytes(min(context_length or ORDINARY_TOKENS, ORDINARY_TOKENS))

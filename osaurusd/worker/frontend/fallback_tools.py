@@ -1,13 +1,12 @@
 """A plain text format for tools and tool calls, for models whose chat template does not support tools."""
 
 import json
-import re
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
-from osaurusd.inference.request import Message, TextPart, Tool, ToolCall
+from osaurusd.inference.request import Message, TextPart, Tool, ToolCall, ToolResultPart
+from osaurusd.worker.frontend.template_tools import template_tool
 
 CALL_START = "<tool_call>"
 CALL_END = "</tool_call>"
@@ -20,34 +19,6 @@ To call one, answer with a JSON object that holds its name and its arguments, be
 {{"name": "the name of the function", "arguments": {{"the name of an argument": "its value"}}}}
 {end}
 Use the tags once for each call. You are then given the results. Where no function is of use, answer in plain text."""
-
-_TOOLS_VARIABLE = re.compile(r"\btools\b")
-
-
-def supports_tools(tokenizer: Any) -> bool:
-    """Whether the model's chat template renders tools."""
-    if not tokenizer.has_chat_template:
-        return False
-    match tokenizer.chat_template:
-        case str() as template:
-            return bool(_TOOLS_VARIABLE.search(template))
-        case dict() as templates:
-            return any(_TOOLS_VARIABLE.search(template) for template in templates.values())
-    # mlx_lm renders the chats of this model in Python; those renderers support tools.
-    return True
-
-
-def template_tool(tool: Tool) -> dict[str, Any]:
-    """Build the object that chat templates expect for a tool.
-
-    The shape is a convention of transformers:
-    https://huggingface.co/docs/transformers/chat_extras#tool-use
-    """
-    function: dict[str, Any] = {"name": tool.name}
-    if tool.description is not None:
-        function["description"] = tool.description
-    function["parameters"] = tool.parameters or {"type": "object", "properties": {}}
-    return {"type": "function", "function": function}
 
 
 def call_prefix(name: str) -> str:
@@ -83,8 +54,7 @@ def _add_instructions(messages: list[Message], tools: Sequence[Tool]) -> list[Me
 
 def _to_text(message: Message) -> Message:
     if message.role == "tool":
-        results = [f"Result of {result.name or result.call_id}:\n{result.text}" for result in message.tool_results]
-        return Message.from_text("user", "\n\n".join(results))
+        return Message.from_text("user", "\n\n".join(map(result_text, message.tool_results)))
     if message.tool_calls:
         calls = "\n".join(_format_call(call) for call in message.tool_calls)
         text = f"{message.text}\n{calls}" if message.text else calls
@@ -92,5 +62,11 @@ def _to_text(message: Message) -> Message:
     return message
 
 
+def result_text(result: ToolResultPart) -> str:
+    """Return the text of a tool result."""
+    return f"Result of {result.name or result.call_id}:\n{result.text}"
+
+
 def _format_call(call: ToolCall) -> str:
-    return f"{CALL_START}\n{call_prefix(call.name)}{call.arguments}}}\n{CALL_END}"
+    arguments = call.arguments.strip() or "{}"
+    return f"{CALL_START}\n{call_prefix(call.name)}{arguments}}}\n{CALL_END}"

@@ -28,14 +28,14 @@ class Markers:
     tool_call_end: str = fallback_tools.CALL_END
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Any, *, calls: bool) -> "Markers":
+    def from_tokenizer(cls, tokenizer: Any, *, calls: bool, own_format: bool = False) -> "Markers":
         """Collect the markers of a model.
 
         Args:
             tokenizer: mlx_lm's tokenizer wrapper.
-            calls: include the markers of tool calls: the model's own ones if mlx_lm knows them, else the fallback ones.
+            calls: include the markers of tool calls.
+            own_format: these are the model's own ones, which mlx_lm knows, instead of the fallback ones.
         """
-        own_format = has_own_call_format(tokenizer)
         return cls(
             has_thinking=tokenizer.has_thinking,
             think_start=tokenizer.think_start,
@@ -49,11 +49,6 @@ class Markers:
 
     def __bool__(self) -> bool:
         return bool(self.has_thinking or self.has_tool_calling or self.structural_markers or self.response_transitions)
-
-
-def has_own_call_format(tokenizer: Any) -> bool:
-    """Whether the model writes tool calls in a format of its own that mlx_lm can parse."""
-    return bool(tokenizer.has_tool_calling and fallback_tools.supports_tools(tokenizer))
 
 
 def _transitions(tokenizer: Any, *, calls: bool) -> dict[str, list[tuple[str, str]]]:

@@ -1,7 +1,7 @@
 """Convert the tokens of one sequence to deltas: text, reasoning, tool calls and log-probabilities."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from mlx_lm.generate import make_text_state_machine
 
@@ -9,9 +9,12 @@ from osaurusd.inference.events import TokenLogprob
 from osaurusd.inference.request import ChatPrompt, GenerationRequest, RequiredToolCalls, Tool
 from osaurusd.worker.frontend.chat_template import EncodedPrompt
 from osaurusd.worker.frontend.logprobs import Score, TokenAligner, TokenTexts
-from osaurusd.worker.frontend.markers import CALL, REASONING, TEXT, Markers, Segment, Splitter, has_own_call_format
+from osaurusd.worker.frontend.markers import CALL, REASONING, TEXT, Markers, Segment, Splitter
 from osaurusd.worker.frontend.text_assembler import ContentRules, OutputDelta, TextAssembler
 from osaurusd.worker.frontend.tool_calls import CallStreamer, ToolCallParser
+
+CallFormat = Literal["own", "fallback"] | None
+"""The format of the tool calls to look for: the model's own one, which mlx_lm knows, or that of `fallback_tools`."""
 
 
 class Detokenizer(Protocol):
@@ -180,8 +183,12 @@ class OutputParser:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._texts = TokenTexts(tokenizer)
-        self._own_call_format = has_own_call_format(tokenizer)
-        self._markers = {calls: Markers.from_tokenizer(tokenizer, calls=calls) for calls in (False, True)}
+        self._markers: dict[CallFormat, Markers] = {
+            None: Markers.from_tokenizer(tokenizer, calls=False),
+            "fallback": Markers.from_tokenizer(tokenizer, calls=True),
+        }
+        if tokenizer.has_tool_calling:
+            self._markers["own"] = Markers.from_tokenizer(tokenizer, calls=True, own_format=True)
         self._machines = {calls: make_text_state_machine(markers) for calls, markers in self._markers.items()}
 
     def create_output(self, request: GenerationRequest, prompt: EncodedPrompt) -> SequenceOutput:
@@ -190,25 +197,31 @@ class OutputParser:
         aligner = None if request.logprobs is None else TokenAligner(self._texts)
         if not isinstance(request.prompt, ChatPrompt):
             return SequenceOutput(self._primed_detokenizer(prompt.tokens), ContentRules(stop=stop, aligner=aligner))
-        parses_calls = bool(request.prompt.tools) and request.parse_tool_calls and request.constraint is None
+        calls = self._call_format(request, prompt)
         rules = ContentRules(
             stop=stop,
-            call_parser=self._call_parser(request.prompt.tools) if parses_calls else None,
-            unmarked_calls=parses_calls and not self._own_call_format,
+            call_parser=self._call_parser(request.prompt.tools, calls) if calls else None,
+            unmarked_calls=calls == "fallback",
             max_calls=None if request.parallel_tool_calls else 1,
             call_streamer=CallStreamer() if isinstance(request.constraint, RequiredToolCalls) else None,
             aligner=aligner,
         )
-        return SequenceOutput(self._tokenizer.detokenizer, rules, self._splitter(request, prompt, calls=parses_calls))
+        return SequenceOutput(self._tokenizer.detokenizer, rules, self._splitter(request, prompt, calls))
 
     def prompt_logprobs(self, tokens: Sequence[int], scores: Sequence[Score | None]) -> list[TokenLogprob]:
         """Build the log-probabilities of an echoed prompt: one score per token, None for the first."""
         return self._texts.token_logprobs(tokens, scores)
 
-    def _call_parser(self, tools: list[Tool]) -> ToolCallParser:
-        return ToolCallParser(tools, self._tokenizer.tool_parser if self._own_call_format else None)
+    def _call_format(self, request: GenerationRequest, prompt: EncodedPrompt) -> CallFormat:
+        assert isinstance(request.prompt, ChatPrompt)
+        if not request.prompt.tools or not request.parse_tool_calls or request.constraint is not None:
+            return None
+        return "own" if "own" in self._markers and not prompt.describes_tools else "fallback"
 
-    def _splitter(self, request: GenerationRequest, prompt: EncodedPrompt, *, calls: bool) -> Splitter | None:
+    def _call_parser(self, tools: list[Tool], calls: CallFormat) -> ToolCallParser:
+        return ToolCallParser(tools, self._tokenizer.tool_parser if calls == "own" else None)
+
+    def _splitter(self, request: GenerationRequest, prompt: EncodedPrompt, calls: CallFormat) -> Splitter | None:
         if not self._markers[calls]:
             return None
         initial = TEXT

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 from osaurusd.errors import InvalidRequest, UnsupportedParameter
 from osaurusd.inference import request as inference
 from osaurusd.inference.request import ChatPrompt, TextPrompt, TokenPrompt
-from osaurusd.worker.frontend import chat_template, context_length
-from osaurusd.worker.frontend.chat_template import EncodedPrompt
+from osaurusd.worker.frontend import context_length
+from osaurusd.worker.frontend.chat_template import ChatTemplate, EncodedPrompt
 
 
 class FillInTheMiddleTokens(NamedTuple):
@@ -30,34 +30,45 @@ FILL_IN_THE_MIDDLE_FAMILIES = (
 )
 
 
-def encode(
-    tokenizer: Any, prompt: inference.Prompt, max_context: int | None, *, find_shared_prefix: bool = False
-) -> EncodedPrompt:
-    """Encode a prompt as tokens. Safe on any thread.
+class PromptEncoder:
+    """Encodes prompts for one model. Safe on any thread.
 
     Args:
         tokenizer: mlx_lm's tokenizer wrapper.
-        prompt: what to encode.
         max_context: the model's context length in tokens, if known.
         find_shared_prefix: also determine how many tokens of a chat do not depend on its last user message.
-
-    Raises:
-        InvalidRequest: the prompt is unusable or empty.
-        UnsupportedParameter: the prompt has a suffix, and the model does not support fill-in-the-middle.
-        ContextLengthExceeded: the prompt leaves no room for output.
     """
-    match prompt:
-        case ChatPrompt():
-            encoded = chat_template.encode_chat(tokenizer, prompt, max_context, find_shared_prefix=find_shared_prefix)
-        case TextPrompt():
-            context_length.check_text(tokenizer, prompt.text + (prompt.suffix or ""), max_context)
-            encoded = EncodedPrompt(_encode_text(tokenizer, prompt))
-        case TokenPrompt():
-            encoded = EncodedPrompt(_check_ids(tokenizer, prompt.tokens))
-    if not encoded.tokens:
-        raise InvalidRequest("the prompt is empty after tokenization", location=("prompt",))
-    context_length.check_tokens(encoded.tokens, max_context)
-    return encoded
+
+    def __init__(self, tokenizer: Any, max_context: int | None, *, find_shared_prefix: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._max_context = max_context
+        self._find_shared_prefix = find_shared_prefix
+        self._template = ChatTemplate(tokenizer)
+
+    def encode(self, prompt: inference.Prompt) -> EncodedPrompt:
+        """Encode a prompt as tokens.
+
+        Raises:
+            InvalidRequest: the prompt is unusable or empty.
+            UnsupportedParameter: the prompt has a suffix, and the model does not support fill-in-the-middle.
+            ContextLengthExceeded: the prompt leaves no room for output.
+        """
+        encoded = self._encode(prompt)
+        if not encoded.tokens:
+            raise InvalidRequest("the prompt is empty after tokenization", location=("prompt",))
+        context_length.check_tokens(encoded.tokens, self._max_context)
+        return encoded
+
+    def _encode(self, prompt: inference.Prompt) -> EncodedPrompt:
+        match prompt:
+            case ChatPrompt():
+                return self._template.encode(prompt, self._max_context, find_shared_prefix=self._find_shared_prefix)
+            case TextPrompt():
+                text = prompt.text + (prompt.suffix or "")
+                context_length.check_text(self._tokenizer, text, self._max_context)
+                return EncodedPrompt(_encode_text(self._tokenizer, prompt))
+            case TokenPrompt():
+                return EncodedPrompt(_check_ids(self._tokenizer, prompt.tokens))
 
 
 def _encode_text(tokenizer: Any, prompt: TextPrompt) -> list[int]:

@@ -10,11 +10,11 @@ from osaurusd.rpc import messages
 from osaurusd.worker.engine.kv_cache import CacheLayout
 from osaurusd.worker.engine.request import Choice, EngineRequest
 from osaurusd.worker.engine.sampler import SamplingState
-from osaurusd.worker.frontend import prompt_encoder
 from osaurusd.worker.frontend.chat_template import EncodedPrompt
 from osaurusd.worker.frontend.constraint import Constraint, ConstraintCompiler
 from osaurusd.worker.frontend.logprobs import Score
 from osaurusd.worker.frontend.output_parser import OutputParser
+from osaurusd.worker.frontend.prompt_encoder import PromptEncoder
 from osaurusd.worker.frontend.text_assembler import OutputDelta
 
 if TYPE_CHECKING:  # the runners import this module
@@ -39,7 +39,7 @@ class RequestBuilder:
         self._tokenizer = model.tokenizer
         self._context_length = model.context_length
         self._vocabulary = vocabulary
-        self._find_shared_prefix = layout.has_states
+        self._encoder = PromptEncoder(model.tokenizer, model.context_length, find_shared_prefix=layout.has_states)
         self._parser = OutputParser(model.tokenizer)
         self._constraints = ConstraintCompiler(model.tokenizer, vocabulary, model.end_tokens)
 
@@ -51,9 +51,7 @@ class RequestBuilder:
         """
         request = frame.request
         _check_logit_bias(request.sampling, self._vocabulary)
-        prompt = prompt_encoder.encode(
-            self._tokenizer, request.prompt, self._context_length, find_shared_prefix=self._find_shared_prefix
-        )
+        prompt = self._encoder.encode(request.prompt)
         constraint = self._compile_constraint(request, prompt)
         room = max((self._context_length or UNKNOWN_CONTEXT_LENGTH) - len(prompt.tokens), 1)
         return EngineRequest(

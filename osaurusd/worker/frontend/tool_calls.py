@@ -9,7 +9,7 @@ from typing import Any
 
 from osaurusd.inference.events import ToolCallDelta
 from osaurusd.inference.request import Tool
-from osaurusd.worker.frontend.fallback_tools import template_tool
+from osaurusd.worker.frontend.template_tools import template_tool
 
 # Arguments are streamed in chunks of this many characters.
 ARGUMENTS_CHUNK = 40

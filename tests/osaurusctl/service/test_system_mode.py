@@ -36,6 +36,7 @@ def test_steps_that_change_something_use_sudo(manager, calls, tmp_path):
     assert calls == [
         f"sudo launchctl enable system/{LABEL}",
         f"sudo launchctl bootstrap system {manager.file}",
+        f"launchctl print system/{LABEL}",
     ]
 
 

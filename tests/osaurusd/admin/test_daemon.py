@@ -35,7 +35,8 @@ async def test_the_diagnosis_reports_model_folders_that_cannot_be_read(environme
     stores = {store["path"]: (store["readable"], store["reason"]) for store in diagnosis["stores"]}
     assert (True, None) == stores[str(environment.paths.models_dir)]
     assert (False, "Not a directory") == stores[str(file)]
-    assert (True, "does not exist yet") == stores["/missing"]
+    assert (False, "does not exist") == stores["/missing"]
+    assert ["/missing"] == [store["path"] for store in diagnosis["stores"] if store["missing"]]
     assert __version__ == diagnosis["installation"]["packages"]["osaurusd"]
     assert diagnosis["open_files"] > 0
     assert "Daemon.serve" in diagnosis["tasks"]

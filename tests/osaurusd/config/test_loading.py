@@ -232,11 +232,11 @@ def test_an_unknown_key_is_rejected_with_a_suggestion(load, tmp_path, text, key,
     assert caught.value.message == f"{tmp_path / 'config.toml'}: unknown key `{key}`; did you mean `{suggestion}`?"
 
 
-def test_an_unknown_key_without_a_close_match_is_rejected_with_all_known_keys(load):
+def test_an_unknown_key_without_a_close_match_is_rejected_with_the_command_that_lists_the_keys(load):
     with pytest.raises(ConfigError) as caught:
         load("zzz = 1")
     assert caught.value.param == "zzz"
-    assert all(key in caught.value.message for key in SETTINGS)
+    assert "osaurusctl config get" in caught.value.message
 
 
 @pytest.mark.parametrize(

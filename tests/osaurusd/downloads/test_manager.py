@@ -1,5 +1,6 @@
 """The queue and the state of pulls, with a script instead of the download process."""
 
+import asyncio
 import contextlib
 import json
 import sys
@@ -141,6 +142,41 @@ async def test_pull_is_done_once_the_catalog_has_the_model(use_script, catalog, 
     assert PullState.DONE is installed.state
     assert ("org/Here-4bit", "here", COMMIT) == (installed.repo, installed.name, installed.commit)
     assert (PullState.FAILED, "pull_failed") == (missing.state, missing.error.code)
+
+
+async def test_requested_pull_fails_soon_without_a_network(catalog, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(hub_process, "RESPONSE_SECONDS", 3.0)
+    async with running_manager(catalog, tmp_path) as manager:
+        failed = await wait_finished(manager, await manager.add("org/a", None))
+    assert (PullState.FAILED, ErrorCode.PULL_FAILED) == (failed.state, failed.error.code)
+    assert "check the network" in failed.error.message
+
+
+async def test_hub_that_never_responds_fails_a_requested_pull_but_not_a_resumed_one(
+    use_script, catalog, tmp_path, monkeypatch
+):
+    use_script("send(messages.Progress(stage=PullStage.RESOLVING)); peer.recv(1)")
+    monkeypatch.setattr(hub_process, "RESPONSE_SECONDS", 60.0)
+    async with running_manager(catalog, tmp_path) as manager:
+        resumed = await manager.add("org/resumed", None)
+    monkeypatch.setattr(hub_process, "RESPONSE_SECONDS", 0.5)
+    async with running_manager(catalog, tmp_path) as manager:
+        failed = await wait_finished(manager, await manager.add("org/a", None))
+        (still_running,) = [pull for pull in manager.all() if pull.id == resumed.id]
+    assert "org/a: the hub did not respond within 0.5 s" in failed.error.message
+    assert PullState.RUNNING is still_running.state
+
+
+async def test_pull_that_has_started_to_download_has_no_time_limit(use_script, catalog, tmp_path, monkeypatch):
+    use_script(HANG)
+    timeouts, create_timeout = [], asyncio.timeout
+    monkeypatch.setattr(asyncio, "timeout", lambda seconds: timeouts.append(create_timeout(seconds)) or timeouts[-1])
+    async with running_manager(catalog, tmp_path) as manager:
+        pull = await manager.add("org/a", None)
+        async with contextlib.aclosing(manager.watch([pull.id])) as updates:
+            await anext(update async for update in updates if update.done)
+        assert [None] == [timeout.when() for timeout in timeouts]
 
 
 async def test_failed_pull_has_the_error_of_its_process(use_script, catalog, tmp_path):

@@ -1,4 +1,4 @@
-"""Slow, silent, too many and disconnecting clients do not affect others."""
+"""Slow, silent, too many and disconnecting clients do not affect others; half-closed ones get their response."""
 
 import asyncio
 import contextlib
@@ -6,13 +6,14 @@ import gc
 import resource
 import socket
 import struct
+import time
 
 import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from osaurusd.config import Config, Limits
-from osaurusd.http import connection, server
+from osaurusd.http import connection, half_close, server
 from osaurusd.http.connection import WriteTimeout
 from osaurusd.http.errors import error_response
 from osaurusd.http.metrics import HttpMetrics
@@ -392,7 +393,8 @@ RESET = struct.pack("ii", 1, 0)
 
 
 @pytest.mark.parametrize("how", ["reset", "close", "half-close"])
-async def test_disconnect_at_any_moment_leaves_nothing_behind(serve, logged, how):
+async def test_disconnect_at_any_moment_leaves_nothing_behind(serve, logged, how, monkeypatch):
+    monkeypatch.setattr(half_close, "MAX_PROBE_SECONDS", 0.1)
     async with serve() as server:
         before = asyncio.all_tasks()
         for data in MOMENTS:
@@ -408,6 +410,84 @@ async def test_disconnect_at_any_moment_leaves_nothing_behind(serve, logged, how
         assert asyncio.all_tasks() == before
         gc.collect()
     assert [line for line in logged() if line["level"] not in ("debug", "info")] == []
+
+
+def final_response(data):
+    """Parse what arrived, without the interim responses that precede the final one."""
+    return parse_response(data.replace(half_close._INTERIM_RESPONSE, b""))
+
+
+async def half_close_and_read(server, data):
+    async with connected(server, data) as (reader, writer):
+        writer.write_eof()
+        return await read_all(reader)
+
+
+BODY = b"Content-Length: 5\r\n\r\n12345"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (GET + b"\r\n", b"hello"),
+        (GET.replace(b"1.1", b"1.0") + b"\r\n", b"hello"),
+        (POST + BODY, b"12345"),
+        (GET.replace(b"/ ", b"/large ") + b"\r\n", bytes(LARGE)),
+    ],
+    ids=["get", "HTTP/1.0", "post", "large"],
+)
+async def test_half_closed_client_receives_the_response(serve, data, expected):
+    async with serve() as server:
+        response = final_response(await half_close_and_read(server, data))
+        assert (response.status, response.body == expected) == (200, True)
+        await server.wait_until_unused()
+
+
+async def test_half_closed_client_waits_for_a_slow_response(serve, handlers, monkeypatch):
+    monkeypatch.setattr(half_close, "MAX_PROBE_SECONDS", 0.05)
+    request = GET.replace(b"/ ", b"/wait ") + b"\r\n"
+    async with serve() as server, connected(server, request) as (reader, writer):
+        await handlers.started.acquire()
+        writer.write_eof()
+        for _ in range(3):
+            assert await reader.readuntil(b"\r\n\r\n") == half_close._INTERIM_RESPONSE
+        handlers.resume.set()
+        assert final_response(await read_all(reader)).body == b"waited"
+
+
+async def test_half_closed_client_receives_all_pipelined_responses(serve):
+    async with serve() as server:
+        assert (await half_close_and_read(server, (GET + b"\r\n") * 20)).count(b"hello") == 20
+
+
+@pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"])
+async def test_request_is_cancelled_if_the_half_closed_client_is_gone(serve, handlers, monkeypatch, version):
+    monkeypatch.setattr(half_close, "HTTP_10_SECONDS", 0.05)
+    request = GET.replace(b"/ ", b"/wait ").replace(b"HTTP/1.1", version) + b"\r\n"
+    async with serve() as server:
+        async with connected(server, request) as (_, writer):
+            await handlers.started.acquire()
+            writer.write_eof()
+        await server.wait_until_unused()
+
+
+@pytest.mark.parametrize("data", [GET, POST + b"Content-Length: 10\r\n\r\n12345"], ids=["head", "body"])
+async def test_half_closed_client_whose_request_is_incomplete_is_disconnected(serve, data):
+    async with serve() as server:
+        assert final_response(await half_close_and_read(server, data) or b"HTTP/1.1 000 \r\n\r\n").status == 0
+
+
+async def test_malformed_head_at_the_time_limit_gets_one_response(serve, logged):
+    async with serve(header_seconds=SHORT) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(b"G")
+            await asyncio.sleep(SHORT / 2)
+            client.sendall(b" / malformed\r\n")
+            time.sleep(SHORT)  # noqa: ASYNC251  the data and the timer are due in the same iteration of the loop
+            client.setblocking(False)
+            data = await asyncio.get_running_loop().sock_recv(client, 10_000)
+    assert (parse_response(data).status, data.count(b"HTTP/1.")) == (400, 1)
+    assert lines_of(logged(), "unexpected error") == []
 
 
 async def test_shutdown_does_not_wait_for_lingering_connections(serve):

@@ -74,6 +74,57 @@ def test_localhost_listens_on_both_families_with_one_port(open_tcp):
     assert accepts("::1", first)
 
 
+@pytest.fixture
+def like_xnu(monkeypatch):
+    """Binds as macOS does: SO_REUSEADDR suffices to bind an address that a listener on all addresses includes.
+
+    On Linux, SO_REUSEPORT has this effect.
+    """
+    monkeypatch.setattr(socket, "SO_REUSEADDR", socket.SO_REUSEPORT)
+    monkeypatch.setattr(sys, "platform", "darwin")
+
+
+def serve_everywhere(family, address):
+    server = socket.socket(family)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if family == socket.AF_INET6:
+        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    server.bind((address, 0))
+    server.listen()
+    return server
+
+
+@pytest.mark.parametrize(
+    ("family", "used", "host", "named"),
+    [
+        (socket.AF_INET, "0.0.0.0", "localhost", "127.0.0.1"),
+        (socket.AF_INET, "0.0.0.0", "127.0.0.1", "127.0.0.1"),
+        (socket.AF_INET, "127.0.0.1", "0.0.0.0", "0.0.0.0"),
+        pytest.param(socket.AF_INET6, "::", "localhost", "::1", marks=ipv6),
+        pytest.param(socket.AF_INET6, "::1", "::", "::", marks=ipv6),
+    ],
+)
+def test_listener_on_overlapping_addresses_is_a_conflict_on_macos(open_tcp, like_xnu, family, used, host, named):
+    with serve_everywhere(family, used) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(
+            ListenFailed, match=f"cannot listen on {named} port {port}: Address already in use"
+        ) as raised:
+            open_tcp(host, port)
+
+    assert raised.value.__cause__.errno == errno.EADDRINUSE
+    assert addresses(open_tcp(host, port))
+
+
+@ipv6
+def test_localhost_closes_ipv4_if_ipv6_is_used_on_macos(open_tcp, like_xnu):
+    with serve_everywhere(socket.AF_INET6, "::") as server:
+        port = server.getsockname()[1]
+        with pytest.raises(ListenFailed):
+            open_tcp("localhost", port)
+        assert not accepts("127.0.0.1", port)
+
+
 @pytest.mark.parametrize("number", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT])
 def test_localhost_without_ipv6_listens_on_ipv4(open_tcp, monkeypatch, number):
     real = listen._bind

@@ -8,6 +8,7 @@ from aiohttp import ClientSession
 
 from osaurusd.config import Config, Limits, Server
 from osaurusd.errors import InvalidRequest, ModelUnloaded
+from osaurusd.http import streaming
 from osaurusd.http.app import create_app
 from osaurusd.http.errors import error_body, error_response
 from osaurusd.http.routes import Route, RouteGroup
@@ -185,6 +186,44 @@ async def test_comments_are_sent_while_there_are_no_events():
             while (event := await response.content.readuntil(b"\n\n")) == b": keep-alive\n\n":
                 pass
             assert event == b"data: 1\n\n"
+
+
+async def test_comments_are_sent_often_even_if_headers_may_be_late(monkeypatch):
+    monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.02)
+    resume = asyncio.Event()
+
+    async def events():
+        yield b"1"
+        await resume.wait()
+        yield b"2"
+
+    late = Config(server=Server(first_byte_seconds=600))
+    async with serving_sse(events, late) as server, ClientSession() as session, session.get(server.url) as response:
+        for expected in (b"data: 1\n\n", b": keep-alive\n\n", b": keep-alive\n\n"):
+            assert await response.content.readuntil(b"\n\n") == expected
+        resume.set()
+
+
+async def test_proxies_must_not_buffer():
+    async def events():
+        yield b"1"
+
+    for service in (serving_sse(events), serving_ndjson(events)):
+        _, headers, _ = await fetch(service)
+        assert headers["X-Accel-Buffering"] == "no"
+
+
+@pytest.mark.parametrize("service", [serving_sse, serving_ndjson])
+@pytest.mark.parametrize("connection", [b"keep-alive", b"close"])
+async def test_connection_of_an_http_10_client_ends_with_the_stream(service, connection):
+    async def items():
+        yield b"1"
+
+    request = b"GET / HTTP/1.0\r\nHost: localhost\r\nConnection: %b\r\n\r\n" % connection
+    async with service(items) as server:
+        response = await server.send(request)
+    assert response.body.strip() in (b"data: 1", b'"MQ=="')
+    assert "keep-alive" not in response.headers.get("Connection", "").lower()
 
 
 async def test_error_after_early_headers_is_an_event():

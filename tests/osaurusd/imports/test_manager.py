@@ -21,7 +21,7 @@ from osaurusd.models.record import ModelRecord
 from osaurusd.models.roots import STAGING_PREFIXES
 from osaurusd.models.scan import Scanner
 from osaurusd.rpc import framing
-from osaurusd.wire.admin import ModelState
+from osaurusd.wire.admin import Availability
 from tests.osaurusd.models.disk import make_catalog, model, write, write_hub
 
 FAKE_IMPORTER = Path(tests.__file__).parent / "fakes" / "importer.py"
@@ -95,7 +95,7 @@ async def test_progress_precedes_the_model(imports, catalog, models, source, com
     ]
     assert isinstance(record, ModelRecord)
     assert (record.name, record.repo, record.source) == ("my-model", "my-model", "imported")
-    assert (record.state, record.path) == (ModelState.AVAILABLE, models / "my-model")
+    assert (record.state, record.path) == (Availability.AVAILABLE, models / "my-model")
     assert list_names(models) == ["my-model"]
     assert await catalog.find("my-model") == record
 
@@ -257,7 +257,7 @@ async def test_one_of_two_imports_with_the_same_name_succeeds(imports, catalog, 
     assert caught.value.param == "name"
     assert record.path == models / "m"
     assert list_names(models) == ["m"]
-    assert (await catalog.find("m")).state is ModelState.AVAILABLE
+    assert (await catalog.find("m")).state is Availability.AVAILABLE
 
 
 async def test_a_model_created_concurrently_is_kept(imports, models, source, complete_model):
@@ -298,10 +298,10 @@ async def test_a_concurrent_listing_does_not_affect_an_import(
     resume.set()
     await listing
     (record,) = await importing
-    assert (record.name, record.state) == ("m", ModelState.AVAILABLE)
+    assert (record.name, record.state) == ("m", Availability.AVAILABLE)
 
 
-@pytest.mark.parametrize("name", ["", "Upper", "a/b", "../x", ".importing-x", "-x", "a b", "x" * 97, "ü", "a\0"])
+@pytest.mark.parametrize("name", ["", "Upper", "a/b", "../x", ".importing-x", "-x", "a b", "x" * 97, "Ü", "a\0"])
 async def test_an_invalid_name_is_rejected(imports, models, source, name):
     with pytest.raises(InvalidRequest) as caught:
         await collect(imports.run(source(["imported"]), name))

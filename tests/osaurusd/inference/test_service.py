@@ -13,7 +13,7 @@ from osaurusd.errors import InvalidRequest, ModelNotFound
 from osaurusd.inference.events import Completed, Delta, Started, Timings, ToolCallDelta
 from osaurusd.inference.service import Service
 from osaurusd.models.record import GenerationDefaults, ModelRecord
-from osaurusd.wire.admin import ModelState
+from osaurusd.wire.admin import Availability
 
 from .builders import COMPLETED, USAGE, build_request, collect, stream
 
@@ -22,7 +22,7 @@ RECORD = ModelRecord(
     repo="org/known",
     path=Path("/models/known"),
     source="hub",
-    state=ModelState.AVAILABLE,
+    state=Availability.AVAILABLE,
     created=0,
     generation=GenerationDefaults(temperature=0.5),
 )

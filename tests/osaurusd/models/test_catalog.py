@@ -12,7 +12,7 @@ from osaurusd.models import catalog as catalog_module
 from osaurusd.models import safetensors
 from osaurusd.models import scan as scan_module
 from osaurusd.models.scan import Scanner
-from osaurusd.wire.admin import ModelState
+from osaurusd.wire.admin import Availability
 
 from .disk import config, make_catalog, model, repo_folder, write, write_hub
 
@@ -228,7 +228,7 @@ async def test_refresh_scans_immediately(catalog, hub, hub_scans):
     write_hub(hub, "org/new", model())
     await catalog.refresh()
 
-    assert [record.state for record in await catalog.records()] == [ModelState.AVAILABLE]
+    assert [record.state for record in await catalog.records()] == [Availability.AVAILABLE]
     assert len(hub_scans) == 2
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from osaurusd.wire.admin import ModelState
+from osaurusd.wire.admin import Availability
 from tests.fakes import hub as fake_hub
 from tests.osaurusd.models.worker.conftest import download
 
@@ -37,15 +37,15 @@ def complete_download(hub, tmp_path):
 def test_current_revision_is_available_under_the_published_name(models, hub):
     record = next(record for record in scan(models, hub) if record.name == "llama-3.2-1b-instruct")
 
-    assert record.state is ModelState.AVAILABLE
+    assert record.state is Availability.AVAILABLE
     assert (record.path.name, record.context_length) == (NEW, 2)
 
 
 def test_download_without_a_shard_is_partial_until_it_is_completed(complete_download, models, hub):
     (before,) = (record for record in scan(models, hub) if record.name == "sharded-8bit")
-    assert before.state is ModelState.PARTIAL
+    assert before.state is Availability.PARTIAL
     assert TWO in before.reason
 
     complete_download()
     (after,) = (record for record in scan(models, hub) if record.name == "sharded-8bit")
-    assert (after.state, after.size_bytes) == (ModelState.AVAILABLE, sum(map(len, SHARDED.values())))
+    assert (after.state, after.size_bytes) == (Availability.AVAILABLE, sum(map(len, SHARDED.values())))

@@ -6,7 +6,7 @@ import pytest
 from osaurusd.models import metadata
 from osaurusd.models.metadata import Provenance
 from osaurusd.models.record import Capabilities, GenerationDefaults, ModelRecord
-from osaurusd.wire.admin import ModelState
+from osaurusd.wire.admin import Availability
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,9 @@ def test_capabilities_follow_from_config_and_chat_template(tmp_path, files, conf
 
 
 def build_record(path: Path, **fields):
-    return ModelRecord(name="m", repo="org/m", path=path, source="hub", state=ModelState.AVAILABLE, created=0, **fields)
+    return ModelRecord(
+        name="m", repo="org/m", path=path, source="hub", state=Availability.AVAILABLE, created=0, **fields
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_license_comes_from_model_card_import_record_or_config(tmp_path, files, 
     for name, content in files.items():
         (tmp_path / name).write_text(content)
 
-    assert metadata.read_provenance(build_record(tmp_path)) == Provenance(licence=license_name)
+    assert metadata.read_provenance(build_record(tmp_path)) == Provenance(license=license_name)
 
 
 def test_commit_is_the_name_of_the_snapshot(tmp_path):

@@ -98,7 +98,9 @@ def test_published_repository_does_not_take_the_name_of_an_imported_model():
     assert assigned["gemma-2-2b-instruct"] == "gemma-2-2b-instruct"
 
 
-@pytest.mark.parametrize("name", ["a", "0", "llama-3.2-3b-instruct", "a_b", "a..b", "a.", "x" * 96])
+@pytest.mark.parametrize(
+    "name", ["a", "0", "llama-3.2-3b-instruct", "a_b", "a..b", "a.", "x" * 96, "é", "模型-ünï", "हिन्दी", "文" * 66]
+)
 def test_valid_names(name):
     assert names.is_valid(name)
 
@@ -120,7 +122,12 @@ def test_valid_names(name):
         "a\n",
         "\na",
         "a\0",
-        "é",
+        "É",
+        "e\u0301",
+        "\u0301e",
+        "a\u202eb",
+        "🦖",
+        "文" * 67,
         "x" * 97,
         "a:b",
     ],
@@ -140,9 +147,12 @@ def test_invalid_names(name):
         ("model.F32", "model"),
         ("qwen2.5-0.5b-q8_0", "qwen2.5-0.5b"),
         ("My Model (final)", "my-model-final"),
-        ("ünïcode", "n-code"),
+        ("ünïcode", "ünïcode"),
+        ("模型-Ünï", "模型-ünï"),
+        ("U\u0308n", "ün"),
+        ("🦖 model", "model"),
         ("..hidden..", "hidden"),
-        ("日本語", "model"),
+        ("日本語", "日本語"),
         ("", "model"),
         ("---", "model"),
         ("q4_0", "q4_0"),
@@ -162,6 +172,7 @@ def test_name_is_derived_from_a_file_name(stem, name):
         pytest.param("-" + "é" * 300 + "x", id="dashes"),
         pytest.param("İstanbul", id="longer in lowercase"),
         pytest.param("a\nb\0c", id="control characters"),
+        pytest.param("文" * 300, id="long in bytes"),
         pytest.param("\ud800", id="surrogate"),
         pytest.param("A/b", id="slash"),
     ],

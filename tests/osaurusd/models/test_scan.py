@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from osaurusd.models.record import Capabilities, GenerationDefaults
-from osaurusd.wire.admin import ModelState
+from osaurusd.wire.admin import Availability
 
 from .disk import index, model, repo_folder, scan, tensors, write, write_hub
 from .test_names import GUIDE
@@ -43,7 +43,7 @@ def test_record_of_a_downloaded_model(models, hub):
     assert record.repo == "Org/Some-Model-it-4bit"
     assert record.path == snapshot
     assert record.source == "hub"
-    assert (record.state, record.reason) == (ModelState.AVAILABLE, None)
+    assert (record.state, record.reason) == (Availability.AVAILABLE, None)
     assert record.size_bytes == sum(len(content) for content in files.values())
     assert record.architecture == "llama"
     assert record.quantization == "4-bit"
@@ -58,7 +58,7 @@ def test_imported_model_is_named_after_its_folder(models, hub):
     record = single(scan(models, hub))
     assert (record.name, record.repo, record.source) == ("my-model-it-4bit", "my-model-it-4bit", "imported")
     assert record.path == models / "my-model-it-4bit"
-    assert record.state is ModelState.AVAILABLE
+    assert record.state is Availability.AVAILABLE
 
 
 def test_published_models_have_the_documented_names(models, hub):
@@ -67,7 +67,7 @@ def test_published_models_have_the_documented_names(models, hub):
     records = scan(models, hub)
     assert {record.repo: record.name for record in records} == GUIDE
     assert [record.name for record in records] == sorted(GUIDE.values())
-    assert {record.state for record in records} == {ModelState.AVAILABLE}
+    assert {record.state for record in records} == {Availability.AVAILABLE}
 
 
 SENTENCEPIECE = b"\x0a\x03abc\x12\x00"
@@ -90,13 +90,13 @@ GPT2 = {"tokenizer_config.json": b'{"tokenizer_class": "GPT2Tokenizer"}'}
 )
 def test_any_kind_of_tokenizer_is_sufficient(models, hub, files):
     write_hub(hub, "org/m", without(model(), "tokenizer.json") | files)
-    assert single(scan(models, hub)).state is ModelState.AVAILABLE
+    assert single(scan(models, hub)).state is Availability.AVAILABLE
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "qwen2", "cohere"])
 def test_tokenizer_class_follows_from_the_architecture(models, hub, architecture):
     write_hub(hub, "org/m", without(model(model_type=architecture), "tokenizer.json") | BPE_FILES)
-    assert single(scan(models, hub)).state is ModelState.AVAILABLE
+    assert single(scan(models, hub)).state is Availability.AVAILABLE
 
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
@@ -122,7 +122,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
 def test_model_without_a_complete_tokenizer_is_partial(models, hub, files, reason):
     write_hub(hub, "org/m", without(model(), "tokenizer.json") | files)
     record = single(scan(models, hub))
-    assert record.state is ModelState.PARTIAL
+    assert record.state is Availability.PARTIAL
     assert record.reason.startswith(reason)
 
 
@@ -130,19 +130,19 @@ def test_model_without_a_complete_tokenizer_is_partial(models, hub, files, reaso
 def test_damaged_file_of_the_tokenizer_makes_a_model_unusable(models, hub, name):
     write_hub(hub, "org/m", {**model(), name: b'{"a'})
     record = single(scan(models, hub))
-    assert record.state is ModelState.UNUSABLE
+    assert record.state is Availability.UNUSABLE
     assert record.reason.startswith(f"{name} cannot be read: ")
 
 
 def test_index_of_other_weights_does_not_matter(models, hub):
     write_hub(hub, "org/m", {**model(), "model.safetensors.index.json": index(ONE, TWO)})
-    assert single(scan(models, hub)).state is ModelState.AVAILABLE
+    assert single(scan(models, hub)).state is Availability.AVAILABLE
 
 
 @pytest.mark.parametrize("name", ["[a]", "a[1]b*?", "{x}"])
 def test_names_may_contain_pattern_characters(models, hub, name):
     write(models / name, model())
-    assert single(scan(models, hub)).state is ModelState.AVAILABLE
+    assert single(scan(models, hub)).state is Availability.AVAILABLE
 
 
 @pytest.mark.timeout(20)
@@ -162,7 +162,7 @@ def test_extra_root_may_itself_be_a_model_or_contain_one_of_any_name(models, hub
 
 def test_remapped_architecture_is_available(models, hub):
     write_hub(hub, "org/m", model(model_type="mistral"))
-    assert single(scan(models, hub)).state is ModelState.AVAILABLE
+    assert single(scan(models, hub)).state is Availability.AVAILABLE
 
 
 PARTIAL = [
@@ -183,7 +183,7 @@ PARTIAL = [
 def test_incomplete_download_is_partial(models, hub, files, reason):
     write_hub(hub, "org/m", files)
     record = single(scan(models, hub))
-    assert record.state is ModelState.PARTIAL
+    assert record.state is Availability.PARTIAL
     assert record.reason.startswith(reason)
     assert record.name == "m"
 
@@ -192,7 +192,7 @@ def test_incomplete_download_is_partial(models, hub, files, reason):
 def test_incomplete_import_is_partial(models, hub, files, reason):
     write(models / "m", files)
     record = single(scan(models, hub))
-    assert record.state is ModelState.PARTIAL
+    assert record.state is Availability.PARTIAL
     assert record.reason.startswith(reason)
 
 
@@ -200,14 +200,14 @@ def test_link_to_a_missing_blob_counts_as_missing(models, hub):
     snapshot = write_hub(hub, "org/m", model())
     (snapshot / "tokenizer.json").resolve().unlink()
     record = single(scan(models, hub))
-    assert (record.state, record.reason) == (ModelState.PARTIAL, "the tokenizer is missing")
+    assert (record.state, record.reason) == (Availability.PARTIAL, "the tokenizer is missing")
 
 
 def test_ref_to_a_missing_snapshot_is_partial(models, hub):
     snapshot = write_hub(hub, "org/m", model())
     snapshot.rename(snapshot.with_name(OTHER_COMMIT))
     record = single(scan(models, hub))
-    assert (record.state, record.reason) == (ModelState.PARTIAL, "config.json is missing")
+    assert (record.state, record.reason) == (Availability.PARTIAL, "config.json is missing")
 
 
 @pytest.mark.parametrize(
@@ -236,23 +236,23 @@ def test_ref_to_a_missing_snapshot_is_partial(models, hub):
 def test_incompatible_model_is_unusable(models, hub, files, reason):
     write_hub(hub, "org/m", files)
     record = single(scan(models, hub))
-    assert record.state is ModelState.UNUSABLE
+    assert record.state is Availability.UNUSABLE
     assert record.reason.startswith(reason)
 
 
 def test_model_with_custom_code_is_unusable_even_without_weights(models, hub):
     write_hub(hub, "org/m", without(model(model_file="model.py"), "model.safetensors"))
-    assert single(scan(models, hub)).state is ModelState.UNUSABLE
+    assert single(scan(models, hub)).state is Availability.UNUSABLE
 
 
 def test_links_may_only_lead_into_roots(models, hub, tmp_path):
     write(tmp_path / "elsewhere", model())
     (models / "linked").symlink_to(tmp_path / "elsewhere")
     record = single(scan(models, hub))
-    assert record.state is ModelState.UNUSABLE
+    assert record.state is Availability.UNUSABLE
     assert record.reason.endswith(f"is a link {OUTSIDE}")
     records = scan(models, hub, tmp_path / "elsewhere")
-    assert {record.name: record.state for record in records}["linked"] is ModelState.AVAILABLE
+    assert {record.name: record.state for record in records}["linked"] is Availability.AVAILABLE
 
 
 def test_link_out_of_the_store_makes_a_model_unusable(models, hub, tmp_path):
@@ -261,7 +261,7 @@ def test_link_out_of_the_store_makes_a_model_unusable(models, hub, tmp_path):
     (snapshot / "tokenizer.json").symlink_to(tmp_path / "secret")
     record = single(scan(models, hub))
     assert (record.state, record.reason) == (
-        ModelState.UNUSABLE,
+        Availability.UNUSABLE,
         f"tokenizer.json is a link {OUTSIDE}",
     )
 
@@ -273,7 +273,7 @@ def test_template_outside_the_store_makes_a_model_unusable(models, hub, tmp_path
     (folder / link).parent.mkdir(exist_ok=True)
     (folder / link).symlink_to(tmp_path / "elsewhere" / ("tool_use.jinja" if "/" in link else ""))
     record = single(scan(models, hub))
-    assert (record.state, record.reason) == (ModelState.UNUSABLE, f"{link} is a link {OUTSIDE}")
+    assert (record.state, record.reason) == (Availability.UNUSABLE, f"{link} is a link {OUTSIDE}")
     assert record.escapes
 
 
@@ -281,7 +281,7 @@ def test_additional_templates_are_allowed(models, hub):
     folder = write(models / "m", model())
     write(folder / "additional_chat_templates", {"tool_use.jinja": b"{{ messages }}"})
     record = single(scan(models, hub))
-    assert (record.state, record.escapes) == (ModelState.AVAILABLE, False)
+    assert (record.state, record.escapes) == (Availability.AVAILABLE, False)
 
 
 def test_huge_config_is_not_read(models, hub):
@@ -289,7 +289,7 @@ def test_huge_config_is_not_read(models, hub):
     with (folder / "config.json").open("wb") as file:
         file.truncate(2**40)
     record = single(scan(models, hub))
-    assert record.state is ModelState.UNUSABLE
+    assert record.state is Availability.UNUSABLE
     assert "larger than" in record.reason
 
 
@@ -299,7 +299,7 @@ def test_unused_custom_tokenizer_is_allowed(models, hub):
         "tokenizer_config.json": b'{"auto_map": {"AutoTokenizer": 1}}',
     }
     write_hub(hub, "org/m", files)
-    assert single(scan(models, hub)).state is ModelState.AVAILABLE
+    assert single(scan(models, hub)).state is Availability.AVAILABLE
 
 
 def test_creation_time_of_a_download_is_that_of_its_link(models, hub):
@@ -369,7 +369,7 @@ def test_damaged_folder_does_not_hide_other_models(models, hub, damage):
     write(models / "good", model())
     damage(write(models / "bad", model()))
     records = {record.name: record.state for record in scan(models, hub)}
-    assert records["good"] is ModelState.AVAILABLE
+    assert records["good"] is Availability.AVAILABLE
 
 
 @pytest.mark.parametrize("ref", [b"\xff\xfe", b"a\0b", b"", b"x" * 5000], ids=["invalid UTF-8", "NUL", "empty", "long"])
@@ -378,7 +378,7 @@ def test_damaged_ref_does_not_hide_other_models(models, hub, ref):
     write_hub(hub, "org/bad", model())
     (repo_folder(hub, "org/bad") / "refs" / "main").write_bytes(ref)
     records = {record.name: record.state for record in scan(models, hub)}
-    assert records["good"] is ModelState.AVAILABLE
+    assert records["good"] is Availability.AVAILABLE
 
 
 def test_records_can_be_encoded_as_json(models, hub):

@@ -4,6 +4,7 @@ import itertools
 import os
 import socket
 import stat
+import sys
 
 import pytest
 
@@ -26,7 +27,10 @@ def test_only_service_managers_supervise(value, supervised, captured):
     assert (supervised, captured) == (service_manager.is_supervised(env), service_manager.captures_stderr(env))
 
 
-@pytest.mark.parametrize("abstract", [False, True])
+only_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has abstract sockets")
+
+
+@pytest.mark.parametrize("abstract", [False, pytest.param(True, marks=only_linux)])
 def test_systemd_is_notified(tmp_path, abstract):
     name = f"osaurus-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:

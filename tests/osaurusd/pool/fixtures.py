@@ -6,7 +6,7 @@ import contextlib
 import pytest
 
 from osaurusd.models.record import ModelRecord
-from osaurusd.wire.admin import ModelState
+from osaurusd.wire.admin import Availability
 from tests.osaurusd.pool.helpers import FakeClock, ProcessLeakCheck
 
 
@@ -41,7 +41,7 @@ def model(tmp_path):
             repo=name,
             path=folder,
             source="hub",
-            state=ModelState.AVAILABLE,
+            state=Availability.AVAILABLE,
             created=0,
             context_length=512,
         )

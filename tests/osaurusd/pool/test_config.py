@@ -129,7 +129,7 @@ def test_unset_limits_are_fractions_of_the_physical_memory():
 
 def test_configured_values_are_used():
     worker = Worker(blas="none", prefix_cache_bytes=1, max_waiting=2, stop_grace_seconds=3.0)
-    residency = Residency(budget_bytes=4, hang_seconds=5.0, spare_seconds=6.0, keep_alive_by_model={"m": 7.0})
+    residency = Residency(budget_bytes=4, hang_seconds=5.0, standby_seconds=6.0, keep_alive_by_model={"m": 7.0})
 
     config = PoolConfig.from_config(Config(worker=worker, residency=residency))
 

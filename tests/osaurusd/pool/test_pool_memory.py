@@ -55,7 +55,7 @@ async def test_the_least_recently_used_idle_model_is_evicted(make_pool, sized):
 
     assert {"One": "ready", "Three": "ready"} == states(pool)
     (event,) = published(pool, EventKind.UNLOADED)
-    assert ("two", "room") == (event.model, event.cause)
+    assert ("two", "memory") == (event.model, event.cause)
 
 
 async def test_requests_for_two_models_that_do_not_fit_together_are_all_served(make_pool, sized, clock):
@@ -210,8 +210,8 @@ async def test_a_standby_worker_saves_spawn_and_imports_of_the_next_load(make_po
     second = await pool.load(model(name="Two"))
 
     assert standby.pid == second.pid
-    assert not first.phases.spare
-    assert second.phases.spare
+    assert not first.phases.standby
+    assert second.phases.standby
     assert second.phases.spawn_seconds == second.phases.import_seconds == 0
 
 

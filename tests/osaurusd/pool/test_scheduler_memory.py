@@ -36,7 +36,7 @@ def test_an_idle_model_is_evicted_and_the_queued_one_starts_after_its_exit(sched
     scheduler.request(D)
 
     assert [("stop", A)] == scheduler.effects.calls[2:]
-    assert [StopCause.ROOM] == scheduler.effects.causes
+    assert [StopCause.MEMORY] == scheduler.effects.causes
     assert f"evicted for `{D}`" in scheduler.effects.reasons[0].message
     assert {A: "stopping", B: "ready", D: "queued"} == scheduler.states()
     scheduler.exit(A)

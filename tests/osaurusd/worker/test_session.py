@@ -125,6 +125,20 @@ async def test_a_cancel_takes_effect_at_any_iteration_of_the_loop(session):
         assert {last} == {frame.id for frame in seen if not isinstance(frame, messages.Stats)}, late
 
 
+async def test_caches_are_dropped_while_requests_run(session):
+    send, frames = session
+    send(messages.Limits(prefix_cache_bytes=10**8), generate(1, text="word " * 300))
+    stats = [frame for frame in await read_until_completed(frames, 1) if isinstance(frame, messages.Stats)]
+    stats.append(await read_frame(frames))
+    assert stats[-1].prefix_cache_bytes > 0
+
+    send(generate(2, max_tokens=1500), messages.DropCaches())
+    while not (isinstance(frame := await read_frame(frames), messages.Stats) and frame.prefix_cache_bytes == 0):
+        pass
+    send(messages.Cancel(id=2), generate(3))
+    await read_until_completed(frames, 3)
+
+
 async def test_a_pulse_reports_the_reservation_of_a_cancelled_request_as_released(session, monkeypatch):
     send, frames = session
     monkeypatch.setattr(session_module, "PULSE_SECONDS", 0.02)

@@ -8,6 +8,7 @@ import pytest
 
 from osaurusd.config import Config
 from osaurusd.http.app import create_app
+from osaurusd.http.cors import require_json_body
 from osaurusd.inference.service import Service
 from osaurusd.protocols.openai.models import ModelList
 from osaurusd.protocols.openai.routes import openai_routes
@@ -93,7 +94,59 @@ async def test_wrong_method_is_rejected_with_the_allowed_ones(server, method, pa
     assert response.error["code"] == "method_not_allowed"
 
 
-@pytest.mark.parametrize("path", ["/v1", "/v2/models", "/v1/v1/models", "/chat", "/models/", "/v0/status"])
+@pytest.mark.parametrize("path", ["/v1", "/v2/nothing", "/chat", "/v0/status", "/models%2F"])
 async def test_unknown_path_is_not_found(server, path):
     response = await server.request("GET", path)
     assert (response.status, response.error["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["//v1/models", "/v1//models", "/v1/models/", "///v1///models///", "/models/", "/v1/models/?x=1"],
+)
+async def test_double_and_trailing_slashes_are_ignored(server, path):
+    response = await server.request("GET", path)
+    assert (response.status, len(response.json["data"])) == (200, 1)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/models/gemma-2-2b-instruct/",
+        "//models//mlx-community//gemma-2-2b-it-4bit",
+        "/models/mlx-community%2Fgemma-2-2b-it-4bit/",
+    ],
+)
+async def test_slashes_around_the_name_of_a_model_are_ignored(server, path):
+    response = await server.request("GET", path)
+    assert (response.status, response.json["id"]) == (200, "gemma-2-2b-instruct")
+
+
+async def test_method_of_a_path_with_extra_slashes_is_checked(server):
+    response = await server.request("DELETE", "//v1/models/")
+    assert (response.status, response.headers["Allow"]) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize(
+    ("path", "endpoint", "surplus"),
+    [
+        ("/v1/v1/models", "/v1/models", "/v1"),
+        ("/v1//v1/models/", "/v1/models", "/v1"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions", "/v1"),
+        ("/v1/chat/completions/chat/completions", "/chat/completions", "/v1/chat/completions"),
+        ("/api/v1/chat/completions", "/v1/chat/completions", "/api"),
+        ("/v2/models", "/models", "/v2"),
+    ],
+)
+async def test_wrong_base_url_is_explained(server, path, endpoint, surplus):
+    response = await server.request("GET", path)
+    assert (response.status, response.error["code"]) == (404, "not_found")
+    assert f"but {endpoint} does; remove {surplus} from" in response.error["message"]
+
+
+@pytest.mark.parametrize(("path", "status"), [("/models", 405), ("/nothing", 404), ("/chat/completions", 415)])
+async def test_path_and_method_are_checked_before_the_type_of_the_body(tmp_path, path, status):
+    catalog = disk.make_catalog(tmp_path / "models", tmp_path / "hub")
+    routes = openai_routes(Service(catalog, None, Config), catalog, Config)
+    async with serving(create_app([routes], Config, middlewares=[require_json_body])) as server:
+        assert (await server.request("POST", path, "Content-Type: text/plain", body=b"x")).status == status

@@ -2,7 +2,8 @@ import pytest
 
 from osaurusd.errors import ContextLengthExceeded
 from osaurusd.inference.request import ChatPrompt, Message, TextPrompt, Tool
-from osaurusd.worker.frontend import context_length, prompt_encoder
+from osaurusd.worker.frontend import context_length
+from osaurusd.worker.frontend.prompt_encoder import PromptEncoder
 
 CONTEXT = 256
 WORDS = "The quick brown fox jumps over the lazy dog. "
@@ -34,6 +35,10 @@ def counting(tokenizer, monkeypatch):
     return CountingTokenizer(tokenizer)
 
 
+def encode(tokenizer, prompt, max_context):
+    return PromptEncoder(tokenizer, max_context).encode(prompt)
+
+
 def chat(text, **properties):
     return ChatPrompt(messages=[Message.from_text("user", text)], **properties)
 
@@ -48,7 +53,7 @@ TOOL = Tool(name="f", description=FAR_TOO_LONG, parameters={"type": "object"})
 )
 def test_only_the_beginning_of_a_far_too_long_prompt_is_tokenized(counting, prompt):
     with pytest.raises(ContextLengthExceeded, match=r"more than \d{3,} tokens.*\b256 tokens") as caught:
-        prompt_encoder.encode(counting, prompt, CONTEXT)
+        encode(counting, prompt, CONTEXT)
 
     assert caught.value.location == ("prompt",)
     assert sum(counting.lengths) < len(FAR_TOO_LONG) // 100
@@ -58,23 +63,21 @@ def test_only_the_beginning_is_tokenized_without_a_template(counting):
     counting.has_chat_template = False
 
     with pytest.raises(ContextLengthExceeded):
-        prompt_encoder.encode(counting, chat(FAR_TOO_LONG), CONTEXT)
+        encode(counting, chat(FAR_TOO_LONG), CONTEXT)
 
     assert sum(counting.lengths) < len(FAR_TOO_LONG) // 100
 
 
 @pytest.mark.parametrize("text", [" " * 8000, WORDS * 20], ids=["few tokens", "short"])
 def test_a_text_that_fits_is_tokenized_completely(counting, tokenizer, text):
-    assert prompt_encoder.encode(tokenizer, TextPrompt(text=text), None) == prompt_encoder.encode(
-        counting, TextPrompt(text=text), CONTEXT
-    )
+    assert encode(tokenizer, TextPrompt(text=text), None) == encode(counting, TextPrompt(text=text), CONTEXT)
     assert len(text) == counting.lengths[-1]
 
 
 def test_text_that_the_template_drops_does_not_count(counting):
     counting.apply_chat_template = lambda *_, tokenize, **__: [1, 2, 3] if tokenize else "short"
 
-    assert [1, 2, 3] == prompt_encoder.encode(counting, chat(FAR_TOO_LONG), CONTEXT).tokens
+    assert [1, 2, 3] == encode(counting, chat(FAR_TOO_LONG), CONTEXT).tokens
 
 
 def test_a_large_text_of_few_tokens_is_checked_in_growing_cuts(counting):
@@ -87,10 +90,10 @@ def test_a_large_text_of_few_tokens_is_checked_in_growing_cuts(counting):
 
 
 def test_a_slightly_too_long_text_is_rejected_with_its_exact_count(tokenizer):
-    count = len(prompt_encoder.encode(tokenizer, TextPrompt(text=WORDS * 2000), None).tokens)
+    count = len(encode(tokenizer, TextPrompt(text=WORDS * 2000), None).tokens)
 
     with pytest.raises(ContextLengthExceeded, match=rf" {count} tokens"):
-        prompt_encoder.encode(tokenizer, TextPrompt(text=WORDS * 2000), CONTEXT)
+        encode(tokenizer, TextPrompt(text=WORDS * 2000), CONTEXT)
 
 
 def test_without_a_known_context_length_nothing_is_too_long(counting):

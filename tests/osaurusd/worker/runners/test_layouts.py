@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from osaurusd.models.scan import Scanner
 from osaurusd.rpc import messages
-from osaurusd.wire.admin import ModelState
+from osaurusd.wire.admin import Availability
 from osaurusd.worker.runners.loading import load_model_folder
 
 from .layouts import TEXT, Generator, Layout, Parts
@@ -56,7 +56,7 @@ def check(layout: Layout, monkeypatch):
     """Return what is wrong, or None."""
     records = Scanner(layout.root).scan()
     expected = load_with_mlx_lm(layout, monkeypatch)
-    available = [record for record in records if record.state is ModelState.AVAILABLE]
+    available = [record for record in records if record.state is Availability.AVAILABLE]
     if available:
         try:
             tokens = load_as_listed(available[0])

@@ -1,0 +1,105 @@
+"""Passing open files from `osaurusctl` to an import process over a Unix socket.
+
+macOS protects Downloads, Documents, Desktop and removable volumes. A terminal usually has access, or macOS asks the
+user; a daemon is refused without a question. The system checks the permission when a file is opened, not when it is
+read, so `osaurusctl` opens the files and passes their descriptors. An open folder would not do, because opening a file
+in it is checked again.
+
+The admin API cannot carry descriptors: aiohttp reads its sockets itself and drops ancillary data. Therefore the import
+request names a socket on which `osaurusctl` listens, and the import process connects to it. Streaming the content would
+also work, but a GGUF file is read several times and not in order, so it would have to be stored first.
+
+Protocol: `osaurusctl` sends a line of JSON (`Offer`), and then, for each name, one byte with the descriptor. The import
+process acknowledges each with one byte: descriptors in transit are limited, and macOS may drop those whose sender has
+closed them.
+"""
+
+import contextlib
+import os
+import socket
+from collections.abc import Sequence
+
+import msgspec
+
+TIMEOUT_SECONDS = 10.0
+MAX_FILES = 4096
+
+_MAX_LINE_BYTES = 4 * 1024 * 1024
+_BYTE = b"."
+
+
+class InvalidOffer(Exception):
+    """The peer does not follow the protocol, or has closed the connection."""
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """What is passed: one file, or the files of a folder, by name."""
+
+    folder: bool
+    names: list[str]
+
+
+def send(connection: socket.socket, offer: Offer, descriptors: Sequence[int]) -> None:
+    """Pass files, in the order of the names.
+
+    Raises:
+        OSError: the peer does not receive them in time, or has closed the connection.
+    """
+    connection.settimeout(TIMEOUT_SECONDS)
+    connection.sendall(msgspec.json.encode(offer) + b"\n")
+    for descriptor in descriptors:
+        socket.send_fds(connection, [_BYTE], [descriptor])
+        if connection.recv(1) != _BYTE:
+            raise ConnectionResetError("the connection was closed")
+
+
+def receive(path: str) -> tuple[Offer, list[int]]:
+    """Receive files from the process that listens on the socket `path`. The caller must close the descriptors.
+
+    Raises:
+        InvalidOffer: the peer does not follow the protocol; no descriptor stays open.
+        OSError: the connection failed.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(TIMEOUT_SECONDS)
+        connection.connect(path)
+        offer = _receive_offer(connection)
+        descriptors: list[int] = []
+        try:
+            for _ in offer.names:
+                descriptors.append(_receive_descriptor(connection))
+                connection.sendall(_BYTE)
+        except BaseException:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise
+        return offer, descriptors
+
+
+def _receive_offer(connection: socket.socket) -> Offer:
+    line = bytearray()
+    # One byte at a time: the next one after the line carries a descriptor, which a longer read would lose.
+    while not line.endswith(b"\n"):
+        if not (byte := connection.recv(1)) or len(line) >= _MAX_LINE_BYTES:
+            raise InvalidOffer("the list of files is incomplete")
+        line += byte
+    try:
+        offer = msgspec.json.decode(line, type=Offer)
+    except msgspec.DecodeError as error:
+        raise InvalidOffer(f"the list of files is invalid: {error}") from error
+    names = set(offer.names)
+    if len(names) != len(offer.names) or len(names) > MAX_FILES or (len(names) != 1 and not offer.folder):
+        raise InvalidOffer("the list of files is invalid")
+    if any(not name or name in (".", "..") or "/" in name or "\0" in name for name in names):
+        raise InvalidOffer("the list of files contains a path")
+    return offer
+
+
+def _receive_descriptor(connection: socket.socket) -> int:
+    data, descriptors, flags, _ = socket.recv_fds(connection, 1, 1)
+    if data == _BYTE and len(descriptors) == 1 and not flags & socket.MSG_CTRUNC:
+        return descriptors[0]
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    raise InvalidOffer("a file is missing")

@@ -1,0 +1,172 @@
+"""A stream whose first token takes longer than the time-outs of a proxy and of a client.
+
+The worker is stopped meanwhile, like one that processes a long prompt. The time-outs are shortened to match; an answer
+without `stream` runs into them.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from openai import InternalServerError, OpenAI
+
+from tests import daemons
+from tests.daemons import Daemon
+from tests.models import make_tiny
+
+A = TypeVar("A")
+S = TypeVar("S")
+
+TIMEOUT_SECONDS = 1
+PAUSE_SECONDS = 4.0
+CONFIG = """
+[server]
+first_byte_seconds = 0.2
+"""
+CHAT = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "hi"}],
+    "max_tokens": 3,
+    "logit_bias": {"0": -100, "2": -100},
+}
+
+NGINX = """
+daemon off;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    proxy_read_timeout {timeout}s;
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{ proxy_pass {upstream}; }}
+    }}
+}}
+"""
+
+# Node has no other way to set the time-outs of its `fetch`, which are 300 s.
+FETCH = """
+const [url, body, timeout] = process.argv.slice(1);
+await fetch('data:,');
+const {constructor: Agent} = globalThis[Symbol.for('undici.globalDispatcher.1')];
+const dispatcher = new Agent({headersTimeout: Number(timeout), bodyTimeout: Number(timeout)});
+const response = await fetch(url, {method: 'POST', headers: {'Content-Type': 'application/json'}, body, dispatcher});
+process.stdout.write(await response.text());
+"""
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def daemon(smollm_folder: Path) -> Iterator[Daemon]:
+    home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
+    make_tiny(home / "models" / "tiny", smollm_folder)
+    (home / "config.toml").write_text(CONFIG)
+    with daemons.running(home) as daemon:
+        daemon.admin("POST", "/v0/load", {"model": "tiny"})
+        yield daemon
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def nginx(daemon: Daemon, tmp_path: Path) -> Iterator[str]:
+    """The URL of an nginx in front of the daemon, with its default settings except for the time-out."""
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if program is None:
+        pytest.skip("nginx is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = tmp_path / "nginx.conf"
+    config.write_text(NGINX.format(folder=tmp_path, timeout=TIMEOUT_SECONDS, port=port, upstream=daemon.url))
+    with subprocess.Popen([program, "-c", str(config), "-p", str(tmp_path), "-e", "stderr"]) as process:
+        wait_for_port(port, process)
+        yield f"http://127.0.0.1:{port}"
+        process.terminate()
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.02)
+    pytest.fail("nginx did not start")
+
+
+@contextlib.contextmanager
+def stopped_worker(daemon: Daemon) -> Iterator[None]:
+    """Stop the worker for `PAUSE_SECONDS`."""
+    (worker,) = daemon.admin("GET", "/v0/workers")[1]
+    os.kill(worker["pid"], signal.SIGSTOP)
+    timer = threading.Timer(PAUSE_SECONDS, os.kill, (worker["pid"], signal.SIGCONT))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+
+
+def run_both(daemon: Daemon, answer: Callable[[], A], stream: Callable[[], S]) -> tuple[A, S]:
+    """Call both while the worker is stopped."""
+    with stopped_worker(daemon), ThreadPoolExecutor() as threads:
+        answered, streamed = threads.submit(answer), threads.submit(stream)
+        return answered.result(), streamed.result()
+
+
+def test_stream_outlasts_the_time_out_of_nginx(daemon: Daemon, nginx: str) -> None:
+    with OpenAI(base_url=f"{nginx}/v1", api_key="x", max_retries=0) as client:
+
+        def answer() -> int:
+            with pytest.raises(InternalServerError) as caught:
+                client.chat.completions.create(**CHAT)
+            return caught.value.status_code
+
+        def stream() -> str | None:
+            chunks = list(client.chat.completions.create(**CHAT, stream=True))
+            return chunks[-1].choices[0].finish_reason
+
+        assert (504, "length") == run_both(daemon, answer, stream)
+
+
+def test_events_pass_through_nginx_one_by_one(daemon: Daemon, nginx: str) -> None:
+    with OpenAI(base_url=f"{nginx}/v1", api_key="x", max_retries=0) as client:
+        chunks = client.chat.completions.create(**{**CHAT, "max_tokens": 1000}, stream=True)
+        first = next(iter(chunks))
+        assert "assistant" == first.choices[0].delta.role
+        (worker,) = daemon.admin("GET", "/v0/workers")[1]
+        assert 1 == worker["in_flight"]
+        chunks.close()
+
+
+def test_stream_outlasts_the_time_out_of_fetch(daemon: Daemon) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+
+    def fetch(**options: object) -> subprocess.CompletedProcess[str]:
+        body = json.dumps({**CHAT, **options})
+        url, timeout = f"{daemon.url}/v1/chat/completions", str(TIMEOUT_SECONDS * 1000)
+        command = [node, "--input-type=module", "--eval", FETCH, url, body, timeout]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    answer, stream = run_both(daemon, fetch, lambda: fetch(stream=True))
+    assert "HeadersTimeoutError" in answer.stderr
+    assert stream.stdout.startswith(": keep-alive\n\n")
+    assert stream.stdout.endswith("data: [DONE]\n\n")
