@@ -329,7 +329,9 @@ class Models(Section, frozen=True):
 
     roots: Annotated[
         list[str],
-        _setting("Read-only model folders. Each contains `NAME` or `ORG/NAME` folders, or is a Hugging Face cache"),
+        _setting(
+            "Read-only model folders. Each contains `NAME` or `ORG/NAME` folders, or is a model or a Hugging Face cache"
+        ),
     ] = []
 
 

@@ -13,6 +13,7 @@ from mlx_lm.utils import dequantize_model, get_total_parameters, load_model, loa
 from osaurusd.rpc import messages
 from osaurusd.rpc.messages import WireSetting
 from osaurusd.worker.engine.device import Device
+from osaurusd.worker.runners.folder import loadable
 
 FLOAT32_BYTES = 4
 
@@ -23,6 +24,11 @@ _NARROW_DTYPES = (mx.float16, mx.bfloat16)
 
 # For this model type, transformers loads the plain tokenizer.json class and runs no code of the model's repository.
 _PLAIN_TOKENIZER_TYPE = "glm4"
+
+_SAMPLE_TEXT = "A sample, 1 \N{SNOWMAN}."
+
+# Files from which that class builds a complete tokenizer.
+_PLAIN_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json")
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,11 @@ def load_model_folder(
     """
     device = device or Device.default()
     apply_limits(frame)
-    path = Path(frame.path)
+    with loadable(Path(frame.path)) as folder:
+        return _load(folder, frame, device, on_bytes)
+
+
+def _load(path: Path, frame: messages.Load, device: Device, on_bytes: Callable[[int], None]) -> Model:
     network, config = load_model(path, lazy=True)
     converts_to_float32 = _needs_float32(network, frame, device)
     if converts_to_float32:
@@ -62,7 +72,7 @@ def load_model_folder(
         on_bytes(parameter.nbytes)
     mx.clear_cache()
     _wire_weights(frame.wire, device)
-    tokenizer = load_tokenizer(path, _tokenizer_options(path), eos_token_ids=config.get("eos_token_id"))
+    tokenizer = _load_tokenizer(path, config.get("eos_token_id"))
     return Model(
         network=network,
         tokenizer=tokenizer,
@@ -107,13 +117,38 @@ def _wire_weights(wire: WireSetting, device: Device) -> None:
         mx.set_wired_limit(nbytes)
 
 
-def _tokenizer_options(path: Path) -> dict[str, Any]:
-    """Return options that load a tokenizer whose config names code, without running the code if it is not needed."""
+def _load_tokenizer(path: Path, end_tokens: Any) -> Any:
+    """Load the tokenizer; without its declared class if that needs code or a package that is not available.
+
+    Raises:
+        ValueError: the files contain no vocabulary.
+        OSError, RuntimeError and whatever else transformers raises for files it cannot read.
+    """
     options: dict[str, Any] = {"trust_remote_code": False}
+    if not _names_code(path):
+        try:
+            tokenizer = _checked(load_tokenizer(path, options, eos_token_ids=end_tokens))
+            # A class that does not fit the vocabulary fails only when it encodes text.
+            tokenizer.encode(_SAMPLE_TEXT)
+            return tokenizer
+        except Exception:  # each class fails differently; raised again unless the files suffice without it
+            if not any((path / name).is_file() for name in _PLAIN_TOKENIZERS):
+                raise
+    options["tokenizer_type"] = _PLAIN_TOKENIZER_TYPE
+    return _checked(load_tokenizer(path, options, eos_token_ids=end_tokens))
+
+
+def _checked(tokenizer: Any) -> Any:
+    """Return the tokenizer. transformers creates one without a vocabulary if its class reads other files."""
+    if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
+        raise ValueError("the tokenizer has no vocabulary; its files are missing or belong to another tokenizer class")
+    return tokenizer
+
+
+def _names_code(path: Path) -> bool:
+    """Whether the tokenizer's config names code that is not needed, because tokenizer.json is complete without it."""
     config = path / "tokenizer_config.json"
-    if (path / "tokenizer.json").exists() and config.exists() and "auto_map" in json.loads(config.read_bytes()):
-        options["tokenizer_type"] = _PLAIN_TOKENIZER_TYPE
-    return options
+    return (path / "tokenizer.json").is_file() and config.is_file() and "auto_map" in json.loads(config.read_bytes())
 
 
 def _needs_float32(network: Any, frame: messages.Load, device: Device) -> bool:
