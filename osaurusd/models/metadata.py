@@ -6,7 +6,7 @@ Unless stated otherwise, a file that is missing or invalid counts as empty.
 import json
 import re
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ _MAX_TEXT_BYTES = 1_000_000
 
 # Larger than any vocabulary: such a `top_k` is invalid.
 _MAX_TOP_K = 2**31 - 1
+
+_SAMPLING_TEMPERATURE = 1.0  # transformers' default for models that sample
 
 # Chat templates of models with tool support iterate over `tools`; those of reasoning models open a reasoning block.
 _TOOLS = re.compile(r"\btools\b")
@@ -131,15 +133,21 @@ def capabilities(folder: Path, config: Mapping[str, Any]) -> Capabilities:
 def generation_defaults(folder: Path) -> GenerationDefaults:
     """Read the sampling parameters in `generation_config.json`; values that are out of range are ignored."""
     config = _json_object_or_empty(folder / "generation_config.json")
-    greedy = config.get("do_sample") is False
     top_k = _number_in_range(config.get("top_k"), 0, _MAX_TOP_K)
-    return GenerationDefaults(
-        temperature=0.0 if greedy else _number_in_range(config.get("temperature"), 0, 2),
+    defaults = GenerationDefaults(
+        temperature=_number_in_range(config.get("temperature"), 0, 2),
         top_p=_number_in_range(config.get("top_p"), 0, 1) or None,
         top_k=None if top_k is None else int(top_k),
         min_p=_number_in_range(config.get("min_p"), 0, 1),
         repetition_penalty=_number_in_range(config.get("repetition_penalty"), 0, 10) or None,
     )
+    do_sample = config.get("do_sample")
+    if do_sample is False:
+        return replace(defaults, temperature=0.0)
+    filters = (defaults.top_p, defaults.top_k, defaults.min_p)
+    if defaults.temperature is None and (do_sample is True or any(value is not None for value in filters)):
+        return replace(defaults, temperature=_SAMPLING_TEMPERATURE)
+    return defaults
 
 
 def tokenizer_requires_code(tokenizer_config: Mapping[str, Any]) -> bool:

@@ -80,6 +80,25 @@ def test_seed_repeats_the_output_in_a_batch(client: OpenAI) -> None:
     assert [alone, alone] == [batched[0], batched[3]]
 
 
+def test_default_sampling_answers_a_simple_question_with_at_least_nine_of_ten_seeds(client: OpenAI) -> None:
+    replies = [
+        client.chat.completions.create(model=SMOLLM, messages=CAPITAL, seed=seed, max_tokens=12) for seed in range(10)
+    ]
+
+    assert sum("Paris" in reply.choices[0].message.content for reply in replies) >= 9
+
+
+def test_progress_of_a_long_prompt_is_streamed_on_request(client: OpenAI) -> None:
+    messages = [{"role": "user", "content": "A long prompt. " * 300}]
+    chunks = complete(client, messages=messages, stream=True, max_tokens=1, extra_body={"return_progress": True})
+    progress = [chunk.model_extra["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk.model_extra]
+
+    assert progress
+    assert progress == sorted(progress, key=lambda each: each["processed"])
+    assert {"total", "cache", "processed"} == set(progress[0])
+    assert progress[-1]["processed"] < progress[-1]["total"]
+
+
 def test_batching_does_not_change_the_output(client: OpenAI) -> None:
     questions = ["What is the capital of France?", "Say hello.", "Name a colour.", "What is two plus two?"]
 

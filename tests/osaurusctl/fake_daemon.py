@@ -210,6 +210,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         self.answer()
 
+    def do_PATCH(self):
+        self.answer()
+
     @property
     def fake(self):
         assert isinstance(self.server, _Server)
@@ -231,11 +234,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.error(404, ErrorBody(message=f"no model `{missing[0]}`", type="x", code="model_not_found"))
         elif self.command == "GET":
             self.get()
+        elif self.command == "PATCH":
+            self.error(405, ErrorBody(message="not allowed", type="x", code="method_not_allowed"))
         else:
             self.post(body)
 
     def missing(self, body):
-        body = body or {}
+        body = {} if self.path == PullRoute.PULLS else body or {}
         return [name for name in (body.get("model"), *body.get("models", [])) if name in self.fake.missing]
 
     def is_rejected_version(self):
@@ -350,7 +355,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         def chunk(token):
             if isinstance(token, ErrorBody):
                 return _event(ErrorEnvelope(token))
-            return _event({**shown, "choices": [{"index": 0, "delta": {"content": token}, "finish_reason": None}]})
+            if isinstance(token, dict) and "prompt_progress" in token:
+                return _event({**shown, "choices": [], **token})
+            delta = token if isinstance(token, dict) else {"content": token}
+            return _event({**shown, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
 
         if self.stream(tokens, chunk, end=False):
             finish = "length" if body.get("max_tokens") == 2 else "stop"
