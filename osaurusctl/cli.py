@@ -31,6 +31,8 @@ SECTIONS = {
     },
     "Running": {
         "run": f"{_PACKAGE}.chat:run",
+        "launch": f"{_PACKAGE}.launch:launch",
+        "env": f"{_PACKAGE}.launch:env",
         "bench": f"{_PACKAGE}.chat:bench",
         "ps": f"{_PACKAGE}.residency:ps",
         "top": f"{_PACKAGE}.residency:top",

@@ -144,6 +144,10 @@ class Client:
         except CliError:
             return False
 
+    def has_route(self, path: str) -> bool:
+        """Whether the daemon has a client endpoint: any method but its own is then not allowed."""
+        return self._send("PATCH", path, {}, timeout=self._timeout, api=str(API_VERSION)).status == 405
+
     def diagnosis(self) -> Diagnosis:
         return self._get(Route.DIAGNOSIS, Diagnosis)
 

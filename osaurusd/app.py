@@ -51,7 +51,12 @@ from osaurusd.pool.metrics import PoolCollector, PoolMetrics
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
 from osaurusd.pool.pressure import PressureRelief
+from osaurusd.protocols.ollama.generation import Generation
+from osaurusd.protocols.ollama.management import Management
+from osaurusd.protocols.ollama.models import Models
+from osaurusd.protocols.ollama.routes import ollama_routes
 from osaurusd.protocols.openai.routes import openai_routes
+from osaurusd.ui.index import ui_routes
 from osaurusd.wire.paths import Paths
 
 logger = log.get_logger(__name__)
@@ -204,6 +209,7 @@ class Daemon:
             bus=bus,
             power=power,
         )
+        self._models_api = ModelsApi(self._catalog, self._pool, self._pins, self._imports, self._pulls)
 
     async def serve(self, admin_socket: socket.socket) -> None:
         """Serve until a stop is requested."""
@@ -228,14 +234,20 @@ class Daemon:
         create = functools.partial(
             create_app, config=self._get_config, admission=Admission(self._get_config), metrics=metrics
         )
+        service = Service(self._catalog, self._pool, self._get_config)
         client_groups = [
-            openai_routes(Service(self._catalog, self._pool, self._get_config), self._catalog, self._get_config),
+            openai_routes(service, self._catalog, self._get_config),
             RouteGroup("metrics", [Route("GET", "/metrics", metrics.show)], error_response),
+            ui_routes(self._catalog),
         ]
         cors = Cors(self._get_server_config)
-        tcp_app = create(client_groups, middlewares=self._tcp_middlewares(cors), response_hooks=[cors.add_headers])
+        tcp_app = create(
+            [*client_groups, *self._ollama_groups(service, lambda: self._get_config().ollama.allow_management)],
+            middlewares=self._tcp_middlewares(cors),
+            response_hooks=[cors.add_headers],
+        )
         socket_app = create(
-            [*client_groups, self._admin_group()],
+            [*client_groups, *self._ollama_groups(service, lambda: True), self._admin_group()],
             middlewares=[*socket_middlewares(os.geteuid()), check_api_version],
             response_hooks=[add_version_headers],
         )
@@ -245,6 +257,13 @@ class Daemon:
         await tcp_server.start(self._sockets, self._tls)
         await socket_server.start([admin_socket])
         return [tcp_server, socket_server]
+
+    def _ollama_groups(self, service: Service, may_manage: Callable[[], bool]) -> list[RouteGroup]:
+        return ollama_routes(
+            Generation(service, self._pool),
+            Models(self._catalog, self._pool),
+            Management(self._catalog, self._pulls, self._models_api.remove_unused, may_manage),
+        )
 
     def _tcp_middlewares(self, cors: Cors) -> list[Middleware]:
         """The checks of the TCP ports, outermost first. CORS answers preflight requests, which carry no API key."""
@@ -276,10 +295,11 @@ class Daemon:
             reload=self._reload,
             shut_down=self._stop.requested.set,
         )
-        models = ModelsApi(self._catalog, self._pool, self._pins, self._imports, self._pulls)
         residency = ResidencyApi(self._catalog, self._pool, self._pins, self._bus)
         pulls = PullsApi(self._pulls, self._catalog, self._pool)
-        return admin_group(daemon.routes, models.routes, residency.routes, pulls.routes, KeysApi(self._keys).routes)
+        return admin_group(
+            daemon.routes, self._models_api.routes, residency.routes, pulls.routes, KeysApi(self._keys).routes
+        )
 
     def _announce(self) -> None:
         logger.info(

@@ -12,7 +12,7 @@ from osaurusctl.errors import CliError, DaemonNotRunning
 from osaurusctl.output import Output
 from osaurusctl.service import control, lookup
 from osaurusctl.service import install as installation
-from osaurusctl.service.job import Mode, inherited_environment, parse_env_options
+from osaurusctl.service.job import Mode, inherited_environment, parse_env_options, proxies_with_credentials
 from osaurusctl.service.manager import ServiceManager, not_installed_error
 from osaurusd.wire import paths
 from osaurusd.wire.admin import DaemonStatus
@@ -156,6 +156,9 @@ def install(
         manager.check_available()
         _check_configuration(locations.config_file)
     plan = installation.plan_installation(manager, job, locations)
+    for name in proxies_with_credentials():
+        if name not in env:
+            output.note(f"{name} contains credentials, so the service does not get it; --env sets another proxy")
     if dry_run:
         _show_plan(output, plan)
         return

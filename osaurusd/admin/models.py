@@ -143,15 +143,24 @@ class ModelsApi:
             self._reject_models_in_use(records)
         removed = []
         for record in records.values():
-            if not body.dry_run:
-                await self._pool.unload(record.repo, force=body.force)
-            freed = await maintenance.remove_model(self._catalog, record, dry_run=body.dry_run)
+            if body.dry_run:
+                freed = await maintenance.remove_model(self._catalog, record, dry_run=True)
+            else:
+                freed = await self._remove(record, force=body.force)
             removed.append(Removed(name=record.name, repo=record.repo, bytes=freed))
-            if not body.dry_run:
-                await self._forget(record.repo)
         if not body.dry_run:
             await self._catalog.refresh()
         return json_response(RemoveReply(removed=removed))
+
+    async def remove_unused(self, record: ModelRecord) -> None:
+        """Unload a model and remove it from disk.
+
+        Raises:
+            Busy: the model is in use or pinned.
+        """
+        self._reject_models_in_use({record.repo: record})
+        await self._remove(record, force=False)
+        await self._catalog.refresh()
 
     async def verify(self, request: web.Request) -> web.StreamResponse:
         """Hash the files of a model and stream the progress. It is cancelled when the client disconnects."""
@@ -180,6 +189,13 @@ class ModelsApi:
                 raise Busy(f'model "{worker.name}" is serving requests; wait for them to finish or use --force')
             if worker.key in records and worker.pinned and worker.in_memory:
                 raise Busy(f'model "{worker.name}" is pinned; unpin it or use --force')
+
+    async def _remove(self, record: ModelRecord, *, force: bool) -> int:
+        """Unload, remove and forget a model; return the freed bytes."""
+        await self._pool.unload(record.repo, force=force)
+        freed = await maintenance.remove_model(self._catalog, record, dry_run=False)
+        await self._forget(record.repo)
+        return freed
 
     async def _forget(self, repo: str) -> None:
         await asyncio.to_thread(self._catalog.registry.forget, repo)

@@ -204,6 +204,13 @@ class Worker(Section, frozen=True):
             le=60,
         ),
     ] = 0.2
+    wire: Annotated[
+        Literal["auto", "never", "always"],
+        _setting(
+            "Whether macOS must keep weights in memory, which speeds up very large models but has caused kernel panics."
+            " `auto`: weights over 60 % of the GPU's recommended limit"
+        ),
+    ] = "auto"
     load_timeout_seconds: Annotated[float, _seconds("A model load that takes longer fails", ge=0)] = 600.0
     stop_grace_seconds: Annotated[
         float, _seconds("Time between the shutdown request to a worker, SIGTERM and SIGKILL", ge=0)
@@ -269,6 +276,9 @@ class Input(Section, frozen=True):
             unit="characters",
         ),
     ] = 256
+    max_forced_calls: Annotated[
+        int, _count("Tool calls in the response to a request that requires calls. The response then ends", le=128)
+    ] = 4
     max_stop_strings: Annotated[int, _count("Stop strings")] = 16
     max_stop_length: Annotated[int, _count("Length of a stop string", unit="characters")] = 1024
     max_tools: Annotated[int, _count("Tools in a chat request")] = 128
@@ -293,6 +303,18 @@ class Input(Section, frozen=True):
     max_prompts: Annotated[int, _count("Prompts in a completion request")] = 128
 
 
+class Structured(Section, frozen=True):
+    """`[structured]`: structured output."""
+
+    describe_schema: Annotated[
+        bool,
+        _setting(
+            "Tell the model the JSON schema of a structured output, unless the messages of the request do. "
+            "It is part of the prompt and counts as such"
+        ),
+    ] = True
+
+
 class Log(Section, frozen=True):
     """`[log]`: what the daemon logs."""
 
@@ -307,8 +329,18 @@ class Models(Section, frozen=True):
 
     roots: Annotated[
         list[str],
-        _setting("Read-only model folders. Each contains `NAME` or `ORG/NAME` folders, or is a Hugging Face cache"),
+        _setting(
+            "Read-only model folders. Each contains `NAME` or `ORG/NAME` folders, or is a model or a Hugging Face cache"
+        ),
     ] = []
+
+
+class Ollama(Section, frozen=True):
+    """`[ollama]`: Ollama's API."""
+
+    allow_management: Annotated[
+        bool, _setting("Let TCP clients of Ollama's API download, name and remove models, as Unix socket clients can")
+    ] = False
 
 
 class Pulls(Section, frozen=True):
@@ -340,5 +372,7 @@ class Config(Section, frozen=True):
     worker: Worker = Worker()
     residency: Residency = Residency()
     pulls: Pulls = Pulls()
+    ollama: Ollama = Ollama()
     input: Input = Input()
+    structured: Structured = Structured()
     log: Log = Log()

@@ -50,7 +50,7 @@ async def stream_sse(
     """
     response = web.StreamResponse(headers=_HEADERS)
     response.content_type = "text/event-stream"
-    writer = _StreamWriter(request, response, keep_alive=_COMMENT)
+    writer = _StreamWriter(request, response, keep_alive=lambda: _COMMENT)
     end = encode_sse(last_event) if last_event is not None else None
     return await _stream(writer, events, encode_sse, lambda error: encode_sse(error_event(error)), end)
 
@@ -61,6 +61,7 @@ async def stream_ndjson(
     *,
     error_value: Callable[[OsaurusError], object] | None = None,
     content_type: str = "application/x-ndjson",
+    keep_alive_value: Callable[[], object] | None = None,
     headers_first: bool = False,
 ) -> web.StreamResponse:
     """Send one JSON document per line.
@@ -70,11 +71,13 @@ async def stream_ndjson(
         values: closed when the stream ends or the client disconnects.
         error_value: renders an error that occurs after the headers were sent; without it the connection is aborted.
         content_type: the media type of the response.
+        keep_alive_value: makes a document without information, which is sent while there are no values.
         headers_first: send the headers before the first value, for streams that may have none for a long time.
     """
     response = web.StreamResponse(headers=_HEADERS)
     response.content_type = content_type
-    writer = _StreamWriter(request, response)
+    keep_alive = None if keep_alive_value is None else lambda: _encode_line(keep_alive_value())
+    writer = _StreamWriter(request, response, keep_alive)
     if headers_first:
         with contextlib.suppress(_DisconnectedError):
             await writer.write(None)
@@ -101,7 +104,9 @@ class _DisconnectedError(Exception):
 class _StreamWriter:
     """Writes a streamed response, whose headers are sent with the first data or after `server.first_byte_seconds`."""
 
-    def __init__(self, request: web.Request, response: web.StreamResponse, keep_alive: bytes | None = None) -> None:
+    def __init__(
+        self, request: web.Request, response: web.StreamResponse, keep_alive: Callable[[], bytes] | None = None
+    ) -> None:
         self.response = response
         self._request = request
         self._context = request[CONTEXT]
@@ -157,7 +162,7 @@ class _StreamWriter:
                 if remaining > 0:
                     await asyncio.sleep(remaining)
                 else:
-                    await self.write(self._keep_alive)
+                    await self.write(None if self._keep_alive is None else self._keep_alive())
 
 
 async def _stream(

@@ -3,17 +3,21 @@
 Unless stated otherwise, a file that is missing or invalid counts as empty.
 """
 
+import errno
 import json
 import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from osaurusd.models.record import Capabilities, GenerationDefaults, ModelRecord, Task
 
 IMPORT_RECORD = "osaurus.json"
 """The file in which an import records the source, the license and the digests of a model."""
+
+TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.json", "processor_config.json")
+"""JSON files that can contain the chat template as `chat_template`, if there is no chat_template.jinja."""
 
 _CONTEXT_KEYS = (
     "max_position_embeddings",
@@ -59,7 +63,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: the file is not a JSON object; the message states the reason.
     """
-    with path.open("rb") as file:
+    with _open(path) as file:
         content = file.read(_MAX_JSON_BYTES + 1)
     if len(content) > _MAX_JSON_BYTES:
         raise ValueError(f"{path.name} is larger than {_MAX_JSON_BYTES} bytes")
@@ -157,11 +161,6 @@ def tokenizer_requires_code(tokenizer_config: Mapping[str, Any]) -> bool:
     return isinstance(auto_map, list) or (isinstance(auto_map, dict) and "AutoTokenizer" in auto_map)
 
 
-def read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    """Read `tokenizer_config.json`."""
-    return _json_object_or_empty(folder / "tokenizer_config.json")
-
-
 def read_provenance(record: ModelRecord) -> Provenance:
     """Read a model's revision and license. Blocking; run in a thread."""
     if record.escapes:
@@ -177,7 +176,7 @@ def _chat_template(folder: Path) -> str:
     """Return the chat template: a separate file, or a string or a list of named templates in a JSON file."""
     if text := _text_or_empty(folder / "chat_template.jinja"):
         return text
-    for name in ("tokenizer_config.json", "chat_template.json"):
+    for name in TEMPLATE_FILES:
         template = _json_object_or_empty(folder / name).get("chat_template")
         if isinstance(template, str):
             return template
@@ -213,7 +212,18 @@ def _json_object_or_empty(path: Path) -> dict[str, Any]:
 
 def _text_or_empty(path: Path) -> str:
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return file.read(_MAX_TEXT_BYTES)
+        with _open(path) as file:
+            return file.read(_MAX_TEXT_BYTES).decode(errors="replace")
     except OSError:
         return ""
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open a regular file. Opening a pipe would block the scan.
+
+    Raises:
+        OSError: `path` is something else, or cannot be opened.
+    """
+    if not path.is_file():
+        raise OSError(errno.ENOENT, "not a regular file", str(path))
+    return path.open("rb")

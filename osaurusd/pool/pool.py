@@ -165,6 +165,10 @@ class Pool:
         self._dispatch(self._scheduler.release, model, served=False)
         return next((worker for worker in self.snapshot() if worker.key == record.repo), None)
 
+    def set_keep_alive(self, record: ModelRecord, seconds: float) -> None:
+        """Set after which idle time a loaded model is unloaded; negative means never. Pins are not affected."""
+        self._dispatch(self._scheduler.set_keep_alive, record.repo, negative_to_none(seconds))
+
     def load_in_background(self, records: Sequence[ModelRecord]) -> None:
         """Load models one after the other without waiting; failures are logged and published."""
         task = asyncio.create_task(self._load_all(records))
@@ -359,7 +363,7 @@ class Pool:
         return memory.estimate_bytes(record, self._config.limits, budget, on_cpu=self._on_cpu)
 
     def _limits(self, model: ModelState) -> messages.Limits:
-        return memory.build_limits(self._config.limits, model.limit_bytes, model.needs_bytes, wired=not self._on_cpu)
+        return memory.build_limits(self._config.limits, model.limit_bytes, model.needs_bytes)
 
     def _scheduler_config(self) -> SchedulerConfig:
         """The configured limits, with a budget within the GPU's recommended working set."""

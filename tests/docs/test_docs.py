@@ -13,6 +13,10 @@ from osaurusd.config import ENVIRONMENT, Setting, settings
 from osaurusd.http.errors import STATUS
 from osaurusd.models.names import PUBLISHED
 from osaurusd.platform.activation import LAUNCHD_VARIABLE
+from osaurusd.protocols.ollama.generation import Generation
+from osaurusd.protocols.ollama.management import Management
+from osaurusd.protocols.ollama.models import Models
+from osaurusd.protocols.ollama.routes import ollama_routes
 from osaurusd.protocols.openai.chat_types import ChatRequest
 from osaurusd.protocols.openai.common import RequestBody
 from osaurusd.protocols.openai.completion_types import CompletionRequest
@@ -96,6 +100,14 @@ def test_every_endpoint_is_documented() -> None:
         "GET /openapi.json",
     ):
         assert f"## `{endpoint}`" in text
+
+
+def test_every_endpoint_of_ollama_is_documented() -> None:
+    text = (DOCS / "api" / "ollama.md").read_text()
+    groups = ollama_routes(Generation(None, None), Models(None, None), Management(None, None, None, None))
+    routes = [f"`{route.method} {path}`" for group in groups for path, route in group.paths]
+
+    assert [] == [route for route in routes if route not in text]
 
 
 @pytest.mark.parametrize("request_type", [ChatRequest, CompletionRequest])

@@ -210,6 +210,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         self.answer()
 
+    def do_PATCH(self):
+        self.answer()
+
     @property
     def fake(self):
         assert isinstance(self.server, _Server)
@@ -231,6 +234,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.error(404, ErrorBody(message=f"no model `{missing[0]}`", type="x", code="model_not_found"))
         elif self.command == "GET":
             self.get()
+        elif self.command == "PATCH":
+            self.error(405, ErrorBody(message="not allowed", type="x", code="method_not_allowed"))
         else:
             self.post(body)
 

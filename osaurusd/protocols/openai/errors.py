@@ -1,59 +1,16 @@
-"""Errors of OpenAI's routes, with the path of the invalid field in the client's request."""
-
-import contextlib
-from collections.abc import Iterator, Mapping
+"""Errors of OpenAI's routes in the middle of a stream."""
 
 import msgspec
 
 from osaurusd.errors import OsaurusError
 from osaurusd.http.errors import error_body
-from osaurusd.inference.limits import EACH
-from osaurusd.inference.request import Location
+from osaurusd.inference import field_paths
 from osaurusd.wire.errors import ErrorEnvelope
 
 
-class FieldPaths:
-    """Maps locations in a generation request to the fields of the body that it was parsed from.
-
-    Args:
-        paths: field paths by location pattern. A pattern also matches all locations below it; the longest match counts,
-            and of several the first. In a path, `{0}`, `{1}` ... are what `EACH` matched, and `{prompt}` is the number
-            of the prompt.
-    """
-
-    def __init__(self, paths: Mapping[Location, str]) -> None:
-        self._paths = paths
-
-    def path(self, location: Location, prompt: int = 0) -> str | None:
-        """Return the path of the field at a location, or None if no field of the body corresponds to it."""
-        for length in range(len(location), 0, -1):
-            for pattern, path in self._paths.items():
-                if len(pattern) == length and _matches(pattern, location):
-                    matched = [step for step, expected in zip(location, pattern, strict=False) if expected == EACH]
-                    return path.format(*matched, prompt=prompt)
-        return None
-
-    @contextlib.contextmanager
-    def named(self) -> Iterator[None]:
-        """Name the field in errors that the block raises."""
-        try:
-            yield
-        except OsaurusError as error:
-            named = self.name_field(error)
-            if named is error:
-                raise
-            raise named from error
-
-    def name_field(self, error: OsaurusError) -> OsaurusError:
-        """Return the error with the path of the field in `param` and in front of the message."""
-        path = None if error.location is None else self.path(error.location, error.prompt_index or 0)
-        return error if path is None else type(error)(f"`{path}`: {error.message}", param=path)
+class FieldPaths(field_paths.FieldPaths):
+    """The fields of OpenAI's request bodies."""
 
     def error_event(self, error: OsaurusError) -> bytes:
         """Render an error that occurs in the middle of a stream."""
         return msgspec.json.encode(ErrorEnvelope(error_body(self.name_field(error))))
-
-
-def _matches(pattern: Location, location: Location) -> bool:
-    """Whether the pattern matches the beginning of the location."""
-    return all(expected in (EACH, step) for expected, step in zip(pattern, location, strict=False))

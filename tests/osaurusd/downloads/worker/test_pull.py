@@ -1,11 +1,14 @@
 """Pulls with network faults, full disks and killed processes: no wrong or incomplete file ever reaches the cache."""
 
 import asyncio
+import errno
+import os
 import resource
 import signal
 import subprocess
 
 import pytest
+from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # missing in the package's __all__
 
 from osaurusd.downloads import messages
@@ -188,12 +191,14 @@ async def test_revision_is_installed_with_its_own_ref(hub, pull, cache):
         ({"config.json": disk.config(model_type="nosuch")}, "does not support the architecture `nosuch`"),
         ({"config.json": disk.config(model_file="model.py")}, "requires custom code (`model_file`)"),
         ({"config.json": b"[]"}, "config.json is not a JSON object"),
-        ({"tokenizer.json": None}, "no tokenizer"),
+        ({"tokenizer.json": None}, "the tokenizer is missing"),
+        ({"tokenizer.json": None, "vocab.json": b"{}", "merges.txt": b""}, "the tokenizer is missing"),
         (
             {"tokenizer.json": None, "tokenizer_config.json": b'{"auto_map": {"AutoTokenizer": ["x.Y", null]}}'},
             "requires custom code (`auto_map`)",
         ),
-        ({"model.safetensors.index.json": disk.index("model-9.safetensors")}, "refers to model-9.safetensors"),
+        ({"model.safetensors.index.json": disk.index("model.safetensors", "x")}, "x does not exist, but"),
+        ({"model.safetensors": None, SHARDS[0]: disk.tensors()}, f"{SHARDS[1]} does not exist, but"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -207,6 +212,22 @@ async def test_incompatible_model_is_rejected_before_its_weights_are_downloaded(
     assert reason in result.message
     assert [] == [request for request in hub.requests() if request["path"].endswith(".safetensors")]
     assert [] == cache.blobs()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"model.safetensors.index.json": disk.index(*SHARDS)},
+        {"model.safetensors.index.json": b"not JSON"},
+        {name: b"\xef\xbb\xbf" + disk.model().get(name, b"{}") for name in ("config.json", "tokenizer_config.json")},
+    ],
+    ids=["index of other weights", "damaged index", "byte order marks"],
+)
+async def test_irregular_files_that_do_no_harm_are_downloaded(hub, pull, cache, files):
+    hub.publish("org/irregular", disk.model() | files)
+
+    assert isinstance(await pull("org/irregular"), messages.Pulled)
+    assert disk.model() | files == cache.snapshot("org/irregular")
 
 
 async def test_missing_disk_space_is_detected_before_the_download(hub, pull):
@@ -368,3 +389,53 @@ async def test_process_exits_with_the_daemon(hub, start_pull):
         writer.close()
 
         assert 1 == await child.wait()
+
+
+@pytest.fixture(params=["setting", "EPERM"])
+def no_links(request, monkeypatch):
+    """A cache without symbolic links, because of HF_HUB_DISABLE_SYMLINKS or of the disk."""
+    if request.param == "setting":
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True)
+        return
+
+    def reject(*args, **options):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "symlink", reject)
+
+
+async def test_files_are_placed_without_links_like_huggingface_hub_does(hub, pull, cache, no_links, run_client):
+    files = FILES | {"copy of README.txt": FILES["README.md"], "LICENSE": FILES["README.md"]}
+    hub.publish("org/copies", files)
+    result = await pull("org/copies")
+
+    assert isinstance(result, messages.Pulled), result
+    snapshot = cache.repo("org/copies") / "snapshots" / result.commit
+    assert files == cache.snapshot("org/copies")
+    assert not any(path.is_symlink() for path in snapshot.iterdir())
+    assert [] == cache.blobs()
+    assert [] == cache.staged()
+    offline = run_client(
+        "print(json.dumps(snapshot_download('org/copies', cache_dir=sys.argv[1])))",
+        cache.path,
+        HF_HUB_OFFLINE="1",
+    )
+    assert str(snapshot) == offline
+    hub.reset()
+    assert isinstance(await pull("org/copies"), messages.Pulled)
+    assert 0 == hub.served
+
+
+async def test_pull_without_links_resumes_and_uses_blobs(hub, pull, cache, monkeypatch):
+    hub.publish("org/copies", FILES)
+    assert isinstance(await pull("org/copies"), messages.Pulled)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True)
+    changed = FILES | {SHARDS[1]: disk.tensors(200_000)}
+    hub.publish("org/copies", changed)
+    hub.fault("flip", SHARDS[1], times=-1)
+    assert isinstance(await pull("org/copies"), messages.Failure)
+    hub.reset()
+
+    assert isinstance(await pull("org/copies"), messages.Pulled)
+    assert changed == cache.snapshot("org/copies")
+    assert 200_000 < hub.served < 300_000

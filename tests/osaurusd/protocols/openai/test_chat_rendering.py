@@ -12,7 +12,7 @@ from osaurusd.protocols.openai.common import ResponseHead
 from tests.osaurusd.inference.builders import COMPLETED, delta, finished, stream, token
 
 HEAD = ResponseHead(id="response-1", created=1738193123, model='m "x"')
-COMMON = {"id": "response-1", "created": 1738193123, "model": 'm "x"', "system_fingerprint": None}
+COMMON = {"id": "response-1", "created": 1738193123, "model": 'm "x"'}
 USAGE = {
     "prompt_tokens": 20,
     "completion_tokens": 15,

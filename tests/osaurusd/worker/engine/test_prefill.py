@@ -122,11 +122,11 @@ def test_a_long_prompt_is_not_starved_by_short_ones(checked_engine, set_chunks):
     assert any(isinstance(event, Delta) for event in events_of(frames, long.id))
 
 
-def test_a_first_token_does_not_wait_for_other_prompts(checked_engine, set_chunks):
+def test_a_first_token_does_not_wait_for_long_prompts(checked_engine, set_chunks):
     engine = checked_engine()
     set_chunks(engine.engine, idle=64, shared=64)
-    for start in (1000, 2000, 3000):
-        engine.engine.add(engine.build(tokens(50, start)))
+    for length, start in ((50, 1000), (400, 2000), (400, 3000)):
+        engine.engine.add(engine.build(tokens(length, start)))
 
     frames = [*step(engine.engine), *engine.engine.decode()]
 

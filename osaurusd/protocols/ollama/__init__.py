@@ -1,0 +1,1 @@
+"""Ollama's API: chat, generate, the lists of models, and their management."""

@@ -1,0 +1,92 @@
+"""`POST /api/chat` and `POST /api/generate`, from the body of the request to the response."""
+
+import contextlib
+from collections.abc import Callable
+
+from aiohttp import web
+
+from osaurusd.errors import Busy
+from osaurusd.http.json import json_response, read_json
+from osaurusd.http.streaming import stream_ndjson
+from osaurusd.inference.defaults import RequestDefaults
+from osaurusd.inference.field_paths import FieldPaths
+from osaurusd.inference.request import GenerationRequest
+from osaurusd.inference.service import Service
+from osaurusd.models.record import ModelRecord
+from osaurusd.pool.pool import Pool
+from osaurusd.protocols.ollama.errors import error_line
+from osaurusd.protocols.ollama.names import parse_keep_alive, strip_tag
+from osaurusd.protocols.ollama.rendering import Renderer, collect, on_first_event, stream
+from osaurusd.protocols.ollama.requests import CHAT_PATHS, GENERATE_PATHS, build_chat, build_generation
+from osaurusd.protocols.ollama.types import ChatRequest, GenerateRequest, GenerationBody
+
+Build = Callable[[ModelRecord, RequestDefaults], GenerationRequest]
+
+
+class Generation:
+    """Handles the endpoints.
+
+    Args:
+        service: runs the requests.
+        pool: loads and unloads models, and keeps them loaded.
+    """
+
+    def __init__(self, service: Service, pool: Pool) -> None:
+        self._service = service
+        self._pool = pool
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        body = await read_json(request, ChatRequest)
+        build: Build | None = None
+        if body.messages:
+
+            def build(record: ModelRecord, defaults: RequestDefaults) -> GenerationRequest:
+                return build_chat(body, record, defaults)
+
+        return await self._respond(request, body, CHAT_PATHS, build)
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        body = await read_json(request, GenerateRequest)
+        build: Build | None = None
+        if body.prompt:
+
+            def build(record: ModelRecord, defaults: RequestDefaults) -> GenerationRequest:
+                return build_generation(body, record, defaults)
+
+        return await self._respond(request, body, GENERATE_PATHS, build)
+
+    async def _respond(
+        self, request: web.Request, body: GenerationBody, paths: FieldPaths, build: Build | None
+    ) -> web.StreamResponse:
+        """Respond to a request; one without input (`build` is None) only loads or unloads the model."""
+        with paths.named():
+            record = await self._service.find(strip_tag(body.model))
+            keep_alive = parse_keep_alive(body.keep_alive)
+            renderer = Renderer(body.model or record.name, is_chat=isinstance(body, ChatRequest))
+            if build is None:
+                return json_response(renderer.without_output(await self._load_or_unload(record, keep_alive)))
+            generation = build(record, self._service.defaults(record))
+            events = self._service.generate(record, [generation])
+            if keep_alive is not None:
+                events = on_first_event(events, lambda: self._pool.set_keep_alive(record, keep_alive))
+            async with contextlib.aclosing(events):
+                if body.stream is False:
+                    return json_response(await collect(renderer, events))
+                return await stream_ndjson(
+                    request,
+                    stream(renderer, events),
+                    error_value=lambda error: error_line(paths.name_field(error)),
+                    keep_alive_value=renderer.keep_alive,
+                )
+
+    async def _load_or_unload(self, record: ModelRecord, keep_alive: float | None) -> str:
+        """Return what was done, as `done_reason`."""
+        if keep_alive != 0:
+            await self._pool.load(record, keep_alive)
+            return "load"
+        try:
+            await self._pool.unload(record.repo)
+        except Busy:
+            # It is unloaded after its last request, unless it is pinned.
+            self._pool.set_keep_alive(record, 0)
+        return "unload"

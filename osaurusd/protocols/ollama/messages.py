@@ -1,0 +1,84 @@
+"""Converts the messages of a chat. Ollama's tool calls have no ids: results follow the calls in their order."""
+
+import msgspec
+
+from osaurusd.errors import ImageInputUnsupported, InvalidRequest
+from osaurusd.inference import request as neutral
+from osaurusd.protocols.ollama.types import Message, ToolCall
+
+ROLES: dict[str, neutral.Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
+
+
+class _OpenCalls:
+    """The calls of a chat that have no result yet."""
+
+    def __init__(self) -> None:
+        self._calls: list[neutral.ToolCall] = []
+        self._count = 0
+
+    def add(self, call: ToolCall) -> neutral.ToolCall:
+        """Register a call of an assistant message, with an id if it has none."""
+        self._count += 1
+        function = call.function
+        is_text = isinstance(function.arguments, str)
+        arguments = function.arguments if is_text else msgspec.json.encode(function.arguments).decode()
+        parsed = neutral.ToolCall(id=call.id or f"call_{self._count}", name=function.name, arguments=str(arguments))
+        self._calls.append(parsed)
+        return parsed
+
+    def take(self, message: Message) -> neutral.ToolCall:
+        """Return the call that a result belongs to: by its id, else by its name, else the oldest."""
+        matching = [call for call in self._calls if message.tool_call_id == call.id]
+        matching = matching or [call for call in self._calls if message.tool_name == call.name]
+        if not matching and message.tool_name is None and message.tool_call_id is None:
+            matching = self._calls
+        if not matching:
+            self._count += 1
+            call_id = message.tool_call_id or f"call_{self._count}"
+            return neutral.ToolCall(id=call_id, name=message.tool_name or "", arguments="{}")
+        call = matching[0]
+        self._calls.remove(call)
+        return call
+
+
+def parse_messages(messages: list[Message]) -> list[neutral.Message]:
+    """Convert messages to neutral ones.
+
+    Raises:
+        InvalidRequest: a role is unknown, or a message has tool calls that must not.
+        ImageInputUnsupported: a message has images.
+    """
+    calls = _OpenCalls()
+    return [_parse_message(message, f"messages[{index}]", calls) for index, message in enumerate(messages)]
+
+
+def _parse_message(message: Message, path: str, calls: _OpenCalls) -> neutral.Message:
+    role = ROLES.get(message.role)
+    if role is None:
+        allowed = ", ".join(f"`{name}`" for name in ROLES)
+        raise InvalidRequest(f"`{path}.role`: must be one of {allowed}, not {message.role!r}", param=f"{path}.role")
+    if message.images:
+        raise ImageInputUnsupported(
+            f"`{path}.images`: image input is not supported; send text only", param=f"{path}.images"
+        )
+    if message.tool_calls and role != "assistant":
+        raise InvalidRequest(
+            f"`{path}.tool_calls`: only `assistant` messages can have tool calls", param=f"{path}.tool_calls"
+        )
+    text = [neutral.TextPart(text=message.content)] if message.content else []
+    if role == "tool":
+        call = calls.take(message)
+        result = neutral.ToolResultPart(call_id=call.id, name=call.name or None, content=[*text])
+        return neutral.Message(role="tool", content=[result])
+    return neutral.Message(
+        role=role,
+        content=[*text],
+        reasoning=message.thinking or None,
+        tool_calls=[calls.add(call) for call in message.tool_calls or []],
+    )

@@ -1,0 +1,210 @@
+"""Converts the bodies of chats and generations to generation requests."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from osaurusd.errors import ImageInputUnsupported, InvalidRequest, UnsupportedParameter
+from osaurusd.inference import limits
+from osaurusd.inference.defaults import RequestDefaults
+from osaurusd.inference.field_paths import FieldPaths
+from osaurusd.inference.limits import EACH
+from osaurusd.inference.request import (
+    ChatPrompt,
+    GenerationRequest,
+    JsonObject,
+    JsonSchema,
+    Location,
+    Message,
+    Prompt,
+    SamplingParams,
+    TextPrompt,
+    Tool,
+)
+from osaurusd.models.record import ModelRecord
+from osaurusd.protocols.ollama.messages import parse_messages
+from osaurusd.protocols.ollama.types import (
+    NO_OP_FIELDS,
+    NO_OP_OPTIONS,
+    ChatRequest,
+    GenerateRequest,
+    GenerationBody,
+    Options,
+)
+
+THINK_LEVELS = ("low", "medium", "high", "max")
+
+_PATHS: Mapping[Location, str] = {
+    limits.MODEL: "model",
+    ("max_tokens",): "options.num_predict",
+    ("stop",): "options.stop",
+    ("logprobs",): "top_logprobs",
+    ("constraint",): "format",
+    ("sampling", "repetition_penalty"): "options.repeat_penalty",
+    ("sampling", EACH): "options.{0}",
+}
+
+CHAT_PATHS = FieldPaths(
+    {
+        **_PATHS,
+        ("prompt",): "messages",
+        limits.MESSAGE: "messages[{0}]",
+        (*limits.MESSAGE, "content"): "messages[{0}].content",
+        limits.TOOL_CALL: "messages[{0}].tool_calls[{1}].function",
+        limits.TOOL_RESULT: "messages[{0}].content",
+        limits.TOOLS: "tools",
+        (*limits.TOOLS, EACH): "tools[{0}].function.parameters",
+        limits.TEMPLATE_VARIABLES: "think",
+    }
+)
+"""The fields of a `ChatRequest` by their location in a generation request."""
+
+GENERATE_PATHS = FieldPaths({**_PATHS, ("prompt",): "prompt", ("prompt", "suffix"): "suffix"})
+"""The fields of a `GenerateRequest` by their location in a generation request."""
+
+
+def build_chat(body: ChatRequest, record: ModelRecord, defaults: RequestDefaults) -> GenerationRequest:
+    """Convert a chat.
+
+    Raises:
+        InvalidRequest: a field is invalid.
+        UnsupportedParameter, ImageInputUnsupported: the request uses an unsupported feature.
+    """
+    tools = _parse_tools(body)
+    prompt = ChatPrompt(
+        messages=parse_messages(body.messages or []), tools=tools, template_variables=_think_variables(body, record)
+    )
+    return _build(body, prompt, defaults, parse_tool_calls=bool(tools) and not body.format)
+
+
+def build_generation(body: GenerateRequest, record: ModelRecord, defaults: RequestDefaults) -> GenerationRequest:
+    """Convert a generation; raises what `build_chat` raises."""
+    _reject_unsupported_fields(body)
+    return _build(body, _parse_prompt(body, record), defaults, parse_tool_calls=False)
+
+
+def _build(
+    body: GenerationBody, prompt: Prompt, defaults: RequestDefaults, *, parse_tool_calls: bool
+) -> GenerationRequest:
+    options = body.options or Options()
+    _reject_unsupported_options(options)
+    return GenerationRequest(
+        prompt=prompt,
+        sampling=_sampling(options, defaults),
+        max_tokens=_max_tokens(options.num_predict, defaults),
+        stop=_stop_strings(options.stop),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        parse_tool_calls=parse_tool_calls,
+        constraint=_parse_format(body.format),
+    )
+
+
+def _parse_prompt(body: GenerateRequest, record: ModelRecord) -> Prompt:
+    text = body.prompt or ""
+    if body.suffix:
+        return TextPrompt(text=text, suffix=body.suffix)
+    if body.raw or not record.capabilities.chat:
+        if body.system:
+            reason = "it needs a chat template, which `raw` disables" if body.raw else "the model has no chat template"
+            raise InvalidRequest(f"`system`: {reason}; put the text into `prompt`", param="system")
+        return TextPrompt(text=text)
+    system = [Message.from_text("system", body.system)] if body.system else []
+    messages = [*system, Message.from_text("user", text)]
+    return ChatPrompt(messages=messages, template_variables=_think_variables(body, record))
+
+
+def _reject_unsupported_fields(body: GenerateRequest) -> None:
+    if body.images:
+        raise ImageInputUnsupported("`images`: image input is not supported; send text only", param="images")
+    for name, accepted in NO_OP_FIELDS.items():
+        value = getattr(body, name)
+        if value is not None and value not in accepted:
+            raise UnsupportedParameter(f"`{name}` is not supported; omit it", param=name)
+
+
+def _reject_unsupported_options(options: Options) -> None:
+    for name, accepted in NO_OP_OPTIONS.items():
+        value = getattr(options, name)
+        if value is not None and value not in accepted:
+            raise UnsupportedParameter(f"`options.{name}` is not supported; omit it", param=f"options.{name}")
+
+
+def _sampling(options: Options, defaults: RequestDefaults) -> SamplingParams:
+    sampling = defaults.sampling(
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        min_p=options.min_p,
+        repetition_penalty=options.repeat_penalty,
+        frequency_penalty=options.frequency_penalty,
+        presence_penalty=options.presence_penalty,
+        seed=None if options.seed == -1 else options.seed,
+    )
+    if options.repeat_last_n in (None, -1) or sampling.repetition_penalty == 1:
+        return sampling
+    if options.repeat_last_n == 0:
+        return msgspec.structs.replace(sampling, repetition_penalty=1.0)
+    raise UnsupportedParameter(
+        "`options.repeat_last_n`: the penalty applies to all tokens; use -1, 0 to disable it, or omit it",
+        param="options.repeat_last_n",
+    )
+
+
+def _max_tokens(num_predict: int | None, defaults: RequestDefaults) -> int | None:
+    if num_predict is None:
+        return defaults.max_tokens
+    if num_predict == 0:
+        raise InvalidRequest(
+            "`options.num_predict`: must be at least 1, or -1 for no limit", param="options.num_predict"
+        )
+    return num_predict if num_predict > 0 else None
+
+
+def _stop_strings(stop: str | list[str] | None) -> list[str]:
+    strings = [stop] if isinstance(stop, str) else stop or []
+    return [string for string in strings if string]
+
+
+def _parse_format(format_: str | dict[str, Any] | None) -> JsonObject | JsonSchema | None:
+    if not format_:
+        return None
+    if format_ == "json":
+        return JsonObject()
+    if isinstance(format_, dict):
+        return JsonSchema(schema=format_)
+    raise InvalidRequest(f'`format`: must be "json" or a JSON schema, not {json.dumps(format_[:100])}', param="format")
+
+
+def _think_variables(body: GenerationBody, record: ModelRecord) -> dict[str, Any]:
+    """Return the variables for the chat template: some templates read a switch, others a level."""
+    think = body.think
+    if isinstance(think, str) and think not in THINK_LEVELS:
+        levels = ", ".join(f"`{level}`" for level in THINK_LEVELS)
+        raise InvalidRequest(f"`think`: must be true, false, {levels}, not {think[:100]!r}", param="think")
+    if think and not record.capabilities.reasoning:
+        raise InvalidRequest(f'`think`: model "{record.name}" does not support thinking; omit it', param="think")
+    if think is None or not record.capabilities.reasoning:
+        return {}
+    variables: dict[str, Any] = {"enable_thinking": bool(think)}
+    return variables if isinstance(think, bool) else {**variables, "reasoning_effort": think}
+
+
+def _parse_tools(body: ChatRequest) -> list[Tool]:
+    tools: dict[str, Tool] = {}
+    for index, tool in enumerate(body.tools or []):
+        function, path = tool.function, f"tools[{index}]"
+        if tool.type != "function":
+            raise UnsupportedParameter(
+                f"`{path}.type`: only `function` is supported, not {tool.type[:100]!r}", param=f"{path}.type"
+            )
+        if function.name in tools:
+            raise InvalidRequest(
+                f"`{path}.function.name`: {function.name[:100]!r} is already used by another tool",
+                param=f"{path}.function.name",
+            )
+        tools[function.name] = Tool(
+            name=function.name, description=function.description, parameters=function.parameters
+        )
+    return list(tools.values())

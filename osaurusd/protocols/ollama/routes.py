@@ -1,0 +1,30 @@
+"""The routes of Ollama's API."""
+
+from osaurusd.http.routes import Route, RouteGroup
+from osaurusd.protocols.ollama.errors import error_response
+from osaurusd.protocols.ollama.generation import Generation
+from osaurusd.protocols.ollama.management import Management
+from osaurusd.protocols.ollama.models import Models
+
+PREFIX = "/api"
+
+
+def ollama_routes(generation: Generation, models: Models, management: Management) -> list[RouteGroup]:
+    """Create the route groups: the API, and the root that clients use to check that the server runs."""
+    routes = [
+        Route("GET", "/version", models.version),
+        Route("GET", "/tags", models.tags),
+        Route("GET", "/ps", models.running),
+        Route("POST", "/show", models.show),
+        Route("POST", "/chat", generation.chat, admitted=True),
+        Route("POST", "/generate", generation.generate, admitted=True),
+        Route("POST", "/embed", models.embed),
+        Route("POST", "/embeddings", models.embed),
+        Route("POST", "/pull", management.pull),
+        Route("POST", "/push", management.push),
+        Route("POST", "/copy", management.copy),
+        Route("POST", "/create", management.create),
+        Route("DELETE", "/delete", management.delete),
+    ]
+    root = RouteGroup("ollama root", [Route("GET", "/", models.greet)], error_response)
+    return [RouteGroup("ollama", routes, error_response, (PREFIX,)), root]
