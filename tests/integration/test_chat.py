@@ -81,22 +81,14 @@ def test_seed_repeats_the_output_in_a_batch(client: OpenAI) -> None:
 
 
 def test_default_sampling_answers_a_simple_question_with_at_least_nine_of_ten_seeds(client: OpenAI) -> None:
-    replies = [
-        client.chat.completions.create(model=SMOLLM, messages=CAPITAL, seed=seed, max_tokens=12) for seed in range(10)
-    ]
+    def generate(seed: int) -> str:
+        reply = client.chat.completions.create(model=SMOLLM, messages=CAPITAL, seed=seed, max_tokens=8)
+        return reply.choices[0].message.content
 
-    assert sum("Paris" in reply.choices[0].message.content for reply in replies) >= 9
+    with ThreadPoolExecutor(5) as executor:
+        answers = list(executor.map(generate, range(10)))
 
-
-def test_progress_of_a_long_prompt_is_streamed_on_request(client: OpenAI) -> None:
-    messages = [{"role": "user", "content": "A long prompt. " * 300}]
-    chunks = complete(client, messages=messages, stream=True, max_tokens=1, extra_body={"return_progress": True})
-    progress = [chunk.model_extra["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk.model_extra]
-
-    assert progress
-    assert progress == sorted(progress, key=lambda each: each["processed"])
-    assert {"total", "cache", "processed"} == set(progress[0])
-    assert progress[-1]["processed"] < progress[-1]["total"]
+    assert sum("Paris" in answer for answer in answers) >= 9
 
 
 def test_batching_does_not_change_the_output(client: OpenAI) -> None:

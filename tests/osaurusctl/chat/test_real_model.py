@@ -34,7 +34,7 @@ def test_answer_follows_a_schema(real_home, ctl, home):
     (home / "schema.json").write_text(
         '{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}'
     )
-    result = ctl("run", "Is the sky blue?", "--format", "schema.json", "--max-tokens", "60", timeout=100)
+    result = ctl("run", "Is the sky blue?", "--format", "schema.json", "--max-tokens", "30", timeout=100)
     assert '"ok"' in result.stdout
 
 
