@@ -149,7 +149,7 @@ class Models:
             record = await self._catalog.find(body.requested)
         provenance = await asyncio.to_thread(metadata.read_provenance, record)
         response = ShowResponse(
-            license=provenance.licence or "",
+            license=provenance.license or "",
             parameters=_parameters(record),
             details=_details(record),
             model_info=_model_info(record),
