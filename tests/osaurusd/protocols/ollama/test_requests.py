@@ -14,7 +14,7 @@ from osaurusd.models.record import Capabilities, GenerationDefaults, ModelRecord
 from osaurusd.protocols.ollama.names import parse_keep_alive, strip_tag
 from osaurusd.protocols.ollama.requests import build_chat, build_generation
 from osaurusd.protocols.ollama.types import IGNORED_OPTIONS, ChatRequest, GenerateRequest
-from osaurusd.wire.admin import ModelState
+from osaurusd.wire.admin import Availability
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -27,7 +27,7 @@ def build(type_, convert, capabilities, fields):
         repo="org/m",
         path=Path("m"),
         source="hub",
-        state=ModelState.AVAILABLE,
+        state=Availability.AVAILABLE,
         created=0,
         capabilities=capabilities,
     )
