@@ -83,7 +83,7 @@ def test_seed_repeats_the_output_in_a_batch(client: OpenAI) -> None:
 def test_default_sampling_answers_a_simple_question_with_at_least_nine_of_ten_seeds(client: OpenAI) -> None:
     def generate(seed: int) -> str:
         reply = client.chat.completions.create(model=SMOLLM, messages=CAPITAL, seed=seed, max_tokens=8)
-        return reply.choices[0].message.content
+        return reply.choices[0].message.content or ""
 
     with ThreadPoolExecutor(5) as executor:
         answers = list(executor.map(generate, range(10)))

@@ -118,6 +118,7 @@ TO_WORKER = [
     *[generate(3, TokenPrompt(tokens=[0, 2**31 - 1]), constraint=constraint) for constraint in CONSTRAINTS],
     messages.Limits(),
     messages.Cancel(id=3),
+    messages.DropCaches(),
     messages.Shutdown(),
 ]
 FROM_WORKER = [
