@@ -41,7 +41,7 @@ class Program:
         environment: returns the variables that it needs.
         arguments: returns the arguments that precede the user's.
         endpoint: the path of the daemon that it calls.
-        min_context: tokens without which the program is of no use.
+        min_context: tokens that the program needs.
         install: the command that installs it.
     """
 
