@@ -119,7 +119,7 @@ def test_models_are_managed_over_the_unix_socket(smollm_daemon: Daemon) -> None:
 
 @pytest.fixture
 def _collected() -> Iterator[None]:
-    """Collect LangChain's clients, which never close their connections, before another test would be blamed for them."""
+    """Collect LangChain's clients, which never close their connections, before the next test starts."""
     yield
     gc.collect()
 
