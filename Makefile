@@ -7,7 +7,7 @@ MINUTES ?= 10
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 PYTEST = -m "not long" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo demo-stop test test-long coverage soak lint format docs run bench dist constraints clean
+.PHONY: help demo demo-stop test test-long test-mac coverage soak lint format docs run bench screenshot dist constraints man clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ coverage: $(VENV)/.dev $(MODEL) ## Run the tests and report coverage
 	$(BIN)/coverage run -m pytest $(PYTEST)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+test-mac: $(VENV)/.dev $(MODEL) ## Check the service and the engine on this Mac (10 minutes), and write a JSON report
+	$(BIN)/python -m tests.mac $(MAC)
 
 soak: $(VENV)/.dev $(MODEL) ## Stress a daemon for MINUTES (10) and check for leaks; SEED=1 repeats a run
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) $${SEED:+--seed "$$SEED"} $(SOAK)
@@ -53,6 +56,9 @@ run: $(VENV)/.installed ## Run the daemon in the foreground
 bench: $(VENV)/.dev $(MODEL) ## Compare performance with mlx_lm.server (about ten minutes)
 	$(BIN)/python -m tests.bench $(BENCH)
 
+screenshot: $(VENV)/.installed $(MODEL) ## Run a session and save what it prints as docs/images/terminal.svg
+	$(BIN)/python -m tests.demo.screenshot
+
 dist: $(VENV)/.release ## Build the source distribution and the wheel, and check them
 	rm -rf dist
 	$(BIN)/python -m build
@@ -62,6 +68,9 @@ constraints: $(VENV)/.release ## Update constraints.txt to the newest versions o
 	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --fork-strategy fewest --no-annotate \
 		--custom-compile-command "make constraints" --group dev --group docs --group release \
 		--output-file constraints.txt pyproject.toml
+
+man: $(VENV)/.installed ## Write the manual pages in man/ from the help of the commands
+	$(BIN)/python -m osaurusctl.manual man
 
 clean: ## Remove everything that these targets create
 	rm -rf $(VENV) .cache .demo .coverage .coverage.* dist site

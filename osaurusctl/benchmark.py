@@ -10,7 +10,7 @@ from time import perf_counter
 
 import msgspec
 
-from osaurusctl.chat import ChatChunk, stream_chat
+from osaurusctl.chat.stream import ChatChunk, stream_chat
 from osaurusctl.client import Client
 from osaurusctl.errors import CliError, InvalidReply
 from osaurusd.wire.admin import WorkerInfo

@@ -9,6 +9,7 @@ import click
 from osaurusctl.command import LazyGroup
 from osaurusctl.errors import CliError, ExitCode, Interrupted
 from osaurusctl.output import Output, discard_output
+from osaurusd import __version__
 from osaurusd.wire.paths import SocketPathTooLong
 
 PROGRAM = "osaurusctl"
@@ -28,13 +29,11 @@ SECTIONS = {
         "rm": f"{_PACKAGE}.models:rm",
         "prune": f"{_PACKAGE}.models:prune",
     },
-    "Inference": {
+    "Running": {
         "run": f"{_PACKAGE}.chat:run",
         "launch": f"{_PACKAGE}.launch:launch",
         "env": f"{_PACKAGE}.launch:env",
         "bench": f"{_PACKAGE}.chat:bench",
-    },
-    "Memory": {
         "ps": f"{_PACKAGE}.residency:ps",
         "top": f"{_PACKAGE}.residency:top",
         "load": f"{_PACKAGE}.residency:load",
@@ -42,34 +41,54 @@ SECTIONS = {
         "pin": f"{_PACKAGE}.residency:pin",
         "unpin": f"{_PACKAGE}.residency:unpin",
     },
-    "Daemon": {
+    "Service": {
         "up": f"{_PACKAGE}.service:up",
         "down": f"{_PACKAGE}.service:down",
         "status": f"{_PACKAGE}.status:status",
         "restart": f"{_PACKAGE}.service:restart",
-        "reload": f"{_PACKAGE}.settings:reload",
-        "config": f"{_PACKAGE}.settings:config",
-        "key": f"{_PACKAGE}.settings:key",
-    },
-    "Service": {
+        "serve": f"{_PACKAGE}.service:serve",
         "install": f"{_PACKAGE}.service:install",
         "uninstall": f"{_PACKAGE}.service:uninstall",
         "start": f"{_PACKAGE}.service:start",
         "stop": f"{_PACKAGE}.service:stop",
         "enable": f"{_PACKAGE}.service:enable",
         "disable": f"{_PACKAGE}.service:disable",
-    },
-    "Diagnostics": {
         "doctor": f"{_PACKAGE}.doctor:doctor",
         "logs": f"{_PACKAGE}.logs:logs",
         "events": f"{_PACKAGE}.logs:events",
-        "version": f"{_PACKAGE}.status:version",
+    },
+    "Settings": {
+        "config": f"{_PACKAGE}.settings:config",
+        "reload": f"{_PACKAGE}.settings:reload",
+        "key": f"{_PACKAGE}.settings:key",
         "completion": f"{_PACKAGE}.settings:completion",
+        "version": f"{_PACKAGE}.status:version",
+        "help": f"{_PACKAGE}.help:show_help",
     },
 }
 """The commands by section of the help. Modules are imported lazily: `osaurusctl ls` must not pay for the others."""
 
 COMMANDS = [name for section in SECTIONS.values() for name in section]
+
+ALIASES = {"list": "ls"}
+
+_SYNONYMS = {
+    "chat": "run",
+    "ask": "run",
+    "download": "pull",
+    "get": "pull",
+    "delete": "rm",
+    "remove": "rm",
+    "create": "import",
+    "info": "show",
+    "inspect": "show",
+    "models": "ls",
+    "benchmark": "bench",
+    "log": "logs",
+    "quit": "down",
+    "settings": "config",
+}
+"""What other tools call a command."""
 
 _EXPECTED_ERRORS = (CliError, click.ClickException, click.Abort, SocketPathTooLong, UnicodeError, OSError)
 
@@ -131,10 +150,28 @@ def _report(error: CliError, output: Output) -> int:
     return error.exit_code
 
 
+def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        ctx.ensure_object(Output).show({"version": __version__}, f"{PROGRAM} {__version__}")
+        ctx.exit()
+
+
 root = Root(
     sections=SECTIONS,
+    aliases=ALIASES,
+    synonyms=_SYNONYMS,
+    params=[
+        click.Option(
+            ["-V", "--version"], is_flag=True, expose_value=False, callback=_show_version, help="Show the version"
+        )
+    ],
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Control osaurusd, the daemon that serves MLX models through an OpenAI-compatible API.",
+    examples=[
+        "osaurusctl pull llama-3.2-3b-instruct",
+        "osaurusctl run llama-3.2-3b-instruct",
+        "osaurusctl help run",
+    ],
     epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 daemon not running, 4 model not found, 5 not enough memory, "
     "6 version mismatch, 130 interrupted.",
 )

@@ -1,6 +1,7 @@
 """Click base classes and options that the commands share."""
 
 import contextlib
+import difflib
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -74,22 +75,54 @@ class LazyGroup(Group):
 
     Args:
         sections: by title of a help section, its commands: name to `module:attribute`.
+        aliases: further names of commands, which the help does not list.
+        synonyms: words that are not commands, and the command that is suggested instead.
     """
 
-    def __init__(self, *args: Any, sections: Mapping[str, Mapping[str, str]], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        sections: Mapping[str, Mapping[str, str]],
+        aliases: Mapping[str, str],
+        synonyms: Mapping[str, str],
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._sections = sections
         self._targets = {name: target for section in sections.values() for name, target in section.items()}
+        self._aliases = aliases
+        self._synonyms = synonyms
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's API
         return list(self._targets)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's API
-        target = self._targets.get(cmd_name)
+        target = self._targets.get(self._aliases.get(cmd_name, cmd_name))
         if target is None:
             return None
         module, _, attribute = target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not ctx.resilient_parsing and not args[0].startswith("-"):
+            self.require_command(ctx, args[0])
+        return super().resolve_command(ctx, args)
+
+    def require_command(self, ctx: click.Context, name: str) -> click.Command:
+        """Return a command.
+
+        Raises:
+            click.UsageError: no such command; the message suggests similar ones.
+        """
+        command = self.get_command(ctx, name)
+        if command is None:
+            similar = difflib.get_close_matches(name, [*self._targets, *self._synonyms, *self._aliases], n=2)
+            names = dict.fromkeys(self._synonyms.get(each, each) for each in [name, *similar])
+            suggestion = " or ".join(f'"{each}"' for each in names if each != name)
+            ctx.fail(f'no such command "{name}"' + (f"; did you mean {suggestion}?" if suggestion else ""))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -20,6 +20,16 @@ class Output:
         self.json = False
 
     @property
+    def on_terminal(self) -> bool:
+        """Whether results are text that a person reads on a terminal."""
+        return not self.json and is_terminal(sys.stdout)
+
+    @property
+    def renders(self) -> bool:
+        """Whether results may be formatted: they are read on a terminal that can move its cursor."""
+        return self.on_terminal and os.environ.get("TERM") != "dumb"
+
+    @property
     def shows_progress(self) -> bool:
         """Whether to show a spinner or a progress bar on standard error."""
         return not self.json and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
@@ -41,22 +51,29 @@ class Output:
         if self.json:
             self._write_json(value)
 
-    def stream(self, text: str) -> None:
-        """Print a piece of generated text."""
-        _write(sys.stdout, _sanitize(text, sys.stdout))
+    def stream(self, text: str, *, dim: bool = False) -> None:
+        """Print a piece of generated text, dimmed if the terminal can do that."""
+        printable = _sanitize(text, sys.stdout)
+        _write(sys.stdout, f"\x1b[2m{printable}\x1b[0m" if dim and self.renders else printable)
+
+    def printable(self, text: str) -> str:
+        """Return generated text without the characters that must not be written to a terminal."""
+        return _sanitize(text, sys.stdout)
 
     def note(self, text: str) -> None:
         """Print a remark on standard error; nothing in JSON mode."""
         if not self.json:
             _write(sys.stderr, _sanitize(f"{text}\n", sys.stderr))
 
-    def confirm(self, question: str) -> bool:
-        """Prompt the user; an empty answer or the end of input counts as no."""
-        _write(sys.stderr, f"{question} [y/N] ")
+    def confirm(self, question: str, *, default: bool = False) -> bool:
+        """Prompt the user; an empty answer means `default`, and the end of input means no."""
+        _write(sys.stderr, _sanitize(f"{question} {'[Y/n]' if default else '[y/N]'} ", sys.stderr))
         answer = sys.stdin.readline()
         if not answer:
             _write(sys.stderr, "\n")
-        return answer.strip().lower() in ("y", "yes")
+            return False
+        word = answer.strip().lower()
+        return word in ("y", "yes") or (default and not word)
 
     def choose(self, question: str, count: int) -> int | None:
         """Prompt for a number from 1 to `count`; an empty answer is 1, anything else or the end of input is None."""
@@ -80,6 +97,14 @@ class Output:
 
     def _write_json(self, value: object) -> None:
         _write(sys.stdout, msgspec.json.encode(value).decode() + "\n")
+
+
+class Notes(Output):
+    """Writes results as remarks, for work that precedes the actual result."""
+
+    def show(self, value: object, text: str) -> None:  # noqa: ARG002 - remarks are text
+        if text:
+            self.note(text)
 
 
 def discard_output() -> None:

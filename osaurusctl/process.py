@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import osaurusd
 from osaurusctl.client import Client
@@ -61,6 +62,12 @@ def restart_daemon(paths: Paths, client: Client, timeout: float) -> None:
         client.shutdown()
     wait_until_stopped(paths.lock, STOP_TIMEOUT_SECONDS)
     start_daemon(paths, client, [], timeout)
+
+
+def exec_daemon(options: Sequence[str]) -> NoReturn:
+    """Replace this process by a daemon in the foreground."""
+    command = [*_python_command(), "-m", "osaurusd", "serve", *options]
+    os.execv(command[0], command)
 
 
 def lock_owner(lock: Path) -> int | None:

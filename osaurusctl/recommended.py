@@ -56,7 +56,6 @@ MODELS = (
     _model(Task.CHAT, "Qwen3.5-9B-MLX-4bit", "qwen3_5", 6.0, "all-round, long context"),
     _model(Task.CHAT, "gemma-4-26b-a4b-it-4bit", "gemma4", 15.4, "mixture of experts, fast for its size"),
     _model(Task.CHAT, "Qwen3.6-35B-A3B-4bit", "qwen3_5_moe", 20.4, "mixture of experts, fast for its size"),
-    _model(Task.CHAT, "Llama-3.3-70B-Instruct-4bit", "llama", 39.7, "dense, broad knowledge, slow"),
     _model(Task.CHAT, "Qwen3.5-122B-A10B-4bit", "qwen3_5_moe", 69.6, "largest of this list"),
     _model(Task.CODE, "Qwen3.5-4B-MLX-4bit", "qwen3_5", 3.1, "small edits and scripts"),
     _model(Task.CODE, "Qwen3.6-27B-4bit", "qwen3_5", 16.1, "dense, thorough"),

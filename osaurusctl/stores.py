@@ -44,7 +44,7 @@ def find_stores(config: Path) -> list[Store]:
     stores: dict[Path, Store] = {}
     for program, path in _candidates():
         resolved = _resolve(path)
-        if resolved not in stores and (count := _count_models(resolved)):
+        if path.is_absolute() and resolved not in stores and (count := _count_models(resolved)):
             stores[resolved] = Store(program=program, path=str(path), models=count, served=resolved in roots)
     return list(stores.values())
 

@@ -56,6 +56,7 @@ from osaurusd.protocols.ollama.management import Management
 from osaurusd.protocols.ollama.models import Models
 from osaurusd.protocols.ollama.routes import ollama_routes
 from osaurusd.protocols.openai.routes import openai_routes
+from osaurusd.ui.index import ui_routes
 from osaurusd.wire.paths import Paths
 
 logger = log.get_logger(__name__)
@@ -237,6 +238,7 @@ class Daemon:
         client_groups = [
             openai_routes(service, self._catalog, self._get_config),
             RouteGroup("metrics", [Route("GET", "/metrics", metrics.show)], error_response),
+            ui_routes(self._catalog),
         ]
         cors = Cors(self._get_server_config)
         tcp_app = create(

@@ -21,7 +21,8 @@ import pytest
 from osaurusctl import process
 from tests import daemons
 
-FAKES = Path(__file__).parent / "fakes"
+ROOT = Path(__file__).parents[1]
+FAKES = ROOT / "tests" / "fakes"
 PROGRAMS = Path(sys.executable).parent
 TIMEOUT_SECONDS = 90
 SCALE = 0.02
@@ -72,7 +73,7 @@ class Mac:
         supervisor = subprocess.Popen(
             [sys.executable, "-ES", "-m", "tests.fakes.launchd", f"{kind}/{os.getuid()}"],
             env=self.env,
-            cwd=FAKES.parents[1],
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
         )

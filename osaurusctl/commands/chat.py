@@ -1,55 +1,93 @@
 """Commands that generate text: run, bench."""
 
+from pathlib import Path
+
 import click
 
 from osaurusctl import benchmark, completion
 from osaurusctl.benchmark import BenchmarkOptions, DecodeResult, Report
-from osaurusctl.chat import ChatOptions, answer_prompt, chat, read_prompt, resolve_default_model
+from osaurusctl.chat.attachments import parse_format, user_message
+from osaurusctl.chat.conversation import Conversation, answer_prompt, read_prompt, require_prompt
+from osaurusctl.chat.display import View
+from osaurusctl.chat.model import ModelFinder, split_arguments
+from osaurusctl.chat.stream import ChatOptions
 from osaurusctl.client import connect
-from osaurusctl.command import Command
+from osaurusctl.command import Command, Duration
 from osaurusctl.formatting import format_bytes, format_table
 from osaurusctl.output import Output
+
+_EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command(
     "run",
     cls=Command,
     examples=[
-        'osaurusctl run llama-3.2-3b-instruct "Why is the sky blue?"',
+        "osaurusctl run llama-3.2-3b-instruct",
+        'osaurusctl run "Why is the sky blue?"',
         'git diff | osaurusctl run llama-3.2-3b-instruct "Summarize this change."',
+        'osaurusctl run "List three colors." --format json',
     ],
 )
-@click.argument("name", required=False, shell_complete=completion.available_models)
-@click.argument("prompt", required=False)
+@click.argument("arguments", metavar="[NAME] [PROMPT]...", nargs=-1, shell_complete=completion.available_models)
 @click.option("--system", help="System prompt")
+@click.option("--file", "files", type=_EXISTING_FILE, multiple=True, help="Text file for the prompt; repeatable")
+@click.option("--image", "images", type=_EXISTING_FILE, multiple=True, help="Image for the prompt; repeatable")
+@click.option("--format", "answer_format", metavar="json|SCHEMA.json", help="Answer in JSON, or by a JSON schema")
 @click.option("--temperature", type=click.FloatRange(0, 2), help="Sampling temperature; 0 is deterministic")
 @click.option("--max-tokens", type=click.IntRange(1), help="Maximum number of tokens in an answer")
 @click.option("--seed", type=int, help="Sampling seed, for reproducible answers")
+@click.option("--keep-alive", type=Duration(), help="Unload the model after this idle time: 90s, 15m, 1h; -1 for never")
+@click.option("--hide-thinking", is_flag=True, help="Do not show the reasoning of the model")
+@click.option("--plain", is_flag=True, help="Do not render Markdown")
+@click.option("--verbose", is_flag=True, help="Show token counts and speed after each answer")
+@click.option("-y", "--yes", is_flag=True, help="Start the daemon and download the model without asking")
 @click.pass_obj
 def run(
     output: Output,
-    name: str | None,
-    prompt: str | None,
+    arguments: tuple[str, ...],
     system: str | None,
+    files: tuple[Path, ...],
+    images: tuple[Path, ...],
+    answer_format: str | None,
     temperature: float | None,
     max_tokens: int | None,
     seed: int | None,
+    keep_alive: float | None,
+    hide_thinking: bool,
+    plain: bool,
+    verbose: bool,
+    yes: bool,
 ) -> None:
     """Chat with a model, or answer one prompt
 
     Standard input, unless it is a terminal, is appended to PROMPT. Without a prompt, start a conversation. Without
-    NAME, use the model that `default_model` configures.
+    NAME, use the model that `default_model` configures, or the only one on this machine.
     """
-    text = read_prompt(prompt)
-    if text == "" or (text is None and output.json):
-        raise click.UsageError("missing prompt; give PROMPT or write it to standard input")
     client = connect()
-    model = name or resolve_default_model(client, command="run")
-    options = ChatOptions(model=model, system=system, temperature=temperature, max_tokens=max_tokens, seed=seed)
-    if text is None:
-        chat(client, options, output)
+    finder = ModelFinder(client, output, yes=yes)
+    name, prompt = split_arguments(arguments, finder.names)
+    prompt = read_prompt(prompt)
+    require_prompt(prompt, output)
+    response_format = parse_format(answer_format) if answer_format else None
+    message = user_message(prompt or "", files, images)
+    finder.require_daemon()
+    model = name or finder.default(command="run")
+    if prompt is None or keep_alive is not None or yes or output.shows_progress:
+        model = finder.load(model, keep_alive).model
+    options = ChatOptions(
+        model=model,
+        system=system,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed,
+        response_format=response_format,
+    )
+    view = View(thinking=not hide_thinking, markdown=not plain, verbose=verbose)
+    if prompt is None:
+        Conversation(client, options, view, output).run(message if files or images else None)
     else:
-        answer_prompt(client, options, text, output)
+        answer_prompt(client, options, message, view, output)
 
 
 @click.command(
@@ -69,10 +107,11 @@ def run(
 def bench(output: Output, name: str | None, tokens: int, prompt_tokens: int, streams: int) -> None:
     """Measure the speed of a model
 
-    Loads the model if necessary, and leaves it loaded. Without NAME, use the model that `default_model` configures.
+    Loads the model if necessary, and leaves it loaded. Without NAME, use the model that `default_model` configures, or
+    the only one on this machine.
     """
     client = connect()
-    model = name or resolve_default_model(client, command="bench")
+    model = name or ModelFinder(client, output).default(command="bench")
     options = BenchmarkOptions(model=model, tokens=tokens, prompt_tokens=prompt_tokens, streams=streams)
     report = benchmark.measure(client, options, output.note)
     output.show(report, format_table(_report_rows(report)))

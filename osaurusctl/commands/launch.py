@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from osaurusctl import completion, launcher
-from osaurusctl.chat import resolve_default_model
+from osaurusctl.chat.model import ModelFinder
 from osaurusctl.client import Client, connect
 from osaurusctl.command import Command
 from osaurusctl.errors import CliError, ExitCode
@@ -51,7 +51,7 @@ def launch(output: Output, program: str, arguments: tuple[str, ...], name: str |
     if executable is None:
         hint = f'install it with "{known.install}"' if known.install else None
         raise CliError(f"the program {known.executable} is not installed", hint=hint, code="program_not_found")
-    connection = _connect(client, name, command="launch")
+    connection = _connect(client, output, name, command="launch")
     model = client.details(connection.model).model
     launcher.check_program(client, program, known, model, any_context=any_context)
     output.note(f"loading {connection.model}")
@@ -70,14 +70,15 @@ def launch(output: Output, program: str, arguments: tuple[str, ...], name: str |
 def env(output: Output, program: str, name: str | None, shell: str | None) -> None:
     """Print the variables that connect a client to the daemon"""
     known = launcher.PROGRAMS[program]
-    connection = _connect(connect(), name, command="env")
+    connection = _connect(connect(), output, name, command="env")
     variables = dict(known.environment(connection))
     output.show(variables, "\n".join(launcher.format_variables(variables, shell or _default_shell())))
 
 
-def _connect(client: Client, name: str | None, *, command: str) -> Connection:
-    status = client.status()
-    model = client.details(name or resolve_default_model(client, command=f"{command} CLIENT --model")).model
+def _connect(client: Client, output: Output, name: str | None, *, command: str) -> Connection:
+    finder = ModelFinder(client, output)
+    status = finder.require_daemon()
+    model = client.details(name or finder.default(command=f"{command} CLIENT --model")).model
     if model.reason is not None:
         raise CliError(f'model "{model.name}" cannot be used: {model.reason}', exit_code=ExitCode.MODEL_NOT_FOUND)
     key = launcher.resolve_api_key(status, os.environ.get(API_KEY_VARIABLE))

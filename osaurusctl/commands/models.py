@@ -128,14 +128,16 @@ def verify(ctx: click.Context, name: str) -> None:
         ctx.exit(ExitCode.FAILURE)
 
 
-@click.command("rm", cls=Command, examples=["osaurusctl rm llama-3.2-3b-instruct"])
+@click.command("rm", cls=Command, examples=["osaurusctl rm llama-3.2-3b-instruct", "osaurusctl rm -f old-model"])
 @click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=completion.all_models)
-@click.option("--yes", is_flag=True, help="Do not prompt for confirmation")
-@click.option("--force", is_flag=True, help="Also remove models in use, and abort their requests")
+@click.option("-y", "--yes", is_flag=True, help="Do not prompt for confirmation")
+@click.option(
+    "-f", "--force", is_flag=True, help="Do not prompt, and also remove models in use, aborting their requests"
+)
 @click.pass_obj
 def rm(output: Output, names: tuple[str, ...], yes: bool, force: bool) -> None:
     """Remove models from disk"""
-    confirm = needs_confirmation(yes, output)
+    confirm = needs_confirmation(yes or force, output)
     models = list(dict.fromkeys(names))
     client = connect()
     if confirm:

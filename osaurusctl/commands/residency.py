@@ -88,10 +88,7 @@ def unload(output: Output, names: tuple[str, ...], unload_all: bool, force: bool
     """Unload models and free their memory"""
     if bool(names) == unload_all:
         raise click.UsageError("give either model names or --all")
-    reply = _unload(connect(), names or (None,), force, output)
-    output.show(reply, "\n".join(f"{name} unloaded" for name in reply.unloaded))
-    if not reply.unloaded:
-        output.note("no model is loaded" if unload_all else f"not loaded: {', '.join(names)}")
+    unload_models(output, names, force=force)
 
 
 @click.command("pin", cls=Command, examples=["osaurusctl pin llama-3.2-3b-instruct", "osaurusctl pin"])
@@ -121,6 +118,14 @@ def unpin(output: Output, name: str) -> None:
     reply = connect().pin(name, pinned=False)
     rest = f"; still pinned: {', '.join(reply.pinned)}" if reply.pinned else ""
     output.show(reply, f"{name} unpinned{rest}")
+
+
+def unload_models(output: Output, names: tuple[str, ...], *, force: bool) -> None:
+    """Unload the named models, or without names every model that is not pinned."""
+    reply = _unload(connect(), names or (None,), force, output)
+    output.show(reply, "\n".join(f"{name} unloaded" for name in reply.unloaded))
+    if not reply.unloaded:
+        output.note(f"not loaded: {', '.join(names)}" if names else "no model is loaded")
 
 
 def _unload(client: Client, models: tuple[str | None, ...], force: bool, output: Output) -> UnloadReply:

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import click
 
-from osaurusctl import config_file, process
+from osaurusctl import completion, config_file, process
 from osaurusctl.client import Client
 from osaurusctl.command import Command, confirm_removal, needs_confirmation, timeout_option
+from osaurusctl.commands import residency
 from osaurusctl.errors import CliError, DaemonNotRunning
 from osaurusctl.output import Output
 from osaurusctl.service import control, lookup
 from osaurusctl.service import install as installation
-from osaurusctl.service.job import Mode, inherited_environment, parse_env_options
+from osaurusctl.service.job import Mode, inherited_environment, parse_env_options, proxies_with_credentials
 from osaurusctl.service.manager import ServiceManager, not_installed_error
 from osaurusd.wire import paths
 from osaurusd.wire.admin import DaemonStatus
@@ -47,17 +48,25 @@ def up(output: Output, host: str | None, port: int | None, insecure: bool, timeo
         _start_service(output, manager, timeout)
         return
     client = Client(locations.socket)
-    options = [
-        *(["--host", host] if host else []),
-        *(["--port", str(port)] if port is not None else []),
-        *(["--insecure"] if insecure else []),
-    ]
     try:
         status, started = client.status(any_version=True), False
     except DaemonNotRunning:
-        process.start_daemon(locations, client, options, timeout)
+        process.start_daemon(locations, client, _serve_options(host, port, insecure), timeout)
         status, started = client.status(any_version=True), True
     _show_started(output, "osaurusd", status, started)
+
+
+@click.command("serve", cls=Command, examples=["osaurusctl serve", "osaurusctl serve --port 9000"])
+@_host_option
+@_port_option
+@_insecure_option
+@click.option("--config", type=click.Path(path_type=Path), help="Configuration file  [default: the user's config.toml]")
+def serve(host: str | None, port: int | None, insecure: bool, config: Path | None) -> None:
+    """Run the daemon in the foreground until Ctrl-C
+
+    The same as "osaurusd serve". Use "osaurusctl up" to run it in the background.
+    """
+    process.exec_daemon([*_serve_options(host, port, insecure), *(["--config", str(config)] if config else [])])
 
 
 @click.command("down", cls=Command, examples=["osaurusctl down"])
@@ -147,6 +156,9 @@ def install(
         manager.check_available()
         _check_configuration(locations.config_file)
     plan = installation.plan_installation(manager, job, locations)
+    for name in proxies_with_credentials():
+        if name not in env:
+            output.note(f"{name} contains credentials, so the service does not get it; --env sets another proxy")
     if dry_run:
         _show_plan(output, plan)
         return
@@ -202,14 +214,25 @@ def start(output: Output, timeout: float) -> None:
     _start_service(output, lookup.require_service(), timeout)
 
 
-@click.command("stop", cls=Command, examples=["osaurusctl stop"])
+@click.command("stop", cls=Command, examples=["osaurusctl stop", "osaurusctl stop llama-3.2-3b-instruct"])
+@click.argument("names", metavar="[MODEL]...", nargs=-1, shell_complete=completion.loaded_models)
 @click.pass_obj
-def stop(output: Output) -> None:
-    """Stop the installed service until the next login
+def stop(output: Output, names: tuple[str, ...]) -> None:
+    """Stop the installed service, or unload the given models
 
-    Running requests may finish first.
+    Without MODEL, stop the service until the next login; running requests may finish first. With MODEL, the same as
+    "osaurusctl unload MODEL".
     """
-    _stop_service(output, lookup.require_service())
+    if names:
+        residency.unload_models(output, names, force=False)
+        return
+    try:
+        manager = lookup.require_service()
+    except CliError as error:
+        if process.lock_owner(paths.resolve().lock) is not None:
+            error.hint = 'run "osaurusctl down" to stop the daemon, or "osaurusctl stop MODEL" to unload a model'
+        raise
+    _stop_service(output, manager)
 
 
 @click.command("enable", cls=Command, examples=["osaurusctl enable"])
@@ -232,6 +255,14 @@ def disable(output: Output) -> None:
     pid = control.disable(lookup.require_service())
     output.show({"enabled": False, "pid": pid}, f"{_describe_stop(pid)} and does not start at login")
     output.note('run "osaurusctl enable" to start it at login again, or "osaurusctl start" to start it once')
+
+
+def _serve_options(host: str | None, port: int | None, insecure: bool) -> list[str]:
+    return [
+        *(["--host", host] if host else []),
+        *(["--port", str(port)] if port is not None else []),
+        *(["--insecure"] if insecure else []),
+    ]
 
 
 def _start_service(output: Output, manager: ServiceManager, timeout: float) -> None:

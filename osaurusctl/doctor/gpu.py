@@ -65,8 +65,10 @@ def find_gpu() -> Gpu | None:
         run = subprocess.run(_QUERY, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    fields = [field.strip() for field in run.stdout.partition("\n")[0].split(",")]
-    return Gpu(*fields) if run.returncode == 0 and len(fields) == len(Gpu._fields) else None
+    match [field.strip() for field in run.stdout.partition("\n")[0].split(",")]:
+        case [name, driver, compute_capability] if run.returncode == 0:
+            return Gpu(name, driver, compute_capability)
+    return None
 
 
 def provides_library(package: str) -> bool:

@@ -14,7 +14,7 @@ from osaurusd.wire.paths import Paths
 
 LABEL = "ai.osaurus.osaurusd"
 
-# Variables with paths: without them the daemon would look for files elsewhere than this CLI. They are made absolute.
+# Variables with paths: without them the daemon would use other files than this CLI. They are made absolute.
 _PATH_VARIABLES = (
     "OSAURUS_HOME",
     "HF_HOME",
@@ -24,11 +24,17 @@ _PATH_VARIABLES = (
     "XDG_STATE_HOME",
     "XDG_DATA_HOME",
     "XDG_CACHE_HOME",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
 )
 
 # Variables that override the configuration. They are listed here because importing `osaurusd.config` is slow.
 OVERRIDES = ("OSAURUS_HOST", "OSAURUS_PORT", "OSAURUS_DEFAULT_MODEL", "OSAURUS_LOG_LEVEL")
-_INHERITED = (*_PATH_VARIABLES, *OVERRIDES, "HF_ENDPOINT")
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+_INHERITED = (
+    *(*_PATH_VARIABLES, *OVERRIDES, *_PROXIES),
+    *("NO_PROXY", "no_proxy", "HF_ENDPOINT", "HF_HUB_DISABLE_SYMLINKS"),
+)
 
 RESERVED = frozenset({"OSAURUS_SUPERVISED"})
 """Variables that the service file itself sets."""
@@ -93,15 +99,23 @@ def launcher_path(paths: Paths) -> Path:
 def inherited_environment(env: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the variables that the service needs to run the same daemon as `osaurusctl up`.
 
+    Proxies with credentials are left out; `proxies_with_credentials` returns their names.
+
     Raises:
-        CliError: a value looks like a secret.
+        CliError: another value looks like a secret.
     """
-    variables = {name: env[name] for name in _INHERITED if env.get(name)}
+    omitted = proxies_with_credentials(env)
+    variables = {name: env[name] for name in _INHERITED if env.get(name) and name not in omitted}
     for name in variables.keys() & set(_PATH_VARIABLES):
         variables[name] = str(Path(os.path.expandvars(variables[name])).expanduser().absolute())
     for name, value in variables.items():
         _reject_secret(name, value)
     return variables
+
+
+def proxies_with_credentials(env: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the names of the proxy variables whose values contain a user name or password."""
+    return [name for name in _PROXIES if "@" in env.get(name, "")]
 
 
 def parse_env_options(assignments: Iterable[str]) -> dict[str, str]:
@@ -123,6 +137,12 @@ def parse_env_options(assignments: Iterable[str]) -> dict[str, str]:
 
 
 def _reject_secret(name: str, value: str) -> None:
+    if proxies_with_credentials({name: value}):
+        raise CliError(
+            f"{name} contains credentials, and other programs can read the service file",
+            hint="use a proxy on this machine that adds the credentials",
+            code="secret_in_env",
+        )
     if _SECRET.search(name) or _URL_WITH_PASSWORD.search(value):
         raise CliError(
             f"{name} looks like a secret, and other programs can read the service file",

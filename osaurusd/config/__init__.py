@@ -15,6 +15,7 @@ from osaurusd.config.schema import (
     Residency,
     Section,
     Server,
+    Structured,
     Worker,
 )
 from osaurusd.config.settings import NEEDS_RESTART, Setting, known_keys, settings, value_of
@@ -37,6 +38,7 @@ __all__ = [
     "Section",
     "Server",
     "Setting",
+    "Structured",
     "Worker",
     "known_keys",
     "load",

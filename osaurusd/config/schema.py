@@ -150,8 +150,12 @@ class Defaults(Section, frozen=True):
 
     temperature: Annotated[
         float,
-        _setting("Applies if neither the request nor the model's `generation_config.json` sets it", ge=0, le=2),
-    ] = 1.0
+        _setting(
+            "Applies if the request sets none and the model's `generation_config.json` has no sampling parameters",
+            ge=0,
+            le=2,
+        ),
+    ] = 0.0
     top_p: Annotated[
         float,
         _setting("Applies if neither the request nor the model's `generation_config.json` sets it", gt=0, le=1),
@@ -200,6 +204,13 @@ class Worker(Section, frozen=True):
             le=60,
         ),
     ] = 0.2
+    wire: Annotated[
+        Literal["auto", "never", "always"],
+        _setting(
+            "Whether macOS must keep weights in memory, which speeds up very large models but has caused kernel panics."
+            " `auto`: weights over 60 % of the GPU's recommended limit"
+        ),
+    ] = "auto"
     load_timeout_seconds: Annotated[float, _seconds("A model load that takes longer fails", ge=0)] = 600.0
     stop_grace_seconds: Annotated[
         float, _seconds("Time between the shutdown request to a worker, SIGTERM and SIGKILL", ge=0)
@@ -265,6 +276,9 @@ class Input(Section, frozen=True):
             unit="characters",
         ),
     ] = 256
+    max_forced_calls: Annotated[
+        int, _count("Tool calls in the response to a request that requires calls. The response then ends", le=128)
+    ] = 4
     max_stop_strings: Annotated[int, _count("Stop strings")] = 16
     max_stop_length: Annotated[int, _count("Length of a stop string", unit="characters")] = 1024
     max_tools: Annotated[int, _count("Tools in a chat request")] = 128
@@ -289,6 +303,18 @@ class Input(Section, frozen=True):
     max_prompts: Annotated[int, _count("Prompts in a completion request")] = 128
 
 
+class Structured(Section, frozen=True):
+    """`[structured]`: structured output."""
+
+    describe_schema: Annotated[
+        bool,
+        _setting(
+            "Tell the model the JSON schema of a structured output, unless the messages of the request do. "
+            "It is part of the prompt and counts as such"
+        ),
+    ] = True
+
+
 class Log(Section, frozen=True):
     """`[log]`: what the daemon logs."""
 
@@ -303,7 +329,9 @@ class Models(Section, frozen=True):
 
     roots: Annotated[
         list[str],
-        _setting("Read-only model folders. Each contains `NAME` or `ORG/NAME` folders, or is a Hugging Face cache"),
+        _setting(
+            "Read-only model folders. Each contains `NAME` or `ORG/NAME` folders, or is a model or a Hugging Face cache"
+        ),
     ] = []
 
 
@@ -346,4 +374,5 @@ class Config(Section, frozen=True):
     pulls: Pulls = Pulls()
     ollama: Ollama = Ollama()
     input: Input = Input()
+    structured: Structured = Structured()
     log: Log = Log()

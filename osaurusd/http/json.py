@@ -8,6 +8,7 @@ from aiohttp import web
 
 from osaurusd.errors import InvalidJson, InvalidRequest, UnsupportedMediaType
 from osaurusd.http.request import read_body
+from osaurusd.json_text import replace_lone_surrogates
 
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ async def read_json(request: web.Request, type_: type[T]) -> T:
 
 
 def decode_json(body: bytes | bytearray, type_: type[T]) -> T:
-    """Decode and validate JSON in one pass.
+    """Decode and validate JSON in one pass. Halves of surrogate pairs become U+FFFD.
 
     Raises:
         InvalidJson: the body is not JSON, or is nested too deeply for the decoder's stack.
@@ -39,6 +40,9 @@ def decode_json(body: bytes | bytearray, type_: type[T]) -> T:
     except msgspec.ValidationError as error:
         raise _validation_error(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        repaired = replace_lone_surrogates(bytes(body))
+        if repaired != body:
+            return decode_json(repaired, type_)
         raise InvalidJson(f"the request body is not valid JSON: {error}") from error
     except RecursionError as error:
         raise InvalidJson("the request body is nested too deeply") from error

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from osaurusd.config import Defaults
+from osaurusd.config import Config, Input, Structured
 from osaurusd.inference.request import SamplingParams
 from osaurusd.models.record import GenerationDefaults
 
@@ -16,7 +16,13 @@ MIN_TOP_P = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class RequestDefaults:
-    """Defaults for requests to one model. `max_tokens` None means up to the end of the context."""
+    """Defaults for requests to one model.
+
+    Attributes:
+        max_tokens: None means up to the end of the context.
+        max_forced_calls: maximum number of tool calls in an output that must consist of calls.
+        describe_schema: tell the model the format of a structured output.
+    """
 
     temperature: float
     top_p: float
@@ -24,17 +30,21 @@ class RequestDefaults:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     max_tokens: int | None = None
+    max_forced_calls: int = Input().max_forced_calls
+    describe_schema: bool = Structured().describe_schema
 
     @classmethod
-    def from_model(cls, model: GenerationDefaults, config: Defaults) -> "RequestDefaults":
+    def from_config(cls, model: GenerationDefaults, config: Config) -> "RequestDefaults":
         """Combine the settings of a model with those of the configuration; the model's take precedence."""
         return cls(
-            temperature=_first(model.temperature, config.temperature),
-            top_p=_first(model.top_p, config.top_p),
+            temperature=_first(model.temperature, config.defaults.temperature),
+            top_p=_first(model.top_p, config.defaults.top_p),
             top_k=_first(model.top_k, 0),
             min_p=_first(model.min_p, 0.0),
             repetition_penalty=_first(model.repetition_penalty, 1.0),
-            max_tokens=config.max_tokens,
+            max_tokens=config.defaults.max_tokens,
+            max_forced_calls=config.input.max_forced_calls,
+            describe_schema=config.structured.describe_schema,
         )
 
     def sampling(

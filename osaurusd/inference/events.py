@@ -1,6 +1,7 @@
 """The events that a generation request produces, independent of the client's protocol.
 
-A stream is one `Started`, then `Delta`s and one `Finished` for each choice, interleaved, then one `Completed`.
+A stream is one `Started`, then `Delta`s and one `Finished` for each choice, interleaved, then one `Completed`. With
+`report_progress`, `Progress` precedes the first `Delta`.
 """
 
 from typing import Literal
@@ -41,6 +42,14 @@ class Started(_Event, frozen=True, tag="started"):
     """Prefill begins: the request is tokenized, admitted, and looked up in the prefix cache."""
 
     prompt_tokens: int
+    cached_tokens: int = 0
+
+
+class Progress(_Event, frozen=True, tag="progress"):
+    """A part of the prompt has been processed, `prefilled` tokens so far, of which `cached_tokens` were cached."""
+
+    prompt_tokens: int
+    prefilled: int
     cached_tokens: int = 0
 
 
@@ -90,4 +99,4 @@ class Completed(_Event, frozen=True, tag="completed"):
     timings: Timings = Timings()
 
 
-Event = Started | Delta | Finished | Completed
+Event = Started | Progress | Delta | Finished | Completed

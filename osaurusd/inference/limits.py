@@ -72,6 +72,7 @@ TOOL_CALL: Location = (*MESSAGE, "tool_calls", EACH)
 TOOL_RESULT: Location = (*MESSAGE, "tool_results", EACH)
 TEMPLATE_VARIABLES: Location = ("prompt", "template_variables")
 SCHEMA: Location = ("constraint", "schema")
+CHOICES: Location = ("constraint", "choices")
 TOOLS: Location = ("prompt", "tools")
 TOOL_PARAMETERS: Location = (*TOOLS, EACH, "parameters")
 
@@ -94,6 +95,7 @@ LIMITS = (
     InputLimit("max_schema_depth", TEMPLATE_VARIABLES, "levels", json_depth),
     InputLimit("max_schema_bytes", SCHEMA, "bytes of JSON", json_bytes),
     InputLimit("max_schema_depth", SCHEMA, "levels", json_depth),
+    InputLimit("max_schema_bytes", CHOICES, "bytes of JSON", json_bytes),
     InputLimit("max_choices", ("n",), "choices", magnitude),
     InputLimit("max_stop_strings", ("stop",), "stop strings"),
     InputLimit("max_stop_length", ("stop", EACH), "characters"),

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 import msgspec
 
 from osaurusd.errors import OsaurusError
-from osaurusd.inference.events import Completed, Event, Started, Timings, Usage
+from osaurusd.inference.events import Completed, Event, Progress, Started, Timings, Usage
 from osaurusd.inference.request import GenerationRequest
 from osaurusd.pool.pool import Lease
 
@@ -36,7 +36,7 @@ async def generate_all(lease: Lease, requests: Sequence[GenerationRequest]) -> A
                 match event:
                     case Completed():
                         completed.append(event)
-                    case Started():
+                    case Started() | Progress():
                         yield event
                     case _:
                         yield msgspec.structs.replace(event, index=number * requests[number].n + event.index)

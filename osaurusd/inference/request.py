@@ -125,23 +125,36 @@ Prompt = ChatPrompt | TextPrompt | TokenPrompt
 
 
 class JsonObject(_Part, frozen=True, tag="json_object"):
-    """The output must be one JSON object."""
+    """The output must be one JSON object. With `describe`, a chat's prompt states that unless the messages do."""
+
+    describe: bool = False
 
 
 class JsonSchema(_Part, frozen=True, tag="json_schema"):
-    """The output must be JSON that conforms to `schema`."""
+    """The output must be JSON that conforms to `schema`.
+
+    With `describe`, a chat's prompt contains the schema unless the messages do.
+    """
 
     schema: dict[str, Any]
+    describe: bool = False
+
+
+class TextChoice(_Part, frozen=True, tag="choice"):
+    """The output must be one of `choices`. With `describe`, a chat's prompt lists them unless the messages do."""
+
+    choices: list[str]
+    describe: bool = False
 
 
 class RequiredToolCalls(_Part, frozen=True, tag="tool_calls"):
-    """The output must be calls of the named tools: exactly one, or at least one if `parallel`."""
+    """The output must be calls of the named tools, all of them different: at least one and at most `max_calls`."""
 
     names: list[str]
-    parallel: bool = False
+    max_calls: int = 1
 
 
-OutputConstraint = JsonObject | JsonSchema | RequiredToolCalls
+OutputConstraint = JsonObject | JsonSchema | TextChoice | RequiredToolCalls
 
 
 class SamplingParams(_Part, frozen=True):
@@ -171,6 +184,7 @@ class GenerationRequest(_Part, frozen=True):
         echo: return the prompt as the beginning of each choice, with log-probabilities if `logprobs` is set.
         parse_tool_calls: report tool calls as such; False leaves them in the text.
         parallel_tool_calls: report every tool call of a choice; False reports the first one only.
+        report_progress: report how much of the prompt has been processed.
     """
 
     prompt: Prompt
@@ -183,3 +197,4 @@ class GenerationRequest(_Part, frozen=True):
     parse_tool_calls: bool = True
     parallel_tool_calls: bool = True
     constraint: OutputConstraint | None = None
+    report_progress: bool = False

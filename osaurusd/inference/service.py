@@ -17,6 +17,7 @@ from osaurusd.log import get_logger
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
 from osaurusd.pool.pool import Lease, Pool
+from osaurusd.wire.admin import WorkerState
 
 log = get_logger(__name__)
 
@@ -36,20 +37,20 @@ class Service:
         self._config = config
 
     async def find(self, model: str | None) -> ModelRecord:
-        """Find the model that a request names, or the default model.
+        """Find the model that a request names.
+
+        A request that names none gets the default model; without one, the only model that there is, or the only one
+        in memory.
 
         Raises:
-            InvalidRequest: the request names no model and there is no default, or the name is too long.
+            InvalidRequest: the request names no model and the choice is ambiguous, or the name is too long.
             ModelNotFound: the model does not exist, or cannot be served.
         """
         config = self._config()
         if not model:
-            if config.default_model is None:
-                raise InvalidRequest(
-                    "the model is required; set `default_model` in the configuration to serve requests without one",
-                    location=limits.MODEL,
-                )
-            return await self._catalog.find(config.default_model)
+            if config.default_model is not None:
+                return await self._catalog.find(config.default_model)
+            return await self._find_only()
         limits.check_value(limits.MODEL, model, config.input)
         try:
             return await self._catalog.find(model)
@@ -58,9 +59,21 @@ class Service:
                 return await self._catalog.find(config.default_model)
             raise
 
+    async def _find_only(self) -> ModelRecord:
+        available = await self._catalog.available()
+        loaded = {worker.name for worker in self._pool.snapshot() if worker.state is WorkerState.READY}
+        for candidates in (available, [record for record in available if record.name in loaded]):
+            if len(candidates) == 1:
+                return candidates[0]
+        reason = f"{len(available)} models are available" if available else "no model is available"
+        raise InvalidRequest(
+            f"the model is required, because {reason}; name one, or set `default_model` in the configuration",
+            location=limits.MODEL,
+        )
+
     def defaults(self, record: ModelRecord) -> RequestDefaults:
         """Return the defaults for requests to a model."""
-        return RequestDefaults.from_model(record.generation, self._config().defaults)
+        return RequestDefaults.from_config(record.generation, self._config())
 
     def check_prompt_count(self, count: int) -> None:
         """Check the number of prompts before a request is built for each of them.

@@ -5,31 +5,31 @@ The supported architectures are read from mlx_lm's source files: importing it wo
 
 import ast
 import re
-from collections.abc import Callable, Container, Mapping
+import sys
+from collections.abc import Container, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from osaurusd.models import metadata
-
-# Files from which transformers builds a tokenizer without code from the repository.
-_STANDARD_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-_OTHER_TOKENIZERS = ("tiktoken.model", "tokenizer_config.json")
+from osaurusd.models import metadata, tokenizers
 
 # Every model implementation of mlx_lm defines this class; modules with caches and layers do not.
 _MODEL_CLASS = re.compile(r"\bModelArgs\b")
 
+# The top-level packages that a module imports; some implementations need a package that mlx_lm does not require.
+_IMPORT = re.compile(r"^\s*(?:from|import)\s+(\w+)", re.MULTILINE)
+
 
 def find_incompatibility(
-    config: Mapping[str, Any], files: Container[str], read_tokenizer_config: Callable[[], Mapping[str, Any]]
+    config: Mapping[str, Any], files: Container[str], tokenizer_config: Mapping[str, Any]
 ) -> str | None:
     """Return why a model can never be served, even with more files; None if no reason is found.
 
     Args:
         config: the model's `config.json`.
         files: the names of its files.
-        read_tokenizer_config: called only if no file is a complete tokenizer.
+        tokenizer_config: its `tokenizer_config.json`, or an empty object.
     """
     model_type = metadata.architecture(config)
     if model_type is None:
@@ -38,15 +38,10 @@ def find_incompatibility(
         return f"mlx_lm does not support the architecture `{model_type}`"
     if config.get("model_file") is not None:
         return "the model requires custom code (`model_file`), which osaurusd never runs"
-    standard = any(name in files for name in _STANDARD_TOKENIZERS)
-    if not standard and metadata.tokenizer_requires_code(read_tokenizer_config()):
+    complete = any(name in files for name in tokenizers.COMPLETE_FILES)
+    if not complete and metadata.tokenizer_requires_code(tokenizer_config):
         return "the tokenizer requires custom code (`auto_map`), which osaurusd never runs"
     return None
-
-
-def has_tokenizer(files: Container[str]) -> bool:
-    """Whether the file names include one that a tokenizer can be built from."""
-    return any(name in files for name in (*_STANDARD_TOKENIZERS, *_OTHER_TOKENIZERS))
 
 
 @cache
@@ -66,7 +61,12 @@ def architectures_in(package: Path) -> frozenset[str]:
 
 
 def _implements_model(module: Path) -> bool:
-    return _MODEL_CLASS.search(module.read_text(encoding="utf-8")) is not None
+    source = module.read_text(encoding="utf-8")
+    return _MODEL_CLASS.search(source) is not None and all(_is_installed(name) for name in _IMPORT.findall(source))
+
+
+def _is_installed(package: str) -> bool:
+    return package in sys.stdlib_module_names or find_spec(package) is not None
 
 
 def _read_remapping(source: str) -> dict[str, str]:

@@ -3,17 +3,21 @@
 Unless stated otherwise, a file that is missing or invalid counts as empty.
 """
 
+import errno
 import json
 import re
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from osaurusd.models.record import Capabilities, GenerationDefaults, ModelRecord, Task
 
 IMPORT_RECORD = "osaurus.json"
 """The file in which an import records the source, the license and the digests of a model."""
+
+TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.json", "processor_config.json")
+"""JSON files that can contain the chat template as `chat_template`, if there is no chat_template.jinja."""
 
 _CONTEXT_KEYS = (
     "max_position_embeddings",
@@ -31,6 +35,8 @@ _MAX_TEXT_BYTES = 1_000_000
 
 # Larger than any vocabulary: such a `top_k` is invalid.
 _MAX_TOP_K = 2**31 - 1
+
+_SAMPLING_TEMPERATURE = 1.0  # transformers' default for models that sample
 
 # Chat templates of models with tool support iterate over `tools`; those of reasoning models open a reasoning block.
 _TOOLS = re.compile(r"\btools\b")
@@ -57,7 +63,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: the file is not a JSON object; the message states the reason.
     """
-    with path.open("rb") as file:
+    with _open(path) as file:
         content = file.read(_MAX_JSON_BYTES + 1)
     if len(content) > _MAX_JSON_BYTES:
         raise ValueError(f"{path.name} is larger than {_MAX_JSON_BYTES} bytes")
@@ -131,15 +137,21 @@ def capabilities(folder: Path, config: Mapping[str, Any]) -> Capabilities:
 def generation_defaults(folder: Path) -> GenerationDefaults:
     """Read the sampling parameters in `generation_config.json`; values that are out of range are ignored."""
     config = _json_object_or_empty(folder / "generation_config.json")
-    greedy = config.get("do_sample") is False
     top_k = _number_in_range(config.get("top_k"), 0, _MAX_TOP_K)
-    return GenerationDefaults(
-        temperature=0.0 if greedy else _number_in_range(config.get("temperature"), 0, 2),
+    defaults = GenerationDefaults(
+        temperature=_number_in_range(config.get("temperature"), 0, 2),
         top_p=_number_in_range(config.get("top_p"), 0, 1) or None,
         top_k=None if top_k is None else int(top_k),
         min_p=_number_in_range(config.get("min_p"), 0, 1),
         repetition_penalty=_number_in_range(config.get("repetition_penalty"), 0, 10) or None,
     )
+    do_sample = config.get("do_sample")
+    if do_sample is False:
+        return replace(defaults, temperature=0.0)
+    filters = (defaults.top_p, defaults.top_k, defaults.min_p)
+    if defaults.temperature is None and (do_sample is True or any(value is not None for value in filters)):
+        return replace(defaults, temperature=_SAMPLING_TEMPERATURE)
+    return defaults
 
 
 def tokenizer_requires_code(tokenizer_config: Mapping[str, Any]) -> bool:
@@ -147,11 +159,6 @@ def tokenizer_requires_code(tokenizer_config: Mapping[str, Any]) -> bool:
     auto_map = tokenizer_config.get("auto_map")
     # Older files have a list with the slow and the fast class instead of an object.
     return isinstance(auto_map, list) or (isinstance(auto_map, dict) and "AutoTokenizer" in auto_map)
-
-
-def read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    """Read `tokenizer_config.json`."""
-    return _json_object_or_empty(folder / "tokenizer_config.json")
 
 
 def read_provenance(record: ModelRecord) -> Provenance:
@@ -169,7 +176,7 @@ def _chat_template(folder: Path) -> str:
     """Return the chat template: a separate file, or a string or a list of named templates in a JSON file."""
     if text := _text_or_empty(folder / "chat_template.jinja"):
         return text
-    for name in ("tokenizer_config.json", "chat_template.json"):
+    for name in TEMPLATE_FILES:
         template = _json_object_or_empty(folder / name).get("chat_template")
         if isinstance(template, str):
             return template
@@ -205,7 +212,18 @@ def _json_object_or_empty(path: Path) -> dict[str, Any]:
 
 def _text_or_empty(path: Path) -> str:
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return file.read(_MAX_TEXT_BYTES)
+        with _open(path) as file:
+            return file.read(_MAX_TEXT_BYTES).decode(errors="replace")
     except OSError:
         return ""
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open a regular file. Opening a pipe would block the scan.
+
+    Raises:
+        OSError: `path` is something else, or cannot be opened.
+    """
+    if not path.is_file():
+        raise OSError(errno.ENOENT, "not a regular file", str(path))
+    return path.open("rb")

@@ -28,7 +28,8 @@ class Capabilities:
 class GenerationDefaults:
     """Sampling parameters from `generation_config.json`; None where the file has no usable value.
 
-    `do_sample: false` is represented as a `temperature` of 0.
+    `do_sample: false` is represented as a `temperature` of 0. A file with `do_sample: true` or a filter, but without a
+    `temperature`, means 1.
     """
 
     temperature: float | None = None

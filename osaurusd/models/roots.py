@@ -69,8 +69,11 @@ def find_model_folders(root: Root) -> Iterator[ModelFolder]:
     if root.source == "imported":
         yield from _imported_models(root)
         return
+    if root.source == "extra" and (root.path / "config.json").exists():
+        yield ModelFolder(root.path.name, root.path, root.source, root.path)
+        return
     for path in _subfolders(root.path):
-        if path.name.startswith("models--"):
+        if path.name.startswith("models--") and (path / "snapshots").is_dir():
             yield from _cached_model(root, path)
         elif root.source == "extra":
             yield from _extra_models(root, path)

@@ -6,8 +6,9 @@ Format (https://huggingface.co/docs/safetensors): an 8-byte little-endian header
 import json
 import math
 import re
+import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from osaurusd.models import metadata
 
 INDEX = "model.safetensors.index.json"
+WHOLE = "model.safetensors"
+_WEIGHTS = "model*.safetensors"
 _MAX_HEADER_BYTES = 100_000_000
 
 # Bits per value, by the format's type names.
@@ -25,7 +28,8 @@ _BITS = {
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
 
-_SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+# With a suffix that programs append to copies, such as ` (1)`.
+_SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\b.*\.safetensors")
 
 _UNREADABLE = (OSError, ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError, struct.error)
 
@@ -56,24 +60,66 @@ class Weights:
 
 
 def read(folder: Path) -> Weights:
-    """Read the weight headers of a model folder, whether or not the weights are complete."""
-    try:
-        shards = _shards(folder)
-    except _UNREADABLE as error:
-        return Weights({}, f"{INDEX} cannot be read: {error}")
-    if not shards:
-        return Weights({}, "no model*.safetensors")
+    """Read the headers of all weight files that mlx_lm loads, whether or not the weights are complete."""
+    present = sorted(path.name for path in folder.glob(_WEIGHTS))
+    if not present:
+        return Weights({}, f"no {_WEIGHTS}")
     tensors: dict[str, Tensor] = {}
-    for name in shards:
+    for name in present:
         try:
-            tensors.update(_read_tensors(folder / name))
+            found = dict(_read_tensors(folder / name))
         except FileNotFoundError:
             return Weights(tensors, f"{name}: missing")
         except IncompleteFile as error:
             return Weights(tensors, f"{name}: {error}")
         except _UNREADABLE as error:
             return Weights(tensors, f"{name}: unreadable header: {error}")
-    return Weights(tensors)
+        if contradiction := _find_contradiction(tensors, found):
+            return Weights(tensors, f"{name}: {contradiction}")
+        tensors |= found
+    missing = find_missing_file(read_weight_map(folder), present, tensors)
+    return Weights(tensors, f"{missing}: missing" if missing else None)
+
+
+def read_weight_map(folder: Path) -> dict[str, str]:
+    """Return the name of the file with each tensor according to the index; empty without a valid index.
+
+    mlx_lm does not use the index, so a damaged one does no harm.
+    """
+    try:
+        return parse_weight_map(metadata.read_json_object(folder / INDEX))
+    except (OSError, ValueError):
+        return {}
+
+
+def parse_weight_map(index: Mapping[str, Any]) -> dict[str, str]:
+    """Return the valid entries of an index's `weight_map`."""
+    weight_map = index.get("weight_map")
+    entries = weight_map.items() if isinstance(weight_map, dict) else ()
+    return {tensor: file for tensor, file in entries if isinstance(file, str) and file}
+
+
+def find_missing_file(
+    weight_map: Mapping[str, str], present: Collection[str], tensors: Container[str] = ()
+) -> str | None:
+    """Return the name of a missing weight file; None if the present files are complete.
+
+    The index of a published model may be left over from other weights, so it only counts if it fits the files.
+
+    Args:
+        weight_map: the file with each tensor according to the index.
+        present: the names of the weight files.
+        tensors: the names of the tensors in them, as far as they are known.
+    """
+    files = set(present)
+    siblings = _missing_shards(files)
+    absent = siblings.union(weight_map.values()) - files
+    if weight_map and all(tensor in tensors for tensor in weight_map):
+        return None
+    is_whole = WHOLE in files or any(_SHARD.fullmatch(name) for name in files)
+    if is_whole and not siblings and files.isdisjoint(weight_map.values()):
+        return None
+    return min(absent, default=None)
 
 
 def check_complete(path: Path) -> None:
@@ -92,30 +138,32 @@ def check_complete(path: Path) -> None:
         raise ValueError(f"unreadable safetensors header: {error}") from error
 
 
-def _shards(folder: Path) -> list[str]:
-    """Return the names of the weight files: those in the index, or all that mlx_lm would load."""
-    index = folder / INDEX
-    if not index.exists():
-        present = {path.name for path in folder.glob("model*.safetensors")}
-        return sorted(present.union(*(_sibling_shards(name) for name in present)))
-    names = set(metadata.read_json_object(index)["weight_map"].values())
-    if outside := [name for name in names if Path(name).name != name]:
-        raise ValueError(f"it names a file outside the model: {outside[0]}")
-    return sorted(names)
+def _find_contradiction(known: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """Return which tensor differs from that of another file. mlx_lm would use either, by the order of the directory."""
+    for name in known.keys() & found.keys():
+        if known[name] != found[name]:
+            return f"another file contains a different `{name}`; remove the file that does not belong to the model"
+    return None
 
 
-def _sibling_shards(name: str) -> set[str]:
-    """Return the names of all shards if `name` is the name of a shard."""
-    parts = _SHARD.fullmatch(name)
-    if parts is None:
-        return set()
-    count = int(parts["count"])
-    width = len(parts["number"])
-    return {f"{parts['stem']}-{number:0{width}}-of-{parts['count']}.safetensors" for number in range(1, count + 1)}
+def _missing_shards(files: Iterable[str]) -> set[str]:
+    """Return the names of shards that are absent although another shard of their set is present."""
+    present: dict[tuple[str, str], set[int]] = {}
+    for parts in filter(None, map(_SHARD.fullmatch, files)):
+        present.setdefault((parts["stem"], parts["count"]), set()).add(int(parts["number"]))
+    return {
+        f"{stem}-{number:05}-of-{count}.safetensors"
+        for (stem, count), numbers in present.items()
+        for number in range(1, int(count) + 1)
+        if number not in numbers
+    }
 
 
 def _read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    size = path.stat().st_size
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a regular file")
+    size = status.st_size
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > _MAX_HEADER_BYTES:

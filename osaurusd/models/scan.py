@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from osaurusd.log import get_logger
-from osaurusd.models import compatibility, memory, metadata, safetensors
+from osaurusd.models import compatibility, memory, metadata, safetensors, tokenizers
 from osaurusd.models.record import MemoryEstimate, ModelRecord
 from osaurusd.models.roots import ModelFolder, Root, find_model_folders, is_utf8
 from osaurusd.wire.admin import Availability
@@ -20,6 +20,9 @@ log = get_logger(__name__)
 
 SCAN_TIMEOUT_SECONDS = 2.0
 """How long callers wait for one root. A first scan of thousands of models takes less."""
+
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_OTHER_TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json")
 
 # The one subfolder of a model that transformers reads (its `CHAT_TEMPLATE_DIR`).
 _TEMPLATES = "additional_chat_templates"
@@ -128,7 +131,10 @@ def _read_record(folder: ModelFolder, files: tuple[_File, ...], boundaries: Sequ
         files=tuple(sizes.items()),
     )
     if name := _find_escaping_link(folder.path, sizes, boundaries):
-        return _unusable(replace(record, escapes=True), f"{name} is a link to a path outside the store")
+        return _unusable(
+            replace(record, escapes=True),
+            f"{name} is a link to a path outside the store; to allow it, add the target's folder to `models.roots`",
+        )
     if "config.json" not in sizes:
         return _partial(record, "config.json is missing")
     try:
@@ -154,10 +160,19 @@ def _check(
     record: ModelRecord, config: Mapping[str, Any], files: Mapping[str, int], missing_weights: str | None
 ) -> ModelRecord:
     """Return the record as unusable if it can never be served, partial if files are missing, or else unchanged."""
-    if reason := compatibility.find_incompatibility(config, files, lambda: metadata.read_tokenizer_config(record.path)):
+    documents = {}
+    for name in (_TOKENIZER_CONFIG, *_OTHER_TOKENIZER_FILES):
+        try:
+            documents[name] = metadata.read_json_object(record.path / name) if name in files else {}
+        except (OSError, ValueError) as error:
+            return _unusable(record, f"{name} cannot be read: {error}")
+    tokenizer_config = documents[_TOKENIZER_CONFIG]
+    if reason := compatibility.find_incompatibility(config, files, tokenizer_config):
         return _unusable(record, reason)
-    if not compatibility.has_tokenizer(files):
-        return _partial(record, "the tokenizer is missing")
+    if reason := tokenizers.find_missing(files, config, tokenizer_config):
+        return _partial(record, reason)
+    if reason := tokenizers.find_damage(record.path, files):
+        return _partial(record, reason)
     if missing_weights:
         return _partial(record, missing_weights)
     return record

@@ -13,6 +13,7 @@ from osaurusd.errors import ConfigError
 from osaurusd.log import get_logger
 from osaurusd.models.record import ModelRecord
 from osaurusd.pool.scheduler import SchedulerConfig
+from osaurusd.rpc.messages import WireSetting
 from osaurusd.rpc.process import Launch
 
 log = get_logger(__name__)
@@ -40,6 +41,7 @@ class WorkerLimits:
     prefix_cache_bytes: int = 0
     max_waiting: int = 64
     stall_seconds: float = 0.2
+    wire: WireSetting = "auto"
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class PoolConfig:
                 prefix_cache_bytes=int(physical * PREFIX_CACHE_FRACTION) if prefix_cache is None else prefix_cache,
                 max_waiting=worker.max_waiting,
                 stall_seconds=worker.stall_seconds,
+                wire=worker.wire,
             ),
             scheduler=SchedulerConfig(
                 budget_bytes=residency.budget_bytes or int(physical * BUDGET_FRACTION),

@@ -42,26 +42,24 @@ def build_load(record: ModelRecord, limits: WorkerLimits, memory: messages.Limit
         dequantize=limits.dequantize,
         memory_limit_bytes=memory.memory_limit_bytes,
         cache_limit_bytes=memory.cache_limit_bytes,
-        wired_limit_bytes=memory.wired_limit_bytes,
         prefix_cache_bytes=memory.prefix_cache_bytes,
         max_waiting=limits.max_waiting,
         stall_seconds=limits.stall_seconds,
+        wire=limits.wire,
     )
 
 
-def build_limits(limits: WorkerLimits, limit_bytes: int, needs_bytes: int, *, wired: bool) -> messages.Limits:
+def build_limits(limits: WorkerLimits, limit_bytes: int, needs_bytes: int) -> messages.Limits:
     """Divide a worker's limit among the model, the prefix cache and freed buffers.
 
     Args:
         limits: upper limits of each part.
         limit_bytes: what the worker may use.
         needs_bytes: the model's minimum memory.
-        wired: whether to keep the memory from being paged out, which only a GPU needs.
     """
     rest = max(limit_bytes - needs_bytes, 0)
     return messages.Limits(
         memory_limit_bytes=limit_bytes,
         cache_limit_bytes=min(limits.cache_limit_bytes, max(rest // FREED_BUFFERS_DIVISOR, MIN_FREED_BUFFERS_BYTES)),
-        wired_limit_bytes=limit_bytes if wired else None,
         prefix_cache_bytes=min(limits.prefix_cache_bytes, rest // PREFIX_CACHE_DIVISOR),
     )

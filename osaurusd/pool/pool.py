@@ -363,7 +363,7 @@ class Pool:
         return memory.estimate_bytes(record, self._config.limits, budget, on_cpu=self._on_cpu)
 
     def _limits(self, model: ModelState) -> messages.Limits:
-        return memory.build_limits(self._config.limits, model.limit_bytes, model.needs_bytes, wired=not self._on_cpu)
+        return memory.build_limits(self._config.limits, model.limit_bytes, model.needs_bytes)
 
     def _scheduler_config(self) -> SchedulerConfig:
         """The configured limits, with a budget within the GPU's recommended working set."""

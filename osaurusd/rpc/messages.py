@@ -8,6 +8,8 @@ from osaurusd.inference.events import Event
 from osaurusd.inference.request import GenerationRequest, Location
 from osaurusd.wire.errors import ErrorCode
 
+WireSetting = Literal["auto", "never", "always"]
+
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of all messages."""
@@ -29,10 +31,10 @@ class Load(Frame, frozen=True, tag="load"):
         dequantize: whether to compute in float32 on a CPU; `auto` does if the weights fit into `memory_limit_bytes`.
         memory_limit_bytes: limit of everything MLX allocates; None keeps MLX's own limit.
         cache_limit_bytes: limit of freed buffers that MLX keeps; None keeps MLX's own limit.
-        wired_limit_bytes: memory that the GPU driver must not page out; None keeps the system's limit.
         prefix_cache_bytes: limit of the prefix cache; 0 disables it.
         max_waiting: requests that may wait for a place in the batch before further ones are rejected.
         stall_seconds: how long prefill may delay running sequences, if that is longer than a few decode steps.
+        wire: whether macOS must keep the weights in memory; `auto` wires those that fill most of the GPU's working set.
     """
 
     path: str
@@ -41,10 +43,10 @@ class Load(Frame, frozen=True, tag="load"):
     dequantize: Literal["auto", "always", "never"] = "auto"
     memory_limit_bytes: int | None = None
     cache_limit_bytes: int | None = None
-    wired_limit_bytes: int | None = None
     prefix_cache_bytes: int = 0
     max_waiting: int = 64
     stall_seconds: float = 0.2
+    wire: WireSetting = "auto"
 
 
 class Limits(Frame, frozen=True, tag="limits"):
@@ -52,7 +54,6 @@ class Limits(Frame, frozen=True, tag="limits"):
 
     memory_limit_bytes: int | None = None
     cache_limit_bytes: int | None = None
-    wired_limit_bytes: int | None = None
     prefix_cache_bytes: int = 0
 
 

@@ -37,13 +37,14 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-def test_wheel_contains_the_launchd_folder_and_the_license(wheel: Path) -> None:
+def test_wheel_contains_the_launchd_folder_the_license_and_the_manual_pages(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         plist = plistlib.loads(archive.read("osaurusctl/launchd/ai.osaurus.osaurusd.plist"))
 
     assert "ai.osaurus.osaurusd" == plist["Label"]
     assert [] != [name for name in names if name.endswith("licenses/LICENSE")]
+    assert [] != [name for name in names if name.endswith(".data/data/share/man/man1/osaurusctl-run.1")]
     assert [] == [name for name in names if name.startswith("tests")]
 
 

@@ -56,10 +56,11 @@ def publish(root, repo, files, *, revision="main", commit=None, **settings):
 class Hub:
     """A fake hub in its own process."""
 
-    def __init__(self, root):
+    def __init__(self, root, certificate=None):
         self.root = Path(root)
+        arguments = [str(root), *([str(certificate)] if certificate else [])]
         self._process = subprocess.Popen(
-            [sys.executable, hub_server.__file__, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, hub_server.__file__, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         urls = json.loads(self._process.stdout.readline())
         self.url, self.cdn = urls["hub"], urls["cdn"]
@@ -126,9 +127,9 @@ def serving(root, repos):
 
 
 @contextlib.contextmanager
-def running(root):
-    """Serve the repositories below `root`; yields the Hub."""
-    hub = Hub(root)
+def running(root, certificate=None):
+    """Serve the repositories below `root`, over TLS if there is a certificate with its key; yields the Hub."""
+    hub = Hub(root, certificate)
     try:
         yield hub
     finally:

@@ -1,6 +1,7 @@
 """A fake Hugging Face Hub that implements huggingface_hub's protocol and can inject faults.
 
-`python hub_server.py ROOT` serves the repositories below ROOT and prints the URLs of the hub and of its CDN as JSON.
+`python hub_server.py ROOT [CERTIFICATE]` serves the repositories below ROOT, over TLS if there is a certificate and its
+key, and prints the URLs of the hub and of its CDN as JSON.
 Each repository is a folder ORG/NAME with a folder of files for each commit and a `repo.json`; `hub.publish` writes
 them. Files with `LFS_SUFFIXES` are LFS files, which the hub redirects to signed URLs of the CDN. Requests below
 `/_control/` inject faults and return statistics; `hub.Hub` is the client for them.
@@ -12,6 +13,7 @@ import json
 import os
 import select
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -343,7 +345,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send_range(self, file, begin, end):
         while begin < end:
-            count = os.sendfile(self.connection.fileno(), file.fileno(), begin, min(end - begin, SEND_BYTES))
+            size = min(end - begin, SEND_BYTES)
+            if isinstance(self.connection, ssl.SSLSocket):
+                count = self.connection.send(os.pread(file.fileno(), size, begin))
+            else:
+                count = os.sendfile(self.connection.fileno(), file.fileno(), begin, size)
             if not count:
                 raise ConnectionError("the file was truncated")
             begin += count
@@ -382,18 +388,23 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-def main(root):
+def main(root, certificate=None):
     state = State(Store(root))
+    scheme = "https" if certificate else "http"
     servers = {}
     for where in ("hub", "cdn"):
         handler = type(where.title(), (Handler,), {"state": state, "where": where})
         servers[where] = Server(("127.0.0.1", 0), handler)
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            servers[where].socket = context.wrap_socket(servers[where].socket, server_side=True)
         threading.Thread(target=servers[where].serve_forever, daemon=True).start()
-    state.hub = f"http://127.0.0.1:{servers['hub'].server_port}"
-    state.cdn = f"http://localhost:{servers['cdn'].server_port}"
+    state.hub = f"{scheme}://127.0.0.1:{servers['hub'].server_port}"
+    state.cdn = f"{scheme}://localhost:{servers['cdn'].server_port}"
     print(json.dumps({"hub": state.hub, "cdn": state.cdn}), flush=True)
     sys.stdin.read()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -80,6 +80,17 @@ def test_seed_repeats_the_output_in_a_batch(client: OpenAI) -> None:
     assert [alone, alone] == [batched[0], batched[3]]
 
 
+def test_default_sampling_answers_a_simple_question_with_at_least_nine_of_ten_seeds(client: OpenAI) -> None:
+    def generate(seed: int) -> str:
+        reply = client.chat.completions.create(model=SMOLLM, messages=CAPITAL, seed=seed, max_tokens=8)
+        return reply.choices[0].message.content
+
+    with ThreadPoolExecutor(5) as executor:
+        answers = list(executor.map(generate, range(10)))
+
+    assert sum("Paris" in answer for answer in answers) >= 9
+
+
 def test_batching_does_not_change_the_output(client: OpenAI) -> None:
     questions = ["What is the capital of France?", "Say hello.", "Name a colour.", "What is two plus two?"]
 

@@ -23,6 +23,7 @@ from osaurusd.models.names import PUBLISHED
 from tests import daemons
 from tests.daemons import Daemon
 from tests.fakes import hub as fake_hub
+from tests.fakes import proxies
 from tests.fakes.hub import Hub
 from tests.integration.test_architectures import DEEPSEEK_TEMPLATE, GEMMA_TEMPLATE, MODELS
 from tests.models import make_tiny
@@ -32,6 +33,8 @@ SMALL = "org/small"
 LARGE = "org/large"
 NAME = "large"
 MAX_REPEATED_BYTES_PER_KILL = 32 * 1024 * 1024
+NO_PROXIES = dict.fromkeys(("http_proxy", "https_proxy", "no_proxy"), "")
+"""Lower-case variables take precedence, also if they are empty."""
 CODE = b"raise SystemExit('executed')"
 
 
@@ -273,6 +276,28 @@ def test_search_shows_size_and_local_state_of_models(daemon: Daemon, hub: Hub) -
     assert ("huge-model", 4 * 10**12 + 2000, False) == (huge["name"], huge["bytes"], huge["fits"])
     models = json.loads(ctl(daemon.home, "search", "--all", "small", "--json").stdout)
     assert [(SMALL, "available")] == [(model["repo"], model["state"]) for model in models]
+
+
+def test_search_and_pull_use_a_socks_proxy(home: Path, hub: Hub) -> None:
+    with proxies.running("socks") as proxy:
+        proxy.user = "me"
+        settings = {"all_proxy": f"socks5h://me:word@127.0.0.1:{proxy.port}"}
+        env = hub_environment(hub) | NO_PROXIES | settings
+        with daemons.running(home, **env) as daemon:
+            assert SMALL in ctl(daemon.home, "search", "--all").stdout
+            pulled = ctl(daemon.home, "pull", SMALL)
+            assert 0 == pulled.returncode, pulled.stderr
+        assert {"127.0.0.1", "localhost"} == set(proxy.targets)
+
+
+def test_proxy_of_an_unsupported_kind_is_refused_in_one_line(home: Path, hub: Hub) -> None:
+    settings = NO_PROXIES | {"all_proxy": "socks4://me:word@127.0.0.1:1"}
+    with daemons.running(home, **(hub_environment(hub) | settings)) as daemon:
+        for arguments in (("search",), ("pull", SMALL)):
+            refused = ctl(daemon.home, *arguments)
+            assert 1 == refused.returncode
+            assert "ALL_PROXY: a proxy of the kind socks4:// is not supported" in refused.stderr
+            assert "word" not in refused.stderr
 
 
 def publish_tiny(hub: Hub, repo: str, tokenizer: Path, scratch: Path) -> None:

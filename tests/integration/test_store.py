@@ -232,6 +232,22 @@ def test_models_of_extra_roots_are_served_but_never_removed(home: Path, smollm_f
     assert (tmp_path / "lm" / "org" / "Extra-4bit" / "config.json").exists()
 
 
+def test_models_with_irregular_files_are_listed_and_served(home: Path, smollm_folder: Path) -> None:
+    folder = make_tiny(home / "models" / "[tiny] model*", smollm_folder, template=None)
+    template = (smollm_folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    config = folder / "config.json"
+    config.write_text(config.read_text(), "utf-8-sig")
+    tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer_config = {**tokenizer_config, "tokenizer_class": "MistralCommonBackend"}
+    tokenizer_config.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model-00001-of-00002.safetensors"}}')
+    with daemons.running(home) as running, open_client(running) as client:
+        (model,) = client.models.list().data
+        assert 2 == client.chat.completions.create(model=model.id, **REQUEST).usage.completion_tokens
+
+
 def test_models_of_lm_studio_are_served_if_the_user_agrees(home: Path, smollm_folder: Path, tmp_path: Path) -> None:
     store = tmp_path / ".lmstudio" / "models"
     make_tiny(store / "lmstudio-community" / "Tiny-MLX-4bit", smollm_folder)

@@ -12,6 +12,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from osaurusd.config import Input
 from tests import daemons
 from tests.conftest import SMOLLM
 from tests.models import make_tiny
@@ -102,6 +103,17 @@ def test_streamed_tool_call_equals_the_whole_one(tiny_client: OpenAI) -> None:
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_required_tool_calls_end_and_differ(client: OpenAI, temperature) -> None:
+    fields = {"tools": [WEATHER, TIME], "tool_choice": "required", "max_tokens": 300, "temperature": temperature}
+    (choice,) = complete(client, WEATHER_MESSAGES, seed=4, **fields).choices
+
+    calls = [(call.function.name, json.loads(call.function.arguments)) for call in choice.message.tool_calls]
+    assert choice.finish_reason == "tool_calls"
+    assert 1 <= len(calls) <= Input().max_forced_calls
+    assert all(call not in calls[:index] for index, call in enumerate(calls))
+
+
 def test_truncated_tool_call_finishes_with_length(tiny_client: OpenAI) -> None:
     reply = complete(tiny_client, WEATHER_MESSAGES, tools=[WEATHER], tool_choice="required", max_tokens=6)
 
@@ -152,6 +164,41 @@ def test_unsupported_schema_is_rejected_with_the_reason(tiny_client: OpenAI) -> 
         "invalid_request",
         "response_format.json_schema.schema",
     )
+
+
+def test_schema_is_part_of_the_prompt_unless_the_messages_describe_it(tiny_client: OpenAI) -> None:
+    response_format = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
+    described = [{"role": "user", "content": 'Describe a person as JSON with "name", "age" and "colours".'}]
+
+    def prompt_tokens(messages, **fields):
+        return complete(tiny_client, messages, max_tokens=1, **fields).usage.prompt_tokens
+
+    added = prompt_tokens(PERSON_MESSAGES, response_format=response_format) - prompt_tokens(PERSON_MESSAGES)
+    assert added > 50
+    assert prompt_tokens(described, response_format=response_format) == prompt_tokens(described)
+
+
+def test_output_that_violates_what_cannot_be_enforced_is_not_returned(tiny_client: OpenAI) -> None:
+    schema = {"type": "array", "items": {"const": 1}, "minItems": 2, "maxItems": 2, "uniqueItems": True}
+    with pytest.raises(openai.BadRequestError, match="non-unique"):
+        complete(tiny_client, PERSON_MESSAGES, extra_body={"guided_json": schema})
+
+
+def test_one_unusual_tool_does_not_make_the_others_unusable(tiny_client: OpenAI) -> None:
+    unusual = {"type": "object", "properties": {"tags": {"propertyNames": {"type": "string"}, "format": "tags"}}}
+    tool = {"type": "function", "function": {"name": "tag", "parameters": unusual}}
+    named = {"type": "function", "function": {"name": "get_weather"}}
+
+    reply = complete(tiny_client, WEATHER_MESSAGES, tools=[tool, WEATHER], tool_choice=named)
+
+    assert is_valid(reply.choices[0].message.tool_calls[0])
+
+
+def test_output_is_one_of_the_choices(tiny_client: OpenAI) -> None:
+    reply = complete(tiny_client, WEATHER_MESSAGES, extra_body={"guided_choice": ["sun", "rain"]})
+
+    assert reply.choices[0].message.content in ("sun", "rain")
+    assert reply.choices[0].finish_reason == "stop"
 
 
 def test_unsupported_parameters_of_a_tool_are_rejected_with_their_path(tiny_client: OpenAI) -> None:

@@ -1,6 +1,7 @@
 import contextlib
 import errno
 import importlib.util
+import json
 import os
 import pty
 import select
@@ -12,13 +13,17 @@ import tempfile
 import time
 from pathlib import Path
 
+import pyte
 import pytest
 from click.testing import CliRunner
 
+import osaurusd
 from osaurusctl.cli import root
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 30
+
+CURSOR_POSITION_REQUEST = b"\x1b[6n"
 
 
 def load_fake_daemon():
@@ -55,6 +60,23 @@ def daemon(home, fake):
     running.start()
     yield running
     running.close()
+
+
+@pytest.fixture
+def fake_program(home, monkeypatch):
+    """Replace `python -m osaurusd` by the fake daemon, and return how to read its start record."""
+    package = home / "packages" / "osaurusd"
+    package.mkdir(parents=True)
+    for path in Path(osaurusd.__file__).parent.iterdir():
+        if path.name != "__main__.py":
+            (package / path.name).symlink_to(path)
+    script = Path(__file__).with_name("fake_daemon_program.py")
+    (package / "__main__.py").write_text(f"import runpy\nrunpy.run_path({str(script)!r}, run_name='__main__')\n")
+    monkeypatch.setenv("PYTHONPATH", f"{package.parent}{os.pathsep}{os.environ['PYTHONPATH']}")
+    monkeypatch.delenv("FAKE_MODE", raising=False)
+    yield lambda: json.loads((home / "started.json").read_text(encoding="utf-8"))
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        os.kill(json.loads((home / "started.json").read_text(encoding="utf-8"))["pid"], signal.SIGKILL)
 
 
 @pytest.fixture
@@ -124,20 +146,18 @@ class Terminal:
             assert self._read(deadline), f"expected {text!r}, got {self.output[self.position :]!r}"
         self.position = self.output.index(text, self.position) + len(text)
 
-    def interrupt_prompt(self, text):
-        """Press Ctrl-C until `text` appears: CPython's readline misses a signal just before it waits for a key."""
-        for _ in range(TIMEOUT_SECONDS):
-            self.type("\x03")
-            with contextlib.suppress(AssertionError):
-                return self.expect(text, timeout=1)
-        raise AssertionError(f"expected {text!r} after Ctrl-C, got {self.output[self.position :]!r}")
-
     def end(self):
         """Return the output until the command exits, and its exit code."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while self._read(deadline):
             pass
         return self.output, self.process.wait(TIMEOUT_SECONDS)
+
+    def lines(self):
+        """Return the lines on the screen, and those that have scrolled off it."""
+        screen = pyte.Screen(80, 500)
+        pyte.Stream(screen).feed(self.output)
+        return [line.rstrip() for line in screen.display if line.strip()]
 
     def close(self):
         if self.process.poll() is None:
@@ -154,6 +174,8 @@ class Terminal:
             if error.errno != errno.EIO:
                 raise
             data = b""
+        if CURSOR_POSITION_REQUEST in data:
+            os.write(self.master, b"\x1b[1;1R")
         self.output += data.decode(errors="replace")
         return bool(data)
 

@@ -240,7 +240,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.post(body)
 
     def missing(self, body):
-        body = body or {}
+        body = {} if self.path == PullRoute.PULLS else body or {}
         return [name for name in (body.get("model"), *body.get("models", [])) if name in self.fake.missing]
 
     def is_rejected_version(self):
@@ -355,7 +355,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         def chunk(token):
             if isinstance(token, ErrorBody):
                 return _event(ErrorEnvelope(token))
-            return _event({**shown, "choices": [{"index": 0, "delta": {"content": token}, "finish_reason": None}]})
+            if isinstance(token, dict) and "prompt_progress" in token:
+                return _event({**shown, "choices": [], **token})
+            delta = token if isinstance(token, dict) else {"content": token}
+            return _event({**shown, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
 
         if self.stream(tokens, chunk, end=False):
             finish = "length" if body.get("max_tokens") == 2 else "stop"

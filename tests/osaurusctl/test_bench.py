@@ -157,7 +157,8 @@ def test_default_model_is_measured_without_a_name(daemon, invoke):
     assert {"qwen"} == {body["model"] for body in daemon.bodies(CHAT)}
 
 
-def test_hint_without_a_default_model_names_the_command(daemon, invoke):
+def test_hint_without_a_default_model_names_the_command(daemon, invoke, fake):
+    daemon.models = [fake.model("llama"), fake.model("qwen")]
     result = invoke("bench")
 
     assert 2 == result.exit_code

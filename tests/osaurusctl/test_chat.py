@@ -6,7 +6,7 @@ from osaurusd.wire.admin import Route
 from osaurusd.wire.errors import ErrorBody
 
 CHAT = "/v1/chat/completions"
-PROMPT = ">>> "
+PROMPT = ">>>"
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def chat(daemon, terminal):
 
 def send(chat, text):
     chat.type(f"{text}\r")
-    chat.expect(f"{text}\r\n")
+    chat.expect(text)
 
 
 def message_contents(body):
@@ -68,13 +68,16 @@ def test_clear_removes_the_history(daemon, chat):
 def test_empty_line_sends_no_request(daemon, chat):
     chat.type("\r")
     chat.expect(PROMPT)
+    chat.type("\x04")
+    assert chat.end()[1] == 0
     assert daemon.bodies(CHAT) == []
 
 
 def test_ctrl_c_at_the_prompt_discards_the_line(daemon, chat):
     chat.type("half a thou")
     chat.expect("half a thou")
-    chat.interrupt_prompt(PROMPT)
+    chat.type("\x03")
+    chat.expect(PROMPT)
     send(chat, "hello")
     chat.expect("Hello there")
     assert message_contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "hello"]
@@ -131,7 +134,10 @@ def test_later_error_keeps_the_conversation(daemon, chat):
 
 def test_unknown_model_is_reported_before_the_prompt(daemon, terminal):
     daemon.fail(Route.LOAD, "model_not_found", "no model `llama`", status=404)
-    shown, code = terminal("run", "llama").end()
+    screen = terminal("run", "llama")
+    screen.expect("Download llama now? [Y/n] ")
+    screen.type("n\n")
+    shown, code = screen.end()
     assert code == 4
     assert PROMPT not in shown
 
@@ -139,11 +145,65 @@ def test_unknown_model_is_reported_before_the_prompt(daemon, terminal):
 def test_prompt_argument_on_a_terminal_is_answered_once(daemon, terminal):
     shown, code = terminal("run", "llama", "hello").end()
     assert code == 0
-    assert shown == "Hello there\r\n"
+    assert shown.endswith("Hello there\r\n")
 
 
 def test_truncated_answer_is_followed_by_a_note_on_a_new_line(daemon, terminal):
     screen = terminal("run", "llama", "--max-tokens", "2")
     screen.expect(PROMPT)
     send(screen, "hello")
-    screen.expect("Hello there\r\nthe answer was truncated")
+    screen.expect("Hello there\r\n")
+    screen.expect("the answer was truncated")
+
+
+def test_paste_is_one_prompt(daemon, chat):
+    chat.type("\x1b[200~first line\r\n\r\n/second line\x1b[201~\r")
+    chat.expect("Hello there")
+    assert message_contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "first line\n\n/second line"]
+
+
+def test_quotes_enclose_a_prompt_of_several_lines(daemon, chat):
+    chat.type('"""one\r')
+    chat.expect("...")
+    chat.type('two"""\r')
+    chat.expect("Hello there")
+    assert message_contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "one\ntwo"]
+
+
+def test_unknown_command_is_an_error_and_no_prompt(daemon, chat):
+    send(chat, "/nope")
+    chat.expect("unknown command /nope")
+    chat.expect(PROMPT)
+    send(chat, "/system Be verbose.")
+    chat.expect("system prompt: Be verbose.")
+    send(chat, "hello")
+    chat.expect("Hello there")
+    assert message_contents(daemon.bodies(CHAT)[-1]) == ["Be verbose.", "hello"]
+
+
+def test_files_precede_the_first_prompt_only(daemon, terminal, home):
+    (home / "notes.txt").write_text("milk")
+    (home / "cat.png").write_bytes(b"PNG")
+    screen = terminal("run", "llama", "--file", "notes.txt", "--image", "cat.png")
+    screen.expect(PROMPT)
+    send(screen, "What is it?")
+    screen.expect("Hello there")
+    screen.expect(PROMPT)
+    send(screen, "Why?")
+    screen.expect("Hello there")
+    first, _, second = message_contents(daemon.bodies(CHAT)[-1])
+    assert first[0] == {"type": "text", "text": "notes.txt:\n```\nmilk\n```\n\nWhat is it?"}
+    assert first[1]["type"] == "image_url"
+    assert second == "Why?"
+
+
+def test_earlier_prompts_are_offered_in_the_next_conversation(daemon, terminal):
+    for index in range(2):
+        screen = terminal("run", "llama")
+        screen.expect(PROMPT)
+        screen.type("remember me\r" if index == 0 else "\x1b[A\r")
+        screen.expect("Hello there")
+        screen.expect(PROMPT)
+        screen.type("\x04")
+        assert screen.end()[1] == 0
+    assert [message_contents(body) for body in daemon.bodies(CHAT)] == [["remember me"]] * 2

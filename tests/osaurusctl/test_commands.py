@@ -2,9 +2,10 @@
 
 import json
 
+import click
 import pytest
 
-from osaurusctl.cli import COMMANDS
+from osaurusctl.cli import COMMANDS, root
 from osaurusctl.doctor.check import Context
 from osaurusctl.doctor.daemon import check_access
 from osaurusd import __version__
@@ -297,9 +298,19 @@ def test_completion_offers_commands(ctl, monkeypatch):
     assert "plain,status" in _complete(ctl, monkeypatch, "st").stdout
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def all_commands():
+    """The names of all commands and of the commands of groups, such as "config set"."""
+    context = click.Context(root)
+    for name in COMMANDS:
+        yield name
+        command = root.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from (f"{name} {each}" for each in command.commands)
+
+
+@pytest.mark.parametrize("command", list(all_commands()))
 def test_help_has_a_short_summary_and_an_example(invoke, command):
-    result = invoke(command, "-h")
+    result = invoke(*command.split(), "-h")
     summary = " ".join(result.stdout.partition("\n\n")[2].partition("\n\n")[0].split())
     assert result.exit_code == 0
     assert 0 < len(summary) < 80
@@ -308,8 +319,87 @@ def test_help_has_a_short_summary_and_an_example(invoke, command):
     assert f"osaurusctl {command}" in result.stdout.partition("Examples:")[2]
 
 
+@pytest.mark.parametrize("command", list(all_commands()))
+def test_help_command_shows_the_same_as_the_option(invoke, command):
+    assert invoke("help", *command.split()).stdout == invoke(*command.split(), "--help").stdout
+
+
+def test_help_without_a_command_lists_the_commands(invoke):
+    assert invoke("help").stdout == invoke("--help").stdout
+
+
+@pytest.mark.parametrize("names", [["nope"], ["ls", "nope"], ["config", "nope"]], ids=" ".join)
+def test_help_of_an_unknown_command_is_a_usage_error(invoke, names):
+    result = invoke("help", *names)
+    assert result.exit_code == 2
+    assert '"nope"' in result.stderr
+
+
+def test_help_groups_the_commands(invoke):
+    headings = [line for line in invoke("--help").stdout.splitlines() if line.endswith(":") and line[0].isalpha()]
+    assert headings == ["Options:", "Models:", "Running:", "Service:", "Settings:", "Examples:"]
+
+
 def test_help_lists_every_command_with_its_whole_summary(invoke):
     text = invoke("--help").stdout
     rows = dict(line.split(maxsplit=1) for line in text.splitlines() if line.startswith("  ") and len(line.split()) > 1)
     assert set(COMMANDS) <= set(rows)
     assert not [row for name, row in rows.items() if name in COMMANDS and row.endswith("...")]
+
+
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_version_option_shows_the_version_of_osaurusctl(invoke, option):
+    assert invoke(option).stdout == f"osaurusctl {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "suggestion"),
+    [
+        ("statsu", "status"),
+        ("lst", "list"),
+        ("delete", "rm"),
+        ("deleet", "rm"),
+        ("download", "pull"),
+        ("chat", "run"),
+        ("pul", "pull"),
+        ("uninstll", "uninstall"),
+    ],
+)
+def test_unknown_command_suggests_a_similar_one(invoke, word, suggestion):
+    result = invoke(word)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f'error: no such command "{word}"; did you mean "')
+    assert f'"{suggestion}"' in result.stderr.splitlines()[0]
+
+
+def test_unknown_command_without_a_similar_one_has_no_suggestion(invoke):
+    assert invoke("xyzzy").stderr.splitlines()[0] == 'error: no such command "xyzzy"'
+
+
+def test_list_is_another_name_of_ls(daemon, invoke):
+    assert invoke("list", "--json").stdout == invoke("ls", "--json").stdout
+
+
+def test_stop_with_a_model_unloads_it(daemon, invoke, fake):
+    daemon.workers = [fake.worker("llama")]
+    result = invoke("stop", "llama", "qwen")
+    assert (result.exit_code, result.stdout) == (0, "llama unloaded\n")
+    assert daemon.bodies(Route.UNLOAD) == [
+        {"model": "llama", "force": False},
+        {"model": "qwen", "force": False},
+    ]
+
+
+def test_stop_without_a_model_or_a_service_unloads_nothing(daemon, invoke, fake):
+    daemon.workers = [fake.worker("llama")]
+    result = invoke("stop")
+    assert result.exit_code == 1
+    assert 'run "osaurusctl down" to stop the daemon' in result.stderr
+    assert daemon.bodies(Route.UNLOAD) == []
+
+
+def test_serve_becomes_the_daemon(ctl, fake_program, monkeypatch):
+    monkeypatch.setenv("FAKE_MODE", "exit")
+    result = ctl("serve", "--port", "9000", "--config", "my.toml")
+    assert (result.returncode, result.stderr) == (2, "config.toml: unknown key `prot`\n")
+    assert fake_program()["argv"] == ["serve", "--port", "9000", "--config", "my.toml"]

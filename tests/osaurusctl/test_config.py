@@ -103,7 +103,7 @@ def test_get_lists_every_key_with_its_source(invoke, file, monkeypatch):
     assert shown["server.host"] == '"localhost" default'
     assert shown["server.port"] == "8081 file"
     assert shown["server.allowed_hosts"] == '["a.example", "b.example"] file'
-    assert shown["defaults.temperature"] == "1.0 default"
+    assert shown["defaults.temperature"] == "0.0 default"
     assert shown["defaults.max_tokens"] == "none default"
     assert shown["log.level"] == '"error" environment (OSAURUS_LOG_LEVEL)'
 

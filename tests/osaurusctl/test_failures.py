@@ -29,7 +29,6 @@ DAEMON_COMMANDS = [
     ["alias", "fast", "llama"],
     ["alias", "--rm", "fast"],
     ["reload"],
-    ["down"],
 ]
 
 

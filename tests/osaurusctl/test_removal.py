@@ -64,6 +64,12 @@ def test_rm_with_yes_does_not_prompt(two_models, daemon, invoke):
     assert daemon.bodies(Route.REMOVE) == [{"models": ["llama"], "force": True, "dry_run": False}]
 
 
+@pytest.mark.parametrize("option", ["-f", "--force"])
+def test_rm_with_force_does_not_prompt(two_models, daemon, ctl, option):
+    assert ctl("rm", option, "llama").returncode == 0
+    assert daemon.bodies(Route.REMOVE) == [{"models": ["llama"], "force": True, "dry_run": False}]
+
+
 def test_rm_prints_one_json_document(two_models, daemon, invoke):
     result = invoke("rm", "llama", "qwen", "--yes", "--json")
     assert [each["bytes"] for each in json.loads(result.stdout)["removed"]] == [1_807_496_278, 500_000_000]

@@ -1,10 +1,12 @@
 """`osaurusctl run` with one prompt."""
 
 import json
+import re
 import signal
 
 import pytest
 
+from osaurusd.wire.admin import Route
 from osaurusd.wire.errors import ErrorBody
 
 CHAT = "/v1/chat/completions"
@@ -84,7 +86,26 @@ def test_default_model_answers_without_a_name(daemon, ctl):
     assert daemon.bodies(CHAT)[0]["model"] == "qwen"
 
 
-def test_error_without_a_default_model_names_the_key_and_the_file(daemon, ctl):
+@pytest.mark.parametrize("loaded", [False, True])
+def test_only_model_answers_without_a_name(daemon, ctl, fake, loaded):
+    if loaded:
+        daemon.models += [fake.model("qwen", worker=fake.worker("qwen"))]
+    daemon.models += [fake.model("partial", state="partial")]
+    assert ctl("run", "What is this?").returncode == 0
+    [body] = daemon.bodies(CHAT)
+    assert body["model"] == ("qwen" if loaded else "llama-3.2-3b-instruct")
+    assert body["messages"] == [{"role": "user", "content": "What is this?"}]
+
+
+def test_no_model_at_all_suggests_to_download_one(daemon, ctl):
+    daemon.models = []
+    result = ctl("run", "What is this?")
+    assert result.returncode == 4
+    assert "osaurusctl pull NAME" in result.stderr
+
+
+def test_error_without_a_default_model_names_the_key_and_the_file(daemon, ctl, fake):
+    daemon.models += [fake.model("qwen")]
     result = ctl("run", input="hello")
     assert result.returncode == 2
     assert "`default_model`" in result.stderr
@@ -167,3 +188,59 @@ def test_closed_pipe_cancels_the_request(daemon, spawn):
     process.stdout = None
     _, stderr = process.communicate(timeout=30)
     assert stderr == b""
+
+
+def test_prompt_needs_no_quotes(daemon, ctl):
+    assert ctl("run", "llama", "why", "is", "the", "sky", "blue?").returncode == 0
+    assert daemon.bodies(CHAT)[0]["messages"][-1]["content"] == "why is the sky blue?"
+
+
+def test_files_precede_the_prompt(daemon, ctl, home):
+    (home / "notes.txt").write_text("remember the milk\n")
+    assert ctl("run", "llama", "Sum up.", "--file", "notes.txt").returncode == 0
+    content = daemon.bodies(CHAT)[0]["messages"][-1]["content"]
+    assert content == "notes.txt:\n```\nremember the milk\n```\n\nSum up."
+
+
+def test_image_is_sent_and_a_model_without_vision_is_named(daemon, ctl, home):
+    (home / "cat.png").write_bytes(b"PNG")
+    daemon.fail(CHAT, "image_input_unsupported", "`messages[0].content[1]`: image input is not supported")
+    result = ctl("run", "llama", "What is this?", "--image", "cat.png")
+    assert result.returncode == 1
+    assert result.stderr.startswith('error: model "llama" cannot see images\n')
+    image = daemon.bodies(CHAT)[0]["messages"][-1]["content"][1]
+    assert image == {"type": "image_url", "image_url": {"url": "data:image/png;base64,UE5H"}}
+
+
+def test_format_is_a_kind_or_a_schema(daemon, ctl, home):
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    (home / "schema.json").write_text(json.dumps(schema))
+    for value in ("json", "schema.json"):
+        assert ctl("run", "llama", "hello", "--format", value).returncode == 0
+    first, second = (body["response_format"] for body in daemon.bodies(CHAT))
+    assert first == {"type": "json_object"}
+    assert second == {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+def test_keep_alive_is_set_when_the_model_is_loaded(daemon, ctl):
+    assert ctl("run", "llama", "hello", "--keep-alive", "15m").returncode == 0
+    assert daemon.bodies(Route.LOAD) == [{"model": "llama", "keep_alive_seconds": 900}]
+
+
+def test_verbose_shows_counts_and_speed_on_standard_error(daemon, ctl):
+    result = ctl("run", "llama", "hello", "--verbose")
+    assert result.stdout == "Hello there\n"
+    assert re.fullmatch(r"prompt 20 tokens, answer 2 tokens, TTFT \d+\.\d\d s, [\d.]+ tok/s\n", result.stderr)
+    assert json.loads(ctl("run", "llama", "hello", "--verbose", "--json").stdout)["speed"]["ttft_seconds"] >= 0
+
+
+def test_reasoning_is_in_the_json_output_only(daemon, ctl):
+    tokens = [{"reasoning_content": "Let me "}, {"reasoning_content": "think."}, "Yes"]
+    daemon.answers.extend([tokens, tokens])
+    assert ctl("run", "llama", "hello").stdout == "Yes\n"
+    assert json.loads(ctl("run", "llama", "hello", "--json").stdout)["reasoning"] == "Let me think."
+
+
+def test_piped_answer_is_not_rendered(daemon, ctl):
+    daemon.answers.append(["# Title\n\n", "**bold**"])
+    assert ctl("run", "llama", "hello").stdout == "# Title\n\n**bold**\n"

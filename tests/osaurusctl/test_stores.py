@@ -76,7 +76,7 @@ def test_folders_that_lm_studio_is_configured_to_use_are_found(user, invoke):
     assert [path for _, path, _, _ in discovered(invoke)] == [f"{user}/disk", f"{user}/lms/models"]
 
 
-@pytest.mark.parametrize("settings", ["", "[]", '{"downloadsFolder": 1}', "\x00"])
+@pytest.mark.parametrize("settings", ["", "[]", '{"downloadsFolder": 1}', '{"downloadsFolder": "."}', "\x00"])
 def test_unusual_settings_of_lm_studio_are_ignored(user, lm_studio, invoke, settings):
     (user / ".lmstudio" / "settings.json").write_text(settings)
     assert [path for _, path, _, _ in discovered(invoke)] == [str(lm_studio)]

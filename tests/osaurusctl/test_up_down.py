@@ -1,34 +1,11 @@
 """`up` and `down` with a real process."""
 
-import contextlib
 import json
 import os
 import signal
 import stat
 import subprocess
 import sys
-from pathlib import Path
-
-import pytest
-
-import osaurusd
-
-
-@pytest.fixture
-def fake_program(home, monkeypatch):
-    """Replace `python -m osaurusd` by the fake daemon, and return how to read its start record."""
-    package = home / "packages" / "osaurusd"
-    package.mkdir(parents=True)
-    for path in Path(osaurusd.__file__).parent.iterdir():
-        if path.name != "__main__.py":
-            (package / path.name).symlink_to(path)
-    script = Path(__file__).with_name("fake_daemon_program.py")
-    (package / "__main__.py").write_text(f"import runpy\nrunpy.run_path({str(script)!r}, run_name='__main__')\n")
-    monkeypatch.setenv("PYTHONPATH", f"{package.parent}{os.pathsep}{os.environ['PYTHONPATH']}")
-    monkeypatch.delenv("FAKE_MODE", raising=False)
-    yield lambda: json.loads((home / "started.json").read_text(encoding="utf-8"))
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        os.kill(json.loads((home / "started.json").read_text(encoding="utf-8"))["pid"], signal.SIGKILL)
 
 
 def test_up_starts_a_daemon_and_down_stops_it(ctl, fake_program, home):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, ModelInfo
+from huggingface_hub import HfApi, ModelInfo, set_client_factory
 from huggingface_hub.errors import (
     DisabledRepoError,
     GatedRepoError,
@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 
 from osaurusd.downloads import messages
+from osaurusd.downloads.worker.client import certificate_error, create_client
 from osaurusd.downloads.worker.errors import PullError, TransientError
 from osaurusd.downloads.worker.selection import HubFile, Listing
 from osaurusd.wire.errors import ErrorCode
@@ -100,6 +101,7 @@ def _call_hub(request: Callable[[], T], subject: str, revision: str) -> T:
         subject: the repository, for error messages.
         revision: the revision, for error messages.
     """
+    set_client_factory(create_client)
     try:
         return request()
     except GatedRepoError as error:
@@ -124,7 +126,8 @@ def _call_hub(request: Callable[[], T], subject: str, revision: str) -> T:
     except HfHubHTTPError as error:
         raise _status_error(error, subject) from error
     except httpx2.TransportError as error:
-        raise TransientError(f"{subject}: the hub is unreachable: {error}") from error
+        unreachable = TransientError(f"{subject}: the hub is unreachable: {str(error) or type(error).__name__}")
+        raise certificate_error(error) or unreachable from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         # What huggingface_hub raises for responses that it does not expect.
         raise TransientError(f"{subject}: the hub sent an invalid response: {error}") from error

@@ -1,24 +1,21 @@
 """One pull, from the list of files to the snapshot in the cache."""
 
 import asyncio
-import contextlib
-import os
-import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
-import truststore
 from huggingface_hub import constants
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # missing in the package's __all__
 
 from osaurusd import __version__
 from osaurusd.downloads import messages
-from osaurusd.downloads.worker import hub, selection, snapshot
+from osaurusd.downloads.worker import hub, selection
+from osaurusd.downloads.worker.client import create_async_client
 from osaurusd.downloads.worker.errors import PullError, TransientError
 from osaurusd.downloads.worker.partial import Partial
 from osaurusd.downloads.worker.selection import HubFile, Listing
+from osaurusd.downloads.worker.snapshot import Snapshot
 from osaurusd.downloads.worker.source import FileSource
 from osaurusd.downloads.worker.staging import Staging, check_disk_space, write_error
 from osaurusd.downloads.worker.transfer import Backoff, ProgressReporter, Transfer, TransferLimits, run_all
@@ -26,8 +23,6 @@ from osaurusd.models.worker import verification
 from osaurusd.models.worker.verification import Digest
 from osaurusd.rpc.job import Send, printable
 from osaurusd.wire.pulls import PullStage
-
-_READ_BUFFER_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -80,19 +75,19 @@ class _Pull:
         self._listing = listing
         self._progress = progress
         self._staging = Staging(options.cache, listing.repo)
+        self._snapshot: Snapshot
         self._cache = options.cache
 
     async def run(self) -> messages.Pulled:
         files = selection.select_files(self._listing)
         try:
             with self._staging.locked():
+                self._snapshot = Snapshot(self._cache, self._listing)
                 self._staging.prepare(files)
                 await self._download(files)
                 self._progress.stage = PullStage.PLACING
                 self._progress.report()
-                await asyncio.to_thread(
-                    snapshot.install_snapshot, self._staging, self._listing, files, self._options.revision
-                )
+                await asyncio.to_thread(self._snapshot.install, self._staging, files, self._options.revision)
                 self._staging.remove()
         except OSError as error:
             missing = self._progress.total - self._progress.present
@@ -105,8 +100,8 @@ class _Pull:
         missing = list({file.etag: file for file in files if not self._is_present(file)}.values())
         self._start_progress(files, missing)
         limits = self._options.limits
-        async with _open_session(limits) as session:
-            source = FileSource(session, constants.ENDPOINT, _hub_headers(), self._listing.repo, self._listing.commit)
+        async with create_async_client(limits.connections, limits.stall_seconds) as client:
+            source = FileSource(client, constants.ENDPOINT, _hub_headers(), self._listing.repo, self._listing.commit)
             transfer = Transfer(source, limits, self._progress)
             small = [file for file in missing if file.name in selection.METADATA_FILES]
             await run_all(self._obtain(transfer, file) for file in small)
@@ -117,7 +112,7 @@ class _Pull:
 
     def _is_present(self, file: HubFile) -> bool:
         staged = self._staging.verified_path(file)
-        return staged.exists() or snapshot.has_blob(self._cache, self._listing.repo, file)
+        return staged.exists() or self._snapshot.find(file) is not None
 
     def _start_progress(self, files: Sequence[HubFile], missing: Sequence[HubFile]) -> None:
         progress = self._progress
@@ -134,8 +129,8 @@ class _Pull:
         for file in files:
             if file.name in selection.METADATA_FILES:
                 staged = self._staging.verified_path(file)
-                blob = snapshot.blob_path(self._cache, self._listing.repo, file)
-                contents[file.name] = (staged if staged.exists() else blob).read_bytes()
+                path = staged if staged.exists() else self._snapshot.find(file)
+                contents[file.name] = (path or staged).read_bytes()
         selection.check_metadata(self._listing.repo, [file.name for file in files], contents)
 
     async def _obtain(self, transfer: Transfer, file: HubFile) -> None:
@@ -167,28 +162,6 @@ class _Pull:
 
         value = await asyncio.to_thread(verification.hash_file, partial.data, file.size, digest, report)
         return value == digest.value
-
-
-@contextlib.asynccontextmanager
-async def _open_session(limits: TransferLimits) -> AsyncIterator[aiohttp.ClientSession]:
-    connector = aiohttp.TCPConnector(limit=limits.connections, ssl=_create_ssl_context())
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=limits.stall_seconds, sock_read=limits.stall_seconds)
-    async with aiohttp.ClientSession(
-        connector=connector,
-        timeout=timeout,
-        # Use the proxies of the environment, as huggingface_hub does.
-        trust_env=True,
-        auto_decompress=False,
-        read_bufsize=_READ_BUFFER_BYTES,
-    ) as session:
-        yield session
-
-
-def _create_ssl_context() -> ssl.SSLContext:
-    """Trust the system's certificate authorities, or those in SSL_CERT_FILE, as huggingface_hub does."""
-    if file := os.environ.get("SSL_CERT_FILE"):
-        return ssl.create_default_context(cafile=file)
-    return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def _hub_headers() -> dict[str, str]:

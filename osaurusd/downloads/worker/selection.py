@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from osaurusd.downloads.worker.errors import PullError
-from osaurusd.models import compatibility
-from osaurusd.models.safetensors import INDEX
+from osaurusd.models import compatibility, tokenizers
+from osaurusd.models.safetensors import INDEX, find_missing_file, parse_weight_map
 
 CONFIG = "config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -24,7 +24,7 @@ METADATA_FILES = frozenset({CONFIG, _TOKENIZER_CONFIG, INDEX})
 _WEIGHTS = "model*.safetensors"
 _OTHER_FILES = (
     *("*.json", "*.jsonl", "*.txt", "*.jinja", "*.tiktoken"),
-    *("tokenizer.model", "tiktoken.model", "spiece.model", "README.md", "LICENSE*"),
+    *("*.model", "README.md", "LICENSE*"),
 )
 # The files that mlx_lm requests (`DEFAULT_ALLOW_PATTERNS` in mlx_lm/utils.py); `*` includes slashes here.
 _MLX_LM_PATTERNS = (
@@ -73,8 +73,6 @@ def select_files(listing: Listing) -> list[HubFile]:
         raise PullError(f"{listing.repo} has no config.json; it is not a model that mlx_lm can load")
     if not any(_is_weights(name) for name in files):
         raise PullError(f"{listing.repo} has no model*.safetensors{_describe_other_weights(listing.files)}")
-    if not compatibility.has_tokenizer(files):
-        raise PullError(f"{listing.repo} has no tokenizer")
     return sorted(files.values(), key=lambda file: (_is_weights(file.name), file.name))
 
 
@@ -91,14 +89,13 @@ def check_metadata(repo: str, files: Iterable[str], contents: Mapping[str, bytes
     """
     names = set(files)
     config = _parse_object(repo, CONFIG, contents[CONFIG])
-    tokenizer = _parse_object(repo, _TOKENIZER_CONFIG, contents.get(_TOKENIZER_CONFIG, b"{}"))
-    if reason := compatibility.find_incompatibility(config, names, lambda: tokenizer):
+    tokenizer_config = _parse_object(repo, _TOKENIZER_CONFIG, contents.get(_TOKENIZER_CONFIG, b"{}"))
+    reason = compatibility.find_incompatibility(config, names, tokenizer_config)
+    if reason := reason or tokenizers.find_missing(names, config, tokenizer_config):
         raise PullError(f"{repo} cannot be served: {reason}")
-    weight_map = _parse_object(repo, INDEX, contents.get(INDEX, b"{}")).get("weight_map", {})
-    if not isinstance(weight_map, dict):
-        raise PullError(f"{repo}: the `weight_map` of {INDEX} is not an object")
-    if missing := sorted({str(shard) for shard in weight_map.values()} - names):
-        raise PullError(f"{repo}: {INDEX} refers to {missing[0]}, which does not exist")
+    weight_map = _read_weight_map(contents.get(INDEX, b"{}"))
+    if missing := find_missing_file(weight_map, [name for name in names if _is_weights(name)]):
+        raise PullError(f"{repo}: {missing} does not exist, but {INDEX} or the names of the other files refer to it")
 
 
 def is_complete_for_mlx_lm(listing: Listing, selected: Iterable[HubFile]) -> bool:
@@ -129,6 +126,15 @@ def _check_digests(listing: Listing) -> None:
 def _describe_other_weights(files: Iterable[HubFile]) -> str:
     formats = {kind for file in files for suffix, kind in _UNSUPPORTED_WEIGHTS.items() if file.name.endswith(suffix)}
     return f", only weights for {' and '.join(sorted(formats))}" if formats else ""
+
+
+def _read_weight_map(content: bytes) -> dict[str, str]:
+    """Return the weight map of an index; empty if it is damaged, because mlx_lm does not use it."""
+    try:
+        index = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return parse_weight_map(index) if isinstance(index, dict) else {}
 
 
 def _parse_object(repo: str, name: str, content: bytes) -> dict[str, Any]:

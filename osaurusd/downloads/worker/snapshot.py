@@ -1,15 +1,20 @@
 """Installing verified files as a snapshot in the Hugging Face cache. Blocking.
 
 For the layout see https://huggingface.co/docs/huggingface_hub/guides/manage-cache. Blobs are installed first, then the
-snapshot as a whole folder, then the ref, so that other programs see either no snapshot or a complete one.
+snapshot as a whole folder, then the ref, so that other programs see either no snapshot or a complete one. On a disk
+without symbolic links the snapshot contains the files themselves, as huggingface_hub places them.
 """
 
 import json
 import os
 import secrets
+import shutil
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from huggingface_hub.file_download import are_symlinks_supported
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # missing in the package's __all__
 
 from osaurusd.downloads.worker import selection
@@ -21,65 +26,106 @@ from osaurusd.platform.files import replace_file, sync_folder
 _TREE_FORMAT = 1
 
 
-def blob_path(cache: Path, repo: str, file: HubFile) -> Path:
-    """Return where the cache keeps a file's content."""
-    return repo_folder(cache, repo) / "blobs" / file.etag
+class Snapshot:
+    """One commit of a repository in the cache. Creates the cache, in order to find out whether it can contain links.
 
-
-def has_blob(cache: Path, repo: str, file: HubFile) -> bool:
-    """Whether the cache has a file's content with the expected size."""
-    try:
-        return blob_path(cache, repo, file).stat().st_size == file.size
-    except OSError:
-        return False
-
-
-def install_snapshot(staging: Staging, listing: Listing, files: Sequence[HubFile], revision: str) -> None:
-    """Install a model whose files are all verified, in `staging` or already in the cache.
+    Args:
+        cache: the Hugging Face cache.
+        listing: the files of the commit.
 
     Raises:
-        OSError: the cache cannot be written, or a file has disappeared.
+        OSError: the cache cannot be written.
     """
-    cache, root = staging.cache, repo_folder(staging.cache, listing.repo)
-    (root / "blobs").mkdir(parents=True, exist_ok=True)
-    for file in files:
-        _install_blob(staging, listing.repo, file)
-    if selection.is_complete_for_mlx_lm(listing, files):
-        # If the list contained missing files, huggingface_hub would consider the snapshot incomplete when offline.
-        _write(root / "trees" / f"{listing.commit}.json", _encode_tree(listing))
-    _link_files(root / "snapshots" / listing.commit, files, staging.folder / f"snapshot-{secrets.token_hex(4)}")
-    sync_folder(root / "snapshots")
-    if revision != listing.commit:
-        _write(root / "refs" / revision, listing.commit.encode())
-    _mark_as_cache(cache)
 
+    def __init__(self, cache: Path, listing: Listing) -> None:
+        self._cache, self._listing = cache, listing
+        self._root = repo_folder(cache, listing.repo)
+        self._folder = self._root / "snapshots" / listing.commit
+        with warnings.catch_warnings(action="ignore"):
+            self._uses_links = are_symlinks_supported(cache)
 
-def _install_blob(staging: Staging, repo: str, file: HubFile) -> None:
-    verified, target = staging.verified_path(file), blob_path(staging.cache, repo, file)
-    # The lock that huggingface_hub holds while it downloads the blob.
-    lock = staging.cache / ".locks" / target.parents[1].name / f"{file.etag}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(lock):
-        if has_blob(staging.cache, repo, file):
-            verified.unlink(missing_ok=True)
-        else:
-            verified.replace(target)
+    def find(self, file: HubFile) -> Path | None:
+        """Return where the cache has a file's content with the expected size, or None."""
+        paths = (self._blob(file), self._folder / file.name)
+        return next((path for path in paths if _has_size(path, file.size)), None)
 
+    def install(self, staging: Staging, files: Sequence[HubFile], revision: str) -> None:
+        """Install a model whose files are all verified, in `staging` or already in the cache.
 
-def _link_files(snapshot: Path, files: Sequence[HubFile], temporary: Path) -> None:
-    """Create the snapshot's links in one step; if another program has begun the snapshot, complete it."""
-    if snapshot.is_dir():
+        Raises:
+            OSError: the cache cannot be written, or a file has disappeared.
+        """
+        listing = self._listing
+        (self._root / "blobs").mkdir(parents=True, exist_ok=True)
+        if self._uses_links:
+            for file in files:
+                self._install_blob(staging, file)
         # The config comes last: without it, the folder is not a model yet.
-        for file in sorted(files, key=lambda file: file.name == selection.CONFIG):
-            link = temporary.with_name(f"{temporary.name}.link")
-            link.symlink_to(_link_target(file))
-            link.replace(snapshot / file.name)
-        return
-    temporary.mkdir()
-    for file in files:
-        (temporary / file.name).symlink_to(_link_target(file))
-    snapshot.parent.mkdir(exist_ok=True)
-    temporary.rename(snapshot)
+        files = sorted(files, key=lambda file: file.name == selection.CONFIG)
+        if selection.is_complete_for_mlx_lm(listing, files):
+            # If the list contained missing files, huggingface_hub would consider the snapshot incomplete when offline.
+            _write(self._root / "trees" / f"{listing.commit}.json", _encode_tree(listing))
+        if self._uses_links:
+            self._place_links(staging, files)
+        else:
+            self._place_files(staging, files)
+        sync_folder(self._root / "snapshots")
+        if revision != listing.commit:
+            _write(self._root / "refs" / revision, listing.commit.encode())
+        _mark_as_cache(self._cache)
+
+    def _blob(self, file: HubFile) -> Path:
+        return self._root / "blobs" / file.etag
+
+    def _lock(self, file: HubFile) -> Path:
+        """Return the lock that huggingface_hub holds while it downloads the file."""
+        lock = self._cache / ".locks" / self._root.name / f"{file.etag}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        return lock
+
+    def _install_blob(self, staging: Staging, file: HubFile) -> None:
+        verified, blob = staging.verified_path(file), self._blob(file)
+        with WeakFileLock(self._lock(file)):
+            if _has_size(blob, file.size):
+                verified.unlink(missing_ok=True)
+            else:
+                verified.replace(blob)
+
+    def _place_links(self, staging: Staging, files: Sequence[HubFile]) -> None:
+        """Create the snapshot's links in one step; if another program has begun the snapshot, complete it."""
+        temporary = staging.folder / f"snapshot-{secrets.token_hex(4)}"
+        if self._folder.is_dir():
+            for file in files:
+                temporary.symlink_to(_link_target(file))
+                temporary.replace(self._folder / file.name)
+            return
+        temporary.mkdir()
+        for file in files:
+            (temporary / file.name).symlink_to(_link_target(file))
+        self._folder.parent.mkdir(exist_ok=True)
+        temporary.rename(self._folder)
+
+    def _place_files(self, staging: Staging, files: Sequence[HubFile]) -> None:
+        """Move the files themselves into the snapshot. A later pull finds those that are already there."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        unplaced = Counter(file.etag for file in files)
+        for file in files:
+            unplaced[file.etag] -= 1
+            verified, target = staging.verified_path(file), self._folder / file.name
+            with WeakFileLock(self._lock(file)):
+                if verified.exists() and not unplaced[file.etag]:
+                    verified.replace(target)
+                elif not _has_size(target, file.size):
+                    temporary = staging.folder / f"copy-{secrets.token_hex(4)}"
+                    shutil.copyfile(verified if verified.exists() else self._blob(file), temporary)
+                    temporary.replace(target)
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
 
 
 def _link_target(file: HubFile) -> str:

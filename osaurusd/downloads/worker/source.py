@@ -4,10 +4,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import aiohttp
-from aiohttp import hdrs
+import httpx2
+from httpx2 import URL
 from huggingface_hub import hf_hub_url
-from yarl import URL
 
 from osaurusd.downloads.worker.errors import FileChanged, PullError, RangesUnsupported, TransientError, UrlExpired
 from osaurusd.downloads.worker.selection import HubFile
@@ -33,7 +32,7 @@ class _Address:
 class RangeResponse:
     """A response whose body starts at the requested byte. `validator` identifies the version of the file."""
 
-    response: aiohttp.ClientResponse
+    response: httpx2.Response
     validator: str | None
 
 
@@ -41,7 +40,7 @@ class FileSource:
     """The files of one repository at one commit.
 
     Args:
-        session: the HTTP session.
+        client: the HTTP client.
         endpoint: the URL of the hub, such as `https://huggingface.co`.
         headers: headers for the hub; other hosts do not get `authorization`.
         repo: `ORG/NAME`.
@@ -49,9 +48,9 @@ class FileSource:
     """
 
     def __init__(
-        self, session: aiohttp.ClientSession, endpoint: str, headers: Mapping[str, str], repo: str, commit: str
+        self, client: httpx2.AsyncClient, endpoint: str, headers: Mapping[str, str], repo: str, commit: str
     ) -> None:
-        self._session = session
+        self._client = client
         self._hub = URL(endpoint)
         self._headers = {name: value for name, value in headers.items() if name.lower() != _AUTHORIZATION}
         self._authorization = {name: value for name, value in headers.items() if name.lower() == _AUTHORIZATION}
@@ -66,20 +65,20 @@ class FileSource:
             FileChanged: the file does not have the expected size.
             RangesUnsupported: the server would send the whole file.
             PullError: the file is not available.
-            aiohttp.ClientError, TimeoutError, OSError: the connection failed.
+            httpx2.TransportError: the connection failed.
         """
         known = self._addresses.get(file.name)
         address = known or _Address(self._hub_url(file))
         for _ in range(_MAX_REDIRECTS):
             response = await self._get(address.url, begin, end)
-            if response.status in _REDIRECTS:
+            if response.status_code in _REDIRECTS:
                 address = self._follow_redirect(file, address, response)
-                response.close()
+                await response.aclose()
                 continue
             try:
                 self._check_response(file, address, response, begin, end)
             except (TransientError, FileChanged, RangesUnsupported, PullError) as error:
-                response.close()
+                await response.aclose()
                 if isinstance(error, UrlExpired) and self._addresses.get(file.name) is known:
                     self._addresses.pop(file.name, None)
                 raise
@@ -89,75 +88,80 @@ class FileSource:
 
     def _hub_url(self, file: HubFile) -> URL:
         url = hf_hub_url(self._repo, file.name, revision=self._commit, endpoint=self._endpoint)
-        return URL(url, encoded=True)
+        return URL(url)
 
-    async def _get(self, url: URL, begin: int, end: int) -> aiohttp.ClientResponse:
+    async def _get(self, url: URL, begin: int, end: int) -> httpx2.Response:
         # With compression, the range would refer to the compressed content.
         headers = {**self._headers, "accept-encoding": "identity", "range": f"bytes={begin}-{end - 1}"}
-        if url.origin() == self._hub.origin():
+        if _is_same_origin(url, self._hub):
             headers |= self._authorization
-        return await self._session.get(url, headers=headers, allow_redirects=False)
+        request = self._client.build_request("GET", url, headers=headers)
+        return await self._client.send(request, stream=True, follow_redirects=False)
 
-    def _follow_redirect(self, file: HubFile, address: _Address, response: aiohttp.ClientResponse) -> _Address:
+    def _follow_redirect(self, file: HubFile, address: _Address, response: httpx2.Response) -> _Address:
         """Return the target of a redirect. The linked ETag is only accepted from the hub itself."""
         try:
-            # `encoded`: a signature covers the URL as it is written.
-            url = address.url.join(URL(response.headers[hdrs.LOCATION], encoded=True))
-        except (KeyError, ValueError) as error:
+            url = address.url.join(response.headers["location"])
+        except (KeyError, httpx2.InvalidURL) as error:
             raise TransientError(f"{file.name}: {address.url.host} sent an invalid redirect") from error
         if url.scheme not in ("http", "https") or (address.url.scheme == "https" and url.scheme == "http"):
             raise PullError(f"{file.name}: {address.url.host} redirects to an insecure URL")
-        on_hub = address.url.origin() == self._hub.origin()
+        on_hub = _is_same_origin(address.url, self._hub)
         linked_etag = _unquote_etag(response.headers.get("X-Linked-Etag")) if on_hub else None
         return replace(address, url=url, linked_etag=linked_etag or address.linked_etag)
 
     def _check_response(
-        self, file: HubFile, address: _Address, response: aiohttp.ClientResponse, begin: int, end: int
+        self, file: HubFile, address: _Address, response: httpx2.Response, begin: int, end: int
     ) -> None:
         """Raise an error unless the body is the requested range."""
-        if response.status >= 300:
+        if response.status_code >= 300:
             raise self._status_error(file, address, response)
-        if response.headers.get(hdrs.CONTENT_ENCODING, "identity") != "identity":
+        if response.headers.get("content-encoding", "identity") != "identity":
             raise TransientError(f"{file.name}: {address.url.host} sent a compressed response")
-        if response.status == 200:
+        if response.status_code == 200:
             _check_whole_file(file, response, begin, end)
-        elif response.status == 206:
+        elif response.status_code == 206:
             _check_range(file, response, begin)
         else:
-            raise TransientError(f"{file.name}: {address.url.host} responded with status {response.status}")
+            raise TransientError(f"{file.name}: {address.url.host} responded with status {response.status_code}")
 
-    def _status_error(self, file: HubFile, address: _Address, response: aiohttp.ClientResponse) -> Exception:
-        status, host = response.status, address.url.host
-        message = f"{file.name}: {host} responded with status {status} {response.reason or ''}".rstrip()
+    def _status_error(self, file: HubFile, address: _Address, response: httpx2.Response) -> Exception:
+        status, host = response.status_code, address.url.host
+        message = f"{file.name}: {host} responded with status {status} {response.reason_phrase}".rstrip()
         if status in _TRANSIENT or status >= 500:
-            return TransientError(message, _parse_retry_after(response.headers.get(hdrs.RETRY_AFTER)))
+            return TransientError(message, _parse_retry_after(response.headers.get("retry-after")))
         if status == 416:
             return FileChanged(f"{file.name}: the file on {host} is smaller than the hub states")
-        if status in _EXPIRED and (address.url.origin() != self._hub.origin() or file.name in self._addresses):
+        if status in _EXPIRED and (not _is_same_origin(address.url, self._hub) or file.name in self._addresses):
             return UrlExpired(message)
         if status in (401, 403):
             return PullError(f"{self._repo}: the hub denies access to {file.name} ({status})", ErrorCode.FORBIDDEN)
         return PullError(message)
 
 
-def _check_whole_file(file: HubFile, response: aiohttp.ClientResponse, begin: int, end: int) -> None:
-    length = response.content_length
-    if length is not None and length != file.size:
+def _is_same_origin(one: URL, other: URL) -> bool:
+    # Default ports are None.
+    return (one.scheme, one.host, one.port) == (other.scheme, other.host, other.port)
+
+
+def _check_whole_file(file: HubFile, response: httpx2.Response, begin: int, end: int) -> None:
+    length = response.headers.get("content-length")
+    if length is not None and length != str(file.size):
         raise FileChanged(f"{file.name} has {length} bytes on {response.url.host}, but the hub states {file.size}")
     if begin != 0 or end != file.size:
         raise RangesUnsupported(f"{file.name}: {response.url.host} does not support ranges")
 
 
-def _check_range(file: HubFile, response: aiohttp.ClientResponse, begin: int) -> None:
-    match = _CONTENT_RANGE.fullmatch(response.headers.get(hdrs.CONTENT_RANGE, ""))
+def _check_range(file: HubFile, response: httpx2.Response, begin: int) -> None:
+    match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
     if match is None or int(match[1]) != begin:
         raise TransientError(f"{file.name}: {response.url.host} sent a range other than the requested one")
     if match[3] not in ("*", str(file.size)):
         raise FileChanged(f"{file.name} has {match[3]} bytes on {response.url.host}, but the hub states {file.size}")
 
 
-def _validator(address: _Address, response: aiohttp.ClientResponse) -> str | None:
-    etags = [etag for etag in (address.linked_etag, _unquote_etag(response.headers.get(hdrs.ETAG))) if etag]
+def _validator(address: _Address, response: httpx2.Response) -> str | None:
+    etags = [etag for etag in (address.linked_etag, _unquote_etag(response.headers.get("etag"))) if etag]
     return " ".join(etags) or None
 
 

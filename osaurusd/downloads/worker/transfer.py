@@ -1,6 +1,7 @@
 """Receiving files: several ranges at a time, each retried until it is complete."""
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import deque
@@ -8,9 +9,10 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
+import httpx2
 
 from osaurusd.downloads import messages
+from osaurusd.downloads.worker.client import certificate_error
 from osaurusd.downloads.worker.errors import FileChanged, PullError, RangesUnsupported, TransientError, UrlExpired
 from osaurusd.downloads.worker.partial import Part, Partial
 from osaurusd.downloads.worker.selection import HubFile
@@ -30,7 +32,7 @@ _RATE_WINDOW_SECONDS = 5.0
 _MAX_ATTEMPTS = 4
 
 # Errors after which a request is repeated: no connection, a broken one, or a stalled one.
-_RETRIED = (TransientError, aiohttp.ClientError, TimeoutError, ConnectionError)
+_RETRIED = (TransientError, httpx2.TransportError)
 
 
 @dataclass(frozen=True)
@@ -202,18 +204,18 @@ class Transfer:
             try:
                 async with self._connections:
                     await self._read_range(file, partial, part, backoff, syncer)
-            except aiohttp.ClientConnectorCertificateError as error:
-                raise PullError(f"{file.name}: {error}") from error
             except _RETRIED as error:
+                if untrusted := certificate_error(error):
+                    raise untrusted from error
                 await backoff.wait(error)
 
     async def _read_range(
         self, file: HubFile, partial: Partial, part: Part, backoff: Backoff, syncer: "_Syncer"
     ) -> None:
         opened = await self._source.open(file, part.begin + part.done, part.end)
-        async with opened.response as response:
+        async with contextlib.aclosing(opened.response) as response:
             _check_validator(file, partial, opened.validator)
-            async for chunk in response.content.iter_any():
+            async for chunk in response.aiter_raw():
                 # A server may send more than requested.
                 chunk = chunk[: part.missing]
                 partial.write(part, chunk)

@@ -12,18 +12,15 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from osaurusd.errors import ImportFailed
-from osaurusd.models import safetensors
+from osaurusd.models import safetensors, tokenizers
 
 PROVENANCE = "osaurus.json"
 CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 
-_PATTERNS = ("*.safetensors", "*.json", "*.jsonl", "*.jinja", "*.txt", "*.tiktoken", "tokenizer.model")
+_PATTERNS = ("*.safetensors", "*.json", "*.jsonl", "*.jinja", "*.txt", "*.tiktoken", "*.model")
 _DOCUMENTS = {"license", "licence", "notice", "readme"}
 _DOCUMENT_SUFFIXES = ("", ".md", ".rst", ".txt")
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "*.tiktoken")
-# mlx_lm loads only files with such names.
-_WEIGHTS = "model*.safetensors"
 
 # Errors of copy_file_range that mean: copy by reading and writing instead.
 _NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV}
@@ -56,7 +53,6 @@ def copy_folder(source: Path, dest: Path, progress: Callable[[int, int], None]) 
     files = _select(source)
     names = {file.path.name for file in files}
     _check_config(source, names)
-    _check_tokenizer(source, names)
     _check_weights(source, names)
     total = sum(file.size for file in files)
     done = 0
@@ -105,23 +101,14 @@ def _check_config(source: Path, names: set[str]) -> None:
         raise ImportFailed(
             f"{CONFIG}: the model needs its own code ({config['model_file']}), which osaurusd never runs"
         )
-
-
-def _check_tokenizer(source: Path, names: set[str]) -> None:
-    if any(fnmatch.filter(names, pattern) for pattern in _TOKENIZERS) or {"vocab.json", "merges.txt"} <= names:
-        return
-    raise ImportFailed(f"{source.name}: it has no tokenizer (tokenizer.json or tokenizer.model)")
+    tokenizer_config = _read_object(source / _TOKENIZER_CONFIG) if _TOKENIZER_CONFIG in names else {}
+    if reason := tokenizers.find_missing(names, config, tokenizer_config):
+        raise ImportFailed(f"{source.name}: {reason}")
 
 
 def _check_weights(source: Path, names: set[str]) -> None:
-    if not fnmatch.filter(names, _WEIGHTS):
-        raise ImportFailed(f"{source.name}: it has no weights ({_WEIGHTS})")
-    if INDEX in names:
-        weight_map = _read_object(source / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise ImportFailed(f"{INDEX}: it has no weight_map")
-        if missing := sorted({str(shard) for shard in weight_map.values()} - names):
-            raise ImportFailed(f"{missing[0]}: the file is listed in {INDEX}, but missing")
+    if reason := safetensors.read(source).missing:
+        raise ImportFailed(reason)
     for name in sorted(fnmatch.filter(names, "*.safetensors")):
         try:
             safetensors.check_complete(source / name)

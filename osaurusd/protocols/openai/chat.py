@@ -15,23 +15,24 @@ from osaurusd.inference.limits import EACH
 from osaurusd.inference.request import (
     ChatPrompt,
     GenerationRequest,
-    JsonObject,
-    JsonSchema,
     Location,
 )
 from osaurusd.inference.service import Service
 from osaurusd.protocols.openai import rendering
-from osaurusd.protocols.openai.chat_types import (
-    NO_OP_VALUES,
-    ChatRequest,
-    JsonSchemaFormat,
-    ResponseFormat,
-    ToolChoice,
+from osaurusd.protocols.openai.chat_types import NO_OP_VALUES, ChatRequest, ToolChoice
+from osaurusd.protocols.openai.common import (
+    COMMON_PATHS,
+    ResponseHead,
+    sampling_params,
+    stop_paths,
+    stop_strings,
+    token_limit,
+    whole,
 )
-from osaurusd.protocols.openai.common import COMMON_PATHS, ResponseHead, sampling_params, stop_paths, stop_strings
 from osaurusd.protocols.openai.errors import FieldPaths
 from osaurusd.protocols.openai.messages import parse_messages
-from osaurusd.protocols.openai.tools import parse_tools
+from osaurusd.protocols.openai.output_format import output_paths, parse_output_format
+from osaurusd.protocols.openai.tools import allowed_indexes, parse_tools, schema_field
 
 REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
@@ -92,12 +93,12 @@ def build_request(body: ChatRequest, defaults: RequestDefaults) -> GenerationReq
         UnsupportedParameter, ImageInputUnsupported: the request uses an unsupported feature.
     """
     _reject_unsupported(body)
-    tool_use = parse_tools(body)
-    output_format = _parse_format(body.response_format)
-    if output_format and tool_use.required:
+    tool_use = parse_tools(body, defaults)
+    output_format = parse_output_format(body, defaults)
+    if output_format.constraint and tool_use.required:
         raise InvalidRequest(
-            "`response_format`: cannot be combined with a `tool_choice` that requires a tool call",
-            param="response_format",
+            f"`{output_format.path}`: cannot be combined with a `tool_choice` that requires a tool call",
+            param=output_format.path,
         )
     return GenerationRequest(
         prompt=ChatPrompt(
@@ -106,39 +107,48 @@ def build_request(body: ChatRequest, defaults: RequestDefaults) -> GenerationReq
             template_variables=_template_variables(body),
         ),
         sampling=sampling_params(body, defaults),
-        n=body.n or 1,
-        max_tokens=body.max_completion_tokens or body.max_tokens or defaults.max_tokens,
+        n=body.choices,
+        max_tokens=_max_tokens(body, defaults),
         stop=stop_strings(body),
         logprobs=_parse_logprobs(body),
         # Output in a requested format is never a tool call, even if it looks like one.
-        parse_tool_calls=bool(tool_use.tools) and output_format is None,
+        parse_tool_calls=bool(tool_use.tools) and output_format.constraint is None,
         parallel_tool_calls=body.parallel_tool_calls is not False,
-        constraint=output_format or tool_use.required,
+        constraint=output_format.constraint or tool_use.required,
+        report_progress=bool(body.stream and body.return_progress),
     )
 
 
 def field_paths(body: ChatRequest) -> FieldPaths:
     """Return the paths of the body's fields, where they depend on the body under the name that it uses."""
-    paths = {**_allowed_tool_paths(body), **CHAT_PATHS, **stop_paths(body)}
+    paths = {**_tool_paths(body), **stop_paths(body), **CHAT_PATHS}
     if body.max_completion_tokens:
         paths["max_tokens",] = "max_completion_tokens"
     if body.response_format is None:
         paths["constraint",] = "tool_choice"
-    return FieldPaths(paths)
+    return FieldPaths({**paths, **output_paths(body)})
 
 
-def _allowed_tool_paths(body: ChatRequest) -> dict[Location, str]:
-    """Return the paths of the tools that the model sees, if `tool_choice` restricts them."""
-    choice = body.tool_choice
-    if not isinstance(choice, ToolChoice) or choice.allowed_tools is None:
-        return {}
-    names = {tool.function.name for tool in choice.allowed_tools.tools if tool.function is not None}
-    indexes = [index for index, tool in enumerate(body.tools or []) if tool.function and tool.function.name in names]
+def _tool_paths(body: ChatRequest) -> dict[Location, str]:
+    """Return the paths of the tools that the model sees, where they differ from `CHAT_PATHS`."""
+    tools = body.tools or []
+    indexes = allowed_indexes(body) if isinstance(body.tool_choice, ToolChoice) else range(len(tools))
     return {
-        (*limits.TOOLS, visible_index, *rest): f"tools[{index}].function.parameters"
+        (*limits.TOOLS, visible_index, *rest): f"tools[{index}].{schema_field(tools[index])}"
         for visible_index, index in enumerate(indexes)
+        if visible_index != index or tools[index].function is None
         for rest in ((), ("parameters",))
     }
+
+
+def _max_tokens(body: ChatRequest, defaults: RequestDefaults) -> int | None:
+    for name in ("max_completion_tokens", "max_tokens"):
+        limit: float | None = getattr(body, name)
+        if limit == 0:
+            raise InvalidRequest(f"`{name}`: must be at least 1, or -1 for no limit", param=name)
+        if limit is not None:
+            return token_limit(limit)
+    return defaults.max_tokens
 
 
 def _reject_unsupported(body: ChatRequest) -> None:
@@ -150,37 +160,15 @@ def _reject_unsupported(body: ChatRequest) -> None:
 
 def _parse_logprobs(body: ChatRequest) -> int | None:
     if body.logprobs:
-        return body.top_logprobs or 0
+        return whole(body.top_logprobs) or 0
     if body.top_logprobs:
         raise InvalidRequest("`top_logprobs`: requires `logprobs` to be true", param="top_logprobs")
     return None
 
 
-def _parse_format(response_format: ResponseFormat | None) -> JsonObject | JsonSchema | None:
-    if response_format is None or response_format.type == "text":
-        return None
-    match response_format.type:
-        case "json_object":
-            return JsonObject()
-        case "json_schema":
-            return _parse_schema(response_format.json_schema, "response_format.json_schema")
-    path = "response_format.type"
-    raise InvalidRequest(
-        f"`{path}`: must be `text`, `json_object` or `json_schema`, not {response_format.type!r}", param=path
-    )
-
-
-def _parse_schema(schema_format: JsonSchemaFormat | None, path: str) -> JsonSchema:
-    if schema_format is None:
-        raise InvalidRequest(f"`{path}`: is required", param=path)
-    if schema_format.schema is None:
-        raise InvalidRequest(f"`{path}.schema`: is required", param=f"{path}.schema")
-    return JsonSchema(schema=schema_format.schema)
-
-
 def _template_variables(body: ChatRequest) -> dict[str, Any]:
     """Return the variables for the chat template; `chat_template_kwargs` overrides `reasoning_effort`."""
-    return {**_effort_variables(body.reasoning_effort), **(body.chat_template_kwargs or {})}
+    return {**_effort_variables(body.reasoning_effort), **dict(body.chat_template_kwargs or {})}
 
 
 def _effort_variables(effort: str | None) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The bodies of `POST /chat/completions`: requests, responses and the chunks of a stream.
 
-Unknown fields are ignored. OpenAI's fields that would change the response but are not supported are declared, so that
-they can be rejected.
+Unknown fields are ignored. Where many clients deviate from OpenAI's schema in a way that has only one meaning, the
+deviation is accepted: calls without ids, tools without a nested `function`, and the like. OpenAI's fields that would
+change the response but are not supported are declared, so that they can be rejected.
 """
 
 from typing import Annotated, Any, Literal
@@ -10,11 +11,12 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from osaurusd.inference.events import FinishReason
-from osaurusd.protocols.openai.common import MAX_TOKENS, Logprobs, RequestBody, Usage
+from osaurusd.protocols.openai.common import EmptyList, Logprobs, RequestBody, Tokens, Usage
 from osaurusd.protocols.openai.logprobs import ChatLogprobs
 
-Tokens = Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
-Name = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]
+# What the Model Context Protocol allows in addition to OpenAI's API: dots, slashes, colons and longer names.
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_./:-]{1,128}\Z")]
+JsonObject = dict[str, Any] | EmptyList
 
 NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
     "audio": (),
@@ -22,8 +24,6 @@ NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "modalities": (["text"],),
     "moderation": (),
-    "prediction": (),
-    "verbosity": ("medium",),
     "web_search_options": (),
 }
 """Unsupported fields, and the values besides null that are accepted because they do not change the response."""
@@ -33,32 +33,38 @@ NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
 
 
 class ContentPart(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One part of a message's content."""
+    """One part of a message's content. `refusal` and `thinking` are the texts of parts of these types."""
 
     type: str
     text: str | None = None
+    refusal: str | None = None
+    thinking: str | None = None
 
 
 class FunctionCallParam(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A function call of an earlier response; `arguments` is the JSON text that the model wrote."""
+    """A function call of an earlier response; `arguments` is the JSON text that the model wrote, or its value."""
 
     name: str
-    arguments: str
+    arguments: str | JsonObject | None = None
 
 
 class ToolCallParam(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    id: str
-    type: str = "function"
+    """An earlier tool call. Without an id, results refer to it by their order."""
+
+    id: str | None = None
+    type: str | None = None
     function: FunctionCallParam | None = None
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One message of a chat."""
+    """One message of a chat. Servers name the reasoning of an earlier response in several ways."""
 
     role: str
-    content: str | list[ContentPart] | None = None
+    content: str | list[ContentPart | str] | None = None
     name: str | None = None
     reasoning_content: str | None = None
+    reasoning: Any = None
+    thinking: Any = None
     tool_calls: list[ToolCallParam] | None = None
     tool_call_id: str | None = None
     function_call: Any = None
@@ -70,13 +76,19 @@ class Function(msgspec.Struct, frozen=True, kw_only=True):
 
     name: Name
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
-    type: str
+    """A tool. Its fields are those of `function` or, in the flat form of other APIs, its own."""
+
+    type: str | None = None
     function: Function | None = None
+    name: Name | None = None
+    description: str | None = None
+    parameters: JsonObject | None = None
+    input_schema: JsonObject | None = None
 
 
 class FunctionName(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,10 +96,11 @@ class FunctionName(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ToolReference(msgspec.Struct, frozen=True, kw_only=True):
-    """Refers to a tool of the request by the name of its function."""
+    """Refers to a tool of the request by the name of its function, which the flat form has in `name`."""
 
-    type: str
+    type: str | None = None
     function: FunctionName | None = None
+    name: str | None = None
 
 
 class AllowedTools(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,21 +109,29 @@ class AllowedTools(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ToolChoice(ToolReference, frozen=True, kw_only=True):
-    """The function that the model must call, or with type `allowed_tools` the tools that it may call."""
+    """The function that the model must call, or with type `allowed_tools` the tools that it may call.
+
+    The flat form of the latter has `mode` and `tools` here.
+    """
 
     allowed_tools: AllowedTools | None = None
+    mode: str | None = None
+    tools: list[ToolReference] | None = None
 
 
 class JsonSchemaFormat(msgspec.Struct, frozen=True, kw_only=True):
-    name: Name
+    name: str | None = None
     description: str | None = None
-    schema: dict[str, Any] | None = None
+    schema: JsonObject | None = None
     strict: bool | None = None
 
 
 class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """The format of the output. Other APIs have the schema in `schema`, also with type `json_object`."""
+
     type: str
     json_schema: JsonSchemaFormat | None = None
+    schema: JsonObject | None = None
 
 
 class ChatRequest(RequestBody, frozen=True, kw_only=True):
@@ -126,7 +147,8 @@ class ChatRequest(RequestBody, frozen=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: JsonObject | None = None
+    return_progress: bool | None = None
 
     # See NO_OP_VALUES.
     audio: Any = None
@@ -134,8 +156,6 @@ class ChatRequest(RequestBody, frozen=True, kw_only=True):
     functions: Any = None
     modalities: Any = None
     moderation: Any = None
-    prediction: Any = None
-    verbosity: Any = None
     web_search_options: Any = None
 
 
@@ -181,7 +201,6 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[ChatChoice]
     usage: Usage
     service_tier: None = None
-    system_fingerprint: None = None
 
 
 # Streams
@@ -226,7 +245,21 @@ class ChatChunkHead(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     model: str
     service_tier: None = None
-    system_fingerprint: None = None
+
+
+class PromptProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How many of the prompt's tokens have been processed, `cache` of them from the prefix cache."""
+
+    total: int
+    cache: int
+    processed: int
+
+
+class ChatProgressChunk(ChatChunkHead, frozen=True, kw_only=True):
+    """A chunk of a stream before its first output. Only requests with `return_progress` receive any."""
+
+    choices: tuple[()] = ()
+    prompt_progress: PromptProgress
 
 
 class ChatCompletionChunk(ChatChunkHead, frozen=True, kw_only=True):

@@ -3,15 +3,16 @@
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from osaurusd.errors import InvalidRequest
 from osaurusd.inference import events as neutral
 from osaurusd.inference.defaults import RequestDefaults
-from osaurusd.inference.limits import EACH, MODEL
+from osaurusd.inference.limits import CHOICES, EACH, MODEL, SCHEMA
 from osaurusd.inference.request import Location, SamplingParams
 
 MAX_TOKEN_ID = 2**31 - 1
@@ -22,11 +23,25 @@ MAX_TOKENS = 2**53
 TOKEN_ID = r"0|[1-9][0-9]{0,9}"
 _TOKEN_ID = re.compile(TOKEN_ID)
 
-Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
-Bias = Annotated[float, msgspec.Meta(ge=-100, le=100)]
-StopString = Annotated[str, msgspec.Meta(min_length=1)]
-Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-Logprobs = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+# Some languages write every number as a float, so whole floats are accepted: `40.0`.
+Choices = Annotated[int, Meta(ge=1, le=2**31 - 1)] | Annotated[float, Meta(ge=1, le=2**31 - 1, multiple_of=1)]
+TopK = Annotated[int, Meta(ge=-1, le=MAX_TOKEN_ID)] | Annotated[float, Meta(ge=-1, le=MAX_TOKEN_ID, multiple_of=1)]
+Logprobs = Annotated[int, Meta(ge=0, le=2**31 - 1)] | Annotated[float, Meta(ge=0, le=2**31 - 1, multiple_of=1)]
+Tokens = Annotated[int, Meta(ge=-1, le=MAX_TOKENS)] | Annotated[float, Meta(ge=-1, le=MAX_TOKENS, multiple_of=1)]
+Seed = (
+    Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+    | Annotated[float, Meta(ge=-float(2**63), lt=float(2**63), multiple_of=1)]
+)
+NO_LIMIT = -1
+"""A number of tokens that means no limit."""
+RANDOM_SEED = -1
+"""Other servers choose a random seed for this one, and clients rely on that."""
+
+# PHP and Lua write an empty object as an empty list.
+EmptyList = Annotated[list[Any], Meta(max_length=0)]
+
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,28 +52,45 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
 class RequestBody(msgspec.Struct, frozen=True, kw_only=True):
     """Fields of both kinds of completions. Null means the default.
 
-    A `top_k` of 0 or -1 and a `min_p` of 0 disable the filter. The keys of `logit_bias` are token ids.
+    A `top_k` of 0 or -1 and a `min_p` of 0 disable the filter. The keys of `logit_bias` are token ids. Empty stop
+    strings are ignored. The fields from `guided_json` on are those of other servers for structured output.
     """
 
     model: str | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] | None = None
-    stop: StopString | list[StopString] | None = None
+    stream_options: StreamOptions | EmptyList | None = None
+    n: Choices | None = None
+    stop: str | list[str | None] | None = None
     seed: Seed | None = None
-    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
-    top_k: Annotated[int, msgspec.Meta(ge=-1, le=MAX_TOKEN_ID)] | None = None
-    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: TopK | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    logit_bias: dict[str, Bias] | None = None
+    logit_bias: dict[str, Bias] | EmptyList | None = None
+    guided_json: Any = None
+    guided_choice: Any = None
+    structured_outputs: Any = None
+    json_schema: Any = None
+    format: Any = None
+
+    # See `output_format.UNSUPPORTED`.
+    ebnf: Any = None
+    grammar: Any = None
+    guided_grammar: Any = None
+    guided_regex: Any = None
+    regex: Any = None
 
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk that has the usage."""
-        return bool(self.stream_options and self.stream_options.include_usage)
+        return isinstance(self.stream_options, StreamOptions) and bool(self.stream_options.include_usage)
+
+    @property
+    def choices(self) -> int:
+        return whole(self.n) or 1
 
 
 COMMON_PATHS: Mapping[Location, str] = {
@@ -69,8 +101,20 @@ COMMON_PATHS: Mapping[Location, str] = {
     ("stop", EACH): "stop[{0}]",
     ("sampling", "logit_bias"): "logit_bias",
     ("sampling", EACH): "{0}",
+    SCHEMA: "guided_json",
+    CHOICES: "guided_choice",
 }
 """The fields of `RequestBody` by their location in a generation request."""
+
+
+def whole(number: float | None) -> int | None:
+    """Convert a number that has been checked to be whole."""
+    return None if number is None else int(number)
+
+
+def token_limit(number: float | None) -> int | None:
+    """Convert a number of tokens; None means no limit."""
+    return None if number == NO_LIMIT else whole(number)
 
 
 def sampling_params(body: RequestBody, defaults: RequestDefaults) -> SamplingParams:
@@ -82,23 +126,32 @@ def sampling_params(body: RequestBody, defaults: RequestDefaults) -> SamplingPar
     return defaults.sampling(
         temperature=body.temperature,
         top_p=body.top_p,
-        top_k=body.top_k,
+        top_k=whole(body.top_k),
         min_p=body.min_p,
         repetition_penalty=body.repetition_penalty,
         frequency_penalty=body.frequency_penalty,
         presence_penalty=body.presence_penalty,
-        logit_bias=[(_token_id(key), bias) for key, bias in (body.logit_bias or {}).items()],
-        seed=body.seed,
+        logit_bias=[(_token_id(key), bias) for key, bias in bias_items(body)],
+        seed=None if body.seed == RANDOM_SEED else whole(body.seed),
     )
 
 
+def bias_items(body: RequestBody) -> Iterable[tuple[str, float]]:
+    return body.logit_bias.items() if isinstance(body.logit_bias, dict) else ()
+
+
 def stop_strings(body: RequestBody) -> list[str]:
-    return [body.stop] if isinstance(body.stop, str) else body.stop or []
+    """Return the stop strings without empty ones, which clients send for an empty text field."""
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    return [text for text in stop if text]
 
 
 def stop_paths(body: RequestBody) -> dict[Location, str]:
-    """Return the path of a single stop string, which has no index."""
-    return {("stop", EACH): "stop"} if isinstance(body.stop, str) else {}
+    """Return the paths of the stop strings: a single one has no index, and empty ones are skipped."""
+    if isinstance(body.stop, str):
+        return {("stop", 0): "stop"}
+    indexes = [index for index, text in enumerate(body.stop or []) if text]
+    return {("stop", number): f"stop[{index}]" for number, index in enumerate(indexes) if number != index}
 
 
 def _token_id(key: str) -> int:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from osaurusd.inference.events import FinishReason
-from osaurusd.protocols.openai.common import MAX_TOKEN_ID, MAX_TOKENS, Logprobs, RequestBody, Usage
+from osaurusd.protocols.openai.common import MAX_TOKEN_ID, Logprobs, RequestBody, Tokens, Usage
 from osaurusd.protocols.openai.logprobs import CompletionLogprobs
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN_ID)]
@@ -20,10 +20,10 @@ class CompletionRequest(RequestBody, frozen=True, kw_only=True):
 
     prompt: str | list[str | TokenId | list[TokenId]] | None = None
     suffix: str | None = None
-    max_tokens: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)] | None = None
+    max_tokens: Tokens | None = None
     logprobs: Logprobs | None = None
     echo: bool | None = None
-    best_of: int | None = None
+    best_of: float | None = None
 
 
 class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +42,6 @@ class CompletionHead(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["text_completion"] = "text_completion"
     created: int
     model: str
-    system_fingerprint: None = None
 
 
 class Completion(CompletionHead, frozen=True, kw_only=True):

@@ -13,9 +13,18 @@ from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.request import GenerationRequest, Location, Prompt, TextPrompt, TokenPrompt
 from osaurusd.inference.service import Service
 from osaurusd.protocols.openai import rendering
-from osaurusd.protocols.openai.common import COMMON_PATHS, ResponseHead, sampling_params, stop_paths, stop_strings
+from osaurusd.protocols.openai.common import (
+    COMMON_PATHS,
+    ResponseHead,
+    sampling_params,
+    stop_paths,
+    stop_strings,
+    token_limit,
+    whole,
+)
 from osaurusd.protocols.openai.completion_types import CompletionRequest
 from osaurusd.protocols.openai.errors import FieldPaths
+from osaurusd.protocols.openai.output_format import output_paths, parse_output_format
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default. Unlike the answer to a chat, a continuation has no natural end."""
@@ -61,16 +70,18 @@ def build_requests(body: CompletionRequest, defaults: RequestDefaults) -> list[G
     """
     _check_combinations(body)
     sampling, stop = sampling_params(body, defaults), stop_strings(body)
+    output_format = parse_output_format(body, defaults)
     return [
         GenerationRequest(
             prompt=prompt,
             sampling=sampling,
-            n=body.n or 1,
-            max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+            n=body.choices,
+            max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else token_limit(body.max_tokens),
             stop=stop,
-            logprobs=body.logprobs,
+            logprobs=whole(body.logprobs),
             echo=bool(body.echo),
             parse_tool_calls=False,
+            constraint=output_format.constraint,
         )
         for prompt in _parse_prompts(body)
     ]
@@ -78,7 +89,7 @@ def build_requests(body: CompletionRequest, defaults: RequestDefaults) -> list[G
 
 def field_paths(body: CompletionRequest) -> FieldPaths:
     """Return the paths of the body's fields, with the number of the prompt if there is a list of prompts."""
-    paths = {**COMPLETION_PATHS, **stop_paths(body)}
+    paths = {**stop_paths(body), **COMPLETION_PATHS, **output_paths(body)}
     if _has_many_prompts(body):
         paths["prompt",] = "prompt[{prompt}]"
     return FieldPaths(paths)
@@ -90,7 +101,7 @@ def _has_many_prompts(body: CompletionRequest) -> bool:
 
 
 def _check_combinations(body: CompletionRequest) -> None:
-    if body.best_of is not None and body.best_of != (body.n or 1):
+    if body.best_of is not None and body.best_of != body.choices:
         raise UnsupportedParameter("`best_of` is not supported; omit it", param="best_of")
     if body.max_tokens == 0 and not body.echo:
         raise InvalidRequest("`max_tokens`: 0 is allowed only with `echo`", param="max_tokens")

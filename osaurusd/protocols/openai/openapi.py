@@ -22,8 +22,10 @@ from osaurusd.protocols.openai.chat_types import NO_OP_VALUES, ChatCompletion, C
 from osaurusd.protocols.openai.common import TOKEN_ID
 from osaurusd.protocols.openai.completion_types import Completion, CompletionChunk, CompletionRequest
 from osaurusd.protocols.openai.completions import COMPLETION_PATHS
-from osaurusd.protocols.openai.messages import ROLES
+from osaurusd.protocols.openai.messages import ROLES, TEXT_FIELDS
 from osaurusd.protocols.openai.models import Model, ModelList
+from osaurusd.protocols.openai.output_format import UNSUPPORTED
+from osaurusd.protocols.openai.tools import MODES, REQUIRED
 from osaurusd.wire.errors import ErrorBody, ErrorCode, ErrorEnvelope
 
 Schema = dict[str, Any]
@@ -153,18 +155,15 @@ OPERATIONS = (
 BODIES: Mapping[type, Mapping[Location, str]] = {ChatRequest: CHAT_PATHS, CompletionRequest: COMPLETION_PATHS}
 """The request bodies, and their fields by location."""
 
-_FUNCTION = ["function"]
 ENUMS: Mapping[tuple[str, str], list[str]] = {
     ("Message", "role"): list(ROLES),
-    ("ContentPart", "type"): ["text"],
-    ("Tool", "type"): _FUNCTION,
-    ("ToolReference", "type"): _FUNCTION,
-    ("ToolCallParam", "type"): _FUNCTION,
-    ("ToolChoice", "type"): ["function", "allowed_tools"],
-    ("AllowedTools", "mode"): ["auto", "required"],
+    ("ContentPart", "type"): [*TEXT_FIELDS, "thinking"],
+    ("ToolReference", "type"): ["function", "tool"],
+    ("ToolCallParam", "type"): ["function", ""],
+    ("ToolChoice", "type"): ["function", "tool", "allowed_tools", *MODES],
+    ("AllowedTools", "mode"): ["auto", *REQUIRED],
     ("ResponseFormat", "type"): ["text", "json_object", "json_schema"],
     ("ChatRequest", "reasoning_effort"): list(REASONING_EFFORTS),
-    ("ChatRequest", "tool_choice"): ["none", "auto", "required"],
 }
 """The values of string fields that handlers check themselves, by component and field."""
 
@@ -302,6 +301,8 @@ def _add_constraints(components: dict[str, Schema], maxima: Input) -> None:
         }
     for body, paths in BODIES.items():
         schema = components[body.__name__]
+        for field in UNSUPPORTED:
+            schema["properties"][field] = {"enum": [None, ""], "default": None, "description": "Not supported."}
         for form in _forms(schema["properties"]["logit_bias"], "object"):
             form["propertyNames"] = {"pattern": f"^(?:{TOKEN_ID})$"}
         for location, path in paths.items():
@@ -336,7 +337,8 @@ def _add_limit(schema: Schema, limit: InputLimit, maximum: int) -> None:
     """Add the JSON Schema keyword of a limit, if there is one, and its description."""
     # A list of token ids is one prompt, so its length is not the number of prompts.
     if limit.measure is limits.magnitude:
-        _forms(schema, "integer")[0]["maximum"] = maximum
+        for form in [*_forms(schema, "integer"), *_forms(schema, "number")]:
+            form["maximum"] = maximum
     elif limit.measure is len and limit.location != limits.PROMPTS:
         keywords = {"array": "maxItems", "object": "maxProperties", "string": "maxLength"}
         type_, keyword = next((type_, keyword) for type_, keyword in keywords.items() if _forms(schema, type_))
@@ -347,5 +349,5 @@ def _add_limit(schema: Schema, limit: InputLimit, maximum: int) -> None:
 
 
 def _forms(schema: Schema, type_: str) -> list[Schema]:
-    """Return the alternatives of a schema that have a JSON type."""
-    return [form for form in schema.get("anyOf", [schema]) if form.get("type") == type_]
+    """Return the alternatives of a schema that have a JSON type, except an empty list that stands for an object."""
+    return [form for form in schema.get("anyOf", [schema]) if form.get("type") == type_ and form.get("maxItems") != 0]

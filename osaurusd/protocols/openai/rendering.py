@@ -7,15 +7,17 @@ import msgspec
 from msgspec import UNSET
 
 from osaurusd.inference import events as neutral
-from osaurusd.inference.events import Completed, Delta, Event, Finished, FinishReason, Started
+from osaurusd.inference.events import Completed, Delta, Event, Finished, FinishReason, Progress, Started
 from osaurusd.protocols.openai.chat_types import (
     ChatChoice,
     ChatChunkChoice,
     ChatChunkHead,
     ChatCompletion,
+    ChatProgressChunk,
     ChoiceDelta,
     FunctionCall,
     FunctionCallDelta,
+    PromptProgress,
     ResponseMessage,
     ToolCall,
     ToolCallDelta,
@@ -113,6 +115,9 @@ async def stream_chat(
     async for event in events:
         if isinstance(event, Started):
             continue
+        if isinstance(event, Progress):
+            yield _encode(_chat_progress(head, event))
+            continue
         if isinstance(event, Completed):
             if include_usage:
                 yield encoder.encode_usage(event)
@@ -125,6 +130,11 @@ async def stream_chat(
             yield encoder.encode(ChatChunkChoice(index=event.index, delta=_EMPTY, finish_reason=event.reason))
         elif event.text or event.reasoning or event.tool_calls or event.logprobs:
             yield encoder.encode(_chat_choice(event))
+
+
+def _chat_progress(head: ResponseHead, event: Progress) -> ChatProgressChunk:
+    progress = PromptProgress(total=event.prompt_tokens, cache=event.cached_tokens, processed=event.prefilled)
+    return ChatProgressChunk(**head.fields(), prompt_progress=progress)
 
 
 def _chat_choice(event: Delta) -> ChatChunkChoice:
@@ -153,7 +163,7 @@ async def collect_completion(head: ResponseHead, events: AsyncIterator[Event]) -
     async for event in events:
         if isinstance(event, Completed):
             completed = event
-        elif not isinstance(event, Started) and (piece := _completion_piece(event, lengths)):
+        elif not isinstance(event, Started | Progress) and (piece := _completion_piece(event, lengths)):
             pieces[piece.index].append(piece)
     return Completion(
         **head.fields(),
@@ -172,7 +182,7 @@ async def stream_completion(
         if isinstance(event, Completed):
             if include_usage:
                 yield encoder.encode_usage(event)
-        elif not isinstance(event, Started) and (piece := _completion_piece(event, lengths)):
+        elif not isinstance(event, Started | Progress) and (piece := _completion_piece(event, lengths)):
             yield encoder.encode(piece)
 
 

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from osaurusd.worker.engine import kv_cache
+from osaurusd.worker.engine.device import CPU, Device
 from osaurusd.worker.engine.kv_cache import Cache, CacheLayout, PackedKV
 from osaurusd.worker.engine.request import SequenceId
 from osaurusd.worker.engine.sampler import BatchSampler, LogprobArrays, SamplingState
@@ -54,6 +55,7 @@ class DecodeBatch:
         entries: the first sequences; the first token of each is sampled immediately.
         cache: cache of all entries, merged if `merged`.
         logits: logits of the next token [entries, vocabulary].
+        device: the device that MLX uses.
 
     Attributes:
         failed: sequences whose constraint failed, with the reason.
@@ -68,6 +70,7 @@ class DecodeBatch:
         logits: mx.array,
         *,
         merged: bool,
+        device: Device = CPU,
     ) -> None:
         self._network = network
         self._layout = layout
@@ -77,7 +80,8 @@ class DecodeBatch:
         self.lengths = [entry.length for entry in entries]
         self.failed: dict[SequenceId, str] = {}
         self._states = [entry.sampling for entry in entries]
-        self._sampler = BatchSampler(self._states)
+        self._device = device
+        self._sampler = self._build_sampler()
         self._tokens, self._logprobs = self._sampler.sample(logits, self._masked(logits))
         self._start_evaluation()
 
@@ -86,10 +90,11 @@ class DecodeBatch:
         current, logprobs = self._tokens, self._logprobs
         logits = self._network(current[:, None], cache=self._cache)[:, -1, :]
         self.lengths = [length + 1 for length in self.lengths]
+        if self._sampler.overlaps:
+            mx.async_eval(logits)  # type: ignore[no-untyped-call]
         if self._sampler.constrained:
             # The next masks depend on the current tokens, and are computed while the forward pass runs. An end token
             # is irrelevant for the constraint: its sequence leaves before the next step.
-            mx.async_eval(logits)  # type: ignore[no-untyped-call]
             self._advance_constraints(current.tolist())  # type: ignore[arg-type]
         self._tokens, self._logprobs = self._sampler.sample(logits, self._masked(logits))
         self._start_evaluation()
@@ -111,7 +116,7 @@ class DecodeBatch:
         self.lengths += other.lengths
         self.failed |= other.failed
         self._states += other._states
-        self._sampler = BatchSampler(self._states)
+        self._sampler = self._build_sampler()
 
     def remove(self, ids: Collection[SequenceId]) -> None:
         keep = [row for row, id_ in enumerate(self.ids) if id_ not in ids]
@@ -120,7 +125,7 @@ class DecodeBatch:
         self.ids = [self.ids[row] for row in keep]
         self.lengths = [self.lengths[row] for row in keep]
         self._states = [self._states[row] for row in keep]
-        self._sampler = BatchSampler(self._states)
+        self._sampler = self._build_sampler()
         if not keep:
             return
         self._tokens = self._tokens[mx.array(keep)]
@@ -137,6 +142,9 @@ class DecodeBatch:
         if self._merged:
             return _RowReader(self._layout, self._cache, row, self.lengths[row])
         return _SequenceReader(self._layout, self._cache)
+
+    def _build_sampler(self) -> BatchSampler:
+        return BatchSampler(self._states, on_gpu=self._device.is_gpu)
 
     def _merged_cache(self) -> Cache:
         return self._cache if self._merged else self._layout.merge([self._cache])
@@ -156,7 +164,7 @@ class DecodeBatch:
         for position, row in enumerate(constrained):
             with self._constraint(row) as rule:
                 rule.fill(allowed[position])
-        return constraint.apply(logits[mx.array(constrained)], allowed)
+        return constraint.apply(logits[mx.array(constrained)], allowed, on_gpu=self._device.is_gpu)
 
     @contextlib.contextmanager
     def _constraint(self, row: int) -> Iterator[Constraint]:

@@ -1,4 +1,8 @@
-"""Prefill chunk sizes: short while other sequences wait for their next token, long while none does."""
+"""Prefill chunk sizes: short while other sequences wait for their next token, long while none does.
+
+Times are measured while other programs may be running, which only ever makes them longer. So shorter times are trusted
+more than longer ones.
+"""
 
 from dataclasses import dataclass, field
 
@@ -10,8 +14,13 @@ TARGET_STEPS = 4
 # Reading the weights dominates passes over fewer tokens than this.
 EFFICIENT_TOKENS = 64
 
-# Without running sequences passes are long, but cancellations and new requests are noticed this often.
+# Without running sequences passes are long, but on a CPU cancellations and new requests are noticed this often.
 IDLE_SECONDS = 0.8
+
+# Prompts that arrive together are processed in passes of up to this many tokens, unless they take longer than this. The
+# time is generous, so that the number of passes does not depend on how busy the machine is.
+BURST_PASS_TOKENS = 512
+BURST_SECONDS = 10.0
 
 # Token times are measured separately for each multiple of this context length.
 CONTEXT_BUCKET = 512
@@ -20,8 +29,12 @@ MIN_TOKENS = 16
 MAX_TOKENS = 2048
 _MULTIPLE = 16
 
-# Weight of a new measurement in the moving average.
-_SMOOTHING = 0.3
+# Weights of a new measurement in the moving average, if it is shorter or longer than the average.
+_SMOOTHING_SHORTER = 0.5
+_SMOOTHING_LONGER = 0.15
+
+# On a GPU, passes beside running sequences may take this share of the time that these may stall.
+_GPU_STALL_SHARE = 0.5
 
 # If the fixed time of a pass was measured too long, at least this share of a pass is attributed to its tokens.
 _MIN_TOKEN_SHARE = 0.25
@@ -40,7 +53,8 @@ class ChunkSizer:
         stall_seconds: how long running sequences may stall.
         step_seconds: time of a decode step.
         pass_seconds: fixed time of a forward pass, however few tokens it has.
-        max_tokens: chunk limit that the memory budget sets.
+        on_gpu: whether the model runs on a GPU, where long passes are efficient and soon done.
+        max_tokens: chunk limit that the memory budget sets for this context.
         context: tokens before the next chunk; the more there are, the longer each token takes.
     """
 
@@ -48,6 +62,7 @@ class ChunkSizer:
     stall_seconds: float = 0.2
     step_seconds: float = 0.0
     pass_seconds: float = 0.0
+    on_gpu: bool = False
     max_tokens: int = MAX_TOKENS
     context: int = 0
     _later_token_seconds: dict[int, float] = field(default_factory=dict)
@@ -71,9 +86,22 @@ class ChunkSizer:
 
     def tokens(self, *, shared: bool) -> int:
         """Return how many prompt tokens to process in a step; `shared` if running sequences wait for it."""
-        seconds = self._shared_seconds() if shared else IDLE_SECONDS
-        tokens = int((seconds - self.pass_seconds) / self._token_seconds) // _MULTIPLE * _MULTIPLE
-        return min(max(tokens, MIN_TOKENS), self.max_tokens)
+        return min(self._shared_tokens() if shared else self._idle_tokens(), self.max_tokens)
+
+    @property
+    def burst_pass_tokens(self) -> int:
+        """How many tokens a pass may process, padding included, if it completes several prompts that came together."""
+        return min(self.largest_pass, self.max_tokens)
+
+    @property
+    def burst_tokens(self) -> int:
+        """How many tokens of other prompts may be processed before the first complete one decodes."""
+        return min(2 * BURST_PASS_TOKENS, self._tokens_within(BURST_SECONDS))
+
+    @property
+    def largest_pass(self) -> int:
+        """How many tokens a pass may have as far as memory permits."""
+        return max(self._idle_tokens(), min(BURST_PASS_TOKENS, self._tokens_within(BURST_SECONDS)))
 
     @property
     def pass_tokens(self) -> int:
@@ -84,10 +112,19 @@ class ChunkSizer:
         """Return how long a first prompt of `tokens` tokens may wait for others to share its pass."""
         return min(_BATCHING_SHARE * (self.pass_seconds + tokens * self.token_seconds), MAX_BATCHING_SECONDS)
 
-    def _shared_seconds(self) -> float:
+    def _idle_tokens(self) -> int:
+        return MAX_TOKENS if self.on_gpu else self._tokens_within(IDLE_SECONDS)
+
+    def _shared_tokens(self) -> int:
         target = max(TARGET_STEPS * self.step_seconds, self.pass_seconds + EFFICIENT_TOKENS * self._token_seconds)
+        if self.on_gpu:
+            target = max(target, _GPU_STALL_SHARE * self.stall_seconds)
         # The decode step after the chunk is part of the stall.
-        return min(target, max(self.stall_seconds, (STALL_STEPS - 1) * self.step_seconds))
+        return self._tokens_within(min(target, max(self.stall_seconds, (STALL_STEPS - 1) * self.step_seconds)))
+
+    def _tokens_within(self, seconds: float) -> int:
+        tokens = int((seconds - self.pass_seconds) / self._token_seconds) // _MULTIPLE * _MULTIPLE
+        return min(max(tokens, MIN_TOKENS), MAX_TOKENS)
 
     @property
     def _token_seconds(self) -> float:
@@ -97,4 +134,6 @@ class ChunkSizer:
 
 
 def _smooth(average: float, value: float) -> float:
-    return value if not average else average + _SMOOTHING * (value - average)
+    if not average:
+        return value
+    return average + (_SMOOTHING_SHORTER if value < average else _SMOOTHING_LONGER) * (value - average)

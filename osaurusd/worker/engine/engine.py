@@ -12,6 +12,7 @@ from osaurusd.rpc import messages
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker.engine.batch import BatchEntry, TokenOutput
 from osaurusd.worker.engine.chunk_sizer import ChunkSizer
+from osaurusd.worker.engine.device import Device, is_device_failure
 from osaurusd.worker.engine.memory import ORDINARY_TOKENS, MemoryBudget
 from osaurusd.worker.engine.planner import Planner
 from osaurusd.worker.engine.prefix_cache import PrefixCache
@@ -42,22 +43,35 @@ class Engine:
         end_tokens: token ids that end a sequence.
         limits: resources to use.
         clock: measures steps and requests.
+        device: the device that MLX uses; by default, its default device.
 
     Attributes:
         progress: counts forward passes.
     """
 
     def __init__(
-        self, network: Any, end_tokens: list[int], limits: Limits, *, clock: Callable[[], float] = time.perf_counter
+        self,
+        network: Any,
+        end_tokens: list[int],
+        limits: Limits,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        device: Device | None = None,
     ) -> None:
         self._network = network
         self._end_tokens = frozenset(end_tokens)
         self._limits = limits
         self._clock = clock
-        probe = Probe.from_network(network)
+        self._device = device or Device.default()
+        probe = Probe.from_network(network, self._device)
         self.layout = probe.layout
         self.vocabulary = probe.vocabulary
-        self.chunk_sizer = ChunkSizer(probe.token_seconds, limits.stall_seconds, pass_seconds=probe.pass_seconds)
+        self.chunk_sizer = ChunkSizer(
+            probe.token_seconds,
+            limits.stall_seconds,
+            pass_seconds=probe.pass_seconds,
+            on_gpu=self._device.is_gpu,
+        )
         self.memory = MemoryBudget(
             layout=probe.layout,
             weights_bytes=mx.get_active_memory(),
@@ -73,9 +87,9 @@ class Engine:
             self.chunk_sizer,
             self.prefix_cache,
             max_waiting=limits.max_waiting,
-            padding_per_pass=padding_per_pass(probe.layout, self.memory.weights_bytes),
+            padding_per_pass=padding_per_pass(probe.layout, self.memory.weights_bytes, self._device),
         )
-        self._executor: Executor = LocalExecutor(network, probe.layout, self.prefix_cache, clock)
+        self._executor: Executor = LocalExecutor(network, probe.layout, self.prefix_cache, clock, self._device)
         self._decode_started_at: float | None = None
         self.progress = 0
 
@@ -101,6 +115,11 @@ class Engine:
         self.planner.max_waiting = limits.max_waiting
         mx.clear_cache()
         self.planner.update_reservations()
+
+    @property
+    def pass_bytes(self) -> int:
+        """The intermediates of the largest prefill pass. Freed buffers of that size speed up the next pass."""
+        return self.memory.pass_bytes
 
     def drop_caches(self) -> None:
         """Clear the prefix cache and return freed buffers to the system. Running requests continue."""
@@ -142,7 +161,7 @@ class Engine:
         self.planner.clear()
         self._executor.clear()
         self._decode_started_at = None
-        self._free_buffers()
+        mx.clear_cache()
         return lost
 
     def decode(self) -> list[messages.Frame]:
@@ -169,27 +188,31 @@ class Engine:
 
     def prefill(self) -> list[messages.Frame]:
         """Process prompt tokens within this step's budget; complete prompts start to decode."""
-        if self.planner.admit():
-            self._free_buffers()
+        self.planner.admit()
         if not self.planner.begin_prefill():
             return []
-        self._executor.synchronize()  # the decode step that is being computed must not count as prefill time
-        self._record_decode_time(self._clock())
+        overlap = self._end_decode_step()
         frames: list[messages.Frame] = []
         while plan := self.planner.plan_prefill():
             frames += self._begin_prompts()
             self.progress += 1
             try:
                 result = self._executor.execute(plan)
-            except Exception as error:  # noqa: BLE001  an exception on a prompt fails only that request
-                Probe.from_network(self._network)  # raises if the model cannot process any prompt
+            except Exception as error:
+                # Any other exception on a prompt fails only that request.
+                if is_device_failure(error):
+                    raise
+                Probe.from_network(self._network, self._device)  # raises if the model cannot process any prompt
                 tasks = self.planner.tasks(plan)
                 # Complete prompts first: other choices of the failing request may be among them.
                 frames += self._start_decoding()
                 return frames + self._fail_prompts(tasks, error)
-            for task in self.planner.tasks(plan):
+            tasks = self.planner.tasks(plan)
+            for task in tasks:
                 task.scores += result.prompt_scores.get(task.id, [])
-            self.planner.record_prefill(plan, result.seconds)
+            self.planner.record_prefill(plan, max(result.seconds - overlap, result.seconds / 2))
+            overlap = 0.0
+            frames += [task.request.progress(task.prefilled) for task in tasks if task.reports_progress]
         return frames + self._start_decoding()
 
     def _begin_prompts(self) -> list[messages.Frame]:
@@ -248,29 +271,33 @@ class Engine:
         self.planner.remove(sequences)
         if not self.planner.decoding:
             self._decode_started_at = None
-        self._free_buffers()
 
     def _preempt(self) -> None:
         """Return sequences to the queue if those that need more memory leave no room for them."""
-        reserved_bytes = self.reserved_bytes
         for sequence in self.planner.extend_reservations():
             self._remove([sequence])
             sequence.choice.sampling.rewind(sequence.choice.output_tokens)
             self.planner.requeue(sequence)
-        if self.reserved_bytes != reserved_bytes:
-            self._free_buffers()
+
+    def _end_decode_step(self) -> float:
+        """Let prefill begin; return for how long, probably, the first pass has to wait for the decode step.
+
+        On a CPU, this waits for the decode step, to measure both. A GPU would idle until the prefill pass arrives, so
+        its decode steps are measured only if another one follows.
+        """
+        if self._device.is_gpu:
+            overlap = 0.0 if self._decode_started_at is None else self.chunk_sizer.step_seconds
+            self._decode_started_at = None
+            return overlap
+        self._executor.synchronize()
+        self._record_decode_time(self._clock())
+        return 0.0
 
     def _record_decode_time(self, now: float) -> None:
         """Record the time of the decode step that has ended, if there is one."""
         if self._decode_started_at is not None:
             self.chunk_sizer.record_decode(now - self._decode_started_at)
         self._decode_started_at = None
-
-    def _free_buffers(self) -> None:
-        """Return the buffers that MLX has freed to the system before memory runs short."""
-        limit = self._limits.memory_bytes
-        if limit is not None and mx.get_active_memory() + mx.get_cache_memory() > limit:
-            mx.clear_cache()
 
     def _fail_constrained(self) -> list[messages.Frame]:
         """Fail the requests whose output constraint has failed."""

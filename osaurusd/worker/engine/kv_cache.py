@@ -149,6 +149,12 @@ def extract_row(batch: Cache, row: int) -> Cache:
     return [layer.extract(row) for layer in batch]
 
 
+def head_dimensions(cache: Cache) -> set[tuple[int, int]]:
+    """Return the dimensions of keys and values that occur in a filled cache; recurrent states have none."""
+    leaves = [leaf for leaf in _leaves(cache) if isinstance(getattr(leaf, "keys", None), mx.array)]
+    return {(leaf.keys.shape[-1], leaf.values.shape[-1]) for leaf in leaves}
+
+
 def _leaves(cache: Iterable[Any]) -> Iterator[Any]:
     """Yield the cache objects that hold arrays; some models have several per layer."""
     for entry in cache:

@@ -1,5 +1,6 @@
 """The memory budget: whether sequences fit into memory, estimated before they start."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,22 +41,31 @@ class MemoryBudget:
     def peak_bytes(self, decoding: Sequence[int], joining: Sequence[int] = ()) -> int:
         """Return the peak while sequences of the final lengths `decoding` run and those of `joining` join them.
 
-        All sequences of a merged cache are padded to the longest, and joining copies the cache.
+        All sequences of a merged cache are padded to the longest, and joining copies the cache. Those that join may
+        share a prefill pass.
         """
         together = [*decoding, *joining]
+        longest = max(together, default=0)
         batch = self._batch_bytes(together)
         copied = self._batch_bytes(decoding) + sum(self._batch_bytes([length]) for length in joining)
         copies = copied if joining and len(together) > 1 else 0
-        return self.weights_bytes + batch + copies + self._pass_bytes(max(together, default=0))
+        return self.weights_bytes + batch + copies + self._pass_bytes(longest, max(longest, sum(joining)))
 
     def set_limit(self, limit_bytes: int | None) -> None:
         """Change the limit, and shorten prefill chunks as needed."""
         self.limit_bytes = limit_bytes
-        max_tokens = MAX_TOKENS
-        if limit_bytes is not None:
-            room = max(limit_bytes - self.weights_bytes, 0)
-            max_tokens = room // _PASS_FRACTION // max(self._bytes_per_pass_token(ORDINARY_TOKENS), 1)
-        self.chunk_sizer.max_tokens = min(max(max_tokens, MIN_TOKENS), MAX_TOKENS)
+        self.set_context(0)
+
+    def set_context(self, tokens: int) -> None:
+        """Prepare the chunk sizer for a pass after `tokens` tokens: the longer the context, the shorter the pass."""
+        self.chunk_sizer.context = tokens
+        self.chunk_sizer.max_tokens = self._max_pass_tokens(tokens)
+
+    @property
+    def pass_bytes(self) -> int:
+        """The intermediates of the largest pass at the beginning of a prompt."""
+        tokens = min(self.chunk_sizer.largest_pass, self._max_pass_tokens(0))
+        return tokens * self._bytes_per_pass_token(tokens)
 
     def serving_bytes(self, tokens: int) -> int:
         """Return the limit under which a sequence of `tokens` fits and its prefill chunks are not too short."""
@@ -76,9 +86,29 @@ class MemoryBudget:
             low, high = (middle, high) if self.fits([], [middle] * sequences) else (low, middle)
         return low // GROWTH_TOKENS * GROWTH_TOKENS
 
-    def _pass_bytes(self, longest: int) -> int:
-        tokens = min(self.chunk_sizer.tokens(shared=False), longest)
-        return tokens * self._bytes_per_pass_token(longest)
+    def _pass_bytes(self, longest: int, total: int) -> int:
+        """Return the bytes of the largest pass over sequences of `total` tokens, the longest of which is `longest`."""
+        tokens = min(self.chunk_sizer.largest_pass, total)
+        wanted = tokens * self._bytes_per_pass_token(longest)
+        if self.limit_bytes is None:
+            return wanted
+        shortest = min(tokens, MIN_TOKENS) * self._bytes_per_pass_token(longest)
+        return min(wanted, max(self._room_for_passes, shortest))
+
+    @property
+    def _room_for_passes(self) -> int:
+        limit = self.weights_bytes if self.limit_bytes is None else self.limit_bytes
+        return max(limit - self.weights_bytes, 0) // _PASS_FRACTION
+
+    def _max_pass_tokens(self, context: int) -> int:
+        """Return the most tokens of a pass whose intermediates, with the scores of all pairs of tokens, fit."""
+        if self.limit_bytes is None:
+            return MAX_TOKENS
+        # Positive root of score_bytes * tokens² + bytes_per_pass_token(context) * tokens = room.
+        linear, room = self._bytes_per_pass_token(context), self._room_for_passes
+        root = math.sqrt(linear**2 + 4 * self.score_bytes * room)
+        tokens = int(2 * room / max(linear + root, 1))
+        return min(max(tokens, MIN_TOKENS), MAX_TOKENS)
 
     def _bytes_per_pass_token(self, longest: int) -> int:
         return self.pass_bytes_per_token + self.score_bytes * longest

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from osaurusd.rpc import messages
 from osaurusd.wire.errors import ErrorCode
+from osaurusd.worker.engine.device import is_device_failure
 from osaurusd.worker.engine.engine import Engine
 
 Emit = Callable[[list[messages.Frame]], None]
@@ -97,6 +98,8 @@ class MlxThread:
             if frames := engine.prefill():
                 self._emit(frames)
         except Exception as error:  # noqa: BLE001  an exception of the model fails the requests, not the process
+            if is_device_failure(error):
+                self._abort(f"the GPU failed: {error}")
             self._recover(engine, error)
 
     def _recover(self, engine: Engine, error: Exception) -> None:

@@ -156,6 +156,8 @@ class Planner:
         self._batches = BatchAssignment(self._padding_per_pass, batchable=layout.batchable)
         self._budget: int | None = None
         self._shared = False
+        self._burst_tokens = 0
+        self._in_burst = False
         self.decoding: dict[SequenceId, Sequence] = {}
         self.update_reservations()
 
@@ -225,9 +227,15 @@ class Planner:
     # Decoding
 
     def plan_decode(self) -> StepPlan | None:
-        """Return the next decode step, or None if no sequence decodes."""
-        if not self.decoding:
+        """Return the next decode step, or None if no sequence decodes.
+
+        Prompts that come together are processed before any of them decodes: a decode step of few sequences takes almost
+        as long as one of all.
+        """
+        self._in_burst = bool(self.decoding) and self._prefill.has_short(self._burst_tokens)
+        if not self.decoding or self._in_burst:
             return None
+        self._burst_tokens = 0
         return StepPlan(decode=tuple(tuple(batch) for batch in self._batches.batches))
 
     def record_decode(self, tokens: dict[SequenceId, int]) -> None:
@@ -272,26 +280,28 @@ class Planner:
     def begin_prefill(self) -> bool:
         """Begin a step's prefill passes; return whether there are any."""
         self._budget = None
-        self._shared = bool(self.decoding)
+        if not self.decoding:
+            self._burst_tokens = self._chunk_sizer.burst_tokens
+        self._shared = bool(self.decoding) and not self._in_burst
         return bool(self._prefill.tasks)
 
     def plan_prefill(self) -> StepPlan | None:
         """Return the next prefill pass of this step, or None if its token budget is used up."""
         if self._completed and not self._shared:
-            return None  # while nothing decodes, the first token must not wait for other prompts
+            return None  # requests that have come meanwhile may join the next pass
         if self._budget is not None and self._budget < EFFICIENT_TOKENS:
             return None
-        task = self._prefill.next_task()
+        task = self._prefill.next_task(self._burst_tokens if self._in_burst else None)
         if task is None:
             return None
+        self._memory.set_context(task.prefilled)
         if self._budget is None:
-            self._chunk_sizer.context = task.prefilled
             self._budget = self._chunk_sizer.tokens(shared=self._shared)
-        tasks = self._prefill.batchable(task, self._budget)
-        self._chunk_sizer.context = max(task.prefilled for task in tasks)
+        tasks = self._prefill.batchable(task, self._budget if self._shared else self._chunk_sizer.burst_pass_tokens)
+        self._memory.set_context(max(task.prefilled for task in tasks))
         if len(tasks) > 1:
             return StepPlan(prefill=tuple(_last_chunk(task) for task in tasks))
-        count = self._prefill.chunk_tokens(task, self._budget)
+        count = self._prefill.chunk_tokens(task, min(self._budget, self._chunk_sizer.max_tokens))
         return StepPlan(prefill=(self._chunk(task, task.prefilled + count),))
 
     def tasks(self, plan: StepPlan) -> list[PrefillTask]:
@@ -309,6 +319,8 @@ class Planner:
         assert self._budget is not None, "a pass is planned before it is recorded"
         self._chunk_sizer.record_prefill(plan.prefill_tokens, seconds)
         self._budget -= plan.prefill_tokens + self._chunk_sizer.pass_tokens
+        if self._in_burst:
+            self._burst_tokens -= plan.prefill_tokens
         tasks = self.tasks(plan)
         for task, chunk in zip(tasks, plan.prefill, strict=True):
             task.prefilled = chunk.end

@@ -16,6 +16,10 @@ MAX_PASSED_OVER = 3
 
 # Prompts close to their end share a pass: a pass over few tokens hardly uses a GPU.
 MAX_BATCHED_PROMPTS = 16
+BATCHED_PROMPT_TOKENS = 256
+
+# Prompts over `LAST_PASS_TOKENS` share a pass only if padding is at most this share of its own tokens.
+_MAX_PADDING = 0.25
 
 # Scoring needs the logits of every token: this bounds their size.
 SCORING_TOKENS = 64
@@ -39,12 +43,13 @@ class PrefillQueue:
         self.tasks: list[PrefillTask] = []
         self.started: list[PrefillTask] = []
 
-    def next_task(self) -> PrefillTask | None:
-        """Choose the next prompt: the shortest remaining one, or one that was passed over too often."""
-        for task in self.tasks:
-            if not task.started and not self._waits_for_shared_prefix(task):
-                self._start(task)
-        ready = [task for task in self.tasks if task.started]
+    def next_task(self, max_remaining: int | None = None) -> PrefillTask | None:
+        """Choose the next prompt: the shortest remaining one, or one that was passed over too often.
+
+        Args:
+            max_remaining: ignore longer prompts.
+        """
+        ready = self._ready(max_remaining)
         if not ready:
             return None
         starving = [task for task in ready if task.passed_over >= MAX_PASSED_OVER]
@@ -54,6 +59,10 @@ class PrefillQueue:
         chosen.passed_over = 0
         return chosen
 
+    def has_short(self, max_remaining: int) -> bool:
+        """Whether a prompt can be completed within `max_remaining` tokens."""
+        return bool(self._ready(min(max_remaining, BATCHED_PROMPT_TOKENS)))
+
     def batchable(self, task: PrefillTask, limit: int) -> list[PrefillTask]:
         """Return `task`, and others that one pass over at most `limit` tokens can complete together with it."""
         batch = [task]
@@ -61,8 +70,10 @@ class PrefillQueue:
             return batch
         others = [other for other in self.tasks if other is not task and other.started]
         for other in sorted(filter(self._can_share_last_pass, others), key=lambda other: other.remaining):
+            tokens = other.remaining + sum(member.remaining for member in batch)
             padded = (len(batch) + 1) * max(task.remaining, other.remaining)
-            if len(batch) == MAX_BATCHED_PROMPTS or padded > limit:
+            too_much_padding = other.remaining > LAST_PASS_TOKENS and padded - tokens > _MAX_PADDING * tokens
+            if len(batch) == MAX_BATCHED_PROMPTS or padded > limit or too_much_padding:
                 break
             batch.append(other)
         return batch
@@ -82,6 +93,14 @@ class PrefillQueue:
         awaited = any(not other.started for other in self.tasks)
         fills_block = end // BLOCK_TOKENS > task.prefilled // BLOCK_TOKENS
         return checkpoint or awaited or fills_block or end == len(task.tokens), checkpoint
+
+    def _ready(self, max_remaining: int | None) -> list[PrefillTask]:
+        """Start the prompts that need not wait, and return those with at most `max_remaining` remaining tokens."""
+        for task in self.tasks:
+            if not task.started and not self._waits_for_shared_prefix(task):
+                self._start(task)
+        started = [task for task in self.tasks if task.started]
+        return started if max_remaining is None else [task for task in started if task.remaining <= max_remaining]
 
     def _start(self, task: PrefillTask) -> None:
         """Look up the prefix cache; the match is restored by the first pass."""
@@ -103,7 +122,7 @@ class PrefillQueue:
         """Whether its last pass is next, and neither padding nor a shared pass affects it."""
         padding_allowed = self._layout.batchable and not self._layout.has_states
         single = len(task.choices) == 1 and not task.scoring and not task.isolated
-        return padding_allowed and single and task.remaining <= LAST_PASS_TOKENS
+        return padding_allowed and single and task.remaining <= BATCHED_PROMPT_TOKENS
 
     def _waits_for_shared_prefix(self, task: PrefillTask) -> bool:
         """Whether another task is about to process, and to store, a prefix that this one shares."""

@@ -7,6 +7,8 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
+from osaurusd.worker.engine import kv_cache
+from osaurusd.worker.engine.device import CPU, Device
 from osaurusd.worker.engine.kv_cache import Cache, CacheLayout
 
 # Long enough to be representative, short enough not to delay the load noticeably.
@@ -18,6 +20,10 @@ DEFAULT_HEADS = 32
 # Relative error of batched logits. 16-bit rounding in kernels that differ with the number of rows stays well below it.
 BATCH_TOLERANCE = 0.1
 FLOAT32_BYTES = 4
+
+# MLX's GPU kernels compute attention without holding its scores in memory for prompts of these head dimensions. Larger
+# ones have kernels too, but MLX prefers not to use them.
+_FUSED_HEAD_DIMENSIONS = (64, 72, 80, 96, 128)
 
 
 @dataclass(frozen=True)
@@ -41,18 +47,26 @@ class Probe:
     score_bytes: int
 
     @classmethod
-    def from_network(cls, network: Any) -> "Probe":
+    def from_network(cls, network: Any, device: Device = CPU) -> "Probe":
         """Measure a network. This also compiles what MLX compiles on first use.
+
+        Args:
+            network: an mlx_lm model.
+            device: the device that MLX uses.
 
         Raises:
             Exception: whatever the network raises on a prompt.
         """
         _fill_cache(network, PROBE_TOKENS)  # compiles
+        # The faster of two passes: another program may slow one of them down.
+        started = time.perf_counter()
+        _fill_cache(network, PROBE_TOKENS)
+        seconds = time.perf_counter() - started
         before = mx.get_active_memory()
         mx.reset_peak_memory()
         started = time.perf_counter()
         cache, logits = _fill_cache(network, PROBE_TOKENS)
-        seconds = time.perf_counter() - started
+        seconds = min(seconds, time.perf_counter() - started)
         peak = mx.get_peak_memory() - before
         layout = _with_working_merge(network, CacheLayout.from_cache(cache))
         pass_seconds = _pass_seconds(network, cache)
@@ -62,7 +76,7 @@ class Probe:
             pass_seconds=pass_seconds,
             token_seconds=max(seconds - pass_seconds, seconds / 2) / PROBE_TOKENS,
             bytes_per_token=peak // PROBE_TOKENS,
-            score_bytes=_attention_heads(network) * FLOAT32_BYTES,
+            score_bytes=0 if device.is_gpu and _is_fused(cache) else _attention_heads(network) * FLOAT32_BYTES,
         )
 
 
@@ -111,9 +125,12 @@ def _relative_error(actual: mx.array, expected: mx.array) -> mx.array:
     return mx.linalg.norm(actual - expected, axis=-1) / mx.maximum(spread, 1e-9)
 
 
+def _is_fused(cache: Cache) -> bool:
+    """Whether a GPU computes all attention with the filled `cache` without holding scores in memory."""
+    return all(keys == values and keys in _FUSED_HEAD_DIMENSIONS for keys, values in kv_cache.head_dimensions(cache))
+
+
 def _attention_heads(network: Any) -> int:
-    """Return the number of heads whose scores a pass holds in memory at once, as MLX's CPU backend does."""
-    if mx.default_device() != mx.cpu:
-        return 0
+    """Return the number of heads whose scores a pass holds in memory at once."""
     heads = getattr(getattr(network, "args", None), "num_attention_heads", None)
     return heads if isinstance(heads, int) else DEFAULT_HEADS

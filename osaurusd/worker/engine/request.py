@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from osaurusd.inference.events import Completed, Delta, Event, Finished, FinishReason, Started, Timings, Usage
+from osaurusd.inference.events import Completed, Delta, Event, Finished, FinishReason, Progress, Started, Timings, Usage
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.prefix_cache import PrefixMatch, Tokens, common_prefix_length
 from osaurusd.worker.engine.sampler import SamplingState
@@ -48,6 +48,7 @@ class EngineRequest:
         shared_prefix_length: where the part of the prompt ends that the next prompt probably shares.
         echo: renders the prompt as the beginning of each choice, given the scores of all its tokens but the first.
         needs_prompt_logprobs: whether `echo` needs those scores.
+        report_progress: report each pass over the prompt that does not complete it.
         cached_tokens: prompt tokens served from the prefix cache; None before prefill begins.
         submitted_at, prefill_started_at, decode_started_at: times on the engine's clock.
     """
@@ -61,6 +62,7 @@ class EngineRequest:
     shared_prefix_length: int | None = None
     echo: Callable[[list[Score]], OutputDelta] | None = None
     needs_prompt_logprobs: bool = False
+    report_progress: bool = False
     cached_tokens: int | None = None
     submitted_at: float = 0.0
     prefill_started_at: float = 0.0
@@ -76,6 +78,13 @@ class EngineRequest:
         """Report that prefill begins."""
         self.prefill_started_at = now
         return self._frame(Started(prompt_tokens=len(self.prompt_tokens), cached_tokens=self.cached_tokens or 0))
+
+    def progress(self, prefilled: int) -> messages.Frame:
+        """Report that the first `prefilled` tokens of the prompt have been processed."""
+        event = Progress(
+            prompt_tokens=len(self.prompt_tokens), prefilled=prefilled, cached_tokens=self.cached_tokens or 0
+        )
+        return self._frame(event)
 
     def delta(self, choice: Choice, delta: OutputDelta | None) -> Iterator[messages.Frame]:
         """Report new output; the first delta of a choice is sent even if empty, as the prompt has been processed."""
@@ -217,6 +226,11 @@ class PrefillTask:
     def scoring(self) -> bool:
         """Whether the logits of every token are needed, so that no prefix can be restored."""
         return self.request.needs_prompt_logprobs and not self.resumed
+
+    @property
+    def reports_progress(self) -> bool:
+        """Whether to report the tokens processed so far: the request wants that, and more are left."""
+        return self.request.report_progress and not self.resumed and self.remaining > 0
 
     def echo(self) -> Iterator[messages.Frame]:
         """Report the prompt as the beginning of each choice, if the request wants that."""

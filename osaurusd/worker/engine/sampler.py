@@ -1,12 +1,13 @@
 """Sampling the next tokens of a batch: each sequence by its own parameters, all in one computation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from osaurusd.inference.request import SamplingParams
 from osaurusd.worker.frontend.constraint import Constraint
@@ -16,7 +17,12 @@ from osaurusd.worker.frontend.logprobs import Score
 GREEDY_BELOW = 1e-4
 
 _MASK_64 = 0xFFFF_FFFF_FFFF_FFFF
+
+# NumPy's single-precision exponential variates are multiples of about twice this, and may be 0.
+_MIN_EXPONENTIAL = 2.0**-24
 _MIN_LOGPROB = float(np.finfo(np.float32).min)
+
+_Kernel = Callable[..., mx.array]
 
 
 @dataclass(eq=False)
@@ -143,16 +149,30 @@ def compute_logprobs(logits: mx.array, tokens: mx.array, top: int, rows: list[in
 class BatchSampler:
     """Samples one token for every row of a batch; rebuilt whenever rows join or leave.
 
+    Args:
+        states: one per row.
+        on_gpu: whether MLX computes on a GPU. There, sampling is compiled into few kernels. On a CPU, NumPy draws the
+            random numbers: it is several times faster than MLX, and runs while MLX computes the logits.
+
     Attributes:
         constrained: the rows with a constraint.
+        overlaps: whether the host has work to do while the logits are computed.
     """
 
-    def __init__(self, states: Sequence[SamplingState]) -> None:
+    def __init__(self, states: Sequence[SamplingState], *, on_gpu: bool = False) -> None:
         self._states = list(states)
-        self._random = [row for row, state in enumerate(states) if not state.greedy]
-        self._biased = [row for row, state in enumerate(states) if state.biased]
+        self._on_gpu = on_gpu
         self._with_logprobs = [row for row, state in enumerate(states) if state.logprobs is not None]
         self.constrained = [row for row, state in enumerate(states) if state.constraint is not None]
+        # All other rows take the most likely token: copying their logits would cost more than sampling.
+        self._special = [
+            row for row, state in enumerate(states) if state.constraint is not None or state.biased or not state.greedy
+        ]
+        chosen = [self._states[row] for row in self._special]
+        self._masked = [position for position, state in enumerate(chosen) if state.constraint is not None]
+        self._biased = [position for position, state in enumerate(chosen) if state.biased]
+        self._random = [position for position, state in enumerate(chosen) if not state.greedy]
+        self.overlaps = bool(self.constrained or (self._random and not on_gpu))
 
     def sample(self, logits: mx.array, masked: mx.array | None = None) -> tuple[mx.array, LogprobArrays | None]:
         """Sample one token for every row.
@@ -164,41 +184,59 @@ class BatchSampler:
         Returns:
             Token ids [rows], and the model's own log-probabilities, before any bias, penalty or mask.
         """
-        adjusted = logits
-        if masked is not None:
-            adjusted = _replace_rows(adjusted, self.constrained, masked)
-        if self._biased:
-            adjusted = adjusted.astype(mx.float32)  # half precision would lose small penalties
-            biased = [_apply_bias(self._states[row], adjusted[row]) for row in self._biased]
-            adjusted = _replace_rows(adjusted, self._biased, mx.concatenate(biased))
-        tokens = self._draw(adjusted)
+        tokens = self._sample_tokens(logits, masked)
         self._update_states(tokens)
         return tokens, self._logprobs(logits, tokens) if self._with_logprobs else None
 
+    def _sample_tokens(self, logits: mx.array, masked: mx.array | None) -> mx.array:
+        if not self._special:
+            return mx.argmax(logits, axis=-1)
+        if len(self._special) == len(self._states):
+            return self._draw(self._adjusted(logits, masked))
+        special = self._draw(self._adjusted(logits[mx.array(self._special)], masked))
+        return _replace_rows(mx.argmax(logits, axis=-1), self._special, special)
+
+    def _adjusted(self, logits: mx.array, masked: mx.array | None) -> mx.array:
+        """Apply masks, bias and penalties to the logits of the special rows."""
+        if masked is not None:
+            logits = _replace_rows(logits, self._masked, masked)
+        if self._biased:
+            logits = logits.astype(mx.float32)  # half precision would lose small penalties
+            biased = [_apply_bias(self._state(position), logits[position]) for position in self._biased]
+            logits = _replace_rows(logits, self._biased, mx.concatenate(biased))
+        return logits
+
     def _draw(self, logits: mx.array) -> mx.array:
+        """Return tokens for the special rows."""
         if not self._random:
             return mx.argmax(logits, axis=-1)
-        scaled = logits if len(self._random) == len(self._states) else logits[mx.array(self._random)]
-        scaled = scaled.astype(mx.float32) * self._inverse_temperatures
+        everything = len(self._random) == len(self._special)
+        scaled = logits if everything else logits[mx.array(self._random)]
+        scaled = self._compiled(_scale)(scaled, self._inverse_temperatures)
         for truncation in self._truncations:
             scaled = truncation(scaled)
-        drawn = mx.argmax(scaled + self._gumbel_noise(scaled.shape[-1]), axis=-1)
-        if len(self._random) == len(self._states):
-            return drawn
-        return _replace_rows(mx.argmax(logits, axis=-1), self._random, drawn)
+        drawn = self._draw_random(scaled)
+        return drawn if everything else _replace_rows(mx.argmax(logits, axis=-1), self._random, drawn)
 
-    def _gumbel_noise(self, vocabulary: int) -> mx.array:
-        """Return noise [random rows, vocabulary]: the argmax of logits plus Gumbel noise is a draw from the softmax."""
-        keys = mx.array(np.array([self._states[row].random_key() for row in self._random], np.uint32))
-        return mx.vmap(lambda key: mx.random.gumbel((vocabulary,), key=key))(keys)
+    def _draw_random(self, logits: mx.array) -> mx.array:
+        keys = [self._state(position).random_key() for position in self._random]
+        if self._on_gpu:
+            return _COMPILED[_draw_with_keys](logits, mx.array(np.array(keys, np.uint32)))
+        return mx.argmax(logits + mx.array(_gumbel_noise(keys, logits.shape[-1])), axis=-1)
+
+    def _compiled(self, function: _Kernel) -> _Kernel:
+        return _COMPILED[function] if self._on_gpu else function
+
+    def _state(self, position: int) -> SamplingState:
+        return self._states[self._special[position]]
 
     def _update_states(self, tokens: mx.array) -> None:
-        for row in self._random:
-            self._states[row].draws += 1
-        for row in self._biased:
-            state = self._states[row]
+        for position in self._random:
+            self._state(position).draws += 1
+        for position in self._biased:
+            state = self._state(position)
             if state.counts is not None:
-                state.counts = state.counts.at[tokens[row]].add(1)
+                state.counts = state.counts.at[tokens[self._special[position]]].add(1)
 
     def _logprobs(self, logits: mx.array, tokens: mx.array) -> LogprobArrays:
         top = max(self._states[row].logprobs or 0 for row in self._with_logprobs)
@@ -207,17 +245,18 @@ class BatchSampler:
 
     @cached_property
     def _inverse_temperatures(self) -> mx.array:
-        return mx.array([[1 / self._states[row].params.temperature] for row in self._random], mx.float32)
+        return mx.array([[1 / self._state(position).params.temperature] for position in self._random], mx.float32)
 
     @cached_property
     def _truncations(self) -> list["_Truncation"]:
         """The truncated random rows, grouped by the filters they use: only `top_p` sorts the whole vocabulary."""
         groups: dict[tuple[bool, bool], list[tuple[int, SamplingParams]]] = {}
-        for position, row in enumerate(self._random):
-            if self._states[row].truncated:
-                params = self._states[row].params
-                groups.setdefault((params.top_k > 0, params.top_p < 1), []).append((position, params))
-        return [_Truncation(group, total=len(self._random)) for group in groups.values()]
+        for number, position in enumerate(self._random):
+            state = self._state(position)
+            if state.truncated:
+                params = state.params
+                groups.setdefault((params.top_k > 0, params.top_p < 1), []).append((number, params))
+        return [_Truncation(group, len(self._random), self._compiled) for group in groups.values()]
 
 
 class _Truncation:
@@ -225,7 +264,10 @@ class _Truncation:
     then those outside the smallest set with probability `top_p`. Ties with the last remaining token remain.
     """
 
-    def __init__(self, rows: Sequence[tuple[int, SamplingParams]], *, total: int) -> None:
+    def __init__(
+        self, rows: Sequence[tuple[int, SamplingParams]], total: int, compiled: Callable[[_Kernel], _Kernel]
+    ) -> None:
+        self._compiled = compiled
         self._rows = None if len(rows) == total else [row for row, _ in rows]
         params = [params for _, params in rows]
         self._top_k = [row.top_k for row in params]
@@ -237,19 +279,11 @@ class _Truncation:
     def __call__(self, logits: mx.array) -> mx.array:
         """Return the logits with removed tokens at -inf."""
         rows = logits if self._rows is None else logits[mx.array(self._rows)]
-        rows = mx.where(rows >= mx.max(rows, axis=-1, keepdims=True) + self._log_min_p, rows, -mx.inf)
+        rows = self._compiled(_remove_below)(rows, mx.max(rows, axis=-1, keepdims=True) + self._log_min_p)
         if self._needs_order:
-            rows = mx.where(rows >= self._threshold(rows), rows, -mx.inf)
+            threshold = self._compiled(_threshold)(self._sorted(rows), self._ranks, self._top_p)
+            rows = self._compiled(_remove_below)(rows, threshold)
         return rows if self._rows is None else _replace_rows(logits, self._rows, rows)
-
-    def _threshold(self, rows: mx.array) -> mx.array:
-        """Return the logit of the last token that remains [rows, 1]."""
-        ranked = self._sorted(rows)
-        probabilities = mx.softmax(mx.where(mx.arange(ranked.shape[-1]) < self._ranks, ranked, -mx.inf), axis=-1)
-        preceding = mx.cumsum(probabilities, axis=-1) - probabilities
-        # `preceding` is 0 for the most likely token, which therefore always remains.
-        remains = (preceding < self._top_p) & (probabilities > 0)
-        return mx.min(mx.where(remains, ranked, mx.inf), axis=-1, keepdims=True)
 
     def _sorted(self, rows: mx.array) -> mx.array:
         """Return the logits in descending order, up to the largest `top_k` if every row has one."""
@@ -257,6 +291,42 @@ class _Truncation:
         if all(self._top_k) and limit < rows.shape[-1]:
             rows = mx.topk(rows, limit, axis=-1)
         return -mx.sort(-rows, axis=-1)
+
+
+def _scale(logits: mx.array, inverse_temperatures: mx.array) -> mx.array:
+    return logits.astype(mx.float32) * inverse_temperatures
+
+
+def _remove_below(logits: mx.array, threshold: mx.array) -> mx.array:
+    return mx.where(logits >= threshold, logits, -mx.inf)
+
+
+def _threshold(ranked: mx.array, ranks: mx.array, top_p: mx.array) -> mx.array:
+    """Return the logit of the last token that remains [rows, 1], given logits in descending order."""
+    probabilities = mx.softmax(mx.where(mx.arange(ranked.shape[-1]) < ranks, ranked, -mx.inf), axis=-1)
+    preceding = mx.cumsum(probabilities, axis=-1) - probabilities
+    # `preceding` is 0 for the most likely token, which therefore always remains.
+    remains = (preceding < top_p) & (probabilities > 0)
+    return mx.min(mx.where(remains, ranked, mx.inf), axis=-1, keepdims=True)
+
+
+def _draw_with_keys(logits: mx.array, keys: mx.array) -> mx.array:
+    """Draw a token for each row: the argmax of logits plus Gumbel noise is a draw from the softmax."""
+    noise = mx.vmap(lambda key: mx.random.gumbel((logits.shape[-1],), key=key))(keys)
+    return mx.argmax(logits + noise, axis=-1)
+
+
+_COMPILED = {function: mx.compile(function) for function in (_scale, _remove_below, _threshold, _draw_with_keys)}
+
+
+def _gumbel_noise(keys: Sequence[tuple[int, int]], vocabulary: int) -> NDArray[np.float32]:
+    """Return noise [keys, vocabulary], computed on the host; see `_draw_with_keys`."""
+    noise = np.empty((len(keys), vocabulary), np.float32)
+    for row, (high, low) in zip(noise, keys, strict=True):
+        generator = np.random.Generator(np.random.Philox(key=(high << 32) | low))
+        generator.standard_exponential(out=row, dtype=np.float32)
+    np.maximum(noise, _MIN_EXPONENTIAL, out=noise)
+    return np.negative(np.log(noise, out=noise), out=noise)
 
 
 def _apply_bias(state: SamplingState, logits: mx.array) -> mx.array:

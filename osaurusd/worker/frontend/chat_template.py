@@ -169,9 +169,9 @@ class _Template:
 
 def _load_templates(tokenizer: Any) -> tuple[_Template | None, _Template | None]:
     """Return the template of plain chats and that of chats with tools, which may be the same."""
-    if not tokenizer.has_chat_template:
-        return None, None
     sources = tokenizer.chat_template
+    if not tokenizer.has_chat_template or sources == {}:
+        return None, None
     if not isinstance(sources, dict):
         template = _Template(tokenizer)
         return template, template

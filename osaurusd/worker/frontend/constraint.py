@@ -1,10 +1,10 @@
 """Structured output: which tokens may come next so that the output matches a JSON schema or the form of tool calls."""
 
 import json
+from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any
 
-import llguidance.mlx
 import llguidance.numpy
 import mlx.core as mx
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from osaurusd.errors import InvalidRequest
 from osaurusd.inference.request import Location, OutputConstraint, RequiredToolCalls, Tool
 from osaurusd.worker.frontend import grammar
+from osaurusd.worker.frontend.output_check import OutputCheck
 
 Bitmask = NDArray[np.int32]
 
@@ -51,11 +52,12 @@ class ConstraintCompiler:
             InvalidRequest: llguidance cannot enforce the schema; the message states the reason.
         """
         location: Location = ("prompt", "tools") if isinstance(constraint, RequiredToolCalls) else ("constraint",)
-        text = grammar.build_grammar(constraint, tools, allow_leading_newlines=self._tokenizer.has_thinking)
+        text, check = grammar.build_grammar(constraint, tools, allow_leading_newlines=self._tokenizer.has_thinking)
         matcher = LLMatcher(self._get_guidance_tokenizer(location), text, log_level=0, limits=grammar.LIMITS)
         if matcher.is_error():
             raise grammar.unusable_schema(matcher.get_error(), location)
-        return Constraint(matcher, self._width, self._reasoning_phase(starts_reasoning=starts_reasoning))
+        history = None if check is None else CheckedHistory(check, self._tokenizer.decode, self._end_tokens)
+        return Constraint(matcher, self._width, self._reasoning_phase(starts_reasoning=starts_reasoning), history)
 
     def _get_guidance_tokenizer(self, location: Location) -> LLTokenizer:
         with self._lock:
@@ -120,15 +122,60 @@ class ReasoningPhase:
         return copy
 
 
+class CheckedHistory:
+    """The tokens of an output whose grammar does not enforce all of its schema, and the check of the rest.
+
+    Args:
+        check: the check.
+        decode: converts tokens to text.
+        end_tokens: token ids that end an output.
+    """
+
+    def __init__(self, check: OutputCheck, decode: Callable[[list[int]], str], end_tokens: Sequence[int]) -> None:
+        self.tokens: list[int] = []
+        self._check = check
+        self._decode = decode
+        self._end_tokens = end_tokens
+
+    def verify(self, bitmask: Bitmask) -> None:
+        """Check an output that is complete. A number that does not conform may continue, but must not end.
+
+        Raises:
+            ConstraintFailed: the output does not conform.
+        """
+        text = self._decode(self.tokens).rstrip()
+        reason = self._check.check(text)
+        if reason is None:
+            return
+        for token in self._end_tokens:
+            bitmask.view(np.uint32)[token // 32] &= np.uint32(~(1 << token % 32) & 0xFFFF_FFFF)
+        if not text[-1].isdigit() or not bitmask.any():
+            raise ConstraintFailed(reason)
+
+    def fork(self) -> "CheckedHistory":
+        copy = CheckedHistory(self._check, self._decode, self._end_tokens)
+        copy.tokens = list(self.tokens)
+        return copy
+
+
 class Constraint:
     """The tokens that one sequence may continue with. Runs on one thread at a time.
 
     The constraint of a reasoning model applies after its reasoning, which the model may start by itself.
+
+    Args:
+        matcher: llguidance's state.
+        width: width of the model's logits.
+        reasoning: tracks the reasoning; None for other models.
+        history: checks what the matcher does not enforce; None if there is nothing to check.
     """
 
-    def __init__(self, matcher: LLMatcher, width: int, reasoning: ReasoningPhase | None) -> None:
+    def __init__(
+        self, matcher: LLMatcher, width: int, reasoning: ReasoningPhase | None, history: CheckedHistory | None = None
+    ) -> None:
         self._matcher = matcher
         self._reasoning = reasoning
+        self._history = history
         self._bitmask = np.zeros((1, (width + 31) // 32), np.int32)
 
     def advance(self, token: int) -> None:
@@ -141,6 +188,8 @@ class Constraint:
             return
         if not self._matcher.consume_token(token):
             raise ConstraintFailed(self._matcher.get_error())
+        if self._history is not None:
+            self._history.tokens.append(token)
 
     def fill(self, bitmask: Bitmask) -> None:
         """Write the allowed tokens into `bitmask` of shape [ceil(vocabulary / 32)], lowest bit first.
@@ -148,7 +197,8 @@ class Constraint:
         End tokens are allowed exactly where the output is complete.
 
         Raises:
-            ConstraintFailed: no token is allowed, or a limit of llguidance was reached.
+            ConstraintFailed: no token is allowed, a limit of llguidance was reached, or the output is complete but does
+                not conform to the schema.
         """
         if self._reasoning is not None and self._reasoning.active:
             bitmask[:] = self._reasoning.bitmask[: bitmask.size]
@@ -156,6 +206,8 @@ class Constraint:
         llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bitmask)
         if self._matcher.is_error() or not self._bitmask.any():
             raise ConstraintFailed(self._matcher.get_error() or "the vocabulary has no token that may come next")
+        if self._history is not None and self._matcher.is_accepting():
+            self._history.verify(self._bitmask[0])
         bitmask[:] = self._bitmask[0, : bitmask.size]
         if self._reasoning is not None and self._reasoning.may_start:
             self._reasoning.allow_start(bitmask)
@@ -163,20 +215,36 @@ class Constraint:
     def fork(self) -> "Constraint":
         """Return an independent copy in the same state."""
         reasoning = None if self._reasoning is None else self._reasoning.fork()
-        return Constraint(self._matcher.deep_copy(), self._bitmask.shape[1] * 32, reasoning)
+        history = None if self._history is None else self._history.fork()
+        return Constraint(self._matcher.deep_copy(), self._bitmask.shape[1] * 32, reasoning, history)
 
 
-def apply(logits: mx.array, bitmasks: Bitmask) -> mx.array:
+def apply(logits: mx.array, bitmasks: Bitmask, *, on_gpu: bool = False) -> mx.array:
     """Set the logits of disallowed tokens to -inf.
 
     Args:
         logits: of shape [sequences, vocabulary].
         bitmasks: filled by `Constraint.fill`, of shape [sequences, ceil(vocabulary / 32)].
+        on_gpu: whether MLX computes on a GPU. A GPU unpacks the bits; on a CPU, NumPy does it much faster than MLX.
     """
-    if mx.metal.is_available():
-        return llguidance.mlx.apply_token_bitmask(logits, bitmasks)  # type: ignore[no-any-return]
+    if on_gpu:
+        tokens = mx.arange(logits.shape[1], dtype=mx.uint32)
+        words = mx.take(mx.array(bitmasks.view(np.uint32)), tokens // 32, axis=1)
+        return _mask(logits, words, tokens % 32)
     allowed = np.unpackbits(bitmasks.view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
     return mx.where(mx.array(allowed.view(bool)), logits, -mx.inf)
+
+
+def compile_masks(vocabulary: int) -> None:
+    """Compile what `apply` runs on a GPU, for logits of all precisions, so that no request waits for it."""
+    bitmask = np.full((1, -(-vocabulary // 32)), -1, np.int32)
+    for dtype in (mx.float32, mx.bfloat16, mx.float16):
+        mx.eval(apply(mx.zeros((1, vocabulary), dtype), bitmask, on_gpu=True))
+
+
+@mx.compile
+def _mask(logits: mx.array, words: mx.array, bits: mx.array) -> mx.array:
+    return mx.where(mx.right_shift(words, bits) & 1, logits, -mx.inf)
 
 
 def _pack_bits(allowed: NDArray[np.bool_]) -> Bitmask:

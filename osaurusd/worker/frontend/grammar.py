@@ -2,16 +2,22 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from llguidance import LLMatcher, LLParserLimits
 
 from osaurusd.errors import InvalidRequest
-from osaurusd.inference.request import JsonObject, JsonSchema, Location, OutputConstraint, RequiredToolCalls, Tool
-from osaurusd.worker.frontend import fallback_tools, schema_cost
-
-MAX_REQUIRED_CALLS = 8
-"""Maximum number of calls in an output that must consist of calls."""
+from osaurusd.inference.request import (
+    JsonObject,
+    JsonSchema,
+    Location,
+    OutputConstraint,
+    RequiredToolCalls,
+    TextChoice,
+    Tool,
+)
+from osaurusd.worker.frontend import fallback_tools, schema_cost, schema_repair
+from osaurusd.worker.frontend.output_check import OutputCheck, build_validator
 
 # A lexer state takes 1 to 2 kB.
 LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
@@ -30,11 +36,30 @@ _JSON_OPTIONS: dict[str, Any] = {
     "lenient": False,
 }
 
-_COMBINING_KEYWORDS = {"$ref", "allOf", "anyOf", "oneOf", "patternProperties"}
+# Next to these, `properties` need not list all properties.
+_COMBINING_KEYWORDS = {
+    *("$ref", "allOf", "anyOf", "oneOf", "patternProperties", "propertyNames"),
+    *("if", "then", "else", "dependencies", "dependentSchemas", "unevaluatedProperties"),
+}
+_RELAXED_OPTIONS = {**_JSON_OPTIONS, "coerce_one_of": True}
 _DATA_KEYWORDS = {"const", "enum", "default", "examples"}
 
 
-def build_grammar(constraint: OutputConstraint, tools: list[Tool], *, allow_leading_newlines: bool) -> str:
+class Grammar(NamedTuple):
+    """The grammar of an output, and the check of the complete output if the grammar does not enforce everything."""
+
+    text: str
+    check: OutputCheck | None
+
+
+class _Rule(NamedTuple):
+    """A rule for JSON, and a validator if the rule does not enforce all of the schema."""
+
+    text: str
+    validator: Any = None
+
+
+def build_grammar(constraint: OutputConstraint, tools: list[Tool], *, allow_leading_newlines: bool) -> Grammar:
     """Build the grammar of an output.
 
     Args:
@@ -45,17 +70,21 @@ def build_grammar(constraint: OutputConstraint, tools: list[Tool], *, allow_lead
     Raises:
         InvalidRequest: a schema cannot be enforced.
     """
+    check = None
     match constraint:
         case JsonObject():
-            start, rules = "value", [_json_rule("value", {"type": "object"}, ("constraint",))]
+            start, rules = "value", [_json_rule("value", {"type": "object"}, ("constraint",)).text]
         case JsonSchema(schema=schema):
-            start, rules = "value", [_json_rule("value", schema, ("constraint", "schema"))]
-        case RequiredToolCalls(names=names, parallel=parallel):
-            more = f' ("\\n" call){{0,{MAX_REQUIRED_CALLS - 1}}}' if parallel else ""
-            start, rules = f"call{more}", list(_call_rules(names, tools))
-    start = f"start: /\\n{{0,2}}/ {start}" if allow_leading_newlines else f"start: {start}"
-    grammar: str = LLMatcher.grammar_from_lark("\n".join(["%llguidance {}", start, *rules]))
-    return grammar
+            rule = _json_rule("value", schema, ("constraint", "schema"))
+            start, rules = "value", [rule.text]
+            check = OutputCheck(rule.validator) if rule.validator is not None else None
+        case TextChoice(choices=choices):
+            start, rules = "choice", [_choice_rule("choice", choices)]
+        case RequiredToolCalls(names=names, max_calls=max_calls):
+            start = f'call ("\\n" call){{0,{max_calls - 1}}}' if max_calls > 1 else "call"
+            rules, check = _call_rules(names, tools)
+    start = f"start: /\\n{{0,2}}/ ({start})" if allow_leading_newlines else f"start: {start}"
+    return Grammar(LLMatcher.grammar_from_lark("\n".join(["%llguidance {}", start, *rules])), check)
 
 
 def unusable_schema(reason: str, location: Location, subject: str = "") -> InvalidRequest:
@@ -65,37 +94,65 @@ def unusable_schema(reason: str, location: Location, subject: str = "") -> Inval
     return InvalidRequest(f"the schema{subject} cannot be used: {reason}", location=location)
 
 
-def _call_rules(names: list[str], tools: list[Tool]) -> Iterator[str]:
-    """Yield the rules for calls in the format that `tool_calls.CallStreamer` reads."""
+def _choice_rule(name: str, choices: list[str]) -> str:
+    try:
+        schema_cost.check({"enum": choices})
+    except ValueError as error:
+        raise InvalidRequest(str(error), location=("constraint", "choices")) from error
+    return f"{name}: {' | '.join(map(json.dumps, choices))}"
+
+
+def _call_rules(names: list[str], tools: list[Tool]) -> tuple[list[str], OutputCheck | None]:
+    """Return the rules for calls in the format that `tool_calls.CallStreamer` reads, and the check of the calls."""
     indexes = {tool.name: index for index, tool in enumerate(tools)}
-    yield "call: " + " | ".join(f"call_{number}" for number in range(len(names)))
+    rules = ["call: " + " | ".join(f"call_{number}" for number in range(len(names)))]
+    validators: dict[str, Any] = {}
     for number, name in enumerate(names):
         if name not in indexes:
             raise InvalidRequest(f"there is no tool {name!r}", location=("constraint",))
         location = ("prompt", "tools", indexes[name])
-        schema = _arguments_schema(tools[indexes[name]], location)
-        yield f'call_{number}: {json.dumps(fallback_tools.call_prefix(name))} arguments_{number} "}}"'
-        yield _json_rule(f"arguments_{number}", schema, location, subject=f" of {name!r}")
+        rule = _json_rule(f"arguments_{number}", tools[indexes[name]].parameters or {"properties": {}}, location, name)
+        rules += [f'call_{number}: {json.dumps(fallback_tools.call_prefix(name))} arguments_{number} "}}"', rule.text]
+        if rule.validator is not None:
+            validators[name] = rule.validator
+    return rules, OutputCheck(by_tool=validators) if validators else None
 
 
-def _json_rule(name: str, schema: dict[str, Any], location: Location, subject: str = "") -> str:
+def _json_rule(name: str, schema: dict[str, Any], location: Location, tool: str | None = None) -> _Rule:
+    """Build a rule for a value, or for the arguments of a tool. A schema that cannot be enforced is relaxed."""
+    subject = "" if tool is None else f" of {tool!r}"
     try:
         schema_cost.check(schema)
-        _check_enforceable(schema)
-        text = json.dumps({**schema, "x-guidance": _JSON_OPTIONS})
-        error = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text), limits=LIMITS)
+        schema = schema_repair.repair(schema)
+        exact, relaxed = schema_repair.without_idle_keywords(schema), schema_repair.relax(schema)
+        if tool is not None:
+            exact, relaxed = (_arguments_schema(each, tool, location) for each in (exact, relaxed))
+        try:
+            return _Rule(f"{name}: %json {_enforceable(exact, _JSON_OPTIONS)}")
+        except ValueError:
+            return _Rule(f"{name}: %json {_enforceable(relaxed, _RELAXED_OPTIONS)}", build_validator(schema))
     except (ValueError, RecursionError) as failure:
         raise unusable_schema(str(failure), location, subject) from failure
+
+
+def _enforceable(schema: dict[str, Any], options: dict[str, Any]) -> str:
+    """Return a schema as text for llguidance.
+
+    Raises:
+        ValueError: llguidance cannot enforce the schema.
+    """
+    _check_enforceable(schema)
+    text = json.dumps({**schema, "x-guidance": options})
+    error: str = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text), limits=LIMITS)
     if error and not error.startswith("WARNING"):
-        raise unusable_schema(error, location, subject)
-    return f"{name}: %json {text}"
+        raise ValueError(error)
+    return text
 
 
-def _arguments_schema(tool: Tool, location: Location) -> dict[str, Any]:
+def _arguments_schema(schema: dict[str, Any], tool: str, location: Location) -> dict[str, Any]:
     """Return the schema of a tool's arguments: an object, without undeclared properties if the tool declares any."""
-    schema = tool.parameters or {"properties": {}}
-    if schema.get("type", "object") != "object":
-        raise unusable_schema("the type of arguments must be `object`", location, f" of {tool.name!r}")
+    if schema.get("type", "object") not in ("object", ["object"]):
+        raise unusable_schema("the type of arguments must be `object`", location, f" of {tool!r}")
     if "properties" in schema and not schema.keys() & _COMBINING_KEYWORDS:
         return {"type": "object", "additionalProperties": False, **schema}
     return {"type": "object", **schema}

@@ -80,7 +80,7 @@ class TemplateInput(NamedTuple):
 
 def adapt(chat: ChatPrompt, profile: TemplateProfile) -> TemplateInput:
     """Rewrite a chat as the template accepts it."""
-    messages = list(chat.messages)
+    messages = _merge_answers(chat.messages)
     if profile.calls == "text" or profile.tools == "text":
         messages = fallback_tools.describe_tools(messages, chat.tools if profile.tools == "text" else [])
     if profile.system != "anywhere":
@@ -99,6 +99,25 @@ def adapt(chat: ChatPrompt, profile: TemplateProfile) -> TemplateInput:
 
 
 # Order and roles
+
+
+def _merge_answers(messages: list[Message]) -> list[Message]:
+    """Merge the reasoning, the text and the calls of one answer, which some protocols send as separate items."""
+    merged: list[Message] = []
+    for message in messages:
+        if merged and _continues_answer(merged[-1], message):
+            calls = [*merged[-1].tool_calls, *message.tool_calls]
+            message = msgspec.structs.replace(_join(merged.pop(), message), tool_calls=calls)
+        merged.append(message)
+    return merged
+
+
+def _continues_answer(first: Message, second: Message) -> bool:
+    if first.role != "assistant" or second.role != "assistant":
+        return False
+    only_reasoning = bool(first.reasoning) and not first.text and not first.tool_calls
+    only_calls = bool(second.tool_calls) and not second.text
+    return only_reasoning or only_calls
 
 
 def _place_system(messages: list[Message], profile: TemplateProfile) -> list[Message]:
@@ -160,12 +179,13 @@ def _alternate(messages: list[Message]) -> list[Message]:
 
 
 def _join(first: Message, second: Message) -> Message:
-    """Join two messages of one role without tool calls."""
-    separator: list[ContentPart] = [TextPart(text="\n\n")] if first.content and second.content else []
+    """Join the contents of two messages of one role."""
+    contents = [[part for part in message.content if part != TextPart(text="")] for message in (first, second)]
+    separator: list[ContentPart] = [TextPart(text="\n\n")] if all(contents) else []
     reasoning = "\n\n".join(text for text in (first.reasoning, second.reasoning) if text)
     return msgspec.structs.replace(
         first,
-        content=[*first.content, *separator, *second.content],
+        content=[*contents[0], *separator, *contents[1]],
         name=first.name if first.name == second.name else None,
         reasoning=reasoning or None,
     )

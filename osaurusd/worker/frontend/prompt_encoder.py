@@ -1,5 +1,6 @@
 """Encode a prompt as tokens: a chat through the chat template, raw text, token ids, or fill-in-the-middle."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from osaurusd.errors import InvalidRequest, UnsupportedParameter
@@ -43,7 +44,10 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._max_context = max_context
         self._find_shared_prefix = find_shared_prefix
-        self._template = ChatTemplate(tokenizer)
+        # Determining what the template accepts must not delay the thread that loads the model.
+        executor = ThreadPoolExecutor(1, "chat-template")
+        self._template = executor.submit(ChatTemplate, tokenizer)
+        executor.shutdown(wait=False)
 
     def encode(self, prompt: inference.Prompt) -> EncodedPrompt:
         """Encode a prompt as tokens.
@@ -62,7 +66,8 @@ class PromptEncoder:
     def _encode(self, prompt: inference.Prompt) -> EncodedPrompt:
         match prompt:
             case ChatPrompt():
-                return self._template.encode(prompt, self._max_context, find_shared_prefix=self._find_shared_prefix)
+                template = self._template.result()
+                return template.encode(prompt, self._max_context, find_shared_prefix=self._find_shared_prefix)
             case TextPrompt():
                 text = prompt.text + (prompt.suffix or "")
                 context_length.check_text(self._tokenizer, text, self._max_context)

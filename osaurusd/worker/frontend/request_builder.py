@@ -2,16 +2,21 @@
 
 import secrets
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from osaurusd.errors import InvalidRequest
-from osaurusd.inference.request import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt
+from osaurusd.inference.request import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt, Tool
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.kv_cache import CacheLayout
 from osaurusd.worker.engine.request import Choice, EngineRequest
 from osaurusd.worker.engine.sampler import SamplingState
+from osaurusd.worker.frontend import schema_repair
 from osaurusd.worker.frontend.chat_template import EncodedPrompt
 from osaurusd.worker.frontend.constraint import Constraint, ConstraintCompiler
+from osaurusd.worker.frontend.format_prompt import describe_format
+from osaurusd.worker.frontend.grammar import unusable_schema
 from osaurusd.worker.frontend.logprobs import Score
 from osaurusd.worker.frontend.output_parser import OutputParser
 from osaurusd.worker.frontend.prompt_encoder import PromptEncoder
@@ -49,7 +54,7 @@ class RequestBuilder:
         Raises:
             OsaurusError: the request is invalid.
         """
-        request = frame.request
+        request = _adapt_chat(frame.request)
         _check_logit_bias(request.sampling, self._vocabulary)
         prompt = self._encoder.encode(request.prompt)
         constraint = self._compile_constraint(request, prompt)
@@ -64,6 +69,7 @@ class RequestBuilder:
             shared_prefix_length=prompt.shared_prefix_length,
             echo=partial(self._echo, request, prompt) if request.echo else None,
             needs_prompt_logprobs=request.echo and request.logprobs is not None,
+            report_progress=request.report_progress,
         )
 
     def _compile_constraint(self, request: GenerationRequest, prompt: EncodedPrompt) -> Constraint | None:
@@ -91,6 +97,23 @@ class RequestBuilder:
         wants_logprobs = request.logprobs is not None
         logprobs = self._parser.prompt_logprobs(prompt.tokens, [None, *scores]) if wants_logprobs else []
         return OutputDelta(text=text, logprobs=logprobs)
+
+
+def _adapt_chat(request: GenerationRequest) -> GenerationRequest:
+    """Repair the schemas of the tools, which templates read, and describe the format of the output."""
+    chat = request.prompt
+    if not isinstance(chat, ChatPrompt):
+        return request
+    tools = [msgspec.structs.replace(tool, parameters=_repair(tool, index)) for index, tool in enumerate(chat.tools)]
+    chat = describe_format(msgspec.structs.replace(chat, tools=tools), request.constraint)
+    return msgspec.structs.replace(request, prompt=chat)
+
+
+def _repair(tool: Tool, index: int) -> dict[str, Any] | None:
+    try:
+        return None if tool.parameters is None else schema_repair.repair(tool.parameters)
+    except RecursionError as error:
+        raise unusable_schema(str(error), ("prompt", "tools", index), f" of {tool.name!r}") from error
 
 
 def _check_logit_bias(sampling: SamplingParams, vocabulary: int) -> None:

@@ -47,7 +47,8 @@ class TextAssembler:
     """The content of one output. Receives everything that the model generates, and emits or drops it.
 
     Attributes:
-        stopped: further output is ignored: a stop string matched, or the last allowed call is complete.
+        stopped: further output is ignored: a stop string matched, the last allowed call is complete, or a required
+            call repeated an earlier one.
         has_tool_calls: at least one call was emitted.
     """
 
@@ -132,6 +133,7 @@ class TextAssembler:
         self.drop(len(text))
         self._delta.tool_calls += streamer.feed(text)
         self.has_tool_calls = self.has_tool_calls or bool(self._delta.tool_calls)
+        self.stopped = streamer.repeated
 
     def _hold(self, text: str) -> None:
         """Add text that is not part of a stop string, and release it unless a call may include it."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from osaurusd.inference.events import ToolCallDelta
 from osaurusd.inference.request import Tool
+from osaurusd.json_text import replace_lone_surrogates
 from osaurusd.worker.frontend.template_tools import template_tool
 
 # Arguments are streamed in chunks of this many characters.
@@ -101,17 +102,27 @@ def call_deltas(call: ParsedCall, index: int) -> Iterator[ToolCallDelta]:
 
 
 class CallStreamer:
-    """Streams calls while the model generates them, from text that a grammar keeps in the fallback format."""
+    """Reads calls from text that a grammar keeps in the fallback format.
+
+    The first call is streamed while the model generates it. A later one is reported when it is complete: only then is
+    it certain that it differs from the earlier ones.
+
+    Attributes:
+        repeated: a call was identical to an earlier one, which ends the output. It is not reported.
+    """
 
     def __init__(self) -> None:
+        self.repeated = False
         self._prefix = ""
-        self._index = -1
+        self._name = ""
+        self._text = ""
+        self._calls: list[tuple[str, str]] = []
         self._arguments: ObjectScanner | None = None
 
     def feed(self, text: str) -> list[ToolCallDelta]:
         """Consume generated text and return the deltas that it completes."""
         deltas: list[ToolCallDelta] = []
-        while text:
+        while text and not self.repeated:
             read = self._read_prefix if self._arguments is None else self._read_arguments
             text = read(text, deltas)
         return deltas
@@ -122,20 +133,31 @@ class CallStreamer:
         if match is None:
             return ""
         rest = self._prefix[match.end() :]
-        self._prefix = ""
-        self._index += 1
+        self._prefix = self._text = ""
+        self._name = json.loads(match[1])
         self._arguments = ObjectScanner()
-        deltas.append(_first_delta(json.loads(match[1]), self._index))
+        if not self._calls:
+            deltas.append(_first_delta(self._name, 0))
         return rest
 
     def _read_arguments(self, text: str, deltas: list[ToolCallDelta]) -> str:
         assert self._arguments is not None
         end = self._arguments.find_end(text)
-        deltas.append(ToolCallDelta(index=self._index, arguments=text[:end]))
+        self._text += text[:end]
+        if not self._calls:
+            deltas.append(ToolCallDelta(index=0, arguments=text[:end]))
         if end is None:
             return ""
         self._arguments = None
+        deltas += self._end_call()
         return text[end:]
+
+    def _end_call(self) -> Iterator[ToolCallDelta]:
+        call = (self._name, json.dumps(json.loads(self._text), sort_keys=True))
+        self.repeated = call in self._calls
+        if self._calls and not self.repeated:
+            yield from call_deltas(ParsedCall(self._name, self._text), len(self._calls))
+        self._calls.append(call)
 
 
 class ObjectScanner:
@@ -195,8 +217,8 @@ def _dump_json(arguments: dict[str, Any]) -> str | None:
     try:
         text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
         text.encode()
-    except UnicodeEncodeError:  # a lone surrogate, which JSON can only escape
-        return json.dumps(arguments)
+    except UnicodeEncodeError:  # half of a surrogate pair, which would make the chat unusable as a history
+        return replace_lone_surrogates(json.dumps(arguments).encode()).decode()
     except (ValueError, TypeError, RecursionError):
         return None
     return text

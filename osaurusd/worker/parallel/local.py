@@ -10,6 +10,7 @@ import numpy as np
 
 from osaurusd.worker.engine import kv_cache
 from osaurusd.worker.engine.batch import BatchEntry, CacheReader, DecodeBatch
+from osaurusd.worker.engine.device import CPU, Device
 from osaurusd.worker.engine.kv_cache import Cache, CacheLayout
 from osaurusd.worker.engine.planner import PrefillChunk, StepPlan
 from osaurusd.worker.engine.prefix_cache import PrefixCache, PrefixMatch, Tokens
@@ -42,18 +43,25 @@ class LocalExecutor:
         layout: of its caches.
         prefix_cache: stores the caches of prompts and finished sequences.
         clock: measures prefill passes.
+        device: the device that MLX uses.
 
     Attributes:
         batches: the decoding sequences, by the forward pass that they share.
     """
 
     def __init__(
-        self, network: Any, layout: CacheLayout, prefix_cache: PrefixCache, clock: Callable[[], float]
+        self,
+        network: Any,
+        layout: CacheLayout,
+        prefix_cache: PrefixCache,
+        clock: Callable[[], float],
+        device: Device = CPU,
     ) -> None:
         self._network = network
         self._layout = layout
         self._prefix_cache = prefix_cache
         self._clock = clock
+        self._device = device
         self._prompts: dict[SequenceId, _Prompt] = {}
         self.batches: list[DecodeBatch] = []
 
@@ -94,7 +102,8 @@ class LocalExecutor:
         if len(entries) > len(prompts):
             cache = self._layout.merge([cache] * len(entries))
             logits = mx.concatenate([logits] * len(entries))
-        batch = DecodeBatch(self._network, self._layout, entries, cache, logits, merged=len(entries) > 1)
+        merged = len(entries) > 1
+        batch = DecodeBatch(self._network, self._layout, entries, cache, logits, merged=merged, device=self._device)
         self.batches.append(batch)
 
     def take_failed(self) -> dict[SequenceId, str]:
@@ -202,9 +211,9 @@ class LocalExecutor:
         return prompt
 
 
-def padding_per_pass(layout: CacheLayout, weights_bytes: int) -> int:
+def padding_per_pass(layout: CacheLayout, weights_bytes: int, device: Device) -> int:
     """Return how many tokens of padding cost as much as a forward pass."""
-    cost = _PADDING_COST_CPU if mx.default_device() == mx.cpu else _PADDING_COST_GPU
+    cost = _PADDING_COST_GPU if device.is_gpu else _PADDING_COST_CPU
     return weights_bytes // (max(layout.bytes_per_token, 1) * cost)
 
 

@@ -11,12 +11,24 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import dequantize_model, get_total_parameters, load_model, load_tokenizer
 
 from osaurusd.rpc import messages
+from osaurusd.rpc.messages import WireSetting
+from osaurusd.worker.engine.device import Device
+from osaurusd.worker.runners.folder import loadable
 
 FLOAT32_BYTES = 4
+
+# Weights above this share of the working set are wired.
+_WIRED_FRACTION = 0.6
+
 _NARROW_DTYPES = (mx.float16, mx.bfloat16)
 
 # For this model type, transformers loads the plain tokenizer.json class and runs no code of the model's repository.
 _PLAIN_TOKENIZER_TYPE = "glm4"
+
+_SAMPLE_TEXT = "A sample, 1 \N{SNOWMAN}."
+
+# Files from which that class builds a complete tokenizer.
+_PLAIN_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json")
 
 
 @dataclass(frozen=True)
@@ -30,20 +42,28 @@ class Model:
     dtype: str
 
 
-def load_model_folder(frame: messages.Load, on_bytes: Callable[[int], None] = lambda _: None) -> Model:
+def load_model_folder(
+    frame: messages.Load, on_bytes: Callable[[int], None] = lambda _: None, device: Device | None = None
+) -> Model:
     """Load a model within its limits. Runs on the MLX thread.
 
     Args:
         frame: the model's folder and its limits.
         on_bytes: called with the size of each array of weights once it is in memory.
+        device: the device that MLX uses; by default, its default device.
 
     Raises:
         OSError, ValueError, RuntimeError and whatever else mlx_lm raises for files it cannot read.
     """
+    device = device or Device.default()
     apply_limits(frame)
-    path = Path(frame.path)
+    with loadable(Path(frame.path)) as folder:
+        return _load(folder, frame, device, on_bytes)
+
+
+def _load(path: Path, frame: messages.Load, device: Device, on_bytes: Callable[[int], None]) -> Model:
     network, config = load_model(path, lazy=True)
-    converts_to_float32 = _needs_float32(network, frame)
+    converts_to_float32 = _needs_float32(network, frame, device)
     if converts_to_float32:
         network = _convert_to_float32(network)
     # Evaluate one array after the other, so that the model is never in memory twice while it is converted.
@@ -51,7 +71,8 @@ def load_model_folder(frame: messages.Load, on_bytes: Callable[[int], None] = la
         mx.eval(parameter)
         on_bytes(parameter.nbytes)
     mx.clear_cache()
-    tokenizer = load_tokenizer(path, _tokenizer_options(path), eos_token_ids=config.get("eos_token_id"))
+    _wire_weights(frame.wire, device)
+    tokenizer = _load_tokenizer(path, config.get("eos_token_id"))
     return Model(
         network=network,
         tokenizer=tokenizer,
@@ -61,44 +82,80 @@ def load_model_folder(frame: messages.Load, on_bytes: Callable[[int], None] = la
     )
 
 
-def device_name() -> str:
-    """Return `cpu`, or the name of the GPU that MLX uses."""
-    if mx.default_device() == mx.cpu:
-        return "cpu"
-    return str(mx.device_info().get("device_name", "gpu"))
+def apply_limits(frame: messages.Load | messages.Limits, min_cache_bytes: int = 0) -> None:
+    """Set MLX's memory limits. Runs on the MLX thread.
 
-
-def working_set_bytes() -> int | None:
-    """Return the GPU's recommended maximum for all processes together, or None without a GPU."""
-    recommended = mx.device_info().get("max_recommended_working_set_size")
-    return int(recommended) if recommended else None
-
-
-def apply_limits(frame: messages.Load | messages.Limits) -> None:
-    """Set MLX's memory limits. Runs on the MLX thread."""
+    Args:
+        frame: the limits.
+        min_cache_bytes: freed buffers to keep at least.
+    """
+    mx.synchronize()  # MLX's limits must not change while a step is being computed
     if frame.memory_limit_bytes is not None:
         mx.set_memory_limit(frame.memory_limit_bytes)
     if frame.cache_limit_bytes is not None:
-        mx.set_cache_limit(frame.cache_limit_bytes)
-    if frame.wired_limit_bytes is not None:
-        # MLX raises an error above the recommended working set.
-        mx.set_wired_limit(min(frame.wired_limit_bytes, working_set_bytes() or 0))
+        mx.set_cache_limit(max(frame.cache_limit_bytes, min_cache_bytes))
 
 
-def _tokenizer_options(path: Path) -> dict[str, Any]:
-    """Return options that load a tokenizer whose config names code, without running the code if it is not needed."""
+def wired_bytes(wire: WireSetting, weights_bytes: int, device: Device) -> int | None:
+    """Return how much memory macOS must not page out, or None to leave that to the system.
+
+    Wired memory has caused kernel panics, but weights that nearly fill the GPU's working set are slow without it.
+    """
+    if device.kind != "metal" or device.working_set_bytes is None or wire == "never":
+        return None
+    if wire == "auto" and weights_bytes <= _WIRED_FRACTION * device.working_set_bytes:
+        return None
+    # MLX raises an error above the recommended working set.
+    return min(weights_bytes, device.working_set_bytes)
+
+
+def _wire_weights(wire: WireSetting, device: Device) -> None:
+    """Wire the loaded weights if required. The size is never changed again."""
+    nbytes = wired_bytes(wire, mx.get_active_memory(), device)
+    if nbytes is not None:
+        mx.synchronize()
+        mx.set_wired_limit(nbytes)
+
+
+def _load_tokenizer(path: Path, end_tokens: Any) -> Any:
+    """Load the tokenizer; without its declared class if that needs code or a package that is not available.
+
+    Raises:
+        ValueError: the files contain no vocabulary.
+        OSError, RuntimeError and whatever else transformers raises for files it cannot read.
+    """
     options: dict[str, Any] = {"trust_remote_code": False}
+    if not _names_code(path):
+        try:
+            tokenizer = _checked(load_tokenizer(path, options, eos_token_ids=end_tokens))
+            # A class that does not fit the vocabulary fails only when it encodes text.
+            tokenizer.encode(_SAMPLE_TEXT)
+            return tokenizer
+        except Exception:  # each class fails differently; raised again unless the files suffice without it
+            if not any((path / name).is_file() for name in _PLAIN_TOKENIZERS):
+                raise
+    options["tokenizer_type"] = _PLAIN_TOKENIZER_TYPE
+    return _checked(load_tokenizer(path, options, eos_token_ids=end_tokens))
+
+
+def _checked(tokenizer: Any) -> Any:
+    """Return the tokenizer. transformers creates one without a vocabulary if its class reads other files."""
+    if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
+        raise ValueError("the tokenizer has no vocabulary; its files are missing or belong to another tokenizer class")
+    return tokenizer
+
+
+def _names_code(path: Path) -> bool:
+    """Whether the tokenizer's config names code that is not needed, because tokenizer.json is complete without it."""
     config = path / "tokenizer_config.json"
-    if (path / "tokenizer.json").exists() and config.exists() and "auto_map" in json.loads(config.read_bytes()):
-        options["tokenizer_type"] = _PLAIN_TOKENIZER_TYPE
-    return options
+    return (path / "tokenizer.json").is_file() and config.is_file() and "auto_map" in json.loads(config.read_bytes())
 
 
-def _needs_float32(network: Any, frame: messages.Load) -> bool:
+def _needs_float32(network: Any, frame: messages.Load, device: Device) -> bool:
     """Whether to convert weights: on CPU, MLX is many times faster with float32 than with packed or 16-bit weights."""
     if frame.dequantize != "auto":
         return frame.dequantize == "always"
-    if mx.default_device() != mx.cpu:
+    if device.is_gpu:
         return False
     needed = get_total_parameters(network) * FLOAT32_BYTES
     return frame.memory_limit_bytes is None or needed <= frame.memory_limit_bytes

@@ -6,10 +6,12 @@ from dataclasses import replace
 import mlx.core as mx
 
 from osaurusd.rpc import messages
+from osaurusd.worker.engine.device import Device
 from osaurusd.worker.engine.engine import Engine, Limits
 from osaurusd.worker.engine.request import EngineRequest
+from osaurusd.worker.frontend import constraint
 from osaurusd.worker.frontend.request_builder import RequestBuilder
-from osaurusd.worker.runners.loading import Model, apply_limits, device_name, load_model_folder, working_set_bytes
+from osaurusd.worker.runners.loading import Model, apply_limits, load_model_folder
 
 
 class TextRunner:
@@ -21,16 +23,19 @@ class TextRunner:
     """
 
     def __init__(self, model: Model, limits: Limits) -> None:
-        self.engine = Engine(model.network, model.end_tokens, limits)
+        device = Device.default()
+        self.engine = Engine(model.network, model.end_tokens, limits, device=device)
+        if device.is_gpu:
+            constraint.compile_masks(self.engine.vocabulary)
         self._limits = limits
         self._builder = RequestBuilder(model, self.engine.layout, self.engine.vocabulary)
         self.loaded = messages.Loaded(
-            device=device_name(),
+            device=device.name,
             dtype=model.dtype,
             memory_bytes=mx.get_active_memory(),
             batched=self.engine.layout.batchable,
             serving_bytes=self.engine.serving_bytes(model.context_length),
-            working_set_bytes=working_set_bytes(),
+            working_set_bytes=device.working_set_bytes,
         )
 
     @classmethod
@@ -38,7 +43,9 @@ class TextRunner:
         """Load a model; raises whatever `loading.load_model_folder` raises."""
         model = load_model_folder(frame, on_bytes)
         limits = Limits(frame.memory_limit_bytes, frame.prefix_cache_bytes, frame.max_waiting, frame.stall_seconds)
-        return cls(model, limits)
+        runner = cls(model, limits)
+        apply_limits(frame, runner.engine.pass_bytes)
+        return runner
 
     def prepare(self, frame: messages.Generate) -> EngineRequest:
         """Build the engine's request. Safe on any thread."""
@@ -46,7 +53,7 @@ class TextRunner:
 
     def apply_limits(self, frame: messages.Limits) -> None:
         """Apply new memory limits."""
-        apply_limits(frame)
+        apply_limits(frame, self.engine.pass_bytes)
         self._limits = replace(
             self._limits, memory_bytes=frame.memory_limit_bytes, prefix_cache_bytes=frame.prefix_cache_bytes
         )

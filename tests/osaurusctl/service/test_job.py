@@ -20,6 +20,33 @@ def test_path_variables_are_inherited_as_absolute_paths(monkeypatch, tmp_path):
     assert variables == {"OSAURUS_HOME": str(tmp_path / "here"), "HF_HOME": "/Users/me/hf"}
 
 
+def test_network_settings_are_inherited_without_credentials(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    env = {
+        "HTTPS_PROXY": "http://proxy.example:3128",
+        "https_proxy": "me:word@proxy.example:3128",
+        "HTTP_PROXY": "http://me@proxy.example",
+        "all_proxy": "socks5h://127.0.0.1:1080",
+        "NO_PROXY": "localhost,.example",
+        "SSL_CERT_FILE": "ca.pem",
+        "HF_HUB_DISABLE_SYMLINKS": "1",
+    }
+    assert job.inherited_environment(env) == {
+        "HTTPS_PROXY": "http://proxy.example:3128",
+        "all_proxy": "socks5h://127.0.0.1:1080",
+        "NO_PROXY": "localhost,.example",
+        "SSL_CERT_FILE": str(tmp_path / "ca.pem"),
+        "HF_HUB_DISABLE_SYMLINKS": "1",
+    }
+    assert job.proxies_with_credentials(env) == ["HTTP_PROXY", "https_proxy"]
+
+
+@pytest.mark.parametrize("word", ["HTTPS_PROXY=me:word@proxy.example:3128", "all_proxy=socks5://me@proxy.example"])
+def test_credentials_of_a_proxy_are_rejected(word):
+    with pytest.raises(CliError, match=r"_(PROXY|proxy) contains credentials"):
+        job.parse_env_options([word])
+
+
 @pytest.mark.parametrize(
     "word", ["HF_TOKEN=x", "OPENAI_API_KEY=x", "MY_PASSWORD=x", "AWS_SECRET=x", "X=https://me:word@hub.example"]
 )

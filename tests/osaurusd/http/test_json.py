@@ -104,7 +104,7 @@ def test_number_out_of_range_is_named(content, param):
         pytest.param(b'{"items":[],"unknown":NaN}', id="NaN in an unknown field"),
         pytest.param(b'{"items":[],"whole":01}', id="leading zero"),
         pytest.param(b'{"items":[{"name":"\xff"}]}', id="invalid UTF-8"),
-        pytest.param(b'{"items":[{"name":"\\ud800"}]}', id="lone surrogate"),
+        pytest.param(b'{"items":[{"name":"\\ud800"}]} x', id="lone surrogate and trailing garbage"),
         pytest.param(b'{"items":[{"name":"a\nb"}]}', id="line break in a string"),
         pytest.param(b'\xef\xbb\xbf{"items":[]}', id="byte order mark"),
         pytest.param('{"items":[]}'.encode("utf-16"), id="UTF-16"),

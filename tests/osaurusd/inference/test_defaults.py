@@ -2,19 +2,23 @@
 
 import pytest
 
-from osaurusd.config import Defaults
+from osaurusd.config import Config, Defaults, Input, Structured
 from osaurusd.inference.defaults import MIN_TOP_P, RequestDefaults
 from osaurusd.inference.request import SamplingParams
 from osaurusd.models.record import GenerationDefaults
 
 
+def from_config(model=None, **config):
+    return RequestDefaults.from_config(model or GenerationDefaults(), Config(**config))
+
+
 def sampling(model=None, config=None, **fields):
-    defaults = RequestDefaults.from_model(GenerationDefaults(**(model or {})), Defaults(**(config or {})))
+    defaults = from_config(GenerationDefaults(**(model or {})), defaults=Defaults(**(config or {})))
     return defaults.sampling(**fields)
 
 
 def test_empty_request_gets_the_defaults_of_the_configuration():
-    assert sampling() == SamplingParams(temperature=1.0, top_p=1.0)
+    assert sampling() == SamplingParams(temperature=0.0, top_p=1.0)
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_p"])
@@ -61,5 +65,11 @@ def test_top_p_zero_keeps_the_most_likely_token():
 
 
 def test_max_tokens_comes_from_the_configuration():
-    assert RequestDefaults.from_model(GenerationDefaults(), Defaults()).max_tokens is None
-    assert RequestDefaults.from_model(GenerationDefaults(), Defaults(max_tokens=9)).max_tokens == 9
+    assert from_config().max_tokens is None
+    assert from_config(defaults=Defaults(max_tokens=9)).max_tokens == 9
+
+
+def test_settings_of_structured_output_come_from_the_configuration():
+    assert (from_config().max_forced_calls, from_config().describe_schema) == (4, True)
+    changed = from_config(input=Input(max_forced_calls=2), structured=Structured(describe_schema=False))
+    assert (changed.max_forced_calls, changed.describe_schema) == (2, False)

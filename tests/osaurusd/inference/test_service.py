@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,8 @@ from osaurusd.errors import InvalidRequest, ModelNotFound
 from osaurusd.inference.events import Completed, Delta, Started, Timings, ToolCallDelta
 from osaurusd.inference.service import Service
 from osaurusd.models.record import GenerationDefaults, ModelRecord
-from osaurusd.wire.admin import Availability
+from osaurusd.pool.snapshot import WorkerSnapshot
+from osaurusd.wire.admin import Availability, WorkerState
 
 from .builders import COMPLETED, USAGE, build_request, collect, stream
 
@@ -36,11 +38,20 @@ EVENTS = [
 ]
 
 
+OTHER = replace(RECORD, name="other", repo="org/other")
+
+
 class FakeCatalog:
+    def __init__(self, *records):
+        self._records = records
+
     async def find(self, model):
         if model != RECORD.name:
             raise ModelNotFound("no such model", location=("model",))
         return RECORD
+
+    async def available(self):
+        return list(self._records)
 
 
 class FakePool:
@@ -49,6 +60,7 @@ class FakePool:
     def __init__(self, events=EVENTS, load_seconds=0.0, queue_seconds=0.0):
         self.leases = 0
         self.requests = []
+        self.loaded = []
         self._events = events
         self._waits = {"load_seconds": load_seconds, "queue_seconds": queue_seconds}
 
@@ -61,13 +73,16 @@ class FakePool:
         finally:
             self.leases -= 1
 
+    def snapshot(self):
+        return self.loaded
+
     def _generate(self, request, *, continuation=False):
         self.requests.append((request, continuation))
         return stream(*self._events)
 
 
-def make_service(pool=None, **config):
-    return Service(FakeCatalog(), pool or FakePool(), lambda: Config(**config))
+def make_service(pool=None, *, records=(RECORD, OTHER), **config):
+    return Service(FakeCatalog(*records), pool or FakePool(), lambda: Config(**config))
 
 
 async def test_named_model_is_found():
@@ -79,9 +94,27 @@ async def test_default_model_serves_requests_without_a_model(model):
     assert await make_service(default_model="known").find(model) is RECORD
 
 
-async def test_request_without_a_model_is_rejected_if_there_is_no_default():
+async def test_only_model_serves_requests_without_a_model():
+    assert await make_service(records=[RECORD]).find(None) is RECORD
+
+
+async def test_only_loaded_model_serves_requests_without_a_model():
+    pool = FakePool()
+    pool.loaded = [
+        WorkerSnapshot(key="org/other", name="other", state=WorkerState.READY),
+        WorkerSnapshot(key="org/known", name="known", state=WorkerState.FAILED),
+    ]
+    assert await make_service(pool).find(None) is OTHER
+
+
+@pytest.mark.parametrize(
+    ("records", "loaded"), [([RECORD, OTHER], []), ([RECORD, OTHER], ["known", "other"]), ([], [])]
+)
+async def test_request_without_a_model_is_rejected_if_the_choice_is_ambiguous(records, loaded):
+    pool = FakePool()
+    pool.loaded = [WorkerSnapshot(key=name, name=name, state=WorkerState.READY) for name in loaded]
     with pytest.raises(InvalidRequest, match="`default_model`") as raised:
-        await make_service().find(None)
+        await make_service(pool, records=records).find(None)
     assert raised.value.location == ("model",)
 
 

@@ -14,12 +14,12 @@ from osaurusd.models.names import NameRegistry
 COMMIT = "5c0ffee5c0ffee5c0ffee5c0ffee5c0ffee5c0ff"
 
 
-def tensors(nbytes=16, *, metadata=True):
-    """Return the bytes of a safetensors file with two tensors of `nbytes` in total."""
+def tensors(nbytes=16, *, metadata=True, layer=""):
+    """Return the bytes of a safetensors file with two tensors of `nbytes` in total, whose names begin with `layer`."""
     half = nbytes // 2
     header = {
-        "a": {"dtype": "U8", "shape": [half], "data_offsets": [0, half]},
-        "b": {"dtype": "U8", "shape": [nbytes - half], "data_offsets": [half, nbytes]},
+        f"{layer}a": {"dtype": "U8", "shape": [half], "data_offsets": [0, half]},
+        f"{layer}b": {"dtype": "U8", "shape": [nbytes - half], "data_offsets": [half, nbytes]},
     }
     if metadata:
         header["__metadata__"] = {"format": "mlx"}

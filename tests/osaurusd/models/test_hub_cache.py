@@ -13,7 +13,7 @@ ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors
 SHARDED = {
     **{name: content for name, content in model().items() if name != "model.safetensors"},
     ONE: tensors(1000),
-    TWO: tensors(2000),
+    TWO: tensors(2000, layer="second."),
     "model.safetensors.index.json": index(ONE, TWO),
 }
 PUBLISHED_REPO, SHARDED_REPO = "mlx-community/Llama-3.2-1B-Instruct-4bit", "org/Sharded-8bit"

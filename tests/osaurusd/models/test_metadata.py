@@ -68,9 +68,12 @@ def test_quantization_has_a_short_label(config, label):
         (b'{"temperature": 2, "top_p": 1}', GenerationDefaults(temperature=2.0, top_p=1.0)),
         (
             b'{"do_sample": true, "top_k": 20, "min_p": 0.05, "repetition_penalty": 1.05}',
-            GenerationDefaults(top_k=20, min_p=0.05, repetition_penalty=1.05),
+            GenerationDefaults(temperature=1.0, top_k=20, min_p=0.05, repetition_penalty=1.05),
         ),
         (b'{"do_sample": false, "temperature": 0.6, "top_k": 0}', GenerationDefaults(temperature=0.0, top_k=0)),
+        (b'{"do_sample": true}', GenerationDefaults(temperature=1.0)),
+        (b'{"top_p": 0.9}', GenerationDefaults(temperature=1.0, top_p=0.9)),
+        (b'{"repetition_penalty": 1.1}', GenerationDefaults(repetition_penalty=1.1)),
         (b'{"do_sample": null, "temperature": 0.6}', GenerationDefaults(temperature=0.6)),
         (b'{"top_k": -1, "min_p": 1.5, "repetition_penalty": 0}', GenerationDefaults()),
         (b'{"top_k": 1e12, "min_p": "0", "repetition_penalty": 11}', GenerationDefaults()),

@@ -15,6 +15,7 @@ from .test_names import GUIDE
 
 ONE = "model-00001-of-00002.safetensors"
 TWO = "model-00002-of-00002.safetensors"
+OUTSIDE = "to a path outside the store; to allow it, add the target's folder to `models.roots`"
 OTHER_COMMIT = "0ther" * 8
 
 
@@ -69,10 +70,94 @@ def test_published_models_have_the_documented_names(models, hub):
     assert {record.state for record in records} == {Availability.AVAILABLE}
 
 
-@pytest.mark.parametrize("tokenizer", ["tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json"])
-def test_any_kind_of_tokenizer_is_sufficient(models, hub, tokenizer):
-    write_hub(hub, "org/m", {**without(model(), "tokenizer.json"), tokenizer: b"{}"})
+SENTENCEPIECE = b"\x0a\x03abc\x12\x00"
+BPE_FILES = {"vocab.json": b"{}", "merges.txt": b""}
+GPT2 = {"tokenizer_config.json": b'{"tokenizer_class": "GPT2Tokenizer"}'}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer.json": b"{}"},
+        {"tokenizer.json": b'\xef\xbb\xbf{"a": 1}\n'},
+        {"tokenizer.model": SENTENCEPIECE},
+        {"tekken.json": b"{}"},
+        {**BPE_FILES, **GPT2},
+        {**BPE_FILES, "tokenizer_config.json": b'{"tokenizer_class": "Qwen2TokenizerFast"}'},
+        {"spiece.model": SENTENCEPIECE, "tokenizer_config.json": b'{"tokenizer_class": "T5Tokenizer"}'},
+    ],
+    ids=lambda files: " ".join(files),
+)
+def test_any_kind_of_tokenizer_is_sufficient(models, hub, files):
+    write_hub(hub, "org/m", without(model(), "tokenizer.json") | files)
     assert single(scan(models, hub)).state is Availability.AVAILABLE
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen2", "cohere"])
+def test_tokenizer_class_follows_from_the_architecture(models, hub, architecture):
+    write_hub(hub, "org/m", without(model(model_type=architecture), "tokenizer.json") | BPE_FILES)
+    assert single(scan(models, hub)).state is Availability.AVAILABLE
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"tokenizer_config.json": b"{}", "special_tokens_map.json": b"{}"}, "the tokenizer is missing"),
+        (BPE_FILES, "the tokenizer is missing"),
+        ({**GPT2, "vocab.json": b"{}"}, "the tokenizer is missing: GPT2Tokenizer needs merges.txt"),
+        ({"spiece.model": SENTENCEPIECE}, "the tokenizer is missing"),
+        ({"tiktoken.model": b"YQ== 0"}, "tiktoken.model requires the Python package `tiktoken`"),
+        ({"tokenizer.json": b""}, "tokenizer.json is incomplete"),
+        ({"tokenizer.json": b'{"version": "1.0", "mod'}, "tokenizer.json is incomplete"),
+        ({"tokenizer.json": LFS_POINTER}, "tokenizer.json is a Git LFS pointer instead of the file"),
+        ({"tokenizer.model": LFS_POINTER}, "tokenizer.model is a Git LFS pointer instead of the file"),
+        ({"tokenizer.model": SENTENCEPIECE[:-3]}, "tokenizer.model is incomplete"),
+        ({"tokenizer.model": b""}, "tokenizer.model is incomplete"),
+        ({**GPT2, **BPE_FILES, "vocab.json": b""}, "vocab.json is incomplete"),
+    ],
+)
+def test_model_without_a_complete_tokenizer_is_partial(models, hub, files, reason):
+    write_hub(hub, "org/m", without(model(), "tokenizer.json") | files)
+    record = single(scan(models, hub))
+    assert record.state is Availability.PARTIAL
+    assert record.reason.startswith(reason)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])
+def test_damaged_file_of_the_tokenizer_makes_a_model_unusable(models, hub, name):
+    write_hub(hub, "org/m", {**model(), name: b'{"a'})
+    record = single(scan(models, hub))
+    assert record.state is Availability.UNUSABLE
+    assert record.reason.startswith(f"{name} cannot be read: ")
+
+
+def test_index_of_other_weights_does_not_matter(models, hub):
+    write_hub(hub, "org/m", {**model(), "model.safetensors.index.json": index(ONE, TWO)})
+    assert single(scan(models, hub)).state is Availability.AVAILABLE
+
+
+@pytest.mark.parametrize("name", ["[a]", "a[1]b*?", "{x}"])
+def test_names_may_contain_pattern_characters(models, hub, name):
+    write(models / name, model())
+    assert single(scan(models, hub)).state is Availability.AVAILABLE
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["chat_template.jinja", "generation_config.json", "README.md", "model-1.safetensors"])
+def test_pipes_do_not_block_the_scan(models, hub, name):
+    folder = write(models / "m", model())
+    os.mkfifo(folder / name)
+    assert single(scan(models, hub)).name == "m"
+
+
+@pytest.mark.parametrize("name", ["m", "models--m"])
+def test_extra_root_may_itself_be_a_model_or_contain_one_of_any_name(models, hub, tmp_path, name):
+    folder = write(tmp_path / "extra" / name, model())
+    assert single(scan(models, hub, folder)).path == folder
+    assert single(scan(models, hub, folder.parent)).path == folder
 
 
 def test_remapped_architecture_is_available(models, hub):
@@ -165,7 +250,7 @@ def test_links_may_only_lead_into_roots(models, hub, tmp_path):
     (models / "linked").symlink_to(tmp_path / "elsewhere")
     record = single(scan(models, hub))
     assert record.state is Availability.UNUSABLE
-    assert record.reason.endswith("is a link to a path outside the store")
+    assert record.reason.endswith(f"is a link {OUTSIDE}")
     records = scan(models, hub, tmp_path / "elsewhere")
     assert {record.name: record.state for record in records}["linked"] is Availability.AVAILABLE
 
@@ -177,7 +262,7 @@ def test_link_out_of_the_store_makes_a_model_unusable(models, hub, tmp_path):
     record = single(scan(models, hub))
     assert (record.state, record.reason) == (
         Availability.UNUSABLE,
-        "tokenizer.json is a link to a path outside the store",
+        f"tokenizer.json is a link {OUTSIDE}",
     )
 
 
@@ -188,10 +273,7 @@ def test_template_outside_the_store_makes_a_model_unusable(models, hub, tmp_path
     (folder / link).parent.mkdir(exist_ok=True)
     (folder / link).symlink_to(tmp_path / "elsewhere" / ("tool_use.jinja" if "/" in link else ""))
     record = single(scan(models, hub))
-    assert (record.state, record.reason) == (
-        Availability.UNUSABLE,
-        f"{link} is a link to a path outside the store",
-    )
+    assert (record.state, record.reason) == (Availability.UNUSABLE, f"{link} is a link {OUTSIDE}")
     assert record.escapes
 
 

@@ -45,21 +45,21 @@ def test_a_model_of_unknown_size_may_try_to_load(model):
 def test_memory_beyond_the_needs_is_divided_within_the_limits():
     limits = WorkerLimits(prefix_cache_bytes=3 * GB, cache_limit_bytes=GB // 2)
 
-    assert build_limits(limits, 6 * GB, 2 * GB, wired=False) == messages.Limits(
+    assert build_limits(limits, 6 * GB, 2 * GB) == messages.Limits(
         memory_limit_bytes=6 * GB, cache_limit_bytes=GB // 2, prefix_cache_bytes=2 * GB
     )
-    assert build_limits(limits, 60 * GB, 2 * GB, wired=True) == messages.Limits(
-        memory_limit_bytes=60 * GB, cache_limit_bytes=GB // 2, prefix_cache_bytes=3 * GB, wired_limit_bytes=60 * GB
+    assert build_limits(limits, 60 * GB, 2 * GB) == messages.Limits(
+        memory_limit_bytes=60 * GB, cache_limit_bytes=GB // 2, prefix_cache_bytes=3 * GB
     )
 
 
 def test_a_model_without_spare_memory_has_no_prefix_cache():
-    assert build_limits(WorkerLimits(prefix_cache_bytes=GB), GB, 2 * GB, wired=False).prefix_cache_bytes == 0
+    assert build_limits(WorkerLimits(prefix_cache_bytes=GB), GB, 2 * GB).prefix_cache_bytes == 0
 
 
 def test_a_load_request_carries_path_limits_and_memory(record):
-    limits = WorkerLimits(dequantize="never", max_waiting=7, stall_seconds=0.5)
-    memory = messages.Limits(memory_limit_bytes=4, cache_limit_bytes=3, wired_limit_bytes=2, prefix_cache_bytes=1)
+    limits = WorkerLimits(dequantize="never", max_waiting=7, stall_seconds=0.5, wire="never")
+    memory = messages.Limits(memory_limit_bytes=4, cache_limit_bytes=3, prefix_cache_bytes=1)
 
     assert build_load(record, limits, memory) == messages.Load(
         path=str(record.path),
@@ -67,8 +67,8 @@ def test_a_load_request_carries_path_limits_and_memory(record):
         dequantize="never",
         memory_limit_bytes=4,
         cache_limit_bytes=3,
-        wired_limit_bytes=2,
         prefix_cache_bytes=1,
         max_waiting=7,
         stall_seconds=0.5,
+        wire="never",
     )

@@ -14,6 +14,7 @@ from osaurusd.inference.events import (
     Finished,
     FinishReason,
     Logprob,
+    Progress,
     Started,
     Timings,
     TokenLogprob,
@@ -86,7 +87,7 @@ def delta(text):
 CONSTRAINTS = (
     JsonObject(),
     JsonSchema(schema={"type": "object", "properties": {"ü": {"enum": [1, None, "x"]}}}),
-    RequiredToolCalls(names=["f", "g"], parallel=True),
+    RequiredToolCalls(names=["f", "g"], max_calls=4),
 )
 TO_WORKER = [
     messages.Load(path="/models/x"),
@@ -96,10 +97,10 @@ TO_WORKER = [
         dequantize="always",
         memory_limit_bytes=2**40,
         cache_limit_bytes=0,
-        wired_limit_bytes=1,
         prefix_cache_bytes=2**33,
         max_waiting=0,
         stall_seconds=0.05,
+        wire="always",
     ),
     generate(1, CHAT, SamplingParams(temperature=0)),
     generate(
@@ -116,7 +117,6 @@ TO_WORKER = [
     ),
     *[generate(3, TokenPrompt(tokens=[0, 2**31 - 1]), constraint=constraint) for constraint in CONSTRAINTS],
     messages.Limits(),
-    messages.Limits(memory_limit_bytes=2**40, cache_limit_bytes=0, wired_limit_bytes=1, prefix_cache_bytes=2**33),
     messages.Cancel(id=3),
     messages.Shutdown(),
 ]
@@ -129,6 +129,7 @@ FROM_WORKER = [
     ),
     messages.LoadFailed(message="no"),
     output(1, Started(prompt_tokens=3, cached_tokens=2)),
+    output(1, Progress(prompt_tokens=3, prefilled=2, cached_tokens=1)),
     output(1, Delta()),
     output(1, Delta(index=7, text="世界", reasoning="🦕", logprobs=[TOKEN, TokenLogprob(text="", bytes=[])])),
     output(

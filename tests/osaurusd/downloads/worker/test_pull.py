@@ -188,12 +188,14 @@ async def test_revision_is_installed_with_its_own_ref(hub, pull, cache):
         ({"config.json": disk.config(model_type="nosuch")}, "does not support the architecture `nosuch`"),
         ({"config.json": disk.config(model_file="model.py")}, "requires custom code (`model_file`)"),
         ({"config.json": b"[]"}, "config.json is not a JSON object"),
-        ({"tokenizer.json": None}, "no tokenizer"),
+        ({"tokenizer.json": None}, "the tokenizer is missing"),
+        ({"tokenizer.json": None, "vocab.json": b"{}", "merges.txt": b""}, "the tokenizer is missing"),
         (
             {"tokenizer.json": None, "tokenizer_config.json": b'{"auto_map": {"AutoTokenizer": ["x.Y", null]}}'},
             "requires custom code (`auto_map`)",
         ),
-        ({"model.safetensors.index.json": disk.index("model-9.safetensors")}, "refers to model-9.safetensors"),
+        ({"model.safetensors.index.json": disk.index("model.safetensors", "x")}, "x does not exist, but"),
+        ({"model.safetensors": None, SHARDS[0]: disk.tensors()}, f"{SHARDS[1]} does not exist, but"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -207,6 +209,22 @@ async def test_incompatible_model_is_rejected_before_its_weights_are_downloaded(
     assert reason in result.message
     assert [] == [request for request in hub.requests() if request["path"].endswith(".safetensors")]
     assert [] == cache.blobs()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"model.safetensors.index.json": disk.index(*SHARDS)},
+        {"model.safetensors.index.json": b"not JSON"},
+        {name: b"\xef\xbb\xbf" + disk.model().get(name, b"{}") for name in ("config.json", "tokenizer_config.json")},
+    ],
+    ids=["index of other weights", "damaged index", "byte order marks"],
+)
+async def test_irregular_files_that_do_no_harm_are_downloaded(hub, pull, cache, files):
+    hub.publish("org/irregular", disk.model() | files)
+
+    assert isinstance(await pull("org/irregular"), messages.Pulled)
+    assert disk.model() | files == cache.snapshot("org/irregular")
 
 
 async def test_missing_disk_space_is_detected_before_the_download(hub, pull):

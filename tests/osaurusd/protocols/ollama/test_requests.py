@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from osaurusd.config import Defaults
+from osaurusd.config import Config
 from osaurusd.errors import ImageInputUnsupported, InvalidRequest, UnsupportedParameter
 from osaurusd.http.json import decode_json
 from osaurusd.inference.defaults import RequestDefaults
@@ -32,7 +32,7 @@ def build(type_, convert, capabilities, fields):
         capabilities=capabilities,
     )
     body = decode_json(msgspec.json.encode({"model": "m", **fields}), type_)
-    return convert(body, record, RequestDefaults.from_model(GenerationDefaults(), Defaults()))
+    return convert(body, record, RequestDefaults.from_config(GenerationDefaults(), Config()))
 
 
 def chat(capabilities=ALL, **fields):

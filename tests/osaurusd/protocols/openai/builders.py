@@ -2,7 +2,7 @@
 
 import msgspec
 
-from osaurusd.config import Defaults, Input
+from osaurusd.config import Config, Defaults, Input
 from osaurusd.http.json import decode_json
 from osaurusd.inference import limits
 from osaurusd.inference.defaults import RequestDefaults
@@ -35,7 +35,7 @@ def parse_completion(config=None, **fields):
 
 
 def request_defaults(config=None):
-    return RequestDefaults.from_model(GenerationDefaults(), config or Defaults())
+    return RequestDefaults.from_config(GenerationDefaults(), Config(defaults=config or Defaults()))
 
 
 def check_chat(maxima=None, **fields):

@@ -1,10 +1,13 @@
 """A chat request becomes a generation request."""
 
+import json
+
 import msgspec
 import pytest
 
 from osaurusd.config import Defaults
 from osaurusd.errors import InvalidRequest, UnsupportedParameter
+from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.request import (
     ChatPrompt,
     GenerationRequest,
@@ -12,13 +15,16 @@ from osaurusd.inference.request import (
     JsonSchema,
     Message,
     SamplingParams,
+    TextChoice,
     Tool,
 )
+from osaurusd.protocols.openai.chat import build_request
 from osaurusd.protocols.openai.chat_types import NO_OP_VALUES
+from osaurusd.protocols.openai.output_format import UNSUPPORTED
 from osaurusd.rpc import messages
 from tests.osaurusd.inference.builders import nested
 
-from .builders import parse_chat, parse_completion, tool
+from .builders import decode_chat, parse_chat, parse_completion, tool
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 HELLO = [Message.from_text("user", "Hello")]
@@ -31,9 +37,17 @@ def json_schema(**fields):
 def test_minimal_request_has_default_values():
     assert parse_chat() == GenerationRequest(
         prompt=ChatPrompt(messages=HELLO),
-        sampling=SamplingParams(temperature=1.0, top_p=1.0),
+        sampling=SamplingParams(temperature=0.0, top_p=1.0),
         parse_tool_calls=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [({"return_progress": True, "stream": True}, True), ({"return_progress": True}, False), ({"stream": True}, False)],
+)
+def test_progress_is_reported_in_streams_on_request(fields, expected):
+    assert parse_chat(**fields).report_progress is expected
 
 
 def test_every_field_is_converted():
@@ -91,7 +105,16 @@ def test_logit_bias_key_that_is_not_a_token_id_is_rejected(key):
 
 @pytest.mark.parametrize(
     ("stop", "expected"),
-    [(None, []), ([], []), ("###", ["###"]), (["###"], ["###"]), (["\n\n", "###"], ["\n\n", "###"])],
+    [
+        (None, []),
+        ([], []),
+        ("", []),
+        ([""], []),
+        ([None, "", "###"], ["###"]),
+        ("###", ["###"]),
+        (["###"], ["###"]),
+        (["\n\n", "###"], ["\n\n", "###"]),
+    ],
 )
 def test_stop_is_one_string_or_a_list(stop, expected):
     assert parse_chat(stop=stop).stop == expected
@@ -108,11 +131,49 @@ def test_stop_is_one_string_or_a_list(stop, expected):
         ({"max_tokens": 5, "max_completion_tokens": 6}, 100, 6),
         ({"max_tokens": 6, "max_completion_tokens": 5}, None, 5),
         ({"max_tokens": 5, "max_completion_tokens": None}, 100, 5),
+        ({"max_tokens": 4.0}, 100, 4),
+        ({"max_tokens": -1}, 100, None),
+        ({"max_completion_tokens": -1}, 100, None),
+        ({"max_completion_tokens": -1, "max_tokens": 5}, 100, None),
+        ({"max_completion_tokens": 5, "max_tokens": -1}, 100, 5),
         ({"max_tokens": None, "max_completion_tokens": None}, 100, 100),
     ],
 )
 def test_max_completion_tokens_overrides_max_tokens_and_both_the_configuration(fields, config, expected):
     assert parse_chat(Defaults(max_tokens=config), **fields).max_tokens == expected
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_zero_tokens_are_rejected(field):
+    with pytest.raises(InvalidRequest, match="-1 for no limit") as raised:
+        parse_chat(**{field: 0})
+    assert raised.value.param == field
+
+
+def test_whole_floats_are_integers():
+    integers = {"n": 2, "seed": 7, "top_k": 40, "top_logprobs": 3, "max_tokens": 9}
+    floats = {name: float(value) for name, value in integers.items()}
+    assert msgspec.json.encode(parse_chat(logprobs=True, **floats)) == msgspec.json.encode(
+        parse_chat(logprobs=True, **integers)
+    )
+    completion = {"n": 2, "best_of": 2, "logprobs": 3, "max_tokens": 9}
+    as_floats = {name: float(value) for name, value in completion.items()}
+    assert msgspec.json.encode(parse_completion(**as_floats)) == msgspec.json.encode(parse_completion(**completion))
+
+
+@pytest.mark.parametrize(("seed", "expected"), [(None, None), (-1, None), (-2, -2), (0, 0)])
+def test_seed_of_minus_one_is_random(seed, expected):
+    assert parse_chat(seed=seed).sampling.seed == expected
+
+
+@pytest.mark.parametrize("fields", [{"verbosity": "low"}, {"prediction": {"type": "content", "content": "x"}}])
+def test_fields_that_cannot_make_an_answer_wrong_are_ignored(fields):
+    assert parse_chat(**fields) == parse_chat()
+
+
+@pytest.mark.parametrize("field", ["logit_bias", "stream_options", "chat_template_kwargs"])
+def test_empty_object_may_be_an_empty_list(field):
+    assert parse_chat(**{field: []}) == parse_chat(**{field: {}}) == parse_chat()
 
 
 @pytest.mark.parametrize(
@@ -140,18 +201,73 @@ def test_top_logprobs_without_logprobs_is_rejected(fields):
     [
         (None, None),
         ({"type": "text"}, None),
-        ({"type": "json_object"}, JsonObject()),
-        (json_schema(schema=SCHEMA, strict=False, description="x"), JsonSchema(schema=SCHEMA)),
-        (json_schema(schema={}), JsonSchema(schema={})),
+        ({"type": "json_object"}, JsonObject(describe=True)),
+        (json_schema(schema=SCHEMA, strict=False, description="x"), JsonSchema(schema=SCHEMA, describe=True)),
+        (json_schema(schema={}), JsonSchema(schema={}, describe=True)),
+        (json_schema(schema=[]), JsonSchema(schema={}, describe=True)),
+        ({"type": "json_schema", "json_schema": {"schema": SCHEMA}}, JsonSchema(schema=SCHEMA, describe=True)),
+        ({"type": "json_schema", "name": "x", "schema": SCHEMA}, JsonSchema(schema=SCHEMA, describe=True)),
+        ({"type": "json_object", "schema": SCHEMA}, JsonSchema(schema=SCHEMA, describe=True)),
+        ({"type": "json_object", "json_schema": {"schema": SCHEMA}}, JsonSchema(schema=SCHEMA, describe=True)),
     ],
 )
 def test_response_format_becomes_a_constraint(response_format, expected):
     assert parse_chat(response_format=response_format).constraint == expected
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"guided_json": SCHEMA}, JsonSchema(schema=SCHEMA, describe=True)),
+        ({"guided_json": json.dumps(SCHEMA)}, JsonSchema(schema=SCHEMA, describe=True)),
+        ({"guided_choice": ["a", "b"]}, TextChoice(choices=["a", "b"], describe=True)),
+        ({"structured_outputs": {"json": SCHEMA, "regex": None}}, JsonSchema(schema=SCHEMA, describe=True)),
+        ({"structured_outputs": {"choice": ["a"]}}, TextChoice(choices=["a"], describe=True)),
+        ({"structured_outputs": {"json_object": True}}, JsonObject(describe=True)),
+        ({"json_schema": SCHEMA}, JsonSchema(schema=SCHEMA, describe=True)),
+        ({"format": "json"}, JsonObject(describe=True)),
+        ({"format": SCHEMA, "response_format": {"type": "text"}}, JsonSchema(schema=SCHEMA, describe=True)),
+        ({"guided_json": None, "guided_choice": [], "format": "", "grammar": "", "json_schema": {}}, None),
+    ],
+)
+def test_formats_of_other_servers_become_constraints(fields, expected):
+    assert parse_chat(**fields).constraint == expected
+    completion = {name: value for name, value in fields.items() if name != "response_format"}
+    assert parse_completion(prompt="a", **completion)[0].constraint == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "param"),
+    [
+        *(({name: "x"}, UnsupportedParameter, name) for name in UNSUPPORTED),
+        ({"structured_outputs": {"regex": "a+"}}, UnsupportedParameter, "structured_outputs.regex"),
+        ({"structured_outputs": {"json": SCHEMA, "choice": ["a"]}}, InvalidRequest, "structured_outputs"),
+        ({"structured_outputs": "json"}, InvalidRequest, "structured_outputs"),
+        ({"guided_json": "{"}, InvalidRequest, "guided_json"),
+        ({"guided_json": [1]}, InvalidRequest, "guided_json"),
+        ({"guided_choice": ["a", 1]}, InvalidRequest, "guided_choice"),
+        ({"guided_choice": [""]}, InvalidRequest, "guided_choice"),
+        ({"format": "xml"}, InvalidRequest, "format"),
+        ({"guided_json": SCHEMA, "guided_choice": ["a"]}, InvalidRequest, "guided_choice"),
+        ({"guided_json": SCHEMA, "tools": [tool()], "tool_choice": "required"}, InvalidRequest, "guided_json"),
+    ],
+)
+def test_format_that_cannot_be_honoured_is_rejected(fields, error, param):
+    with pytest.raises(error) as raised:
+        parse_chat(**fields)
+    assert type(raised.value) is error
+    assert raised.value.param == param
+
+
+def test_description_of_the_format_can_be_disabled():
+    defaults = RequestDefaults(temperature=1.0, top_p=1.0, describe_schema=False)
+    body = decode_chat(response_format={"type": "json_object"})
+    assert build_request(body, defaults).constraint == JsonObject()
+
+
 def test_formatted_output_is_not_parsed_for_tool_calls():
     request = parse_chat(response_format={"type": "json_object"}, tools=[tool()])
-    assert (request.constraint, request.parse_tool_calls) == (JsonObject(), False)
+    assert (request.constraint, request.parse_tool_calls) == (JsonObject(describe=True), False)
 
 
 @pytest.mark.parametrize(
@@ -180,8 +296,6 @@ UNSUPPORTED_VALUES: dict[str, list[object]] = {
     "functions": [[{"name": "f"}]],
     "modalities": [["text", "audio"], ["audio"], "text"],
     "moderation": [{"model": "omni-moderation-latest"}],
-    "prediction": [{"type": "content", "content": "x"}],
-    "verbosity": ["high", "low"],
     "web_search_options": [{}, {"search_context_size": "low"}],
 }
 

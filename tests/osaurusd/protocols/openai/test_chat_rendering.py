@@ -6,13 +6,13 @@ import msgspec
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from osaurusd.inference.events import Started, ToolCallDelta
+from osaurusd.inference.events import Progress, Started, ToolCallDelta
 from osaurusd.protocols.openai import rendering
 from osaurusd.protocols.openai.common import ResponseHead
 from tests.osaurusd.inference.builders import COMPLETED, delta, finished, stream, token
 
 HEAD = ResponseHead(id="response-1", created=1738193123, model='m "x"')
-COMMON = {"id": "response-1", "created": 1738193123, "model": 'm "x"', "system_fingerprint": None}
+COMMON = {"id": "response-1", "created": 1738193123, "model": 'm "x"'}
 USAGE = {
     "prompt_tokens": 20,
     "completion_tokens": 15,
@@ -210,6 +210,14 @@ async def test_choice_without_text_has_a_role_and_a_finish_reason():
 async def test_empty_delta_is_not_sent():
     rendered = await chunks(delta("a"), delta(), delta("b"), finished(), COMPLETED)
     assert [each["choices"][0]["delta"].get("content") for each in rendered] == ["", "a", "b", None]
+
+
+async def test_progress_is_streamed_before_the_role():
+    progress = Progress(prompt_tokens=20, prefilled=12, cached_tokens=8)
+    first, second, *_ = await chunks(progress, delta("a"), finished(), COMPLETED)
+    assert (first["choices"], first["prompt_progress"]) == ([], {"total": 20, "cache": 8, "processed": 12})
+    assert second == chunk(ROLE)
+    assert "prompt_progress" not in second
 
 
 async def test_first_chunk_waits_for_the_first_delta():

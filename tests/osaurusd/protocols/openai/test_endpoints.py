@@ -89,9 +89,15 @@ async def test_invalid_request_loads_no_model(served_model):
     assert served_model.worker_frames() == []
 
 
-async def test_missing_model_is_rejected(served_model):
-    response = await served_model.post(CHAT, messages=messages("x"), model=None)
-    assert (response.status, response.error["code"], response.error["param"]) == (400, "invalid_request", "model")
+@pytest.mark.parametrize("fields", [{"model": None}, {"model": ""}])
+async def test_model_may_be_omitted_if_there_is_only_one(served_model, fields):
+    response = await served_model.post(CHAT, messages=messages("x"), **fields)
+    assert (response.status, response.json["model"]) == (200, MODEL)
+
+
+async def test_half_of_a_surrogate_pair_becomes_a_replacement_character(served_model):
+    response = await served_model.post(CHAT, messages=messages("cut \ud83d \ud83d\ude00"))
+    assert response.json["choices"][0]["message"]["content"] == "cut \ufffd \U0001f600 "
 
 
 async def test_unknown_model_is_not_found(served_model):

@@ -48,12 +48,71 @@ def test_messages_keep_their_order():
         ([], []),
         ([{"type": "text", "text": "a"}], ["a"]),
         ([{"type": "text", "text": "a"}, {"type": "text", "text": "b\n"}], ["a", "b\n"]),
+        (["a", {"type": "input_text", "text": "b"}, {"type": "output_text", "text": "c"}], ["a", "b", "c"]),
+        ([{"type": "refusal", "refusal": "No."}], ["No."]),
     ],
 )
 @pytest.mark.parametrize("role", ["user", "assistant", "system"])
 def test_content_is_a_string_or_a_list_of_text_parts(role, content, expected):
     (message,) = parse({"role": role, "content": content})
     assert message.content == [TextPart(text=text) for text in expected]
+
+
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": ""}, {"content": []}])
+def test_assistant_and_tool_messages_may_be_empty(content):
+    assistant, tool = parse({"role": "assistant", **content}, {"role": "tool", "tool_call_id": "1", **content})
+    assert (assistant.content, tool.tool_results[0].content) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"reasoning_content": "Hm."},
+        {"reasoning": "Hm."},
+        {"thinking": "Hm."},
+        {"reasoning": {"effort": "low"}, "thinking": "Hm."},
+        {"content": [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "x"}]},
+    ],
+)
+def test_reasoning_is_found_under_the_names_of_other_servers(fields):
+    assert parse({"role": "assistant", "content": "x", **fields}) == [
+        Message.from_text("assistant", "x", reasoning="Hm.")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"a": [1, None]}, '{"a":[1,null]}'),
+        ({}, "{}"),
+        ([], "{}"),
+        (None, "{}"),
+        ('{"a": "\\ud83d\\ude00 \\ud83d"}', '{"a": "\\ud83d\\ude00 \\ufffd"}'),
+        ("not JSON", "not JSON"),
+    ],
+)
+def test_arguments_become_json_text(arguments, text):
+    call = {"id": "1", "function": {"name": "f", "arguments": arguments}}
+    assert parse({"role": "assistant", "tool_calls": [call]})[0].tool_calls == [
+        ToolCall(id="1", name="f", arguments=text)
+    ]
+
+
+def test_calls_and_results_without_ids_are_matched_in_their_order():
+    def call(name, **fields):
+        return {"function": {"name": name, "arguments": "{}"}, **fields}
+
+    def result(content, **fields):
+        return {"role": "tool", "content": content, **fields}
+
+    calling = {"role": "assistant", "tool_calls": [call("f"), call("g", id=""), call("f", id="mine", type=None)]}
+    messages = parse(calling, result("1"), result("3", name="f"), result("2", tool_call_id=""))
+
+    f, g, mine = messages[0].tool_calls
+    assert len({f.id, g.id, mine.id}) == 3
+    assert mine.id == "mine"
+    results = [message.tool_results[0] for message in messages[1:]]
+    assert [(each.call_id, each.name) for each in results] == [(f.id, "f"), ("mine", "f"), (g.id, "g")]
 
 
 def test_names_and_earlier_reasoning_are_kept():
@@ -109,14 +168,13 @@ def test_message_of_an_earlier_response_can_be_sent_back():
     ("message", "param"),
     [
         ({"role": "tool", "content": "x"}, "messages[1].tool_call_id"),
-        ({"role": "tool", "tool_call_id": "1", "content": None}, "messages[1].content"),
         ({"role": "user", "content": None}, "messages[1].content"),
         ({"role": "user"}, "messages[1].content"),
-        ({"role": "assistant"}, "messages[1].content"),
         ({"role": "user", "content": "x", "tool_calls": [CALL]}, "messages[1].tool_calls"),
         ({**CALLING, "tool_calls": [{"id": "1", "type": "function"}]}, "messages[1].tool_calls[0].function"),
         ({"role": "user", "content": [{"type": "text"}]}, "messages[1].content[0].text"),
         ({"role": "user", "content": [{"type": "text", "text": None}]}, "messages[1].content[0].text"),
+        ({"role": "assistant", "content": [{"type": "refusal"}]}, "messages[1].content[0].refusal"),
     ],
 )
 def test_incomplete_message_is_rejected(message, param):
@@ -158,7 +216,7 @@ def test_image_is_rejected_with_its_own_code(part):
     assert raised.value.param == "messages[1].content[1]"
 
 
-@pytest.mark.parametrize("type_", ["input_audio", "file", "refusal", "input_text", "", "TEXT"])
+@pytest.mark.parametrize("type_", ["input_audio", "file", "", "TEXT"])
 def test_other_part_is_rejected_by_its_type(type_):
     with pytest.raises(InvalidRequest) as raised:
         parse({"role": "user", "content": [{"type": type_, "text": "x"}]})

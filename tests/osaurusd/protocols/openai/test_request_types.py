@@ -12,9 +12,10 @@ from osaurusd.protocols.openai.completion_types import CompletionRequest
 
 from .builders import MESSAGES, decode_chat, decode_completion
 
-# Fields for OpenAI's accounts and billing, which do not affect the response and are ignored.
+# Fields for OpenAI's accounts and billing, and hints that cannot make a response wrong. They are ignored.
 IGNORED = {
     "metadata",
+    "prediction",
     "prompt_cache_key",
     "prompt_cache_options",
     "prompt_cache_retention",
@@ -22,6 +23,7 @@ IGNORED = {
     "service_tier",
     "store",
     "user",
+    "verbosity",
 }
 
 
@@ -103,8 +105,6 @@ INVALID_COMMON_FIELDS = [
     ({"seed": 2**63}, "seed"),
     ({"seed": -(2**63) - 1}, "seed"),
     ({"seed": 1.5}, "seed"),
-    ({"stop": ""}, "stop"),
-    ({"stop": ["a", ""]}, "stop[1]"),
     ({"stop": ["a", 1]}, "stop[1]"),
     ({"stop": 1}, "stop"),
     ({"stream": "true"}, "stream"),
@@ -115,19 +115,17 @@ INVALID_COMMON_FIELDS = [
     ({"model": 1}, "model"),
 ]
 INVALID_CHAT_FIELDS = [
-    ({"max_tokens": 0}, "max_tokens"),
-    ({"max_tokens": -1}, "max_tokens"),
+    ({"max_tokens": -2}, "max_tokens"),
     ({"max_tokens": 1.5}, "max_tokens"),
     ({"max_tokens": "5"}, "max_tokens"),
     ({"max_tokens": True}, "max_tokens"),
     ({"max_tokens": 2**53 + 1}, "max_tokens"),
-    ({"max_completion_tokens": 0}, "max_completion_tokens"),
     ({"max_completion_tokens": 10**30}, "max_completion_tokens"),
     ({"logprobs": 1}, "logprobs"),
     ({"top_logprobs": -1}, "top_logprobs"),
     ({"parallel_tool_calls": "yes"}, "parallel_tool_calls"),
     ({"reasoning_effort": 1}, "reasoning_effort"),
-    ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": [1]}, "chat_template_kwargs"),
     ({"messages": []}, "messages"),
     ({"messages": None}, "messages"),
     ({"messages": "Hello"}, "messages"),
@@ -136,28 +134,25 @@ INVALID_CHAT_FIELDS = [
     ({"messages": [{"role": None, "content": "x"}]}, "messages[0].role"),
     ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": {"type": "text"}}]}, "messages[0].content"),
-    ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content[0]"),
+    ({"messages": [{"role": "user", "content": [1]}]}, "messages[0].content[0]"),
     ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "messages[0].content[0].type"),
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, "messages[0].content[0].text"),
     ({"messages": [{"role": "user", "content": "x", "name": 1}]}, "messages[0].name"),
     ({"messages": call(id=1)}, "messages[0].tool_calls[0].id"),
-    ({"messages": call(function={"name": "f"})}, "messages[0].tool_calls[0].function.arguments"),
-    ({"messages": call(function={"name": "f", "arguments": {}})}, "messages[0].tool_calls[0].function.arguments"),
+    ({"messages": call(function={"arguments": "{}"})}, "messages[0].tool_calls[0].function.name"),
+    ({"messages": call(function={"name": "f", "arguments": [1]})}, "messages[0].tool_calls[0].function.arguments"),
     ({"tools": {}}, "tools"),
-    ({"tools": [{"function": {"name": "f"}}]}, "tools[0].type"),
     ({"tools": function(name="")}, "tools[0].function.name"),
     ({"tools": function(name="a b")}, "tools[0].function.name"),
     ({"tools": function(name="f\n")}, "tools[0].function.name"),
-    ({"tools": function(name="x" * 65)}, "tools[0].function.name"),
-    ({"tools": function(parameters=[])}, "tools[0].function.parameters"),
+    ({"tools": function(name="x" * 129)}, "tools[0].function.name"),
+    ({"tools": function(parameters=[1])}, "tools[0].function.parameters"),
     ({"tools": function(parameters=True)}, "tools[0].function.parameters"),
     ({"tools": function(strict="yes")}, "tools[0].function.strict"),
     ({"tool_choice": []}, "tool_choice"),
-    ({"tool_choice": {}}, "tool_choice.type"),
     ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice.allowed_tools.mode"),
     ({"response_format": "text"}, "response_format"),
     ({"response_format": {}}, "response_format.type"),
-    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.name"),
     (
         {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": True}}},
         "response_format.json_schema.schema",
@@ -175,7 +170,7 @@ INVALID_COMPLETION_FIELDS = [
     ({"prompt": [[1, "a"]]}, "prompt[0][1]"),
     ({"prompt": [[1, [2]]]}, "prompt[0][1]"),
     ({"suffix": 1}, "suffix"),
-    ({"max_tokens": -1}, "max_tokens"),
+    ({"max_tokens": -2}, "max_tokens"),
     ({"max_tokens": 2**53 + 1}, "max_tokens"),
     ({"logprobs": True}, "logprobs"),
     ({"logprobs": -1}, "logprobs"),

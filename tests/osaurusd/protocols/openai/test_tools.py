@@ -4,8 +4,9 @@ import pytest
 
 from osaurusd.errors import InvalidRequest, UnsupportedParameter
 from osaurusd.inference.request import RequiredToolCalls, Tool
+from tests.osaurusd.inference.builders import nested
 
-from .builders import parse_chat, tool
+from .builders import check_chat, parse_chat, tool
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 F, G = tool("f", description="Does it.", parameters=SCHEMA, strict=True), tool("g", parameters=SCHEMA)
@@ -20,8 +21,8 @@ def allowed(mode, *names):
     return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [named(name) for name in names]}}
 
 
-def required(*names, parallel=True):
-    return RequiredToolCalls(names=list(names), parallel=parallel)
+def required(*names, max_calls=4):
+    return RequiredToolCalls(names=list(names), max_calls=max_calls)
 
 
 def parse(choice=None, tools=(F, G), **fields):
@@ -40,7 +41,17 @@ def test_request_without_tools_has_no_tool_calls():
         ("auto", "fg", None),
         ("none", "", None),
         ("required", "fg", required("f", "g")),
-        (named("g"), "fg", required("g", parallel=False)),
+        ("any", "fg", required("f", "g")),
+        ({"type": "auto"}, "fg", None),
+        ({"type": "none"}, "", None),
+        ({"type": "any"}, "fg", required("f", "g")),
+        ({"type": "required"}, "fg", required("f", "g")),
+        (named("g"), "fg", required("g", max_calls=1)),
+        ({"function": {"name": "g"}}, "fg", required("g", max_calls=1)),
+        ({"type": "function", "name": "g"}, "fg", required("g", max_calls=1)),
+        ({"type": "tool", "name": "g"}, "fg", required("g", max_calls=1)),
+        ("g", "fg", required("g", max_calls=1)),
+        ({"type": "allowed_tools", "mode": "any", "tools": [{"type": "function", "name": "g"}]}, "g", required("g")),
         (allowed("auto", "g"), "g", None),
         (allowed("auto"), "", None),
         (allowed("required", "g", "f", "g"), "fg", required("f", "g")),
@@ -55,14 +66,45 @@ def test_tool_choice_determines_visible_tools_and_constraint(choice, visible, co
 
 
 @pytest.mark.parametrize(
-    ("fields", "parallel"),
-    [({}, True), ({"parallel_tool_calls": True}, True), ({"parallel_tool_calls": False}, False)],
+    ("fields", "max_calls"),
+    [({}, 4), ({"parallel_tool_calls": True}, 4), ({"parallel_tool_calls": False}, 1)],
 )
-def test_parallel_calls_are_allowed_unless_disabled(fields, parallel):
-    assert parse(**fields).parallel_tool_calls == parallel
-    assert parse("required", **fields).constraint == required("f", "g", parallel=parallel)
-    assert parse(allowed("required", "g"), **fields).constraint == required("g", parallel=parallel)
-    assert parse(named("g"), **fields).constraint == required("g", parallel=False)
+def test_parallel_calls_are_allowed_unless_disabled(fields, max_calls):
+    assert parse(**fields).parallel_tool_calls == (max_calls > 1)
+    assert parse("required", **fields).constraint == required("f", "g", max_calls=max_calls)
+    assert parse(allowed("required", "g"), **fields).constraint == required("g", max_calls=max_calls)
+    assert parse(named("g"), **fields).constraint == required("g", max_calls=1)
+
+
+@pytest.mark.parametrize(
+    "tool_",
+    [
+        {"type": "function", "name": "f", "description": "Does it.", "parameters": SCHEMA},
+        {"name": "f", "description": "Does it.", "parameters": SCHEMA},
+        {"name": "f", "description": "Does it.", "input_schema": SCHEMA},
+        {"type": "custom", "name": "f", "description": "Does it.", "input_schema": SCHEMA},
+        {"function": {"name": "f", "description": "Does it.", "parameters": SCHEMA}},
+    ],
+)
+def test_tools_in_the_forms_of_other_apis_are_understood(tool_):
+    assert parse(tools=[tool_]).prompt.tools == [NEUTRAL["f"]]
+
+
+@pytest.mark.parametrize("empty", [[], {}])
+def test_empty_parameters_may_be_an_empty_list(empty):
+    assert parse(tools=[tool("f", parameters=empty)]).prompt.tools == [Tool(name="f", parameters={})]
+
+
+@pytest.mark.parametrize("name", ["server.tool", "a/b:c", "x" * 128])
+def test_names_of_the_model_context_protocol_are_accepted(name):
+    assert parse(named(name), tools=[tool(name)]).constraint == required(name, max_calls=1)
+
+
+def test_error_of_a_flat_tool_names_its_field():
+    deep = {"name": "d", "input_schema": {"properties": nested(200)}}
+    with pytest.raises(InvalidRequest) as raised:
+        check_chat(tools=[F, deep])
+    assert raised.value.param == "tools[1].input_schema"
 
 
 @pytest.mark.parametrize(
@@ -70,6 +112,9 @@ def test_parallel_calls_are_allowed_unless_disabled(fields, parallel):
     [
         ({"tools": [F, tool("f")]}, "tools[1].function.name"),
         ({"tools": [F, {"type": "function"}]}, "tools[1].function"),
+        ({"tools": [F, {"name": "f"}]}, "tools[1].name"),
+        ({"choice": {"type": "function", "name": "h"}}, "tool_choice.name"),
+        ({"choice": {}}, "tool_choice.function"),
         ({"tools": [], "choice": "required"}, "tool_choice"),
         ({"tools": [], "choice": named("f")}, "tool_choice"),
         ({"tools": [], "choice": allowed("auto", "f")}, "tool_choice"),

@@ -1,16 +1,18 @@
 import pytest
 
-from osaurusd.worker.engine.chunk_sizer import EFFICIENT_TOKENS, MAX_TOKENS, MIN_TOKENS, ChunkSizer
+from osaurusd.worker.engine.chunk_sizer import BURST_PASS_TOKENS, EFFICIENT_TOKENS, MAX_TOKENS, MIN_TOKENS, ChunkSizer
 
 MS = 0.001
 
 
-def test_token_time_is_a_moving_average_of_measurements():
+def test_token_time_is_a_moving_average_that_trusts_short_times_more_than_long_ones():
     sizer = ChunkSizer(1 * MS)
 
     sizer.record_prefill(100, 300 * MS)
-    assert sizer.token_seconds == pytest.approx(1.6 * MS)
-    for _ in range(30):
+    assert sizer.token_seconds == pytest.approx(1.3 * MS)
+    sizer.record_prefill(100, 100 * MS)
+    assert sizer.token_seconds == pytest.approx(1.15 * MS)
+    for _ in range(60):
         sizer.record_prefill(100, 300 * MS)
     assert sizer.token_seconds == pytest.approx(3 * MS, rel=1e-3)
 
@@ -26,7 +28,7 @@ def test_the_first_decode_step_is_not_averaged():
 def test_the_fixed_time_of_a_pass_does_not_count_as_token_time():
     sizer = ChunkSizer(1 * MS, pass_seconds=50 * MS)
 
-    for _ in range(30):
+    for _ in range(60):
         sizer.record_prefill(45, (50 + 45 * 2) * MS)
 
     assert sizer.token_seconds == pytest.approx(2 * MS, rel=1e-3)
@@ -38,7 +40,7 @@ def test_a_decode_step_corrects_a_fixed_time_that_was_measured_too_long():
     sizer = ChunkSizer(1 * MS, pass_seconds=500 * MS)
 
     sizer.record_prefill(100, 100 * MS)
-    assert sizer.token_seconds == pytest.approx((0.7 + 0.3 * 0.25) * MS)
+    assert sizer.token_seconds == pytest.approx((0.5 + 0.5 * 0.25) * MS)
     sizer.record_decode(40 * MS)
     sizer.record_decode(60 * MS)
 
@@ -98,3 +100,24 @@ def test_token_times_at_a_long_context_do_not_affect_those_at_a_short_one():
     assert 80 == sizer.tokens(shared=False)
     sizer.context = 0
     assert 800 == sizer.tokens(shared=False)
+
+
+def test_a_gpu_processes_long_passes_when_nothing_decodes():
+    assert MAX_TOKENS == ChunkSizer(5 * MS, on_gpu=True).tokens(shared=False)
+
+
+@pytest.mark.parametrize(("stall", "expected"), [(0.2, 96), (1.0, 496)])
+def test_a_gpu_uses_half_of_the_stall_budget_beside_running_sequences(stall, expected):
+    assert expected == ChunkSizer(1 * MS, stall, step_seconds=1 * MS, on_gpu=True).tokens(shared=True)
+
+
+@pytest.mark.parametrize("token", [2 * MS, 5 * MS, 15 * MS])
+def test_the_passes_of_a_burst_do_not_depend_on_how_busy_the_machine_is(token):
+    sizer = ChunkSizer(token, pass_seconds=50 * MS)
+
+    assert BURST_PASS_TOKENS == sizer.burst_pass_tokens
+
+
+def test_the_passes_of_a_burst_are_short_on_a_slow_machine_and_within_memory():
+    assert 96 == ChunkSizer(100 * MS).burst_pass_tokens == ChunkSizer(100 * MS).burst_tokens
+    assert 40 == ChunkSizer(1 * MS, max_tokens=40).burst_pass_tokens

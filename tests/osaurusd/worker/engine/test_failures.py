@@ -327,7 +327,7 @@ def test_completed_prompts_are_not_lost_if_the_model_fails_in_the_same_step(netw
     run_until(engine, 1)
     engine.add(build_request(2, [5, 6], 30))
     engine.add(build_request(3, [*tokens(100), VOCABULARY - 1], 30))
-    monkeypatch.setattr(Probe, "from_network", lambda network: network.missing_attribute)
+    monkeypatch.setattr(Probe, "from_network", lambda network, device: network.missing_attribute)
 
     with pytest.raises(AttributeError):
         engine.prefill()

@@ -22,7 +22,7 @@ def budget(limit=None, layout=LAYOUT, token_seconds=1e-9, pass_bytes_per_token=3
         pytest.param([256], [], 2560 + 256 * (3 + 2 * 256), id="a running sequence"),
         pytest.param([256, 512], [], 2 * 5120 + 512 * (3 + 2 * 512), id="all are padded to the longest"),
         pytest.param([256], [512], 2 * 5120 + (2560 + 5120) + 512 * (3 + 2 * 512), id="joining copies both"),
-        pytest.param([], [256, 256], 2 * 2560 + 2 * 2560 + 256 * (3 + 2 * 256), id="two join each other"),
+        pytest.param([], [256, 256], 2 * 2560 + 2 * 2560 + 512 * (3 + 2 * 256), id="two join each other"),
         pytest.param([10_000], [], 102_400 + MAX_TOKENS * (3 + 2 * 10_000), id="the length of a pass is limited"),
     ],
 )
@@ -33,7 +33,7 @@ def test_the_peak_is_weights_batch_copies_and_one_pass(decoding, joining, expect
 def test_the_size_of_a_pass_follows_the_chunk_sizer():
     slow = budget(token_seconds=0.01)
 
-    assert WEIGHTS + 102_400 + 80 * (3 + 2 * 10_000) == slow.peak_bytes([10_000])
+    assert WEIGHTS + 102_400 + 512 * (3 + 2 * 10_000) == slow.peak_bytes([10_000])
 
 
 def test_windows_and_states_are_counted_once_per_sequence():
@@ -44,15 +44,15 @@ def test_windows_and_states_are_counted_once_per_sequence():
 
 
 def test_the_limit_is_exact():
-    peak = budget().peak_bytes([300], [200])
+    peak = budget(score_bytes=0, pass_bytes_per_token=0).peak_bytes([300], [200])
 
-    assert budget(peak).fits([300], [200])
-    assert not budget(peak - 1).fits([300], [200])
+    assert budget(peak, score_bytes=0, pass_bytes_per_token=0).fits([300], [200])
+    assert not budget(peak - 1, score_bytes=0, pass_bytes_per_token=0).fits([300], [200])
     assert budget().fits([2**24] * 32)
 
 
 @pytest.mark.parametrize("sequences", [1, 2, 8])
-@pytest.mark.parametrize("limit", [2 * WEIGHTS, 10 * WEIGHTS, 1000 * WEIGHTS])
+@pytest.mark.parametrize("limit", [2 * WEIGHTS, 10 * WEIGHTS, 100 * WEIGHTS])
 def test_the_maximum_length_is_the_longest_that_fits(sequences, limit):
     limited = budget(limit)
 
@@ -87,7 +87,7 @@ def test_an_ordinary_request_fits_into_the_serving_bytes():
     [
         (WEIGHTS, MIN_TOKENS),
         (WEIGHTS + 10**7, MIN_TOKENS),
-        (WEIGHTS + 10**8, 61),
+        (WEIGHTS + 10**8, 118),
         (WEIGHTS + 10**12, MAX_TOKENS),
         (None, MAX_TOKENS),
     ],
@@ -98,3 +98,29 @@ def test_chunks_are_as_short_as_the_limit_requires(limit, expected):
     estimate.set_limit(limit)
 
     assert expected == estimate.chunk_sizer.tokens(shared=False)
+
+
+@pytest.mark.parametrize("context", [0, 1_000, 30_000, 200_000])
+def test_passes_shrink_with_the_context_so_that_their_scores_fit(context):
+    limit = WEIGHTS + 10**9
+    estimate = budget(limit, token_seconds=1e-6, pass_bytes_per_token=1_000, score_bytes=100)
+
+    estimate.set_context(context)
+    tokens = estimate.chunk_sizer.tokens(shared=False)
+
+    used = tokens * (1_000 + 100 * (context + tokens))
+    assert used <= 10**9 / 4 or tokens == MIN_TOKENS
+    assert (tokens + 1) * (1_000 + 100 * (context + tokens + 1)) > 10**9 / 4
+
+
+def test_scores_do_not_keep_a_long_sequence_from_fitting():
+    estimate = budget(WEIGHTS + 10**9, token_seconds=1e-6, pass_bytes_per_token=1_000, score_bytes=100)
+
+    assert estimate.fits([], [30_000])
+    assert estimate.peak_bytes([30_000]) <= WEIGHTS + 10**9
+    assert budget(None, token_seconds=1e-6, pass_bytes_per_token=1_000, score_bytes=100).peak_bytes([30_000]) > 10**9
+
+
+def test_the_intermediates_of_a_pass_are_at_most_a_quarter_of_the_free_memory():
+    assert 96 * (3 + 2 * 96) == budget(token_seconds=0.1).pass_bytes
+    assert budget(WEIGHTS + 10**6).pass_bytes <= 10**6 / 4

@@ -251,3 +251,23 @@ def test_failures_with_a_successful_decode_step_in_between_are_not_consecutive(r
 
     runner.until_ended(100)
     assert greedy(network(), PROMPT, 5) == tokens_of(runner.frames, 100)
+
+
+@pytest.mark.parametrize("prompts_only", [True, False])
+def test_a_failed_metal_command_aborts_at_once(runner, fragile, monkeypatch, prompts_only):
+    """Later commands of the process would fail as well, or return wrong results."""
+    reason = (
+        "[METAL] Command buffer execution failed: Insufficient Memory (kIOGPUCommandBufferCallbackErrorOutOfMemory)"
+    )
+    runner.serve(fragile)
+    execute = runner.engine._executor.execute
+
+    def fail(plan):
+        if bool(plan.prefill) == prompts_only:
+            raise RuntimeError(reason)
+        return execute(plan)
+
+    runner.run(lambda: monkeypatch.setattr(runner.engine._executor, "execute", fail))
+    runner.add(build_request(1, PROMPT))
+
+    assert f"the GPU failed: {reason}" == runner.abort_reason()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from osaurusd.errors import QueueFull, RequestExceedsMemory
-from osaurusd.worker.engine.chunk_sizer import ChunkSizer
+from osaurusd.worker.engine.chunk_sizer import BURST_PASS_TOKENS, ChunkSizer
 from osaurusd.worker.engine.kv_cache import CacheLayout
 from osaurusd.worker.engine.memory import MemoryBudget
 from osaurusd.worker.engine.planner import BatchAssignment, Planner, PrefillChunk, StepPlan
@@ -56,7 +56,7 @@ def prefill(planner):
     plans = []
     while plan := planner.plan_prefill():
         plans.append(plan)
-        planner.record_prefill(plan, 0.0)
+        planner.record_prefill(plan, 0.01 * plan.prefill_tokens)
     planner.take_started()
     planner.start_decoding()
     return plans
@@ -116,7 +116,7 @@ def test_short_prompts_share_a_pass(planner):
     (plan, *_) = prefill(planner)
 
     assert [(1, 0), (2, 0)] == [chunk.prompt for chunk in plan.prefill][:2]
-    assert len(plan.prefill) * max(chunk.end - chunk.start for chunk in plan.prefill) == plan.prefill_tokens <= 80
+    assert len(plan.prefill) * max(chunk.end - chunk.start for chunk in plan.prefill) == plan.prefill_tokens == 90
 
 
 def test_a_full_queue_rejects_a_request(make_planner):
@@ -213,3 +213,81 @@ def test_sequences_never_share_a_batch_if_the_model_cannot_batch():
     assignment.remove([3])
 
     assert [[1], [2]] == assignment.batches
+
+
+# Bursts
+
+
+@pytest.fixture
+def fast_planner(make_planner):
+    planner = make_planner()
+    planner._chunk_sizer.token_seconds = 0.005
+    return planner
+
+
+def burst(planner, *lengths, first_id=1):
+    for id_, length in enumerate(lengths, first_id):
+        planner.submit(build_request(id_, tokens(length, 1000 * id_)))
+
+
+def test_prompts_that_come_together_share_a_pass(fast_planner):
+    burst(fast_planner, *[56] * 8)
+
+    (plan,) = prefill(fast_planner)
+
+    assert 8 == len(plan.prefill)
+    assert 8 == len(fast_planner.plan_decode().decode[0])
+
+
+def test_a_prompt_that_comes_during_the_first_pass_decodes_with_the_others(fast_planner):
+    burst(fast_planner, 56)
+    prefill(fast_planner)
+    burst(fast_planner, *[56] * 7, first_id=2)
+    fast_planner.admit()
+
+    assert fast_planner.plan_decode() is None
+    (plan,) = prefill(fast_planner)
+
+    assert 7 == len(plan.prefill)
+    assert 8 == len(fast_planner.plan_decode().decode[0])
+
+
+def test_complete_prompts_decode_before_a_long_prompt(fast_planner):
+    burst(fast_planner, 56, 2000)
+
+    prefill(fast_planner)
+
+    assert StepPlan(decode=(((1, 0),),)) == fast_planner.plan_decode()
+
+
+def test_a_burst_is_bounded(fast_planner):
+    burst(fast_planner, 56)
+    prefill(fast_planner)
+    processed = 0
+    for number in range(100):
+        burst(fast_planner, 56, first_id=2 + number)
+        fast_planner.admit()
+        if fast_planner.plan_decode():
+            break
+        processed += sum(plan.prefill_tokens for plan in prefill(fast_planner))
+
+    assert 0 < processed <= 2 * BURST_PASS_TOKENS
+
+
+def test_sequences_that_have_begun_to_decode_do_not_wait_for_a_burst(fast_planner):
+    burst(fast_planner, 56)
+    prefill(fast_planner)
+    decode(fast_planner)
+    burst(fast_planner, *[56] * 7, first_id=2)
+
+    prefill(fast_planner)
+
+    assert fast_planner.plan_decode() is not None
+
+
+def test_prompts_of_very_different_lengths_do_not_share_a_pass(fast_planner):
+    burst(fast_planner, 10, 12, 200)
+
+    (plan,) = prefill(fast_planner)
+
+    assert [(1, 0), (2, 0)] == [chunk.prompt for chunk in plan.prefill]

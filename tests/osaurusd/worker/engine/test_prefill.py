@@ -2,7 +2,7 @@
 
 import pytest
 
-from osaurusd.inference.events import Delta
+from osaurusd.inference.events import Delta, Progress
 from osaurusd.worker.engine.engine import Limits
 from osaurusd.worker.engine.prefill_queue import MIN_LAST_PASS_TOKENS
 from tests.osaurusd.worker.engine.harness import (
@@ -34,6 +34,19 @@ def test_a_prompt_in_chunks_yields_the_same_output_as_in_one_pass(checked_engine
 
     chunks = [100] * 5 + [100 - MIN_LAST_PASS_TOKENS, MIN_LAST_PASS_TOKENS]
     assert [*chunks, *[1] * OUTPUT_TOKENS] == engine.network.single_widths
+
+
+def test_progress_is_reported_after_each_pass_but_the_last(checked_engine, set_chunks):
+    engine = checked_engine()
+    set_chunks(engine.engine, idle=200)
+    prompt = LONG[:450]
+    frames = run(engine.engine, build_request(1, prompt, report_progress=True))
+
+    progress = [event for event in events_of(frames, 1) if isinstance(event, Progress)]
+    assert [200, 400] == [event.prefilled for event in progress[:2]]
+    assert {(450, 0)} == {(event.prompt_tokens, event.cached_tokens) for event in progress}
+    assert all(event.prefilled < 450 for event in progress)
+    assert not any(isinstance(event, Progress) for event in events_of(run(engine.engine, build_request(2, LONG)), 2))
 
 
 def test_chunks_follow_the_budget_while_other_sequences_decode(checked_engine, set_chunks):
@@ -109,11 +122,11 @@ def test_a_long_prompt_is_not_starved_by_short_ones(checked_engine, set_chunks):
     assert any(isinstance(event, Delta) for event in events_of(frames, long.id))
 
 
-def test_a_first_token_does_not_wait_for_other_prompts(checked_engine, set_chunks):
+def test_a_first_token_does_not_wait_for_long_prompts(checked_engine, set_chunks):
     engine = checked_engine()
     set_chunks(engine.engine, idle=64, shared=64)
-    for start in (1000, 2000, 3000):
-        engine.engine.add(engine.build(tokens(50, start)))
+    for length, start in ((50, 1000), (400, 2000), (400, 3000)):
+        engine.engine.add(engine.build(tokens(length, start)))
 
     frames = [*step(engine.engine), *engine.engine.decode()]
 

@@ -29,15 +29,15 @@ def to_logits(*rows):
     return mx.log(mx.array(rows))
 
 
-def sample(states, logits, masked=None):
-    tokens, _ = BatchSampler(states).sample(logits, masked)
+def sample(states, logits, masked=None, *, on_gpu=False):
+    tokens, _ = BatchSampler(states, on_gpu=on_gpu).sample(logits, masked)
     return tokens.tolist()
 
 
-def count_draws(probabilities=PROBABILITIES, **fields):
+def count_draws(probabilities=PROBABILITIES, *, on_gpu=False, **fields):
     """Return how often each token is drawn."""
     states = [make_state(entropy=at, **fields) for at in range(DRAWS)]
-    return Counter(sample(states, to_logits(*[probabilities] * DRAWS)))
+    return Counter(sample(states, to_logits(*[probabilities] * DRAWS), on_gpu=on_gpu))
 
 
 def is_plausible(counts, expected):
@@ -273,6 +273,39 @@ def test_seeded_draws_do_not_depend_on_the_batch_or_the_row():
 def test_without_a_seed_the_entropy_decides():
     assert stream(make_state(entropy=1)) != stream(make_state(entropy=2))
     assert stream(make_state(entropy=1)) == stream(make_state(entropy=1))
+
+
+# Sampling on a GPU: the same computation on this machine's device
+
+
+@pytest.mark.parametrize(
+    ("params", "remaining"), [({}, [0, 1, 2, 3]), ({"top_k": 3, "top_p": 0.6}, [1, 3]), ({"min_p": 0.2}, [1, 2, 3])]
+)
+def test_compiled_sampling_draws_from_the_same_distribution(params, remaining):
+    assert is_plausible(count_draws(on_gpu=True, temperature=0.8, **params), distribution(*remaining, power=1.25))
+
+
+def test_compiled_sampling_is_reproducible_and_mixes_with_other_rows():
+    states = [make_state(0), make_state(seed=3), make_state(0, logit_bias=[(2, 50.0)]), make_state(seed=3)]
+    logits = to_logits(*[PROBABILITIES] * 4)
+
+    greedy, first, biased, second = sample(states, logits, on_gpu=True)
+
+    assert (1, 2) == (greedy, biased)
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("states", "on_gpu", "expected"),
+    [
+        ([make_state(0)], False, False),
+        ([make_state(0), make_state(1.0)], False, True),
+        ([make_state(0), make_state(1.0)], True, False),
+        ([SamplingState(SamplingParams(temperature=0), constraint=object())], True, True),
+    ],
+)
+def test_the_host_works_during_a_pass_only_for_constraints_and_random_numbers_on_a_cpu(states, on_gpu, expected):
+    assert expected == BatchSampler(states, on_gpu=on_gpu).overlaps
 
 
 # Log-probabilities

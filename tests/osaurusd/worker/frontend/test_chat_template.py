@@ -122,6 +122,7 @@ def test_messages_of_one_role_in_a_row_are_joined_if_roles_must_alternate(with_t
 
     assert render(tokenizer, ("user", "one"), ("user", "two")) == "<user>one\n\ntwo<assistant>"
     assert render(tokenizer, ("system", "s"), ("user", "one"), ("user", "two")) == "<user>s\n\none\n\ntwo<assistant>"
+    assert render(tokenizer, ("user", ""), ("user", "two")) == "<user>two<assistant>"
     assert render(tokenizer, ("assistant", "hello"), ("user", "hi")) == "<user><assistant>hello<user>hi<assistant>"
 
 

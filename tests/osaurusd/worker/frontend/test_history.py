@@ -204,6 +204,19 @@ def test_text_is_separated_from_calls_if_the_template_drops_it(render):
     assert text.index("Let me look.") < text.index("look({") < text.index("done")
 
 
+@pytest.mark.parametrize(
+    "name", ["chatml-tools", "qwen3", "glm", "mistral-nemo", "gpt-oss", "llama-3", "results-in-order"]
+)
+def test_reasoning_text_and_calls_in_separate_messages_are_one_answer(render, name):
+    calls = [call(call_id="a11111111"), call(call_id="a22222222")]
+    results = [result("one", "a11111111"), result("two", "a22222222")]
+    items = [assistant(reasoning="Hm."), assistant("Let me look."), assistant("", calls[0]), assistant("", calls[1])]
+
+    text = render(name, user("Hi"), *items, *results)
+
+    assert text == render(name, user("Hi"), assistant("Let me look.", *calls, reasoning="Hm."), *results)
+
+
 def test_results_follow_their_calls_if_the_template_requires_it(render):
     calls = [call(call_id="1"), call(call_id="2")]
     messages = [

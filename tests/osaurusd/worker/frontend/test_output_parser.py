@@ -372,12 +372,13 @@ def test_a_stop_string_in_a_call_does_not_end_the_output(family):
     assert ONE_CALL == parsed.calls
 
 
-def test_a_lone_surrogate_in_arguments_can_be_encoded(family):
+def test_a_lone_surrogate_in_arguments_becomes_a_replacement_character(family):
     written = '<tool_call>{"name": "weather", "arguments": {"city": "\\ud83e"}}</tool_call>'
 
     parsed = Parsed(family("qwen3"), written, build_request(CHAT_WITH_TOOLS))
 
-    assert b"\\ud83e" in framing.encode([messages.Output(id=1, event=Delta(tool_calls=parsed.call_deltas))])
+    assert [("weather", {"city": "\ufffd"})] == parsed.calls
+    framing.encode([messages.Output(id=1, event=Delta(tool_calls=parsed.call_deltas))])
 
 
 # Required calls
@@ -385,7 +386,7 @@ def test_a_lone_surrogate_in_arguments_can_be_encoded(family):
 
 def request_calls(**fields):
     return build_request(
-        CHAT_WITH_TOOLS, constraint=RequiredToolCalls(names=["weather", "time"], parallel=True), **fields
+        CHAT_WITH_TOOLS, constraint=RequiredToolCalls(names=["weather", "time"], max_calls=4), **fields
     )
 
 
@@ -407,6 +408,29 @@ def test_required_calls_are_streamed(tokenizer):
     assert len(parsed.deltas) >= 3
     assert "weather" == parsed.call_deltas[0].name
     assert OSLO[:-5].endswith("".join(delta.arguments for delta in parsed.call_deltas))
+
+
+@pytest.mark.parametrize("repeated", [OSLO, OSLO.replace(" ", "").replace('"arguments":', ' "arguments": ')])
+def test_required_call_that_repeats_an_earlier_one_ends_the_output(tokenizer, repeated):
+    now = '{"name": "time", "arguments": {}}'
+    repeated = repeated if repeated == OSLO else '{"name": "weather", "arguments": {"city":"Oslo"}}'
+
+    parsed = Parsed(tokenizer, f"{OSLO}\n{now}\n{repeated}\n{now}", request_calls())
+
+    assert [*ONE_CALL, ("time", {})] == parsed.calls
+    assert parsed.output.stopped
+    assert parsed.output.has_tool_calls
+
+
+def test_later_required_call_is_reported_when_it_is_complete(tokenizer):
+    longer = OSLO.replace("Oslo", "Oslo, Norway")
+
+    complete = Parsed(tokenizer, f"{OSLO}\n{longer}", request_calls())
+    truncated = Parsed(tokenizer, f"{OSLO}\n{longer[:-3]}", request_calls(), truncated=True)
+
+    assert [*ONE_CALL, ("weather", {"city": "Oslo, Norway"})] == complete.calls
+    assert ONE_CALL == truncated.calls
+    assert not truncated.output.stopped
 
 
 def test_required_calls_may_follow_reasoning(family):

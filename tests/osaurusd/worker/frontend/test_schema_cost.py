@@ -3,7 +3,7 @@
 import pytest
 
 from osaurusd.errors import InvalidRequest
-from osaurusd.inference.request import JsonSchema, RequiredToolCalls, Tool
+from osaurusd.inference.request import JsonSchema, RequiredToolCalls, TextChoice, Tool
 from osaurusd.worker.frontend import grammar, schema_cost
 
 
@@ -57,7 +57,13 @@ def test_a_too_expensive_schema_is_rejected_with_the_limit(schema, what):
     ],
 )
 def test_ordinary_schemas_are_accepted(schema):
-    assert "%json" in grammar.build_grammar(JsonSchema(schema=schema), [], allow_leading_newlines=False)
+    assert "%json" in grammar.build_grammar(JsonSchema(schema=schema), [], allow_leading_newlines=False).text
+
+
+def test_choices_have_the_same_limit():
+    with pytest.raises(InvalidRequest, match="too expensive") as caught:
+        grammar.build_grammar(TextChoice(choices=["a"] * 20_001), [], allow_leading_newlines=False)
+    assert caught.value.location == ("constraint", "choices")
 
 
 def test_tool_parameters_have_the_same_limits():

@@ -1,0 +1,139 @@
+"""Find the model to talk to. On a terminal, offer to start the daemon and to download the model."""
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+
+from osaurusctl import fuzzy_pull, process, progress
+from osaurusctl.client import Client
+from osaurusctl.errors import CliError, DaemonNotRunning, ExitCode, Interrupted
+from osaurusctl.output import Notes, Output, is_terminal
+from osaurusctl.service import control, lookup
+from osaurusd.wire import paths
+from osaurusd.wire.admin import Availability, DaemonStatus, WorkerInfo
+from osaurusd.wire.errors import ErrorCode
+
+_START_TIMEOUT_SECONDS = 60.0
+_NAME = re.compile(r"[\w./:@+-]+")
+_NOT_DOWNLOADED = (ErrorCode.MODEL_NOT_FOUND, ErrorCode.MODEL_NOT_DOWNLOADED)
+
+
+class ModelFinder:
+    """Finds and loads models.
+
+    Args:
+        yes: start the daemon and download models without asking.
+    """
+
+    def __init__(self, client: Client, output: Output, *, yes: bool = False) -> None:
+        self._client = client
+        self._output = output
+        self._yes = yes
+
+    def require_daemon(self) -> DaemonStatus:
+        """Return the status of the daemon. If it is not running, offer to start it.
+
+        Raises:
+            DaemonNotRunning: the daemon is not running, and the user does not want to start it.
+        """
+        try:
+            return self._client.status()
+        except DaemonNotRunning:
+            if not self._agrees("osaurusd is not running. Start it?"):
+                raise
+        with progress.spinner(self._output, "starting osaurusd"):
+            self._start_daemon()
+        return self._client.status()
+
+    def names(self) -> list[str]:
+        """Return the names of all models on this machine, aliases included."""
+        self.require_daemon()
+        return [name for model in self._client.models() for name in (model.name, *model.aliases)]
+
+    def default(self, *, command: str) -> str:
+        """Return the default model, or else the only one that is available or loaded.
+
+        Raises:
+            CliError: there is no such model; the message names `command` and the key.
+        """
+        status = self.require_daemon()
+        if status.default_model is not None:
+            return status.default_model
+        models = [model for model in self._client.models() if model.state == Availability.AVAILABLE]
+        loaded = [model for model in models if model.worker is not None]
+        for candidates in (models, loaded):
+            if len(candidates) == 1:
+                return candidates[0].name
+        if not models:
+            raise CliError(
+                "there are no models on this machine",
+                hint='run "osaurusctl pull NAME" to download one; "osaurusctl search --recommended" lists some',
+                exit_code=ExitCode.MODEL_NOT_FOUND,
+                code=ErrorCode.MODEL_NOT_FOUND,
+            )
+        raise CliError(
+            f"no model given, there are several, and `default_model` is not set in {status.config_file}",
+            hint=f'run "osaurusctl {command} NAME" with a model from "osaurusctl ls"',
+            exit_code=ExitCode.USAGE,
+            code="no_default_model",
+        )
+
+    def load(self, name: str, keep_alive: float | None = None) -> WorkerInfo:
+        """Load a model. If it is not on this machine, offer to download it."""
+        try:
+            return self._load(name, keep_alive)
+        except CliError as error:
+            if error.body.code not in _NOT_DOWNLOADED or not self._agrees(f"{error}\nDownload {name} now?"):
+                raise
+        return self._load(self._download(name), keep_alive)
+
+    def _load(self, name: str, keep_alive: float | None) -> WorkerInfo:
+        with progress.spinner(self._output, f"loading {name}"):
+            return self._client.load(name, keep_alive)
+
+    def _download(self, name: str) -> str:
+        notes = Notes()
+        pull = fuzzy_pull.start_pull(
+            self._client, name, os.environ.get("HF_TOKEN") or None, notes, take_first=self._yes or self._output.json
+        )
+        try:
+            failed = progress.follow_pulls(self._client.watch_pulls([pull.id]), 1, notes)
+        except KeyboardInterrupt as error:
+            with contextlib.suppress(CliError):  # the download may have ended in the meantime
+                self._client.cancel_pull(pull.id)
+            raise Interrupted("download cancelled; pull again to resume it") from error
+        if failed:
+            raise progress.pull_error(failed[0])
+        return pull.name
+
+    def _start_daemon(self) -> None:
+        manager = lookup.find_own_service()
+        if manager is not None:
+            control.start(manager, self._client, _START_TIMEOUT_SECONDS)
+        else:
+            process.start_daemon(paths.resolve(), self._client, [], _START_TIMEOUT_SECONDS)
+
+    def _agrees(self, question: str) -> bool:
+        if self._yes:
+            return True
+        asks = not self._output.json and is_terminal(sys.stdin) and is_terminal(sys.stderr)
+        return asks and self._output.confirm(question, default=True)
+
+
+def split_arguments(arguments: tuple[str, ...], names: Callable[[], Iterable[str]]) -> tuple[str | None, str | None]:
+    """Split `[NAME] [PROMPT...]` into the name of the model and the prompt.
+
+    A first argument that cannot be a name, such as a sentence, is part of the prompt.
+
+    Args:
+        arguments: what the user wrote.
+        names: returns the names of all models; called only for a first argument with unusual characters.
+    """
+    if not arguments:
+        return None, None
+    first, *words = arguments
+    if not first or _NAME.fullmatch(first) or first in set(names()):
+        return first or None, " ".join(words) or None
+    return None, " ".join(arguments)

@@ -1,0 +1,62 @@
+"""Tells a model in its prompt which format its output is restricted to.
+
+A grammar only rules tokens out. A model that does not know the schema is led to keys and values that it did not intend,
+and may continue a string without end.
+"""
+
+import json
+from typing import Any
+
+import msgspec
+
+from osaurusd.inference.request import (
+    ChatPrompt,
+    JsonObject,
+    JsonSchema,
+    Message,
+    OutputConstraint,
+    TextChoice,
+    TextPart,
+)
+
+_SCHEMA = "Answer with JSON on one line, and nothing else. It must conform to this JSON schema:\n{schema}"
+_OBJECT = "Answer with a JSON object, and nothing else."
+_CHOICES = "Answer with one of these texts, and nothing else: {choices}"
+
+_QUOTES = "\"'`"
+
+
+def describe_format(chat: ChatPrompt, constraint: OutputConstraint | None) -> ChatPrompt:
+    """Add a description of the format to the system message, unless the messages describe it already."""
+    texts = [message.text for message in chat.messages]
+    match constraint:
+        case JsonObject(describe=True) if not any("json" in text.lower() for text in texts):
+            return _add_to_system(chat, _OBJECT)
+        case JsonSchema(describe=True, schema=schema) if schema and not _is_described(schema, texts):
+            return _add_to_system(chat, _SCHEMA.format(schema=json.dumps(schema, ensure_ascii=False)))
+        case TextChoice(describe=True, choices=choices) if not any(all(c in text for c in choices) for text in texts):
+            return _add_to_system(chat, _CHOICES.format(choices=json.dumps(choices, ensure_ascii=False)))
+    return chat
+
+
+def _is_described(schema: dict[str, Any], texts: list[str]) -> bool:
+    """Whether a message contains the schema, or mentions all of its properties in quotes."""
+    properties = schema.get("properties")
+    if isinstance(properties, dict) and properties:
+        return any(all(_is_quoted(name, text) for name in properties) for text in texts)
+    compact = "".join(json.dumps(schema, ensure_ascii=False).split())
+    return any(compact in "".join(text.split()) for text in texts)
+
+
+def _is_quoted(name: str, text: str) -> bool:
+    return any(f"{quote}{name}{quote}" in text for quote in _QUOTES)
+
+
+def _add_to_system(chat: ChatPrompt, text: str) -> ChatPrompt:
+    messages = list(chat.messages)
+    if messages and messages[0].role == "system":
+        content = [*messages[0].content, TextPart(text=f"\n\n{text}" if messages[0].content else text)]
+        messages[0] = msgspec.structs.replace(messages[0], content=content)
+    else:
+        messages.insert(0, Message.from_text("system", text))
+    return msgspec.structs.replace(chat, messages=messages)
