@@ -1,5 +1,6 @@
 """Ollama's API with its official client and with LangChain, against a real daemon, worker and model."""
 
+import gc
 from collections.abc import Iterator
 
 import ollama
@@ -116,6 +117,15 @@ def test_models_are_managed_over_the_unix_socket(smollm_daemon: Daemon) -> None:
         connection.close()
 
 
+@pytest.fixture
+def _collected() -> Iterator[None]:
+    """Collect LangChain's clients, which never close their connections, before the next test starts."""
+    yield
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("_collected")
 def test_langchain_chats_streams_and_structures(smollm_daemon: Daemon) -> None:
     chat = ChatOllama(model=SMOLLM, base_url=smollm_daemon.url, temperature=0, num_predict=24, num_ctx=4096)
     assert "Paris" in chat.invoke(CAPITAL[0]["content"]).content
