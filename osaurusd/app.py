@@ -51,6 +51,7 @@ from osaurusd.pool.metrics import PoolCollector, PoolMetrics
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
 from osaurusd.pool.pressure import PressureRelief
+from osaurusd.protocols.anthropic.routes import anthropic_routes
 from osaurusd.protocols.ollama.generation import Generation
 from osaurusd.protocols.ollama.management import Management
 from osaurusd.protocols.ollama.models import Models
@@ -237,6 +238,7 @@ class Daemon:
         service = Service(self._catalog, self._pool, self._get_config)
         client_groups = [
             openai_routes(service, self._catalog, self._get_config),
+            *anthropic_routes(service, self._catalog),
             RouteGroup("metrics", [Route("GET", "/metrics", metrics.show)], error_response),
             ui_routes(self._catalog),
         ]

@@ -11,7 +11,7 @@ from osaurusd.http.auth import require_user
 from osaurusd.http.cors import reject_web_pages, require_json_body
 from osaurusd.http.metrics import HttpMetrics
 from osaurusd.http.middleware import RequestPipeline, admitted
-from osaurusd.http.paths import NormalizedPaths
+from osaurusd.http.paths import HeaderResource, NormalizedPaths
 from osaurusd.http.request import defer_continue
 from osaurusd.http.routes import RouteGroup
 from osaurusd.http.trusted_hosts import trusted_socket_hosts
@@ -40,20 +40,28 @@ def create_app(
     """
     app = web.Application()
     owners: dict[web.AbstractResource, RouteGroup] = {}
-    for group in groups:
+    # The router tries resources of one path in the order of their registration.
+    for group in sorted(groups, key=lambda group: group.header is None):
         for path, route in group.paths:
+            resource = _add_resource(app.router, path, group)
+            owners[resource] = group
             handler = admitted(route.handler) if route.admitted else route.handler
-            registered = app.router.add_route(route.method, path, handler, expect_handler=defer_continue)
-            assert registered.resource is not None
-            owners[registered.resource] = group
-            if route.method == "GET":
-                app.router.add_route("HEAD", path, handler, expect_handler=defer_continue)
+            for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+                resource.add_route(method, handler, expect_handler=defer_continue)
     app.router.register_resource(NormalizedPaths(app.router))
     pipeline = RequestPipeline(groups, owners, config, admission or Admission(config), metrics)
     app.middlewares.extend([pipeline.observe, pipeline.respond, *middlewares])
     app.on_response_prepare.append(pipeline.add_request_id)
     app.on_response_prepare.extend(response_hooks)
     return app
+
+
+def _add_resource(router: web.UrlDispatcher, path: str, group: RouteGroup) -> web.Resource:
+    if group.header is None:
+        return router.add_resource(path)
+    resource = HeaderResource(path, group.header)
+    router.register_resource(resource)
+    return resource
 
 
 def socket_middlewares(uid: int) -> list[Middleware]:

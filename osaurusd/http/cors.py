@@ -28,8 +28,8 @@ _SAME_ORIGIN = frozenset({"none", "same-origin"})
 _REQUEST_PRIVATE_NETWORK = "Access-Control-Request-Private-Network"
 _ALLOW_PRIVATE_NETWORK = "Access-Control-Allow-Private-Network"
 
-# The response headers that OpenAI's client libraries read.
-_EXPOSED_HEADERS = "x-request-id, retry-after, x-should-retry"
+# The response headers that the client libraries of OpenAI and Anthropic read.
+_EXPOSED_HEADERS = "x-request-id, request-id, retry-after, x-should-retry"
 
 _SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",

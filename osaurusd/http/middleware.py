@@ -98,6 +98,8 @@ class RequestPipeline:
         """Signal handler: name the request in its response."""
         if REQUEST_ID in request:
             response.headers[REQUEST_ID_HEADER] = request[REQUEST_ID]
+            if CONTEXT in request and (header := request[CONTEXT].group.request_id_header):
+                response.headers[header] = request[REQUEST_ID]
 
     async def _handle(self, request: web.Request, context: RequestContext, handler: Handler) -> web.StreamResponse:
         try:
@@ -133,6 +135,12 @@ class RequestPipeline:
         if isinstance(error, web.HTTPNotFound):
             return _render(group, NotFound(describe_unknown_path(request.path, self._paths)))
         return _render(group, InvalidRequest(error.text or error.reason))
+
+
+def current_request_id() -> str | None:
+    """Return the id of the request that is being handled."""
+    request_id = structlog.contextvars.get_contextvars().get("request_id")
+    return None if request_id is None else str(request_id)
 
 
 def admitted(handler: RouteHandler) -> RouteHandler:

@@ -35,6 +35,22 @@ def describe_unknown_path(path: str, known: Container[str]) -> str:
     return f"the path {excerpt(path)} does not exist"
 
 
+class HeaderResource(web.DynamicResource):
+    """A path of those requests that have a header. Other requests to the path belong to another resource."""
+
+    def __init__(self, path: str, header: str) -> None:
+        super().__init__(path)
+        self._header = header
+
+    async def resolve(self, request: web.Request) -> tuple[web.UrlMappingMatchInfo | None, set[str]]:
+        """Resolve the request."""
+        return await super().resolve(request) if self._header in request.headers else (None, set())
+
+    def raw_match(self, _: str) -> bool:
+        """Return False: routes without the header are not added to this resource."""
+        return False
+
+
 class NormalizedPaths(AbstractResource):
     """Resolves paths with double or trailing slashes like the path without them.
 

@@ -35,12 +35,16 @@ class RouteGroup:
         error_response: renders an error of these routes, and of unknown paths below the non-empty prefixes. The first
             group of an application also renders the errors of all other unknown paths.
         prefixes: every route is served below each of them.
+        header: the group serves only requests with this header, instead of another group with the same paths.
+        request_id_header: a response header for the id of the request, besides the one that all responses have.
     """
 
     name: str
     routes: Sequence[Route]
     error_response: ErrorResponse
     prefixes: Sequence[str] = ("",)
+    header: str | None = None
+    request_id_header: str | None = None
 
     @property
     def paths(self) -> list[tuple[str, Route]]:

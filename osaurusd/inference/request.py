@@ -185,6 +185,9 @@ class GenerationRequest(_Part, frozen=True):
         parse_tool_calls: report tool calls as such; False leaves them in the text.
         parallel_tool_calls: report every tool call of a choice; False reports the first one only.
         report_progress: report how much of the prompt has been processed.
+        reserve_output: reserve memory for all `max_tokens` at the start, or reject the request. False reserves it as
+            the output grows, and lowers `max_tokens` to what fits.
+        count_only: tokenize the prompt and end: there is a `Started` and a `Completed`, but no choice.
     """
 
     prompt: Prompt
@@ -198,3 +201,5 @@ class GenerationRequest(_Part, frozen=True):
     parallel_tool_calls: bool = True
     constraint: OutputConstraint | None = None
     report_progress: bool = False
+    reserve_output: bool = True
+    count_only: bool = False

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from osaurusd import __version__
 from osaurusd.errors import OsaurusError
+from osaurusd.inference.events import Completed, Started, Usage
 from osaurusd.inference.request import Location
 from osaurusd.rpc import framing, messages
 from osaurusd.wire.errors import ErrorCode
@@ -148,7 +149,10 @@ class Session:
             reason = f"the request could not be prepared: {type(error).__name__}: {error}"
             self._fail(frame, ErrorCode.INVALID_REQUEST, reason, None)
         else:
-            self._mlx.post(partial(self._runner.engine.add, request))
+            if frame.request.count_only:
+                self._outbox.send(_count(frame.id, len(request.prompt_tokens)))
+            else:
+                self._mlx.post(partial(self._runner.engine.add, request))
 
     def _fail(self, frame: messages.Generate, code: ErrorCode, reason: str, location: Location | None) -> None:
         self._outbox.send([messages.Failed(id=frame.id, code=code, message=reason, location=location)])
@@ -168,6 +172,12 @@ async def serve(fd: int, import_seconds: float = 0.0) -> None:
     session = Session(framing.FrameReader(reader, messages.TO_WORKER), outbox, import_seconds=import_seconds)
     with contextlib.closing(outbox), contextlib.suppress(framing.FrameError):
         await session.run()
+
+
+def _count(id_: int, tokens: int) -> list[messages.Frame]:
+    """Report the length of a prompt as the whole result of a request."""
+    events = (Started(prompt_tokens=tokens), Completed(usage=Usage(prompt_tokens=tokens)))
+    return [messages.Output(id=id_, event=event) for event in events]
 
 
 def _exit_with(reason: str) -> NoReturn:

@@ -13,6 +13,7 @@ from osaurusd.config import ENVIRONMENT, Setting, settings
 from osaurusd.http.errors import STATUS
 from osaurusd.models.names import PUBLISHED
 from osaurusd.platform.activation import LAUNCHD_VARIABLE
+from osaurusd.protocols.anthropic.routes import anthropic_routes
 from osaurusd.protocols.ollama.generation import Generation
 from osaurusd.protocols.ollama.management import Management
 from osaurusd.protocols.ollama.models import Models
@@ -100,6 +101,14 @@ def test_every_endpoint_is_documented() -> None:
         "GET /openapi.json",
     ):
         assert f"## `{endpoint}`" in text
+
+
+def test_every_endpoint_of_anthropic_is_documented() -> None:
+    text = (DOCS / "api" / "anthropic.md").read_text()
+    groups = anthropic_routes(None, None)
+    routes = [f"`{route.method} {path.partition(':')[0]}" for group in groups for path, route in group.paths]
+
+    assert [] == [route for route in routes if "/v1/" in route and route not in text]
 
 
 def test_every_endpoint_of_ollama_is_documented() -> None:

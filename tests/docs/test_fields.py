@@ -7,6 +7,7 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
+from osaurusd.protocols.anthropic import types as anthropic
 from osaurusd.protocols.ollama import types as ollama
 from osaurusd.protocols.openai import chat_types as openai
 from osaurusd.protocols.openai.common import StreamOptions
@@ -41,6 +42,13 @@ BODIES = [
     Body("POST /chat/completions: stream_options", StreamOptions, accepted=["include_obfuscation"]),
     Body("POST /chat/completions: messages[]", openai.Message, refused=["audio", "function_call"]),
     Body("POST /completions", CompletionRequest),
+    Body("POST /v1/messages", anthropic.MessagesRequest, anthropic.NO_OP_FIELDS, anthropic.IGNORED_FIELDS),
+    Body("POST /v1/messages/count_tokens", anthropic.CountTokensRequest),
+    Body("/v1/messages: messages[].content[]", anthropic.ContentBlock),
+    Body("/v1/messages: tools[]", anthropic.Tool),
+    Body("/v1/messages: tool_choice", anthropic.ToolChoice),
+    Body("/v1/messages: thinking", anthropic.Thinking, accepted=["budget_tokens"]),
+    Body("/v1/messages: output_config", anthropic.OutputConfig),
     Body("POST /api/chat", ollama.ChatRequest, accepted=ollama.IGNORED_FIELDS),
     Body("POST /api/chat: messages[]", ollama.Message, refused=["images"]),
     Body("POST /api/generate", ollama.GenerateRequest, ollama.NO_OP_FIELDS, ollama.IGNORED_FIELDS),

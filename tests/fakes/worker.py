@@ -187,6 +187,9 @@ class FakeWorker:
     def _generate(self, frame: messages.Generate) -> None:
         text = prompt_text(frame.request.prompt)
         self.send(messages.Output(id=frame.id, event=Started(prompt_tokens=1)))
+        if frame.request.count_only:
+            self.send(completed(frame.id, 0))
+            return
         match text:
             case "crash" | "fail" | "garbage" | "stall":
                 self.send(delta(frame.id, text=f"{text} "))

@@ -43,7 +43,7 @@ class EngineRequest:
 
     Attributes:
         max_tokens: limit of the output tokens per choice.
-        bounded: whether the client set `max_tokens`; otherwise the context length is the limit.
+        bounded: reserve memory for all `max_tokens`; otherwise they are a limit that memory may lower.
         continuation: the client request has already started, so a full queue does not reject this one.
         shared_prefix_length: where the part of the prompt ends that the next prompt probably shares.
         echo: renders the prompt as the beginning of each choice, given the scores of all its tokens but the first.

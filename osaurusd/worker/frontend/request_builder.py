@@ -64,7 +64,7 @@ class RequestBuilder:
             prompt_tokens=prompt.tokens,
             choices=[self._build_choice(request, prompt, constraint, index) for index in range(request.n)],
             max_tokens=room if request.max_tokens is None else min(request.max_tokens, room),
-            bounded=request.max_tokens is not None,
+            bounded=request.max_tokens is not None and request.reserve_output,
             continuation=frame.continuation,
             shared_prefix_length=prompt.shared_prefix_length,
             echo=partial(self._echo, request, prompt) if request.echo else None,

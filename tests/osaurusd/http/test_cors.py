@@ -88,7 +88,7 @@ async def test_pages_of_allowed_origins_can_send_requests_and_read_responses(ser
     response = await server.request("GET", "/", f"Origin: {origin}")
     assert (response.status, response.body) == (200, b"hello")
     assert response.headers["Access-Control-Allow-Origin"] == origin
-    assert response.headers["Access-Control-Expose-Headers"] == "x-request-id, retry-after, x-should-retry"
+    assert response.headers["Access-Control-Expose-Headers"] == "x-request-id, request-id, retry-after, x-should-retry"
     assert response.headers.getall("Vary") == ["Origin"]
     assert "Access-Control-Allow-Credentials" not in response.headers
 
@@ -361,7 +361,7 @@ async def test_pages_of_allowed_origins_can_read_errors_and_streams(server, meth
     response = await server.request(method, path, f"Origin: {CONFIGURED}", *headers, body=content)
     assert response.status == status
     assert response.headers["Access-Control-Allow-Origin"] == CONFIGURED
-    assert response.headers["Access-Control-Expose-Headers"] == "x-request-id, retry-after, x-should-retry"
+    assert response.headers["Access-Control-Expose-Headers"] == "x-request-id, request-id, retry-after, x-should-retry"
     assert response.headers["Vary"] == "Origin"
     assert "x-request-id" in response.headers
 

@@ -4,10 +4,11 @@ import itertools
 import socket
 from concurrent.futures import Future
 
+import msgspec
 import pytest
 
 import osaurusd
-from osaurusd.inference.events import Completed, Delta
+from osaurusd.inference.events import Completed, Delta, Started, Usage
 from osaurusd.inference.request import ChatPrompt, GenerationRequest, Message, SamplingParams, TextPrompt, TokenPrompt
 from osaurusd.rpc import framing, messages
 from osaurusd.wire.errors import ErrorCode
@@ -123,6 +124,21 @@ async def test_a_cancel_takes_effect_at_any_iteration_of_the_loop(session):
         send(generate(last, max_tokens=10))
         seen = await read_until_completed(frames, last)
         assert {last} == {frame.id for frame in seen if not isinstance(frame, messages.Stats)}, late
+
+
+async def test_prompt_is_counted_without_the_engine(session):
+    send, frames = session
+    send(generate(1, max_tokens=1))
+    (started,) = [
+        frame.event
+        for frame in await read_until_completed(frames, 1)
+        if isinstance(frame, messages.Output) and isinstance(frame.event, Started)
+    ]
+    counted = generate(2)
+    send(msgspec.structs.replace(counted, request=msgspec.structs.replace(counted.request, count_only=True)))
+    events = [frame.event for frame in await read_until_completed(frames, 2) if isinstance(frame, messages.Output)]
+    tokens = started.prompt_tokens
+    assert events == [Started(prompt_tokens=tokens), Completed(usage=Usage(prompt_tokens=tokens))]
 
 
 async def test_caches_are_dropped_while_requests_run(session):

@@ -1,0 +1,172 @@
+"""Converts the messages of a conversation. One of Anthropic's can become several: results of tools have their own."""
+
+import json
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from osaurusd.errors import ImageInputUnsupported, InvalidRequest, OsaurusError, UnsupportedParameter
+from osaurusd.inference import request as neutral
+from osaurusd.protocols.anthropic.types import Content, ContentBlock, Message, PromptBody
+
+BILLING_PREFIX = "x-anthropic-billing-header:"
+"""Claude Code begins the system prompt with a block that differs in every request, which no cached prefix survives."""
+
+ROLES = ("user", "assistant", "system")
+
+_BLOCK_SEPARATOR = "\n\n"
+_IGNORED_IN_ANSWERS = frozenset({"redacted_thinking"})
+_ERROR = neutral.TextPart(text="Error: ")
+
+
+class Located(NamedTuple):
+    """A message, and the path of the field that it comes from."""
+
+    message: neutral.Message
+    path: str
+
+
+def parse_messages(body: PromptBody) -> list[Located]:
+    """Convert the system prompt and the messages.
+
+    Raises:
+        InvalidRequest: a role or a block is invalid.
+        UnsupportedParameter, ImageInputUnsupported: a block is of an unsupported type.
+    """
+    if not body.messages:
+        raise InvalidRequest("`messages`: at least one message is required", param="messages")
+    if body.messages[-1].role == "assistant":
+        path = f"messages[{len(body.messages) - 1}]"
+        raise InvalidRequest(
+            f"`{path}`: continuing an assistant message is not supported; end with a user message", param=path
+        )
+    names: dict[str, str] = {}
+    located = _parse_system(body.system)
+    for index, message in enumerate(body.messages):
+        path = f"messages[{index}]"
+        located += [Located(parsed, path) for parsed in _parse_message(message, path, names)]
+    return located
+
+
+def _parse_system(system: Content | None) -> list[Located]:
+    blocks, start = _blocks(system), 0
+    if blocks and blocks[0].type == "text" and (blocks[0].text or "").startswith(BILLING_PREFIX):
+        start = 1
+    parts = _separated(_text(blocks[index], f"system[{index}]") for index in range(start, len(blocks)))
+    return [Located(neutral.Message(role="system", content=[*parts]), "system")] if parts else []
+
+
+def _parse_message(message: Message, path: str, names: dict[str, str]) -> list[neutral.Message]:
+    """Convert a message; `names` are the names of the tools by the ids of their uses so far."""
+    blocks = _blocks(message.content)
+    match message.role:
+        case "assistant":
+            return [_parse_answer(blocks, f"{path}.content", names)]
+        case "user":
+            return _parse_user(blocks, f"{path}.content", names)
+        case "system":
+            return [neutral.Message(role="system", content=[*_parse_texts(blocks, f"{path}.content")])]
+    allowed = ", ".join(f"`{role}`" for role in ROLES)
+    role = json.dumps(message.role[:100])
+    raise InvalidRequest(f"`{path}.role`: must be one of {allowed}, not {role}", param=f"{path}.role")
+
+
+def _parse_user(blocks: list[ContentBlock], path: str, names: dict[str, str]) -> list[neutral.Message]:
+    """Convert a user message; results of tools come first, as they follow the uses."""
+    results: list[neutral.Message] = []
+    texts: list[str] = []
+    for index, block in enumerate(blocks):
+        if block.type == "tool_result":
+            results.append(_parse_result(block, f"{path}[{index}]", names))
+        else:
+            texts.append(_text(block, f"{path}[{index}]"))
+    parts = _separated(texts)
+    return results if results and not parts else [*results, neutral.Message(role="user", content=[*parts])]
+
+
+def _parse_result(block: ContentBlock, path: str, names: dict[str, str]) -> neutral.Message:
+    call_id = _required(block.tool_use_id, f"{path}.tool_use_id")
+    parts = _parse_texts(_blocks(block.content), f"{path}.content")
+    is_error = block.is_error is True
+    result = neutral.ToolResultPart(
+        call_id=call_id,
+        name=names.get(call_id),
+        # Chat templates have no other way to tell the model.
+        content=[_ERROR, *parts] if is_error else [*parts],
+        is_error=is_error,
+    )
+    return neutral.Message(role="tool", content=[result])
+
+
+def _parse_answer(blocks: list[ContentBlock], path: str, names: dict[str, str]) -> neutral.Message:
+    """Convert an assistant message. Signatures of thinking are not checked."""
+    texts: list[neutral.ContentPart] = []
+    thinking: list[str] = []
+    calls: list[neutral.ToolCall] = []
+    for index, block in enumerate(blocks):
+        where = f"{path}[{index}]"
+        match block.type:
+            case "thinking":
+                thinking.append(block.thinking or "")
+            case "tool_use":
+                calls.append(_parse_call(block, where))
+                names[calls[-1].id] = calls[-1].name
+            case other if other not in _IGNORED_IN_ANSWERS:
+                if text := _text(block, where):
+                    texts.append(neutral.TextPart(text=text))
+    return neutral.Message(role="assistant", content=texts, reasoning="".join(thinking) or None, tool_calls=calls)
+
+
+def _parse_call(block: ContentBlock, path: str) -> neutral.ToolCall:
+    arguments = msgspec.json.encode(block.input or {}).decode()
+    call_id, name = _required(block.id, f"{path}.id"), _required(block.name, f"{path}.name")
+    return neutral.ToolCall(id=call_id, name=name, arguments=arguments)
+
+
+def _blocks(content: Content | None) -> list[ContentBlock]:
+    if isinstance(content, str):
+        return [ContentBlock(type="text", text=content)]
+    return content or []
+
+
+def _parse_texts(blocks: list[ContentBlock], path: str) -> list[neutral.TextPart]:
+    return _separated(_text(block, f"{path}[{index}]") for index, block in enumerate(blocks))
+
+
+def _separated(texts: "Iterator[str] | list[str]") -> list[neutral.TextPart]:
+    """Return the texts that are not empty, separated by blank lines."""
+    parts: list[neutral.TextPart] = []
+    for text in texts:
+        if text:
+            parts.append(neutral.TextPart(text=_BLOCK_SEPARATOR + text if parts else text))
+    return parts
+
+
+def _text(block: ContentBlock, path: str) -> str:
+    """Return the text of a block."""
+    match block.type:
+        case "text":
+            return _required(block.text, f"{path}.text")
+        case "document" if isinstance(block.source, dict) and block.source.get("type") == "text":
+            title = f"{block.title}\n" if block.title else ""
+            return title + str(block.source.get("data", ""))
+    raise _unsupported(block.type, path)
+
+
+def _unsupported(type_: str, path: str) -> OsaurusError:
+    if type_ == "image":
+        return ImageInputUnsupported(f"`{path}`: image input is not supported; send text only", param=path)
+    if type_ == "document":
+        return UnsupportedParameter(
+            f"`{path}.source`: only documents of the type `text` are supported; send text", param=f"{path}.source"
+        )
+    return UnsupportedParameter(
+        f"`{path}.type`: blocks of the type {json.dumps(type_[:100])} are not supported here", param=f"{path}.type"
+    )
+
+
+def _required(value: str | None, path: str) -> str:
+    if value is None:
+        raise InvalidRequest(f"`{path}`: is required", param=path)
+    return value
