@@ -187,7 +187,7 @@ class GenerationRequest(_Part, frozen=True):
         report_progress: report how much of the prompt has been processed.
         reserve_output: reserve memory for all `max_tokens` at the start, or reject the request. False reserves it as
             the output grows, and lowers `max_tokens` to what fits.
-        count_only: tokenize the prompt and end: there is a `Started` and a `Completed`, but no choice.
+        count_only: tokenize the prompt and end: there is a `Started` and an empty `Completed`, but no choice.
     """
 
     prompt: Prompt

@@ -114,6 +114,8 @@ class WorkerMetrics:
     def count_completed(self, completed: Completed) -> None:
         """Count a completed request with its exact numbers."""
         usage = completed.usage
+        if not usage.prompt_tokens:
+            return  # the prompt was only counted
         self._metrics.prompt_tokens.labels(self._model).inc(usage.prompt_tokens)
         self._metrics.cached_tokens.labels(self._model).inc(usage.cached_tokens)
         self._metrics.completion_tokens.labels(self._model).inc(usage.completion_tokens)

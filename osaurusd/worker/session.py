@@ -176,7 +176,8 @@ async def serve(fd: int, import_seconds: float = 0.0) -> None:
 
 def _count(id_: int, tokens: int) -> list[messages.Frame]:
     """Report the length of a prompt as the whole result of a request."""
-    events = (Started(prompt_tokens=tokens), Completed(usage=Usage(prompt_tokens=tokens)))
+    # Nothing is processed, so that the usage counts nothing.
+    events = (Started(prompt_tokens=tokens), Completed(usage=Usage()))
     return [messages.Output(id=id_, event=event) for event in events]
 
 

@@ -168,6 +168,6 @@ async def test_models_are_listed_by_pages(anthropic, query, expected, has_more):
 
 
 @pytest.mark.parametrize("limit", ["0", "1001", "x", "²", "-1"])
-async def test_page_of_another_size_is_refused(anthropic, limit):
+async def test_page_of_another_size_is_rejected(anthropic, limit):
     response = await anthropic.request("GET", f"/v1/models?limit={limit}".encode().decode("latin-1"))
     assert response.status == 400

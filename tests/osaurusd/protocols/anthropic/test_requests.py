@@ -65,7 +65,7 @@ def use(call_id="toolu_1", **arguments):
     return {"type": "tool_use", "id": call_id, "name": "weather", "input": arguments}
 
 
-def test_sampling_and_limits_are_honoured():
+def test_sampling_and_limits_are_converted():
     built = request(max_tokens=7, stop_sequences=["a", ""], temperature=0.5, top_k=5, top_p=0.5)
     assert (built.max_tokens, built.stop) == (7, ["a"])
     assert (built.sampling.temperature, built.sampling.top_k, built.sampling.top_p) == (0.5, 5, 0.5)
@@ -137,7 +137,7 @@ def tool_result(call_id, *texts, **fields):
     return ToolResultPart(call_id=call_id, name="weather", content=parts, **fields)
 
 
-def test_failure_of_a_tool_is_told_to_the_model():
+def test_model_sees_that_a_tool_failed():
     _, parsed = messages(message("assistant", use()), *user(result(content="no network", is_error=True)))
     assert parsed.content == [tool_result("toolu_1", "Error: ", "no network", is_error=True)]
     _, parsed = messages(message("assistant", use()), *user(result()))
@@ -205,7 +205,7 @@ def test_tools_are_converted():
         ({"type": "tool", "name": "time"}, RequiredToolCalls(names=["time"]), True),
     ],
 )
-def test_tool_choice_is_honoured(choice, required, parallel):
+def test_tool_choice_is_converted(choice, required, parallel):
     built = request(tools=TOOLS, tool_choice=choice)
     if required and required.max_calls > 1:
         required = RequiredToolCalls(names=required.names, max_calls=Config().input.max_forced_calls)
