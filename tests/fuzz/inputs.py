@@ -102,6 +102,45 @@ COMPLETION_REQUESTS: list[dict[str, Any]] = [
     {"prompt": [1, 2, 3], "stop": "x", "stream": True, "seed": 3},
 ]
 
+ANTHROPIC_REQUESTS: list[dict[str, Any]] = [
+    {
+        "max_tokens": 2,
+        "system": [{"type": "text", "text": "x-anthropic-billing-header: a"}, {"type": "text", "text": "x"}],
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}],
+        "stop_sequences": ["a"],
+        "temperature": 0.5,
+        "top_k": 3,
+        "top_p": 0.5,
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+        "metadata": {"user_id": "a"},
+        "stream": True,
+    },
+    {
+        "max_tokens": 3,
+        "messages": [
+            {"role": "user", "content": "Weather?"},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "Hm.", "signature": "x"},
+                    {"type": "tool_use", "id": "c", "name": "f", "input": {"a": 1}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [{"type": "tool_result", "tool_use_id": "c", "content": "x", "is_error": True}],
+            },
+        ],
+        "tools": [{"name": "f", "description": "d", "input_schema": {"type": "object"}}],
+        "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+    },
+    {
+        "max_tokens": 2,
+        "messages": [{"role": "user", "content": "JSON"}],
+        "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": {"type": "object"}}},
+    },
+]
+
 
 def list_paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Yield the path of every nested value."""
@@ -122,7 +161,21 @@ def find_parent(value: Any, path: tuple[Any, ...]) -> Any:
 def mutated_requests(draw: st.DrawFn) -> tuple[str, bytes]:
     """A path, and a valid request body with one to three values replaced, removed or added."""
     path = draw(PATHS)
-    request = copy.deepcopy(draw(st.sampled_from(CHAT_REQUESTS if "chat" in path else COMPLETION_REQUESTS)))
+    request = draw(mutations(CHAT_REQUESTS if "chat" in path else COMPLETION_REQUESTS))
+    return path, json.dumps({**request, "max_tokens": draw(st.sampled_from([1, 2, 3]))}).encode()
+
+
+@st.composite
+def mutated_messages(draw: st.DrawFn) -> tuple[str, bytes]:
+    """The same for Anthropic's API."""
+    path = draw(st.sampled_from(["/v1/messages", "/messages/count_tokens"]))
+    return path, json.dumps(draw(mutations(ANTHROPIC_REQUESTS))).encode()
+
+
+@st.composite
+def mutations(draw: st.DrawFn, valid: list[dict[str, Any]]) -> dict[str, Any]:
+    """One of these requests with one to three values replaced, removed or added."""
+    request = copy.deepcopy(draw(st.sampled_from(valid)))
     for _ in range(draw(st.integers(1, 3))):
         paths = list(list_paths(request))
         position = draw(st.sampled_from(paths))
@@ -138,7 +191,7 @@ def mutated_requests(draw: st.DrawFn) -> tuple[str, bytes]:
                 container.append(copy.deepcopy(draw(hostile_values)))
         if not request:
             break
-    return path, json.dumps({**request, "max_tokens": draw(st.sampled_from([1, 2, 3]))}).encode()
+    return request
 
 
 @st.composite

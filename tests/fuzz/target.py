@@ -41,6 +41,20 @@ class Response:
         else:
             check_error(value, self.status)
 
+    def check_anthropic(self) -> None:
+        """Assert the same for Anthropic's API."""
+        assert self.status not in SERVER_FAULTS, self
+        if self.content_type.startswith("text/event-stream"):
+            lines = [line for line in self.body.decode().splitlines() if line.startswith("event: ")]
+            assert ("event: message_start", "event: message_stop") == (lines[0], lines[-1]), self
+            return
+        value = json.loads(self.body, parse_constant=lambda word: 1 / 0)
+        if self.status == 200:
+            assert "input_tokens" in value or value["type"] == "message", self
+        else:
+            assert ["type", "error", "request_id"] == list(value), self
+            assert value["error"]["message"]
+
     def _check_events(self) -> None:
         assert 200 == self.status
         *chunks, end = [line[6:] for line in self.body.decode().splitlines() if line.startswith("data: ")]

@@ -42,6 +42,18 @@ def test_random_requests_are_answered_or_rejected(target: Target, kind: str) -> 
     assert before == target.processes()
 
 
+def test_random_requests_of_anthropic_are_answered_or_rejected(target: Target) -> None:
+    @settings(max_examples=EXAMPLES, derandomize=True)
+    @given(inputs.mutated_messages())
+    def send(request: tuple[str, bytes]) -> None:
+        target.post(*request).check_anthropic()
+
+    before = target.processes()
+    send()
+
+    assert before == target.processes()
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", KINDS)
