@@ -52,6 +52,14 @@ def test_concurrent_choices_are_timed_separately(worker, value):
     assert value("osaurus_time_to_first_token_seconds_count") == 1
 
 
+def test_a_prompt_that_is_only_counted_is_not_processed(worker, value):
+    request = worker.start_request()
+    request.completed(Completed(usage=Usage()))
+    request.closed()
+
+    assert value("osaurus_prefix_cache_requests_total", result="miss") is None
+
+
 def test_a_completed_request_counts_the_exact_tokens_of_the_worker(worker, value):
     request = worker.start_request()
     request.delta_received(0, 101.0)
