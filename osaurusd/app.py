@@ -55,6 +55,9 @@ from osaurusd.protocols.ollama.generation import Generation
 from osaurusd.protocols.ollama.management import Management
 from osaurusd.protocols.ollama.models import Models
 from osaurusd.protocols.ollama.routes import ollama_routes
+from osaurusd.protocols.openai.responses.endpoints import Responses
+from osaurusd.protocols.openai.responses.routes import responses_routes
+from osaurusd.protocols.openai.responses.store import MemoryStore
 from osaurusd.protocols.openai.routes import openai_routes
 from osaurusd.ui.index import ui_routes
 from osaurusd.wire.paths import Paths
@@ -199,6 +202,7 @@ class Daemon:
         pool_config = PoolConfig.from_config(config.current)
         self._pool = Pool(pool_config, events=bus, metrics=PoolMetrics(self._metrics), power=power)
         self._metrics.register(PoolCollector(self._pool))
+        self._responses = MemoryStore(lambda: config.current.responses.max_bytes)
         self._pressure = PressureRelief(self._pool)
         self._metrics.register(self._pressure)
         self._pulls = PullManager(
@@ -237,6 +241,7 @@ class Daemon:
         service = Service(self._catalog, self._pool, self._get_config)
         client_groups = [
             openai_routes(service, self._catalog, self._get_config),
+            responses_routes(Responses(service, self._responses)),
             RouteGroup("metrics", [Route("GET", "/metrics", metrics.show)], error_response),
             ui_routes(self._catalog),
         ]

@@ -335,6 +335,17 @@ class Models(Section, frozen=True):
     ] = []
 
 
+class Responses(Section, frozen=True):
+    """`[responses]`: OpenAI's Responses API."""
+
+    max_bytes: Annotated[
+        int,
+        _bytes(
+            "Memory for stored responses. Those that were not used for longest are dropped. 0: none is stored", ge=0
+        ),
+    ] = 64 * MIB
+
+
 class Ollama(Section, frozen=True):
     """`[ollama]`: Ollama's API."""
 
@@ -372,6 +383,7 @@ class Config(Section, frozen=True):
     worker: Worker = Worker()
     residency: Residency = Residency()
     pulls: Pulls = Pulls()
+    responses: Responses = Responses()
     ollama: Ollama = Ollama()
     input: Input = Input()
     structured: Structured = Structured()

@@ -11,6 +11,7 @@ from osaurusd.protocols.ollama import types as ollama
 from osaurusd.protocols.openai import chat_types as openai
 from osaurusd.protocols.openai.common import StreamOptions
 from osaurusd.protocols.openai.completion_types import CompletionRequest
+from osaurusd.protocols.openai.responses import types as responses
 
 PAGE = Path(__file__).parents[2] / "docs" / "api" / "fields.md"
 
@@ -41,6 +42,7 @@ BODIES = [
     Body("POST /chat/completions: stream_options", StreamOptions, accepted=["include_obfuscation"]),
     Body("POST /chat/completions: messages[]", openai.Message, refused=["audio", "function_call"]),
     Body("POST /completions", CompletionRequest),
+    Body("POST /responses", responses.ResponseRequest, responses.NO_OP_VALUES, responses.IGNORED_FIELDS),
     Body("POST /api/chat", ollama.ChatRequest, accepted=ollama.IGNORED_FIELDS),
     Body("POST /api/chat: messages[]", ollama.Message, refused=["images"]),
     Body("POST /api/generate", ollama.GenerateRequest, ollama.NO_OP_FIELDS, ollama.IGNORED_FIELDS),
