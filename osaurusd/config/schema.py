@@ -341,9 +341,17 @@ class Responses(Section, frozen=True):
     max_bytes: Annotated[
         int,
         _bytes(
-            "Memory for stored responses. Those that were not used for longest are dropped. 0: none is stored", ge=0
+            "Memory for stored responses. Those that were not used for longest are dropped. 0: none is kept in memory",
+            ge=0,
         ),
     ] = 64 * MIB
+    store: Annotated[
+        Literal["memory", "disk"],
+        _setting("Where responses are stored. `disk`: they survive a restart of the daemon", restart=True),
+    ] = "memory"
+    max_disk_bytes: Annotated[
+        int, _bytes("Disk space for stored responses. Those that were not used for longest are deleted")
+    ] = GIB
 
 
 class Ollama(Section, frozen=True):

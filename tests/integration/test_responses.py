@@ -118,3 +118,16 @@ def test_incomplete_and_background(tiny: OpenAI) -> None:
     assert final.output_text == respond(tiny, "Hello").output_text
     if final.status == "incomplete":
         assert "max_output_tokens" == final.incomplete_details.reason
+
+
+def test_stored_responses_survive_a_restart(smollm_folder: Path, home: Path) -> None:
+    make_tiny(home / "models" / SMOLLM, smollm_folder)
+    (home / "config.toml").write_text('[responses]\nstore = "disk"\n')
+    ids = []
+    for _ in range(2):
+        with daemons.running(home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
+            response = respond(client, "Hello", previous_response_id=ids[-1] if ids else None)
+            ids.append(response.id)
+            items = client.responses.input_items.list(response.id, order="asc").data
+    assert ids[0] == response.previous_response_id
+    assert ["user", "assistant", "user"] == [item.role for item in items]

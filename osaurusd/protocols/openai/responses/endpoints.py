@@ -21,7 +21,7 @@ from osaurusd.protocols.openai.rendering import DONE
 from osaurusd.protocols.openai.responses.background import BackgroundRun, BackgroundRuns
 from osaurusd.protocols.openai.responses.request import ParsedRequest, parse_request
 from osaurusd.protocols.openai.responses.run import ResponseRun
-from osaurusd.protocols.openai.responses.store import MemoryStore, StoredResponse, decode_items
+from osaurusd.protocols.openai.responses.store import ResponseStore, StoredResponse, decode_items
 from osaurusd.protocols.openai.responses.types import (
     DeletedResponse,
     InputTokens,
@@ -44,7 +44,7 @@ class Responses:
         store: keeps responses.
     """
 
-    def __init__(self, service: Service, store: MemoryStore) -> None:
+    def __init__(self, service: Service, store: ResponseStore) -> None:
         self._service = service
         self._store = store
         self._background = BackgroundRuns()
@@ -53,7 +53,7 @@ class Responses:
         body = await read_json(request, ResponseRequest)
         if body.background and body.store is False:
             raise InvalidRequest("`background`: requires `store` to be true", param="background")
-        history = self._history(body)
+        history = await self._history(body)
         record, parsed = await self._parse(body, history)
         run = self._run(record, parsed, history)
         if body.background:
@@ -65,7 +65,7 @@ class Responses:
 
     async def count_input_tokens(self, request: web.Request) -> web.Response:
         body = await read_json(request, ResponseRequest)
-        record, parsed = await self._parse(body, self._history(body))
+        record, parsed = await self._parse(body, await self._history(body))
         generation = msgspec.structs.replace(parsed.generation, max_tokens=1)
         with FieldPaths(parsed.paths).named():
             async with contextlib.aclosing(self._service.generate(record, [generation])) as events:
@@ -83,14 +83,14 @@ class Responses:
             return await _stream_background(request, background, _starting_after(request))
         if background is not None:
             return json_response(background.run.response)
-        return web.Response(body=self._find(id_).response, content_type="application/json")
+        return web.Response(body=(await self._find(id_)).response, content_type="application/json")
 
     async def delete(self, request: web.Request) -> web.Response:
         id_ = request.match_info["response"]
         background = self._background.get(id_)
         if background is not None:
             await background.cancel()
-        if not self._store.delete(id_):
+        if not await self._store.delete(id_):
             raise _not_found(id_)
         return json_response(DeletedResponse(id=id_))
 
@@ -100,7 +100,7 @@ class Responses:
         if background is not None:
             await background.cancel()
             return json_response(background.run.response)
-        stored = self._find(id_)
+        stored = await self._find(id_)
         if not msgspec.json.decode(stored.response)["background"]:
             raise InvalidRequest(f"response {id_!r} does not run in the background, so it cannot be cancelled")
         return web.Response(body=stored.response, content_type="application/json")
@@ -108,15 +108,15 @@ class Responses:
     async def list_input_items(self, request: web.Request) -> web.Response:
         id_ = request.match_info["response"]
         background = self._background.get(id_)
-        encoded = background.run.input if background is not None else self._find(id_).input
+        encoded = background.run.input if background is not None else (await self._find(id_)).input
         return json_response(_page(request, decode_items(encoded)))
 
-    def _history(self, body: ResponseRequest) -> tuple[bytes, ...]:
+    async def _history(self, body: ResponseRequest) -> tuple[bytes, ...]:
         """Return the items of the conversation that the request continues."""
         id_ = body.previous_response_id
         if id_ is None:
             return ()
-        stored = self._store.get(id_)
+        stored = await self._store.get(id_)
         if stored is None:
             raise PreviousResponseNotFound(
                 f"`previous_response_id`: no response {id_!r} is stored; send the whole conversation as `input`",
@@ -132,8 +132,8 @@ class Responses:
     def _run(self, record: ModelRecord, parsed: ParsedRequest, history: tuple[bytes, ...]) -> ResponseRun:
         return ResponseRun(self._service, record, parsed, history, self._store.put)
 
-    def _find(self, id_: str) -> StoredResponse:
-        stored = self._store.get(id_)
+    async def _find(self, id_: str) -> StoredResponse:
+        stored = await self._store.get(id_)
         if stored is None:
             raise _not_found(id_)
         return stored

@@ -3,6 +3,7 @@
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
@@ -45,6 +46,22 @@ def decode_items(items: Sequence[bytes]) -> list[Item]:
     return [_decode_item(item) for item in items]
 
 
+class ResponseStore(Protocol):
+    """Keeps responses."""
+
+    def put(self, stored: StoredResponse) -> None:
+        """Add a response."""
+
+    async def get(self, id_: str) -> StoredResponse | None:
+        """Return a response, and keep it longer."""
+
+    async def delete(self, id_: str) -> bool:
+        """Remove a response; returns whether there was one. Those that continue it stay complete."""
+
+    async def close(self) -> None:
+        """Wait until everything is written."""
+
+
 class MemoryStore:
     """Keeps responses in memory; when they exceed a size, those that were not used for longest are dropped.
 
@@ -61,28 +78,30 @@ class MemoryStore:
 
     def put(self, stored: StoredResponse) -> None:
         """Add a response."""
-        self.delete(stored.id)
+        self._drop(stored.id)
         self._responses[stored.id] = stored
         for part in stored.parts:
             if not self._references[id(part)]:
                 self.bytes += len(part)
             self._references[id(part)] += 1
         while self.bytes > self._max_bytes() and self._responses:
-            self.delete(next(iter(self._responses)))
+            self._drop(next(iter(self._responses)))
 
-    def get(self, id_: str) -> StoredResponse | None:
+    async def get(self, id_: str) -> StoredResponse | None:
         """Return a response, and keep it longer."""
         stored = self._responses.get(id_)
         if stored is not None:
             self._responses.move_to_end(id_)
         return stored
 
-    def delete(self, id_: str) -> bool:
-        """Remove a response. Those that continue it stay complete.
+    async def delete(self, id_: str) -> bool:
+        """Remove a response; returns whether there was one. Those that continue it stay complete."""
+        return self._drop(id_)
 
-        Returns:
-            Whether there was such a response.
-        """
+    async def close(self) -> None:
+        """Do nothing: everything is lost."""
+
+    def _drop(self, id_: str) -> bool:
         stored = self._responses.pop(id_, None)
         if stored is None:
             return False
