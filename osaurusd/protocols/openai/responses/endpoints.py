@@ -19,6 +19,7 @@ from osaurusd.models.record import ModelRecord
 from osaurusd.protocols.openai.errors import FieldPaths
 from osaurusd.protocols.openai.rendering import DONE
 from osaurusd.protocols.openai.responses.background import BackgroundRun, BackgroundRuns
+from osaurusd.protocols.openai.responses.compaction import compaction, summary_request
 from osaurusd.protocols.openai.responses.request import ParsedRequest, parse_request
 from osaurusd.protocols.openai.responses.run import ResponseRun
 from osaurusd.protocols.openai.responses.store import ResponseStore, StoredResponse, decode_items
@@ -73,6 +74,12 @@ class Responses:
                     if isinstance(event, Started):
                         return json_response(InputTokens(input_tokens=event.prompt_tokens))
         raise InternalError("the model's worker did not report the number of tokens")
+
+    async def compact(self, request: web.Request) -> web.Response:
+        body = summary_request(await read_json(request, ResponseRequest))
+        history = await self._history(body)
+        record, parsed = await self._parse(body, history)
+        return json_response(compaction(await self._run(record, parsed, history).collect()))
 
     async def show(self, request: web.Request) -> web.StreamResponse:
         id_ = request.match_info["response"]

@@ -24,6 +24,7 @@ ITEM_TYPES = (
     "custom_tool_call",
     "custom_tool_call_output",
     "reasoning",
+    "compaction",
 )
 
 _ID_PREFIXES = {
@@ -33,9 +34,11 @@ _ID_PREFIXES = {
     "custom_tool_call": "ctc",
     "custom_tool_call_output": "ctco",
     "reasoning": "rs",
+    "compaction": "cmp",
 }
 
 _OPAQUE_PREFIX = "osaurus1:"
+_SUMMARY = "Summary of the conversation so far:"
 
 
 class ContentPart(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -87,6 +90,10 @@ class ReasoningItem(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         content = "".join(part.text for part in self.content or [])
         summary = "\n\n".join(part.text for part in self.summary or [])
         return content or decode_opaque(self.encrypted_content) or summary
+
+
+class CompactionItem(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    encrypted_content: str
 
 
 def encode_opaque(text: str) -> str:
@@ -199,6 +206,8 @@ class _Builder:
                 self._add_call(custom, custom_arguments(custom.input), path)
             case "function_call_output" | "custom_tool_call_output":
                 self._add_output(convert_json(item, CallOutputItem, path), path)
+            case "compaction":
+                self._add_summary(convert_json(item, CompactionItem, path), path)
             case type_:
                 allowed = ", ".join(f"`{name}`" for name in ITEM_TYPES)
                 shown = item.get("type") if type_ is None else type_
@@ -235,10 +244,23 @@ class _Builder:
                 self._end_turn()
                 turn = self._open_turn(path)
             turn.content += content
-        elif role == "system" and not self._messages and self._turn is None:
-            self._system.append("".join(part.text for part in content))
+        elif role == "system":
+            self._add_system("".join(part.text for part in content), path)
         else:
             self._append(neutral.Message(role=role, content=[*content]), path)
+
+    def _add_system(self, text: str, path: str) -> None:
+        if self._messages or self._turn is not None:
+            self._append(neutral.Message.from_text("system", text), path)
+        else:
+            self._system.append(text)
+
+    def _add_summary(self, item: CompactionItem, path: str) -> None:
+        summary = decode_opaque(item.encrypted_content)
+        if not summary:
+            path = f"{path}.encrypted_content"
+            raise InvalidRequest(f"`{path}`: must be from `POST /responses/compact` of this server", param=path)
+        self._add_system(f"{_SUMMARY}\n\n{summary}", path)
 
     def _add_reasoning(self, item: ReasoningItem, path: str) -> None:
         turn = self._open_turn(path)

@@ -12,6 +12,7 @@ def responses_routes(responses: Responses) -> RouteGroup:
     routes = [
         Route("POST", "/responses", responses.create, admitted=True),
         Route("POST", "/responses/input_tokens", responses.count_input_tokens, admitted=True),
+        Route("POST", "/responses/compact", responses.compact, admitted=True),
         Route("GET", "/responses/{response}", responses.show),
         Route("DELETE", "/responses/{response}", responses.delete),
         Route("POST", "/responses/{response}/cancel", responses.cancel),

@@ -162,6 +162,23 @@ async def test_input_tokens_are_counted(served, openai_client):
     assert 1 == counted.input_tokens
 
 
+async def test_compaction_replaces_a_conversation(served, openai_client):
+    first = await served.respond("to be")
+    compacted = await openai_client.responses.compact(model=MODEL, previous_response_id=first["id"], input="or not")
+    (item,) = compacted.output
+    assert ("response.compaction", "compaction") == (compacted.object, item.type)
+    answer = await openai_client.responses.create(
+        model=MODEL, input=[item.model_dump(), {"role": "user", "content": "go on"}]
+    )
+    assert "go on " == answer.output_text
+
+
+@pytest.mark.parametrize(("fields", "param"), [({"model": None, "input": "x"}, "model"), ({}, "input")])
+async def test_incomplete_compaction_request_is_refused(served, fields, param):
+    response = await served.post("/responses/compact", **fields)
+    assert (400, param) == (response.status, response.error["param"])
+
+
 async def test_background_response_is_polled(served, openai_client):
     response = await openai_client.responses.create(model=MODEL, input="slow", background=True)
     assert "queued" == response.status
@@ -207,6 +224,7 @@ async def test_dropped_client_stops_the_generation(served):
         ({"input": [{"role": "user"}]}, "input[0].content"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]"),
         ({"input": [{"type": "function_call", "call_id": "1", "name": 3, "arguments": ""}]}, "input[0].name"),
+        ({"input": [{"type": "compaction", "encrypted_content": "x"}]}, "input[0].encrypted_content"),
         ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
         ({"tools": [{}]}, "tools[0].type"),
         ({"tools": [FUNCTION, FUNCTION]}, "tools[1].name"),

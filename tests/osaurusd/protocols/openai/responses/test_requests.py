@@ -7,7 +7,7 @@ from osaurusd.errors import ContextLengthExceeded
 from osaurusd.http.json import decode_json
 from osaurusd.inference.events import Completed, Delta, Finished, Started, Usage
 from osaurusd.inference.request import JsonSchema
-from osaurusd.protocols.openai.responses.items import input_items, parse_items
+from osaurusd.protocols.openai.responses.items import encode_opaque, input_items, parse_items
 from osaurusd.protocols.openai.responses.request import parse_request
 from osaurusd.protocols.openai.responses.run import ResponseRun
 from osaurusd.protocols.openai.responses.tools import custom_input
@@ -37,6 +37,14 @@ def test_instructions_and_leading_system_messages_are_one_message():
         {"role": "developer", "content": "e"},
     ]
     assert [("system", "a\n\nb\n\nc"), ("user", "d"), ("system", "e")] == messages(*items, instructions="a")
+
+
+def test_compaction_is_a_system_message():
+    item = {"type": "compaction", "encrypted_content": encode_opaque("It is late.")}
+    (system, text), user = messages(item, {"role": "user", "content": "d"}, instructions="a")
+    assert ("system", ("user", "d")) == (system, user)
+    assert text.startswith("a\n\n")
+    assert text.endswith("It is late.")
 
 
 def test_items_of_a_turn_are_one_message():
