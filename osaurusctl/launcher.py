@@ -40,8 +40,8 @@ class Program:
         executable: the name of the program; None for an environment only.
         environment: returns the variables that it needs.
         arguments: returns the arguments that precede the user's.
-        endpoint: the path of the daemon that it calls.
-        min_context: context length in tokens that the program needs.
+        endpoint: the path that it requests from the daemon.
+        min_context: the context length that it needs, in tokens.
         install: the command that installs it.
     """
 
@@ -162,7 +162,7 @@ def base_url(status: DaemonStatus) -> str:
     if not status.endpoints:
         raise CliError("the daemon is not serving over TCP", hint='run "osaurusctl doctor" for details')
     url = urlsplit(status.endpoints[0])
-    # The wildcard addresses are no addresses to connect to.
+    # A client cannot connect to a wildcard address.
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(url.hostname or "", url.netloc.rpartition(":")[0])
     return urlunsplit((url.scheme, f"{host}:{url.port}", "", "", ""))
 

@@ -109,7 +109,7 @@ def pull_status(pull: PullInfo) -> str:
 
 @contextlib.contextmanager
 def spinner(output: Output, text: str) -> Iterator[Callable[[str], None]]:
-    """Show that work is in progress, and for how long, while the block runs; nothing unless a person watches.
+    """Show on a terminal that work is in progress, and for how long, while the block runs.
 
     Yields a function that changes the text.
     """

@@ -67,7 +67,7 @@ def add_stores(config: Path, stores: Iterable[Store], client: Client) -> bool:
 
 
 def offer(config: Path, client: Client, output: Output) -> list[Store]:
-    """Ask for each folder that is not served yet whether to add it, and add those; return them."""
+    """Ask whether to add each folder that is not served yet. Add the chosen ones, and return them."""
     chosen = [
         store
         for store in find_stores(config)

@@ -248,12 +248,12 @@ class Daemon:
         ]
         cors = Cors(self._get_server_config)
         tcp_app = create(
-            [*client_groups, *self._ollama_groups(service, lambda: self._get_config().ollama.allow_management)],
+            [*client_groups, self._ollama_group(service, lambda: self._get_config().ollama.allow_management)],
             middlewares=self._tcp_middlewares(cors),
             response_hooks=[cors.add_headers],
         )
         socket_app = create(
-            [*client_groups, *self._ollama_groups(service, lambda: True), self._admin_group()],
+            [*client_groups, self._ollama_group(service, lambda: True), self._admin_group()],
             middlewares=[*socket_middlewares(os.geteuid()), check_api_version],
             response_hooks=[add_version_headers],
         )
@@ -264,7 +264,7 @@ class Daemon:
         await socket_server.start([admin_socket])
         return [tcp_server, socket_server]
 
-    def _ollama_groups(self, service: Service, may_manage: Callable[[], bool]) -> list[RouteGroup]:
+    def _ollama_group(self, service: Service, may_manage: Callable[[], bool]) -> RouteGroup:
         return ollama_routes(
             Generation(service, self._pool),
             Models(self._catalog, self._pool),

@@ -116,7 +116,7 @@ def _explain(error: CliError, model: str) -> CliError:
     if error.body.code != ErrorCode.IMAGE_INPUT_UNSUPPORTED:
         return error
     return CliError(
-        f'model "{model}" cannot see images',
+        f'model "{model}" does not support images',
         hint="leave out --image, or choose a model with vision",
         code=error.body.code,
         kind=error.body.type,

@@ -44,7 +44,7 @@ def receive(
 
 
 def show_notes(answer: Answer, output: Output) -> None:
-    """Show what there is to say about a complete answer."""
+    """Show whether a complete answer was truncated, and its speed if it was measured."""
     if answer.finish_reason == "length":
         output.note("the answer was truncated at the maximum number of tokens")
     if isinstance(answer.speed, Speed):

@@ -92,7 +92,7 @@ def _set(conversation: "Conversation", argument: str) -> None:
 def _save(conversation: "Conversation", argument: str) -> None:
     path = _file_argument(argument, "/save")
     if path.exists():
-        _read_conversation(path)  # another file is not overwritten
+        _read_conversation(path)  # raises an error for any other file, so that it is not overwritten
     options = msgspec.to_builtins(conversation.options)
     saved = SavedConversation(model=options.pop("model"), messages=conversation.messages, options=options)
     try:
@@ -111,8 +111,8 @@ def _load(conversation: "Conversation", argument: str) -> None:
     except msgspec.ValidationError as error:
         raise CliError(f"{path} is not a saved conversation: {error}") from error
     conversation.messages[:] = saved.messages
-    with_model = "" if saved.model == conversation.options.model else f", which was with {saved.model}"
-    conversation.output.note(f"conversation of {len(saved.messages)} messages loaded{with_model}")
+    with_model = "" if saved.model == conversation.options.model else f" with {saved.model}"
+    conversation.output.note(f"loaded a conversation of {len(saved.messages)} messages{with_model}")
 
 
 def _show(conversation: "Conversation", _argument: str) -> None:
@@ -173,7 +173,7 @@ def _switch(field: str) -> _Setting:
 
     def apply(conversation: "Conversation", value: str) -> None:
         if value not in ("on", "off"):
-            raise CliError(f"{value} is not a value of this setting", hint="use on or off")
+            raise CliError(f'invalid value "{value}"', hint="use on or off")
         conversation.view = msgspec.structs.replace(conversation.view, **{field: value == "on"})
 
     return _Setting("on or off", apply, lambda conversation: "on" if getattr(conversation.view, field) else "off")

@@ -46,7 +46,9 @@ def launch(output: Output, program: str, arguments: tuple[str, ...], name: str |
     client = connect()
     known = launcher.find_program(program)
     if known.executable is None:
-        raise click.UsageError(f'{program} is not a program; run "osaurusctl env {program}"')
+        raise click.UsageError(
+            f'"{program}" is an API, not a program; run "osaurusctl env {program}" for its variables'
+        )
     executable = shutil.which(known.executable)
     if executable is None:
         hint = f'install it with "{known.install}"' if known.install else None

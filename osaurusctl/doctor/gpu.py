@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
+from importlib.util import find_spec
 from typing import NamedTuple
 
 from osaurusctl.doctor.check import Check, Context, failure, ok, warning
@@ -45,15 +46,15 @@ def check_gpu(_: Context) -> Iterator[Check]:
         fix = "MLX requires driver 550.54.14 and compute capability 7.5, or newer; update the driver"
         yield warning("GPU", f"{detail}: not supported, models run on the CPU", fix)
     elif installed is None:
-        fix = f'run "pip install \'osaurusd[{gpu.extra}]\'", then "osaurusctl doctor" again'
+        fix = f'run "{_install_command()} \'osaurusd[{gpu.extra}]\'", then "osaurusctl doctor" again'
         yield warning("GPU", f"{detail}: not used, because MLX is installed without CUDA", fix)
     elif not provides_library(_PACKAGES[installed]):
-        # Both packages contain the same library, and whichever was installed last has replaced that of the other.
+        # Both packages contain the same file, and the one that was installed last has replaced that of the other.
         package = f"{_PACKAGES[installed]}=={_version(_PACKAGES[installed])}"
-        fix = f'run "{sys.executable} -m pip install --force-reinstall --no-deps {package}"'
+        fix = f'run "{_install_command()} --force-reinstall --no-deps {package}", then "osaurusctl restart"'
         yield failure("GPU", f"{detail}: not used, because mlx-cpu has replaced the library of CUDA", fix)
     elif _numbers(gpu.driver) < _MIN_DRIVERS[installed]:
-        fix = f"run \"pip install 'osaurusd[{gpu.extra}]'\", or update the driver"
+        fix = f"run \"{_install_command()} 'osaurusd[{gpu.extra}]'\", or update the driver"
         yield failure("GPU", f"{detail}: the driver is too old for osaurusd[{installed}]", fix)
     else:
         yield ok("GPU", f"{detail}; MLX uses {_PACKAGES[installed]}")
@@ -79,6 +80,11 @@ def provides_library(package: str) -> bool:
         return library is not None and library.locate().stat().st_size == library.size  # type: ignore[attr-defined]
     except OSError:
         return False
+
+
+def _install_command() -> str:
+    """Return the command that installs packages into this environment; those that uv creates have no pip."""
+    return f"{sys.executable} -m pip install" if find_spec("pip") else f"uv pip install --python {sys.executable}"
 
 
 def _version(package: str) -> str | None:

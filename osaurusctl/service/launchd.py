@@ -192,7 +192,7 @@ class Launchd:
             self._check("install", self._run([*self._sudo, *command], _SUDO_TIMEOUT_SECONDS))
 
     def _load(self) -> None:
-        """Load the job and see to it that launchd starts it."""
+        """Load the job and make launchd start it."""
         self._check("enable", self._launchctl.enable(self.target))
         self._bootstrap()
         deadline = time.monotonic() + _SPAWN_SECONDS

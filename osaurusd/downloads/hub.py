@@ -13,7 +13,7 @@ from osaurusd.redaction import redact
 from osaurusd.rpc import job
 
 RESPONSE_SECONDS = 12.0
-"""How long a person waits for the first answer of the hub, including slow name resolution without a network."""
+"""How long to wait for the hub's first response while a user waits. Without a network, name resolution can be slow."""
 
 COMMAND = job.module_command("osaurusd.downloads.worker")
 

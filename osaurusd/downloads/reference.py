@@ -30,8 +30,13 @@ def parse_reference(text: str, env: Mapping[str, str] = os.environ) -> tuple[str
     if (path := _hub_path(name, env)) is not None:
         name, page_revision = _parse_path(name, path)
         revision = revision if separator else page_revision
-    if len(text) > _MAX_LENGTH or not _REVISION.fullmatch(revision) or ".." in revision:
-        raise InvalidRequest(f'invalid revision "{revision[:_MAX_LENGTH]}"', location=("model",))
+    if len(text) > _MAX_LENGTH:
+        raise InvalidRequest(f"a model name has at most {_MAX_LENGTH} characters", location=("model",))
+    if not _REVISION.fullmatch(revision) or ".." in revision:
+        raise InvalidRequest(
+            f'invalid revision "{revision[:_MAX_LENGTH]}"; use the name of a branch or tag, or a commit',
+            location=("model",),
+        )
     if "/" in name and (not _REPO.fullmatch(name) or "--" in name or ".." in name):
         raise InvalidRequest(f'invalid repository "{name}"; use ORG/NAME', location=("model",))
     return name, revision

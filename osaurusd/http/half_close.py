@@ -13,7 +13,7 @@ MAX_PROBE_SECONDS = 10.0
 PROBE_FACTOR = 4
 
 HTTP_10_SECONDS = 1.0
-"""How long an HTTP/1.0 client gets an answer: it cannot be probed, because HTTP/1.0 has no interim responses."""
+"""How long the daemon takes to begin a response to an HTTP/1.0 client, which it cannot probe, before it gives up."""
 
 _INTERIM_RESPONSE = b"HTTP/1.1 100 Continue\r\n\r\n"
 

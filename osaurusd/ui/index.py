@@ -1,4 +1,4 @@
-"""`GET /`: a page for a person who opens the daemon's address in a browser, and the same facts as JSON for programs."""
+"""`GET /`: a page for browsers, and the same facts as JSON for programs."""
 
 import html
 from string import Template
@@ -23,7 +23,7 @@ body { max-width: 42rem; margin: 3rem auto; padding: 0 1rem }
 code { font: 0.9em ui-monospace, monospace }
 </style>
 <h1>osaurusd $version is running</h1>
-<p>It serves OpenAI's API at <code>$base_url</code>.</p>
+<p>It serves OpenAI's API at <code>$base_url/v1</code>, and Ollama's at <code>$base_url</code>.</p>
 <h2>Models</h2>
 $models
 <h2>More</h2>
@@ -69,7 +69,7 @@ def _page(request: web.Request, names: list[str]) -> web.Response:
     items = "\n".join(f"<li><code>{html.escape(name)}</code></li>" for name in names)
     text = _PAGE.substitute(
         version=__version__,
-        base_url=html.escape(f"{request.scheme}://{request.host}/v1"),
+        base_url=html.escape(f"{request.scheme}://{request.host}"),
         models=f"<ul>\n{items}\n</ul>" if names else _NO_MODELS,
     )
     return web.Response(text=text, content_type="text/html", headers=_SECURITY)

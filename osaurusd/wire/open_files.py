@@ -1,9 +1,9 @@
 """Passing open files from `osaurusctl` to an import process over a Unix socket.
 
 macOS protects Downloads, Documents, Desktop and removable volumes. A terminal usually has access, or macOS asks the
-user; a daemon is refused without a question. The system checks the permission when a file is opened, not when it is
-read, so `osaurusctl` opens the files and passes their descriptors. An open folder would not do, because opening a file
-in it is checked again.
+user; a daemon is denied access without a prompt. The system checks the permission when a file is opened, not when it is
+read, so `osaurusctl` opens the files and passes their descriptors. Passing an open folder does not suffice, because
+opening a file in it is checked again.
 
 The admin API cannot carry descriptors: aiohttp reads its sockets itself and drops ancillary data. Therefore the import
 request names a socket on which `osaurusctl` listens, and the import process connects to it. Streaming the content would

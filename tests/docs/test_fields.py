@@ -11,6 +11,7 @@ from osaurusd.protocols.ollama import types as ollama
 from osaurusd.protocols.openai import chat_types as openai
 from osaurusd.protocols.openai.common import StreamOptions
 from osaurusd.protocols.openai.completion_types import CompletionRequest
+from osaurusd.protocols.openai.output_format import UNSUPPORTED
 from osaurusd.protocols.openai.responses import types as responses
 
 PAGE = Path(__file__).parents[2] / "docs" / "api" / "fields.md"
@@ -19,32 +20,32 @@ PAGE = Path(__file__).parents[2] / "docs" / "api" / "fields.md"
 class Body(NamedTuple):
     """A request body, or an object in it.
 
-    `accepted` fields have no effect. `refused` fields are an error, except for null and a value without effect.
+    `accepted` fields have no effect. `rejected` fields are an error, except for null and values without effect.
     """
 
     name: str
     type: type[msgspec.Struct]
-    refused: Iterable[str] = ()
+    rejected: Iterable[str] = ()
     accepted: Iterable[str] = ()
 
     @property
     def row(self) -> str:
         """The row of the table."""
         declared = {field.encode_name for field in msgspec.structs.fields(self.type)}
-        refused, accepted = set(self.refused), set(self.accepted)
-        cells = [declared - refused - accepted, accepted, refused]
+        rejected, accepted = set(self.rejected), set(self.accepted)
+        cells = [declared - rejected - accepted, accepted, rejected]
         texts = [", ".join(f"`{name}`" for name in sorted(cell)) or "-" for cell in cells]
         return f"| `{self.name}` | {' | '.join(texts)} |"
 
 
 BODIES = [
-    Body("POST /chat/completions", openai.ChatRequest, refused=openai.NO_OP_VALUES),
+    Body("POST /chat/completions", openai.ChatRequest, rejected=[*openai.NO_OP_VALUES, *UNSUPPORTED]),
     Body("POST /chat/completions: stream_options", StreamOptions, accepted=["include_obfuscation"]),
-    Body("POST /chat/completions: messages[]", openai.Message, refused=["audio", "function_call"]),
-    Body("POST /completions", CompletionRequest),
+    Body("POST /chat/completions: messages[]", openai.Message, rejected=["audio", "function_call"]),
+    Body("POST /completions", CompletionRequest, rejected=["best_of", *UNSUPPORTED]),
     Body("POST /responses", responses.ResponseRequest, responses.NO_OP_VALUES, responses.IGNORED_FIELDS),
     Body("POST /api/chat", ollama.ChatRequest, accepted=ollama.IGNORED_FIELDS),
-    Body("POST /api/chat: messages[]", ollama.Message, refused=["images"]),
+    Body("POST /api/chat: messages[]", ollama.Message, rejected=["images"]),
     Body("POST /api/generate", ollama.GenerateRequest, ollama.NO_OP_FIELDS, ollama.IGNORED_FIELDS),
     Body("/api/chat, /api/generate: options", ollama.Options, ollama.NO_OP_OPTIONS, ollama.IGNORED_OPTIONS),
 ]

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -235,6 +236,7 @@ def test_an_invalid_config_is_an_error_with_exit_code_1(home: Path) -> None:
 
 def test_the_default_model_serves_requests_without_a_model(tiny_home: Path, post: Post) -> None:
     body = {**LONG, "model": None, "max_tokens": 2}
+    shutil.copytree(tiny_home / "models" / "tiny", tiny_home / "models" / "other")
     with daemons.running(tiny_home) as daemon:
         assert 400 == post(daemon, body).getresponse().status
     with daemons.running(tiny_home, OSAURUS_DEFAULT_MODEL="tiny") as daemon:

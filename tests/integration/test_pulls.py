@@ -296,7 +296,7 @@ def test_proxy_of_an_unsupported_kind_is_refused_in_one_line(home: Path, hub: Hu
         for arguments in (("search",), ("pull", SMALL)):
             refused = ctl(daemon.home, *arguments)
             assert 1 == refused.returncode
-            assert "ALL_PROXY: a proxy of the kind socks4:// is not supported" in refused.stderr
+            assert "ALL_PROXY: socks4:// proxies are not supported" in refused.stderr
             assert "word" not in refused.stderr
 
 

@@ -40,7 +40,8 @@ PROMPT = "the-planted-zebra-sleeps-at-noon"
 
 TEMPLATE = """
 {%- for message in messages %}{{ message.role }}: {{ message.content }}
-{% if loop.index > 1 %}{{ raise_exception('unlike ' ~ message.content) }}{% endif %}{% endfor %}assistant:"""
+{% if 'rejected' in message.content %}{{ raise_exception('unlike ' ~ message.content) }}{% endif %}{% endfor %}
+assistant:"""
 PRIVATE_MODES = {stat.S_IFREG: 0o600, stat.S_IFDIR: 0o700, stat.S_IFSOCK: 0o600}
 
 
@@ -104,7 +105,7 @@ def chat(traces: Traces, daemon: Daemon) -> None:
         "completion": {"prompt": f"{PROMPT} and", "echo": True, "max_tokens": 8},
         "schema": {"response_format": {"type": "json_schema", "json_schema": schema}},
         "tools": {"tools": tools, "tool_choice": "required", "max_tokens": 60},
-        "template": {"messages": [{"role": "user", "content": PROMPT}] * 2},
+        "template": {"messages": [{"role": "user", "content": f"{PROMPT} rejected"}]},
         "role": {"messages": [{"role": PROMPT, "content": PROMPT}]},
         "field": {PROMPT: PROMPT},
         "model": {"model": PROMPT},

@@ -104,9 +104,9 @@ def test_streamed_tool_call_equals_the_whole_one(tiny_client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
-def test_required_tool_calls_end_and_differ(client: OpenAI, temperature) -> None:
+def test_required_tool_calls_end_and_differ(tiny_client: OpenAI, temperature) -> None:
     fields = {"tools": [WEATHER, TIME], "tool_choice": "required", "max_tokens": 300, "temperature": temperature}
-    (choice,) = complete(client, WEATHER_MESSAGES, seed=4, **fields).choices
+    (choice,) = complete(tiny_client, WEATHER_MESSAGES, seed=4, **fields).choices
 
     calls = [(call.function.name, json.loads(call.function.arguments)) for call in choice.message.tool_calls]
     assert choice.finish_reason == "tool_calls"

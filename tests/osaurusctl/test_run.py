@@ -207,7 +207,7 @@ def test_image_is_sent_and_a_model_without_vision_is_named(daemon, ctl, home):
     daemon.fail(CHAT, "image_input_unsupported", "`messages[0].content[1]`: image input is not supported")
     result = ctl("run", "llama", "What is this?", "--image", "cat.png")
     assert result.returncode == 1
-    assert result.stderr.startswith('error: model "llama" cannot see images\n')
+    assert result.stderr.startswith('error: model "llama" does not support images\n')
     image = daemon.bodies(CHAT)[0]["messages"][-1]["content"][1]
     assert image == {"type": "image_url", "image_url": {"url": "data:image/png;base64,UE5H"}}
 

@@ -140,4 +140,4 @@ def _create_ssl_context() -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=file, capath=folder)
     except OSError as error:
-        raise PullError(f"SSL_CERT_FILE: {file} cannot be read: {error.strerror or error}") from error
+        raise PullError(f"SSL_CERT_FILE: {file} cannot be read: {error.strerror or error}; use a PEM file") from error

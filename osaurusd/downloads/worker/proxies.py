@@ -43,7 +43,7 @@ def _parse(value: str, variable: str) -> Proxy:
     scheme = (scheme if separator else _DEFAULT_SCHEME).lower()
     scheme = _SYNONYMS.get(scheme, scheme)
     if scheme not in _SUPPORTED:
-        raise PullError(f"{variable}: a proxy of the kind {scheme}:// is not supported; use {', '.join(_SUPPORTED)}")
+        raise PullError(f"{variable}: {scheme}:// proxies are not supported; use {', '.join(_SUPPORTED)}")
     try:
         url = httpx2.URL(f"{scheme}://{address}")
     except httpx2.InvalidURL:

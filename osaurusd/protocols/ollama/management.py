@@ -1,4 +1,4 @@
-"""`/api/pull`, `/api/delete`, `/api/copy`, `/api/create` and `/api/push`: changes of what is on disk."""
+"""`/api/pull`, `/api/delete`, `/api/copy`, `/api/create` and `/api/push`: endpoints that change models on disk."""
 
 import asyncio
 import contextlib

@@ -51,7 +51,7 @@ def parse_messages(messages: list[Message]) -> list[neutral.Message]:
     """Convert messages to neutral ones.
 
     Raises:
-        InvalidRequest: a role is unknown, or a message has tool calls that must not.
+        InvalidRequest: a role is unknown, or a message of another role than `assistant` has tool calls.
         ImageInputUnsupported: a message has images.
     """
     calls = _OpenCalls()

@@ -1,4 +1,4 @@
-"""`/api/version`, `/api/tags`, `/api/ps`, `/api/show`, and the refusal of embeddings."""
+"""`/api/version`, `/api/tags`, `/api/ps`, `/api/show`, and the error for embeddings."""
 
 import asyncio
 import hashlib
@@ -24,7 +24,7 @@ API_VERSION = "0.12.11"
 """The version of Ollama whose API this is. Clients enable features by it, so it is not the version of the daemon."""
 
 NEVER = timedelta(days=365 * 100)
-"""How far in the future the expiry of a model lies that stays loaded."""
+"""How far in the future a model expires that stays loaded: the field must have a time."""
 
 FORMAT = "safetensors"
 
@@ -124,15 +124,11 @@ class Models:
         self._catalog = catalog
         self._pool = pool
 
-    async def greet(self, _: web.Request) -> web.Response:
-        """Respond to the request by which clients check that the server runs."""
-        return web.Response(text="Ollama is running")
-
     async def version(self, _: web.Request) -> web.Response:
         return json_response(Version(API_VERSION))
 
     async def tags(self, _: web.Request) -> web.Response:
-        """List the models that can be served; each alias is a model of the list too."""
+        """List the models that can be served. An alias is listed like a model."""
         named = [
             (name, record) for record in await self._catalog.available() for name in (record.name, *record.aliases)
         ]
@@ -163,7 +159,9 @@ class Models:
         body = await read_json(request, ModelBody)
         with _MODEL_PATHS.named():
             record = await self._catalog.find(body.requested)
-        raise InvalidRequest(f'`model`: "{record.name}" is not an embedding model; osaurusd has none', param="model")
+        raise InvalidRequest(
+            f'`model`: "{record.name}" is not an embedding model; osaurusd serves none yet', param="model"
+        )
 
 
 def _tag(name: str, record: ModelRecord) -> Tag:

@@ -23,7 +23,7 @@ class Renderer:
 
     Args:
         model: the model as the request names it.
-        is_chat: whether pieces are messages, and not text.
+        is_chat: whether a piece is a message instead of text.
     """
 
     def __init__(self, model: str, *, is_chat: bool) -> None:
@@ -83,7 +83,7 @@ class Renderer:
 
 
 class CallAssembler:
-    """Puts tool calls together: arguments are objects, so that a call is complete before it is sent."""
+    """Assembles tool calls: their arguments are objects, so a call can only be sent when it is complete."""
 
     def __init__(self) -> None:
         self._open: dict[int, tuple[str | None, str, list[str]]] = {}
@@ -113,7 +113,7 @@ class End(NamedTuple):
 
 
 Piece = tuple[Delta, list[ToolCall]]
-"""New output, and the calls that are complete now."""
+"""New output, and the calls that it completes."""
 
 
 async def stream(renderer: Renderer, events: AsyncIterator[Event]) -> AsyncGenerator[Line]:
@@ -165,7 +165,7 @@ async def on_first_event(events: AsyncGenerator[Event], callback: Callable[[], N
 def _tool_call(index: int, call_id: str | None, name: str, pieces: list[str]) -> ToolCall:
     text = "".join(pieces)
     arguments: Any = {}
-    # A call that the limit of tokens has cut off has incomplete arguments.
+    # A call that was cut off by the token limit has incomplete arguments.
     with contextlib.suppress(msgspec.DecodeError):
         arguments = msgspec.json.decode(text)
     if not isinstance(arguments, dict):

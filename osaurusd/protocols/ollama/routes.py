@@ -9,8 +9,8 @@ from osaurusd.protocols.ollama.models import Models
 PREFIX = "/api"
 
 
-def ollama_routes(generation: Generation, models: Models, management: Management) -> list[RouteGroup]:
-    """Create the route groups: the API, and the root that clients use to check that the server runs."""
+def ollama_routes(generation: Generation, models: Models, management: Management) -> RouteGroup:
+    """Create the route group. Clients also check that the server runs by `GET /`, which `osaurusd.ui` serves."""
     routes = [
         Route("GET", "/version", models.version),
         Route("GET", "/tags", models.tags),
@@ -26,5 +26,4 @@ def ollama_routes(generation: Generation, models: Models, management: Management
         Route("POST", "/create", management.create),
         Route("DELETE", "/delete", management.delete),
     ]
-    root = RouteGroup("ollama root", [Route("GET", "/", models.greet)], error_response)
-    return [RouteGroup("ollama", routes, error_response, (PREFIX,)), root]
+    return RouteGroup("ollama", routes, error_response, (PREFIX,))

@@ -46,11 +46,11 @@ NO_OP_FIELDS: dict[str, tuple[Any, ...]] = {
 """Unsupported fields, and the values besides null that are accepted because they do not change the response."""
 
 IGNORED_FIELDS = ("shift", "truncate")
-"""Fields about prompts that exceed the context. They are rejected, never truncated."""
+"""Fields for prompts that exceed the context. osaurusd rejects such prompts, and never truncates them."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """`options`. A negative `num_predict` means up to the end of the context; -1 as `seed` is no seed."""
+    """`options`. A negative `num_predict` has no limit but the context, and a `seed` of -1 is random."""
 
     num_predict: Annotated[int, msgspec.Meta(ge=-2, le=2**53)] | None = None
     stop: str | list[str] | None = None

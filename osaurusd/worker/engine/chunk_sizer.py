@@ -90,7 +90,7 @@ class ChunkSizer:
 
     @property
     def burst_pass_tokens(self) -> int:
-        """How many tokens a pass may process, padding included, if it completes several prompts that came together."""
+        """How many tokens, padding included, a pass may have if it completes several prompts that arrived together."""
         return min(self.largest_pass, self.max_tokens)
 
     @property

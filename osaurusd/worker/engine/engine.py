@@ -280,7 +280,7 @@ class Engine:
             self.planner.requeue(sequence)
 
     def _end_decode_step(self) -> float:
-        """Let prefill begin; return for how long, probably, the first pass has to wait for the decode step.
+        """Let prefill begin, and return the estimated time that the first pass waits for the decode step.
 
         On a CPU, this waits for the decode step, to measure both. A GPU would idle until the prefill pass arrives, so
         its decode steps are measured only if another one follows.

@@ -288,7 +288,7 @@ class Planner:
     def plan_prefill(self) -> StepPlan | None:
         """Return the next prefill pass of this step, or None if its token budget is used up."""
         if self._completed and not self._shared:
-            return None  # requests that have come meanwhile may join the next pass
+            return None  # requests that have arrived meanwhile may join the next pass
         if self._budget is not None and self._budget < EFFICIENT_TOKENS:
             return None
         task = self._prefill.next_task(self._burst_tokens if self._in_burst else None)

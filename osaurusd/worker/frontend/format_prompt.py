@@ -1,7 +1,7 @@
 """Tells a model in its prompt which format its output is restricted to.
 
-A grammar only rules tokens out. A model that does not know the schema is led to keys and values that it did not intend,
-and may continue a string without end.
+A grammar can only rule out tokens. A model that does not know the schema is forced into keys and values that it did not
+intend, and may never end a string.
 """
 
 import json

@@ -124,7 +124,7 @@ def _json_rule(name: str, schema: dict[str, Any], location: Location, tool: str 
     try:
         schema_cost.check(schema)
         schema = schema_repair.repair(schema)
-        exact, relaxed = schema_repair.without_idle_keywords(schema), schema_repair.relax(schema)
+        exact, relaxed = schema_repair.without_redundant_keywords(schema), schema_repair.relax(schema)
         if tool is not None:
             exact, relaxed = (_arguments_schema(each, tool, location) for each in (exact, relaxed))
         try:

@@ -28,7 +28,10 @@ class OutputCheck:
         error = None if validator is None else next(iter(validator.iter_errors(value)), None)
         if error is None:
             return None
-        return f"{error.message[:_MAX_REASON_LENGTH]}; the schema forbids this by a keyword that cannot be enforced"
+        return (
+            f"{error.message[:_MAX_REASON_LENGTH]}; the schema forbids this with a keyword that can only be checked "
+            "afterwards; try again, or simplify the schema"
+        )
 
 
 def build_validator(schema: dict[str, Any]) -> Any:

@@ -35,7 +35,7 @@ _DATA_KEYWORDS = ("const", "default", "example")
 _ANNOTATIONS = {"$comment", "default", "description", "examples", "format", "title"}
 
 _TYPES = {"array", "boolean", "integer", "null", "number", "object", "string"}
-# What authors write who think of their programming language.
+# Names from programming languages, which authors of schemas write by mistake.
 _TYPE_ALIASES = {
     **dict.fromkeys(("str", "text", "char"), "string"),
     **dict.fromkeys(("int", "long", "int32", "int64"), "integer"),
@@ -47,7 +47,7 @@ _TYPE_ALIASES = {
 }
 _ANY_TYPE = ("", "any")
 
-# Longer ones are not worth a look-up.
+# Longer values are not looked up, because llguidance would have to compile them.
 _MAX_FORMAT_LENGTH = 100
 _MAX_PATTERN_LENGTH = 2000
 
@@ -80,7 +80,7 @@ def relax(schema: dict[str, Any]) -> dict[str, Any]:
     return relaxed
 
 
-def without_idle_keywords(schema: dict[str, Any]) -> dict[str, Any]:
+def without_redundant_keywords(schema: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of a repaired schema without the keywords that are not supported but restrict nothing."""
     reduced: dict[str, Any] = json.loads(json.dumps(schema))
     for part in _parts(reduced):
@@ -91,7 +91,7 @@ def without_idle_keywords(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parts(schema: Any) -> Iterator[dict[str, Any]]:
-    """Yield the schema and its subschemas, each before its own subschemas are looked up. Without recursion."""
+    """Yield the schema and its subschemas, each before its own subschemas. Not recursive: schemas can be deep."""
     pending = [schema]
     while pending:
         part = pending.pop()

@@ -12,7 +12,7 @@ Render = Callable[[TemplateInput], str]
 """Renders a chat as text; raises any exception if the template rejects it."""
 
 _WORD = re.compile(r"zq[a-z]+\d*")
-# Notations of an object or a part, which a template that expects text writes if it gets one.
+# How a template that expects text prints an object or a content part that it receives instead.
 _MISREAD = re.compile(r"""'zqkey'|["']type["']: ["'](text|thinking)["']""")
 _REJECTED = 1000
 
@@ -195,7 +195,7 @@ def find_profile(render: Render) -> TemplateProfile:
 
 
 def _improve(render: Render, profile: TemplateProfile, step: _Step) -> TemplateProfile:
-    """Return the profile with the first of the changes with which the template loses the least of the chats."""
+    """Apply each change with which the template loses less of the chats, until it loses nothing."""
     cost = _cost(render, profile, step.chats)
     for change in step.changes:
         if not cost:

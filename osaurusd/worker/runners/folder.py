@@ -64,7 +64,7 @@ def _correct_files(folder: Path) -> dict[str, bytes | None]:
 
 
 def _has_other_encoding(path: Path) -> bool:
-    """Whether a file is not plain UTF-8, judged by its first bytes. Python's JSON parser detects encodings likewise."""
+    """Whether a file is not plain UTF-8, judged by its first bytes, as Python's JSON parser does."""
     with path.open("rb") as file:
         head = file.read(4)
     if path.suffix == ".json":

@@ -42,4 +42,4 @@ def test_model_without_vision_is_named(real_home, ctl, home):
     (home / "cat.png").write_bytes(b"PNG")
     result = ctl("run", "What is this?", "--image", "cat.png", timeout=100)
     assert result.returncode == 1
-    assert result.stderr.startswith(f'error: model "{SMOLLM}" cannot see images\n')
+    assert result.stderr.startswith(f'error: model "{SMOLLM}" does not support images\n')

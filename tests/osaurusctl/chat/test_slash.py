@@ -99,7 +99,7 @@ def test_conversation_is_saved_and_loaded(conversation, run, tmp_path):
 def test_model_stays_when_a_conversation_with_another_one_is_loaded(conversation, run, tmp_path):
     run(f"/save {tmp_path}/chat.json")
     conversation.update_options(model="qwen")
-    assert "which was with llama" in run(f"/load {tmp_path}/chat.json")
+    assert "messages with llama" in run(f"/load {tmp_path}/chat.json")
     assert conversation.options.model == "qwen"
 
 

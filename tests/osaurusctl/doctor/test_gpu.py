@@ -76,6 +76,14 @@ def test_library_that_mlx_cpu_has_replaced_is_a_failure(check):
     assert "--force-reinstall --no-deps mlx-cuda-12==0.32.4" in found.fix
 
 
+def test_environment_without_pip_is_repaired_with_uv(check, monkeypatch):
+    monkeypatch.setattr(gpu, "find_spec", lambda _: None)
+
+    (found,) = check(H100, on_disk=100, mlx_cuda_13=300, mlx_cpu=100)
+
+    assert f"uv pip install --python {sys.executable} --force-reinstall --no-deps mlx-cuda-13==" in found.fix
+
+
 def test_driver_that_is_too_old_for_the_installed_cuda_is_a_failure(check):
     (found,) = check("NVIDIA A10G, 560.1, 8.6", on_disk=300, mlx_cuda_13=300)
 

@@ -48,7 +48,7 @@ def test_reference_is_a_name_and_a_revision(text, name, revision):
         ("hf.co/org/Name:Q4_K_M", "invalid repository"),
         ("https://huggingface.co/org/Name/tree/..%2F..", "invalid revision"),
         ("https://[::1/org/Name", "not a page of the Hugging Face Hub"),
-        ("org/" + "x" * 300, "invalid revision"),
+        ("org/" + "x" * 300, "at most 200 characters"),
         ("a/b/c", "invalid repository"),
     ],
 )

@@ -124,7 +124,8 @@ async def test_key_in_the_query_is_ignored(protected, server, path):
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/none"), ("DELETE", "/"), ("HEAD", "/"), ("OPTIONS", "/"), ("GET", "/health/x")]
+    ("method", "path"),
+    [("GET", "/none"), ("GET", "//"), ("DELETE", "/"), ("HEAD", "/"), ("OPTIONS", "/"), ("GET", "/health/x")],
 )
 async def test_unknown_paths_and_methods_also_require_a_key(server, method, path):
     assert 401 == (await server.request(method, path)).status

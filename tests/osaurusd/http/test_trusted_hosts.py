@@ -134,7 +134,7 @@ async def test_error_suggests_no_setting_for_an_invalid_host(server, host):
     assert len(message) < 300
 
 
-@pytest.mark.parametrize("path", ["/", "/none"])
+@pytest.mark.parametrize("path", ["/", "//", "/none"])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS", "DELETE"])
 async def test_untrusted_host_is_rejected_for_every_method_and_path(server, calls, method, path):
     response = await server.request(method, path, host="evil.example")

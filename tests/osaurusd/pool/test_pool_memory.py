@@ -108,9 +108,9 @@ async def test_workers_get_their_new_limits_when_models_load_and_unload(make_poo
 
     sent = [json.loads(line) for line in (one.path / "limits.jsonl").read_text().splitlines()]
 
-    # First the wired limit of a GPU. Two needs nothing until it reports its size, and holds it until its exit.
-    assert [100, 60, 50, 80, 100] == [limits["memory_limit_bytes"] for limits in sent]
-    assert [30, 20, 15, 30, 30] == [limits["prefix_cache_bytes"] for limits in sent]
+    # Two needs nothing until it reports its size, and holds it until its exit.
+    assert [60, 50, 80, 100] == [limits["memory_limit_bytes"] for limits in sent]
+    assert [20, 15, 30, 30] == [limits["prefix_cache_bytes"] for limits in sent]
     assert json.loads((one.path / "load.json").read_text())["memory_limit_bytes"] == 100
 
 

@@ -29,6 +29,7 @@ async def test_browser_gets_a_page_that_loads_nothing(server):
     assert f"osaurusd {__version__}" in text
     assert "gemma-2-2b-instruct" in text
     assert "/v1</code>" in text
+    assert "and Ollama's at <code>http://" in text
     assert response.headers["Content-Security-Policy"].startswith("default-src 'none'")
     assert not {"<script", "<img", "src="} & set(text.split())
 
@@ -45,6 +46,10 @@ async def test_program_gets_json(server, accept):
         "models": ["gemma-2-2b-instruct"],
     }
     assert response.headers["Vary"] == "Accept"
+
+
+async def test_ollama_client_can_check_that_the_server_runs(server):
+    assert (await server.request("HEAD", "/")).status == 200
 
 
 async def test_host_is_not_markup(server):

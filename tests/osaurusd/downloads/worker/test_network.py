@@ -83,7 +83,7 @@ async def test_hosts_in_no_proxy_are_reached_directly(hub, pull, monkeypatch, va
     [
         (
             "socks4://me:word@127.0.0.1:1",
-            "ALL_PROXY: a proxy of the kind socks4:// is not supported; use http, https, socks5",
+            "ALL_PROXY: socks4:// proxies are not supported; use http, https, socks5",
         ),
         ("http://", "ALL_PROXY is not the URL of a proxy"),
         ("http://proxy:port", "ALL_PROXY is not the URL of a proxy"),

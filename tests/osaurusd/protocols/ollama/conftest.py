@@ -85,12 +85,12 @@ async def ollama(tmp_path):
     async def remove(record):
         served.removed.append(record.repo)
 
-    groups = ollama_routes(
+    group = ollama_routes(
         Generation(Service(catalog, pool, Config), pool),
         Models(catalog, pool),
         Management(catalog, served.pulls, remove, lambda: served.may_manage),
     )
-    async with serving(create_app(groups, Config)) as served.server:
+    async with serving(create_app([group], Config)) as served.server:
         yield served
     async with asyncio.timeout(20):
         await pool.close()

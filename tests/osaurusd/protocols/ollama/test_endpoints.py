@@ -154,7 +154,7 @@ async def test_embeddings_are_refused_clearly(ollama, path):
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-@pytest.mark.parametrize("path", ["/", "/api/tags", "/api/version"])
+@pytest.mark.parametrize("path", ["/api/tags", "/api/version"])
 async def test_clients_can_check_that_the_server_runs(ollama, method, path):
     assert (await ollama.request(method, path)).status == 200
 

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import socket
+import struct
 
 import msgspec
 import pytest
@@ -35,13 +37,15 @@ async def set_limits(served, **limits):
 
 @contextlib.asynccontextmanager
 async def sent(served, *parts):
-    """Send the parts of a request on a connection that is open while the block runs."""
+    """Send the parts of a request on a connection that is open while the block runs, and reset afterwards."""
     reader, writer = await served.server.connect()
     try:
         for part in parts:
             writer.write(part)
         yield reader
     finally:
+        # Without this, the system would send a FIN, after which a client may still wait for the response.
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
 
 

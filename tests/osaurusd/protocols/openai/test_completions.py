@@ -17,7 +17,7 @@ def test_minimal_request_has_openais_default_of_max_tokens():
     assert parse_completion(Defaults(max_tokens=100), prompt="Once") == [
         GenerationRequest(
             prompt=TextPrompt(text="Once"),
-            sampling=SamplingParams(temperature=1.0, top_p=1.0),
+            sampling=SamplingParams(temperature=0.0, top_p=1.0),
             max_tokens=16,
             parse_tool_calls=False,
         )

@@ -174,7 +174,7 @@ async def test_compaction_replaces_a_conversation(served, openai_client):
 
 
 @pytest.mark.parametrize(("fields", "param"), [({"model": None, "input": "x"}, "model"), ({}, "input")])
-async def test_incomplete_compaction_request_is_refused(served, fields, param):
+async def test_incomplete_compaction_request_is_rejected(served, fields, param):
     response = await served.post("/responses/compact", **fields)
     assert (400, param) == (response.status, response.error["param"])
 
@@ -249,7 +249,7 @@ async def test_invalid_field_is_named(served, fields, param):
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=x", "order=up", "after=x"])
-async def test_invalid_page_is_refused(served, query):
+async def test_invalid_page_is_rejected(served, query):
     response = await served.respond("to be")
-    refused = await served.get(f"{response['id']}/input_items?{query}")
-    assert (400, query.partition("=")[0]) == (refused.status, refused.error["param"])
+    rejected = await served.get(f"{response['id']}/input_items?{query}")
+    assert (400, query.partition("=")[0]) == (rejected.status, rejected.error["param"])

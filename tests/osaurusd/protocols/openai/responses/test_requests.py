@@ -159,7 +159,7 @@ async def test_truncation_drops_the_oldest_turns(limit, lengths):
 
 
 @pytest.mark.parametrize(("limit", "truncation"), [(6, "disabled"), (1, "auto")])
-async def test_prompt_that_cannot_be_shortened_is_refused(limit, truncation):
+async def test_prompt_that_cannot_be_shortened_is_rejected(limit, truncation):
     run = ResponseRun(ShortContext(limit), None, parse(LONG, truncation=truncation), (), lambda _: None)
     with pytest.raises(ContextLengthExceeded) as caught:
         await run.collect()
