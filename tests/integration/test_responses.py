@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from openai import OpenAI
+from openai import NotFoundError, OpenAI
 from openai.types.responses import ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
@@ -116,6 +116,10 @@ def test_incomplete_and_background(tiny: OpenAI) -> None:
 
     assert final.status == events[-1].response.status
     assert final.output_text == respond(tiny, "Hello").output_text
+    assert final.status == tiny.responses.cancel(response.id).status
+    tiny.responses.delete(response.id)
+    with pytest.raises(NotFoundError):
+        tiny.responses.retrieve(response.id)
     if final.status == "incomplete":
         assert "max_output_tokens" == final.incomplete_details.reason
 

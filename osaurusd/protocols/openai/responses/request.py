@@ -28,6 +28,7 @@ LOGPROBS = "message.output_text.logprobs"
 OPAQUE_REASONING = "reasoning.encrypted_content"
 """The values of `include` that have an effect."""
 
+_SPARE_LEVELS = 100
 _SUMMARIES = ("auto", "concise", "detailed")
 
 _PATHS: Mapping[Location, str] = {
@@ -120,8 +121,20 @@ def _reject_unsupported(body: ResponseRequest) -> None:
         value = getattr(body, name)
         if value is not None and value not in accepted:
             raise UnsupportedParameter(f"`{name}` is not supported; omit it", param=name)
+    _check_depth(body)
     if body.input is None and body.previous_response_id is None:
         raise InvalidRequest("`input`: is required; send a string or a list of items", param="input")
+
+
+def _check_depth(body: ResponseRequest) -> None:
+    """Check that parts of the body can be encoded again, at any depth of the response and of the stack."""
+    value: object = body
+    for _ in range(_SPARE_LEVELS):
+        value = [value]
+    try:
+        msgspec.json.encode(value)
+    except RecursionError as error:
+        raise InvalidRequest("the request body is nested too deeply") from error
 
 
 def _max_forced_calls(body: ResponseRequest, defaults: RequestDefaults) -> int:

@@ -116,7 +116,7 @@ def custom_input(arguments: str) -> str:
     """Return the text of a call of a custom tool; incomplete arguments are returned unchanged."""
     try:
         value = msgspec.json.decode(arguments)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return arguments
     text = value.get(CUSTOM_INPUT) if isinstance(value, dict) else None
     return text if isinstance(text, str) else arguments

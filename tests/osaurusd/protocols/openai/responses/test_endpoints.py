@@ -248,6 +248,20 @@ async def test_invalid_field_is_named(served, fields, param):
     assert param == response.error["param"]
 
 
+@pytest.mark.parametrize("field", ["tools", "input"])
+async def test_deep_nesting_is_rejected_at_any_depth(served, field):
+    statuses = set()
+    for depth in range(500, 1000, 20):
+        nested = f'{{"type": "x", "role": "user", "content": "x", "a": {"[" * depth}{"]" * depth}}}'
+        body = f'{{"model": "{MODEL}", "stream": true, "input": "x", "{field}": [{nested}]}}'.encode()
+        if field == "input":
+            body = body.replace(b'"type": "x", ', b"").replace(b'"input": "x", ', b"")
+        response = await served.server.request("POST", "/v1/responses", "Content-Type: application/json", body=body)
+        statuses.add(response.status)
+        assert b"response.failed" not in response.body
+    assert statuses <= {200, 400}
+
+
 @pytest.mark.parametrize("query", ["limit=0", "limit=x", "order=up", "after=x"])
 async def test_invalid_page_is_rejected(served, query):
     response = await served.respond("to be")
