@@ -6,6 +6,7 @@ OsaurusError
 │   ├── UnsupportedParameter
 │   ├── ImageInputUnsupported
 │   ├── ContextLengthExceeded
+│   ├── PreviousResponseNotFound
 │   └── RequestExceedsMemory    does not fit into memory even when served alone
 ├── ModelNotFound
 │   └── ModelNotDownloaded      a known name, but not on this machine
@@ -72,6 +73,10 @@ class ContextLengthExceeded(InvalidRequest):
 
 class RequestExceedsMemory(InvalidRequest):
     code = ErrorCode.REQUEST_EXCEEDS_MEMORY
+
+
+class PreviousResponseNotFound(InvalidRequest):
+    code = ErrorCode.PREVIOUS_RESPONSE_NOT_FOUND
 
 
 class ModelNotFound(OsaurusError):

@@ -335,6 +335,25 @@ class Models(Section, frozen=True):
     ] = []
 
 
+class Responses(Section, frozen=True):
+    """`[responses]`: OpenAI's Responses API."""
+
+    max_bytes: Annotated[
+        int,
+        _bytes(
+            "Memory for stored responses. Those that were not used for longest are dropped. 0: none is kept in memory",
+            ge=0,
+        ),
+    ] = 64 * MIB
+    store: Annotated[
+        Literal["memory", "disk"],
+        _setting("Where responses are stored. `disk`: they survive a restart of the daemon", restart=True),
+    ] = "memory"
+    max_disk_bytes: Annotated[
+        int, _bytes("Disk space for stored responses. Those that were not used for longest are deleted")
+    ] = GIB
+
+
 class Ollama(Section, frozen=True):
     """`[ollama]`: Ollama's API."""
 
@@ -372,6 +391,7 @@ class Config(Section, frozen=True):
     worker: Worker = Worker()
     residency: Residency = Residency()
     pulls: Pulls = Pulls()
+    responses: Responses = Responses()
     ollama: Ollama = Ollama()
     input: Input = Input()
     structured: Structured = Structured()

@@ -48,14 +48,27 @@ def decode_json(body: bytes | bytearray, type_: type[T]) -> T:
         raise InvalidJson("the request body is nested too deeply") from error
 
 
+def convert_json(value: object, type_: type[T], path: str) -> T:
+    """Convert a part of a decoded body to a type.
+
+    Raises:
+        InvalidRequest: a value has the wrong type or is out of range; `param` is its path, which begins with `path`.
+    """
+    try:
+        return msgspec.convert(value, type_)
+    except msgspec.ValidationError as error:
+        raise _validation_error(str(error), path) from error
+
+
 def json_response(value: object, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
 
 
-def _validation_error(text: str) -> InvalidRequest:
+def _validation_error(text: str, prefix: str = "") -> InvalidRequest:
     """Convert msgspec's message to one that begins with the path of the field."""
     match = _MESSAGE.match(text)
     reason, path = (match["reason"], match["path"] or "") if match else (text, "")
+    path = prefix + path
     if field_match := _FIELD_MESSAGE.match(reason):
         path = f"{path}.{field_match['field']}"
         reason = "is required" if field_match["reason"] == "missing required" else "is not a field of this request"

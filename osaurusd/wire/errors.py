@@ -16,6 +16,7 @@ class ErrorCode(StrEnum):
     REQUEST_EXCEEDS_MEMORY = "request_exceeds_memory"
     MODEL_NOT_FOUND = "model_not_found"
     MODEL_NOT_DOWNLOADED = "model_not_downloaded"
+    PREVIOUS_RESPONSE_NOT_FOUND = "previous_response_not_found"
     MALFORMED_REQUEST = "malformed_request"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"

@@ -13,6 +13,7 @@ from osaurusd.protocols.openai import chat_types as openai
 from osaurusd.protocols.openai.common import StreamOptions
 from osaurusd.protocols.openai.completion_types import CompletionRequest
 from osaurusd.protocols.openai.output_format import UNSUPPORTED
+from osaurusd.protocols.openai.responses import types as responses
 
 PAGE = Path(__file__).parents[2] / "docs" / "api" / "fields.md"
 
@@ -50,6 +51,7 @@ BODIES = [
     Body("/v1/messages: tool_choice", anthropic.ToolChoice),
     Body("/v1/messages: thinking", anthropic.Thinking, accepted=["budget_tokens"]),
     Body("/v1/messages: output_config", anthropic.OutputConfig),
+    Body("POST /responses", responses.ResponseRequest, responses.NO_OP_VALUES, responses.IGNORED_FIELDS),
     Body("POST /api/chat", ollama.ChatRequest, accepted=ollama.IGNORED_FIELDS),
     Body("POST /api/chat: messages[]", ollama.Message, rejected=["images"]),
     Body("POST /api/generate", ollama.GenerateRequest, ollama.NO_OP_FIELDS, ollama.IGNORED_FIELDS),

@@ -168,15 +168,19 @@ def _parse_logprobs(body: ChatRequest) -> int | None:
 
 def _template_variables(body: ChatRequest) -> dict[str, Any]:
     """Return the variables for the chat template; `chat_template_kwargs` overrides `reasoning_effort`."""
-    return {**_effort_variables(body.reasoning_effort), **dict(body.chat_template_kwargs or {})}
+    return {
+        **effort_variables(body.reasoning_effort, "reasoning_effort"),
+        **dict(body.chat_template_kwargs or {}),
+    }
 
 
-def _effort_variables(effort: str | None) -> dict[str, Any]:
+def effort_variables(effort: str | None, path: str) -> dict[str, Any]:
+    """Return the variables for the chat template that stand for an effort, which the field at `path` has."""
     if effort is None:
         return {}
     if effort not in REASONING_EFFORTS:
         allowed = ", ".join(f"`{name}`" for name in REASONING_EFFORTS)
-        raise InvalidRequest(f"`reasoning_effort`: must be one of {allowed}, not {effort!r}", param="reasoning_effort")
+        raise InvalidRequest(f"`{path}`: must be one of {allowed}, not {effort!r}", param=path)
     # Some templates read a level of effort, others a switch.
     variables: dict[str, Any] = {"reasoning_effort": effort}
     return variables if effort != "none" else {**variables, "enable_thinking": False}

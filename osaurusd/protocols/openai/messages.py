@@ -42,6 +42,11 @@ def parse_messages(messages: list[Message]) -> list[neutral.Message]:
     return [_parse_message(message, f"messages[{index}]", calls) for index, message in enumerate(messages)]
 
 
+def clean_arguments(arguments: str) -> str:
+    """Replace lone surrogates: this is JSON in a string, so the decoder of the body has not checked its escapes."""
+    return replace_lone_surrogates(arguments.encode()).decode() if "\\u" in arguments else arguments
+
+
 class _EarlierCalls:
     """The tool calls so far.
 
@@ -139,9 +144,7 @@ def _parse_tool_call(call: ToolCallParam, path: str, earlier_calls: _EarlierCall
     name, arguments = call.function.name, call.function.arguments
     if not isinstance(arguments, str):
         arguments = msgspec.json.encode(arguments or {}).decode()
-    elif "\\u" in arguments:  # JSON in a string, so the decoder of the body has not checked its escapes
-        arguments = replace_lone_surrogates(arguments.encode()).decode()
-    return neutral.ToolCall(id=earlier_calls.add(call.id, name), name=name, arguments=arguments)
+    return neutral.ToolCall(id=earlier_calls.add(call.id, name), name=name, arguments=clean_arguments(arguments))
 
 
 def _tool_result(

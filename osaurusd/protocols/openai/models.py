@@ -4,11 +4,13 @@ from typing import Literal
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from osaurusd.http.json import json_response
 from osaurusd.inference.limits import MODEL
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
+from osaurusd.protocols.openai.codex_models import CodexModel
 from osaurusd.protocols.openai.errors import FieldPaths
 
 _PATHS = FieldPaths({MODEL: "model"})
@@ -26,8 +28,11 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    """The available models; `models` is for Codex, which sends its version in the query."""
+
     object: Literal["list"] = "list"
     data: list[Model]
+    models: list[CodexModel] | UnsetType = UNSET
 
 
 class Models:
@@ -36,11 +41,15 @@ class Models:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
-    async def list_available(self, _: web.Request) -> web.Response:
+    async def list_available(self, request: web.Request) -> web.Response:
         """List the models that can be served; each alias is a model of the list too."""
         records = await self._catalog.available()
         named = [(name, record) for record in records for name in (record.name, *record.aliases)]
-        return json_response(ModelList(data=[Model.from_record(record, name) for name, record in named]))
+        data = [Model.from_record(record, name) for name, record in named]
+        if "client_version" not in request.query:
+            return json_response(ModelList(data=data))
+        models = [CodexModel.from_record(record, name) for name, record in named]
+        return json_response(ModelList(data=data, models=models))
 
     async def show(self, request: web.Request) -> web.Response:
         """Show one model, found by any of its names."""

@@ -21,6 +21,7 @@ PUBLIC_CODES = {
     "invalid_request",
     "listen_failed",
     "load_failed",
+    "previous_response_not_found",
     "malformed_request",
     "request_timeout",
     "uri_too_long",

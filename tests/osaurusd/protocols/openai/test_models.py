@@ -28,6 +28,31 @@ async def server(tmp_path):
         yield server
 
 
+CODEX_REQUIRES = {
+    "slug",
+    "display_name",
+    "supported_reasoning_levels",
+    "shell_type",
+    "visibility",
+    "supported_in_api",
+    "priority",
+    "base_instructions",
+    "supports_reasoning_summaries",
+    "support_verbosity",
+    "truncation_policy",
+    "supports_parallel_tool_calls",
+    "experimental_supported_tools",
+}
+
+
+async def test_codex_gets_a_catalogue_beside_the_list(server):
+    response = await server.request("GET", "/v1/models?client_version=0.145.0")
+    (model,) = response.json["models"]
+    assert model.keys() >= CODEX_REQUIRES
+    assert "gemma-2-2b-instruct" == model["slug"] == response.json["data"][0]["id"]
+    assert "models" not in (await server.request("GET", "/v1/models")).json
+
+
 @pytest.mark.parametrize("prefix", ["", "/v1"])
 async def test_only_available_models_are_listed(server, prefix):
     response = await server.request("GET", f"{prefix}/models")

@@ -1,0 +1,191 @@
+"""Stored responses that survive a restart of the daemon, in an SQLite database.
+
+One thread accesses the database, so operations take effect in the order in which they were requested.
+"""
+
+import asyncio
+import hashlib
+import sqlite3
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from osaurusd.log import get_logger
+from osaurusd.protocols.openai.responses.store import MemoryStore, StoredResponse
+
+log = get_logger(__name__)
+
+T = TypeVar("T")
+
+# Responses of one conversation have most items in common, so each item is stored once.
+_SCHEMA = """
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = NORMAL;
+PRAGMA auto_vacuum = INCREMENTAL;
+CREATE TABLE IF NOT EXISTS responses (
+    id TEXT PRIMARY KEY, used_at REAL NOT NULL, response BLOB NOT NULL, input_count INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS responses_by_use ON responses (used_at);
+CREATE TABLE IF NOT EXISTS items (hash BLOB PRIMARY KEY, item BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS response_items (
+    response TEXT NOT NULL, position INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (response, position));
+CREATE INDEX IF NOT EXISTS response_items_by_hash ON response_items (hash);
+"""
+_DELETE_ITEMS = """
+DELETE FROM items WHERE hash IN (
+    SELECT hash FROM response_items AS own WHERE response = ?1 AND NOT EXISTS (
+        SELECT 1 FROM response_items AS other WHERE other.hash = own.hash AND other.response != ?1))
+"""
+
+
+class DiskStore:
+    """Keeps responses on disk; beyond a size, those that were not used for longest are deleted.
+
+    A database that cannot be read is moved aside. If it cannot be written, responses are kept in memory only.
+
+    Args:
+        path: the database.
+        max_bytes: returns the size in force.
+        memory: keeps the responses that are in use.
+    """
+
+    def __init__(self, path: Path, max_bytes: Callable[[], int], memory: MemoryStore) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._memory = memory
+        self._thread = ThreadPoolExecutor(1, "responses")
+        self._closed = False
+        self._connection: sqlite3.Connection | None = None
+        self._thread.submit(self._open).add_done_callback(_log_failure)
+
+    def put(self, stored: StoredResponse) -> None:
+        """Add a response, which is written in the background."""
+        self._memory.put(stored)
+        if not self._closed:
+            self._thread.submit(self._write, stored).add_done_callback(_log_failure)
+
+    async def get(self, id_: str) -> StoredResponse | None:
+        """Return a response, and keep it longer."""
+        stored = await self._memory.get(id_)
+        if stored is None:
+            stored = await self._call(self._read, id_, None)
+            if stored is not None:
+                self._memory.put(stored)
+        else:
+            self._thread.submit(self._touch, id_).add_done_callback(_log_failure)
+        return stored
+
+    async def delete(self, id_: str) -> bool:
+        """Remove a response; returns whether there was one. Those that continue it stay complete."""
+        in_memory = await self._memory.delete(id_)
+        return await self._call(self._remove, id_, False) or in_memory
+
+    async def close(self) -> None:
+        """Wait until everything is written."""
+        self._closed = True
+        self._thread.submit(self._close).add_done_callback(_log_failure)
+        await asyncio.to_thread(self._thread.shutdown)
+
+    async def _call(self, operation: Callable[[str], T], id_: str, default: T) -> T:
+        try:
+            return await asyncio.wrap_future(self._thread.submit(operation, id_))
+        except sqlite3.Error as error:
+            _report(error)
+            return default
+
+    # In the thread
+
+    def _open(self) -> None:
+        try:
+            self._connection = self._connect()
+        except sqlite3.OperationalError:  # the file is not at fault
+            raise
+        except sqlite3.DatabaseError as error:
+            aside = self._path.with_suffix(".damaged")
+            log.warning("stored responses cannot be read; starting with none", moved_to=str(aside), reason=str(error))
+            self._path.replace(aside)
+            for suffix in ("-wal", "-shm"):
+                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+            self._connection = self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path)
+        try:
+            connection.executescript(_SCHEMA)
+        except sqlite3.DatabaseError:
+            connection.close()
+            raise
+        return connection
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+    @property
+    def _database(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise sqlite3.OperationalError("the database could not be opened")
+        return self._connection
+
+    def _write(self, stored: StoredResponse) -> None:
+        hashes = [hashlib.sha256(item).digest() for item in stored.items]
+        with self._database as database:
+            self._delete_row(stored.id)
+            row = (stored.id, time.time(), stored.response, len(stored.input))
+            database.execute("INSERT INTO responses VALUES (?, ?, ?, ?)", row)
+            database.executemany("INSERT OR IGNORE INTO items VALUES (?, ?)", zip(hashes, stored.items, strict=True))
+            rows = [(stored.id, position, hash_) for position, hash_ in enumerate(hashes)]
+            database.executemany("INSERT INTO response_items VALUES (?, ?, ?)", rows)
+        self._shrink()
+
+    def _shrink(self) -> None:
+        """Delete responses until the database has the permitted size."""
+        while self._size() > self._max_bytes():
+            oldest = self._database.execute("SELECT id FROM responses ORDER BY used_at LIMIT 1").fetchone()
+            if oldest is None:
+                return
+            self._remove(oldest[0])
+
+    def _size(self) -> int:
+        pages, free, size = (
+            self._database.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
+    def _read(self, id_: str) -> StoredResponse | None:
+        row = self._database.execute("SELECT response, input_count FROM responses WHERE id = ?", (id_,)).fetchone()
+        if row is None:
+            return None
+        items = self._database.execute(
+            "SELECT item FROM response_items JOIN items USING (hash) WHERE response = ? ORDER BY position", (id_,)
+        )
+        response, input_count = row
+        parts = tuple(item for (item,) in items)
+        self._touch(id_)
+        return StoredResponse(id_, response, parts[:input_count], parts[input_count:])
+
+    def _touch(self, id_: str) -> None:
+        with self._database as database:
+            database.execute("UPDATE responses SET used_at = ? WHERE id = ?", (time.time(), id_))
+
+    def _remove(self, id_: str) -> bool:
+        with self._database as database:
+            removed = self._delete_row(id_)
+        database.execute("PRAGMA incremental_vacuum").fetchall()
+        return removed
+
+    def _delete_row(self, id_: str) -> bool:
+        self._database.execute(_DELETE_ITEMS, (id_,))
+        self._database.execute("DELETE FROM response_items WHERE response = ?", (id_,))
+        return self._database.execute("DELETE FROM responses WHERE id = ?", (id_,)).rowcount > 0
+
+
+def _log_failure(done: Future[None]) -> None:
+    if (error := done.exception()) is not None:
+        _report(error)
+
+
+def _report(error: BaseException) -> None:
+    log.warning("stored responses cannot be accessed on disk", reason=str(error))

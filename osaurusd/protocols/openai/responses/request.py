@@ -1,0 +1,255 @@
+"""Parses the body of a response request into a generation request."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from osaurusd.errors import InvalidRequest, UnsupportedParameter
+from osaurusd.inference import limits
+from osaurusd.inference.defaults import RequestDefaults
+from osaurusd.inference.request import (
+    ChatPrompt,
+    GenerationRequest,
+    JsonObject,
+    JsonSchema,
+    Location,
+    SamplingParams,
+)
+from osaurusd.protocols.openai.chat import effort_variables
+from osaurusd.protocols.openai.common import token_limit, whole
+from osaurusd.protocols.openai.responses.items import input_items, new_id, parse_items
+from osaurusd.protocols.openai.responses.tools import ToolUse, parse_tools
+from osaurusd.protocols.openai.responses.types import NO_OP_VALUES, Item, Prompt, Response, ResponseRequest
+
+LOGPROBS = "message.output_text.logprobs"
+OPAQUE_REASONING = "reasoning.encrypted_content"
+"""The values of `include` that have an effect."""
+
+_SPARE_LEVELS = 100
+_SUMMARIES = ("auto", "concise", "detailed")
+
+_PATHS: Mapping[Location, str] = {
+    limits.MODEL: "model",
+    ("max_tokens",): "max_output_tokens",
+    ("logprobs",): "top_logprobs",
+    ("sampling", limits.EACH): "{0}",
+    ("prompt",): "input",
+    limits.MESSAGES: "input",
+    limits.TEMPLATE_VARIABLES: "chat_template_kwargs",
+    (*limits.TEMPLATE_VARIABLES, limits.EACH): "chat_template_kwargs.{0}",
+    limits.SCHEMA: "text.format.schema",
+}
+
+
+@dataclass(frozen=True)
+class ParsedRequest:
+    """A generation request, and what its response has to look like.
+
+    Attributes:
+        generation: the generation request.
+        response: the response before there is any output.
+        items: the items of the conversation, oldest first.
+        tools: the tools that the model sees.
+        paths: the fields of the body by location.
+        summarize: the reasoning is the summary of its item.
+        opaque_reasoning: reasoning items have `encrypted_content`.
+        max_calls: further tool calls are dropped; None means no limit.
+    """
+
+    generation: GenerationRequest
+    response: Response
+    items: Sequence[Item]
+    tools: ToolUse
+    paths: Mapping[Location, str]
+    summarize: bool = False
+    opaque_reasoning: bool = False
+    max_calls: int | None = None
+
+
+def parse_request(
+    body: ResponseRequest, history: Sequence[Item], defaults: RequestDefaults, model: str
+) -> ParsedRequest:
+    """Convert the body to a generation request.
+
+    Args:
+        body: the request.
+        history: the items of the conversation before its input.
+        defaults: defaults for requests to the model.
+        model: the API name of the model.
+
+    Raises:
+        InvalidRequest: a field is invalid.
+        UnsupportedParameter, ImageInputUnsupported: the request uses an unsupported feature.
+    """
+    _reject_unsupported(body)
+    items = [*history, *input_items(body.input)]
+    tools = parse_tools(body, _max_forced_calls(body, defaults))
+    prompt, paths = _parse_prompt(body, items, len(history), tools)
+    constraint = _parse_format(body, describe=defaults.describe_schema)
+    if constraint is not None and tools.required is not None:
+        raise InvalidRequest(
+            "`text.format`: cannot be combined with a `tool_choice` that requires a tool call", param="text.format"
+        )
+    include = body.include or []
+    generation = GenerationRequest(
+        prompt=prompt,
+        sampling=_sampling(body, defaults),
+        max_tokens=_max_tokens(body, defaults),
+        logprobs=(whole(body.top_logprobs) or 0) if LOGPROBS in include or body.top_logprobs else None,
+        # Output in a requested format is never a tool call, even if it looks like one.
+        parse_tool_calls=bool(tools.tools) and constraint is None,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        constraint=constraint or tools.required,
+    )
+    return ParsedRequest(
+        generation=generation,
+        response=_response(body, generation.sampling, model),
+        items=items,
+        tools=tools,
+        paths=paths,
+        summarize=_summary(body) is not None,
+        opaque_reasoning=OPAQUE_REASONING in include,
+        max_calls=body.max_tool_calls,
+    )
+
+
+def _reject_unsupported(body: ResponseRequest) -> None:
+    for name, accepted in NO_OP_VALUES.items():
+        value = getattr(body, name)
+        if value is not None and value not in accepted:
+            raise UnsupportedParameter(f"`{name}` is not supported; omit it", param=name)
+    _check_depth(body)
+    if body.input is None and body.previous_response_id is None:
+        raise InvalidRequest("`input`: is required; send a string or a list of items", param="input")
+
+
+def _check_depth(body: ResponseRequest) -> None:
+    """Check that parts of the body can be encoded again, at any depth of the response and of the stack."""
+    value: object = body
+    for _ in range(_SPARE_LEVELS):
+        value = [value]
+    try:
+        msgspec.json.encode(value)
+    except RecursionError as error:
+        raise InvalidRequest("the request body is nested too deeply") from error
+
+
+def _max_forced_calls(body: ResponseRequest, defaults: RequestDefaults) -> int:
+    if body.parallel_tool_calls is False:
+        return 1
+    return min(defaults.max_forced_calls, body.max_tool_calls or defaults.max_forced_calls)
+
+
+def _parse_prompt(
+    body: Prompt, items: Sequence[Item], history_length: int, tools: ToolUse
+) -> tuple[ChatPrompt, Mapping[Location, str]]:
+    new_items = len(items) - history_length
+    item_paths = ["input"] if isinstance(body.input, str) else [f"input[{index}]" for index in range(new_items)]
+    conversation = parse_items(items, ["previous_response_id"] * history_length + item_paths, body.instructions)
+    effort = body.reasoning.effort if body.reasoning is not None else None
+    prompt = ChatPrompt(
+        messages=conversation.messages,
+        tools=tools.tools,
+        template_variables={
+            **effort_variables(effort, "reasoning.effort"),
+            **dict(body.chat_template_kwargs or {}),
+        },
+    )
+    constraint_path = "tool_choice" if tools.required is not None else "text.format"
+    return prompt, {**conversation.paths, **tools.paths, ("constraint",): constraint_path, **_PATHS}
+
+
+def _parse_format(body: Prompt, *, describe: bool) -> JsonObject | JsonSchema | None:
+    text_format = None if body.text is None else body.text.format
+    if text_format is None or text_format.type == "text":
+        return None
+    if text_format.type == "json_object":
+        return JsonObject(describe=describe)
+    if text_format.type != "json_schema":
+        path = "text.format.type"
+        raise InvalidRequest(
+            f"`{path}`: must be `text`, `json_object` or `json_schema`, not {text_format.type!r}", param=path
+        )
+    if text_format.schema is None:
+        raise InvalidRequest("`text.format.schema`: is required", param="text.format.schema")
+    return JsonSchema(schema=dict(text_format.schema), describe=describe)
+
+
+def _sampling(body: ResponseRequest, defaults: RequestDefaults) -> SamplingParams:
+    return defaults.sampling(
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=whole(body.top_k),
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        frequency_penalty=body.frequency_penalty,
+        presence_penalty=body.presence_penalty,
+        seed=whole(body.seed),
+    )
+
+
+def _max_tokens(body: ResponseRequest, defaults: RequestDefaults) -> int | None:
+    if body.max_output_tokens == 0:
+        raise InvalidRequest("`max_output_tokens`: must be at least 1", param="max_output_tokens")
+    return defaults.max_tokens if body.max_output_tokens is None else token_limit(body.max_output_tokens)
+
+
+def _summary(body: Prompt) -> str | None:
+    if body.reasoning is None:
+        return None
+    summary = body.reasoning.summary or body.reasoning.generate_summary
+    if summary in (None, "none"):
+        return None
+    if summary not in _SUMMARIES:
+        allowed = ", ".join(f"`{name}`" for name in _SUMMARIES)
+        path = "reasoning.summary"
+        raise InvalidRequest(f"`{path}`: must be one of {allowed}, not {summary!r}", param=path)
+    return summary
+
+
+def _response(body: ResponseRequest, sampling: SamplingParams, model: str) -> Response:
+    return Response(
+        id=new_id("resp"),
+        created_at=int(time.time()),
+        background=bool(body.background),
+        instructions=body.instructions,
+        max_output_tokens=whole(body.max_output_tokens),
+        max_tool_calls=body.max_tool_calls,
+        metadata=body.metadata or {},
+        model=model,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        previous_response_id=body.previous_response_id,
+        prompt_cache_key=body.prompt_cache_key,
+        reasoning={"effort": None if body.reasoning is None else body.reasoning.effort, "summary": _summary(body)},
+        safety_identifier=body.safety_identifier,
+        store=body.store is not False,
+        temperature=sampling.temperature,
+        text=_text(body),
+        tool_choice="auto" if body.tool_choice is None else body.tool_choice,
+        tools=[_echo_tool(tool) for tool in body.tools or []],
+        top_logprobs=whole(body.top_logprobs) or 0,
+        top_p=sampling.top_p if body.top_p is None else body.top_p,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        truncation=body.truncation or "disabled",
+        user=body.user,
+    )
+
+
+def _text(body: Prompt) -> dict[str, Any]:
+    text = body.text
+    text_format: dict[str, Any] = {"type": "text"}
+    if text is not None and text.format is not None:
+        text_format = msgspec.to_builtins(text.format)
+        names = ("type", "name", "description", "schema", "strict") if text.format.type == "json_schema" else ("type",)
+        text_format = {name: text_format[name] for name in names}
+    return {"format": text_format, "verbosity": (text.verbosity if text is not None else None) or "medium"}
+
+
+def _echo_tool(tool: Item) -> Item:
+    if tool.get("type") != "function":
+        return tool
+    return {"description": None, "parameters": None, "strict": None, **tool}

@@ -1,0 +1,137 @@
+"""The Responses API with OpenAI's client, against a real daemon, worker and tiny model."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from openai import NotFoundError, OpenAI
+from openai.types.responses import ResponseStreamEvent
+from pydantic import BaseModel, TypeAdapter
+
+from tests import daemons
+from tests.conftest import SMOLLM
+from tests.models import make_tiny
+
+# ChatML that accepts one system message, at the beginning, as Qwen's template does.
+STRICT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.role == 'system' and not loop.first %}{{ raise_exception('system must be first') }}{% endif %}"
+    "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 10}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+WEATHER = {"type": "function", "name": "weather", "parameters": PARAMETERS}
+EVENT = TypeAdapter(ResponseStreamEvent)
+
+
+class City(BaseModel):
+    is_large: bool
+
+
+@pytest.fixture(scope="module")
+def tiny(smollm_folder: Path) -> Iterator[OpenAI]:
+    """The official client, connected to a daemon whose only model is tiny."""
+    home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
+    make_tiny(home / "models" / SMOLLM, smollm_folder, template=STRICT_TEMPLATE)
+    with daemons.running(home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
+        yield client
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def respond(client: OpenAI, input_, **fields):
+    return client.responses.create(**{"model": SMOLLM, "input": input_, "max_output_tokens": 8, **fields})
+
+
+def test_text_is_the_same_as_in_chat_completions(tiny: OpenAI) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+    chat = tiny.chat.completions.create(model=SMOLLM, messages=messages, max_tokens=8, temperature=0)
+    response = respond(tiny, "Hello", temperature=0)
+    with tiny.responses.stream(model=SMOLLM, input="Hello", max_output_tokens=8, temperature=0) as stream:
+        events = list(stream)
+        streamed = events[-1].response
+
+    assert chat.choices[0].message.content == response.output_text == streamed.output_text
+    assert chat.usage.prompt_tokens == response.usage.input_tokens
+    assert response.usage.output_tokens == streamed.usage.output_tokens
+    assert list(range(len(events))) == [event.sequence_number for event in events]
+
+
+def test_events_are_valid(tiny: OpenAI) -> None:
+    with tiny.responses.with_streaming_response.create(
+        model=SMOLLM, input="Hello", max_output_tokens=24, tools=[WEATHER], tool_choice="required", stream=True
+    ) as response:
+        lines = [line for line in response.iter_lines() if line]
+    names = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+    data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+    events = [EVENT.validate_json(each) for each in data[:-1]]
+
+    assert "[DONE]" == data[-1]
+    assert names == [event.type for event in events]
+    assert events[-1].type in ("response.completed", "response.incomplete")
+
+
+def test_call_and_its_output(tiny: OpenAI) -> None:
+    tools = [{"type": "web_search"}, {"type": "namespace", "name": "geo", "description": "", "tools": [WEATHER]}]
+    choice = {"type": "function", "name": "weather", "namespace": "geo"}
+    first = respond(tiny, "Weather in Rome?", tools=tools, extra_body={"tool_choice": choice}, max_output_tokens=64)
+
+    (call,) = first.output
+    assert ("function_call", "weather", "geo") == (call.type, call.name, call.namespace)
+    assert {"city"} == set(json.loads(call.arguments))
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    continued = respond(tiny, [output], previous_response_id=first.id, tools=tools)
+    whole = respond(tiny, [{"role": "user", "content": "Weather in Rome?"}, call, output], tools=tools)
+    assert continued.output_text == whole.output_text
+    assert continued.usage.input_tokens == whole.usage.input_tokens
+    assert continued.usage.input_tokens_details.cached_tokens
+
+
+def test_format_is_guaranteed(tiny: OpenAI) -> None:
+    response = tiny.responses.parse(model=SMOLLM, input="Is Rome large?", text_format=City)
+    assert isinstance(response.output_parsed, City)
+
+
+def test_templates_with_one_system_message_are_served(tiny: OpenAI) -> None:
+    items = [{"role": "developer", "content": "Be kind."}, {"role": "user", "content": "Hello"}]
+    assert respond(tiny, items, instructions="Be brief.").output_text
+
+
+def test_tokens_are_counted(tiny: OpenAI) -> None:
+    counted = tiny.responses.input_tokens.count(model=SMOLLM, input="Hello")
+    assert respond(tiny, "Hello").usage.input_tokens == counted.input_tokens
+
+
+def test_incomplete_and_background(tiny: OpenAI) -> None:
+    response = respond(tiny, "Hello", background=True)
+    events = list(tiny.responses.retrieve(response.id, stream=True))
+    final = tiny.responses.retrieve(response.id)
+
+    assert final.status == events[-1].response.status
+    assert final.output_text == respond(tiny, "Hello").output_text
+    assert final.status == tiny.responses.cancel(response.id).status
+    tiny.responses.delete(response.id)
+    with pytest.raises(NotFoundError):
+        tiny.responses.retrieve(response.id)
+    if final.status == "incomplete":
+        assert "max_output_tokens" == final.incomplete_details.reason
+
+
+def test_stored_responses_survive_a_restart(smollm_folder: Path, home: Path) -> None:
+    make_tiny(home / "models" / SMOLLM, smollm_folder)
+    (home / "config.toml").write_text('[responses]\nstore = "disk"\n')
+    ids = []
+    for _ in range(2):
+        with daemons.running(home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
+            response = respond(client, "Hello", previous_response_id=ids[-1] if ids else None)
+            ids.append(response.id)
+            items = client.responses.input_items.list(response.id, order="asc").data
+    assert ids[0] == response.previous_response_id
+    assert ["user", "assistant", "user"] == [item.role for item in items]
