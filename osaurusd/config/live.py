@@ -59,6 +59,9 @@ def changed_keys(old: Config, new: Config) -> list[str]:
 
 
 def keep_restart_keys(running: Config, wanted: Config) -> Config:
-    """`wanted`, but with the running values of keys that need a restart. All of these are in `[server]`."""
-    kept = {key.removeprefix("server."): value_of(running, key) for key in NEEDS_RESTART}
-    return msgspec.structs.replace(wanted, server=msgspec.structs.replace(wanted.server, **kept))
+    """`wanted`, but with the running values of keys that need a restart."""
+    for key in NEEDS_RESTART:
+        section, _, name = key.partition(".")
+        kept = msgspec.structs.replace(getattr(wanted, section), **{name: value_of(running, key)})
+        wanted = msgspec.structs.replace(wanted, **{section: kept})
+    return wanted

@@ -44,8 +44,9 @@ def test_known_keys_are_in_the_order_of_the_file():
     assert list(config.known_keys()) == list(SETTINGS)
 
 
-def test_listening_addresses_and_tls_files_need_a_restart():
+def test_listening_addresses_tls_files_and_the_store_need_a_restart():
     assert {
+        "responses.store",
         "server.host",
         "server.port",
         "server.tls_certificate",
