@@ -150,7 +150,7 @@ class Client:
         await self._check_error("model_not_found", model=f"not-{model}", messages=user_message("Hello!"))
 
     async def invalid_value(self, model: str) -> None:
-        field, value = self._rng.choice([("temperature", 9), ("n", 0), ("top_logprobs", 99), ("max_tokens", -1)])
+        field, value = self._rng.choice([("temperature", 9), ("n", 0), ("top_logprobs", 99), ("top_p", 2)])
         messages = user_message("Hello!")
         await self._check_error("invalid_request", model=model, messages=messages, extra_body={field: value})
 
