@@ -189,7 +189,7 @@ def _record(timing: _Timing, chunk: ChatChunk) -> None:
             timing.usage = msgspec.convert(chunk.usage, _Usage)
         except msgspec.ValidationError as error:
             raise InvalidReply(str(error)) from error
-    if any(choice.delta.content or choice.delta.reasoning_content for choice in chunk.choices):
+    if chunk.text or chunk.reasoning:
         timing.arrivals.append(perf_counter())
 
 

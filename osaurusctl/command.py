@@ -13,6 +13,8 @@ from osaurusctl.errors import ExitCode
 from osaurusctl.formatting import parse_duration
 from osaurusctl.output import Output, is_terminal
 
+SHELLS = ("bash", "zsh", "fish")
+
 
 def json_option() -> click.Option:
     """Build `--json`. It is eager, so that a usage error that follows it is reported as JSON too."""

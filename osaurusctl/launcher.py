@@ -13,8 +13,6 @@ from osaurusd.wire.admin import DaemonStatus, ModelInfo
 NO_KEY = "not-needed"
 """Sent by clients that insist on an API key, to a daemon that requires none."""
 
-SHELLS = ("bash", "zsh", "fish")
-
 
 @dataclass(frozen=True)
 class Connection:

@@ -2,11 +2,12 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from osaurusctl.errors import CliError, InvalidReply, error_from_body
+from osaurusctl.client import Client
+from osaurusctl.errors import CliError, Interrupted, InvalidReply, error_from_body
 from osaurusctl.formatting import format_bytes, format_duration
 from osaurusctl.output import Output, is_terminal
 from osaurusd.wire.admin import (
@@ -63,12 +64,24 @@ def follow(events: Generator[ImportEvent | VerifyEvent, None, None], output: Out
     raise InvalidReply("the stream of events ended without a result")
 
 
-def follow_pulls(events: Generator[PullEvent, None, None], count: int, output: Output) -> list[PullEnded]:
-    """Show `count` downloads until all have ended, and print those that are complete; return the others.
+def follow_pulls(client: Client, pulls: Sequence[str], output: Output) -> list[PullEnded]:
+    """Show downloads until all have ended, and print those that are complete; return the others. Ctrl-C cancels them.
 
     Raises:
         CliError: the stream of events ended early.
+        Interrupted: the user cancelled the downloads.
     """
+    try:
+        return _follow_pulls(client.watch_pulls(pulls), len(pulls), output)
+    except KeyboardInterrupt as error:
+        for pull in pulls:
+            # The download may have ended in the meantime.
+            with contextlib.suppress(CliError):
+                client.cancel_pull(pull)
+        raise Interrupted("download cancelled; pull again to resume it") from error
+
+
+def _follow_pulls(events: Generator[PullEvent, None, None], count: int, output: Output) -> list[PullEnded]:
     failed: list[PullEnded] = []
     complete = 0
     with contextlib.closing(events), _reporter(output) as report:

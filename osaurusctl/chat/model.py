@@ -1,15 +1,14 @@
 """Find the model to talk to. On a terminal, offer to start the daemon and to download the model."""
 
-import contextlib
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable
 
 from osaurusctl import fuzzy_pull, process, progress
 from osaurusctl.client import Client
-from osaurusctl.errors import CliError, DaemonNotRunning, ExitCode, Interrupted
-from osaurusctl.output import Notes, Output, is_terminal
+from osaurusctl.command import can_prompt
+from osaurusctl.errors import CliError, DaemonNotRunning, ExitCode
+from osaurusctl.output import Notes, Output
 from osaurusctl.service import control, lookup
 from osaurusd.wire import paths
 from osaurusd.wire.admin import Availability, DaemonStatus, WorkerInfo
@@ -98,12 +97,7 @@ class ModelFinder:
         pull = fuzzy_pull.start_pull(
             self._client, name, os.environ.get("HF_TOKEN") or None, notes, take_first=self._yes or self._output.json
         )
-        try:
-            failed = progress.follow_pulls(self._client.watch_pulls([pull.id]), 1, notes)
-        except KeyboardInterrupt as error:
-            with contextlib.suppress(CliError):  # the download may have ended in the meantime
-                self._client.cancel_pull(pull.id)
-            raise Interrupted("download cancelled; pull again to resume it") from error
+        failed = progress.follow_pulls(self._client, [pull.id], notes)
         if failed:
             raise progress.pull_error(failed[0])
         return pull.name
@@ -118,8 +112,7 @@ class ModelFinder:
     def _agrees(self, question: str) -> bool:
         if self._yes:
             return True
-        asks = not self._output.json and is_terminal(sys.stdin) and is_terminal(sys.stderr)
-        return asks and self._output.confirm(question, default=True)
+        return can_prompt(self._output) and self._output.confirm(question, default=True)
 
 
 def split_arguments(arguments: tuple[str, ...], names: Callable[[], Iterable[str]]) -> tuple[str | None, str | None]:

@@ -1,6 +1,5 @@
 """Commands that bring models to this machine: search, pull, import."""
 
-import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,9 +7,9 @@ from pathlib import Path
 import click
 
 from osaurusctl import completion, fuzzy_pull, progress, recommended
-from osaurusctl.client import Client, connect
+from osaurusctl.client import connect
 from osaurusctl.command import Command
-from osaurusctl.errors import CliError, Interrupted
+from osaurusctl.errors import Interrupted
 from osaurusctl.formatting import format_bytes, format_count, format_duration, format_table
 from osaurusctl.output import Output
 from osaurusctl.recommended import RecommendedModel
@@ -95,11 +94,7 @@ def pull(output: Output, names: tuple[str, ...], detach: bool, yes: bool) -> Non
         ]
         output.show(list(pulls.values()), "\n".join(lines))
         return
-    try:
-        failed = progress.follow_pulls(client.watch_pulls(list(pulls)), len(pulls), output)
-    except KeyboardInterrupt as error:
-        _cancel_all(client, pulls)
-        raise Interrupted("download cancelled; pull again to resume it") from error
+    failed = progress.follow_pulls(client, list(pulls), output)
     if failed:
         for ended in failed[:-1]:
             output.note(f"error: {progress.pull_error(ended)}")
@@ -142,13 +137,6 @@ def import_model(output: Output, path: Path, name: str | None) -> None:
     except KeyboardInterrupt as error:
         raise Interrupted("import cancelled; partial files were removed") from error
     output.show(done, f"{done.model.name} imported ({format_bytes(done.model.bytes)})")
-
-
-def _cancel_all(client: Client, pull_ids: Iterable[str]) -> None:
-    for pull_id in pull_ids:
-        # The download may have ended in the meantime.
-        with contextlib.suppress(CliError):
-            client.cancel_pull(pull_id)
 
 
 def _format_found(models: Iterable[FoundModel], width: int | None) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from osaurusctl import completion, launcher
+from osaurusctl import completion, launcher, progress
 from osaurusctl.chat.model import ModelFinder
 from osaurusctl.client import Client, connect
-from osaurusctl.command import Command
+from osaurusctl.command import SHELLS, Command
 from osaurusctl.errors import CliError, ExitCode
 from osaurusctl.launcher import Connection
 from osaurusctl.output import Output
@@ -56,8 +56,8 @@ def launch(output: Output, program: str, arguments: tuple[str, ...], name: str |
     connection = _connect(client, output, name, command="launch")
     model = client.details(connection.model).model
     launcher.check_program(client, program, known, model, any_context=any_context)
-    output.note(f"loading {connection.model}")
-    client.load(connection.model)
+    with progress.spinner(output, f"loading {connection.model}"):
+        client.load(connection.model)
     own = known.arguments(connection)
     # A program with subcommands gets the user's instead of the default one.
     command = [executable, *(arguments if arguments and program == "llm" else (*own, *arguments))]
@@ -67,7 +67,7 @@ def launch(output: Output, program: str, arguments: tuple[str, ...], name: str |
 @click.command("env", cls=Command, examples=['eval "$(osaurusctl env openai)"', "osaurusctl env claude --shell fish"])
 @click.argument("program", metavar="CLIENT", type=click.Choice(sorted(launcher.PROGRAMS)))
 @_model_option
-@click.option("--shell", type=click.Choice(launcher.SHELLS), help="Shell (default: from SHELL)")
+@click.option("--shell", type=click.Choice(SHELLS), help="Shell (default: from SHELL)")
 @click.pass_obj
 def env(output: Output, program: str, name: str | None, shell: str | None) -> None:
     """Print the variables that connect a client to the daemon"""
@@ -89,4 +89,4 @@ def _connect(client: Client, output: Output, name: str | None, *, command: str) 
 
 def _default_shell() -> str:
     name = Path(os.environ.get("SHELL", "")).name
-    return name if name in launcher.SHELLS else "bash"
+    return name if name in SHELLS else "bash"

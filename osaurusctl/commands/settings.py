@@ -12,7 +12,7 @@ from click.shell_completion import get_completion_class
 from osaurusctl import completion as complete
 from osaurusctl import config_file, process, stores
 from osaurusctl.client import connect
-from osaurusctl.command import Command, Group, can_prompt
+from osaurusctl.command import SHELLS, Command, Group, can_prompt
 from osaurusctl.config_file import Setting
 from osaurusctl.errors import RESTART
 from osaurusctl.formatting import format_table, labeled_rows
@@ -20,8 +20,6 @@ from osaurusctl.output import Output
 from osaurusctl.stores import Store
 from osaurusd.config import known_keys
 from osaurusd.wire import paths
-
-SHELLS = ("bash", "zsh", "fish")
 
 
 def _complete_key(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
