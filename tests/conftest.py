@@ -1,5 +1,6 @@
 """Shared fixtures: temporary home directories, the starter model, and a daemon that serves it."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -39,12 +40,28 @@ def pytest_sessionstart() -> None:
         tempfile.tempdir = os.environ["TMPDIR"] = os.path.realpath("/tmp")
 
 
+@contextlib.contextmanager
+def temporary_home() -> Iterator[Path]:
+    """Create an empty home directory whose path is short enough for a Unix socket; remove it at the end."""
+    path = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """An empty home directory whose path is short enough for a Unix socket."""
-    path = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    """An empty home directory."""
+    with temporary_home() as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def module_home() -> Iterator[Path]:
+    """An empty home directory for a daemon that all tests of a module share."""
+    with temporary_home() as path:
+        yield path
 
 
 @pytest.fixture(scope="session")
@@ -67,12 +84,11 @@ def smollm_folder(smollm_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def smollm_daemon(smollm_folder: Path) -> Iterator[Daemon]:
     """A daemon with SmolLM2, shared by all tests."""
-    home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
-    (home / "models").mkdir()
-    shutil.copytree(smollm_folder, home / "models" / SMOLLM)
-    with daemons.running(home) as daemon:
-        yield daemon
-    shutil.rmtree(home, ignore_errors=True)
+    with temporary_home() as home:
+        (home / "models").mkdir()
+        shutil.copytree(smollm_folder, home / "models" / SMOLLM)
+        with daemons.running(home) as daemon:
+            yield daemon
 
 
 @pytest.fixture

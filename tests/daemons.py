@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 START_SECONDS = 60
 STOP_SECONDS = 60
+WAIT_SECONDS = 90
 
 JSON_LINES = "application/jsonl"
 
@@ -107,6 +109,14 @@ class UnixConnection(HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Poll a condition that has no event to wait for, such as the state of a process."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.02)
 
 
 def environment(home: Path, **extra: str) -> dict[str, str]:

@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
@@ -155,14 +154,6 @@ class Mac:
         connection = HTTPConnection(address.hostname or "", address.port, timeout=TIMEOUT_SECONDS)
         connection.request("POST", "/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
         return connection
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition that depends on another process."""
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.05)
 
 
 @contextlib.contextmanager

@@ -1,14 +1,19 @@
 """Models for tests: tiny random weights of any architecture, with a real tokenizer."""
 
+import contextlib
 import importlib
 import json
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.quantized import quantize
 from mlx.utils import tree_flatten
+
+from tests import daemons
+from tests.daemons import Daemon
 
 TINY_LLAMA = {
     "model_type": "llama",
@@ -25,6 +30,9 @@ TINY_LLAMA = {
 }
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+REASONING_MARKERS = {"<repo_name>": "<think>", "<reponame>": "</think>"}
+"""Tokens that SmolLM2 does not use. Renamed with `rename_tokens`, they become reasoning markers."""
 
 
 def make_tiny(
@@ -65,3 +73,28 @@ def make_tiny(
     elif template is not None:
         (folder / "chat_template.jinja").write_text(template)
     return folder
+
+
+@contextlib.contextmanager
+def running_tiny(home: Path, tokenizer: Path, configuration: str, **config: Any) -> Iterator[Daemon]:
+    """Run a daemon with this configuration file, and with a model `tiny` that is loaded.
+
+    Args:
+        home: the home directory of the daemon.
+        tokenizer, config: as for `make_tiny`.
+        configuration: the content of config.toml.
+    """
+    make_tiny(home / "models" / "tiny", tokenizer, **config)
+    (home / "config.toml").write_text(configuration)
+    with daemons.running(home) as daemon:
+        daemon.admin("POST", "/v0/load", {"model": "tiny"})
+        yield daemon
+
+
+def rename_tokens(folder: Path, names: Mapping[str, str]) -> None:
+    """Rename tokens of the tokenizer in a model folder."""
+    for file in TOKENIZER_FILES:
+        text = (folder / file).read_text()
+        for old, new in names.items():
+            text = text.replace(old, new)
+        (folder / file).write_text(text)

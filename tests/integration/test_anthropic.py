@@ -1,8 +1,6 @@
 """Anthropic's API with its official client, against a real daemon, worker and tiny models."""
 
 import json
-import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +10,9 @@ import pytest
 from openai import OpenAI
 
 from tests import daemons
-from tests.daemons import Daemon
-from tests.integration.test_lifecycle import eventually
-from tests.models import TOKENIZER_FILES, make_tiny
+from tests.daemons import Daemon, wait_until
+from tests.models import REASONING_MARKERS, make_tiny, rename_tokens
 
-# The tokenizer of SmolLM2 has these tokens, which the model does not use. Renamed, they become reasoning markers.
-RENAMED = {"<repo_name>": "<think>", "<reponame>": "</think>"}
 CONTEXT = 16384
 QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
 WEATHER = {
@@ -35,23 +30,17 @@ FORCED = {"type": "tool", "name": "get_weather"}
 
 
 @pytest.fixture(scope="module")
-def daemon(smollm_folder: Path) -> Iterator[Daemon]:
+def daemon(module_home: Path, smollm_folder: Path) -> Iterator[Daemon]:
     """A daemon with two tiny random models, one of which thinks if the request asks for it."""
-    home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
-    make_tiny(home / "models" / "tiny", smollm_folder, max_position_embeddings=CONTEXT)
+    make_tiny(module_home / "models" / "tiny", smollm_folder, max_position_embeddings=CONTEXT)
     # With tied embeddings, a random model repeats the last token, which is a line break.
-    folder = make_tiny(home / "models" / "thinker", smollm_folder, tie_word_embeddings=False)
-    for name in TOKENIZER_FILES:
-        text = (folder / name).read_text()
-        for old, new in RENAMED.items():
-            text = text.replace(old, new)
-        (folder / name).write_text(text)
+    folder = make_tiny(module_home / "models" / "thinker", smollm_folder, tie_word_embeddings=False)
+    rename_tokens(folder, REASONING_MARKERS)
     template = folder / "chat_template.jinja"
     opening = "{% if add_generation_prompt and enable_thinking %}{{ '<think>\\n' }}{% endif %}"
     template.write_text(template.read_text() + opening)
-    with daemons.running(home) as running:
+    with daemons.running(module_home) as running:
         yield running
-    shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture
@@ -186,7 +175,7 @@ def test_client_that_disconnects_ends_the_generation(daemon: Daemon, claude) -> 
     def in_flight() -> int:
         return sum(worker["in_flight"] for worker in daemon.admin("GET", "/v0/workers")[1])
 
-    eventually(lambda: in_flight() == 0)
+    wait_until(lambda: in_flight() == 0)
 
 
 def test_keys_are_accepted_in_both_headers(home: Path) -> None:

@@ -5,7 +5,6 @@ The weights are tiny and random, so the tests check that a model generates outpu
 
 import json
 import runpy
-import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -173,9 +172,8 @@ class ModelCache:
 
 
 @pytest.fixture(scope="module")
-def cache(smollm_folder: Path) -> Iterator[ModelCache]:
-    home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
-    cache = ModelCache(home / "hub", smollm_folder)
+def cache(module_home: Path, smollm_folder: Path) -> ModelCache:
+    cache = ModelCache(module_home / "hub", smollm_folder)
     for seed, (repo, model) in enumerate(MODELS.items()):
         # The repositories of Gemma and DeepSeek predate chat_template.jinja; tokenizer_config.json has the template.
         settings: dict[str, Any] = {}
@@ -189,8 +187,7 @@ def cache(smollm_folder: Path) -> Iterator[ModelCache]:
     cache.add("org/Custom-Code", model_file="model.py")
     settings = {"tokenizer_class": None, "auto_map": {"AutoTokenizer": [CUSTOM_TOKENIZER, None]}}
     cache.add("org/Custom-Tokenizer", tokenizer_settings=settings, without=["tokenizer.json"], **OPENELM)
-    yield cache
-    shutil.rmtree(home, ignore_errors=True)
+    return cache
 
 
 @pytest.fixture(scope="module")

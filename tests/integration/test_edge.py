@@ -2,10 +2,7 @@
 
 import contextlib
 import json
-import shutil
 import socket
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,9 +11,8 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from tests import daemons
-from tests.daemons import Daemon
-from tests.models import make_tiny
+from tests.daemons import Daemon, wait_until
+from tests.models import running_tiny
 
 WAIT_SECONDS = 60.0
 CONFIG = """
@@ -38,15 +34,10 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def daemon(smollm_folder: Path) -> Iterator[Daemon]:
-    home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
-    make_tiny(home / "models" / "tiny", smollm_folder)
-    (home / "config.toml").write_text(CONFIG)
-    with daemons.running(home) as daemon:
-        daemon.admin("POST", "/v0/load", {"model": "tiny"})
+def daemon(module_home: Path, smollm_folder: Path) -> Iterator[Daemon]:
+    with running_tiny(module_home, smollm_folder, CONFIG) as daemon:
         yield daemon
         assert [] == [line for line in daemon.log if line.get("level") == "error" or "exception" in line]
-    shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture(params=["tcp", "unix"])
@@ -78,13 +69,6 @@ def send(connection: socket.socket, data: bytes) -> tuple[int, str | None]:
     head, _, body = read_all(connection).partition(b"\r\n\r\n")
     is_json = b"application/json" in head
     return int(head.split(b" ")[1]), json.loads(body)["error"]["code"] if is_json else None
-
-
-def wait_until(condition, seconds: float = WAIT_SECONDS) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def descriptors(daemon: Daemon) -> int:

@@ -1,7 +1,5 @@
 """Histories that chat templates reject in their original form. A real daemon and workers with such templates."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,14 +21,12 @@ TOOL = {
 
 
 @pytest.fixture(scope="module")
-def client(smollm_folder: Path) -> Iterator[OpenAI]:
+def client(module_home: Path, smollm_folder: Path) -> Iterator[OpenAI]:
     """A client of a daemon that serves tiny models with the templates of several families."""
-    home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
     for name in ("gemma-2", "mistral-nemo", "qwen3-coder"):
-        make_tiny(home / "models" / name, smollm_folder, template=TEMPLATES[name])
-    with daemons.running(home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
+        make_tiny(module_home / "models" / name, smollm_folder, template=TEMPLATES[name])
+    with daemons.running(module_home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
         yield client
-    shutil.rmtree(home, ignore_errors=True)
 
 
 def complete(client: OpenAI, model: str, *messages, **fields):

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,16 +135,14 @@ sys.addaudithook(deny)
 
 
 @pytest.fixture(scope="module")
-def confined_daemon() -> Iterator[Daemon]:
+def confined_daemon(module_home: Path) -> Iterator[Daemon]:
     """A daemon that, like its child processes, may not open files in Downloads, as on macOS."""
-    home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
-    (home / "user" / "Downloads").mkdir(parents=True)
-    (home / "python").mkdir()
-    (home / "python" / "sitecustomize.py").write_text(DENY)
-    python_path = os.pathsep.join(filter(None, [str(home / "python"), os.environ.get("PYTHONPATH")]))
-    with daemons.running(home, HOME=str(home / "user"), PYTHONPATH=python_path) as running:
+    (module_home / "user" / "Downloads").mkdir(parents=True)
+    (module_home / "python").mkdir()
+    (module_home / "python" / "sitecustomize.py").write_text(DENY)
+    python_path = os.pathsep.join(filter(None, [str(module_home / "python"), os.environ.get("PYTHONPATH")]))
+    with daemons.running(module_home, HOME=str(module_home / "user"), PYTHONPATH=python_path) as running:
         yield running
-    shutil.rmtree(home)
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

@@ -53,7 +53,7 @@ def test_killed_daemon_is_restarted(mac: Mac) -> None:
     assert 0 == mac.install().returncode
     pid = mac.pid
     os.kill(pid, signal.SIGKILL)
-    macs.wait_until(lambda: mac.is_serving() and mac.pid != pid)
+    daemons.wait_until(lambda: mac.is_serving() and mac.pid != pid)
 
     service = mac.service()
     assert service["ready"]
@@ -149,7 +149,7 @@ def test_moved_environment_is_reported_and_fixed_by_install(mac: Mac) -> None:
     old.rename(new)
     os.kill(mac.pid, signal.SIGKILL)
     errors = mac.home / "logs" / "launchd.err.log"
-    macs.wait_until(lambda: errors.exists() and "cannot import osaurusd" in errors.read_text())
+    daemons.wait_until(lambda: errors.exists() and "cannot import osaurusd" in errors.read_text())
 
     checks = json.loads(mac.run(new / "bin" / "python", "-m", "osaurusctl", "doctor", "--json", PYTHONPATH="").stdout)[
         "checks"
@@ -196,9 +196,9 @@ def test_service_waits_while_another_program_uses_its_port(mac: Mac, occupied_po
 def test_service_serves_once_its_port_is_free(mac: Mac) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         mac.install("--port", str(holder.getsockname()[1]), "--timeout", "0.5")
-        macs.wait_until(lambda: mac.socket.exists())
+        daemons.wait_until(lambda: mac.socket.exists())
         pid = mac.service()["pid"]
-    macs.wait_until(lambda: mac.is_serving())
+    daemons.wait_until(lambda: mac.is_serving())
 
     assert (pid, 1) == (mac.service()["pid"], mac.service()["runs"])
 
@@ -212,7 +212,7 @@ def test_change_to_a_port_in_use_is_rolled_back(mac: Mac, occupied_port: int) ->
     assert 1 == run.returncode
     assert "the previous service was restored" in run.stderr
     assert before == mac.plist.read_bytes()
-    macs.wait_until(lambda: mac.is_serving())
+    daemons.wait_until(lambda: mac.is_serving())
 
 
 def test_service_recovers_from_an_invalid_configuration(mac: Mac) -> None:
@@ -230,7 +230,7 @@ def test_service_recovers_from_an_invalid_configuration(mac: Mac) -> None:
     pid = mac.service()["pid"]
 
     config.write_text("")
-    macs.wait_until(lambda: mac.is_serving())
+    daemons.wait_until(lambda: mac.is_serving())
     assert pid == mac.service()["pid"]
 
 
@@ -241,12 +241,12 @@ def test_service_waits_for_another_daemon_with_the_same_home(mac: Mac) -> None:
     env = {k: v for k, v in mac.env.items() if not k.startswith("OSAURUS_")}
     with daemons.running(mac.home, **{k: env[k] for k in ("HOME",)}) as other:
         mac.login()
-        macs.wait_until(lambda: mac.service()["running"])
+        daemons.wait_until(lambda: mac.service()["running"])
         service = mac.service()
         assert not service["ready"]
         assert service["pid"] != other.process.pid == mac.status()["pid"]
         assert f"waiting for another osaurusd, pid {other.process.pid}" in mac.ctl("status").stdout
-    macs.wait_until(lambda: mac.is_serving())
+    daemons.wait_until(lambda: mac.is_serving())
 
     assert mac.service()["ready"]
     assert 1 == mac.service()["runs"]
@@ -292,13 +292,13 @@ def test_service_continues_if_its_log_cannot_be_written(mac: Mac) -> None:
     pid = mac.service()["pid"]
     _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, hard))
-    macs.wait_until(lambda: mac.status()["faults"] != [])
+    daemons.wait_until(lambda: mac.status()["faults"] != [])
     (fault,) = mac.status()["faults"]
     assert f"{mac.home}/logs/osaurusd.log" in fault
     assert mac.service()["ready"]
 
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
-    macs.wait_until(lambda: mac.status()["faults"] == [])
+    daemons.wait_until(lambda: mac.status()["faults"] == [])
 
 
 @pytest.mark.long
@@ -312,7 +312,7 @@ def test_interrupted_installation_is_rolled_back(mac: Mac) -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-        macs.wait_until(lambda: mac.socket.exists())
+        daemons.wait_until(lambda: mac.socket.exists())
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=macs.TIMEOUT_SECONDS)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import macs
+from tests import daemons, macs
 from tests.macs import Mac
 from tests.models import make_tiny
 
@@ -61,7 +61,7 @@ def test_service_starts_at_login(mac: Mac) -> None:
     assert not mac.is_serving()
     mac.login()
 
-    macs.wait_until(lambda: mac.is_serving())
+    daemons.wait_until(lambda: mac.is_serving())
 
 
 @macs.fake_only
@@ -78,7 +78,7 @@ def test_stop_lasts_until_start_or_the_next_login(mac: Mac) -> None:
     assert 0 == mac.ctl("stop").returncode
     mac.logout()
     mac.login()
-    macs.wait_until(lambda: mac.is_serving())
+    daemons.wait_until(lambda: mac.is_serving())
 
 
 @macs.fake_only

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests import daemons, descriptors
-from tests.daemons import Daemon
+from tests.daemons import Daemon, wait_until
 from tests.integration.residency import chat, make_models, open_chat, workers
-from tests.integration.test_lifecycle import eventually
 
 ENDLESS = {"max_tokens": 1900, "stream": True}
 
@@ -35,7 +34,7 @@ def reserved_bytes(daemon: Daemon) -> int:
 
 def test_disconnecting_clients_leak_nothing(daemon: Daemon) -> None:
     pid = daemon.process.pid
-    eventually(lambda: workers(daemon)["one"]["in_flight"] == 0)
+    wait_until(lambda: workers(daemon)["one"]["in_flight"] == 0)
     idle_bytes, descriptors_before, tasks_before = (
         reserved_bytes(daemon),
         descriptors.by_kind(pid),
@@ -46,8 +45,8 @@ def test_disconnecting_clients_leak_nothing(daemon: Daemon) -> None:
         with open_chat(daemon, "one", n=n, **ENDLESS) as stream:
             assert stream.readline().startswith(b"data: {")
 
-    eventually(lambda: reserved_bytes(daemon) == idle_bytes)
-    eventually(lambda: not running_tasks(daemon) - tasks_before)
+    wait_until(lambda: reserved_bytes(daemon) == idle_bytes)
+    wait_until(lambda: not running_tasks(daemon) - tasks_before)
     assert 0 == workers(daemon)["one"]["in_flight"]
     assert Counter() == descriptors.leaked(pid, descriptors_before)
 
@@ -65,5 +64,5 @@ def test_a_killed_worker_leaks_nothing(daemon: Daemon) -> None:
             os.kill(workers(daemon)["one"]["pid"], signal.SIGKILL)
             assert b"worker_crashed" in stream.read()
 
-    eventually(lambda: not running_tasks(daemon) - tasks_before)
+    wait_until(lambda: not running_tasks(daemon) - tasks_before)
     assert Counter() == descriptors.leaked(pid, descriptors_before)

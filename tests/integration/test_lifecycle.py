@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tests import daemons, descriptors
-from tests.daemons import Daemon
+from tests.daemons import Daemon, wait_until
 from tests.models import make_tiny
 
 LONG = {"model": "tiny", "messages": [{"role": "user", "content": "Continue."}], "max_tokens": 1900, "temperature": 1}
@@ -51,14 +51,6 @@ def post() -> Iterator[Post]:
         yield send
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    """Poll a condition that has no event to wait for, such as the state of a process."""
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)
-
-
 def workers(daemon: Daemon) -> list[psutil.Process]:
     return psutil.Process(daemon.process.pid).children()
 
@@ -87,13 +79,13 @@ def test_disconnecting_cancels_the_generation(tiny_home: Path, post: Post, strea
         if stream:
             assert 200 == connection.getresponse().status
         else:
-            eventually(lambda: daemon.admin("GET", "/v0/workers")[1][0]["in_flight"] == 1)
+            wait_until(lambda: daemon.admin("GET", "/v0/workers")[1][0]["in_flight"] == 1)
         connection.close()
         record = daemon.wait_for("request", count=sum(record["event"] == "request" for record in daemon.log) + 1)
 
         assert record["status"] in ("disconnected", 200)
-        eventually(lambda: daemon.admin("GET", "/v0/workers")[1][0]["in_flight"] == 0)
-        eventually(lambda: is_idle(workers(daemon)[0]))
+        wait_until(lambda: daemon.admin("GET", "/v0/workers")[1][0]["in_flight"] == 0)
+        wait_until(lambda: is_idle(workers(daemon)[0]))
 
 
 def test_a_worker_crash_fails_the_stream_and_the_next_request_starts_a_new_worker(tiny_home: Path, post: Post) -> None:
@@ -117,7 +109,7 @@ def test_a_worker_crash_before_the_first_token_is_a_502(tiny_home: Path, post: P
         (worker,) = workers(daemon)
         worker.suspend()
         connection = post(daemon, LONG)
-        eventually(lambda: daemon.admin("GET", "/v0/workers")[1][0]["in_flight"] == 1)
+        wait_until(lambda: daemon.admin("GET", "/v0/workers")[1][0]["in_flight"] == 1)
         worker.kill()
         answer = connection.getresponse()
 

@@ -1,7 +1,5 @@
 """Requests beyond the capacity of the worker, with the real daemon and a tiny model."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +9,8 @@ import pytest
 from openai import OpenAI
 
 from osaurusd.worker.engine.planner import MAX_SEQUENCES
-from tests import daemons
 from tests.daemons import Daemon
-from tests.models import make_tiny
+from tests.models import running_tiny
 
 MAX_WAITING = 2
 REQUESTS = MAX_SEQUENCES + MAX_WAITING + 6
@@ -25,14 +22,10 @@ NO_END_TOKEN = {"0": -100, "2": -100}
 
 
 @pytest.fixture(scope="module")
-def daemon(smollm_folder: Path) -> Iterator[Daemon]:
-    home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
-    make_tiny(home / "models" / "tiny", smollm_folder, max_position_embeddings=CONTEXT_LENGTH)
-    (home / "config.toml").write_text(f"[worker]\nmax_waiting = {MAX_WAITING}\n")
-    with daemons.running(home) as daemon:
-        daemon.admin("POST", "/v0/load", {"model": "tiny"})
+def daemon(module_home: Path, smollm_folder: Path) -> Iterator[Daemon]:
+    config = f"[worker]\nmax_waiting = {MAX_WAITING}\n"
+    with running_tiny(module_home, smollm_folder, config, max_position_embeddings=CONTEXT_LENGTH) as daemon:
         yield daemon
-    shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

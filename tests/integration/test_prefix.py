@@ -1,7 +1,5 @@
 """The prefix cache: `cached_tokens` counts prompt tokens that were not recomputed. A real daemon and worker."""
 
-import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,13 +14,14 @@ from tests.models import make_tiny
 
 
 @pytest.fixture(scope="module")
-def tiny_client(smollm_folder: Path) -> Iterator[OpenAI]:
+def tiny_client(module_home: Path, smollm_folder: Path) -> Iterator[OpenAI]:
     """The official client, connected to a daemon with a tiny model."""
-    home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
-    make_tiny(home / "models" / "tiny", smollm_folder)
-    with daemons.running(home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as openai_client:
+    make_tiny(module_home / "models" / "tiny", smollm_folder)
+    with (
+        daemons.running(module_home) as daemon,
+        OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as openai_client,
+    ):
         yield openai_client
-    shutil.rmtree(home, ignore_errors=True)
 
 
 def complete(client: OpenAI, *messages: dict[str, str], **fields):

@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,9 +21,8 @@ from typing import TypeVar
 import pytest
 from openai import InternalServerError, OpenAI
 
-from tests import daemons
 from tests.daemons import Daemon
-from tests.models import make_tiny
+from tests.models import running_tiny
 
 A = TypeVar("A")
 S = TypeVar("S")
@@ -76,14 +74,9 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def daemon(smollm_folder: Path) -> Iterator[Daemon]:
-    home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
-    make_tiny(home / "models" / "tiny", smollm_folder)
-    (home / "config.toml").write_text(CONFIG)
-    with daemons.running(home) as daemon:
-        daemon.admin("POST", "/v0/load", {"model": "tiny"})
+def daemon(module_home: Path, smollm_folder: Path) -> Iterator[Daemon]:
+    with running_tiny(module_home, smollm_folder, CONFIG) as daemon:
         yield daemon
-    shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,32 +9,25 @@ import pytest
 from openai import OpenAI
 
 from tests import daemons
+from tests.models import REASONING_MARKERS, rename_tokens
 
-# SmolLM2 does not use these tokens. Renamed, they become reasoning markers.
-RENAMED = {"<repo_name>": "<think>", "<reponame>": "</think>"}
 # The model was not trained to reason; without this bias it ends its output immediately.
 NEVER_END = {"0": -100, "2": -100}
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 @pytest.fixture(scope="module")
-def reasoning_model(smollm_folder: Path) -> Iterator[tuple[OpenAI, int]]:
+def reasoning_model(module_home: Path, smollm_folder: Path) -> Iterator[tuple[OpenAI, int]]:
     """Run a daemon with a model whose output starts with reasoning; yield a client and the id of the end marker."""
-    home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
-    folder = home / "models" / "reasoner"
+    folder = module_home / "models" / "reasoner"
     shutil.copytree(smollm_folder, folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        text = (folder / name).read_text()
-        for old, new in RENAMED.items():
-            text = text.replace(old, new)
-        (folder / name).write_text(text)
+    rename_tokens(folder, REASONING_MARKERS)
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text() + "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}")
     tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
     (end,) = [token["id"] for token in tokens if token["content"] == "</think>"]
-    with daemons.running(home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
+    with daemons.running(module_home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
         yield client, end
-    shutil.rmtree(home, ignore_errors=True)
 
 
 def complete(client: OpenAI, **fields):

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import daemons
-from tests.daemons import Daemon, UnixConnection
+from tests.daemons import Daemon, UnixConnection, wait_until
 from tests.integration.residency import (
     ROOM_FOR_ONE,
     ROOM_FOR_TWO,
@@ -26,7 +26,6 @@ from tests.integration.residency import (
     open_chat,
     workers,
 )
-from tests.integration.test_lifecycle import eventually
 
 ENDLESS = {"max_tokens": 1900, "stream": True}
 
@@ -117,7 +116,7 @@ def test_a_smaller_budget_applies_at_once(models_home: Path) -> None:
         configure(models_home, budget_bytes=ROOM_FOR_ONE)
         assert 200 == daemon.admin("POST", "/v0/reload", {})[0]
 
-        eventually(lambda: list(workers(daemon)) == ["two"])
+        wait_until(lambda: list(workers(daemon)) == ["two"])
         assert ROOM_FOR_ONE == workers(daemon)["two"]["limit_bytes"]
         assert 200 == chat(daemon, "two")
 

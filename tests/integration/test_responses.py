@@ -1,8 +1,6 @@
 """The Responses API with OpenAI's client, against a real daemon, worker and tiny model."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,13 +35,11 @@ class City(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def tiny(smollm_folder: Path) -> Iterator[OpenAI]:
+def tiny(module_home: Path, smollm_folder: Path) -> Iterator[OpenAI]:
     """The official client, connected to a daemon whose only model is tiny."""
-    home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
-    make_tiny(home / "models" / SMOLLM, smollm_folder, template=STRICT_TEMPLATE)
-    with daemons.running(home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
+    make_tiny(module_home / "models" / SMOLLM, smollm_folder, template=STRICT_TEMPLATE)
+    with daemons.running(module_home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
         yield client
-    shutil.rmtree(home, ignore_errors=True)
 
 
 def respond(client: OpenAI, input_, **fields):

@@ -1,8 +1,6 @@
 """Structured output: required tool calls and JSON schemas. A real daemon, worker and model."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,13 +45,14 @@ PERSON_MESSAGES = [{"role": "user", "content": "Describe a person as JSON."}]
 
 
 @pytest.fixture(scope="module")
-def tiny_client(smollm_folder: Path) -> Iterator[OpenAI]:
+def tiny_client(module_home: Path, smollm_folder: Path) -> Iterator[OpenAI]:
     """The official client, connected to a daemon whose default model is tiny and has random weights."""
-    home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
-    make_tiny(home / "models" / SMOLLM, smollm_folder)
-    with daemons.running(home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as openai_client:
+    make_tiny(module_home / "models" / SMOLLM, smollm_folder)
+    with (
+        daemons.running(module_home) as daemon,
+        OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as openai_client,
+    ):
         yield openai_client
-    shutil.rmtree(home, ignore_errors=True)
 
 
 def complete(client: OpenAI, messages, **fields):

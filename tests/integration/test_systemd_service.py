@@ -9,8 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests import daemons
-from tests.daemons import UnixConnection
+from tests.daemons import UnixConnection, wait_until
 
 FAKES = Path(__file__).parents[1] / "fakes"
 PROGRAMS = Path(sys.executable).parent
@@ -92,13 +91,6 @@ def linux(account: Account) -> Iterator[Account]:
     manager = account.login()
     yield account
     log_out(manager)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.05)
 
 
 def test_installed_service_restarts_after_a_kill_and_obeys_commands(linux: Account) -> None:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,9 +34,8 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def daemon(outside: Path, smollm_folder: Path) -> Iterator[Daemon]:
-    home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
-    models, hub = home / "models", home / "hub"
+def daemon(module_home: Path, outside: Path, smollm_folder: Path) -> Iterator[Daemon]:
+    models, hub = module_home / "models", module_home / "hub"
     models.mkdir(parents=True)
     (models / "whole").symlink_to(outside)
     (models / "spare").symlink_to(outside)
@@ -48,10 +45,9 @@ def daemon(outside: Path, smollm_folder: Path) -> Iterator[Daemon]:
     (snapshot / "README.md").symlink_to(outside / "README.md")
     (hub / ".locks").mkdir()
     (hub / ".locks" / ".osaurus-pulls").symlink_to(outside.parent)
-    make_models_with_code(models, home, smollm_folder)
-    with daemons.running(home) as running:
+    make_models_with_code(models, module_home, smollm_folder)
+    with daemons.running(module_home) as running:
         yield running
-    shutil.rmtree(home, ignore_errors=True)
 
 
 def make_models_with_code(models: Path, home: Path, tokenizer: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from tests import macs, starter_model
+from tests import daemons, starter_model
 from tests.conftest import SMOLLM
 from tests.mac.checks import Details, Run, Skipped, expect, run_program
 from tests.macs import Mac
@@ -57,13 +57,12 @@ def import_from_downloads(run: Run) -> Details:
     created = not downloads.exists()
     downloads.mkdir(exist_ok=True)
     source = downloads / f"osaurus-test-{os.getpid()}.gguf"
+    by_path: tuple[int, object] = (200, "the daemon has access")
     try:
         shutil.copyfile(starter_model.fetch(), source)
-        by_path = run.mac.admin("POST", "/v0/imports", {"path": str(source), "name": "by-path"})
-        imported = run.mac.ctl("import", str(source), "--name", SMOLLM)
-    except json.JSONDecodeError:
-        # The import by path succeeded: it answers with JSON lines.
-        by_path = (200, "the daemon has access")
+        # The response to an import that succeeds is JSON lines.
+        with contextlib.suppress(json.JSONDecodeError):
+            by_path = run.mac.admin("POST", "/v0/imports", {"path": str(source), "name": "by-path"})
         imported = run.mac.ctl("import", str(source), "--name", SMOLLM)
     finally:
         source.unlink(missing_ok=True)
@@ -94,7 +93,7 @@ def recovery_from_a_kill(run: Run) -> Details:
     children = psutil.Process(pid).children(recursive=True)
     os.kill(pid, signal.SIGKILL)
     started = time.monotonic()
-    macs.wait_until(lambda: run.mac.is_serving() and run.mac.pid != pid)
+    daemons.wait_until(lambda: run.mac.is_serving() and run.mac.pid != pid)
     seconds = time.monotonic() - started
     _, alive = psutil.wait_procs(children, timeout=10)
     expect(not alive, f"orphans: {alive}")
@@ -111,7 +110,7 @@ def port_in_use(run: Run) -> Details:
         result = run.mac.install("--port", str(port), "--timeout", "5")
     expect(result.returncode == 1 and f"port {port}" in result.stderr, f"no conflict: {result.stderr}")
     expect(f"(pid {os.getpid()})" in result.stderr, f"the program is not named: {result.stderr}")
-    macs.wait_until(lambda: run.mac.is_serving())
+    daemons.wait_until(lambda: run.mac.is_serving())
     return {"message": result.stderr}
 
 
