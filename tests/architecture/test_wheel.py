@@ -61,8 +61,8 @@ def test_installed_programs_work_without_a_checkout(programs: Path, home: Path, 
     packages = run("python", "-c", "import osaurusd, osaurusctl; print(osaurusd.__file__, osaurusctl.__file__)")
     assert str(ROOT) not in packages
 
-    run("osaurusctl", "up")
     try:
+        run("osaurusctl", "up")
         assert "osaurusd" in run("osaurusctl", "status")
     finally:
         run("osaurusctl", "down")
