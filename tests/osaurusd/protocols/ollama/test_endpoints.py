@@ -218,6 +218,15 @@ async def test_copy_is_an_alias(ollama, method, path, fields):
     assert (len((await ollama.request("GET", "/api/tags")).json["models"]), ollama.removed) == (1, [])
 
 
+async def test_alias_is_found_in_any_form_of_its_name(ollama):
+    composed, decomposed = "\u00e9clair", "E\u0301CLAIR"
+    assert (await ollama.request("POST", "/api/copy", source=MODEL, destination=decomposed)).status == 200
+    names = [model["name"] for model in (await ollama.request("GET", "/api/tags")).json["models"]]
+    assert names == [MODEL, composed]
+    assert (await ollama.request("DELETE", "/api/delete", model=decomposed)).status == 200
+    assert ollama.removed == []
+
+
 @pytest.mark.parametrize("field", ["system", "template", "parameters", "files", "quantize"])
 async def test_model_cannot_be_changed_by_create(ollama, field):
     response = await ollama.request("POST", "/api/create", model="new", **{"from": MODEL, field: "x"})
