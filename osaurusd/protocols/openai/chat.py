@@ -27,6 +27,7 @@ from osaurusd.protocols.openai.common import (
     sampling_params,
     stop_paths,
     stop_strings,
+    token_biases,
     token_limit,
     whole,
 )
@@ -107,7 +108,7 @@ def build_request(body: ChatRequest, defaults: RequestDefaults) -> GenerationReq
             tools=tool_use.tools,
             template_variables=_template_variables(body),
         ),
-        sampling=sampling_params(body, defaults),
+        sampling=sampling_params(body, defaults, token_biases(body)),
         n=body.choices,
         max_tokens=_max_tokens(body, defaults),
         stop=stop_strings(body),

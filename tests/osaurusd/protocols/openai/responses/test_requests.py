@@ -164,3 +164,8 @@ async def test_prompt_that_cannot_be_shortened_is_rejected(limit, truncation):
     with pytest.raises(ContextLengthExceeded) as caught:
         await run.collect()
     assert "input" == caught.value.param
+
+
+def test_seed_of_minus_one_is_random():
+    assert parse(input="hi", seed=-1).generation.sampling.seed is None
+    assert parse(input="hi", seed=7.0).generation.sampling.seed == 7
