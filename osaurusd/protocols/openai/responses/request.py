@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 
-from osaurusd.errors import InvalidRequest, UnsupportedParameter
+from osaurusd.errors import InvalidRequest
 from osaurusd.inference import limits
 from osaurusd.inference.defaults import RequestDefaults
+from osaurusd.inference.field_paths import reject_unsupported
 from osaurusd.inference.request import (
     ChatPrompt,
     GenerationRequest,
@@ -84,7 +85,7 @@ def parse_request(
         InvalidRequest: a field is invalid.
         UnsupportedParameter, ImageInputUnsupported: the request uses an unsupported feature.
     """
-    _reject_unsupported(body)
+    _check_body(body)
     items = [*history, *input_items(body.input)]
     tools = parse_tools(body, _max_forced_calls(body, defaults))
     prompt, paths = _parse_prompt(body, items, len(history), tools)
@@ -116,11 +117,8 @@ def parse_request(
     )
 
 
-def _reject_unsupported(body: ResponseRequest) -> None:
-    for name, accepted in NO_OP_VALUES.items():
-        value = getattr(body, name)
-        if value is not None and value not in accepted:
-            raise UnsupportedParameter(f"`{name}` is not supported; omit it", param=name)
+def _check_body(body: ResponseRequest) -> None:
+    reject_unsupported(body, NO_OP_VALUES)
     _check_depth(body)
     if body.input is None and body.previous_response_id is None:
         raise InvalidRequest("`input`: is required; send a string or a list of items", param="input")
