@@ -6,7 +6,7 @@ from osaurusd.wire.errors import ErrorBody, ErrorCode
 from osaurusd.wire.pulls import PullStage, PullState
 from tests.osaurusd.pool.helpers import until
 
-from .conftest import MODEL, REPO
+from ..helpers import MODEL, REPO
 
 TOOLS = [{"type": "function", "function": {"name": "weather"}}]
 DURATIONS = ("total_duration", "load_duration", "prompt_eval_duration", "eval_duration")

@@ -8,7 +8,7 @@ from openai import BadRequestError, NotFoundError
 from osaurusd.config import Config, Defaults, Responses
 from tests.osaurusd.pool.helpers import until
 
-from ..conftest import MODEL
+from ...helpers import MODEL
 
 FUNCTION = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
 CUSTOM = {"type": "custom", "name": "patch", "description": "Edits files"}

@@ -13,7 +13,7 @@ from osaurusd.protocols.openai.responses.run import ResponseRun
 from osaurusd.protocols.openai.responses.tools import custom_input
 from osaurusd.protocols.openai.responses.types import ResponseRequest
 
-from ..builders import request_defaults
+from ...helpers import request_defaults
 
 WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
 FILES = {"type": "namespace", "name": "files", "description": "", "tools": [{"type": "function", "name": "read"}]}
