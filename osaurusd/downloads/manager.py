@@ -191,7 +191,7 @@ class PullManager:
             if name == published:
                 return repo
         records = await self._catalog.records()
-        record = next((record for record in records if name in (record.name, *record.aliases)), None)
+        record = next((record for record in records if name in record.names), None)
         if record is not None and record.source != "hub":
             raise InvalidRequest(f'model "{name}" does not come from the Hugging Face Hub', location=("model",))
         if record is not None:

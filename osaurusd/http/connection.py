@@ -63,6 +63,9 @@ class ConnectionGuard(asyncio.Protocol):
     Args:
         connections: the server's connections.
         make_protocol: makes aiohttp's protocol once the connection is admitted.
+
+    Attributes:
+        half_closed: set once the client has closed its side; it may still wait for a response.
     """
 
     def __init__(self, connections: Connections, make_protocol: Callable[[], asyncio.Protocol]) -> None:
@@ -81,7 +84,7 @@ class ConnectionGuard(asyncio.Protocol):
         self._pipelines = False
         self._pipelined_bytes = 0
         self._lingering = False
-        self._half_closed = False
+        self.half_closed = asyncio.Event()
         self._probe: HalfCloseProbe | None = None
         self.idle_since = self._loop.time()
 
@@ -100,7 +103,7 @@ class ConnectionGuard(asyncio.Protocol):
         self._head_complete, self._serving, self._body = False, True, request.content
         if self._transport is not None:
             self._probe = HalfCloseProbe(self._transport, request)
-        if self._half_closed:
+        if self.half_closed.is_set():
             self._check_half_closed()
         try:
             yield
@@ -163,7 +166,7 @@ class ConnectionGuard(asyncio.Protocol):
         # asyncio's TLS transport cannot be half-closed.
         if self._receives_body or self._transport.get_extra_info("ssl_object") is not None:
             return None
-        self._half_closed = True
+        self.half_closed.set()
         if self._serving:
             self._check_half_closed()
         return True
@@ -205,7 +208,7 @@ class ConnectionGuard(asyncio.Protocol):
         self._start_idle_timer()
 
     def _start_idle_timer(self) -> None:
-        seconds = HALF_CLOSED_IDLE_SECONDS if self._half_closed else self._limits.idle_seconds
+        seconds = HALF_CLOSED_IDLE_SECONDS if self.half_closed.is_set() else self._limits.idle_seconds
         self._start_timer(seconds, self._close_after_idle_time)
 
     def _close_after_idle_time(self) -> None:

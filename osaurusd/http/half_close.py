@@ -21,7 +21,8 @@ _INTERIM_RESPONSE = b"HTTP/1.1 100 Continue\r\n\r\n"
 class HalfCloseProbe:
     """Checks, until the response begins, that a client that sends nothing more still waits for it.
 
-    Once the response has begun, writing it shows whether the client is gone.
+    Once the response has begun, writing it shows whether the client is gone; a stream with nothing to write sends
+    keep-alive data (`http.streaming`).
 
     Args:
         transport: the connection; its loss cancels the request.

@@ -3,7 +3,8 @@
 The first item is awaited before the headers are sent, so that an error up to that point has its own status. If that
 takes longer than `server.first_byte_seconds`, the headers are sent anyway. Later errors become the last item.
 
-Proxies and clients close connections on which nothing arrives: nginx after 60 s, Node's `fetch` after 300 s.
+Proxies and clients close connections on which nothing arrives: nginx after 60 s, Node's `fetch` after 300 s. Once a
+client closes its side of the connection, keep-alive data is sent at once, which fails if the client is gone.
 """
 
 import asyncio
@@ -16,6 +17,8 @@ import msgspec
 from aiohttp import HttpVersion11, hdrs, web
 
 from osaurusd.errors import OsaurusError
+from osaurusd.http import half_close
+from osaurusd.http.connection import connection_of
 from osaurusd.http.errors import as_osaurus_error
 from osaurusd.http.request import CONTEXT
 
@@ -26,6 +29,9 @@ SseEvent = bytes | tuple[str, bytes]
 
 KEEP_ALIVE_SECONDS = 10.0
 """After this time without an event, a comment is sent; sooner if `server.first_byte_seconds` is less."""
+
+HALF_CLOSED_CHECK_SECONDS = 1.0
+"""How often a stream without headers checks whether they were sent, once the client has closed its side."""
 
 _COMMENT = b": keep-alive\n\n"
 
@@ -114,6 +120,9 @@ class _StreamWriter:
         self._first_byte_seconds = self._context.config.server.first_byte_seconds
         self._written_at = self._context.started_at
         self._lock = asyncio.Lock()
+        connection = connection_of(request)
+        self._half_closed = asyncio.Event() if connection is None else connection.half_closed
+        self._probe_seconds = half_close.FIRST_PROBE_SECONDS
         if request.version < HttpVersion11:
             # Without chunks, only the end of the connection marks the end of the stream.
             response.force_close()
@@ -146,23 +155,52 @@ class _StreamWriter:
     @contextlib.asynccontextmanager
     async def kept_alive(self) -> AsyncIterator[None]:
         """While the block runs, send the headers in time, and then keep-alive data after each quiet period."""
-        task = asyncio.create_task(self._send_keep_alives()) if self._first_byte_seconds else None
+        task = asyncio.create_task(self._send_keep_alives())
         try:
             yield
         finally:
-            if task is not None:
-                task.cancel()
+            task.cancel()
 
     async def _send_keep_alives(self) -> None:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(_DisconnectedError):
-            while self._keep_alive is not None or not self.started:
-                quiet_seconds = min(self._first_byte_seconds, KEEP_ALIVE_SECONDS if self.started else math.inf)
-                remaining = self._written_at + quiet_seconds - loop.time()
+            while True:
+                remaining = self._written_at + self._quiet_seconds() - loop.time()
                 if remaining > 0:
-                    await asyncio.sleep(remaining)
+                    await self._wait(remaining)
+                elif self.started and self._keep_alive is None:
+                    # Nothing can be sent to find out whether the client is gone, which is more likely.
+                    self._abort()
+                    return
                 else:
-                    await self.write(None if self._keep_alive is None else self._keep_alive())
+                    await self._send_keep_alive()
+
+    def _quiet_seconds(self) -> float:
+        """Return after how long without output something is sent."""
+        if not self.started:
+            return self._first_byte_seconds or math.inf
+        if self._half_closed.is_set():
+            return 0 if self._keep_alive is None else self._probe_seconds
+        if self._keep_alive is None or not self._first_byte_seconds:
+            return math.inf
+        return min(self._first_byte_seconds, KEEP_ALIVE_SECONDS)
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait, but only until the client closes its side, or shortly if it has done so before the headers."""
+        if self._half_closed.is_set():
+            await asyncio.sleep(min(seconds, HALF_CLOSED_CHECK_SECONDS))
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._half_closed.wait(), None if math.isinf(seconds) else seconds)
+
+    async def _send_keep_alive(self) -> None:
+        await self.write(None if self._keep_alive is None else self._keep_alive())
+        if self._half_closed.is_set():
+            self._probe_seconds = min(self._probe_seconds * half_close.PROBE_FACTOR, KEEP_ALIVE_SECONDS)
+
+    def _abort(self) -> None:
+        if self._request.transport is not None:
+            self._request.transport.abort()
 
 
 async def _stream(

@@ -4,7 +4,8 @@ A stream is one `Started`, then `Delta`s and one `Finished` for each choice, int
 `report_progress`, `Progress` precedes the first `Delta`.
 """
 
-from typing import Literal
+import contextlib
+from typing import Any, Literal
 
 import msgspec
 
@@ -36,6 +37,15 @@ class ToolCallDelta(_Event, frozen=True):
     id: str | None = None
     name: str | None = None
     arguments: str = ""
+
+
+def decode_arguments(text: str) -> dict[str, Any]:
+    """Return the arguments of a tool call; those of a call that the token limit cut off are empty."""
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):
+        arguments = msgspec.json.decode(text)
+        if isinstance(arguments, dict):
+            return arguments
+    return {}
 
 
 class Started(_Event, frozen=True, tag="started"):

@@ -1,9 +1,10 @@
-"""Names the field of a client's request in errors that the neutral layers report by location."""
+"""Errors about fields of a client's request: unsupported ones, and those that the neutral layers report by location."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
-from osaurusd.errors import OsaurusError
+from osaurusd.errors import OsaurusError, UnsupportedParameter
 from osaurusd.inference.limits import EACH
 from osaurusd.inference.request import Location
 
@@ -44,6 +45,24 @@ class FieldPaths:
         """Return the error with the path of the field in `param` and in front of the message."""
         path = None if error.location is None else self.path(error.location, error.prompt_index or 0)
         return error if path is None else type(error)(f"`{path}`: {error.message}", param=path)
+
+
+def reject_unsupported(body: object, accepted: Mapping[str, Collection[Any]], prefix: str = "") -> None:
+    """Reject fields that are not supported.
+
+    Args:
+        body: the object with the fields.
+        accepted: for each unsupported field, the values besides null that do not change the response.
+        prefix: what precedes the names of the fields in their paths.
+
+    Raises:
+        UnsupportedParameter: a field has another value.
+    """
+    for name, values in accepted.items():
+        value = getattr(body, name)
+        if value is not None and value not in values:
+            path = f"{prefix}{name}"
+            raise UnsupportedParameter(f"`{path}` is not supported; omit it", param=path)
 
 
 def _matches(pattern: Location, location: Location) -> bool:

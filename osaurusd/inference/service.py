@@ -10,7 +10,7 @@ from osaurusd.config import Config
 from osaurusd.errors import InvalidRequest, ModelNotFound, OsaurusError
 from osaurusd.inference import limits
 from osaurusd.inference.defaults import RequestDefaults
-from osaurusd.inference.events import Completed, Delta, Event
+from osaurusd.inference.events import Completed, Delta, Event, Started
 from osaurusd.inference.prompt_batch import generate_all
 from osaurusd.inference.request import GenerationRequest
 from osaurusd.log import get_logger
@@ -82,6 +82,16 @@ class Service:
             InvalidRequest: there are more than `input.max_prompts`.
         """
         limits.check_value(limits.PROMPTS, range(count), self._config().input)
+
+    async def count_prompt_tokens(self, record: ModelRecord, request: GenerationRequest) -> int:
+        """Return the number of tokens of a request's prompt, without generating; raises what `generate` raises."""
+        counting = msgspec.structs.replace(request, count_only=True)
+        tokens = 0
+        async with contextlib.aclosing(self.generate(record, [counting])) as events:
+            async for event in events:
+                if isinstance(event, Started):
+                    tokens = event.prompt_tokens
+        return tokens
 
     async def generate(self, record: ModelRecord, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Event]:
         """Yield the events of one client request, and end with `Completed`. Closing the iterator cancels the request.

@@ -65,6 +65,7 @@ def _implements_model(module: Path) -> bool:
     return _MODEL_CLASS.search(source) is not None and all(_is_installed(name) for name in _IMPORT.findall(source))
 
 
+@cache
 def _is_installed(package: str) -> bool:
     return package in sys.stdlib_module_names or find_spec(package) is not None
 

@@ -80,5 +80,10 @@ class ModelRecord:
     aliases: tuple[str, ...] = ()
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names under which the model is listed, the API name first."""
+        return (self.name, *self.aliases)
+
+    @property
     def size_bytes(self) -> int:
         return sum(size for _, size in self.files)

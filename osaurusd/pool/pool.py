@@ -210,9 +210,8 @@ class Pool:
 
     def unload_idle(self) -> None:
         """Unload the models that are neither in use nor pinned, because the system is short of memory."""
-        idle = [model for model in self._scheduler.models if model.state is WorkerState.READY and not model.pinned]
-        for model in idle:
-            if not model.in_flight and not model.waiters:
+        for model in self._scheduler.models:
+            if model.idle and not model.pinned:
                 self._dispatch(self._scheduler.unload, model.key, _FutureWaiter(), cause=StopCause.PRESSURE)
 
     # State

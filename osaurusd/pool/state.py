@@ -106,9 +106,14 @@ class ModelState:
         return self.in_flight > 0 or self.state is WorkerState.STARTING
 
     @property
+    def idle(self) -> bool:
+        """Whether the model is ready, and no request uses it or waits for it."""
+        return self.state is WorkerState.READY and not self.in_flight and not self.waiters
+
+    @property
     def idle_until(self) -> float | None:
         """When the model is unloaded unless a request arrives; None if it is in use or stays loaded."""
-        if self.state is not WorkerState.READY or self.in_flight or self.waiters or self.keep_alive is None:
+        if not self.idle or self.keep_alive is None:
             return None
         return self.last_used + self.keep_alive if self.keep_alive or self.served else None
 

@@ -75,14 +75,13 @@ class _Pull:
         self._listing = listing
         self._progress = progress
         self._staging = Staging(options.cache, listing.repo)
-        self._snapshot: Snapshot
+        self._snapshot = Snapshot(options.cache, listing)
         self._cache = options.cache
 
     async def run(self) -> messages.Pulled:
         files = selection.select_files(self._listing)
         try:
             with self._staging.locked():
-                self._snapshot = Snapshot(self._cache, self._listing)
                 self._staging.prepare(files)
                 await self._download(files)
                 self._progress.stage = PullStage.PLACING

@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from huggingface_hub.file_download import are_symlinks_supported
@@ -27,22 +28,17 @@ _TREE_FORMAT = 1
 
 
 class Snapshot:
-    """One commit of a repository in the cache. Creates the cache, in order to find out whether it can contain links.
+    """One commit of a repository in the cache.
 
     Args:
         cache: the Hugging Face cache.
         listing: the files of the commit.
-
-    Raises:
-        OSError: the cache cannot be written.
     """
 
     def __init__(self, cache: Path, listing: Listing) -> None:
         self._cache, self._listing = cache, listing
         self._root = repo_folder(cache, listing.repo)
         self._folder = self._root / "snapshots" / listing.commit
-        with warnings.catch_warnings(action="ignore"):
-            self._uses_links = are_symlinks_supported(cache)
 
     def find(self, file: HubFile) -> Path | None:
         """Return where the cache has a file's content with the expected size, or None."""
@@ -73,6 +69,12 @@ class Snapshot:
         if revision != listing.commit:
             _write(self._root / "refs" / revision, listing.commit.encode())
         _mark_as_cache(self._cache)
+
+    @cached_property
+    def _uses_links(self) -> bool:
+        """Whether the cache can contain links, found out by creating one."""
+        with warnings.catch_warnings(action="ignore"):
+            return are_symlinks_supported(self._cache)
 
     def _blob(self, file: HubFile) -> Path:
         return self._root / "blobs" / file.etag

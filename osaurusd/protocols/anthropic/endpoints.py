@@ -6,12 +6,11 @@ from aiohttp import web
 
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.streaming import stream_sse
-from osaurusd.inference.events import Started
 from osaurusd.inference.service import Service
 from osaurusd.protocols.anthropic import rendering
 from osaurusd.protocols.anthropic.errors import error_event
 from osaurusd.protocols.anthropic.rendering import Head, ThinkingDisplay
-from osaurusd.protocols.anthropic.requests import MODEL_PATHS, build_count, build_message, is_thinking
+from osaurusd.protocols.anthropic.requests import MODEL_PATHS, build_message, build_prompt, is_thinking
 from osaurusd.protocols.anthropic.types import CountTokensRequest, MessagesRequest, TokenCount
 
 
@@ -42,14 +41,9 @@ class Messages:
         body = await read_json(request, CountTokensRequest)
         with MODEL_PATHS.named():
             record = await self._service.find(body.model)
-        generation, paths = build_count(body, record, self._service.defaults(record))
-        tokens = 0
+        generation, paths = build_prompt(body, record, self._service.defaults(record))
         with paths.named():
-            async with contextlib.aclosing(self._service.generate(record, [generation])) as events:
-                async for event in events:
-                    if isinstance(event, Started):
-                        tokens = event.prompt_tokens
-        return json_response(TokenCount(tokens))
+            return json_response(TokenCount(await self._service.count_prompt_tokens(record, generation)))
 
 
 def _thinking_display(body: MessagesRequest) -> ThinkingDisplay:

@@ -1,7 +1,7 @@
 """Converts the messages of a conversation. One of Anthropic's can become several: results of tools have their own."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -134,7 +134,7 @@ def _parse_texts(blocks: list[ContentBlock], path: str) -> list[neutral.TextPart
     return _separated(_text(block, f"{path}[{index}]") for index, block in enumerate(blocks))
 
 
-def _separated(texts: "Iterator[str] | list[str]") -> list[neutral.TextPart]:
+def _separated(texts: Iterable[str]) -> list[neutral.TextPart]:
     """Return the texts that are not empty, separated by blank lines."""
     parts: list[neutral.TextPart] = []
     for text in texts:

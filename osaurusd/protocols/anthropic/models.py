@@ -49,7 +49,7 @@ class Models:
     async def list_available(self, request: web.Request) -> web.Response:
         """List the models that can be served, all at once unless the client sets a `limit`."""
         records = await self._catalog.available()
-        models = [Model.from_record(record, name) for record in records for name in (record.name, *record.aliases)]
+        models = [Model.from_record(record, name) for record in records for name in record.names]
         after, before = request.query.get("after_id"), request.query.get("before_id")
         ids = [model.id for model in models]
         start = ids.index(after) + 1 if after in ids else 0

@@ -5,12 +5,12 @@ import contextlib
 import hashlib
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from osaurusd.inference import events as neutral
-from osaurusd.inference.events import Completed, Delta, Event, Finished, Started, ToolCallDelta
+from osaurusd.inference.events import Completed, Delta, Event, Finished, Started, ToolCallDelta, decode_arguments
 from osaurusd.protocols.anthropic.types import (
     BlockDelta,
     ContentBlockDelta,
@@ -89,16 +89,7 @@ def _join(block: ResponseBlock, pieces: list[BlockDelta]) -> ResponseBlock:
             return ThinkingBlock(thinking=thinking, signature=signature)
         case ToolUseBlock():
             text = "".join(piece.partial_json for piece in pieces if isinstance(piece, InputJsonDelta))
-            return msgspec.structs.replace(block, input=_decode_input(text))
-
-
-def _decode_input(text: str) -> dict[str, Any]:
-    """Return the input of a tool; that of a use that the limit of tokens has cut off is empty."""
-    with contextlib.suppress(msgspec.DecodeError, RecursionError):
-        value = msgspec.json.decode(text)
-        if isinstance(value, dict):
-            return value
-    return {}
+            return msgspec.structs.replace(block, input=decode_arguments(text))
 
 
 async def _render(head: Head, events: AsyncIterator[Event]) -> AsyncGenerator[StreamEvent]:

@@ -9,7 +9,7 @@ import msgspec
 from osaurusd.errors import InvalidRequest, UnsupportedParameter
 from osaurusd.inference import limits
 from osaurusd.inference.defaults import RequestDefaults
-from osaurusd.inference.field_paths import FieldPaths
+from osaurusd.inference.field_paths import FieldPaths, reject_unsupported
 from osaurusd.inference.limits import EACH
 from osaurusd.inference.request import (
     ChatPrompt,
@@ -61,8 +61,8 @@ def build_message(body: MessagesRequest, record: ModelRecord, defaults: RequestD
         InvalidRequest: a field is invalid.
         UnsupportedParameter, ImageInputUnsupported: the request uses an unsupported feature.
     """
-    _reject_unsupported_fields(body)
-    built = _build(body, record, defaults)
+    reject_unsupported(body, NO_OP_FIELDS)
+    built = build_prompt(body, record, defaults)
     request = msgspec.structs.replace(
         built.request,
         sampling=defaults.sampling(temperature=body.temperature, top_p=body.top_p, top_k=body.top_k),
@@ -74,13 +74,8 @@ def build_message(body: MessagesRequest, record: ModelRecord, defaults: RequestD
     return Built(request, built.paths)
 
 
-def build_count(body: PromptBody, record: ModelRecord, defaults: RequestDefaults) -> Built:
-    """Convert a request for a token count; raises what `build_message` raises."""
-    built = _build(body, record, defaults)
-    return Built(msgspec.structs.replace(built.request, count_only=True), built.paths)
-
-
-def _build(body: PromptBody, record: ModelRecord, defaults: RequestDefaults) -> Built:
+def build_prompt(body: PromptBody, record: ModelRecord, defaults: RequestDefaults) -> Built:
+    """Convert the fields that determine the prompt; raises what `build_message` raises."""
     located = parse_messages(body)
     tool_use = _parse_tools(body, defaults)
     path, schema = _output_schema(body)
@@ -106,13 +101,6 @@ def _field_paths(located: list[Located], constraint: str) -> FieldPaths:
     for index, (_, path) in enumerate(located):
         messages[*limits.MESSAGES, index] = path
     return FieldPaths({**PATHS, **messages, ("constraint",): constraint})
-
-
-def _reject_unsupported_fields(body: MessagesRequest) -> None:
-    for name, accepted in NO_OP_FIELDS.items():
-        value = getattr(body, name)
-        if value is not None and value not in accepted:
-            raise UnsupportedParameter(f"`{name}` is not supported; omit it", param=name)
 
 
 def _output_schema(body: PromptBody) -> tuple[str, OutputFormat | None]:

@@ -15,10 +15,11 @@ from osaurusd.http.json import json_response, read_json
 from osaurusd.http.streaming import stream_ndjson
 from osaurusd.inference import limits
 from osaurusd.inference.field_paths import FieldPaths
+from osaurusd.models import names
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
 from osaurusd.protocols.ollama.errors import error_line
-from osaurusd.protocols.ollama.models import ModelBody
+from osaurusd.protocols.ollama.models import MODEL_PATHS, ModelBody
 from osaurusd.protocols.ollama.names import strip_tag
 from osaurusd.wire.pulls import PullInfo, PullStage, PullState
 
@@ -27,8 +28,6 @@ _STATUS = {
     PullStage.VERIFYING: "verifying sha256 digest",
     PullStage.PLACING: "writing manifest",
 }
-
-_MODEL_PATHS = FieldPaths({limits.MODEL: "model"})
 
 
 class PullBody(ModelBody, frozen=True, kw_only=True):
@@ -99,11 +98,11 @@ class Management:
         """Remove a model, or an alias."""
         self._check_allowed('run "osaurusctl rm NAME" instead')
         name = (await read_json(request, ModelBody)).requested
-        if name.lower() in self._catalog.registry.aliases:
-            await asyncio.to_thread(self._catalog.registry.remove_alias, name.lower())
+        if (alias := names.normalize(name)) in self._catalog.registry.aliases:
+            await asyncio.to_thread(self._catalog.registry.remove_alias, alias)
             await self._catalog.refresh()
         else:
-            with _MODEL_PATHS.named():
+            with MODEL_PATHS.named():
                 await self._remove(await self._catalog.find_any(name))
         return web.Response()
 
@@ -140,7 +139,7 @@ class Management:
 
     async def _add_alias(self, alias: str, model: str) -> None:
         record = await self._catalog.find_any(strip_tag(model) or "")
-        await asyncio.to_thread(self._catalog.registry.add_alias, (strip_tag(alias) or "").lower(), record.repo)
+        await asyncio.to_thread(self._catalog.registry.add_alias, names.normalize(strip_tag(alias) or ""), record.repo)
         await self._catalog.refresh()
 
     async def _progress(self, pull: PullInfo) -> AsyncGenerator[dict[str, Any]]:

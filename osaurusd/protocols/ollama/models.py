@@ -18,7 +18,7 @@ from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
 from osaurusd.pool.pool import Pool
 from osaurusd.pool.snapshot import WorkerSnapshot
-from osaurusd.protocols.ollama.names import strip_tag
+from osaurusd.protocols.ollama.names import format_time, strip_tag
 
 API_VERSION = "0.12.11"
 """The version of Ollama whose API this is. Clients enable features by it, so it is not the version of the daemon."""
@@ -28,7 +28,8 @@ NEVER = timedelta(days=365 * 100)
 
 FORMAT = "safetensors"
 
-_MODEL_PATHS = FieldPaths({limits.MODEL: "model"})
+MODEL_PATHS = FieldPaths({limits.MODEL: "model"})
+"""The fields of a `ModelBody` by their location in a generation request."""
 
 
 class ModelBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,9 +130,7 @@ class Models:
 
     async def tags(self, _: web.Request) -> web.Response:
         """List the models that can be served. An alias is listed like a model."""
-        named = [
-            (name, record) for record in await self._catalog.available() for name in (record.name, *record.aliases)
-        ]
+        named = [(name, record) for record in await self._catalog.available() for name in record.names]
         return json_response(TagList(models=[_tag(name, record) for name, record in named]))
 
     async def running(self, _: web.Request) -> web.Response:
@@ -141,7 +140,7 @@ class Models:
 
     async def show(self, request: web.Request) -> web.Response:
         body = await read_json(request, ShowRequest)
-        with _MODEL_PATHS.named():
+        with MODEL_PATHS.named():
             record = await self._catalog.find(body.requested)
         provenance = await asyncio.to_thread(metadata.read_provenance, record)
         response = ShowResponse(
@@ -157,7 +156,7 @@ class Models:
     async def embed(self, request: web.Request) -> web.Response:
         """Reject a request for embeddings: no model can compute them."""
         body = await read_json(request, ModelBody)
-        with _MODEL_PATHS.named():
+        with MODEL_PATHS.named():
             record = await self._catalog.find(body.requested)
         raise InvalidRequest(
             f'`model`: "{record.name}" is not an embedding model; osaurusd serves none yet', param="model"
@@ -184,7 +183,7 @@ def _running(worker: WorkerSnapshot, record: ModelRecord) -> RunningModel:
         size=size,
         digest=_digest(record),
         details=_details(record),
-        expires_at=_iso(datetime.now(UTC) + left),
+        expires_at=format_time(datetime.now(UTC) + left),
         size_vram=0 if worker.device == "cpu" else size,
         context_length=record.context_length or 0,
     )
@@ -248,8 +247,4 @@ def _hash(lines: Iterable[str]) -> str:
 
 
 def _time(seconds: int) -> str:
-    return _iso(datetime.fromtimestamp(seconds, UTC))
-
-
-def _iso(time: datetime) -> str:
-    return time.isoformat().replace("+00:00", "Z")
+    return format_time(datetime.fromtimestamp(seconds, UTC))

@@ -1,6 +1,7 @@
-"""Names and durations as Ollama's clients write them."""
+"""Names, times and durations as Ollama's API writes them."""
 
 import re
+from datetime import datetime
 
 from osaurusd.errors import InvalidRequest
 from osaurusd.protocols.ollama.types import Duration
@@ -18,6 +19,11 @@ _MAX_SECONDS = 10.0**9
 def strip_tag(model: str | None) -> str | None:
     """Remove the tag that clients append to a name without one."""
     return None if model is None else model.removesuffix(_TAG)
+
+
+def format_time(time: datetime) -> str:
+    """Return a time in UTC as text."""
+    return time.isoformat().replace("+00:00", "Z")
 
 
 def parse_keep_alive(value: Duration | None) -> float | None:

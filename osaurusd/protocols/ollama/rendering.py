@@ -10,7 +10,8 @@ import msgspec
 from msgspec import UNSET
 
 from osaurusd.inference import events as neutral
-from osaurusd.inference.events import Completed, Delta, Event, Finished
+from osaurusd.inference.events import Completed, Delta, Event, Finished, decode_arguments
+from osaurusd.protocols.ollama.names import format_time
 from osaurusd.protocols.ollama.types import FunctionCall, Logprob, Metrics, ResponseMessage, TokenLogprob, ToolCall
 
 NANOSECONDS = 10**9
@@ -38,8 +39,7 @@ class Renderer:
 
     def end(self, reason: str, completed: Completed) -> Line:
         """Render the end of a stream."""
-        metrics = msgspec.to_builtins(self._metrics(completed))
-        return {**self._head(), **self._output("", "", []), "done": True, "done_reason": reason, **metrics}
+        return {**self.without_output(reason), **msgspec.to_builtins(self._metrics(completed))}
 
     def without_output(self, reason: str) -> Line:
         """Render the response to a request that only loads or unloads the model."""
@@ -58,8 +58,7 @@ class Renderer:
         return self._with_logprobs(line, [entry for delta, _ in pieces for entry in delta.logprobs])
 
     def _head(self) -> Line:
-        now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-        return {"model": self._model, "created_at": now}
+        return {"model": self._model, "created_at": format_time(datetime.now(UTC))}
 
     def _output(self, text: str, reasoning: str, tool_calls: list[ToolCall]) -> Line:
         if self._is_chat:
@@ -163,13 +162,7 @@ async def on_first_event(events: AsyncGenerator[Event], callback: Callable[[], N
 
 
 def _tool_call(index: int, call_id: str | None, name: str, pieces: list[str]) -> ToolCall:
-    text = "".join(pieces)
-    arguments: Any = {}
-    # A call that was cut off by the token limit has incomplete arguments.
-    with contextlib.suppress(msgspec.DecodeError):
-        arguments = msgspec.json.decode(text)
-    if not isinstance(arguments, dict):
-        arguments = {}
+    arguments = decode_arguments("".join(pieces))
     return ToolCall(id=call_id, function=FunctionCall(index=index, name=name, arguments=arguments))
 
 

@@ -9,7 +9,7 @@ import msgspec
 from osaurusd.errors import ImageInputUnsupported, InvalidRequest, UnsupportedParameter
 from osaurusd.inference import limits
 from osaurusd.inference.defaults import RequestDefaults
-from osaurusd.inference.field_paths import FieldPaths
+from osaurusd.inference.field_paths import FieldPaths, reject_unsupported
 from osaurusd.inference.limits import EACH
 from osaurusd.inference.request import (
     ChatPrompt,
@@ -81,7 +81,9 @@ def build_chat(body: ChatRequest, record: ModelRecord, defaults: RequestDefaults
 
 def build_generation(body: GenerateRequest, record: ModelRecord, defaults: RequestDefaults) -> GenerationRequest:
     """Convert a generation; raises what `build_chat` raises."""
-    _reject_unsupported_fields(body)
+    if body.images:
+        raise ImageInputUnsupported("`images`: image input is not supported; send text only", param="images")
+    reject_unsupported(body, NO_OP_FIELDS)
     return _build(body, _parse_prompt(body, record), defaults, parse_tool_calls=False)
 
 
@@ -89,7 +91,7 @@ def _build(
     body: GenerationBody, prompt: Prompt, defaults: RequestDefaults, *, parse_tool_calls: bool
 ) -> GenerationRequest:
     options = body.options or Options()
-    _reject_unsupported_options(options)
+    reject_unsupported(options, NO_OP_OPTIONS, "options.")
     return GenerationRequest(
         prompt=prompt,
         sampling=_sampling(options, defaults),
@@ -113,22 +115,6 @@ def _parse_prompt(body: GenerateRequest, record: ModelRecord) -> Prompt:
     system = [Message.from_text("system", body.system)] if body.system else []
     messages = [*system, Message.from_text("user", text)]
     return ChatPrompt(messages=messages, template_variables=_think_variables(body, record))
-
-
-def _reject_unsupported_fields(body: GenerateRequest) -> None:
-    if body.images:
-        raise ImageInputUnsupported("`images`: image input is not supported; send text only", param="images")
-    for name, accepted in NO_OP_FIELDS.items():
-        value = getattr(body, name)
-        if value is not None and value not in accepted:
-            raise UnsupportedParameter(f"`{name}` is not supported; omit it", param=name)
-
-
-def _reject_unsupported_options(options: Options) -> None:
-    for name, accepted in NO_OP_OPTIONS.items():
-        value = getattr(options, name)
-        if value is not None and value not in accepted:
-            raise UnsupportedParameter(f"`options.{name}` is not supported; omit it", param=f"options.{name}")
 
 
 def _sampling(options: Options, defaults: RequestDefaults) -> SamplingParams:

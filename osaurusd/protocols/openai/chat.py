@@ -6,11 +6,12 @@ from typing import Any
 
 from aiohttp import web
 
-from osaurusd.errors import InvalidRequest, UnsupportedParameter
+from osaurusd.errors import InvalidRequest
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.streaming import stream_sse
 from osaurusd.inference import limits
 from osaurusd.inference.defaults import RequestDefaults
+from osaurusd.inference.field_paths import reject_unsupported
 from osaurusd.inference.limits import EACH
 from osaurusd.inference.request import (
     ChatPrompt,
@@ -26,6 +27,7 @@ from osaurusd.protocols.openai.common import (
     sampling_params,
     stop_paths,
     stop_strings,
+    token_biases,
     token_limit,
     whole,
 )
@@ -92,7 +94,7 @@ def build_request(body: ChatRequest, defaults: RequestDefaults) -> GenerationReq
         InvalidRequest: a field is invalid.
         UnsupportedParameter, ImageInputUnsupported: the request uses an unsupported feature.
     """
-    _reject_unsupported(body)
+    reject_unsupported(body, NO_OP_VALUES)
     tool_use = parse_tools(body, defaults)
     output_format = parse_output_format(body, defaults)
     if output_format.constraint and tool_use.required:
@@ -106,7 +108,7 @@ def build_request(body: ChatRequest, defaults: RequestDefaults) -> GenerationReq
             tools=tool_use.tools,
             template_variables=_template_variables(body),
         ),
-        sampling=sampling_params(body, defaults),
+        sampling=sampling_params(body, defaults, token_biases(body)),
         n=body.choices,
         max_tokens=_max_tokens(body, defaults),
         stop=stop_strings(body),
@@ -149,13 +151,6 @@ def _max_tokens(body: ChatRequest, defaults: RequestDefaults) -> int | None:
         if limit is not None:
             return token_limit(limit)
     return defaults.max_tokens
-
-
-def _reject_unsupported(body: ChatRequest) -> None:
-    for name, accepted in NO_OP_VALUES.items():
-        value = getattr(body, name)
-        if value is not None and value not in accepted:
-            raise UnsupportedParameter(f"`{name}` is not supported; omit it", param=name)
 
 
 def _parse_logprobs(body: ChatRequest) -> int | None:

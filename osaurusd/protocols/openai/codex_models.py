@@ -1,6 +1,6 @@
-"""The model catalogue that Codex requests: entries of `models` in `GET /models?client_version=VERSION`.
+"""The model catalog that Codex requests: entries of `models` in `GET /models?client_version=VERSION`.
 
-Codex ignores a catalogue in which an entry lacks one of these fields.
+Codex ignores a catalog in which an entry lacks one of these fields.
 """
 
 from typing import Literal

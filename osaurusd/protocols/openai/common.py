@@ -49,18 +49,12 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     include_obfuscation: bool | None = None
 
 
-class RequestBody(msgspec.Struct, frozen=True, kw_only=True):
-    """Fields of both kinds of completions. Null means the default.
+class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
+    """Sampling parameters of every endpoint that generates text. Null means the default.
 
-    A `top_k` of 0 or -1 and a `min_p` of 0 disable the filter. The keys of `logit_bias` are token ids. Empty stop
-    strings are ignored. The fields from `guided_json` on are those of other servers for structured output.
+    A `top_k` of 0 or -1 and a `min_p` of 0 disable the filter.
     """
 
-    model: str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | EmptyList | None = None
-    n: Choices | None = None
-    stop: str | list[str | None] | None = None
     seed: Seed | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -69,6 +63,20 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True):
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
+
+
+class RequestBody(SamplingFields, frozen=True, kw_only=True):
+    """Fields of both kinds of completions. Null means the default.
+
+    The keys of `logit_bias` are token ids. Empty stop strings are ignored. The fields from `guided_json` on are those
+    of other servers for structured output.
+    """
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | EmptyList | None = None
+    n: Choices | None = None
+    stop: str | list[str | None] | None = None
     logit_bias: dict[str, Bias] | EmptyList | None = None
     guided_json: Any = None
     guided_choice: Any = None
@@ -117,12 +125,10 @@ def token_limit(number: float | None) -> int | None:
     return None if number == NO_LIMIT else whole(number)
 
 
-def sampling_params(body: RequestBody, defaults: RequestDefaults) -> SamplingParams:
-    """Parse the sampling parameters.
-
-    Raises:
-        InvalidRequest: a key of `logit_bias` is not a token id.
-    """
+def sampling_params(
+    body: SamplingFields, defaults: RequestDefaults, logit_bias: Iterable[tuple[int, float]] = ()
+) -> SamplingParams:
+    """Combine the sampling parameters of a request with the defaults."""
     return defaults.sampling(
         temperature=body.temperature,
         top_p=body.top_p,
@@ -131,13 +137,19 @@ def sampling_params(body: RequestBody, defaults: RequestDefaults) -> SamplingPar
         repetition_penalty=body.repetition_penalty,
         frequency_penalty=body.frequency_penalty,
         presence_penalty=body.presence_penalty,
-        logit_bias=[(_token_id(key), bias) for key, bias in bias_items(body)],
+        logit_bias=list(logit_bias),
         seed=None if body.seed == RANDOM_SEED else whole(body.seed),
     )
 
 
-def bias_items(body: RequestBody) -> Iterable[tuple[str, float]]:
-    return body.logit_bias.items() if isinstance(body.logit_bias, dict) else ()
+def token_biases(body: RequestBody) -> list[tuple[int, float]]:
+    """Return the entries of `logit_bias`.
+
+    Raises:
+        InvalidRequest: a key is not a token id.
+    """
+    entries = body.logit_bias.items() if isinstance(body.logit_bias, dict) else ()
+    return [(_token_id(key), bias) for key, bias in entries]
 
 
 def stop_strings(body: RequestBody) -> list[str]:

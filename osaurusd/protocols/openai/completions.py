@@ -19,6 +19,7 @@ from osaurusd.protocols.openai.common import (
     sampling_params,
     stop_paths,
     stop_strings,
+    token_biases,
     token_limit,
     whole,
 )
@@ -69,7 +70,7 @@ def build_requests(body: CompletionRequest, defaults: RequestDefaults) -> list[G
         UnsupportedParameter: the request uses an unsupported feature.
     """
     _check_combinations(body)
-    sampling, stop = sampling_params(body, defaults), stop_strings(body)
+    sampling, stop = sampling_params(body, defaults, token_biases(body)), stop_strings(body)
     output_format = parse_output_format(body, defaults)
     return [
         GenerationRequest(

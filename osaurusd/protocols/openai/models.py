@@ -44,7 +44,7 @@ class Models:
     async def list_available(self, request: web.Request) -> web.Response:
         """List the models that can be served; each alias is a model of the list too."""
         records = await self._catalog.available()
-        named = [(name, record) for record in records for name in (record.name, *record.aliases)]
+        named = [(name, record) for record in records for name in record.names]
         data = [Model.from_record(record, name) for name, record in named]
         if "client_version" not in request.query:
             return json_response(ModelList(data=data))

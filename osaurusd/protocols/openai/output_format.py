@@ -46,9 +46,10 @@ def parse_output_format(body: RequestBody, defaults: RequestDefaults) -> OutputF
 
 def output_paths(body: RequestBody) -> dict[Location, str]:
     """Return the path of the schema or the choices in the field that the body uses."""
+    response_format = _response_format(body)
     for path, present in (
-        ("response_format.json_schema.schema", _has_openai_schema(body)),
-        ("response_format.schema", _has_flat_schema(body)),
+        ("response_format.json_schema.schema", response_format and response_format.json_schema is not None),
+        ("response_format.schema", response_format and response_format.schema is not None),
         ("guided_json", body.guided_json),
         ("guided_choice", body.guided_choice),
         ("structured_outputs", body.structured_outputs),
@@ -60,25 +61,13 @@ def output_paths(body: RequestBody) -> dict[Location, str]:
     return {}
 
 
-def _has_openai_schema(body: RequestBody) -> bool:
-    return (
-        isinstance(body, ChatRequest)
-        and isinstance(body.response_format, ResponseFormat)
-        and body.response_format.json_schema is not None
-    )
-
-
-def _has_flat_schema(body: RequestBody) -> bool:
-    return (
-        isinstance(body, ChatRequest)
-        and isinstance(body.response_format, ResponseFormat)
-        and body.response_format.schema is not None
-    )
+def _response_format(body: RequestBody) -> ResponseFormat | None:
+    return body.response_format if isinstance(body, ChatRequest) else None
 
 
 def _formats(body: RequestBody, *, describe: bool) -> Iterator[OutputFormat]:
-    if isinstance(body, ChatRequest) and isinstance(body.response_format, ResponseFormat):
-        constraint = _parse_response_format(body.response_format, describe=describe)
+    if response_format := _response_format(body):
+        constraint = _parse_response_format(response_format, describe=describe)
         if constraint is not None:
             yield OutputFormat("response_format", constraint)
     parsers: Mapping[str, Callable[..., OutputConstraint]] = {

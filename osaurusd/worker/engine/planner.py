@@ -229,8 +229,8 @@ class Planner:
     def plan_decode(self) -> StepPlan | None:
         """Return the next decode step, or None if no sequence decodes.
 
-        Prompts that come together are processed before any of them decodes: a decode step of few sequences takes almost
-        as long as one of all.
+        Prompts that arrive together are processed before any of them decodes: a decode step of few sequences takes
+        almost as long as one of all.
         """
         self._in_burst = bool(self.decoding) and self._prefill.has_short(self._burst_tokens)
         if not self.decoding or self._in_burst:

@@ -1,12 +1,11 @@
 """A plain text format for tools and tool calls, for models whose chat template does not support tools."""
 
-import json
 from collections.abc import Sequence
 
 import msgspec
 
 from osaurusd.inference.request import Message, TextPart, Tool, ToolCall, ToolResultPart
-from osaurusd.worker.frontend.template_tools import template_tool
+from osaurusd.worker.frontend.template_tools import dump_json, template_tool
 
 CALL_START = "<tool_call>"
 CALL_END = "</tool_call>"
@@ -23,7 +22,7 @@ Use the tags once for each call. You are then given the results. Where no functi
 
 def call_prefix(name: str) -> str:
     """Return the text of a call of `name` up to its arguments. The arguments and a closing brace follow."""
-    return f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": '
+    return f'{{"name": {dump_json(name)}, "arguments": '
 
 
 def describe_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
@@ -43,13 +42,18 @@ def describe_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[M
     return _add_instructions(rewritten, tools) if tools else rewritten
 
 
+def add_to_system(messages: Sequence[Message], text: str) -> list[Message]:
+    """Add a paragraph to the system message; without one, add a system message."""
+    if not messages or messages[0].role != "system":
+        return [Message.from_text("system", text), *messages]
+    system = messages[0]
+    paragraph = TextPart(text=f"\n\n{text}" if system.text else text)
+    return [msgspec.structs.replace(system, content=[*system.content, paragraph]), *messages[1:]]
+
+
 def _add_instructions(messages: list[Message], tools: Sequence[Tool]) -> list[Message]:
-    lines = "\n".join(json.dumps(template_tool(tool)["function"], ensure_ascii=False) for tool in tools)
-    instructions = _INSTRUCTIONS.format(tools=lines, start=CALL_START, end=CALL_END)
-    if messages and messages[0].role == "system":
-        system = Message.from_text("system", f"{messages[0].text}\n\n{instructions}")
-        return [system, *messages[1:]]
-    return [Message.from_text("system", instructions), *messages]
+    lines = "\n".join(dump_json(template_tool(tool)["function"]) for tool in tools)
+    return add_to_system(messages, _INSTRUCTIONS.format(tools=lines, start=CALL_START, end=CALL_END))
 
 
 def _to_text(message: Message) -> Message:

@@ -4,7 +4,6 @@ A grammar can only rule out tokens. A model that does not know the schema is for
 intend, and may never end a string.
 """
 
-import json
 from typing import Any
 
 import msgspec
@@ -13,11 +12,11 @@ from osaurusd.inference.request import (
     ChatPrompt,
     JsonObject,
     JsonSchema,
-    Message,
     OutputConstraint,
     TextChoice,
-    TextPart,
 )
+from osaurusd.worker.frontend.fallback_tools import add_to_system
+from osaurusd.worker.frontend.template_tools import dump_json
 
 _SCHEMA = "Answer with JSON on one line, and nothing else. It must conform to this JSON schema:\n{schema}"
 _OBJECT = "Answer with a JSON object, and nothing else."
@@ -33,9 +32,9 @@ def describe_format(chat: ChatPrompt, constraint: OutputConstraint | None) -> Ch
         case JsonObject(describe=True) if not any("json" in text.lower() for text in texts):
             return _add_to_system(chat, _OBJECT)
         case JsonSchema(describe=True, schema=schema) if schema and not _is_described(schema, texts):
-            return _add_to_system(chat, _SCHEMA.format(schema=json.dumps(schema, ensure_ascii=False)))
+            return _add_to_system(chat, _SCHEMA.format(schema=dump_json(schema)))
         case TextChoice(describe=True, choices=choices) if not any(all(c in text for c in choices) for text in texts):
-            return _add_to_system(chat, _CHOICES.format(choices=json.dumps(choices, ensure_ascii=False)))
+            return _add_to_system(chat, _CHOICES.format(choices=dump_json(choices)))
     return chat
 
 
@@ -44,7 +43,7 @@ def _is_described(schema: dict[str, Any], texts: list[str]) -> bool:
     properties = schema.get("properties")
     if isinstance(properties, dict) and properties:
         return any(all(_is_quoted(name, text) for name in properties) for text in texts)
-    compact = "".join(json.dumps(schema, ensure_ascii=False).split())
+    compact = "".join(dump_json(schema).split())
     return any(compact in "".join(text.split()) for text in texts)
 
 
@@ -53,10 +52,4 @@ def _is_quoted(name: str, text: str) -> bool:
 
 
 def _add_to_system(chat: ChatPrompt, text: str) -> ChatPrompt:
-    messages = list(chat.messages)
-    if messages and messages[0].role == "system":
-        content = [*messages[0].content, TextPart(text=f"\n\n{text}" if messages[0].content else text)]
-        messages[0] = msgspec.structs.replace(messages[0], content=content)
-    else:
-        messages.insert(0, Message.from_text("system", text))
-    return msgspec.structs.replace(chat, messages=messages)
+    return msgspec.structs.replace(chat, messages=add_to_system(chat.messages, text))

@@ -122,7 +122,7 @@ def _continues_answer(first: Message, second: Message) -> bool:
 
 def _place_system(messages: list[Message], profile: TemplateProfile) -> list[Message]:
     """Keep system text at the beginning only, or in no message. Other system text becomes user text at its position."""
-    start = next((index for index, message in enumerate(messages) if message.role != "system"), len(messages))
+    start = _count_leading_system(messages)
     leading, rest = messages[:start], _system_to_user(messages[start:])
     if not leading:
         return rest
@@ -136,6 +136,10 @@ def _place_system(messages: list[Message], profile: TemplateProfile) -> list[Mes
     if index is None:
         return [text, *rest]
     return [*rest[:index], _join(text, rest[index]), *rest[index + 1 :]]
+
+
+def _count_leading_system(messages: list[Message]) -> int:
+    return next((index for index, message in enumerate(messages) if message.role != "system"), len(messages))
 
 
 def _system_to_user(messages: list[Message]) -> list[Message]:
@@ -153,7 +157,7 @@ def _system_to_user(messages: list[Message]) -> list[Message]:
 
 def _add_user(messages: list[Message], profile: TemplateProfile) -> list[Message]:
     """Add an empty user message where the template needs one."""
-    start = next((index for index, message in enumerate(messages) if message.role != "system"), len(messages))
+    start = _count_leading_system(messages)
     candidates = messages[start : start + 1] if profile.needs_user == "first" else messages
     if any(message.role == "user" for message in candidates):
         return messages

@@ -55,4 +55,5 @@ def _simplify(schema: Any) -> dict[str, Any]:
 
 
 def dump_json(value: Any) -> str:
+    """Return JSON for a prompt: with the characters themselves instead of escapes."""
     return json.dumps(value, ensure_ascii=False)

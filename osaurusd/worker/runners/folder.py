@@ -80,7 +80,7 @@ def _read_object(path: Path) -> Mapping[str, Any]:
     """Read a JSON object; empty if there is none. transformers reports files that are invalid."""
     try:
         document = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 

@@ -325,3 +325,50 @@ async def test_stream_waits_for_a_client_that_does_not_read(logged):
 def test_event_is_a_line_of_data_after_its_name():
     assert encode_sse(b'{"a":1}') == b'data: {"a":1}\n\n'
     assert encode_sse(("ping", b"{}")) == b"event: ping\ndata: {}\n\n"
+
+
+def begun_stream(ended):
+    """Return items that begin, then wait until they are closed, which sets `ended`."""
+
+    async def items():
+        try:
+            yield b'{"a":1}'
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    return items
+
+
+@pytest.mark.parametrize("first_byte_seconds", [10, 0])
+@pytest.mark.parametrize("service", [serving_sse, serving_ndjson])
+async def test_stream_that_has_begun_ends_soon_after_its_client_is_gone(service, first_byte_seconds):
+    ended = asyncio.Event()
+    config = Config(server=Server(first_byte_seconds=first_byte_seconds))
+    async with service(begun_stream(ended), config) as server:
+        reader, writer = await server.connect()
+        writer.write(REQUEST)
+        await reader.readuntil(b"a")
+        # The system sends a FIN, as for a client that only closes its side.
+        writer.close()
+        await asyncio.wait_for(ended.wait(), 5)
+
+
+async def test_stream_continues_for_a_client_that_has_closed_its_side():
+    resume = asyncio.Event()
+
+    async def events():
+        yield b"1"
+        await resume.wait()
+        yield b"2"
+
+    async with serving_sse(events) as server:
+        reader, writer = await server.connect()
+        writer.write(REQUEST)
+        await reader.readuntil(b"data: 1\n\n")
+        writer.write_eof()
+        for _ in range(2):
+            await reader.readuntil(streaming._COMMENT)
+        resume.set()
+        await reader.readuntil(b"data: 2\n\n")
+        writer.close()

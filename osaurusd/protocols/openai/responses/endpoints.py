@@ -1,18 +1,16 @@
 """The endpoints of the Responses API."""
 
-import contextlib
 import re
 from collections.abc import Sequence
 
 import msgspec
 from aiohttp import web
 
-from osaurusd.errors import InternalError, InvalidRequest, NotFound, PreviousResponseNotFound
+from osaurusd.errors import InvalidRequest, NotFound, PreviousResponseNotFound
 from osaurusd.http.errors import excerpt
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.request import CONTEXT
 from osaurusd.http.streaming import stream_sse
-from osaurusd.inference.events import Started
 from osaurusd.inference.limits import MODEL
 from osaurusd.inference.service import Service
 from osaurusd.models.record import ModelRecord
@@ -67,13 +65,9 @@ class Responses:
     async def count_input_tokens(self, request: web.Request) -> web.Response:
         body = await read_json(request, ResponseRequest)
         record, parsed = await self._parse(body, await self._history(body))
-        generation = msgspec.structs.replace(parsed.generation, max_tokens=1)
         with FieldPaths(parsed.paths).named():
-            async with contextlib.aclosing(self._service.generate(record, [generation])) as events:
-                async for event in events:
-                    if isinstance(event, Started):
-                        return json_response(InputTokens(input_tokens=event.prompt_tokens))
-        raise InternalError("the model's worker did not report the number of tokens")
+            tokens = await self._service.count_prompt_tokens(record, parsed.generation)
+        return json_response(InputTokens(input_tokens=tokens))
 
     async def compact(self, request: web.Request) -> web.Response:
         body = summary_request(await read_json(request, ResponseRequest))

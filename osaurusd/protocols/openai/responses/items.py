@@ -17,16 +17,6 @@ from osaurusd.protocols.openai.messages import ROLES, TEXT_FIELDS, clean_argumen
 from osaurusd.protocols.openai.responses.tools import custom_arguments, qualified_name
 from osaurusd.protocols.openai.responses.types import Item
 
-ITEM_TYPES = (
-    "message",
-    "function_call",
-    "function_call_output",
-    "custom_tool_call",
-    "custom_tool_call_output",
-    "reasoning",
-    "compaction",
-)
-
 _ID_PREFIXES = {
     "message": "msg",
     "function_call": "fc",
@@ -209,7 +199,7 @@ class _Builder:
             case "compaction":
                 self._add_summary(convert_json(item, CompactionItem, path), path)
             case type_:
-                allowed = ", ".join(f"`{name}`" for name in ITEM_TYPES)
+                allowed = ", ".join(f"`{name}`" for name in _ID_PREFIXES)
                 shown = item.get("type") if type_ is None else type_
                 raise InvalidRequest(f"`{path}.type`: must be one of {allowed}, not {shown!r}", param=f"{path}.type")
 

@@ -97,15 +97,21 @@ class _Reasoning(_OutputItem):
         return "reasoning_summary_part" if self._field == "summary" else "content_part"
 
 
-class _FunctionCall(_OutputItem):
+class _Call(_OutputItem):
+    """A call of a tool. Subclasses set what differs between kinds of tools."""
+
+    id_prefix: str
+    type: str
+    arguments_field: str
+
     def __init__(self, output_index: int, call_id: str, binding: Binding) -> None:
         item: Item = {
-            "id": new_id("fc"),
-            "type": "function_call",
+            "id": new_id(self.id_prefix),
+            "type": self.type,
             "status": "in_progress",
             "call_id": call_id,
             "name": binding.name,
-            "arguments": "",
+            self.arguments_field: "",
         }
         if binding.namespace:
             item["namespace"] = binding.namespace
@@ -113,6 +119,16 @@ class _FunctionCall(_OutputItem):
 
     def append(self, arguments: str) -> Iterator[StreamEvent]:
         self._pieces.append(arguments)
+        yield from ()
+
+
+class _FunctionCall(_Call):
+    id_prefix = "fc"
+    type = "function_call"
+    arguments_field = "arguments"
+
+    def append(self, arguments: str) -> Iterator[StreamEvent]:
+        yield from super().append(arguments)
         if arguments:
             yield self._event("function_call_arguments.delta", delta=arguments)
 
@@ -122,25 +138,12 @@ class _FunctionCall(_OutputItem):
         yield from super().close(status)
 
 
-class _CustomCall(_OutputItem):
+class _CustomCall(_Call):
     """A call of a custom tool. Its input is known once the arguments are complete, so there is one delta."""
 
-    def __init__(self, output_index: int, call_id: str, binding: Binding) -> None:
-        item: Item = {
-            "id": new_id("ctc"),
-            "type": "custom_tool_call",
-            "status": "in_progress",
-            "call_id": call_id,
-            "name": binding.name,
-            "input": "",
-        }
-        if binding.namespace:
-            item["namespace"] = binding.namespace
-        super().__init__(output_index, item)
-
-    def append(self, arguments: str) -> Iterator[StreamEvent]:
-        self._pieces.append(arguments)
-        yield from ()
+    id_prefix = "ctc"
+    type = "custom_tool_call"
+    arguments_field = "input"
 
     def close(self, status: str) -> Iterator[StreamEvent]:
         text = self.item["input"] = custom_input("".join(self._pieces))
@@ -213,7 +216,7 @@ class OutputBuilder:
             kind = _CustomCall if binding.custom else _FunctionCall
             item = kind(len(self.items), piece.id, binding)
             yield from self._switch(item)
-        if isinstance(item, _FunctionCall | _CustomCall):
+        if isinstance(item, _Call):
             yield from item.append(piece.arguments)
 
     def _switch(self, item: _OutputItem) -> Iterator[StreamEvent]:

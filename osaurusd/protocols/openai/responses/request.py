@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 
-from osaurusd.errors import InvalidRequest, UnsupportedParameter
+from osaurusd.errors import InvalidRequest
 from osaurusd.inference import limits
 from osaurusd.inference.defaults import RequestDefaults
+from osaurusd.inference.field_paths import reject_unsupported
 from osaurusd.inference.request import (
     ChatPrompt,
     GenerationRequest,
@@ -19,10 +20,10 @@ from osaurusd.inference.request import (
     SamplingParams,
 )
 from osaurusd.protocols.openai.chat import effort_variables
-from osaurusd.protocols.openai.common import token_limit, whole
+from osaurusd.protocols.openai.common import sampling_params, token_limit, whole
 from osaurusd.protocols.openai.responses.items import input_items, new_id, parse_items
 from osaurusd.protocols.openai.responses.tools import ToolUse, parse_tools
-from osaurusd.protocols.openai.responses.types import NO_OP_VALUES, Item, Prompt, Response, ResponseRequest
+from osaurusd.protocols.openai.responses.types import NO_OP_VALUES, Item, Response, ResponseRequest
 
 LOGPROBS = "message.output_text.logprobs"
 OPAQUE_REASONING = "reasoning.encrypted_content"
@@ -84,7 +85,7 @@ def parse_request(
         InvalidRequest: a field is invalid.
         UnsupportedParameter, ImageInputUnsupported: the request uses an unsupported feature.
     """
-    _reject_unsupported(body)
+    _check_body(body)
     items = [*history, *input_items(body.input)]
     tools = parse_tools(body, _max_forced_calls(body, defaults))
     prompt, paths = _parse_prompt(body, items, len(history), tools)
@@ -96,7 +97,7 @@ def parse_request(
     include = body.include or []
     generation = GenerationRequest(
         prompt=prompt,
-        sampling=_sampling(body, defaults),
+        sampling=sampling_params(body, defaults),
         max_tokens=_max_tokens(body, defaults),
         logprobs=(whole(body.top_logprobs) or 0) if LOGPROBS in include or body.top_logprobs else None,
         # Output in a requested format is never a tool call, even if it looks like one.
@@ -116,11 +117,8 @@ def parse_request(
     )
 
 
-def _reject_unsupported(body: ResponseRequest) -> None:
-    for name, accepted in NO_OP_VALUES.items():
-        value = getattr(body, name)
-        if value is not None and value not in accepted:
-            raise UnsupportedParameter(f"`{name}` is not supported; omit it", param=name)
+def _check_body(body: ResponseRequest) -> None:
+    reject_unsupported(body, NO_OP_VALUES)
     _check_depth(body)
     if body.input is None and body.previous_response_id is None:
         raise InvalidRequest("`input`: is required; send a string or a list of items", param="input")
@@ -144,7 +142,7 @@ def _max_forced_calls(body: ResponseRequest, defaults: RequestDefaults) -> int:
 
 
 def _parse_prompt(
-    body: Prompt, items: Sequence[Item], history_length: int, tools: ToolUse
+    body: ResponseRequest, items: Sequence[Item], history_length: int, tools: ToolUse
 ) -> tuple[ChatPrompt, Mapping[Location, str]]:
     new_items = len(items) - history_length
     item_paths = ["input"] if isinstance(body.input, str) else [f"input[{index}]" for index in range(new_items)]
@@ -162,7 +160,7 @@ def _parse_prompt(
     return prompt, {**conversation.paths, **tools.paths, ("constraint",): constraint_path, **_PATHS}
 
 
-def _parse_format(body: Prompt, *, describe: bool) -> JsonObject | JsonSchema | None:
+def _parse_format(body: ResponseRequest, *, describe: bool) -> JsonObject | JsonSchema | None:
     text_format = None if body.text is None else body.text.format
     if text_format is None or text_format.type == "text":
         return None
@@ -178,26 +176,13 @@ def _parse_format(body: Prompt, *, describe: bool) -> JsonObject | JsonSchema | 
     return JsonSchema(schema=dict(text_format.schema), describe=describe)
 
 
-def _sampling(body: ResponseRequest, defaults: RequestDefaults) -> SamplingParams:
-    return defaults.sampling(
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=whole(body.top_k),
-        min_p=body.min_p,
-        repetition_penalty=body.repetition_penalty,
-        frequency_penalty=body.frequency_penalty,
-        presence_penalty=body.presence_penalty,
-        seed=whole(body.seed),
-    )
-
-
 def _max_tokens(body: ResponseRequest, defaults: RequestDefaults) -> int | None:
     if body.max_output_tokens == 0:
         raise InvalidRequest("`max_output_tokens`: must be at least 1", param="max_output_tokens")
     return defaults.max_tokens if body.max_output_tokens is None else token_limit(body.max_output_tokens)
 
 
-def _summary(body: Prompt) -> str | None:
+def _summary(body: ResponseRequest) -> str | None:
     if body.reasoning is None:
         return None
     summary = body.reasoning.summary or body.reasoning.generate_summary
@@ -239,7 +224,7 @@ def _response(body: ResponseRequest, sampling: SamplingParams, model: str) -> Re
     )
 
 
-def _text(body: Prompt) -> dict[str, Any]:
+def _text(body: ResponseRequest) -> dict[str, Any]:
     text = body.text
     text_format: dict[str, Any] = {"type": "text"}
     if text is not None and text.format is not None:

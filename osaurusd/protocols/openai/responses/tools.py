@@ -13,7 +13,7 @@ from osaurusd.inference import request as neutral
 from osaurusd.inference.limits import EACH
 from osaurusd.inference.request import Location, RequiredToolCalls
 from osaurusd.protocols.openai.chat_types import JsonObject, Name
-from osaurusd.protocols.openai.responses.types import Item, Prompt
+from osaurusd.protocols.openai.responses.types import Item, ResponseRequest
 from osaurusd.protocols.openai.tools import MODES
 
 CUSTOM_INPUT = "input"
@@ -122,7 +122,7 @@ def custom_input(arguments: str) -> str:
     return text if isinstance(text, str) else arguments
 
 
-def parse_tools(body: Prompt, max_calls: int) -> ToolUse:
+def parse_tools(body: ResponseRequest, max_calls: int) -> ToolUse:
     """Apply `tools` and `tool_choice`. Tools of types that only OpenAI's service can run are skipped.
 
     Args:

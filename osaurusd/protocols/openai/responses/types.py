@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from osaurusd.inference import events as neutral
 from osaurusd.protocols.openai.chat_types import JsonObject
-from osaurusd.protocols.openai.common import Logprobs, Penalty, Seed, Tokens, TopK
+from osaurusd.protocols.openai.common import Logprobs, SamplingFields, Tokens
 
 Item = dict[str, Any]
 """An input or output item."""
@@ -60,8 +60,8 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
     verbosity: str | None = None
 
 
-class Prompt(msgspec.Struct, frozen=True, kw_only=True):
-    """Fields that determine the prompt, which `POST /responses/input_tokens` has too."""
+class ResponseRequest(SamplingFields, frozen=True, kw_only=True):
+    """The body of `POST /responses` and `POST /responses/input_tokens`. Null means the default."""
 
     model: str | None = None
     input: str | list[Item] | None = None
@@ -74,11 +74,6 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     text: TextOptions | None = None
     truncation: Literal["auto", "disabled"] | None = None
     chat_template_kwargs: JsonObject | None = None
-
-
-class ResponseRequest(Prompt, frozen=True, kw_only=True):
-    """The body of `POST /responses`. Null means the default."""
-
     stream: bool | None = None
     store: bool | None = None
     background: bool | None = None
@@ -86,14 +81,6 @@ class ResponseRequest(Prompt, frozen=True, kw_only=True):
     max_output_tokens: Tokens | None = None
     max_tool_calls: Annotated[int, Meta(ge=1)] | None = None
     metadata: dict[str, str] | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    top_k: TopK | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    seed: Seed | None = None
     top_logprobs: Logprobs | None = None
 
     # See IGNORED_FIELDS.

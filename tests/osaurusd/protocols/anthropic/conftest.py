@@ -1,6 +1,5 @@
 """Anthropic's routes beside OpenAI's, over one model that a fake worker runs."""
 
-import asyncio
 import json
 from dataclasses import dataclass
 
@@ -8,18 +7,12 @@ import pytest
 
 from osaurusd.config import Config
 from osaurusd.http.app import create_app
-from osaurusd.inference.service import Service
-from osaurusd.pool.config import PoolConfig
-from osaurusd.pool.pool import Pool
 from osaurusd.protocols.anthropic.routes import anthropic_routes
 from osaurusd.protocols.openai.routes import openai_routes
-from osaurusd.rpc.process import Launch
 from tests.osaurusd.http.serve import LiveServer, serving
-from tests.osaurusd.models import disk
-from tests.osaurusd.pool.helpers import COMMAND
+from tests.osaurusd.protocols.helpers import MODEL, REPO, running_backend
 
-REPOS = ("mlx-community/gemma-2-2b-it-4bit", "mlx-community/gemma-2-9b-it-4bit", "mlx-community/gemma-2-27b-it-4bit")
-MODEL = "gemma-2-2b-instruct"
+REPOS = (REPO, "mlx-community/gemma-2-9b-it-4bit", "mlx-community/gemma-2-27b-it-4bit")
 
 
 @dataclass
@@ -51,13 +44,8 @@ class Anthropic:
 
 @pytest.fixture
 async def anthropic(tmp_path):
-    hub = tmp_path / "hub"
-    for repo in REPOS:
-        disk.write_hub(hub, repo, disk.model(max_position_embeddings=4096))
-    catalog, pool = disk.make_catalog(tmp_path / "models", hub), Pool(PoolConfig(Launch(command=COMMAND)))
-    service = Service(catalog, pool, Config)
-    groups = [openai_routes(service, catalog, Config), *anthropic_routes(service, catalog)]
-    async with serving(create_app(groups, Config)) as server:
-        yield Anthropic(server)
-    async with asyncio.timeout(20):
-        await pool.close()
+    async with running_backend(tmp_path, *REPOS, max_position_embeddings=4096) as backend:
+        service, catalog = backend.service, backend.catalog
+        groups = [openai_routes(service, catalog, Config), *anthropic_routes(service, catalog)]
+        async with serving(create_app(groups, Config)) as server:
+            yield Anthropic(server)

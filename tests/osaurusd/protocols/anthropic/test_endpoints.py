@@ -2,7 +2,7 @@
 
 import pytest
 
-from .conftest import MODEL
+from ..helpers import MODEL
 
 TOOLS = [{"name": "weather", "input_schema": {"type": "object"}}]
 THINKING = {"type": "adaptive"}

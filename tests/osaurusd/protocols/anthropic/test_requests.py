@@ -1,40 +1,27 @@
 """Requests of Anthropic's API become generation requests, or are rejected with the name of the field."""
 
-from pathlib import Path
-
 import msgspec
 import pytest
 
 from osaurusd.config import Config
 from osaurusd.errors import ImageInputUnsupported, InvalidRequest, UnsupportedParameter
 from osaurusd.http.json import decode_json
-from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.request import JsonSchema, Message, RequiredToolCalls, TextPart, ToolCall, ToolResultPart
-from osaurusd.models.record import Capabilities, GenerationDefaults, ModelRecord
-from osaurusd.protocols.anthropic.requests import build_count, build_message
+from osaurusd.models.record import Capabilities
+from osaurusd.protocols.anthropic.requests import build_message, build_prompt
 from osaurusd.protocols.anthropic.types import IGNORED_FIELDS, CountTokensRequest, MessagesRequest
-from osaurusd.wire.admin import Availability
+from tests.osaurusd.protocols.helpers import THINKER, make_record, request_defaults
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOLS = [{"name": "weather", "description": "Look", "input_schema": SCHEMA}, {"name": "time", "type": "custom"}]
-THINKER = Capabilities(chat=True, tools=True, reasoning=True)
 BILLING = {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1; cch=1234;"}
 FORMAT = {"type": "json_schema", "schema": SCHEMA}
 
 
 def build(capabilities=THINKER, **fields):
-    record = ModelRecord(
-        name="m",
-        repo="org/m",
-        path=Path("m"),
-        source="hub",
-        state=Availability.AVAILABLE,
-        created=0,
-        capabilities=capabilities,
-    )
     body = {"model": "m", "max_tokens": 10, "messages": user("Hello"), **fields}
-    defaults = RequestDefaults.from_config(GenerationDefaults(), Config())
-    return build_message(decode_json(msgspec.json.encode(body), MessagesRequest), record, defaults)
+    decoded = decode_json(msgspec.json.encode(body), MessagesRequest)
+    return build_message(decoded, make_record(capabilities), request_defaults())
 
 
 def request(**fields):
@@ -81,15 +68,14 @@ def test_ignored_fields_are_accepted():
 
 @pytest.mark.parametrize("system", ["Be brief.", [text("Be brief.")]])
 def test_system_prompt_comes_first(system):
-    assert messages(*user("Hi"), system=system) == [Message.from_text("system", "Be brief."), message_of("user", "Hi")]
-
-
-def message_of(role, content):
-    return Message.from_text(role, content)
+    assert messages(*user("Hi"), system=system) == [
+        Message.from_text("system", "Be brief."),
+        Message.from_text("user", "Hi"),
+    ]
 
 
 def test_billing_block_is_dropped():
-    assert messages(*user("Hi"), system=[BILLING]) == [message_of("user", "Hi")]
+    assert messages(*user("Hi"), system=[BILLING]) == [Message.from_text("user", "Hi")]
     first, _ = messages(*user("Hi"), system=[BILLING, text("One."), text("Two.")])
     assert first.text == "One.\n\nTwo."
     second, _ = messages(*user("Hi"), system=[text("One."), BILLING])
@@ -128,7 +114,7 @@ def test_results_of_tools_come_before_text():
         ),
         Message(role="tool", content=[tool_result("toolu_1", "sunny")]),
         Message(role="tool", content=[tool_result("toolu_2", "a", "\n\nb")]),
-        message_of("user", "So?"),
+        Message.from_text("user", "So?"),
     ]
 
 
@@ -245,10 +231,5 @@ def test_errors_of_lower_layers_name_the_message():
 def test_count_has_the_prompt_of_the_message():
     fields = {"messages": user("Hi"), "system": "s", "tools": TOOLS, "thinking": {"type": "adaptive"}}
     body = decode_json(msgspec.json.encode(fields), CountTokensRequest)
-    record = ModelRecord(
-        name="m", repo="m", path=Path("m"), source="hub", state=Availability.AVAILABLE, created=0, capabilities=THINKER
-    )
-    defaults = RequestDefaults.from_config(GenerationDefaults(), Config())
-    counted = build_count(body, record, defaults).request
-    assert counted.count_only
+    counted = build_prompt(body, make_record(), request_defaults()).request
     assert counted.prompt == request(**fields).prompt

@@ -1,29 +1,20 @@
 """Ollama's routes over one model that a fake worker runs."""
 
-import asyncio
 import json
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
 from osaurusd.config import Config
 from osaurusd.http.app import create_app
-from osaurusd.inference.service import Service
-from osaurusd.pool.config import PoolConfig
 from osaurusd.pool.pool import Pool
 from osaurusd.protocols.ollama.generation import Generation
 from osaurusd.protocols.ollama.management import Management
 from osaurusd.protocols.ollama.models import Models
 from osaurusd.protocols.ollama.routes import ollama_routes
-from osaurusd.rpc.process import Launch
 from osaurusd.wire.pulls import PullInfo, PullState
 from tests.osaurusd.http.serve import LiveServer, serving
-from tests.osaurusd.models import disk
-from tests.osaurusd.pool.helpers import COMMAND
-
-REPO = "mlx-community/gemma-2-2b-it-4bit"
-MODEL = "gemma-2-2b-instruct"
+from tests.osaurusd.protocols.helpers import MODEL, REPO, running_backend
 
 
 @dataclass
@@ -46,10 +37,9 @@ class FakePulls:
 
 @dataclass
 class Ollama:
-    """A server, and what is behind it."""
+    """A server, its pool, and the models that it has removed."""
 
     pool: Pool
-    catalog: Any
     pulls: FakePulls
     may_manage: bool = True
     removed: list[str] = field(default_factory=list)
@@ -77,20 +67,17 @@ class Ollama:
 
 @pytest.fixture
 async def ollama(tmp_path):
-    hub = tmp_path / "hub"
-    disk.write_hub(hub, REPO, disk.model())
-    catalog, pool = disk.make_catalog(tmp_path / "models", hub), Pool(PoolConfig(Launch(command=COMMAND)))
-    served = Ollama(pool, catalog, FakePulls())
+    async with running_backend(tmp_path, REPO) as backend:
+        catalog, pool = backend.catalog, backend.pool
+        served = Ollama(pool, FakePulls())
 
-    async def remove(record):
-        served.removed.append(record.repo)
+        async def remove(record):
+            served.removed.append(record.repo)
 
-    group = ollama_routes(
-        Generation(Service(catalog, pool, Config), pool),
-        Models(catalog, pool),
-        Management(catalog, served.pulls, remove, lambda: served.may_manage),
-    )
-    async with serving(create_app([group], Config)) as served.server:
-        yield served
-    async with asyncio.timeout(20):
-        await pool.close()
+        group = ollama_routes(
+            Generation(backend.service, pool),
+            Models(catalog, pool),
+            Management(catalog, served.pulls, remove, lambda: served.may_manage),
+        )
+        async with serving(create_app([group], Config)) as served.server:
+            yield served

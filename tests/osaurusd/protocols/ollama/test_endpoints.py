@@ -6,7 +6,7 @@ from osaurusd.wire.errors import ErrorBody, ErrorCode
 from osaurusd.wire.pulls import PullStage, PullState
 from tests.osaurusd.pool.helpers import until
 
-from .conftest import MODEL, REPO
+from ..helpers import MODEL, REPO
 
 TOOLS = [{"type": "function", "function": {"name": "weather"}}]
 DURATIONS = ("total_duration", "load_duration", "prompt_eval_duration", "eval_duration")
@@ -216,6 +216,15 @@ async def test_copy_is_an_alias(ollama, method, path, fields):
     assert names == [MODEL, "copy"]
     assert (await ollama.request("DELETE", "/api/delete", model="copy")).status == 200
     assert (len((await ollama.request("GET", "/api/tags")).json["models"]), ollama.removed) == (1, [])
+
+
+async def test_alias_is_found_in_any_form_of_its_name(ollama):
+    composed, decomposed = "\u00e9clair", "E\u0301CLAIR"
+    assert (await ollama.request("POST", "/api/copy", source=MODEL, destination=decomposed)).status == 200
+    names = [model["name"] for model in (await ollama.request("GET", "/api/tags")).json["models"]]
+    assert names == [MODEL, composed]
+    assert (await ollama.request("DELETE", "/api/delete", model=decomposed)).status == 200
+    assert ollama.removed == []
 
 
 @pytest.mark.parametrize("field", ["system", "template", "parameters", "files", "quantize"])

@@ -1,49 +1,35 @@
 """Requests of Ollama's API become generation requests, or are rejected with the name of the field."""
 
-from pathlib import Path
-
 import msgspec
 import pytest
 
-from osaurusd.config import Config
 from osaurusd.errors import ImageInputUnsupported, InvalidRequest, UnsupportedParameter
 from osaurusd.http.json import decode_json
-from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.request import ChatPrompt, JsonObject, JsonSchema, TextPrompt
-from osaurusd.models.record import Capabilities, GenerationDefaults, ModelRecord
+from osaurusd.models.record import Capabilities
 from osaurusd.protocols.ollama.names import parse_keep_alive, strip_tag
 from osaurusd.protocols.ollama.requests import build_chat, build_generation
 from osaurusd.protocols.ollama.types import IGNORED_OPTIONS, ChatRequest, GenerateRequest
-from osaurusd.wire.admin import Availability
+from tests.osaurusd.protocols.helpers import THINKER, make_record, request_defaults
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-ALL = Capabilities(chat=True, tools=True, reasoning=True)
 
 
 def build(type_, convert, capabilities, fields):
-    record = ModelRecord(
-        name="m",
-        repo="org/m",
-        path=Path("m"),
-        source="hub",
-        state=Availability.AVAILABLE,
-        created=0,
-        capabilities=capabilities,
-    )
     body = decode_json(msgspec.json.encode({"model": "m", **fields}), type_)
-    return convert(body, record, RequestDefaults.from_config(GenerationDefaults(), Config()))
+    return convert(body, make_record(capabilities), request_defaults())
 
 
-def chat(capabilities=ALL, **fields):
+def chat(capabilities=THINKER, **fields):
     return build(ChatRequest, build_chat, capabilities, {"messages": MESSAGES, **fields})
 
 
-def generate(capabilities=ALL, **fields):
+def generate(capabilities=THINKER, **fields):
     return build(GenerateRequest, build_generation, capabilities, {"prompt": "Hello", **fields})
 
 
-def test_options_are_honoured():
+def test_options_are_honored():
     options = {
         "num_predict": 7,
         "stop": ["a", ""],
@@ -82,7 +68,7 @@ def test_options_of_llama_cpp_are_accepted(name):
         ({"repeat_last_n": 0, "repeat_penalty": 1.1}, 1.0),
     ],
 )
-def test_repeat_last_n_is_accepted_where_it_can_be_honoured(options, penalty):
+def test_repeat_last_n_is_accepted_where_it_can_be_honored(options, penalty):
     assert chat(options=options).sampling.repetition_penalty == penalty
 
 
@@ -236,6 +222,6 @@ def test_only_the_tag_of_clients_is_stripped():
     assert [strip_tag(name) for name in (None, "a", "a:latest", "a:8b")] == [None, "a", "a", "a:8b"]
 
 
-def test_unsupported_parameter_is_an_error_of_its_own():
+def test_unsupported_option_has_its_own_error():
     with pytest.raises(UnsupportedParameter):
         chat(options={"mirostat": 2})

@@ -2,14 +2,13 @@
 
 import msgspec
 
-from osaurusd.config import Config, Defaults, Input
+from osaurusd.config import Input
 from osaurusd.http.json import decode_json
 from osaurusd.inference import limits
-from osaurusd.inference.defaults import RequestDefaults
-from osaurusd.models.record import GenerationDefaults
 from osaurusd.protocols.openai import chat, completions
 from osaurusd.protocols.openai.chat_types import ChatRequest
 from osaurusd.protocols.openai.completion_types import CompletionRequest
+from tests.osaurusd.protocols.helpers import request_defaults
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
@@ -32,10 +31,6 @@ def parse_chat(config=None, **fields):
 def parse_completion(config=None, **fields):
     """Return the generation requests for a completion."""
     return completions.build_requests(decode_completion(**fields), request_defaults(config))
-
-
-def request_defaults(config=None):
-    return RequestDefaults.from_config(GenerationDefaults(), Config(defaults=config or Defaults()))
 
 
 def check_chat(maxima=None, **fields):

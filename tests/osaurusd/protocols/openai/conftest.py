@@ -1,6 +1,5 @@
 """The client routes over one model that a fake worker runs."""
 
-import asyncio
 import contextlib
 import json
 from dataclasses import dataclass
@@ -11,16 +10,10 @@ import pytest
 from osaurusd.config import Config, Defaults
 from osaurusd.http.admission import Admission
 from osaurusd.http.app import create_app
-from osaurusd.inference.service import Service
-from osaurusd.pool.config import PoolConfig
-from osaurusd.pool.pool import Pool
 from osaurusd.protocols.openai.routes import openai_routes
-from osaurusd.rpc.process import Launch
 from tests.osaurusd.http.serve import LiveServer, serving
-from tests.osaurusd.models import disk
-from tests.osaurusd.pool.helpers import COMMAND, until
-
-MODEL = "gemma-2-2b-instruct"
+from tests.osaurusd.pool.helpers import until
+from tests.osaurusd.protocols.helpers import MODEL, REPO, running_backend
 
 
 @dataclass
@@ -28,7 +21,7 @@ class ServedModel:
     """A server with one model; replacing `config` is a reload."""
 
     config: Config
-    folder: Path
+    folder: Path | None = None
     server: LiveServer | None = None
     admission: Admission | None = None
 
@@ -60,21 +53,27 @@ class ServedModel:
         file = self.folder / "received"
         return file.read_text().split() if file.exists() else []
 
+    def current_config(self):
+        return self.config
+
+
+@contextlib.asynccontextmanager
+async def serving_model(tmp_path, served_type, create_routes):
+    """Serve the routes that `create_routes` creates for a backend and a function that returns the configuration."""
+    served = served_type(Config(defaults=Defaults(temperature=0.0)))
+    config = served.current_config
+    async with running_backend(tmp_path, REPO, config=config) as backend:
+        (served.folder,) = backend.folders
+        served.admission = Admission(config)
+        app = create_app([create_routes(backend, config)], config, admission=served.admission)
+        async with serving(app, config) as served.server:
+            yield served
+
 
 @pytest.fixture
 async def served_model(tmp_path):
-    hub = tmp_path / "hub"
-    folder = disk.write_hub(hub, "mlx-community/gemma-2-2b-it-4bit", disk.model())
-    served = ServedModel(Config(defaults=Defaults(temperature=0.0)), folder)
-    catalog, pool = disk.make_catalog(tmp_path / "models", hub), Pool(PoolConfig(Launch(command=COMMAND)))
+    def create_routes(backend, config):
+        return openai_routes(backend.service, backend.catalog, config)
 
-    def config():
-        return served.config
-
-    served.admission = Admission(config)
-    routes = openai_routes(Service(catalog, pool, config), catalog, config)
-    app = create_app([routes], config, admission=served.admission)
-    async with serving(app, config) as served.server:
+    async with serving_model(tmp_path, ServedModel, create_routes) as served:
         yield served
-    async with asyncio.timeout(20):
-        await pool.close()

@@ -13,7 +13,7 @@ from osaurusd.config import Limits
 from osaurusd.http import admission
 from tests.osaurusd.pool.helpers import until
 
-from .conftest import MODEL
+from ..helpers import MODEL
 
 pytestmark = pytest.mark.timeout(120)
 

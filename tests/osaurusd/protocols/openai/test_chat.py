@@ -252,7 +252,7 @@ def test_formats_of_other_servers_become_constraints(fields, expected):
         ({"guided_json": SCHEMA, "tools": [tool()], "tool_choice": "required"}, InvalidRequest, "guided_json"),
     ],
 )
-def test_format_that_cannot_be_honoured_is_rejected(fields, error, param):
+def test_format_that_cannot_be_honored_is_rejected(fields, error, param):
     with pytest.raises(error) as raised:
         parse_chat(**fields)
     assert type(raised.value) is error

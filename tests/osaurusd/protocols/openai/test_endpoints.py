@@ -6,7 +6,7 @@ import pytest
 
 from tests.osaurusd.pool.helpers import until
 
-from .conftest import MODEL
+from ..helpers import MODEL
 
 CHAT_PATHS = ["/chat/completions", "/v1/chat/completions"]
 COMPLETION_PATHS = ["/completions", "/v1/completions"]

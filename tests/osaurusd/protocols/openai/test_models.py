@@ -45,7 +45,7 @@ CODEX_REQUIRES = {
 }
 
 
-async def test_codex_gets_a_catalogue_beside_the_list(server):
+async def test_codex_gets_a_catalog_beside_the_list(server):
     response = await server.request("GET", "/v1/models?client_version=0.145.0")
     (model,) = response.json["models"]
     assert model.keys() >= CODEX_REQUIRES

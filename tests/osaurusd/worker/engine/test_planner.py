@@ -230,7 +230,7 @@ def burst(planner, *lengths, first_id=1):
         planner.submit(build_request(id_, tokens(length, 1000 * id_)))
 
 
-def test_prompts_that_come_together_share_a_pass(fast_planner):
+def test_prompts_that_arrive_together_share_a_pass(fast_planner):
     burst(fast_planner, *[56] * 8)
 
     (plan,) = prefill(fast_planner)
@@ -239,7 +239,7 @@ def test_prompts_that_come_together_share_a_pass(fast_planner):
     assert 8 == len(fast_planner.plan_decode().decode[0])
 
 
-def test_a_prompt_that_comes_during_the_first_pass_decodes_with_the_others(fast_planner):
+def test_a_prompt_that_arrives_during_the_first_pass_decodes_with_the_others(fast_planner):
     burst(fast_planner, 56)
     prefill(fast_planner)
     burst(fast_planner, *[56] * 7, first_id=2)

@@ -8,6 +8,7 @@ import pytest
 
 from osaurusd.errors import InvalidRequest
 from osaurusd.inference.request import JsonObject, JsonSchema, RequiredToolCalls, TextChoice, Tool
+from osaurusd.worker.frontend import constraint as constraint_module
 from osaurusd.worker.frontend.constraint import ConstraintCompiler, ConstraintFailed, apply, compile_masks
 from osaurusd.worker.frontend.tool_calls import CallStreamer
 from tests.osaurusd.worker import families
@@ -515,5 +516,11 @@ def test_a_gpu_applies_the_same_masks(dtype, vocabulary):
     assert mx.array_equal(on_gpu, apply(logits, rows)).item()
 
 
-def test_masks_are_compiled_for_any_precision_before_they_are_needed():
+def test_masks_are_compiled_for_any_precision_before_they_are_needed(monkeypatch):
+    compiled, mask = [], constraint_module._mask
+    monkeypatch.setattr(
+        constraint_module, "_mask", lambda logits, *bits: compiled.append(logits.dtype) or mask(logits, *bits)
+    )
     compile_masks(50)
+
+    assert {mx.float32, mx.bfloat16, mx.float16} == set(compiled)

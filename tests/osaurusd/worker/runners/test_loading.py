@@ -105,7 +105,9 @@ def test_tokenizer_is_used_without_a_class_that_cannot_load_it(folder, name):
     assert TEXT.split()[0] in text_of(load(folder))
 
 
-@pytest.mark.parametrize("content", ["", "[]", "null", '{"eos'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "null", '{"eos', "[" * 100_000], ids=["empty", "array", "null", "cut", "deep"]
+)
 def test_damaged_generation_config_is_ignored(folder, content):
     (folder / "generation_config.json").write_text(content)
     assert text_of(load(folder)) == TEXT

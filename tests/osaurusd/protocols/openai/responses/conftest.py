@@ -1,27 +1,15 @@
 """The routes of the Responses API over one model that a fake worker runs."""
 
-import asyncio
-
 import pytest
 from openai import AsyncOpenAI
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from osaurusd.config import Config, Defaults
-from osaurusd.http.admission import Admission
-from osaurusd.http.app import create_app
-from osaurusd.inference.service import Service
-from osaurusd.pool.config import PoolConfig
-from osaurusd.pool.pool import Pool
 from osaurusd.protocols.openai.responses.endpoints import Responses
 from osaurusd.protocols.openai.responses.routes import responses_routes
 from osaurusd.protocols.openai.responses.store import MemoryStore
-from osaurusd.rpc.process import Launch
-from tests.osaurusd.http.serve import serving
-from tests.osaurusd.models import disk
-from tests.osaurusd.pool.helpers import COMMAND
 
-from ..conftest import ServedModel
+from ..conftest import ServedModel, serving_model
 
 _EVENTS = TypeAdapter(ResponseStreamEvent)
 
@@ -51,22 +39,11 @@ class ServedResponses(ServedModel):
 
 @pytest.fixture
 async def served(tmp_path):
-    hub = tmp_path / "hub"
-    folder = disk.write_hub(hub, "mlx-community/gemma-2-2b-it-4bit", disk.model())
-    served = ServedResponses(Config(defaults=Defaults(temperature=0.0)), folder)
-    catalog, pool = disk.make_catalog(tmp_path / "models", hub), Pool(PoolConfig(Launch(command=COMMAND)))
+    def create_routes(backend, config):
+        return responses_routes(Responses(backend.service, MemoryStore(lambda: config().responses.max_bytes)))
 
-    def config():
-        return served.config
-
-    served.admission = Admission(config)
-    store = MemoryStore(lambda: served.config.responses.max_bytes)
-    routes = responses_routes(Responses(Service(catalog, pool, config), store))
-    app = create_app([routes], config, admission=served.admission)
-    async with serving(app, config) as served.server:
+    async with serving_model(tmp_path, ServedResponses, create_routes) as served:
         yield served
-    async with asyncio.timeout(20):
-        await pool.close()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from osaurusd.protocols.openai.responses.run import ResponseRun
 from osaurusd.protocols.openai.responses.tools import custom_input
 from osaurusd.protocols.openai.responses.types import ResponseRequest
 
-from ..builders import request_defaults
+from ...helpers import request_defaults
 
 WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
 FILES = {"type": "namespace", "name": "files", "description": "", "tools": [{"type": "function", "name": "read"}]}
@@ -164,3 +164,8 @@ async def test_prompt_that_cannot_be_shortened_is_rejected(limit, truncation):
     with pytest.raises(ContextLengthExceeded) as caught:
         await run.collect()
     assert "input" == caught.value.param
+
+
+def test_seed_of_minus_one_is_random():
+    assert parse(input="hi", seed=-1).generation.sampling.seed is None
+    assert parse(input="hi", seed=7.0).generation.sampling.seed == 7

@@ -1,0 +1,67 @@
+"""What the protocols need in tests: models on disk, a pool whose workers are fakes, and records and defaults."""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from osaurusd.config import Config, Defaults
+from osaurusd.inference.defaults import RequestDefaults
+from osaurusd.inference.service import Service
+from osaurusd.models.catalog import Catalog
+from osaurusd.models.record import Capabilities, GenerationDefaults, ModelRecord
+from osaurusd.pool.config import PoolConfig
+from osaurusd.pool.pool import Pool
+from osaurusd.rpc.process import Launch
+from osaurusd.wire.admin import Availability
+from tests.osaurusd.models import disk
+from tests.osaurusd.pool.helpers import COMMAND
+
+REPO = "mlx-community/gemma-2-2b-it-4bit"
+MODEL = "gemma-2-2b-instruct"
+THINKER = Capabilities(chat=True, tools=True, reasoning=True)
+
+
+@dataclass
+class Backend:
+    """Models, and a service that runs requests to them.
+
+    Attributes:
+        folders: the folders of the models.
+    """
+
+    folders: list[Path]
+    catalog: Catalog
+    pool: Pool
+    service: Service
+
+
+@contextlib.asynccontextmanager
+async def running_backend(tmp_path, *repos, config=Config, **settings):
+    """Create models with these settings in their configs; at the end, stop the workers."""
+    hub = tmp_path / "hub"
+    folders = [disk.write_hub(hub, repo, disk.model(**settings)) for repo in repos]
+    catalog, pool = disk.make_catalog(tmp_path / "models", hub), Pool(PoolConfig(Launch(command=COMMAND)))
+    try:
+        yield Backend(folders, catalog, pool, Service(catalog, pool, config))
+    finally:
+        async with asyncio.timeout(20):
+            await pool.close()
+
+
+def make_record(capabilities=THINKER):
+    """Create the record of a model."""
+    return ModelRecord(
+        name="m",
+        repo="org/m",
+        path=Path("m"),
+        source="hub",
+        state=Availability.AVAILABLE,
+        created=0,
+        capabilities=capabilities,
+    )
+
+
+def request_defaults(config=None):
+    """Return the defaults of a model without sampling parameters."""
+    return RequestDefaults.from_config(GenerationDefaults(), Config(defaults=config or Defaults()))
