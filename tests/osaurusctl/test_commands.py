@@ -300,7 +300,7 @@ def test_completion_offers_commands(ctl, monkeypatch):
 
 def all_commands():
     """The names of all commands and of the commands of groups, such as "config set"."""
-    context = click.Context(root)
+    context = click.Context(root, **root.context_settings)
     for name in COMMANDS:
         yield name
         command = root.get_command(context, name)

@@ -15,7 +15,7 @@ DOCUMENTS = ("cli.md", "service.md")
 
 
 def help_examples():
-    context = click.Context(root)
+    context = click.Context(root, **root.context_settings)
     for name in COMMANDS:
         command = root.get_command(context, name)
         commands = command.commands.values() if isinstance(command, click.Group) else ()
@@ -39,7 +39,7 @@ def arguments_of(example):
 
 
 def parse(arguments):
-    context = click.Context(root)
+    context = click.Context(root, **root.context_settings)
     name, *rest = arguments
     command = root.get_command(context, name)
     assert command, f"unknown command {name}"
