@@ -25,6 +25,9 @@ ROOM_FOR_ONE = TINY_BYTES + TINY_BYTES // 3
 # A token of the starter model's tokenizer. With a bias, the model repeats it and never stops.
 REPEATED_TOKEN = "260"
 
+# A streamed chat that runs until the test ends it: the model cannot generate its end token.
+ENDLESS: dict[str, Any] = {"max_tokens": 1900, "stream": True, "logit_bias": {REPEATED_TOKEN: 100}}
+
 
 def make_models(home: Path, tokenizer: Path, *names: str) -> Path:
     """Create tiny random models that generate until the context is full."""

@@ -10,9 +10,7 @@ import pytest
 
 from tests import daemons, descriptors
 from tests.daemons import Daemon, wait_until
-from tests.integration.residency import chat, make_models, open_chat, workers
-
-ENDLESS = {"max_tokens": 1900, "stream": True}
+from tests.integration.residency import ENDLESS, chat, make_models, open_chat, workers
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests import daemons
 from tests.daemons import Daemon, UnixConnection, wait_until
 from tests.integration.residency import (
+    ENDLESS,
     ROOM_FOR_ONE,
     ROOM_FOR_TWO,
     chat,
@@ -26,8 +27,6 @@ from tests.integration.residency import (
     open_chat,
     workers,
 )
-
-ENDLESS = {"max_tokens": 1900, "stream": True}
 
 
 @pytest.fixture
