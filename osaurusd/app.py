@@ -57,9 +57,8 @@ from osaurusd.protocols.ollama.management import Management
 from osaurusd.protocols.ollama.models import Models
 from osaurusd.protocols.ollama.routes import ollama_routes
 from osaurusd.protocols.openai.responses.disk_store import DiskStore
-from osaurusd.protocols.openai.responses.endpoints import Responses
 from osaurusd.protocols.openai.responses.routes import responses_routes
-from osaurusd.protocols.openai.responses.store import MemoryStore, ResponseStore
+from osaurusd.protocols.openai.responses.store import MemoryStore, ObjectStore
 from osaurusd.protocols.openai.routes import openai_routes
 from osaurusd.ui.index import ui_routes
 from osaurusd.wire.paths import Paths
@@ -204,7 +203,8 @@ class Daemon:
         pool_config = PoolConfig.from_config(config.current)
         self._pool = Pool(pool_config, events=bus, metrics=PoolMetrics(self._metrics), power=power)
         self._metrics.register(PoolCollector(self._pool))
-        self._responses = _response_store(config, state_dir / "responses.db")
+        self._response_memory = MemoryStore(lambda: config.current.responses.max_bytes)
+        self._responses = _response_store(config, state_dir / "responses.db", self._response_memory)
         self._pressure = PressureRelief(self._pool)
         self._metrics.register(self._pressure)
         self._pulls = PullManager(
@@ -243,7 +243,7 @@ class Daemon:
         service = Service(self._catalog, self._pool, self._get_config)
         client_groups = [
             openai_routes(service, self._catalog, self._get_config),
-            responses_routes(Responses(service, self._responses)),
+            responses_routes(service, self._responses, self._response_memory),
             *anthropic_routes(service, self._catalog),
             RouteGroup("metrics", [Route("GET", "/metrics", metrics.show)], error_response),
             ui_routes(self._catalog),
@@ -380,8 +380,7 @@ def _extra_roots(config: Config) -> list[Path]:
     return [Path(root).expanduser() for root in config.models.roots]
 
 
-def _response_store(config: LiveConfig, database: Path) -> ResponseStore:
-    memory = MemoryStore(lambda: config.current.responses.max_bytes)
+def _response_store(config: LiveConfig, database: Path, memory: MemoryStore) -> ObjectStore:
     if config.current.responses.store == "memory":
         return memory
     return DiskStore(database, lambda: config.current.responses.max_disk_bytes, memory)
