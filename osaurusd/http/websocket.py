@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator
 
 from aiohttp import WSCloseCode, WSMsgType, hdrs, web
+from aiohttp.log import ws_logger
 
 from osaurusd.http.connection import connection_of
 from osaurusd.http.request import CONTEXT
@@ -25,6 +27,8 @@ _OPEN = web.AppKey("OPEN_WEBSOCKETS", set["WebSocket"])
 def enable_websockets(app: web.Application) -> None:
     """Let an application accept WebSockets, which are closed when it shuts down."""
     app[_OPEN] = set()
+    # It would log the subprotocols that clients offer, in which browsers send API keys.
+    ws_logger.setLevel(logging.ERROR)
     app.on_shutdown.append(_close_all)
 
 
