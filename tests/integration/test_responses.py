@@ -1,12 +1,13 @@
 """The Responses API with OpenAI's client, against a real daemon, worker and tiny model."""
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from openai import NotFoundError, OpenAI
+from openai import BadRequestError, NotFoundError, OpenAI
 from openai.types.responses import ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 from websockets.exceptions import ConnectionClosed
@@ -93,6 +94,31 @@ def test_call_and_its_output(tiny: OpenAI) -> None:
     assert continued.output_text == whole.output_text
     assert continued.usage.input_tokens == whole.usage.input_tokens
     assert continued.usage.input_tokens_details.cached_tokens
+
+
+@pytest.mark.parametrize(
+    ("syntax", "definition", "pattern"),
+    [
+        ("regex", r"[a-c]{2,5}\n", r"[a-c]{2,5}\n"),
+        ("lark", 'start: LINE LINE?\nLINE: /[+-]"[a-c]{2,5}"/ "\\n"', r'([+-]"[a-c]{2,5}"\n){1,2}'),
+    ],
+)
+def test_grammar_of_a_custom_tool_is_guaranteed(tiny: OpenAI, syntax: str, definition: str, pattern: str) -> None:
+    tool = {
+        "type": "custom",
+        "name": "patch",
+        "format": {"type": "grammar", "syntax": syntax, "definition": definition},
+    }
+    fields = {"tools": [tool], "tool_choice": "required", "parallel_tool_calls": False, "max_output_tokens": 64}
+    response = respond(tiny, "Patch it.", **fields)
+
+    (call,) = response.output
+    assert ("custom_tool_call", "patch") == (call.type, call.name)
+    assert re.fullmatch(pattern, call.input)
+    tool["format"]["definition"] = "(("
+    with pytest.raises(BadRequestError) as caught:
+        respond(tiny, "Patch it.", **fields)
+    assert "tools[0].format.definition" == caught.value.param
 
 
 def test_format_is_guaranteed(tiny: OpenAI) -> None:
