@@ -1,11 +1,12 @@
 """Shared fixtures: temporary home directories, the starter model, and a daemon that serves it."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # First, as in the daemon: with rich, structlog renders tracebacks so slowly that tests of failures time out.
@@ -70,15 +71,37 @@ def smollm_gguf() -> Path:
     return starter_model.fetch()
 
 
+def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]) -> Path:
+    """Return a folder that all processes of a test run share. The first one that needs it builds it."""
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder, unfinished = base / "shared" / name, base / "unfinished" / name
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            build(unfinished)
+            folder.parent.mkdir(exist_ok=True)
+            unfinished.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def smollm_folder(smollm_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct as an MLX folder."""
     from osaurusd.imports.worker.importer import import_model  # noqa: PLC0415  imports MLX, which most tests do not need
 
-    folder = tmp_path_factory.mktemp("smollm") / SMOLLM
-    folder.mkdir()
-    import_model(smollm_gguf, folder, lambda *_: None)
-    return folder
+    return build_once(tmp_path_factory, SMOLLM, lambda folder: import_model(smollm_gguf, folder, lambda *_: None))
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(smollm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tokenizer of SmolLM2, reduced to its most frequent tokens, for `make_tiny`."""
+    from tests.models import make_tokenizer  # noqa: PLC0415  imports MLX, which most tests do not need
+
+    return build_once(tmp_path_factory, "tokenizer", lambda folder: make_tokenizer(folder, smollm_folder))
 
 
 @pytest.fixture(scope="session")

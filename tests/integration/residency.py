@@ -13,7 +13,7 @@ import psutil
 import tomlkit
 
 from tests.daemons import Daemon
-from tests.models import make_tiny
+from tests.models import NO_END_TOKEN, make_tiny
 
 TIMEOUT_SECONDS = 120
 
@@ -32,7 +32,7 @@ ENDLESS: dict[str, Any] = {"max_tokens": 1900, "stream": True, "logit_bias": {RE
 def make_models(home: Path, tokenizer: Path, *names: str) -> Path:
     """Create tiny random models that generate until the context is full."""
     for seed, name in enumerate(names):
-        make_tiny(home / "models" / name, tokenizer, eos_token_id=49151, seed=seed)
+        make_tiny(home / "models" / name, tokenizer, eos_token_id=NO_END_TOKEN, seed=seed)
     return home
 
 

@@ -14,9 +14,9 @@ from tests.integration.residency import ENDLESS, chat, make_models, open_chat, w
 
 
 @pytest.fixture
-def daemon(home: Path, smollm_folder: Path) -> Iterator[Daemon]:
+def daemon(home: Path, tiny_tokenizer: Path) -> Iterator[Daemon]:
     """A daemon whose tiny model has answered one request."""
-    make_models(home, smollm_folder, "one")
+    make_models(home, tiny_tokenizer, "one")
     with daemons.running(home) as daemon:
         assert 200 == chat(daemon, "one")
         yield daemon

@@ -14,9 +14,9 @@ from tests.models import make_tiny
 
 
 @pytest.fixture(scope="module")
-def tiny_client(module_home: Path, smollm_folder: Path) -> Iterator[OpenAI]:
+def tiny_client(module_home: Path, tiny_tokenizer: Path) -> Iterator[OpenAI]:
     """The official client, connected to a daemon with a tiny model."""
-    make_tiny(module_home / "models" / "tiny", smollm_folder)
+    make_tiny(module_home / "models" / "tiny", tiny_tokenizer)
     with (
         daemons.running(module_home) as daemon,
         OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as openai_client,

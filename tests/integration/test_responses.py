@@ -35,9 +35,9 @@ class City(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def tiny(module_home: Path, smollm_folder: Path) -> Iterator[OpenAI]:
+def tiny(module_home: Path, tiny_tokenizer: Path) -> Iterator[OpenAI]:
     """The official client, connected to a daemon whose only model is tiny."""
-    make_tiny(module_home / "models" / SMOLLM, smollm_folder, template=STRICT_TEMPLATE)
+    make_tiny(module_home / "models" / SMOLLM, tiny_tokenizer, template=STRICT_TEMPLATE)
     with daemons.running(module_home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
         yield client
 
@@ -120,8 +120,8 @@ def test_incomplete_and_background(tiny: OpenAI) -> None:
         assert "max_output_tokens" == final.incomplete_details.reason
 
 
-def test_stored_responses_survive_a_restart(smollm_folder: Path, home: Path) -> None:
-    make_tiny(home / "models" / SMOLLM, smollm_folder)
+def test_stored_responses_survive_a_restart(tiny_tokenizer: Path, home: Path) -> None:
+    make_tiny(home / "models" / SMOLLM, tiny_tokenizer)
     (home / "config.toml").write_text('[responses]\nstore = "disk"\n')
     ids = []
     for _ in range(2):

@@ -45,9 +45,9 @@ PERSON_MESSAGES = [{"role": "user", "content": "Describe a person as JSON."}]
 
 
 @pytest.fixture(scope="module")
-def tiny_client(module_home: Path, smollm_folder: Path) -> Iterator[OpenAI]:
+def tiny_client(module_home: Path, tiny_tokenizer: Path) -> Iterator[OpenAI]:
     """The official client, connected to a daemon whose default model is tiny and has random weights."""
-    make_tiny(module_home / "models" / SMOLLM, smollm_folder)
+    make_tiny(module_home / "models" / SMOLLM, tiny_tokenizer)
     with (
         daemons.running(module_home) as daemon,
         OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as openai_client,
