@@ -20,6 +20,7 @@ from tests import daemons, starter_model
 from tests.daemons import Daemon
 
 SMOLLM = "smollm2-135m-instruct"
+TINY = "tiny"
 MAX_TEMPORARY_LENGTH = 20
 
 
@@ -105,17 +106,20 @@ def tiny_tokenizer(smollm_folder: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
-def smollm_daemon(smollm_folder: Path) -> Iterator[Daemon]:
-    """A daemon with SmolLM2, shared by all tests."""
+def tiny_daemon(tiny_tokenizer: Path) -> Iterator[Daemon]:
+    """A daemon with a tiny random model, shared by all tests. Its output is arbitrary, but it takes little time."""
+    from tests.models import NO_END_TOKEN, make_tiny  # noqa: PLC0415  imports MLX, which most tests do not need
+
     with temporary_home() as home:
-        (home / "models").mkdir()
-        shutil.copytree(smollm_folder, home / "models" / SMOLLM)
+        folder = home / "models" / TINY
+        options = {"max_position_embeddings": 8192, "eos_token_id": NO_END_TOKEN, "tie_word_embeddings": False}
+        make_tiny(folder, tiny_tokenizer, **options)
         with daemons.running(home) as daemon:
             yield daemon
 
 
 @pytest.fixture
-def client(smollm_daemon: Daemon) -> Iterator[OpenAI]:
+def client(tiny_daemon: Daemon) -> Iterator[OpenAI]:
     """OpenAI's client, connected to that daemon."""
-    with OpenAI(base_url=smollm_daemon.url, api_key="not-needed", max_retries=0) as openai_client:
+    with OpenAI(base_url=tiny_daemon.url, api_key="not-needed", max_retries=0) as openai_client:
         yield openai_client
