@@ -65,7 +65,6 @@ NO_WORSE = Goal("ratio", "<=", 1.0)
 MIXED = both_models(Goal("ratio", ">=", 0.9))
 
 
-
 def protocol_figures(name: str) -> tuple[Figure, Figure]:
     """Return the figures of a protocol, compared with those of chat completions."""
     rate, cost = (Goal("ratio", ">=", 0.9),), (Goal("ratio", "<=", 1.1),)

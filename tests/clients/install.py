@@ -21,7 +21,7 @@ INSTALL_SECONDS = 500
 def install_python_clients() -> Path:
     """Return the `bin` folder of a virtual environment with the clients in Python, and with Node.js.
 
-    The clients are not in the environment of the tests, because they restrict the versions of each other's dependencies.
+    The environment of the tests does not have them, because they restrict the versions of their dependencies.
     """
 
     def install(folder: Path) -> None:

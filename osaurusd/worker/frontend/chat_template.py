@@ -134,9 +134,7 @@ class ChatTemplate:
         text = "\n".join(lines if chat.continues_answer else [*lines, "assistant:"])
         context_length.check_text(self._tokenizer, text, max_context)
         tokens = list(self._tokenizer.encode(text))
-        return EncodedPrompt(
-            tokens, [FALLBACK_STOP], describes_tools=True, continues_answer=chat.continues_answer
-        )
+        return EncodedPrompt(tokens, [FALLBACK_STOP], describes_tools=True, continues_answer=chat.continues_answer)
 
     def _ends_with_reasoning_marker(self, tokens: list[int]) -> bool:
         if not self._tokenizer.has_thinking:

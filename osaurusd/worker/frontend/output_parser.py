@@ -206,7 +206,9 @@ class OutputParser:
             call_streamer=CallStreamer() if isinstance(request.constraint, RequiredToolCalls) else None,
             aligner=aligner,
         )
-        detokenizer = self._primed_detokenizer(prompt.tokens) if prompt.continues_answer else self._tokenizer.detokenizer
+        detokenizer = (
+            self._primed_detokenizer(prompt.tokens) if prompt.continues_answer else self._tokenizer.detokenizer
+        )
         return SequenceOutput(detokenizer, rules, self._splitter(request, prompt, calls))
 
     def prompt_logprobs(self, tokens: Sequence[int], scores: Sequence[Score | None]) -> list[TokenLogprob]:

@@ -16,4 +16,6 @@ const weather = tool({
 });
 const whole = await generateText({ model, prompt, tools: { weather }, maxSteps: 3, maxRetries: 0 });
 const streamed = streamText({ model, prompt, maxRetries: 0 });
-console.log(JSON.stringify({ texts: [whole.text, await streamed.text], cities }));
+let text = "";
+for await (const part of streamed.textStream) text += part;
+console.log(JSON.stringify({ texts: [whole.text, text], cities }));

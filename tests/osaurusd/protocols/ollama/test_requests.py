@@ -181,7 +181,12 @@ def test_answer_at_the_end_is_continued():
     answer = {"role": "assistant", "content": "Well"}
     call = {"role": "assistant", "content": "Well", "tool_calls": [{"function": {"name": "f"}}]}
     assert chat(messages=[*MESSAGES, answer]).prompt.continues_answer
-    for messages in (MESSAGES, [*MESSAGES, answer, *MESSAGES], [*MESSAGES, call], [*MESSAGES, {**answer, "content": ""}]):
+    for messages in (
+        MESSAGES,
+        [*MESSAGES, answer, *MESSAGES],
+        [*MESSAGES, call],
+        [*MESSAGES, {**answer, "content": ""}],
+    ):
         assert not chat(messages=messages).prompt.continues_answer
 
 
