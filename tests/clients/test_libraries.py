@@ -2,6 +2,7 @@
 
 import pytest
 
+from osaurusctl.launcher import PROGRAMS, Connection
 from tests.clients.conftest import ANSWER, MODEL, QUESTION, Clients
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
@@ -22,8 +23,9 @@ def test_llm_ollama(clients: Clients) -> None:
     llm = str(clients.programs / "llm")
     settings = {"OLLAMA_HOST": clients.daemon.url, "LLM_USER_PATH": str(clients.home / "llm")}
     assert MODEL in clients.run(llm, "ollama", "models", **settings)
-    for options in ([], ["--no-stream"]):
-        assert clients.run(llm, "prompt", "-m", MODEL, *options, QUESTION, **settings).strip() == ANSWER
+    _, *options = PROGRAMS["llm"].arguments(Connection(clients.daemon.url, "", MODEL))
+    for streams in ([], ["--no-stream"]):
+        assert clients.run(llm, "prompt", *options, *streams, QUESTION, **settings).strip() == ANSWER
 
 
 def test_openai_of_npm(clients: Clients) -> None:
