@@ -91,6 +91,11 @@ class Message(_Part, frozen=True, gc=False):
             return []
         return [part for part in self.content if isinstance(part, ToolResultPart)]
 
+    @property
+    def can_be_continued(self) -> bool:
+        """Whether the message is an answer that the model can continue."""
+        return self.role == "assistant" and not self.tool_calls
+
 
 TEXT_ARGUMENT = "input"
 
@@ -110,11 +115,15 @@ class Tool(_Part, frozen=True):
 
 
 class ChatPrompt(_Part, frozen=True, tag="chat"):
-    """Messages for the model's chat template; `template_variables` are passed to the template unchanged."""
+    """Messages for the model's chat template; `template_variables` are passed to the template unchanged.
+
+    With `continues_answer`, the output continues the last message, which is an assistant's without tool calls.
+    """
 
     messages: list[Message]
     tools: list[Tool] = []
     template_variables: dict[str, Any] = {}
+    continues_answer: bool = False
 
 
 class TextPrompt(_Part, frozen=True, tag="text"):

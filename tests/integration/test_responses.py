@@ -41,9 +41,9 @@ class City(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def tiny(module_home: Path, smollm_folder: Path) -> Iterator[OpenAI]:
+def tiny(module_home: Path, tiny_tokenizer: Path) -> Iterator[OpenAI]:
     """The official client, connected to a daemon whose only model is tiny."""
-    make_tiny(module_home / "models" / SMOLLM, smollm_folder, template=STRICT_TEMPLATE)
+    make_tiny(module_home / "models" / SMOLLM, tiny_tokenizer, template=STRICT_TEMPLATE)
     with daemons.running(module_home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
         yield client
 
@@ -200,8 +200,8 @@ def test_conversation_is_the_whole_prompt(tiny: OpenAI) -> None:
     assert ["user", "assistant", "user", "assistant"] == [item.role for item in items]
 
 
-def test_daemon_stops_while_websockets_are_open(smollm_folder: Path, home: Path) -> None:
-    make_tiny(home / "models" / SMOLLM, smollm_folder)
+def test_daemon_stops_while_websockets_are_open(tiny_tokenizer: Path, home: Path) -> None:
+    make_tiny(home / "models" / SMOLLM, tiny_tokenizer)
     with daemons.running(home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
         with client.responses.connect() as idle, client.responses.connect() as busy:
             idle.response.create(model=SMOLLM, input="Hello", max_output_tokens=2)
@@ -222,8 +222,8 @@ def close_code(connection) -> int:
     return caught.value.rcvd.code
 
 
-def test_stored_responses_survive_a_restart(smollm_folder: Path, home: Path) -> None:
-    make_tiny(home / "models" / SMOLLM, smollm_folder)
+def test_stored_responses_survive_a_restart(tiny_tokenizer: Path, home: Path) -> None:
+    make_tiny(home / "models" / SMOLLM, tiny_tokenizer)
     (home / "config.toml").write_text('[responses]\nstore = "disk"\n')
     ids, conversation = [], None
     for _ in range(2):
