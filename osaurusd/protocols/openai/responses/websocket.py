@@ -16,7 +16,7 @@ from osaurusd.http.json import decode_json
 from osaurusd.http.request import CONTEXT, RequestContext
 from osaurusd.http.websocket import WebSocket, is_upgrade
 from osaurusd.protocols.openai.responses.creation import ResponseCreator
-from osaurusd.protocols.openai.responses.run import ResponseRun, RunOptions
+from osaurusd.protocols.openai.responses.run import ResponseRun
 from osaurusd.protocols.openai.responses.store import MemoryStore, ObjectStore, Scope, StoredObject
 from osaurusd.protocols.openai.responses.types import CreateEvent
 from osaurusd.wire.errors import ErrorBody
@@ -178,10 +178,9 @@ class _Session:
         admission = self._context.admission
         deadline = Deadline(admission.limits.request_seconds, asyncio.get_running_loop().time())
         fields = {} if event.stream_id is None else {"stream_id": event.stream_id}
-        options = RunOptions(fields, without_output=event.generate is False)
         with admission.admit(), contextlib.ExitStack() as held:
             async with deadline.enforce():
-                run = await self._creator.create(event, self._scope, held, options)
+                run = await self._creator.create(event, self._scope, held, fields)
                 async with contextlib.aclosing(deadline.items(run.stream())) as events:
                     async for _, data in events:
                         await self._socket.send(data)
