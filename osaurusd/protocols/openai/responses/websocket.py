@@ -168,7 +168,6 @@ class _Session:
             raise TooManyRequests(
                 f"{MAX_RESPONSES} responses of this connection are in progress or waiting; retry later"
             )
-
         if event.stream_id not in self._lanes and len(self._lanes) >= MAX_LANES:
             raise InvalidRequest(
                 f"`stream_id`: a connection can have at most {MAX_LANES} of them; open another one", param="stream_id"
@@ -183,11 +182,17 @@ class _Session:
                 run = await self._creator.create(event, self._scope, held, fields)
                 async with contextlib.aclosing(deadline.items(run.stream())) as events:
                     async for _, data in events:
+                        # The client may continue a response as soon as it has the last event.
+                        await self._keep(event, run)
                         await self._socket.send(data)
-        if run.response.status == "failed":
-            await self._scope.forget(event.previous_response_id)
-        else:
-            await self._scope.remember(event.stream_id, run)
+
+    async def _keep(self, event: CreateEvent, run: ResponseRun) -> None:
+        """Once a response is final, let the connection continue it."""
+        match run.response.status:
+            case "failed":
+                await self._scope.forget(event.previous_response_id)
+            case "completed" | "incomplete":
+                await self._scope.remember(event.stream_id, run)
 
 
 def _render_error(error: OsaurusError, lane: str | None) -> bytes:
