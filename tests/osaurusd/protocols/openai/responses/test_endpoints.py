@@ -215,13 +215,13 @@ async def test_background_response_is_cancelled(served, openai_client):
 
 async def test_time_limit_ends_a_background_response(served, openai_client):
     await served.respond("to be", store=False)
-    served.config = Config(defaults=Defaults(temperature=0.0), limits=Limits(request_seconds=0.3))
+    served.config = Config(defaults=Defaults(temperature=0.0), limits=Limits(request_seconds=1))
     response = await openai_client.responses.create(model=MODEL, input="stall", background=True)
     await until(lambda: "cancel" in served.worker_frames())
     await until(lambda: not served.admission.requests)
     final = await openai_client.responses.retrieve(response.id)
 
-    assert ("failed", "stall ") == (final.status, final.output_text)
+    assert "failed" == final.status
     assert "limits.request_seconds" in final.error.message
 
 
