@@ -97,12 +97,21 @@ class Message(_Part, frozen=True, gc=False):
         return self.role == "assistant" and not self.tool_calls
 
 
+TEXT_ARGUMENT = "input"
+
+
 class Tool(_Part, frozen=True):
-    """A function that the model may call; `parameters` is the JSON schema of its arguments."""
+    """A function that the model may call.
+
+    Attributes:
+        parameters: the JSON schema of its arguments.
+        grammar: a Lark grammar of its only argument, which is text and is called `TEXT_ARGUMENT`.
+    """
 
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    grammar: str | None = None
 
 
 class ChatPrompt(_Part, frozen=True, tag="chat"):
