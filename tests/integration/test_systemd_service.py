@@ -18,6 +18,7 @@ import pytest
 
 from tests import daemons
 from tests.daemons import UnixConnection, wait_until
+from tests.macs import read_status
 
 FAKES = Path(__file__).parents[1] / "fakes"
 PROGRAMS = Path(sys.executable).parent
@@ -66,7 +67,7 @@ class Account:
         return self.ctl("install", "--port", "0", *path, *arguments)
 
     def service(self) -> dict[str, Any]:
-        service: dict[str, Any] = json.loads(self.ctl("status", "--json").stdout)["service"]
+        service: dict[str, Any] = read_status(self.env)["service"]
         return service
 
 
