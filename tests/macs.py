@@ -177,7 +177,8 @@ def mac(*kinds: str) -> Iterator[Mac]:
     else:
         env |= {
             "HOME": str(root / "home"),
-            "PATH": f"{FAKES}:{env['PATH']}",
+            # The fakes run with the Python of the tests: another one may be a slow wrapper.
+            "PATH": f"{FAKES}:{PROGRAMS}:{env['PATH']}",
             "OSAURUS_SERVICE_MANAGER": "launchd",
             "FAKE_LAUNCHD_STATE": str(root / "launchd"),
             "FAKE_LAUNCHD_SCALE": str(SCALE),

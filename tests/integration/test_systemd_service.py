@@ -35,7 +35,8 @@ class Account:
         self.env = {
             **inherited,
             "HOME": str(root / "home"),
-            "PATH": f"{FAKES}:{os.environ['PATH']}",
+            # The fakes run with the Python of the tests: another one may be a slow wrapper.
+            "PATH": f"{FAKES}:{PROGRAMS}:{os.environ['PATH']}",
             "OSAURUS_HOME": str(self.home),
             "OSAURUS_ALLOW_ROOT": "1",
             "OSAURUS_SERVICE_MANAGER": "systemd",
