@@ -42,6 +42,7 @@ from osaurusd.wire.admin import (
 )
 from osaurusd.wire.diagnosis import Diagnosis
 from osaurusd.wire.errors import ErrorEnvelope
+from osaurusd.wire.imports import ImportRoute, QuantizeEvent
 from osaurusd.wire.keys import KeyInfo, KeyRequest, KeyRoute, NewKey, RevokeRequest
 from osaurusd.wire.pulls import (
     FoundModel,
@@ -53,6 +54,7 @@ from osaurusd.wire.pulls import (
     PullWatch,
     SearchRequest,
 )
+from osaurusd.wire.quantization import QuantizeRequest
 from osaurusd.wire.residency import Event, PinReply, PinRequest
 
 T = TypeVar("T")
@@ -188,6 +190,10 @@ class Client:
     def import_model(self, request: ImportRequest) -> Generator[ImportEvent, None, None]:
         """Stream the events of an import. Closing the generator cancels it."""
         return self._events(Route.IMPORTS, request, ImportEvent)
+
+    def quantize(self, request: QuantizeRequest) -> Generator[QuantizeEvent, None, None]:
+        """Stream the events of a quantization. Closing the generator cancels it."""
+        return self._events(ImportRoute.QUANTIZATIONS, request, QuantizeEvent)
 
     def search(self, request: SearchRequest) -> list[FoundModel]:
         """Search the hub. Waits without a timeout."""

@@ -21,9 +21,12 @@ from osaurusd.wire.admin import (
     VerifyProgress,
 )
 from osaurusd.wire.errors import ErrorCode
+from osaurusd.wire.imports import QuantizeDone, QuantizeEvent
 from osaurusd.wire.pulls import PullDone, PullEnded, PullEvent, PullInfo, PullStage, PullState
 
-Done = TypeVar("Done", ImportDone, VerifyDone)
+Done = TypeVar("Done", ImportDone, QuantizeDone, VerifyDone)
+
+_WorkEvent = ImportEvent | QuantizeEvent | VerifyEvent
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class _Update:
 _Reporter = Callable[[_Update], None]
 
 
-def follow(events: Generator[ImportEvent | VerifyEvent, None, None], output: Output, done_type: type[Done]) -> Done:
-    """Show an import or a verification until it ends. Leaving early closes `events`, which cancels the work.
+def follow(events: Generator[_WorkEvent, None, None], output: Output, done_type: type[Done]) -> Done:
+    """Show an import, a quantization or a verification until it ends. Leaving early closes `events`, which cancels the work.
 
     Raises:
         CliError: the work failed, or the stream of events ended early.

@@ -38,6 +38,9 @@ _MAX_BYTES = 200
 _PUNCTUATION = "._-"
 _QUANTIZATION_SUFFIX = re.compile(r"[.\-_](q\d[a-z0-9_]*|f16|f32|bf16)$")
 
+# What published names say about the precision of their weights.
+_PRECISION_SUFFIX = re.compile(r"[.\-_](f16|f32|bf16|fp16|fp32|fp8|\d-?bits?|mxfp[48]|nvfp4)$")
+
 _STATE_VERSION = 1
 
 
@@ -101,6 +104,12 @@ def from_file(stem: str) -> str:
     name = re.sub("-{2,}", "-", "".join(each if _is_name_character(each) else "-" for each in stem))
     name = name.encode()[:_MAX_BYTES].decode(errors="ignore")[:MAX_LENGTH].strip(_PUNCTUATION)
     return name if is_valid(name) else "model"
+
+
+def of_quantization(base: str, label: str) -> str:
+    """Derive the name of a quantized model from that of its base and a label such as `8bit`."""
+    stem = _PRECISION_SUFFIX.sub("", from_file(base.rpartition("/")[2]))
+    return f"{stem[: MAX_LENGTH - len(label) - 1]}-{label}"
 
 
 def _is_name_character(character: str) -> bool:

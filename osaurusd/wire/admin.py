@@ -10,6 +10,7 @@ import msgspec
 
 from osaurusd.wire.errors import ErrorBody
 from osaurusd.wire.keys import Protection
+from osaurusd.wire.quantization import Lineage
 from osaurusd.wire.residency import LoadPhases
 
 API_VERSION = 1
@@ -139,6 +140,7 @@ class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
         weights_bytes: memory for the weights.
         kv_bytes_per_token: memory for each token of context; null if the model's config does not determine it.
         full_context_bytes: memory for the weights and a full context; null like `kv_bytes_per_token`.
+        lineage: how the model was quantized, if that was done here.
     """
 
     model: ModelInfo
@@ -154,6 +156,7 @@ class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
     weights_bytes: int = 0
     kv_bytes_per_token: int | None = None
     full_context_bytes: int | None = None
+    lineage: Lineage | None = None
 
 
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,8 @@ from osaurusd.models import safetensors, tokenizers
 PROVENANCE = "osaurus.json"
 CONFIG = "config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
+# Describes weights that NVIDIA's ModelOpt has quantized.
+_MODEL_OPT_CONFIG = "hf_quant_config.json"
 
 _PATTERNS = ("*.safetensors", "*.json", "*.jsonl", "*.jinja", "*.txt", "*.tiktoken", "*.model")
 _DOCUMENTS = {"license", "licence", "notice", "readme"}
@@ -65,6 +67,19 @@ def copy_folder(source: Path, dest: Path, progress: Callable[[int, int], None]) 
     progress(0, total)
     for file in files:
         _copy(file, dest / file.path.name, copied)
+
+
+def copy_companions(source: Path, dest: Path) -> None:
+    """Copy the tokenizer, templates, license and readme of a model, without its weights and config.
+
+    Raises:
+        ImportFailed: a file is not a regular file.
+        OSError: a file could not be read or written.
+    """
+    for file in _select(source):
+        name = file.path.name
+        if not fnmatch.fnmatchcase(name, "*.safetensors*") and name not in (CONFIG, _MODEL_OPT_CONFIG):
+            _copy(file, dest / name, lambda _: None)
 
 
 def _select(source: Path) -> list[_File]:

@@ -44,7 +44,7 @@ def import_model(source: Path, dest: Path, progress: Progress) -> None:
         else:
             raise ImportFailed(f"{source.name}: {_unsupported_reason(source)}")
         # `verify` compares the files with these checksums.
-        checksums = _hash_all(dest, lambda done, total: progress("record", done, total))
+        checksums = hash_all(dest, lambda done, total: progress("record", done, total))
         write_new_json(dest / PROVENANCE, provenance | {"files": checksums})
         sync_folder(dest)
     except OSError as error:
@@ -90,7 +90,7 @@ def _hash(path: Path, progress: Callable[[int], None]) -> str:
     return digest.hexdigest()
 
 
-def _hash_all(folder: Path, progress: Callable[[int, int], None]) -> dict[str, str]:
+def hash_all(folder: Path, progress: Callable[[int, int], None]) -> dict[str, str]:
     """Return the SHA-256 in hex of each file in a folder, by name."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     count = _ByteCounter(sum(path.stat().st_size for path in files), progress)

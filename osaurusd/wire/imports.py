@@ -1,0 +1,25 @@
+"""Admin API types for quantizing models, and for importing those of other programs."""
+
+from enum import StrEnum
+
+import msgspec
+
+from osaurusd.wire.admin import ImportErrorEvent, ImportProgress, ModelInfo
+from osaurusd.wire.quantization import Lineage
+
+
+class ImportRoute(StrEnum):
+    """Paths of the admin API."""
+
+    QUANTIZATIONS = "/v0/quantizations"
+
+
+class QuantizeDone(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="done"):
+    """The last line of a successful quantization. `base_bytes` is the size of the original model on disk."""
+
+    model: ModelInfo
+    base_bytes: int
+    lineage: Lineage
+
+
+QuantizeEvent = ImportProgress | QuantizeDone | ImportErrorEvent
