@@ -108,12 +108,17 @@ def quantize(source: Path, dest: Path, settings: QuantizationSettings, progress:
 def _write_model(
     network: Any, layers: dict[str, mx.array], settings: dict[str, Any], dest: Path, progress: Progress
 ) -> Report:
-    """Write the weights of a network that mlx_lm has quantized but not computed; `layers` are the original weights."""
+    """Write the weights of a network that mlx_lm has quantized but not computed.
+
+    Args:
+        layers: the original weights by layer. They are removed, so that each can be freed when it is written.
+    """
     quantized = {path: module for path, module in network.named_modules() if _is_quantized(module)}
     if not quantized:
         raise QuantizationFailed("no layer has a size that is a multiple of the group size; use a smaller --group-size")
     report = Report(settings, kept=len(layers) - len(quantized))
-    layers = {path: layers[path] for path in quantized}
+    for path in layers.keys() - quantized.keys():
+        del layers[path]
     arrays = _take_parameters(network)
     total = sum(array.nbytes for array in arrays.values())
     parameters = sum(weight.size for weight in layers.values())
