@@ -3,18 +3,24 @@
 from pathlib import Path
 
 import click
+import msgspec
 
 from osaurusctl import completion, progress
 from osaurusctl.client import connect
 from osaurusctl.command import Command
 from osaurusctl.errors import Interrupted
-from osaurusctl.formatting import format_bytes
+from osaurusctl.formatting import format_bytes, format_table
 from osaurusctl.output import Output
+from osaurusctl.programs import catalog
+from osaurusctl.programs.model import Program, ProgramModel
 from osaurusctl.sharing import shared_files
 from osaurusd.wire import paths
 from osaurusd.wire.admin import ImportDone, ImportRequest
 from osaurusd.wire.imports import QuantizeDone
-from osaurusd.wire.quantization import QuantizationMode, QuantizeRequest
+from osaurusd.wire.lineage import QuantizationMode, QuantizeRequest
+
+_MODELS_HEADER = ("NAME", "SIZE", "FAMILY", "QUANT", "IMPORT", "REASON")
+_MODELS_DROP = ("REASON", "FAMILY", "QUANT", "SIZE")
 
 _AFFINE_BITS = ("2", "3", "4", "5", "6", "8")
 _OTHER_MODES = tuple(mode.value for mode in QuantizationMode if mode is not QuantizationMode.AFFINE)
@@ -22,24 +28,90 @@ _GROUP_SIZES = ("32", "64", "128")
 
 
 @click.command(
-    "import", cls=Command, examples=["osaurusctl import ./SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2-135m-instruct"]
+    "import",
+    cls=Command,
+    examples=[
+        "osaurusctl import ./SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2-135m-instruct",
+        "osaurusctl import --from ollama",
+        "osaurusctl import --from ollama llama3.2:3b",
+    ],
 )
-@click.argument("path", type=click.Path(exists=True, path_type=Path))
-@click.option("--name", help="Name of the new model  [default: derived from PATH]")
+@click.argument("source", metavar="[PATH|NAME]", type=click.Path(), required=False)
+@click.option(
+    "--from",
+    "program",
+    type=click.Choice([program.value for program in Program]),
+    help="Import a model of this program; without NAME, list its models",
+)
+@click.option("--name", help="Name of the new model  [default: derived from PATH or NAME]")
 @click.pass_obj
-def import_model(output: Output, path: Path, name: str | None) -> None:
+def import_model(output: Output, source: str | None, program: str | None, name: str | None) -> None:
     """Import an MLX folder or a GGUF file
 
-    PATH is a folder with an MLX model, or a .gguf file. The original is copied.
+    PATH is a folder with an MLX model, or a .gguf file. With --from, NAME is a model of Ollama or LM Studio, by the
+    name that this program lists. The original is not changed.
     """
-    source = path.absolute()
+    if program is not None:
+        _import_from(Program(program), source, name, output)
+        return
+    if source is None:
+        raise click.UsageError("missing argument PATH, the folder or file to import")
+    path = Path(source).absolute()
+    if not path.exists():
+        raise click.UsageError(f'path "{source}" does not exist')
+    _import(ImportRequest(path=str(path), name=name), output)
+
+
+def _import_from(program: Program, model: str | None, name: str | None, output: Output) -> None:
+    """Import a model of another program; without a model, list them."""
+    models = catalog.find_models(program)
+    if model is not None:
+        chosen = catalog.choose(program, models, model)
+        for note in chosen.notes:
+            output.note(note)
+        _import(ImportRequest(path=chosen.path, name=name, origin=chosen.origin), output)
+        return
+    if name is not None:
+        raise click.UsageError("--name requires the NAME of the model to import")
+    if models:
+        with progress.spinner(output, f"checking {len(models)} models"):
+            models = catalog.check(connect(), models, paths.resolve().run_dir)
+    output.show(models, _format_models(models, output.width) if models else "")
+    if models:
+        output.note(f'run "osaurusctl import --from {program} NAME" to import one')
+    else:
+        output.note(f"no models of {program.label} found on this machine")
+
+
+def _import(request: ImportRequest, output: Output) -> None:
     try:
-        with shared_files(source, paths.resolve().run_dir) as files:
-            request = ImportRequest(path=str(source), name=name, files=str(files))
+        with shared_files(Path(request.path), paths.resolve().run_dir) as files:
+            request = msgspec.structs.replace(request, files=str(files))
             done = progress.follow(connect().import_model(request), output, ImportDone)
     except KeyboardInterrupt as error:
         raise Interrupted("import cancelled; partial files were removed") from error
     output.show(done, f"{done.model.name} imported ({format_bytes(done.model.bytes)})")
+
+
+def _format_models(models: list[ProgramModel], width: int | None) -> str:
+    """Format the list; the reasons follow below the table if they do not fit into it."""
+    rows = [_MODELS_HEADER, *map(_model_row, models)]
+    table = format_table(rows, width=width, drop=_MODELS_DROP)
+    reasons = [f"{model.name}: {model.reason}" for model in models if model.reason]
+    if not reasons or _MODELS_HEADER[-1] in table.splitlines()[0]:
+        return table
+    return "\n".join([table, "", *reasons])
+
+
+def _model_row(model: ProgramModel) -> tuple[str, ...]:
+    return (
+        model.name,
+        format_bytes(model.bytes),
+        model.family or "-",
+        model.quantization or "-",
+        "yes" if model.importable else "no",
+        model.reason or "",
+    )
 
 
 @click.command(
@@ -71,13 +143,11 @@ def quantize(
     """
     if bits in _OTHER_MODES and group_size is not None:
         raise click.UsageError(f"--group-size cannot be combined with --bits {bits}, which fixes it")
-    request = QuantizeRequest(
-        model=name,
-        mode=QuantizationMode(bits) if bits in _OTHER_MODES else QuantizationMode.AFFINE,
-        bits=None if bits in _OTHER_MODES else int(bits),
-        group_size=None if group_size is None else int(group_size),
-        name=new_name,
-        requantize=requantize,
+    options: dict[str, str | int] = {"mode": bits} if bits in _OTHER_MODES else {"bits": int(bits)}
+    if group_size is not None:
+        options["group_size"] = int(group_size)
+    request = msgspec.convert(
+        {"model": name, "name": new_name, "requantize": requantize, **options}, type=QuantizeRequest
     )
     try:
         done = progress.follow(connect().quantize(request), output, QuantizeDone)

@@ -25,7 +25,7 @@ from osaurusd.wire.admin import (
     WorkerState,
 )
 from osaurusd.wire.errors import ErrorCode
-from osaurusd.wire.quantization import Lineage
+from osaurusd.wire.lineage import Lineage
 from osaurusd.wire.residency import LoadPhases
 
 Rows = list[tuple[str, str]]

@@ -19,11 +19,13 @@ from osaurusd.models.record import ModelRecord
 from osaurusd.models.roots import STAGING_PREFIXES
 from osaurusd.rpc import job
 from osaurusd.wire.admin import Availability
-from osaurusd.wire.quantization import QuantizationMode
+from osaurusd.wire.imports import CheckedModel, CheckItem
+from osaurusd.wire.lineage import Origin, QuantizationMode
 
 log = get_logger(__name__)
 
 IMPORTER_COMMAND = job.module_command("osaurusd.imports.worker")
+CHECKER_COMMAND = job.module_command("osaurusd.imports.worker.check")
 QUANTIZER_COMMAND = job.module_command("osaurusd.imports.worker.quantize")
 
 _IMPORTING = STAGING_PREFIXES[0]
@@ -51,15 +53,18 @@ class ImportManager:
                 shutil.rmtree(leftover, ignore_errors=True)
 
     async def run(
-        self, source: str, name: str | None, files: str | None = None
-    ) -> AsyncGenerator[messages.Progress | ModelRecord]:
-        """Import the folder or file `source`. Yields progress, then the model. Closing the iterator cancels the import.
+        self, source: str, name: str | None, files: str | None = None, origin: Origin | None = None
+    ) -> AsyncGenerator[messages.Progress | messages.Note | ModelRecord]:
+        """Import the folder or file `source`. Yields progress and notes, then the model.
+
+        Closing the iterator cancels the import.
 
         Args:
             source: the absolute path.
             name: the name of the model; None derives it from the source.
             files: the Unix socket from which the child process receives the open files of the source; None if it can
                 open them itself.
+            origin: what another program knows about the source.
 
         Raises:
             InvalidRequest: the path is not absolute, or the name is invalid.
@@ -69,11 +74,14 @@ class ImportManager:
         path = Path(source)
         if not path.is_absolute() or "\0" in source:
             raise InvalidRequest(f"`path`: must be an absolute path, not {source!r}", param="path")
-        if files is not None and (not Path(files).is_absolute() or "\0" in files):
-            raise InvalidRequest(f"`files`: must be the absolute path of a Unix socket, not {files!r}", param="files")
-        derived = names.from_file(path.stem if path.suffix == ".gguf" else path.name)
-        name = await self._free_name(derived if name is None else name)
+        if files is not None:
+            _check_socket(files)
+        name = await self._free_name(
+            (names.of_origin(origin.name) if origin else names.of_path(path)) if name is None else name
+        )
         arguments = [*(["--files", files] if files is not None else []), source]
+        if origin is not None:
+            arguments = ["--origin", msgspec.json.encode(origin).decode(), *arguments]
         async with contextlib.aclosing(self._create(name, IMPORTER_COMMAND, arguments)) as events:
             try:
                 async for event in events:
@@ -85,7 +93,7 @@ class ImportManager:
 
     async def quantize(
         self, base: ModelRecord, settings: messages.QuantizationSettings, name: str | None
-    ) -> AsyncGenerator[messages.Progress | ModelRecord]:
+    ) -> AsyncGenerator[messages.Progress | messages.Note | ModelRecord]:
         """Quantize a model. Yields progress, then the new model. Closing the iterator cancels the quantization.
 
         Args:
@@ -112,9 +120,33 @@ class ImportManager:
             except _ChildFailed as error:
                 raise QuantizationFailed(f'model "{base.name}" cannot be quantized: {error}') from error
 
+    async def check(self, items: Sequence[CheckItem], files: str) -> list[CheckedModel]:
+        """Find out from their headers which models can be imported.
+
+        Args:
+            items: the models.
+            files: the Unix socket from which the child process receives their open files.
+
+        Raises:
+            InvalidRequest: `files` is not the path of a socket.
+            ImportFailed: the files were not passed.
+        """
+        _check_socket(files)
+        arguments = ["--files", files, msgspec.json.encode(items).decode()]
+        try:
+            async with contextlib.aclosing(job.run(CHECKER_COMMAND, arguments, messages.FROM_IMPORTER)) as frames:
+                async for frame in frames:
+                    if isinstance(frame, messages.Checked):
+                        return frame.models
+                    if isinstance(frame, messages.ImportFailure):
+                        raise ImportFailed(frame.message)
+        except job.JobDied as error:
+            raise ImportFailed(f"the process that checks models exited unexpectedly ({error})") from error
+        raise ImportFailed("the process that checks models exited without a result")
+
     async def _create(
         self, name: str, command: Sequence[str], arguments: Sequence[str]
-    ) -> AsyncGenerator[messages.Progress | ModelRecord]:
+    ) -> AsyncGenerator[messages.Progress | messages.Note | ModelRecord]:
         """Run a child process that writes a staging folder, its last argument, and publish the folder as a model."""
         staging = self._models_dir / f"{_IMPORTING}{uuid.uuid4().hex}"
         self.running.add(staging)
@@ -159,12 +191,17 @@ class _ChildFailed(Exception):
     """A child process reported why it failed."""
 
 
-async def _run(command: Sequence[str], arguments: Sequence[str]) -> AsyncGenerator[messages.Progress]:
-    """Run a child process and yield its progress until it has finished."""
+def _check_socket(files: str) -> None:
+    if not Path(files).is_absolute() or "\0" in files:
+        raise InvalidRequest(f"`files`: must be the absolute path of a Unix socket, not {files!r}", param="files")
+
+
+async def _run(command: Sequence[str], arguments: Sequence[str]) -> AsyncGenerator[messages.Progress | messages.Note]:
+    """Run a child process and yield its progress and notes until it has finished."""
     async with contextlib.aclosing(job.run(command, arguments, messages.FROM_IMPORTER)) as frames:
         async for frame in frames:
             match frame:
-                case messages.Progress():
+                case messages.Progress() | messages.Note():
                     yield frame
                 case messages.ImportFailure():
                     raise _ChildFailed(frame.message)

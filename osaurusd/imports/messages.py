@@ -3,7 +3,8 @@
 import msgspec
 
 from osaurusd.rpc.messages import Frame
-from osaurusd.wire.quantization import QuantizationMode
+from osaurusd.wire.imports import CheckedModel
+from osaurusd.wire.lineage import QuantizationMode
 
 
 class Progress(Frame, frozen=True, tag="progress"):
@@ -22,7 +23,19 @@ class ImportFailure(Frame, frozen=True, tag="import_failure"):
     message: str
 
 
-FromImporter = Progress | Imported | ImportFailure
+class Note(Frame, frozen=True, tag="note"):
+    """Something that is not taken over from the source."""
+
+    text: str
+
+
+class Checked(Frame, frozen=True, tag="checked"):
+    """Which models can be imported, in the order of the request."""
+
+    models: list[CheckedModel]
+
+
+FromImporter = Progress | Note | Checked | Imported | ImportFailure
 
 FROM_IMPORTER: msgspec.json.Decoder[FromImporter] = msgspec.json.Decoder(FromImporter)
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from osaurusd.models.record import Capabilities, GenerationDefaults, ModelRecord, Task
-from osaurusd.wire.quantization import Lineage
+from osaurusd.wire.lineage import Lineage
 
 IMPORT_RECORD = "osaurus.json"
 """The file in which an import records the source, the license and the digests of a model."""

@@ -10,7 +10,7 @@ import msgspec
 
 from osaurusd.wire.errors import ErrorBody
 from osaurusd.wire.keys import Protection
-from osaurusd.wire.quantization import Lineage
+from osaurusd.wire.lineage import Lineage, Origin
 from osaurusd.wire.residency import LoadPhases
 
 API_VERSION = 1
@@ -216,12 +216,13 @@ class ImportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Import the MLX folder or `.gguf` file at the absolute path `path`, optionally under `name`.
 
     `files` is a Unix socket from which the import process receives the open files, if it may not be permitted to open
-    them; see `wire.open_files`.
+    them; see `wire.open_files`. `origin` is for models of other programs.
     """
 
     path: str
     name: str | None = None
     files: str | None = None
+    origin: Origin | None = None
 
 
 class DetailsRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -122,6 +122,7 @@ def test_killed_child_process_leaves_no_files(daemon: Daemon) -> None:
         if "quantize" in " ".join(child.cmdline()):
             child.kill()
     last = json.loads(response.read().splitlines()[-1])
+    connection.close()
     assert ("error", "quantization_failed") == (last["event"], last["error"]["code"])
     assert "killed by SIGKILL" in last["error"]["message"]
     assert not [name for name in models_folder(daemon) if name.startswith(".importing-")]
@@ -148,7 +149,7 @@ def test_killed_daemon_leaves_nothing_after_its_next_start(home: Path, smollm_fo
 def test_full_disk_is_one_clear_line(home: Path, smollm_folder: Path) -> None:
     models = home / "models"
     models.mkdir()
-    if os.system(f"mount -t tmpfs -o size=16m tmpfs {models}"):
+    if os.system(f"mount -t tmpfs -o size=11m tmpfs {models}"):
         pytest.skip("mounting is not permitted")
     try:
         make_tiny(models / "tiny", smollm_folder)

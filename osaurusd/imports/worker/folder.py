@@ -13,6 +13,7 @@ from typing import Any
 
 from osaurusd.errors import ImportFailed
 from osaurusd.models import safetensors, tokenizers
+from osaurusd.platform.cloning import clone_file
 
 PROVENANCE = "osaurus.json"
 CONFIG = "config.json"
@@ -144,6 +145,9 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _copy(file: _File, target: Path, copied: Callable[[int], None]) -> None:
+    if _clone(file, target):
+        copied(file.size)
+        return
     with file.path.open("rb", buffering=0) as reader, target.open("xb", buffering=0) as writer:
         remaining = file.size
         while remaining:
@@ -153,6 +157,15 @@ def _copy(file: _File, target: Path, copied: Callable[[int], None]) -> None:
             remaining -= count
             copied(count)
         os.fsync(writer.fileno())
+
+
+def _clone(file: _File, target: Path) -> bool:
+    """Create `target` with the blocks of the file, which APFS, Btrfs and XFS share until one of the two changes.
+
+    Returns False if the file system cannot do that; `target` does not exist then.
+    """
+    with file.path.open("rb", buffering=0) as reader:
+        return clone_file(reader.fileno(), target) and target.stat().st_size == file.size
 
 
 def _move(reader: int, writer: int, count: int) -> int:

@@ -11,7 +11,7 @@ from osaurusd.errors import ImportFailed
 from osaurusd.imports.worker import llama
 from osaurusd.imports.worker.folder import CONFIG, PROVENANCE, copy_folder
 from osaurusd.imports.worker.gguf import GgufHeader, read_header
-from osaurusd.imports.worker.tokenizer import write_tokenizer
+from osaurusd.imports.worker.tokenizer import check_tokenizer, write_tokenizer
 from osaurusd.imports.worker.vocabulary import Vocabulary, generation_config, read_vocabulary, token_ids
 from osaurusd.imports.worker.weights import read_floats, write_weights
 from osaurusd.platform.files import sync_folder, write_new_json
@@ -22,13 +22,16 @@ Progress = Callable[[str, int, int], None]
 _HASH_CHUNK_BYTES = 4 * 1024 * 1024
 
 
-def import_model(source: Path, dest: Path, progress: Progress) -> None:
+def import_model(
+    source: Path, dest: Path, progress: Progress, adapt: Callable[[Path, dict[str, Any]], None] = lambda *_: None
+) -> None:
     """Create a model folder that mlx_lm can load, with its provenance in `osaurus.json`.
 
     Args:
         source: an MLX model folder or a `.gguf` file.
         dest: an existing empty folder. The caller removes it after a failure.
         progress: called after each chunk of work.
+        adapt: called with the folder and its provenance before they are recorded; may change both.
 
     Raises:
         ImportFailed: the source cannot be imported, or a file could not be read or written. The message names the file.
@@ -43,6 +46,7 @@ def import_model(source: Path, dest: Path, progress: Progress) -> None:
             provenance = _provenance(source, "gguf") | _convert(source, dest, progress)
         else:
             raise ImportFailed(f"{source.name}: {_unsupported_reason(source)}")
+        adapt(dest, provenance)
         # `verify` compares the files with these checksums.
         checksums = hash_all(dest, lambda done, total: progress("record", done, total))
         write_new_json(dest / PROVENANCE, provenance | {"files": checksums})
@@ -61,9 +65,7 @@ def _unsupported_reason(source: Path) -> str:
 def _convert(source: Path, dest: Path, progress: Progress) -> dict[str, str]:
     """Convert a GGUF file. Return its SHA-256 in hex, and its license if it names one."""
     header = read_header(source)
-    plan = llama.plan_conversion(header, read_floats(header, llama.ROPE_FREQUENCIES))
-    vocabulary = read_vocabulary(header.metadata)
-    _check_sizes(header, plan, vocabulary)
+    plan, vocabulary = check_header(header)
     # Check everything that can be rejected before spending minutes on the weights.
     write_tokenizer(vocabulary, header.metadata, dest)
     write_new_json(dest / "generation_config.json", generation_config(header.metadata, vocabulary))
@@ -72,6 +74,19 @@ def _convert(source: Path, dest: Path, progress: Progress) -> dict[str, str]:
     write_weights(header, plan, dest, lambda done, total: progress("convert", done, total))
     license_name = header.metadata.find_text("general.license")
     return {"sha256": digest} | ({"license": license_name} if license_name else {})
+
+
+def check_header(header: GgufHeader) -> tuple[llama.Plan, Vocabulary]:
+    """Plan the conversion of a GGUF file, and read its vocabulary.
+
+    Raises:
+        ImportFailed: the file cannot be converted.
+    """
+    plan = llama.plan_conversion(header, read_floats(header, llama.ROPE_FREQUENCIES))
+    vocabulary = read_vocabulary(header.metadata)
+    check_tokenizer(vocabulary, header.metadata)
+    _check_sizes(header, plan, vocabulary)
+    return plan, vocabulary
 
 
 def _check_sizes(header: GgufHeader, plan: llama.Plan, vocabulary: Vocabulary) -> None:

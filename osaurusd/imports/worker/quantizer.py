@@ -131,11 +131,12 @@ def _write_model(
 
 def _load(folder: Path) -> tuple[Any, dict[str, Any]]:
     try:
-        return load_model(folder, lazy=True)
+        network, config = load_model(folder, lazy=True)
     except OSError:
         raise
     except Exception as error:  # mlx_lm's models raise many kinds of errors for files that they cannot read
         raise QuantizationFailed(f"mlx_lm cannot load the model: {error}") from error
+    return network, config
 
 
 def _prepare(
@@ -176,7 +177,7 @@ def _find_layers(network: Any) -> dict[str, mx.array]:
 
 def _take_parameters(network: Any) -> dict[str, mx.array]:
     """Return the parameters by name, and remove them from the network, so that each can be freed when it is written."""
-    arrays: dict[str, mx.array] = dict(tree_flatten(network.parameters()))  # type: ignore[arg-type]
+    arrays: dict[str, mx.array] = dict(tree_flatten(network.parameters()))
     network.update(tree_map(lambda _: mx.array([]), network.parameters()))
     return arrays
 
@@ -220,8 +221,8 @@ def _relative_error(weight: mx.array, parts: list[mx.array], module: Any) -> flo
             packed, scales, biases[0] if biases else None, module.group_size, module.bits, module.mode
         )
         original = rows[start : start + step].astype(mx.float32)
-        squared_error += mx.square(original - restored.astype(mx.float32)).sum().item()
-        squared_norm += mx.square(original).sum().item()
+        squared_error += float(mx.square(original - restored.astype(mx.float32)).sum())
+        squared_norm += float(mx.square(original).sum())
     return math.sqrt(squared_error / squared_norm) if squared_norm else 0.0
 
 
@@ -266,4 +267,4 @@ def _contents(shard: list[Entry], arrays: dict[str, mx.array], measurement: _Mea
         # safetensors has rows in C order; other layouts are views of MLX.
         data = mx.contiguous(array).reshape(-1).view(mx.uint8) if array.size else mx.array([], dtype=mx.uint8)
         mx.eval(data)
-        yield memoryview(data)
+        yield memoryview(data)  # type: ignore[arg-type]  # the stubs lack the buffer protocol

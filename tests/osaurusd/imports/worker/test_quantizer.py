@@ -16,7 +16,7 @@ from mlx_lm.utils import dequantize_model, load_model, quantize_model, save_conf
 from osaurusd.errors import QuantizationFailed
 from osaurusd.imports.messages import QuantizationSettings
 from osaurusd.imports.worker import quantizer
-from osaurusd.wire.quantization import QuantizationMode
+from osaurusd.wire.lineage import QuantizationMode
 from tests.models import make_tiny
 
 SMALL = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 128}
@@ -163,7 +163,7 @@ def test_large_models_are_split_into_shards(make, tmp_path, ignore, monkeypatch)
 def test_quantized_models_are_refused_unless_requested(make, tmp_path, ignore):
     source, ours = make(group_size=32), tmp_path / "ours"
     ours.mkdir()
-    with pytest.raises(QuantizationFailed, match="quantized already.*--requantize"):
+    with pytest.raises(QuantizationFailed, match=r"quantized already.*--requantize"):
         quantizer.quantize(source, ours, QuantizationSettings(bits=8), ignore)
     assert list(ours.iterdir()) == []
 

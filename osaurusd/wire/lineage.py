@@ -1,9 +1,12 @@
-"""Admin API types for quantizing models: how, and what became of it."""
+"""Admin API types for where models come from: another program, or a model that was quantized."""
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+
+Bits = Literal[2, 3, 4, 5, 6, 8]
+GroupSize = Literal[32, 64, 128]
 
 
 class QuantizationMode(StrEnum):
@@ -27,8 +30,8 @@ class QuantizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     model: str
     mode: QuantizationMode = QuantizationMode.AFFINE
-    bits: Literal[2, 3, 4, 5, 6, 8] | None = None
-    group_size: Literal[32, 64, 128] | None = None
+    bits: Bits | None = None
+    group_size: GroupSize | None = None
     name: str | None = None
     requantize: bool = False
 
@@ -55,3 +58,25 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
     worst_tensor: str
     quantized: int
     kept: int
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What another program knows about a file that is imported from it.
+
+    Attributes:
+        program: its name, for people.
+        name: its name for the model, from which the name of the imported model derives.
+        sha256: the checksum that the program recorded for the file.
+        stop: texts that end an output; those that are single tokens are imported.
+        temperature, top_p, top_k, min_p, repetition_penalty: defaults for generation.
+    """
+
+    program: Annotated[str, msgspec.Meta(max_length=100)]
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")] | None = None
+    stop: list[str] = []
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | None = None
+    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
