@@ -10,7 +10,7 @@ from typing import Any
 from osaurusd.errors import ImportFailed
 from osaurusd.imports.worker import llama
 from osaurusd.imports.worker.folder import CONFIG, PROVENANCE, copy_folder
-from osaurusd.imports.worker.gguf import GgufHeader, read_header
+from osaurusd.imports.worker.gguf import GgufHeader, is_gguf, read_header
 from osaurusd.imports.worker.tokenizer import check_tokenizer, write_tokenizer
 from osaurusd.imports.worker.vocabulary import Vocabulary, generation_config, read_vocabulary, token_ids
 from osaurusd.imports.worker.weights import read_floats, write_weights
@@ -42,7 +42,7 @@ def import_model(
         if source.is_dir():
             copy_folder(source, dest, lambda done, total: progress("copy", done, total))
             provenance = _provenance(source, "folder")
-        elif source.suffix.lower() == ".gguf" and source.is_file():
+        elif source.is_file() and (source.suffix.lower() == ".gguf" or is_gguf(source)):
             provenance = _provenance(source, "gguf") | _convert(source, dest, progress)
         else:
             raise ImportFailed(f"{source.name}: {_unsupported_reason(source)}")
@@ -59,7 +59,7 @@ def import_model(
 def _unsupported_reason(source: Path) -> str:
     if not source.exists():
         return "the file or folder does not exist"
-    return "it is neither a model folder nor a .gguf file"
+    return "it is neither a model folder nor a GGUF file"
 
 
 def _convert(source: Path, dest: Path, progress: Progress) -> dict[str, str]:

@@ -109,6 +109,23 @@ def test_files_are_copied_without_copy_file_range(source, dest, monkeypatch):
     assert (dest / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
 
 
+def test_files_are_cloned_where_the_file_system_can(source, dest, monkeypatch):
+    cloned = []
+
+    def clone(descriptor, target):
+        cloned.append(target.name)
+        target.write_bytes(os.read(descriptor, 1 << 20))
+        return True
+
+    monkeypatch.setattr(folder, "clone_file", clone)
+    calls = []
+    folder.copy_folder(source, dest, lambda *call: calls.append(call))
+    assert sorted(cloned) == sorted(path.name for path in dest.iterdir())
+    assert calls[-1][0] == calls[-1][1] > 0
+    for path in dest.iterdir():
+        assert path.read_bytes() == (source / path.name).read_bytes()
+
+
 def test_existing_provenance_is_replaced(source, convert):
     (source / "osaurus.json").write_text('{"source": "older"}')
 
