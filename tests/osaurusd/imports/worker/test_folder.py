@@ -69,6 +69,20 @@ def test_code_pickles_and_folders_are_not_copied(source, convert):
     assert names(convert(source)) == {"config.json", "tokenizer.json", "model.safetensors", "osaurus.json"}
 
 
+def test_named_chat_templates_are_copied_and_recorded(source, convert):
+    templates = source / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "tool_use.jinja").write_text("{{ tools }}")
+    (templates / "notes.md").write_text("notes")
+
+    dest = convert(source)
+
+    assert (dest / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"
+    assert names(dest / "additional_chat_templates") == {"tool_use.jinja"}
+    record = json.loads((dest / "osaurus.json").read_bytes())
+    assert "additional_chat_templates/tool_use.jinja" in record["files"]
+
+
 def test_links_to_files_are_copied_as_files(source, convert, tmp_path):
     """Snapshots in the Hugging Face cache consist of such links."""
     (source / "model.safetensors").rename(tmp_path / "blob")
