@@ -77,10 +77,8 @@ async def _import_events(events: AsyncGenerator[Progress | Note | ModelRecord]) 
         async for event in events:
             if isinstance(event, ModelRecord):
                 yield ImportDone(model=views.model_info(event))
-            elif isinstance(event, Note):
-                yield ImportNote(text=event.text)
             else:
-                yield _progress_event(event)
+                yield _stream_event(event)
 
 
 async def _quantize_events(
@@ -88,16 +86,15 @@ async def _quantize_events(
 ) -> AsyncGenerator[QuantizeEvent]:
     async with contextlib.aclosing(events):
         async for event in events:
-            if isinstance(event, Progress):
-                yield _progress_event(event)
-            elif (
-                isinstance(event, ModelRecord)
-                and (lineage := (await asyncio.to_thread(metadata.read_provenance, event)).lineage) is not None
-            ):
+            if not isinstance(event, ModelRecord):
+                yield _stream_event(event)
+            elif (lineage := (await asyncio.to_thread(metadata.read_provenance, event)).lineage) is not None:
                 yield QuantizeDone(model=views.model_info(event), base_bytes=base.size_bytes, lineage=lineage)
 
 
-def _progress_event(event: Progress) -> ImportProgress:
+def _stream_event(event: Progress | Note) -> ImportProgress | ImportNote:
+    if isinstance(event, Note):
+        return ImportNote(text=event.text)
     return ImportProgress(stage=event.stage, done=event.done, total=event.total)
 
 
