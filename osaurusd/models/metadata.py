@@ -11,13 +11,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
+
 from osaurusd.models.record import Capabilities, GenerationDefaults, ModelRecord, Task
+from osaurusd.wire.lineage import Lineage
 
 IMPORT_RECORD = "osaurus.json"
 """The file in which an import records the source, the license and the digests of a model."""
 
 TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.json", "processor_config.json")
 """JSON files that can contain the chat template as `chat_template`, if there is no chat_template.jinja."""
+
+TEMPLATES_FOLDER = "additional_chat_templates"
+"""The one subfolder of a model that transformers reads (its `CHAT_TEMPLATE_DIR`): named chat templates."""
+
+_NAMED_TEMPLATE = re.compile(rf"{TEMPLATES_FOLDER}/[^/\0]+\.jinja")
 
 _CONTEXT_KEYS = (
     "max_position_embeddings",
@@ -50,10 +58,11 @@ _EMBEDDING_PIPELINE = "modules.json"
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a model comes from: the revision on the hub, if it was downloaded, and its license."""
+    """Where a model comes from: its revision if it is from the hub, its license, and how it was quantized here."""
 
     commit: str | None = None
     license: str | None = None
+    lineage: Lineage | None = None
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -125,9 +134,9 @@ def task(config: Mapping[str, Any], files: Container[str]) -> Task:
 
 def capabilities(folder: Path, config: Mapping[str, Any]) -> Capabilities:
     """Derive what a generative model supports from its config and chat template."""
-    template = _chat_template(folder)
+    template = "\n".join([_chat_template(folder), *map(_text_or_empty, find_named_templates(folder))])
     return Capabilities(
-        chat=bool(template),
+        chat=bool(template.strip()),
         tools=_TOOLS.search(template) is not None,
         reasoning=_REASONING.search(template) is not None,
         vision=any(key in config for key in _VISION_KEYS),
@@ -154,6 +163,19 @@ def generation_defaults(folder: Path) -> GenerationDefaults:
     return defaults
 
 
+def is_named_template(name: str) -> bool:
+    """Whether `name`, relative to a model's folder, is that of a named chat template."""
+    return _NAMED_TEMPLATE.fullmatch(name) is not None
+
+
+def find_named_templates(folder: Path) -> list[Path]:
+    """Return the named chat templates of a model, sorted by name; none if the folder cannot be read."""
+    try:
+        return sorted(path for path in (folder / TEMPLATES_FOLDER).iterdir() if path.suffix == ".jinja")
+    except OSError:
+        return []
+
+
 def tokenizer_requires_code(tokenizer_config: Mapping[str, Any]) -> bool:
     """Whether a `tokenizer_config.json` names a tokenizer class that the repository itself ships as code."""
     auto_map = tokenizer_config.get("auto_map")
@@ -169,6 +191,7 @@ def read_provenance(record: ModelRecord) -> Provenance:
     return Provenance(
         commit=folder.name if folder.parent.name == "snapshots" else None,
         license=_license(folder),
+        lineage=_lineage(folder),
     )
 
 
@@ -195,6 +218,20 @@ def _license(folder: Path) -> str | None:
         if isinstance(value, str):
             return value
     return None
+
+
+def _lineage(folder: Path) -> Lineage | None:
+    """Return how a model was quantized, from its import record."""
+    document = _json_object_or_empty(folder / IMPORT_RECORD)
+    base, quantization = document.get("base"), document.get("quantization")
+    if not isinstance(base, dict) or not isinstance(quantization, dict):
+        return None
+    try:
+        return msgspec.convert(
+            {**quantization, "base": base.get("name"), "base_commit": base.get("commit")}, type=Lineage
+        )
+    except msgspec.ValidationError:
+        return None
 
 
 def _number_in_range(value: object, low: float, high: float) -> float | None:
