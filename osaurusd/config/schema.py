@@ -301,6 +301,9 @@ class Input(Section, frozen=True):
     max_top_logprobs: Annotated[int, _count("`top_logprobs`, and `logprobs` of a completion", le=100)] = 20
     max_logit_bias: Annotated[int, _count("Entries in `logit_bias`")] = 1024
     max_prompts: Annotated[int, _count("Prompts in a completion request")] = 128
+    max_question_bytes: Annotated[
+        int, _count("Size, as JSON, of all questions of a decision request together", unit="bytes", le=16 * MIB)
+    ] = 4 * MIB
 
 
 class Structured(Section, frozen=True):

@@ -1,7 +1,8 @@
 """The events that a generation request produces, independent of the client's protocol.
 
 A stream is one `Started`, then `Delta`s and one `Finished` for each choice, interleaved, then one `Completed`. With
-`report_progress`, `Progress` precedes the first `Delta`.
+`report_progress`, `Progress` precedes the first `Delta`. The stream of a scoring request is `Started`, `Scored` and
+`Completed`.
 """
 
 import contextlib
@@ -81,6 +82,12 @@ class Finished(_Event, frozen=True, tag="finished"):
     stop: str | None = None
 
 
+class Scored(_Event, frozen=True, tag="scored"):
+    """The natural log-probabilities of the candidates of each continuation."""
+
+    logprobs: list[list[float]]
+
+
 class Usage(_Event, frozen=True):
     """Token counts over all choices. `cached_tokens` of the prompt came from the prefix cache.
 
@@ -109,4 +116,4 @@ class Completed(_Event, frozen=True, tag="completed"):
     timings: Timings = Timings()
 
 
-Event = Started | Progress | Delta | Finished | Completed
+Event = Started | Progress | Delta | Finished | Scored | Completed

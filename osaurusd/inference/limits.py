@@ -11,7 +11,7 @@ import msgspec
 
 from osaurusd.config import Input
 from osaurusd.errors import InvalidRequest
-from osaurusd.inference.request import GenerationRequest, Location
+from osaurusd.inference.request import GenerationRequest, Location, ScoringRequest
 
 EACH = "*"
 """In a location pattern: every item of a list."""
@@ -66,6 +66,9 @@ MODEL: Location = ("model",)
 PROMPTS: Location = ("prompts",)
 """The prompts of one client request, each of which becomes a `GenerationRequest`."""
 
+QUESTIONS: Location = ("questions",)
+"""The questions of a decision."""
+
 MESSAGES: Location = ("prompt", "messages")
 MESSAGE: Location = (*MESSAGES, EACH)
 TOOL_CALL: Location = (*MESSAGE, "tool_calls", EACH)
@@ -79,6 +82,7 @@ TOOL_PARAMETERS: Location = (*TOOLS, EACH, "parameters")
 LIMITS = (
     InputLimit("max_name_length", MODEL, "characters"),
     InputLimit("max_prompts", PROMPTS, "prompts"),
+    InputLimit("max_question_bytes", QUESTIONS, "bytes of JSON", json_bytes),
     InputLimit("max_messages", MESSAGES, "messages"),
     InputLimit("max_parts", (*MESSAGE, "content"), "parts"),
     InputLimit("max_name_length", (*MESSAGE, "name"), "characters"),
@@ -109,7 +113,7 @@ def limits_at(location: Location) -> list[InputLimit]:
     return [limit for limit in LIMITS if limit.location == location]
 
 
-def check_request(request: GenerationRequest, maxima: Input) -> None:
+def check_request(request: GenerationRequest | ScoringRequest, maxima: Input) -> None:
     """Check a request against every limit.
 
     Raises:
@@ -129,7 +133,7 @@ def check_request(request: GenerationRequest, maxima: Input) -> None:
 
 
 def check_value(location: Location, value: Any, maxima: Input) -> None:
-    """Check a value that is not part of a `GenerationRequest`: `MODEL` or `PROMPTS`.
+    """Check a value that is not part of a `GenerationRequest`: `MODEL`, `PROMPTS` or `QUESTIONS`.
 
     Raises:
         InvalidRequest: the value exceeds a limit at `location`.

@@ -7,12 +7,13 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 import msgspec
 
 from osaurusd.config import Config
-from osaurusd.errors import InvalidRequest, ModelNotFound, OsaurusError
-from osaurusd.inference import limits
+from osaurusd.errors import InternalError, InvalidRequest, ModelNotFound, OsaurusError
+from osaurusd.inference import decisions, limits
+from osaurusd.inference.decisions import Question
 from osaurusd.inference.defaults import RequestDefaults
-from osaurusd.inference.events import Completed, Delta, Event, Started
+from osaurusd.inference.events import Completed, Delta, Event, Scored, Started
 from osaurusd.inference.prompt_batch import generate_all
-from osaurusd.inference.request import GenerationRequest
+from osaurusd.inference.request import GenerationRequest, Message, ScoringRequest
 from osaurusd.log import get_logger
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
@@ -92,6 +93,44 @@ class Service:
                 if isinstance(event, Started):
                     tokens = event.prompt_tokens
         return tokens
+
+    async def score(self, record: ModelRecord, request: ScoringRequest) -> tuple[Scored, Completed]:
+        """Return the log-probabilities of all candidates of a scoring request, and its usage and timings.
+
+        Raises:
+            OsaurusError: the request is invalid or failed.
+        """
+        config = self._config()
+        limits.check_request(request, config.input)
+        if config.log.content:
+            log.info("candidates", request=msgspec.to_builtins(request))
+        async with self._pool.lease(record) as lease, contextlib.aclosing(lease.score(request)) as events:
+            scored = Scored(logprobs=[])
+            async for event in events:
+                match event:
+                    case Scored():
+                        scored = event
+                    case Completed():
+                        return scored, _with_wait_times(event, lease)
+        raise InternalError("the worker ended a request without a result")
+
+    async def decide(
+        self, record: ModelRecord, messages: Sequence[Message], questions: Sequence[Question]
+    ) -> tuple[list[list[float]], Completed]:
+        """Return the probabilities of the options of questions about messages, and the usage and timings.
+
+        Raises:
+            OsaurusError: a message or a question is invalid, or the request failed.
+        """
+        limits.check_value(limits.QUESTIONS, questions, self._config().input)
+        try:
+            scored, completed = await self.score(record, decisions.build_request(messages, questions))
+        except OsaurusError as error:
+            located = decisions.locate_question(error, questions)
+            if located is error:
+                raise
+            raise located from error
+        return decisions.probabilities(questions, scored.logprobs), completed
 
     async def generate(self, record: ModelRecord, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Event]:
         """Yield the events of one client request, and end with `Completed`. Closing the iterator cancels the request.

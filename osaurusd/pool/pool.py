@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from osaurusd.errors import InsufficientMemory, OsaurusError, WorkerCrashed
 from osaurusd.events import EventBus
 from osaurusd.inference.events import Event
-from osaurusd.inference.request import GenerationRequest
+from osaurusd.inference.request import GenerationRequest, ScoringRequest
 from osaurusd.log import get_logger
 from osaurusd.models.record import ModelRecord
 from osaurusd.platform.power import PowerAssertion
@@ -50,6 +50,10 @@ class Lease:
     ) -> AsyncGenerator[Event]:
         """Run a request; see `WorkerClient.generate`."""
         return self.client.generate(request, continuation=continuation, blobs=blobs)
+
+    def score(self, request: ScoringRequest) -> AsyncGenerator[Event]:
+        """Run a scoring request; see `WorkerClient.score`."""
+        return self.client.score(request)
 
 
 class _FutureWaiter:

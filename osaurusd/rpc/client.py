@@ -8,7 +8,7 @@ from typing import Protocol
 
 from osaurusd.errors import OsaurusError, SlowClient, from_code
 from osaurusd.inference.events import Completed, Delta, Event
-from osaurusd.inference.request import GenerationRequest
+from osaurusd.inference.request import GenerationRequest, ScoringRequest
 from osaurusd.rpc import framing, messages
 from osaurusd.rpc.watchdog import Watchdog
 
@@ -144,7 +144,7 @@ class WorkerClient:
         self._buffers: dict[int, _EventBuffer] = {}
         self._error: OsaurusError | None = None
 
-    async def generate(
+    def generate(
         self, request: GenerationRequest, *, continuation: bool = False, blobs: Sequence[bytes] = ()
     ) -> AsyncGenerator[Event]:
         """Yield the events of a request, ending with `Completed`. Closing the iterator cancels the request.
@@ -157,14 +157,24 @@ class WorkerClient:
         Raises:
             OsaurusError: the request failed, or the worker exited.
         """
+        id_ = next(self._ids)
+        return self._run(messages.Generate(id=id_, request=request, continuation=continuation), blobs)
+
+    def score(self, request: ScoringRequest) -> AsyncGenerator[Event]:
+        """Yield the events of a scoring request; see `generate`."""
+        return self._run(messages.Score(id=next(self._ids), request=request))
+
+    async def _run(
+        self, frame: messages.Generate | messages.Score, blobs: Sequence[bytes] = ()
+    ) -> AsyncGenerator[Event]:
         if self._error is not None:
             raise self._error
-        id_ = next(self._ids)
+        id_ = frame.id
         buffer = _EventBuffer(self._listener.request_started())
         if not self._buffers:
             self._watchdog.arm()
         self._buffers[id_] = buffer
-        self._send(messages.Generate(id=id_, request=request, continuation=continuation), blobs)
+        self._send(frame, blobs)
         try:
             while True:
                 event = await buffer.get()

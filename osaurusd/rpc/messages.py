@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 from osaurusd.inference.events import Event
-from osaurusd.inference.request import GenerationRequest, Location
+from osaurusd.inference.request import GenerationRequest, Location, ScoringRequest
 from osaurusd.wire.errors import ErrorCode
 
 WireSetting = Literal["auto", "never", "always"]
@@ -66,6 +66,13 @@ class Generate(Frame, frozen=True, tag="generate"):
     id: int
     request: GenerationRequest
     continuation: bool = False
+
+
+class Score(Frame, frozen=True, tag="score"):
+    """Run a scoring request."""
+
+    id: int
+    request: ScoringRequest
 
 
 class Cancel(Frame, frozen=True, tag="cancel"):
@@ -153,7 +160,7 @@ class Pulse(Frame, frozen=True, tag="pulse"):
     reserved_bytes: int = 0
 
 
-ToWorker = Load | Limits | Generate | Cancel | DropCaches | Shutdown
+ToWorker = Load | Limits | Generate | Score | Cancel | DropCaches | Shutdown
 FromWorker = Hello | Loaded | LoadFailed | Output | Failed | Stats | Pulse
 
 TO_WORKER: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)

@@ -146,6 +146,15 @@ def compute_logprobs(logits: mx.array, tokens: mx.array, top: int, rows: list[in
     return LogprobArrays(rows, _finite(sampled), ids, _finite(mx.take_along_axis(logprobs, ids, axis=-1)))
 
 
+def gather_logprobs(logits: mx.array, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Return the log-probabilities of the tokens of each row under `logits` [R, vocabulary]."""
+    logits = logits.astype(mx.float32)
+    logprobs = _finite(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+    gathered = mx.concatenate([logprobs[row][mx.array(list(ids))] for row, ids in enumerate(tokens)])
+    values = iter(gathered.tolist())  # type: ignore[arg-type]
+    return [[next(values) for _ in ids] for ids in tokens]
+
+
 class BatchSampler:
     """Samples one token for every row of a batch; rebuilt whenever rows join or leave.
 

@@ -1,13 +1,22 @@
 """Encode a prompt as tokens: a chat through the chat template, raw text, token ids, or fill-in-the-middle."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, NamedTuple
 
 from osaurusd.errors import InvalidRequest, UnsupportedParameter
 from osaurusd.inference import request as inference
-from osaurusd.inference.request import ChatPrompt, TextPrompt, TokenPrompt
+from osaurusd.inference.request import ChatPrompt, ScoringRequest, TextPrompt, TokenPrompt
 from osaurusd.worker.frontend import context_length
-from osaurusd.worker.frontend.chat_template import ChatTemplate, EncodedPrompt
+from osaurusd.worker.frontend.chat_template import ChatTemplate, EncodedPrompt, SplitChat
+
+
+class EncodedContinuations(NamedTuple):
+    """The tokens of a scoring request: of the prompt, of each continuation, and of the candidates of each."""
+
+    prompt: list[int]
+    continuations: list[list[int]]
+    candidates: list[list[tuple[int, ...]]]
 
 
 class FillInTheMiddleTokens(NamedTuple):
@@ -62,6 +71,41 @@ class PromptEncoder:
             raise InvalidRequest("the prompt is empty after tokenization", location=("prompt",))
         context_length.check_tokens(encoded.tokens, self._max_context)
         return encoded
+
+    def encode_continuations(self, request: ScoringRequest) -> EncodedContinuations:
+        """Encode the prompt, the continuations and the candidates of a scoring request, each separately.
+
+        Raises:
+            InvalidRequest: the prompt is unusable.
+            ContextLengthExceeded: the prompt with one of its continuations does not fit into the context.
+        """
+        before, after, answer_prefix = self._split(request.prompt)
+        context_length.check_text(self._tokenizer, before, self._max_context)
+        is_chat = isinstance(request.prompt, ChatPrompt)
+        prompt = list(self._tokenizer.encode(before, add_special_tokens=not is_chat))
+        context_length.check_tokens(prompt, self._max_context)
+        encode_once = cache(self._encode_part)
+        return EncodedContinuations(
+            prompt,
+            [
+                self._encode_continuation(len(prompt), each.text + after, index)
+                for index, each in enumerate(request.continuations)
+            ],
+            [[encode_once(answer_prefix + text) for text in each.candidates] for each in request.continuations],
+        )
+
+    def _split(self, prompt: ChatPrompt | TextPrompt) -> SplitChat:
+        return SplitChat(prompt.text, "") if isinstance(prompt, TextPrompt) else self._template.result().split(prompt)
+
+    def _encode_continuation(self, prompt_length: int, text: str, index: int) -> list[int]:
+        location = ("continuations", index)
+        context_length.check_text(self._tokenizer, text, self._max_context, location)
+        tokens = list(self._encode_part(text))
+        context_length.check_length(prompt_length + len(tokens), self._max_context, location)
+        return tokens
+
+    def _encode_part(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _encode(self, prompt: inference.Prompt) -> EncodedPrompt:
         match prompt:

@@ -18,7 +18,7 @@ class Runner(Protocol):
     def loaded(self) -> messages.Loaded:
         """The description of the model for the daemon."""
 
-    def prepare(self, frame: messages.Generate) -> EngineRequest:
+    def prepare(self, frame: messages.Generate | messages.Score) -> EngineRequest:
         """Build the engine's request. Safe on any thread.
 
         Raises:

@@ -47,7 +47,7 @@ class TextRunner:
         apply_limits(frame, runner.engine.pass_bytes)
         return runner
 
-    def prepare(self, frame: messages.Generate) -> EngineRequest:
+    def prepare(self, frame: messages.Generate | messages.Score) -> EngineRequest:
         """Build the engine's request. Safe on any thread."""
         return self._builder.build(frame)
 
