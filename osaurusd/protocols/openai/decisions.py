@@ -232,5 +232,5 @@ def _check_unique(values: Iterable[object], path: str, field: str) -> None:
         seen.add(value)
 
 
-def _value_text(value: str | bool) -> str:  # noqa: FBT001  a choice may be a boolean
+def _value_text(value: str | bool) -> str:
     return value if isinstance(value, str) else str(value).lower()
