@@ -301,6 +301,7 @@ class Input(Section, frozen=True):
     max_top_logprobs: Annotated[int, _count("`top_logprobs`, and `logprobs` of a completion", le=100)] = 20
     max_logit_bias: Annotated[int, _count("Entries in `logit_bias`")] = 1024
     max_prompts: Annotated[int, _count("Prompts in a completion request")] = 128
+    max_inputs: Annotated[int, _count("Texts in an embedding request, and documents in a rerank request")] = 2048
 
 
 class Structured(Section, frozen=True):

@@ -66,6 +66,12 @@ MODEL: Location = ("model",)
 PROMPTS: Location = ("prompts",)
 """The prompts of one client request, each of which becomes a `GenerationRequest`."""
 
+INPUTS: Location = ("inputs",)
+"""The texts of an embedding request."""
+
+DOCUMENTS: Location = ("documents",)
+"""The documents of a rerank request."""
+
 MESSAGES: Location = ("prompt", "messages")
 MESSAGE: Location = (*MESSAGES, EACH)
 TOOL_CALL: Location = (*MESSAGE, "tool_calls", EACH)
@@ -79,6 +85,8 @@ TOOL_PARAMETERS: Location = (*TOOLS, EACH, "parameters")
 LIMITS = (
     InputLimit("max_name_length", MODEL, "characters"),
     InputLimit("max_prompts", PROMPTS, "prompts"),
+    InputLimit("max_inputs", INPUTS, "inputs"),
+    InputLimit("max_inputs", DOCUMENTS, "documents"),
     InputLimit("max_messages", MESSAGES, "messages"),
     InputLimit("max_parts", (*MESSAGE, "content"), "parts"),
     InputLimit("max_name_length", (*MESSAGE, "name"), "characters"),
@@ -129,7 +137,7 @@ def check_request(request: GenerationRequest, maxima: Input) -> None:
 
 
 def check_value(location: Location, value: Any, maxima: Input) -> None:
-    """Check a value that is not part of a `GenerationRequest`: `MODEL` or `PROMPTS`.
+    """Check a value that is not part of a `GenerationRequest`, such as `MODEL`.
 
     Raises:
         InvalidRequest: the value exceeds a limit at `location`.

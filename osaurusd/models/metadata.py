@@ -47,6 +47,9 @@ _VISION_KEYS = ("vision_config", "vision_tower", "mm_vision_tower", "image_token
 # sentence-transformers stores its pipeline in this file.
 _EMBEDDING_PIPELINE = "modules.json"
 
+ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "modernbert"})
+"""Architectures that cannot generate text."""
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -56,6 +59,23 @@ class Provenance:
     license: str | None = None
 
 
+def read_json(path: Path) -> Any:
+    """Read the JSON in `path`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file is not JSON; the message states the reason.
+    """
+    with _open(path) as file:
+        content = file.read(_MAX_JSON_BYTES + 1)
+    if len(content) > _MAX_JSON_BYTES:
+        raise ValueError(f"{path.name} is larger than {_MAX_JSON_BYTES} bytes")
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is nested too deeply") from error
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read the JSON object in `path`.
 
@@ -63,14 +83,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: the file is not a JSON object; the message states the reason.
     """
-    with _open(path) as file:
-        content = file.read(_MAX_JSON_BYTES + 1)
-    if len(content) > _MAX_JSON_BYTES:
-        raise ValueError(f"{path.name} is larger than {_MAX_JSON_BYTES} bytes")
-    try:
-        value = json.loads(content)
-    except RecursionError as error:
-        raise ValueError(f"{path.name} is nested too deeply") from error
+    value = read_json(path)
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} must contain a JSON object, not {type(value).__name__}")
     return value
@@ -120,7 +133,7 @@ def task(config: Mapping[str, Any], files: Container[str]) -> Task:
     names = architectures if isinstance(architectures, list) else []
     if any(isinstance(name, str) and name.endswith("ForSequenceClassification") for name in names):
         return "rerank"
-    return "generate"
+    return "embed" if architecture(config) in ENCODERS else "generate"
 
 
 def capabilities(folder: Path, config: Mapping[str, Any]) -> Capabilities:

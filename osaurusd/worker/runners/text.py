@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import mlx.core as mx
 
+from osaurusd.errors import InvalidRequest
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.device import Device
 from osaurusd.worker.engine.engine import Engine, Limits
@@ -47,8 +48,14 @@ class TextRunner:
         apply_limits(frame, runner.engine.pass_bytes)
         return runner
 
-    def prepare(self, frame: messages.Generate) -> EngineRequest:
-        """Build the engine's request. Safe on any thread."""
+    def prepare(self, frame: messages.Request) -> EngineRequest:
+        """Build the engine's request. Safe on any thread.
+
+        Raises:
+            OsaurusError: the request is invalid.
+        """
+        if not isinstance(frame, messages.Generate):
+            raise InvalidRequest("the model generates text; it neither embeds nor ranks texts")
         return self._builder.build(frame)
 
     def apply_limits(self, frame: messages.Limits) -> None:
