@@ -89,7 +89,7 @@ class EmbeddingRunner:
         device = Device.default()
         apply_limits(frame)
         with loadable(Path(frame.path)) as folder:
-            find = partial(_find_classes, frame.task)
+            find = partial(find_classes, frame.task)
             network, config, dtype = load_network(folder, frame, device, on_bytes, get_model_classes=find)
             runner = cls(frame, network, config, dtype, folder)
         apply_limits(frame, runner.engine.pass_bytes)
@@ -146,7 +146,7 @@ def _scores(truncated: list[int], logits: np.ndarray) -> Scores:
     return Scores(values=[1 / (1 + math.exp(-max(float(each), -700.0))) for each in logits], truncated=truncated)
 
 
-def _find_classes(task: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
+def find_classes(task: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return the classes of a network and its arguments, as mlx_lm's `load_model` expects them.
 
     Raises:
