@@ -1,8 +1,7 @@
 """The events that a generation request produces, independent of the client's protocol.
 
 A stream is one `Started`, then `Delta`s and one `Finished` for each choice, interleaved, then one `Completed`. With
-`report_progress`, `Progress` precedes the first `Delta`. The stream of a scoring request is `Started`, `Scored` and
-`Completed`.
+`report_progress`, `Progress` precedes the first `Delta`. A scoring request yields `CandidateScores` and `Completed`.
 """
 
 import contextlib
@@ -82,7 +81,7 @@ class Finished(_Event, frozen=True, tag="finished"):
     stop: str | None = None
 
 
-class Scored(_Event, frozen=True, tag="scored"):
+class CandidateScores(_Event, frozen=True, tag="candidate_scores"):
     """The natural log-probabilities of the candidates of each continuation."""
 
     logprobs: list[list[float]]
@@ -116,4 +115,4 @@ class Completed(_Event, frozen=True, tag="completed"):
     timings: Timings = Timings()
 
 
-Event = Started | Progress | Delta | Finished | Scored | Completed
+Event = Started | Progress | Delta | Finished | Completed

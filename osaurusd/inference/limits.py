@@ -69,6 +69,12 @@ PROMPTS: Location = ("prompts",)
 QUESTIONS: Location = ("questions",)
 """The questions of a decision."""
 
+INPUTS: Location = ("inputs",)
+"""The texts of an embedding request."""
+
+DOCUMENTS: Location = ("documents",)
+"""The documents of a rerank request."""
+
 MESSAGES: Location = ("prompt", "messages")
 MESSAGE: Location = (*MESSAGES, EACH)
 TOOL_CALL: Location = (*MESSAGE, "tool_calls", EACH)
@@ -83,6 +89,8 @@ LIMITS = (
     InputLimit("max_name_length", MODEL, "characters"),
     InputLimit("max_prompts", PROMPTS, "prompts"),
     InputLimit("max_question_bytes", QUESTIONS, "bytes of JSON", json_bytes),
+    InputLimit("max_inputs", INPUTS, "inputs"),
+    InputLimit("max_inputs", DOCUMENTS, "documents"),
     InputLimit("max_messages", MESSAGES, "messages"),
     InputLimit("max_parts", (*MESSAGE, "content"), "parts"),
     InputLimit("max_name_length", (*MESSAGE, "name"), "characters"),
@@ -133,7 +141,7 @@ def check_request(request: GenerationRequest | ScoringRequest, maxima: Input) ->
 
 
 def check_value(location: Location, value: Any, maxima: Input) -> None:
-    """Check a value that is not part of a `GenerationRequest`: `MODEL`, `PROMPTS` or `QUESTIONS`.
+    """Check a value that is not part of a `GenerationRequest`, such as `MODEL`.
 
     Raises:
         InvalidRequest: the value exceeds a limit at `location`.

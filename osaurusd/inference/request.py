@@ -222,7 +222,11 @@ class ScoringRequest(_Part, frozen=True):
         prompt: what the continuations share. It is processed once.
         continuations: each is appended to the prompt: to its text, or to the last message of a chat, whose candidates
             are the beginning of the answer.
+        ending: text between each continuation of a text prompt and the candidates.
+        truncate: cut continuations that exceed the context instead of rejecting them.
     """
 
     prompt: ChatPrompt | TextPrompt
     continuations: list[Continuation]
+    ending: str = ""
+    truncate: bool = False

@@ -42,10 +42,14 @@ _SAMPLING_TEMPERATURE = 1.0  # transformers' default for models that sample
 _TOOLS = re.compile(r"\btools\b")
 _REASONING = re.compile(r"<think>|</think>|enable_thinking|reasoning_content|<\|channel\|?>")
 _LICENSE = re.compile(r"^license(?:_name)?:\s*([^\s#]+)", re.MULTILINE)
+_RANKING = re.compile(r"^pipeline_tag:\s*['\"]?text-ranking\b", re.MULTILINE)
 _VISION_KEYS = ("vision_config", "vision_tower", "mm_vision_tower", "image_token_id", "image_token_index")
 
 # sentence-transformers stores its pipeline in this file.
 _EMBEDDING_PIPELINE = "modules.json"
+
+ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "modernbert"})
+"""Architectures that cannot generate text."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,23 @@ class Provenance:
     license: str | None = None
 
 
+def read_json(path: Path) -> Any:
+    """Read the JSON in `path`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file is not JSON; the message states the reason.
+    """
+    with _open(path) as file:
+        content = file.read(_MAX_JSON_BYTES + 1)
+    if len(content) > _MAX_JSON_BYTES:
+        raise ValueError(f"{path.name} is larger than {_MAX_JSON_BYTES} bytes")
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is nested too deeply") from error
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read the JSON object in `path`.
 
@@ -63,14 +84,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: the file is not a JSON object; the message states the reason.
     """
-    with _open(path) as file:
-        content = file.read(_MAX_JSON_BYTES + 1)
-    if len(content) > _MAX_JSON_BYTES:
-        raise ValueError(f"{path.name} is larger than {_MAX_JSON_BYTES} bytes")
-    try:
-        value = json.loads(content)
-    except RecursionError as error:
-        raise ValueError(f"{path.name} is nested too deeply") from error
+    value = read_json(path)
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} must contain a JSON object, not {type(value).__name__}")
     return value
@@ -120,7 +134,14 @@ def task(config: Mapping[str, Any], files: Container[str]) -> Task:
     names = architectures if isinstance(architectures, list) else []
     if any(isinstance(name, str) and name.endswith("ForSequenceClassification") for name in names):
         return "rerank"
-    return "generate"
+    return "embed" if architecture(config) in ENCODERS else "generate"
+
+
+def ranks_documents(folder: Path, repo: str) -> bool:
+    """Whether a language model was trained to rank documents, as its model card or its repository's name states."""
+    card = _text_or_empty(folder / "README.md")
+    is_tagged = card.startswith("---") and _RANKING.search(card.split("\n---", 1)[0]) is not None
+    return is_tagged or "qwen3-reranker" in repo.lower()
 
 
 def capabilities(folder: Path, config: Mapping[str, Any]) -> Capabilities:

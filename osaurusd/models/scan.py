@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from osaurusd.log import get_logger
-from osaurusd.models import compatibility, memory, metadata, safetensors, tokenizers
-from osaurusd.models.record import MemoryEstimate, ModelRecord
+from osaurusd.models import compatibility, embedding, memory, metadata, safetensors, tokenizers
+from osaurusd.models.record import Capabilities, GenerationDefaults, MemoryEstimate, ModelRecord
 from osaurusd.models.roots import ModelFolder, Root, find_model_folders, is_utf8
 from osaurusd.wire.admin import Availability
 
@@ -142,18 +142,42 @@ def _read_record(folder: ModelFolder, files: tuple[_File, ...], boundaries: Sequ
     except (OSError, ValueError) as error:
         return _unusable(record, f"config.json cannot be read: {error}")
     weights = safetensors.read(folder.path)
+    task = metadata.task(config, sizes)
+    generates = task == "generate"
+    if generates and metadata.ranks_documents(folder.path, folder.repo):
+        task = "rerank"
     record = replace(
         record,
         architecture=metadata.architecture(config),
         quantization=metadata.quantization(config),
         parameters=memory.count_parameters(weights.tensors, config) or None,
         context_length=metadata.context_length(config),
-        task=metadata.task(config, sizes),
-        capabilities=metadata.capabilities(folder.path, config),
-        generation=metadata.generation_defaults(folder.path),
-        memory=MemoryEstimate(weights.nbytes, memory.cache_bytes_per_token(config)),
+        task=task,
+        runner="text" if generates else "encoder",
+        capabilities=metadata.capabilities(folder.path, config)
+        if task == "generate"
+        else Capabilities(completion=False),
+        generation=metadata.generation_defaults(folder.path) if generates else GenerationDefaults(),
+        memory=MemoryEstimate(
+            weights.nbytes,
+            memory.cache_bytes_per_token(config) if generates else 0,
+            0 if generates else memory.pass_bytes_per_token(config),
+        ),
     )
-    return _check(record, config, sizes, weights.missing)
+    record = _check(record, config, sizes, weights.missing)
+    return _add_pipeline(record, config) if task == "embed" and record.reason is None else record
+
+
+def _add_pipeline(record: ModelRecord, config: Mapping[str, Any]) -> ModelRecord:
+    """Add how the model embeds, or why it cannot."""
+    try:
+        pipeline = embedding.read_pipeline(record.path, config)
+    except embedding.MissingFile as error:
+        return _partial(record, str(error))
+    except (OSError, ValueError) as error:
+        return _unusable(record, str(error))
+    lengths = [length for length in (record.context_length, pipeline.max_tokens) if length]
+    return replace(record, pipeline=pipeline, context_length=min(lengths, default=None))
 
 
 def _check(
@@ -187,27 +211,38 @@ def _unusable(record: ModelRecord, reason: str) -> ModelRecord:
 
 
 def _list_files(folder: Path) -> tuple[_File, ...]:
-    """Return the regular files in a folder, including targets of links but not broken links."""
+    """Return the regular files of a model, including targets of links but not broken links."""
     files = []
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if (file := _stat_file(entry)) is not None:
-                    files.append(file)
+        for entry in _entries(folder):
+            if (file := _stat_file(entry, entry.name)) is not None:
+                files.append(file)
+            elif embedding.MODULE_FOLDER.fullmatch(entry.name) and entry.is_dir():
+                names = ((each, f"{entry.name}/{each.name}") for each in _entries(entry))
+                files += [
+                    file
+                    for each, name in names
+                    if embedding.MODULE_FILE.fullmatch(name) and (file := _stat_file(each, name)) is not None
+                ]
     except OSError:
         return ()
     return tuple(sorted(files, key=lambda file: file.name))
 
 
-def _stat_file(entry: os.DirEntry[str]) -> _File | None:
+def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return list(entries)
+
+
+def _stat_file(entry: os.DirEntry[str], name: str) -> _File | None:
     """Return None for folders, broken or circular links, and names that are not UTF-8."""
     try:
         status = entry.stat()
     except OSError:
         return None
-    if not stat.S_ISREG(status.st_mode) or not is_utf8(entry.name):
+    if not stat.S_ISREG(status.st_mode) or not is_utf8(name):
         return None
-    return _File(entry.name, status.st_size, status.st_mtime_ns, status.st_ino)
+    return _File(name, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 def _find_escaping_link(folder: Path, names: Mapping[str, int], boundaries: Sequence[Path]) -> str | None:

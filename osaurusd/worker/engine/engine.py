@@ -218,11 +218,11 @@ class Engine:
 
     def _begin_prompts(self) -> list[messages.Frame]:
         """Report the requests whose prefill begins."""
-        frames = []
+        frames: list[messages.Frame] = []
         for task in self.planner.take_started():
             if task.request.cached_tokens is None:
                 task.request.cached_tokens = task.prefilled
-                frames.append(task.request.start(self._clock()))
+                frames += task.request.start(self._clock())
             self._executor.begin(task)
         return frames
 

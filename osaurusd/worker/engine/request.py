@@ -6,13 +6,28 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from osaurusd.inference.events import Completed, Delta, Event, Finished, FinishReason, Progress, Started, Timings, Usage
+from osaurusd.inference.events import (
+    CandidateScores,
+    Completed,
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    Progress,
+    Started,
+    Timings,
+    Usage,
+)
+from osaurusd.inference.retrieval import Scores
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.prefix_cache import PrefixMatch, Tokens, common_prefix_length
 from osaurusd.worker.engine.sampler import SamplingState
 from osaurusd.worker.frontend.logprobs import Score
 from osaurusd.worker.frontend.output_parser import SequenceOutput
 from osaurusd.worker.frontend.text_assembler import OutputDelta
+
+ScoringEvent = CandidateScores | Scores
+"""The result of a request that scores candidates."""
 
 SequenceId = tuple[int, int]
 """The id of a request and the index of one of its choices."""
@@ -75,7 +90,7 @@ class EngineRequest:
     echo: Callable[[list[Score]], OutputDelta] | None = None
     needs_prompt_logprobs: bool = False
     report_progress: bool = False
-    scored: Callable[[list[list[float]]], Event] | None = None
+    scored: Callable[[list[list[float]]], ScoringEvent] | None = None
     cached_tokens: int | None = None
     submitted_at: float = 0.0
     prefill_started_at: float = 0.0
@@ -103,10 +118,11 @@ class EngineRequest:
         choices = [self.unqueued.popleft() for _ in range(min(count, len(self.unqueued)))]
         return [PrefillTask.from_request(self, [choice]) for choice in choices]
 
-    def start(self, now: float) -> messages.Frame:
-        """Report that prefill begins."""
+    def start(self, now: float) -> Iterator[messages.Frame]:
+        """Report that prefill begins, unless the request has only one result."""
         self.prefill_started_at = now
-        return self._frame(Started(prompt_tokens=self._processed_tokens, cached_tokens=self.cached_tokens or 0))
+        if self.scored is None:
+            yield self._frame(Started(prompt_tokens=self._processed_tokens, cached_tokens=self.cached_tokens or 0))
 
     def progress(self, prefilled: int) -> messages.Frame:
         """Report that the first `prefilled` tokens of the prompt have been processed."""
@@ -167,7 +183,7 @@ class EngineRequest:
             decode=now - decode_started_at,
         )
 
-    def _frame(self, event: Event) -> messages.Frame:
+    def _frame(self, event: Event | ScoringEvent) -> messages.Frame:
         return messages.Output(id=self.id, event=event)
 
 

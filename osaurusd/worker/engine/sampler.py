@@ -1,6 +1,6 @@
 """Sampling the next tokens of a batch: each sequence by its own parameters, all in one computation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -151,7 +151,7 @@ def gather_logprobs(logits: mx.array, tokens: Sequence[Sequence[int]]) -> list[l
     logits = logits.astype(mx.float32)
     logprobs = _finite(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
     gathered = mx.concatenate([logprobs[row][mx.array(list(ids))] for row, ids in enumerate(tokens)])
-    values = iter(gathered.tolist())  # type: ignore[arg-type]
+    values: Iterator[float] = iter(gathered.tolist())  # type: ignore[arg-type]
     return [[next(values) for _ in ids] for ids in tokens]
 
 

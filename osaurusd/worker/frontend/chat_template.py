@@ -237,8 +237,8 @@ def _append_text(chat: ChatPrompt, text: str) -> ChatPrompt:
     """Append text to the last message."""
     last = chat.messages[-1]
     content = list(last.content)
-    if content and isinstance(content[-1], TextPart):
-        text = content.pop().text + text
+    if content and isinstance(part := content[-1], TextPart):
+        content, text = content[:-1], part.text + text
     last = msgspec.structs.replace(last, content=[*content, TextPart(text=text)])
     return msgspec.structs.replace(chat, messages=[*chat.messages[:-1], last])
 

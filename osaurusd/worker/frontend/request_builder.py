@@ -50,14 +50,23 @@ class RequestBuilder:
         self._parser = OutputParser(model.tokenizer)
         self._constraints = ConstraintCompiler(model.tokenizer, vocabulary, model.end_tokens)
 
-    def build(self, frame: messages.Generate | messages.Score) -> EngineRequest:
+    def build(self, frame: messages.Request) -> EngineRequest:
         """Build the engine request for a frame.
 
         Raises:
             OsaurusError: the request is invalid.
         """
-        if isinstance(frame, messages.Score):
-            return self._scoring.build(frame.id, frame.request)
+        match frame:
+            case messages.Generate():
+                return self._build_generation(frame)
+            case messages.Score():
+                return self._scoring.build_scoring(frame)
+            case messages.Rerank():
+                return self._scoring.build_ranking(frame)
+            case messages.Embed():
+                raise InvalidRequest("the model generates text; it does not embed texts")
+
+    def _build_generation(self, frame: messages.Generate) -> EngineRequest:
         request = _adapt_chat(frame.request)
         _check_logit_bias(request.sampling, self._vocabulary)
         prompt = self._encoder.encode(request.prompt)

@@ -4,16 +4,19 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
-from osaurusd.inference.events import Event, Scored
-from osaurusd.inference.request import SamplingParams, ScoringRequest
-from osaurusd.worker.engine.request import Choice, EngineRequest
+from osaurusd.errors import OsaurusError
+from osaurusd.inference.events import CandidateScores
+from osaurusd.inference.request import SamplingParams
+from osaurusd.rpc import messages
+from osaurusd.worker.engine.request import Choice, EngineRequest, ScoringEvent
 from osaurusd.worker.engine.sampler import SamplingState
+from osaurusd.worker.frontend import reranking
 from osaurusd.worker.frontend.candidates import CandidateTree
 from osaurusd.worker.frontend.output_parser import SequenceOutput
-from osaurusd.worker.frontend.prompt_encoder import PromptEncoder
+from osaurusd.worker.frontend.prompt_encoder import EncodedContinuations, PromptEncoder
 from osaurusd.worker.frontend.text_assembler import ContentRules
 
-Render = Callable[[list[list[float]]], Event]
+Render = Callable[[list[list[float]]], ScoringEvent]
 """Renders the log-probabilities of the candidates of each continuation."""
 
 
@@ -29,18 +32,30 @@ class ScoringBuilder:
         self._tokenizer = tokenizer
         self._encoder = encoder
 
-    def build(self, id_: int, request: ScoringRequest, render: Render | None = None) -> EngineRequest:
-        """Build an engine request.
-
-        Args:
-            id_: its id.
-            request: what to compare.
-            render: renders the result; by default as `Scored`.
+    def build_scoring(self, frame: messages.Score) -> EngineRequest:
+        """Build the request for candidate scores.
 
         Raises:
             OsaurusError: the request is invalid.
         """
-        encoded = self._encoder.encode_continuations(request)
+        encoded = self._encoder.encode_continuations(frame.request)
+        return self._build(frame.id, encoded, lambda logprobs: CandidateScores(logprobs=logprobs))
+
+    def build_ranking(self, frame: messages.Rerank) -> EngineRequest:
+        """Build the request that ranks documents.
+
+        Raises:
+            OsaurusError: the request is invalid; the location is one of a `RerankRequest`.
+        """
+        try:
+            encoded = self._encoder.encode_continuations(reranking.scoring_request(frame.request, self._tokenizer))
+        except OsaurusError as error:
+            location = error.location or ()
+            renamed = ("documents", *location[1:]) if location[:1] == ("continuations",) else ("query",)
+            raise type(error)(error.message, location=renamed) from error
+        return self._build(frame.id, encoded, lambda logprobs: reranking.relevance(logprobs, encoded.truncated))
+
+    def _build(self, id_: int, encoded: EncodedContinuations, render: Render) -> EngineRequest:
         trees = [CandidateTree(candidates) for candidates in encoded.candidates]
         branches = [
             ([*suffix, *beginning], tokens, tree.size > 1)
@@ -65,12 +80,8 @@ class ScoringBuilder:
             ],
             max_tokens=0,
             shared_prefix_length=len(encoded.prompt),
-            scored=lambda logprobs: (render or _scored)(_combine(trees, logprobs)),
+            scored=lambda logprobs: render(_combine(trees, logprobs)),
         )
-
-
-def _scored(logprobs: list[list[float]]) -> Event:
-    return Scored(logprobs=logprobs)
 
 
 def _combine(trees: Sequence[CandidateTree], logprobs: Sequence[Sequence[float]]) -> list[list[float]]:
