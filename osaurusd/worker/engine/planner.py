@@ -372,7 +372,9 @@ class Planner:
 
 
 def _last_chunk(task: PrefillTask) -> PrefillChunk:
-    return PrefillChunk(task.id, task.prefilled, len(task.tokens), last=True, store=task.stores_prompt)
+    return PrefillChunk(
+        task.id, task.prefilled, len(task.tokens), last=True, store=task.prefilled < task.recurring_length
+    )
 
 
 def _reserved_length(task: PrefillTask, sequence: Sequence) -> int:

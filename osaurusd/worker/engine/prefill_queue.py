@@ -92,8 +92,9 @@ class PrefillQueue:
         checkpoint = bool(task.checkpoints) and task.checkpoints[-1] == end
         awaited = any(not other.started for other in self.tasks)
         fills_block = end // BLOCK_TOKENS > task.prefilled // BLOCK_TOKENS
-        complete = end == len(task.tokens)
-        return checkpoint or (task.stores_prompt and (awaited or fills_block or complete)), checkpoint
+        complete = end >= task.recurring_length
+        recurs = task.prefilled < task.recurring_length
+        return checkpoint or (recurs and (awaited or fills_block or complete)), checkpoint
 
     def _ready(self, max_remaining: int | None) -> list[PrefillTask]:
         """Start the prompts that need not wait, and return those with at most `max_remaining` remaining tokens."""

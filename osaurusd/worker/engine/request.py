@@ -287,10 +287,11 @@ class PrefillTask:
         return self.request.needs_prompt_logprobs and not self.resumed
 
     @property
-    def stores_prompt(self) -> bool:
-        """Whether a later prompt may begin like the part that is left: what precedes candidates does not recur."""
-        in_prompt = self.prefilled < len(self.request.prompt_tokens)
-        return self.request.scored is None or in_prompt or self.choices[0].shares_suffix
+    def recurring_length(self) -> int:
+        """How many of the tokens later prompts may begin with: what precedes candidates does not recur."""
+        if self.request.scored is None or self.choices[0].shares_suffix:
+            return len(self.tokens)
+        return len(self.request.prompt_tokens)
 
     @property
     def reports_progress(self) -> bool:
