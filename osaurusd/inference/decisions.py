@@ -8,7 +8,7 @@ preference adds the same to all of them, and the softmax over the options is fre
 
 import math
 from collections.abc import Sequence
-from itertools import islice, pairwise, product
+from itertools import islice, pairwise, permutations, product
 from string import ascii_uppercase
 from typing import Any
 
@@ -17,9 +17,12 @@ import msgspec
 from osaurusd.errors import OsaurusError
 from osaurusd.inference.request import ChatPrompt, Continuation, Message, ScoringRequest, TextPart
 
-# A question is asked with its options in every rotation, or with fewer ones if it would list more options in total.
+# Up to this many options are listed in all orders, more of them in rotations. With all rotations, each option has each
+# position once.
+_MAX_PERMUTED = 3
+# So many options that all rotations together would list more than `_MAX_LISTED` are listed in fewer of them.
 _MAX_LISTED = 64
-_MIN_ORDERS = 2
+_MIN_ROTATIONS = 2
 
 _TEMPLATE_VARIABLES: dict[str, Any] = {"enable_thinking": False, "reasoning_effort": "none"}
 _ANSWER_NAME = "Answer with exactly one of these options and nothing else."
@@ -57,7 +60,9 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
         numbers = list(range(count))
         if self.ordered:
             return [numbers, numbers[::-1]]
-        rotations = min(count, max(_MIN_ORDERS, _MAX_LISTED // count))
+        if count <= _MAX_PERMUTED:
+            return [list(order) for order in permutations(numbers)]
+        rotations = min(count, max(_MIN_ROTATIONS, _MAX_LISTED // count))
         starts = [turn * count // rotations for turn in range(rotations)]
         return [numbers[start:] + numbers[:start] for start in starts]
 

@@ -23,7 +23,7 @@ EXAMPLES = 10
 LONG_EXAMPLES = 500
 
 PATHS = ["/health", "/models", "/models/{model}", "/chat/completions", "/completions", "/metrics", "/openapi.json"]
-POST_PATHS = ("/chat/completions", "/completions")
+POST_PATHS = ("/chat/completions", "/completions", "/decisions")
 MODES = list(schemathesis.GenerationMode)
 
 # Without a body, no request is invalid: any text can be a model name.

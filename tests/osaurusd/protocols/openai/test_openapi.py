@@ -14,7 +14,8 @@ from osaurusd.http.json import decode_json
 from osaurusd.inference import limits
 from osaurusd.protocols.openai.chat_types import ChatRequest
 from osaurusd.protocols.openai.completion_types import CompletionRequest
-from osaurusd.protocols.openai.openapi import ADMIN_ERRORS, ENUMS, OPERATIONS, document
+from osaurusd.protocols.openai.openapi import ADMIN_ERRORS, ENUMS, document
+from osaurusd.protocols.openai.operations import OPERATIONS
 from osaurusd.protocols.openai.routes import PREFIXES, openai_routes
 from osaurusd.wire.errors import ErrorCode
 
