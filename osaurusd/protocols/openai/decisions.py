@@ -189,7 +189,8 @@ def _part_text(part: InstructionPart, path: str) -> str:
         case "input_image":
             raise ImageInputUnsupported(f"`{path}`: image input is not supported; send text parts only", param=path)
         case type_:
-            raise InvalidRequest(f"`{path}.type`: must be `input_text` or `input_json`, not {type_!r}", param=f"{path}.type")
+            path = f"{path}.type"
+            raise InvalidRequest(f"`{path}`: must be `input_text` or `input_json`, not {type_!r}", param=path)
 
 
 def _json_text(data: Any, path: str) -> str:
