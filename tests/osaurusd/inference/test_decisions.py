@@ -66,7 +66,7 @@ def test_the_candidates_are_the_names_of_the_options():
 
 
 @pytest.mark.parametrize("names", [("red", "reddish"), ("1", "10"), ("", "x")])
-def test_options_that_begin_alike_have_letters(names):
+def test_options_of_which_one_begins_with_another_have_letters(names):
     first, second = build_request(INPUT, [question(*names)]).continuations
     assert first.candidates == second.candidates == ["A", "B"]
     assert f"A. {names[0]}\nB. {names[1]}\n" in first.text
