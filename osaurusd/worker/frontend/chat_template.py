@@ -29,6 +29,8 @@ _OPEN_HEADER = "<|start|>assistant"
 _FINAL_CHANNEL = "<|channel|>final<|message|>"
 # transformers' name of the template for chats with tools.
 _TOOL_TEMPLATE = "tool_use"
+# Marks where an answer is to be continued: templates add text after it, and some remove trailing spaces.
+_END_OF_ANSWER = "zqendofanswer"
 
 _Result = TypeVar("_Result")
 
@@ -43,6 +45,7 @@ class EncodedPrompt:
         shared_prefix_length: how many leading tokens do not depend on the last user message; None if unknown.
         starts_reasoning: the prompt ends with the marker that starts reasoning.
         describes_tools: tools are described in plain text, so calls have the format of `fallback_tools`.
+        continues_answer: the prompt ends within an answer, which the output continues.
     """
 
     tokens: list[int]
@@ -50,6 +53,7 @@ class EncodedPrompt:
     shared_prefix_length: int | None = None
     starts_reasoning: bool = False
     describes_tools: bool = False
+    continues_answer: bool = False
 
 
 class SplitChat(NamedTuple):
@@ -135,14 +139,22 @@ class ChatTemplate:
             if is_large:
                 # Check the rendered text, not the messages: templates drop parts of them, such as earlier reasoning.
                 context_length.check_text(self._tokenizer, render(tokenize=False), max_context)
-            tokens = list(render(tokenize=True))
+            tokens = self._encode_continued(render) if chat.continues_answer else list(render(tokenize=True))
             return EncodedPrompt(
                 tokens,
                 starts_reasoning=self._ends_with_reasoning_marker(tokens),
                 describes_tools=profile.tools == "text",
+                continues_answer=chat.continues_answer,
             )
 
-        return self._try_forms(chat, encode)
+        return self._try_forms(_append_text(chat, _END_OF_ANSWER) if chat.continues_answer else chat, encode)
+
+    def _encode_continued(self, render: Callable[..., Any]) -> list[int]:
+        """Encode a chat up to the mark at the end of its last message."""
+        text, mark, _ = str(render(tokenize=False, add_generation_prompt=False)).rpartition(_END_OF_ANSWER)
+        if not mark:
+            raise ValueError("the last message is left out, so that it cannot be continued")
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _try_forms(self, chat: ChatPrompt, use: Callable[[Callable[..., Any], TemplateProfile], _Result]) -> _Result:
         """Call `use` with the renderer of the chat in each form until one is accepted."""
@@ -165,7 +177,8 @@ class ChatTemplate:
     def _encode_without_template(self, chat: ChatPrompt, max_context: int | None) -> EncodedPrompt:
         text = _plain_text(chat)
         context_length.check_text(self._tokenizer, text, max_context)
-        return EncodedPrompt(list(self._tokenizer.encode(text)), [FALLBACK_STOP], describes_tools=True)
+        tokens = list(self._tokenizer.encode(text))
+        return EncodedPrompt(tokens, [FALLBACK_STOP], describes_tools=True, continues_answer=chat.continues_answer)
 
     def _ends_with_reasoning_marker(self, tokens: list[int]) -> bool:
         if not self._tokenizer.has_thinking:
@@ -230,7 +243,8 @@ def _load_templates(tokenizer: Any) -> tuple[_Template | None, _Template | None]
 def _plain_text(chat: ChatPrompt) -> str:
     """Render a chat for a model without a template."""
     messages = fallback_tools.describe_tools(chat.messages, chat.tools)
-    return "\n".join([*(f"{message.role}: {message.text}" for message in messages), "assistant:"])
+    lines = [f"{message.role}: {message.text}" for message in messages]
+    return "\n".join(lines if chat.continues_answer else [*lines, "assistant:"])
 
 
 def _append_text(chat: ChatPrompt, text: str) -> ChatPrompt:
