@@ -28,7 +28,7 @@ from osaurusd.protocols.openai.decision_types import (
     ScoreQuestion,
 )
 from osaurusd.protocols.openai.errors import FieldPaths
-from osaurusd.protocols.openai.responses.items import Conversation, input_items, item_type, parse_items
+from osaurusd.protocols.openai.responses.items import ParsedItems, input_items, item_type, parse_items
 from osaurusd.protocols.openai.responses.types import Item
 
 DECISION_PATHS = {limits.MODEL: "model", ("prompt",): "input", limits.QUESTIONS: "questions"}
@@ -73,7 +73,7 @@ class Decisions:
         )
 
 
-def parse_input(value: str | list[Item]) -> Conversation:
+def parse_input(value: str | list[Item]) -> ParsedItems:
     """Convert the input to messages.
 
     Raises:
