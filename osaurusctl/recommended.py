@@ -25,6 +25,8 @@ class Task(StrEnum):
     CHAT = "chat"
     CODE = "code"
     REASONING = "reasoning"
+    EMBED = "embed"
+    RERANK = "rerank"
 
 
 class RecommendedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +44,7 @@ class RecommendedModel(msgspec.Struct, frozen=True, kw_only=True):
 def _model(task: Task, repo: str, architecture: str, gigabytes: float, description: str) -> RecommendedModel:
     return RecommendedModel(
         task=task,
-        repo=f"mlx-community/{repo}",
+        repo=repo if "/" in repo else f"mlx-community/{repo}",
         architecture=architecture,
         bytes=int(gigabytes * 10**9),
         description=description,
@@ -66,6 +68,13 @@ MODELS = (
     _model(Task.REASONING, "gpt-oss-20b-MXFP4-Q8", "gpt_oss", 12.1, "adjustable effort"),
     _model(Task.REASONING, "GLM-4.7-Flash-4bit", "glm4_moe_lite", 16.9, "mixture of experts, tools"),
     _model(Task.REASONING, "gpt-oss-120b-MXFP4-Q8", "gpt_oss", 63.4, "adjustable effort, largest"),
+    _model(Task.EMBED, "sentence-transformers/all-MiniLM-L6-v2", "bert", 0.09, "smallest, English, short texts"),
+    _model(Task.EMBED, "Alibaba-NLP/gte-modernbert-base", "modernbert", 0.3, "English, long texts"),
+    _model(Task.EMBED, "intfloat/multilingual-e5-small", "bert", 0.47, "many languages, short texts"),
+    _model(Task.EMBED, "Qwen/Qwen3-Embedding-0.6B", "qwen3", 1.2, "many languages, long texts, instructions"),
+    _model(Task.RERANK, "cross-encoder/ms-marco-MiniLM-L6-v2", "bert", 0.09, "smallest, English"),
+    _model(Task.RERANK, "Alibaba-NLP/gte-reranker-modernbert-base", "modernbert", 0.3, "English, long texts"),
+    _model(Task.RERANK, "BAAI/bge-reranker-v2-m3", "xlm-roberta", 2.3, "many languages"),
 )
 """By task and size."""
 

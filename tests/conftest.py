@@ -15,7 +15,7 @@ import osaurusd.lean_imports  # noqa: F401
 import pytest
 from openai import OpenAI
 
-from tests import daemons, starter_model
+from tests import daemons, embedding_model, starter_model
 from tests.daemons import Daemon
 
 SMOLLM = "smollm2-135m-instruct"
@@ -79,6 +79,12 @@ def smollm_folder(smollm_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder.mkdir()
     import_model(smollm_gguf, folder, lambda *_: None)
     return folder
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> Path:
+    """all-MiniLM-L6-v2, as its authors publish it."""
+    return embedding_model.fetch()
 
 
 @pytest.fixture(scope="session")

@@ -126,6 +126,7 @@ def _read_dense(folder: Path, name: str) -> DenseLayer:
 
 def _poolings(settings: Mapping[str, Any], name: str) -> list[Pooling]:
     mode = settings.get("pooling_mode")
+    poolings: list[Any]
     if isinstance(mode, str | list):
         # Newer files name the poolings.
         poolings = [mode] if isinstance(mode, str) else mode

@@ -269,7 +269,7 @@ def test_a_frame_with_blobs_decodes_only_once_it_is_complete():
 
     frames.feed(data[-1:])
 
-    assert framing.Received(REQUEST, [b"abc", b"d"]) == frames.next()
+    assert framing.FrameWithBlobs(REQUEST, [b"abc", b"d"]) == frames.next()
     assert frames.next() is None
 
 
