@@ -1,16 +1,22 @@
 """A runner in this process, which tests step by hand."""
 
 import json
+import shutil
 from dataclasses import dataclass, field
 
+import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from osaurusd.inference.request import TextPrompt, TokenPrompt
 from osaurusd.inference.retrieval import EmbedRequest
 from osaurusd.models import embedding
 from osaurusd.rpc import framing, messages
+from osaurusd.worker.runners.embedding import bert
 from osaurusd.worker.runners.embedding.runner import EmbeddingRunner
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 
 
 @dataclass
@@ -55,6 +61,22 @@ def load(folder):
     return Embedder(EmbeddingRunner.load(frame, lambda _: None))
 
 
+def make_tiny_bert(folder, minilm):
+    """Create a model with the tokenizer and the modules of all-MiniLM-L6-v2, but a tiny random network."""
+    shutil.copytree(minilm, folder, ignore=shutil.ignore_patterns("model.safetensors"))
+    config = {**json.loads((minilm / "config.json").read_text()), **SIZES}
+    (folder / "config.json").write_text(json.dumps(config))
+    mx.random.seed(0)
+    network = bert.Model(bert.ModelArgs.from_dict(config))
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(network.parameters())))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(minilm_folder, tmp_path_factory):
+    return make_tiny_bert(tmp_path_factory.mktemp("embedder") / "tiny", minilm_folder)
+
+
 @pytest.fixture(scope="module")
-def minilm(minilm_folder):
-    return load(minilm_folder)
+def tiny(tiny_folder):
+    return load(tiny_folder)
