@@ -80,12 +80,12 @@ MODELS = (
 
 
 def recommend(words: Iterable[str], budget_bytes: int) -> list[RecommendedModel]:
-    """Return the models whose task or repository contains every word, and mark the largest of each task that fits."""
+    """Return the models for which every word is their task or part of their repository, and mark the largest of each task that fits."""
     lowered = [word.lower() for word in words]
     models = [
         msgspec.structs.replace(model, fits=model.bytes <= budget_bytes * WEIGHTS_SHARE)
         for model in MODELS
-        if all(word in f"{model.task} {model.repo.lower()}" for word in lowered)
+        if all(word == model.task if word in set(Task) else word in model.repo.lower() for word in lowered)
     ]
     best = {model.task: model.repo for model in models if model.fits}
     return [msgspec.structs.replace(model, best=best.get(model.task) == model.repo) for model in models]
