@@ -80,7 +80,10 @@ MODELS = (
 
 
 def recommend(words: Iterable[str], budget_bytes: int) -> list[RecommendedModel]:
-    """Return the models for which every word is their task or part of their repository, and mark the largest of each task that fits."""
+    """Return the models that every word selects, as a task or part of a repository.
+
+    The largest of each task that fits is marked.
+    """
     lowered = [word.lower() for word in words]
     models = [
         msgspec.structs.replace(model, fits=model.bytes <= budget_bytes * WEIGHTS_SHARE)

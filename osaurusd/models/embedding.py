@@ -93,6 +93,8 @@ def read_pipeline(folder: Path, config: Mapping[str, Any]) -> Pipeline:
 
 def _read_modules(folder: Path) -> tuple[list[str], list[str]]:
     """Return the kinds of the modules, and their folders."""
+    if not (folder / MODULES).is_file():
+        raise MissingFile(f"{MODULES} is missing")
     modules = read_json(folder / MODULES)
     if not isinstance(modules, list) or not all(isinstance(each, dict) for each in modules):
         raise ValueError(f"{MODULES} must be a list of objects")

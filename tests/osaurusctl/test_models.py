@@ -49,10 +49,12 @@ def test_ls_lists_models_and_their_aliases(models, invoke):
     assert result.stderr == ""
     assert result.stdout.splitlines() == [
         "NAME                   TASK      SIZE    PARAMS  QUANT  CONTEXT  STATE      MODIFIED   REPO",
-        "gemma                  generate  1.8 GB  135M    4-bit  131072   loading    5h 0m ago  mlx-community/gemma-4bit",
+        "gemma                  generate  1.8 GB  135M    4-bit  131072   loading    5h 0m ago  "
+        "mlx-community/gemma-4bit",
         "llama-3.2-3b-instruct  generate  1.8 GB  3.2B    4-bit  131072   loaded     3d 0h ago  "
         "mlx-community/llama-3.2-3b-instruct-4bit",
-        "qwen                   generate  512 B   -       -      -        available  2d 7h ago  mlx-community/qwen-4bit",
+        "qwen                   generate  512 B   -       -      -        available  2d 7h ago  "
+        "mlx-community/qwen-4bit",
         "small                  generate  -       -       -      -        available  2d 7h ago  -> qwen",
         "Fast                   generate  -       -       -      -        available  2d 7h ago  -> qwen",
     ]
