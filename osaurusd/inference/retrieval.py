@@ -1,10 +1,15 @@
 """Embedding and rerank requests, independent of the client's protocol, their results, and how a model embeds text."""
 
+import array
+import sys
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import msgspec
 
 from osaurusd.inference.request import TextPrompt, TokenPrompt
+
+_FLOAT_BYTES = 4
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -58,6 +63,19 @@ class Vectors(_Part, frozen=True, tag="vectors"):
     dimensions: int
     truncated: list[int] = []
     data: bytes = b""
+
+    def rows(self) -> Iterator[bytes]:
+        """Yield the data of each vector."""
+        size = self.dimensions * _FLOAT_BYTES
+        return (self.data[start : start + size] for start in range(0, len(self.data), size))
+
+    def numbers(self) -> Iterator[list[float]]:
+        """Yield the numbers of each vector."""
+        for row in self.rows():
+            numbers = array.array("f", row)
+            if sys.byteorder == "big":
+                numbers.byteswap()
+            yield numbers.tolist()
 
 
 class Scores(_Part, frozen=True, tag="scores"):

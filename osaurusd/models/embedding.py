@@ -93,6 +93,8 @@ def read_pipeline(folder: Path, config: Mapping[str, Any]) -> Pipeline:
 
 def _read_modules(folder: Path) -> tuple[list[str], list[str]]:
     """Return the kinds of the modules, and their folders."""
+    if not (folder / MODULES).is_file():
+        raise MissingFile(f"{MODULES} is missing")
     modules = read_json(folder / MODULES)
     if not isinstance(modules, list) or not all(isinstance(each, dict) for each in modules):
         raise ValueError(f"{MODULES} must be a list of objects")
@@ -126,6 +128,7 @@ def _read_dense(folder: Path, name: str) -> DenseLayer:
 
 def _poolings(settings: Mapping[str, Any], name: str) -> list[Pooling]:
     mode = settings.get("pooling_mode")
+    poolings: list[Any]
     if isinstance(mode, str | list):
         # Newer files name the poolings.
         poolings = [mode] if isinstance(mode, str) else mode

@@ -99,11 +99,15 @@ class Snapshot:
         if self._folder.is_dir():
             for file in files:
                 temporary.symlink_to(_link_target(file))
-                temporary.replace(self._folder / file.name)
+                target = self._folder / file.name
+                target.parent.mkdir(exist_ok=True)
+                temporary.replace(target)
             return
         temporary.mkdir()
         for file in files:
-            (temporary / file.name).symlink_to(_link_target(file))
+            link = temporary / file.name
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(_link_target(file))
         self._folder.parent.mkdir(exist_ok=True)
         temporary.rename(self._folder)
 
@@ -114,6 +118,7 @@ class Snapshot:
         for file in files:
             unplaced[file.etag] -= 1
             verified, target = staging.verified_path(file), self._folder / file.name
+            target.parent.mkdir(exist_ok=True)
             with WeakFileLock(self._lock(file)):
                 if verified.exists() and not unplaced[file.etag]:
                     verified.replace(target)
@@ -131,7 +136,8 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def _link_target(file: HubFile) -> str:
-    return os.path.join("..", "..", "blobs", file.etag)  # noqa: PTH118  the text of a link, relative to the snapshot
+    up = [".."] * (2 + file.name.count("/"))
+    return os.path.join(*up, "blobs", file.etag)  # noqa: PTH118  the text of a link, relative to its folder
 
 
 def _encode_tree(listing: Listing) -> bytes:

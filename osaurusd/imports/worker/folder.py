@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from osaurusd.errors import ImportFailed
-from osaurusd.models import safetensors, tokenizers
+from osaurusd.models import embedding, safetensors, tokenizers
 
 PROVENANCE = "osaurus.json"
 CONFIG = "config.json"
@@ -31,15 +31,18 @@ _CHUNK_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class _File:
+    """A file to copy; `name` is its path relative to the model's folder."""
+
     path: Path
+    name: str
     size: int
 
 
 def copy_folder(source: Path, dest: Path, progress: Callable[[int, int], None]) -> None:
     """Copy the model in `source` to the existing empty folder `dest`.
 
-    Copies weights, config, tokenizer, templates, license and readme, following links to files. Skips code, pickles,
-    subfolders and everything else.
+    Copies weights, config, tokenizer, templates, license and readme, and the modules of embedding models, following
+    links to files. Skips code, pickles, other subfolders and everything else.
 
     Args:
         source: a model folder as mlx_lm saves it or as the Hugging Face cache holds it.
@@ -51,7 +54,7 @@ def copy_folder(source: Path, dest: Path, progress: Callable[[int, int], None]) 
         OSError: a file could not be read or written.
     """
     files = _select(source)
-    names = {file.path.name for file in files}
+    names = {file.name for file in files}
     _check_config(source, names)
     _check_weights(source, names)
     total = sum(file.size for file in files)
@@ -64,7 +67,9 @@ def copy_folder(source: Path, dest: Path, progress: Callable[[int, int], None]) 
 
     progress(0, total)
     for file in files:
-        _copy(file, dest / file.path.name, copied)
+        target = dest / file.name
+        target.parent.mkdir(exist_ok=True)
+        _copy(file, target, copied)
 
 
 def _select(source: Path) -> list[_File]:
@@ -72,14 +77,20 @@ def _select(source: Path) -> list[_File]:
     for path in sorted(source.iterdir()):
         if path.is_symlink() and path.is_dir():
             raise ImportFailed(f"{path.name}: links to folders are not followed")
-        if not _is_part_of_model(path.name):
-            continue
-        # Follows links: the Hugging Face cache consists of them.
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ImportFailed(f"{path.name}: it is not a regular file")
-        files.append(_File(path, status.st_size))
+        if _is_part_of_model(path.name):
+            files.append(_regular_file(path, path.name))
+        elif embedding.MODULE_FOLDER.fullmatch(path.name) and path.is_dir():
+            names = ((each, f"{path.name}/{each.name}") for each in sorted(path.iterdir()))
+            files += [_regular_file(each, name) for each, name in names if embedding.MODULE_FILE.fullmatch(name)]
     return files
+
+
+def _regular_file(path: Path, name: str) -> _File:
+    # Follows links: the Hugging Face cache consists of them.
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ImportFailed(f"{name}: it is not a regular file")
+    return _File(path, name, status.st_size)
 
 
 def _is_part_of_model(name: str) -> bool:

@@ -91,10 +91,10 @@ def _hash(path: Path, progress: Callable[[int], None]) -> str:
 
 
 def _hash_all(folder: Path, progress: Callable[[int, int], None]) -> dict[str, str]:
-    """Return the SHA-256 in hex of each file in a folder, by name."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    """Return the SHA-256 in hex of each file in a folder and its subfolders, by name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     count = _ByteCounter(sum(path.stat().st_size for path in files), progress)
-    return {path.name: _hash(path, count) for path in files}
+    return {path.relative_to(folder).as_posix(): _hash(path, count) for path in files}
 
 
 class _ByteCounter:

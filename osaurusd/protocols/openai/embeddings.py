@@ -1,9 +1,7 @@
 """`POST /embeddings`, from the body of the request to the response."""
 
-import array
 import base64
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -26,8 +24,6 @@ EMBEDDING_PATHS: Mapping[Location, str] = {
     ("prompt_name",): "prompt_name",
 }
 """The fields of an `EmbeddingRequest` by their location in an `EmbedRequest`."""
-
-_FLOAT_BYTES = 4
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,9 +84,8 @@ class Embeddings:
             )
             vectors, completed = await self._service.embed(record, embed)
         tokens = completed.usage.prompt_tokens
-        render = encoded if body.encoding_format == "base64" else decoded
         response = EmbeddingList(
-            data=[Embedding(index=index, embedding=vector) for index, vector in enumerate(render(vectors))],
+            data=render(vectors, body.encoding_format),
             model=record.name,
             usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens),
             truncated=vectors.truncated if body.truncate else UNSET,
@@ -122,23 +117,12 @@ def field_paths(body: EmbeddingRequest) -> FieldPaths:
     return FieldPaths(paths)
 
 
-def decoded(vectors: Vectors) -> Iterator[list[float]]:
-    """Return the vectors as numbers."""
-    for row in _rows(vectors):
-        numbers = array.array("f", row)
-        if sys.byteorder == "big":
-            numbers.byteswap()
-        yield numbers.tolist()
-
-
-def encoded(vectors: Vectors) -> Iterator[str]:
-    """Return the vectors in base64."""
-    return (base64.b64encode(row).decode() for row in _rows(vectors))
-
-
-def _rows(vectors: Vectors) -> Iterator[bytes]:
-    size = vectors.dimensions * _FLOAT_BYTES
-    return (vectors.data[start : start + size] for start in range(0, len(vectors.data), size))
+def render(vectors: Vectors, encoding_format: str | None) -> list[Embedding]:
+    """Return the vectors in a format."""
+    values: Iterable[list[float] | str] = vectors.numbers()
+    if encoding_format == "base64":
+        values = (base64.b64encode(row).decode() for row in vectors.rows())
+    return [Embedding(index=index, embedding=value) for index, value in enumerate(values)]
 
 
 def _parse_input(value: str | int | list[int], path: str) -> TextPrompt | TokenPrompt:

@@ -32,6 +32,7 @@ SMALL = Input(
     max_top_logprobs=2,
     max_logit_bias=1,
     max_prompts=2,
+    max_inputs=2,
 )
 LONG = "x" * 6
 PARTS = [TextPart(text="a")] * 3
@@ -97,7 +98,12 @@ EXCEEDED = [
         "max_logit_bias",
     ),
 ]
-OUTSIDE_OF_A_REQUEST = [(limits.MODEL, LONG, "max_name_length"), (limits.PROMPTS, range(3), "max_prompts")]
+OUTSIDE_OF_A_REQUEST = [
+    (limits.MODEL, LONG, "max_name_length"),
+    (limits.PROMPTS, range(3), "max_prompts"),
+    (limits.INPUTS, range(3), "max_inputs"),
+    (limits.DOCUMENTS, range(3), "max_inputs"),
+]
 
 
 @pytest.mark.parametrize(("request_", "location", "key"), EXCEEDED)

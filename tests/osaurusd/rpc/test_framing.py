@@ -41,6 +41,7 @@ from osaurusd.inference.request import (
     ToolCall,
     ToolResultPart,
 )
+from osaurusd.inference.retrieval import DenseLayer, EmbedRequest, Pipeline, RerankRequest, Scores, Vectors
 from osaurusd.rpc import framing, messages
 from osaurusd.wire.errors import ErrorCode
 
@@ -93,8 +94,31 @@ CONSTRAINTS = (
     JsonSchema(schema={"type": "object", "properties": {"ü": {"enum": [1, None, "x"]}}}),
     RequiredToolCalls(names=["f", "g"], max_calls=4),
 )
+PIPELINE = Pipeline(
+    pooling=["cls", "mean"],
+    pools_prompt=False,
+    layers=[DenseLayer(folder="2_Dense", activation="tanh")],
+    normalize=True,
+    prompts={"query": "query: "},
+    default_prompt="query",
+    max_tokens=512,
+    lowercase=True,
+    matryoshka=True,
+    matryoshka_dimensions=[64],
+)
 TO_WORKER = [
     messages.Load(path="/models/x"),
+    messages.Load(path="/models/x", task="embed", pipeline=PIPELINE),
+    messages.Embed(
+        id=1,
+        request=EmbedRequest(
+            inputs=[TextPrompt(text="Grüße"), TokenPrompt(tokens=[0, 1])],
+            dimensions=64,
+            prompt_name="",
+            truncate=True,
+        ),
+    ),
+    messages.Rerank(id=2, request=RerankRequest(query="q", documents=["a", ""], instruction="i", truncate=True)),
     messages.Load(
         path="/models/x",
         context_length=8192,
@@ -136,6 +160,8 @@ FROM_WORKER = [
     messages.LoadFailed(message="no"),
     output(1, Started(prompt_tokens=3, cached_tokens=2)),
     output(1, Progress(prompt_tokens=3, prefilled=2, cached_tokens=1)),
+    output(1, Vectors(dimensions=2, truncated=[0])),
+    output(1, Scores(values=[0.5, 1.0], truncated=[1])),
     output(1, Delta()),
     output(1, Delta(index=7, text="世界", reasoning="🦕", logprobs=[TOKEN, TokenLogprob(text="", bytes=[])])),
     output(
@@ -275,7 +301,7 @@ def test_a_frame_with_blobs_decodes_only_once_it_is_complete():
 
     frames.feed(data[-1:])
 
-    assert framing.Received(REQUEST, [b"abc", b"d"]) == frames.next()
+    assert framing.FrameWithBlobs(REQUEST, [b"abc", b"d"]) == frames.next()
     assert frames.next() is None
 
 

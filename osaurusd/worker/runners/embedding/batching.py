@@ -9,7 +9,7 @@ class Pending(NamedTuple):
 
     length: int
     request: int
-    index: int
+    number: int
 
 
 class BatchQueue:
@@ -33,7 +33,7 @@ class BatchQueue:
     def add(self, request: int, lengths: Sequence[int]) -> None:
         """Queue the inputs of a request."""
         self._turns[request] = len(lengths)
-        self._pending += [Pending(length, request, index) for index, length in enumerate(lengths)]
+        self._pending += [Pending(length, request, number) for number, length in enumerate(lengths)]
         self._pending.sort()
 
     def remove(self, request: int) -> None:

@@ -154,11 +154,11 @@ class EncoderEngine:
         now = self._clock()
         for request in {each.request for each in batch}:
             self._requests[request].started_at = self._requests[request].started_at or now
-        rows = self._encode(Batch([self._requests[each.request].sequences[each.index] for each in batch]))
+        rows = self._encode(Batch([self._requests[each.request].sequences[each.number] for each in batch]))
         computed = np.array(rows.astype(mx.float32))
         self.progress += 1
         for each, row in zip(batch, computed, strict=True):
-            self._requests[each.request].rows[each.index] = row
+            self._requests[each.request].rows[each.number] = row
         complete = [id_ for id_ in {each.request for each in batch} if self._is_complete(self._requests[id_])]
         return [frame for id_ in complete for frame in self._finish(self._requests.pop(id_))]
 

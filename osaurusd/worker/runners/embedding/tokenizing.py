@@ -33,7 +33,7 @@ class SpecialTokens:
     def __init__(self, tokenizer: Tokenizer, count: int) -> None:
         probes = _PROBES[:count]
         texts = [tokenizer.encode(probe, add_special_tokens=False).ids for probe in probes]
-        whole = tokenizer.encode(*probes)
+        whole = tokenizer.encode(probes[0], probes[1] if count > 1 else None)
         self._tokens: list[list[int]] = []
         self._types: list[list[int]] = []
         self._text_types: list[int] = []

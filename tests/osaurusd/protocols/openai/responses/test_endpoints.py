@@ -205,6 +205,7 @@ async def test_background_response_is_cancelled(served, openai_client):
 
 
 async def test_time_limit_ends_a_background_response(served, openai_client):
+    await served.respond("to be")
     served.config = Config(defaults=Defaults(temperature=0.0), limits=Limits(request_seconds=0.3))
     response = await openai_client.responses.create(model=MODEL, input="stall", background=True)
     events = [event async for event in await openai_client.responses.retrieve(response.id, stream=True)]

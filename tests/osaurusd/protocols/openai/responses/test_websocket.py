@@ -171,6 +171,7 @@ async def test_failure_is_an_event_of_the_response(served):
 
 
 async def test_time_limit_is_an_error(served):
+    await served.respond("to be")
     served.config = Config(defaults=Defaults(temperature=0.0), limits=Limits(request_seconds=0.3))
     async with served.connect() as socket:
         await socket.send(input="stall")
