@@ -302,6 +302,8 @@ class Input(Section, frozen=True):
     max_top_logprobs: Annotated[int, _count("`top_logprobs`, and `logprobs` of a completion", le=100)] = 20
     max_logit_bias: Annotated[int, _count("Entries in `logit_bias`")] = 1024
     max_prompts: Annotated[int, _count("Prompts in a completion request")] = 128
+    max_question_bytes: Annotated[int, _bytes("Questions of a decision request, as JSON", le=16 * MIB)] = 4 * MIB
+    max_inputs: Annotated[int, _count("Texts in an embedding request, and documents in a rerank request")] = 2048
 
 
 class Structured(Section, frozen=True):
@@ -334,6 +336,7 @@ class Models(Section, frozen=True):
             "Read-only model folders. Each contains `NAME` or `ORG/NAME` folders, or is a model or a Hugging Face cache"
         ),
     ] = []
+    rerankers: Annotated[list[str], _setting("Names of chat models that also serve `/v1/rerank`")] = []
 
 
 class Responses(Section, frozen=True):
