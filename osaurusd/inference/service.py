@@ -8,11 +8,12 @@ import msgspec
 
 from osaurusd.config import Config
 from osaurusd.errors import InvalidRequest, ModelNotFound, OsaurusError
-from osaurusd.inference import limits
+from osaurusd.inference import decisions, limits
+from osaurusd.inference.decisions import Question
 from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.events import Completed, Delta, Event, Started
 from osaurusd.inference.prompt_batch import generate_all
-from osaurusd.inference.request import GenerationRequest, TextPrompt
+from osaurusd.inference.request import GenerationRequest, Message, TextPrompt
 from osaurusd.inference.retrieval import EmbedRequest, RerankRequest, Scores, Vectors
 from osaurusd.log import get_logger
 from osaurusd.models.catalog import Catalog
@@ -71,9 +72,14 @@ class Service:
             if default is None:
                 raise
             return default
-        if task is not None and record.task != task:
+        if task is not None and record.task != task and not (task == "rerank" and self._also_ranks(record)):
             raise InvalidRequest(f'the model "{record.name}" {_USES[record.task]}', location=limits.MODEL)
         return record
+
+    def _also_ranks(self, record: ModelRecord) -> bool:
+        """Whether the configuration makes a model that generates text a reranker."""
+        names = {name.lower() for name in self._config().models.rerankers}
+        return record.task == "generate" and not names.isdisjoint(name.lower() for name in (*record.names, record.repo))
 
     async def _find_default(self, task: Task | None) -> ModelRecord | None:
         """Return the configured default model if it is for this task."""
@@ -138,6 +144,27 @@ class Service:
         async with self._pool.lease(record) as lease:
             scores, completed = await lease.rerank(request)
             return scores, _with_wait_times(completed, lease)
+
+    async def decide(
+        self, record: ModelRecord, messages: Sequence[Message], questions: Sequence[Question]
+    ) -> tuple[list[list[float]], Completed]:
+        """Return the probabilities of the options of questions about messages, and the usage and timings.
+
+        Raises:
+            OsaurusError: a message or a question is invalid, or the request failed.
+        """
+        config = self._config()
+        limits.check_value(limits.QUESTIONS, questions, config.input)
+        request = decisions.build_request(messages, questions)
+        limits.check_request(request, config.input)
+        if config.log.content:
+            log.info("questions", messages=msgspec.to_builtins(messages), questions=msgspec.to_builtins(questions))
+        async with self._pool.lease(record) as lease:
+            try:
+                scored, completed = await lease.score(request)
+            except OsaurusError as error:
+                raise decisions.locate_question(error, questions) from error
+            return decisions.probabilities(questions, scored.logprobs), _with_wait_times(completed, lease)
 
     async def generate(self, record: ModelRecord, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Event]:
         """Yield the events of one client request, and end with `Completed`. Closing the iterator cancels the request.

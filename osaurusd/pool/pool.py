@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry
 
 from osaurusd.errors import InsufficientMemory, OsaurusError, WorkerCrashed
 from osaurusd.events import EventBus
-from osaurusd.inference.events import Completed, Event
-from osaurusd.inference.request import GenerationRequest
+from osaurusd.inference.events import CandidateScores, Completed, Event
+from osaurusd.inference.request import GenerationRequest, ScoringRequest
 from osaurusd.inference.retrieval import EmbedRequest, RerankRequest, Scores, Vectors
 from osaurusd.log import get_logger
 from osaurusd.models.record import ModelRecord
@@ -59,6 +59,10 @@ class Lease:
     async def rerank(self, request: RerankRequest) -> tuple[Scores, Completed]:
         """Score documents; see `WorkerClient.rerank`."""
         return await self.client.rerank(request)
+
+    async def score(self, request: ScoringRequest) -> tuple[CandidateScores, Completed]:
+        """Score candidates; see `WorkerClient.score`."""
+        return await self.client.score(request)
 
 
 class _FutureWaiter:

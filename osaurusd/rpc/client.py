@@ -10,8 +10,8 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from osaurusd.errors import OsaurusError, SlowClient, from_code
-from osaurusd.inference.events import Completed, Delta, Event
-from osaurusd.inference.request import GenerationRequest
+from osaurusd.inference.events import CandidateScores, Completed, Delta, Event
+from osaurusd.inference.request import GenerationRequest, ScoringRequest
 from osaurusd.inference.retrieval import EmbedRequest, RerankRequest, Scores, Vectors
 from osaurusd.rpc import framing, messages
 from osaurusd.rpc.watchdog import Watchdog
@@ -27,9 +27,9 @@ YIELDS = 5
 
 _REQUEST_FRAMES = (messages.Output, messages.Failed)
 
-_AnyEvent = Event | Vectors | Scores
+_AnyEvent = Event | Vectors | Scores | CandidateScores
 
-R = TypeVar("R", Vectors, Scores)
+R = TypeVar("R", Vectors, Scores, CandidateScores)
 
 
 class RequestMonitor(Protocol):
@@ -186,6 +186,10 @@ class WorkerClient:
     async def rerank(self, request: RerankRequest) -> tuple[Scores, Completed]:
         """Score documents; raises what `generate` raises."""
         return await self._result(lambda id_: messages.Rerank(id=id_, request=request), Scores)
+
+    async def score(self, request: ScoringRequest) -> tuple[CandidateScores, Completed]:
+        """Score candidates; raises what `generate` raises."""
+        return await self._result(lambda id_: messages.Score(id=id_, request=request), CandidateScores)
 
     async def _result(self, build: Callable[[int], messages.Request], kind: type[R]) -> tuple[R, Completed]:
         """Return the one result of a request."""

@@ -4,8 +4,8 @@ from typing import Literal
 
 import msgspec
 
-from osaurusd.inference.events import Event
-from osaurusd.inference.request import GenerationRequest, Location
+from osaurusd.inference.events import CandidateScores, Event
+from osaurusd.inference.request import GenerationRequest, Location, ScoringRequest
 from osaurusd.inference.retrieval import EmbedRequest, Pipeline, RerankRequest, Scores, Vectors
 from osaurusd.wire.errors import ErrorCode
 
@@ -85,6 +85,13 @@ class Rerank(Frame, frozen=True, tag="rerank"):
     request: RerankRequest
 
 
+class Score(Frame, frozen=True, tag="score"):
+    """Score candidates."""
+
+    id: int
+    request: ScoringRequest
+
+
 class Cancel(Frame, frozen=True, tag="cancel"):
     """Drop request `id` before the next step; unknown and completed ids are ignored."""
 
@@ -136,7 +143,7 @@ class Output(Frame, frozen=True, tag="output"):
     """An event of request `id`. The data of `Vectors` is the blob of this frame."""
 
     id: int
-    event: Event | Vectors | Scores
+    event: Event | Vectors | Scores | CandidateScores
 
 
 class Failed(Frame, frozen=True, tag="failed"):
@@ -170,10 +177,10 @@ class Pulse(Frame, frozen=True, tag="pulse"):
     reserved_bytes: int = 0
 
 
-Request = Generate | Embed | Rerank
+Request = Generate | Embed | Rerank | Score
 """What starts a request."""
 
-ToWorker = Load | Limits | Generate | Embed | Rerank | Cancel | DropCaches | Shutdown
+ToWorker = Load | Limits | Generate | Embed | Rerank | Score | Cancel | DropCaches | Shutdown
 FromWorker = Hello | Loaded | LoadFailed | Output | Failed | Stats | Pulse
 
 TO_WORKER: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)

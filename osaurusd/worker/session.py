@@ -70,7 +70,7 @@ class Session:
                     self._mlx.post(partial(self._apply_limits, frame))
                 case messages.DropCaches():
                     self._mlx.post(self._drop_caches)
-                case messages.Generate() | messages.Embed() | messages.Rerank():
+                case messages.Generate() | messages.Embed() | messages.Rerank() | messages.Score():
                     self._start(frame)
                 case messages.Cancel():
                     self._cancel(frame.id)

@@ -98,6 +98,7 @@ def test_every_endpoint_is_documented() -> None:
         "GET /models/{id}",
         "POST /chat/completions",
         "POST /completions",
+        "POST /decisions",
         "GET /health",
         "GET /metrics",
         "GET /openapi.json",

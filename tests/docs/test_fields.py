@@ -11,6 +11,7 @@ from osaurusd.protocols.anthropic import types as anthropic
 from osaurusd.protocols.ollama import types as ollama
 from osaurusd.protocols.ollama.embeddings import EmbedBody, EmbeddingsBody
 from osaurusd.protocols.openai import chat_types as openai
+from osaurusd.protocols.openai import decision_types as decisions
 from osaurusd.protocols.openai.common import StreamOptions
 from osaurusd.protocols.openai.completion_types import CompletionRequest
 from osaurusd.protocols.openai.embeddings import EmbeddingRequest
@@ -57,6 +58,10 @@ BODIES = [
     Body("/v1/messages: thinking", anthropic.Thinking, accepted=["budget_tokens"]),
     Body("/v1/messages: output_config", anthropic.OutputConfig),
     Body("POST /responses", responses.ResponseRequest, responses.NO_OP_VALUES, responses.IGNORED_FIELDS),
+    Body("POST /decisions", decisions.DecisionRequest, accepted=decisions.IGNORED_FIELDS),
+    Body("POST /decisions: questions[] predicate", decisions.PredicateQuestion),
+    Body("POST /decisions: questions[] choice", decisions.ChoiceQuestion),
+    Body("POST /decisions: questions[] score", decisions.ScoreQuestion),
     Body("POST /api/chat", ollama.ChatRequest, accepted=ollama.IGNORED_FIELDS),
     Body("POST /api/chat: messages[]", ollama.Message, rejected=["images"]),
     Body("POST /api/generate", ollama.GenerateRequest, ollama.NO_OP_FIELDS, ollama.IGNORED_FIELDS),

@@ -17,6 +17,8 @@ from osaurusd.protocols.openai.chat_types import NO_OP_VALUES, ChatCompletion, C
 from osaurusd.protocols.openai.common import TOKEN_ID
 from osaurusd.protocols.openai.completion_types import Completion, CompletionChunk, CompletionRequest
 from osaurusd.protocols.openai.completions import COMPLETION_PATHS
+from osaurusd.protocols.openai.decision_types import Decision, DecisionRequest
+from osaurusd.protocols.openai.decisions import DECISION_PATHS
 from osaurusd.protocols.openai.embeddings import EMBEDDING_PATHS, EmbeddingList, EmbeddingRequest
 from osaurusd.protocols.openai.messages import ROLES, TEXT_FIELDS
 from osaurusd.protocols.openai.models import Model, ModelList
@@ -119,6 +121,35 @@ OPERATIONS = (
         },
     ),
     Operation(
+        method="post",
+        path="/decisions",
+        id="createDecision",
+        summary="Return the probabilities of answers to typed questions about an input",
+        request=DecisionRequest,
+        response=Decision,
+        examples={
+            "questions": {
+                "model": _MODEL,
+                "input": "I was charged twice for my subscription.",
+                "questions": [
+                    {"type": "predicate", "name": "refund", "instructions": "The customer should get money back."},
+                    {
+                        "type": "choice",
+                        "name": "team",
+                        "instructions": "Which team should handle the message?",
+                        "choices": [{"value": "billing"}, {"value": "support", "description": "technical problems"}],
+                    },
+                    {
+                        "type": "score",
+                        "name": "urgency",
+                        "instructions": "How urgent is the message?",
+                        "levels": [{"label": "low"}, {"label": "medium"}, {"label": "high"}],
+                    },
+                ],
+            },
+        },
+    ),
+    Operation(
         method="get",
         path="/metrics",
         id="metrics",
@@ -138,6 +169,7 @@ BODIES: Mapping[type, Mapping[Location, str]] = {
     CompletionRequest: COMPLETION_PATHS,
     EmbeddingRequest: EMBEDDING_PATHS,
     RerankBody: RERANK_PATHS,
+    DecisionRequest: DECISION_PATHS,
 }
 """The request bodies, and their fields by location."""
 

@@ -9,6 +9,7 @@ from osaurusd.inference.service import Service
 from osaurusd.models.catalog import Catalog
 from osaurusd.protocols.openai.chat import ChatCompletions
 from osaurusd.protocols.openai.completions import Completions
+from osaurusd.protocols.openai.decisions import Decisions
 from osaurusd.protocols.openai.embeddings import Embeddings
 from osaurusd.protocols.openai.models import Models
 from osaurusd.protocols.openai.rerank import Rerank
@@ -32,6 +33,7 @@ def openai_routes(service: Service, catalog: Catalog) -> RouteGroup:
         Route("POST", "/completions", Completions(service).create, admitted=True),
         Route("POST", "/embeddings", Embeddings(service).create, admitted=True),
         Route("POST", "/rerank", Rerank(service).create, admitted=True),
+        Route("POST", "/decisions", Decisions(service).create, admitted=True),
     ]
     return RouteGroup("openai", routes, error_response, PREFIXES)
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import mlx.core as mx
 
-from osaurusd.errors import InvalidRequest
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.device import Device
 from osaurusd.worker.engine.engine import Engine, Limits
@@ -54,8 +53,6 @@ class TextRunner:
         Raises:
             OsaurusError: the request is invalid.
         """
-        if not isinstance(frame, messages.Generate):
-            raise InvalidRequest("the model generates text; it neither embeds nor ranks texts")
         return self._builder.build(frame)
 
     def apply_limits(self, frame: messages.Limits) -> None:

@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 
 from osaurusd.inference.events import (
+    CandidateScores,
     Completed,
     Delta,
     Finished,
@@ -24,6 +25,7 @@ from osaurusd.inference.events import (
 from osaurusd.inference.request import (
     AudioPart,
     ChatPrompt,
+    Continuation,
     GenerationRequest,
     ImagePart,
     JsonObject,
@@ -31,6 +33,7 @@ from osaurusd.inference.request import (
     Message,
     RequiredToolCalls,
     SamplingParams,
+    ScoringRequest,
     TextPart,
     TextPrompt,
     TokenPrompt,
@@ -64,6 +67,7 @@ CHAT = ChatPrompt(
     tools=[Tool(name="f", description="d", parameters={"type": "object", "properties": {"ü": {}}})],
     template_variables={"enable_thinking": False, "deep": [{"x": None}]},
 )
+SCORING = ScoringRequest(prompt=CHAT, continuations=[Continuation(text="世界?", candidates=["A", "B"])], truncate=True)
 TOKEN = TokenLogprob(
     text="\ufffd",
     bytes=[0xF0, 0x9F],
@@ -140,6 +144,7 @@ TO_WORKER = [
         parallel_tool_calls=False,
     ),
     *[generate(3, TokenPrompt(tokens=[0, 2**31 - 1]), constraint=constraint) for constraint in CONSTRAINTS],
+    messages.Score(id=4, request=SCORING),
     messages.Limits(),
     messages.Cancel(id=3),
     messages.DropCaches(),
@@ -163,6 +168,7 @@ FROM_WORKER = [
         1, Delta(tool_calls=[ToolCallDelta(index=0, id="call_1", name="f"), ToolCallDelta(index=0, arguments='{"')])
     ),
     *[output(1, Finished(index=3, reason=reason, stop="###")) for reason in get_args(FinishReason)],
+    output(1, CandidateScores(logprobs=[[-0.5, -1e-9], [-3.5]])),
     output(1, Completed(usage=Usage(prompt_tokens=3))),
     output(
         1,
