@@ -1,12 +1,15 @@
 """Records of models on disk: their metadata, names, and whether they can be served."""
 
+import json
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from osaurusd.models import tokenizers
 from osaurusd.models.record import Capabilities, GenerationDefaults
 from osaurusd.wire.admin import Availability
 
@@ -51,6 +54,25 @@ def test_record_of_a_downloaded_model(models, hub):
     assert record.generation == GenerationDefaults(temperature=0.6)
     assert record.task == "generate"
     assert record.capabilities == Capabilities(chat=True, tools=True)
+
+
+CARD = b"---\nlicense: apache-2.0\npipeline_tag: text-ranking\n---\n# A model\n"
+
+
+@pytest.mark.parametrize(
+    ("repo", "files", "task"),
+    [
+        ("mlx-community/Qwen3-Reranker-0.6B-mxfp8", {}, "rerank"),
+        ("org/other", {"README.md": CARD}, "rerank"),
+        ("org/other", {"README.md": CARD.replace(b"text-ranking", b"text-generation")}, "generate"),
+        ("org/other", {"README.md": b"# A model\npipeline_tag: text-ranking\n"}, "generate"),
+    ],
+)
+def test_a_language_model_that_ranks_documents_has_that_task(models, hub, repo, files, task):
+    write_hub(hub, repo, model() | files)
+    record = single(scan(models, hub))
+    assert (record.task, record.runner, record.state) == (task, "text", Availability.AVAILABLE)
+    assert record.capabilities.completion == (task == "generate")
 
 
 def test_imported_model_is_named_after_its_folder(models, hub):
@@ -99,6 +121,29 @@ def test_tokenizer_class_follows_from_the_architecture(models, hub, architecture
     assert single(scan(models, hub)).state is Availability.AVAILABLE
 
 
+TOKENIZER = {"version": "1.0", "added_tokens": [{"id": 0}], "model": {"vocab": {"a": 0}, "merges": []}}
+PRETTY, COMPACT = (json.dumps(TOKENIZER, indent=indent).encode() for indent in (2, None))
+UNUSUAL = json.dumps({**TOKENIZER, "note": "a value that is not an object"}).encode()
+
+
+@pytest.mark.parametrize("content", [PRETTY, COMPACT, PRETTY + b"\n\n", UNUSUAL, b'{"a": {"b": 1}, "c": {}\n }'])
+def test_whole_tokenizers_are_complete_in_any_format(models, hub, content):
+    write_hub(hub, "org/m", model() | {"tokenizer.json": content})
+    assert single(scan(models, hub)).state is Availability.AVAILABLE
+
+
+@pytest.mark.parametrize(
+    "content",
+    [PRETTY[:-2], PRETTY[: PRETTY.index(b"}") + 1], COMPACT[:-1], COMPACT[: COMPACT.index(b"}") + 1]],
+    ids=["last line", "first bracket", "last byte", "first bracket of one line"],
+)
+def test_tokenizer_that_is_cut_after_a_bracket_is_incomplete(models, hub, content):
+    assert content.endswith(b"}")
+    write_hub(hub, "org/m", model() | {"tokenizer.json": content})
+    record = single(scan(models, hub))
+    assert (record.state, record.reason) == (Availability.PARTIAL, "tokenizer.json is incomplete")
+
+
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
 
 
@@ -109,7 +154,6 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
         (BPE_FILES, "the tokenizer is missing"),
         ({**GPT2, "vocab.json": b"{}"}, "the tokenizer is missing: GPT2Tokenizer needs merges.txt"),
         ({"spiece.model": SENTENCEPIECE}, "the tokenizer is missing"),
-        ({"tiktoken.model": b"YQ== 0"}, "tiktoken.model requires the Python package `tiktoken`"),
         ({"tokenizer.json": b""}, "tokenizer.json is incomplete"),
         ({"tokenizer.json": b'{"version": "1.0", "mod'}, "tokenizer.json is incomplete"),
         ({"tokenizer.json": LFS_POINTER}, "tokenizer.json is a Git LFS pointer instead of the file"),
@@ -124,6 +168,16 @@ def test_model_without_a_complete_tokenizer_is_partial(models, hub, files, reaso
     record = single(scan(models, hub))
     assert record.state is Availability.PARTIAL
     assert record.reason.startswith(reason)
+
+
+def test_missing_package_of_the_tokenizer_is_named(models, hub, monkeypatch):
+    monkeypatch.setattr(tokenizers, "find_spec", lambda name: None if name == "tiktoken" else find_spec(name))
+    write_hub(hub, "org/m", without(model(), "tokenizer.json") | {"tiktoken.model": b"YQ== 0"})
+    record = single(scan(models, hub))
+    assert (record.state, record.reason) == (
+        Availability.PARTIAL,
+        "tiktoken.model requires the Python package `tiktoken`",
+    )
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])
@@ -277,11 +331,16 @@ def test_template_outside_the_store_makes_a_model_unusable(models, hub, tmp_path
     assert record.escapes
 
 
-def test_additional_templates_are_allowed(models, hub):
+def test_named_templates_belong_to_a_model(models, hub):
     folder = write(models / "m", model())
-    write(folder / "additional_chat_templates", {"tool_use.jinja": b"{{ messages }}"})
+    templates = {"tool_use.jinja": b"{{ tools }}{{ messages }}", "notes.txt": b"not a template"}
+    write(folder / "additional_chat_templates", templates)
     record = single(scan(models, hub))
     assert (record.state, record.escapes) == (Availability.AVAILABLE, False)
+    assert ("additional_chat_templates/tool_use.jinja", 25) in record.files
+    assert "additional_chat_templates/notes.txt" not in dict(record.files)
+    assert record.capabilities.tools
+    assert record.capabilities.chat
 
 
 def test_huge_config_is_not_read(models, hub):
