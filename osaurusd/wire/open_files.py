@@ -21,11 +21,10 @@ from collections.abc import Sequence
 
 import msgspec
 
+from osaurusd.wire import model_files
+
 TIMEOUT_SECONDS = 10.0
 MAX_FILES = 4096
-
-SUBFOLDER = "additional_chat_templates/"
-"""The only subfolder of a model with files that belong to it."""
 
 _MAX_LINE_BYTES = 4 * 1024 * 1024
 _BYTE = b"."
@@ -36,7 +35,7 @@ class InvalidOffer(Exception):
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """What is passed: one file, or the files of a folder, by name; those in `SUBFOLDER` with its name."""
+    """What is passed: one file, or the files of a folder, by name; those in subfolders with the subfolder's name."""
 
     folder: bool
     names: list[str]
@@ -93,7 +92,7 @@ def _receive_offer(connection: socket.socket) -> Offer:
     names = set(offer.names)
     if len(names) != len(offer.names) or len(names) > MAX_FILES or (len(names) != 1 and not offer.folder):
         raise InvalidOffer("the list of files is invalid")
-    if any(not _is_name(name.removeprefix(SUBFOLDER)) for name in names):
+    if any(not _is_name(name) and not model_files.is_in_subfolder(name) for name in names):
         raise InvalidOffer("the list of files contains a path")
     return offer
 
