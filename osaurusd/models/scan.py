@@ -256,7 +256,7 @@ def _find_escaping_link(folder: Path, names: Mapping[str, int], boundaries: Sequ
 
 
 def _find_subfolder_links(folder: Path) -> Iterator[str]:
-    """Return the names of the subfolders with files of the model, and of what they contain, as far as it is readable."""
+    """Return the names of the subfolders with files of the model, and of what they contain, if it can be read."""
     subfolders: list[os.DirEntry[str]] = []
     with contextlib.suppress(OSError):  # a ref can name a snapshot that does not exist
         subfolders = [entry for entry in _entries(folder) if model_files.is_subfolder(entry.name)]
