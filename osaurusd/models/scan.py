@@ -256,14 +256,13 @@ def _find_escaping_link(folder: Path, names: Mapping[str, int], boundaries: Sequ
 
 
 def _find_subfolder_links(folder: Path) -> Iterator[str]:
-    """Return the names of the subfolders with files of the model, and of what they contain, if it can be read."""
-    subfolders: list[os.DirEntry[str]] = []
-    with contextlib.suppress(OSError):  # a ref can name a snapshot that does not exist
-        subfolders = [entry for entry in _entries(folder) if model_files.is_subfolder(entry.name)]
-    for entry in subfolders:
-        yield entry.name
-        with contextlib.suppress(OSError):
-            yield from (f"{entry.name}/{each.name}" for each in _entries(entry))
+    """Return the names of the subfolders with files of the model, and of what they contain."""
+    with contextlib.suppress(OSError):
+        for entry in _entries(folder):
+            if model_files.is_subfolder(entry.name):
+                yield entry.name
+                with contextlib.suppress(OSError):
+                    yield from (f"{entry.name}/{each.name}" for each in _entries(entry))
 
 
 def _creation_time(folder: Path) -> int:
