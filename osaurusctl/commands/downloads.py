@@ -1,21 +1,16 @@
-"""Commands that bring models to this machine: search, pull, import."""
+"""Commands for models on the hub: search, pull."""
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import click
 
 from osaurusctl import completion, fuzzy_pull, progress, recommended
 from osaurusctl.client import connect
 from osaurusctl.command import Command
-from osaurusctl.errors import Interrupted
 from osaurusctl.formatting import format_bytes, format_count, format_duration, format_table
 from osaurusctl.output import Output
 from osaurusctl.recommended import RecommendedModel
-from osaurusctl.sharing import shared_files
-from osaurusd.wire import paths
-from osaurusd.wire.admin import ImportDone, ImportRequest
 from osaurusd.wire.pulls import FoundModel, PullInfo, SearchRequest
 
 _PULLS_HEADER = ("NAME", "STATE", "DONE", "SIZE", "RATE", "LEFT", "REPO", "REASON")
@@ -135,27 +130,6 @@ def pulls(output: Output, cancel: str | None) -> None:
     output.show(pulls, format_table(table, width=output.width, drop=_PULLS_DROP) if pulls else "")
     if not pulls:
         output.note('no downloads; run "osaurusctl pull NAME" to start one')
-
-
-@click.command(
-    "import", cls=Command, examples=["osaurusctl import ./SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2-135m-instruct"]
-)
-@click.argument("path", type=click.Path(exists=True, path_type=Path))
-@click.option("--name", help="Name of the new model  [default: derived from PATH]")
-@click.pass_obj
-def import_model(output: Output, path: Path, name: str | None) -> None:
-    """Import an MLX folder or a GGUF file
-
-    PATH is a folder with an MLX model, or a .gguf file. The original is copied.
-    """
-    source = path.absolute()
-    try:
-        with shared_files(source, paths.resolve().run_dir) as files:
-            request = ImportRequest(path=str(source), name=name, files=str(files))
-            done = progress.follow(connect().import_model(request), output, ImportDone)
-    except KeyboardInterrupt as error:
-        raise Interrupted("import cancelled; partial files were removed") from error
-    output.show(done, f"{done.model.name} imported ({format_bytes(done.model.bytes)})")
 
 
 def _format_found(models: Iterable[FoundModel], width: int | None) -> str:

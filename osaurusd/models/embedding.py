@@ -10,12 +10,9 @@ from typing import Any, get_args
 
 from osaurusd.inference.retrieval import Activation, DenseLayer, Pipeline, Pooling
 from osaurusd.models.metadata import ENCODERS, read_json, read_json_object
+from osaurusd.wire import model_files
 
 MODULES = "modules.json"
-
-MODULE_FOLDER = re.compile(r"\d+_\w+")
-MODULE_FILE = re.compile(rf"{MODULE_FOLDER.pattern}/(?:config\.json|model\.safetensors)")
-"""Matches the paths of the settings and weights of modules, relative to the model's folder."""
 
 _PROMPTS = "config_sentence_transformers.json"
 _NETWORK = "sentence_bert_config.json"
@@ -101,7 +98,7 @@ def _read_modules(folder: Path) -> tuple[list[str], list[str]]:
     kinds = [str(each.get("type", "")).rpartition(".")[2] for each in modules]
     folders = [str(each.get("path", "")) for each in modules]
     for each in folders[1:]:
-        if not MODULE_FILE.fullmatch(f"{each}/{_CONFIG}"):
+        if not model_files.is_module_file(f"{each}/{_CONFIG}"):
             raise ValueError(f"{MODULES}: {each!r} is not a folder of a module")
     return kinds, folders
 

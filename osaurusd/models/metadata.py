@@ -11,7 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
+
 from osaurusd.models.record import Capabilities, GenerationDefaults, ModelRecord, Task
+from osaurusd.wire import model_files
+from osaurusd.wire.lineage import Lineage
 
 IMPORT_RECORD = "osaurus.json"
 """The file in which an import records the source, the license and the digests of a model."""
@@ -54,10 +58,11 @@ ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "modernbert"})
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a model comes from: the revision on the hub, if it was downloaded, and its license."""
+    """Where a model comes from: its revision if it is from the hub, its license, and how it was quantized here."""
 
     commit: str | None = None
     license: str | None = None
+    lineage: Lineage | None = None
 
 
 def read_json(path: Path) -> Any:
@@ -146,13 +151,22 @@ def ranks_documents(folder: Path, repo: str) -> bool:
 
 def capabilities(folder: Path, config: Mapping[str, Any]) -> Capabilities:
     """Derive what a generative model supports from its config and chat template."""
-    template = _chat_template(folder)
+    template = "\n".join([_chat_template(folder), *map(_text_or_empty, _find_named_templates(folder))])
     return Capabilities(
-        chat=bool(template),
+        chat=bool(template.strip()),
         tools=_TOOLS.search(template) is not None,
         reasoning=_REASONING.search(template) is not None,
         vision=any(key in config for key in _VISION_KEYS),
     )
+
+
+def _find_named_templates(folder: Path) -> list[Path]:
+    """Return the named chat templates of a model, sorted by name; none if the folder cannot be read."""
+    try:
+        files = model_files.find_subfolder_files(folder)
+    except OSError:
+        return []
+    return [path for path in files if model_files.is_named_template(path.relative_to(folder).as_posix())]
 
 
 def generation_defaults(folder: Path) -> GenerationDefaults:
@@ -190,6 +204,7 @@ def read_provenance(record: ModelRecord) -> Provenance:
     return Provenance(
         commit=folder.name if folder.parent.name == "snapshots" else None,
         license=_license(folder),
+        lineage=_lineage(folder),
     )
 
 
@@ -216,6 +231,20 @@ def _license(folder: Path) -> str | None:
         if isinstance(value, str):
             return value
     return None
+
+
+def _lineage(folder: Path) -> Lineage | None:
+    """Return how a model was quantized, from its import record."""
+    document = _json_object_or_empty(folder / IMPORT_RECORD)
+    base, quantization = document.get("base"), document.get("quantization")
+    if not isinstance(base, dict) or not isinstance(quantization, dict):
+        return None
+    try:
+        return msgspec.convert(
+            {**quantization, "base": base.get("name"), "base_commit": base.get("commit")}, type=Lineage
+        )
+    except msgspec.ValidationError:
+        return None
 
 
 def _number_in_range(value: object, low: float, high: float) -> float | None:

@@ -1,10 +1,11 @@
 """Scanning the roots: what each model is, and whether it can be served."""
 
 import asyncio
+import contextlib
 import os
 import stat
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from osaurusd.log import get_logger
 from osaurusd.models import compatibility, embedding, memory, metadata, safetensors, tokenizers
 from osaurusd.models.record import Capabilities, GenerationDefaults, MemoryEstimate, ModelRecord
 from osaurusd.models.roots import ModelFolder, Root, find_model_folders, is_utf8
+from osaurusd.wire import model_files
 from osaurusd.wire.admin import Availability
 
 log = get_logger(__name__)
@@ -23,9 +25,6 @@ SCAN_TIMEOUT_SECONDS = 2.0
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _OTHER_TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json")
-
-# The one subfolder of a model that transformers reads (its `CHAT_TEMPLATE_DIR`).
-_TEMPLATES = "additional_chat_templates"
 
 
 @dataclass(frozen=True)
@@ -217,16 +216,17 @@ def _list_files(folder: Path) -> tuple[_File, ...]:
         for entry in _entries(folder):
             if (file := _stat_file(entry, entry.name)) is not None:
                 files.append(file)
-            elif embedding.MODULE_FOLDER.fullmatch(entry.name) and entry.is_dir():
-                names = ((each, f"{entry.name}/{each.name}") for each in _entries(entry))
-                files += [
-                    file
-                    for each, name in names
-                    if embedding.MODULE_FILE.fullmatch(name) and (file := _stat_file(each, name)) is not None
-                ]
+            elif model_files.is_subfolder(entry.name) and entry.is_dir():
+                files += _list_subfolder(entry)
     except OSError:
         return ()
     return tuple(sorted(files, key=lambda file: file.name))
+
+
+def _list_subfolder(subfolder: os.DirEntry[str]) -> list[_File]:
+    names = ((entry, f"{subfolder.name}/{entry.name}") for entry in _entries(subfolder))
+    files = [_stat_file(entry, name) for entry, name in names if model_files.is_in_subfolder(name)]
+    return [file for file in files if file is not None]
 
 
 def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
@@ -248,20 +248,20 @@ def _stat_file(entry: os.DirEntry[str], name: str) -> _File | None:
 def _find_escaping_link(folder: Path, names: Mapping[str, int], boundaries: Sequence[Path]) -> str | None:
     """Return the name of a file or folder whose target is outside all boundaries, or None."""
     allowed = [os.path.realpath(boundary) + os.sep for boundary in boundaries]
-    for name in (*names, *_list_templates(folder)):
+    for name in (*_find_subfolder_links(folder), *names):
         target = os.path.realpath(folder / name)
         if not any(target.startswith(boundary) for boundary in allowed):
             return name
     return None
 
 
-def _list_templates(folder: Path) -> list[str]:
-    try:
-        return [_TEMPLATES, *(f"{_TEMPLATES}/{path.name}" for path in (folder / _TEMPLATES).iterdir())]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError:
-        return [_TEMPLATES]
+def _find_subfolder_links(folder: Path) -> Iterator[str]:
+    """Return the names of the subfolders with files of the model, and of what they contain."""
+    for entry in _entries(folder):
+        if model_files.is_subfolder(entry.name):
+            yield entry.name
+            with contextlib.suppress(OSError):
+                yield from (f"{entry.name}/{each.name}" for each in _entries(entry))
 
 
 def _creation_time(folder: Path) -> int:

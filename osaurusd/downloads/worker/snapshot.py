@@ -6,7 +6,6 @@ without symbolic links the snapshot contains the files themselves, as huggingfac
 """
 
 import json
-import os
 import secrets
 import shutil
 import warnings
@@ -99,15 +98,11 @@ class Snapshot:
         if self._folder.is_dir():
             for file in files:
                 temporary.symlink_to(_link_target(file))
-                target = self._folder / file.name
-                target.parent.mkdir(exist_ok=True)
-                temporary.replace(target)
+                temporary.replace(_create_parent(self._folder / file.name))
             return
         temporary.mkdir()
         for file in files:
-            link = temporary / file.name
-            link.parent.mkdir(exist_ok=True)
-            link.symlink_to(_link_target(file))
+            _create_parent(temporary / file.name).symlink_to(_link_target(file))
         self._folder.parent.mkdir(exist_ok=True)
         temporary.rename(self._folder)
 
@@ -117,8 +112,7 @@ class Snapshot:
         unplaced = Counter(file.etag for file in files)
         for file in files:
             unplaced[file.etag] -= 1
-            verified, target = staging.verified_path(file), self._folder / file.name
-            target.parent.mkdir(exist_ok=True)
+            verified, target = staging.verified_path(file), _create_parent(self._folder / file.name)
             with WeakFileLock(self._lock(file)):
                 if verified.exists() and not unplaced[file.etag]:
                     verified.replace(target)
@@ -135,9 +129,15 @@ def _has_size(path: Path, size: int) -> bool:
         return False
 
 
+def _create_parent(path: Path) -> Path:
+    """Create the folder of a file, which may be a subfolder of the snapshot; return the path of the file."""
+    path.parent.mkdir(exist_ok=True)
+    return path
+
+
 def _link_target(file: HubFile) -> str:
-    up = [".."] * (2 + file.name.count("/"))
-    return os.path.join(*up, "blobs", file.etag)  # noqa: PTH118  the text of a link, relative to its folder
+    """Return the text of a link to the blob, relative to the folder of the link."""
+    return "/".join([*[".."] * (file.name.count("/") + 2), "blobs", file.etag])
 
 
 def _encode_tree(listing: Listing) -> bytes:

@@ -12,11 +12,16 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from osaurusd.errors import ImportFailed
-from osaurusd.models import embedding, safetensors, tokenizers
+from osaurusd.models import safetensors, tokenizers
+from osaurusd.platform.cloning import clone_file
+from osaurusd.platform.files import sync_folder
+from osaurusd.wire import model_files
 
 PROVENANCE = "osaurus.json"
 CONFIG = "config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
+# Describes weights that NVIDIA's ModelOpt has quantized.
+_MODEL_OPT_CONFIG = "hf_quant_config.json"
 
 _PATTERNS = ("*.safetensors", "*.json", "*.jsonl", "*.jinja", "*.txt", "*.tiktoken", "*.model")
 _DOCUMENTS = {"license", "licence", "notice", "readme"}
@@ -67,9 +72,21 @@ def copy_folder(source: Path, dest: Path, progress: Callable[[int, int], None]) 
 
     progress(0, total)
     for file in files:
-        target = dest / file.name
-        target.parent.mkdir(exist_ok=True)
-        _copy(file, target, copied)
+        _copy(file, dest / file.name, copied)
+    _sync_subfolders(dest)
+
+
+def copy_companions(source: Path, dest: Path) -> None:
+    """Copy the tokenizer, templates, license and readme of a model, without its weights and config.
+
+    Raises:
+        ImportFailed: a file is not a regular file.
+        OSError: a file could not be read or written.
+    """
+    for file in _select(source):
+        if not fnmatch.fnmatchcase(file.name, "*.safetensors*") and file.name not in (CONFIG, _MODEL_OPT_CONFIG):
+            _copy(file, dest / file.name, lambda _: None)
+    _sync_subfolders(dest)
 
 
 def _select(source: Path) -> list[_File]:
@@ -79,10 +96,13 @@ def _select(source: Path) -> list[_File]:
             raise ImportFailed(f"{path.name}: links to folders are not followed")
         if _is_part_of_model(path.name):
             files.append(_regular_file(path, path.name))
-        elif embedding.MODULE_FOLDER.fullmatch(path.name) and path.is_dir():
-            names = ((each, f"{path.name}/{each.name}") for each in sorted(path.iterdir()))
-            files += [_regular_file(each, name) for each, name in names if embedding.MODULE_FILE.fullmatch(name)]
-    return files
+    subfolder_files = model_files.find_subfolder_files(source)
+    return files + [_regular_file(path, path.relative_to(source).as_posix()) for path in subfolder_files]
+
+
+def _sync_subfolders(dest: Path) -> None:
+    for subfolder in model_files.find_subfolders(dest):
+        sync_folder(subfolder)
 
 
 def _regular_file(path: Path, name: str) -> _File:
@@ -140,6 +160,10 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _copy(file: _File, target: Path, copied: Callable[[int], None]) -> None:
+    target.parent.mkdir(exist_ok=True)
+    if _clone(file, target):
+        copied(file.size)
+        return
     with file.path.open("rb", buffering=0) as reader, target.open("xb", buffering=0) as writer:
         remaining = file.size
         while remaining:
@@ -149,6 +173,15 @@ def _copy(file: _File, target: Path, copied: Callable[[int], None]) -> None:
             remaining -= count
             copied(count)
         os.fsync(writer.fileno())
+
+
+def _clone(file: _File, target: Path) -> bool:
+    """Create `target` with the blocks of the file, which APFS, Btrfs and XFS share until one of the two changes.
+
+    Returns False if the file system cannot do that; `target` does not exist then.
+    """
+    with file.path.open("rb", buffering=0) as reader:
+        return clone_file(reader.fileno(), target) and target.stat().st_size == file.size
 
 
 def _move(reader: int, writer: int, count: int) -> int:

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from osaurusd.models.embedding import MODULE_FILE
 from osaurusd.models.metadata import IMPORT_RECORD
 from osaurusd.models.worker.files import StoreError, walk_files
 from osaurusd.rpc.job import printable
+from osaurusd.wire import model_files
 from osaurusd.wire.admin import FileState, VerifiedFile
 
 Progress = Callable[[str, int, int], None]
@@ -244,7 +244,7 @@ def _digest_from_blob_name(name: str) -> Digest | None:
 
 def _is_required(name: str) -> bool:
     # Optional files may be absent after a download with patterns. Of subfolders, only modules are read.
-    if MODULE_FILE.fullmatch(name):
+    if model_files.is_module_file(name):
         return True
     return "/" not in name and any(fnmatch.fnmatchcase(name, pattern) for pattern in _REQUIRED)
 
