@@ -141,7 +141,7 @@ class Responses:
 
 
 def _not_found(id_: str) -> NotFound:
-    return NotFound(f"no response {excerpt(id_)!r} is stored")
+    return NotFound(f'no response "{excerpt(id_)}" is stored')
 
 
 async def _stream_background(request: web.Request, background: BackgroundRun, after: int = -1) -> web.StreamResponse:
@@ -152,7 +152,7 @@ def _starting_after(request: web.Request) -> int:
     value = request.query.get("starting_after", "-1")
     if not _NUMBER.fullmatch(value):
         raise InvalidRequest(
-            f"`starting_after`: must be an event number, not {excerpt(value)!r}", param="starting_after"
+            f'`starting_after`: must be an event number, not "{excerpt(value)}"', param="starting_after"
         )
     return int(value)
 
@@ -161,15 +161,15 @@ def _page(request: web.Request, items: list[Item]) -> ItemList:
     """Return the page of items that the query asks for, newest first by default."""
     limit = request.query.get("limit", str(DEFAULT_PAGE))
     if not _NUMBER.fullmatch(limit) or not 1 <= int(limit) <= MAX_PAGE:
-        raise InvalidRequest(f"`limit`: must be between 1 and {MAX_PAGE}, not {excerpt(limit)!r}", param="limit")
+        raise InvalidRequest(f'`limit`: must be between 1 and {MAX_PAGE}, not "{excerpt(limit)}"', param="limit")
     order = request.query.get("order", "desc")
     if order not in ("asc", "desc"):
-        raise InvalidRequest(f"`order`: must be `asc` or `desc`, not {excerpt(order)!r}", param="order")
+        raise InvalidRequest(f'`order`: must be `asc` or `desc`, not "{excerpt(order)}"', param="order")
     ordered = items if order == "asc" else items[::-1]
     ids = [item.get("id") for item in ordered]
     after = request.query.get("after")
     if after is not None and after not in ids:
-        raise InvalidRequest(f"`after`: {excerpt(after)!r} is not the id of an input item", param="after")
+        raise InvalidRequest(f'`after`: "{excerpt(after)}" is not the id of an input item', param="after")
     start = 0 if after is None else ids.index(after) + 1
     page = ordered[start : start + int(limit)]
     return ItemList(
