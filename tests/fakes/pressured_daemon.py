@@ -11,12 +11,12 @@ from osaurusd.platform import memory
 
 LEVEL = Path(os.environ["OSAURUS_HOME"]) / "pressure"
 
-# Before the daemon's modules are imported, which refer to the function.
+# Set before the daemon's modules are imported, which refer to the function.
 memory.pressure_level = lambda: memory.PressureLevel(int(LEVEL.read_text()))
 
 # isort: split
-from osaurusd import __main__ as daemon
-from osaurusd.pool import pressure
+from osaurusd import __main__ as daemon  # noqa: E402
+from osaurusd.pool import pressure  # noqa: E402
 
 pressure.POLL_SECONDS = 0.05
 

@@ -7,7 +7,6 @@ import signal
 import threading
 from http.client import HTTPResponse
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from osaurusd.worker.engine import kv_cache
+from osaurusd.worker.engine import host_sampler, kv_cache
 from osaurusd.worker.engine.batch import BatchEntry, CacheReader, DecodeBatch
 from osaurusd.worker.engine.device import CPU, Device
 from osaurusd.worker.engine.kv_cache import Cache, CacheLayout
@@ -158,7 +158,7 @@ class LocalExecutor:
         logits = self._network(tokens, cache=prompt.cache)
         scores: list[Score] = []
         if chunk.score:
-            scores = _score_following(logits[0], prompt, chunk)
+            scores = self._score_following(logits[0], prompt, chunk)
         needed = [logits[:, -1, :]] if chunk.last else []
         mx.eval(needed, [logits] if chunk.score else [], [layer.state for layer in prompt.cache])
         if chunk.last:
@@ -202,6 +202,18 @@ class LocalExecutor:
         for layer in cache:
             layer.finalize()
 
+    def _score_following(self, logits: mx.array, prompt: _Prompt, chunk: PrefillChunk) -> list[Score]:
+        """Return the scores of the tokens that follow those of a chunk, whose logits [tokens, vocabulary] are given."""
+        following = prompt.tokens[chunk.start + 1 : chunk.end + 1]
+        count = len(following)
+        if not count:
+            return []
+        rows = list(range(count))
+        if self._device.is_gpu:
+            return compute_logprobs(logits[:count], mx.array(following), prompt.top_logprobs, rows).scores()
+        on_host = np.array(logits.astype(mx.float32), copy=False)[:count]
+        return host_sampler.compute_logprobs(on_host, following, prompt.top_logprobs, rows).scores()
+
     def _restored(self, id_: SequenceId) -> _Prompt:
         """Return a prompt, after restoring what the prefix cache has of it."""
         prompt = self._prompts[id_]
@@ -215,12 +227,3 @@ def padding_per_pass(layout: CacheLayout, weights_bytes: int, device: Device) ->
     """Return how many tokens of padding cost as much as a forward pass."""
     cost = _PADDING_COST_GPU if device.is_gpu else _PADDING_COST_CPU
     return weights_bytes // (max(layout.bytes_per_token, 1) * cost)
-
-
-def _score_following(logits: mx.array, prompt: _Prompt, chunk: PrefillChunk) -> list[Score]:
-    """Return the scores of the tokens that follow those of a chunk, whose logits [tokens, vocabulary] are given."""
-    following = prompt.tokens[chunk.start + 1 : chunk.end + 1]
-    if not len(following):
-        return []
-    rows = list(range(len(following)))
-    return compute_logprobs(logits[: len(following)], mx.array(following), prompt.top_logprobs, rows).scores()
