@@ -6,6 +6,7 @@ Each sequence is sampled separately, so that its tokens do not depend on the oth
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import mlx.core as mx
 import numpy as np
@@ -133,12 +134,13 @@ def _apply_penalties(params: SamplingParams, logits: Floats, penalties: _Penalti
 def _draw(state: SamplingState, logits: Floats) -> int:
     """Draw a token from the softmax of the logits, without the tokens that the truncation removes."""
     params = state.params
+    weights = logits - logits.max()
     if params.temperature != 1:
-        logits = logits * np.float32(1 / params.temperature)
-    weights = np.exp(logits - logits.max())
+        weights *= np.float32(1 / params.temperature)
+    np.exp(weights, out=weights)
     if state.truncated:
-        weights[weights < _smallest_weight(params, weights)] = 0
-    return _draw_weighted(weights, state.random_uniform())
+        weights *= weights >= _smallest_weight(params, weights)
+    return draw_weighted(weights, state.random_uniform())
 
 
 def _smallest_weight(params: SamplingParams, weights: Floats) -> float:
@@ -149,7 +151,8 @@ def _smallest_weight(params: SamplingParams, weights: Floats) -> float:
     """
     smallest = params.min_p
     if 0 < params.top_k < weights.size:
-        smallest = max(smallest, float(np.partition(weights, -params.top_k)[-params.top_k]))
+        weights = np.partition(weights, -params.top_k)[-params.top_k :]
+        smallest = max(smallest, float(weights.min()))
     if params.top_p < 1:
         remaining = weights[weights >= smallest] if smallest > 0 else weights
         smallest = max(smallest, _smallest_in_nucleus(params.top_p, remaining))
@@ -158,32 +161,30 @@ def _smallest_weight(params: SamplingParams, weights: Floats) -> float:
 
 def _smallest_in_nucleus(top_p: float, weights: Floats) -> float:
     """Return the smallest weight of the smallest set with probability `top_p`."""
-    target = top_p * float(weights.sum())
-    for count in (_SORTED_FIRST, weights.size):
-        largest = np.partition(weights, -count)[-count:] if count < weights.size else weights
-        ranked = np.sort(largest)[::-1]
-        cumulative = np.cumsum(ranked, dtype=np.float64)
-        if cumulative[-1] >= target:
-            break
-    last = int(np.searchsorted(cumulative, target))
-    return float(ranked[min(last, ranked.size - 1)])
+    total = float(weights.sum())
+    largest = weights if weights.size <= _SORTED_FIRST else np.partition(weights, -_SORTED_FIRST)[-_SORTED_FIRST:]
+    if largest.sum() < top_p * total:
+        largest = weights
+    ranked = np.sort(largest)[::-1]
+    return float(ranked[_find(ranked, top_p, "left", total)])
 
 
-def _draw_weighted(weights: Floats, uniform: float) -> int:
+def draw_weighted(weights: Floats, uniform: float) -> int:
     """Return an index with a probability proportional to its weight, by a uniform number from 0 to 1."""
-    sums = np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK_TOKENS))
-    block, rest = _find(sums, uniform * float(sums.sum()))
-    start = block * _BLOCK_TOKENS
-    return start + _find(weights[start : start + _BLOCK_TOKENS], rest)[0]
+    return _find(weights, uniform, "right")
 
 
-def _find(weights: Floats, target: float) -> tuple[int, float]:
-    """Return where the cumulative sum of the weights exceeds `target`, and by how much `target` exceeds the sum before.
+def _find(weights: Floats, fraction: float, side: Literal["left", "right"], total: float | None = None) -> int:
+    """Return where the cumulative sum of the weights reaches ("left"), or exceeds ("right"), a fraction of their total.
 
     If rounding errors prevent that, this is the last weight that is not 0.
     """
-    cumulative = np.cumsum(weights, dtype=np.float64)
-    index = int(np.searchsorted(cumulative, target, side="right"))
-    if index == weights.size:
-        index = int(np.flatnonzero(weights)[-1])
-    return index, target - (float(cumulative[index - 1]) if index else 0.0)
+    block_sums = np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK_TOKENS))
+    cumulative = np.cumsum(block_sums, dtype=np.float64)
+    target = fraction * (float(cumulative[-1]) if total is None else total)
+    block = min(int(np.searchsorted(cumulative, target, side)), int(np.flatnonzero(block_sums)[-1]))
+    start = block * _BLOCK_TOKENS
+    inner = weights[start : start + _BLOCK_TOKENS]
+    preceding = float(cumulative[block - 1]) if block else 0.0
+    index = int(np.searchsorted(np.cumsum(inner, dtype=np.float64), target - preceding, side))
+    return start + (index if index < inner.size else int(np.flatnonzero(inner)[-1]))

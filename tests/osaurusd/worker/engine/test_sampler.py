@@ -185,6 +185,38 @@ def test_each_row_is_truncated_by_its_own_parameters(sample):
     assert remaining == [set(drawn[at :: len(params)]) for at in range(len(params))]
 
 
+@pytest.mark.parametrize("width", [1, 31, 512, 513, 5000])
+@pytest.mark.parametrize("params", [{}, {"top_p": 0.9}, {"top_p": 0.999}, {"top_k": 40}, {"min_p": 0.5}], ids=str)
+def test_draws_follow_the_distribution_over_a_vocabulary_of_any_size(sample, width, params):
+    """The mean of the drawn token ids shows an error in any part of the vocabulary."""
+    logits = mx.random.normal((width,), key=mx.random.key(width)) * 2
+    states = [make_state(entropy=at, **params) for at in range(400)]
+
+    drawn = np.array(sample(states, mx.broadcast_to(logits, (400, width))))
+
+    weights = np.exp(np.array(logits) - np.array(logits).max())
+    ranked = np.sort(weights)[::-1]
+    if "top_p" in params:
+        weights[weights < ranked[np.searchsorted(np.cumsum(ranked), params["top_p"] * ranked.sum())]] = 0
+    if "top_k" in params:
+        weights[weights < ranked[: params["top_k"]].min()] = 0
+    weights[weights < params.get("min_p", 0)] = 0
+    weights /= weights.sum()
+    assert set(drawn.tolist()) <= set(np.flatnonzero(weights).tolist())
+    ids = np.arange(width)
+    mean, variance = weights @ ids, weights @ ids**2 - (weights @ ids) ** 2
+    assert abs(drawn.mean() - mean) <= 4.5 * math.sqrt(max(variance, 0) / 400) + 1e-3
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53])
+def test_the_host_never_draws_a_token_of_weight_zero(uniform):
+    for start, end in [(0, 1), (600, 601), (1999, 2000), (100, 1500)]:
+        weights = np.zeros(2000, np.float32)
+        weights[start:end] = 0.1
+
+        assert start <= host_sampler.draw_weighted(weights, uniform) < end
+
+
 # Bias and penalties
 
 
