@@ -12,6 +12,7 @@ from osaurusd.worker.engine import host_sampler, kv_cache
 from osaurusd.worker.engine.batch import BatchEntry, CacheReader, DecodeBatch
 from osaurusd.worker.engine.device import CPU, Device
 from osaurusd.worker.engine.kv_cache import Cache, CacheLayout
+from osaurusd.worker.engine.last_logits import LastLogits
 from osaurusd.worker.engine.planner import PrefillChunk, StepPlan
 from osaurusd.worker.engine.prefix_cache import PrefixCache, PrefixMatch, Tokens
 from osaurusd.worker.engine.request import PrefillTask, SequenceId
@@ -62,6 +63,7 @@ class LocalExecutor:
         self._prefix_cache = prefix_cache
         self._clock = clock
         self._device = device
+        self._last_logits = LastLogits(network)
         self._prompts: dict[SequenceId, _Prompt] = {}
         self.batches: list[DecodeBatch] = []
 
@@ -155,14 +157,16 @@ class LocalExecutor:
         started = self._clock()
         prompt = self._restored(chunk.prompt)
         tokens = mx.array(prompt.tokens[chunk.start : chunk.end])[None]
-        logits = self._network(tokens, cache=prompt.cache)
         scores: list[Score] = []
         if chunk.score:
+            logits = self._network(tokens, cache=prompt.cache)
             scores = self._score_following(logits[0], prompt, chunk)
-        needed = [logits[:, -1, :]] if chunk.last else []
-        mx.eval(needed, [logits] if chunk.score else [], [layer.state for layer in prompt.cache])
+            last_logits = logits[:, -1, :]
+        else:
+            last_logits = self._last_logits(tokens, prompt.cache)
+        mx.eval([last_logits] if chunk.last else [], [layer.state for layer in prompt.cache])
         if chunk.last:
-            prompt.logits = needed[0]
+            prompt.logits = last_logits
         done = prompt.tokens[: chunk.end]
         if chunk.store:
             self._prefix_cache.insert(done, partial(kv_cache.pack, self._layout, prompt.cache))
