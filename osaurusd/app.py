@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 from osaurusd import __version__, log, origins
 from osaurusd.admin.daemon import DaemonApi, DaemonInfo
 from osaurusd.admin.degraded import DegradedMode, Prerequisites, Startup
+from osaurusd.admin.imports import ImportsApi
 from osaurusd.admin.keys import KeysApi
 from osaurusd.admin.models import ModelsApi
 from osaurusd.admin.pulls import PullsApi
@@ -55,6 +56,7 @@ from osaurusd.pool.pressure import PressureRelief
 from osaurusd.protocols.anthropic import openapi as anthropic_openapi
 from osaurusd.protocols.anthropic.routes import anthropic_routes
 from osaurusd.protocols.ollama import openapi as ollama_openapi
+from osaurusd.protocols.ollama.embeddings import Embeddings
 from osaurusd.protocols.ollama.generation import Generation
 from osaurusd.protocols.ollama.management import Management
 from osaurusd.protocols.ollama.models import Models
@@ -278,6 +280,7 @@ class Daemon:
     def _ollama_group(self, service: Service, may_manage: Callable[[], bool]) -> RouteGroup:
         return ollama_routes(
             Generation(service, self._pool),
+            Embeddings(service, self._pool),
             Models(self._catalog, self._pool),
             Management(self._catalog, self._pulls, self._models_api.remove_unused, may_manage),
         )
@@ -314,8 +317,10 @@ class Daemon:
         )
         residency = ResidencyApi(self._catalog, self._pool, self._pins, self._bus)
         pulls = PullsApi(self._pulls, self._catalog, self._pool)
+        imports = ImportsApi(self._catalog, self._imports)
         return admin_group(
-            daemon.routes, self._models_api.routes, residency.routes, pulls.routes, KeysApi(self._keys).routes
+            *(daemon.routes, self._models_api.routes, imports.routes, residency.routes, pulls.routes),
+            KeysApi(self._keys).routes,
         )
 
     def _announce(self) -> None:

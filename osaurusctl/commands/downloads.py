@@ -1,21 +1,16 @@
-"""Commands that bring models to this machine: search, pull, import."""
+"""Commands for models on the hub: search, pull."""
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import click
 
 from osaurusctl import completion, fuzzy_pull, progress, recommended
 from osaurusctl.client import connect
 from osaurusctl.command import Command
-from osaurusctl.errors import Interrupted
 from osaurusctl.formatting import format_bytes, format_count, format_duration, format_table
 from osaurusctl.output import Output
 from osaurusctl.recommended import RecommendedModel
-from osaurusctl.sharing import shared_files
-from osaurusd.wire import paths
-from osaurusd.wire.admin import ImportDone, ImportRequest
 from osaurusd.wire.pulls import FoundModel, PullInfo, SearchRequest
 
 _PULLS_HEADER = ("NAME", "STATE", "DONE", "SIZE", "RATE", "LEFT", "REPO", "REASON")
@@ -24,6 +19,7 @@ _SEARCH_HEADER = ("REPO", "SIZE", "PARAMS", "DOWNLOADS", "FITS", "STATE")
 _SEARCH_DROP = ("PARAMS", "DOWNLOADS", "STATE", "FITS")
 _RECOMMENDED_HEADER = ("TASK", "REPO", "SIZE", "FITS", "NOTES")
 _RECOMMENDED_DROP = ("NOTES", "TASK")
+_MLX_AUTHOR = "mlx-community"
 _FITS = {None: "-", True: "yes", False: "no"}
 
 
@@ -35,32 +31,50 @@ _FITS = {None: "-", True: "yes", False: "no"}
         "osaurusctl search --recommended code",
         "osaurusctl search llama instruct",
         "osaurusctl search --all qwen3",
+        "osaurusctl search --task embed minilm",
     ],
 )
 @click.argument("words", nargs=-1)
-@click.option("--author", default="mlx-community", show_default=True, help="Only list models of this author")
+@click.option(
+    "--task",
+    type=click.Choice(["generate", "embed", "rerank"]),
+    default="generate",
+    show_default=True,
+    help="What the models are for: generate text, embed texts or rerank documents",
+)
+@click.option("--author", help="Only list models of this author  [default: mlx-community for text models]")
 @click.option("--all", "all_authors", is_flag=True, help="List models of all authors")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Maximum number of results")
 @click.option("--recommended", "recommended_only", is_flag=True, help="List recommended models by task; works offline")
 @click.pass_obj
 def search(
-    output: Output, words: tuple[str, ...], author: str, all_authors: bool, limit: int, recommended_only: bool
+    output: Output,
+    words: tuple[str, ...],
+    task: str,
+    author: str | None,
+    all_authors: bool,
+    limit: int,
+    recommended_only: bool,
 ) -> None:
-    """Search the Hugging Face Hub for MLX models
+    """Search the Hugging Face Hub for models
 
     Lists the models that match WORDS, the most downloaded first. With --recommended, searches a list of recommended
-    models for chat, code and reasoning instead of the hub.
+    models for chat, code, reasoning, embeddings and reranking instead of the hub.
     """
     if recommended_only:
         _show_recommended(output, words)
         return
     token = os.environ.get("HF_TOKEN") or None
-    request = SearchRequest(words=" ".join(words), author=None if all_authors else author, limit=limit, token=token)
+    if all_authors:
+        author = None
+    elif author is None and task == "generate":
+        author = _MLX_AUTHOR
+    request = SearchRequest(words=" ".join(words), task=task, author=author, limit=limit, token=token)  # type: ignore[arg-type]  # a choice
     with progress.spinner(output, "searching the hub"):
         models = connect().search(request)
     output.show(models, _format_found(models, output.width) if models else "")
     if not models:
-        output.note("no model matches" + ("" if all_authors else f" from {author}; use --all to search all authors"))
+        output.note("no model matches" + (f" from {author}; use --all to search all authors" if author else ""))
 
 
 @click.command(
@@ -116,27 +130,6 @@ def pulls(output: Output, cancel: str | None) -> None:
     output.show(pulls, format_table(table, width=output.width, drop=_PULLS_DROP) if pulls else "")
     if not pulls:
         output.note('no downloads; run "osaurusctl pull NAME" to start one')
-
-
-@click.command(
-    "import", cls=Command, examples=["osaurusctl import ./SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2-135m-instruct"]
-)
-@click.argument("path", type=click.Path(exists=True, path_type=Path))
-@click.option("--name", help="Name of the new model  [default: derived from PATH]")
-@click.pass_obj
-def import_model(output: Output, path: Path, name: str | None) -> None:
-    """Import an MLX folder or a GGUF file
-
-    PATH is a folder with an MLX model, or a .gguf file. The original is copied.
-    """
-    source = path.absolute()
-    try:
-        with shared_files(source, paths.resolve().run_dir) as files:
-            request = ImportRequest(path=str(source), name=name, files=str(files))
-            done = progress.follow(connect().import_model(request), output, ImportDone)
-    except KeyboardInterrupt as error:
-        raise Interrupted("import cancelled; partial files were removed") from error
-    output.show(done, f"{done.model.name} imported ({format_bytes(done.model.bytes)})")
 
 
 def _format_found(models: Iterable[FoundModel], width: int | None) -> str:

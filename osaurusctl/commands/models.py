@@ -25,6 +25,7 @@ from osaurusd.wire.admin import (
     WorkerState,
 )
 from osaurusd.wire.errors import ErrorCode
+from osaurusd.wire.lineage import Lineage
 from osaurusd.wire.residency import LoadPhases
 
 Rows = list[tuple[str, str]]
@@ -40,9 +41,9 @@ _SORT_KEYS: dict[str, Callable[[ModelInfo], int | None]] = {
 }
 """Sort keys besides the name; the largest value comes first."""
 
-_LIST_HEADER = ("NAME", "SIZE", "PARAMS", "QUANT", "CONTEXT", "STATE", "MODIFIED", "REPO", "REASON")
+_LIST_HEADER = ("NAME", "TASK", "SIZE", "PARAMS", "QUANT", "CONTEXT", "STATE", "MODIFIED", "REPO", "REASON")
 
-_LIST_DROP = ("REASON", "REPO", "MODIFIED", "CONTEXT", "QUANT", "PARAMS")
+_LIST_DROP = ("REASON", "REPO", "MODIFIED", "CONTEXT", "QUANT", "PARAMS", "TASK")
 
 _DAMAGED = (FileState.CHANGED, FileState.MISSING)
 
@@ -213,8 +214,8 @@ def _model_rows(model: ModelInfo) -> list[tuple[str, ...]]:
         _WORKER_LABELS[model.worker.state] if model.worker else str(model.state),
         _format_age(model),
     )
-    aliases = [(name, "-", *facts, f"-> {model.name}", "") for name in model.aliases]
-    return [(model.name, format_bytes(model.bytes), *facts, model.repo, model.reason or ""), *aliases]
+    aliases = [(name, model.task, "-", *facts, f"-> {model.name}", "") for name in model.aliases]
+    return [(model.name, model.task, format_bytes(model.bytes), *facts, model.repo, model.reason or ""), *aliases]
 
 
 def _format_age(model: ModelInfo) -> str:
@@ -226,7 +227,8 @@ def _format_details(details: ModelDetails) -> str:
     sections = [
         ("", _identity_rows(details)),
         ("model", _model_detail_rows(details)),
-        ("generation defaults", _generation_rows(details)),
+        ("quantized from", _lineage_rows(details.lineage) if details.lineage else []),
+        ("generation defaults", _generation_rows(details) if details.model.task == "generate" else []),
         ("memory", _memory_rows(details)),
         ("worker", _worker_rows(worker) if worker else []),
         ("files", [(file.name, format_bytes(file.bytes)) for file in details.files]),
@@ -258,13 +260,31 @@ def _identity_rows(details: ModelDetails) -> Rows:
 def _model_detail_rows(details: ModelDetails) -> Rows:
     model = details.model
     return [
+        ("task", model.task),
         ("architecture", model.architecture or "-"),
         ("quantization", model.quantization or "-"),
         ("parameters", format_count(model.parameters) if model.parameters else "-"),
         ("context length", f"{model.context_length} tokens" if model.context_length else "-"),
+        *(_ability_rows(details) if model.task == "generate" else []),
+    ]
+
+
+def _ability_rows(details: ModelDetails) -> Rows:
+    return [
         ("tools", _yes_no(details.tools)),
         ("reasoning", _yes_no(details.reasoning)),
         ("vision", _yes_no(details.vision)),
+    ]
+
+
+def _lineage_rows(lineage: Lineage) -> Rows:
+    return [
+        ("base model", lineage.base),
+        *([("base commit", lineage.base_commit)] if lineage.base_commit else []),
+        ("format", f"{lineage.mode}, {lineage.bits} bits, group size {lineage.group_size}"),
+        ("bits per weight", f"{lineage.bits_per_weight:.2f}"),
+        ("mean relative error", f"{lineage.mean_error:.2%}"),
+        ("largest error", f"{lineage.worst_error:.2%} ({lineage.worst_tensor})"),
     ]
 
 

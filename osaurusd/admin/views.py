@@ -44,6 +44,7 @@ def model_info(record: ModelRecord, workers: Iterable[WorkerSnapshot] = ()) -> M
         bytes=record.size_bytes,
         created=record.created,
         reason=record.reason,
+        task=record.task,
         architecture=record.architecture,
         quantization=record.quantization,
         parameters=record.parameters,
@@ -74,4 +75,5 @@ def model_details(
         weights_bytes=estimate.weights_bytes,
         kv_bytes_per_token=per_token,
         full_context_bytes=full,
+        lineage=provenance.lineage,
     )

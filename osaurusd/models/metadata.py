@@ -11,7 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
+
 from osaurusd.models.record import Capabilities, GenerationDefaults, ModelRecord, Task
+from osaurusd.wire import model_files
+from osaurusd.wire.lineage import Lineage
 
 IMPORT_RECORD = "osaurus.json"
 """The file in which an import records the source, the license and the digests of a model."""
@@ -42,18 +46,40 @@ _SAMPLING_TEMPERATURE = 1.0  # transformers' default for models that sample
 _TOOLS = re.compile(r"\btools\b")
 _REASONING = re.compile(r"<think>|</think>|enable_thinking|reasoning_content|<\|channel\|?>")
 _LICENSE = re.compile(r"^license(?:_name)?:\s*([^\s#]+)", re.MULTILINE)
+_RANKING = re.compile(r"^pipeline_tag:\s*['\"]?text-ranking\b", re.MULTILINE)
 _VISION_KEYS = ("vision_config", "vision_tower", "mm_vision_tower", "image_token_id", "image_token_index")
 
 # sentence-transformers stores its pipeline in this file.
 _EMBEDDING_PIPELINE = "modules.json"
 
+ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "modernbert"})
+"""Architectures that cannot generate text."""
+
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a model comes from: the revision on the hub, if it was downloaded, and its license."""
+    """Where a model comes from: its revision if it is from the hub, its license, and how it was quantized here."""
 
     commit: str | None = None
     license: str | None = None
+    lineage: Lineage | None = None
+
+
+def read_json(path: Path) -> Any:
+    """Read the JSON in `path`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file is not JSON; the message states the reason.
+    """
+    with _open(path) as file:
+        content = file.read(_MAX_JSON_BYTES + 1)
+    if len(content) > _MAX_JSON_BYTES:
+        raise ValueError(f"{path.name} is larger than {_MAX_JSON_BYTES} bytes")
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is nested too deeply") from error
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -63,14 +89,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: the file is not a JSON object; the message states the reason.
     """
-    with _open(path) as file:
-        content = file.read(_MAX_JSON_BYTES + 1)
-    if len(content) > _MAX_JSON_BYTES:
-        raise ValueError(f"{path.name} is larger than {_MAX_JSON_BYTES} bytes")
-    try:
-        value = json.loads(content)
-    except RecursionError as error:
-        raise ValueError(f"{path.name} is nested too deeply") from error
+    value = read_json(path)
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} must contain a JSON object, not {type(value).__name__}")
     return value
@@ -120,18 +139,34 @@ def task(config: Mapping[str, Any], files: Container[str]) -> Task:
     names = architectures if isinstance(architectures, list) else []
     if any(isinstance(name, str) and name.endswith("ForSequenceClassification") for name in names):
         return "rerank"
-    return "generate"
+    return "embed" if architecture(config) in ENCODERS else "generate"
+
+
+def ranks_documents(folder: Path, repo: str) -> bool:
+    """Whether a language model was trained to rank documents, as its model card or its repository's name states."""
+    card = _text_or_empty(folder / "README.md")
+    is_tagged = card.startswith("---") and _RANKING.search(card.split("\n---", 1)[0]) is not None
+    return is_tagged or "qwen3-reranker" in repo.lower()
 
 
 def capabilities(folder: Path, config: Mapping[str, Any]) -> Capabilities:
     """Derive what a generative model supports from its config and chat template."""
-    template = _chat_template(folder)
+    template = "\n".join([_chat_template(folder), *map(_text_or_empty, _find_named_templates(folder))])
     return Capabilities(
-        chat=bool(template),
+        chat=bool(template.strip()),
         tools=_TOOLS.search(template) is not None,
         reasoning=_REASONING.search(template) is not None,
         vision=any(key in config for key in _VISION_KEYS),
     )
+
+
+def _find_named_templates(folder: Path) -> list[Path]:
+    """Return the named chat templates of a model, sorted by name; none if the folder cannot be read."""
+    try:
+        files = model_files.find_subfolder_files(folder)
+    except OSError:
+        return []
+    return [path for path in files if model_files.is_named_template(path.relative_to(folder).as_posix())]
 
 
 def generation_defaults(folder: Path) -> GenerationDefaults:
@@ -169,6 +204,7 @@ def read_provenance(record: ModelRecord) -> Provenance:
     return Provenance(
         commit=folder.name if folder.parent.name == "snapshots" else None,
         license=_license(folder),
+        lineage=_lineage(folder),
     )
 
 
@@ -195,6 +231,20 @@ def _license(folder: Path) -> str | None:
         if isinstance(value, str):
             return value
     return None
+
+
+def _lineage(folder: Path) -> Lineage | None:
+    """Return how a model was quantized, from its import record."""
+    document = _json_object_or_empty(folder / IMPORT_RECORD)
+    base, quantization = document.get("base"), document.get("quantization")
+    if not isinstance(base, dict) or not isinstance(quantization, dict):
+        return None
+    try:
+        return msgspec.convert(
+            {**quantization, "base": base.get("name"), "base_commit": base.get("commit")}, type=Lineage
+        )
+    except msgspec.ValidationError:
+        return None
 
 
 def _number_in_range(value: object, low: float, high: float) -> float | None:

@@ -10,6 +10,7 @@ import msgspec
 
 from osaurusd.wire.errors import ErrorBody
 from osaurusd.wire.keys import Protection
+from osaurusd.wire.lineage import Lineage, Origin
 from osaurusd.wire.residency import LoadPhases
 
 API_VERSION = 1
@@ -106,6 +107,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         reason: why the model cannot be served, unless `state` is `available`.
+        task: `generate`, `embed` or `rerank`.
         share: downloaded share of an unfinished pull, from 0 to 1.
     """
 
@@ -117,6 +119,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     created: int
     reason: str | None = None
+    task: str = "generate"
     architecture: str | None = None
     quantization: str | None = None
     parameters: int | None = None
@@ -139,6 +142,7 @@ class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
         weights_bytes: memory for the weights.
         kv_bytes_per_token: memory for each token of context; null if the model's config does not determine it.
         full_context_bytes: memory for the weights and a full context; null like `kv_bytes_per_token`.
+        lineage: how the model was quantized, if that was done here.
     """
 
     model: ModelInfo
@@ -154,6 +158,7 @@ class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
     weights_bytes: int = 0
     kv_bytes_per_token: int | None = None
     full_context_bytes: int | None = None
+    lineage: Lineage | None = None
 
 
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,12 +218,13 @@ class ImportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Import the MLX folder or `.gguf` file at the absolute path `path`, optionally under `name`.
 
     `files` is a Unix socket from which the import process receives the open files, if it may not be permitted to open
-    them; see `wire.open_files`.
+    them; see `wire.open_files`. `origin` is for models of other programs.
     """
 
     path: str
     name: str | None = None
     files: str | None = None
+    origin: Origin | None = None
 
 
 class DetailsRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -21,6 +21,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from osaurusd.wire import model_files
+
 TIMEOUT_SECONDS = 10.0
 MAX_FILES = 4096
 
@@ -33,7 +35,7 @@ class InvalidOffer(Exception):
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """What is passed: one file, or the files of a folder, by name."""
+    """What is passed: one file, or the files of a folder, by name; those in subfolders with the subfolder's name."""
 
     folder: bool
     names: list[str]
@@ -90,9 +92,13 @@ def _receive_offer(connection: socket.socket) -> Offer:
     names = set(offer.names)
     if len(names) != len(offer.names) or len(names) > MAX_FILES or (len(names) != 1 and not offer.folder):
         raise InvalidOffer("the list of files is invalid")
-    if any(not name or name in (".", "..") or "/" in name or "\0" in name for name in names):
+    if any(not _is_name(name) and not model_files.is_in_subfolder(name) for name in names):
         raise InvalidOffer("the list of files contains a path")
     return offer
+
+
+def _is_name(name: str) -> bool:
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def _receive_descriptor(connection: socket.socket) -> int:

@@ -1,7 +1,8 @@
-"""Selecting the files of a repository to download, and rejecting repositories that mlx_lm cannot load.
+"""Selecting the files of a repository to download, and rejecting repositories that cannot be served.
 
-Only files at the top level are downloaded: mlx_lm reads no subfolders, and a name without a slash cannot lead out of
-the folder. The patterns are an allowlist, so that pickles and code are never downloaded.
+Only files at the top level, named chat templates and the modules of embedding models are downloaded: nothing else is
+read, and such names cannot lead out of the folder. The patterns are an allowlist, so that pickles and code are never
+downloaded.
 """
 
 import fnmatch
@@ -14,6 +15,7 @@ from typing import Any
 from osaurusd.downloads.worker.errors import PullError
 from osaurusd.models import compatibility, tokenizers
 from osaurusd.models.safetensors import INDEX, find_missing_file, parse_weight_map
+from osaurusd.wire import model_files
 
 CONFIG = "config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -107,7 +109,9 @@ def is_complete_for_mlx_lm(listing: Listing, selected: Iterable[HubFile]) -> boo
 
 
 def _is_selected(name: str) -> bool:
-    return "/" not in name and any(fnmatch.fnmatchcase(name, pattern) for pattern in (_WEIGHTS, *_OTHER_FILES))
+    if "/" in name:
+        return model_files.is_in_subfolder(name)
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in (_WEIGHTS, *_OTHER_FILES))
 
 
 def _is_weights(name: str) -> bool:

@@ -13,10 +13,15 @@ from typing import Any
 
 from osaurusd.errors import ImportFailed
 from osaurusd.models import safetensors, tokenizers
+from osaurusd.platform.cloning import clone_file
+from osaurusd.platform.files import sync_folder
+from osaurusd.wire import model_files
 
 PROVENANCE = "osaurus.json"
 CONFIG = "config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
+# Describes weights that NVIDIA's ModelOpt has quantized.
+_MODEL_OPT_CONFIG = "hf_quant_config.json"
 
 _PATTERNS = ("*.safetensors", "*.json", "*.jsonl", "*.jinja", "*.txt", "*.tiktoken", "*.model")
 _DOCUMENTS = {"license", "licence", "notice", "readme"}
@@ -31,15 +36,18 @@ _CHUNK_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class _File:
+    """A file to copy; `name` is its path relative to the model's folder."""
+
     path: Path
+    name: str
     size: int
 
 
 def copy_folder(source: Path, dest: Path, progress: Callable[[int, int], None]) -> None:
     """Copy the model in `source` to the existing empty folder `dest`.
 
-    Copies weights, config, tokenizer, templates, license and readme, following links to files. Skips code, pickles,
-    subfolders and everything else.
+    Copies weights, config, tokenizer, templates, license and readme, and the modules of embedding models, following
+    links to files. Skips code, pickles, other subfolders and everything else.
 
     Args:
         source: a model folder as mlx_lm saves it or as the Hugging Face cache holds it.
@@ -51,7 +59,7 @@ def copy_folder(source: Path, dest: Path, progress: Callable[[int, int], None]) 
         OSError: a file could not be read or written.
     """
     files = _select(source)
-    names = {file.path.name for file in files}
+    names = {file.name for file in files}
     _check_config(source, names)
     _check_weights(source, names)
     total = sum(file.size for file in files)
@@ -64,7 +72,21 @@ def copy_folder(source: Path, dest: Path, progress: Callable[[int, int], None]) 
 
     progress(0, total)
     for file in files:
-        _copy(file, dest / file.path.name, copied)
+        _copy(file, dest / file.name, copied)
+    _sync_subfolders(dest)
+
+
+def copy_companions(source: Path, dest: Path) -> None:
+    """Copy the tokenizer, templates, license and readme of a model, without its weights and config.
+
+    Raises:
+        ImportFailed: a file is not a regular file.
+        OSError: a file could not be read or written.
+    """
+    for file in _select(source):
+        if not fnmatch.fnmatchcase(file.name, "*.safetensors*") and file.name not in (CONFIG, _MODEL_OPT_CONFIG):
+            _copy(file, dest / file.name, lambda _: None)
+    _sync_subfolders(dest)
 
 
 def _select(source: Path) -> list[_File]:
@@ -72,14 +94,23 @@ def _select(source: Path) -> list[_File]:
     for path in sorted(source.iterdir()):
         if path.is_symlink() and path.is_dir():
             raise ImportFailed(f"{path.name}: links to folders are not followed")
-        if not _is_part_of_model(path.name):
-            continue
-        # Follows links: the Hugging Face cache consists of them.
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ImportFailed(f"{path.name}: it is not a regular file")
-        files.append(_File(path, status.st_size))
-    return files
+        if _is_part_of_model(path.name):
+            files.append(_regular_file(path, path.name))
+    subfolder_files = model_files.find_subfolder_files(source)
+    return files + [_regular_file(path, path.relative_to(source).as_posix()) for path in subfolder_files]
+
+
+def _sync_subfolders(dest: Path) -> None:
+    for subfolder in model_files.find_subfolders(dest):
+        sync_folder(subfolder)
+
+
+def _regular_file(path: Path, name: str) -> _File:
+    # Follows links: the Hugging Face cache consists of them.
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ImportFailed(f"{name}: it is not a regular file")
+    return _File(path, name, status.st_size)
 
 
 def _is_part_of_model(name: str) -> bool:
@@ -129,6 +160,10 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _copy(file: _File, target: Path, copied: Callable[[int], None]) -> None:
+    target.parent.mkdir(exist_ok=True)
+    if _clone(file, target):
+        copied(file.size)
+        return
     with file.path.open("rb", buffering=0) as reader, target.open("xb", buffering=0) as writer:
         remaining = file.size
         while remaining:
@@ -138,6 +173,15 @@ def _copy(file: _File, target: Path, copied: Callable[[int], None]) -> None:
             remaining -= count
             copied(count)
         os.fsync(writer.fileno())
+
+
+def _clone(file: _File, target: Path) -> bool:
+    """Create `target` with the blocks of the file, which APFS, Btrfs and XFS share until one of the two changes.
+
+    Returns False if the file system cannot do that; `target` does not exist then.
+    """
+    with file.path.open("rb", buffering=0) as reader:
+        return clone_file(reader.fileno(), target) and target.stat().st_size == file.size
 
 
 def _move(reader: int, writer: int, count: int) -> int:

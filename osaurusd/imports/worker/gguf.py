@@ -192,6 +192,16 @@ class GgufHeader:
     tensors: dict[str, TensorInfo]
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file starts like a GGUF file, whatever its name is.
+
+    Raises:
+        OSError: the file could not be read.
+    """
+    with path.open("rb") as stream:
+        return stream.read(len(_MAGIC)) == _MAGIC
+
+
 def read_header(path: Path) -> GgufHeader:
     """Read the header of a GGUF file, version 2 or 3, little-endian.
 

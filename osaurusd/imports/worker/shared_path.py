@@ -12,6 +12,8 @@ from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path, PosixPath
 from typing import Any, ClassVar
 
+from osaurusd.errors import ImportFailed
+from osaurusd.wire import open_files
 from osaurusd.wire.open_files import Offer
 
 
@@ -22,7 +24,9 @@ class SharedPath(PosixPath):
     _folder: ClassVar[str | None] = None
 
     def iterdir(self) -> Generator[Any, None, None]:
-        return (type(self)(path) for path in self._descriptors)
+        prefix = f"{self}/"
+        names = (path.removeprefix(prefix).split("/", 1)[0] for path in self._descriptors if path.startswith(prefix))
+        return (type(self)(prefix + name) for name in dict.fromkeys(names))
 
     def glob(self, pattern: str, **_: Any) -> Iterator[Any]:  # type: ignore[override]  # only the argument in use
         return (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
@@ -34,7 +38,7 @@ class SharedPath(PosixPath):
         return str(self) in self._descriptors
 
     def is_dir(self, **_: Any) -> bool:
-        return str(self) == self._folder
+        return str(self) == self._folder or any(path.startswith(f"{self}/") for path in self._descriptors)
 
     def is_symlink(self) -> bool:
         return False
@@ -74,3 +78,15 @@ def share(source: Path, offer: Offer, descriptors: list[int]) -> Path:
         _folder: ClassVar[str | None] = str(source) if offer.folder else None
 
     return Shared(source)
+
+
+def receive_files(source: Path, socket_path: str) -> Path:
+    """Receive the open files of `source`, and return the path that reads them.
+
+    Raises:
+        ImportFailed: the files were not passed.
+    """
+    try:
+        return share(source, *open_files.receive(socket_path))
+    except (OSError, open_files.InvalidOffer) as error:
+        raise ImportFailed(f"{source.name}: osaurusctl did not pass the open files: {error}") from error

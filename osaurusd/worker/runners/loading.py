@@ -62,7 +62,33 @@ def load_model_folder(
 
 
 def _load(path: Path, frame: messages.Load, device: Device, on_bytes: Callable[[int], None]) -> Model:
-    network, config = load_model(path, lazy=True)
+    network, config, dtype = load_network(path, frame, device, on_bytes)
+    try:
+        tokenizer = _load_tokenizer(path, config.get("eos_token_id"))
+    except Exception as error:  # transformers raises many kinds of errors for damaged files
+        raise ValueError(f"the tokenizer cannot be loaded; its files may be damaged: {_describe(error)}") from error
+    return Model(
+        network=network,
+        tokenizer=tokenizer,
+        end_tokens=sorted(tokenizer.eos_token_ids),
+        context_length=frame.context_length,
+        dtype=dtype,
+    )
+
+
+def load_network(
+    path: Path, frame: messages.Load, device: Device, on_bytes: Callable[[int], None], **options: Any
+) -> tuple[Any, dict[str, Any], str]:
+    """Load the weights of a model; return its network, its config and the type in which the weights are held.
+
+    Args:
+        path: the folder.
+        frame: whether to convert the weights, and the memory limit.
+        device: the device that MLX uses.
+        on_bytes: called with the size of each array of weights once it is in memory.
+        options: for mlx_lm's `load_model`.
+    """
+    network, config = load_model(path, lazy=True, **options)
     converts_to_float32 = _needs_float32(network, frame, device)
     if converts_to_float32:
         network = _convert_to_float32(network)
@@ -72,14 +98,7 @@ def _load(path: Path, frame: messages.Load, device: Device, on_bytes: Callable[[
         on_bytes(parameter.nbytes)
     mx.clear_cache()
     _wire_weights(frame.wire, device)
-    tokenizer = _load_tokenizer(path, config.get("eos_token_id"))
-    return Model(
-        network=network,
-        tokenizer=tokenizer,
-        end_tokens=sorted(tokenizer.eos_token_ids),
-        context_length=frame.context_length,
-        dtype="float32" if converts_to_float32 else _dtype(network, config),
-    )
+    return network, config, "float32" if converts_to_float32 else _dtype(network, config)
 
 
 def apply_limits(frame: messages.Load | messages.Limits, min_cache_bytes: int = 0) -> None:
@@ -149,6 +168,12 @@ def _names_code(path: Path) -> bool:
     """Whether the tokenizer's config names code that is not needed, because tokenizer.json is complete without it."""
     config = path / "tokenizer_config.json"
     return (path / "tokenizer.json").is_file() and config.is_file() and "auto_map" in json.loads(config.read_bytes())
+
+
+def _describe(error: Exception) -> str:
+    """Return the first line of an error. That of a KeyError is only the key."""
+    lines = str(error).splitlines() or [""]
+    return f"{lines[0]} is missing" if isinstance(error, KeyError) else lines[0] or type(error).__name__
 
 
 def _needs_float32(network: Any, frame: messages.Load, device: Device) -> bool:

@@ -127,7 +127,7 @@ def test_a_missing_source_is_rejected(tmp_path, dest):
 def test_an_unsupported_source_is_rejected(tmp_path, dest):
     (tmp_path / "model.bin").touch()
 
-    assert error_of(tmp_path / "model.bin", dest) == "model.bin: it is neither a model folder nor a .gguf file"
+    assert error_of(tmp_path / "model.bin", dest) == "model.bin: it is neither a model folder nor a GGUF file"
 
 
 def test_a_file_in_another_format_is_rejected(tmp_path, dest):

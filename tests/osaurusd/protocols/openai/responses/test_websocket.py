@@ -171,6 +171,7 @@ async def test_failure_is_an_event_of_the_response(served):
 
 
 async def test_time_limit_is_an_error(served):
+    await served.respond("to be")
     served.config = Config(defaults=Defaults(temperature=0.0), limits=Limits(request_seconds=0.3))
     async with served.connect() as socket:
         await socket.send(input="stall")
@@ -198,7 +199,9 @@ async def test_binary_message_closes_the_connection(served):
 async def test_message_beyond_the_size_of_bodies_closes_the_connection(served):
     served.config = Config(server=Server(max_body_bytes=1000))
     async with served.connect() as socket:
-        await socket.socket.send_str("x" * 1001)
+        await socket.socket.send_str(" " * 1000)
+        assert "invalid_json" == (await socket.receive())["error"]["code"]
+        await socket.socket.send_str(" " * 1001)
         assert 1009 == await socket.close_code()
 
 
