@@ -63,7 +63,8 @@ def _send_to_first(listener: socket.socket, stopped: socket.socket, offer: Offer
 def _open(source: Path, stack: contextlib.ExitStack) -> tuple[Offer, list[int]]:
     try:
         if not source.is_dir():
-            return Offer(folder=False, names=[source.name]), [_open_file(source, stack)]
+            names = open_files.part_names(source.name)
+            return Offer(folder=False, names=names), [_open_file(source.with_name(name), stack) for name in names]
         # Links to files are followed, since the Hugging Face cache consists of them.
         files = sorted(path for path in source.iterdir() if path.is_file())
         if len(files) > open_files.MAX_FILES:

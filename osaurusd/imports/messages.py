@@ -3,6 +3,7 @@
 import msgspec
 
 from osaurusd.rpc.messages import Frame
+from osaurusd.wire.quantization import QuantizationReport
 
 
 class Progress(Frame, frozen=True, tag="progress"):
@@ -14,7 +15,9 @@ class Progress(Frame, frozen=True, tag="progress"):
 
 
 class Imported(Frame, frozen=True, tag="imported"):
-    """The model folder is complete."""
+    """The model folder is complete. `quantization` is None if nothing was converted to a quantized format."""
+
+    quantization: QuantizationReport | None = None
 
 
 class ImportFailure(Frame, frozen=True, tag="import_failure"):

@@ -1,34 +1,55 @@
 """Importing a model: copies an MLX model folder, or converts a GGUF file to one."""
 
-import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from osaurusd.errors import ImportFailed
-from osaurusd.imports.worker import llama
+from osaurusd.imports.worker import plan as planning
 from osaurusd.imports.worker.folder import CONFIG, PROVENANCE, copy_folder
-from osaurusd.imports.worker.gguf import GgufHeader, read_header
+from osaurusd.imports.worker.gguf import GgufHeader, is_gguf, read_header
+from osaurusd.imports.worker.hashing import ByteCounter, FileHash, hash_file
+from osaurusd.imports.worker.plan import Plan
 from osaurusd.imports.worker.tokenizer import write_tokenizer
 from osaurusd.imports.worker.vocabulary import Vocabulary, generation_config, read_vocabulary, token_ids
-from osaurusd.imports.worker.weights import read_floats, write_weights
+from osaurusd.imports.worker.weights import total_bytes, write_weights
 from osaurusd.platform.files import sync_folder, write_new_json
+from osaurusd.wire.quantization import QuantizationReport, QuantizeMode
 
 Progress = Callable[[str, int, int], None]
-"""Called with the stage (`copy`, or `hash` and `convert`, then `record`), the bytes done and the total bytes."""
-
-_HASH_CHUNK_BYTES = 4 * 1024 * 1024
+"""Called with the stage (`copy`, or `convert` and `hash`, then `record`), the bytes done and the total bytes."""
 
 
-def import_model(source: Path, dest: Path, progress: Progress) -> None:
+@dataclass(frozen=True)
+class Options:
+    """How to store the matrices of a GGUF file. The group size is for those that are requantized."""
+
+    quantize: QuantizeMode = QuantizeMode.AUTO
+    group_size: int = 32
+
+
+DEFAULT_OPTIONS = Options()
+
+
+def import_model(
+    source: Path, dest: Path, progress: Progress, options: Options = DEFAULT_OPTIONS
+) -> QuantizationReport | None:
     """Create a model folder that mlx_lm can load, with its provenance in `osaurus.json`.
 
     Args:
-        source: an MLX model folder or a `.gguf` file.
+        source: an MLX model folder, or a GGUF file. Of a split model, it is the first part.
         dest: an existing empty folder. The caller removes it after a failure.
         progress: called after each chunk of work.
+        options: for GGUF files.
+
+    Returns:
+        What quantization changed, or None if nothing was quantized.
 
     Raises:
         ImportFailed: the source cannot be imported, or a file could not be read or written. The message names the file.
@@ -36,17 +57,23 @@ def import_model(source: Path, dest: Path, progress: Progress) -> None:
     # A relative path such as "." has no name.
     source = source.absolute()
     try:
+        report: QuantizationReport | None = None
+        digests: dict[str, str] = {}
         if source.is_dir():
+            if options != DEFAULT_OPTIONS:
+                raise ImportFailed(f"{source.name}: only GGUF files can be quantized during an import")
             copy_folder(source, dest, lambda done, total: progress("copy", done, total))
             provenance = _provenance(source, "folder")
-        elif source.suffix.lower() == ".gguf" and source.is_file():
-            provenance = _provenance(source, "gguf") | _convert(source, dest, progress)
+        elif source.is_file() and (source.suffix.lower() == ".gguf" or is_gguf(source)):
+            converted, digests, report = _convert(source, dest, progress, options)
+            provenance = _provenance(source, "gguf") | converted
         else:
             raise ImportFailed(f"{source.name}: {_unsupported_reason(source)}")
         # `verify` compares the files with these checksums.
-        checksums = _hash_all(dest, lambda done, total: progress("record", done, total))
+        checksums = _hash_all(dest, digests, lambda done, total: progress("record", done, total))
         write_new_json(dest / PROVENANCE, provenance | {"files": checksums})
         sync_folder(dest)
+        return report
     except OSError as error:
         name = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str | bytes) else source.name
         raise ImportFailed(f"{name}: {error.strerror or error}") from error
@@ -55,60 +82,49 @@ def import_model(source: Path, dest: Path, progress: Progress) -> None:
 def _unsupported_reason(source: Path) -> str:
     if not source.exists():
         return "the file or folder does not exist"
-    return "it is neither a model folder nor a .gguf file"
+    return "it is neither a model folder nor a GGUF file"
 
 
-def _convert(source: Path, dest: Path, progress: Progress) -> dict[str, str]:
-    """Convert a GGUF file. Return its SHA-256 in hex, and its license if it names one."""
+def _convert(
+    source: Path, dest: Path, progress: Progress, options: Options
+) -> tuple[dict[str, Any], dict[str, str], QuantizationReport | None]:
+    """Convert a GGUF file. Return its part of the provenance, the SHA-256 of written files, and the report."""
     header = read_header(source)
-    plan = llama.plan_conversion(header, read_floats(header, llama.ROPE_FREQUENCIES))
-    vocabulary = read_vocabulary(header.metadata)
-    _check_sizes(header, plan, vocabulary)
-    # Check everything that can be rejected before spending minutes on the weights.
-    write_tokenizer(vocabulary, header.metadata, dest)
-    write_new_json(dest / "generation_config.json", generation_config(header.metadata, vocabulary))
-    write_new_json(dest / CONFIG, plan.config | token_ids(vocabulary))
-    digest = _hash(source, _ByteCounter(source.stat().st_size, lambda done, total: progress("hash", done, total)))
-    write_weights(header, plan, dest, lambda done, total: progress("convert", done, total))
-    license_name = header.metadata.find_text("general.license")
-    return {"sha256": digest} | ({"license": license_name} if license_name else {})
+    with FileHash(header.paths) as digest:
+        plan = planning.plan_conversion(header, planning.Options(options.quantize.bits, options.group_size))
+        vocabulary = read_vocabulary(header.metadata)
+        _check_sizes(header, plan, vocabulary, dest)
+        # Check everything that can be rejected before spending minutes on the weights.
+        write_tokenizer(vocabulary, header.metadata, dest)
+        write_new_json(dest / "generation_config.json", generation_config(header.metadata, vocabulary))
+        write_new_json(dest / CONFIG, plan.config | token_ids(vocabulary))
+        digests, errors = write_weights(header, plan, dest, lambda done, total: progress("convert", done, total))
+        provenance: dict[str, Any] = {"sha256": digest.result(lambda done, total: progress("hash", done, total))}
+    if license_name := header.metadata.find_text("general.license"):
+        provenance["license"] = license_name
+    report = errors.report()
+    if report is not None:
+        lineage = {"mode": options.quantize, "group_size": options.group_size, **msgspec.structs.asdict(report)}
+        provenance["quantization"] = lineage | {"errors": errors.errors}
+    return provenance, digests, report
 
 
-def _check_sizes(header: GgufHeader, plan: llama.Plan, vocabulary: Vocabulary) -> None:
+def _check_sizes(header: GgufHeader, plan: Plan, vocabulary: Vocabulary, dest: Path) -> None:
     rows = plan.config["vocab_size"]
     if len(vocabulary.tokens) > rows:
         raise header.metadata.failure(f"it has {len(vocabulary.tokens)} tokens, but embeddings for {rows}")
+    needed, free = total_bytes(plan), shutil.disk_usage(dest).free
+    if needed > free:
+        raise header.metadata.failure(
+            f"not enough disk space: the model needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free"
+        )
 
 
-def _hash(path: Path, progress: Callable[[int], None]) -> str:
-    """Return the SHA-256 in hex. Calls `progress` with the size of each chunk."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-            progress(len(chunk))
-    return digest.hexdigest()
-
-
-def _hash_all(folder: Path, progress: Callable[[int, int], None]) -> dict[str, str]:
-    """Return the SHA-256 in hex of each file in a folder, by name."""
+def _hash_all(folder: Path, known: dict[str, str], progress: Callable[[int, int], None]) -> dict[str, str]:
+    """Return the SHA-256 in hex of each file in a folder, by name; some are known already."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    count = _ByteCounter(sum(path.stat().st_size for path in files), progress)
-    return {path.name: _hash(path, count) for path in files}
-
-
-class _ByteCounter:
-    """Turns chunk sizes into progress reports of bytes done and total bytes."""
-
-    def __init__(self, total: int, progress: Callable[[int, int], None]) -> None:
-        self._done = 0
-        self._total = total
-        self._progress = progress
-        progress(0, total)
-
-    def __call__(self, size: int) -> None:
-        self._done += size
-        self._progress(self._done, self._total)
+    count = ByteCounter(sum(path.stat().st_size for path in files if path.name not in known), progress)
+    return {path.name: known.get(path.name) or hash_file(path, count) for path in files}
 
 
 def _provenance(source: Path, kind: str) -> dict[str, Any]:

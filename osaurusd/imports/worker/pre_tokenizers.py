@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
 
-from osaurusd.imports.worker.gguf import Metadata
+from osaurusd.imports.worker.metadata import Metadata
 
 
 @dataclass(frozen=True)

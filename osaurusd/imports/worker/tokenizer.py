@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
-from osaurusd.imports.worker.gguf import Metadata
+from osaurusd.imports.worker.metadata import Metadata
 from osaurusd.imports.worker.pre_tokenizers import find_pre_tokenizer
 from osaurusd.imports.worker.vocabulary import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
 from osaurusd.platform.files import write_new_json, write_new_text
@@ -149,6 +149,6 @@ def _config(vocabulary: Vocabulary, metadata: Metadata, *, add_bos: bool) -> dic
         "add_bos_token": add_bos and vocabulary.bos is not None,
         "add_eos_token": bool(vocabulary.add_eos) and vocabulary.eos is not None,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": metadata.integer("llama.context_length"),
+        "model_max_length": metadata.integer(f"{metadata.text('general.architecture')}.context_length"),
         **{name: token for name, token in named.items() if token is not None},
     }

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from osaurusd.imports.worker.gguf import Metadata, shortest_float32
+from osaurusd.imports.worker.metadata import Metadata, shortest_float32
 
 # tokenizer.ggml.token_type (llama.cpp's llama_token_type); 0 is "undefined", 5 "unused", 6 "byte".
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
