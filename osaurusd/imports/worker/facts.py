@@ -1,6 +1,5 @@
 """What the metadata and tensors of a GGUF file say about its network, checked for consistency and plausibility."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import gguf
@@ -111,11 +110,14 @@ class Facts:
         return head_dim
 
     @property
+    def rotary_dim(self) -> int:
+        return self.find_size("rope.dimension_count") or self.head_dim
+
+    @property
     def rotary_fraction(self) -> float:
-        rotary = self.size("rope.dimension_count", self.head_dim)
-        if rotary > self.head_dim:
-            raise self.metadata.failure(f"RoPE rotates {rotary} of {self.head_dim} dimensions")
-        return rotary / self.head_dim
+        if self.rotary_dim > self.head_dim:
+            raise self.metadata.failure(f"RoPE rotates {self.rotary_dim} of {self.head_dim} dimensions")
+        return self.rotary_dim / self.head_dim
 
     @property
     def experts(self) -> int:
@@ -134,12 +136,12 @@ class Facts:
             raise self.metadata.failure(f"the tensor {name!r} is missing")
         return self.header.tensors[name]
 
-    def read_vector(self, name: str, lengths: Sequence[int]) -> npt.NDArray[np.float64] | None:
-        """Read a tensor of floats with one of the lengths as float64. Return None if the file has no such tensor."""
+    def read_vector(self, name: str, length: int) -> npt.NDArray[np.float64] | None:
+        """Read a tensor of floats of this length as float64. Return None if the file has no such tensor."""
         if not self.has(name):
             return None
         tensor = self.tensor(name)
-        if tensor.type not in ("F32", "F16") or tensor.shape not in [(length,) for length in lengths]:
+        if tensor.type not in ("F32", "F16") or tensor.shape != (length,):
             raise self.metadata.failure(f"tensor {name!r} is {tensor.type} of the shape {list(tensor.shape)}")
         data = np.frombuffer(self.header.read(tensor), dtype=np.uint8)
         values = gguf.dequantize(data, gguf.GGMLQuantizationType[tensor.type]).astype(np.float64)

@@ -125,7 +125,7 @@ def _place(facts: Facts, family: Family, parameter: Parameter, options: Options)
         missing = sources[[bool(group) for group in found].index(False)]
         raise facts.metadata.failure(f"the tensor {missing!r} is missing")
     for tensor in tensors:
-        _check_type(facts, tensor)
+        _check_type(facts, tensor, floats=len(tensor.shape) == 1 and transform is not None)
     if transform is None or transform.keeps_shape:
         _check_shape(facts, parameter, tensors)
     return Placement(parameter, tensors, transform, _scheme(parameter, tensors, transform, options))
@@ -143,15 +143,16 @@ def _find(facts: Facts, name: str) -> list[TensorInfo]:
     return experts
 
 
-def _check_type(facts: Facts, tensor: TensorInfo) -> None:
+def _check_type(facts: Facts, tensor: TensorInfo, *, floats: bool) -> None:
     ggml_type = gguf.GGMLQuantizationType[tensor.type]
     try:
         with np.errstate(all="ignore"):
             gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[ggml_type][1]), np.uint8), ggml_type)
+        supported = not floats or gguf.GGML_QUANT_SIZES[ggml_type][0] == 1
     except NotImplementedError:
-        raise facts.metadata.failure(
-            f"tensor {tensor.name!r} has the type {tensor.type}, which is not supported"
-        ) from None
+        supported = False
+    if not supported:
+        raise facts.metadata.failure(f"tensor {tensor.name!r} has the type {tensor.type}, which is not supported")
 
 
 def _check_shape(facts: Facts, parameter: Parameter, tensors: tuple[TensorInfo, ...]) -> None:

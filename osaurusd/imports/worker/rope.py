@@ -76,8 +76,8 @@ def _yarn_scaling(facts: Facts, factor: float) -> dict[str, Any]:
 
 
 def _long_scaling(facts: Facts) -> dict[str, Any] | None:
-    lengths = (round(facts.head_dim * facts.rotary_fraction) // 2,)
-    factors = {kind: facts.read_vector(f"rope_factors_{kind}.weight", lengths) for kind in ("long", "short")}
+    length = facts.rotary_dim // 2
+    factors = {kind: facts.read_vector(f"rope_factors_{kind}.weight", length) for kind in ("long", "short")}
     lists = {
         f"{kind}_factor": [shortest_float32(value) for value in values]
         for kind, values in factors.items()
@@ -91,7 +91,7 @@ def _long_scaling(facts: Facts) -> dict[str, Any] | None:
 
 
 def _llama3_scaling(facts: Facts) -> dict[str, Any] | None:
-    factors = facts.read_vector(ROPE_FREQUENCIES, (facts.head_dim // 2,))
+    factors = facts.read_vector(ROPE_FREQUENCIES, facts.rotary_dim // 2)
     if factors is None:
         return None
     return llama3_scaling(factors, base(facts), facts.metadata)

@@ -113,6 +113,11 @@ def _entries(placement: Placement, float_type: str) -> list[Entry]:
     return [weight, Entry(f"{module}.scales", float_type, groups), Entry(f"{module}.biases", float_type, groups)]
 
 
+def _is_reordered_vector(placement: Placement, tensor: TensorInfo) -> bool:
+    """Whether the elements of a bias are reordered like the rows of its matrix."""
+    return len(tensor.shape) == 1 and placement.transform is not None and placement.transform.rows is not None
+
+
 class Converter:
     """Converts tensors on several threads. A context manager, which ends the threads."""
 
@@ -172,29 +177,32 @@ class Converter:
         transform = placement.transform
         unit = transform.unit if transform else 1
         for tensor in placement.sources:
-            columns = tensor.shape[-1]
-            rows = math.prod(tensor.shape[:-1])
+            columns = 1 if _is_reordered_vector(placement, tensor) else tensor.shape[-1]
+            rows = math.prod(tensor.shape) // columns
             step = max(1, PIECE_WEIGHTS // columns // unit) * unit
             for start in range(0, rows, step):
-                yield functools.partial(self._piece, placement, tensor, start, min(step, rows - start))
+                yield functools.partial(self._piece, placement, tensor, range(start, min(start + step, rows)), rows)
 
     def _computed(self, placement: Placement) -> Iterator[Callable[[], Any]]:
         """Compute a parameter as a whole from all its tensors, then convert it in pieces."""
         compute = placement.transform.values if placement.transform else None
         assert compute is not None
-        tensors = [self._dequantize(tensor, 0, math.prod(tensor.shape[:-1])) for tensor in placement.sources]
+        counts = [math.prod(tensor.shape[:-1]) for tensor in placement.sources]
+        tensors = [
+            self._dequantize(each, range(rows), rows) for each, rows in zip(placement.sources, counts, strict=True)
+        ]
         values = compute([values.reshape(each.shape) for values, each in zip(tensors, placement.sources, strict=True)])
         rows = values.reshape(-1, placement.parameter.shape[-1])
         step = max(1, PIECE_WEIGHTS // rows.shape[1])
         for start in range(0, len(rows), step):
             yield functools.partial(self._store, placement, placement.sources[0], rows[start : start + step])
 
-    def _piece(self, placement: Placement, tensor: TensorInfo, start: int, count: int) -> Any:
+    def _piece(self, placement: Placement, tensor: TensorInfo, rows: range, total: int) -> Any:
         reorder = placement.transform.rows if placement.transform else None
         if not placement.held:
-            values = self._dequantize(tensor, start, count)
+            values = self._dequantize(tensor, rows, total)
             return self._store(placement, tensor, reorder(values) if reorder else values)
-        data = self._read(tensor, start, count)
+        data = self._read(tensor, rows, total)
         with self._naming(tensor):
             return quantization.convert_blocks(reorder(data) if reorder else data, tensor.type, self._float_type)
 
@@ -204,17 +212,21 @@ class Converter:
                 return quantization.to_float(values, self._float_type)
             return quantization.requantize(values, placement.scheme, self._float_type)
 
-    def _read(self, tensor: TensorInfo, start: int, count: int) -> Array:
-        """Read rows as bytes."""
-        size = tensor.nbytes // math.prod(tensor.shape[:-1])
-        data = self._header.read(tensor, start * size, count * size)
-        return np.frombuffer(data, np.uint8).reshape(count, size)
+    def _read(self, tensor: TensorInfo, rows: range, total: int) -> Array:
+        """Read some of `total` rows as bytes."""
+        size = tensor.nbytes // total
+        data = self._header.read(tensor, rows.start * size, len(rows) * size)
+        return np.frombuffer(data, np.uint8).reshape(len(rows), size)
 
-    def _dequantize(self, tensor: TensorInfo, start: int, count: int) -> Array:
+    def _dequantize(self, tensor: TensorInfo, rows: range, total: int) -> Array:
         # Damaged scales may overflow; infinite values are rejected when they are stored.
         with np.errstate(all="ignore"):
-            values = gguf.dequantize(self._read(tensor, start, count), gguf.GGMLQuantizationType[tensor.type])
+            values = gguf.dequantize(self._read(tensor, rows, total), gguf.GGMLQuantizationType[tensor.type])
         return values.astype(np.float32, copy=False)
+
+    def _dequantize_all(self, tensor: TensorInfo) -> Array:
+        rows = math.prod(tensor.shape[:-1])
+        return self._dequantize(tensor, range(rows), rows).reshape(tensor.shape)
 
     @contextlib.contextmanager
     def _naming(self, tensor: TensorInfo) -> Iterator[None]:
