@@ -18,7 +18,7 @@ from osaurusd.http.json import json_response, read_json
 from osaurusd.http.routes import Route
 from osaurusd.http.streaming import stream_ndjson
 from osaurusd.imports.manager import ImportManager
-from osaurusd.imports.messages import Progress
+from osaurusd.imports.messages import Imported, Progress
 from osaurusd.models import maintenance, messages, metadata, names
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
@@ -132,7 +132,8 @@ class ModelsApi:
     async def import_model(self, request: web.Request) -> web.StreamResponse:
         """Import a model and stream the progress. The import is cancelled when the client disconnects."""
         body = await read_json(request, ImportRequest)
-        events = _import_events(self._imports.run(body.path, body.name, body.files))
+        options = [f"--quantize={body.quantize}", f"--group-size={body.group_size}"]
+        events = _import_events(self._imports.run(body.path, body.name, body.files, options))
         return await stream_ndjson(request, events, error_value=_import_error, content_type=JSON_LINES)
 
     async def remove(self, request: web.Request) -> web.Response:
@@ -219,13 +220,17 @@ def _partial_model(pull: PullInfo, folder: Path, name: str) -> ModelInfo:
     )
 
 
-async def _import_events(events: AsyncGenerator[Progress | ModelRecord]) -> AsyncGenerator[ImportEvent]:
+async def _import_events(events: AsyncGenerator[Progress | Imported | ModelRecord]) -> AsyncGenerator[ImportEvent]:
+    quantization = None
     async with contextlib.aclosing(events):
         async for event in events:
-            if isinstance(event, ModelRecord):
-                yield ImportDone(model=views.model_info(event))
-            else:
-                yield ImportProgress(stage=event.stage, done=event.done, total=event.total)
+            match event:
+                case Progress():
+                    yield ImportProgress(stage=event.stage, done=event.done, total=event.total)
+                case Imported():
+                    quantization = event.quantization
+                case ModelRecord():
+                    yield ImportDone(model=views.model_info(event), quantization=quantization)
 
 
 def _import_error(error: OsaurusError) -> ImportErrorEvent:

@@ -5,7 +5,7 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
 from osaurusd.errors import ImportFailed, InvalidRequest, NameTaken
@@ -45,15 +45,18 @@ class ImportManager:
                 shutil.rmtree(leftover, ignore_errors=True)
 
     async def run(
-        self, source: str, name: str | None, files: str | None = None
-    ) -> AsyncGenerator[messages.Progress | ModelRecord]:
-        """Import the folder or file `source`. Yields progress, then the model. Closing the iterator cancels the import.
+        self, source: str, name: str | None, files: str | None = None, options: Sequence[str] = ()
+    ) -> AsyncGenerator[messages.Progress | messages.Imported | ModelRecord]:
+        """Import the folder or file `source`. Yields progress, what was imported, and the model.
+
+        Closing the iterator cancels the import.
 
         Args:
             source: the absolute path.
             name: the name of the model; None derives it from the source.
             files: the Unix socket from which the child process receives the open files of the source; None if it can
                 open them itself.
+            options: further options of the child process.
 
         Raises:
             InvalidRequest: the path is not absolute, or the name is invalid.
@@ -70,7 +73,7 @@ class ImportManager:
         self.running.add(staging)
         try:
             await asyncio.to_thread(staging.mkdir, parents=True)
-            async with contextlib.aclosing(_convert(path, staging, files)) as events:
+            async with contextlib.aclosing(_convert(path, staging, files, options)) as events:
                 async for event in events:
                     yield event
             yield await self._publish(staging, name)
@@ -106,9 +109,11 @@ class ImportManager:
         return record
 
 
-async def _convert(source: Path, staging: Path, files: str | None) -> AsyncGenerator[messages.Progress]:
+async def _convert(
+    source: Path, staging: Path, files: str | None, options: Sequence[str]
+) -> AsyncGenerator[messages.Progress | messages.Imported]:
     """Run the child process and yield its progress until it has finished."""
-    arguments = [*(["--files", files] if files is not None else []), str(source), str(staging)]
+    arguments = [*options, *(["--files", files] if files is not None else []), str(source), str(staging)]
     try:
         async with contextlib.aclosing(job.run(IMPORTER_COMMAND, arguments, messages.FROM_IMPORTER)) as frames:
             async for frame in frames:
@@ -118,6 +123,8 @@ async def _convert(source: Path, staging: Path, files: str | None) -> AsyncGener
                     case messages.ImportFailure():
                         raise ImportFailed(frame.message)
                     case messages.Imported():
+                        if frame.quantization is not None:
+                            yield frame
                         return
     except job.JobDied as error:
         raise ImportFailed(f"{source.name}: the import process exited unexpectedly ({error})") from error

@@ -10,6 +10,7 @@ import msgspec
 
 from osaurusd.wire.errors import ErrorBody
 from osaurusd.wire.keys import Protection
+from osaurusd.wire.quantization import GroupSize, ImportQuantization, QuantizationReport
 from osaurusd.wire.residency import LoadPhases
 
 API_VERSION = 1
@@ -213,12 +214,14 @@ class ImportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Import the MLX folder or `.gguf` file at the absolute path `path`, optionally under `name`.
 
     `files` is a Unix socket from which the import process receives the open files, if it may not be permitted to open
-    them; see `wire.open_files`.
+    them; see `wire.open_files`. `quantize` and `group_size` say how to store the matrices of a GGUF file.
     """
 
     path: str
     name: str | None = None
     files: str | None = None
+    quantize: ImportQuantization = ImportQuantization.AUTO
+    group_size: GroupSize = 32
 
 
 class DetailsRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -334,9 +337,10 @@ class ImportProgress(msgspec.Struct, frozen=True, kw_only=True, tag_field="event
 
 
 class ImportDone(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="done"):
-    """The last line of a successful import."""
+    """The last line of a successful import. `quantization` is None if nothing was converted to a quantized format."""
 
     model: ModelInfo
+    quantization: QuantizationReport | None = None
 
 
 class ImportErrorEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="error"):

@@ -8,7 +8,7 @@ import msgspec
 GroupSize = Literal[32, 64, 128]
 
 
-class QuantizeMode(StrEnum):
+class ImportQuantization(StrEnum):
     """`auto` preserves the quality of each tensor of the source; a number means this many bits; `none` means floats."""
 
     AUTO = "auto"
@@ -21,9 +21,9 @@ class QuantizeMode(StrEnum):
     @property
     def bits(self) -> int | None:
         """The number of bits for all matrices; 0 means floats, and None that each tensor decides."""
-        if self is QuantizeMode.AUTO:
+        if self is ImportQuantization.AUTO:
             return None
-        return 0 if self is QuantizeMode.NONE else int(self.value)
+        return 0 if self is ImportQuantization.NONE else int(self.value)
 
 
 class QuantizationReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,9 @@ It reports progress over the inherited socket. With `--files`, it does not open 
 """
 
 import argparse
+import importlib.util
 import sys
+import types
 from pathlib import Path
 
 from osaurusd.errors import ImportFailed
@@ -13,6 +15,7 @@ from osaurusd.imports.worker.shared_path import share
 from osaurusd.rpc import job
 from osaurusd.rpc.messages import Frame
 from osaurusd.wire import open_files
+from osaurusd.wire.quantization import ImportQuantization
 
 
 def main(arguments: list[str]) -> int:
@@ -20,16 +23,31 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m osaurusd.imports.worker")
     parser.add_argument("--fd", type=int, required=True, help="socket inherited from the daemon")
     parser.add_argument("--files", metavar="SOCKET", help="socket from which to receive the open files of SOURCE")
+    parser.add_argument("--quantize", type=ImportQuantization, default=ImportQuantization.AUTO)
+    parser.add_argument("--group-size", type=int, default=32)
     parser.add_argument("source", type=Path)
     parser.add_argument("dest", type=Path)
     options = parser.parse_args(arguments)
-    last = job.report(options.fd, lambda send: _import(send, options.source, options.dest, options.files))
+    last = job.report(options.fd, lambda send: _import(send, options))
     return 1 if isinstance(last, messages.ImportFailure) else 0
 
 
-def _import(send: job.Send, source: Path, dest: Path, files: str | None) -> Frame:
+def _skip_package_of_mlx_lm() -> None:
+    """Let the modules of mlx_lm's models be imported without the package itself.
+
+    The package imports transformers, which takes longer than converting a small model.
+    """
+    spec = importlib.util.find_spec("mlx_lm")
+    if spec is not None and spec.submodule_search_locations is not None:
+        package = types.ModuleType("mlx_lm")
+        package.__path__ = list(spec.submodule_search_locations)
+        sys.modules.setdefault("mlx_lm", package)
+
+
+def _import(send: job.Send, options: argparse.Namespace) -> Frame:
+    _skip_package_of_mlx_lm()
     # Imported here so that this process notices that the daemon exited while NumPy and tokenizers load.
-    from osaurusd.imports.worker.importer import import_model  # noqa: PLC0415
+    from osaurusd.imports.worker.importer import Options, import_model  # noqa: PLC0415
 
     throttle = job.Throttle()
 
@@ -39,11 +57,11 @@ def _import(send: job.Send, source: Path, dest: Path, files: str | None) -> Fram
 
     try:
         # Before the source is touched at all: access may be denied, or block on a question to the user.
-        source = _receive_files(source, files) if files is not None else source
-        import_model(source, dest, progress)
+        source = options.source if options.files is None else _receive_files(options.source, options.files)
+        report = import_model(source, options.dest, progress, Options(options.quantize, options.group_size))
     except ImportFailed as error:
         return messages.ImportFailure(message=error.message)
-    return messages.Imported()
+    return messages.Imported(quantization=report)
 
 
 def _receive_files(source: Path, path: str) -> Path:

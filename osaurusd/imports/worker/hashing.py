@@ -79,6 +79,7 @@ class FileHash:
             OSError: a file could not be read.
         """
         total = sum(path.stat().st_size for path in self._paths)
+        progress(0, total)
         while not self._result.done():
             progress(self._hashed, total)
             with contextlib.suppress(TimeoutError):

@@ -20,7 +20,7 @@ from osaurusd.imports.worker.tokenizer import write_tokenizer
 from osaurusd.imports.worker.vocabulary import Vocabulary, generation_config, read_vocabulary, token_ids
 from osaurusd.imports.worker.weights import total_bytes, write_weights
 from osaurusd.platform.files import sync_folder, write_new_json
-from osaurusd.wire.quantization import QuantizationReport, QuantizeMode
+from osaurusd.wire.quantization import ImportQuantization, QuantizationReport
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage (`copy`, or `convert` and `hash`, then `record`), the bytes done and the total bytes."""
@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int], None]
 class Options:
     """How to store the matrices of a GGUF file. The group size is for those that are requantized."""
 
-    quantize: QuantizeMode = QuantizeMode.AUTO
+    quantize: ImportQuantization = ImportQuantization.AUTO
     group_size: int = 32
 
 
@@ -70,7 +70,7 @@ def import_model(
         else:
             raise ImportFailed(f"{source.name}: {_unsupported_reason(source)}")
         # `verify` compares the files with these checksums.
-        checksums = _hash_all(dest, digests, lambda done, total: progress("record", done, total))
+        checksums = hash_all(dest, digests, lambda done, total: progress("record", done, total))
         write_new_json(dest / PROVENANCE, provenance | {"files": checksums})
         sync_folder(dest)
         return report
@@ -91,9 +91,8 @@ def _convert(
     """Convert a GGUF file. Return its part of the provenance, the SHA-256 of written files, and the report."""
     header = read_header(source)
     with FileHash(header.paths) as digest:
-        plan = planning.plan_conversion(header, planning.Options(options.quantize.bits, options.group_size))
-        vocabulary = read_vocabulary(header.metadata)
-        _check_sizes(header, plan, vocabulary, dest)
+        plan, vocabulary = check_header(header, options)
+        _check_space(header, plan, dest)
         # Check everything that can be rejected before spending minutes on the weights.
         write_tokenizer(vocabulary, header.metadata, dest)
         write_new_json(dest / "generation_config.json", generation_config(header.metadata, vocabulary))
@@ -109,10 +108,21 @@ def _convert(
     return provenance, digests, report
 
 
-def _check_sizes(header: GgufHeader, plan: Plan, vocabulary: Vocabulary, dest: Path) -> None:
+def check_header(header: GgufHeader, options: Options = DEFAULT_OPTIONS) -> tuple[Plan, Vocabulary]:
+    """Plan the conversion of a GGUF file, and read its vocabulary.
+
+    Raises:
+        ImportFailed: the file cannot be converted.
+    """
+    plan = planning.plan_conversion(header, planning.Options(options.quantize.bits, options.group_size))
+    vocabulary = read_vocabulary(header.metadata)
     rows = plan.config["vocab_size"]
     if len(vocabulary.tokens) > rows:
         raise header.metadata.failure(f"it has {len(vocabulary.tokens)} tokens, but embeddings for {rows}")
+    return plan, vocabulary
+
+
+def _check_space(header: GgufHeader, plan: Plan, dest: Path) -> None:
     needed, free = total_bytes(plan), shutil.disk_usage(dest).free
     if needed > free:
         raise header.metadata.failure(
@@ -120,7 +130,7 @@ def _check_sizes(header: GgufHeader, plan: Plan, vocabulary: Vocabulary, dest: P
         )
 
 
-def _hash_all(folder: Path, known: dict[str, str], progress: Callable[[int, int], None]) -> dict[str, str]:
+def hash_all(folder: Path, known: dict[str, str], progress: Callable[[int, int], None]) -> dict[str, str]:
     """Return the SHA-256 in hex of each file in a folder, by name; some are known already."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     count = ByteCounter(sum(path.stat().st_size for path in files if path.name not in known), progress)

@@ -18,6 +18,7 @@ _LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_CONTEXT = 1.0, 4.0, 8192
 _TOLERANCE = 1e-4
 
 _DEFAULT_BASE = 10000.0
+_DECLARED = ("none", "linear", "yarn", "longrope")
 ROPE_FREQUENCIES = "rope_freqs.weight"
 
 
@@ -43,6 +44,8 @@ def scaling(facts: Facts, supported: Container[str]) -> dict[str, Any] | None:
 
 def _declared_scaling(facts: Facts) -> dict[str, Any] | None:
     kind = facts.metadata.find_text(facts.key("rope.scaling.type"))
+    if kind not in (None, *_DECLARED):
+        raise facts.metadata.failure(f"the RoPE scaling {kind!r} is unknown; known: {', '.join(_DECLARED)}")
     factor = facts.find_number("rope.scaling.factor")
     if kind is None and factor is None:
         # Older files use this key.

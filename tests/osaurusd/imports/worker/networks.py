@@ -275,7 +275,6 @@ class Network:
         self.model.load_weights([(name, mx.array(value)) for name, value in self.parameters.items()])
 
     def _add(self, name, shape):
-        case = self.case
         values = self._rng.normal(size=shape).astype(np.float32) * 0.1 + (len(shape) == 1 and "norm" in name)
         # Routers and vectors are not quantized.
         small = values.ndim == 1 or any(part in name for part in (".gate.", "router", "q_norm", "k_norm"))

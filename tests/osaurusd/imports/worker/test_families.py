@@ -8,7 +8,7 @@ from gguf import GGMLQuantizationType as Type
 from mlx_lm.utils import load_model
 
 from osaurusd.imports.worker import importer, quantization
-from osaurusd.wire.quantization import QuantizeMode
+from osaurusd.wire.quantization import ImportQuantization
 
 from . import blocks
 from .networks import CASES, Network
@@ -30,7 +30,7 @@ def imported_logits(network, tmp_path, mode):
 
 def check(network, tmp_path):
     held = quantization.held_scheme(network.kind.name) is not None or network.kind in blocks.FLOATS
-    logits = imported_logits(network, tmp_path, QuantizeMode.AUTO if held else QuantizeMode.NONE)
+    logits = imported_logits(network, tmp_path, ImportQuantization.AUTO if held else ImportQuantization.NONE)
     network.model.set_dtype(mx.float32)
     expected = network.model(PROMPT)
     assert mx.isfinite(expected).all()

@@ -64,6 +64,16 @@ def test_an_imported_file_records_its_provenance(tmp_path, convert, tiny):
         hashlib.sha256((path.parent / "dest" / "model.safetensors").read_bytes()).hexdigest()
         == recorded["model.safetensors"]
     )
+    assert provenance.pop("quantization") == {
+        "mode": "auto",
+        "group_size": 32,
+        "exact": 16,
+        "converted": 0,
+        "mean_error": 0.0,
+        "worst_error": 0.0,
+        "worst_tensor": None,
+        "errors": {},
+    }
     assert provenance == {"source": "Tiny.Q8_0.gguf", "format": "gguf", "sha256": digest}
 
 
@@ -88,7 +98,7 @@ def test_each_stage_reports_progress_from_zero_to_total(tmp_path, dest, tiny):
 
     import_model(path, dest, lambda stage, done, total: stages.setdefault(stage, []).append((done, total)))
 
-    assert list(stages) == ["hash", "convert", "record"]
+    assert list(stages) == ["convert", "hash", "record"]
     for progress in stages.values():
         assert progress[0][0] == 0
         assert progress[-1][0] == progress[-1][1] > 0
@@ -127,7 +137,7 @@ def test_a_missing_source_is_rejected(tmp_path, dest):
 def test_an_unsupported_source_is_rejected(tmp_path, dest):
     (tmp_path / "model.bin").touch()
 
-    assert error_of(tmp_path / "model.bin", dest) == "model.bin: it is neither a model folder nor a .gguf file"
+    assert error_of(tmp_path / "model.bin", dest) == "model.bin: it is neither a model folder nor a GGUF file"
 
 
 def test_a_file_in_another_format_is_rejected(tmp_path, dest):
@@ -148,7 +158,7 @@ def test_full_disk_is_reported(tmp_path, dest, tiny, monkeypatch):
 def test_missing_destination_is_reported(tmp_path, tiny):
     message = error_of(tiny.write(tmp_path / "x.gguf"), tmp_path / "missing")
 
-    assert message == "tokenizer.json: No such file or directory"
+    assert message == "missing: No such file or directory"
 
 
 def test_a_file_that_shrinks_during_the_import_fails_it(tmp_path, dest, tiny):
