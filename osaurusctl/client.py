@@ -22,7 +22,6 @@ from osaurusd.wire.admin import (
     AliasRequest,
     DaemonStatus,
     DetailsRequest,
-    ImportEvent,
     ImportRequest,
     LoadRequest,
     ModelDetails,
@@ -42,7 +41,9 @@ from osaurusd.wire.admin import (
 )
 from osaurusd.wire.diagnosis import Diagnosis
 from osaurusd.wire.errors import ErrorEnvelope
+from osaurusd.wire.imports import CheckedModel, CheckRequest, ImportRoute, ImportStreamEvent, QuantizeEvent
 from osaurusd.wire.keys import KeyInfo, KeyRequest, KeyRoute, NewKey, RevokeRequest
+from osaurusd.wire.lineage import QuantizeRequest
 from osaurusd.wire.pulls import (
     FoundModel,
     PullCancel,
@@ -185,9 +186,17 @@ class Client:
         """Stream the events of a verification. Closing the generator cancels it."""
         return self._events(Route.VERIFY, VerifyRequest(model=model), VerifyEvent)
 
-    def import_model(self, request: ImportRequest) -> Generator[ImportEvent, None, None]:
+    def import_model(self, request: ImportRequest) -> Generator[ImportStreamEvent, None, None]:
         """Stream the events of an import. Closing the generator cancels it."""
-        return self._events(Route.IMPORTS, request, ImportEvent)
+        return self._events(Route.IMPORTS, request, ImportStreamEvent)
+
+    def check_imports(self, request: CheckRequest) -> list[CheckedModel]:
+        """Find out which models can be imported. Waits without a timeout."""
+        return self._post(ImportRoute.CHECKS, request, list[CheckedModel], wait=True)
+
+    def quantize(self, request: QuantizeRequest) -> Generator[QuantizeEvent, None, None]:
+        """Stream the events of a quantization. Closing the generator cancels it."""
+        return self._events(ImportRoute.QUANTIZATIONS, request, QuantizeEvent)
 
     def search(self, request: SearchRequest) -> list[FoundModel]:
         """Search the hub. Waits without a timeout."""

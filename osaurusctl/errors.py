@@ -38,7 +38,7 @@ HINTS = {
     ErrorCode.INSUFFICIENT_MEMORY: 'free memory with "osaurusctl unload NAME"; "osaurusctl ps" lists loaded models',
     ErrorCode.VERSION_MISMATCH: f"{RESTART} to finish the upgrade",
     ErrorCode.BUSY: 'run "osaurusctl unload NAME --force" to unload it anyway; "osaurusctl ps" shows running requests',
-    ErrorCode.NAME_TAKEN: 'choose another name with "osaurusctl import PATH --name NAME"',
+    ErrorCode.NAME_TAKEN: 'repeat the command with --name NAME; "osaurusctl ls" lists the names in use',
     ErrorCode.CONFIG_ERROR: 'run "osaurusctl config check" to validate the file; "osaurusctl config path" prints '
     "its path",
     ErrorCode.CONTEXT_LENGTH_EXCEEDED: 'run "osaurusctl ls" to see the context length of each model',

@@ -13,7 +13,6 @@ from osaurusctl.output import Output, is_terminal
 from osaurusd.wire.admin import (
     ImportDone,
     ImportErrorEvent,
-    ImportEvent,
     ImportProgress,
     VerifyDone,
     VerifyEvent,
@@ -21,9 +20,12 @@ from osaurusd.wire.admin import (
     VerifyProgress,
 )
 from osaurusd.wire.errors import ErrorCode
+from osaurusd.wire.imports import ImportNote, ImportStreamEvent, QuantizeDone, QuantizeEvent
 from osaurusd.wire.pulls import PullDone, PullEnded, PullEvent, PullInfo, PullStage, PullState
 
-Done = TypeVar("Done", ImportDone, VerifyDone)
+Done = TypeVar("Done", ImportDone, QuantizeDone, VerifyDone)
+
+_WorkEvent = ImportStreamEvent | QuantizeEvent | VerifyEvent
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class _Update:
 _Reporter = Callable[[_Update], None]
 
 
-def follow(events: Generator[ImportEvent | VerifyEvent, None, None], output: Output, done_type: type[Done]) -> Done:
-    """Show an import or a verification until it ends. Leaving early closes `events`, which cancels the work.
+def follow(events: Generator[_WorkEvent, None, None], output: Output, done_type: type[Done]) -> Done:
+    """Show an import, a quantization or a verification until it ends. Leaving early closes `events` and cancels it.
 
     Raises:
         CliError: the work failed, or the stream of events ended early.
@@ -59,6 +61,9 @@ def follow(events: Generator[ImportEvent | VerifyEvent, None, None], output: Out
                 case ImportProgress() | VerifyProgress():
                     output.event(event)
                     report(_work_update(event))
+                case ImportNote(text=text):
+                    output.event(event)
+                    output.note(text)
                 case ImportErrorEvent(error=error) | VerifyFailed(error=error):
                     raise error_from_body(error)
     raise InvalidReply("the stream of events ended without a result")

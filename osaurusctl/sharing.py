@@ -8,7 +8,7 @@ import selectors
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from osaurusctl.errors import CliError, DaemonNotRunning
@@ -30,23 +30,39 @@ def shared_files(source: Path, run_dir: Path) -> Iterator[Path]:
         CliError: a file cannot be opened, or the daemon does not run.
     """
     with contextlib.ExitStack() as stack:
-        offer, descriptors = _open(source, stack)
-        # No longer than the name of the daemon's socket, whose path fits into a socket address.
-        path = run_dir / f"fd{secrets.token_hex(4)}"
-        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        yield _share(*_open(source, stack), run_dir, stack)
+
+
+@contextlib.contextmanager
+def shared_items(files: Mapping[str, Path], run_dir: Path) -> Iterator[Path]:
+    """Like `shared_files`, for files of any folders under the names that are the keys of `files`."""
+    with contextlib.ExitStack() as stack:
+        _raise_file_limit()
         try:
-            listener.bind(str(path))
-        except FileNotFoundError as error:
-            raise DaemonNotRunning from error
-        stack.callback(path.unlink, missing_ok=True)
-        path.chmod(0o600)
-        listener.listen(1)
-        stop, stopped = (stack.enter_context(end) for end in socket.socketpair())
-        sender = threading.Thread(target=_send_to_first, args=(listener, stopped, offer, descriptors))
-        sender.start()
-        stack.callback(sender.join)
-        stack.callback(stop.shutdown, socket.SHUT_RDWR)
-        yield path
+            descriptors = [_open_file(path, stack) for path in files.values()]
+        except OSError as error:
+            raise CliError(f"cannot open {error.filename}: {error.strerror}", hint=_hint(error)) from error
+        yield _share(Offer(folder=True, names=list(files)), descriptors, run_dir, stack)
+
+
+def _share(offer: Offer, descriptors: list[int], run_dir: Path, stack: contextlib.ExitStack) -> Path:
+    """Pass files to the first process that connects to the returned socket, until the stack is closed."""
+    # No longer than the name of the daemon's socket, whose path fits into a socket address.
+    path = run_dir / f"fd{secrets.token_hex(4)}"
+    listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    try:
+        listener.bind(str(path))
+    except FileNotFoundError as error:
+        raise DaemonNotRunning from error
+    stack.callback(path.unlink, missing_ok=True)
+    path.chmod(0o600)
+    listener.listen(1)
+    stop, stopped = (stack.enter_context(end) for end in socket.socketpair())
+    sender = threading.Thread(target=_send_to_first, args=(listener, stopped, offer, descriptors))
+    sender.start()
+    stack.callback(sender.join)
+    stack.callback(stop.shutdown, socket.SHUT_RDWR)
+    return path
 
 
 def _send_to_first(listener: socket.socket, stopped: socket.socket, offer: Offer, descriptors: list[int]) -> None:

@@ -12,10 +12,9 @@ from osaurusctl import config_file
 from osaurusctl.client import Client
 from osaurusctl.errors import DaemonNotRunning
 from osaurusctl.output import Output
+from osaurusctl.programs import lm_studio
 
 _FIXED = (
-    ("LM Studio", "~/.lmstudio/models"),
-    ("LM Studio", "~/.cache/lm-studio/models"),
     ("oMLX", "~/.omlx/models"),
     ("Osaurus", "~/MLXModels"),
     ("Osaurus", "~/Documents/MLXModels"),
@@ -90,32 +89,12 @@ def describe(store: Store) -> str:
 
 
 def _candidates() -> Iterator[tuple[str, Path]]:
-    for path in _lm_studio_folders(Path.home()):
+    for path in lm_studio.folders():
         yield "LM Studio", path
     if folder := os.environ.get("OSU_MODELS_DIR"):
         yield "Osaurus", Path(folder)
     for program, folder in _FIXED:
         yield program, Path(folder).expanduser()
-
-
-def _lm_studio_folders(home: Path) -> Iterator[Path]:
-    """Yield the folders that LM Studio's own files name: users can move its home and its models."""
-    pointer = _read(home / ".lmstudio-home-pointer").strip()
-    folder = Path(pointer) if pointer else home / ".lmstudio"
-    try:
-        settings = json.loads(_read(folder / "settings.json"))
-    except ValueError:
-        settings = None
-    if isinstance(settings, dict) and isinstance(downloads := settings.get("downloadsFolder"), str) and downloads:
-        yield Path(downloads)
-    yield folder / "models"
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 def _resolve(path: Path | str) -> Path:

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 from osaurusd import __version__, log, origins
 from osaurusd.admin.daemon import DaemonApi, DaemonInfo
 from osaurusd.admin.degraded import DegradedMode, Prerequisites, Startup
+from osaurusd.admin.imports import ImportsApi
 from osaurusd.admin.keys import KeysApi
 from osaurusd.admin.models import ModelsApi
 from osaurusd.admin.pulls import PullsApi
@@ -305,8 +306,10 @@ class Daemon:
         )
         residency = ResidencyApi(self._catalog, self._pool, self._pins, self._bus)
         pulls = PullsApi(self._pulls, self._catalog, self._pool)
+        imports = ImportsApi(self._catalog, self._imports)
         return admin_group(
-            daemon.routes, self._models_api.routes, residency.routes, pulls.routes, KeysApi(self._keys).routes
+            *(daemon.routes, self._models_api.routes, imports.routes, residency.routes, pulls.routes),
+            KeysApi(self._keys).routes,
         )
 
     def _announce(self) -> None:

@@ -14,7 +14,7 @@ OsaurusError
 ├── MalformedRequest, RequestTimeout, UriTooLong, ExpectationFailed, HeadersTooLarge, NotImplementedHere,
 │   UnsupportedEncoding         rejected by the HTTP layer before a handler runs
 ├── TooManyRequests, TooManyConnections, TimeLimitExceeded
-├── Busy, QueueFull, NameTaken, ImportFailed, PullFailed, DiskFull
+├── Busy, QueueFull, NameTaken, ImportFailed, QuantizationFailed, PullFailed, DiskFull
 ├── InsufficientMemory, LoadFailed, WorkerCrashed, SlowClient, ModelUnloaded, ShuttingDown, NotServing
 ├── ConfigError, HomeInUse, ListenFailed
 └── InternalError
@@ -169,6 +169,10 @@ class NameTaken(OsaurusError):
 
 class ImportFailed(OsaurusError):
     code = ErrorCode.IMPORT_FAILED
+
+
+class QuantizationFailed(OsaurusError):
+    code = ErrorCode.QUANTIZATION_FAILED
 
 
 class PullFailed(OsaurusError):

@@ -1,23 +1,17 @@
-"""Commands that bring models to this machine: search, pull, import."""
+"""Commands for models on the hub: search, pull."""
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import click
 
 from osaurusctl import completion, fuzzy_pull, progress, recommended
 from osaurusctl.client import connect
 from osaurusctl.command import Command
-from osaurusctl.errors import Interrupted
 from osaurusctl.formatting import format_bytes, format_count, format_duration, format_table
 from osaurusctl.output import Output
 from osaurusctl.recommended import RecommendedModel
-from osaurusctl.sharing import shared_files
-from osaurusd.wire import paths
-from osaurusd.wire.admin import ImportDone, ImportRequest
 from osaurusd.wire.pulls import FoundModel, PullInfo, SearchRequest
-from osaurusd.wire.quantization import GroupSize, ImportQuantization
 
 _PULLS_HEADER = ("NAME", "STATE", "DONE", "SIZE", "RATE", "LEFT", "REPO", "REASON")
 _PULLS_DROP = ("REPO", "REASON", "LEFT", "RATE", "SIZE")
@@ -25,7 +19,6 @@ _SEARCH_HEADER = ("REPO", "SIZE", "PARAMS", "DOWNLOADS", "FITS", "STATE")
 _SEARCH_DROP = ("PARAMS", "DOWNLOADS", "STATE", "FITS")
 _RECOMMENDED_HEADER = ("TASK", "REPO", "SIZE", "FITS", "NOTES")
 _RECOMMENDED_DROP = ("NOTES", "TASK")
-_GROUP_SIZES: dict[str, GroupSize] = {"32": 32, "64": 64, "128": 128}
 _FITS = {None: "-", True: "yes", False: "no"}
 
 
@@ -118,60 +111,6 @@ def pulls(output: Output, cancel: str | None) -> None:
     output.show(pulls, format_table(table, width=output.width, drop=_PULLS_DROP) if pulls else "")
     if not pulls:
         output.note('no downloads; run "osaurusctl pull NAME" to start one')
-
-
-@click.command(
-    "import", cls=Command, examples=["osaurusctl import ./SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2-135m-instruct"]
-)
-@click.argument("path", type=click.Path(exists=True, path_type=Path))
-@click.option("--name", help="Name of the new model  [default: derived from PATH]")
-@click.option(
-    "--quantize",
-    type=click.Choice([mode.value for mode in ImportQuantization]),
-    default="auto",
-    show_default=True,
-    help="Bits per weight of a GGUF file's matrices; none stores floats",
-)
-@click.option(
-    "--group-size",
-    type=click.Choice(list(_GROUP_SIZES)),
-    default="32",
-    show_default=True,
-    help="Weights that share a scale, in matrices that are requantized",
-)
-@click.pass_obj
-def import_model(output: Output, path: Path, name: str | None, quantize: str, group_size: str) -> None:
-    """Import an MLX folder or a GGUF file
-
-    PATH is a folder with an MLX model, or a GGUF file; of a model in several GGUF files, the first one. The original
-    is copied. With --quantize auto, quantized matrices of a GGUF file are stored as they are if MLX has their format,
-    and with enough bits to preserve their quality otherwise.
-    """
-    source = path.absolute()
-    try:
-        with shared_files(source, paths.resolve().run_dir) as files:
-            request = ImportRequest(
-                path=str(source),
-                name=name,
-                files=str(files),
-                quantize=ImportQuantization(quantize),
-                group_size=_GROUP_SIZES[group_size],
-            )
-            done = progress.follow(connect().import_model(request), output, ImportDone)
-    except KeyboardInterrupt as error:
-        raise Interrupted("import cancelled; partial files were removed") from error
-    output.show(done, "\n".join([f"{done.model.name} imported ({format_bytes(done.model.bytes)})", *_describe(done)]))
-
-
-def _describe(done: ImportDone) -> list[str]:
-    """Describe what quantization changed."""
-    report = done.quantization
-    if report is None or not report.converted:
-        return []
-    return [
-        f"{report.exact} quantized tensors are exact, {report.converted} were converted: relative error "
-        f"{report.mean_error:.2%} on average, {report.worst_error:.2%} at most ({report.worst_tensor})"
-    ]
 
 
 def _format_found(models: Iterable[FoundModel], width: int | None) -> str:

@@ -25,6 +25,7 @@ from osaurusd.wire.admin import (
     WorkerState,
 )
 from osaurusd.wire.errors import ErrorCode
+from osaurusd.wire.lineage import Lineage
 from osaurusd.wire.residency import LoadPhases
 
 Rows = list[tuple[str, str]]
@@ -226,6 +227,7 @@ def _format_details(details: ModelDetails) -> str:
     sections = [
         ("", _identity_rows(details)),
         ("model", _model_detail_rows(details)),
+        ("quantized from", _lineage_rows(details.lineage) if details.lineage else []),
         ("generation defaults", _generation_rows(details)),
         ("memory", _memory_rows(details)),
         ("worker", _worker_rows(worker) if worker else []),
@@ -265,6 +267,17 @@ def _model_detail_rows(details: ModelDetails) -> Rows:
         ("tools", _yes_no(details.tools)),
         ("reasoning", _yes_no(details.reasoning)),
         ("vision", _yes_no(details.vision)),
+    ]
+
+
+def _lineage_rows(lineage: Lineage) -> Rows:
+    return [
+        ("base model", lineage.base),
+        *([("base commit", lineage.base_commit)] if lineage.base_commit else []),
+        ("format", f"{lineage.mode}, {lineage.bits} bits, group size {lineage.group_size}"),
+        ("bits per weight", f"{lineage.bits_per_weight:.2f}"),
+        ("mean relative error", f"{lineage.mean_error:.2%}"),
+        ("largest error", f"{lineage.worst_error:.2%} ({lineage.worst_tensor})"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Models on disk: list, details, aliases, import, removal, verification and leftovers."""
+"""Models on disk: list, details, aliases, removal, verification and leftovers."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,6 @@ from osaurusd.http.json import json_response, read_json
 from osaurusd.http.routes import Route
 from osaurusd.http.streaming import stream_ndjson
 from osaurusd.imports.manager import ImportManager
-from osaurusd.imports.messages import Imported, Progress
 from osaurusd.models import maintenance, messages, metadata, names
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
@@ -31,11 +30,6 @@ from osaurusd.wire.admin import (
     AliasRequest,
     Availability,
     DetailsRequest,
-    ImportDone,
-    ImportErrorEvent,
-    ImportEvent,
-    ImportProgress,
-    ImportRequest,
     ModelInfo,
     PruneReply,
     PruneRequest,
@@ -65,7 +59,7 @@ class ModelsApi:
         catalog: the models.
         pool: the models in memory.
         pins: forgets removed models.
-        imports: runs imports.
+        imports: runs imports, whose files are no leftovers.
         pulls: downloads, whose partial models are listed too.
     """
 
@@ -83,7 +77,6 @@ class ModelsApi:
             post(wire.Route.DETAILS, self.show_details),
             get(wire.Route.ALIASES, self.list_aliases),
             post(wire.Route.ALIASES, self.set_alias),
-            post(wire.Route.IMPORTS, self.import_model),
             post(wire.Route.REMOVE, self.remove),
             post(wire.Route.VERIFY, self.verify),
             post(wire.Route.PRUNE, self.prune),
@@ -128,13 +121,6 @@ class ModelsApi:
             target = record.name
         await self._catalog.refresh()
         return json_response(Alias(alias=alias, target=target))
-
-    async def import_model(self, request: web.Request) -> web.StreamResponse:
-        """Import a model and stream the progress. The import is cancelled when the client disconnects."""
-        body = await read_json(request, ImportRequest)
-        options = [f"--quantize={body.quantize}", f"--group-size={body.group_size}"]
-        events = _import_events(self._imports.run(body.path, body.name, body.files, options))
-        return await stream_ndjson(request, events, error_value=_import_error, content_type=JSON_LINES)
 
     async def remove(self, request: web.Request) -> web.Response:
         """Unload models and remove them from disk. Nothing is removed if any of them is unknown or in use."""
@@ -218,23 +204,6 @@ def _partial_model(pull: PullInfo, folder: Path, name: str) -> ModelInfo:
         reason=f"{share:.0%} downloaded, {_PULL_STATES[pull.state]}{hint}",
         share=share,
     )
-
-
-async def _import_events(events: AsyncGenerator[Progress | Imported | ModelRecord]) -> AsyncGenerator[ImportEvent]:
-    quantization = None
-    async with contextlib.aclosing(events):
-        async for event in events:
-            match event:
-                case Progress():
-                    yield ImportProgress(stage=event.stage, done=event.done, total=event.total)
-                case Imported():
-                    quantization = event.quantization
-                case ModelRecord():
-                    yield ImportDone(model=views.model_info(event), quantization=quantization)
-
-
-def _import_error(error: OsaurusError) -> ImportErrorEvent:
-    return ImportErrorEvent(error=error_body(error))
 
 
 async def _verify_events(record: ModelRecord) -> AsyncGenerator[VerifyEvent]:

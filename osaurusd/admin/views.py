@@ -74,4 +74,5 @@ def model_details(
         weights_bytes=estimate.weights_bytes,
         kv_bytes_per_token=per_token,
         full_context_bytes=full,
+        lineage=provenance.lineage,
     )

@@ -20,6 +20,7 @@ STATUS: Mapping[ErrorCode, int] = {
     ErrorCode.REQUEST_EXCEEDS_MEMORY: 400,
     ErrorCode.PREVIOUS_RESPONSE_NOT_FOUND: 400,
     ErrorCode.IMPORT_FAILED: 400,
+    ErrorCode.QUANTIZATION_FAILED: 400,
     ErrorCode.INVALID_API_KEY: 401,
     ErrorCode.MALFORMED_REQUEST: 400,
     ErrorCode.FORBIDDEN: 403,

@@ -1,4 +1,4 @@
-"""Importing models: a child process converts or copies into a staging folder, which then becomes the model."""
+"""Importing and quantizing models: a child process writes a staging folder, which then becomes the model."""
 
 import asyncio
 import contextlib
@@ -8,28 +8,36 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
-from osaurusd.errors import ImportFailed, InvalidRequest, NameTaken
+import msgspec
+
+from osaurusd.errors import ImportFailed, InvalidRequest, NameTaken, QuantizationFailed
 from osaurusd.imports import messages
 from osaurusd.log import get_logger
-from osaurusd.models import names
+from osaurusd.models import metadata, names
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
 from osaurusd.models.roots import STAGING_PREFIXES
 from osaurusd.rpc import job
 from osaurusd.wire.admin import Availability
+from osaurusd.wire.imports import CheckedModel, CheckItem
+from osaurusd.wire.lineage import Origin, QuantizationMode
 
 log = get_logger(__name__)
 
 IMPORTER_COMMAND = job.module_command("osaurusd.imports.worker")
+CHECKER_COMMAND = job.module_command("osaurusd.imports.worker.check")
+QUANTIZER_COMMAND = job.module_command("osaurusd.imports.worker.quantize")
 
 _IMPORTING = STAGING_PREFIXES[0]
 
+_DEFAULT_BITS = 4
+
 
 class ImportManager:
-    """Imports models into the catalog's `models/` folder.
+    """Imports and quantizes models into the catalog's `models/` folder.
 
     Attributes:
-        running: the staging folders of running imports.
+        running: the staging folders of running imports and quantizations.
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -45,9 +53,15 @@ class ImportManager:
                 shutil.rmtree(leftover, ignore_errors=True)
 
     async def run(
-        self, source: str, name: str | None, files: str | None = None, options: Sequence[str] = ()
-    ) -> AsyncGenerator[messages.Progress | messages.Imported | ModelRecord]:
-        """Import the folder or file `source`. Yields progress, what was imported, and the model.
+        self,
+        source: str,
+        name: str | None,
+        files: str | None = None,
+        origin: Origin | None = None,
+        *,
+        options: Sequence[str] = (),
+    ) -> AsyncGenerator[messages.Event | ModelRecord]:
+        """Import the folder or file `source`. Yields progress, notes and what quantization changed, then the model.
 
         Closing the iterator cancels the import.
 
@@ -56,6 +70,7 @@ class ImportManager:
             name: the name of the model; None derives it from the source.
             files: the Unix socket from which the child process receives the open files of the source; None if it can
                 open them itself.
+            origin: what another program knows about the source.
             options: further options of the child process.
 
         Raises:
@@ -66,14 +81,85 @@ class ImportManager:
         path = Path(source)
         if not path.is_absolute() or "\0" in source:
             raise InvalidRequest(f"`path`: must be an absolute path, not {source!r}", param="path")
-        if files is not None and (not Path(files).is_absolute() or "\0" in files):
-            raise InvalidRequest(f"`files`: must be the absolute path of a Unix socket, not {files!r}", param="files")
-        name = await self._free_name(path, name)
+        if files is not None:
+            _check_socket(files)
+        name = await self._free_name(
+            (names.of_origin(origin.name) if origin else names.of_path(path)) if name is None else name
+        )
+        arguments = [*options, *(["--files", files] if files is not None else []), source]
+        if origin is not None:
+            arguments = ["--origin", msgspec.json.encode(origin).decode(), *arguments]
+        async with contextlib.aclosing(self._create(name, IMPORTER_COMMAND, arguments)) as events:
+            try:
+                async for event in events:
+                    yield event
+            except job.JobDied as error:
+                raise ImportFailed(f"{path.name}: the import process exited unexpectedly ({error})") from error
+            except _ChildFailed as error:
+                raise ImportFailed(str(error)) from error
+
+    async def quantize(
+        self, base: ModelRecord, settings: messages.QuantizationSettings, name: str | None
+    ) -> AsyncGenerator[messages.Event | ModelRecord]:
+        """Quantize a model. Yields progress, then the new model. Closing the iterator cancels the quantization.
+
+        Args:
+            base: an available model.
+            settings: how to quantize.
+            name: the name of the new model; None derives it from the base and the settings.
+
+        Raises:
+            InvalidRequest: the name is invalid.
+            NameTaken: a model with this name exists.
+            QuantizationFailed: the model cannot be quantized with these settings. No files remain.
+        """
+        name = await self._free_name(names.of_quantization(base.name, _label(settings)) if name is None else name)
+        provenance = await asyncio.to_thread(metadata.read_provenance, base)
+        origin = messages.Base(name=base.repo, commit=provenance.commit, license=provenance.license)
+        task = messages.QuantizationTask(settings=settings, base=origin)
+        arguments = [msgspec.json.encode(task).decode(), str(base.path)]
+        async with contextlib.aclosing(self._create(name, QUANTIZER_COMMAND, arguments)) as events:
+            try:
+                async for event in events:
+                    yield event
+            except job.JobDied as error:
+                raise QuantizationFailed(f'model "{base.name}": the process exited unexpectedly ({error})') from error
+            except _ChildFailed as error:
+                raise QuantizationFailed(f'model "{base.name}" cannot be quantized: {error}') from error
+
+    async def check(self, items: Sequence[CheckItem], files: str) -> list[CheckedModel]:
+        """Find out from their headers which models can be imported.
+
+        Args:
+            items: the models.
+            files: the Unix socket from which the child process receives their open files.
+
+        Raises:
+            InvalidRequest: `files` is not the path of a socket.
+            ImportFailed: the files were not passed.
+        """
+        _check_socket(files)
+        arguments = ["--files", files, msgspec.json.encode(items).decode()]
+        try:
+            async with contextlib.aclosing(job.run(CHECKER_COMMAND, arguments, messages.FROM_IMPORTER)) as frames:
+                async for frame in frames:
+                    if isinstance(frame, messages.Checked):
+                        return frame.models
+                    if isinstance(frame, messages.ImportFailure):
+                        raise ImportFailed(frame.message)
+        except job.JobDied as error:
+            raise ImportFailed(f"the process that checks models exited unexpectedly ({error})") from error
+        raise ImportFailed("the process that checks models exited without a result")
+
+    async def _create(
+        self, name: str, command: Sequence[str], arguments: Sequence[str]
+    ) -> AsyncGenerator[messages.Event | ModelRecord]:
+        """Run a child process that writes a staging folder, its last argument, and publish the folder as a model."""
         staging = self._models_dir / f"{_IMPORTING}{uuid.uuid4().hex}"
         self.running.add(staging)
         try:
             await asyncio.to_thread(staging.mkdir, parents=True)
-            async with contextlib.aclosing(_convert(path, staging, files, options)) as events:
+            async with contextlib.aclosing(_run(command, [*arguments, str(staging)])) as events:
                 async for event in events:
                     yield event
             yield await self._publish(staging, name)
@@ -81,8 +167,7 @@ class ImportManager:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True))
             self.running.discard(staging)
 
-    async def _free_name(self, source: Path, name: str | None) -> str:
-        name = names.from_file(source.stem if source.suffix == ".gguf" else source.name) if name is None else name
+    async def _free_name(self, name: str) -> str:
         if not names.is_valid(name):
             raise InvalidRequest(
                 f"`name`: {name!r} is not a valid name; {names.NAME_RULE}",
@@ -109,22 +194,30 @@ class ImportManager:
         return record
 
 
-async def _convert(
-    source: Path, staging: Path, files: str | None, options: Sequence[str]
-) -> AsyncGenerator[messages.Progress | messages.Imported]:
-    """Run the child process and yield its progress until it has finished."""
-    arguments = [*options, *(["--files", files] if files is not None else []), str(source), str(staging)]
-    try:
-        async with contextlib.aclosing(job.run(IMPORTER_COMMAND, arguments, messages.FROM_IMPORTER)) as frames:
-            async for frame in frames:
-                match frame:
-                    case messages.Progress():
+class _ChildFailed(Exception):
+    """A child process reported why it failed."""
+
+
+def _check_socket(files: str) -> None:
+    if not Path(files).is_absolute() or "\0" in files:
+        raise InvalidRequest(f"`files`: must be the absolute path of a Unix socket, not {files!r}", param="files")
+
+
+async def _run(command: Sequence[str], arguments: Sequence[str]) -> AsyncGenerator[messages.Event]:
+    """Run a child process and yield its events until it has finished."""
+    async with contextlib.aclosing(job.run(command, arguments, messages.FROM_IMPORTER)) as frames:
+        async for frame in frames:
+            match frame:
+                case messages.Progress() | messages.Note():
+                    yield frame
+                case messages.ImportFailure():
+                    raise _ChildFailed(frame.message)
+                case messages.Imported():
+                    if frame.quantization is not None:
                         yield frame
-                    case messages.ImportFailure():
-                        raise ImportFailed(frame.message)
-                    case messages.Imported():
-                        if frame.quantization is not None:
-                            yield frame
-                        return
-    except job.JobDied as error:
-        raise ImportFailed(f"{source.name}: the import process exited unexpectedly ({error})") from error
+                    return
+
+
+def _label(settings: messages.QuantizationSettings) -> str:
+    """Return the suffix by which published models name this quantization: `8bit` or `mxfp4`."""
+    return f"{settings.bits or _DEFAULT_BITS}bit" if settings.mode is QuantizationMode.AFFINE else settings.mode

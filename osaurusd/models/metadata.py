@@ -11,7 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
+
 from osaurusd.models.record import Capabilities, GenerationDefaults, ModelRecord, Task
+from osaurusd.wire.lineage import Lineage
 
 IMPORT_RECORD = "osaurus.json"
 """The file in which an import records the source, the license and the digests of a model."""
@@ -50,10 +53,11 @@ _EMBEDDING_PIPELINE = "modules.json"
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a model comes from: the revision on the hub, if it was downloaded, and its license."""
+    """Where a model comes from: its revision if it is from the hub, its license, and how it was quantized here."""
 
     commit: str | None = None
     license: str | None = None
+    lineage: Lineage | None = None
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -169,6 +173,7 @@ def read_provenance(record: ModelRecord) -> Provenance:
     return Provenance(
         commit=folder.name if folder.parent.name == "snapshots" else None,
         license=_license(folder),
+        lineage=_lineage(folder),
     )
 
 
@@ -195,6 +200,20 @@ def _license(folder: Path) -> str | None:
         if isinstance(value, str):
             return value
     return None
+
+
+def _lineage(folder: Path) -> Lineage | None:
+    """Return how a model was quantized, from its import record."""
+    document = _json_object_or_empty(folder / IMPORT_RECORD)
+    base, quantization = document.get("base"), document.get("quantization")
+    if not isinstance(base, dict) or not isinstance(quantization, dict):
+        return None
+    try:
+        return msgspec.convert(
+            {**quantization, "base": base.get("name"), "base_commit": base.get("commit")}, type=Lineage
+        )
+    except msgspec.ValidationError:
+        return None
 
 
 def _number_in_range(value: object, low: float, high: float) -> float | None:

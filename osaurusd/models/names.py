@@ -36,7 +36,10 @@ NAME_RULE = "use lowercase letters, digits, `.`, `_` and `-`, and start with a l
 # A name is also the name of a folder, and file systems allow 255 bytes.
 _MAX_BYTES = 200
 _PUNCTUATION = "._-"
-_QUANTIZATION_SUFFIX = re.compile(r"[.\-_](q\d[a-z0-9_]*|f16|f32|bf16)$")
+_QUANTIZATION_SUFFIX = re.compile(r"([.\-_]gguf)?[.\-_](q\d[a-z0-9_]*|iq\d[a-z0-9_]*|f16|f32|bf16|fp16|mxfp4|gguf)$")
+
+# What published names say about the precision of their weights.
+_PRECISION_SUFFIX = re.compile(r"[.\-_](f16|f32|bf16|fp16|fp32|fp8|\d-?bits?|mxfp[48]|nvfp4)$")
 
 _STATE_VERSION = 1
 
@@ -101,6 +104,23 @@ def from_file(stem: str) -> str:
     name = re.sub("-{2,}", "-", "".join(each if _is_name_character(each) else "-" for each in stem))
     name = name.encode()[:_MAX_BYTES].decode(errors="ignore")[:MAX_LENGTH].strip(_PUNCTUATION)
     return name if is_valid(name) else "model"
+
+
+def of_path(path: Path) -> str:
+    """Derive a valid name from the path of a model file or folder."""
+    return from_file(path.stem if path.suffix == ".gguf" else path.name)
+
+
+def of_origin(name: str) -> str:
+    """Derive a valid name from that of another program, such as `llama3.2:3b` or `ORG/NAME/FILE.gguf`."""
+    last = name.rpartition("/")[2]
+    return from_file(last.removesuffix(":latest").removesuffix(".gguf").replace(":", "-"))
+
+
+def of_quantization(base: str, label: str) -> str:
+    """Derive the name of a quantized model from that of its base and a label such as `8bit`."""
+    stem = _PRECISION_SUFFIX.sub("", from_file(base.rpartition("/")[2]))
+    return f"{stem[: MAX_LENGTH - len(label) - 1]}-{label}"
 
 
 def _is_name_character(character: str) -> bool:

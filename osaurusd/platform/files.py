@@ -54,6 +54,11 @@ def write_new_json(path: Path, document: dict[str, Any]) -> None:
 
 def sync_folder(path: Path) -> None:
     """Sync a folder to disk, so that files created or renamed in it survive a crash."""
+    sync_file(path)
+
+
+def sync_file(path: Path) -> None:
+    """Sync the content of a file to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -10,7 +10,8 @@ import msgspec
 
 from osaurusd.wire.errors import ErrorBody
 from osaurusd.wire.keys import Protection
-from osaurusd.wire.quantization import GroupSize, ImportQuantization, QuantizationReport
+from osaurusd.wire.lineage import GroupSize, Lineage, Origin
+from osaurusd.wire.quantization import ImportQuantization, QuantizationReport
 from osaurusd.wire.residency import LoadPhases
 
 API_VERSION = 1
@@ -140,6 +141,7 @@ class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
         weights_bytes: memory for the weights.
         kv_bytes_per_token: memory for each token of context; null if the model's config does not determine it.
         full_context_bytes: memory for the weights and a full context; null like `kv_bytes_per_token`.
+        lineage: how the model was quantized, if that was done here.
     """
 
     model: ModelInfo
@@ -155,6 +157,7 @@ class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
     weights_bytes: int = 0
     kv_bytes_per_token: int | None = None
     full_context_bytes: int | None = None
+    lineage: Lineage | None = None
 
 
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,12 +217,14 @@ class ImportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Import the MLX folder or `.gguf` file at the absolute path `path`, optionally under `name`.
 
     `files` is a Unix socket from which the import process receives the open files, if it may not be permitted to open
-    them; see `wire.open_files`. `quantize` and `group_size` say how to store the matrices of a GGUF file.
+    them; see `wire.open_files`. `origin` is for models of other programs. `quantize` and `group_size` say how to store
+    the matrices of a GGUF file.
     """
 
     path: str
     name: str | None = None
     files: str | None = None
+    origin: Origin | None = None
     quantize: ImportQuantization = ImportQuantization.AUTO
     group_size: GroupSize = 32
 

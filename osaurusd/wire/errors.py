@@ -38,6 +38,7 @@ class ErrorCode(StrEnum):
     TIME_LIMIT_EXCEEDED = "time_limit_exceeded"
     NAME_TAKEN = "name_taken"
     IMPORT_FAILED = "import_failed"
+    QUANTIZATION_FAILED = "quantization_failed"
     PULL_FAILED = "pull_failed"
     DISK_FULL = "disk_full"
     INSUFFICIENT_MEMORY = "insufficient_memory"

@@ -1,11 +1,8 @@
 """How an import stores matrices, and what that changed."""
 
 from enum import StrEnum
-from typing import Literal
 
 import msgspec
-
-GroupSize = Literal[32, 64, 128]
 
 
 class ImportQuantization(StrEnum):

@@ -35,6 +35,7 @@ from osaurusd.wire.admin import (
     WorkerState,
 )
 from osaurusd.wire.errors import ErrorBody, ErrorEnvelope
+from osaurusd.wire.imports import ImportRoute
 from osaurusd.wire.keys import KeyRoute
 from osaurusd.wire.pulls import PullRoute
 from osaurusd.wire.residency import PinReply
@@ -73,6 +74,7 @@ class FakeDaemon:
         self.raw = {}
         self.status_override = {}
         self.import_events = []
+        self.checked = []
         self.verify_events = []
         self.pulls = []
         self.unknown_pulls = set()
@@ -283,6 +285,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 fake.stopping.set()
                 if fake.release_lock_on_shutdown:
                     fake.release_lock()
+            case ImportRoute.CHECKS:
+                self.reply(200, fake.checked)
             case Route.IMPORTS:
                 self.stream(fake.import_events, lambda event: msgspec.json.encode(event) + b"\n")
             case "/v1/chat/completions":

@@ -1,4 +1,4 @@
-"""`python -m osaurusd.imports.worker --fd N [--files SOCKET] SOURCE DEST`: imports one model.
+"""`python -m osaurusd.imports.worker --fd N [--files SOCKET] [--origin JSON] SOURCE DEST`: imports one model.
 
 It reports progress over the inherited socket. With `--files`, it does not open the source, but receives open files.
 """
@@ -8,13 +8,16 @@ import importlib.util
 import sys
 import types
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from osaurusd.errors import ImportFailed
 from osaurusd.imports import messages
-from osaurusd.imports.worker.shared_path import share
+from osaurusd.imports.worker.shared_path import receive_files
 from osaurusd.rpc import job
 from osaurusd.rpc.messages import Frame
-from osaurusd.wire import open_files
+from osaurusd.wire.lineage import Origin
 from osaurusd.wire.quantization import ImportQuantization
 
 
@@ -23,6 +26,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m osaurusd.imports.worker")
     parser.add_argument("--fd", type=int, required=True, help="socket inherited from the daemon")
     parser.add_argument("--files", metavar="SOCKET", help="socket from which to receive the open files of SOURCE")
+    parser.add_argument("--origin", type=_parse_origin, help="what another program knows about SOURCE, in JSON")
     parser.add_argument("--quantize", type=ImportQuantization, default=ImportQuantization.AUTO)
     parser.add_argument("--group-size", type=int, default=32)
     parser.add_argument("source", type=Path)
@@ -30,6 +34,10 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     last = job.report(options.fd, lambda send: _import(send, options))
     return 1 if isinstance(last, messages.ImportFailure) else 0
+
+
+def _parse_origin(text: str) -> Origin:
+    return msgspec.json.decode(text, type=Origin)
 
 
 def _skip_package_of_mlx_lm() -> None:
@@ -47,6 +55,7 @@ def _skip_package_of_mlx_lm() -> None:
 def _import(send: job.Send, options: argparse.Namespace) -> Frame:
     _skip_package_of_mlx_lm()
     # Imported here so that this process notices that the daemon exited while NumPy and tokenizers load.
+    from osaurusd.imports.worker import origins  # noqa: PLC0415
     from osaurusd.imports.worker.importer import Options, import_model  # noqa: PLC0415
 
     throttle = job.Throttle()
@@ -55,20 +64,18 @@ def _import(send: job.Send, options: argparse.Namespace) -> Frame:
         if throttle.allows(stage, done, total):
             send(messages.Progress(stage=stage, done=done, total=total))
 
+    def adapt(folder: Path, provenance: dict[str, Any]) -> None:
+        if options.origin is not None:
+            for text in origins.adapt(folder, provenance, options.origin):
+                send(messages.Note(text=text))
+
     try:
         # Before the source is touched at all: access may be denied, or block on a question to the user.
-        source = options.source if options.files is None else _receive_files(options.source, options.files)
-        report = import_model(source, options.dest, progress, Options(options.quantize, options.group_size))
+        source = options.source if options.files is None else receive_files(options.source, options.files)
+        report = import_model(source, options.dest, progress, Options(options.quantize, options.group_size), adapt)
     except ImportFailed as error:
         return messages.ImportFailure(message=error.message)
     return messages.Imported(quantization=report)
-
-
-def _receive_files(source: Path, path: str) -> Path:
-    try:
-        return share(source, *open_files.receive(path))
-    except (OSError, open_files.InvalidOffer) as error:
-        raise ImportFailed(f"{source.name}: osaurusctl did not pass the open files: {error}") from error
 
 
 if __name__ == "__main__":

@@ -13,10 +13,13 @@ from typing import Any
 
 from osaurusd.errors import ImportFailed
 from osaurusd.models import safetensors, tokenizers
+from osaurusd.platform.cloning import clone_file
 
 PROVENANCE = "osaurus.json"
 CONFIG = "config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
+# Describes weights that NVIDIA's ModelOpt has quantized.
+_MODEL_OPT_CONFIG = "hf_quant_config.json"
 
 _PATTERNS = ("*.safetensors", "*.json", "*.jsonl", "*.jinja", "*.txt", "*.tiktoken", "*.model")
 _DOCUMENTS = {"license", "licence", "notice", "readme"}
@@ -65,6 +68,19 @@ def copy_folder(source: Path, dest: Path, progress: Callable[[int, int], None]) 
     progress(0, total)
     for file in files:
         _copy(file, dest / file.path.name, copied)
+
+
+def copy_companions(source: Path, dest: Path) -> None:
+    """Copy the tokenizer, templates, license and readme of a model, without its weights and config.
+
+    Raises:
+        ImportFailed: a file is not a regular file.
+        OSError: a file could not be read or written.
+    """
+    for file in _select(source):
+        name = file.path.name
+        if not fnmatch.fnmatchcase(name, "*.safetensors*") and name not in (CONFIG, _MODEL_OPT_CONFIG):
+            _copy(file, dest / name, lambda _: None)
 
 
 def _select(source: Path) -> list[_File]:
@@ -129,6 +145,9 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _copy(file: _File, target: Path, copied: Callable[[int], None]) -> None:
+    if _clone(file, target):
+        copied(file.size)
+        return
     with file.path.open("rb", buffering=0) as reader, target.open("xb", buffering=0) as writer:
         remaining = file.size
         while remaining:
@@ -138,6 +157,15 @@ def _copy(file: _File, target: Path, copied: Callable[[int], None]) -> None:
             remaining -= count
             copied(count)
         os.fsync(writer.fileno())
+
+
+def _clone(file: _File, target: Path) -> bool:
+    """Create `target` with the blocks of the file, which APFS, Btrfs and XFS share until one of the two changes.
+
+    Returns False if the file system cannot do that; `target` does not exist then.
+    """
+    with file.path.open("rb", buffering=0) as reader:
+        return clone_file(reader.fileno(), target) and target.stat().st_size == file.size
 
 
 def _move(reader: int, writer: int, count: int) -> int:

@@ -3,9 +3,10 @@
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from osaurusd.imports.worker.folder import CONFIG, PROVENANCE, copy_folder
 from osaurusd.imports.worker.gguf import GgufHeader, is_gguf, read_header
 from osaurusd.imports.worker.hashing import ByteCounter, FileHash, hash_file
 from osaurusd.imports.worker.plan import Plan
-from osaurusd.imports.worker.tokenizer import write_tokenizer
+from osaurusd.imports.worker.tokenizer import check_tokenizer, write_tokenizer
 from osaurusd.imports.worker.vocabulary import Vocabulary, generation_config, read_vocabulary, token_ids
 from osaurusd.imports.worker.weights import total_bytes, write_weights
 from osaurusd.platform.files import sync_folder, write_new_json
@@ -38,7 +39,11 @@ DEFAULT_OPTIONS = Options()
 
 
 def import_model(
-    source: Path, dest: Path, progress: Progress, options: Options = DEFAULT_OPTIONS
+    source: Path,
+    dest: Path,
+    progress: Progress,
+    options: Options = DEFAULT_OPTIONS,
+    adapt: Callable[[Path, dict[str, Any]], None] = lambda *_: None,
 ) -> QuantizationReport | None:
     """Create a model folder that mlx_lm can load, with its provenance in `osaurus.json`.
 
@@ -47,6 +52,7 @@ def import_model(
         dest: an existing empty folder. The caller removes it after a failure.
         progress: called after each chunk of work.
         options: for GGUF files.
+        adapt: called with the folder and its provenance before they are recorded; may change both.
 
     Returns:
         What quantization changed, or None if nothing was quantized.
@@ -69,8 +75,9 @@ def import_model(
             provenance = _provenance(source, "gguf") | converted
         else:
             raise ImportFailed(f"{source.name}: {_unsupported_reason(source)}")
+        adapt(dest, provenance)
         # `verify` compares the files with these checksums.
-        checksums = hash_all(dest, digests, lambda done, total: progress("record", done, total))
+        checksums = hash_all(dest, lambda done, total: progress("record", done, total), digests)
         write_new_json(dest / PROVENANCE, provenance | {"files": checksums})
         sync_folder(dest)
         return report
@@ -116,6 +123,7 @@ def check_header(header: GgufHeader, options: Options = DEFAULT_OPTIONS) -> tupl
     """
     plan = planning.plan_conversion(header, planning.Options(options.quantize.bits, options.group_size))
     vocabulary = read_vocabulary(header.metadata)
+    check_tokenizer(vocabulary, header.metadata)
     rows = plan.config["vocab_size"]
     if len(vocabulary.tokens) > rows:
         raise header.metadata.failure(f"it has {len(vocabulary.tokens)} tokens, but embeddings for {rows}")
@@ -130,7 +138,9 @@ def _check_space(header: GgufHeader, plan: Plan, dest: Path) -> None:
         )
 
 
-def hash_all(folder: Path, known: dict[str, str], progress: Callable[[int, int], None]) -> dict[str, str]:
+def hash_all(
+    folder: Path, progress: Callable[[int, int], None], known: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
     """Return the SHA-256 in hex of each file in a folder, by name; some are known already."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     count = ByteCounter(sum(path.stat().st_size for path in files if path.name not in known), progress)

@@ -105,7 +105,8 @@ def _parameters(facts: Facts, config: dict[str, Any]) -> list[Parameter]:
     try:
         network = module.Model(module.ModelArgs.from_dict(config))
         modules = {name for name, module in network.named_modules() if hasattr(module, "to_quantized")}
-        parameters = [(name, tuple(value.shape)) for name, value in tree_flatten(network.parameters(), destination=[])]
+        leaves: list[Any] = list(tree_flatten(network.parameters()))
+        parameters = [(name, tuple(value.shape)) for name, value in leaves]
     except Exception as error:  # the constructors of mlx_lm raise whatever unusual sizes lead to
         raise facts.metadata.failure(f"mlx_lm cannot build the network: {error}") from error
     return [

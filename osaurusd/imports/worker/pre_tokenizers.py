@@ -63,7 +63,7 @@ _DEEPSEEK3 = (
 _DEEPSEEK_CJK = "[一-龥ࠀ-一가-퟿]+"
 # The letters of DeepSeek LLM's pattern are those with a case.
 _CASED_LETTERS = r"[\p{Lu}\p{Ll}\p{Lt}]+"
-_BLOOM = " ?[^(\\s|[.,!?…。，、।۔،])]+"
+_BLOOM = " ?[^(\\s|[.,!?…。，、।۔،])]+"  # noqa: RUF001
 _KIMI = (
     r"[\p{Han}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*"
@@ -72,7 +72,7 @@ _KIMI = (
     r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}|" + _REST
 )
-_YOUTU = "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥\u3040-\u309f\u30a0-\u30ff]+"
+_YOUTU = "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥\u3040-\u309f\u30a0-\u30ff]+"  # noqa: RUF001
 _AFMOE_CJK = (
     "[一-鿿㐀-䶿豈-\ufaff\u3040-\u309f\u30a0-\u30ff･-ﾟ⼀-⿟\u0e00-\u0e7f\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f"
     "\uaa60-\uaa7f\ua9e0-\ua9ff가-\ud7af\u1100-\u11ff]+"
@@ -93,7 +93,8 @@ _LIKE_BLOOM = PreTokenizerConfig((_BLOOM,))
 _LIKE_DEEPSEEK3 = PreTokenizerConfig((r"\p{N}{1,3}", _CJK, _DEEPSEEK3))
 _BAILING = PreTokenizerConfig(
     (
-        f"'(?i:[sdmt]|ll|ve|re)|{_BEFORE}+\\p{{L}}+|\\p{{N}}| ?[^\\s\\p{{L}}\\p{{N}}]++[\\r\\n]*|\\s*[\\r\\n]|\\s+(?!\\S)|\\s+",
+        f"'(?i:[sdmt]|ll|ve|re)|{_BEFORE}+\\p{{L}}+|\\p{{N}}"
+        r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
     )
 )
 _TINY_AYA = PreTokenizerConfig((r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O))
@@ -126,7 +127,7 @@ _PRE_TOKENIZERS = {
         (
             r"[\r\n]",
             r"\s?" + _CASED_LETTERS,
-            r"\s?[!-/:-~！-／：-～‘-‟\u3000-。]+",
+            r"\s?[!-/:-~！-／：-～‘-‟\u3000-。]+",  # noqa: RUF001
             r"\s+$",
             _DEEPSEEK_CJK,
             r"\p{N}+",
@@ -190,7 +191,8 @@ _PRE_TOKENIZERS = {
     "qwen2": _LIKE_QWEN2,
     "qwen35": PreTokenizerConfig(
         (
-            f"{_CONTRACTIONS}|{_BEFORE}[\\p{{L}}\\p{{M}}]+|\\p{{N}}| ?[^\\s\\p{{L}}\\p{{M}}\\p{{N}}]+[\\r\\n]*|{_SPACES}",
+            f"{_CONTRACTIONS}|{_BEFORE}[\\p{{L}}\\p{{M}}]+|\\p{{N}}"
+            r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|" + _SPACES,
         ),
         nfc=True,
     ),

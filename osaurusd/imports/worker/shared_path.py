@@ -12,6 +12,8 @@ from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path, PosixPath
 from typing import Any, ClassVar
 
+from osaurusd.errors import ImportFailed
+from osaurusd.wire import open_files
 from osaurusd.wire.open_files import Offer
 
 
@@ -75,3 +77,15 @@ def share(source: Path, offer: Offer, descriptors: list[int]) -> Path:
         _folder: ClassVar[str | None] = str(source) if offer.folder else None
 
     return Shared(source)
+
+
+def receive_files(source: Path, socket_path: str) -> Path:
+    """Receive the open files of `source`, and return the path that reads them.
+
+    Raises:
+        ImportFailed: the files were not passed.
+    """
+    try:
+        return share(source, *open_files.receive(socket_path))
+    except (OSError, open_files.InvalidOffer) as error:
+        raise ImportFailed(f"{source.name}: osaurusctl did not pass the open files: {error}") from error

@@ -46,6 +46,18 @@ def write_tokenizer(vocabulary: Vocabulary, metadata: Metadata, dest: Path) -> N
         write_new_text(dest / "chat_template.jinja", template)
 
 
+def check_tokenizer(vocabulary: Vocabulary, metadata: Metadata) -> None:
+    """Check that the type of the tokenizer is supported, without building it.
+
+    Raises:
+        ImportFailed: it is not.
+    """
+    if vocabulary.model == "gpt2":
+        find_pre_tokenizer(metadata)
+    elif vocabulary.model != "llama":
+        raise metadata.failure(f"the tokenizer {vocabulary.model!r} is not supported; supported: 'gpt2', 'llama'")
+
+
 def _byte_level(vocabulary: Vocabulary, metadata: Metadata) -> Tokenizer:
     config = find_pre_tokenizer(metadata)
     ids = {token: index for index, token in enumerate(vocabulary.tokens)}

@@ -21,10 +21,8 @@ import numpy.typing as npt
 
 from osaurusd.imports.worker import quantization
 from osaurusd.imports.worker.gguf import GgufHeader, TensorInfo
-from osaurusd.imports.worker.hashing import ByteCounter
 from osaurusd.imports.worker.plan import Placement, Plan
-from osaurusd.imports.worker.safetensors_writer import Entry, shard, shard_names, write_safetensors
-from osaurusd.platform.files import write_new_json
+from osaurusd.imports.worker.tensor_file import Entry, write_model
 from osaurusd.wire.quantization import QuantizationReport
 
 Array = npt.NDArray[Any]
@@ -32,6 +30,7 @@ Array = npt.NDArray[Any]
 # The weights that a thread converts at once; their float32 values fit into the cache of a core.
 PIECE_WEIGHTS = 1 << 20
 _MAX_THREADS = 8
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1}
 
 
 @dataclass
@@ -81,36 +80,32 @@ def write_weights(
         ImportFailed: the file shrank, or a value is not finite.
         OSError: a file could not be read or written.
     """
-    total = total_bytes(plan)
-    count = ByteCounter(total, progress)
-    entries = [_entries(placement, plan.float_type) for placement in plan.placements]
-    shards = shard([sum(entry.nbytes for entry in group) for group in entries])
-    names = shard_names(len(shards))
-    digests: dict[str, str] = {}
-    weight_map: dict[str, str] = {}
+    entries = [entry for placement in plan.placements for entry in _entries(placement, plan.float_type)]
     with Converter(header, plan.float_type) as converter:
-        for name, indices in zip(names, shards, strict=True):
-            flat = [entry for index in indices for entry in entries[index]]
-            pieces = (part for index in indices for part in converter.convert(plan.placements[index]))
-            digests[name] = write_safetensors(dest / name, flat, pieces, count)
-            weight_map |= {entry.name: name for entry in flat}
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_new_json(dest / "model.safetensors.index.json", index)
+        contents = (part for placement in plan.placements for part in converter.convert(placement))
+        digests = write_model(dest, entries, map(_as_bytes, contents), progress)
     return digests, converter.errors
+
+
+def _as_bytes(arrays: Iterable[Array]) -> Iterator[memoryview]:
+    return (np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays)
 
 
 def _entries(placement: Placement, float_type: str) -> list[Entry]:
     """Return the entries of the arrays that `Converter.convert` yields, in the same order."""
     name, shape, scheme = placement.parameter.name, placement.parameter.shape, placement.scheme
     if scheme is None:
-        return [Entry(name, float_type, shape)]
+        return [_entry(name, float_type, shape)]
     module, columns = name.removesuffix(".weight"), shape[-1]
     groups = (*shape[:-1], columns // scheme.group_size)
-    weight = Entry(name, "U32", (*shape[:-1], columns * scheme.bits // 32))
+    weight = _entry(name, "U32", (*shape[:-1], columns * scheme.bits // 32))
     if scheme.mode == "mxfp4":
-        return [weight, Entry(f"{module}.scales", "U8", groups)]
-    return [weight, Entry(f"{module}.scales", float_type, groups), Entry(f"{module}.biases", float_type, groups)]
+        return [weight, _entry(f"{module}.scales", "U8", groups)]
+    return [weight, _entry(f"{module}.scales", float_type, groups), _entry(f"{module}.biases", float_type, groups)]
+
+
+def _entry(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
+    return Entry(name, dtype, shape, math.prod(shape) * _ITEM_BYTES[dtype])
 
 
 def _is_reordered_vector(placement: Placement, tensor: TensorInfo) -> bool:

@@ -36,6 +36,7 @@ EVENT_STREAM = "text/event-stream"
 ADMIN_ERRORS = frozenset(
     {
         ErrorCode.IMPORT_FAILED,
+        ErrorCode.QUANTIZATION_FAILED,
         ErrorCode.BUSY,
         ErrorCode.NAME_TAKEN,
         ErrorCode.VERSION_MISMATCH,

@@ -10,7 +10,7 @@ from mlx_lm.models import llama
 from mlx_lm.models.rope_utils import Llama3RoPE
 
 from osaurusd.errors import ImportFailed
-from osaurusd.imports.worker import safetensors_writer
+from osaurusd.imports.worker import tensor_file
 
 from .gguf_writer import TinyLlama, decode, write_gguf
 
@@ -175,7 +175,7 @@ def test_other_alignments_are_supported(tmp_path, convert, tiny):
 
 
 def test_a_large_model_is_written_in_shards_with_an_index(tmp_path, convert, tiny, monkeypatch):
-    monkeypatch.setattr(safetensors_writer, "MAX_SHARD_BYTES", 60_000)
+    monkeypatch.setattr(tensor_file, "MAX_SHARD_BYTES", 60_000)
 
     folder = convert(tiny.write(tmp_path / "x.gguf", "Q8_0"))
 
