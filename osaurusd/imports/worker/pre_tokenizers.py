@@ -99,7 +99,7 @@ _BAILING = PreTokenizerConfig(
 )
 _TINY_AYA = PreTokenizerConfig((r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O))
 
-_PRE_TOKENIZERS = {
+PRE_TOKENIZERS = {
     "default": PreTokenizerConfig((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
     "a.x-4.0": _LIKE_GPT2,
     "afmoe": PreTokenizerConfig((r"\d{1,3}(?=(?:\d{3})*\b)", _AFMOE_CJK, _DEEPSEEK3)),
@@ -231,6 +231,6 @@ def find_pre_tokenizer(metadata: Metadata) -> PreTokenizerConfig:
         ImportFailed: the name is unknown.
     """
     name = metadata.find_text("tokenizer.ggml.pre") or "default"
-    if name not in _PRE_TOKENIZERS:
-        raise metadata.failure(f"the pre-tokenizer {name!r} is not supported; supported: {', '.join(_PRE_TOKENIZERS)}")
-    return _PRE_TOKENIZERS[name]
+    if name not in PRE_TOKENIZERS:
+        raise metadata.failure(f"the pre-tokenizer {name!r} is not supported; supported: {', '.join(PRE_TOKENIZERS)}")
+    return PRE_TOKENIZERS[name]

@@ -111,7 +111,8 @@ async def test_importer_exits_when_the_connection_closes(huge, dest):
 
 async def test_keyboard_interrupt_is_ignored(huge, dest):
     async with start_importer(huge, dest) as (process, reader, _):
-        first = await reader.read()
+        while (first := await reader.read()).stage != "hash":
+            pass
         process.send_signal(signal.SIGINT)
         later = [await reader.read() for _ in range(3)]
 
