@@ -1,7 +1,7 @@
 """Typed access to the metadata of a GGUF file."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -31,6 +31,9 @@ class Metadata:
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
+
+    def items(self) -> Iterator[tuple[str, Value]]:
+        return iter(self._values.items())
 
     def failure(self, reason: str) -> ImportFailed:
         """Build an error that names the file."""

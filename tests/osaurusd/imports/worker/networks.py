@@ -331,7 +331,7 @@ class Network:
         writer = gguf.GGUFWriter(path, self.case.architecture)
         keys = {f"{self.case.architecture}.{key}": value for key, value in self._keys().items()}
         for key, value in (keys | self.tokenizer | overrides).items():
-            _add_value(writer, key, value)
+            add_value(writer, key, value)
         for name, (data, kind) in self.tensors.items():
             # The converter leaves out dimensions of one.
             shape = [size for size in data.shape if size > 1]
@@ -343,7 +343,7 @@ class Network:
         return path
 
 
-def _add_value(writer, key, value):
+def add_value(writer, key, value):
     match value:
         case bool():
             writer.add_bool(key, value)

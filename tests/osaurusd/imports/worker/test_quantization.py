@@ -60,13 +60,13 @@ def test_k_quants_keep_their_levels_and_round_their_scales(values, kind):
 
     restored = restore(quantized, quantization.held_scheme(kind.name))
     error = relative(restored, gguf.dequantize(data, kind))
-    assert error < 5e-4
+    assert error < 1e-3
     # Measured with a sample of the blocks.
     assert np.sqrt(quantized.error / quantized.signal) == pytest.approx(error, rel=0.5)
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 128])
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("bits", [4, 5, 6, 8])
 def test_requantization_reports_the_error_that_mlx_sees(values, bits, group_size):
     scheme = Scheme(bits, group_size)
 
@@ -154,7 +154,7 @@ def test_errors_are_recorded_for_each_tensor(tmp_path):
     assert record["worst_error"] == max(record["errors"].values()) == record["errors"][record["worst_tensor"]]
     assert (record["mode"], record["converted"]) == ("auto", report.converted)
     model, _ = load_model(folder)
-    weights = {name: value for name, value in model.named_modules()}
+    weights = dict(model.named_modules())
     name = "model.layers.0.mlp.up_proj"
     module = weights[name]
     scales, biases = module.scales.astype(mx.float32), module.biases.astype(mx.float32)
