@@ -5,9 +5,9 @@ BIN = $(VENV)/bin
 MODEL = .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 MINUTES ?= 10
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
-PYTEST = -m "not long" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST = -m "not long and not clients" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo demo-stop test test-long test-mac coverage soak lint format docs run bench screenshot dist constraints man clean
+.PHONY: help demo demo-stop test test-long test-clients client-locks test-mac coverage soak lint format docs run bench screenshot dist constraints man clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,9 @@ test: $(VENV)/.dev $(MODEL) ## Run the tests, except those marked "long"
 
 test-long: $(VENV)/.dev $(MODEL) ## Run the tests marked "long"
 	$(BIN)/python -m pytest -m long
+
+test-clients: $(VENV)/.dev $(MODEL) ## Run the tests with client programs, which they install in .cache (1 GB)
+	$(BIN)/python -m pytest -m clients tests/clients
 
 coverage: $(VENV)/.dev $(MODEL) ## Run the tests and report coverage
 	$(BIN)/coverage erase
@@ -68,6 +71,14 @@ constraints: $(VENV)/.release ## Update constraints.txt to the newest versions o
 	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --fork-strategy fewest --no-annotate \
 		--custom-compile-command "make constraints" --group dev --group docs --group release \
 		--output-file constraints.txt pyproject.toml
+
+client-locks: $(VENV)/.release ## Update the versions of the client programs in tests/clients; needs npm
+	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-annotate \
+		--custom-compile-command "make client-locks" \
+		--output-file tests/clients/python/requirements.txt tests/clients/python/requirements.in
+	for folder in libraries ai-4 agents; do \
+		(cd tests/clients/$$folder && rm package-lock.json && npm install --package-lock-only \
+			--omit-lockfile-registry-resolved --no-audit --no-fund); done
 
 man: $(VENV)/.installed ## Write the manual pages in man/ from the help of the commands
 	$(BIN)/python -m osaurusctl.manual man

@@ -135,7 +135,8 @@ PROGRAMS: Mapping[str, Program] = {
     "llm": Program(
         "llm",
         ollama_environment,
-        lambda connection: ["chat", "-m", connection.model],
+        # The name that the plugin gives the model.
+        lambda connection: ["chat", "-m", f"ollama/{connection.model}"],
         endpoint="/api/chat",
         install="pipx install llm && llm install llm-ollama",
     ),

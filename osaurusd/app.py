@@ -35,6 +35,7 @@ from osaurusd.http.cors import Cors, require_json_body
 from osaurusd.http.errors import as_osaurus_error, error_body, error_response
 from osaurusd.http.listen import listen_unix, lock_home, make_private_dir, url_of
 from osaurusd.http.metrics import HttpMetrics
+from osaurusd.http.openapi import openapi_routes
 from osaurusd.http.routes import Route, RouteGroup
 from osaurusd.http.server import HttpServer
 from osaurusd.http.tls import Tls
@@ -52,20 +53,26 @@ from osaurusd.pool.metrics import PoolCollector, PoolMetrics
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
 from osaurusd.pool.pressure import PressureRelief
+from osaurusd.protocols.anthropic import openapi as anthropic_openapi
 from osaurusd.protocols.anthropic.routes import anthropic_routes
+from osaurusd.protocols.ollama import openapi as ollama_openapi
 from osaurusd.protocols.ollama.generation import Generation
 from osaurusd.protocols.ollama.management import Management
 from osaurusd.protocols.ollama.models import Models
 from osaurusd.protocols.ollama.routes import ollama_routes
+from osaurusd.protocols.openai import openapi as openai_openapi
+from osaurusd.protocols.openai.responses import openapi as responses_openapi
 from osaurusd.protocols.openai.responses.disk_store import DiskStore
-from osaurusd.protocols.openai.responses.endpoints import Responses
 from osaurusd.protocols.openai.responses.routes import responses_routes
-from osaurusd.protocols.openai.responses.store import MemoryStore, ResponseStore
+from osaurusd.protocols.openai.responses.store import MemoryStore, ObjectStore
 from osaurusd.protocols.openai.routes import openai_routes
 from osaurusd.ui.index import ui_routes
 from osaurusd.wire.paths import Paths
 
 logger = log.get_logger(__name__)
+
+APIS = (openai_openapi.API, responses_openapi.API, anthropic_openapi.API, ollama_openapi.API)
+"""The APIs that `/openapi.json` describes."""
 
 
 def run(read: Callable[[], Config], paths: Paths) -> None:
@@ -205,7 +212,8 @@ class Daemon:
         pool_config = PoolConfig.from_config(config.current)
         self._pool = Pool(pool_config, events=bus, metrics=PoolMetrics(self._metrics), power=power)
         self._metrics.register(PoolCollector(self._pool))
-        self._responses = _response_store(config, state_dir / "responses.db")
+        self._response_memory = MemoryStore(lambda: config.current.responses.max_bytes)
+        self._responses = _response_store(config, state_dir / "responses.db", self._response_memory)
         self._pressure = PressureRelief(self._pool)
         self._metrics.register(self._pressure)
         self._pulls = PullManager(
@@ -243,9 +251,10 @@ class Daemon:
         )
         service = Service(self._catalog, self._pool, self._get_config)
         client_groups = [
-            openai_routes(service, self._catalog, self._get_config),
-            responses_routes(Responses(service, self._responses)),
+            openai_routes(service, self._catalog),
+            responses_routes(service, self._responses, self._response_memory),
             *anthropic_routes(service, self._catalog),
+            openapi_routes(APIS, self._get_config),
             RouteGroup("metrics", [Route("GET", "/metrics", metrics.show)], error_response),
             ui_routes(self._catalog),
         ]
@@ -383,8 +392,7 @@ def _extra_roots(config: Config) -> list[Path]:
     return [Path(root).expanduser() for root in config.models.roots]
 
 
-def _response_store(config: LiveConfig, database: Path) -> ResponseStore:
-    memory = MemoryStore(lambda: config.current.responses.max_bytes)
+def _response_store(config: LiveConfig, database: Path, memory: MemoryStore) -> ObjectStore:
     if config.current.responses.store == "memory":
         return memory
     return DiskStore(database, lambda: config.current.responses.max_disk_bytes, memory)

@@ -1,11 +1,12 @@
 """Shared fixtures: temporary home directories, the starter model, and a daemon that serves it."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # First, as in the daemon: with rich, structlog renders tracebacks so slowly that tests of failures time out.
@@ -19,6 +20,7 @@ from tests import daemons, starter_model
 from tests.daemons import Daemon
 
 SMOLLM = "smollm2-135m-instruct"
+TINY = "tiny"
 MAX_TEMPORARY_LENGTH = 20
 
 
@@ -70,29 +72,54 @@ def smollm_gguf() -> Path:
     return starter_model.fetch()
 
 
+def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]) -> Path:
+    """Return a folder that all processes of a test run share. The first one that needs it builds it."""
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder, unfinished = base / "shared" / name, base / "unfinished" / name
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            build(unfinished)
+            folder.parent.mkdir(exist_ok=True)
+            unfinished.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def smollm_folder(smollm_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct as an MLX folder."""
     from osaurusd.imports.worker.importer import import_model  # noqa: PLC0415  imports MLX, which most tests do not need
 
-    folder = tmp_path_factory.mktemp("smollm") / SMOLLM
-    folder.mkdir()
-    import_model(smollm_gguf, folder, lambda *_: None)
-    return folder
+    return build_once(tmp_path_factory, SMOLLM, lambda folder: import_model(smollm_gguf, folder, lambda *_: None))
 
 
 @pytest.fixture(scope="session")
-def smollm_daemon(smollm_folder: Path) -> Iterator[Daemon]:
-    """A daemon with SmolLM2, shared by all tests."""
+def tiny_tokenizer(smollm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tokenizer of SmolLM2, reduced to its most frequent tokens, for `make_tiny`."""
+    from tests.models import make_tokenizer  # noqa: PLC0415  imports MLX, which most tests do not need
+
+    return build_once(tmp_path_factory, "tokenizer", lambda folder: make_tokenizer(folder, smollm_folder))
+
+
+@pytest.fixture(scope="session")
+def tiny_daemon(tiny_tokenizer: Path) -> Iterator[Daemon]:
+    """A daemon with a tiny random model, shared by all tests. Its output is arbitrary, but it takes little time."""
+    from tests.models import NO_END_TOKEN, make_tiny  # noqa: PLC0415  imports MLX, which most tests do not need
+
     with temporary_home() as home:
-        (home / "models").mkdir()
-        shutil.copytree(smollm_folder, home / "models" / SMOLLM)
+        folder = home / "models" / TINY
+        options = {"max_position_embeddings": 8192, "eos_token_id": NO_END_TOKEN, "tie_word_embeddings": False}
+        make_tiny(folder, tiny_tokenizer, **options)
         with daemons.running(home) as daemon:
             yield daemon
 
 
 @pytest.fixture
-def client(smollm_daemon: Daemon) -> Iterator[OpenAI]:
+def client(tiny_daemon: Daemon) -> Iterator[OpenAI]:
     """OpenAI's client, connected to that daemon."""
-    with OpenAI(base_url=smollm_daemon.url, api_key="not-needed", max_retries=0) as openai_client:
+    with OpenAI(base_url=tiny_daemon.url, api_key="not-needed", max_retries=0) as openai_client:
         yield openai_client

@@ -40,18 +40,21 @@ class Daemon:
     def socket(self) -> Path:
         return self.home / "run" / "admin.sock"
 
-    def wait_for(self, event: str, *, count: int = 1, timeout: float = START_SECONDS) -> dict[str, Any]:
-        """Wait for the `count`th log record with this event and return it."""
-
-        def matching() -> list[dict[str, Any]]:
-            return [record for record in self.log if record["event"] == event]
-
+    def wait_for(self, event: str, *, count: int = 1, timeout: float = START_SECONDS, **fields: Any) -> dict[str, Any]:
+        """Wait for the `count`th log record with this event and these fields, and return it."""
         with self.log_changed:
-            in_time = self.log_changed.wait_for(lambda: len(matching()) >= count or self._exited(), timeout)
-            records = matching()
+            in_time = self.log_changed.wait_for(
+                lambda: len(self._records(event, fields)) >= count or self._exited(), timeout
+            )
+            records = self._records(event, fields)
         assert in_time, f"no {event!r} within {timeout} s: {self.log}"
         assert len(records) >= count, f"the daemon exited without {event!r}: {self.log}"
         return records[count - 1]
+
+    def count(self, event: str, **fields: Any) -> int:
+        """Return the number of log records with this event and these fields so far."""
+        with self.log_changed:
+            return len(self._records(event, fields))
 
     def admin(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """Send an admin request; return the status and the decoded body (a list of objects for JSON lines)."""
@@ -93,6 +96,10 @@ class Daemon:
                 self.log_changed.notify_all()
         with self.log_changed:
             self.log_changed.notify_all()
+
+    def _records(self, event: str, fields: dict[str, Any]) -> list[dict[str, Any]]:
+        expected = {"event": event, **fields}
+        return [record for record in self.log if expected.items() <= record.items()]
 
     def _exited(self) -> bool:
         return self.process.poll() is not None

@@ -23,7 +23,6 @@ TINY_LLAMA = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "rms_norm_eps": 1e-5,
-    "vocab_size": 49152,
     "max_position_embeddings": 2048,
     "tie_word_embeddings": True,
     "eos_token_id": 2,
@@ -31,8 +30,30 @@ TINY_LLAMA = {
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
+TINY_VOCABULARY = 4096
+
+NO_END_TOKEN = 2**20
+"""As `eos_token_id`, it lets outputs reach `max_tokens`: no token has this id."""
+
 REASONING_MARKERS = {"<repo_name>": "<think>", "<reponame>": "</think>"}
 """Tokens that SmolLM2 does not use. Renamed with `rename_tokens`, they become reasoning markers."""
+
+
+def make_tokenizer(folder: Path, source: Path) -> Path:
+    """Write the tokenizer and chat template of a model, with the most frequent `TINY_VOCABULARY` tokens only.
+
+    It loads ten times as fast, and so do models that use it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(source / name, folder / name)
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    model = tokenizer["model"]
+    model["vocab"] = {token: number for token, number in model["vocab"].items() if number < TINY_VOCABULARY}
+    model["merges"] = [merge for merge in model["merges"] if {*merge, "".join(merge)} <= model["vocab"].keys()]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "config.json").write_text(json.dumps({"vocab_size": TINY_VOCABULARY}))
+    return folder
 
 
 def make_tiny(
@@ -48,14 +69,15 @@ def make_tiny(
 
     Args:
         folder: where to write the model. Created if it does not exist.
-        tokenizer: a model folder from which the tokenizer is copied.
+        tokenizer: a model folder from which the tokenizer and the size of the vocabulary are copied.
         template: `chatml` for the chat template of that model, None for no template, or a Jinja template.
         seed: seed of the weights.
         group_size: group size for weights quantized to 4 bits, as `mlx_lm.convert` writes them. None: full precision.
         config: keys of config.json that differ from those of a tiny Llama.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {**TINY_LLAMA, **config}
+    vocab_size = json.loads((tokenizer / "config.json").read_text())["vocab_size"]
+    settings = {**TINY_LLAMA, "vocab_size": vocab_size, **config}
     module = importlib.import_module(f"mlx_lm.models.{settings['model_type']}")
     mx.random.seed(seed)
     network = module.Model(module.ModelArgs.from_dict(settings))

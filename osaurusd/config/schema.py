@@ -137,6 +137,9 @@ class Limits(Section, frozen=True):
     body_stall_seconds: Annotated[float, _seconds("Maximum pause while a request body is received", gt=0)] = 30.0
     body_seconds: Annotated[float, _seconds("Maximum time to receive a request body", gt=0)] = 300.0
     idle_seconds: Annotated[float, _seconds("An idle connection is closed after this time", gt=0)] = 75.0
+    websocket_idle_seconds: Annotated[
+        float, _seconds("A WebSocket without a response in progress is closed after this time", gt=0)
+    ] = 3600.0
     reader_stall_seconds: Annotated[
         float, _seconds("A connection is closed if its client reads nothing of the response for this long", gt=0)
     ] = 60.0

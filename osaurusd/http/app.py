@@ -15,6 +15,7 @@ from osaurusd.http.paths import HeaderResource, NormalizedPaths
 from osaurusd.http.request import defer_continue
 from osaurusd.http.routes import RouteGroup
 from osaurusd.http.trusted_hosts import trusted_socket_hosts
+from osaurusd.http.websocket import enable_websockets
 
 ResponseHook = Callable[[web.Request, web.StreamResponse], Awaitable[None]]
 
@@ -51,6 +52,7 @@ def create_app(
     app.router.register_resource(NormalizedPaths(app.router))
     pipeline = RequestPipeline(groups, owners, config, admission or Admission(config), metrics)
     app.middlewares.extend([pipeline.observe, pipeline.respond, *middlewares])
+    enable_websockets(app)
     app.on_response_prepare.append(pipeline.add_request_id)
     app.on_response_prepare.extend(response_hooks)
     return app

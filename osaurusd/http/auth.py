@@ -4,6 +4,7 @@ Both are checked before a handler runs and before a body is read.
 """
 
 import asyncio
+import functools
 import re
 import socket
 import struct
@@ -17,6 +18,7 @@ from osaurusd.config import Server
 from osaurusd.errors import ConfigError, Forbidden, InvalidApiKey
 from osaurusd.http.api_keys import ApiKeys
 from osaurusd.http.paths import normalize_path
+from osaurusd.http.request import CONTEXT
 from osaurusd.http.trusted_hosts import is_loopback
 from osaurusd.log import get_logger
 from osaurusd.wire.keys import Protection
@@ -112,9 +114,10 @@ def require_api_key(keys: ApiKeys, is_required: Callable[[web.Request], bool]) -
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if normalize_path(request.path) not in PUBLIC_PATHS and is_required(request):
-            key_id = keys.find(_request_key(request))
-            if key_id is None:
-                raise InvalidApiKey("the API key is not valid; it may have been revoked")
+            secret = _request_key(request)
+            key_id = _find_key(keys, secret)
+            context = request[CONTEXT]
+            context.owner, context.check_key = key_id, functools.partial(_find_key, keys, secret)
             if keys.record_use(key_id):
                 await _save(keys)
         return await handler(request)
@@ -151,6 +154,18 @@ def socket_uid(connection: socket.socket) -> int:
         return int(uid)
     _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return int(uid)
+
+
+def _find_key(keys: ApiKeys, secret: str) -> str:
+    """Return the id of a key.
+
+    Raises:
+        InvalidApiKey: the key is not accepted.
+    """
+    key_id = keys.find(secret)
+    if key_id is None:
+        raise InvalidApiKey("the API key is not valid; it may have been revoked")
+    return key_id
 
 
 async def _save(keys: ApiKeys) -> None:

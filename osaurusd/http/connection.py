@@ -52,6 +52,14 @@ class Connections(Protocol):
         """Render an error that is sent before there is a request."""
 
 
+class Upgrade(Protocol):
+    """What a connection needs from the protocol that it was switched to."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the connection can be closed without harm."""
+
+
 class ConnectionGuard(asyncio.Protocol):
     """Enforces limits on a connection, and passes everything else to the HTTP protocol that it wraps.
 
@@ -86,6 +94,7 @@ class ConnectionGuard(asyncio.Protocol):
         self._lingering = False
         self.half_closed = asyncio.Event()
         self._probe: HalfCloseProbe | None = None
+        self._upgrade: Upgrade | None = None
         self.idle_since = self._loop.time()
 
     @property
@@ -93,6 +102,8 @@ class ConnectionGuard(asyncio.Protocol):
         """Whether the connection can be closed without harm: no request, no part of one, no unsent response."""
         if self._lingering or self._transport is None:
             return True
+        if self._upgrade is not None:
+            return self._upgrade.is_idle
         busy = self._serving or self._head_complete or bool(self._head) or self._receives_body
         return not busy and self._transport.get_write_buffer_size() == 0
 
@@ -111,6 +122,13 @@ class ConnectionGuard(asyncio.Protocol):
             self._serving = False
             self._cancel_probe()
             self._wait_for_head()
+
+    def upgrade(self, upgrade: Upgrade) -> None:
+        """Stop applying the limits of HTTP requests: from now on, the client speaks another protocol."""
+        self._upgrade = upgrade
+        if self._pipelined_bytes and self._transport is not None:
+            self._pipelined_bytes = 0
+            self._transport.resume_reading()
 
     def abort(self) -> None:
         """Close without sending what is buffered."""
@@ -151,7 +169,7 @@ class ConnectionGuard(asyncio.Protocol):
             self._protocol.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not (self._lingering or self._receives_body):
+        if not (self._lingering or self._receives_body or self._upgrade is not None):
             if self._serving or self._pipelines:
                 self._hold_back_pipelined(data)
             elif not self._head_complete:
@@ -162,6 +180,8 @@ class ConnectionGuard(asyncio.Protocol):
     def eof_received(self) -> bool | None:
         """Keep the connection open if the client may wait for a response."""
         if self._lingering or self._transport is None or not (self._serving or self._head_complete):
+            return None
+        if self._upgrade is not None:
             return None
         # asyncio's TLS transport cannot be half-closed.
         if self._receives_body or self._transport.get_extra_info("ssl_object") is not None:

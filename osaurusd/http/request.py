@@ -3,6 +3,7 @@
 import asyncio
 import re
 import urllib.parse
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
@@ -40,6 +41,8 @@ class RequestContext:
         group: the route group that renders its errors.
         deadline: set for admitted routes.
         body_bytes: bytes of the body that count against `limits.max_buffered_bytes`.
+        owner: identifies the API key of the client; empty if none was required.
+        check_key: raises `InvalidApiKey` once the API key is revoked.
     """
 
     config: Config
@@ -48,6 +51,8 @@ class RequestContext:
     started_at: float
     deadline: Deadline | None = None
     body_bytes: int = 0
+    owner: str = ""
+    check_key: Callable[[], object] = bool
 
 
 CONTEXT = web.RequestKey("CONTEXT", RequestContext)

@@ -32,7 +32,8 @@ def json_bytes(value: object) -> int:
 
 def tool_bytes(tools: list[Any]) -> int:
     """Return the size of the parameters of all tools: they may become one grammar, so they share one limit."""
-    return sum(json_bytes(tool.parameters) for tool in tools if tool.parameters is not None)
+    schemas = sum(json_bytes(tool.parameters) for tool in tools if tool.parameters is not None)
+    return schemas + sum(len(tool.grammar) for tool in tools if tool.grammar is not None)
 
 
 def json_depth(value: object) -> int:

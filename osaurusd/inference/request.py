@@ -91,21 +91,39 @@ class Message(_Part, frozen=True, gc=False):
             return []
         return [part for part in self.content if isinstance(part, ToolResultPart)]
 
+    @property
+    def can_be_continued(self) -> bool:
+        """Whether the message is an answer that the model can continue."""
+        return self.role == "assistant" and not self.tool_calls
+
+
+TEXT_ARGUMENT = "input"
+
 
 class Tool(_Part, frozen=True):
-    """A function that the model may call; `parameters` is the JSON schema of its arguments."""
+    """A function that the model may call.
+
+    Attributes:
+        parameters: the JSON schema of its arguments.
+        grammar: a Lark grammar of its only argument, which is text and is called `TEXT_ARGUMENT`.
+    """
 
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    grammar: str | None = None
 
 
 class ChatPrompt(_Part, frozen=True, tag="chat"):
-    """Messages for the model's chat template; `template_variables` are passed to the template unchanged."""
+    """Messages for the model's chat template; `template_variables` are passed to the template unchanged.
+
+    With `continues_answer`, the output continues the last message, which is an assistant's without tool calls.
+    """
 
     messages: list[Message]
     tools: list[Tool] = []
     template_variables: dict[str, Any] = {}
+    continues_answer: bool = False
 
 
 class TextPrompt(_Part, frozen=True, tag="text"):

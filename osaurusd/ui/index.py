@@ -1,4 +1,4 @@
-"""`GET /`: a page for browsers, and the same facts as JSON for programs."""
+"""`GET /`: a page for browsers, the same facts as JSON for programs that accept it, and for others Ollama's text."""
 
 import html
 from string import Template
@@ -36,6 +36,9 @@ $models
 """)
 _NO_MODELS = "<p>None yet. Download one: <code>osaurusctl pull llama-3.2-3b-instruct</code></p>"
 
+_OLLAMA_TEXT = "Ollama is running"
+"""What Ollama answers. Its clients compare the text to find out whether a server is one."""
+
 # The page needs no scripts, images or connections.
 _SECURITY = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
@@ -49,16 +52,18 @@ def ui_routes(catalog: Catalog) -> RouteGroup:
 
     async def show(request: web.Request) -> web.Response:
         names = [record.name for record in await catalog.available()]
-        response = _page(request, names) if _prefers_html(request) else _facts(names)
+        accept = request.headers.get(hdrs.ACCEPT, "")
+        if "text/html" in accept:
+            response = _page(request, names)
+        elif "json" in accept:
+            response = _facts(names)
+        else:
+            # Clients of Ollama state no preference. Those of other APIs have no use for this path.
+            response = web.Response(text=_OLLAMA_TEXT)
         response.headers[hdrs.VARY] = hdrs.ACCEPT
         return response
 
     return RouteGroup("ui", [Route("GET", "/", show)], error_response)
-
-
-def _prefers_html(request: web.Request) -> bool:
-    """Whether the client is a browser. Other programs accept anything or JSON."""
-    return "text/html" in request.headers.get(hdrs.ACCEPT, "")
 
 
 def _facts(names: list[str]) -> web.Response:

@@ -17,6 +17,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     started = time.perf_counter()
     # Imported here to time it: for a small model, imports take most of the load.
+    importlib.import_module("osaurusd.worker.lean_imports")
     session = importlib.import_module("osaurusd.worker.session")
     asyncio.run(session.serve(fd, time.perf_counter() - started))
     # There is nothing to save, and freeing MLX while its thread runs can hang or crash.

@@ -25,6 +25,7 @@ GROUPS = {
     "prefix": {"prefix"},
     "stall": {"stall"},
     "mixed": {"seeded", "constrained"},
+    "protocols": {"protocols"},
 }
 """Measurements by the names that `--only` accepts."""
 

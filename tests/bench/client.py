@@ -48,10 +48,10 @@ class Response:
 
 
 class Stream(asyncio.Protocol):
-    """A streamed chat request in progress."""
+    """A streamed request in progress. `sent` and `ended` are its start and end, in seconds of `perf_counter`."""
 
     def __init__(self, sent: float, request: bytes) -> None:
-        self.sent = sent
+        self.sent = self.ended = sent
         self._request = request
         self._packets: Packets = []
         self._transport: asyncio.Transport | None = None
@@ -70,6 +70,7 @@ class Stream(asyncio.Protocol):
             self._started.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.ended = perf_counter()
         self._ended.set()
         self._started.set()
 
@@ -77,13 +78,24 @@ class Stream(asyncio.Protocol):
         """Wait for the first text or the end."""
         await wait_for(self._started)
 
+    async def wait_for_end(self) -> None:
+        await wait_for(self._ended)
+
+    def events(self) -> list[tuple[float, dict[str, Any]]]:
+        """Return the events that have arrived so far, and when.
+
+        Raises:
+            MeasurementError: the server returned an error.
+        """
+        return parse_events(self._packets)
+
     async def response(self) -> Response:
         """Wait for the end and return the complete response.
 
         Raises:
             MeasurementError: the server returned an error or an incomplete stream.
         """
-        await wait_for(self._ended)
+        await self.wait_for_end()
         response = self.partial_response()
         if not response.usage:
             raise MeasurementError("the stream is incomplete")
@@ -93,7 +105,7 @@ class Stream(asyncio.Protocol):
         """Return the complete chunks that have arrived so far."""
         arrivals: list[float] = []
         usage: dict[str, Any] = {}
-        for time, chunk in parse_chunks(self._packets):
+        for time, chunk in self.events():
             if "error" in chunk:
                 raise MeasurementError(str(chunk["error"]))
             usage = chunk.get("usage") or usage
@@ -108,8 +120,14 @@ class Stream(asyncio.Protocol):
 
 async def start_stream(host: str, port: int, fields: dict[str, Any]) -> Stream:
     """Send a chat request. The response arrives while the event loop runs."""
-    body = json.dumps({"stream": True, "stream_options": {"include_usage": True}, **fields}).encode()
-    headers = f"POST /v1/chat/completions HTTP/1.0\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+    fields = {"stream": True, "stream_options": {"include_usage": True}, **fields}
+    return await start_request(host, port, "/v1/chat/completions", fields)
+
+
+async def start_request(host: str, port: int, path: str, fields: dict[str, Any]) -> Stream:
+    """Send a request whose response is a stream, which arrives while the event loop runs."""
+    body = json.dumps(fields).encode()
+    headers = f"POST {path} HTTP/1.0\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
     request = f"{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
     # Measured before connecting, because a server that accepts late makes its clients wait.
     sent = perf_counter()
@@ -124,9 +142,9 @@ async def wait_for(event: asyncio.Event) -> None:
         raise MeasurementError(f"no response within {TIMEOUT_SECONDS:g} s") from None
 
 
-def parse_chunks(packets: Packets) -> list[tuple[float, dict[str, Any]]]:
+def parse_events(packets: Packets) -> list[tuple[float, dict[str, Any]]]:
     """Return the JSON objects of a stream, each with the time at which its last byte arrived."""
-    chunks: list[tuple[float, dict[str, Any]]] = []
+    events: list[tuple[float, dict[str, Any]]] = []
     headers, rest = b"", b""
     for time, data in packets:
         rest += data
@@ -136,8 +154,9 @@ def parse_chunks(packets: Packets) -> list[tuple[float, dict[str, Any]]]:
                 headers, rest = b"", headers
                 continue
         *lines, rest = rest.split(b"\n")
-        payloads = (line.removeprefix(b"data: ") for line in lines if line.startswith(b"data: {"))
-        chunks += ((time, json.loads(payload)) for payload in payloads)
+        # Server-Sent Events have a prefix, lines of JSON have none.
+        payloads = (line.removeprefix(b"data: ") for line in lines)
+        events += ((time, json.loads(payload)) for payload in payloads if payload.startswith(b"{"))
     if headers and b" 200 " not in headers.split(b"\r\n", 1)[0]:
         raise MeasurementError(rest.decode(errors="replace"))
-    return chunks
+    return events

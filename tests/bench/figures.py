@@ -64,6 +64,17 @@ def min_ratio(smollm: float, tiny: float) -> Goals:
 NO_WORSE = Goal("ratio", "<=", 1.0)
 MIXED = both_models(Goal("ratio", ">=", 0.9))
 
+
+def protocol_figures(name: str) -> tuple[Figure, Figure]:
+    """Return the figures of a protocol, compared with those of chat completions."""
+    rate, cost = (Goal("ratio", ">=", 0.9),), (Goal("ratio", "<=", 1.1),)
+    label = f"16 streams, {name} / chat"
+    return (
+        Figure("protocols", label, "tok/s", f"{name} rate", OURS, "chat rate", {TINY.name: rate}),
+        Figure("protocols", f"{label}, daemon", "us/tok", f"{name} cost", OURS, "chat cost", {TINY.name: cost}),
+    )
+
+
 COMPARED = [
     Figure("decode", "one stream", "tok/s", "decode"),
     Figure("decode", "one stream / raw", "tok/s", "decode", RAW, goals=min_ratio(0.97, 0.90)),
@@ -90,6 +101,7 @@ COMPARED = [
     Figure(
         "constrained", "4 plain of 7 streams, 3 constrained / 0", "tok/s", "mixed batch", OURS, "plain batch", MIXED
     ),
+    *(figure for protocol in ("responses", "anthropic", "ollama") for figure in protocol_figures(protocol)),
 ]
 """Figures of models that both servers serve."""
 

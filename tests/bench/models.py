@@ -16,6 +16,7 @@ class Model:
         single_tokens: output tokens of a single stream.
         batch_tokens: output tokens of each of 8 or 16 streams.
         mixed_tokens: output tokens of each of 7 streams with different parameters.
+        protocol_tokens: output tokens of each of 16 streams in one protocol.
     """
 
     name: str
@@ -23,8 +24,13 @@ class Model:
     single_tokens: int
     batch_tokens: int
     mixed_tokens: int
+    protocol_tokens: int
 
 
-SMOLLM = Model("smollm2-f32", "SmolLM2-135M, float32", single_tokens=64, batch_tokens=32, mixed_tokens=48)
-TINY = Model("tiny-llama", "tiny random Llama", single_tokens=512, batch_tokens=128, mixed_tokens=192)
+SMOLLM = Model(
+    "smollm2-f32", "SmolLM2-135M, float32", single_tokens=64, batch_tokens=32, mixed_tokens=48, protocol_tokens=16
+)
+TINY = Model(
+    "tiny-llama", "tiny random Llama", single_tokens=512, batch_tokens=128, mixed_tokens=192, protocol_tokens=256
+)
 MODELS = {"smollm": SMOLLM, "tiny": TINY}

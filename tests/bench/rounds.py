@@ -15,6 +15,7 @@ from tests.bench.figures import OURS, RAW, THEIRS
 from tests.bench.measurements import Figures, Measurement, Target
 from tests.bench.models import STARTER, Model
 from tests.bench.prompts import Prompts
+from tests.bench.protocols import protocols
 from tests.bench.report import Results
 
 BOTH_SERVERS: Mapping[str, Measurement] = {
@@ -27,6 +28,7 @@ BOTH_SERVERS: Mapping[str, Measurement] = {
 OURS_ONLY: Mapping[str, Measurement] = {
     "seeded": measurements.seeded,
     "constrained": measurements.constrained,
+    "protocols": protocols,
 }
 
 STARTS = 7

@@ -26,11 +26,12 @@ STOP_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Server:
-    """A server that has a model loaded. `model` is the server's name for it."""
+    """A server that has a model loaded. `model` is the server's name for it, and `pid` its process if that matters."""
 
     host: str
     port: int
     model: str
+    pid: int | None = None
 
     async def start_stream(self, messages: Messages, max_tokens: int, **fields: object) -> Stream:
         """Send a greedy request."""
@@ -72,7 +73,7 @@ def osaurusd(daemon: Daemon, model: Model) -> Iterator[Server]:
         raise MeasurementError(str(body))
     address = urlsplit(daemon.url)
     try:
-        yield Server(address.hostname or "", address.port or 0, model.name)
+        yield Server(address.hostname or "", address.port or 0, model.name, daemon.process.pid)
     finally:
         # After Ctrl-C, the daemon has exited, too.
         with contextlib.suppress(OSError):

@@ -34,9 +34,9 @@ VALID_REQUEST = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens
 
 
 @pytest.fixture(scope="module")
-def target(module_home: Path, smollm_folder: Path) -> Iterator[Target]:
+def target(module_home: Path, tiny_tokenizer: Path) -> Iterator[Target]:
     """A daemon that must have the same processes and no errors in its log after the tests of a module."""
-    with running_tiny(module_home, smollm_folder, CONFIG, max_position_embeddings=256) as daemon:
+    with running_tiny(module_home, tiny_tokenizer, CONFIG, max_position_embeddings=256) as daemon:
         target = Target(daemon)
         before = target.processes()
         yield target

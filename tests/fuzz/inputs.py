@@ -141,6 +141,92 @@ ANTHROPIC_REQUESTS: list[dict[str, Any]] = [
     },
 ]
 
+RESPONSE_REQUESTS: list[dict[str, Any]] = [
+    {
+        "input": "Hello",
+        "instructions": "x",
+        "stream": True,
+        "include": ["message.output_text.logprobs", "reasoning.encrypted_content"],
+        "reasoning": {"effort": "low", "summary": "auto"},
+        "metadata": {"a": "b"},
+        "truncation": "auto",
+    },
+    {
+        "input": [
+            {"role": "developer", "content": "x"},
+            {"role": "user", "content": [{"type": "input_text", "text": "y"}]},
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": "z"}], "encrypted_content": "osaurus1:"},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": '{"a":1}', "namespace": "n"},
+            {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "rain"}]},
+            {"type": "custom_tool_call", "call_id": "d", "name": "g", "input": "x"},
+            {"type": "custom_tool_call_output", "call_id": "d", "output": "y"},
+            {"type": "compaction", "encrypted_content": "osaurus1:eA=="},
+        ],
+        "tools": [
+            {"type": "namespace", "name": "n", "tools": [{"type": "function", "name": "f", "parameters": {}}]},
+            {"type": "custom", "name": "g", "format": {"type": "grammar", "syntax": "regex", "definition": "[0-9]+"}},
+            {
+                "type": "custom",
+                "name": "h",
+                "format": {"type": "grammar", "syntax": "lark", "definition": 'start: "a"'},
+            },
+        ],
+        "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": [{"type": "custom", "name": "g"}]},
+        "max_tool_calls": 1,
+        "parallel_tool_calls": False,
+    },
+    {
+        "input": [],
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}, "verbosity": "low"},
+        "store": False,
+    },
+]
+CONVERSATION_REQUESTS: list[dict[str, Any]] = [
+    {"items": RESPONSE_REQUESTS[1]["input"], "metadata": {"a": "b"}},
+    {"items": [{"role": "user", "content": "Hello", "id": "x"}]},
+]
+
+OLLAMA_CHATS: list[dict[str, Any]] = [
+    {
+        "messages": [
+            {"role": "user", "content": "Weather?", "images": []},
+            {"role": "assistant", "thinking": "x", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]},
+            {"role": "tool", "content": "rain", "tool_name": "f"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+        "think": "low",
+        "logprobs": True,
+        "top_logprobs": 1,
+    },
+    {"messages": [{"role": "user", "content": "JSON"}], "format": {"type": "object"}, "stream": False},
+]
+OLLAMA_GENERATIONS: list[dict[str, Any]] = [
+    {"prompt": "Once", "system": "x", "raw": False, "format": "json"},
+    {"prompt": "Once", "suffix": "end", "stream": False, "context": [], "images": [], "template": ""},
+]
+OLLAMA_OPTIONS: dict[str, Any] = {
+    **{"stop": ["a"], "seed": 1, "temperature": 0.5, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "mirostat": 0},
+    **{"repeat_penalty": 1.1, "repeat_last_n": -1, "presence_penalty": 0.1, "frequency_penalty": 0.1, "num_ctx": 10},
+}
+OLLAMA_MODELS: list[dict[str, Any]] = [{"model": "tiny:latest", "name": "tiny", "verbose": True, "stream": False}]
+
+VALID: dict[str, list[dict[str, Any]]] = {
+    "/v1/responses": RESPONSE_REQUESTS,
+    "/responses/input_tokens": RESPONSE_REQUESTS,
+    "/v1/responses/compact": RESPONSE_REQUESTS,
+    "/v1/conversations": CONVERSATION_REQUESTS,
+    "/conversations/conv_1": CONVERSATION_REQUESTS,
+    "/v1/conversations/conv_1/items": CONVERSATION_REQUESTS,
+    "/api/chat": OLLAMA_CHATS,
+    "/api/generate": OLLAMA_GENERATIONS,
+    "/api/show": OLLAMA_MODELS,
+    "/api/pull": OLLAMA_MODELS,
+    "/api/create": OLLAMA_MODELS,
+    "/v1/messages": ANTHROPIC_REQUESTS,
+    "/messages/count_tokens": ANTHROPIC_REQUESTS,
+}
+"""Valid requests by path."""
+
 
 def list_paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Yield the path of every nested value."""
@@ -166,10 +252,26 @@ def mutated_requests(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 @st.composite
-def mutated_messages(draw: st.DrawFn) -> tuple[str, bytes]:
-    """The same for Anthropic's API."""
-    path = draw(st.sampled_from(["/v1/messages", "/messages/count_tokens"]))
-    return path, json.dumps(draw(mutations(ANTHROPIC_REQUESTS))).encode()
+def requests_to(draw: st.DrawFn, prefix: str) -> tuple[str, bytes]:
+    """A path among those of `VALID` with this prefix, and a valid request with values replaced, or any JSON."""
+    path = draw(st.sampled_from([path for path in VALID if prefix in path]))
+    if draw(st.integers(0, 9)) == 0:
+        return path, json.dumps(draw(values)).encode()
+    request = draw(mutations(VALID[path]))
+    return path, json.dumps(limit_output(path, request, draw(st.sampled_from([1, 2])))).encode()
+
+
+def limit_output(path: str, request: dict[str, Any], tokens: int) -> dict[str, Any]:
+    """Limit the length of the output, and keep the model loaded."""
+    if path.startswith("/api/"):
+        request = {name: value for name, value in request.items() if name != "keep_alive"}
+        return {**request, "options": {**OLLAMA_OPTIONS, "num_predict": tokens}}
+    return {**request, "max_output_tokens": tokens, "max_tokens": tokens}
+
+
+def create_event(request: dict[str, Any]) -> str:
+    """Make a message over a WebSocket from a request."""
+    return json.dumps({"type": "response.create", **request, "max_output_tokens": 2})
 
 
 @st.composite

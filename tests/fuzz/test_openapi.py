@@ -16,18 +16,35 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from osaurusd.app import APIS
+from osaurusd.http.openapi import Operation
 from tests.fuzz.target import TIMEOUT_SECONDS, Target
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 EXAMPLES = 10
+OTHER_EXAMPLES = 2
 LONG_EXAMPLES = 500
 
-PATHS = ["/health", "/models", "/models/{model}", "/chat/completions", "/completions", "/metrics", "/openapi.json"]
-POST_PATHS = ("/chat/completions", "/completions")
+CHAT_PATHS = ("/chat/completions", "/completions")
+CONSTANT_PATHS = ("/health", "/metrics", "/openapi.json", "/models", "/api/version", "/api/tags", "/api/ps")
 MODES = list(schemathesis.GenerationMode)
+OPERATIONS = [operation for api in APIS for operation in api.operations]
 
-# Without a body, no request is invalid: any text can be a model name.
-CASES = [(path, mode) for path in PATHS for mode in MODES if mode is MODES[0] or path in POST_PATHS]
+# Without a body or a query, no request is invalid: any text can be an id.
+CASES = [
+    pytest.param(operation, mode, id=f"{operation.id}-{mode.value}")
+    for operation in OPERATIONS
+    for mode in MODES
+    if mode is MODES[0] or operation.request is not None or operation.query
+]
+
+# Long outputs would only take time.
+LIMITS: dict[str, Any] = {
+    "max_tokens": 1,
+    "max_completion_tokens": 1,
+    "max_output_tokens": 1,
+    "options": {"num_predict": 1},
+}
 
 
 def fetch_openapi(target: Target) -> Any:
@@ -39,27 +56,27 @@ def fetch_openapi(target: Target) -> Any:
         connection.close()
 
 
-def find_operation(target: Target, path: str) -> Any:
+@pytest.fixture(scope="module")
+def operations(target: Target) -> dict[str, Any]:
+    """The operations of the description by their ids."""
     document = fetch_openapi(target)
-    assert set(PATHS) == set(document["paths"])
     # The document lists the servers with and without /v1; one of them suffices.
     document["servers"] = [{"url": "/"}]
-    operations: list[Any] = [result.ok() for result in schemathesis.openapi.from_dict(document).get_all_operations()]
-    return next(operation for operation in operations if operation.path == path)
+    found: list[Any] = [result.ok() for result in schemathesis.openapi.from_dict(document).get_all_operations()]
+    return {operation.definition.raw["operationId"]: operation for operation in found}
 
 
 def send_examples(
-    target: Target, path: str, mode: schemathesis.GenerationMode, examples: int, *, derandomize: bool
+    target: Target, operation: Any, mode: schemathesis.GenerationMode, examples: int, *, derandomize: bool
 ) -> None:
-    operation = find_operation(target, path)
-
     @settings(max_examples=examples, derandomize=derandomize)
     @given(st.data())
     def send(data: st.DataObject) -> None:
         case = data.draw(operation.as_strategy(mode))
         if isinstance(case.body, dict):
-            # Long outputs would only take time.
-            case.body = {**case.body, "max_tokens": 1, "max_completion_tokens": 1}
+            # The model must not be unloaded, since its process must stay the same.
+            body = {name: value for name, value in case.body.items() if name != "keep_alive"}
+            case.body = {**body, **LIMITS}
         response = case.call(base_url=target.daemon.url, timeout=TIMEOUT_SECONDS)
         target.sent += 1
         case.validate_response(response, checks=CHECKS)
@@ -67,15 +84,23 @@ def send_examples(
     send()
 
 
-@pytest.mark.parametrize(("path", "mode"), CASES)
-def test_responses_conform_to_openapi(target: Target, path: str, mode: schemathesis.GenerationMode) -> None:
-    takes_input = "{" in path or path in POST_PATHS
-    send_examples(target, path, mode, EXAMPLES if takes_input else 1, derandomize=True)
+@pytest.mark.parametrize(("operation", "mode"), CASES)
+def test_responses_conform_to_openapi(
+    target: Target, operations: dict[str, Any], operation: Operation, mode: schemathesis.GenerationMode
+) -> None:
+    examples = EXAMPLES if operation.path in CHAT_PATHS else OTHER_EXAMPLES
+    if operation.path in CONSTANT_PATHS:
+        examples = 1
+    send_examples(target, operations[operation.id], mode, examples, derandomize=True)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("path", "mode"), [case for case in CASES if case[0] not in ("/health", "/metrics")])
-def test_many_responses_conform_to_openapi(target: Target, path: str, mode: schemathesis.GenerationMode) -> None:
-    send_examples(target, path, mode, LONG_EXAMPLES, derandomize=False)
-    print(f"{path} {mode.value}: {target.sent} requests so far")
+@pytest.mark.parametrize(("operation", "mode"), CASES)
+def test_many_responses_conform_to_openapi(
+    target: Target, operations: dict[str, Any], operation: Operation, mode: schemathesis.GenerationMode
+) -> None:
+    if operation.path in CONSTANT_PATHS:
+        pytest.skip("the request is always the same")
+    send_examples(target, operations[operation.id], mode, LONG_EXAMPLES, derandomize=False)
+    print(f"{operation.id} {mode.value}: {target.sent} requests so far")

@@ -6,14 +6,18 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from websockets.sync.client import connect
 
 from osaurusd.wire.admin import Route
 from tests.fuzz import inputs
-from tests.fuzz.target import Target, check_error
+from tests.fuzz.target import SERVER_FAULTS, TIMEOUT_SECONDS, Target, check_error
 
 EXAMPLES = 60
 LONG_EXAMPLES = 3000
 ADMIN_EXAMPLES = 25
+
+OTHER_PREFIXES = ["/responses", "/conversations", "/api/", "/messages"]
+FINAL_EVENTS = ("error", "response.completed", "response.incomplete", "response.failed")
 
 any_body = st.one_of(inputs.values.map(lambda value: json.dumps(value).encode()), st.binary())
 KINDS = {
@@ -42,16 +46,63 @@ def test_random_requests_are_answered_or_rejected(target: Target, kind: str) -> 
     assert before == target.processes()
 
 
-def test_random_requests_of_anthropic_are_answered_or_rejected(target: Target) -> None:
-    @settings(max_examples=EXAMPLES, derandomize=True)
-    @given(inputs.mutated_messages())
+def send_to_other(target: Target, prefix: str, examples: int, *, derandomize: bool) -> None:
+    @settings(max_examples=examples, derandomize=derandomize)
+    @given(inputs.requests_to(prefix))
     def send(request: tuple[str, bytes]) -> None:
-        target.post(*request).check_anthropic()
+        target.post(*request).check_other()
 
     before = target.processes()
     send()
 
     assert before == target.processes()
+
+
+@pytest.mark.parametrize("prefix", OTHER_PREFIXES)
+def test_random_requests_of_other_apis_are_answered_or_rejected(target: Target, prefix: str) -> None:
+    send_to_other(target, prefix, EXAMPLES, derandomize=True)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("prefix", OTHER_PREFIXES)
+def test_many_random_requests_of_other_apis_are_answered_or_rejected(target: Target, prefix: str) -> None:
+    send_to_other(target, prefix, LONG_EXAMPLES, derandomize=False)
+
+
+def send_messages(target: Target, examples: int, *, derandomize: bool) -> None:
+    """Send messages over one WebSocket, each of which must be answered before the next one."""
+
+    @settings(max_examples=examples, derandomize=derandomize)
+    @given(
+        st.one_of(
+            inputs.text,
+            inputs.values.map(json.dumps),
+            inputs.mutations(inputs.RESPONSE_REQUESTS).map(inputs.create_event),
+        )
+    )
+    def send(message: str) -> None:
+        socket.send(message)
+        event = json.loads(socket.recv(TIMEOUT_SECONDS))
+        while event["type"] not in FINAL_EVENTS:
+            event = json.loads(socket.recv(TIMEOUT_SECONDS))
+        assert event["type"] != "error" or event["status"] not in SERVER_FAULTS, event
+
+    before = target.processes()
+    with connect(f"{target.daemon.url.replace('http', 'ws')}/responses", max_size=None) as socket:
+        send()
+
+    assert before == target.processes()
+
+
+def test_random_messages_over_a_websocket_are_answered_or_rejected(target: Target) -> None:
+    send_messages(target, EXAMPLES, derandomize=True)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_many_random_messages_over_a_websocket_are_answered_or_rejected(target: Target) -> None:
+    send_messages(target, LONG_EXAMPLES, derandomize=False)
 
 
 @pytest.mark.long

@@ -13,12 +13,12 @@ import psutil
 import tomlkit
 
 from tests.daemons import Daemon
-from tests.models import make_tiny
+from tests.models import NO_END_TOKEN, make_tiny
 
 TIMEOUT_SECONDS = 120
 
 # A tiny model needs a little less than this, as its worker measures.
-TINY_BYTES = 11_600_000
+TINY_BYTES = 17_000_000
 ROOM_FOR_TWO = 2 * TINY_BYTES + TINY_BYTES // 3
 ROOM_FOR_ONE = TINY_BYTES + TINY_BYTES // 3
 
@@ -32,7 +32,7 @@ ENDLESS: dict[str, Any] = {"max_tokens": 1900, "stream": True, "logit_bias": {RE
 def make_models(home: Path, tokenizer: Path, *names: str) -> Path:
     """Create tiny random models that generate until the context is full."""
     for seed, name in enumerate(names):
-        make_tiny(home / "models" / name, tokenizer, eos_token_id=49151, seed=seed)
+        make_tiny(home / "models" / name, tokenizer, eos_token_id=NO_END_TOKEN, hidden_size=256, seed=seed)
     return home
 
 

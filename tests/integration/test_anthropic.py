@@ -30,11 +30,11 @@ FORCED = {"type": "tool", "name": "get_weather"}
 
 
 @pytest.fixture(scope="module")
-def daemon(module_home: Path, smollm_folder: Path) -> Iterator[Daemon]:
+def daemon(module_home: Path, tiny_tokenizer: Path) -> Iterator[Daemon]:
     """A daemon with two tiny random models, one of which thinks if the request asks for it."""
-    make_tiny(module_home / "models" / "tiny", smollm_folder, max_position_embeddings=CONTEXT)
+    make_tiny(module_home / "models" / "tiny", tiny_tokenizer, max_position_embeddings=CONTEXT)
     # With tied embeddings, a random model repeats the last token, which is a line break.
-    folder = make_tiny(module_home / "models" / "thinker", smollm_folder, tie_word_embeddings=False)
+    folder = make_tiny(module_home / "models" / "thinker", tiny_tokenizer, tie_word_embeddings=False)
     rename_tokens(folder, REASONING_MARKERS)
     template = folder / "chat_template.jinja"
     opening = "{% if add_generation_prompt and enable_thinking %}{{ '<think>\\n' }}{% endif %}"

@@ -172,8 +172,8 @@ class ModelCache:
 
 
 @pytest.fixture(scope="module")
-def cache(module_home: Path, smollm_folder: Path) -> ModelCache:
-    cache = ModelCache(module_home / "hub", smollm_folder)
+def cache(module_home: Path, tiny_tokenizer: Path) -> ModelCache:
+    cache = ModelCache(module_home / "hub", tiny_tokenizer)
     for seed, (repo, model) in enumerate(MODELS.items()):
         # The repositories of Gemma and DeepSeek predate chat_template.jinja; tokenizer_config.json has the template.
         settings: dict[str, Any] = {}

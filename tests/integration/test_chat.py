@@ -1,4 +1,4 @@
-"""Chat completions beyond the examples of the guide, with a real daemon, worker and model."""
+"""Chat completions beyond the examples of the guide, with a real daemon and worker, and a tiny random model."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,44 +6,39 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.conftest import SMOLLM
+from tests.conftest import TINY
 from tests.daemons import Daemon
 
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
+PROMPT_TOKENS = 42
+"""Tokens of a prompt besides the message: the default system message and the markers of the template."""
+
 COUNT = [{"role": "user", "content": "Count from one to fifty in words."}]
 
 
 def complete(client: OpenAI, **fields):
-    return client.chat.completions.create(**{"model": SMOLLM, "messages": CAPITAL, "temperature": 0, **fields})
+    return client.chat.completions.create(
+        **{"model": TINY, "messages": CAPITAL, "temperature": 0, "max_tokens": 12, **fields}
+    )
 
 
 def test_max_tokens_limits_the_output_exactly(client: OpenAI) -> None:
     for field in ("max_tokens", "max_completion_tokens"):
-        reply = complete(client, messages=COUNT, **{field: 5})
+        reply = client.chat.completions.create(model=TINY, messages=COUNT, **{field: 5})
 
         assert reply.choices[0].finish_reason == "length"
         assert reply.usage.completion_tokens == 5
 
 
-def test_usage_agrees_with_the_tokenizer(client: OpenAI, smollm_folder) -> None:
-    from transformers import AutoTokenizer  # noqa: PLC0415  takes a second, and only this test needs it
-
-    tokenizer = AutoTokenizer.from_pretrained(smollm_folder)
-    prompt = tokenizer.apply_chat_template(CAPITAL, add_generation_prompt=True, return_dict=False)
-    reply = complete(client)
-
-    assert len(prompt) == reply.usage.prompt_tokens
-    output = tokenizer.encode(reply.choices[0].message.content, add_special_tokens=False)
-    assert len(output) == reply.usage.completion_tokens
-
-
-@pytest.mark.parametrize("stop", ["Paris", ["nowhere", "Paris"], [" is Par"]])
-def test_stop_string_ends_the_output_and_is_not_part_of_it(client: OpenAI, stop: object) -> None:
-    reply = complete(client, stop=stop)
+@pytest.mark.parametrize("other_stops", [[], ["nowhere"]])
+def test_stop_string_ends_the_output_and_is_not_part_of_it(client: OpenAI, other_stops: list[str]) -> None:
+    text = complete(client).choices[0].message.content
+    # Parts of several tokens.
+    stop = text[len(text) // 2 :][:6]
+    reply = complete(client, stop=[*other_stops, stop] if other_stops else stop)
 
     assert reply.choices[0].finish_reason == "stop"
-    assert "The capital of France" in reply.choices[0].message.content
-    assert "Par" not in reply.choices[0].message.content
+    assert reply.choices[0].message.content == text[: text.index(stop)]
 
 
 def test_stream_has_the_same_content_as_the_whole_response(client: OpenAI) -> None:
@@ -55,7 +50,7 @@ def test_stream_has_the_same_content_as_the_whole_response(client: OpenAI) -> No
     assert chunks[-1].choices == []
     assert whole.usage == chunks[-1].usage
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert chunks[-2].choices[0].finish_reason == "length"
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
@@ -80,17 +75,6 @@ def test_seed_repeats_the_output_in_a_batch(client: OpenAI) -> None:
     assert [alone, alone] == [batched[0], batched[3]]
 
 
-def test_default_sampling_answers_a_simple_question_with_at_least_nine_of_ten_seeds(client: OpenAI) -> None:
-    def generate(seed: int) -> str:
-        reply = client.chat.completions.create(model=SMOLLM, messages=CAPITAL, seed=seed, max_tokens=8)
-        return reply.choices[0].message.content or ""
-
-    with ThreadPoolExecutor(5) as executor:
-        answers = list(executor.map(generate, range(10)))
-
-    assert sum("Paris" in answer for answer in answers) >= 9
-
-
 def test_batching_does_not_change_the_output(client: OpenAI) -> None:
     questions = ["What is the capital of France?", "Say hello.", "Name a colour.", "What is two plus two?"]
 
@@ -104,7 +88,7 @@ def test_batching_does_not_change_the_output(client: OpenAI) -> None:
         batched = list(executor.map(generate, questions))
 
     assert alone == batched
-    assert len(set(alone)) == 4
+    assert len(set(alone)) > 1
 
 
 def test_top_p_zero_is_greedy(client: OpenAI) -> None:
@@ -116,10 +100,11 @@ def test_top_p_zero_is_greedy(client: OpenAI) -> None:
 
 def test_text_parts_and_the_developer_role_are_supported(client: OpenAI) -> None:
     parts = [{"type": "text", "text": "What is the capital"}, {"type": "text", "text": " of France?"}]
-    system = {"role": "developer", "content": "You are a helpful assistant."}
-    messages = [system, {"role": "user", "content": parts}]
+    instructions = "Be brief."
+    expected = complete(client, messages=[{"role": "system", "content": instructions}, *CAPITAL])
+    messages = [{"role": "developer", "content": instructions}, {"role": "user", "content": parts}]
 
-    assert "Paris" in complete(client, messages=messages).choices[0].message.content
+    assert expected.choices[0].message.content == complete(client, messages=messages).choices[0].message.content
 
 
 def test_prompt_over_the_context_length_is_rejected_with_both_numbers(client: OpenAI) -> None:
@@ -128,7 +113,7 @@ def test_prompt_over_the_context_length_is_rejected_with_both_numbers(client: Op
 
     assert (raised.value.code, raised.value.param) == ("context_length_exceeded", "messages")
     assert "8192" in raised.value.message
-    assert "9031" in raised.value.message
+    assert str(9000 + PROMPT_TOKENS) in raised.value.message
 
 
 def test_stream_that_fails_before_its_first_chunk_has_an_error_status(client: OpenAI) -> None:
@@ -138,10 +123,10 @@ def test_stream_that_fails_before_its_first_chunk_has_an_error_status(client: Op
 
 def test_unknown_model_is_not_found_and_similar_names_are_suggested(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as raised:
-        complete(client, model="smolm2-135m-instruct")
+        complete(client, model="tinny")
 
     assert raised.value.code == "model_not_found"
-    assert SMOLLM in raised.value.message
+    assert '"tiny"' in raised.value.message
 
 
 def test_known_model_that_is_not_downloaded_is_not_found_and_the_error_has_the_command(client: OpenAI) -> None:
@@ -153,11 +138,11 @@ def test_known_model_that_is_not_downloaded_is_not_found_and_the_error_has_the_c
 
 
 def test_model_name_ignores_case_and_the_response_has_the_api_name(client: OpenAI) -> None:
-    assert complete(client, model=SMOLLM.upper(), max_tokens=1).model == SMOLLM
-    assert client.models.retrieve(SMOLLM.upper()).id == SMOLLM
+    assert complete(client, model=TINY.upper(), max_tokens=1).model == TINY
+    assert client.models.retrieve(TINY.upper()).id == TINY
 
 
-def test_v1_prefix_is_optional(smollm_daemon: Daemon) -> None:
-    with OpenAI(base_url=f"{smollm_daemon.url}/v1", api_key="x", max_retries=0) as client:
-        assert "Paris" in complete(client).choices[0].message.content
-        assert [SMOLLM] == [model.id for model in client.models.list()]
+def test_v1_prefix_is_optional(tiny_daemon: Daemon) -> None:
+    with OpenAI(base_url=f"{tiny_daemon.url}/v1", api_key="x", max_retries=0) as client:
+        assert complete(client).choices[0].message.content
+        assert [TINY] == [model.id for model in client.models.list()]

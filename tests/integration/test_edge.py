@@ -34,8 +34,8 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def daemon(module_home: Path, smollm_folder: Path) -> Iterator[Daemon]:
-    with running_tiny(module_home, smollm_folder, CONFIG) as daemon:
+def daemon(module_home: Path, tiny_tokenizer: Path) -> Iterator[Daemon]:
+    with running_tiny(module_home, tiny_tokenizer, CONFIG) as daemon:
         yield daemon
         assert [] == [line for line in daemon.log if line.get("level") == "error" or "exception" in line]
 

@@ -21,10 +21,10 @@ TOOL = {
 
 
 @pytest.fixture(scope="module")
-def client(module_home: Path, smollm_folder: Path) -> Iterator[OpenAI]:
+def client(module_home: Path, tiny_tokenizer: Path) -> Iterator[OpenAI]:
     """A client of a daemon that serves tiny models with the templates of several families."""
     for name in ("gemma-2", "mistral-nemo", "qwen3-coder"):
-        make_tiny(module_home / "models" / name, smollm_folder, template=TEMPLATES[name])
+        make_tiny(module_home / "models" / name, tiny_tokenizer, template=TEMPLATES[name])
     with daemons.running(module_home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
         yield client
 

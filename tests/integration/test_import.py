@@ -21,10 +21,24 @@ from tests.models import make_tiny
 HEADERS = {"Host": "osaurusd", "Osaurus-Api": "1", "Content-Type": "application/json"}
 
 
-@pytest.fixture
-def daemon(home: Path):
-    with daemons.running(home) as running:
+@pytest.fixture(scope="module")
+def daemon(module_home: Path) -> Iterator[Daemon]:
+    with daemons.running(module_home) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in an MLX folder."""
+    return make_tiny(tmp_path_factory.mktemp("tiny"), tiny_tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def imported_models(daemon: Daemon) -> Iterator[None]:
+    """Removes the imported models after a test."""
+    yield
+    names = [model["name"] for model in daemon.admin("GET", "/v0/models")[1]]
+    assert 200 == daemon.admin("POST", "/v0/models/remove", {"models": names, "force": True})[0] or not names
 
 
 def list_models_folder(daemon: Daemon) -> list[str]:
@@ -45,14 +59,8 @@ def test_gguf_import_reports_progress_and_adds_the_model(daemon: Daemon, smollm_
     assert [SMOLLM] == [model["name"] for model in daemon.admin("GET", "/v0/models")[1]]
 
 
-def test_mlx_folder_is_imported_under_the_requested_name(daemon: Daemon, smollm_folder: Path) -> None:
-    status, events = daemon.admin("POST", "/v0/imports", {"path": str(smollm_folder), "name": "mine"})
-
-    assert (200, "done", "mine") == (status, events[-1]["event"], events[-1]["model"]["name"])
-
-
-def test_name_of_a_non_ascii_folder_stays_readable(daemon: Daemon, smollm_folder: Path, tmp_path: Path) -> None:
-    make_tiny(tmp_path / "模型-Ünï", smollm_folder)
+def test_name_of_a_non_ascii_folder_stays_readable(daemon: Daemon, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    make_tiny(tmp_path / "模型-Ünï", tiny_tokenizer)
     _, events = daemon.admin("POST", "/v0/imports", {"path": str(tmp_path / "模型-Ünï")})
     assert ("done", "模型-ünï") == (events[-1]["event"], events[-1]["model"]["name"])
 
@@ -63,10 +71,11 @@ def test_name_of_a_non_ascii_folder_stays_readable(daemon: Daemon, smollm_folder
     assert "模型-ünï" == client.models.retrieve("模型-ünï").id
 
 
-def test_taken_name_is_rejected(daemon: Daemon, smollm_folder: Path) -> None:
-    daemon.admin("POST", "/v0/imports", {"path": str(smollm_folder), "name": "mine"})
-    status, error = daemon.admin("POST", "/v0/imports", {"path": str(smollm_folder), "name": "mine"})
+def test_mlx_folder_is_imported_under_the_requested_name_once(daemon: Daemon, tiny_folder: Path) -> None:
+    status, events = daemon.admin("POST", "/v0/imports", {"path": str(tiny_folder), "name": "mine"})
+    assert (200, "done", "mine") == (status, events[-1]["event"], events[-1]["model"]["name"])
 
+    status, error = daemon.admin("POST", "/v0/imports", {"path": str(tiny_folder), "name": "mine"})
     assert (409, "name_taken") == (status, error["error"]["code"])
 
 
@@ -96,9 +105,9 @@ def test_disconnecting_cancels_the_import(daemon: Daemon, smollm_gguf: Path) -> 
     connection.request("POST", "/v0/imports", json.dumps({"path": str(smollm_gguf)}), HEADERS)
     connection.getresponse().readline()
     children = psutil.Process(daemon.process.pid).children()
-    requests = sum(line["event"] == "request" for line in daemon.log)
+    imports = daemon.count("request", path="/v0/imports")
     connection.close()
-    daemon.wait_for("request", count=requests + 1)
+    daemon.wait_for("request", count=imports + 1, path="/v0/imports")
 
     psutil.wait_procs(children, 10)
     assert [] == [child for child in children if child.is_running()]
@@ -147,14 +156,14 @@ def confined_daemon(module_home: Path) -> Iterator[Daemon]:
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_command_line_imports_what_only_the_user_may_open(
-    confined_daemon: Daemon, smollm_gguf: Path, smollm_folder: Path, kind: str
+    confined_daemon: Daemon, smollm_gguf: Path, tiny_tokenizer: Path, kind: str
 ) -> None:
     downloads = confined_daemon.home / "user" / "Downloads"
     source = downloads / "Some-Model.gguf" if kind == "file" else downloads / "Some-Folder"
     if kind == "file":
         shutil.copyfile(smollm_gguf, source)
     else:
-        make_tiny(source, smollm_folder)
+        make_tiny(source, tiny_tokenizer)
     status, refused = confined_daemon.admin("POST", "/v0/imports", {"path": str(source)})
     assert (400, True) == (status, "Operation not permitted" in refused["error"]["message"])
     command = [sys.executable, "-m", "osaurusctl", "import", str(source), "--name", kind]

@@ -11,7 +11,7 @@ import pytest
 
 from tests import daemons, macs
 from tests.macs import Mac
-from tests.models import make_tiny
+from tests.models import NO_END_TOKEN, make_tiny
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Continue."}], "max_tokens": 4}
 
@@ -23,8 +23,8 @@ def mac() -> Iterator[Mac]:
         yield account
 
 
-def test_installed_service_answers_a_chat_request(mac: Mac, smollm_folder: Path) -> None:
-    make_tiny(mac.home / "models" / "tiny", smollm_folder)
+def test_installed_service_answers_a_chat_request(mac: Mac, tiny_tokenizer: Path) -> None:
+    make_tiny(mac.home / "models" / "tiny", tiny_tokenizer)
     run = mac.install()
     assert 0 == run.returncode, run.stderr
 
@@ -112,8 +112,8 @@ def test_up_and_down_control_the_service(mac: Mac) -> None:
 
 
 @pytest.mark.long
-def test_restart_lets_running_requests_finish(mac: Mac, smollm_folder: Path) -> None:
-    make_tiny(mac.home / "models" / "tiny", smollm_folder, eos_token_id=49151)
+def test_restart_lets_running_requests_finish(mac: Mac, tiny_tokenizer: Path) -> None:
+    make_tiny(mac.home / "models" / "tiny", tiny_tokenizer, eos_token_id=NO_END_TOKEN)
     assert 0 == mac.install().returncode
     pid = mac.service()["pid"]
     connection = mac.post_chat({**CHAT, "max_tokens": 200, "stream": True})
@@ -128,9 +128,9 @@ def test_restart_lets_running_requests_finish(mac: Mac, smollm_folder: Path) -> 
     assert pid != mac.service()["pid"]
 
 
-def test_reinstallation_lets_running_requests_finish(mac: Mac, smollm_folder: Path) -> None:
+def test_reinstallation_lets_running_requests_finish(mac: Mac, tiny_tokenizer: Path) -> None:
     """The old process drains after bootout has returned; until it exits, bootstrap fails."""
-    make_tiny(mac.home / "models" / "tiny", smollm_folder, eos_token_id=49151)
+    make_tiny(mac.home / "models" / "tiny", tiny_tokenizer, eos_token_id=NO_END_TOKEN)
     assert 0 == mac.install().returncode
     connection = mac.post_chat({**CHAT, "max_tokens": 200, "stream": True})
     stream = connection.getresponse()

@@ -13,11 +13,11 @@ from tests.daemons import Daemon, wait_until
 from tests.integration.residency import ENDLESS, chat, make_models, open_chat, workers
 
 
-@pytest.fixture
-def daemon(home: Path, smollm_folder: Path) -> Iterator[Daemon]:
+@pytest.fixture(scope="module")
+def daemon(module_home: Path, tiny_tokenizer: Path) -> Iterator[Daemon]:
     """A daemon whose tiny model has answered one request."""
-    make_models(home, smollm_folder, "one")
-    with daemons.running(home) as daemon:
+    make_models(module_home, tiny_tokenizer, "one")
+    with daemons.running(module_home) as daemon:
         assert 200 == chat(daemon, "one")
         yield daemon
 

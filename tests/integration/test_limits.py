@@ -22,9 +22,9 @@ NO_END_TOKEN = {"0": -100, "2": -100}
 
 
 @pytest.fixture(scope="module")
-def daemon(module_home: Path, smollm_folder: Path) -> Iterator[Daemon]:
+def daemon(module_home: Path, tiny_tokenizer: Path) -> Iterator[Daemon]:
     config = f"[worker]\nmax_waiting = {MAX_WAITING}\n"
-    with running_tiny(module_home, smollm_folder, config, max_position_embeddings=CONTEXT_LENGTH) as daemon:
+    with running_tiny(module_home, tiny_tokenizer, config, max_position_embeddings=CONTEXT_LENGTH) as daemon:
         yield daemon
 
 

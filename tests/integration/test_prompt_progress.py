@@ -11,8 +11,8 @@ from tests.models import make_tiny
 MESSAGES = [{"role": "user", "content": "word " * 4500}]
 
 
-def test_progress_of_a_long_prompt_is_streamed_on_request(home: Path, smollm_folder: Path) -> None:
-    make_tiny(home / "models" / "tiny", smollm_folder, max_position_embeddings=8192)
+def test_progress_of_a_long_prompt_is_streamed_on_request(home: Path, tiny_tokenizer: Path) -> None:
+    make_tiny(home / "models" / "tiny", tiny_tokenizer, max_position_embeddings=8192)
     with daemons.running(home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
         request = {"model": "tiny", "messages": MESSAGES, "stream": True, "max_tokens": 1}
         chunks = list(client.chat.completions.create(**request, extra_body={"return_progress": True}))

@@ -247,9 +247,9 @@ def test_token_of_the_cli_is_used_for_one_pull_and_not_stored(daemon: Daemon, hu
 
 
 def test_error_for_a_published_model_names_the_command_that_downloads_it(
-    daemon: Daemon, hub: Hub, smollm_folder: Path, tmp_path: Path
+    daemon: Daemon, hub: Hub, tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
-    publish_tiny(hub, "mlx-community/OpenELM-3B-Instruct-4bit", smollm_folder, tmp_path)
+    publish_tiny(hub, "mlx-community/OpenELM-3B-Instruct-4bit", tiny_tokenizer, tmp_path)
     chat = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
     with OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
         with pytest.raises(NotFoundError, match="osaurusctl pull openelm-3b-instruct"):
@@ -330,10 +330,10 @@ def test_pull_accepts_urls_and_approximate_names(daemon: Daemon, hub: Hub) -> No
 
 
 def test_all_published_models_can_be_pulled_and_used(
-    daemon: Daemon, hub: Hub, smollm_folder: Path, tmp_path: Path
+    daemon: Daemon, hub: Hub, tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
     for repo in PUBLISHED:
-        publish_tiny(hub, repo, smollm_folder, tmp_path)
+        publish_tiny(hub, repo, tiny_tokenizer, tmp_path)
 
     assert 0 == ctl(daemon.home, "pull", *PUBLISHED.values()).returncode
     assert sorted(PUBLISHED.values()) == sorted(list_models(daemon))

@@ -1,7 +1,6 @@
-"""Reasoning is separated from content. A real daemon and worker, and a model with reasoning markers."""
+"""Reasoning is separated from content. A real daemon and worker, and a tiny model with reasoning markers."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,18 +8,16 @@ import pytest
 from openai import OpenAI
 
 from tests import daemons
-from tests.models import REASONING_MARKERS, rename_tokens
+from tests.models import NO_END_TOKEN, REASONING_MARKERS, make_tiny, rename_tokens
 
-# The model was not trained to reason; without this bias it ends its output immediately.
-NEVER_END = {"0": -100, "2": -100}
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 @pytest.fixture(scope="module")
-def reasoning_model(module_home: Path, smollm_folder: Path) -> Iterator[tuple[OpenAI, int]]:
+def reasoning_model(module_home: Path, tiny_tokenizer: Path) -> Iterator[tuple[OpenAI, int]]:
     """Run a daemon with a model whose output starts with reasoning; yield a client and the id of the end marker."""
     folder = module_home / "models" / "reasoner"
-    shutil.copytree(smollm_folder, folder)
+    make_tiny(folder, tiny_tokenizer, tie_word_embeddings=False, eos_token_id=NO_END_TOKEN)
     rename_tokens(folder, REASONING_MARKERS)
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text() + "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}")
@@ -37,7 +34,6 @@ def complete(client: OpenAI, **fields):
             "messages": QUESTION,
             "temperature": 0,
             "max_tokens": 8,
-            "logit_bias": NEVER_END,
             **fields,
         }
     )
@@ -45,7 +41,7 @@ def complete(client: OpenAI, **fields):
 
 def end_reasoning_immediately(end: int) -> dict[str, object]:
     """Return fields that make the end marker by far the most likely token, but only once."""
-    return {"logit_bias": {**NEVER_END, str(end): 100}, "extra_body": {"repetition_penalty": 10}}
+    return {"logit_bias": {str(end): 10}, "extra_body": {"repetition_penalty": 10}}
 
 
 def test_unfinished_reasoning_is_not_content(reasoning_model) -> None:

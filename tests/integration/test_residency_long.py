@@ -32,9 +32,9 @@ MAX_LEAK_BYTES = 10_000_000
 
 
 @pytest.fixture
-def models_home(home: Path, smollm_folder: Path) -> Path:
+def models_home(home: Path, tiny_tokenizer: Path) -> Path:
     """A home with three tiny models."""
-    return make_models(home, smollm_folder, "one", "two", "three")
+    return make_models(home, tiny_tokenizer, "one", "two", "three")
 
 
 def test_mixed_requests_for_three_models_with_room_for_two_are_served(models_home: Path) -> None:

@@ -1,13 +1,16 @@
 """The Responses API with OpenAI's client, against a real daemon, worker and tiny model."""
 
 import json
+import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from openai import NotFoundError, OpenAI
+from openai import BadRequestError, NotFoundError, OpenAI
 from openai.types.responses import ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
+from websockets.exceptions import ConnectionClosed
 
 from tests import daemons
 from tests.conftest import SMOLLM
@@ -27,6 +30,9 @@ PARAMETERS = {
     "additionalProperties": False,
 }
 WEATHER = {"type": "function", "name": "weather", "parameters": PARAMETERS}
+# OpenAI's client opens WebSockets in a way that the library deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:connect.* must be used as a context manager:DeprecationWarning")
+
 EVENT = TypeAdapter(ResponseStreamEvent)
 
 
@@ -35,9 +41,9 @@ class City(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def tiny(module_home: Path, smollm_folder: Path) -> Iterator[OpenAI]:
+def tiny(module_home: Path, tiny_tokenizer: Path) -> Iterator[OpenAI]:
     """The official client, connected to a daemon whose only model is tiny."""
-    make_tiny(module_home / "models" / SMOLLM, smollm_folder, template=STRICT_TEMPLATE)
+    make_tiny(module_home / "models" / SMOLLM, tiny_tokenizer, template=STRICT_TEMPLATE)
     with daemons.running(module_home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
         yield client
 
@@ -90,6 +96,31 @@ def test_call_and_its_output(tiny: OpenAI) -> None:
     assert continued.usage.input_tokens_details.cached_tokens
 
 
+@pytest.mark.parametrize(
+    ("syntax", "definition", "pattern"),
+    [
+        ("regex", r"[a-c]{2,5}\n", r"[a-c]{2,5}\n"),
+        ("lark", 'start: LINE LINE?\nLINE: /[+-]"[a-c]{2,5}"/ "\\n"', r'([+-]"[a-c]{2,5}"\n){1,2}'),
+    ],
+)
+def test_grammar_of_a_custom_tool_is_guaranteed(tiny: OpenAI, syntax: str, definition: str, pattern: str) -> None:
+    tool = {
+        "type": "custom",
+        "name": "patch",
+        "format": {"type": "grammar", "syntax": syntax, "definition": definition},
+    }
+    fields = {"tools": [tool], "tool_choice": "required", "parallel_tool_calls": False, "max_output_tokens": 64}
+    response = respond(tiny, "Patch it.", **fields)
+
+    (call,) = response.output
+    assert ("custom_tool_call", "patch") == (call.type, call.name)
+    assert re.fullmatch(pattern, call.input)
+    tool["format"]["definition"] = "(("
+    with pytest.raises(BadRequestError) as caught:
+        respond(tiny, "Patch it.", **fields)
+    assert "tools[0].format.definition" == caught.value.param
+
+
 def test_format_is_guaranteed(tiny: OpenAI) -> None:
     response = tiny.responses.parse(model=SMOLLM, input="Is Rome large?", text_format=City)
     assert isinstance(response.output_parsed, City)
@@ -120,14 +151,91 @@ def test_incomplete_and_background(tiny: OpenAI) -> None:
         assert "max_output_tokens" == final.incomplete_details.reason
 
 
-def test_stored_responses_survive_a_restart(smollm_folder: Path, home: Path) -> None:
-    make_tiny(home / "models" / SMOLLM, smollm_folder)
+def final_response(connection):
+    """Return the response at the end of its events."""
+    for event in connection:
+        assert event.type != "error", event
+        if event.type in ("response.completed", "response.incomplete", "response.failed"):
+            return event.response
+    raise AssertionError("the connection was closed")
+
+
+def test_websocket_continues_without_storing(tiny: OpenAI) -> None:
+    first = respond(tiny, "Hello", temperature=0)
+    expected = respond(tiny, "Why?", previous_response_id=first.id, temperature=0)
+    fields = {"model": SMOLLM, "max_output_tokens": 8, "temperature": 0, "store": False}
+    with tiny.responses.connect() as connection:
+        connection.response.create(input="Hello", **fields)
+        response = final_response(connection)
+        connection.response.create(input="Why?", previous_response_id=response.id, **fields)
+        continued = final_response(connection)
+
+    assert first.output_text == response.output_text
+    assert (expected.output_text, expected.usage.input_tokens) == (continued.output_text, continued.usage.input_tokens)
+    assert continued.usage.input_tokens_details.cached_tokens
+    with pytest.raises(NotFoundError):
+        tiny.responses.retrieve(continued.id)
+
+
+def test_prepared_prompt_is_cached(tiny: OpenAI) -> None:
+    text = "A long prompt that no other test has. " * 20
+    with tiny.responses.connect() as connection:
+        connection.response.create(model=SMOLLM, input=text, generate=False, store=False)
+        prepared = final_response(connection)
+        connection.response.create(model=SMOLLM, input="Why?", previous_response_id=prepared.id, max_output_tokens=2)
+        response = final_response(connection)
+
+    assert ([], 0) == (prepared.output, prepared.usage.output_tokens)
+    assert response.usage.input_tokens_details.cached_tokens > prepared.usage.input_tokens / 2
+
+
+def test_conversation_is_the_whole_prompt(tiny: OpenAI) -> None:
+    conversation = tiny.conversations.create(items=[{"role": "user", "content": "Hello"}])
+    first = respond(tiny, [], conversation=conversation.id, temperature=0)
+    second = respond(tiny, "Why?", conversation=conversation.id, temperature=0)
+    whole = [{"role": "user", "content": "Hello"}, *first.output, {"role": "user", "content": "Why?"}]
+
+    assert respond(tiny, whole, temperature=0).output_text == second.output_text
+    items = tiny.conversations.items.list(conversation.id, order="asc").data
+    assert ["user", "assistant", "user", "assistant"] == [item.role for item in items]
+
+
+def test_daemon_stops_while_websockets_are_open(tiny_tokenizer: Path, home: Path) -> None:
+    make_tiny(home / "models" / SMOLLM, tiny_tokenizer)
+    with daemons.running(home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
+        with client.responses.connect() as idle, client.responses.connect() as busy:
+            idle.response.create(model=SMOLLM, input="Hello", max_output_tokens=2)
+            final_response(idle)
+            busy.response.create(model=SMOLLM, input="Hello", max_output_tokens=2000)
+            assert "response.created" == busy.recv().type
+            daemon.process.send_signal(signal.SIGTERM)
+            response = final_response(busy)
+            assert 1001 == close_code(idle)
+        assert 0 == daemon.stop()
+    assert response.status in ("completed", "incomplete")
+
+
+def close_code(connection) -> int:
+    """Return the code with which the server closes a connection."""
+    with pytest.raises(ConnectionClosed) as caught:
+        connection.recv()
+    return caught.value.rcvd.code
+
+
+def test_stored_responses_survive_a_restart(tiny_tokenizer: Path, home: Path) -> None:
+    make_tiny(home / "models" / SMOLLM, tiny_tokenizer)
     (home / "config.toml").write_text('[responses]\nstore = "disk"\n')
-    ids = []
+    ids, conversation = [], None
     for _ in range(2):
         with daemons.running(home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
             response = respond(client, "Hello", previous_response_id=ids[-1] if ids else None)
             ids.append(response.id)
             items = client.responses.input_items.list(response.id, order="asc").data
+            if conversation is None:
+                conversation = client.conversations.create(metadata={"a": "b"})
+            respond(client, "Hello", conversation=conversation.id)
+            kept = client.conversations.items.list(conversation.id, order="asc").data
+            assert conversation == client.conversations.retrieve(conversation.id)
     assert ids[0] == response.previous_response_id
     assert ["user", "assistant", "user"] == [item.role for item in items]
+    assert ["user", "assistant"] * 2 == [item.role for item in kept]

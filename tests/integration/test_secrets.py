@@ -68,14 +68,14 @@ class Traces:
 
 
 @pytest.fixture(scope="module")
-def traces(smollm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traces]:
+def traces(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traces]:
     home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
     traces = Traces(home)
     repos = tmp_path_factory.mktemp("hub")
     stand_in.publish(repos, "org/gated", disk.model(), token=PULL_TOKEN)
     stand_in.publish(repos, "org/broken", disk.model())
     stand_in.publish(repos, "org/slow", disk.model())
-    tiny = make_tiny(home / "models" / "tiny", smollm_folder, template=TEMPLATE)
+    tiny = make_tiny(home / "models" / "tiny", tiny_tokenizer, template=TEMPLATE)
     before = os.umask(0o022)
     try:
         with stand_in.running(repos) as hub:

@@ -16,7 +16,7 @@ from openai import NotFoundError, OpenAI
 
 from tests import daemons
 from tests.daemons import Daemon, UnixConnection
-from tests.models import make_tiny
+from tests.models import NO_END_TOKEN, TINY_VOCABULARY, make_tiny
 from tests.osaurusd.models.disk import repo_folder, write_hub
 
 REQUEST = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
@@ -24,10 +24,15 @@ HEADERS = {"Host": "osaurusd", "Osaurus-Api": "1", "Content-Type": "application/
 REPO = "org/Tiny-Model-4bit"
 
 
-@pytest.fixture
-def files(smollm_folder: Path, tmp_path: Path) -> dict[str, bytes]:
-    """The files of a tiny model with random weights."""
-    folder = make_tiny(tmp_path / "tiny", smollm_folder)
+@pytest.fixture(scope="module")
+def folder(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that generates until its context is full."""
+    return make_tiny(tmp_path_factory.mktemp("tiny"), tiny_tokenizer, eos_token_id=NO_END_TOKEN)
+
+
+@pytest.fixture(scope="module")
+def files(folder: Path) -> dict[str, bytes]:
+    """The files of this model."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -88,7 +93,7 @@ def test_details_are_read_from_the_files(daemon: Daemon, files: dict[str, bytes]
 
     assert 200 == status
     assert sum(len(content) for content in files.values()) == details["model"]["bytes"]
-    assert 49152 * 32 < details["model"]["parameters"] < 49152 * 32 + 100_000
+    assert TINY_VOCABULARY * 32 < details["model"]["parameters"] < TINY_VOCABULARY * 32 + 100_000
     assert 4 * details["model"]["parameters"] == details["weights_bytes"]
     # Layers, keys and values, values per KV head, bytes per value.
     assert 2 * 2 * 16 * 2 == details["kv_bytes_per_token"]
@@ -125,8 +130,8 @@ def test_busy_model_is_only_removed_with_force(daemon: Daemon, home: Path) -> No
     assert not repo_folder(home / "hub", REPO).exists()
 
 
-def test_imported_model_is_verified_and_removed(daemon: Daemon, smollm_folder: Path) -> None:
-    daemon.admin("POST", "/v0/imports", {"path": str(smollm_folder), "name": "mine"})
+def test_imported_model_is_verified_and_removed(daemon: Daemon, folder: Path) -> None:
+    daemon.admin("POST", "/v0/imports", {"path": str(folder), "name": "mine"})
     done = daemon.admin("POST", "/v0/models/verify", {"model": "mine"})[1][-1]
     assert {"intact"} == {file["state"] for file in done["files"]}
 
@@ -154,9 +159,9 @@ def test_verification_detects_a_flipped_byte(daemon: Daemon, home: Path) -> None
     assert ["model.safetensors"] == [file["name"] for file in done["files"] if file["state"] != "intact"]
 
 
-def test_killed_removal_leaves_no_incomplete_model(home: Path, smollm_folder: Path) -> None:
+def test_killed_removal_leaves_no_incomplete_model(home: Path, folder: Path) -> None:
     with daemons.running(home) as daemon:
-        daemon.admin("POST", "/v0/imports", {"path": str(smollm_folder), "name": "mine"})
+        daemon.admin("POST", "/v0/imports", {"path": str(folder), "name": "mine"})
         # Kill the daemon and its children at an arbitrary point of the removal.
         with contextlib.closing(UnixConnection(daemon.socket)) as connection:
             connection.request("POST", "/v0/models/remove", json.dumps({"models": ["mine"]}), HEADERS)
@@ -220,8 +225,8 @@ def test_models_added_and_deleted_on_disk_are_noticed_without_a_restart(
         assert ["tiny-model"] == [model["name"] for model in daemon.admin("GET", "/v0/models")[1]]
 
 
-def test_models_of_extra_roots_are_served_but_never_removed(home: Path, smollm_folder: Path, tmp_path: Path) -> None:
-    make_tiny(tmp_path / "lm" / "org" / "Extra-4bit", smollm_folder)
+def test_models_of_extra_roots_are_served_but_never_removed(home: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    make_tiny(tmp_path / "lm" / "org" / "Extra-4bit", tiny_tokenizer)
     (home / "config.toml").write_text(f'[models]\nroots = ["{tmp_path / "lm"}"]\n')
     with daemons.running(home) as daemon, open_client(daemon) as client:
         assert "extra" == client.chat.completions.create(model="extra", **REQUEST).model
@@ -232,9 +237,9 @@ def test_models_of_extra_roots_are_served_but_never_removed(home: Path, smollm_f
     assert (tmp_path / "lm" / "org" / "Extra-4bit" / "config.json").exists()
 
 
-def test_models_with_irregular_files_are_listed_and_served(home: Path, smollm_folder: Path) -> None:
-    folder = make_tiny(home / "models" / "[tiny] model*", smollm_folder, template=None)
-    template = (smollm_folder / "chat_template.jinja").read_text()
+def test_models_with_irregular_files_are_listed_and_served(home: Path, tiny_tokenizer: Path) -> None:
+    folder = make_tiny(home / "models" / "[tiny] model*", tiny_tokenizer, template=None)
+    template = (tiny_tokenizer / "chat_template.jinja").read_text()
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     config = folder / "config.json"
     config.write_text(config.read_text(), "utf-8-sig")
@@ -248,9 +253,9 @@ def test_models_with_irregular_files_are_listed_and_served(home: Path, smollm_fo
         assert 2 == client.chat.completions.create(model=model.id, **REQUEST).usage.completion_tokens
 
 
-def test_models_of_lm_studio_are_served_if_the_user_agrees(home: Path, smollm_folder: Path, tmp_path: Path) -> None:
+def test_models_of_lm_studio_are_served_if_the_user_agrees(home: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
     store = tmp_path / ".lmstudio" / "models"
-    make_tiny(store / "lmstudio-community" / "Tiny-MLX-4bit", smollm_folder)
+    make_tiny(store / "lmstudio-community" / "Tiny-MLX-4bit", tiny_tokenizer)
     (home / "config.toml").write_text('[models]\nroots = ["/missing"]\n')
 
     def ctl(*arguments: str) -> subprocess.CompletedProcess[str]:

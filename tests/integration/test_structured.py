@@ -45,9 +45,9 @@ PERSON_MESSAGES = [{"role": "user", "content": "Describe a person as JSON."}]
 
 
 @pytest.fixture(scope="module")
-def tiny_client(module_home: Path, smollm_folder: Path) -> Iterator[OpenAI]:
+def tiny_client(module_home: Path, tiny_tokenizer: Path) -> Iterator[OpenAI]:
     """The official client, connected to a daemon whose default model is tiny and has random weights."""
-    make_tiny(module_home / "models" / SMOLLM, smollm_folder)
+    make_tiny(module_home / "models" / SMOLLM, tiny_tokenizer)
     with (
         daemons.running(module_home) as daemon,
         OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as openai_client,
@@ -80,9 +80,9 @@ def test_required_tool_call_is_valid_at_any_temperature(tiny_client: OpenAI, tem
     assert [True] == [is_valid(call) for call in choice.message.tool_calls]
 
 
-def test_named_function_is_called(client: OpenAI) -> None:
+def test_named_function_is_called(tiny_client: OpenAI) -> None:
     named = {"type": "function", "function": {"name": "get_time"}}
-    reply = complete(client, WEATHER_MESSAGES, tools=[WEATHER, TIME], tool_choice=named, parallel_tool_calls=False)
+    reply = complete(tiny_client, WEATHER_MESSAGES, tools=[WEATHER, TIME], tool_choice=named, parallel_tool_calls=False)
 
     (call,) = reply.choices[0].message.tool_calls
     assert ("get_time", "{}") == (call.function.name, "".join(call.function.arguments.split()))
@@ -145,9 +145,9 @@ def test_output_conforms_to_the_json_schema(tiny_client: OpenAI, temperature) ->
         jsonschema.validate(json.loads(choice.message.content), PERSON)
 
 
-def test_json_object_format_yields_an_object(client: OpenAI) -> None:
+def test_json_object_format_yields_an_object(tiny_client: OpenAI) -> None:
     reply = complete(
-        client, PERSON_MESSAGES, response_format={"type": "json_object"}, max_tokens=60, temperature=0.8, seed=2
+        tiny_client, PERSON_MESSAGES, response_format={"type": "json_object"}, max_tokens=60, temperature=0.8, seed=2
     )
 
     assert isinstance(json.loads(reply.choices[0].message.content), dict) or reply.choices[0].finish_reason == "length"

@@ -34,7 +34,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def daemon(module_home: Path, outside: Path, smollm_folder: Path) -> Iterator[Daemon]:
+def daemon(module_home: Path, outside: Path, tiny_tokenizer: Path) -> Iterator[Daemon]:
     models, hub = module_home / "models", module_home / "hub"
     models.mkdir(parents=True)
     (models / "whole").symlink_to(outside)
@@ -45,7 +45,7 @@ def daemon(module_home: Path, outside: Path, smollm_folder: Path) -> Iterator[Da
     (snapshot / "README.md").symlink_to(outside / "README.md")
     (hub / ".locks").mkdir()
     (hub / ".locks" / ".osaurus-pulls").symlink_to(outside.parent)
-    make_models_with_code(models, module_home, smollm_folder)
+    make_models_with_code(models, module_home, tiny_tokenizer)
     with daemons.running(module_home) as running:
         yield running
 

@@ -171,8 +171,8 @@ def start_worker(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tiny(smollm_folder, tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp("tiny"), smollm_folder, tie_word_embeddings=False)
+def tiny(tiny_tokenizer, tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp("tiny"), tiny_tokenizer, tie_word_embeddings=False)
 
 
 @pytest.fixture(scope="module")
@@ -267,9 +267,9 @@ def test_worker_can_load_another_model_after_a_failed_load(loading, tiny, tmp_pa
 
 
 @pytest.fixture(scope="module")
-def quantized(smollm_folder, tmp_path_factory):
+def quantized(tiny_tokenizer, tmp_path_factory):
     """A tiny model quantized to 4 bits, with 16-bit scales."""
-    folder = make_tiny(tmp_path_factory.mktemp("quantized"), smollm_folder)
+    folder = make_tiny(tmp_path_factory.mktemp("quantized"), tiny_tokenizer)
     network, config = load_model(folder)
     network.set_dtype(mx.float16)
     quantize(network, group_size=32, bits=4)
@@ -280,9 +280,9 @@ def quantized(smollm_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def half_precision(smollm_folder, tmp_path_factory):
+def half_precision(tiny_tokenizer, tmp_path_factory):
     """A tiny model with 16-bit weights."""
-    folder = make_tiny(tmp_path_factory.mktemp("half_precision"), smollm_folder)
+    folder = make_tiny(tmp_path_factory.mktemp("half_precision"), tiny_tokenizer)
     network, _ = load_model(folder)
     network.set_dtype(mx.bfloat16)
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(network.parameters())), {"format": "mlx"})

@@ -52,8 +52,9 @@ def _envelope(error: OsaurusError) -> ErrorEnvelope:
     message = error_body(error).message
     if isinstance(error, ContextLengthExceeded):
         message = TOO_LONG + message
-    return ErrorEnvelope(ErrorDetail(_type(status_of(error)), message), current_request_id())
+    return ErrorEnvelope(ErrorDetail(error_type(status_of(error)), message), current_request_id())
 
 
-def _type(status: int) -> str:
+def error_type(status: int) -> str:
+    """Return the type of an error with a status."""
     return TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")

@@ -36,16 +36,16 @@ def parse_messages(body: PromptBody) -> list[Located]:
     """
     if not body.messages:
         raise InvalidRequest("`messages`: at least one message is required", param="messages")
-    if body.messages[-1].role == "assistant":
-        path = f"messages[{len(body.messages) - 1}]"
-        raise InvalidRequest(
-            f"`{path}`: continuing an assistant message is not supported; end with a user message", param=path
-        )
     names: dict[str, str] = {}
     located = _parse_system(body.system)
     for index, message in enumerate(body.messages):
         path = f"messages[{index}]"
         located += [Located(parsed, path) for parsed in _parse_message(message, path, names)]
+    if located[-1].message.tool_calls:
+        raise InvalidRequest(
+            f"`{path}.content`: ends with a tool use; add a user message with its `tool_result`",
+            param=f"{path}.content",
+        )
     return located
 
 

@@ -81,11 +81,19 @@ def build_prompt(body: PromptBody, record: ModelRecord, defaults: RequestDefault
     path, schema = _output_schema(body)
     if schema and tool_use.required:
         raise InvalidRequest(f"`{path}`: cannot be combined with a `tool_choice` that requires a tool use", param=path)
+    continues_answer = located[-1].message.role == "assistant"
+    if schema and continues_answer:
+        # The output would conform to the schema, but not together with the text that it continues.
+        raise InvalidRequest(
+            f"`{path}`: cannot be combined with a last message of the role `assistant`, which the output continues",
+            param=path,
+        )
     request = GenerationRequest(
         prompt=ChatPrompt(
             messages=[message for message, _ in located],
             tools=tool_use.tools,
             template_variables=_template_variables(body, record),
+            continues_answer=continues_answer,
         ),
         sampling=defaults.sampling(),
         # Output in a requested format is never a tool call, even if it looks like one.

@@ -20,8 +20,11 @@ from osaurusd.pool.pool import Pool
 from osaurusd.pool.snapshot import WorkerSnapshot
 from osaurusd.protocols.ollama.names import format_time, strip_tag
 
-API_VERSION = "0.12.11"
-"""The version of Ollama whose API this is. Clients enable features by it, so it is not the version of the daemon."""
+API_VERSION = "0.14.0"
+"""The version of Ollama whose API this is. Clients enable features by it, so it is not the version of the daemon.
+
+This is the first version that also serves Anthropic's API. Codex requires 0.13.4, which served the Responses API.
+"""
 
 NEVER = timedelta(days=365 * 100)
 """How far in the future a model expires that stays loaded: the field must have a time."""

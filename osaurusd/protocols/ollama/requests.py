@@ -73,8 +73,13 @@ def build_chat(body: ChatRequest, record: ModelRecord, defaults: RequestDefaults
         UnsupportedParameter, ImageInputUnsupported: the request uses an unsupported feature.
     """
     tools = _parse_tools(body)
+    messages = parse_messages(body.messages or [])
     prompt = ChatPrompt(
-        messages=parse_messages(body.messages or []), tools=tools, template_variables=_think_variables(body, record)
+        messages=messages,
+        tools=tools,
+        template_variables=_think_variables(body, record),
+        # As in Ollama, an answer at the end is continued.
+        continues_answer=bool(messages) and messages[-1].can_be_continued and bool(messages[-1].text),
     )
     return _build(body, prompt, defaults, parse_tool_calls=bool(tools) and not body.format)
 

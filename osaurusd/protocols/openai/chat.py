@@ -17,6 +17,7 @@ from osaurusd.inference.request import (
     ChatPrompt,
     GenerationRequest,
     Location,
+    Message,
 )
 from osaurusd.inference.service import Service
 from osaurusd.protocols.openai import rendering
@@ -102,11 +103,13 @@ def build_request(body: ChatRequest, defaults: RequestDefaults) -> GenerationReq
             f"`{output_format.path}`: cannot be combined with a `tool_choice` that requires a tool call",
             param=output_format.path,
         )
+    messages = parse_messages(body.messages)
     return GenerationRequest(
         prompt=ChatPrompt(
-            messages=parse_messages(body.messages),
+            messages=messages,
             tools=tool_use.tools,
             template_variables=_template_variables(body),
+            continues_answer=_continues_answer(body, messages),
         ),
         sampling=sampling_params(body, defaults, token_biases(body)),
         n=body.choices,
@@ -167,6 +170,24 @@ def _template_variables(body: ChatRequest) -> dict[str, Any]:
         **effort_variables(body.reasoning_effort, "reasoning_effort"),
         **dict(body.chat_template_kwargs or {}),
     }
+
+
+def _continues_answer(body: ChatRequest, messages: list[Message]) -> bool:
+    if not body.continue_final_message:
+        if body.add_generation_prompt is False:
+            raise InvalidRequest(
+                "`add_generation_prompt`: false requires `continue_final_message` to be true",
+                param="add_generation_prompt",
+            )
+        return False
+    path = "continue_final_message"
+    if body.add_generation_prompt:
+        raise InvalidRequest(f"`{path}`: cannot be combined with `add_generation_prompt`", param=path)
+    if not messages[-1].can_be_continued:
+        raise InvalidRequest(
+            f"`{path}`: requires a last message of the role `assistant` without tool calls", param=path
+        )
+    return True
 
 
 def effort_variables(effort: str | None, path: str) -> dict[str, Any]:

@@ -135,7 +135,7 @@ class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatRequest(RequestBody, frozen=True, kw_only=True):
-    """The body of a chat request."""
+    """The body of a chat request. `continue_final_message` and `add_generation_prompt` are fields of vLLM."""
 
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
     max_tokens: Tokens | None = None
@@ -148,6 +148,8 @@ class ChatRequest(RequestBody, frozen=True, kw_only=True):
     response_format: ResponseFormat | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: JsonObject | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
     return_progress: bool | None = None
 
     # See NO_OP_VALUES.

@@ -1,19 +1,14 @@
-"""The OpenAPI 3.1 description of the client routes, generated from the types of bodies and the limits in force.
-
-https://spec.openapis.org/oas/v3.1.1.html
-"""
+"""What the OpenAPI description has about OpenAI's API, except for responses."""
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import msgspec
 
-from osaurusd import __version__
 from osaurusd.config import Input
-from osaurusd.http.errors import STATUS, error_type
+from osaurusd.http.errors import error_type
+from osaurusd.http.openapi import Api, Operation, Schema, Stream
 from osaurusd.inference import limits
 from osaurusd.inference.limits import EACH, InputLimit
 from osaurusd.inference.request import Location
@@ -28,61 +23,11 @@ from osaurusd.protocols.openai.output_format import UNSUPPORTED
 from osaurusd.protocols.openai.tools import MODES, REQUIRED
 from osaurusd.wire.errors import ErrorBody, ErrorCode, ErrorEnvelope
 
-Schema = dict[str, Any]
-
-JSON = "application/json"
-EVENT_STREAM = "text/event-stream"
-
-ADMIN_ERRORS = frozenset(
-    {
-        ErrorCode.IMPORT_FAILED,
-        ErrorCode.QUANTIZATION_FAILED,
-        ErrorCode.BUSY,
-        ErrorCode.NAME_TAKEN,
-        ErrorCode.VERSION_MISMATCH,
-        ErrorCode.PULL_FAILED,
-        ErrorCode.DISK_FULL,
-        ErrorCode.NOT_SERVING,
-        ErrorCode.CONFIG_ERROR,
-        ErrorCode.HOME_IN_USE,
-        ErrorCode.LISTEN_FAILED,
-    }
-)
-"""Errors of the admin API, and those that keep the daemon from starting."""
-
-_REFERENCE = "#/components/schemas/{name}"
-
-_DESCRIPTION = """\
-OpenAI's API for models on this machine. Bodies are JSON in UTF-8. Fields that are neither OpenAI's nor described here
-are ignored.
-"""
-
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """The response of `GET /health`."""
 
     status: str
-
-
-class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """One method of one path.
-
-    Attributes:
-        request, response, event: types of the request body, the response body and the events of a stream.
-        media_type: of a response that has no type.
-        versioned: whether the path also exists below `/v1`.
-    """
-
-    method: str
-    path: str
-    id: str
-    summary: str
-    request: type | None = None
-    response: type | None = None
-    event: type | None = None
-    media_type: str = JSON
-    examples: dict[str, Any] = {}
-    versioned: bool = True
 
 
 _MESSAGES = [{"role": "user", "content": "Say hello."}]
@@ -114,7 +59,7 @@ OPERATIONS = (
         summary="Complete a chat",
         request=ChatRequest,
         response=ChatCompletion,
-        event=ChatCompletionChunk,
+        stream=Stream([ChatCompletionChunk], end="[DONE]"),
         examples={
             "chat": {"model": _MODEL, "messages": _MESSAGES},
             "stream": {
@@ -134,7 +79,7 @@ OPERATIONS = (
         summary="Complete one or more prompts",
         request=CompletionRequest,
         response=Completion,
-        event=CompletionChunk,
+        stream=Stream([CompletionChunk], end="[DONE]"),
         examples={
             "text": {"model": _MODEL, "prompt": "Once upon a time", "max_tokens": 16},
             "list": {"model": _MODEL, "prompt": ["One, two,", "Three, four,"], "max_tokens": 4},
@@ -169,128 +114,26 @@ ENUMS: Mapping[tuple[str, str], list[str]] = {
 """The values of string fields that handlers check themselves, by component and field."""
 
 
-@lru_cache(maxsize=1)
-def document(maxima: Input) -> bytes:
-    """Return the description as JSON."""
-    types = [type_ for each in OPERATIONS for type_ in (each.request, each.response, each.event) if _is_struct(type_)]
-    _, components = msgspec.json.schema_components([*types, ErrorEnvelope], ref_template=_REFERENCE)
-    _add_constraints(components, maxima)
-    return msgspec.json.encode(
-        {
-            "openapi": "3.1.0",
-            "info": {"title": "osaurusd", "version": __version__, "description": _DESCRIPTION},
-            "servers": [{"url": "/v1"}, {"url": "/"}],
-            "security": [{}, {"bearer": []}, {"key": []}],
-            "paths": _paths(),
-            "components": {
-                "schemas": components,
-                "responses": _error_responses(),
-                "securitySchemes": {
-                    "bearer": {"type": "http", "scheme": "bearer"},
-                    "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
-                },
-            },
-        }
-    )
+def error_example(status: int, codes: list[ErrorCode]) -> ErrorEnvelope:
+    """Return an error response."""
+    return ErrorEnvelope(ErrorBody(message="What failed, why, and what to do.", type=error_type(status), code=codes[0]))
 
 
-def _is_struct(type_: Any) -> bool:
-    return isinstance(type_, type) and issubclass(type_, msgspec.Struct)
-
-
-# Paths
-
-
-def _paths() -> dict[str, Any]:
-    paths: defaultdict[str, dict[str, Any]] = defaultdict(dict)
-    for each in OPERATIONS:
-        paths[each.path][each.method] = _operation(each)
-        if not each.versioned:
-            paths[each.path]["servers"] = [{"url": "/"}]
-    return paths
-
-
-def _operation(operation: Operation) -> dict[str, Any]:
-    errors = {str(status): {"$ref": f"#/components/responses/Error{status}"} for status in _codes_by_status()}
-    described: dict[str, Any] = {
-        "operationId": operation.id,
-        "summary": operation.summary,
-        "responses": {"200": {"description": "Success", "content": _content(operation)}, **errors},
-    }
-    if "{model}" in operation.path:
-        described["parameters"] = [
-            {
-                "name": "model",
-                "in": "path",
-                "required": True,
-                "description": "Slashes of a repository id need not be escaped.",
-                "schema": {"type": "string", "minLength": 1},
-            }
-        ]
-    if operation.request is not None:
-        examples = {name: {"value": value} for name, value in operation.examples.items()}
-        content = {JSON: {"schema": _reference(operation.request), "examples": examples}}
-        described["requestBody"] = {"required": True, "content": content}
-    return described
-
-
-def _content(operation: Operation) -> dict[str, Any]:
-    schema = {"type": "string"} if operation.response is None else _reference(operation.response)
-    content = {operation.media_type: {"schema": schema}}
-    if operation.event is not None:
-        content[EVENT_STREAM] = {"schema": _event(operation.event)}
-    return content
-
-
-def _event(type_: type) -> Schema:
-    """Describe one Server-Sent Event as OpenAPI 3.2 does; 3.1 does not define what the schema of a stream describes."""
-    data = {
-        "type": "string",
-        "description": f"A {type_.__name__} as JSON, or an ErrorEnvelope, which ends the stream.",
-        "contentMediaType": JSON,
-        "contentSchema": {"anyOf": [_reference(type_), _reference(ErrorEnvelope)]},
-    }
-    end = {"const": "[DONE]", "description": "The last event of a stream without an error."}
-    return {"type": "object", "required": ["data"], "properties": {"data": {"anyOf": [end, data]}}}
-
-
-def _reference(type_: Any) -> Schema:
-    return {"$ref": _REFERENCE.format(name=type_.__name__)} if _is_struct(type_) else {"type": "object"}
-
-
-# Errors
-
-
-def _codes_by_status() -> dict[int, list[ErrorCode]]:
-    codes: defaultdict[int, list[ErrorCode]] = defaultdict(list)
-    for code, status in STATUS.items():
-        if code not in ADMIN_ERRORS:
-            codes[status].append(code)
-    return codes
-
-
-def _error_responses() -> dict[str, Any]:
-    return {f"Error{status}": _error_response(status, codes) for status, codes in _codes_by_status().items()}
-
-
-def _error_response(status: int, codes: list[ErrorCode]) -> dict[str, Any]:
-    error = ErrorBody(message="What failed, why, and what to do.", type=error_type(status), code=codes[0])
-    restriction = {"properties": {"error": {"properties": {"code": {"enum": codes}}}}}
-    schema = {"allOf": [_reference(ErrorEnvelope), restriction]}
-    response: dict[str, Any] = {
-        "description": ", ".join(f"`{code}`" for code in codes),
-        "content": {JSON: {"schema": schema, "example": msgspec.to_builtins(ErrorEnvelope(error))}},
-    }
-    if status == 429:
-        response["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "string"}}}
-    return response
+def error_restriction(_: int, codes: list[ErrorCode]) -> Schema:
+    """Return what the error responses with a status have in common."""
+    return {"properties": {"error": {"properties": {"code": {"enum": codes}}}}}
 
 
 # Constraints that the types do not express
 
 
-def _add_constraints(components: dict[str, Schema], maxima: Input) -> None:
+def add_error_codes(components: dict[str, Schema]) -> None:
     components["ErrorBody"]["properties"]["code"] = {"enum": [None, *ErrorCode]}
+
+
+def refine(components: dict[str, Schema], maxima: Input) -> None:
+    """Add constraints to the components."""
+    add_error_codes(components)
     for (component, field), values in ENUMS.items():
         for form in _forms(components[component]["properties"][field], "string"):
             form["enum"] = values
@@ -352,3 +195,6 @@ def _add_limit(schema: Schema, limit: InputLimit, maximum: int) -> None:
 def _forms(schema: Schema, type_: str) -> list[Schema]:
     """Return the alternatives of a schema that have a JSON type, except an empty list that stands for an object."""
     return [form for form in schema.get("anyOf", [schema]) if form.get("type") == type_ and form.get("maxItems") != 0]
+
+
+API = Api(OPERATIONS, ErrorEnvelope, error_example, error_restriction, refine=refine)

@@ -1,10 +1,7 @@
 """The routes of OpenAI's API, served with and without the prefix `/v1`."""
 
-from collections.abc import Callable
-
 from aiohttp import web
 
-from osaurusd.config import Config
 from osaurusd.http.errors import error_response
 from osaurusd.http.json import json_response
 from osaurusd.http.routes import Route, RouteGroup
@@ -13,27 +10,20 @@ from osaurusd.models.catalog import Catalog
 from osaurusd.protocols.openai.chat import ChatCompletions
 from osaurusd.protocols.openai.completions import Completions
 from osaurusd.protocols.openai.models import Models
-from osaurusd.protocols.openai.openapi import document
 
 PREFIXES = ("", "/v1")
 
 
-def openai_routes(service: Service, catalog: Catalog, config: Callable[[], Config]) -> RouteGroup:
+def openai_routes(service: Service, catalog: Catalog) -> RouteGroup:
     """Create the route group.
 
     Args:
         service: serves generation requests.
         catalog: lists models.
-        config: returns the configuration in force.
     """
-
-    async def describe(_: web.Request) -> web.Response:
-        return web.Response(body=document(config().input), content_type="application/json")
-
     models = Models(catalog)
     routes = [
         Route("GET", "/health", _health),
-        Route("GET", "/openapi.json", describe),
         Route("GET", "/models", models.list_available),
         Route("GET", "/models/{model:[^/]+(?:/[^/]+)*}", models.show),
         Route("POST", "/chat/completions", ChatCompletions(service).create, admitted=True),

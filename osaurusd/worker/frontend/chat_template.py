@@ -25,6 +25,8 @@ _RESERVED_VARIABLES = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_tem
 _TAIL_TOKENS = 16
 # transformers' name of the template for chats with tools.
 _TOOL_TEMPLATE = "tool_use"
+# Marks where an answer is to be continued: templates add text after it, and some remove trailing spaces.
+_END_OF_ANSWER = "zqendofanswer"
 
 _Result = TypeVar("_Result")
 
@@ -39,6 +41,7 @@ class EncodedPrompt:
         shared_prefix_length: how many leading tokens do not depend on the last user message; None if unknown.
         starts_reasoning: the prompt ends with the marker that starts reasoning.
         describes_tools: tools are described in plain text, so calls have the format of `fallback_tools`.
+        continues_answer: the prompt ends within an answer, which the output continues.
     """
 
     tokens: list[int]
@@ -46,6 +49,7 @@ class EncodedPrompt:
     shared_prefix_length: int | None = None
     starts_reasoning: bool = False
     describes_tools: bool = False
+    continues_answer: bool = False
 
 
 class ChatTemplate:
@@ -89,14 +93,22 @@ class ChatTemplate:
             if is_large:
                 # Check the rendered text, not the messages: templates drop parts of them, such as earlier reasoning.
                 context_length.check_text(self._tokenizer, render(tokenize=False), max_context)
-            tokens = list(render(tokenize=True))
+            tokens = self._encode_continued(render) if chat.continues_answer else list(render(tokenize=True))
             return EncodedPrompt(
                 tokens,
                 starts_reasoning=self._ends_with_reasoning_marker(tokens),
                 describes_tools=profile.tools == "text",
+                continues_answer=chat.continues_answer,
             )
 
-        return self._try_forms(chat, encode)
+        return self._try_forms(_mark_end(chat) if chat.continues_answer else chat, encode)
+
+    def _encode_continued(self, render: Callable[..., Any]) -> list[int]:
+        """Encode a chat up to the mark at the end of its last message."""
+        text, mark, _ = str(render(tokenize=False, add_generation_prompt=False)).rpartition(_END_OF_ANSWER)
+        if not mark:
+            raise ValueError("the last message is left out, so that it cannot be continued")
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _try_forms(self, chat: ChatPrompt, use: Callable[[Callable[..., Any], TemplateProfile], _Result]) -> _Result:
         """Call `use` with the renderer of the chat in each form until one is accepted."""
@@ -118,9 +130,11 @@ class ChatTemplate:
 
     def _encode_without_template(self, chat: ChatPrompt, max_context: int | None) -> EncodedPrompt:
         messages = fallback_tools.describe_tools(chat.messages, chat.tools)
-        text = "\n".join([*(f"{message.role}: {message.text}" for message in messages), "assistant:"])
+        lines = [f"{message.role}: {message.text}" for message in messages]
+        text = "\n".join(lines if chat.continues_answer else [*lines, "assistant:"])
         context_length.check_text(self._tokenizer, text, max_context)
-        return EncodedPrompt(list(self._tokenizer.encode(text)), [FALLBACK_STOP], describes_tools=True)
+        tokens = list(self._tokenizer.encode(text))
+        return EncodedPrompt(tokens, [FALLBACK_STOP], describes_tools=True, continues_answer=chat.continues_answer)
 
     def _ends_with_reasoning_marker(self, tokens: list[int]) -> bool:
         if not self._tokenizer.has_thinking:
@@ -190,6 +204,12 @@ def _fallback_profiles(profile: TemplateProfile, chat: ChatPrompt) -> Iterator[T
     if profile.tools != "text" or profile.calls != "text":
         yield replace(profile, tools="text", calls="text")
     yield PLAIN_TEXT
+
+
+def _mark_end(chat: ChatPrompt) -> ChatPrompt:
+    last = chat.messages[-1]
+    marked = msgspec.structs.replace(last, content=[*last.content, TextPart(text=_END_OF_ANSWER)])
+    return msgspec.structs.replace(chat, messages=[*chat.messages[:-1], marked])
 
 
 def _check_variables(chat: ChatPrompt) -> None:

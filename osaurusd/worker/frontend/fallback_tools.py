@@ -25,6 +25,11 @@ def call_prefix(name: str) -> str:
     return f'{{"name": {dump_json(name)}, "arguments": '
 
 
+def text_call_prefix(name: str) -> str:
+    """Return the text of a call of `name` whose argument is text, up to that. It ends with the output."""
+    return f'{{"name": {dump_json(name)}, "input":\n'
+
+
 def describe_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
     """Rewrite a chat so that tools, tool calls and tool results are plain text.
 

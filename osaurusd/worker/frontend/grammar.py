@@ -1,6 +1,7 @@
 """Grammars for structured output, in llguidance's dialect of Lark."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -22,6 +23,9 @@ from osaurusd.worker.frontend.output_check import OutputCheck, build_validator
 # A lexer state takes 1 to 2 kB.
 LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 _MAX_REASON_LENGTH = 500
+
+# What llguidance adds to Lark. `%json` could have a schema of any cost.
+_EXTENSIONS = re.compile(r"%json|%lark|%regex|@\w+")
 
 # White space is at most one line break with indentation between two tokens: without a limit, a model can generate
 # white space forever. Only those escapes are allowed that cannot spell a key in a second way.
@@ -71,6 +75,7 @@ def build_grammar(constraint: OutputConstraint, tools: list[Tool], *, allow_lead
         InvalidRequest: a schema cannot be enforced.
     """
     check = None
+    grammars: list[dict[str, str]] = []
     match constraint:
         case JsonObject():
             start, rules = "value", [_json_rule("value", {"type": "object"}, ("constraint",)).text]
@@ -81,10 +86,12 @@ def build_grammar(constraint: OutputConstraint, tools: list[Tool], *, allow_lead
         case TextChoice(choices=choices):
             start, rules = "choice", [_choice_rule("choice", choices)]
         case RequiredToolCalls(names=names, max_calls=max_calls):
-            start = f'call ("\\n" call){{0,{max_calls - 1}}}' if max_calls > 1 else "call"
+            grammars = _text_grammars(names, tools)
             rules, check = _call_rules(names, tools)
+            start = _calls(names, tools, max_calls)
     start = f"start: /\\n{{0,2}}/ ({start})" if allow_leading_newlines else f"start: {start}"
-    return Grammar(LLMatcher.grammar_from_lark("\n".join(["%llguidance {}", start, *rules])), check)
+    main = {"lark_grammar": "\n".join(["%llguidance {}", start, *rules])}
+    return Grammar(json.dumps({"grammars": [main, *grammars]}), check)
 
 
 def unusable_schema(reason: str, location: Location, subject: str = "") -> InvalidRequest:
@@ -102,20 +109,69 @@ def _choice_rule(name: str, choices: list[str]) -> str:
     return f"{name}: {' | '.join(map(json.dumps, choices))}"
 
 
+def _find_tools(names: list[str], tools: list[Tool]) -> list[tuple[int, Tool]]:
+    """Return the named tools with their positions.
+
+    Raises:
+        InvalidRequest: a tool does not exist.
+    """
+    found = {tool.name: (index, tool) for index, tool in enumerate(tools)}
+    for name in names:
+        if name not in found:
+            raise InvalidRequest(f"there is no tool {name!r}", location=("constraint",))
+    return [found[name] for name in names]
+
+
+def _calls(names: list[str], tools: list[Tool], max_calls: int) -> str:
+    """Return the expression for all calls. A call with text as its argument ends the output."""
+    named = _find_tools(names, tools)
+    by_json = [f"call_{number}" for number, (_, tool) in enumerate(named) if tool.grammar is None]
+    last = " | ".join(f"call_{number}" for number in range(len(named)))
+    if max_calls == 1 or not by_json:
+        return last
+    return f'(({" | ".join(by_json)}) "\\n"){{0,{max_calls - 1}}} ({last})'
+
+
 def _call_rules(names: list[str], tools: list[Tool]) -> tuple[list[str], OutputCheck | None]:
     """Return the rules for calls in the format that `tool_calls.CallStreamer` reads, and the check of the calls."""
-    indexes = {tool.name: index for index, tool in enumerate(tools)}
-    rules = ["call: " + " | ".join(f"call_{number}" for number in range(len(names)))]
+    rules: list[str] = []
     validators: dict[str, Any] = {}
-    for number, name in enumerate(names):
-        if name not in indexes:
-            raise InvalidRequest(f"there is no tool {name!r}", location=("constraint",))
-        location = ("prompt", "tools", indexes[name])
-        rule = _json_rule(f"arguments_{number}", tools[indexes[name]].parameters or {"properties": {}}, location, name)
-        rules += [f'call_{number}: {json.dumps(fallback_tools.call_prefix(name))} arguments_{number} "}}"', rule.text]
+    for number, (index, tool) in enumerate(_find_tools(names, tools)):
+        if tool.grammar is not None:
+            rules.append(f"call_{number}: {json.dumps(fallback_tools.text_call_prefix(tool.name))} @text_{index}")
+            continue
+        location = ("prompt", "tools", index)
+        rule = _json_rule(f"arguments_{number}", tool.parameters or {"properties": {}}, location, tool.name)
+        prefix = json.dumps(fallback_tools.call_prefix(tool.name))
+        rules += [f'call_{number}: {prefix} arguments_{number} "}}"', rule.text]
         if rule.validator is not None:
-            validators[name] = rule.validator
+            validators[tool.name] = rule.validator
     return rules, OutputCheck(by_tool=validators) if validators else None
+
+
+def _text_grammars(names: list[str], tools: list[Tool]) -> list[dict[str, str]]:
+    """Return the grammars of the tools whose argument is text.
+
+    Raises:
+        InvalidRequest: a grammar is invalid.
+    """
+    grammars = []
+    for index, tool in _find_tools(names, tools):
+        if tool.grammar is not None:
+            fault = _grammar_fault(tool.grammar)
+            if fault:
+                reason = f"the grammar of {tool.name!r} cannot be used: {fault[:_MAX_REASON_LENGTH]}"
+                raise InvalidRequest(reason, location=("prompt", "tools", index))
+            grammars.append({"name": f"text_{index}", "lark_grammar": tool.grammar})
+    return grammars
+
+
+def _grammar_fault(grammar: str) -> str:
+    """Return why a grammar of a client cannot be used, or an empty text."""
+    if extension := _EXTENSIONS.search(grammar):
+        return f"`{extension[0]}` is not supported"
+    fault: str = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar), limits=LIMITS)
+    return "" if fault.startswith("WARNING") else fault
 
 
 def _json_rule(name: str, schema: dict[str, Any], location: Location, tool: str | None = None) -> _Rule:

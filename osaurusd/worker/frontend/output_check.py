@@ -22,7 +22,12 @@ class OutputCheck:
 
     def check(self, text: str) -> str | None:
         """Return why the output does not conform, or None. Of several calls, only the last one is checked."""
-        value, validator = _last_value(text), self._validator
+        validator = self._validator
+        try:
+            value = _last_value(text)
+        except ValueError:
+            # A call whose argument is text, which its grammar covers, is the last one.
+            return None
         if validator is None:
             validator, value = self._by_tool.get(value["name"]), value["arguments"]
         error = None if validator is None else next(iter(validator.iter_errors(value)), None)

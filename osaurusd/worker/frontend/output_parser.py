@@ -206,7 +206,10 @@ class OutputParser:
             call_streamer=CallStreamer() if isinstance(request.constraint, RequiredToolCalls) else None,
             aligner=aligner,
         )
-        return SequenceOutput(self._tokenizer.detokenizer, rules, self._splitter(request, prompt, calls))
+        detokenizer = (
+            self._primed_detokenizer(prompt.tokens) if prompt.continues_answer else self._tokenizer.detokenizer
+        )
+        return SequenceOutput(detokenizer, rules, self._splitter(request, prompt, calls))
 
     def prompt_logprobs(self, tokens: Sequence[int], scores: Sequence[Score | None]) -> list[TokenLogprob]:
         """Build the log-probabilities of an echoed prompt: one score per token, None for the first."""
@@ -227,7 +230,8 @@ class OutputParser:
         initial = TEXT
         if prompt.starts_reasoning:
             initial = REASONING
-        elif request.constraint is None:  # a constrained output cannot begin with the headers that some models write
+        elif request.constraint is None and not prompt.continues_answer:
+            # Some models begin an answer with headers, unless it is constrained.
             initial = self._tokenizer.response_initial_state or TEXT
         return Splitter(self._machines[calls], initial)
 

@@ -118,6 +118,8 @@ class TextAssembler:
 
     def finish(self, *, truncated: bool) -> None:
         """End the output. A truncated output does not count as calls without markers."""
+        if self._rules.call_streamer is not None:
+            self._delta.tool_calls += self._rules.call_streamer.finish()
         self._hold(self._stop_matcher.flush())
         if self._stop_matcher.matched:
             self._stop()

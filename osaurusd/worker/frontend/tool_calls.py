@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from osaurusd.inference.events import ToolCallDelta
-from osaurusd.inference.request import Tool
+from osaurusd.inference.request import TEXT_ARGUMENT, Tool
 from osaurusd.json_text import replace_lone_surrogates
 from osaurusd.worker.frontend.template_tools import template_tool
 
@@ -23,7 +23,9 @@ _WHITESPACE = re.compile(r"\s+")
 # Enough characters for everything that a model writes before the first key of a call.
 _OPENING_LENGTH = 64
 
-_CALL_PREFIX = re.compile(r'\}?\s*\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')
+_CALL_PREFIX = re.compile(r'\}?\s*\{"name": ("(?:[^"\\]|\\.)*"), "(?:arguments": |input":(\n))')
+
+_TEXT_START, _TEXT_END = f'{{"{TEXT_ARGUMENT}": "', '"}'
 
 Parser = Callable[[str, list[dict[str, Any]]], Any]
 """mlx_lm's parser of a model's own format: takes the text between the markers and the tools, returns calls."""
@@ -105,7 +107,8 @@ class CallStreamer:
     """Reads calls from text that a grammar keeps in the fallback format.
 
     The first call is streamed while the model generates it. A later one is reported when it is complete: only then is
-    it certain that it differs from the earlier ones.
+    it certain that it differs from the earlier ones. The argument of the last call may be text up to the end of the
+    output, which becomes a JSON object.
 
     Attributes:
         repeated: a call was identical to an earlier one, which ends the output. It is not reported.
@@ -118,14 +121,34 @@ class CallStreamer:
         self._text = ""
         self._calls: list[tuple[str, str]] = []
         self._arguments: ObjectScanner | None = None
+        self._is_text = False
 
     def feed(self, text: str) -> list[ToolCallDelta]:
         """Consume generated text and return the deltas that it completes."""
         deltas: list[ToolCallDelta] = []
         while text and not self.repeated:
+            if self._is_text:
+                deltas += self._read_text(text)
+                break
             read = self._read_prefix if self._arguments is None else self._read_arguments
             text = read(text, deltas)
         return deltas
+
+    def finish(self) -> list[ToolCallDelta]:
+        """End the output, and return the deltas that are left."""
+        if not self._is_text:
+            return []
+        self._is_text = False
+        self._text += _TEXT_END
+        if not self._calls:
+            return [ToolCallDelta(index=0, arguments=_TEXT_END)]
+        return list(self._end_call())
+
+    def _read_text(self, text: str) -> Iterator[ToolCallDelta]:
+        escaped = json.dumps(text, ensure_ascii=False)[1:-1]
+        self._text += escaped
+        if not self._calls:
+            yield ToolCallDelta(index=0, arguments=escaped)
 
     def _read_prefix(self, text: str, deltas: list[ToolCallDelta]) -> str:
         self._prefix += text
@@ -135,9 +158,14 @@ class CallStreamer:
         rest = self._prefix[match.end() :]
         self._prefix = self._text = ""
         self._name = json.loads(match[1])
+        self._is_text = match[2] is not None
         self._arguments = ObjectScanner()
         if not self._calls:
             deltas.append(_first_delta(self._name, 0))
+        if self._is_text:
+            self._text = _TEXT_START
+            if not self._calls:
+                deltas.append(ToolCallDelta(index=0, arguments=_TEXT_START))
         return rest
 
     def _read_arguments(self, text: str, deltas: list[ToolCallDelta]) -> str:

@@ -92,6 +92,10 @@ class LiveServer:
             lines.append(f"Content-Length: {len(body)}")
         return await self.send("\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b""))
 
+    async def close(self) -> None:
+        """Shut down."""
+        await self._server.close()
+
     async def wait_until_unused(self) -> None:
         """Wait until the server has no connections."""
         async with asyncio.timeout(20):

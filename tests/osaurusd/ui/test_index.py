@@ -1,4 +1,4 @@
-"""`GET /` is a page for a browser and JSON for a program."""
+"""`GET /` is a page for a browser, JSON for a program that accepts it, and Ollama's text for others."""
 
 import pytest
 
@@ -34,9 +34,8 @@ async def test_browser_gets_a_page_that_loads_nothing(server):
     assert not {"<script", "<img", "src="} & set(text.split())
 
 
-@pytest.mark.parametrize("accept", [[], ["Accept: */*"], ["Accept: application/json"]])
-async def test_program_gets_json(server, accept):
-    response = await server.request("GET", "/", *accept)
+async def test_program_that_accepts_json_gets_json(server):
+    response = await server.request("GET", "/", "Accept: application/json")
 
     assert (response.status, response.headers["Content-Type"]) == (200, "application/json")
     assert response.json == {
@@ -48,8 +47,15 @@ async def test_program_gets_json(server, accept):
     assert response.headers["Vary"] == "Accept"
 
 
-async def test_ollama_client_can_check_that_the_server_runs(server):
-    assert (await server.request("HEAD", "/")).status == 200
+@pytest.mark.parametrize("accept", [[], ["Accept: */*"], ["Accept: text/plain"]])
+async def test_ollama_client_can_check_that_the_server_runs(server, accept):
+    response = await server.request("GET", "/", *accept)
+
+    assert (response.status, response.headers["Content-Type"]) == (200, "text/plain; charset=utf-8")
+    assert response.body == b"Ollama is running"
+    assert response.headers["Vary"] == "Accept"
+    head = await server.request("HEAD", "/", *accept)
+    assert (head.status, head.headers["Content-Length"], head.body) == (200, "17", b"")
 
 
 async def test_host_is_not_markup(server):

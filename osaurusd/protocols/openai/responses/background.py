@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 
-from osaurusd.http.admission import Admission
+from osaurusd.errors import OsaurusError
+from osaurusd.http.admission import Admission, Deadline
 from osaurusd.http.streaming import SseEvent
 from osaurusd.protocols.openai.responses.run import ResponseRun
 
@@ -14,14 +15,17 @@ class BackgroundRun:
 
     Attributes:
         run: the response.
+        owner: who may use it.
         task: generates it.
     """
 
-    def __init__(self, run: ResponseRun, admitted: contextlib.ExitStack) -> None:
+    def __init__(self, run: ResponseRun, owner: str, deadline: Deadline, held: contextlib.ExitStack) -> None:
         self.run = run
+        self.owner = owner
         self._events: list[SseEvent] = []
         self._changed = asyncio.Event()
-        self._admitted = admitted
+        self._deadline = deadline
+        self._held = held
         self.task = asyncio.create_task(self._work())
         self.task.add_done_callback(self._finish)
 
@@ -41,13 +45,19 @@ class BackgroundRun:
         await asyncio.wait([self.task])
 
     async def _work(self) -> None:
-        async with contextlib.aclosing(self.run.stream(report_all_errors=True)) as events:
-            async for event in events:
-                self._events.append(event)
-                self._notify()
+        try:
+            async with self._deadline.enforce():
+                async for event in self._deadline.items(self.run.stream(report_all_errors=True)):
+                    self._add(event)
+        except OsaurusError as error:
+            self._add(self.run.fail(error))
+
+    def _add(self, event: SseEvent) -> None:
+        self._events.append(event)
+        self._notify()
 
     def _finish(self, task: asyncio.Task[None]) -> None:
-        self._admitted.close()
+        self._held.close()
         if task.cancelled():
             self.run.cancel()
         self._notify()
@@ -63,18 +73,26 @@ class BackgroundRuns:
     def __init__(self) -> None:
         self._runs: dict[str, BackgroundRun] = {}
 
-    def start(self, run: ResponseRun, admission: Admission) -> BackgroundRun:
-        """Start a response, which counts against `limits.max_requests` until it is final.
+    def start(self, run: ResponseRun, owner: str, admission: Admission, held: contextlib.ExitStack) -> BackgroundRun:
+        """Start a response, to which the limits of requests apply until it is final.
+
+        Args:
+            run: the response.
+            owner: who may use it.
+            admission: counts it as a request.
+            held: closed once the response is final.
 
         Raises:
-            TooManyRequests: the limit is reached.
+            TooManyRequests: the limit of requests is reached.
         """
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(admission.admit())
-            run.queue()
-            background = self._runs[run.response.id] = BackgroundRun(run, stack.pop_all())
+        held.enter_context(admission.admit())
+        run.queue()
+        deadline = Deadline(admission.limits.request_seconds, asyncio.get_running_loop().time())
+        background = self._runs[run.response.id] = BackgroundRun(run, owner, deadline, held.pop_all())
         background.task.add_done_callback(lambda _: self._runs.pop(run.response.id, None))
         return background
 
-    def get(self, id_: str) -> BackgroundRun | None:
-        return self._runs.get(id_)
+    def get(self, id_: str, owner: str) -> BackgroundRun | None:
+        """Return the run of a response, unless it is final or has another owner."""
+        background = self._runs.get(id_)
+        return background if background is not None and background.owner == owner else None

@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 
 from osaurusd.errors import InternalError, InvalidRequest
-from osaurusd.protocols.openai.responses.items import encode_opaque, input_items, new_id
+from osaurusd.protocols.openai.responses.items import RESPONSE_PREFIX, encode_opaque, input_items, new_id
 from osaurusd.protocols.openai.responses.types import Item, Response, ResponseRequest, Usage
 
 _TASK = """\
@@ -61,4 +61,4 @@ def compaction(response: Response) -> Compaction:
     if not text.strip():
         raise InternalError("the model wrote no summary; send the whole conversation instead, or use another model")
     item = {"id": new_id("cmp"), "type": "compaction", "encrypted_content": encode_opaque(text)}
-    return Compaction(id=new_id("resp"), created_at=int(time.time()), output=[item], usage=response.usage)
+    return Compaction(id=new_id(RESPONSE_PREFIX), created_at=int(time.time()), output=[item], usage=response.usage)

@@ -1,4 +1,4 @@
-"""Stored responses that survive a restart of the daemon, in an SQLite database.
+"""Stored objects that survive a restart of the daemon, in an SQLite database.
 
 One thread accesses the database, so operations take effect in the order in which they were requested.
 """
@@ -13,41 +13,41 @@ from pathlib import Path
 from typing import TypeVar
 
 from osaurusd.log import get_logger
-from osaurusd.protocols.openai.responses.store import MemoryStore, StoredResponse
+from osaurusd.protocols.openai.responses.store import MemoryStore, StoredObject
 
 log = get_logger(__name__)
 
 T = TypeVar("T")
 
-# Responses of one conversation have most items in common, so each item is stored once.
+# Objects of one conversation have most items in common, so each item is stored once.
 _SCHEMA = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = NORMAL;
 PRAGMA auto_vacuum = INCREMENTAL;
-CREATE TABLE IF NOT EXISTS responses (
-    id TEXT PRIMARY KEY, used_at REAL NOT NULL, response BLOB NOT NULL, input_count INTEGER NOT NULL);
-CREATE INDEX IF NOT EXISTS responses_by_use ON responses (used_at);
+CREATE TABLE IF NOT EXISTS objects (
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, used_at REAL NOT NULL, body BLOB NOT NULL, input_count INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS objects_by_use ON objects (used_at);
 CREATE TABLE IF NOT EXISTS items (hash BLOB PRIMARY KEY, item BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS response_items (
-    response TEXT NOT NULL, position INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (response, position));
-CREATE INDEX IF NOT EXISTS response_items_by_hash ON response_items (hash);
+CREATE TABLE IF NOT EXISTS object_items (
+    object TEXT NOT NULL, position INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (object, position));
+CREATE INDEX IF NOT EXISTS object_items_by_hash ON object_items (hash);
 """
 _DELETE_ITEMS = """
 DELETE FROM items WHERE hash IN (
-    SELECT hash FROM response_items AS own WHERE response = ?1 AND NOT EXISTS (
-        SELECT 1 FROM response_items AS other WHERE other.hash = own.hash AND other.response != ?1))
+    SELECT hash FROM object_items AS own WHERE object = ?1 AND NOT EXISTS (
+        SELECT 1 FROM object_items AS other WHERE other.hash = own.hash AND other.object != ?1))
 """
 
 
 class DiskStore:
-    """Keeps responses on disk; beyond a size, those that were not used for longest are deleted.
+    """Keeps objects on disk; beyond a size, those that were not used for longest are deleted.
 
-    A database that cannot be read is moved aside. If it cannot be written, responses are kept in memory only.
+    A database that cannot be read is moved aside. If it cannot be written, objects are kept in memory only.
 
     Args:
         path: the database.
         max_bytes: returns the size in force.
-        memory: keeps the responses that are in use.
+        memory: keeps the objects that are in use.
     """
 
     def __init__(self, path: Path, max_bytes: Callable[[], int], memory: MemoryStore) -> None:
@@ -59,17 +59,19 @@ class DiskStore:
         self._connection: sqlite3.Connection | None = None
         self._thread.submit(self._open).add_done_callback(_log_failure)
 
-    def put(self, stored: StoredResponse) -> None:
-        """Add a response, which is written in the background."""
+    def put(self, stored: StoredObject) -> None:
+        """Add or replace an object, which is written in the background."""
         self._memory.put(stored)
         if not self._closed:
             self._thread.submit(self._write, stored).add_done_callback(_log_failure)
 
-    async def get(self, id_: str) -> StoredResponse | None:
-        """Return a response, and keep it longer."""
+    async def get(self, id_: str) -> StoredObject | None:
+        """Return an object, and keep it longer."""
         stored = await self._memory.get(id_)
         if stored is None:
-            stored = await self._call(self._read, id_, None)
+            read = await self._call(self._read, id_, None)
+            # Meanwhile it may have been replaced.
+            stored = await self._memory.get(id_) or read
             if stored is not None:
                 self._memory.put(stored)
         else:
@@ -77,9 +79,12 @@ class DiskStore:
         return stored
 
     async def delete(self, id_: str) -> bool:
-        """Remove a response; returns whether there was one. Those that continue it stay complete."""
+        """Remove an object; returns whether there was one. Those that continue it stay complete."""
         in_memory = await self._memory.delete(id_)
-        return await self._call(self._remove, id_, False) or in_memory
+        on_disk = await self._call(self._remove, id_, False)
+        # Meanwhile it may have been read.
+        await self._memory.delete(id_)
+        return on_disk or in_memory
 
     async def close(self) -> None:
         """Wait until everything is written."""
@@ -128,21 +133,21 @@ class DiskStore:
             raise sqlite3.OperationalError("the database could not be opened")
         return self._connection
 
-    def _write(self, stored: StoredResponse) -> None:
+    def _write(self, stored: StoredObject) -> None:
         hashes = [hashlib.sha256(item).digest() for item in stored.items]
         with self._database as database:
             self._delete_row(stored.id)
-            row = (stored.id, time.time(), stored.response, len(stored.input))
-            database.execute("INSERT INTO responses VALUES (?, ?, ?, ?)", row)
+            row = (stored.id, stored.owner, time.time(), stored.body, len(stored.input))
+            database.execute("INSERT INTO objects VALUES (?, ?, ?, ?, ?)", row)
             database.executemany("INSERT OR IGNORE INTO items VALUES (?, ?)", zip(hashes, stored.items, strict=True))
             rows = [(stored.id, position, hash_) for position, hash_ in enumerate(hashes)]
-            database.executemany("INSERT INTO response_items VALUES (?, ?, ?)", rows)
+            database.executemany("INSERT INTO object_items VALUES (?, ?, ?)", rows)
         self._shrink()
 
     def _shrink(self) -> None:
-        """Delete responses until the database has the permitted size."""
+        """Delete objects until the database has the permitted size."""
         while self._size() > self._max_bytes():
-            oldest = self._database.execute("SELECT id FROM responses ORDER BY used_at LIMIT 1").fetchone()
+            oldest = self._database.execute("SELECT id FROM objects ORDER BY used_at LIMIT 1").fetchone()
             if oldest is None:
                 return
             self._remove(oldest[0])
@@ -154,21 +159,21 @@ class DiskStore:
         )
         return int((pages - free) * size)
 
-    def _read(self, id_: str) -> StoredResponse | None:
-        row = self._database.execute("SELECT response, input_count FROM responses WHERE id = ?", (id_,)).fetchone()
+    def _read(self, id_: str) -> StoredObject | None:
+        row = self._database.execute("SELECT body, input_count, owner FROM objects WHERE id = ?", (id_,)).fetchone()
         if row is None:
             return None
         items = self._database.execute(
-            "SELECT item FROM response_items JOIN items USING (hash) WHERE response = ? ORDER BY position", (id_,)
+            "SELECT item FROM object_items JOIN items USING (hash) WHERE object = ? ORDER BY position", (id_,)
         )
-        response, input_count = row
+        body, input_count, owner = row
         parts = tuple(item for (item,) in items)
         self._touch(id_)
-        return StoredResponse(id_, response, parts[:input_count], parts[input_count:])
+        return StoredObject(id_, body, parts[:input_count], parts[input_count:], owner)
 
     def _touch(self, id_: str) -> None:
         with self._database as database:
-            database.execute("UPDATE responses SET used_at = ? WHERE id = ?", (time.time(), id_))
+            database.execute("UPDATE objects SET used_at = ? WHERE id = ?", (time.time(), id_))
 
     def _remove(self, id_: str) -> bool:
         with self._database as database:
@@ -178,8 +183,8 @@ class DiskStore:
 
     def _delete_row(self, id_: str) -> bool:
         self._database.execute(_DELETE_ITEMS, (id_,))
-        self._database.execute("DELETE FROM response_items WHERE response = ?", (id_,))
-        return self._database.execute("DELETE FROM responses WHERE id = ?", (id_,)).rowcount > 0
+        self._database.execute("DELETE FROM object_items WHERE object = ?", (id_,))
+        return self._database.execute("DELETE FROM objects WHERE id = ?", (id_,)).rowcount > 0
 
 
 def _log_failure(done: Future[None]) -> None:

@@ -1,50 +1,37 @@
 """The endpoints of the Responses API."""
 
+import contextlib
 import re
-from collections.abc import Sequence
 
 import msgspec
 from aiohttp import web
 
-from osaurusd.errors import InvalidRequest, NotFound, PreviousResponseNotFound
+from osaurusd.errors import InvalidRequest, NotFound
 from osaurusd.http.errors import excerpt
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.request import CONTEXT
 from osaurusd.http.streaming import stream_sse
-from osaurusd.inference.limits import MODEL
-from osaurusd.inference.service import Service
-from osaurusd.models.record import ModelRecord
-from osaurusd.protocols.openai.errors import FieldPaths
 from osaurusd.protocols.openai.rendering import DONE
 from osaurusd.protocols.openai.responses.background import BackgroundRun, BackgroundRuns
 from osaurusd.protocols.openai.responses.compaction import compaction, summary_request
-from osaurusd.protocols.openai.responses.request import ParsedRequest, parse_request
-from osaurusd.protocols.openai.responses.run import ResponseRun
-from osaurusd.protocols.openai.responses.store import ResponseStore, StoredResponse, decode_items
-from osaurusd.protocols.openai.responses.types import (
-    DeletedResponse,
-    InputTokens,
-    Item,
-    ItemList,
-    ResponseRequest,
-)
+from osaurusd.protocols.openai.responses.creation import ResponseCreator, is_response
+from osaurusd.protocols.openai.responses.paging import page_of
+from osaurusd.protocols.openai.responses.store import ObjectStore, Scope, StoredObject, decode_items
+from osaurusd.protocols.openai.responses.types import DeletedResponse, InputTokens, ResponseRequest
 
-MAX_PAGE = 100
-DEFAULT_PAGE = 20
 _NUMBER = re.compile(r"-1|[0-9]{1,9}")
-_MODEL_PATH = FieldPaths({MODEL: "model"})
 
 
 class Responses:
     """Handles the endpoints.
 
     Args:
-        service: serves generation requests.
+        creator: creates responses.
         store: keeps responses.
     """
 
-    def __init__(self, service: Service, store: ResponseStore) -> None:
-        self._service = service
+    def __init__(self, creator: ResponseCreator, store: ObjectStore) -> None:
+        self._creator = creator
         self._store = store
         self._background = BackgroundRuns()
 
@@ -52,96 +39,71 @@ class Responses:
         body = await read_json(request, ResponseRequest)
         if body.background and body.store is False:
             raise InvalidRequest("`background`: requires `store` to be true", param="background")
-        history = await self._history(body)
-        record, parsed = await self._parse(body, history)
-        run = self._run(record, parsed, history)
-        if body.background:
-            background = self._background.start(run, request[CONTEXT].admission)
-            return await _stream_background(request, background) if body.stream else json_response(run.response)
-        if body.stream:
-            return await stream_sse(request, run.stream(), error_event=run.error_event, last_event=DONE)
-        return json_response(await run.collect())
+        with contextlib.ExitStack() as held:
+            run = await self._creator.create(body, self._scope(request), held)
+            if body.background:
+                background = self._background.start(run, request[CONTEXT].owner, request[CONTEXT].admission, held)
+                return await _stream_background(request, background) if body.stream else json_response(run.response)
+            if body.stream:
+                return await stream_sse(request, run.stream(), error_event=run.error_event, last_event=DONE)
+            return json_response(await run.collect())
 
     async def count_input_tokens(self, request: web.Request) -> web.Response:
         body = await read_json(request, ResponseRequest)
-        record, parsed = await self._parse(body, await self._history(body))
-        with FieldPaths(parsed.paths).named():
-            tokens = await self._service.count_prompt_tokens(record, parsed.generation)
+        tokens = await self._creator.count_input_tokens(body, self._scope(request))
         return json_response(InputTokens(input_tokens=tokens))
 
     async def compact(self, request: web.Request) -> web.Response:
         body = summary_request(await read_json(request, ResponseRequest))
-        history = await self._history(body)
-        record, parsed = await self._parse(body, history)
-        return json_response(compaction(await self._run(record, parsed, history).collect()))
+        with contextlib.ExitStack() as held:
+            run = await self._creator.create(body, self._scope(request), held)
+            return json_response(compaction(await run.collect()))
 
     async def show(self, request: web.Request) -> web.StreamResponse:
         id_ = request.match_info["response"]
-        background = self._background.get(id_)
+        background = self._background.get(id_, request[CONTEXT].owner)
         if request.query.get("stream") == "true":
             if background is None:
                 raise InvalidRequest("`stream`: the response is not running in the background", param="stream")
             return await _stream_background(request, background, _starting_after(request))
         if background is not None:
             return json_response(background.run.response)
-        return web.Response(body=(await self._find(id_)).response, content_type="application/json")
+        return web.Response(body=(await self._find(request)).body, content_type="application/json")
 
     async def delete(self, request: web.Request) -> web.Response:
         id_ = request.match_info["response"]
-        background = self._background.get(id_)
+        background = self._background.get(id_, request[CONTEXT].owner)
         if background is not None:
             await background.cancel()
-        if not await self._store.delete(id_):
-            raise _not_found(id_)
+        await self._scope(request).delete((await self._find(request)).id)
         return json_response(DeletedResponse(id=id_))
 
     async def cancel(self, request: web.Request) -> web.Response:
         id_ = request.match_info["response"]
-        background = self._background.get(id_)
+        background = self._background.get(id_, request[CONTEXT].owner)
         if background is not None:
             await background.cancel()
             return json_response(background.run.response)
-        stored = await self._find(id_)
-        if not msgspec.json.decode(stored.response)["background"]:
+        stored = await self._find(request)
+        if not msgspec.json.decode(stored.body)["background"]:
             raise InvalidRequest(f"response {id_!r} does not run in the background, so it cannot be cancelled")
-        return web.Response(body=stored.response, content_type="application/json")
+        return web.Response(body=stored.body, content_type="application/json")
 
     async def list_input_items(self, request: web.Request) -> web.Response:
         id_ = request.match_info["response"]
-        background = self._background.get(id_)
-        encoded = background.run.input if background is not None else (await self._find(id_)).input
-        return json_response(_page(request, decode_items(encoded)))
+        background = self._background.get(id_, request[CONTEXT].owner)
+        encoded = background.run.input if background is not None else (await self._find(request)).input
+        return json_response(page_of(request, decode_items(encoded)))
 
-    async def _history(self, body: ResponseRequest) -> tuple[bytes, ...]:
-        """Return the items of the conversation that the request continues."""
-        id_ = body.previous_response_id
-        if id_ is None:
-            return ()
-        stored = await self._store.get(id_)
-        if stored is None:
-            raise PreviousResponseNotFound(
-                f"`previous_response_id`: no response {id_!r} is stored; send the whole conversation as `input`",
-                param="previous_response_id",
-            )
-        return stored.items
+    def _scope(self, request: web.Request) -> Scope:
+        return Scope(self._store, request[CONTEXT].owner)
 
-    async def _parse(self, body: ResponseRequest, history: Sequence[bytes]) -> tuple[ModelRecord, ParsedRequest]:
-        with _MODEL_PATH.named():
-            record = await self._service.find(body.model)
-        return record, parse_request(body, decode_items(history), self._service.defaults(record), record.name)
-
-    def _run(self, record: ModelRecord, parsed: ParsedRequest, history: tuple[bytes, ...]) -> ResponseRun:
-        return ResponseRun(self._service, record, parsed, history, self._store.put)
-
-    async def _find(self, id_: str) -> StoredResponse:
-        stored = await self._store.get(id_)
-        if stored is None:
-            raise _not_found(id_)
+    async def _find(self, request: web.Request) -> StoredObject:
+        id_ = request.match_info["response"]
+        stored = await self._scope(request).get(id_)
+        if stored is None or not is_response(stored):
+            raise NotFound(f"no response {excerpt(id_)!r} is stored")
         return stored
-
-
-def _not_found(id_: str) -> NotFound:
-    return NotFound(f"no response {excerpt(id_)!r} is stored")
 
 
 async def _stream_background(request: web.Request, background: BackgroundRun, after: int = -1) -> web.StreamResponse:
@@ -155,26 +117,3 @@ def _starting_after(request: web.Request) -> int:
             f"`starting_after`: must be an event number, not {excerpt(value)!r}", param="starting_after"
         )
     return int(value)
-
-
-def _page(request: web.Request, items: list[Item]) -> ItemList:
-    """Return the page of items that the query asks for, newest first by default."""
-    limit = request.query.get("limit", str(DEFAULT_PAGE))
-    if not _NUMBER.fullmatch(limit) or not 1 <= int(limit) <= MAX_PAGE:
-        raise InvalidRequest(f"`limit`: must be between 1 and {MAX_PAGE}, not {excerpt(limit)!r}", param="limit")
-    order = request.query.get("order", "desc")
-    if order not in ("asc", "desc"):
-        raise InvalidRequest(f"`order`: must be `asc` or `desc`, not {excerpt(order)!r}", param="order")
-    ordered = items if order == "asc" else items[::-1]
-    ids = [item.get("id") for item in ordered]
-    after = request.query.get("after")
-    if after is not None and after not in ids:
-        raise InvalidRequest(f"`after`: {excerpt(after)!r} is not the id of an input item", param="after")
-    start = 0 if after is None else ids.index(after) + 1
-    page = ordered[start : start + int(limit)]
-    return ItemList(
-        data=page,
-        first_id=page[0].get("id") if page else None,
-        last_id=page[-1].get("id") if page else None,
-        has_more=start + len(page) < len(ordered),
-    )

@@ -27,6 +27,10 @@ _ID_PREFIXES = {
     "compaction": "cmp",
 }
 
+RESPONSE_PREFIX = "resp"
+CONVERSATION_PREFIX = "conv"
+"""The prefixes of the ids of stored objects."""
+
 _OPAQUE_PREFIX = "osaurus1:"
 _SUMMARY = "Summary of the conversation so far:"
 
@@ -125,23 +129,25 @@ def _complete(item: Item) -> Item:
     completed = {**item, "type": type_} if type_ is not None else item
     if not completed.get("id") and type_ in _ID_PREFIXES:
         completed = {**completed, "id": new_id(_ID_PREFIXES[type_])}
+    if type_ == "message":
+        completed = {"status": "completed", **completed}
     if type_ == "message" and isinstance(content := item.get("content"), str):
         part_type = "output_text" if item.get("role") == "assistant" else "input_text"
         part: Item = {"type": part_type, "text": content}
         if part_type == "output_text":
             part["annotations"] = []
-        completed = {"status": "completed", **completed, "content": [part]}
+        completed = {**completed, "content": [part]}
     return completed
 
 
-class Conversation(msgspec.Struct, frozen=True, kw_only=True):
+class ParsedItems(msgspec.Struct, frozen=True, kw_only=True):
     """Messages, and the fields of the request that they come from."""
 
     messages: list[neutral.Message]
     paths: Mapping[Location, str]
 
 
-def parse_items(items: Sequence[Item], paths: Sequence[str], instructions: str | None) -> Conversation:
+def parse_items(items: Sequence[Item], paths: Sequence[str], instructions: str | None) -> ParsedItems:
     """Convert items to messages.
 
     Instructions and the `system` and `developer` messages at the beginning become one message, because many chat
@@ -203,7 +209,7 @@ class _Builder:
                 shown = item.get("type") if type_ is None else type_
                 raise InvalidRequest(f"`{path}.type`: must be one of {allowed}, not {shown!r}", param=f"{path}.type")
 
-    def build(self) -> Conversation:
+    def build(self) -> ParsedItems:
         self._end_turn()
         messages, paths = self._messages, self._paths
         if self._system:
@@ -212,7 +218,7 @@ class _Builder:
         if all(message.role == "system" for message in messages):
             # Some clients check a server with an empty input, which most chat templates reject.
             messages, paths = [*messages, neutral.Message(role="user")], [*paths, "input"]
-        return Conversation(
+        return ParsedItems(
             messages=messages,
             paths={(*limits.MESSAGES, index): path for index, path in enumerate(paths)},
         )

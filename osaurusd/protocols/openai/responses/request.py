@@ -21,9 +21,15 @@ from osaurusd.inference.request import (
 )
 from osaurusd.protocols.openai.chat import effort_variables
 from osaurusd.protocols.openai.common import sampling_params, token_limit, whole
-from osaurusd.protocols.openai.responses.items import input_items, new_id, parse_items
+from osaurusd.protocols.openai.responses.items import RESPONSE_PREFIX, input_items, new_id, parse_items
 from osaurusd.protocols.openai.responses.tools import ToolUse, parse_tools
-from osaurusd.protocols.openai.responses.types import NO_OP_VALUES, Item, Response, ResponseRequest
+from osaurusd.protocols.openai.responses.types import (
+    NO_OP_VALUES,
+    ConversationReference,
+    Item,
+    Response,
+    ResponseRequest,
+)
 
 LOGPROBS = "message.output_text.logprobs"
 OPAQUE_REASONING = "reasoning.encrypted_content"
@@ -119,14 +125,17 @@ def parse_request(
 
 def _check_body(body: ResponseRequest) -> None:
     reject_unsupported(body, NO_OP_VALUES)
-    _check_depth(body)
-    if body.input is None and body.previous_response_id is None:
+    check_depth(body)
+    if body.input is None and body.previous_response_id is None and body.conversation is None:
         raise InvalidRequest("`input`: is required; send a string or a list of items", param="input")
 
 
-def _check_depth(body: ResponseRequest) -> None:
-    """Check that parts of the body can be encoded again, at any depth of the response and of the stack."""
-    value: object = body
+def check_depth(value: object) -> None:
+    """Check that parts of a body can be encoded again, at any depth of the response and of the stack.
+
+    Raises:
+        InvalidRequest: the body is nested too deeply.
+    """
     for _ in range(_SPARE_LEVELS):
         value = [value]
     try:
@@ -146,10 +155,11 @@ def _parse_prompt(
 ) -> tuple[ChatPrompt, Mapping[Location, str]]:
     new_items = len(items) - history_length
     item_paths = ["input"] if isinstance(body.input, str) else [f"input[{index}]" for index in range(new_items)]
-    conversation = parse_items(items, ["previous_response_id"] * history_length + item_paths, body.instructions)
+    history_path = "previous_response_id" if body.conversation is None else "conversation"
+    parsed = parse_items(items, [history_path] * history_length + item_paths, body.instructions)
     effort = body.reasoning.effort if body.reasoning is not None else None
     prompt = ChatPrompt(
-        messages=conversation.messages,
+        messages=parsed.messages,
         tools=tools.tools,
         template_variables={
             **effort_variables(effort, "reasoning.effort"),
@@ -157,7 +167,7 @@ def _parse_prompt(
         },
     )
     constraint_path = "tool_choice" if tools.required is not None else "text.format"
-    return prompt, {**conversation.paths, **tools.paths, ("constraint",): constraint_path, **_PATHS}
+    return prompt, {**parsed.paths, **tools.paths, ("constraint",): constraint_path, **_PATHS}
 
 
 def _parse_format(body: ResponseRequest, *, describe: bool) -> JsonObject | JsonSchema | None:
@@ -197,9 +207,10 @@ def _summary(body: ResponseRequest) -> str | None:
 
 def _response(body: ResponseRequest, sampling: SamplingParams, model: str) -> Response:
     return Response(
-        id=new_id("resp"),
+        id=new_id(RESPONSE_PREFIX),
         created_at=int(time.time()),
         background=bool(body.background),
+        conversation=None if body.conversation_id is None else ConversationReference(id=body.conversation_id),
         instructions=body.instructions,
         max_output_tokens=whole(body.max_output_tokens),
         max_tool_calls=body.max_tool_calls,

@@ -3,13 +3,14 @@
 import collections
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
 from osaurusd.errors import ContextLengthExceeded, InvalidRequest, OsaurusError
 from osaurusd.http.errors import as_osaurus_error, error_body
-from osaurusd.http.streaming import SseEvent
 from osaurusd.inference.events import Completed, Delta, Event, Finished, Started
 from osaurusd.inference.request import ChatPrompt, GenerationRequest
 from osaurusd.inference.service import Service
@@ -17,7 +18,7 @@ from osaurusd.models.record import ModelRecord
 from osaurusd.protocols.openai.errors import FieldPaths
 from osaurusd.protocols.openai.responses.output import OutputBuilder, StreamEvent
 from osaurusd.protocols.openai.responses.request import ParsedRequest
-from osaurusd.protocols.openai.responses.store import StoredResponse, encode_items
+from osaurusd.protocols.openai.responses.store import StoredObject, encode_items
 from osaurusd.protocols.openai.responses.types import (
     FailureCode,
     IncompleteDetails,
@@ -30,7 +31,26 @@ from osaurusd.wire.errors import ErrorCode
 
 _RATE_LIMITS = (ErrorCode.QUEUE_FULL, ErrorCode.TOO_MANY_REQUESTS)
 
+EncodedEvent = tuple[str, bytes]
+"""The type of an event, and the event as JSON."""
+
 _encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a response is generated.
+
+    Attributes:
+        event_fields: added to every event.
+        without_output: process the prompt, so that a later request can continue it, but generate nothing.
+    """
+
+    event_fields: Mapping[str, Any] = field(default_factory=dict)
+    without_output: bool = False
+
+
+DEFAULT_OPTIONS = RunOptions()
 
 
 class ResponseRun:
@@ -41,7 +61,8 @@ class ResponseRun:
         record: the model.
         parsed: the request.
         history: the items of the conversation before the input, as JSON.
-        store: keeps the response once it is final, if the request allows that.
+        keep: gets the response once it is final.
+        options: how it is generated.
 
     Attributes:
         response: the response as it is now.
@@ -54,14 +75,16 @@ class ResponseRun:
         record: ModelRecord,
         parsed: ParsedRequest,
         history: Sequence[bytes],
-        store: Callable[[StoredResponse], None],
+        keep: Callable[["ResponseRun"], None],
+        options: RunOptions = DEFAULT_OPTIONS,
     ) -> None:
         self.response = parsed.response
         self.input = (*history, *encode_items(parsed.items[len(history) :]))
         self._service = service
         self._record = record
         self._parsed = parsed
-        self._store = store
+        self._keep = keep
+        self._options = options
         self._paths = FieldPaths(parsed.paths)
         self._sequence_number = 0
         self._builder = OutputBuilder(
@@ -70,6 +93,12 @@ class ResponseRun:
             opaque_reasoning=parsed.opaque_reasoning,
             max_calls=parsed.max_calls,
         )
+
+    @property
+    def stored(self) -> StoredObject:
+        """The response as it is stored."""
+        output = encode_items(self.response.output)
+        return StoredObject(self.response.id, _encode(self.response), self.input, output)
 
     async def collect(self) -> Response:
         """Return the final response.
@@ -83,7 +112,7 @@ class ResponseRun:
                     pass
         return self.response
 
-    async def stream(self, *, report_all_errors: bool = False) -> AsyncGenerator[SseEvent]:
+    async def stream(self, *, report_all_errors: bool = False) -> AsyncGenerator[EncodedEvent]:
         """Yield the events of the response, encoded.
 
         Args:
@@ -100,12 +129,12 @@ class ResponseRun:
         except Exception as error:  # the boundary: `as_osaurus_error` logs what is unexpected
             if not self._sequence_number and not report_all_errors:
                 raise
-            yield self._encode(self.fail(as_osaurus_error(error)))
+            yield self.fail(as_osaurus_error(error))
 
-    def fail(self, error: OsaurusError) -> StreamEvent:
+    def fail(self, error: OsaurusError) -> EncodedEvent:
         """End the response with an error, and return its event."""
         self._end("failed", error=ResponseError(code=_failure_code(error), message=error_body(error).message))
-        return self._response_event("failed")
+        return self._encode(self._response_event("failed"))
 
     def queue(self) -> None:
         """Mark the response as waiting for its start."""
@@ -115,13 +144,13 @@ class ResponseRun:
         """Mark the response as cancelled."""
         self._end("cancelled")
 
-    def error_event(self, error: OsaurusError) -> SseEvent:
+    def error_event(self, error: OsaurusError) -> EncodedEvent:
         """Render an error outside of the response, such as a time limit."""
         body = error_body(error)
         return self._encode({"type": "error", "code": body.code, "message": body.message, "param": body.param})
 
-    def _encode(self, event: StreamEvent) -> SseEvent:
-        event["sequence_number"] = self._sequence_number
+    def _encode(self, event: StreamEvent) -> EncodedEvent:
+        event |= {"sequence_number": self._sequence_number, **self._options.event_fields}
         self._sequence_number += 1
         return event["type"], _encode(event)
 
@@ -130,6 +159,8 @@ class ResponseRun:
         async with contextlib.aclosing(self._generate()) as events:
             async for event in events:
                 match event:
+                    case Delta() | Finished() if self._options.without_output:
+                        pass
                     case Delta():
                         for item_event in self._builder.add(event):
                             yield item_event
@@ -153,7 +184,7 @@ class ResponseRun:
         return {"type": f"response.{name}", "response": self.response}
 
     def _complete(self, completed: Completed, *, complete: bool) -> None:
-        usage = Usage.from_completed(completed)
+        usage = Usage.from_completed(completed, with_output=not self._options.without_output)
         if complete:
             self._end("completed", usage=usage)
         else:
@@ -178,13 +209,15 @@ class ResponseRun:
             incomplete_details=incomplete_details,
             error=error,
         )
-        if self.response.store:
-            output = encode_items(self.response.output)
-            self._store(StoredResponse(self.response.id, _encode(self.response), self.input, output))
+        self._keep(self)
 
     async def _generate(self) -> AsyncGenerator[Event]:
         """Yield the events of the generation; with `truncation: auto`, drop turns until the prompt fits."""
-        request, turns = self._parsed.generation, 1
+        generation = self._parsed.generation
+        if self._options.without_output:
+            # The least that computes the whole prompt.
+            generation = msgspec.structs.replace(generation, max_tokens=1)
+        request, turns = generation, 1
         while True:
             started = False
             try:
@@ -194,7 +227,7 @@ class ResponseRun:
                         yield event
                 return
             except ContextLengthExceeded:
-                shorter = drop_turns(self._parsed.generation, turns)
+                shorter = drop_turns(generation, turns)
                 if started or self.response.truncation != "auto" or shorter is None:
                     raise
             request, turns = shorter, turns * 2

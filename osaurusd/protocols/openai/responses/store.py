@@ -1,8 +1,8 @@
-"""Stored responses: what clients can retrieve and continue."""
+"""Stored responses and conversations: what clients can retrieve and continue."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import msgspec
@@ -14,26 +14,29 @@ _decode_item = msgspec.json.Decoder(Item).decode
 
 
 @dataclass(frozen=True)
-class StoredResponse:
-    """A final response as JSON. Responses of one conversation share the items that they have in common.
+class StoredObject:
+    """A final response or a conversation. Those that continue each other share the items that they have in common.
 
     Attributes:
-        input: the items before its output, also those of earlier responses, oldest first.
+        body: the object as JSON, for a conversation without its items.
+        input: the items before the output, also those of earlier responses, oldest first.
+        owner: who may use it; see `Scope`.
     """
 
     id: str
-    response: bytes
-    input: tuple[bytes, ...]
-    output: tuple[bytes, ...]
+    body: bytes
+    input: tuple[bytes, ...] = ()
+    output: tuple[bytes, ...] = ()
+    owner: str = ""
 
     @property
     def items(self) -> tuple[bytes, ...]:
-        """The conversation up to the end of this response."""
+        """All items, oldest first."""
         return (*self.input, *self.output)
 
     @property
     def parts(self) -> Iterator[bytes]:
-        yield self.response
+        yield self.body
         yield from self.input
         yield from self.output
 
@@ -46,24 +49,24 @@ def decode_items(items: Sequence[bytes]) -> list[Item]:
     return [_decode_item(item) for item in items]
 
 
-class ResponseStore(Protocol):
-    """Keeps responses."""
+class ObjectStore(Protocol):
+    """Keeps objects by their ids."""
 
-    def put(self, stored: StoredResponse) -> None:
-        """Add a response."""
+    def put(self, stored: StoredObject) -> None:
+        """Add or replace an object."""
 
-    async def get(self, id_: str) -> StoredResponse | None:
-        """Return a response, and keep it longer."""
+    async def get(self, id_: str) -> StoredObject | None:
+        """Return an object, and keep it longer."""
 
     async def delete(self, id_: str) -> bool:
-        """Remove a response; returns whether there was one. Those that continue it stay complete."""
+        """Remove an object; returns whether there was one. Those that continue it stay complete."""
 
     async def close(self) -> None:
         """Wait until everything is written."""
 
 
 class MemoryStore:
-    """Keeps responses in memory; when they exceed a size, those that were not used for longest are dropped.
+    """Keeps objects in memory; when they exceed a size, those that were not used for longest are dropped.
 
     Args:
         max_bytes: returns the size in force.
@@ -71,38 +74,38 @@ class MemoryStore:
 
     def __init__(self, max_bytes: Callable[[], int]) -> None:
         self._max_bytes = max_bytes
-        self._responses: OrderedDict[str, StoredResponse] = OrderedDict()
-        # Of each part that some response has: how many do. The parts live as long as their responses.
+        self._objects: OrderedDict[str, StoredObject] = OrderedDict()
+        # Of each part that some object has: how many do. The parts live as long as their objects.
         self._references: Counter[int] = Counter()
         self.bytes = 0
 
-    def put(self, stored: StoredResponse) -> None:
-        """Add a response."""
+    def put(self, stored: StoredObject) -> None:
+        """Add or replace an object."""
         self._drop(stored.id)
-        self._responses[stored.id] = stored
+        self._objects[stored.id] = stored
         for part in stored.parts:
             if not self._references[id(part)]:
                 self.bytes += len(part)
             self._references[id(part)] += 1
-        while self.bytes > self._max_bytes() and self._responses:
-            self._drop(next(iter(self._responses)))
+        while self.bytes > self._max_bytes() and self._objects:
+            self._drop(next(iter(self._objects)))
 
-    async def get(self, id_: str) -> StoredResponse | None:
-        """Return a response, and keep it longer."""
-        stored = self._responses.get(id_)
+    async def get(self, id_: str) -> StoredObject | None:
+        """Return an object, and keep it longer."""
+        stored = self._objects.get(id_)
         if stored is not None:
-            self._responses.move_to_end(id_)
+            self._objects.move_to_end(id_)
         return stored
 
     async def delete(self, id_: str) -> bool:
-        """Remove a response; returns whether there was one. Those that continue it stay complete."""
+        """Remove an object; returns whether there was one. Those that continue it stay complete."""
         return self._drop(id_)
 
     async def close(self) -> None:
         """Do nothing: everything is lost."""
 
     def _drop(self, id_: str) -> bool:
-        stored = self._responses.pop(id_, None)
+        stored = self._objects.pop(id_, None)
         if stored is None:
             return False
         for part in stored.parts:
@@ -111,3 +114,29 @@ class MemoryStore:
                 del self._references[id(part)]
                 self.bytes -= len(part)
         return True
+
+
+class Scope:
+    """The stored objects that one client may use: those of its owner, which is the API key, or empty without one.
+
+    Args:
+        store: keeps the objects of all owners.
+        owner: the owner.
+    """
+
+    def __init__(self, store: ObjectStore, owner: str) -> None:
+        self._store = store
+        self._owner = owner
+
+    def put(self, stored: StoredObject) -> None:
+        """Add or replace an object, which then belongs to the owner."""
+        self._store.put(replace(stored, owner=self._owner))
+
+    async def get(self, id_: str) -> StoredObject | None:
+        """Return an object, and keep it longer."""
+        stored = await self._store.get(id_)
+        return stored if stored is not None and stored.owner == self._owner else None
+
+    async def delete(self, id_: str) -> bool:
+        """Remove an object; returns whether there was one."""
+        return await self.get(id_) is not None and await self._store.delete(id_)

@@ -11,20 +11,10 @@ from osaurusd.http.json import convert_json
 from osaurusd.inference import limits
 from osaurusd.inference import request as neutral
 from osaurusd.inference.limits import EACH
-from osaurusd.inference.request import Location, RequiredToolCalls
+from osaurusd.inference.request import TEXT_ARGUMENT, Location, RequiredToolCalls
 from osaurusd.protocols.openai.chat_types import JsonObject, Name
 from osaurusd.protocols.openai.responses.types import Item, ResponseRequest
 from osaurusd.protocols.openai.tools import MODES
-
-CUSTOM_INPUT = "input"
-"""The parameter that holds the text of a call of a custom tool."""
-
-_CUSTOM_PARAMETERS = {
-    "type": "object",
-    "properties": {CUSTOM_INPUT: {"type": "string"}},
-    "required": [CUSTOM_INPUT],
-    "additionalProperties": False,
-}
 
 
 class FunctionTool(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,9 +82,12 @@ class ToolUse:
 
 @dataclass(frozen=True)
 class _ParsedTool:
+    """A tool, its field, and the field that constrains the arguments of its calls."""
+
     tool: neutral.Tool
     binding: Binding
     path: str
+    constraint_path: str
 
 
 _Tools = Mapping[str, _ParsedTool]
@@ -109,7 +102,7 @@ def qualified_name(name: str, namespace: str | None) -> str:
 
 def custom_arguments(text: str) -> str:
     """Return the arguments of a call of a custom tool, as JSON."""
-    return msgspec.json.encode({CUSTOM_INPUT: text}).decode()
+    return msgspec.json.encode({TEXT_ARGUMENT: text}).decode()
 
 
 def custom_input(arguments: str) -> str:
@@ -118,7 +111,7 @@ def custom_input(arguments: str) -> str:
         value = msgspec.json.decode(arguments)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return arguments
-    text = value.get(CUSTOM_INPUT) if isinstance(value, dict) else None
+    text = value.get(TEXT_ARGUMENT) if isinstance(value, dict) else None
     return text if isinstance(text, str) else arguments
 
 
@@ -170,10 +163,14 @@ def _parse_tool(tool: Item, path: str, namespace: str | None) -> Iterable[_Parse
             function_path = f"{path}.function" if isinstance(nested, dict) else path
             function = convert_json(nested if isinstance(nested, dict) else tool, FunctionTool, function_path)
             parameters = None if function.parameters is None else dict(function.parameters)
-            yield _bind(function.name, namespace, function.description, parameters, function_path)
+            name = qualified_name(function.name, namespace)
+            parsed = neutral.Tool(name=name, description=function.description, parameters=parameters)
+            binding = Binding(function.name, namespace)
+            yield _ParsedTool(parsed, binding, function_path, f"{function_path}.parameters")
         case "custom":
             custom = convert_json(tool, CustomTool, path)
-            yield _bind(custom.name, namespace, _describe(custom), _CUSTOM_PARAMETERS, path, custom=True)
+            parsed = _custom_tool(custom, qualified_name(custom.name, namespace), path)
+            yield _ParsedTool(parsed, Binding(custom.name, namespace, custom=True), path, f"{path}.format.definition")
         case "namespace" if namespace is None:
             group = convert_json(tool, Namespace, path)
             yield from _parse_list(group.tools, f"{path}.tools", group.name)
@@ -183,21 +180,36 @@ def _parse_tool(tool: Item, path: str, namespace: str | None) -> Iterable[_Parse
             raise InvalidRequest(f"`{path}.type`: must be a string, not {other!r}", param=f"{path}.type")
 
 
-def _bind(
-    name: str,
-    namespace: str | None,
-    description: str | None,
-    parameters: dict[str, Any] | None,
-    path: str,
-    *,
-    custom: bool = False,
-) -> _ParsedTool:
-    tool = neutral.Tool(name=qualified_name(name, namespace), description=description, parameters=parameters)
-    return _ParsedTool(tool, Binding(name, namespace, custom), path)
+def _custom_tool(custom: CustomTool, name: str, path: str) -> neutral.Tool:
+    """Build the function that the model sees instead of a custom tool."""
+    text: dict[str, Any] = {"type": "string"}
+    grammar = None
+    if custom.format is not None and custom.format.type == "grammar":
+        syntax, definition = custom.format.syntax, custom.format.definition
+        if not definition:
+            raise InvalidRequest(f"`{path}.format.definition`: is required", param=f"{path}.format.definition")
+        match syntax:
+            case "regex":
+                text["pattern"] = f"^(?:{definition})$"
+            case "lark":
+                grammar = definition
+            case _:
+                param = f"{path}.format.syntax"
+                raise InvalidRequest(f"`{param}`: must be `lark` or `regex`, not {syntax!r}", param=param)
+    elif custom.format is not None and custom.format.type != "text":
+        param = f"{path}.format.type"
+        raise InvalidRequest(f"`{param}`: must be `text` or `grammar`, not {custom.format.type!r}", param=param)
+    parameters = {
+        "type": "object",
+        "properties": {TEXT_ARGUMENT: text},
+        "required": [TEXT_ARGUMENT],
+        "additionalProperties": False,
+    }
+    return neutral.Tool(name=name, description=_describe(custom), parameters=parameters, grammar=grammar)
 
 
 def _describe(custom: CustomTool) -> str | None:
-    """Return the description of a custom tool, with its grammar: the model sees it, but may deviate from it."""
+    """Return the description of a custom tool with its grammar, which is only enforced if a call is required."""
     if custom.format is None or not custom.format.definition:
         return custom.description
     grammar = f"The input follows this {custom.format.syntax or ''} grammar:\n{custom.format.definition}"
@@ -258,8 +270,8 @@ def _known_name(reference: ToolReference, path: str, tools: _Tools) -> str:
 def _use(tools: _Tools, required: RequiredToolCalls | None = None) -> ToolUse:
     paths: dict[Location, str] = {limits.TOOLS: "tools"}
     for index, parsed in enumerate(tools.values()):
-        # Names are checked here, so it is the parameters if a worker rejects a tool.
-        paths[*limits.TOOLS, index] = f"{parsed.path}.parameters"
+        # Names are checked here, so a worker only rejects what constrains the arguments.
+        paths[*limits.TOOLS, index] = parsed.constraint_path
     paths[*limits.TOOLS, EACH] = "tools"
     return ToolUse(
         tools=[parsed.tool for parsed in tools.values()],

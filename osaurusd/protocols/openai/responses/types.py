@@ -16,9 +16,11 @@ from osaurusd.protocols.openai.common import Logprobs, SamplingFields, Tokens
 Item = dict[str, Any]
 """An input or output item."""
 
+Metadata = dict[str, str]
+"""What clients attach to an object."""
+
 NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
     "background_options": ({},),
-    "conversation": (),
     "moderation": (),
     "prompt": (),
 }
@@ -60,6 +62,10 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
     verbosity: str | None = None
 
 
+class ConversationReference(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+
+
 class ResponseRequest(SamplingFields, frozen=True, kw_only=True):
     """The body of `POST /responses` and `POST /responses/input_tokens`. Null means the default."""
 
@@ -67,6 +73,7 @@ class ResponseRequest(SamplingFields, frozen=True, kw_only=True):
     input: str | list[Item] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
+    conversation: str | ConversationReference | None = None
     tools: list[Item] | None = None
     tool_choice: str | Item | None = None
     parallel_tool_calls: bool | None = None
@@ -80,7 +87,7 @@ class ResponseRequest(SamplingFields, frozen=True, kw_only=True):
     include: list[str] | None = None
     max_output_tokens: Tokens | None = None
     max_tool_calls: Annotated[int, Meta(ge=1)] | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     top_logprobs: Logprobs | None = None
 
     # See IGNORED_FIELDS.
@@ -95,9 +102,27 @@ class ResponseRequest(SamplingFields, frozen=True, kw_only=True):
 
     # See NO_OP_VALUES.
     background_options: Any = None
-    conversation: Any = None
     moderation: Any = None
     prompt: Any = None
+
+    @property
+    def conversation_id(self) -> str | None:
+        if isinstance(self.conversation, ConversationReference):
+            return self.conversation.id
+        return self.conversation
+
+
+class CreateEvent(ResponseRequest, frozen=True, kw_only=True):
+    """A message of the client over a WebSocket.
+
+    Attributes:
+        stream_id: the lane of the response: those of one lane are generated one after another.
+        generate: false only processes the prompt, so that the next response starts sooner.
+    """
+
+    type: str
+    stream_id: str | None = None
+    generate: bool | None = None
 
 
 class InputTokensDetails(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,14 +144,15 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     total_tokens: int
 
     @classmethod
-    def from_completed(cls, completed: neutral.Completed) -> "Usage":
+    def from_completed(cls, completed: neutral.Completed, *, with_output: bool = True) -> "Usage":
         usage = completed.usage
+        output_tokens = usage.completion_tokens if with_output else 0
         return cls(
             input_tokens=usage.prompt_tokens,
             input_tokens_details=InputTokensDetails(cached_tokens=usage.cached_tokens),
-            output_tokens=usage.completion_tokens,
-            output_tokens_details=OutputTokensDetails(reasoning_tokens=usage.reasoning_tokens),
-            total_tokens=usage.prompt_tokens + usage.completion_tokens,
+            output_tokens=output_tokens,
+            output_tokens_details=OutputTokensDetails(reasoning_tokens=usage.reasoning_tokens if with_output else 0),
+            total_tokens=usage.prompt_tokens + output_tokens,
         )
 
 
@@ -156,12 +182,13 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     completed_at: int | None = None
     status: Status = "in_progress"
     background: bool
+    conversation: ConversationReference | None = None
     error: ResponseError | None = None
     incomplete_details: IncompleteDetails | None = None
     instructions: str | None
     max_output_tokens: int | None
     max_tool_calls: int | None
-    metadata: dict[str, str]
+    metadata: Metadata
     model: str
     output: list[Item] = []
     parallel_tool_calls: bool
@@ -197,8 +224,42 @@ class DeletedResponse(msgspec.Struct, frozen=True, kw_only=True):
     deleted: bool = True
 
 
+class CreateConversation(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of `POST /conversations`."""
+
+    items: list[Item] | None = None
+    metadata: Metadata | None = None
+
+
+class UpdateConversation(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of `POST /conversations/{conversation}`. The metadata replaces the present one."""
+
+    metadata: Metadata | None
+
+
+class CreateItems(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of `POST /conversations/{conversation}/items`."""
+
+    items: list[Item]
+
+
+class Conversation(msgspec.Struct, frozen=True, kw_only=True):
+    """A conversation, without its items."""
+
+    id: str
+    object: Literal["conversation"] = "conversation"
+    created_at: int
+    metadata: Metadata
+
+
+class DeletedConversation(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    object: Literal["conversation.deleted"] = "conversation.deleted"
+    deleted: bool = True
+
+
 class ItemList(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of input items."""
+    """A page of items."""
 
     object: Literal["list"] = "list"
     data: list[Item]

@@ -151,7 +151,8 @@ def test_unusable_block_is_named(content, error, param):
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"messages": [*user("Hi"), message("assistant", "Well")]}, "messages[1]"),
+        ({"messages": [*user("Hi"), message("assistant", use())]}, "messages[1].content"),
+        ({"messages": [*user("Hi"), message("assistant", "{")], "output_format": FORMAT}, "output_format"),
         (
             {"messages": [message("assistant", {"type": "tool_use", "name": "a"}), *user("")]},
             "messages[0].content[0].id",
@@ -226,6 +227,11 @@ def test_errors_of_lower_layers_name_the_message():
     assert paths.path(("constraint", "names")) == "tool_choice"
     assert build(output_format=FORMAT).paths.path(("constraint", "schema")) == "output_format.schema"
     assert paths.path(("prompt",)) == "messages"
+
+
+def test_answer_at_the_end_is_continued():
+    assert request(messages=[*user("Hi"), message("assistant", "Well")]).prompt.continues_answer
+    assert not request(messages=[*user("Hi"), message("assistant", "Well"), *user("?")]).prompt.continues_answer
 
 
 def test_count_has_the_prompt_of_the_message():

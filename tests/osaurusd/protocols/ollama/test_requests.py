@@ -177,6 +177,19 @@ def test_tool_calls_and_results_are_matched():
     assert len({call_id for call_id, _, _ in found}) == 4
 
 
+def test_answer_at_the_end_is_continued():
+    answer = {"role": "assistant", "content": "Well"}
+    call = {"role": "assistant", "content": "Well", "tool_calls": [{"function": {"name": "f"}}]}
+    assert chat(messages=[*MESSAGES, answer]).prompt.continues_answer
+    for messages in (
+        MESSAGES,
+        [*MESSAGES, answer, *MESSAGES],
+        [*MESSAGES, call],
+        [*MESSAGES, {**answer, "content": ""}],
+    ):
+        assert not chat(messages=messages).prompt.continues_answer
+
+
 def test_generation_uses_the_chat_template():
     prompt = generate(system="Be brief").prompt
     assert isinstance(prompt, ChatPrompt)

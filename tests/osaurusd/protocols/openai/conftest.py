@@ -58,14 +58,17 @@ class ServedModel:
 
 
 @contextlib.asynccontextmanager
-async def serving_model(tmp_path, served_type, create_routes):
-    """Serve the routes that `create_routes` creates for a backend and a function that returns the configuration."""
+async def serving_model(tmp_path, served_type, create_routes, **options):
+    """Serve the routes that `create_routes` creates for a backend and a function that returns the configuration.
+
+    `options` are those of `create_app`.
+    """
     served = served_type(Config(defaults=Defaults(temperature=0.0)))
     config = served.current_config
     async with running_backend(tmp_path, REPO, config=config) as backend:
         (served.folder,) = backend.folders
         served.admission = Admission(config)
-        app = create_app([create_routes(backend, config)], config, admission=served.admission)
+        app = create_app([create_routes(backend, config)], config, admission=served.admission, **options)
         async with serving(app, config) as served.server:
             yield served
 
@@ -73,7 +76,7 @@ async def serving_model(tmp_path, served_type, create_routes):
 @pytest.fixture
 async def served_model(tmp_path):
     def create_routes(backend, config):
-        return openai_routes(backend.service, backend.catalog, config)
+        return openai_routes(backend.service, backend.catalog)
 
     async with serving_model(tmp_path, ServedModel, create_routes) as served:
         yield served

@@ -356,6 +356,36 @@ def test_unknown_reasoning_effort_is_rejected_with_the_allowed_ones(effort):
     assert raised.value.param == "reasoning_effort"
 
 
+def test_final_message_is_continued_on_request():
+    answer = {"role": "assistant", "content": "Well"}
+    messages = [{"role": "user", "content": "Hi"}, answer]
+    assert not parse_chat(messages=messages).prompt.continues_answer
+    assert not parse_chat(messages=messages, add_generation_prompt=True).prompt.continues_answer
+    for fields in ({}, {"add_generation_prompt": False}):
+        assert parse_chat(messages=messages, continue_final_message=True, **fields).prompt.continues_answer
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"continue_final_message": True}, "continue_final_message"),
+        (
+            {
+                "continue_final_message": True,
+                "add_generation_prompt": True,
+                "messages": [{"role": "assistant", "content": "Well"}],
+            },
+            "continue_final_message",
+        ),
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
+    ],
+)
+def test_final_message_that_cannot_be_continued_is_rejected(fields, param):
+    with pytest.raises(InvalidRequest) as caught:
+        parse_chat(**fields)
+    assert caught.value.param == param
+
+
 def test_extreme_values_reach_the_worker_unchanged():
     request = parse_chat(
         temperature=0,

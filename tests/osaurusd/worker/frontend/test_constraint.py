@@ -1,4 +1,5 @@
 import json
+import re
 import threading
 
 import jsonschema
@@ -180,6 +181,35 @@ def test_only_named_tools_can_be_called(tokenizer, compiler):
     text = sample(tokenizer, compiler.compile(RequiredToolCalls(names=["now"]), TOOLS, starts_reasoning=False), 0)
 
     assert {"name": "now", "arguments": {}} == json.loads(text)
+
+
+SUM = 'start: NUMBER ("+" NUMBER)* "\\n"\nNUMBER: /[0-9]{1,3}/'
+
+
+@pytest.mark.parametrize("max_calls", [1, 3])
+def test_text_of_a_call_matches_its_grammar(tokenizer, compiler, max_calls):
+    tools = [Tool(name="sum", grammar=SUM), TOOLS[2], Tool(name="yes", grammar='start: "\\"yes\\"\\n"')]
+    wanted = RequiredToolCalls(names=["sum", "now", "yes"], max_calls=max_calls)
+    patterns = {"sum": r"[0-9]{1,3}(\+[0-9]{1,3})*\n", "yes": '"yes"\n'}
+    seen = set()
+    for seed in range(15):
+        text = sample(tokenizer, compiler.compile(wanted, tools, starts_reasoning=False), seed, limit=3000)
+        streamer = CallStreamer()
+        *earlier, last = _join([*streamer.feed(text), *streamer.finish()])
+        assert {"now"} >= {call["name"] for call in earlier}
+        assert len(earlier) < max_calls
+        if last["name"] != "now":
+            assert re.fullmatch(patterns[last["name"]], last["arguments"]["input"])
+        seen.add(last["name"])
+    assert seen >= {"sum", "yes"}
+
+
+@pytest.mark.parametrize("grammar", ["start: missing", "nonsense(", 'start: %json {"type": "object"}', "start: @main"])
+def test_invalid_grammar_of_a_tool_is_named(compiler, grammar):
+    tools = [*TOOLS, Tool(name="patch", grammar=grammar)]
+    with pytest.raises(InvalidRequest, match="'patch'") as caught:
+        compiler.compile(RequiredToolCalls(names=["patch"]), tools, starts_reasoning=False)
+    assert ("prompt", "tools", 3) == caught.value.location
 
 
 @pytest.mark.parametrize(

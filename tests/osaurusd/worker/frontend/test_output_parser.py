@@ -402,6 +402,17 @@ def test_required_calls_are_emitted(family, name, before):
     assert parsed.output.has_tool_calls
 
 
+@pytest.mark.parametrize("truncated", [True, False])
+def test_text_of_a_call_becomes_its_argument(tokenizer, truncated):
+    text = 'a "b"\n\\{"name": "x"}'
+    parsed = Parsed(tokenizer, f'{OSLO}\n{{"name": "time", "input":\n{text}', request_calls(), truncated=truncated)
+    assert [*ONE_CALL, ("time", {"input": text})] == parsed.calls
+
+    parsed = Parsed(tokenizer, f'{{"name": "time", "input":\n{text}', request_calls(), truncated=truncated)
+    assert [("time", {"input": text})] == parsed.calls
+    assert len(parsed.deltas) >= 3
+
+
 def test_required_calls_are_streamed(tokenizer):
     parsed = Parsed(tokenizer, OSLO[:-5], request_calls(), truncated=True)
 

@@ -1,12 +1,14 @@
 """Responses on disk."""
 
+from dataclasses import replace
+
 import pytest
 
 from osaurusd.protocols.openai.responses.disk_store import DiskStore
-from osaurusd.protocols.openai.responses.store import MemoryStore, StoredResponse
+from osaurusd.protocols.openai.responses.store import MemoryStore, StoredObject
 
-FIRST = StoredResponse("resp_1", b'{"id": "resp_1"}', (b"{}",), (b'{"a": 1}', b'{"b": 2}'))
-SECOND = StoredResponse("resp_2", b'{"id": "resp_2"}', (*FIRST.items, b'{"c": 3}'), (b'{"d": 4}',))
+FIRST = StoredObject("resp_1", b'{"id": "resp_1"}', (b"{}",), (b'{"a": 1}', b'{"b": 2}'))
+SECOND = StoredObject("resp_2", b'{"id": "resp_2"}', (*FIRST.items, b'{"c": 3}'), (b'{"d": 4}',))
 
 
 @pytest.fixture
@@ -33,6 +35,16 @@ async def test_responses_survive_a_restart(open_store):
     assert [FIRST, SECOND, None] == [await store.get(id_) for id_ in ("resp_1", "resp_2", "resp_3")]
 
 
+async def test_replaced_object_has_its_owner_and_new_items_after_a_restart(open_store):
+    conversation = StoredObject("conv_1", b"{}", (b'{"a": 1}',), owner="key")
+    store = await open_store()
+    store.put(conversation)
+    extended = replace(conversation, input=(*conversation.input, b'{"b": 2}'))
+    store.put(extended)
+    store = await open_store()
+    assert extended == await store.get("conv_1")
+
+
 async def test_deleted_response_leaves_those_that_continue_it(open_store):
     store = await open_store()
     store.put(FIRST)
@@ -46,7 +58,7 @@ async def test_deleted_response_leaves_those_that_continue_it(open_store):
 
 async def test_responses_beyond_the_size_are_deleted(open_store):
     store = await open_store(max_bytes=200_000)
-    responses = [StoredResponse(f"resp_{index}", b"{}", (), (bytes([65 + index]) * 60_000,)) for index in range(4)]
+    responses = [StoredObject(f"resp_{index}", b"{}", (), (bytes([65 + index]) * 60_000,)) for index in range(4)]
     for response in responses:
         store.put(response)
     store = await open_store(max_bytes=200_000)

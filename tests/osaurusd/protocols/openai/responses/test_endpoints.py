@@ -5,7 +5,7 @@ import re
 import pytest
 from openai import BadRequestError, NotFoundError
 
-from osaurusd.config import Config, Defaults, Responses
+from osaurusd.config import Config, Defaults, Limits, Responses
 from tests.osaurusd.pool.helpers import until
 
 from ...helpers import MODEL
@@ -20,7 +20,7 @@ KEYS = {
         id object created_at completed_at status incomplete_details model previous_response_id instructions output error
         tools tool_choice truncation parallel_tool_calls text top_p presence_penalty frequency_penalty top_logprobs
         temperature reasoning user usage max_output_tokens max_tool_calls store background service_tier metadata
-        safety_identifier prompt_cache_key""",
+        safety_identifier prompt_cache_key conversation""",
     )
 }
 
@@ -204,15 +204,23 @@ async def test_background_response_is_cancelled(served, openai_client):
     assert cancelled == await openai_client.responses.retrieve(response.id)
 
 
+async def test_time_limit_ends_a_background_response(served, openai_client):
+    await served.respond("to be")
+    served.config = Config(defaults=Defaults(temperature=0.0), limits=Limits(request_seconds=0.3))
+    response = await openai_client.responses.create(model=MODEL, input="stall", background=True)
+    events = [event async for event in await openai_client.responses.retrieve(response.id, stream=True)]
+    final = await openai_client.responses.retrieve(response.id)
+
+    assert ("response.failed", "failed") == (events[-1].type, final.status)
+    assert "limits.request_seconds" in final.error.message
+    await until(lambda: "cancel" in served.worker_frames())
+    assert 0 == served.admission.requests
+
+
 async def test_response_in_the_foreground_cannot_be_cancelled(served, openai_client):
     response = await served.respond("to be")
     with pytest.raises(BadRequestError, match="background"):
         await openai_client.responses.cancel(response["id"])
-
-
-async def test_dropped_client_stops_the_generation(served):
-    await served.disconnect_from("/v1/responses", input="stall", stream=True)
-    await until(lambda: "cancel" in served.worker_frames())
 
 
 @pytest.mark.parametrize(
@@ -239,6 +247,8 @@ async def test_dropped_client_stops_the_generation(served):
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"top_logprobs": 100}, "top_logprobs"),
         ({"conversation": "conv_1"}, "conversation"),
+        ({"conversation": {"id": 1}}, "conversation.id"),
+        ({"conversation": "conv_1", "previous_response_id": "resp_1"}, "conversation"),
         ({"background": True, "store": False}, "background"),
         ({"model": "unknown"}, "model"),
     ],

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from osaurusd.errors import ContextLengthExceeded
+from osaurusd.errors import ContextLengthExceeded, InvalidRequest
 from osaurusd.http.json import decode_json
 from osaurusd.inference.events import Completed, Delta, Finished, Started, Usage
 from osaurusd.inference.request import JsonSchema
@@ -105,14 +105,32 @@ def test_tool_choice(choice, visible, required):
     assert required == (request.constraint.names if request.constraint else None)
 
 
-def test_grammar_of_a_custom_tool_is_described():
-    tool = {
-        "type": "custom",
-        "name": "patch",
-        "format": {"type": "grammar", "syntax": "lark", "definition": "start: A"},
-    }
-    (seen,) = parse(tools=[tool]).generation.prompt.tools
-    assert "lark grammar:\nstart: A" in seen.description
+def custom_tool(**format_):
+    return {"type": "custom", "name": "patch", "format": {"type": "grammar", **format_}}
+
+
+def test_grammar_of_a_custom_tool_is_described_and_enforced():
+    tools = [custom_tool(syntax="lark", definition="start: A"), {**custom_tool(syntax="regex", definition="a|b")}]
+    tools[1]["name"] = "choose"
+    lark, regex = parse(tools=tools).generation.prompt.tools
+
+    assert "lark grammar:\nstart: A" in lark.description
+    assert ("start: A", None) == (lark.grammar, regex.grammar)
+    assert {"type": "string", "pattern": "^(?:a|b)$"} == regex.parameters["properties"]["input"]
+
+
+@pytest.mark.parametrize(
+    ("tool", "param"),
+    [
+        (custom_tool(syntax="lark"), "tools[0].format.definition"),
+        (custom_tool(syntax="peg", definition="x"), "tools[0].format.syntax"),
+        ({"type": "custom", "name": "patch", "format": {"type": "xml"}}, "tools[0].format.type"),
+    ],
+)
+def test_invalid_format_of_a_custom_tool_is_named(tool, param):
+    with pytest.raises(InvalidRequest) as caught:
+        parse(tools=[tool])
+    assert param == caught.value.param
 
 
 def test_format_and_reasoning_are_applied():

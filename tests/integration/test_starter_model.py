@@ -1,0 +1,63 @@
+"""The quality of answers: a real daemon and worker, and a small trained model."""
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+from openai.types.chat import ChatCompletionMessageParam
+from tokenizers import Tokenizer
+
+from tests import daemons
+from tests.conftest import SMOLLM
+
+CAPITAL: list[ChatCompletionMessageParam] = [
+    {"role": "system", "content": "You are a helpful assistant."},
+    {"role": "user", "content": "What is the capital of France?"},
+]
+FRANCE = "The capital of France is"
+
+
+@pytest.fixture(scope="module")
+def smollm(module_home: Path, smollm_folder: Path) -> Iterator[OpenAI]:
+    """The official client, connected to a daemon with SmolLM2-135M."""
+    (module_home / "models").mkdir()
+    shutil.copytree(smollm_folder, module_home / "models" / SMOLLM)
+    with daemons.running(module_home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
+        yield client
+
+
+def test_question_is_answered_and_usage_agrees_with_the_tokenizer(smollm: OpenAI, smollm_folder: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(smollm_folder / "tokenizer.json"))
+    reply = smollm.chat.completions.create(model=SMOLLM, messages=CAPITAL, temperature=0, max_tokens=100)
+
+    content = reply.choices[0].message.content or ""
+    assert "Paris" in content
+    assert "stop" == reply.choices[0].finish_reason
+    prompt = "".join(f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in CAPITAL)
+    assert reply.usage is not None
+    assert len(tokenizer.encode(f"{prompt}<|im_start|>assistant\n").ids) == reply.usage.prompt_tokens
+    assert len(tokenizer.encode(content).ids) == reply.usage.completion_tokens
+
+
+def test_default_sampling_answers_a_simple_question_with_at_least_nine_of_ten_seeds(smollm: OpenAI) -> None:
+    def generate(seed: int) -> str:
+        reply = smollm.chat.completions.create(model=SMOLLM, messages=CAPITAL[1:], seed=seed, max_tokens=8)
+        return reply.choices[0].message.content or ""
+
+    with ThreadPoolExecutor(5) as executor:
+        answers = list(executor.map(generate, range(10)))
+
+    assert sum("Paris" in answer for answer in answers) >= 9
+
+
+def test_text_is_continued_and_its_logprobs_equal_those_of_the_same_prompt(smollm: OpenAI) -> None:
+    generated = smollm.completions.create(model=SMOLLM, prompt=FRANCE, max_tokens=6, temperature=0, logprobs=0)
+    text = generated.choices[0].text
+    echoed = smollm.completions.create(model=SMOLLM, prompt=FRANCE + text, echo=True, logprobs=0, max_tokens=0)
+
+    assert text.startswith(" Paris")
+    logprobs = generated.choices[0].logprobs.token_logprobs
+    assert logprobs == pytest.approx(echoed.choices[0].logprobs.token_logprobs[-len(logprobs) :], abs=1e-3)

@@ -1,0 +1,153 @@
+"""What every protocol has in common, over one model that a fake worker runs."""
+
+import contextlib
+import json
+
+import pytest
+from aiohttp import ClientSession
+
+from osaurusd.config import Config, Server
+from osaurusd.http.app import create_app
+from osaurusd.http.cors import Cors, require_json_body
+from osaurusd.protocols.anthropic.routes import anthropic_routes
+from osaurusd.protocols.ollama.generation import Generation
+from osaurusd.protocols.ollama.management import Management
+from osaurusd.protocols.ollama.models import Models
+from osaurusd.protocols.ollama.routes import ollama_routes
+from osaurusd.protocols.openai.responses.routes import responses_routes
+from osaurusd.protocols.openai.responses.store import MemoryStore
+from osaurusd.protocols.openai.routes import openai_routes
+from tests.osaurusd.http.serve import serving
+from tests.osaurusd.pool.helpers import until
+
+from .helpers import MODEL, REPO, running_backend
+
+ORIGIN = "https://app.example"
+IMAGE = "data:image/png;base64,iVBORw0KGgo="
+
+
+def user(content):
+    return [{"role": "user", "content": content}]
+
+
+STALLED = {
+    "/v1/chat/completions": {"messages": user("stall")},
+    "/v1/completions": {"prompt": "stall"},
+    "/v1/responses": {"input": "stall"},
+    "/v1/messages": {"messages": user("stall"), "max_tokens": 9},
+    "/api/chat": {"messages": user("stall")},
+    "/api/generate": {"prompt": "stall", "raw": True},
+}
+
+IMAGES = [
+    ("/v1/chat/completions", {"messages": user([{"type": "image_url", "image_url": {"url": IMAGE}}])}, "messages[0]"),
+    ("/v1/responses", {"input": user([{"type": "input_image", "image_url": IMAGE}])}, "input[0].content[0]"),
+    (
+        "/v1/messages",
+        {"max_tokens": 9, "messages": user([{"type": "image", "source": {"type": "url", "url": IMAGE}}])},
+        "messages[0].content[0]",
+    ),
+    ("/api/chat", {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "messages[0].images"),
+    ("/api/generate", {"prompt": "x", "images": ["aGk="]}, "images"),
+]
+
+
+class Served:
+    """A server with the routes of all protocols.
+
+    Attributes:
+        folder: the folder of the model.
+    """
+
+    def __init__(self, server, folder):
+        self.server = server
+        self._folder = folder
+
+    @property
+    def received(self):
+        """The tags of the frames that the worker has received."""
+        file = self._folder / "received"
+        return file.read_text().split() if file.exists() else []
+
+
+@pytest.fixture
+async def served(tmp_path):
+    config = Config(server=Server(allowed_origins=[ORIGIN]))
+    async with running_backend(tmp_path, REPO) as backend:
+        memory = MemoryStore(lambda: 10**6)
+        generation, models = Generation(backend.service, backend.pool), Models(backend.catalog, backend.pool)
+        groups = [
+            openai_routes(backend.service, backend.catalog),
+            responses_routes(backend.service, memory, memory),
+            *anthropic_routes(backend.service, backend.catalog),
+            ollama_routes(generation, models, Management(backend.catalog, None, None, lambda: False)),
+        ]
+        cors = Cors(lambda: config.server)
+        middlewares, hooks = [cors.check, require_json_body], [cors.add_headers]
+        app = create_app(groups, lambda: config, middlewares=middlewares, response_hooks=hooks)
+        async with serving(app, config) as server:
+            yield Served(server, backend.folders[0])
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("path", STALLED)
+async def test_client_that_disconnects_stops_its_generation(served, path, stream):
+    body = json.dumps({"model": MODEL, "stream": stream, **STALLED[path]}).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    _, writer = await served.server.connect()
+    writer.write(head.encode() + b"\r\n\r\n" + body)
+    await until(lambda: "generate" in served.received)
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+    await until(lambda: "cancel" in served.received)
+
+
+async def test_client_that_closes_a_websocket_stops_its_generation(served):
+    async with ClientSession() as session, session.ws_connect(f"{served.server.url}/v1/responses") as socket:
+        await socket.send_json({"type": "response.create", "model": MODEL, "input": "stall"})
+        await until(lambda: "generate" in served.received)
+    await until(lambda: "cancel" in served.received)
+
+
+@pytest.mark.parametrize(("path", "body", "field"), IMAGES, ids=[path for path, _, _ in IMAGES])
+async def test_image_is_rejected_by_the_name_of_its_field(served, path, body, field):
+    content = json.dumps({"model": MODEL, **body}).encode()
+    response = await served.server.request("POST", path, "Content-Type: application/json", body=content)
+    assert 400 == response.status
+    assert f"`{field}" in response.body.decode()
+    assert "image" in response.body.decode()
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/v1/responses", {"GET", "HEAD", "POST"}),
+        ("/v1/responses/resp_1", {"DELETE", "GET", "HEAD"}),
+        ("/conversations/conv_1", {"DELETE", "GET", "HEAD", "POST"}),
+        ("/v1/conversations/conv_1/items/msg_1", {"DELETE", "GET", "HEAD"}),
+        ("/api/delete", {"DELETE"}),
+    ],
+)
+async def test_allowed_page_may_use_every_method_of_a_route(served, path, methods):
+    preflight = [f"Origin: {ORIGIN}", "Access-Control-Request-Method: DELETE"]
+    response = await served.server.request("OPTIONS", path, *preflight)
+
+    assert 204 == response.status
+    assert methods == set(response.headers["Access-Control-Allow-Methods"].split(", "))
+    assert ORIGIN == response.headers["Access-Control-Allow-Origin"]
+    if "DELETE" in methods:
+        deleted = await served.server.request("DELETE", path, f"Origin: {ORIGIN}", body=b"{}")
+        assert deleted.status in (403, 404)
+        assert ORIGIN == deleted.headers["Access-Control-Allow-Origin"]
+
+
+async def test_page_of_another_origin_cannot_open_a_websocket(served):
+    headers = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
+    key = "Sec-WebSocket-Key: eHh4eHh4eHh4eHh4eHh4eA=="
+    for origin, status in (("https://evil.example", 403), (ORIGIN, 101)):
+        reader, writer = await served.server.connect()
+        lines = ["GET /v1/responses HTTP/1.1", "Host: localhost", f"Origin: {origin}", *headers, key, "", ""]
+        writer.write("\r\n".join(lines).encode())
+        assert str(status) in (await reader.readline()).decode()
+        writer.close()

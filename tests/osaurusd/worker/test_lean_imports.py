@@ -1,0 +1,42 @@
+"""Workers start without reading the sources of all models that transformers contains."""
+
+import subprocess
+import sys
+
+COUNT_MODEL_SOURCES = """
+import sys
+opened = set()
+def hook(event, arguments):
+    if event == "open" and "transformers/models/" in str(arguments[0]) and str(arguments[0]).endswith(".py"):
+        opened.add(arguments[0])
+sys.addaudithook(hook)
+import osaurusd.worker.lean_imports, osaurusd.worker.session
+"""
+
+
+def run(code, *arguments):
+    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, timeout=60)
+
+
+def test_a_worker_loads_a_tokenizer_without_reading_the_sources_of_all_models(tiny_folder):
+    """Fails if transformers changes how it imports its models."""
+    load = "from mlx_lm.utils import load_tokenizer\nassert load_tokenizer(sys.argv[1]).encode('Hello')\n"
+    run(COUNT_MODEL_SOURCES + load + "assert len(opened) < 100, len(opened)", tiny_folder)
+
+
+def test_other_classes_of_transformers_can_be_imported():
+    run(
+        "import osaurusd.worker.lean_imports, transformers\n"
+        "from transformers.models.llama import LlamaConfig\n"
+        "from transformers.models import llama\n"
+        "from transformers import GenerationConfig\n"
+        "assert transformers.LlamaConfig is llama.LlamaConfig is LlamaConfig\n"
+        "assert transformers.AutoTokenizer.__module__ == 'transformers.models.auto.tokenization_auto'"
+    )
+
+
+def test_another_version_of_transformers_is_imported_as_a_whole():
+    """Hide a module, as if that version did not have it."""
+    run("import sys; sys.modules['transformers.tokenization_python'] = None\n"
+        "import osaurusd.worker.lean_imports; assert 'transformers' not in sys.modules\n"
+        "import osaurusd.worker.session, transformers; assert transformers.PreTrainedTokenizer")  # fmt: skip
