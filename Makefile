@@ -7,10 +7,10 @@ MINUTES ?= 10
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 PYTEST = -m "not long and not clients" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo demo-stop test test-long test-clients client-locks test-mac coverage soak lint format docs run bench screenshot dist constraints man clean
+.PHONY: help demo demo-stop test test-long test-clients client-locks test-mac coverage soak lint format docs run bench screenshot check-recommended dist constraints man clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed $(MODEL) ## Start a daemon, import the starter model and chat with it
 	@PATH="$$PWD/$(BIN):$$PATH" sh tests/demo/demo.sh $(MODEL)
@@ -61,6 +61,9 @@ bench: $(VENV)/.dev $(MODEL) ## Compare performance with mlx_lm.server (about te
 
 screenshot: $(VENV)/.installed $(MODEL) ## Run a session and save what it prints as docs/images/terminal.svg
 	$(BIN)/python -m tests.demo.screenshot
+
+check-recommended: $(VENV)/.installed ## Compare the recommended models with the hub (needs the network)
+	$(BIN)/python -m tests.check_recommended
 
 dist: $(VENV)/.release ## Build the source distribution and the wheel, and check them
 	rm -rf dist

@@ -1,7 +1,7 @@
 """Recommended models by task, for `osaurusctl search --recommended`. Works offline.
 
-To update the list: take models that people use now, one for each amount of memory, and check on the hub that the
-repository exists and how large its weights are. A test checks that the installed mlx_lm supports each architecture.
+To update the list: take models that people use now, one for each amount of memory, and run `make check-recommended`.
+A test checks that the installed mlx_lm supports each architecture.
 """
 
 from collections.abc import Iterable

@@ -82,11 +82,13 @@ def _open(source: Path, stack: contextlib.ExitStack) -> tuple[Offer, list[int]]:
             names = open_files.part_names(source.name)
             return Offer(folder=False, names=names), [_open_file(source.with_name(name), stack) for name in names]
         # Links to files are followed, since the Hugging Face cache consists of them.
-        files = sorted(path for path in source.iterdir() if path.is_file())
+        paths = [*source.iterdir(), *(source / open_files.SUBFOLDER).glob("*.jinja")]
+        files = sorted(path for path in paths if path.is_file())
         if len(files) > open_files.MAX_FILES:
             raise CliError(f"{source} has more than {open_files.MAX_FILES} files; it is not a model folder")
         _raise_file_limit()
-        return Offer(folder=True, names=[path.name for path in files]), [_open_file(path, stack) for path in files]
+        names = [path.relative_to(source).as_posix() for path in files]
+        return Offer(folder=True, names=names), [_open_file(path, stack) for path in files]
     except OSError as error:
         raise CliError(f"cannot open {error.filename or source}: {error.strerror}", hint=_hint(error)) from error
 

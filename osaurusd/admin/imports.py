@@ -78,14 +78,12 @@ async def _import_events(events: AsyncGenerator[Event | ModelRecord]) -> AsyncGe
     async with contextlib.aclosing(events):
         async for event in events:
             match event:
-                case Progress():
-                    yield _progress_event(event)
-                case Note():
-                    yield ImportNote(text=event.text)
                 case Imported():
                     quantization = event.quantization
                 case ModelRecord():
                     yield ImportDone(model=views.model_info(event), quantization=quantization)
+                case _:
+                    yield _stream_event(event)
 
 
 async def _quantize_events(
@@ -93,8 +91,8 @@ async def _quantize_events(
 ) -> AsyncGenerator[QuantizeEvent]:
     async with contextlib.aclosing(events):
         async for event in events:
-            if isinstance(event, Progress):
-                yield _progress_event(event)
+            if isinstance(event, Progress | Note):
+                yield _stream_event(event)
             elif (
                 isinstance(event, ModelRecord)
                 and (lineage := (await asyncio.to_thread(metadata.read_provenance, event)).lineage) is not None
@@ -102,7 +100,9 @@ async def _quantize_events(
                 yield QuantizeDone(model=views.model_info(event), base_bytes=base.size_bytes, lineage=lineage)
 
 
-def _progress_event(event: Progress) -> ImportProgress:
+def _stream_event(event: Progress | Note) -> ImportProgress | ImportNote:
+    if isinstance(event, Note):
+        return ImportNote(text=event.text)
     return ImportProgress(stage=event.stage, done=event.done, total=event.total)
 
 

@@ -30,6 +30,7 @@ PREFIXES = ("", "/v1")
 ADMIN_ERRORS = frozenset(
     {
         ErrorCode.IMPORT_FAILED,
+        ErrorCode.QUANTIZATION_FAILED,
         ErrorCode.BUSY,
         ErrorCode.NAME_TAKEN,
         ErrorCode.VERSION_MISMATCH,

@@ -22,6 +22,11 @@ IMPORT_RECORD = "osaurus.json"
 TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.json", "processor_config.json")
 """JSON files that can contain the chat template as `chat_template`, if there is no chat_template.jinja."""
 
+TEMPLATES_FOLDER = "additional_chat_templates"
+"""The one subfolder of a model that transformers reads (its `CHAT_TEMPLATE_DIR`): named chat templates."""
+
+_NAMED_TEMPLATE = re.compile(rf"{TEMPLATES_FOLDER}/[^/\0]+\.jinja")
+
 _CONTEXT_KEYS = (
     "max_position_embeddings",
     "max_context_length",  # OpenELM
@@ -129,9 +134,9 @@ def task(config: Mapping[str, Any], files: Container[str]) -> Task:
 
 def capabilities(folder: Path, config: Mapping[str, Any]) -> Capabilities:
     """Derive what a generative model supports from its config and chat template."""
-    template = _chat_template(folder)
+    template = "\n".join([_chat_template(folder), *map(_text_or_empty, find_named_templates(folder))])
     return Capabilities(
-        chat=bool(template),
+        chat=bool(template.strip()),
         tools=_TOOLS.search(template) is not None,
         reasoning=_REASONING.search(template) is not None,
         vision=any(key in config for key in _VISION_KEYS),
@@ -156,6 +161,19 @@ def generation_defaults(folder: Path) -> GenerationDefaults:
     if defaults.temperature is None and (do_sample is True or any(value is not None for value in filters)):
         return replace(defaults, temperature=_SAMPLING_TEMPERATURE)
     return defaults
+
+
+def is_named_template(name: str) -> bool:
+    """Whether `name`, relative to a model's folder, is that of a named chat template."""
+    return _NAMED_TEMPLATE.fullmatch(name) is not None
+
+
+def find_named_templates(folder: Path) -> list[Path]:
+    """Return the named chat templates of a model, sorted by name; none if the folder cannot be read."""
+    try:
+        return sorted(path for path in (folder / TEMPLATES_FOLDER).iterdir() if path.suffix == ".jinja")
+    except OSError:
+        return []
 
 
 def tokenizer_requires_code(tokenizer_config: Mapping[str, Any]) -> bool:

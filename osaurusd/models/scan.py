@@ -12,6 +12,7 @@ from typing import Any
 
 from osaurusd.log import get_logger
 from osaurusd.models import compatibility, memory, metadata, safetensors, tokenizers
+from osaurusd.models.metadata import TEMPLATES_FOLDER
 from osaurusd.models.record import MemoryEstimate, ModelRecord
 from osaurusd.models.roots import ModelFolder, Root, find_model_folders, is_utf8
 from osaurusd.wire.admin import Availability
@@ -23,9 +24,6 @@ SCAN_TIMEOUT_SECONDS = 2.0
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _OTHER_TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json")
-
-# The one subfolder of a model that transformers reads (its `CHAT_TEMPLATE_DIR`).
-_TEMPLATES = "additional_chat_templates"
 
 
 @dataclass(frozen=True)
@@ -187,19 +185,27 @@ def _unusable(record: ModelRecord, reason: str) -> ModelRecord:
 
 
 def _list_files(folder: Path) -> tuple[_File, ...]:
-    """Return the regular files in a folder, including targets of links but not broken links."""
+    """Return the regular files in a folder and its named templates, including targets of links but not broken links."""
     files = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if (file := _stat_file(entry)) is not None:
+                if entry.name == TEMPLATES_FOLDER:
+                    files += _list_templates(folder)
+                elif (file := _stat_file(entry)) is not None:
                     files.append(file)
     except OSError:
         return ()
     return tuple(sorted(files, key=lambda file: file.name))
 
 
-def _stat_file(entry: os.DirEntry[str]) -> _File | None:
+def _list_templates(folder: Path) -> list[_File]:
+    prefix = f"{TEMPLATES_FOLDER}/"
+    files = (_stat_file(path, prefix) for path in metadata.find_named_templates(folder))
+    return [file for file in files if file is not None]
+
+
+def _stat_file(entry: os.DirEntry[str] | Path, prefix: str = "") -> _File | None:
     """Return None for folders, broken or circular links, and names that are not UTF-8."""
     try:
         status = entry.stat()
@@ -207,26 +213,28 @@ def _stat_file(entry: os.DirEntry[str]) -> _File | None:
         return None
     if not stat.S_ISREG(status.st_mode) or not is_utf8(entry.name):
         return None
-    return _File(entry.name, status.st_size, status.st_mtime_ns, status.st_ino)
+    return _File(prefix + entry.name, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 def _find_escaping_link(folder: Path, names: Mapping[str, int], boundaries: Sequence[Path]) -> str | None:
     """Return the name of a file or folder whose target is outside all boundaries, or None."""
     allowed = [os.path.realpath(boundary) + os.sep for boundary in boundaries]
-    for name in (*names, *_list_templates(folder)):
+    for name in (*_find_template_links(folder), *names):
         target = os.path.realpath(folder / name)
         if not any(target.startswith(boundary) for boundary in allowed):
             return name
     return None
 
 
-def _list_templates(folder: Path) -> list[str]:
+def _find_template_links(folder: Path) -> list[str]:
+    """Return the names of the folder of named templates and of what it contains."""
     try:
-        return [_TEMPLATES, *(f"{_TEMPLATES}/{path.name}" for path in (folder / _TEMPLATES).iterdir())]
+        paths = list((folder / TEMPLATES_FOLDER).iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError:
-        return [_TEMPLATES]
+        return [TEMPLATES_FOLDER]
+    return [TEMPLATES_FOLDER, *(f"{TEMPLATES_FOLDER}/{path.name}" for path in paths)]
 
 
 def _creation_time(folder: Path) -> int:

@@ -3,6 +3,7 @@
 Which files a tokenizer class reads follows from transformers' source: importing it would load it into the daemon.
 """
 
+import json
 import re
 from collections.abc import Container, Iterator, Mapping
 from functools import cache
@@ -62,7 +63,10 @@ def find_damage(folder: Path, files: Mapping[str, int]) -> str | None:
         head, tail = _read_ends(folder / name, files[name])
         if head.startswith(_LFS_POINTER):
             return f'{name} is a Git LFS pointer instead of the file; run "git lfs pull" in the model\'s folder'
-        complete = _is_json_object(head, tail) if name.endswith(".json") else _is_protobuf((folder / name).read_bytes())
+        if name.endswith(".json"):
+            complete = _is_json_object(head, tail) and (_ends_as_usual(tail) or _is_json(folder / name))
+        else:
+            complete = _is_protobuf((folder / name).read_bytes())
     except OSError as error:
         return f"{name} cannot be read: {error.strerror}"
     return None if complete else f"{name} is incomplete"
@@ -80,6 +84,22 @@ def _is_json_object(head: bytes, tail: bytes) -> bool:
     for mark in _BYTE_ORDER_MARKS:
         head = head.removeprefix(mark)
     return head.lstrip(_JSON_SPACE + b"\0").startswith(b"{") and tail.endswith(b"}")
+
+
+def _ends_as_usual(tail: bytes) -> bool:
+    """Whether the end is that of a whole `tokenizer.json`: the last bracket is at the start of its line, or, in a file
+    without line breaks, the last value is an object too. A file that was cut after an inner bracket ends otherwise.
+    """
+    return tail.endswith(b"\n}") or (b"\n" not in tail and tail.endswith(b"}}"))
+
+
+def _is_json(path: Path) -> bool:
+    """Whether a file is valid JSON. Parsing every tokenizer would make scans slow."""
+    try:
+        json.loads(path.read_bytes().removeprefix(_BYTE_ORDER_MARKS[0]))
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _is_protobuf(content: bytes) -> bool:

@@ -46,7 +46,7 @@ class CheckedModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class ImportNote(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="note"):
-    """Something that an import does not take over from its source."""
+    """Something that an import or a quantization does not take over from its source."""
 
     text: str
 
@@ -61,4 +61,4 @@ class QuantizeDone(msgspec.Struct, frozen=True, kw_only=True, tag_field="event",
 
 ImportStreamEvent = ImportEvent | ImportNote
 
-QuantizeEvent = ImportProgress | QuantizeDone | ImportErrorEvent
+QuantizeEvent = ImportProgress | ImportNote | QuantizeDone | ImportErrorEvent

@@ -26,6 +26,9 @@ TIMEOUT_SECONDS = 10.0
 MAX_FILES = 4096
 MAX_PARTS = 999
 
+SUBFOLDER = "additional_chat_templates/"
+"""The only subfolder of a model with files that belong to it."""
+
 _MAX_LINE_BYTES = 4 * 1024 * 1024
 _BYTE = b"."
 _PART = re.compile(r"-(\d{5})-of-(\d{5})(\.gguf)$", re.IGNORECASE)
@@ -36,7 +39,7 @@ class InvalidOffer(Exception):
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """What is passed, by name: the files of a folder, or one file with those of the same folder that belong to it."""
+    """What is passed, by name: the files of a folder, those in `SUBFOLDER` with its name, or a file with its parts."""
 
     folder: bool
     names: list[str]
@@ -102,9 +105,13 @@ def _receive_offer(connection: socket.socket) -> Offer:
     names = set(offer.names)
     if len(names) != len(offer.names) or len(names) > MAX_FILES or (not names and not offer.folder):
         raise InvalidOffer("the list of files is invalid")
-    if any(not name or name in (".", "..") or "/" in name or "\0" in name for name in names):
+    if any(not _is_name(name.removeprefix(SUBFOLDER)) for name in names):
         raise InvalidOffer("the list of files contains a path")
     return offer
+
+
+def _is_name(name: str) -> bool:
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def _receive_descriptor(connection: socket.socket) -> int:

@@ -285,6 +285,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 fake.stopping.set()
                 if fake.release_lock_on_shutdown:
                     fake.release_lock()
+            case ImportRoute.QUANTIZATIONS:
+                self.stream(fake.import_events, lambda event: msgspec.json.encode(event) + b"\n")
             case ImportRoute.CHECKS:
                 self.reply(200, fake.checked)
             case Route.IMPORTS:

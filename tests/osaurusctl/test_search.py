@@ -1,14 +1,18 @@
 """Recommended models, and pulls by approximate names."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+from osaurusctl.formatting import format_bytes
 from osaurusctl.fuzzy_pull import spellings
 from osaurusctl.recommended import MODELS, Task, recommend
 from osaurusd.models.compatibility import supported_architectures
 from osaurusd.wire.pulls import FoundModel, PullDone, PullInfo, PullRoute, PullState
 
+README = Path(__file__).parents[2] / "README.md"
 FOUND = [
     FoundModel(repo="mlx-community/Qwen3-4B-8bit", name="qwen3-4b-8bit", bytes=10**11, fits=False),
     FoundModel(repo="mlx-community/Qwen3-4B-Other-4bit", name="qwen3-4b-other", bytes=2 * 10**9, fits=True),
@@ -73,6 +77,14 @@ def test_recommended_models_are_supported_and_sorted():
     assert {model.architecture for model in MODELS} <= supported_architectures()
     assert len({model.repo for model in MODELS}) == len(MODELS)
     assert list(MODELS) == sorted(MODELS, key=lambda model: (list(Task).index(model.task), model.bytes))
+
+
+def test_readme_shows_models_of_the_list_with_their_sizes():
+    sizes = {model.repo: format_bytes(model.bytes) for model in MODELS}
+    rows = re.findall(r"^\| \d+ GB \| (.*?) \| (.*?) \|$", README.read_text(), re.MULTILINE)
+    assert len(rows) > 4
+    for repos, shown in rows:
+        assert [sizes[repo.strip("`")] for repo in repos.split(", ")] == shown.split(", ")
 
 
 @pytest.mark.parametrize(

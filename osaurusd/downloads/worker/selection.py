@@ -1,7 +1,7 @@
 """Selecting the files of a repository to download, and rejecting repositories that mlx_lm cannot load.
 
-Only files at the top level are downloaded: mlx_lm reads no subfolders, and a name without a slash cannot lead out of
-the folder. The patterns are an allowlist, so that pickles and code are never downloaded.
+Only files at the top level and named chat templates are downloaded: mlx_lm and transformers read nothing else, and such
+names cannot lead out of the folder. The patterns are an allowlist, so that pickles and code are never downloaded.
 """
 
 import fnmatch
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from osaurusd.downloads.worker.errors import PullError
-from osaurusd.models import compatibility, tokenizers
+from osaurusd.models import compatibility, metadata, tokenizers
 from osaurusd.models.safetensors import INDEX, find_missing_file, parse_weight_map
 
 CONFIG = "config.json"
@@ -107,7 +107,9 @@ def is_complete_for_mlx_lm(listing: Listing, selected: Iterable[HubFile]) -> boo
 
 
 def _is_selected(name: str) -> bool:
-    return "/" not in name and any(fnmatch.fnmatchcase(name, pattern) for pattern in (_WEIGHTS, *_OTHER_FILES))
+    if "/" in name:
+        return metadata.is_named_template(name)
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in (_WEIGHTS, *_OTHER_FILES))
 
 
 def _is_weights(name: str) -> bool:

@@ -6,7 +6,6 @@ without symbolic links the snapshot contains the files themselves, as huggingfac
 """
 
 import json
-import os
 import secrets
 import shutil
 import warnings
@@ -99,11 +98,11 @@ class Snapshot:
         if self._folder.is_dir():
             for file in files:
                 temporary.symlink_to(_link_target(file))
-                temporary.replace(self._folder / file.name)
+                temporary.replace(_create_parent(self._folder / file.name))
             return
         temporary.mkdir()
         for file in files:
-            (temporary / file.name).symlink_to(_link_target(file))
+            _create_parent(temporary / file.name).symlink_to(_link_target(file))
         self._folder.parent.mkdir(exist_ok=True)
         temporary.rename(self._folder)
 
@@ -113,7 +112,7 @@ class Snapshot:
         unplaced = Counter(file.etag for file in files)
         for file in files:
             unplaced[file.etag] -= 1
-            verified, target = staging.verified_path(file), self._folder / file.name
+            verified, target = staging.verified_path(file), _create_parent(self._folder / file.name)
             with WeakFileLock(self._lock(file)):
                 if verified.exists() and not unplaced[file.etag]:
                     verified.replace(target)
@@ -130,8 +129,15 @@ def _has_size(path: Path, size: int) -> bool:
         return False
 
 
+def _create_parent(path: Path) -> Path:
+    """Create the folder of a file, which may be a subfolder of the snapshot; return the path of the file."""
+    path.parent.mkdir(exist_ok=True)
+    return path
+
+
 def _link_target(file: HubFile) -> str:
-    return os.path.join("..", "..", "blobs", file.etag)  # noqa: PTH118  the text of a link, relative to the snapshot
+    """Return the text of a link to the blob, relative to the folder of the link."""
+    return "/".join([*[".."] * (file.name.count("/") + 2), "blobs", file.etag])
 
 
 def _encode_tree(listing: Listing) -> bytes:

@@ -12,8 +12,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from osaurusd.errors import ImportFailed
-from osaurusd.models import safetensors, tokenizers
+from osaurusd.models import metadata, safetensors, tokenizers
 from osaurusd.platform.cloning import clone_file
+from osaurusd.platform.files import sync_folder
 
 PROVENANCE = "osaurus.json"
 CONFIG = "config.json"
@@ -34,6 +35,9 @@ _CHUNK_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class _File:
+    """A file to copy; `name` is relative to the model's folder."""
+
+    name: str
     path: Path
     size: int
 
@@ -42,7 +46,7 @@ def copy_folder(source: Path, dest: Path, progress: Callable[[int, int], None]) 
     """Copy the model in `source` to the existing empty folder `dest`.
 
     Copies weights, config, tokenizer, templates, license and readme, following links to files. Skips code, pickles,
-    subfolders and everything else.
+    other subfolders than named chat templates, and everything else.
 
     Args:
         source: a model folder as mlx_lm saves it or as the Hugging Face cache holds it.
@@ -54,7 +58,7 @@ def copy_folder(source: Path, dest: Path, progress: Callable[[int, int], None]) 
         OSError: a file could not be read or written.
     """
     files = _select(source)
-    names = {file.path.name for file in files}
+    names = {file.name for file in files}
     _check_config(source, names)
     _check_weights(source, names)
     total = sum(file.size for file in files)
@@ -67,7 +71,8 @@ def copy_folder(source: Path, dest: Path, progress: Callable[[int, int], None]) 
 
     progress(0, total)
     for file in files:
-        _copy(file, dest / file.path.name, copied)
+        _copy(file, dest / file.name, copied)
+    _sync_templates(dest)
 
 
 def copy_companions(source: Path, dest: Path) -> None:
@@ -78,9 +83,9 @@ def copy_companions(source: Path, dest: Path) -> None:
         OSError: a file could not be read or written.
     """
     for file in _select(source):
-        name = file.path.name
-        if not fnmatch.fnmatchcase(name, "*.safetensors*") and name not in (CONFIG, _MODEL_OPT_CONFIG):
-            _copy(file, dest / name, lambda _: None)
+        if not fnmatch.fnmatchcase(file.name, "*.safetensors*") and file.name not in (CONFIG, _MODEL_OPT_CONFIG):
+            _copy(file, dest / file.name, lambda _: None)
+    _sync_templates(dest)
 
 
 def _select(source: Path) -> list[_File]:
@@ -90,12 +95,22 @@ def _select(source: Path) -> list[_File]:
             raise ImportFailed(f"{path.name}: links to folders are not followed")
         if not _is_part_of_model(path.name):
             continue
-        # Follows links: the Hugging Face cache consists of them.
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ImportFailed(f"{path.name}: it is not a regular file")
-        files.append(_File(path, status.st_size))
-    return files
+        files.append(_stat(path, path.name))
+    templates = metadata.find_named_templates(source)
+    return files + [_stat(path, f"{metadata.TEMPLATES_FOLDER}/{path.name}") for path in templates]
+
+
+def _stat(path: Path, name: str) -> _File:
+    # Follows links: the Hugging Face cache consists of them.
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ImportFailed(f"{name}: it is not a regular file")
+    return _File(name, path, status.st_size)
+
+
+def _sync_templates(dest: Path) -> None:
+    if (dest / metadata.TEMPLATES_FOLDER).is_dir():
+        sync_folder(dest / metadata.TEMPLATES_FOLDER)
 
 
 def _is_part_of_model(name: str) -> bool:
@@ -145,6 +160,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _copy(file: _File, target: Path, copied: Callable[[int], None]) -> None:
+    target.parent.mkdir(exist_ok=True)
     if _clone(file, target):
         copied(file.size)
         return

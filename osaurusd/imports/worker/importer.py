@@ -141,10 +141,11 @@ def _check_space(header: GgufHeader, plan: Plan, dest: Path) -> None:
 def hash_all(
     folder: Path, progress: Callable[[int, int], None], known: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, str]:
-    """Return the SHA-256 in hex of each file in a folder, by name; some are known already."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    count = ByteCounter(sum(path.stat().st_size for path in files if path.name not in known), progress)
-    return {path.name: known.get(path.name) or hash_file(path, count) for path in files}
+    """Return the SHA-256 in hex of each file in a folder and its subfolders, by name; some are known already."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    count = ByteCounter(sum(path.stat().st_size for name, path in names.items() if name not in known), progress)
+    return {name: known.get(name) or hash_file(path, count) for name, path in names.items()}
 
 
 def _provenance(source: Path, kind: str) -> dict[str, Any]:

@@ -199,6 +199,9 @@ _AUTO_BITS = {
     "NVFP4": 6,
 }
 
+TYPES = (*_HELD, "MXFP4", *_AUTO_BITS)
+"""The quantized types of ggml that can be converted."""
+
 # One in this many blocks is measured if only its scales are rounded.
 _SAMPLE_INTERVAL = 16
 

@@ -6,8 +6,8 @@ It reports progress over the inherited socket. TASK is a `QuantizationTask` in J
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -40,7 +40,7 @@ def _run(send: job.Send, task: QuantizationTask, source: Path, dest: Path) -> Fr
 
     try:
         progress("load", 0, 0)
-        _create_model(task, source, dest, progress)
+        _create_model(task, source, dest, progress, lambda text: send(messages.Note(text=text)))
     except (ImportFailed, QuantizationFailed) as error:
         return messages.ImportFailure(message=error.message)
     except OSError as error:
@@ -48,13 +48,21 @@ def _run(send: job.Send, task: QuantizationTask, source: Path, dest: Path) -> Fr
     return messages.Imported()
 
 
-def _create_model(task: QuantizationTask, source: Path, dest: Path, progress: Any) -> None:
+def _create_model(
+    task: QuantizationTask,
+    source: Path,
+    dest: Path,
+    progress: Callable[[str, int, int], None],
+    note: Callable[[str], None],
+) -> None:
     # Imported here so that this process notices that the daemon exited while MLX and mlx_lm load.
     from osaurusd.imports.worker import quantizer  # noqa: PLC0415
     from osaurusd.imports.worker.folder import PROVENANCE, copy_companions  # noqa: PLC0415
     from osaurusd.imports.worker.importer import hash_all  # noqa: PLC0415
 
-    report = quantizer.quantize(source, dest, task.settings, lambda done, total: progress("quantize", done, total))
+    report = quantizer.quantize(
+        source, dest, task.settings, lambda done, total: progress("quantize", done, total), note
+    )
     copy_companions(source, dest)
     checksums = hash_all(dest, lambda done, total: progress("record", done, total))
     record = {

@@ -78,7 +78,13 @@ class Report:
         }
 
 
-def quantize(source: Path, dest: Path, settings: QuantizationSettings, progress: Progress) -> Report:
+def quantize(
+    source: Path,
+    dest: Path,
+    settings: QuantizationSettings,
+    progress: Progress,
+    note: Callable[[str], None] = lambda _: None,
+) -> Report:
     """Write the quantized weights and the config of the model in `source` to the empty folder `dest`.
 
     Args:
@@ -86,6 +92,7 @@ def quantize(source: Path, dest: Path, settings: QuantizationSettings, progress:
         dest: an existing folder.
         settings: how to quantize.
         progress: called with the bytes written and the total bytes.
+        note: called with what the result lacks.
 
     Raises:
         QuantizationFailed: the model cannot be quantized with these settings.
@@ -96,7 +103,10 @@ def quantize(source: Path, dest: Path, settings: QuantizationSettings, progress:
         network, config = _prepare(*_load(folder), folder, settings)
         layers = _find_layers(network)
         network, config = quantize_model(network, config, settings.group_size, settings.bits, settings.mode)
-        save_config(config, dest / CONFIG, keep_vision_config="vision_tower" in getattr(network, "model", {}))
+        keeps_vision = "vision_tower" in getattr(network, "model", {})
+        if not keeps_vision and config.get("vision_config"):
+            note("the image encoder is not taken, because mlx_lm does not load it; the result only reads text")
+        save_config(config, dest / CONFIG, keep_vision_config=keeps_vision)
         sync_file(dest / CONFIG)
         chosen = {key: config["quantization"][key] for key in ("mode", "bits", "group_size")}
         return _write_model(network, layers, chosen, dest, progress)

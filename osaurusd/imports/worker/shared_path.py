@@ -24,7 +24,7 @@ class SharedPath(PosixPath):
     _folder: ClassVar[str | None] = None
 
     def iterdir(self) -> Generator[Any, None, None]:
-        return (type(self)(path) for path in self._descriptors)
+        return (type(self)(path) for path in self._descriptors if os.path.dirname(path) == str(self))  # noqa: PTH120 - text
 
     def glob(self, pattern: str, **_: Any) -> Iterator[Any]:  # type: ignore[override]  # only the argument in use
         return (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
@@ -36,7 +36,7 @@ class SharedPath(PosixPath):
         return str(self) in self._descriptors
 
     def is_dir(self, **_: Any) -> bool:
-        return str(self) == self._folder
+        return str(self) == self._folder or any(path.startswith(f"{self}/") for path in self._descriptors)
 
     def is_symlink(self) -> bool:
         return False

@@ -18,6 +18,7 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 _GENERATION_CONFIG = "generation_config.json"
 _TEMPLATE = "chat_template.jinja"
 _TEMPLATE_KEY = "chat_template"
+_NAMED_TEMPLATES = "additional_chat_templates"
 _OTHER_TEMPLATES = ("chat_template.json", "processor_config.json")
 
 # What is checked for byte order marks. Tokenizers in other formats have none.
@@ -57,6 +58,10 @@ def _correct_files(folder: Path) -> dict[str, bytes | None]:
         if template := next((each for each in templates if each), None):
             document = {**tokenizer_config, _TEMPLATE_KEY: template}
             corrected[_TOKENIZER_CONFIG] = json.dumps(document).encode()
+    default = tokenizer_config.get(_TEMPLATE_KEY)
+    if isinstance(default, str) and not (folder / _TEMPLATE).exists() and (folder / _NAMED_TEMPLATES).is_dir():
+        # transformers forgets the template in the configuration if there are named ones.
+        corrected[_TEMPLATE] = default.encode()
     if not _read_object(folder / _GENERATION_CONFIG) and os.path.lexists(folder / _GENERATION_CONFIG):
         # mlx_lm only takes the end tokens from it, but fails if it is not an object.
         corrected[_GENERATION_CONFIG] = None

@@ -72,7 +72,10 @@ def _load(path: Path, frame: messages.Load, device: Device, on_bytes: Callable[[
         on_bytes(parameter.nbytes)
     mx.clear_cache()
     _wire_weights(frame.wire, device)
-    tokenizer = _load_tokenizer(path, config.get("eos_token_id"))
+    try:
+        tokenizer = _load_tokenizer(path, config.get("eos_token_id"))
+    except Exception as error:  # transformers raises many kinds of errors for damaged files
+        raise ValueError(f"the tokenizer cannot be loaded; its files may be damaged: {_describe(error)}") from error
     return Model(
         network=network,
         tokenizer=tokenizer,
@@ -149,6 +152,12 @@ def _names_code(path: Path) -> bool:
     """Whether the tokenizer's config names code that is not needed, because tokenizer.json is complete without it."""
     config = path / "tokenizer_config.json"
     return (path / "tokenizer.json").is_file() and config.is_file() and "auto_map" in json.loads(config.read_bytes())
+
+
+def _describe(error: Exception) -> str:
+    """Return the first line of an error. That of a KeyError is only the key."""
+    lines = str(error).splitlines() or [""]
+    return f"{lines[0]} is missing" if isinstance(error, KeyError) else lines[0] or type(error).__name__
 
 
 def _needs_float32(network: Any, frame: messages.Load, device: Device) -> bool:

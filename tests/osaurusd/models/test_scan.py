@@ -1,5 +1,6 @@
 """Records of models on disk: their metadata, names, and whether they can be served."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -97,6 +98,29 @@ def test_any_kind_of_tokenizer_is_sufficient(models, hub, files):
 def test_tokenizer_class_follows_from_the_architecture(models, hub, architecture):
     write_hub(hub, "org/m", without(model(model_type=architecture), "tokenizer.json") | BPE_FILES)
     assert single(scan(models, hub)).state is Availability.AVAILABLE
+
+
+TOKENIZER = {"version": "1.0", "added_tokens": [{"id": 0}], "model": {"vocab": {"a": 0}, "merges": []}}
+PRETTY, COMPACT = (json.dumps(TOKENIZER, indent=indent).encode() for indent in (2, None))
+UNUSUAL = json.dumps({**TOKENIZER, "note": "a value that is not an object"}).encode()
+
+
+@pytest.mark.parametrize("content", [PRETTY, COMPACT, PRETTY + b"\n\n", UNUSUAL, b'{"a": {"b": 1}, "c": {}\n }'])
+def test_whole_tokenizers_are_complete_in_any_format(models, hub, content):
+    write_hub(hub, "org/m", model() | {"tokenizer.json": content})
+    assert single(scan(models, hub)).state is Availability.AVAILABLE
+
+
+@pytest.mark.parametrize(
+    "content",
+    [PRETTY[:-2], PRETTY[: PRETTY.index(b"}") + 1], COMPACT[:-1], COMPACT[: COMPACT.index(b"}") + 1]],
+    ids=["last line", "first bracket", "last byte", "first bracket of one line"],
+)
+def test_tokenizer_that_is_cut_after_a_bracket_is_incomplete(models, hub, content):
+    assert content.endswith(b"}")
+    write_hub(hub, "org/m", model() | {"tokenizer.json": content})
+    record = single(scan(models, hub))
+    assert (record.state, record.reason) == (Availability.PARTIAL, "tokenizer.json is incomplete")
 
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
@@ -277,11 +301,16 @@ def test_template_outside_the_store_makes_a_model_unusable(models, hub, tmp_path
     assert record.escapes
 
 
-def test_additional_templates_are_allowed(models, hub):
+def test_named_templates_belong_to_a_model(models, hub):
     folder = write(models / "m", model())
-    write(folder / "additional_chat_templates", {"tool_use.jinja": b"{{ messages }}"})
+    templates = {"tool_use.jinja": b"{{ tools }}{{ messages }}", "notes.txt": b"not a template"}
+    write(folder / "additional_chat_templates", templates)
     record = single(scan(models, hub))
     assert (record.state, record.escapes) == (Availability.AVAILABLE, False)
+    assert ("additional_chat_templates/tool_use.jinja", 25) in record.files
+    assert "additional_chat_templates/notes.txt" not in dict(record.files)
+    assert record.capabilities.tools
+    assert record.capabilities.chat
 
 
 def test_huge_config_is_not_read(models, hub):

@@ -12,6 +12,7 @@ PUBLIC_CODES = {
     "home_in_use",
     "image_input_unsupported",
     "import_failed",
+    "quantization_failed",
     "pull_failed",
     "disk_full",
     "insufficient_memory",

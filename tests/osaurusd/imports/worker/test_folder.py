@@ -69,6 +69,20 @@ def test_code_pickles_and_folders_are_not_copied(source, convert):
     assert names(convert(source)) == {"config.json", "tokenizer.json", "model.safetensors", "osaurus.json"}
 
 
+def test_named_chat_templates_are_copied_and_recorded(source, convert):
+    templates = source / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "tool_use.jinja").write_text("{{ tools }}")
+    (templates / "notes.md").write_text("notes")
+
+    dest = convert(source)
+
+    assert (dest / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"
+    assert names(dest / "additional_chat_templates") == {"tool_use.jinja"}
+    record = json.loads((dest / "osaurus.json").read_bytes())
+    assert "additional_chat_templates/tool_use.jinja" in record["files"]
+
+
 def test_links_to_files_are_copied_as_files(source, convert, tmp_path):
     """Snapshots in the Hugging Face cache consist of such links."""
     (source / "model.safetensors").rename(tmp_path / "blob")
@@ -107,6 +121,23 @@ def test_files_are_copied_without_copy_file_range(source, dest, monkeypatch):
     copy_folder(source, dest, lambda done, total: None)
 
     assert (dest / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+
+
+def test_files_are_cloned_where_the_file_system_can(source, dest, monkeypatch):
+    cloned = []
+
+    def clone(descriptor, target):
+        cloned.append(target.name)
+        target.write_bytes(os.read(descriptor, 1 << 20))
+        return True
+
+    monkeypatch.setattr(folder, "clone_file", clone)
+    calls = []
+    folder.copy_folder(source, dest, lambda *call: calls.append(call))
+    assert sorted(cloned) == sorted(path.name for path in dest.iterdir())
+    assert calls[-1][0] == calls[-1][1] > 0
+    for path in dest.iterdir():
+        assert path.read_bytes() == (source / path.name).read_bytes()
 
 
 def test_existing_provenance_is_replaced(source, convert):

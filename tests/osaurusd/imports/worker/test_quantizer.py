@@ -127,6 +127,14 @@ def test_error_is_the_relative_difference_of_each_tensor(make, tmp_path, ignore,
     assert report.as_record()["quantized"] == len(report.errors) > 10
 
 
+def test_missing_image_encoder_is_noted(make, tmp_path, ignore):
+    ours, notes = tmp_path / "ours", []
+    ours.mkdir()
+    quantizer.quantize(make(vision_config={"hidden_size": 8}), ours, AFFINE, ignore, notes.append)
+    assert ["image encoder" in note for note in notes] == [True]
+    assert "vision_config" not in json.loads((ours / "config.json").read_text())
+
+
 def test_bits_per_weight_is_the_size_of_the_file(make, tmp_path, ignore):
     source, ours = make(), tmp_path / "ours"
     ours.mkdir()

@@ -19,10 +19,11 @@ def share_and_hide():
     opened = []
 
     def share_and_hide(source):
-        files = sorted(source.iterdir()) if source.is_dir() else [source]
+        files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
         descriptors = [os.open(path, os.O_RDONLY) for path in files]
         opened.extend(descriptors)
-        offer = Offer(folder=source.is_dir(), names=[path.name for path in files])
+        names = [path.relative_to(source).as_posix() for path in files] if source.is_dir() else [source.name]
+        offer = Offer(folder=source.is_dir(), names=names)
         source.rename(source.with_name("moved"))
         return share(source, offer, descriptors)
 
@@ -32,7 +33,11 @@ def share_and_hide():
 
 
 def read_all(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "osaurus.json"}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "osaurus.json"
+    }
 
 
 def import_to(dest, source):
@@ -43,7 +48,10 @@ def import_to(dest, source):
 
 def test_folder_is_imported_like_its_path(tmp_path, smollm_folder, share_and_hide):
     source = make_tiny(tmp_path / "tiny", smollm_folder)
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     expected = import_to(tmp_path / "one", source)
+    assert "additional_chat_templates/tool_use.jinja" in expected
 
     assert expected == import_to(tmp_path / "two", share_and_hide(source))
     assert "tiny" == json.loads((tmp_path / "two" / "osaurus.json").read_bytes())["source"]

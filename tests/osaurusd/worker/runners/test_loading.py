@@ -91,6 +91,26 @@ def test_named_templates_of_older_processors_are_used(folder):
     assert load(folder).chat_template == {"default": TEMPLATE, "tool_use": "x"}
 
 
+@pytest.mark.parametrize("default", ["chat_template.jinja", "tokenizer_config.json", None])
+def test_named_templates_in_files_are_used_beside_the_default_one(folder, default):
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("<tools>")
+    if default == "chat_template.jinja":
+        (folder / default).write_text(TEMPLATE)
+    elif default:
+        (folder / default).write_text(json.dumps({"chat_template": TEMPLATE}))
+    expected = {"tool_use": "<tools>"} | ({"default": TEMPLATE} if default else {})
+    assert load(folder).chat_template == expected
+
+
+@pytest.mark.parametrize("content", ["{}", '{"a": 1}', '{"version": "1.0"', "", "[]"])
+def test_damaged_tokenizer_is_one_clear_line(folder, content):
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=r"the tokenizer cannot be loaded; its files may be damaged: .") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
 def test_other_templates_take_precedence_over_those_of_processors(folder, name):
     (folder / "chat_template.json").write_text('{"chat_template": "other"}')

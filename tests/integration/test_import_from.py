@@ -1,0 +1,133 @@
+"""Importing from the stores of other programs with a real daemon and the command line."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import daemons
+from tests.daemons import Daemon
+from tests.models import make_tiny
+from tests.osaurusd.imports.worker.gguf_writer import write_gguf
+
+NAME = "smollm2:135m-instruct-q4_1"
+
+
+@pytest.fixture(scope="module")
+def daemon(module_home: Path, smollm_gguf: Path, smollm_folder: Path) -> Iterator[Daemon]:
+    user = module_home / "user"
+    add_to_ollama(user / ".ollama" / "models", smollm_gguf)
+    folder = user / ".lmstudio" / "models" / "mlx-community" / "Tiny-Model-4bit"
+    make_tiny(folder, smollm_folder)
+    with daemons.running(module_home, HOME=str(user)) as running:
+        yield running
+
+
+def add_to_ollama(store: Path, gguf: Path) -> None:
+    (store / "blobs").mkdir(parents=True)
+
+    def blob(kind: str, content: bytes | None) -> dict[str, object]:
+        data = gguf.read_bytes() if content is None else content
+        digest = hashlib.sha256(data).hexdigest()
+        path = store / "blobs" / f"sha256-{digest}"
+        if content is None:
+            path.symlink_to(gguf)
+        else:
+            path.write_bytes(data)
+        return {
+            "mediaType": f"application/vnd.ollama.image.{kind}",
+            "digest": f"sha256:{digest}",
+            "size": len(data),
+        }
+
+    config = json.dumps({"model_format": "gguf", "model_family": "llama", "file_type": "Q4_1"}).encode()
+    parameters = json.dumps({"temperature": 0.2, "stop": ["<|im_start|>", "User:"]}).encode()
+    layers = [blob("model", None), blob("params", parameters), blob("system", b"You are a bot.")]
+    other = write_gguf(store / "other.gguf", {"general.architecture": "mamba"}, {"a.weight": ("F32", np.ones((2, 32)))})
+    unsupported = blob("model", other.read_bytes())
+    other.unlink()
+    for name, weights in (("smollm2/135m-instruct-q4_1", layers), ("mamba/latest", [unsupported])):
+        manifest = store / "manifests" / "registry.ollama.ai" / "library" / name
+        manifest.parent.mkdir(parents=True)
+        manifest.write_text(json.dumps({"schemaVersion": 2, "config": blob("config", config), "layers": weights}))
+
+
+def ctl(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = daemons.environment(daemon.home) | {"HOME": str(daemon.home / "user")}
+    command = [sys.executable, "-m", "osaurusctl", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_list_says_what_can_be_imported(daemon: Daemon) -> None:
+    models = {model["name"]: model for model in json.loads(ctl(daemon, "import", "--from", "ollama", "--json").stdout)}
+    assert models[NAME]["importable"], models[NAME]["reason"]
+    assert not models["mamba:latest"]["importable"]
+    assert "mamba" in models["mamba:latest"]["reason"]
+    table = ctl(daemon, "import", "--from", "lmstudio").stdout
+    assert ["mlx-community/Tiny-Model-4bit", "yes"] == [table.splitlines()[1].split()[index] for index in (0, -1)]
+
+
+def test_model_of_ollama_is_imported_with_its_parameters(daemon: Daemon) -> None:
+    run = ctl(daemon, "import", "--from", "ollama", NAME)
+    assert 0 == run.returncode, run.stderr
+    assert run.stdout.startswith("smollm2-135m-instruct imported")
+    assert "system prompt" in run.stderr
+    assert "'User:'" in run.stderr
+
+    folder = daemon.home / "models" / "smollm2-135m-instruct"
+    generation = json.loads((folder / "generation_config.json").read_text())
+    tokens = {
+        token["content"]: token["id"] for token in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    }
+    assert 0.2 == generation["temperature"]
+    assert tokens["<|im_start|>"] in generation["eos_token_id"]
+    record = json.loads((folder / "osaurus.json").read_text())
+    assert ("Ollama", NAME) == (record["program"], record["source"])
+    assert 0 == ctl(daemon, "verify", "smollm2-135m-instruct").returncode
+
+
+def test_mlx_model_of_lm_studio_is_imported_under_its_name(daemon: Daemon) -> None:
+    run = ctl(daemon, "import", "--from", "lmstudio", "tiny-model-4bit")
+    assert 0 == run.returncode, run.stderr
+    assert (daemon.home / "models" / "tiny-model-4bit" / "model.safetensors").exists()
+
+
+def test_damaged_blob_is_refused_and_leaves_no_files(daemon: Daemon, tmp_path: Path) -> None:
+    store = tmp_path / "models"
+    shutil.copytree(daemon.home / "user" / ".ollama" / "models", store)
+    blob = max((store / "blobs").iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.unlink()
+    blob.write_bytes(content)
+    environment = daemons.environment(daemon.home) | {"OLLAMA_MODELS": str(store)}
+    command = [sys.executable, "-m", "osaurusctl", "import", "--from", "ollama", NAME, "--name", "damaged"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert 1 == run.returncode
+    assert "checksum is not the one that Ollama recorded" in run.stderr
+    assert not (daemon.home / "models" / "damaged").exists()
+
+
+def test_unsupported_model_is_refused_with_the_reason(daemon: Daemon) -> None:
+    run = ctl(daemon, "import", "--from", "ollama", "mamba")
+    assert 1 == run.returncode
+    assert "mamba" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"items": [], "files": "relative"}, "files"),
+        ({"items": [{"format": "zip", "file": "x"}], "files": "/x"}, "format"),
+    ],
+)
+def test_invalid_check_is_rejected_by_field(daemon: Daemon, body: dict[str, object], field: str) -> None:
+    status, answer = daemon.admin("POST", "/v0/imports/check", body)
+    assert 400 == status
+    assert field in answer["error"]["message"]
