@@ -243,17 +243,14 @@ def convert_blocks(data: Array, type_name: str, float_type: str) -> Quantized:
     with np.errstate(all="ignore"):
         packed, scales, biases = held.read(blocks)
     stored_scales, stored_biases = to_float(scales, float_type), to_float(biases, float_type)
-    rows = len(data)
-    quantized = Quantized(
-        packed.reshape(rows, -1).view("<u4"), stored_scales.reshape(rows, -1), stored_biases.reshape(rows, -1)
-    )
-    if is_exact(type_name, float_type):
-        return quantized
-    sample = slice(None, None, _SAMPLE_INTERVAL)
-    values = gguf.dequantize(blocks[sample], ggml_type).reshape(-1)
-    parts = (scales, biases, from_float(stored_scales, float_type), from_float(stored_biases, float_type))
-    error, signal = _measure_rounding(values, *(part[sample].reshape(-1, 1) for part in parts))
-    return quantized._replace(error=error, signal=signal)
+    error = signal = 0.0
+    if not is_exact(type_name, float_type):
+        sample = slice(None, None, _SAMPLE_INTERVAL)
+        values = gguf.dequantize(blocks[sample], ggml_type).reshape(-1)
+        parts = (scales, biases, from_float(stored_scales, float_type), from_float(stored_biases, float_type))
+        error, signal = _measure_rounding(values, *(part[sample].reshape(-1, 1) for part in parts))
+    weight, *scaling = (part.reshape(len(data), -1) for part in (packed, stored_scales, stored_biases))
+    return Quantized(weight.view("<u4"), scaling[0], scaling[1], error, signal)
 
 
 def _convert_mxfp4(data: Array) -> Quantized:

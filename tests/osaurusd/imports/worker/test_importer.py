@@ -1,4 +1,3 @@
-import dataclasses
 import errno
 import hashlib
 import json
@@ -271,12 +270,12 @@ def test_damaged_files_are_imported_or_rejected(tmp_path, kind, count):
     assert all(message.startswith("x.gguf: ") for message in errors)
     assert all(len(message.splitlines()) == 1 for message in errors)
     # In KB on Linux, in bytes on macOS.
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < (
-        300 << (20 if sys.platform == "darwin" else 10)
-    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 300 << 20
 
 
 @pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_memory_does_not_grow_with_the_file(tmp_path):
     """The largest tensor has 67 MB; the process needs less than twice as much for everything."""
     path = write_large(tmp_path / "x.gguf")
@@ -300,12 +299,11 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 
 def write_large(path):
     """Write a file of about 400 MB with random Q8_0 matrices."""
-    case = dataclasses.replace(CASES[2], layers=1)
     hidden, inner = 2048, 30_720
     rng = np.random.default_rng(0)
     tokenizer = TinyLlama().tokenizer
     vocabulary = len(tokenizer["tokenizer.ggml.tokens"])
-    writer = gguf.GGUFWriter(path, case.architecture)
+    writer = gguf.GGUFWriter(path, "qwen2")
     keys = {
         "qwen2.context_length": 128,
         "qwen2.embedding_length": hidden,
