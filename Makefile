@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 MODEL = .cache/SmolLM2-135M-Instruct.Q4_1.gguf
+EMBEDDER = .cache/all-minilm-l6-v2/config.json
 MINUTES ?= 10
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 PYTEST = -m "not long and not clients" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -18,16 +19,16 @@ demo: $(VENV)/.installed $(MODEL) ## Start a daemon, import the starter model an
 demo-stop: ## Stop the demo daemon
 	@PATH="$$PWD/$(BIN):$$PATH" sh tests/demo/demo.sh --stop
 
-test: $(VENV)/.dev $(MODEL) ## Run the tests, except those marked "long"
+test: $(VENV)/.dev $(MODEL) $(EMBEDDER) ## Run the tests, except those marked "long"
 	$(BIN)/python -m pytest $(PYTEST)
 
-test-long: $(VENV)/.dev $(MODEL) ## Run the tests marked "long"
+test-long: $(VENV)/.dev $(MODEL) $(EMBEDDER) ## Run the tests marked "long"
 	$(BIN)/python -m pytest -m long
 
 test-clients: $(VENV)/.dev $(MODEL) ## Run the tests with client programs, which they install in .cache (1 GB)
 	$(BIN)/python -m pytest -m clients tests/clients
 
-coverage: $(VENV)/.dev $(MODEL) ## Run the tests and report coverage
+coverage: $(VENV)/.dev $(MODEL) $(EMBEDDER) ## Run the tests and report coverage
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(PYTEST)
 	$(BIN)/coverage combine --quiet
@@ -56,7 +57,7 @@ docs: $(VENV)/.docs ## Build the documentation site in site/; warnings are error
 run: $(VENV)/.installed ## Run the daemon in the foreground
 	$(BIN)/osaurusd serve
 
-bench: $(VENV)/.dev $(MODEL) ## Compare performance with mlx_lm.server (about ten minutes)
+bench: $(VENV)/.dev $(MODEL) $(EMBEDDER) ## Compare performance with mlx_lm.server (about ten minutes)
 	$(BIN)/python -m tests.bench $(BENCH)
 
 screenshot: $(VENV)/.installed $(MODEL) ## Run a session and save what it prints as docs/images/terminal.svg
@@ -117,4 +118,9 @@ $(VENV)/.release: $(VENV)/.python pyproject.toml constraints.txt
 $(MODEL): $(VENV)/.python tests/starter_model.py
 	@echo "Downloading the starter model (90 MB) ..."
 	@$(BIN)/python tests/starter_model.py
+	@touch $@
+
+$(EMBEDDER): $(VENV)/.python tests/embedding_model.py
+	@echo "Downloading the embedding model for tests (90 MB) ..."
+	@$(BIN)/python tests/embedding_model.py
 	@touch $@

@@ -32,6 +32,8 @@ SECTIONS = {
     },
     "Running": {
         "run": f"{_PACKAGE}.chat:run",
+        "embed": f"{_PACKAGE}.retrieval:embed",
+        "rerank": f"{_PACKAGE}.retrieval:rerank",
         "launch": f"{_PACKAGE}.launch:launch",
         "env": f"{_PACKAGE}.launch:env",
         "bench": f"{_PACKAGE}.chat:bench",

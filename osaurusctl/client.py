@@ -262,6 +262,10 @@ class Client:
                 yield data.strip()
         raise InvalidReply("the stream ended before the answer was complete")
 
+    def send(self, path: str, body: dict[str, Any], kind: type[T]) -> T:
+        """Send a request to a client endpoint. Waits without a timeout."""
+        return self._post(path, body, kind, wait=True)
+
     def _get(self, path: str, kind: type[T]) -> T:
         return _decode(self._request("GET", path, timeout=self._timeout).body, kind)
 

@@ -30,9 +30,9 @@ def _completer(list_names: Callable[[Client], Iterable[str]]) -> Completer:
     return complete
 
 
-def _available(client: Client) -> Iterable[str]:
+def _available(client: Client, task: str | None = None) -> Iterable[str]:
     for model in client.models():
-        if model.state is Availability.AVAILABLE:
+        if model.state is Availability.AVAILABLE and task in (None, model.task):
             yield from (model.name, *model.aliases)
 
 
@@ -46,6 +46,9 @@ def _active_pulls(client: Client) -> Iterable[str]:
 
 available_models = _completer(_available)
 """Models that can be served, aliases included."""
+
+embedders = _completer(lambda client: _available(client, "embed"))
+rerankers = _completer(lambda client: _available(client, "rerank"))
 
 all_models = _completer(lambda client: (model.name for model in client.models()))
 """Every model on this machine, without aliases."""

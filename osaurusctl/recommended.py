@@ -25,6 +25,8 @@ class Task(StrEnum):
     CHAT = "chat"
     CODE = "code"
     REASONING = "reasoning"
+    EMBED = "embed"
+    RERANK = "rerank"
 
 
 class RecommendedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +44,7 @@ class RecommendedModel(msgspec.Struct, frozen=True, kw_only=True):
 def _model(task: Task, repo: str, architecture: str, gigabytes: float, description: str) -> RecommendedModel:
     return RecommendedModel(
         task=task,
-        repo=f"mlx-community/{repo}",
+        repo=repo if "/" in repo else f"mlx-community/{repo}",
         architecture=architecture,
         bytes=int(gigabytes * 10**9),
         description=description,
@@ -66,17 +68,27 @@ MODELS = (
     _model(Task.REASONING, "gpt-oss-20b-MXFP4-Q8", "gpt_oss", 12.1, "adjustable effort"),
     _model(Task.REASONING, "GLM-4.7-Flash-4bit", "glm4_moe_lite", 16.9, "mixture of experts, tools"),
     _model(Task.REASONING, "gpt-oss-120b-MXFP4-Q8", "gpt_oss", 63.4, "adjustable effort, largest"),
+    _model(Task.EMBED, "sentence-transformers/all-MiniLM-L6-v2", "bert", 0.09, "smallest, English, short texts"),
+    _model(Task.EMBED, "Alibaba-NLP/gte-modernbert-base", "modernbert", 0.3, "English, long texts"),
+    _model(Task.EMBED, "intfloat/multilingual-e5-small", "bert", 0.47, "many languages, short texts"),
+    _model(Task.EMBED, "Qwen/Qwen3-Embedding-0.6B", "qwen3", 1.2, "many languages, long texts, instructions"),
+    _model(Task.RERANK, "cross-encoder/ms-marco-MiniLM-L6-v2", "bert", 0.09, "smallest, English"),
+    _model(Task.RERANK, "Alibaba-NLP/gte-reranker-modernbert-base", "modernbert", 0.3, "English, long texts"),
+    _model(Task.RERANK, "BAAI/bge-reranker-v2-m3", "xlm-roberta", 2.3, "many languages"),
 )
 """By task and size."""
 
 
 def recommend(words: Iterable[str], budget_bytes: int) -> list[RecommendedModel]:
-    """Return the models whose task or repository contains every word, and mark the largest of each task that fits."""
+    """Return the models that every word selects, as a task or part of a repository.
+
+    The largest of each task that fits is marked.
+    """
     lowered = [word.lower() for word in words]
     models = [
         msgspec.structs.replace(model, fits=model.bytes <= budget_bytes * WEIGHTS_SHARE)
         for model in MODELS
-        if all(word in f"{model.task} {model.repo.lower()}" for word in lowered)
+        if all(word == model.task if word in set(Task) else word in model.repo.lower() for word in lowered)
     ]
     best = {model.task: model.repo for model in models if model.fits}
     return [msgspec.structs.replace(model, best=best.get(model.task) == model.repo) for model in models]

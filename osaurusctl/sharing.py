@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from osaurusctl.errors import CliError, DaemonNotRunning
-from osaurusd.wire import open_files
+from osaurusd.wire import model_files, open_files
 from osaurusd.wire.open_files import Offer
 
 _SOFT_FILE_LIMIT = 8192
@@ -82,7 +82,7 @@ def _open(source: Path, stack: contextlib.ExitStack) -> tuple[Offer, list[int]]:
             names = open_files.part_names(source.name)
             return Offer(folder=False, names=names), [_open_file(source.with_name(name), stack) for name in names]
         # Links to files are followed, since the Hugging Face cache consists of them.
-        paths = [*source.iterdir(), *(source / open_files.SUBFOLDER).glob("*.jinja")]
+        paths = [*source.iterdir(), *model_files.find_subfolder_files(source)]
         files = sorted(path for path in paths if path.is_file())
         if len(files) > open_files.MAX_FILES:
             raise CliError(f"{source} has more than {open_files.MAX_FILES} files; it is not a model folder")

@@ -56,6 +56,7 @@ from osaurusd.pool.pressure import PressureRelief
 from osaurusd.protocols.anthropic import openapi as anthropic_openapi
 from osaurusd.protocols.anthropic.routes import anthropic_routes
 from osaurusd.protocols.ollama import openapi as ollama_openapi
+from osaurusd.protocols.ollama.embeddings import Embeddings
 from osaurusd.protocols.ollama.generation import Generation
 from osaurusd.protocols.ollama.management import Management
 from osaurusd.protocols.ollama.models import Models
@@ -279,6 +280,7 @@ class Daemon:
     def _ollama_group(self, service: Service, may_manage: Callable[[], bool]) -> RouteGroup:
         return ollama_routes(
             Generation(service, self._pool),
+            Embeddings(service, self._pool),
             Models(self._catalog, self._pool),
             Management(self._catalog, self._pulls, self._models_api.remove_unused, may_manage),
         )

@@ -16,7 +16,7 @@ import osaurusd.lean_imports  # noqa: F401
 import pytest
 from openai import OpenAI
 
-from tests import daemons, starter_model
+from tests import daemons, embedding_model, starter_model
 from tests.daemons import Daemon
 
 SMOLLM = "smollm2-135m-instruct"
@@ -95,6 +95,12 @@ def smollm_folder(smollm_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -
     from osaurusd.imports.worker.importer import import_model  # noqa: PLC0415  imports MLX, which most tests do not need
 
     return build_once(tmp_path_factory, SMOLLM, lambda folder: import_model(smollm_gguf, folder, lambda *_: None))
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> Path:
+    """all-MiniLM-L6-v2, as its authors publish it."""
+    return embedding_model.fetch()
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from click.testing import CliRunner
 
 from osaurusctl import process
+from osaurusctl.cli import root
 from tests import daemons
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +36,13 @@ def has_screen() -> bool:
         return False
     run = subprocess.run(["launchctl", "print", f"gui/{os.getuid()}"], capture_output=True, check=False)
     return run.returncode == 0
+
+
+def read_status(env: dict[str, str]) -> dict[str, Any]:
+    """Return the output of `osaurusctl status --json` in this environment, without a new process."""
+    hidden = dict.fromkeys(os.environ.keys() - env.keys())
+    document: dict[str, Any] = json.loads(CliRunner().invoke(root, ["status", "--json"], env={**env, **hidden}).stdout)
+    return document
 
 
 REAL = has_screen()
@@ -118,8 +127,7 @@ class Mac:
 
     def status(self) -> dict[str, Any]:
         """Return the output of `osaurusctl status --json`, whether the daemon runs or not."""
-        document: dict[str, Any] = json.loads(self.ctl("status", "--json").stdout)
-        return document
+        return read_status(self.env)
 
     def service(self) -> dict[str, Any]:
         """Return the service part of the status."""
@@ -169,7 +177,8 @@ def mac(*kinds: str) -> Iterator[Mac]:
     else:
         env |= {
             "HOME": str(root / "home"),
-            "PATH": f"{FAKES}:{env['PATH']}",
+            # The fakes run with the Python of the tests: another one may be a slow wrapper.
+            "PATH": f"{FAKES}:{PROGRAMS}:{env['PATH']}",
             "OSAURUS_SERVICE_MANAGER": "launchd",
             "FAKE_LAUNCHD_STATE": str(root / "launchd"),
             "FAKE_LAUNCHD_SCALE": str(SCALE),

@@ -18,6 +18,9 @@ _START_TIMEOUT_SECONDS = 60.0
 _NAME = re.compile(r"[\w./:@+-]+")
 _NOT_DOWNLOADED = (ErrorCode.MODEL_NOT_FOUND, ErrorCode.MODEL_NOT_DOWNLOADED)
 
+_USES = {"generate": "generate text", "embed": "compute embeddings", "rerank": "rank documents"}
+_COMMANDS = {"generate": "run", "embed": "embed", "rerank": "rerank"}
+
 
 class ModelFinder:
     """Finds and loads models.
@@ -51,33 +54,52 @@ class ModelFinder:
         self.require_daemon()
         return [name for model in self._client.models() for name in (model.name, *model.aliases)]
 
-    def default(self, *, command: str) -> str:
-        """Return the default model, or else the only one that is available or loaded.
+    def default(self, *, command: str, task: str = "generate") -> str:
+        """Return the default model, or else the only one for this task that is available or loaded.
 
         Raises:
             CliError: there is no such model; the message names `command` and the key.
         """
         status = self.require_daemon()
-        if status.default_model is not None:
+        if status.default_model is not None and task == "generate":
             return status.default_model
-        models = [model for model in self._client.models() if model.state == Availability.AVAILABLE]
+        available = [model for model in self._client.models() if model.state == Availability.AVAILABLE]
+        models = [model for model in available if model.task == task]
         loaded = [model for model in models if model.worker is not None]
         for candidates in (models, loaded):
             if len(candidates) == 1:
                 return candidates[0].name
         if not models:
             raise CliError(
-                "there are no models on this machine",
+                "there are no models on this machine" + (f" that {_USES[task]}" if available else ""),
                 hint='run "osaurusctl pull NAME" to download one; "osaurusctl search --recommended" lists some',
                 exit_code=ExitCode.MODEL_NOT_FOUND,
                 code=ErrorCode.MODEL_NOT_FOUND,
             )
         raise CliError(
-            f"no model given, there are several, and `default_model` is not set in {status.config_file}",
+            f"no model given, there are several, and `default_model` is not set in {status.config_file}"
+            if task == "generate"
+            else f"no model given, and there are several that {_USES[task]}",
             hint=f'run "osaurusctl {command} NAME" with a model from "osaurusctl ls"',
             exit_code=ExitCode.USAGE,
             code="no_default_model",
         )
+
+    def check_task(self, name: str, task: str) -> None:
+        """Check that a model is for a task, if it is on this machine.
+
+        Raises:
+            CliError: it is for another one.
+        """
+        for model in self._client.models():
+            if name.lower() in (model.name, model.repo.lower(), *model.aliases) and model.task != task:
+                command = _COMMANDS[model.task]
+                raise CliError(
+                    f'model "{model.name}" cannot {_USES[task]}; it can {_USES[model.task]}',
+                    hint=f'run "osaurusctl {command} --help"',
+                    exit_code=ExitCode.USAGE,
+                    code=ErrorCode.INVALID_REQUEST,
+                )
 
     def load(self, name: str, keep_alive: float | None = None) -> WorkerInfo:
         """Load a model. If it is not on this machine, offer to download it."""

@@ -73,6 +73,7 @@ def run(
     message = user_message(prompt or "", files, images)
     finder.require_daemon()
     model = name or finder.default(command="run")
+    finder.check_task(model, "generate")
     if prompt is None or keep_alive is not None or yes or output.shows_progress:
         model = finder.load(model, keep_alive).model
     options = ChatOptions(

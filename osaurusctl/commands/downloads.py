@@ -19,6 +19,7 @@ _SEARCH_HEADER = ("REPO", "SIZE", "PARAMS", "DOWNLOADS", "FITS", "STATE")
 _SEARCH_DROP = ("PARAMS", "DOWNLOADS", "STATE", "FITS")
 _RECOMMENDED_HEADER = ("TASK", "REPO", "SIZE", "FITS", "NOTES")
 _RECOMMENDED_DROP = ("NOTES", "TASK")
+_MLX_AUTHOR = "mlx-community"
 _FITS = {None: "-", True: "yes", False: "no"}
 
 
@@ -30,32 +31,50 @@ _FITS = {None: "-", True: "yes", False: "no"}
         "osaurusctl search --recommended code",
         "osaurusctl search llama instruct",
         "osaurusctl search --all qwen3",
+        "osaurusctl search --task embed minilm",
     ],
 )
 @click.argument("words", nargs=-1)
-@click.option("--author", default="mlx-community", show_default=True, help="Only list models of this author")
+@click.option(
+    "--task",
+    type=click.Choice(["generate", "embed", "rerank"]),
+    default="generate",
+    show_default=True,
+    help="What the models are for: generate text, embed texts or rerank documents",
+)
+@click.option("--author", help="Only list models of this author  [default: mlx-community for text models]")
 @click.option("--all", "all_authors", is_flag=True, help="List models of all authors")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Maximum number of results")
 @click.option("--recommended", "recommended_only", is_flag=True, help="List recommended models by task; works offline")
 @click.pass_obj
 def search(
-    output: Output, words: tuple[str, ...], author: str, all_authors: bool, limit: int, recommended_only: bool
+    output: Output,
+    words: tuple[str, ...],
+    task: str,
+    author: str | None,
+    all_authors: bool,
+    limit: int,
+    recommended_only: bool,
 ) -> None:
-    """Search the Hugging Face Hub for MLX models
+    """Search the Hugging Face Hub for models
 
     Lists the models that match WORDS, the most downloaded first. With --recommended, searches a list of recommended
-    models for chat, code and reasoning instead of the hub.
+    models for chat, code, reasoning, embeddings and reranking instead of the hub.
     """
     if recommended_only:
         _show_recommended(output, words)
         return
     token = os.environ.get("HF_TOKEN") or None
-    request = SearchRequest(words=" ".join(words), author=None if all_authors else author, limit=limit, token=token)
+    if all_authors:
+        author = None
+    elif author is None and task == "generate":
+        author = _MLX_AUTHOR
+    request = SearchRequest(words=" ".join(words), task=task, author=author, limit=limit, token=token)  # type: ignore[arg-type]  # a choice
     with progress.spinner(output, "searching the hub"):
         models = connect().search(request)
     output.show(models, _format_found(models, output.width) if models else "")
     if not models:
-        output.note("no model matches" + ("" if all_authors else f" from {author}; use --all to search all authors"))
+        output.note("no model matches" + (f" from {author}; use --all to search all authors" if author else ""))
 
 
 @click.command(

@@ -41,9 +41,9 @@ _SORT_KEYS: dict[str, Callable[[ModelInfo], int | None]] = {
 }
 """Sort keys besides the name; the largest value comes first."""
 
-_LIST_HEADER = ("NAME", "SIZE", "PARAMS", "QUANT", "CONTEXT", "STATE", "MODIFIED", "REPO", "REASON")
+_LIST_HEADER = ("NAME", "TASK", "SIZE", "PARAMS", "QUANT", "CONTEXT", "STATE", "MODIFIED", "REPO", "REASON")
 
-_LIST_DROP = ("REASON", "REPO", "MODIFIED", "CONTEXT", "QUANT", "PARAMS")
+_LIST_DROP = ("REASON", "REPO", "MODIFIED", "CONTEXT", "QUANT", "PARAMS", "TASK")
 
 _DAMAGED = (FileState.CHANGED, FileState.MISSING)
 
@@ -214,8 +214,8 @@ def _model_rows(model: ModelInfo) -> list[tuple[str, ...]]:
         _WORKER_LABELS[model.worker.state] if model.worker else str(model.state),
         _format_age(model),
     )
-    aliases = [(name, "-", *facts, f"-> {model.name}", "") for name in model.aliases]
-    return [(model.name, format_bytes(model.bytes), *facts, model.repo, model.reason or ""), *aliases]
+    aliases = [(name, model.task, "-", *facts, f"-> {model.name}", "") for name in model.aliases]
+    return [(model.name, model.task, format_bytes(model.bytes), *facts, model.repo, model.reason or ""), *aliases]
 
 
 def _format_age(model: ModelInfo) -> str:
@@ -228,7 +228,7 @@ def _format_details(details: ModelDetails) -> str:
         ("", _identity_rows(details)),
         ("model", _model_detail_rows(details)),
         ("quantized from", _lineage_rows(details.lineage) if details.lineage else []),
-        ("generation defaults", _generation_rows(details)),
+        ("generation defaults", _generation_rows(details) if details.model.task == "generate" else []),
         ("memory", _memory_rows(details)),
         ("worker", _worker_rows(worker) if worker else []),
         ("files", [(file.name, format_bytes(file.bytes)) for file in details.files]),
@@ -260,10 +260,17 @@ def _identity_rows(details: ModelDetails) -> Rows:
 def _model_detail_rows(details: ModelDetails) -> Rows:
     model = details.model
     return [
+        ("task", model.task),
         ("architecture", model.architecture or "-"),
         ("quantization", model.quantization or "-"),
         ("parameters", format_count(model.parameters) if model.parameters else "-"),
         ("context length", f"{model.context_length} tokens" if model.context_length else "-"),
+        *(_ability_rows(details) if model.task == "generate" else []),
+    ]
+
+
+def _ability_rows(details: ModelDetails) -> Rows:
+    return [
         ("tools", _yes_no(details.tools)),
         ("reasoning", _yes_no(details.reasoning)),
         ("vision", _yes_no(details.vision)),

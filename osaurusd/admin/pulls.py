@@ -79,7 +79,7 @@ class PullsApi:
 
     async def search(self, request: web.Request) -> web.Response:
         body = await read_json(request, SearchRequest)
-        models = await hub.search(body.words, body.author, body.limit, body.token)
+        models = await hub.search(body.words, body.task, body.author, body.limit, body.token)
         states = {record.repo.lower(): record.state.value for record in await self._catalog.records()}
         max_weights = self._pool.budget.total_bytes * WEIGHTS_SHARE
         return json_response(

@@ -44,6 +44,7 @@ def model_info(record: ModelRecord, workers: Iterable[WorkerSnapshot] = ()) -> M
         bytes=record.size_bytes,
         created=record.created,
         reason=record.reason,
+        task=record.task,
         architecture=record.architecture,
         quantization=record.quantization,
         parameters=record.parameters,

@@ -137,9 +137,7 @@ class Limits(Section, frozen=True):
     body_stall_seconds: Annotated[float, _seconds("Maximum pause while a request body is received", gt=0)] = 30.0
     body_seconds: Annotated[float, _seconds("Maximum time to receive a request body", gt=0)] = 300.0
     idle_seconds: Annotated[float, _seconds("An idle connection is closed after this time", gt=0)] = 75.0
-    websocket_idle_seconds: Annotated[
-        float, _seconds("A WebSocket without a response in progress is closed after this time", gt=0)
-    ] = 3600.0
+    websocket_idle_seconds: Annotated[float, _seconds("An idle WebSocket is closed after this time", gt=0)] = 3600.0
     reader_stall_seconds: Annotated[
         float, _seconds("A connection is closed if its client reads nothing of the response for this long", gt=0)
     ] = 60.0
@@ -304,6 +302,8 @@ class Input(Section, frozen=True):
     max_top_logprobs: Annotated[int, _count("`top_logprobs`, and `logprobs` of a completion", le=100)] = 20
     max_logit_bias: Annotated[int, _count("Entries in `logit_bias`")] = 1024
     max_prompts: Annotated[int, _count("Prompts in a completion request")] = 128
+    max_question_bytes: Annotated[int, _bytes("Questions of a decision request, as JSON", le=16 * MIB)] = 4 * MIB
+    max_inputs: Annotated[int, _count("Texts in an embedding request, and documents in a rerank request")] = 2048
 
 
 class Structured(Section, frozen=True):
@@ -336,6 +336,7 @@ class Models(Section, frozen=True):
             "Read-only model folders. Each contains `NAME` or `ORG/NAME` folders, or is a model or a Hugging Face cache"
         ),
     ] = []
+    rerankers: Annotated[list[str], _setting("Names of chat models that also serve `/v1/rerank`")] = []
 
 
 class Responses(Section, frozen=True):

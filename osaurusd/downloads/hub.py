@@ -39,13 +39,13 @@ async def run(arguments: Sequence[str], token: str | None) -> AsyncGenerator[mes
             yield frame
 
 
-async def search(query: str, author: str | None, limit: int, token: str | None) -> list[messages.HubModel]:
-    """Search the hub for MLX models.
+async def search(query: str, task: str, author: str | None, limit: int, token: str | None) -> list[messages.HubModel]:
+    """Search the hub for models for a task.
 
     Raises:
         OsaurusError: the search failed.
     """
-    arguments = ["search", f"--query={query}", f"--limit={limit}"]
+    arguments = ["search", f"--query={query}", f"--task={task}", f"--limit={limit}"]
     if author is not None:
         arguments.append(f"--author={author}")
     try:

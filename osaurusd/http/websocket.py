@@ -55,7 +55,8 @@ class WebSocket:
             timeout=CLOSE_SECONDS,
             # Small messages over a fast network: compression would only cost time.
             compress=False,
-            max_msg_size=context.config.server.max_body_bytes,
+            # aiohttp rejects messages of this size.
+            max_msg_size=context.config.server.max_body_bytes + 1,
             decode_text=False,
         )
         self._admission = context.admission

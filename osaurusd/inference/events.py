@@ -1,7 +1,7 @@
 """The events that a generation request produces, independent of the client's protocol.
 
 A stream is one `Started`, then `Delta`s and one `Finished` for each choice, interleaved, then one `Completed`. With
-`report_progress`, `Progress` precedes the first `Delta`.
+`report_progress`, `Progress` precedes the first `Delta`. A scoring request yields `CandidateScores` and `Completed`.
 """
 
 import contextlib
@@ -79,6 +79,12 @@ class Finished(_Event, frozen=True, tag="finished"):
     reason: FinishReason
     index: int = 0
     stop: str | None = None
+
+
+class CandidateScores(_Event, frozen=True, tag="candidate_scores"):
+    """The natural log-probabilities of the candidates of each continuation."""
+
+    logprobs: list[list[float]]
 
 
 class Usage(_Event, frozen=True):

@@ -11,7 +11,7 @@ import msgspec
 
 from osaurusd.config import Input
 from osaurusd.errors import InvalidRequest
-from osaurusd.inference.request import GenerationRequest, Location
+from osaurusd.inference.request import GenerationRequest, Location, ScoringRequest
 
 EACH = "*"
 """In a location pattern: every item of a list."""
@@ -67,6 +67,15 @@ MODEL: Location = ("model",)
 PROMPTS: Location = ("prompts",)
 """The prompts of one client request, each of which becomes a `GenerationRequest`."""
 
+QUESTIONS: Location = ("questions",)
+"""The questions of a decision."""
+
+INPUTS: Location = ("inputs",)
+"""The texts of an embedding request."""
+
+DOCUMENTS: Location = ("documents",)
+"""The documents of a rerank request."""
+
 MESSAGES: Location = ("prompt", "messages")
 MESSAGE: Location = (*MESSAGES, EACH)
 TOOL_CALL: Location = (*MESSAGE, "tool_calls", EACH)
@@ -80,6 +89,9 @@ TOOL_PARAMETERS: Location = (*TOOLS, EACH, "parameters")
 LIMITS = (
     InputLimit("max_name_length", MODEL, "characters"),
     InputLimit("max_prompts", PROMPTS, "prompts"),
+    InputLimit("max_question_bytes", QUESTIONS, "bytes of JSON", json_bytes),
+    InputLimit("max_inputs", INPUTS, "inputs"),
+    InputLimit("max_inputs", DOCUMENTS, "documents"),
     InputLimit("max_messages", MESSAGES, "messages"),
     InputLimit("max_parts", (*MESSAGE, "content"), "parts"),
     InputLimit("max_name_length", (*MESSAGE, "name"), "characters"),
@@ -110,7 +122,7 @@ def limits_at(location: Location) -> list[InputLimit]:
     return [limit for limit in LIMITS if limit.location == location]
 
 
-def check_request(request: GenerationRequest, maxima: Input) -> None:
+def check_request(request: GenerationRequest | ScoringRequest, maxima: Input) -> None:
     """Check a request against every limit.
 
     Raises:
@@ -130,7 +142,7 @@ def check_request(request: GenerationRequest, maxima: Input) -> None:
 
 
 def check_value(location: Location, value: Any, maxima: Input) -> None:
-    """Check a value that is not part of a `GenerationRequest`: `MODEL` or `PROMPTS`.
+    """Check a value that is not part of a `GenerationRequest`, such as `MODEL`.
 
     Raises:
         InvalidRequest: the value exceeds a limit at `location`.

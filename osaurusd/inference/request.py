@@ -221,3 +221,30 @@ class GenerationRequest(_Part, frozen=True):
     report_progress: bool = False
     reserve_output: bool = True
     count_only: bool = False
+
+
+class Continuation(_Part, frozen=True, gc=False):
+    """Text that continues a prompt, and the texts that may follow it, which are compared.
+
+    Each candidate counts up to the token that tells it apart from the others. None may begin with another one.
+    """
+
+    text: str
+    candidates: list[str]
+
+
+class ScoringRequest(_Part, frozen=True):
+    """A prompt with several continuations. The result is the log-probability of every candidate after each of them.
+
+    Attributes:
+        prompt: what the continuations share. It is processed once.
+        continuations: each is appended to the prompt: to its text, or to the last message of a chat, whose candidates
+            are the beginning of the answer.
+        ending: text between each continuation of a text prompt and the candidates.
+        truncate: cut continuations that exceed the context instead of rejecting them.
+    """
+
+    prompt: ChatPrompt | TextPrompt
+    continuations: list[Continuation]
+    ending: str = ""
+    truncate: bool = False

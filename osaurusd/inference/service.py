@@ -1,29 +1,39 @@
-"""Serve generation requests, independent of the protocol: find the model, lease its worker, stream its events."""
+"""Serve requests, independent of the protocol: find the model, lease its worker, return its results."""
 
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 import msgspec
 
 from osaurusd.config import Config
 from osaurusd.errors import InvalidRequest, ModelNotFound, OsaurusError
-from osaurusd.inference import limits
+from osaurusd.inference import decisions, limits
+from osaurusd.inference.decisions import Question
 from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.events import Completed, Delta, Event, Started
 from osaurusd.inference.prompt_batch import generate_all
-from osaurusd.inference.request import GenerationRequest
+from osaurusd.inference.request import GenerationRequest, Message, TextPrompt
+from osaurusd.inference.retrieval import EmbedRequest, RerankRequest, Scores, Vectors
 from osaurusd.log import get_logger
 from osaurusd.models.catalog import Catalog
-from osaurusd.models.record import ModelRecord
+from osaurusd.models.record import ModelRecord, Task
 from osaurusd.pool.pool import Lease, Pool
 from osaurusd.wire.admin import WorkerState
 
 log = get_logger(__name__)
 
 
+_USES: Mapping[Task, str] = {
+    "generate": "generates text; use it with `/v1/chat/completions`",
+    "embed": "computes embeddings; use it with `/v1/embeddings`",
+    "rerank": "ranks documents; use it with `/v1/rerank`",
+}
+"""What models are for, by their task."""
+
+
 class Service:
-    """Serves generation requests.
+    """Serves requests.
 
     Args:
         catalog: finds models.
@@ -36,36 +46,55 @@ class Service:
         self._pool = pool
         self._config = config
 
-    async def find(self, model: str | None) -> ModelRecord:
+    async def find(self, model: str | None, task: Task | None = "generate") -> ModelRecord:
         """Find the model that a request names.
 
-        A request that names none gets the default model; without one, the only model that there is, or the only one
-        in memory.
+        A request that names none gets the default model; without one for this task, the only model that there is for
+        it, or the only one in memory.
+
+        Args:
+            model: the name in the request.
+            task: what the request needs a model for; None if that does not matter.
 
         Raises:
-            InvalidRequest: the request names no model and the choice is ambiguous, or the name is too long.
+            InvalidRequest: the request names no model and the choice is ambiguous, the name is too long, or the model
+                is for another task.
             ModelNotFound: the model does not exist, or cannot be served.
         """
         config = self._config()
         if not model:
-            if config.default_model is not None:
-                return await self._catalog.find(config.default_model)
-            return await self._find_only()
+            return await self._find_default(task) or await self._find_only(task)
         limits.check_value(limits.MODEL, model, config.input)
         try:
-            return await self._catalog.find(model)
+            record = await self._catalog.find(model)
         except ModelNotFound:
-            if config.default_for_unknown and config.default_model is not None:
-                return await self._catalog.find(config.default_model)
-            raise
+            default = await self._find_default(task) if config.default_for_unknown else None
+            if default is None:
+                raise
+            return default
+        if task is not None and record.task != task and not (task == "rerank" and self._also_ranks(record)):
+            raise InvalidRequest(f'the model "{record.name}" {_USES[record.task]}', location=limits.MODEL)
+        return record
 
-    async def _find_only(self) -> ModelRecord:
-        available = await self._catalog.available()
+    def _also_ranks(self, record: ModelRecord) -> bool:
+        """Whether the configuration makes a model that generates text a reranker."""
+        names = {name.lower() for name in self._config().models.rerankers}
+        return record.task == "generate" and not names.isdisjoint(name.lower() for name in (*record.names, record.repo))
+
+    async def _find_default(self, task: Task | None) -> ModelRecord | None:
+        """Return the configured default model if it is for this task."""
+        name = self._config().default_model
+        record = None if name is None else await self._catalog.find(name)
+        return record if record is None or task in (None, record.task) else None
+
+    async def _find_only(self, task: Task | None) -> ModelRecord:
+        available = [record for record in await self._catalog.available() if task in (None, record.task)]
         loaded = {worker.name for worker in self._pool.snapshot() if worker.state is WorkerState.READY}
         for candidates in (available, [record for record in available if record.name in loaded]):
             if len(candidates) == 1:
                 return candidates[0]
-        reason = f"{len(available)} models are available" if available else "no model is available"
+        kind = "" if task is None else f" that {_USES[task].partition(';')[0]}"
+        reason = f"{len(available)} models{kind} are available" if available else f"no model{kind} is available"
         raise InvalidRequest(
             f"the model is required, because {reason}; name one, or set `default_model` in the configuration",
             location=limits.MODEL,
@@ -92,6 +121,50 @@ class Service:
                 if isinstance(event, Started):
                     tokens = event.prompt_tokens
         return tokens
+
+    async def embed(self, record: ModelRecord, request: EmbedRequest) -> tuple[Vectors, Completed]:
+        """Embed texts.
+
+        Raises:
+            OsaurusError: the request is invalid or failed.
+        """
+        limits.check_value(limits.INPUTS, request.inputs, self._config().input)
+        for number, text in enumerate(request.inputs):
+            if not (text.text if isinstance(text, TextPrompt) else text.tokens):
+                raise InvalidRequest("must not be empty; leave it out", location=("inputs", number))
+        async with self._pool.lease(record) as lease:
+            vectors, completed = await lease.embed(request)
+            return vectors, _with_wait_times(completed, lease)
+
+    async def rerank(self, record: ModelRecord, request: RerankRequest) -> tuple[Scores, Completed]:
+        """Score documents by their relevance to a query; raises what `embed` raises."""
+        limits.check_value(limits.DOCUMENTS, request.documents, self._config().input)
+        if not request.query:
+            raise InvalidRequest("must not be empty", location=("query",))
+        async with self._pool.lease(record) as lease:
+            scores, completed = await lease.rerank(request)
+            return scores, _with_wait_times(completed, lease)
+
+    async def decide(
+        self, record: ModelRecord, messages: Sequence[Message], questions: Sequence[Question]
+    ) -> tuple[list[list[float]], Completed]:
+        """Return the probabilities of the options of questions about messages, and the usage and timings.
+
+        Raises:
+            OsaurusError: a message or a question is invalid, or the request failed.
+        """
+        config = self._config()
+        limits.check_value(limits.QUESTIONS, questions, config.input)
+        request = decisions.build_request(messages, questions)
+        limits.check_request(request, config.input)
+        if config.log.content:
+            log.info("questions", messages=msgspec.to_builtins(messages), questions=msgspec.to_builtins(questions))
+        async with self._pool.lease(record) as lease:
+            try:
+                scored, completed = await lease.score(request)
+            except OsaurusError as error:
+                raise decisions.locate_question(error, questions) from error
+            return decisions.probabilities(questions, scored.logprobs), _with_wait_times(completed, lease)
 
     async def generate(self, record: ModelRecord, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Event]:
         """Yield the events of one client request, and end with `Completed`. Closing the iterator cancels the request.

@@ -1,4 +1,4 @@
-"""Which models the installed mlx_lm can load.
+"""Which models can be loaded: those that the installed mlx_lm implements, embedding models and rerankers.
 
 The supported architectures are read from mlx_lm's source files: importing it would load MLX into the daemon.
 """
@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from osaurusd.models import metadata, tokenizers
+from osaurusd.models import embedding, metadata, tokenizers
 
 # Every model implementation of mlx_lm defines this class; modules with caches and layers do not.
 _MODEL_CLASS = re.compile(r"\bModelArgs\b")
@@ -34,6 +34,11 @@ def find_incompatibility(
     model_type = metadata.architecture(config)
     if model_type is None:
         return "config.json has no `model_type`"
+    task = metadata.task(config, files)
+    if task != "generate":
+        if reason := embedding.find_incompatibility(config, task):
+            return reason
+        return None if tokenizers.TOKENIZER in files else f"{tokenizers.TOKENIZER} is missing"
     if model_type not in supported_architectures():
         return f"mlx_lm does not support the architecture `{model_type}`"
     if config.get("model_file") is not None:

@@ -9,6 +9,11 @@ from osaurusd.models.safetensors import Tensor
 # The KV cache has 16-bit precision.
 CACHE_BYTES_PER_VALUE = 2
 
+# Arrays of a layer of an encoder that exist at the same time.
+PASS_HIDDEN_ARRAYS = 8
+PASS_INTERMEDIATE_ARRAYS = 3
+FLOAT32_BYTES = 4
+
 _QUANTIZATION_TENSORS = (".scales", ".biases")
 _DEFAULT_GROUP_SIZE = 64
 
@@ -43,6 +48,14 @@ def cache_bytes_per_token(config: Mapping[str, Any]) -> int | None:
     except (TypeError, ValueError, OverflowError, ZeroDivisionError, AttributeError):
         return None
     return values * CACHE_BYTES_PER_VALUE if values else None
+
+
+def pass_bytes_per_token(config: Mapping[str, Any]) -> int:
+    """Estimate the memory of an encoder for each token of a forward pass; 0 if the config does not determine it."""
+    hidden, intermediate = config.get("hidden_size"), config.get("intermediate_size")
+    if not isinstance(hidden, int) or not isinstance(intermediate, int):
+        return 0
+    return (PASS_HIDDEN_ARRAYS * hidden + PASS_INTERMEDIATE_ARRAYS * intermediate) * FLOAT32_BYTES
 
 
 def _group_size(quantization: Mapping[str, Any], layer: str) -> int:

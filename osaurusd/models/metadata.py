@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from osaurusd.models.record import Capabilities, GenerationDefaults, ModelRecord, Task
+from osaurusd.wire import model_files
 from osaurusd.wire.lineage import Lineage
 
 IMPORT_RECORD = "osaurus.json"
@@ -21,11 +22,6 @@ IMPORT_RECORD = "osaurus.json"
 
 TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.json", "processor_config.json")
 """JSON files that can contain the chat template as `chat_template`, if there is no chat_template.jinja."""
-
-TEMPLATES_FOLDER = "additional_chat_templates"
-"""The one subfolder of a model that transformers reads (its `CHAT_TEMPLATE_DIR`): named chat templates."""
-
-_NAMED_TEMPLATE = re.compile(rf"{TEMPLATES_FOLDER}/[^/\0]+\.jinja")
 
 _CONTEXT_KEYS = (
     "max_position_embeddings",
@@ -50,10 +46,14 @@ _SAMPLING_TEMPERATURE = 1.0  # transformers' default for models that sample
 _TOOLS = re.compile(r"\btools\b")
 _REASONING = re.compile(r"<think>|</think>|enable_thinking|reasoning_content|<\|channel\|?>")
 _LICENSE = re.compile(r"^license(?:_name)?:\s*([^\s#]+)", re.MULTILINE)
+_RANKING = re.compile(r"^pipeline_tag:\s*['\"]?text-ranking\b", re.MULTILINE)
 _VISION_KEYS = ("vision_config", "vision_tower", "mm_vision_tower", "image_token_id", "image_token_index")
 
 # sentence-transformers stores its pipeline in this file.
 _EMBEDDING_PIPELINE = "modules.json"
+
+ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "modernbert"})
+"""Architectures that cannot generate text."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,23 @@ class Provenance:
     lineage: Lineage | None = None
 
 
+def read_json(path: Path) -> Any:
+    """Read the JSON in `path`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file is not JSON; the message states the reason.
+    """
+    with _open(path) as file:
+        content = file.read(_MAX_JSON_BYTES + 1)
+    if len(content) > _MAX_JSON_BYTES:
+        raise ValueError(f"{path.name} is larger than {_MAX_JSON_BYTES} bytes")
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is nested too deeply") from error
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read the JSON object in `path`.
 
@@ -72,14 +89,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: the file is not a JSON object; the message states the reason.
     """
-    with _open(path) as file:
-        content = file.read(_MAX_JSON_BYTES + 1)
-    if len(content) > _MAX_JSON_BYTES:
-        raise ValueError(f"{path.name} is larger than {_MAX_JSON_BYTES} bytes")
-    try:
-        value = json.loads(content)
-    except RecursionError as error:
-        raise ValueError(f"{path.name} is nested too deeply") from error
+    value = read_json(path)
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} must contain a JSON object, not {type(value).__name__}")
     return value
@@ -129,18 +139,34 @@ def task(config: Mapping[str, Any], files: Container[str]) -> Task:
     names = architectures if isinstance(architectures, list) else []
     if any(isinstance(name, str) and name.endswith("ForSequenceClassification") for name in names):
         return "rerank"
-    return "generate"
+    return "embed" if architecture(config) in ENCODERS else "generate"
+
+
+def ranks_documents(folder: Path, repo: str) -> bool:
+    """Whether a language model was trained to rank documents, as its model card or its repository's name states."""
+    card = _text_or_empty(folder / "README.md")
+    is_tagged = card.startswith("---") and _RANKING.search(card.split("\n---", 1)[0]) is not None
+    return is_tagged or "qwen3-reranker" in repo.lower()
 
 
 def capabilities(folder: Path, config: Mapping[str, Any]) -> Capabilities:
     """Derive what a generative model supports from its config and chat template."""
-    template = "\n".join([_chat_template(folder), *map(_text_or_empty, find_named_templates(folder))])
+    template = "\n".join([_chat_template(folder), *map(_text_or_empty, _find_named_templates(folder))])
     return Capabilities(
         chat=bool(template.strip()),
         tools=_TOOLS.search(template) is not None,
         reasoning=_REASONING.search(template) is not None,
         vision=any(key in config for key in _VISION_KEYS),
     )
+
+
+def _find_named_templates(folder: Path) -> list[Path]:
+    """Return the named chat templates of a model, sorted by name; none if the folder cannot be read."""
+    try:
+        files = model_files.find_subfolder_files(folder)
+    except OSError:
+        return []
+    return [path for path in files if model_files.is_named_template(path.relative_to(folder).as_posix())]
 
 
 def generation_defaults(folder: Path) -> GenerationDefaults:
@@ -161,19 +187,6 @@ def generation_defaults(folder: Path) -> GenerationDefaults:
     if defaults.temperature is None and (do_sample is True or any(value is not None for value in filters)):
         return replace(defaults, temperature=_SAMPLING_TEMPERATURE)
     return defaults
-
-
-def is_named_template(name: str) -> bool:
-    """Whether `name`, relative to a model's folder, is that of a named chat template."""
-    return _NAMED_TEMPLATE.fullmatch(name) is not None
-
-
-def find_named_templates(folder: Path) -> list[Path]:
-    """Return the named chat templates of a model, sorted by name; none if the folder cannot be read."""
-    try:
-        return sorted(path for path in (folder / TEMPLATES_FOLDER).iterdir() if path.suffix == ".jinja")
-    except OSError:
-        return []
 
 
 def tokenizer_requires_code(tokenizer_config: Mapping[str, Any]) -> bool:

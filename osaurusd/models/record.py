@@ -4,13 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from osaurusd.inference.retrieval import Pipeline
 from osaurusd.wire.admin import Availability
 
 Source = Literal["imported", "hub", "extra"]
 """Where a model was found: the daemon's own folder, the Hugging Face cache, or a folder of another program."""
 
 Task = Literal["generate", "embed", "rerank"]
-"""What a model was trained for. The daemon serves every available model as a `generate` model."""
+"""What a model was trained for, which determines the endpoints that serve it."""
+
+RunnerName = Literal["text", "encoder"]
+"""What runs a model in its worker: an engine that generates text, or one that computes whole sequences."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,14 @@ class GenerationDefaults:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of memory for the weights, and for each token of context (None if the config does not determine it)."""
+    """Bytes of memory for the weights, and for each token of context (None if the config does not determine it).
+
+    `pass_bytes_per_token` is what an encoder needs for each token of a forward pass.
+    """
 
     weights_bytes: int = 0
     cache_bytes_per_token: int | None = None
+    pass_bytes_per_token: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +65,7 @@ class ModelRecord:
         created: when the model was added, in Unix seconds.
         files: names and sizes in bytes.
         reason: what is missing or wrong; None if the model is available.
+        pipeline: how a model that embeds does so.
         escapes: whether a link leads out of the model store. None of the model's files may be read then.
     """
 
@@ -74,6 +83,8 @@ class ModelRecord:
     parameters: int | None = None
     context_length: int | None = None
     task: Task = "generate"
+    runner: RunnerName = "text"
+    pipeline: Pipeline | None = None
     capabilities: Capabilities = Capabilities()
     generation: GenerationDefaults = GenerationDefaults()
     memory: MemoryEstimate = MemoryEstimate()

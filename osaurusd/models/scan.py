@@ -1,20 +1,21 @@
 """Scanning the roots: what each model is, and whether it can be served."""
 
 import asyncio
+import contextlib
 import os
 import stat
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from osaurusd.log import get_logger
-from osaurusd.models import compatibility, memory, metadata, safetensors, tokenizers
-from osaurusd.models.metadata import TEMPLATES_FOLDER
-from osaurusd.models.record import MemoryEstimate, ModelRecord
+from osaurusd.models import compatibility, embedding, memory, metadata, safetensors, tokenizers
+from osaurusd.models.record import Capabilities, GenerationDefaults, MemoryEstimate, ModelRecord
 from osaurusd.models.roots import ModelFolder, Root, find_model_folders, is_utf8
+from osaurusd.wire import model_files
 from osaurusd.wire.admin import Availability
 
 log = get_logger(__name__)
@@ -140,18 +141,42 @@ def _read_record(folder: ModelFolder, files: tuple[_File, ...], boundaries: Sequ
     except (OSError, ValueError) as error:
         return _unusable(record, f"config.json cannot be read: {error}")
     weights = safetensors.read(folder.path)
+    task = metadata.task(config, sizes)
+    generates = task == "generate"
+    if generates and metadata.ranks_documents(folder.path, folder.repo):
+        task = "rerank"
     record = replace(
         record,
         architecture=metadata.architecture(config),
         quantization=metadata.quantization(config),
         parameters=memory.count_parameters(weights.tensors, config) or None,
         context_length=metadata.context_length(config),
-        task=metadata.task(config, sizes),
-        capabilities=metadata.capabilities(folder.path, config),
-        generation=metadata.generation_defaults(folder.path),
-        memory=MemoryEstimate(weights.nbytes, memory.cache_bytes_per_token(config)),
+        task=task,
+        runner="text" if generates else "encoder",
+        capabilities=metadata.capabilities(folder.path, config)
+        if task == "generate"
+        else Capabilities(completion=False),
+        generation=metadata.generation_defaults(folder.path) if generates else GenerationDefaults(),
+        memory=MemoryEstimate(
+            weights.nbytes,
+            memory.cache_bytes_per_token(config) if generates else 0,
+            0 if generates else memory.pass_bytes_per_token(config),
+        ),
     )
-    return _check(record, config, sizes, weights.missing)
+    record = _check(record, config, sizes, weights.missing)
+    return _add_pipeline(record, config) if task == "embed" and record.reason is None else record
+
+
+def _add_pipeline(record: ModelRecord, config: Mapping[str, Any]) -> ModelRecord:
+    """Add how the model embeds, or why it cannot."""
+    try:
+        pipeline = embedding.read_pipeline(record.path, config)
+    except embedding.MissingFile as error:
+        return _partial(record, str(error))
+    except (OSError, ValueError) as error:
+        return _unusable(record, str(error))
+    lengths = [length for length in (record.context_length, pipeline.max_tokens) if length]
+    return replace(record, pipeline=pipeline, context_length=min(lengths, default=None))
 
 
 def _check(
@@ -185,56 +210,58 @@ def _unusable(record: ModelRecord, reason: str) -> ModelRecord:
 
 
 def _list_files(folder: Path) -> tuple[_File, ...]:
-    """Return the regular files in a folder and its named templates, including targets of links but not broken links."""
+    """Return the regular files of a model, including targets of links but not broken links."""
     files = []
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name == TEMPLATES_FOLDER:
-                    files += _list_templates(folder)
-                elif (file := _stat_file(entry)) is not None:
-                    files.append(file)
+        for entry in _entries(folder):
+            if (file := _stat_file(entry, entry.name)) is not None:
+                files.append(file)
+            elif model_files.is_subfolder(entry.name) and entry.is_dir():
+                files += _list_subfolder(entry)
     except OSError:
         return ()
     return tuple(sorted(files, key=lambda file: file.name))
 
 
-def _list_templates(folder: Path) -> list[_File]:
-    prefix = f"{TEMPLATES_FOLDER}/"
-    files = (_stat_file(path, prefix) for path in metadata.find_named_templates(folder))
+def _list_subfolder(subfolder: os.DirEntry[str]) -> list[_File]:
+    names = ((entry, f"{subfolder.name}/{entry.name}") for entry in _entries(subfolder))
+    files = [_stat_file(entry, name) for entry, name in names if model_files.is_in_subfolder(name)]
     return [file for file in files if file is not None]
 
 
-def _stat_file(entry: os.DirEntry[str] | Path, prefix: str = "") -> _File | None:
+def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return list(entries)
+
+
+def _stat_file(entry: os.DirEntry[str], name: str) -> _File | None:
     """Return None for folders, broken or circular links, and names that are not UTF-8."""
     try:
         status = entry.stat()
     except OSError:
         return None
-    if not stat.S_ISREG(status.st_mode) or not is_utf8(entry.name):
+    if not stat.S_ISREG(status.st_mode) or not is_utf8(name):
         return None
-    return _File(prefix + entry.name, status.st_size, status.st_mtime_ns, status.st_ino)
+    return _File(name, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 def _find_escaping_link(folder: Path, names: Mapping[str, int], boundaries: Sequence[Path]) -> str | None:
     """Return the name of a file or folder whose target is outside all boundaries, or None."""
     allowed = [os.path.realpath(boundary) + os.sep for boundary in boundaries]
-    for name in (*_find_template_links(folder), *names):
+    for name in (*_find_subfolder_links(folder), *names):
         target = os.path.realpath(folder / name)
         if not any(target.startswith(boundary) for boundary in allowed):
             return name
     return None
 
 
-def _find_template_links(folder: Path) -> list[str]:
-    """Return the names of the folder of named templates and of what it contains."""
-    try:
-        paths = list((folder / TEMPLATES_FOLDER).iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError:
-        return [TEMPLATES_FOLDER]
-    return [TEMPLATES_FOLDER, *(f"{TEMPLATES_FOLDER}/{path.name}" for path in paths)]
+def _find_subfolder_links(folder: Path) -> Iterator[str]:
+    """Return the names of the subfolders with files of the model, and of what they contain."""
+    for entry in _entries(folder):
+        if model_files.is_subfolder(entry.name):
+            yield entry.name
+            with contextlib.suppress(OSError):
+                yield from (f"{entry.name}/{each.name}" for each in _entries(entry))
 
 
 def _creation_time(folder: Path) -> int:

@@ -29,6 +29,8 @@ def estimate_bytes(record: ModelRecord, limits: WorkerLimits, budget: int, *, on
     float32_bytes = (record.parameters or 0) * FLOAT32_BYTES
     converts = limits.dequantize == "always" or (limits.dequantize == "auto" and on_cpu and float32_bytes <= budget)
     weights = max(float32_bytes, record.memory.weights_bytes) if converts else record.memory.weights_bytes
+    if record.runner == "encoder":
+        return int(weights * WEIGHTS_FACTOR + record.memory.pass_bytes_per_token * ORDINARY_TOKENS)
     tokens = min(record.context_length or ORDINARY_TOKENS, ORDINARY_TOKENS)
     cache = (record.memory.cache_bytes_per_token or 0) * tokens * (2 if converts else 1)
     return int(weights * WEIGHTS_FACTOR + cache * CACHE_FACTOR)
@@ -38,6 +40,8 @@ def build_load(record: ModelRecord, limits: WorkerLimits, memory: messages.Limit
     """Build the request to load a model within these limits."""
     return messages.Load(
         path=str(record.path),
+        task="generate" if record.runner == "text" else record.task,
+        pipeline=record.pipeline,
         context_length=record.context_length,
         dequantize=limits.dequantize,
         memory_limit_bytes=memory.memory_limit_bytes,

@@ -64,9 +64,9 @@ class PoolMetrics:
         )
         self.crashes = counter("osaurus_crashes_total", "Workers that exited unexpectedly.")
 
-    def for_worker(self, model: str) -> "WorkerMetrics":
-        """Return the metrics of a new worker of this model."""
-        return WorkerMetrics(self, model)
+    def for_worker(self, model: str, *, generates: bool = True) -> "WorkerMetrics":
+        """Return the metrics of a new worker of this model. Only models that generate text have a prefix cache."""
+        return WorkerMetrics(self, model, generates=generates)
 
 
 class WorkerMetrics:
@@ -76,8 +76,9 @@ class WorkerMetrics:
         first_token_seconds: time to the first token of the worker's first request, once known.
     """
 
-    def __init__(self, metrics: PoolMetrics, model: str) -> None:
+    def __init__(self, metrics: PoolMetrics, model: str, *, generates: bool) -> None:
         self.first_token_seconds: float | None = None
+        self._generates = generates
         self._model = model
         self._metrics = metrics
         self._tokens_by_second: deque[tuple[int, int]] = deque()
@@ -117,6 +118,8 @@ class WorkerMetrics:
         if not usage.prompt_tokens:
             return  # the prompt was only counted
         self._metrics.prompt_tokens.labels(self._model).inc(usage.prompt_tokens)
+        if not self._generates:
+            return
         self._metrics.cached_tokens.labels(self._model).inc(usage.cached_tokens)
         self._metrics.completion_tokens.labels(self._model).inc(usage.completion_tokens)
         self._metrics.cache_lookups.labels(self._model, "hit" if usage.cached_tokens else "miss").inc()

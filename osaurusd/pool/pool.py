@@ -11,8 +11,9 @@ from prometheus_client import CollectorRegistry
 
 from osaurusd.errors import InsufficientMemory, OsaurusError, WorkerCrashed
 from osaurusd.events import EventBus
-from osaurusd.inference.events import Event
-from osaurusd.inference.request import GenerationRequest
+from osaurusd.inference.events import CandidateScores, Completed, Event
+from osaurusd.inference.request import GenerationRequest, ScoringRequest
+from osaurusd.inference.retrieval import EmbedRequest, RerankRequest, Scores, Vectors
 from osaurusd.log import get_logger
 from osaurusd.models.record import ModelRecord
 from osaurusd.platform.power import PowerAssertion
@@ -50,6 +51,18 @@ class Lease:
     ) -> AsyncGenerator[Event]:
         """Run a request; see `WorkerClient.generate`."""
         return self.client.generate(request, continuation=continuation, blobs=blobs)
+
+    async def embed(self, request: EmbedRequest) -> tuple[Vectors, Completed]:
+        """Embed texts; see `WorkerClient.embed`."""
+        return await self.client.embed(request)
+
+    async def rerank(self, request: RerankRequest) -> tuple[Scores, Completed]:
+        """Score documents; see `WorkerClient.rerank`."""
+        return await self.client.rerank(request)
+
+    async def score(self, request: ScoringRequest) -> tuple[CandidateScores, Completed]:
+        """Score candidates; see `WorkerClient.score`."""
+        return await self.client.score(request)
 
 
 class _FutureWaiter:

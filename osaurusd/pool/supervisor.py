@@ -63,7 +63,7 @@ class WorkerSupervisor:
         self._listener = listener
         self._events = events
         self._pool_metrics = metrics
-        self._metrics = metrics.for_worker(name)
+        self._metrics = metrics.for_worker(name, generates=request.task == "generate")
         self._clock = clock
         self._started_at = clock.time()
         self._stop_reason: OsaurusError | None = None

@@ -1,14 +1,18 @@
 """The daemon's side of a worker connection: many requests over one stream of frames."""
 
 import asyncio
+import contextlib
 import itertools
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import msgspec
 
 from osaurusd.errors import OsaurusError, SlowClient, from_code
-from osaurusd.inference.events import Completed, Delta, Event
-from osaurusd.inference.request import GenerationRequest
+from osaurusd.inference.events import CandidateScores, Completed, Delta, Event
+from osaurusd.inference.request import GenerationRequest, ScoringRequest
+from osaurusd.inference.retrieval import EmbedRequest, RerankRequest, Scores, Vectors
 from osaurusd.rpc import framing, messages
 from osaurusd.rpc.watchdog import Watchdog
 
@@ -22,6 +26,10 @@ YIELDS = 5
 """Event-loop iterations until a consumer that merges several requests has taken an event."""
 
 _REQUEST_FRAMES = (messages.Output, messages.Failed)
+
+_AnyEvent = Event | Vectors | Scores | CandidateScores
+
+R = TypeVar("R", Vectors, Scores, CandidateScores)
 
 
 class RequestMonitor(Protocol):
@@ -53,12 +61,12 @@ class _EventBuffer:
     def __init__(self, monitor: RequestMonitor) -> None:
         self.monitor = monitor
         self.ended = False
-        self._events: deque[tuple[Event, int]] = deque()
+        self._events: deque[tuple[_AnyEvent, int]] = deque()
         self._bytes = 0
         self._error: OsaurusError | None = None
         self._arrived = asyncio.Event()
 
-    def put(self, event: Event) -> bool:
+    def put(self, event: _AnyEvent) -> bool:
         """Append an event; False if the consumer is too far behind.
 
         An event may have any size as long as no other is buffered.
@@ -82,7 +90,7 @@ class _EventBuffer:
         self.ended = True
         self._arrived.set()
 
-    async def get(self) -> Event:
+    async def get(self) -> _AnyEvent:
         while not self._events:
             if self._error is not None:
                 raise self._error
@@ -101,7 +109,7 @@ async def _yield_to_consumer(buffer: _EventBuffer) -> None:
         await asyncio.sleep(0)
 
 
-def _size(event: Event) -> int:
+def _size(event: _AnyEvent) -> int:
     if not isinstance(event, Delta):
         return 0
     size = _text_bytes(event.text)
@@ -117,6 +125,18 @@ def _size(event: Event) -> int:
 
 def _text_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
+
+
+def _with_data(received: framing.FrameWithBlobs[messages.FromWorker]) -> messages.FromWorker:
+    """Return a frame whose event has the frame's blob as its data.
+
+    Raises:
+        FrameError: the frame is none that carries a blob.
+    """
+    frame = received.frame
+    if not isinstance(frame, messages.Output) or not isinstance(frame.event, Vectors) or len(received.blobs) != 1:
+        raise framing.FrameError(f"a {type(frame).__name__} frame has {len(received.blobs)} blobs; expected none")
+    return msgspec.structs.replace(frame, event=msgspec.structs.replace(frame.event, data=received.blobs[0]))
 
 
 class WorkerClient:
@@ -144,7 +164,7 @@ class WorkerClient:
         self._buffers: dict[int, _EventBuffer] = {}
         self._error: OsaurusError | None = None
 
-    async def generate(
+    def generate(
         self, request: GenerationRequest, *, continuation: bool = False, blobs: Sequence[bytes] = ()
     ) -> AsyncGenerator[Event]:
         """Yield the events of a request, ending with `Completed`. Closing the iterator cancels the request.
@@ -157,6 +177,30 @@ class WorkerClient:
         Raises:
             OsaurusError: the request failed, or the worker exited.
         """
+        return self._run(lambda id_: messages.Generate(id=id_, request=request, continuation=continuation), blobs=blobs)
+
+    async def embed(self, request: EmbedRequest) -> tuple[Vectors, Completed]:
+        """Embed texts; raises what `generate` raises."""
+        return await self._result(lambda id_: messages.Embed(id=id_, request=request), Vectors)
+
+    async def rerank(self, request: RerankRequest) -> tuple[Scores, Completed]:
+        """Score documents; raises what `generate` raises."""
+        return await self._result(lambda id_: messages.Rerank(id=id_, request=request), Scores)
+
+    async def score(self, request: ScoringRequest) -> tuple[CandidateScores, Completed]:
+        """Score candidates; raises what `generate` raises."""
+        return await self._result(lambda id_: messages.Score(id=id_, request=request), CandidateScores)
+
+    async def _result(self, build: Callable[[int], messages.Request], kind: type[R]) -> tuple[R, Completed]:
+        """Return the one result of a request."""
+        async with contextlib.aclosing(self._run(build)) as events:
+            result = await anext(events)
+            completed = await anext(events)
+        assert isinstance(result, kind)
+        return result, completed
+
+    async def _run(self, build: Callable[[int], messages.Request], blobs: Sequence[bytes] = ()) -> AsyncGenerator[Any]:
+        """Yield the events of the request that `build` returns for an id."""
         if self._error is not None:
             raise self._error
         id_ = next(self._ids)
@@ -164,7 +208,7 @@ class WorkerClient:
         if not self._buffers:
             self._watchdog.arm()
         self._buffers[id_] = buffer
-        self._send(messages.Generate(id=id_, request=request, continuation=continuation), blobs)
+        self._send(build(id_), blobs)
         try:
             while True:
                 event = await buffer.get()
@@ -197,8 +241,10 @@ class WorkerClient:
         Raises:
             FrameError: the worker sent invalid data.
         """
-        while (frame := await self._reader.read()) is not None:
+        while (frame := await self._reader.read_any()) is not None:
             now = self._watchdog.touch()
+            if isinstance(frame, framing.FrameWithBlobs):
+                frame = _with_data(frame)
             if isinstance(frame, _REQUEST_FRAMES):
                 if buffer := self._buffers.get(frame.id):
                     self._deliver(frame, buffer, now)

@@ -34,17 +34,28 @@ class FrameError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Received(Generic[T]):
+class FrameWithBlobs(Generic[T]):
     """A frame and its blobs."""
 
     frame: T
     blobs: Sequence[bytes] = ()
 
 
-def encode(frames: Iterable[Frame]) -> bytes:
-    """Encode frames without blobs into one byte string, so that the output of one decode step takes one write."""
+Outgoing = Frame | FrameWithBlobs[Frame]
+"""A frame to send."""
+
+
+def encode(frames: Iterable[Outgoing]) -> bytes:
+    """Encode frames into one byte string, so that the output of one decode step takes one write.
+
+    Raises:
+        ValueError: the blobs of a frame exceed `MAX_BLOBS` or `MAX_BLOB_BYTES`.
+    """
     parts: list[bytes] = []
     for frame in frames:
+        if isinstance(frame, FrameWithBlobs):
+            parts.append(encode_with_blobs(frame.frame, frame.blobs))
+            continue
         header = _ENCODER.encode(frame)
         parts += _PREFIX.pack(len(header), 0), header
     return b"".join(parts)
@@ -83,16 +94,16 @@ class FrameDecoder(Generic[T]):
             self._start = 0
         self._buffer += data
 
-    def next(self) -> Received[T] | None:
+    def next(self) -> FrameWithBlobs[T] | None:
         """Return the next complete frame with its blobs, or None if more bytes are needed.
 
         Raises:
             FrameError: the bytes are not a frame of this direction.
         """
-        frame = self._decode()
-        if isinstance(frame, Received) or frame is None:
+        frame = self.next_any()
+        if isinstance(frame, FrameWithBlobs) or frame is None:
             return frame
-        return Received(frame)
+        return FrameWithBlobs(frame)
 
     def next_frame(self) -> T | None:
         """Return the next complete frame of a connection that carries no blobs, or None if more bytes are needed.
@@ -100,13 +111,19 @@ class FrameDecoder(Generic[T]):
         Raises:
             FrameError: the bytes are not a frame of this direction, or the frame has blobs.
         """
-        frame = self._decode()
-        if isinstance(frame, Received):
+        frame = self.next_any()
+        if isinstance(frame, FrameWithBlobs):
             raise FrameError(f"a {type(frame.frame).__name__} frame has {len(frame.blobs)} blobs; expected none")
         return frame
 
-    def _decode(self) -> T | Received[T] | None:
-        """Return the next frame, wrapped only if it has blobs: most frames are text deltas, and speed matters."""
+    def next_any(self) -> T | FrameWithBlobs[T] | None:
+        """Return the next complete frame, wrapped only if it has blobs, or None if more bytes are needed.
+
+        Most frames are text deltas without blobs, and speed matters.
+
+        Raises:
+            FrameError: the bytes are not a frame of this direction.
+        """
         start = self._start + _PREFIX.size
         if len(self._buffer) < start:
             return None
@@ -121,7 +138,7 @@ class FrameDecoder(Generic[T]):
         self._start = end
         return self._decode_header(start, end)
 
-    def _decode_with_blobs(self, header_bytes: int, blob_count: int) -> Received[T] | None:
+    def _decode_with_blobs(self, header_bytes: int, blob_count: int) -> FrameWithBlobs[T] | None:
         if blob_count > MAX_BLOBS:
             raise FrameError(f"a frame with {blob_count} blobs exceeds the limit of {MAX_BLOBS}")
         table = self._start + _PREFIX.size
@@ -140,7 +157,7 @@ class FrameDecoder(Generic[T]):
         for length in lengths:
             blobs.append(bytes(self._buffer[position : position + length]))
             position += length
-        return Received(frame, blobs)
+        return FrameWithBlobs(frame, blobs)
 
     def _decode_header(self, start: int, end: int) -> T:
         try:
@@ -172,7 +189,18 @@ class FrameReader(Generic[T]):
                 return None
         return frame
 
-    async def receive(self) -> Received[T] | None:
+    async def read_any(self) -> T | FrameWithBlobs[T] | None:
+        """Return the next frame, wrapped only if it has blobs, or None once the peer has closed its end.
+
+        Raises:
+            FrameError: the bytes are not a frame of this direction.
+        """
+        while (frame := self._frames.next_any()) is None:
+            if not await self._fill():
+                return None
+        return frame
+
+    async def receive(self) -> FrameWithBlobs[T] | None:
         """Return the next frame with its blobs, or None once the peer has closed its end.
 
         Raises:

@@ -4,8 +4,9 @@ from typing import Literal
 
 import msgspec
 
-from osaurusd.inference.events import Event
-from osaurusd.inference.request import GenerationRequest, Location
+from osaurusd.inference.events import CandidateScores, Event
+from osaurusd.inference.request import GenerationRequest, Location, ScoringRequest
+from osaurusd.inference.retrieval import EmbedRequest, Pipeline, RerankRequest, Scores, Vectors
 from osaurusd.wire.errors import ErrorCode
 
 WireSetting = Literal["auto", "never", "always"]
@@ -27,6 +28,7 @@ class Load(Frame, frozen=True, tag="load"):
 
     Attributes:
         task: selects the worker's runner.
+        pipeline: how a model with the task `embed` embeds text.
         context_length: longest sequence in tokens; None if unknown.
         dequantize: whether to compute in float32 on a CPU; `auto` does if the weights fit into `memory_limit_bytes`.
         memory_limit_bytes: limit of everything MLX allocates; None keeps MLX's own limit.
@@ -38,7 +40,8 @@ class Load(Frame, frozen=True, tag="load"):
     """
 
     path: str
-    task: Literal["generate"] = "generate"
+    task: Literal["generate", "embed", "rerank"] = "generate"
+    pipeline: Pipeline | None = None
     context_length: int | None = None
     dequantize: Literal["auto", "always", "never"] = "auto"
     memory_limit_bytes: int | None = None
@@ -66,6 +69,27 @@ class Generate(Frame, frozen=True, tag="generate"):
     id: int
     request: GenerationRequest
     continuation: bool = False
+
+
+class Embed(Frame, frozen=True, tag="embed"):
+    """Embed texts."""
+
+    id: int
+    request: EmbedRequest
+
+
+class Rerank(Frame, frozen=True, tag="rerank"):
+    """Score documents."""
+
+    id: int
+    request: RerankRequest
+
+
+class Score(Frame, frozen=True, tag="score"):
+    """Score candidates."""
+
+    id: int
+    request: ScoringRequest
 
 
 class Cancel(Frame, frozen=True, tag="cancel"):
@@ -116,10 +140,10 @@ class LoadFailed(Frame, frozen=True, tag="load_failed"):
 
 
 class Output(Frame, frozen=True, tag="output"):
-    """An event of request `id`."""
+    """An event of request `id`. The data of `Vectors` is the blob of this frame."""
 
     id: int
-    event: Event
+    event: Event | Vectors | Scores | CandidateScores
 
 
 class Failed(Frame, frozen=True, tag="failed"):
@@ -153,7 +177,10 @@ class Pulse(Frame, frozen=True, tag="pulse"):
     reserved_bytes: int = 0
 
 
-ToWorker = Load | Limits | Generate | Cancel | DropCaches | Shutdown
+Request = Generate | Embed | Rerank | Score
+"""What starts a request."""
+
+ToWorker = Load | Limits | Generate | Embed | Rerank | Score | Cancel | DropCaches | Shutdown
 FromWorker = Hello | Loaded | LoadFailed | Output | Failed | Stats | Pulse
 
 TO_WORKER: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)

@@ -108,6 +108,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         reason: why the model cannot be served, unless `state` is `available`.
+        task: `generate`, `embed` or `rerank`.
         share: downloaded share of an unfinished pull, from 0 to 1.
     """
 
@@ -119,6 +120,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     created: int
     reason: str | None = None
+    task: str = "generate"
     architecture: str | None = None
     quantization: str | None = None
     parameters: int | None = None

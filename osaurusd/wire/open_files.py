@@ -22,12 +22,11 @@ from collections.abc import Sequence
 
 import msgspec
 
+from osaurusd.wire import model_files
+
 TIMEOUT_SECONDS = 10.0
 MAX_FILES = 4096
 MAX_PARTS = 999
-
-SUBFOLDER = "additional_chat_templates/"
-"""The only subfolder of a model with files that belong to it."""
 
 _MAX_LINE_BYTES = 4 * 1024 * 1024
 _BYTE = b"."
@@ -39,7 +38,7 @@ class InvalidOffer(Exception):
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """What is passed, by name: the files of a folder, those in `SUBFOLDER` with its name, or a file with its parts."""
+    """What is passed, by name: the files of a folder, with the name of their subfolder, or a file with its other parts."""
 
     folder: bool
     names: list[str]
@@ -105,7 +104,7 @@ def _receive_offer(connection: socket.socket) -> Offer:
     names = set(offer.names)
     if len(names) != len(offer.names) or len(names) > MAX_FILES or (not names and not offer.folder):
         raise InvalidOffer("the list of files is invalid")
-    if any(not _is_name(name.removeprefix(SUBFOLDER)) for name in names):
+    if any(not _is_name(name) and not model_files.is_in_subfolder(name) for name in names):
         raise InvalidOffer("the list of files contains a path")
     return offer
 

@@ -1,6 +1,7 @@
 """Admin API types for downloads from the Hugging Face Hub and searches there."""
 
 from enum import StrEnum
+from typing import Literal
 
 import msgspec
 
@@ -112,9 +113,10 @@ PullEvent = PullProgress | PullDone | PullEnded
 
 
 class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Search the hub for MLX models that match `words`, by `author` or, if null, by any author."""
+    """Search the hub for models for a task that match `words`, by `author` or, if null, by any author."""
 
     words: str
+    task: Literal["generate", "embed", "rerank"] = "generate"
     author: str | None = "mlx-community"
     limit: int = 20
     token: str | None = None

@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Iterable
 
-from osaurusd.rpc import framing, messages
+from osaurusd.rpc import framing
 
 
 class Outbox:
@@ -28,7 +28,7 @@ class Outbox:
         self._lock = threading.Lock()
         self._unsent = bytearray()
 
-    def send(self, frames: Iterable[messages.Frame]) -> None:
+    def send(self, frames: Iterable[framing.Outgoing]) -> None:
         """Send frames, complete and in order. Safe on any thread."""
         data = framing.encode(frames)
         with self._lock:

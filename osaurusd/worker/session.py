@@ -70,7 +70,7 @@ class Session:
                     self._mlx.post(partial(self._apply_limits, frame))
                 case messages.DropCaches():
                     self._mlx.post(self._drop_caches)
-                case messages.Generate():
+                case messages.Generate() | messages.Embed() | messages.Rerank() | messages.Score():
                     self._start(frame)
                 case messages.Cancel():
                     self._cancel(frame.id)
@@ -132,12 +132,12 @@ class Session:
         self._runner.engine.drop_caches()
         return [self._runner.engine.stats()]
 
-    def _start(self, frame: messages.Generate) -> None:
-        task = self._loop.create_task(self._generate(frame))
+    def _start(self, frame: messages.Request) -> None:
+        task = self._loop.create_task(self._run_request(frame))
         self._preparing[frame.id] = task
         task.add_done_callback(lambda _: self._preparing.pop(frame.id))
 
-    async def _generate(self, frame: messages.Generate) -> None:
+    async def _run_request(self, frame: messages.Request) -> None:
         assert self._runner is not None, "the daemon sends requests only after Loaded"
         try:
             request = await self._loop.run_in_executor(self._tokenizer_pool, self._runner.prepare, frame)
@@ -149,12 +149,12 @@ class Session:
             reason = f"the request could not be prepared: {type(error).__name__}: {error}"
             self._fail(frame, ErrorCode.INVALID_REQUEST, reason, None)
         else:
-            if frame.request.count_only:
+            if isinstance(frame, messages.Generate) and frame.request.count_only:
                 self._outbox.send(_count(frame.id, len(request.prompt_tokens)))
             else:
                 self._mlx.post(partial(self._runner.engine.add, request))
 
-    def _fail(self, frame: messages.Generate, code: ErrorCode, reason: str, location: Location | None) -> None:
+    def _fail(self, frame: messages.Request, code: ErrorCode, reason: str, location: Location | None) -> None:
         self._outbox.send([messages.Failed(id=frame.id, code=code, message=reason, location=location)])
 
     def _cancel(self, id_: int) -> None:

@@ -26,6 +26,7 @@ GROUPS = {
     "stall": {"stall"},
     "mixed": {"seeded", "constrained"},
     "protocols": {"protocols"},
+    "decisions": {"decisions"},
 }
 """Measurements by the names that `--only` accepts."""
 

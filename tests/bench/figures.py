@@ -101,6 +101,8 @@ COMPARED = [
     Figure(
         "constrained", "4 plain of 7 streams, 3 constrained / 0", "tok/s", "mixed batch", OURS, "plain batch", MIXED
     ),
+    Figure("decisions", "1 question, 1,000 tokens / chat with 1 token", "s", "1 question", OURS, "chat"),
+    Figure("decisions", "20 questions, 1,000 tokens / 1 question", "s", "20 questions", OURS, "1 question"),
     *(figure for protocol in ("responses", "anthropic", "ollama") for figure in protocol_figures(protocol)),
 ]
 """Figures of models that both servers serve."""

@@ -31,6 +31,6 @@ SMOLLM = Model(
     "smollm2-f32", "SmolLM2-135M, float32", single_tokens=64, batch_tokens=32, mixed_tokens=48, protocol_tokens=16
 )
 TINY = Model(
-    "tiny-llama", "tiny random Llama", single_tokens=512, batch_tokens=128, mixed_tokens=192, protocol_tokens=256
+    "tiny-llama", "tiny random Llama", single_tokens=512, batch_tokens=128, mixed_tokens=192, protocol_tokens=128
 )
 MODELS = {"smollm": SMOLLM, "tiny": TINY}

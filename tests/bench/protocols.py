@@ -12,7 +12,7 @@ from tests.bench.measurements import Figures, Target
 from tests.bench.prompts import Messages
 
 STREAMS = 16
-REPETITIONS = 4
+REPETITIONS = 6
 """Each repetition measures all protocols, in alternating order."""
 
 
@@ -59,30 +59,42 @@ PROTOCOLS = {
 }
 
 
+class _Sample(NamedTuple):
+    """One run of the streams: tokens, seconds, and seconds of the daemon's processor time."""
+
+    tokens: int
+    seconds: float
+    processor_seconds: float
+
+
 async def protocols(target: Target) -> Figures:
     """Measure 16 simultaneous streams in each protocol: tokens per second, and the daemon's time for a token."""
-    figures: dict[str, list[float]] = {}
-    names = list(PROTOCOLS)
+    samples: dict[str, list[_Sample]] = {name: [] for name in PROTOCOLS}
     for repetition in range(REPETITIONS):
-        for name in names if repetition % 2 == 0 else reversed(names):
-            rate, cost = await _measure(target, PROTOCOLS[name])
-            figures.setdefault(f"{name} rate", []).append(rate)
-            figures.setdefault(f"{name} cost", []).append(cost)
-    return {name: statistics.mean(values) for name, values in figures.items()}
+        for name in list(samples)[:: 1 if repetition % 2 == 0 else -1]:
+            samples[name].append(await _run(target, PROTOCOLS[name]))
+    return {figure: value for name in samples for figure, value in _figures(name, samples[name]).items()}
 
 
-async def _measure(target: Target, protocol: Protocol) -> tuple[float, float]:
-    """Return the tokens per second, and the microseconds of processor time per token."""
-    tokens = target.model.protocol_tokens
+def _figures(name: str, samples: list[_Sample]) -> Figures:
+    """Return the median rate, and the mean cost in microseconds: the clock of processor time is coarse."""
+    used, tokens = sum(each.processor_seconds for each in samples), sum(each.tokens for each in samples)
+    rate = statistics.median(each.tokens / each.seconds for each in samples)
+    return {f"{name} rate": rate, f"{name} cost": used / tokens * 1e6}
+
+
+async def _run(target: Target, protocol: Protocol) -> _Sample:
     daemon = psutil.Process(target.server.pid)
     before = daemon.cpu_times()
+    tokens = target.model.protocol_tokens
     streams = [await _start(target, protocol, target.prompts.task(), tokens) for _ in range(STREAMS)]
     await asyncio.gather(*(stream.wait_for_end() for stream in streams))
     after = daemon.cpu_times()
-    count = sum(_count_tokens(stream, protocol) for stream in streams)
-    seconds = max(stream.ended for stream in streams) - min(stream.sent for stream in streams)
-    used = after.user + after.system - before.user - before.system
-    return count / seconds, used / count * 1e6
+    return _Sample(
+        tokens=sum(_count_tokens(stream, protocol) for stream in streams),
+        seconds=max(stream.ended for stream in streams) - min(stream.sent for stream in streams),
+        processor_seconds=after.user + after.system - before.user - before.system,
+    )
 
 
 async def _start(target: Target, protocol: Protocol, messages: Messages, tokens: int) -> Stream:

@@ -11,6 +11,7 @@ import psutil
 
 from tests import daemons
 from tests.bench import measurements, servers
+from tests.bench.decisions import decisions
 from tests.bench.figures import OURS, RAW, THEIRS
 from tests.bench.measurements import Figures, Measurement, Target
 from tests.bench.models import STARTER, Model
@@ -29,6 +30,7 @@ OURS_ONLY: Mapping[str, Measurement] = {
     "seeded": measurements.seeded,
     "constrained": measurements.constrained,
     "protocols": protocols,
+    "decisions": decisions,
 }
 
 STARTS = 7

@@ -17,6 +17,7 @@ from tests.scripted_model import make_scripted, tool_call
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(900)]
 
 QUESTION = "What does secret.txt say?"
+CODEX_OPTIONS = ("--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
 ANSWER = "The file mentions a swordfish."
 
 
@@ -39,15 +40,18 @@ def agents(programs: Path, module_home: Path, smollm_folder: Path) -> Iterator[C
         yield Clients(daemon, programs, client)
 
 
+def executables(agents: Clients) -> Path:
+    return install_packages("agents", agents.programs) / "node_modules" / ".bin"
+
+
 def launch(agents: Clients, program: str, *arguments: str) -> str:
     """Run a program with `osaurusctl launch`, and return what it prints."""
-    path = install_packages("agents", agents.programs) / "node_modules" / ".bin"
     variables = daemons.environment(agents.daemon.home)
     environment = agents.environment()
     return agents.run(
         *(sys.executable, "-m", "osaurusctl", "launch", program, "--model", program, "--", *arguments),
         cwd=agents.home / "work",
-        PATH=f"{path}:{environment['PATH']}",
+        PATH=f"{executables(agents)}:{environment['PATH']}",
         PYTHONPATH=str(Path(__file__).parents[2]),
         **{name: variables[name] for name in ("OSAURUS_HOME", "HF_HUB_CACHE")},
     )
@@ -61,10 +65,17 @@ def results_of_tools(agents: Clients) -> list[str]:
 
 
 def test_codex_runs_a_command_and_answers(agents: Clients) -> None:
-    options = ["--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"]
-    output = launch(agents, "codex", "exec", *options, QUESTION)
+    output = launch(agents, "codex", "exec", *CODEX_OPTIONS, QUESTION)
     assert output.strip() == ANSWER
     assert any("The password is swordfish." in result for result in results_of_tools(agents))
+
+
+def test_codex_accepts_the_daemon_as_ollama(agents: Clients) -> None:
+    codex = str(executables(agents) / "codex")
+    options = ["--oss", "--local-provider", "ollama", "--model", "codex"]
+    url = f"{agents.daemon.url}/v1"
+    output = agents.run(codex, "exec", *options, *CODEX_OPTIONS, QUESTION, CODEX_OSS_BASE_URL=url)
+    assert output.strip() == ANSWER
 
 
 def test_claude_code_reads_a_file_and_answers(agents: Clients) -> None:

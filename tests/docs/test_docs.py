@@ -14,6 +14,7 @@ from osaurusd.http.errors import STATUS
 from osaurusd.models.names import PUBLISHED
 from osaurusd.platform.activation import LAUNCHD_VARIABLE
 from osaurusd.protocols.anthropic.routes import anthropic_routes
+from osaurusd.protocols.ollama.embeddings import Embeddings
 from osaurusd.protocols.ollama.generation import Generation
 from osaurusd.protocols.ollama.management import Management
 from osaurusd.protocols.ollama.models import Models
@@ -97,6 +98,7 @@ def test_every_endpoint_is_documented() -> None:
         "GET /models/{id}",
         "POST /chat/completions",
         "POST /completions",
+        "POST /decisions",
         "GET /health",
         "GET /metrics",
         "GET /openapi.json",
@@ -121,7 +123,9 @@ def test_every_endpoint_of_the_responses_api_is_documented() -> None:
 
 def test_every_endpoint_of_ollama_is_documented() -> None:
     text = (DOCS / "api" / "ollama.md").read_text()
-    group = ollama_routes(Generation(None, None), Models(None, None), Management(None, None, None, None))
+    group = ollama_routes(
+        Generation(None, None), Embeddings(None, None), Models(None, None), Management(None, None, None, None)
+    )
     routes = [f"`{route.method} {path}`" for path, route in group.paths]
 
     assert [] == [route for route in routes if route not in text]

@@ -9,10 +9,14 @@ import pytest
 
 from osaurusd.protocols.anthropic import types as anthropic
 from osaurusd.protocols.ollama import types as ollama
+from osaurusd.protocols.ollama.embeddings import EmbedBody, EmbeddingsBody
 from osaurusd.protocols.openai import chat_types as openai
+from osaurusd.protocols.openai import decision_types as decisions
 from osaurusd.protocols.openai.common import StreamOptions
 from osaurusd.protocols.openai.completion_types import CompletionRequest
+from osaurusd.protocols.openai.embeddings import EmbeddingRequest
 from osaurusd.protocols.openai.output_format import UNSUPPORTED
+from osaurusd.protocols.openai.rerank import RerankBody
 from osaurusd.protocols.openai.responses import types as responses
 
 PAGE = Path(__file__).parents[2] / "docs" / "api" / "fields.md"
@@ -44,6 +48,8 @@ BODIES = [
     Body("POST /chat/completions: stream_options", StreamOptions, accepted=["include_obfuscation"]),
     Body("POST /chat/completions: messages[]", openai.Message, rejected=["audio", "function_call"]),
     Body("POST /completions", CompletionRequest, rejected=["best_of", *UNSUPPORTED]),
+    Body("POST /embeddings", EmbeddingRequest, accepted=["user"]),
+    Body("POST /rerank", RerankBody),
     Body("POST /v1/messages", anthropic.MessagesRequest, anthropic.NO_OP_FIELDS, anthropic.IGNORED_FIELDS),
     Body("POST /v1/messages/count_tokens", anthropic.CountTokensRequest),
     Body("/v1/messages: messages[].content[]", anthropic.ContentBlock),
@@ -52,9 +58,15 @@ BODIES = [
     Body("/v1/messages: thinking", anthropic.Thinking, accepted=["budget_tokens"]),
     Body("/v1/messages: output_config", anthropic.OutputConfig),
     Body("POST /responses", responses.ResponseRequest, responses.NO_OP_VALUES, responses.IGNORED_FIELDS),
+    Body("POST /decisions", decisions.DecisionRequest, accepted=decisions.IGNORED_FIELDS),
+    Body("POST /decisions: questions[] predicate", decisions.PredicateQuestion),
+    Body("POST /decisions: questions[] choice", decisions.ChoiceQuestion),
+    Body("POST /decisions: questions[] score", decisions.ScoreQuestion),
     Body("POST /api/chat", ollama.ChatRequest, accepted=ollama.IGNORED_FIELDS),
     Body("POST /api/chat: messages[]", ollama.Message, rejected=["images"]),
     Body("POST /api/generate", ollama.GenerateRequest, ollama.NO_OP_FIELDS, ollama.IGNORED_FIELDS),
+    Body("POST /api/embed", EmbedBody, accepted=["options"]),
+    Body("POST /api/embeddings", EmbeddingsBody, accepted=["options"]),
     Body("/api/chat, /api/generate: options", ollama.Options, ollama.NO_OP_OPTIONS, ollama.IGNORED_OPTIONS),
 ]
 

@@ -133,7 +133,7 @@ def test_tokens_are_counted_as_in_the_message(claude) -> None:
 
 
 def test_second_turn_reuses_the_conversation_although_the_billing_block_changes(claude) -> None:
-    rules = f"{uuid.uuid4().hex} " + "Be brief and precise. " * 2000
+    rules = f"{uuid.uuid4().hex} " + "Be brief and precise. " * 200
 
     def turn(number, messages):
         billing = f"x-anthropic-billing-header: cc_version=2.1.154; cc_entrypoint=cli; cch={number};"
@@ -144,7 +144,7 @@ def test_second_turn_reuses_the_conversation_although_the_billing_block_changes(
     assert first.usage.cache_read_input_tokens < 50
     answer = {"role": "assistant", "content": first.content}
     second = turn(2, [*QUESTION, answer, {"role": "user", "content": "And in London?"}])
-    assert prompt_tokens(first.usage) > 10_000 * 0.99
+    assert prompt_tokens(first.usage) > 1000 * 0.99
     assert second.usage.cache_read_input_tokens >= prompt_tokens(first.usage) - 2
     assert second.usage.input_tokens < 50
 

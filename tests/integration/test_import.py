@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType as Type
 from openai import OpenAI
 
 from tests import daemons
-from tests.conftest import SMOLLM
+from tests.conftest import SMOLLM, temporary_home
 from tests.daemons import Daemon, UnixConnection
 from tests.models import make_tiny
 from tests.osaurusd.imports.worker.networks import CASES, Network
@@ -167,14 +167,15 @@ sys.addaudithook(deny)
 
 
 @pytest.fixture(scope="module")
-def confined_daemon(module_home: Path) -> Iterator[Daemon]:
+def confined_daemon() -> Iterator[Daemon]:
     """A daemon that, like its child processes, may not open files in Downloads, as on macOS."""
-    (module_home / "user" / "Downloads").mkdir(parents=True)
-    (module_home / "python").mkdir()
-    (module_home / "python" / "sitecustomize.py").write_text(DENY)
-    python_path = os.pathsep.join(filter(None, [str(module_home / "python"), os.environ.get("PYTHONPATH")]))
-    with daemons.running(module_home, HOME=str(module_home / "user"), PYTHONPATH=python_path) as running:
-        yield running
+    with temporary_home() as home:
+        (home / "user" / "Downloads").mkdir(parents=True)
+        (home / "python").mkdir()
+        (home / "python" / "sitecustomize.py").write_text(DENY)
+        python_path = os.pathsep.join(filter(None, [str(home / "python"), os.environ.get("PYTHONPATH")]))
+        with daemons.running(home, HOME=str(home / "user"), PYTHONPATH=python_path) as running:
+            yield running
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

@@ -90,7 +90,7 @@ def test_errors_have_status_and_text(native: ollama.Client) -> None:
     with pytest.raises(ollama.ResponseError, match="does not exist") as missing:
         native.chat("none", CAPITAL)
     assert 404 == missing.value.status_code
-    with pytest.raises(ollama.ResponseError, match="embedding model") as embed:
+    with pytest.raises(ollama.ResponseError, match="generates text") as embed:
         native.embed(TINY, "text")
     assert 400 == embed.value.status_code
     with pytest.raises(ollama.ResponseError, match="allow_management") as refused:
@@ -132,5 +132,5 @@ def test_langchain_chats_streams_and_structures(tiny_daemon: Daemon) -> None:
     assert isinstance(structured.invoke("Is Paris a city?"), Answer)
     assert chat.bind_tools([weather]).invoke("Hello").content is not None
     assert OllamaLLM(model=TINY, base_url=tiny_daemon.url, num_predict=5).invoke("Hello")
-    with pytest.raises(ollama.ResponseError, match="embedding model"):
+    with pytest.raises(ollama.ResponseError, match="generates text"):
         OllamaEmbeddings(model=TINY, base_url=tiny_daemon.url).embed_query("x")

@@ -175,3 +175,19 @@ def test_history_with_a_tool_call_gives_the_same_output(daemon: Daemon) -> None:
         outputs.append((chat.answer_call("sunny"), chat.ask("Thank you.")))
     assert outputs[0][0].text
     assert [outputs[0]] * len(PROTOCOLS) == outputs
+
+
+def test_answer_at_the_end_is_continued(daemon: Daemon) -> None:
+    beginning, rest = "You ar", "e welcome!"  # the first token of the reply, and the others
+    chat = Chat(daemon.url, "scripted")
+    messages = [{"role": "user", "content": "Thank you."}, {"role": "assistant", "content": beginning}]
+    completion = chat.post("/v1/chat/completions", {"messages": messages, "continue_final_message": True})
+    message = chat.post("/v1/messages", {"messages": messages, "max_tokens": MAX_TOKENS})
+    line = chat.post("/api/chat", {"messages": messages})
+    count = chat.post("/v1/messages/count_tokens", {"messages": messages})["input_tokens"]
+
+    assert completion["choices"][0]["message"]["content"] == rest
+    assert [block["text"] for block in message["content"]] == [rest]
+    assert line["message"]["content"] == rest
+    prompt_tokens = message["usage"]["input_tokens"] + message["usage"]["cache_read_input_tokens"]
+    assert [count] * 3 == [completion["usage"]["prompt_tokens"], prompt_tokens, line["prompt_eval_count"]]

@@ -18,6 +18,7 @@ import pytest
 
 from tests import daemons
 from tests.daemons import UnixConnection, wait_until
+from tests.macs import read_status
 
 FAKES = Path(__file__).parents[1] / "fakes"
 PROGRAMS = Path(sys.executable).parent
@@ -34,7 +35,8 @@ class Account:
         self.env = {
             **inherited,
             "HOME": str(root / "home"),
-            "PATH": f"{FAKES}:{os.environ['PATH']}",
+            # The fakes run with the Python of the tests: another one may be a slow wrapper.
+            "PATH": f"{FAKES}:{PROGRAMS}:{os.environ['PATH']}",
             "OSAURUS_HOME": str(self.home),
             "OSAURUS_ALLOW_ROOT": "1",
             "OSAURUS_SERVICE_MANAGER": "systemd",
@@ -66,7 +68,7 @@ class Account:
         return self.ctl("install", "--port", "0", *path, *arguments)
 
     def service(self) -> dict[str, Any]:
-        service: dict[str, Any] = json.loads(self.ctl("status", "--json").stdout)["service"]
+        service: dict[str, Any] = read_status(self.env)["service"]
         return service
 
 

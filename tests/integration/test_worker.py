@@ -312,7 +312,7 @@ def test_quantized_weights_are_dequantized_as_configured(loading, quantized, opt
 
 
 def test_quantized_weights_stay_quantized_if_float32_exceeds_the_memory_limit(loading, quantized):
-    assert "4-bit" == loading.load(quantized, memory_limit_bytes=4 * 2**20).dtype
+    assert "4-bit" == loading.load(quantized, memory_limit_bytes=2**19).dtype
 
 
 @pytest.mark.parametrize(

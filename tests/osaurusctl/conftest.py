@@ -90,6 +90,18 @@ def invoke(home):
 
 
 @pytest.fixture
+def run(invoke, home, monkeypatch):
+    """Run a command inside this process, in an empty directory, and return what a process would."""
+    monkeypatch.chdir(home)
+
+    def run(*args, **kwargs):
+        result = invoke(*args, **kwargs)
+        return subprocess.CompletedProcess(args, result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+@pytest.fixture
 def ctl(home):
     """Run a command in a new process."""
 

@@ -33,8 +33,8 @@ DAEMON_COMMANDS = [
 
 
 @pytest.mark.parametrize("command", DAEMON_COMMANDS, ids=" ".join)
-def test_error_without_a_daemon_names_the_command_that_starts_it(ctl, command):
-    result = ctl(*command)
+def test_error_without_a_daemon_names_the_command_that_starts_it(run, command):
+    result = run(*command)
     assert result.returncode == 3
     assert result.stdout == ""
     assert result.stderr == 'error: osaurusd is not running; run "osaurusctl up" to start it\n'
@@ -265,19 +265,19 @@ def test_permission_error_has_a_hint(invoke, monkeypatch):
     assert "hint: " in result.stderr
 
 
-def test_socket_path_that_is_too_long_is_an_error_with_the_limit(ctl, monkeypatch):
+def test_socket_path_that_is_too_long_is_an_error_with_the_limit(run, monkeypatch):
     monkeypatch.setenv("OSAURUS_HOME", "/tmp/" + "x" * 120)
     for command in ("status", "version", "up"):
-        result = ctl(command)
+        result = run(command)
         assert result.returncode == 1
         assert "103" in result.stderr
         assert "Traceback" not in result.stderr
 
 
-def test_home_that_cannot_be_written_is_named(ctl, home, monkeypatch):
+def test_home_that_cannot_be_written_is_named(run, home, monkeypatch):
     (home / "file").write_text("")
     monkeypatch.setenv("OSAURUS_HOME", str(home / "file"))
-    result = ctl("up")
+    result = run("up")
     assert result.returncode == 1
     assert result.stderr.count("\n") <= 2
     assert str(home / "file") in result.stderr

@@ -61,7 +61,7 @@ def test_any_other_program_is_launched(served):
 
 
 def test_llm_chats_unless_it_gets_a_command(served):
-    assert launch("llm")[0] == ["chat", "-m", MODEL]
+    assert launch("llm")[0] == ["chat", "-m", f"ollama/{MODEL}"]
     assert launch("llm", "models")[0] == ["models"]
 
 

@@ -48,13 +48,15 @@ def test_ls_lists_models_and_their_aliases(models, invoke):
     result = invoke("ls")
     assert result.stderr == ""
     assert result.stdout.splitlines() == [
-        "NAME                   SIZE    PARAMS  QUANT  CONTEXT  STATE      MODIFIED   REPO",
-        "gemma                  1.8 GB  135M    4-bit  131072   loading    5h 0m ago  mlx-community/gemma-4bit",
-        "llama-3.2-3b-instruct  1.8 GB  3.2B    4-bit  131072   loaded     3d 0h ago  "
+        "NAME                   TASK      SIZE    PARAMS  QUANT  CONTEXT  STATE      MODIFIED   REPO",
+        "gemma                  generate  1.8 GB  135M    4-bit  131072   loading    5h 0m ago  "
+        "mlx-community/gemma-4bit",
+        "llama-3.2-3b-instruct  generate  1.8 GB  3.2B    4-bit  131072   loaded     3d 0h ago  "
         "mlx-community/llama-3.2-3b-instruct-4bit",
-        "qwen                   512 B   -       -      -        available  2d 7h ago  mlx-community/qwen-4bit",
-        "small                  -       -       -      -        available  2d 7h ago  -> qwen",
-        "Fast                   -       -       -      -        available  2d 7h ago  -> qwen",
+        "qwen                   generate  512 B   -       -      -        available  2d 7h ago  "
+        "mlx-community/qwen-4bit",
+        "small                  generate  -       -       -      -        available  2d 7h ago  -> qwen",
+        "Fast                   generate  -       -       -      -        available  2d 7h ago  -> qwen",
     ]
 
 
@@ -164,6 +166,7 @@ def test_show_prints_sections(daemon, invoke, fake):
         "path          /models/llama",
         "",
         "model",
+        "  task            generate",
         "  architecture    LlamaForCausalLM",
         "  quantization    4-bit",
         "  parameters      3.2B",

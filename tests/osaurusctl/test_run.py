@@ -13,8 +13,8 @@ CHAT = "/v1/chat/completions"
 CRASH = ErrorBody(message="the worker crashed", type="server_error", code="worker_crashed")
 
 
-def test_answer_is_written_to_standard_output(daemon, ctl):
-    result = ctl("run", "llama", "hello")
+def test_answer_is_written_to_standard_output(daemon, run):
+    result = run("run", "llama", "hello")
     assert (result.returncode, result.stdout, result.stderr) == (0, "Hello there\n", "")
     assert daemon.bodies(CHAT) == [
         {
@@ -39,8 +39,8 @@ def test_options_are_sent_to_the_daemon(daemon, invoke):
     assert (body["temperature"], body["max_tokens"], body["seed"]) == (0.0, 7, 3)
 
 
-def test_json_output_is_one_document_with_usage(daemon, ctl):
-    result = ctl("run", "llama", "hello", "--json")
+def test_json_output_is_one_document_with_usage(daemon, run):
+    result = run("run", "llama", "hello", "--json")
     assert result.stdout.count("\n") == 1
     assert json.loads(result.stdout) == {
         "model": "llama",
@@ -56,19 +56,19 @@ def test_truncated_answer_causes_a_note(daemon, invoke):
     assert "truncated" in result.stderr
 
 
-def test_standard_input_is_the_prompt(daemon, ctl):
-    assert ctl("run", "llama", input="from a pipe\n").returncode == 0
+def test_standard_input_is_the_prompt(daemon, run):
+    assert run("run", "llama", input="from a pipe\n").returncode == 0
     assert daemon.bodies(CHAT)[0]["messages"][-1]["content"] == "from a pipe"
 
 
-def test_standard_input_is_appended_to_the_prompt(daemon, ctl):
-    assert ctl("run", "llama", "Sum up:", input="line 1\n\nline 2\n").returncode == 0
+def test_standard_input_is_appended_to_the_prompt(daemon, run):
+    assert run("run", "llama", "Sum up:", input="line 1\n\nline 2\n").returncode == 0
     assert daemon.bodies(CHAT)[0]["messages"][-1]["content"] == "Sum up:\n\nline 1\n\nline 2"
 
 
 @pytest.mark.parametrize("args", [["llama"], ["llama", ""], ["llama", "--json"], []])
-def test_missing_prompt_is_a_usage_error(daemon, ctl, args):
-    result = ctl("run", *args, input="")
+def test_missing_prompt_is_a_usage_error(daemon, run, args):
+    result = run("run", *args, input="")
     assert result.returncode == 2
     assert "missing prompt" in result.stderr
     assert daemon.requests == []
@@ -80,33 +80,33 @@ def test_conversation_with_json_is_a_usage_error(daemon, terminal):
     assert '"code":"usage"' in shown
 
 
-def test_default_model_answers_without_a_name(daemon, ctl):
+def test_default_model_answers_without_a_name(daemon, run):
     daemon.default_model = "qwen"
-    assert ctl("run", input="hello").returncode == 0
+    assert run("run", input="hello").returncode == 0
     assert daemon.bodies(CHAT)[0]["model"] == "qwen"
 
 
 @pytest.mark.parametrize("loaded", [False, True])
-def test_only_model_answers_without_a_name(daemon, ctl, fake, loaded):
+def test_only_model_answers_without_a_name(daemon, run, fake, loaded):
     if loaded:
         daemon.models += [fake.model("qwen", worker=fake.worker("qwen"))]
     daemon.models += [fake.model("partial", state="partial")]
-    assert ctl("run", "What is this?").returncode == 0
+    assert run("run", "What is this?").returncode == 0
     [body] = daemon.bodies(CHAT)
     assert body["model"] == ("qwen" if loaded else "llama-3.2-3b-instruct")
     assert body["messages"] == [{"role": "user", "content": "What is this?"}]
 
 
-def test_no_model_at_all_suggests_to_download_one(daemon, ctl):
+def test_no_model_at_all_suggests_to_download_one(daemon, run):
     daemon.models = []
-    result = ctl("run", "What is this?")
+    result = run("run", "What is this?")
     assert result.returncode == 4
     assert "osaurusctl pull NAME" in result.stderr
 
 
-def test_error_without_a_default_model_names_the_key_and_the_file(daemon, ctl, fake):
+def test_error_without_a_default_model_names_the_key_and_the_file(daemon, run, fake):
     daemon.models += [fake.model("qwen")]
-    result = ctl("run", input="hello")
+    result = run("run", input="hello")
     assert result.returncode == 2
     assert "`default_model`" in result.stderr
     assert str(daemon.home / "config.toml") in result.stderr
@@ -123,17 +123,17 @@ def test_error_before_the_answer_has_its_exit_code(daemon, invoke, code, exit_co
 
 
 @pytest.mark.parametrize(("code", "exit_code"), [("worker_crashed", 1), ("insufficient_memory", 5)])
-def test_error_in_the_stream_has_its_exit_code(daemon, ctl, code, exit_code):
+def test_error_in_the_stream_has_its_exit_code(daemon, run, code, exit_code):
     daemon.answers.append(["Hel", ErrorBody(message="the worker crashed", type="server_error", code=code)])
-    result = ctl("run", "llama", "hello")
+    result = run("run", "llama", "hello")
     assert result.returncode == exit_code
     assert result.stdout == "Hel\n"
     assert result.stderr.startswith("error: the worker crashed\n")
 
 
-def test_error_in_the_stream_is_the_only_json_document(daemon, ctl):
+def test_error_in_the_stream_is_the_only_json_document(daemon, run):
     daemon.answers.append(["Hel", CRASH])
-    result = ctl("run", "llama", "hello", "--json")
+    result = run("run", "llama", "hello", "--json")
     assert result.returncode == 1
     assert json.loads(result.stdout)["error"]["code"] == "worker_crashed"
 
@@ -190,57 +190,57 @@ def test_closed_pipe_cancels_the_request(daemon, spawn):
     assert stderr == b""
 
 
-def test_prompt_needs_no_quotes(daemon, ctl):
-    assert ctl("run", "llama", "why", "is", "the", "sky", "blue?").returncode == 0
+def test_prompt_needs_no_quotes(daemon, run):
+    assert run("run", "llama", "why", "is", "the", "sky", "blue?").returncode == 0
     assert daemon.bodies(CHAT)[0]["messages"][-1]["content"] == "why is the sky blue?"
 
 
-def test_files_precede_the_prompt(daemon, ctl, home):
+def test_files_precede_the_prompt(daemon, run, home):
     (home / "notes.txt").write_text("remember the milk\n")
-    assert ctl("run", "llama", "Sum up.", "--file", "notes.txt").returncode == 0
+    assert run("run", "llama", "Sum up.", "--file", "notes.txt").returncode == 0
     content = daemon.bodies(CHAT)[0]["messages"][-1]["content"]
     assert content == "notes.txt:\n```\nremember the milk\n```\n\nSum up."
 
 
-def test_image_is_sent_and_a_model_without_vision_is_named(daemon, ctl, home):
+def test_image_is_sent_and_a_model_without_vision_is_named(daemon, run, home):
     (home / "cat.png").write_bytes(b"PNG")
     daemon.fail(CHAT, "image_input_unsupported", "`messages[0].content[1]`: image input is not supported")
-    result = ctl("run", "llama", "What is this?", "--image", "cat.png")
+    result = run("run", "llama", "What is this?", "--image", "cat.png")
     assert result.returncode == 1
     assert result.stderr.startswith('error: model "llama" does not support images\n')
     image = daemon.bodies(CHAT)[0]["messages"][-1]["content"][1]
     assert image == {"type": "image_url", "image_url": {"url": "data:image/png;base64,UE5H"}}
 
 
-def test_format_is_a_kind_or_a_schema(daemon, ctl, home):
+def test_format_is_a_kind_or_a_schema(daemon, run, home):
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     (home / "schema.json").write_text(json.dumps(schema))
     for value in ("json", "schema.json"):
-        assert ctl("run", "llama", "hello", "--format", value).returncode == 0
+        assert run("run", "llama", "hello", "--format", value).returncode == 0
     first, second = (body["response_format"] for body in daemon.bodies(CHAT))
     assert first == {"type": "json_object"}
     assert second == {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
 
 
-def test_keep_alive_is_set_when_the_model_is_loaded(daemon, ctl):
-    assert ctl("run", "llama", "hello", "--keep-alive", "15m").returncode == 0
+def test_keep_alive_is_set_when_the_model_is_loaded(daemon, run):
+    assert run("run", "llama", "hello", "--keep-alive", "15m").returncode == 0
     assert daemon.bodies(Route.LOAD) == [{"model": "llama", "keep_alive_seconds": 900}]
 
 
-def test_verbose_shows_counts_and_speed_on_standard_error(daemon, ctl):
-    result = ctl("run", "llama", "hello", "--verbose")
+def test_verbose_shows_counts_and_speed_on_standard_error(daemon, run):
+    result = run("run", "llama", "hello", "--verbose")
     assert result.stdout == "Hello there\n"
     assert re.fullmatch(r"prompt 20 tokens, answer 2 tokens, TTFT \d+\.\d\d s, [\d.]+ tok/s\n", result.stderr)
-    assert json.loads(ctl("run", "llama", "hello", "--verbose", "--json").stdout)["speed"]["ttft_seconds"] >= 0
+    assert json.loads(run("run", "llama", "hello", "--verbose", "--json").stdout)["speed"]["ttft_seconds"] >= 0
 
 
-def test_reasoning_is_in_the_json_output_only(daemon, ctl):
+def test_reasoning_is_in_the_json_output_only(daemon, run):
     tokens = [{"reasoning_content": "Let me "}, {"reasoning_content": "think."}, "Yes"]
     daemon.answers.extend([tokens, tokens])
-    assert ctl("run", "llama", "hello").stdout == "Yes\n"
-    assert json.loads(ctl("run", "llama", "hello", "--json").stdout)["reasoning"] == "Let me think."
+    assert run("run", "llama", "hello").stdout == "Yes\n"
+    assert json.loads(run("run", "llama", "hello", "--json").stdout)["reasoning"] == "Let me think."
 
 
-def test_piped_answer_is_not_rendered(daemon, ctl):
+def test_piped_answer_is_not_rendered(daemon, run):
     daemon.answers.append(["# Title\n\n", "**bold**"])
-    assert ctl("run", "llama", "hello").stdout == "# Title\n\n**bold**\n"
+    assert run("run", "llama", "hello").stdout == "# Title\n\n**bold**\n"

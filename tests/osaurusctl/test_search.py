@@ -9,6 +9,7 @@ import pytest
 from osaurusctl.formatting import format_bytes
 from osaurusctl.fuzzy_pull import spellings
 from osaurusctl.recommended import MODELS, Task, recommend
+from osaurusd.models import embedding, metadata
 from osaurusd.models.compatibility import supported_architectures
 from osaurusd.wire.pulls import FoundModel, PullDone, PullInfo, PullRoute, PullState
 
@@ -70,11 +71,14 @@ def test_the_memory_budget_of_the_daemon_decides_what_fits(daemon, invoke):
 def test_without_a_daemon_the_configured_budget_decides_what_fits(home, invoke):
     (home / "config.toml").write_text("[residency]\nbudget_bytes = 1_000_000_000\n")
     models = json.loads(invoke("search", "--recommended", "--json").stdout)
-    assert [model["repo"] for model in models if model["fits"]] == ["mlx-community/Llama-3.2-1B-Instruct-4bit"]
+    fitting = {model["repo"] for model in models if model["fits"]}
+    assert fitting == {model.repo for model in MODELS if model.bytes < 0.93 * 10**9}
 
 
 def test_recommended_models_are_supported_and_sorted():
-    assert {model.architecture for model in MODELS} <= supported_architectures()
+    supported = {Task.EMBED: embedding.EMBEDDERS, Task.RERANK: metadata.ENCODERS}
+    for model in MODELS:
+        assert model.architecture in supported.get(model.task, supported_architectures())
     assert len({model.repo for model in MODELS}) == len(MODELS)
     assert list(MODELS) == sorted(MODELS, key=lambda model: (list(Task).index(model.task), model.bytes))
 

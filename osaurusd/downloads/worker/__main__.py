@@ -38,6 +38,7 @@ def _create_parser() -> argparse.ArgumentParser:
     command.add_argument("--margin", type=int, default=0, help="bytes of the disk that must stay free")
     command = commands.add_parser("search")
     command.add_argument("--query", default="", help="part of the model's name")
+    command.add_argument("--task", choices=hub.TAGS, default="generate", help="what the model is for")
     command.add_argument("--author", help="organization or user (default: any)")
     command.add_argument("--limit", type=int, default=20, help="maximum number of models")
     return parser
@@ -48,7 +49,7 @@ def _run(options: argparse.Namespace, send: job.Send) -> messages.Message:
     try:
         if options.command == "pull":
             return asyncio.run(pull(_pull_options(options), send))
-        return messages.SearchResult(models=hub.search(options.query, options.author, options.limit))
+        return messages.SearchResult(models=hub.search(options.query, options.task, options.author, options.limit))
     except PullError as error:
         return messages.Failure(code=error.code, message=job.printable(error.message))
     except TransientError as error:

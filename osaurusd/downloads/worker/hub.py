@@ -29,6 +29,9 @@ _TIMEOUT_SECONDS = 30.0
 # Bytes per value of the safetensors data types.
 _DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 
+TAGS = {"generate": "mlx", "embed": "sentence-transformers", "rerank": "text-ranking"}
+"""The tag on the hub of the models for a task. Encoders need no conversion to MLX."""
+
 
 def list_files(repo: str, revision: str) -> Listing:
     """List a repository's files at the current commit of a branch, tag or commit. Blocking.
@@ -50,8 +53,8 @@ def list_files(repo: str, revision: str) -> Listing:
     return _call_hub(request, repo, revision)
 
 
-def search(query: str, author: str | None, limit: int) -> list[messages.HubModel]:
-    """Search for MLX models, sorted by downloads. Blocking.
+def search(query: str, task: str, author: str | None, limit: int) -> list[messages.HubModel]:
+    """Search for models for a task, sorted by downloads. Blocking.
 
     Raises:
         PullError: the hub rejected the search.
@@ -62,7 +65,7 @@ def search(query: str, author: str | None, limit: int) -> list[messages.HubModel
         infos = HfApi().list_models(
             search=query or None,
             author=author,
-            filter="mlx",
+            filter=TAGS[task],
             sort="downloads",
             limit=limit,
             expand=["downloads", "gated", "safetensors"],

@@ -1,7 +1,8 @@
-"""Selecting the files of a repository to download, and rejecting repositories that mlx_lm cannot load.
+"""Selecting the files of a repository to download, and rejecting repositories that cannot be served.
 
-Only files at the top level and named chat templates are downloaded: mlx_lm and transformers read nothing else, and such
-names cannot lead out of the folder. The patterns are an allowlist, so that pickles and code are never downloaded.
+Only files at the top level, named chat templates and the modules of embedding models are downloaded: nothing else is
+read, and such names cannot lead out of the folder. The patterns are an allowlist, so that pickles and code are never
+downloaded.
 """
 
 import fnmatch
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from osaurusd.downloads.worker.errors import PullError
-from osaurusd.models import compatibility, metadata, tokenizers
+from osaurusd.models import compatibility, tokenizers
 from osaurusd.models.safetensors import INDEX, find_missing_file, parse_weight_map
+from osaurusd.wire import model_files
 
 CONFIG = "config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -108,7 +110,7 @@ def is_complete_for_mlx_lm(listing: Listing, selected: Iterable[HubFile]) -> boo
 
 def _is_selected(name: str) -> bool:
     if "/" in name:
-        return metadata.is_named_template(name)
+        return model_files.is_in_subfolder(name)
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in (_WEIGHTS, *_OTHER_FILES))
 
 

@@ -12,9 +12,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from osaurusd.errors import ImportFailed
-from osaurusd.models import metadata, safetensors, tokenizers
+from osaurusd.models import safetensors, tokenizers
 from osaurusd.platform.cloning import clone_file
 from osaurusd.platform.files import sync_folder
+from osaurusd.wire import model_files
 
 PROVENANCE = "osaurus.json"
 CONFIG = "config.json"
@@ -35,18 +36,18 @@ _CHUNK_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class _File:
-    """A file to copy; `name` is relative to the model's folder."""
+    """A file to copy; `name` is its path relative to the model's folder."""
 
-    name: str
     path: Path
+    name: str
     size: int
 
 
 def copy_folder(source: Path, dest: Path, progress: Callable[[int, int], None]) -> None:
     """Copy the model in `source` to the existing empty folder `dest`.
 
-    Copies weights, config, tokenizer, templates, license and readme, following links to files. Skips code, pickles,
-    other subfolders than named chat templates, and everything else.
+    Copies weights, config, tokenizer, templates, license and readme, and the modules of embedding models, following
+    links to files. Skips code, pickles, other subfolders and everything else.
 
     Args:
         source: a model folder as mlx_lm saves it or as the Hugging Face cache holds it.
@@ -72,7 +73,7 @@ def copy_folder(source: Path, dest: Path, progress: Callable[[int, int], None]) 
     progress(0, total)
     for file in files:
         _copy(file, dest / file.name, copied)
-    _sync_templates(dest)
+    _sync_subfolders(dest)
 
 
 def copy_companions(source: Path, dest: Path) -> None:
@@ -85,7 +86,7 @@ def copy_companions(source: Path, dest: Path) -> None:
     for file in _select(source):
         if not fnmatch.fnmatchcase(file.name, "*.safetensors*") and file.name not in (CONFIG, _MODEL_OPT_CONFIG):
             _copy(file, dest / file.name, lambda _: None)
-    _sync_templates(dest)
+    _sync_subfolders(dest)
 
 
 def _select(source: Path) -> list[_File]:
@@ -93,24 +94,23 @@ def _select(source: Path) -> list[_File]:
     for path in sorted(source.iterdir()):
         if path.is_symlink() and path.is_dir():
             raise ImportFailed(f"{path.name}: links to folders are not followed")
-        if not _is_part_of_model(path.name):
-            continue
-        files.append(_stat(path, path.name))
-    templates = metadata.find_named_templates(source)
-    return files + [_stat(path, f"{metadata.TEMPLATES_FOLDER}/{path.name}") for path in templates]
+        if _is_part_of_model(path.name):
+            files.append(_regular_file(path, path.name))
+    subfolder_files = model_files.find_subfolder_files(source)
+    return files + [_regular_file(path, path.relative_to(source).as_posix()) for path in subfolder_files]
 
 
-def _stat(path: Path, name: str) -> _File:
+def _sync_subfolders(dest: Path) -> None:
+    for subfolder in model_files.find_subfolders(dest):
+        sync_folder(subfolder)
+
+
+def _regular_file(path: Path, name: str) -> _File:
     # Follows links: the Hugging Face cache consists of them.
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise ImportFailed(f"{name}: it is not a regular file")
-    return _File(name, path, status.st_size)
-
-
-def _sync_templates(dest: Path) -> None:
-    if (dest / metadata.TEMPLATES_FOLDER).is_dir():
-        sync_folder(dest / metadata.TEMPLATES_FOLDER)
+    return _File(path, name, status.st_size)
 
 
 def _is_part_of_model(name: str) -> bool:

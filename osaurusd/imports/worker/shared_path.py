@@ -24,7 +24,9 @@ class SharedPath(PosixPath):
     _folder: ClassVar[str | None] = None
 
     def iterdir(self) -> Generator[Any, None, None]:
-        return (type(self)(path) for path in self._descriptors if os.path.dirname(path) == str(self))  # noqa: PTH120 - text
+        prefix = f"{self}/"
+        names = (path.removeprefix(prefix).split("/", 1)[0] for path in self._descriptors if path.startswith(prefix))
+        return (type(self)(prefix + name) for name in dict.fromkeys(names))
 
     def glob(self, pattern: str, **_: Any) -> Iterator[Any]:  # type: ignore[override]  # only the argument in use
         return (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, pattern))

@@ -16,6 +16,7 @@ import msgspec
 from osaurusd.models.metadata import IMPORT_RECORD
 from osaurusd.models.worker.files import StoreError, walk_files
 from osaurusd.rpc.job import printable
+from osaurusd.wire import model_files
 from osaurusd.wire.admin import FileState, VerifiedFile
 
 Progress = Callable[[str, int, int], None]
@@ -242,7 +243,9 @@ def _digest_from_blob_name(name: str) -> Digest | None:
 
 
 def _is_required(name: str) -> bool:
-    # Optional files may be absent after a download with patterns. mlx_lm reads no subfolders.
+    # Optional files may be absent after a download with patterns. Of subfolders, only modules are read.
+    if model_files.is_module_file(name):
+        return True
     return "/" not in name and any(fnmatch.fnmatchcase(name, pattern) for pattern in _REQUIRED)
 
 

@@ -60,11 +60,12 @@ class Generation:
     ) -> web.StreamResponse:
         """Respond to a request; one without input (`build` is None) only loads or unloads the model."""
         with paths.named():
-            record = await self._service.find(strip_tag(body.model))
+            # Any model can be loaded and unloaded.
+            record = await self._service.find(strip_tag(body.model), None if build is None else "generate")
             keep_alive = parse_keep_alive(body.keep_alive)
             renderer = Renderer(body.model or record.name, is_chat=isinstance(body, ChatRequest))
             if build is None:
-                return json_response(renderer.without_output(await self._load_or_unload(record, keep_alive)))
+                return json_response(renderer.without_output(await load_or_unload(self._pool, record, keep_alive)))
             generation = build(record, self._service.defaults(record))
             events = self._service.generate(record, [generation])
             if keep_alive is not None:
@@ -79,14 +80,15 @@ class Generation:
                     keep_alive_value=renderer.keep_alive,
                 )
 
-    async def _load_or_unload(self, record: ModelRecord, keep_alive: float | None) -> str:
-        """Return what was done, as `done_reason`."""
-        if keep_alive != 0:
-            await self._pool.load(record, keep_alive)
-            return "load"
-        try:
-            await self._pool.unload(record.repo)
-        except Busy:
-            # It is unloaded after its last request, unless it is pinned.
-            self._pool.set_keep_alive(record, 0)
-        return "unload"
+
+async def load_or_unload(pool: Pool, record: ModelRecord, keep_alive: float | None) -> str:
+    """Load a model, or unload it if its keep-alive is 0; return what was done, as `done_reason`."""
+    if keep_alive != 0:
+        await pool.load(record, keep_alive)
+        return "load"
+    try:
+        await pool.unload(record.repo)
+    except Busy:
+        # It is unloaded after its last request, unless it is pinned.
+        pool.set_keep_alive(record, 0)
+    return "unload"

@@ -1,4 +1,4 @@
-"""`/api/version`, `/api/tags`, `/api/ps`, `/api/show`, and the error for embeddings."""
+"""`/api/version`, `/api/tags`, `/api/ps` and `/api/show`."""
 
 import asyncio
 import hashlib
@@ -156,15 +156,6 @@ class Models:
         )
         return json_response(response)
 
-    async def embed(self, request: web.Request) -> web.Response:
-        """Reject a request for embeddings: no model can compute them."""
-        body = await read_json(request, ModelBody)
-        with MODEL_PATHS.named():
-            record = await self._catalog.find(body.requested)
-        raise InvalidRequest(
-            f'`model`: "{record.name}" is not an embedding model; osaurusd serves none yet', param="model"
-        )
-
 
 def _tag(name: str, record: ModelRecord) -> Tag:
     return Tag(
@@ -214,7 +205,12 @@ def _model_info(record: ModelRecord) -> dict[str, Any]:
 
 def _capabilities(record: ModelRecord) -> list[str]:
     """Return what the daemon can do with the model. Editors enable features by this list."""
-    supported = {"completion": True, "tools": record.capabilities.tools, "thinking": record.capabilities.reasoning}
+    supported = {
+        "completion": record.task == "generate",
+        "embedding": record.task == "embed",
+        "tools": record.capabilities.tools,
+        "thinking": record.capabilities.reasoning,
+    }
     return [name for name, is_supported in supported.items() if is_supported]
 
 

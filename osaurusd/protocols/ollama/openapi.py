@@ -6,6 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from osaurusd.http.openapi import NDJSON, Api, Operation, Stream
+from osaurusd.protocols.ollama.embeddings import EmbedBody, EmbeddingsBody, EmbeddingsResponse, EmbedResponse
 from osaurusd.protocols.ollama.errors import ErrorLine
 from osaurusd.protocols.ollama.management import CopyRequest, CreateRequest, PullBody
 from osaurusd.protocols.ollama.models import ModelBody, RunningList, ShowRequest, ShowResponse, TagList, Version
@@ -13,6 +14,7 @@ from osaurusd.protocols.ollama.types import ChatRequest, GenerateRequest, Respon
 from osaurusd.wire.errors import ErrorCode
 
 _MODEL = "llama-3.2-3b-instruct"
+_EMBEDDER = "all-minilm-l6-v2"
 _MESSAGES = [{"role": "user", "content": "Say hello."}]
 
 
@@ -85,8 +87,22 @@ OPERATIONS = (
         stream=Stream([GenerateLine], NDJSON),
         examples={"prompt": {"model": _MODEL, "prompt": "Once upon a time"}},
     ),
-    _operation("post", "embed", "Reject a request for embeddings", request=ModelBody, examples=_NAMED),
-    _operation("post", "embeddings", "Reject a request for embeddings", request=ModelBody, examples=_NAMED),
+    _operation(
+        "post",
+        "embed",
+        "Embed one or more texts",
+        request=EmbedBody,
+        response=EmbedResponse,
+        examples={"text": {"model": _EMBEDDER, "input": "A man is eating food."}},
+    ),
+    _operation(
+        "post",
+        "embeddings",
+        "Embed one text",
+        request=EmbeddingsBody,
+        response=EmbeddingsResponse,
+        examples={"text": {"model": _EMBEDDER, "prompt": "A man is eating food."}},
+    ),
     _operation(
         "post",
         "pull",

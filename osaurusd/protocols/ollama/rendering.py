@@ -12,11 +12,21 @@ from msgspec import UNSET
 from osaurusd.inference import events as neutral
 from osaurusd.inference.events import Completed, Delta, Event, Finished, decode_arguments
 from osaurusd.protocols.ollama.names import format_time
-from osaurusd.protocols.ollama.types import FunctionCall, Logprob, Metrics, ResponseMessage, TokenLogprob, ToolCall
+from osaurusd.protocols.ollama.types import (
+    ChatPiece,
+    FunctionCall,
+    Logprob,
+    Metrics,
+    ResponseMessage,
+    TextPiece,
+    TokenLogprob,
+    ToolCall,
+)
 
 NANOSECONDS = 10**9
 
 Line = dict[str, Any]
+"""The last line of a stream, or a whole response."""
 
 
 class Renderer:
@@ -32,10 +42,15 @@ class Renderer:
         self._is_chat = is_chat
         self._started = time.monotonic()
 
-    def piece(self, delta: Delta, tool_calls: list[ToolCall]) -> Line:
+    def piece(self, delta: Delta, tool_calls: list[ToolCall]) -> ChatPiece | TextPiece:
         """Render new output."""
-        line = {**self._head(), **self._output(delta.text, delta.reasoning, tool_calls), "done": False}
-        return self._with_logprobs(line, delta.logprobs)
+        now = datetime.now(UTC)
+        logprobs = [_token_logprob(entry) for entry in delta.logprobs] if delta.logprobs else UNSET
+        if self._is_chat:
+            message = _message(delta.text, delta.reasoning, tool_calls)
+            return ChatPiece(model=self._model, created_at=now, message=message, logprobs=logprobs)
+        thinking = delta.reasoning or UNSET
+        return TextPiece(model=self._model, created_at=now, response=delta.text, thinking=thinking, logprobs=logprobs)
 
     def end(self, reason: str, completed: Completed) -> Line:
         """Render the end of a stream."""
@@ -45,7 +60,7 @@ class Renderer:
         """Render the response to a request that only loads or unloads the model."""
         return {**self._head(), **self._output("", "", []), "done": True, "done_reason": reason}
 
-    def keep_alive(self) -> Line:
+    def keep_alive(self) -> ChatPiece | TextPiece:
         """Render a piece without output, which shows that the request is being processed."""
         return self.piece(Delta(), [])
 
@@ -54,20 +69,17 @@ class Renderer:
         text = "".join(delta.text for delta, _ in pieces)
         reasoning = "".join(delta.reasoning for delta, _ in pieces)
         calls = [call for _, tool_calls in pieces for call in tool_calls]
+        logprobs = [_token_logprob(entry) for delta, _ in pieces for entry in delta.logprobs]
         line = {**end, **self._output(text, reasoning, calls)}
-        return self._with_logprobs(line, [entry for delta, _ in pieces for entry in delta.logprobs])
+        return {**line, "logprobs": logprobs} if logprobs else line
 
     def _head(self) -> Line:
         return {"model": self._model, "created_at": format_time(datetime.now(UTC))}
 
     def _output(self, text: str, reasoning: str, tool_calls: list[ToolCall]) -> Line:
         if self._is_chat:
-            message = ResponseMessage(content=text, thinking=reasoning or UNSET, tool_calls=tool_calls or UNSET)
-            return {"message": message}
+            return {"message": _message(text, reasoning, tool_calls)}
         return {"response": text, "thinking": reasoning} if reasoning else {"response": text}
-
-    def _with_logprobs(self, line: Line, logprobs: list[neutral.TokenLogprob]) -> Line:
-        return {**line, "logprobs": [_token_logprob(entry) for entry in logprobs]} if logprobs else line
 
     def _metrics(self, completed: Completed) -> Metrics:
         usage, timings = completed.usage, completed.timings
@@ -89,6 +101,8 @@ class CallAssembler:
 
     def add(self, delta: Delta) -> list[ToolCall]:
         """Add pieces, and return the calls that are complete because a later one has begun."""
+        if not delta.tool_calls:
+            return []
         for piece in delta.tool_calls:
             if piece.index not in self._open:
                 self._open[piece.index] = (piece.id, piece.name or "", [])
@@ -115,7 +129,7 @@ Piece = tuple[Delta, list[ToolCall]]
 """New output, and the calls that it completes."""
 
 
-async def stream(renderer: Renderer, events: AsyncIterator[Event]) -> AsyncGenerator[Line]:
+async def stream(renderer: Renderer, events: AsyncIterator[Event]) -> AsyncGenerator[ChatPiece | TextPiece | Line]:
     """Yield the lines of a stream."""
     async with contextlib.aclosing(_pieces(events)) as pieces:
         async for piece in pieces:
@@ -159,6 +173,10 @@ async def on_first_event(events: AsyncGenerator[Event], callback: Callable[[], N
                 called = True
                 callback()
             yield event
+
+
+def _message(text: str, reasoning: str, tool_calls: list[ToolCall]) -> ResponseMessage:
+    return ResponseMessage(content=text, thinking=reasoning or UNSET, tool_calls=tool_calls or UNSET)
 
 
 def _tool_call(index: int, call_id: str | None, name: str, pieces: list[str]) -> ToolCall:

@@ -4,6 +4,7 @@ Unknown fields are ignored. Ollama's fields that would change the response but a
 they can be rejected.
 """
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -175,3 +176,21 @@ class ResponseMessage(msgspec.Struct, frozen=True, kw_only=True):
     content: str = ""
     thinking: str | UnsetType = UNSET
     tool_calls: list[ToolCall] | UnsetType = UNSET
+
+
+class _Piece(msgspec.Struct, frozen=True, kw_only=True):
+    """New output. A stream has about one per token, and ends with a line that has more fields."""
+
+    model: str
+    created_at: datetime
+    done: Literal[False] = False
+    logprobs: list[TokenLogprob] | UnsetType = UNSET
+
+
+class ChatPiece(_Piece, frozen=True, kw_only=True):
+    message: ResponseMessage
+
+
+class TextPiece(_Piece, frozen=True, kw_only=True):
+    response: str
+    thinking: str | UnsetType = UNSET

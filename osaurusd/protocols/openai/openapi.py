@@ -17,9 +17,13 @@ from osaurusd.protocols.openai.chat_types import NO_OP_VALUES, ChatCompletion, C
 from osaurusd.protocols.openai.common import TOKEN_ID
 from osaurusd.protocols.openai.completion_types import Completion, CompletionChunk, CompletionRequest
 from osaurusd.protocols.openai.completions import COMPLETION_PATHS
+from osaurusd.protocols.openai.decision_types import Decision, DecisionRequest
+from osaurusd.protocols.openai.decisions import DECISION_PATHS
+from osaurusd.protocols.openai.embeddings import EMBEDDING_PATHS, EmbeddingList, EmbeddingRequest
 from osaurusd.protocols.openai.messages import ROLES, TEXT_FIELDS
 from osaurusd.protocols.openai.models import Model, ModelList
 from osaurusd.protocols.openai.output_format import UNSUPPORTED
+from osaurusd.protocols.openai.rerank import RERANK_PATHS, RerankBody, RerankResponse
 from osaurusd.protocols.openai.tools import MODES, REQUIRED
 from osaurusd.wire.errors import ErrorBody, ErrorCode, ErrorEnvelope
 
@@ -32,6 +36,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
 _MESSAGES = [{"role": "user", "content": "Say hello."}]
 _MODEL = "llama-3.2-3b-instruct"
+_EMBEDDER = "all-minilm-l6-v2"
+_RERANKER = "bge-reranker-v2-m3"
 _WEATHER = {
     "type": "function",
     "function": {
@@ -86,6 +92,64 @@ OPERATIONS = (
         },
     ),
     Operation(
+        method="post",
+        path="/embeddings",
+        id="createEmbedding",
+        summary="Embed one or more texts",
+        request=EmbeddingRequest,
+        response=EmbeddingList,
+        examples={
+            "text": {"model": _EMBEDDER, "input": "A man is eating food."},
+            "list": {"model": _EMBEDDER, "input": ["One text.", "Another text."], "encoding_format": "base64"},
+        },
+    ),
+    Operation(
+        method="post",
+        path="/rerank",
+        id="rerank",
+        summary="Sort documents by their relevance to a query",
+        request=RerankBody,
+        response=RerankResponse,
+        examples={
+            "documents": {
+                "model": _RERANKER,
+                "query": "What do pandas eat?",
+                "documents": ["Pandas eat bamboo.", "The sun is a star."],
+                "top_n": 1,
+                "return_documents": True,
+            },
+        },
+    ),
+    Operation(
+        method="post",
+        path="/decisions",
+        id="createDecision",
+        summary="Return the probabilities of answers to typed questions about an input",
+        request=DecisionRequest,
+        response=Decision,
+        examples={
+            "questions": {
+                "model": _MODEL,
+                "input": "I was charged twice for my subscription.",
+                "questions": [
+                    {"type": "predicate", "name": "refund", "instructions": "The customer should get money back."},
+                    {
+                        "type": "choice",
+                        "name": "team",
+                        "instructions": "Which team should handle the message?",
+                        "choices": [{"value": "billing"}, {"value": "support", "description": "technical problems"}],
+                    },
+                    {
+                        "type": "score",
+                        "name": "urgency",
+                        "instructions": "How urgent is the message?",
+                        "levels": [{"label": "low"}, {"label": "medium"}, {"label": "high"}],
+                    },
+                ],
+            },
+        },
+    ),
+    Operation(
         method="get",
         path="/metrics",
         id="metrics",
@@ -98,7 +162,15 @@ OPERATIONS = (
     ),
 )
 
-BODIES: Mapping[type, Mapping[Location, str]] = {ChatRequest: CHAT_PATHS, CompletionRequest: COMPLETION_PATHS}
+GENERATION_BODIES = (ChatRequest, CompletionRequest)
+
+BODIES: Mapping[type, Mapping[Location, str]] = {
+    ChatRequest: CHAT_PATHS,
+    CompletionRequest: COMPLETION_PATHS,
+    EmbeddingRequest: EMBEDDING_PATHS,
+    RerankBody: RERANK_PATHS,
+    DecisionRequest: DECISION_PATHS,
+}
 """The request bodies, and their fields by location."""
 
 ENUMS: Mapping[tuple[str, str], list[str]] = {
@@ -145,14 +217,19 @@ def refine(components: dict[str, Schema], maxima: Input) -> None:
         }
     for body, paths in BODIES.items():
         schema = components[body.__name__]
-        for field in UNSUPPORTED:
-            schema["properties"][field] = {"enum": [None, ""], "default": None, "description": "Not supported."}
-        for form in _forms(schema["properties"]["logit_bias"], "object"):
-            form["propertyNames"] = {"pattern": f"^(?:{TOKEN_ID})$"}
+        if body in GENERATION_BODIES:
+            _add_generation_constraints(schema)
         for location, path in paths.items():
             for limit in limits.limits_at(location):
                 for target in _find(components, schema, path):
                     _add_limit(target, limit, getattr(maxima, limit.key))
+
+
+def _add_generation_constraints(schema: Schema) -> None:
+    for field in UNSUPPORTED:
+        schema["properties"][field] = {"enum": [None, ""], "default": None, "description": "Not supported."}
+    for form in _forms(schema["properties"]["logit_bias"], "object"):
+        form["propertyNames"] = {"pattern": f"^(?:{TOKEN_ID})$"}
 
 
 def _find(components: dict[str, Schema], schema: Schema, path: str) -> list[Schema]:
@@ -179,11 +256,11 @@ def _children(components: dict[str, Schema], schema: Schema, step: str) -> list[
 
 def _add_limit(schema: Schema, limit: InputLimit, maximum: int) -> None:
     """Add the JSON Schema keyword of a limit, if there is one, and its description."""
-    # A list of token ids is one prompt, so its length is not the number of prompts.
+    # A list of token ids is one prompt or input, so its length is not their number.
     if limit.measure is limits.magnitude:
         for form in [*_forms(schema, "integer"), *_forms(schema, "number")]:
             form["maximum"] = maximum
-    elif limit.measure is len and limit.location != limits.PROMPTS:
+    elif limit.measure is len and limit.location not in (limits.PROMPTS, limits.INPUTS):
         keywords = {"array": "maxItems", "object": "maxProperties", "string": "maxLength"}
         type_, keyword = next((type_, keyword) for type_, keyword in keywords.items() if _forms(schema, type_))
         for form in _forms(schema, type_):

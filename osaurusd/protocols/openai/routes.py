@@ -9,7 +9,10 @@ from osaurusd.inference.service import Service
 from osaurusd.models.catalog import Catalog
 from osaurusd.protocols.openai.chat import ChatCompletions
 from osaurusd.protocols.openai.completions import Completions
+from osaurusd.protocols.openai.decisions import Decisions
+from osaurusd.protocols.openai.embeddings import Embeddings
 from osaurusd.protocols.openai.models import Models
+from osaurusd.protocols.openai.rerank import Rerank
 
 PREFIXES = ("", "/v1")
 
@@ -28,6 +31,9 @@ def openai_routes(service: Service, catalog: Catalog) -> RouteGroup:
         Route("GET", "/models/{model:[^/]+(?:/[^/]+)*}", models.show),
         Route("POST", "/chat/completions", ChatCompletions(service).create, admitted=True),
         Route("POST", "/completions", Completions(service).create, admitted=True),
+        Route("POST", "/embeddings", Embeddings(service).create, admitted=True),
+        Route("POST", "/rerank", Rerank(service).create, admitted=True),
+        Route("POST", "/decisions", Decisions(service).create, admitted=True),
     ]
     return RouteGroup("openai", routes, error_response, PREFIXES)
 

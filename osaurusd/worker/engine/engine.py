@@ -210,6 +210,7 @@ class Engine:
             tasks = self.planner.tasks(plan)
             for task in tasks:
                 task.scores += result.prompt_scores.get(task.id, [])
+                task.choices[0].logprobs = result.candidate_logprobs.get(task.id, [])
             self.planner.record_prefill(plan, max(result.seconds - overlap, result.seconds / 2))
             overlap = 0.0
             frames += [task.request.progress(task.prefilled) for task in tasks if task.reports_progress]
@@ -217,11 +218,11 @@ class Engine:
 
     def _begin_prompts(self) -> list[messages.Frame]:
         """Report the requests whose prefill begins."""
-        frames = []
+        frames: list[messages.Frame] = []
         for task in self.planner.take_started():
             if task.request.cached_tokens is None:
                 task.request.cached_tokens = task.prefilled
-                frames.append(task.request.start(self._clock()))
+                frames += task.request.start(self._clock())
             self._executor.begin(task)
         return frames
 
@@ -235,7 +236,7 @@ class Engine:
         finished: list[Sequence] = []
         for tasks in completed:
             for task in tasks:
-                if task.request.decode_started_at is None:
+                if task.request.decode_started_at is None or task.request.scored is not None:
                     task.request.decode_started_at = now
                 frames += task.echo()
             self._executor.start_decoding([task.id for task in tasks], _batch_entries(tasks))

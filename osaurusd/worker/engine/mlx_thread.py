@@ -3,18 +3,59 @@
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
-from osaurusd.rpc import messages
+from osaurusd.rpc import framing, messages
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker.engine.device import is_device_failure
-from osaurusd.worker.engine.engine import Engine
 
-Emit = Callable[[list[messages.Frame]], None]
-Work = Callable[[], list[messages.Frame] | None]
+Emit = Callable[[Sequence[framing.Outgoing]], None]
+Work = Callable[[], Sequence[framing.Outgoing] | None]
 
 # A second failed step without a successful decode step in between means that the model is broken.
 MAX_FAILED_STEPS = 1
+
+
+class Engine(Protocol):
+    """What the thread steps. All methods run on it; any thread may read the properties."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to step."""
+
+    @property
+    def progress(self) -> int:
+        """A number that increases with every forward pass."""
+
+    @property
+    def reserved_bytes(self) -> int:
+        """What weights and running requests may grow to."""
+
+    @property
+    def batching_seconds(self) -> float:
+        """How long to wait for more requests before the first step; 0 once a step has started."""
+
+    def add(self, request: Any) -> list[messages.Frame]:
+        """Queue a request that the runner has prepared, or reject it."""
+
+    def cancel(self, request_id: int) -> None:
+        """Drop a request; unknown ids are ignored."""
+
+    def decode(self) -> Sequence[framing.Outgoing]:
+        """Run a decode step, if any sequence decodes."""
+
+    def prefill(self) -> Sequence[framing.Outgoing]:
+        """Process waiting tokens within this step's budget."""
+
+    def drop_all(self) -> list[int]:
+        """Drop all requests after a failure; return their ids."""
+
+    def drop_caches(self) -> None:
+        """Return the memory of caches to the system."""
+
+    def stats(self) -> messages.Stats:
+        """Return the memory in use."""
 
 
 class MlxThread:

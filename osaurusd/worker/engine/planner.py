@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from osaurusd.errors import QueueFull, RequestExceedsMemory
 from osaurusd.worker.engine.chunk_sizer import EFFICIENT_TOKENS, ChunkSizer
 from osaurusd.worker.engine.memory import MemoryBudget
-from osaurusd.worker.engine.prefill_queue import PrefillQueue
+from osaurusd.worker.engine.prefill_queue import MAX_BATCHED_PROMPTS, PrefillQueue
 from osaurusd.worker.engine.prefix_cache import PrefixCache
 from osaurusd.worker.engine.request import EngineRequest, PrefillTask, Sequence, SequenceId
 
@@ -187,15 +187,18 @@ class Planner:
             RequestExceedsMemory: it would not fit even if it ran alone.
             QueueFull: too many requests are waiting.
         """
-        batchable = self._memory.layout.batchable
-        limit = self._memory.max_tokens(len(request.choices) if batchable else 1)
+        together = self._memory.layout.batchable and request.scored is None
+        limit = self._memory.max_tokens(len(request.choices) if together else 1)
         if limit is not None:
             _apply_memory_limit(request, limit)
         self.admit()  # requests that can start do not count as waiting
         waiting = len({task.request.id for task in self._waiting})
         if waiting >= self.max_waiting and not request.continuation:
             raise QueueFull(f"{waiting} requests are already waiting for this model; try again later")
-        groups = [request.choices] if batchable else [[choice] for choice in request.choices]
+        if request.scored is not None:
+            self._waiting.extend(request.next_tasks(MAX_BATCHED_PROMPTS))
+            return
+        groups = [request.choices] if together else [[choice] for choice in request.choices]
         self._waiting.extend(PrefillTask.from_request(request, choices) for choices in groups)
 
     def admit(self) -> bool:
@@ -220,6 +223,8 @@ class Planner:
     def cancel(self, request_id: int) -> tuple[list[PrefillTask], list[Sequence]]:
         """Drop a request's tasks; return them, and its decoding sequences, which are still to be removed."""
         dropped = [task for task in [*self._waiting, *self._prefill.tasks] if task.request.id == request_id]
+        for task in dropped:
+            task.request.unqueued.clear()
         self._waiting = deque(task for task in self._waiting if task not in dropped)
         self._prefill.tasks = [task for task in self._prefill.tasks if task not in dropped]
         return dropped, [sequence for sequence in self.decoding.values() if sequence.request.id == request_id]
@@ -244,10 +249,12 @@ class Planner:
 
     def remove(self, sequences: Iterable[Sequence]) -> None:
         """Remove decoding sequences."""
+        sequences = list(sequences)
         ids = [sequence.id for sequence in sequences]
         for id_ in ids:
             del self.decoding[id_]
         self._batches.remove(ids)
+        self._waiting.extend(task for sequence in sequences for task in sequence.request.next_tasks(1))
         self.update_reservations()
 
     def extend_reservations(self) -> list[Sequence]:
@@ -365,7 +372,9 @@ class Planner:
 
 
 def _last_chunk(task: PrefillTask) -> PrefillChunk:
-    return PrefillChunk(task.id, task.prefilled, len(task.tokens), last=True, store=True)
+    return PrefillChunk(
+        task.id, task.prefilled, len(task.tokens), last=True, store=task.prefilled < task.recurring_length
+    )
 
 
 def _reserved_length(task: PrefillTask, sequence: Sequence) -> int:
@@ -380,12 +389,12 @@ def _apply_memory_limit(request: EngineRequest, limit: int) -> None:
     Raises:
         RequestExceedsMemory: the prompt, or the number of tokens that the client wants, does not fit.
     """
-    needed = len(request.prompt_tokens) + (request.max_tokens if request.bounded else 1)
+    needed = request.longest_prompt + (request.max_tokens if request.bounded else 1)
     if needed > limit:
-        prompt_fits = len(request.prompt_tokens) < limit and request.bounded
+        prompt_fits = request.longest_prompt < limit and request.bounded
         raise RequestExceedsMemory(
             f"{len(request.choices)} choice(s) of {needed} tokens each, prompt included, do not fit into the memory of "
             f"this model; the limit is {limit} tokens each",
             location=("max_tokens",) if prompt_fits else ("prompt",),
         )
-    request.max_tokens = min(request.max_tokens, limit - len(request.prompt_tokens))
+    request.max_tokens = min(request.max_tokens, limit - request.longest_prompt)

@@ -92,7 +92,9 @@ class PrefillQueue:
         checkpoint = bool(task.checkpoints) and task.checkpoints[-1] == end
         awaited = any(not other.started for other in self.tasks)
         fills_block = end // BLOCK_TOKENS > task.prefilled // BLOCK_TOKENS
-        return checkpoint or awaited or fills_block or end == len(task.tokens), checkpoint
+        complete = end >= task.recurring_length
+        recurs = task.prefilled < task.recurring_length
+        return checkpoint or (recurs and (awaited or fills_block or complete)), checkpoint
 
     def _ready(self, max_remaining: int | None) -> list[PrefillTask]:
         """Start the prompts that need not wait, and return those with at most `max_remaining` remaining tokens."""
@@ -114,7 +116,8 @@ class PrefillQueue:
     def _checkpoints(self, task: PrefillTask, shared: int) -> list[int]:
         """Choose checkpoints: where the prompt diverges from an earlier one, where a later one may, near its end."""
         last = len(task.tokens) - MIN_LAST_PASS_TOKENS
-        positions = {shared, task.request.shared_prefix_length or 0, last}
+        # What precedes candidates shares nothing beyond the prompt of its request.
+        positions = {shared, task.request.shared_prefix_length or 0, last if task.request.scored is None else 0}
         first = task.prefilled + MIN_SHARED_TOKENS
         return sorted((position for position in positions if first <= position <= last), reverse=True)
 

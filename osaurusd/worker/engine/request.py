@@ -1,17 +1,33 @@
 """A request inside the engine: its choices, the events that report them, and the tokens that are to be prefilled."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from osaurusd.inference.events import Completed, Delta, Event, Finished, FinishReason, Progress, Started, Timings, Usage
+from osaurusd.inference.events import (
+    CandidateScores,
+    Completed,
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    Progress,
+    Started,
+    Timings,
+    Usage,
+)
+from osaurusd.inference.retrieval import Scores
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.prefix_cache import PrefixMatch, Tokens, common_prefix_length
 from osaurusd.worker.engine.sampler import SamplingState
 from osaurusd.worker.frontend.logprobs import Score
 from osaurusd.worker.frontend.output_parser import SequenceOutput
 from osaurusd.worker.frontend.text_assembler import OutputDelta
+
+ScoringEvent = CandidateScores | Scores
+"""The result of a request that scores candidates."""
 
 SequenceId = tuple[int, int]
 """The id of a request and the index of one of its choices."""
@@ -22,6 +38,10 @@ class Choice:
     """One output sequence of a request.
 
     Attributes:
+        prompt_suffix: the tokens between the prompt of the request and the output.
+        shares_suffix: another choice has a suffix that begins like this one.
+        candidates: tokens whose log-probabilities after the prompt are wanted.
+        logprobs: those of the candidates, once the prompt has been processed.
         output_tokens: the tokens generated so far, including an end token.
         reserved_length: the length, prompt included, up to which memory is reserved.
         announced: whether a delta has been sent.
@@ -31,6 +51,10 @@ class Choice:
     index: int
     sampling: SamplingState
     output: SequenceOutput
+    prompt_suffix: list[int] = field(default_factory=list)
+    shares_suffix: bool = False
+    candidates: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
     output_tokens: list[int] = field(default_factory=list)
     reserved_length: int = 0
     announced: bool = False
@@ -49,7 +73,10 @@ class EngineRequest:
         echo: renders the prompt as the beginning of each choice, given the scores of all its tokens but the first.
         needs_prompt_logprobs: whether `echo` needs those scores.
         report_progress: report each pass over the prompt that does not complete it.
+        scored: renders the log-probabilities of the candidates of each choice; None unless these are wanted. Nothing is
+            generated then, and the choices, each with a prompt of its own, need not run at the same time.
         cached_tokens: prompt tokens served from the prefix cache; None before prefill begins.
+        unqueued: choices with candidates that the planner has yet to queue.
         submitted_at, prefill_started_at, decode_started_at: times on the engine's clock.
     """
 
@@ -63,21 +90,39 @@ class EngineRequest:
     echo: Callable[[list[Score]], OutputDelta] | None = None
     needs_prompt_logprobs: bool = False
     report_progress: bool = False
+    scored: Callable[[list[list[float]]], ScoringEvent] | None = None
     cached_tokens: int | None = None
     submitted_at: float = 0.0
     prefill_started_at: float = 0.0
     decode_started_at: float | None = None
+    unqueued: deque[Choice] = field(default_factory=deque)
     _unfinished: int = field(init=False)
     _completion_tokens: int = 0
     _reasoning_tokens: int = 0
 
     def __post_init__(self) -> None:
         self._unfinished = len(self.choices)
+        if self.scored is not None:
+            self.unqueued.extend(self.choices)
 
-    def start(self, now: float) -> messages.Frame:
-        """Report that prefill begins."""
+    @property
+    def longest_prompt(self) -> int:
+        """The length of the longest prompt of a choice."""
+        return len(self.prompt_tokens) + max(len(choice.prompt_suffix) for choice in self.choices)
+
+    def next_tasks(self, count: int) -> list["PrefillTask"]:
+        """Take up to `count` choices with candidates, and return the tasks that prefill their prompts.
+
+        Few at a time are queued, so that other requests are not behind all of them.
+        """
+        choices = [self.unqueued.popleft() for _ in range(min(count, len(self.unqueued)))]
+        return [PrefillTask.from_request(self, [choice]) for choice in choices]
+
+    def start(self, now: float) -> Iterator[messages.Frame]:
+        """Report that prefill begins, unless the request has only one result."""
         self.prefill_started_at = now
-        return self._frame(Started(prompt_tokens=len(self.prompt_tokens), cached_tokens=self.cached_tokens or 0))
+        if self.scored is None:
+            yield self._frame(Started(prompt_tokens=self._processed_tokens, cached_tokens=self.cached_tokens or 0))
 
     def progress(self, prefilled: int) -> messages.Frame:
         """Report that the first `prefilled` tokens of the prompt have been processed."""
@@ -106,16 +151,25 @@ class EngineRequest:
     def finish(self, choice: Choice, reason: FinishReason, tokens: int, now: float) -> Iterator[messages.Frame]:
         """Report that a choice is finished after `tokens` tokens, and after the last choice the request."""
         choice.finished = True
-        yield self._frame(Finished(index=choice.index, reason=reason, stop=choice.output.matched_stop))
+        if self.scored is None:
+            yield self._frame(Finished(index=choice.index, reason=reason, stop=choice.output.matched_stop))
         self._unfinished -= 1
         self._completion_tokens += tokens
         self._reasoning_tokens += choice.output.reasoning_tokens
-        if not self._unfinished:
-            yield self._frame(Completed(usage=self._usage(), timings=self._timings(now)))
+        if self._unfinished:
+            return
+        if self.scored is not None:
+            yield self._frame(self.scored([choice.logprobs for choice in self.choices]))
+        yield self._frame(Completed(usage=self._usage(), timings=self._timings(now)))
+
+    @property
+    def _processed_tokens(self) -> int:
+        """The tokens of all prompts, of which the choices share the first part."""
+        return len(self.prompt_tokens) + sum(len(choice.prompt_suffix) for choice in self.choices)
 
     def _usage(self) -> Usage:
         return Usage(
-            prompt_tokens=len(self.prompt_tokens),
+            prompt_tokens=self._processed_tokens,
             completion_tokens=self._completion_tokens,
             cached_tokens=self.cached_tokens or 0,
             reasoning_tokens=self._reasoning_tokens,
@@ -129,7 +183,7 @@ class EngineRequest:
             decode=now - decode_started_at,
         )
 
-    def _frame(self, event: Event) -> messages.Frame:
+    def _frame(self, event: Event | ScoringEvent) -> messages.Frame:
         return messages.Output(id=self.id, event=event)
 
 
@@ -146,11 +200,15 @@ class Sequence:
 
     @property
     def length(self) -> int:
-        return len(self.request.prompt_tokens) + len(self.choice.output_tokens)
+        return self._prompt_length + len(self.choice.output_tokens)
 
     @property
     def max_length(self) -> int:
-        return len(self.request.prompt_tokens) + self.request.max_tokens
+        return self._prompt_length + self.request.max_tokens
+
+    @property
+    def _prompt_length(self) -> int:
+        return len(self.request.prompt_tokens) + len(self.choice.prompt_suffix)
 
     def receive(self, token: int, score: Score | None, *, is_end: bool, now: float) -> Iterator[messages.Frame]:
         """Add a token and report what it changes; `is_end` marks an end-of-sequence token, which is not output."""
@@ -200,8 +258,9 @@ class PrefillTask:
 
     @classmethod
     def from_request(cls, request: EngineRequest, choices: list[Choice]) -> "PrefillTask":
-        """Create the task of `choices`, which all have the same output tokens."""
-        tokens = np.array([*request.prompt_tokens, *choices[0].output_tokens], np.int32)
+        """Create the task of `choices`, which all have the same prompt and output tokens."""
+        first = choices[0]
+        tokens = np.array([*request.prompt_tokens, *first.prompt_suffix, *first.output_tokens], np.int32)
         return cls(request, choices, tokens)
 
     @property
@@ -226,6 +285,13 @@ class PrefillTask:
     def scoring(self) -> bool:
         """Whether the logits of every token are needed, so that no prefix can be restored."""
         return self.request.needs_prompt_logprobs and not self.resumed
+
+    @property
+    def recurring_length(self) -> int:
+        """How many of the tokens later prompts may begin with: what precedes candidates does not recur."""
+        if self.request.scored is None or self.choices[0].shares_suffix:
+            return len(self.tokens)
+        return len(self.request.prompt_tokens)
 
     @property
     def reports_progress(self) -> bool:

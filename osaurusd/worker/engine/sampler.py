@@ -1,6 +1,6 @@
 """Sampling the next tokens of a batch: each sequence by its own parameters, all in one computation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -144,6 +144,15 @@ def compute_logprobs(logits: mx.array, tokens: mx.array, top: int, rows: list[in
     top = min(top, logits.shape[-1] - 1)
     ids = mx.argpartition(-logprobs, kth=max(top - 1, 0), axis=-1)[:, :top]
     return LogprobArrays(rows, _finite(sampled), ids, _finite(mx.take_along_axis(logprobs, ids, axis=-1)))
+
+
+def gather_logprobs(logits: mx.array, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Return the log-probabilities of the tokens of each row under `logits` [R, vocabulary]."""
+    logits = logits.astype(mx.float32)
+    logprobs = _finite(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+    gathered = mx.concatenate([logprobs[row][mx.array(list(ids))] for row, ids in enumerate(tokens)])
+    values: Iterator[float] = iter(gathered.tolist())  # type: ignore[arg-type]
+    return [[next(values) for _ in ids] for ids in tokens]
 
 
 class BatchSampler:

@@ -1,10 +1,11 @@
 """Rendering chats with the model's chat template, or as plain `role: text` lines for a model without one."""
 
 import inspect
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from transformers import PreTrainedTokenizerBase
@@ -23,6 +24,9 @@ _RESERVED_VARIABLES = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_tem
 }
 # If the prompt ends with the marker that starts reasoning, the marker is within this many tokens of the end.
 _TAIL_TOKENS = 16
+# What precedes the text of an answer if the template leaves its channel to the model, as that of gpt-oss does.
+_OPEN_HEADER = "<|start|>assistant"
+_FINAL_CHANNEL = "<|channel|>final<|message|>"
 # transformers' name of the template for chats with tools.
 _TOOL_TEMPLATE = "tool_use"
 # Marks where an answer is to be continued: templates add text after it, and some remove trailing spaces.
@@ -50,6 +54,20 @@ class EncodedPrompt:
     starts_reasoning: bool = False
     describes_tools: bool = False
     continues_answer: bool = False
+
+
+class SplitChat(NamedTuple):
+    """A rendered chat, split at the end of its last message.
+
+    Attributes:
+        before: the chat up to the end of the last message.
+        after: what follows, up to the beginning of the answer.
+        answer_prefix: what every answer begins with.
+    """
+
+    before: str
+    after: str
+    answer_prefix: str = ""
 
 
 class ChatTemplate:
@@ -84,6 +102,34 @@ class ChatTemplate:
         """
         return self._try_forms(chat, lambda render, _: str(render(tokenize=False)))
 
+    def split(self, chat: ChatPrompt) -> SplitChat:
+        """Render a chat so that text can be added to its last message. The answer begins without reasoning.
+
+        Raises:
+            InvalidRequest: the template rejects the messages, does not render the last one unchanged, or a template
+                variable is reserved.
+        """
+        _check_variables(chat)
+        marker = secrets.token_hex(16)
+        marked = _append_text(chat, marker)
+        has_template = self._template is not None
+        parts = (self.render(marked) if has_template else _plain_text(marked)).split(marker)
+        if len(parts) != 2:
+            raise InvalidRequest(
+                "the model's chat template does not render the last message unchanged",
+                location=("prompt", "messages", len(chat.messages) - 1),
+            )
+        before, after = parts
+        return SplitChat(before, self._open_answer(after)) if has_template else SplitChat(before, after, " ")
+
+    def _open_answer(self, text: str) -> str:
+        """Append to the end of a rendered chat what separates it from the text of an answer without reasoning."""
+        if text.endswith(_OPEN_HEADER):
+            return text + _FINAL_CHANNEL
+        if self._tokenizer.has_thinking and text.rstrip().endswith(self._tokenizer.think_start):
+            return f"{text.rstrip()}\n\n{self._tokenizer.think_end}\n\n"
+        return text
+
     def _encode(self, chat: ChatPrompt, max_context: int | None) -> EncodedPrompt:
         if self._template is None:
             return self._encode_without_template(chat, max_context)
@@ -101,7 +147,7 @@ class ChatTemplate:
                 continues_answer=chat.continues_answer,
             )
 
-        return self._try_forms(_mark_end(chat) if chat.continues_answer else chat, encode)
+        return self._try_forms(_append_text(chat, _END_OF_ANSWER) if chat.continues_answer else chat, encode)
 
     def _encode_continued(self, render: Callable[..., Any]) -> list[int]:
         """Encode a chat up to the mark at the end of its last message."""
@@ -129,9 +175,7 @@ class ChatTemplate:
         ) from failure
 
     def _encode_without_template(self, chat: ChatPrompt, max_context: int | None) -> EncodedPrompt:
-        messages = fallback_tools.describe_tools(chat.messages, chat.tools)
-        lines = [f"{message.role}: {message.text}" for message in messages]
-        text = "\n".join(lines if chat.continues_answer else [*lines, "assistant:"])
+        text = _plain_text(chat)
         context_length.check_text(self._tokenizer, text, max_context)
         tokens = list(self._tokenizer.encode(text))
         return EncodedPrompt(tokens, [FALLBACK_STOP], describes_tools=True, continues_answer=chat.continues_answer)
@@ -196,6 +240,23 @@ def _load_templates(tokenizer: Any) -> tuple[_Template | None, _Template | None]
     return default, default if tool_template.profile.tools == "text" else tool_template
 
 
+def _plain_text(chat: ChatPrompt) -> str:
+    """Render a chat for a model without a template."""
+    messages = fallback_tools.describe_tools(chat.messages, chat.tools)
+    lines = [f"{message.role}: {message.text}" for message in messages]
+    return "\n".join(lines if chat.continues_answer else [*lines, "assistant:"])
+
+
+def _append_text(chat: ChatPrompt, text: str) -> ChatPrompt:
+    """Append text to the last message."""
+    last = chat.messages[-1]
+    content = list(last.content)
+    if content and isinstance(part := content[-1], TextPart):
+        content, text = content[:-1], part.text + text
+    last = msgspec.structs.replace(last, content=[*content, TextPart(text=text)])
+    return msgspec.structs.replace(chat, messages=[*chat.messages[:-1], last])
+
+
 def _fallback_profiles(profile: TemplateProfile, chat: ChatPrompt) -> Iterator[TemplateProfile]:
     """Yield the profiles to try: the template's own one, then simpler ones for what its determination did not cover."""
     yield profile
@@ -204,12 +265,6 @@ def _fallback_profiles(profile: TemplateProfile, chat: ChatPrompt) -> Iterator[T
     if profile.tools != "text" or profile.calls != "text":
         yield replace(profile, tools="text", calls="text")
     yield PLAIN_TEXT
-
-
-def _mark_end(chat: ChatPrompt) -> ChatPrompt:
-    last = chat.messages[-1]
-    marked = msgspec.structs.replace(last, content=[*last.content, TextPart(text=_END_OF_ANSWER)])
-    return msgspec.structs.replace(chat, messages=[*chat.messages[:-1], marked])
 
 
 def _check_variables(chat: ChatPrompt) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from osaurusd.errors import ContextLengthExceeded
+from osaurusd.inference.request import Location
 
 # A text is checked by its beginning first if it has more characters than this per token of the context, and more
 # than MIN_LARGE_CHARACTERS. A shorter text is tokenized at once and rejected with its exact token count.
@@ -19,13 +20,18 @@ _SAFETY_FACTOR = 1.25
 
 
 def check_tokens(tokens: Sequence[int], context_length: int | None) -> None:
-    """Reject a prompt that leaves no room for output.
+    """Reject a prompt that leaves no room for output; raises what `check_length` raises."""
+    check_length(len(tokens), context_length)
+
+
+def check_length(tokens: int, context_length: int | None, location: Location = ("prompt",)) -> None:
+    """Reject a prompt that leaves no room for output; `location` is the part of the request that makes it too long.
 
     Raises:
         ContextLengthExceeded: with the token count and the context length.
     """
-    if context_length is not None and len(tokens) >= context_length:
-        raise _exceeded(context_length, f"{len(tokens)}")
+    if context_length is not None and tokens >= context_length:
+        raise _exceeded(context_length, f"{tokens}", location)
 
 
 def is_large(characters: int, context_length: int | None) -> bool:
@@ -33,7 +39,7 @@ def is_large(characters: int, context_length: int | None) -> bool:
     return context_length is not None and characters > _initial_cut(context_length)
 
 
-def check_text(tokenizer: Any, text: str, context_length: int | None) -> None:
+def check_text(tokenizer: Any, text: str, context_length: int | None, location: Location = ("prompt",)) -> None:
     """Reject a large text whose beginning alone exceeds the context length. Accepts every other text.
 
     Raises:
@@ -45,7 +51,7 @@ def check_text(tokenizer: Any, text: str, context_length: int | None) -> None:
     while cut < len(text):
         count = len(tokenizer.encode(text[:cut], add_special_tokens=False))
         if count > _SAFETY_FACTOR * context_length:
-            raise _exceeded(context_length, f"more than {count}")
+            raise _exceeded(context_length, f"more than {count}", location)
         cut *= _GROWTH
 
 
@@ -53,9 +59,9 @@ def _initial_cut(context_length: int) -> int:
     return max(LARGE_CHARACTERS_PER_TOKEN * context_length, MIN_LARGE_CHARACTERS)
 
 
-def _exceeded(context_length: int, count: str) -> ContextLengthExceeded:
+def _exceeded(context_length: int, count: str, location: Location) -> ContextLengthExceeded:
     return ContextLengthExceeded(
         f"the prompt has {count} tokens, but this model's context length is {context_length} tokens, output included; "
         "shorten the prompt",
-        location=("prompt",),
+        location=location,
     )

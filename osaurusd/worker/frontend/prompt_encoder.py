@@ -1,13 +1,34 @@
 """Encode a prompt as tokens: a chat through the chat template, raw text, token ids, or fill-in-the-middle."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, NamedTuple
 
 from osaurusd.errors import InvalidRequest, UnsupportedParameter
 from osaurusd.inference import request as inference
-from osaurusd.inference.request import ChatPrompt, TextPrompt, TokenPrompt
+from osaurusd.inference.request import ChatPrompt, ScoringRequest, TextPrompt, TokenPrompt
 from osaurusd.worker.frontend import context_length
-from osaurusd.worker.frontend.chat_template import ChatTemplate, EncodedPrompt
+from osaurusd.worker.frontend.candidates import TokenSequence
+from osaurusd.worker.frontend.chat_template import ChatTemplate, EncodedPrompt, SplitChat
+
+# Text with more characters per token is hardly text. It is cut before it is tokenized.
+MAX_CHARACTERS_PER_TOKEN = 64
+
+
+class EncodedContinuations(NamedTuple):
+    """The tokens of a scoring request.
+
+    Attributes:
+        prompt: of the prompt.
+        continuations: of each continuation, up to the candidates.
+        candidates: of the candidates after each continuation.
+        truncated: the numbers of the continuations that were cut.
+    """
+
+    prompt: list[int]
+    continuations: list[list[int]]
+    candidates: list[list[TokenSequence]]
+    truncated: list[int]
 
 
 class FillInTheMiddleTokens(NamedTuple):
@@ -62,6 +83,57 @@ class PromptEncoder:
             raise InvalidRequest("the prompt is empty after tokenization", location=("prompt",))
         context_length.check_tokens(encoded.tokens, self._max_context)
         return encoded
+
+    def encode_continuations(self, request: ScoringRequest) -> EncodedContinuations:
+        """Encode the prompt, the continuations and the candidates of a scoring request, each separately.
+
+        Raises:
+            InvalidRequest: the prompt is unusable.
+            ContextLengthExceeded: the prompt with one of its continuations does not fit into the context.
+        """
+        before, after, answer_prefix = self._split(request)
+        context_length.check_text(self._tokenizer, before, self._max_context)
+        is_chat = isinstance(request.prompt, ChatPrompt)
+        prompt = list(self._tokenizer.encode(before, add_special_tokens=not is_chat))
+        ending = self._encode_part(after)
+        used = len(prompt) + len(ending)
+        context_length.check_length(used, self._max_context)
+        encode_once = cache(self._encode_part)
+        encoded = EncodedContinuations(prompt, [], [], [])
+        for index, each in enumerate(request.continuations):
+            if request.truncate:
+                tokens, is_cut = self._encode_beginning(each.text, used)
+                encoded.truncated.extend([index] if is_cut else [])
+            else:
+                tokens = self._encode_whole(each.text, used, index)
+            encoded.continuations.append([*tokens, *ending])
+            encoded.candidates.append([encode_once(answer_prefix + text) for text in each.candidates])
+        return encoded
+
+    def _split(self, request: ScoringRequest) -> SplitChat:
+        if isinstance(request.prompt, TextPrompt):
+            return SplitChat(request.prompt.text, request.ending)
+        return self._template.result().split(request.prompt)
+
+    def _encode_whole(self, text: str, used: int, index: int) -> TokenSequence:
+        """Encode a continuation, which must fit into the context beside `used` other tokens."""
+        location = ("continuations", index)
+        context_length.check_text(self._tokenizer, text, self._max_context, location)
+        tokens = self._encode_part(text)
+        context_length.check_length(used + len(tokens), self._max_context, location)
+        return tokens
+
+    def _encode_beginning(self, text: str, used: int) -> tuple[TokenSequence, bool]:
+        """Encode what fits of a continuation beside `used` other tokens; return the tokens, and whether it was cut."""
+        if self._max_context is None:
+            return self._encode_part(text), False
+        room = self._max_context - 1 - used
+        beginning = text[: MAX_CHARACTERS_PER_TOKEN * (room + 1)]
+        tokens = self._encode_part(beginning)
+        return tokens[:room], len(tokens) > room or len(beginning) < len(text)
+
+    def _encode_part(self, text: str) -> TokenSequence:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _encode(self, prompt: inference.Prompt) -> EncodedPrompt:
         match prompt:

@@ -20,6 +20,7 @@ from osaurusd.worker.frontend.grammar import unusable_schema
 from osaurusd.worker.frontend.logprobs import Score
 from osaurusd.worker.frontend.output_parser import OutputParser
 from osaurusd.worker.frontend.prompt_encoder import PromptEncoder
+from osaurusd.worker.frontend.scoring_builder import ScoringBuilder
 from osaurusd.worker.frontend.text_assembler import OutputDelta
 
 if TYPE_CHECKING:  # the runners import this module
@@ -45,15 +46,27 @@ class RequestBuilder:
         self._context_length = model.context_length
         self._vocabulary = vocabulary
         self._encoder = PromptEncoder(model.tokenizer, model.context_length, find_shared_prefix=layout.has_states)
+        self._scoring = ScoringBuilder(model.tokenizer, self._encoder)
         self._parser = OutputParser(model.tokenizer)
         self._constraints = ConstraintCompiler(model.tokenizer, vocabulary, model.end_tokens)
 
-    def build(self, frame: messages.Generate) -> EngineRequest:
+    def build(self, frame: messages.Request) -> EngineRequest:
         """Build the engine request for a frame.
 
         Raises:
             OsaurusError: the request is invalid.
         """
+        match frame:
+            case messages.Generate():
+                return self._build_generation(frame)
+            case messages.Score():
+                return self._scoring.build_scoring(frame)
+            case messages.Rerank():
+                return self._scoring.build_ranking(frame)
+            case messages.Embed():
+                raise InvalidRequest("the model generates text; it does not embed texts")
+
+    def _build_generation(self, frame: messages.Generate) -> EngineRequest:
         request = _adapt_chat(frame.request)
         _check_logit_bias(request.sampling, self._vocabulary)
         prompt = self._encoder.encode(request.prompt)

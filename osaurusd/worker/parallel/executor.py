@@ -18,11 +18,13 @@ class StepResult:
     Attributes:
         tokens: the new tokens of each decoding sequence, in order.
         prompt_scores: by prompt, the scores of the tokens that follow those of a scored chunk.
+        candidate_logprobs: by complete prompt, the log-probabilities of its candidates.
         seconds: the time of a prefill pass.
     """
 
     tokens: dict[SequenceId, list[TokenOutput]] = field(default_factory=dict)
     prompt_scores: dict[SequenceId, list[Score]] = field(default_factory=dict)
+    candidate_logprobs: dict[SequenceId, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
 
 

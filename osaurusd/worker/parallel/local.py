@@ -1,6 +1,6 @@
 """Running the planner's steps with MLX in this process, on the thread that owns MLX."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from osaurusd.worker.engine.kv_cache import Cache, CacheLayout
 from osaurusd.worker.engine.planner import PrefillChunk, StepPlan
 from osaurusd.worker.engine.prefix_cache import PrefixCache, PrefixMatch, Tokens
 from osaurusd.worker.engine.request import PrefillTask, SequenceId
-from osaurusd.worker.engine.sampler import compute_logprobs
+from osaurusd.worker.engine.sampler import compute_logprobs, gather_logprobs
 from osaurusd.worker.frontend.logprobs import Score
 from osaurusd.worker.parallel.executor import StepResult
 
@@ -28,9 +28,11 @@ _PADDING_COST_GPU = 1
 class _Prompt:
     """A prompt that is being prefilled. `logits` are those after its last token, once it is complete."""
 
+    id: SequenceId
     tokens: Tokens
     match: PrefixMatch | None
     top_logprobs: int
+    candidates: list[int]
     cache: Cache = field(default_factory=list)
     logits: mx.array | None = None
 
@@ -72,8 +74,9 @@ class LocalExecutor:
 
     def begin(self, task: PrefillTask) -> None:
         """Take over a prompt whose prefill begins."""
-        top_logprobs = task.choices[0].sampling.logprobs or 0
-        self._prompts[task.id] = _Prompt(task.tokens, task.match, top_logprobs)
+        choice = task.choices[0]
+        top_logprobs = choice.sampling.logprobs or 0
+        self._prompts[task.id] = _Prompt(task.id, task.tokens, task.match, top_logprobs, choice.candidates)
         task.match = None
 
     def drop(self, prompt: SequenceId) -> None:
@@ -168,7 +171,11 @@ class LocalExecutor:
             self._prefix_cache.insert(done, partial(kv_cache.pack, self._layout, prompt.cache))
         if chunk.checkpoint:
             self._prefix_cache.insert_checkpoint(done, kv_cache.copy_states(prompt.cache))
-        return StepResult(prompt_scores={chunk.prompt: scores} if scores else {}, seconds=self._clock() - started)
+        return StepResult(
+            prompt_scores={chunk.prompt: scores} if scores else {},
+            candidate_logprobs=_candidate_logprobs([prompt], needed[0]) if chunk.last else {},
+            seconds=self._clock() - started,
+        )
 
     def _prefill_together(self, chunks: tuple[PrefillChunk, ...]) -> StepResult:
         """Complete several prompts. Their last tokens have a pass of their own, which is cheaper than all logits."""
@@ -183,10 +190,11 @@ class LocalExecutor:
         seconds = self._clock() - started
         # `start_decoding` takes the merged cache from the first prompt.
         prompts[0].cache, prompts[0].logits = cache, logits
-        for row, prompt in enumerate(prompts):
-            read = partial(kv_cache.pack_row, self._layout, cache, row, len(prompt.tokens))
-            self._prefix_cache.insert(prompt.tokens, read)
-        return StepResult(seconds=seconds)
+        for row, (prompt, chunk) in enumerate(zip(prompts, chunks, strict=True)):
+            if chunk.store:
+                read = partial(kv_cache.pack_row, self._layout, cache, row, len(prompt.tokens))
+                self._prefix_cache.insert(prompt.tokens, read)
+        return StepResult(candidate_logprobs=_candidate_logprobs(prompts, logits), seconds=seconds)
 
     def _prefill_padded(self, cache: Cache, parts: list[Tokens]) -> None:
         """Process token ranges of different lengths, without logits."""
@@ -215,6 +223,15 @@ def padding_per_pass(layout: CacheLayout, weights_bytes: int, device: Device) ->
     """Return how many tokens of padding cost as much as a forward pass."""
     cost = _PADDING_COST_GPU if device.is_gpu else _PADDING_COST_CPU
     return weights_bytes // (max(layout.bytes_per_token, 1) * cost)
+
+
+def _candidate_logprobs(prompts: Sequence[_Prompt], logits: mx.array) -> dict[SequenceId, list[float]]:
+    """Return the log-probabilities of the prompts' candidates, given the logits [prompts, vocabulary] after them."""
+    rows = [row for row, prompt in enumerate(prompts) if prompt.candidates]
+    if not rows:
+        return {}
+    logprobs = gather_logprobs(logits[mx.array(rows)], [prompts[row].candidates for row in rows])
+    return {prompts[row].id: values for row, values in zip(rows, logprobs, strict=True)}
 
 
 def _score_following(logits: mx.array, prompt: _Prompt, chunk: PrefillChunk) -> list[Score]:

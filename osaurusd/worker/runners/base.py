@@ -1,10 +1,9 @@
 """The interface between a worker's session and its model."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from osaurusd.rpc import messages
-from osaurusd.worker.engine.engine import Engine
-from osaurusd.worker.engine.request import EngineRequest
+from osaurusd.worker.engine.mlx_thread import Engine
 
 
 class Runner(Protocol):
@@ -12,13 +11,13 @@ class Runner(Protocol):
 
     @property
     def engine(self) -> Engine:
-        """The engine that the MLX thread steps. Any thread may read its `busy`, `progress` and `reserved_bytes`."""
+        """The engine that the MLX thread steps."""
 
     @property
     def loaded(self) -> messages.Loaded:
         """The description of the model for the daemon."""
 
-    def prepare(self, frame: messages.Generate) -> EngineRequest:
+    def prepare(self, frame: messages.Request) -> Any:
         """Build the engine's request. Safe on any thread.
 
         Raises:

@@ -62,16 +62,7 @@ def load_model_folder(
 
 
 def _load(path: Path, frame: messages.Load, device: Device, on_bytes: Callable[[int], None]) -> Model:
-    network, config = load_model(path, lazy=True)
-    converts_to_float32 = _needs_float32(network, frame, device)
-    if converts_to_float32:
-        network = _convert_to_float32(network)
-    # Evaluate one array after the other, so that the model is never in memory twice while it is converted.
-    for parameter in _parameters(network):
-        mx.eval(parameter)
-        on_bytes(parameter.nbytes)
-    mx.clear_cache()
-    _wire_weights(frame.wire, device)
+    network, config, dtype = load_network(path, frame, device, on_bytes)
     try:
         tokenizer = _load_tokenizer(path, config.get("eos_token_id"))
     except Exception as error:  # transformers raises many kinds of errors for damaged files
@@ -81,8 +72,33 @@ def _load(path: Path, frame: messages.Load, device: Device, on_bytes: Callable[[
         tokenizer=tokenizer,
         end_tokens=sorted(tokenizer.eos_token_ids),
         context_length=frame.context_length,
-        dtype="float32" if converts_to_float32 else _dtype(network, config),
+        dtype=dtype,
     )
+
+
+def load_network(
+    path: Path, frame: messages.Load, device: Device, on_bytes: Callable[[int], None], **options: Any
+) -> tuple[Any, dict[str, Any], str]:
+    """Load the weights of a model; return its network, its config and the type in which the weights are held.
+
+    Args:
+        path: the folder.
+        frame: whether to convert the weights, and the memory limit.
+        device: the device that MLX uses.
+        on_bytes: called with the size of each array of weights once it is in memory.
+        options: for mlx_lm's `load_model`.
+    """
+    network, config = load_model(path, lazy=True, **options)
+    converts_to_float32 = _needs_float32(network, frame, device)
+    if converts_to_float32:
+        network = _convert_to_float32(network)
+    # Evaluate one array after the other, so that the model is never in memory twice while it is converted.
+    for parameter in _parameters(network):
+        mx.eval(parameter)
+        on_bytes(parameter.nbytes)
+    mx.clear_cache()
+    _wire_weights(frame.wire, device)
+    return network, config, "float32" if converts_to_float32 else _dtype(network, config)
 
 
 def apply_limits(frame: messages.Load | messages.Limits, min_cache_bytes: int = 0) -> None:

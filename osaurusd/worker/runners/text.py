@@ -47,8 +47,12 @@ class TextRunner:
         apply_limits(frame, runner.engine.pass_bytes)
         return runner
 
-    def prepare(self, frame: messages.Generate) -> EngineRequest:
-        """Build the engine's request. Safe on any thread."""
+    def prepare(self, frame: messages.Request) -> EngineRequest:
+        """Build the engine's request. Safe on any thread.
+
+        Raises:
+            OsaurusError: the request is invalid.
+        """
         return self._builder.build(frame)
 
     def apply_limits(self, frame: messages.Limits) -> None:

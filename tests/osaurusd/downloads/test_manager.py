@@ -314,7 +314,7 @@ async def test_damaged_state_file_is_moved_aside(catalog, tmp_path):
 async def test_search_fails_if_its_process_crashes(use_script):
     use_script(DIE)
     with pytest.raises(PullFailed, match="exit code 3"):
-        await hub_process.search("x", None, 1, None)
+        await hub_process.search("x", "generate", None, 1, None)
 
 
 async def test_state_changes_are_published_as_events(use_script, catalog, tmp_path):

@@ -32,6 +32,7 @@ SMALL = Input(
     max_top_logprobs=2,
     max_logit_bias=1,
     max_prompts=2,
+    max_inputs=2,
 )
 LONG = "x" * 6
 PARTS = [TextPart(text="a")] * 3
@@ -97,7 +98,12 @@ EXCEEDED = [
         "max_logit_bias",
     ),
 ]
-OUTSIDE_OF_A_REQUEST = [(limits.MODEL, LONG, "max_name_length"), (limits.PROMPTS, range(3), "max_prompts")]
+OUTSIDE_OF_A_REQUEST = [
+    (limits.MODEL, LONG, "max_name_length"),
+    (limits.PROMPTS, range(3), "max_prompts"),
+    (limits.INPUTS, range(3), "max_inputs"),
+    (limits.DOCUMENTS, range(3), "max_inputs"),
+]
 
 
 @pytest.mark.parametrize(("request_", "location", "key"), EXCEEDED)
@@ -116,12 +122,21 @@ def test_value_outside_of_the_request_is_checked_by_its_location(location, value
     assert raised.value.location == location
 
 
+def test_the_questions_of_a_decision_are_limited_by_their_size():
+    with pytest.raises(
+        InvalidRequest, match=r"at most 1 bytes of JSON, not 6 \(`input.max_question_bytes`\)"
+    ) as raised:
+        limits.check_value(limits.QUESTIONS, ["xx"], Input(max_question_bytes=1))
+    assert raised.value.location == limits.QUESTIONS
+
+
 def test_every_limit_is_covered_here():
     def pattern(location):
         return tuple(limits.EACH if isinstance(step, int) else step for step in location)
 
     covered = {(key, pattern(location)) for _, location, key in EXCEEDED}
     covered |= {(key, location) for location, _, key in OUTSIDE_OF_A_REQUEST}
+    covered.add(("max_question_bytes", limits.QUESTIONS))
     assert covered == {(limit.key, limit.location) for limit in limits.LIMITS}
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from osaurusd import log
 from osaurusd.config import Config, Defaults, Input, Log
+from osaurusd.config.schema import Models
 from osaurusd.errors import InvalidRequest, ModelNotFound
 from osaurusd.inference.events import Completed, Delta, Started, Timings, ToolCallDelta
 from osaurusd.inference.service import Service
@@ -122,6 +123,14 @@ async def test_unknown_model_is_served_by_the_default_model_only_if_configured()
     with pytest.raises(ModelNotFound):
         await make_service(default_model="known").find("unknown")
     assert await make_service(default_model="known", default_for_unknown=True).find("unknown") is RECORD
+
+
+async def test_a_chat_model_ranks_documents_only_if_configured():
+    with pytest.raises(InvalidRequest, match="generates text"):
+        await make_service().find("known", "rerank")
+    service = make_service(models=Models(rerankers=["ORG/Known"]))
+    assert await service.find("known", "rerank") is RECORD
+    assert await service.find("known", "generate") is RECORD
 
 
 async def test_long_model_name_is_rejected():

@@ -48,10 +48,26 @@ def model(**settings):
     return {"config.json": config(**settings), "tokenizer.json": b"{}", "model.safetensors": tensors()}
 
 
+def embedder(**settings):
+    """Return the files of a model that embeds text: BERT with mean pooling and normalization."""
+    modules = [
+        {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ]
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 512}
+    return {
+        **model(model_type="bert", architectures=["BertModel"], **{**sizes, **settings}),
+        "modules.json": json.dumps(modules).encode(),
+        "1_Pooling/config.json": json.dumps({"pooling_mode_mean_tokens": True}).encode(),
+    }
+
+
 def write(folder: Path, files):
     """Write files into a folder, creating it if necessary."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
 
@@ -70,7 +86,9 @@ def write_hub(hub: Path, repo, files, commit=COMMIT, *, main=True):
     for name, content in files.items():
         blob = root / "blobs" / hashlib.sha256(content).hexdigest()
         blob.write_bytes(content)
-        (snapshot / name).symlink_to(os.path.relpath(blob, snapshot))
+        link = snapshot / name
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
     if main:
         (root / "refs").mkdir(exist_ok=True)
         (root / "refs" / "main").write_text(commit)

@@ -131,6 +131,7 @@ def test_missing_json_file_is_an_os_error(tmp_path):
         ({"architectures": "LlamaForCausalLM"}, (), "generate"),
         ({"architectures": ["Qwen3ForCausalLM"]}, ("modules.json",), "embed"),
         ({"architectures": [None, "Qwen3ForSequenceClassification"]}, (), "rerank"),
+        ({"model_type": "bert"}, (), "embed"),
     ],
 )
 def test_task_follows_from_architecture_and_files(config, files, task):

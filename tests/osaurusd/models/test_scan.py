@@ -54,6 +54,25 @@ def test_record_of_a_downloaded_model(models, hub):
     assert record.capabilities == Capabilities(chat=True, tools=True)
 
 
+CARD = b"---\nlicense: apache-2.0\npipeline_tag: text-ranking\n---\n# A model\n"
+
+
+@pytest.mark.parametrize(
+    ("repo", "files", "task"),
+    [
+        ("mlx-community/Qwen3-Reranker-0.6B-mxfp8", {}, "rerank"),
+        ("org/other", {"README.md": CARD}, "rerank"),
+        ("org/other", {"README.md": CARD.replace(b"text-ranking", b"text-generation")}, "generate"),
+        ("org/other", {"README.md": b"# A model\npipeline_tag: text-ranking\n"}, "generate"),
+    ],
+)
+def test_a_language_model_that_ranks_documents_has_that_task(models, hub, repo, files, task):
+    write_hub(hub, repo, model() | files)
+    record = single(scan(models, hub))
+    assert (record.task, record.runner, record.state) == (task, "text", Availability.AVAILABLE)
+    assert record.capabilities.completion == (task == "generate")
+
+
 def test_imported_model_is_named_after_its_folder(models, hub):
     write(models / "my-model-it-4bit", model())
     record = single(scan(models, hub))

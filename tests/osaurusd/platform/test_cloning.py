@@ -10,7 +10,6 @@ import sys
 
 import pytest
 
-from osaurusd.platform import cloning
 from osaurusd.platform.cloning import clone_file
 
 CONTENT = os.urandom(200_000)
@@ -28,7 +27,7 @@ def test_file_systems_without_clones_leave_no_file(source, tmp_path, monkeypatch
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(fcntl, "ioctl", fail)
-    monkeypatch.setattr(cloning.sys, "platform", "linux")
+    monkeypatch.setattr(sys, "platform", "linux")
     with source.open("rb") as file:
         assert not clone_file(file.fileno(), tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
@@ -39,7 +38,7 @@ def test_full_disk_is_an_error(source, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(fcntl, "ioctl", fail)
-    monkeypatch.setattr(cloning.sys, "platform", "linux")
+    monkeypatch.setattr(sys, "platform", "linux")
     with source.open("rb") as file, pytest.raises(OSError, match="No space left"):
         clone_file(file.fileno(), tmp_path / "copy")
     assert not (tmp_path / "copy").exists()

@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 
 from osaurusd.inference.events import (
+    CandidateScores,
     Completed,
     Delta,
     Finished,
@@ -24,6 +25,7 @@ from osaurusd.inference.events import (
 from osaurusd.inference.request import (
     AudioPart,
     ChatPrompt,
+    Continuation,
     GenerationRequest,
     ImagePart,
     JsonObject,
@@ -31,6 +33,7 @@ from osaurusd.inference.request import (
     Message,
     RequiredToolCalls,
     SamplingParams,
+    ScoringRequest,
     TextPart,
     TextPrompt,
     TokenPrompt,
@@ -38,6 +41,7 @@ from osaurusd.inference.request import (
     ToolCall,
     ToolResultPart,
 )
+from osaurusd.inference.retrieval import DenseLayer, EmbedRequest, Pipeline, RerankRequest, Scores, Vectors
 from osaurusd.rpc import framing, messages
 from osaurusd.wire.errors import ErrorCode
 
@@ -63,6 +67,7 @@ CHAT = ChatPrompt(
     tools=[Tool(name="f", description="d", parameters={"type": "object", "properties": {"ü": {}}})],
     template_variables={"enable_thinking": False, "deep": [{"x": None}]},
 )
+SCORING = ScoringRequest(prompt=CHAT, continuations=[Continuation(text="世界?", candidates=["A", "B"])], truncate=True)
 TOKEN = TokenLogprob(
     text="\ufffd",
     bytes=[0xF0, 0x9F],
@@ -89,8 +94,31 @@ CONSTRAINTS = (
     JsonSchema(schema={"type": "object", "properties": {"ü": {"enum": [1, None, "x"]}}}),
     RequiredToolCalls(names=["f", "g"], max_calls=4),
 )
+PIPELINE = Pipeline(
+    pooling=["cls", "mean"],
+    pools_prompt=False,
+    layers=[DenseLayer(folder="2_Dense", activation="tanh")],
+    normalize=True,
+    prompts={"query": "query: "},
+    default_prompt="query",
+    max_tokens=512,
+    lowercase=True,
+    matryoshka=True,
+    matryoshka_dimensions=[64],
+)
 TO_WORKER = [
     messages.Load(path="/models/x"),
+    messages.Load(path="/models/x", task="embed", pipeline=PIPELINE),
+    messages.Embed(
+        id=1,
+        request=EmbedRequest(
+            inputs=[TextPrompt(text="Grüße"), TokenPrompt(tokens=[0, 1])],
+            dimensions=64,
+            prompt_name="",
+            truncate=True,
+        ),
+    ),
+    messages.Rerank(id=2, request=RerankRequest(query="q", documents=["a", ""], instruction="i", truncate=True)),
     messages.Load(
         path="/models/x",
         context_length=8192,
@@ -116,6 +144,7 @@ TO_WORKER = [
         parallel_tool_calls=False,
     ),
     *[generate(3, TokenPrompt(tokens=[0, 2**31 - 1]), constraint=constraint) for constraint in CONSTRAINTS],
+    messages.Score(id=4, request=SCORING),
     messages.Limits(),
     messages.Cancel(id=3),
     messages.DropCaches(),
@@ -131,12 +160,15 @@ FROM_WORKER = [
     messages.LoadFailed(message="no"),
     output(1, Started(prompt_tokens=3, cached_tokens=2)),
     output(1, Progress(prompt_tokens=3, prefilled=2, cached_tokens=1)),
+    output(1, Vectors(dimensions=2, truncated=[0])),
+    output(1, Scores(values=[0.5, 1.0], truncated=[1])),
     output(1, Delta()),
     output(1, Delta(index=7, text="世界", reasoning="🦕", logprobs=[TOKEN, TokenLogprob(text="", bytes=[])])),
     output(
         1, Delta(tool_calls=[ToolCallDelta(index=0, id="call_1", name="f"), ToolCallDelta(index=0, arguments='{"')])
     ),
     *[output(1, Finished(index=3, reason=reason, stop="###")) for reason in get_args(FinishReason)],
+    output(1, CandidateScores(logprobs=[[-0.5, -1e-9], [-3.5]])),
     output(1, Completed(usage=Usage(prompt_tokens=3))),
     output(
         1,
@@ -269,7 +301,7 @@ def test_a_frame_with_blobs_decodes_only_once_it_is_complete():
 
     frames.feed(data[-1:])
 
-    assert framing.Received(REQUEST, [b"abc", b"d"]) == frames.next()
+    assert framing.FrameWithBlobs(REQUEST, [b"abc", b"d"]) == frames.next()
     assert frames.next() is None
 
 

@@ -3,6 +3,7 @@
 import importlib
 
 import mlx.core as mx
+import pytest
 from mlx.utils import tree_map_with_path
 from mlx_lm.models.cache import make_prompt_cache
 
@@ -115,6 +116,15 @@ BATCHABLE = [kind for kind in CONFIGS if kind != "llama4"]
 """Architectures whose sequences can share a forward pass."""
 
 KINDS = list(CONFIGS)
+
+_SAMPLE = ["llama", "gemma3", "falcon_h1", "llama4"]
+"""One architecture for each kind of cache: plain, with a rotating window, with a state, in chunks."""
+
+
+def sample(kinds):
+    """Return parameters for these architectures, of which only a sample is not marked "long"."""
+    return [kind if kind in _SAMPLE else pytest.param(kind, marks=pytest.mark.long) for kind in kinds]
+
 
 # Untrained layers hardly change their input; with larger weights the output depends on the whole prompt.
 _GAIN = 3.0

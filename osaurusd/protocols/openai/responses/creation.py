@@ -1,8 +1,10 @@
 """Creates responses: finds the model and what the request continues, and keeps what later requests may continue."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
 
 from osaurusd.errors import Busy, InvalidRequest, NotFound, PreviousResponseNotFound
 from osaurusd.http.errors import excerpt
@@ -12,7 +14,7 @@ from osaurusd.models.record import ModelRecord
 from osaurusd.protocols.openai.errors import FieldPaths
 from osaurusd.protocols.openai.responses.items import RESPONSE_PREFIX
 from osaurusd.protocols.openai.responses.request import ParsedRequest, parse_request
-from osaurusd.protocols.openai.responses.run import DEFAULT_OPTIONS, ResponseRun, RunOptions
+from osaurusd.protocols.openai.responses.run import ResponseRun, RunOptions
 from osaurusd.protocols.openai.responses.store import Scope, StoredObject, decode_items
 from osaurusd.protocols.openai.responses.types import ResponseRequest
 
@@ -68,7 +70,11 @@ class ResponseCreator:
         self._locks = locks
 
     async def create(
-        self, body: ResponseRequest, scope: Scope, held: contextlib.ExitStack, options: RunOptions = DEFAULT_OPTIONS
+        self,
+        body: ResponseRequest,
+        scope: Scope,
+        held: contextlib.ExitStack,
+        event_fields: Mapping[str, Any] = MappingProxyType({}),
     ) -> ResponseRun:
         """Create a response that is not started yet.
 
@@ -76,7 +82,7 @@ class ResponseCreator:
             body: the request.
             scope: what the client has stored.
             held: locks the conversation until it is closed, which is due once the response is final.
-            options: how it is generated.
+            event_fields: added to every event.
         """
         continued = await _find_continued(body, scope)
         if continued is not None and body.conversation is not None:
@@ -91,6 +97,7 @@ class ResponseCreator:
                 scope.put(replace(continued, input=stored.items))
 
         history = () if continued is None else continued.items
+        options = RunOptions(event_fields, without_output=body.without_output)
         return ResponseRun(self._service, record, parsed, history, keep, options)
 
     async def count_input_tokens(self, body: ResponseRequest, scope: Scope) -> int:

@@ -48,8 +48,17 @@ class _Message(_OutputItem):
         self._pieces.append(text)
         rendered = chat_logprobs(logprobs)
         tokens = [] if rendered is None else msgspec.to_builtins(rendered.content)
-        self._part["logprobs"] += tokens
-        return self._event("output_text.delta", content_index=0, delta=text, logprobs=tokens)
+        if tokens:
+            self._part["logprobs"] += tokens
+        # There is one for each token, so that it is worth while to write it out.
+        return {
+            "type": "response.output_text.delta",
+            "item_id": self.item["id"],
+            "output_index": self._output_index,
+            "content_index": 0,
+            "delta": text,
+            "logprobs": tokens,
+        }
 
     def close(self, status: str) -> Iterator[StreamEvent]:
         text = self._part["text"] = "".join(self._pieces)

@@ -29,7 +29,6 @@ NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
 IGNORED_FIELDS = (
     "context_management",
     "prompt_cache_key",
-    "prompt_cache_options",
     "prompt_cache_retention",
     "safety_identifier",
     "service_tier",
@@ -66,6 +65,12 @@ class ConversationReference(msgspec.Struct, frozen=True, kw_only=True):
     id: str
 
 
+class PromptCacheOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """With `prewarm`, the prompt is processed and cached, and there is no output. Prompts are always cached."""
+
+    prewarm: bool | None = None
+
+
 class ResponseRequest(SamplingFields, frozen=True, kw_only=True):
     """The body of `POST /responses` and `POST /responses/input_tokens`. Null means the default."""
 
@@ -88,12 +93,12 @@ class ResponseRequest(SamplingFields, frozen=True, kw_only=True):
     max_output_tokens: Tokens | None = None
     max_tool_calls: Annotated[int, Meta(ge=1)] | None = None
     metadata: Metadata | None = None
+    prompt_cache_options: PromptCacheOptions | None = None
     top_logprobs: Logprobs | None = None
 
     # See IGNORED_FIELDS.
     context_management: Any = None
     prompt_cache_key: str | None = None
-    prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
     safety_identifier: str | None = None
     service_tier: Any = None
@@ -111,18 +116,28 @@ class ResponseRequest(SamplingFields, frozen=True, kw_only=True):
             return self.conversation.id
         return self.conversation
 
+    @property
+    def without_output(self) -> bool:
+        """Whether only the prompt is processed, so that the next response starts sooner."""
+        return self.prompt_cache_options is not None and self.prompt_cache_options.prewarm is True
+
 
 class CreateEvent(ResponseRequest, frozen=True, kw_only=True):
     """A message of the client over a WebSocket.
 
     Attributes:
         stream_id: the lane of the response: those of one lane are generated one after another.
-        generate: false only processes the prompt, so that the next response starts sooner.
+        generate: false is another form of `prewarm`.
     """
 
     type: str
     stream_id: str | None = None
     generate: bool | None = None
+
+    @property
+    def without_output(self) -> bool:
+        """Whether only the prompt is processed, so that the next response starts sooner."""
+        return self.generate is False or super().without_output
 
 
 class InputTokensDetails(msgspec.Struct, frozen=True, kw_only=True):

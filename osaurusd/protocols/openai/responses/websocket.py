@@ -16,7 +16,7 @@ from osaurusd.http.json import decode_json
 from osaurusd.http.request import CONTEXT, RequestContext
 from osaurusd.http.websocket import WebSocket, is_upgrade
 from osaurusd.protocols.openai.responses.creation import ResponseCreator
-from osaurusd.protocols.openai.responses.run import ResponseRun, RunOptions
+from osaurusd.protocols.openai.responses.run import ResponseRun
 from osaurusd.protocols.openai.responses.store import MemoryStore, ObjectStore, Scope, StoredObject
 from osaurusd.protocols.openai.responses.types import CreateEvent
 from osaurusd.wire.errors import ErrorBody
@@ -168,7 +168,6 @@ class _Session:
             raise TooManyRequests(
                 f"{MAX_RESPONSES} responses of this connection are in progress or waiting; retry later"
             )
-
         if event.stream_id not in self._lanes and len(self._lanes) >= MAX_LANES:
             raise InvalidRequest(
                 f"`stream_id`: a connection can have at most {MAX_LANES} of them; open another one", param="stream_id"
@@ -178,17 +177,22 @@ class _Session:
         admission = self._context.admission
         deadline = Deadline(admission.limits.request_seconds, asyncio.get_running_loop().time())
         fields = {} if event.stream_id is None else {"stream_id": event.stream_id}
-        options = RunOptions(fields, without_output=event.generate is False)
         with admission.admit(), contextlib.ExitStack() as held:
             async with deadline.enforce():
-                run = await self._creator.create(event, self._scope, held, options)
+                run = await self._creator.create(event, self._scope, held, fields)
                 async with contextlib.aclosing(deadline.items(run.stream())) as events:
                     async for _, data in events:
+                        # The client may continue a response as soon as it has the last event.
+                        await self._keep(event, run)
                         await self._socket.send(data)
-        if run.response.status == "failed":
-            await self._scope.forget(event.previous_response_id)
-        else:
-            await self._scope.remember(event.stream_id, run)
+
+    async def _keep(self, event: CreateEvent, run: ResponseRun) -> None:
+        """Once a response is final, let the connection continue it."""
+        match run.response.status:
+            case "failed":
+                await self._scope.forget(event.previous_response_id)
+            case "completed" | "incomplete":
+                await self._scope.remember(event.stream_id, run)
 
 
 def _render_error(error: OsaurusError, lane: str | None) -> bytes:

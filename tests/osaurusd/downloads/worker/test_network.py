@@ -43,7 +43,7 @@ async def test_metadata_and_files_use_the_same_proxy(hub, pull, cache, monkeypat
     assert FILES == cache.snapshot()
     assert {"127.0.0.1", "localhost"} == set(proxy.targets)
     proxy.targets.clear()
-    assert any(model.repo == REPO for model in hub_client.search("", None, 20))
+    assert any(model.repo == REPO for model in hub_client.search("", "generate", None, 20))
     assert proxy.targets
 
 
@@ -99,7 +99,7 @@ async def test_unusable_proxy_is_refused_in_one_line(hub, pull, monkeypatch, val
     assert "\n" not in result.message
     assert "word" not in result.message
     with pytest.raises(PullError) as error:
-        hub_client.search("", None, 20)
+        hub_client.search("", "generate", None, 20)
     assert result.message == error.value.message
 
 

@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # missing in the package's __all__
 
 from osaurusd.downloads import messages
+from osaurusd.downloads.worker import snapshot
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.wire.pulls import PullStage
 from tests.fakes import hub as fake_hub
@@ -47,6 +48,21 @@ async def test_huggingface_hub_considers_the_snapshot_complete_when_offline(hub,
         HF_HUB_OFFLINE="1",
     )
     assert str(cache.repo("org/other") / "snapshots") == snapshot.rpartition("/")[0]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "files"])
+async def test_embedding_model_is_pulled_with_its_modules(hub, pull, cache, monkeypatch, links):
+    monkeypatch.setattr(snapshot, "are_symlinks_supported", lambda _: links)
+    files = disk.embedder()
+    hub.publish("org/embedder", files | {"onnx/model.onnx": b"x", "1_Pooling/evil.py": b"x"})
+    await pull("org/embedder")
+
+    root = cache.repo("org/embedder")
+    folder = root / "snapshots" / (root / "refs" / "main").read_text()
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert files == found
+    (record,) = await disk.make_catalog(root.parent / "none", root.parent).records()
+    assert ("embed", "available") == (record.task, record.state)
 
 
 async def test_installed_ref_has_the_permissions_of_its_folder(hub, pull, cache):

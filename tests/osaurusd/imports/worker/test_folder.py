@@ -36,6 +36,21 @@ def names(path):
     return {entry.name for entry in path.iterdir()}
 
 
+def test_modules_of_an_embedding_model_are_copied(source, convert):
+    (source / "modules.json").write_text("[]")
+    for name in ("1_Pooling/config.json", "2_Dense/config.json", "2_Dense/evil.py", "onnx/config.json"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("{}")
+    mx.save_safetensors(str(source / "2_Dense" / "model.safetensors"), {"linear.weight": mx.ones((2, 2))})
+
+    dest = convert(source)
+
+    copied = {path.relative_to(dest).as_posix() for path in dest.rglob("*/*")}
+    assert copied == {"1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"}
+    recorded = json.loads((dest / "osaurus.json").read_text())["files"]
+    assert copied < set(recorded)
+
+
 def test_a_model_is_copied_with_all_its_files(source, convert):
     files = {
         "LICENSE",

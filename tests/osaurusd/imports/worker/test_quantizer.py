@@ -121,7 +121,7 @@ def test_error_is_the_relative_difference_of_each_tensor(make, tmp_path, ignore,
         quantization = json.loads((ours / "config.json").read_text())["quantization"]
         own = quantization.get(module, quantization)
         parts = [saved[f"{module}.{part}"] for part in ("weight", "scales", "biases")]
-        restored = np.array(mx.dequantize(*parts, own["group_size"], own["bits"]))
+        restored = np.array(mx.dequantize(*parts, group_size=own["group_size"], bits=own["bits"]))
         expected = np.linalg.norm(restored - np.array(original[name])) / np.linalg.norm(np.array(original[name]))
         assert error == pytest.approx(expected, rel=1e-4)
     assert report.as_record()["quantized"] == len(report.errors) > 10

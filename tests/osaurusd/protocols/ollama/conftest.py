@@ -8,6 +8,7 @@ import pytest
 from osaurusd.config import Config
 from osaurusd.http.app import create_app
 from osaurusd.pool.pool import Pool
+from osaurusd.protocols.ollama.embeddings import Embeddings
 from osaurusd.protocols.ollama.generation import Generation
 from osaurusd.protocols.ollama.management import Management
 from osaurusd.protocols.ollama.models import Models
@@ -76,6 +77,7 @@ async def ollama(tmp_path):
 
         group = ollama_routes(
             Generation(backend.service, pool),
+            Embeddings(backend.service, pool),
             Models(catalog, pool),
             Management(catalog, served.pulls, remove, lambda: served.may_manage),
         )

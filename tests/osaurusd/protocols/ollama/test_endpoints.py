@@ -147,10 +147,10 @@ async def test_model_is_shown(ollama, field):
 
 
 @pytest.mark.parametrize("path", ["/api/embed", "/api/embeddings"])
-async def test_embeddings_are_refused_clearly(ollama, path):
+async def test_models_that_generate_text_do_not_embed(ollama, path):
     response = await ollama.post(path, input="x", prompt="x")
     assert response.status == 400
-    assert "is not an embedding model" in response.json["error"]
+    assert "generates text; use it with `/v1/chat/completions`" in response.json["error"]
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

@@ -15,7 +15,7 @@ from tests.osaurusd.worker.engine.harness import (
     tokens_of,
     usage_of,
 )
-from tests.osaurusd.worker.networks import KINDS, PROMPT, SLICEABLE, expected_logprobs, is_greedy, tokens
+from tests.osaurusd.worker.networks import KINDS, PROMPT, SLICEABLE, expected_logprobs, is_greedy, sample, tokens
 
 LONG = tokens(600)
 WITHOUT_CACHE = Limits()
@@ -63,7 +63,7 @@ def test_chunks_follow_the_budget_while_other_sequences_decode(checked_engine, s
 
 
 @pytest.mark.parametrize("budget", [16, 32, 64, 96])
-@pytest.mark.parametrize("count", [17, 33, 40, 65, 70, 97, 128, 161, 600])
+@pytest.mark.parametrize("count", [17, 40, 65, 128, 600])
 def test_a_prompt_takes_at_most_one_pass_more_than_its_budget_requires(checked_engine, set_chunks, budget, count):
     engine = checked_engine(limits=WITHOUT_CACHE)
     set_chunks(engine.engine, shared=budget)
@@ -141,7 +141,7 @@ def test_a_first_token_does_not_wait_for_long_prompts(checked_engine, set_chunks
 SHORT = [tokens(count, 1000 * count) for count in (1, 60, 2, 33, 20)]
 
 
-@pytest.mark.parametrize("kind", SLICEABLE)
+@pytest.mark.parametrize("kind", sample(SLICEABLE))
 @pytest.mark.parametrize("decoding", [0, 1, 2])
 def test_short_prompts_share_a_pass(checked_engine, kind, decoding, set_chunks):
     engine = checked_engine(kind)

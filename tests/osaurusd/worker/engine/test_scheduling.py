@@ -197,6 +197,7 @@ def test_new_limits_shrink_the_prefix_cache_and_requests_continue(network):
 
 # Two sequences may start, and one is preempted once they have 64 tokens each.
 TWO_SEQUENCES = [4 + 64], [4 + 64]
+TOKENS = 540
 RANDOM = SamplingParams(temperature=1.2, seed=3, frequency_penalty=0.1, top_p=0.9)
 
 
@@ -205,7 +206,10 @@ def small_reservations(monkeypatch):
     monkeypatch.setattr(planner, "RESERVED_TOKENS", 64)
 
 
-@pytest.mark.parametrize(("kind", "prefix_cache_bytes"), [("llama", 0), ("llama", 2**30), ("gemma3", 2**30)])
+@pytest.mark.parametrize(
+    ("kind", "prefix_cache_bytes"),
+    [("llama", 0), pytest.param("llama", 2**30, marks=pytest.mark.long), ("gemma3", 2**30)],
+)
 def test_a_preempted_choice_continues_with_the_same_output(
     limited, small_reservations, network, kind, prefix_cache_bytes
 ):
@@ -213,29 +217,32 @@ def test_a_preempted_choice_continues_with_the_same_output(
     params = {1: GREEDY, 2: RANDOM}
     prompts = {id_: [id_, 2, 3, 4] for id_ in params}
     separate = [
-        text_of(run(Engine(network(kind), [], Limits()), build_request(id_, prompts[id_], 600, params[id_])), id_)
+        text_of(run(Engine(network(kind), [], Limits()), build_request(id_, prompts[id_], TOKENS, params[id_])), id_)
         for id_ in params
     ]
-    requests = [build_request(id_, prompts[id_], 600, params[id_], bounded=False, logprobs=1) for id_ in params]
+    requests = [build_request(id_, prompts[id_], TOKENS, params[id_], bounded=False, logprobs=1) for id_ in params]
 
     frames, together = limited.run(*requests)
 
     assert (2, [2]) == (together, limited.preempted)
     assert separate == [text_of(frames, id_) for id_ in params]
-    assert [600, 600] == [usage_of(frames, id_).completion_tokens for id_ in params]
-    assert [600, 600] == [len(request.choices[0].output.scores) for request in requests]
+    assert [TOKENS] * 2 == [usage_of(frames, id_).completion_tokens for id_ in params]
+    assert [TOKENS] * 2 == [len(request.choices[0].output.scores) for request in requests]
 
 
 def test_a_preempted_choice_keeps_its_constraint(limited, small_reservations):
     limited = limited(*TWO_SEQUENCES)
 
     frames, _ = limited.run(
-        *[build_request(id_, [id_, 2, 3, 4], 600, bounded=False, constraint=AlternatingConstraint()) for id_ in (1, 2)]
+        *[
+            build_request(id_, [id_, 2, 3, 4], TOKENS, bounded=False, constraint=AlternatingConstraint())
+            for id_ in (1, 2)
+        ]
     )
 
     assert [2] == limited.preempted
     for id_ in (1, 2):
-        assert [1, 0] * 300 == [token % 2 for token in tokens_of(frames, id_)]
+        assert [1, 0] * (TOKENS // 2) == [token % 2 for token in tokens_of(frames, id_)]
 
 
 def test_a_preempted_choice_echoes_its_prompt_once(limited, small_reservations):
@@ -243,7 +250,7 @@ def test_a_preempted_choice_echoes_its_prompt_once(limited, small_reservations):
 
     frames, _ = limited.run(
         *[
-            build_request(id_, [id_, 2, 3, 4], 600, bounded=False, echo=echo, logprobs=0, needs_prompt_logprobs=True)
+            build_request(id_, [id_, 2, 3, 4], TOKENS, bounded=False, echo=echo, logprobs=0, needs_prompt_logprobs=True)
             for id_ in (1, 2)
         ]
     )

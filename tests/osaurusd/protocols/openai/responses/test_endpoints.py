@@ -113,6 +113,15 @@ async def test_logprobs_are_included_on_request(served):
     assert 1 == response["top_logprobs"]
 
 
+async def test_prompt_is_processed_without_output(served):
+    events = await served.events("to be", prompt_cache_options={"prewarm": True, "ttl": "30m"})
+    response = events[-1]["response"]
+    assert (3, "completed", []) == (len(events), response["status"], response["output"])
+    assert 0 == response["usage"]["output_tokens"]
+    continued = await served.respond("or not", previous_response_id=response["id"])
+    assert "or not " == text_of(continued)
+
+
 async def test_empty_input_is_a_response(served):
     assert "completed" == (await served.respond([], max_output_tokens=1))["status"]
 
@@ -205,16 +214,15 @@ async def test_background_response_is_cancelled(served, openai_client):
 
 
 async def test_time_limit_ends_a_background_response(served, openai_client):
-    await served.respond("to be")
-    served.config = Config(defaults=Defaults(temperature=0.0), limits=Limits(request_seconds=0.3))
+    await served.respond("to be", store=False)
+    served.config = Config(defaults=Defaults(temperature=0.0), limits=Limits(request_seconds=1))
     response = await openai_client.responses.create(model=MODEL, input="stall", background=True)
-    events = [event async for event in await openai_client.responses.retrieve(response.id, stream=True)]
+    await until(lambda: "cancel" in served.worker_frames())
+    await until(lambda: not served.admission.requests)
     final = await openai_client.responses.retrieve(response.id)
 
-    assert ("response.failed", "failed") == (events[-1].type, final.status)
+    assert "failed" == final.status
     assert "limits.request_seconds" in final.error.message
-    await until(lambda: "cancel" in served.worker_frames())
-    assert 0 == served.admission.requests
 
 
 async def test_response_in_the_foreground_cannot_be_cancelled(served, openai_client):

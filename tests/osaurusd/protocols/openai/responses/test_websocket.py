@@ -199,7 +199,9 @@ async def test_binary_message_closes_the_connection(served):
 async def test_message_beyond_the_size_of_bodies_closes_the_connection(served):
     served.config = Config(server=Server(max_body_bytes=1000))
     async with served.connect() as socket:
-        await socket.socket.send_str("x" * 1001)
+        await socket.socket.send_str(" " * 1000)
+        assert "invalid_json" == (await socket.receive())["error"]["code"]
+        await socket.socket.send_str(" " * 1001)
         assert 1009 == await socket.close_code()
 
 
