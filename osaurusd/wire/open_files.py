@@ -38,7 +38,7 @@ class InvalidOffer(Exception):
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """What is passed, by name: the files of a folder, with the name of their subfolder, or a file with its other parts."""
+    """What is passed, by name: the files of a folder, with their subfolder, or a file with its other parts."""
 
     folder: bool
     names: list[str]

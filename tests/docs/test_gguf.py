@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from osaurusd.imports.worker import quantization
-from osaurusd.imports.worker.families import FAMILIES, Family
+from osaurusd.imports.worker.families import FAMILIES
+from osaurusd.imports.worker.family import Family
 
 PAGE = (Path(__file__).parents[2] / "docs" / "gguf.md").read_text()
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("| ")]

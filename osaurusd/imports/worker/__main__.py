@@ -4,9 +4,7 @@ It reports progress over the inherited socket. With `--files`, it does not open 
 """
 
 import argparse
-import importlib.util
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +38,13 @@ def _parse_origin(text: str) -> Origin:
     return msgspec.json.decode(text, type=Origin)
 
 
-def _skip_package_of_mlx_lm() -> None:
-    """Let the modules of mlx_lm's models be imported without the package itself.
-
-    The package imports transformers, which takes longer than converting a small model.
-    """
-    spec = importlib.util.find_spec("mlx_lm")
-    if spec is not None and spec.submodule_search_locations is not None:
-        package = types.ModuleType("mlx_lm")
-        package.__path__ = list(spec.submodule_search_locations)
-        sys.modules.setdefault("mlx_lm", package)
-
-
 def _import(send: job.Send, options: argparse.Namespace) -> Frame:
-    _skip_package_of_mlx_lm()
     # Imported here so that this process notices that the daemon exited while NumPy and tokenizers load.
     from osaurusd.imports.worker import origins  # noqa: PLC0415
     from osaurusd.imports.worker.importer import Options, import_model  # noqa: PLC0415
+    from osaurusd.imports.worker.plan import skip_package_of_mlx_lm  # noqa: PLC0415
+
+    skip_package_of_mlx_lm()
 
     throttle = job.Throttle()
 

@@ -5,7 +5,8 @@ before anything is converted.
 """
 
 import importlib
-import re
+import importlib.util
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,10 +23,8 @@ from osaurusd.imports.worker.gguf import GgufHeader, TensorInfo
 from osaurusd.imports.worker.quantization import Scheme
 from osaurusd.imports.worker.transforms import Transform
 
-_LAYER = re.compile(r"\.(\d+)\.")
 # Tensors that become part of the config, or that mlx_lm computes itself.
 _CONFIG_TENSORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
-_INTEGERS = ("I8", "I16", "I32", "I64")
 
 
 @dataclass(frozen=True)
@@ -97,6 +96,18 @@ def plan_conversion(header: GgufHeader, options: Options) -> Plan:
     float_type = _float_type(family, placements)
     config |= {"torch_dtype": {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[float_type]}
     return Plan(config | _quantization_config(placements), placements, float_type)
+
+
+def skip_package_of_mlx_lm() -> None:
+    """Let the modules of mlx_lm's models be imported without the package itself.
+
+    For processes that need nothing else of it: the package imports transformers, which takes longer than converting a
+    small model.
+    """
+    spec = importlib.util.find_spec("mlx_lm")
+    if spec is not None:
+        # Created, but not executed.
+        sys.modules.setdefault("mlx_lm", importlib.util.module_from_spec(spec))
 
 
 def _parameters(facts: Facts, config: dict[str, Any]) -> list[Parameter]:

@@ -5,7 +5,7 @@ import itertools
 import json
 
 import pytest
-import regex
+import regex  # type: ignore[import-untyped]  # it has no stubs; transformers requires it
 import sentencepiece
 from tokenizers import Tokenizer
 

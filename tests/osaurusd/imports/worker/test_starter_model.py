@@ -48,7 +48,8 @@ def source(smollm_gguf):
 def imported(request, source, tmp_path_factory):
     """The imported model, what quantization changed, and the network with the weights of the file."""
     folder = tmp_path_factory.mktemp(request.param.name)
-    weights = write(folder / "x.gguf", *source, request.param)
+    tensors, keys = source
+    weights = write(folder / "x.gguf", tensors, keys, request.param)
     dest = folder / "model"
     dest.mkdir()
     report = importer.import_model(folder / "x.gguf", dest, lambda *_: None)
