@@ -93,8 +93,10 @@ _DEEPSEEK: dict[str, Setting | None] = {
 
 
 def _deepseek_variant(facts: Facts) -> str:
-    """Version 3 selects experts by a sigmoid, which llama.cpp numbers 2."""
-    return "deepseek_v3" if facts.metadata.find_integer(facts.key("expert_gating_func")) == 2 else "deepseek_v2"
+    """Version 3 selects experts by a sigmoid, which llama.cpp numbers 2. Older files lack the key, but have a bias."""
+    sigmoid = facts.metadata.find_integer(facts.key("expert_gating_func")) == 2
+    biased = any(name.endswith(".exp_probs_b.bias") for name in facts.header.tensors)
+    return "deepseek_v3" if sigmoid or biased else "deepseek_v2"
 
 
 # Architectures with several families.

@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -63,27 +63,36 @@ def import_model(
     # A relative path such as "." has no name.
     source = source.absolute()
     try:
-        report: QuantizationReport | None = None
-        digests: dict[str, str] = {}
-        if source.is_dir():
-            if options != DEFAULT_OPTIONS:
-                raise ImportFailed(f"{source.name}: only GGUF files can be quantized during an import")
-            copy_folder(source, dest, lambda done, total: progress("copy", done, total))
-            provenance = _provenance(source, "folder")
-        elif source.is_file() and (source.suffix.lower() == ".gguf" or is_gguf(source)):
-            converted, digests, report = _convert(source, dest, progress, options)
-            provenance = _provenance(source, "gguf") | converted
-        else:
-            raise ImportFailed(f"{source.name}: {_unsupported_reason(source)}")
-        adapt(dest, provenance)
+        written = _write_model(source, dest, progress, options)
+        adapt(dest, written.provenance)
         # `verify` compares the files with these checksums.
-        checksums = hash_all(dest, lambda done, total: progress("record", done, total), digests)
-        write_new_json(dest / PROVENANCE, provenance | {"files": checksums})
+        checksums = hash_all(dest, lambda done, total: progress("record", done, total), written.digests)
+        write_new_json(dest / PROVENANCE, written.provenance | {"files": checksums})
         sync_folder(dest)
-        return report
     except OSError as error:
         name = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str | bytes) else source.name
         raise ImportFailed(f"{name}: {error.strerror or error}") from error
+    return written.report
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A model folder without its provenance. `digests`: the SHA-256 of files that are known already."""
+
+    provenance: dict[str, Any]
+    digests: dict[str, str] = field(default_factory=dict)
+    report: QuantizationReport | None = None
+
+
+def _write_model(source: Path, dest: Path, progress: Progress, options: Options) -> _Written:
+    if source.is_dir():
+        if options != DEFAULT_OPTIONS:
+            raise ImportFailed(f"{source.name}: only GGUF files can be quantized during an import")
+        copy_folder(source, dest, lambda done, total: progress("copy", done, total))
+        return _Written(_provenance(source, "folder"))
+    if source.is_file() and (source.suffix.lower() == ".gguf" or is_gguf(source)):
+        return _convert(source, dest, progress, options)
+    raise ImportFailed(f"{source.name}: {_unsupported_reason(source)}")
 
 
 def _unsupported_reason(source: Path) -> str:
@@ -92,10 +101,8 @@ def _unsupported_reason(source: Path) -> str:
     return "it is neither a model folder nor a GGUF file"
 
 
-def _convert(
-    source: Path, dest: Path, progress: Progress, options: Options
-) -> tuple[dict[str, Any], dict[str, str], QuantizationReport | None]:
-    """Convert a GGUF file. Return its part of the provenance, the SHA-256 of written files, and the report."""
+def _convert(source: Path, dest: Path, progress: Progress, options: Options) -> _Written:
+    """Convert a GGUF file."""
     header = read_header(source)
     with FileHash(header.paths) as digest:
         plan, vocabulary = check_header(header, options)
@@ -105,14 +112,15 @@ def _convert(
         write_new_json(dest / "generation_config.json", generation_config(header.metadata, vocabulary))
         write_new_json(dest / CONFIG, plan.config | token_ids(vocabulary))
         digests, errors = write_weights(header, plan, dest, lambda done, total: progress("convert", done, total))
-        provenance: dict[str, Any] = {"sha256": digest.result(lambda done, total: progress("hash", done, total))}
+        sha256 = digest.result(lambda done, total: progress("hash", done, total))
+    provenance = _provenance(source, "gguf") | {"sha256": sha256}
     if license_name := header.metadata.find_text("general.license"):
         provenance["license"] = license_name
     report = errors.report()
     if report is not None:
         lineage = {"mode": options.quantize, "group_size": options.group_size, **msgspec.structs.asdict(report)}
         provenance["quantization"] = lineage | {"errors": errors.errors}
-    return provenance, digests, report
+    return _Written(provenance, digests, report)
 
 
 def check_header(header: GgufHeader, options: Options = DEFAULT_OPTIONS) -> tuple[Plan, Vocabulary]:
