@@ -10,6 +10,7 @@ from osaurusd.config import Config, Server
 from osaurusd.http.app import create_app
 from osaurusd.http.cors import Cors, require_json_body
 from osaurusd.protocols.anthropic.routes import anthropic_routes
+from osaurusd.protocols.ollama.embeddings import Embeddings
 from osaurusd.protocols.ollama.generation import Generation
 from osaurusd.protocols.ollama.management import Management
 from osaurusd.protocols.ollama.models import Models
@@ -80,7 +81,12 @@ async def served(tmp_path):
             openai_routes(backend.service, backend.catalog),
             responses_routes(backend.service, memory, memory),
             *anthropic_routes(backend.service, backend.catalog),
-            ollama_routes(generation, models, Management(backend.catalog, None, None, lambda: False)),
+            ollama_routes(
+                generation,
+                Embeddings(backend.service, backend.pool),
+                models,
+                Management(backend.catalog, None, None, lambda: False),
+            ),
         ]
         cors = Cors(lambda: config.server)
         middlewares, hooks = [cors.check, require_json_body], [cors.add_headers]
