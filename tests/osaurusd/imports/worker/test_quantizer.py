@@ -15,7 +15,7 @@ from mlx_lm.utils import dequantize_model, load_model, quantize_model, save_conf
 
 from osaurusd.errors import QuantizationFailed
 from osaurusd.imports.messages import QuantizationSettings
-from osaurusd.imports.worker import quantizer
+from osaurusd.imports.worker import quantizer, tensor_file
 from osaurusd.wire.lineage import QuantizationMode
 from tests.models import make_tiny
 
@@ -158,7 +158,7 @@ def test_large_models_are_split_into_shards(make, tmp_path, ignore, monkeypatch)
     ours.mkdir()
     whole.mkdir()
     quantizer.quantize(source, whole, AFFINE, ignore)
-    monkeypatch.setattr(quantizer, "MAX_SHARD_BYTES", 20_000)
+    monkeypatch.setattr(tensor_file, "MAX_SHARD_BYTES", 20_000)
     quantizer.quantize(source, ours, AFFINE, ignore)
 
     index = json.loads((ours / "model.safetensors.index.json").read_text())
