@@ -38,6 +38,9 @@ _MAX_BYTES = 200
 _PUNCTUATION = "._-"
 _QUANTIZATION_SUFFIX = re.compile(r"([.\-_]gguf)?[.\-_](q\d[a-z0-9_]*|iq\d[a-z0-9_]*|f16|f32|bf16|fp16|mxfp4|gguf)$")
 
+# Of the first file of a split model.
+_PART_SUFFIX = re.compile(r"-\d{5}-of-\d{5}$")
+
 # What published names say about the precision of their weights.
 _PRECISION_SUFFIX = re.compile(r"[.\-_](f16|f32|bf16|fp16|fp32|fp8|\d-?bits?|mxfp[48]|nvfp4)$")
 
@@ -108,13 +111,13 @@ def from_file(stem: str) -> str:
 
 def of_path(path: Path) -> str:
     """Derive a valid name from the path of a model file or folder."""
-    return from_file(path.stem if path.suffix == ".gguf" else path.name)
+    return from_file(_PART_SUFFIX.sub("", path.stem) if path.suffix == ".gguf" else path.name)
 
 
 def of_origin(name: str) -> str:
     """Derive a valid name from that of another program, such as `llama3.2:3b` or `ORG/NAME/FILE.gguf`."""
-    last = name.rpartition("/")[2]
-    return from_file(last.removesuffix(":latest").removesuffix(".gguf").replace(":", "-"))
+    last = name.rpartition("/")[2].removesuffix(":latest").removesuffix(".gguf")
+    return from_file(_PART_SUFFIX.sub("", last).replace(":", "-"))
 
 
 def of_quantization(base: str, label: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 from tests import daemons
 from tests.daemons import Daemon
 from tests.models import make_tiny
-from tests.osaurusd.imports.worker.gguf_writer import write_gguf
+from tests.osaurusd.imports.worker.gguf_writer import TinyLlama, write_gguf
 
 NAME = "smollm2:135m-instruct-q4_1"
 
@@ -25,8 +25,20 @@ def daemon(module_home: Path, smollm_gguf: Path, tiny_tokenizer: Path) -> Iterat
     add_to_ollama(user / ".ollama" / "models", smollm_gguf)
     folder = user / ".lmstudio" / "models" / "mlx-community" / "Tiny-Model-4bit"
     make_tiny(folder, tiny_tokenizer)
+    add_split_model(folder.parent.parent / "publisher" / "Split-GGUF")
     with daemons.running(module_home, HOME=str(user)) as running:
         yield running
+
+
+def add_split_model(folder: Path) -> None:
+    """Add a GGUF model in two files."""
+    folder.mkdir(parents=True)
+    tiny = TinyLlama()
+    tensors = list(tiny.tensors().items())
+    halves = (tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :])
+    for number, half in enumerate(halves):
+        keys = {"split.no": number, "split.count": 2, **(tiny.metadata() if number == 0 else {})}
+        write_gguf(folder / f"Split-Model-F32-0000{number + 1}-of-00002.gguf", keys, dict(half))
 
 
 def add_to_ollama(store: Path, gguf: Path) -> None:
@@ -70,7 +82,10 @@ def test_list_says_what_can_be_imported(daemon: Daemon) -> None:
     assert not models["mamba:latest"]["importable"]
     assert "mamba" in models["mamba:latest"]["reason"]
     table = ctl(daemon, "import", "--from", "lmstudio").stdout
-    assert ["mlx-community/Tiny-Model-4bit", "yes"] == [table.splitlines()[1].split()[index] for index in (0, -1)]
+    assert [
+        ["mlx-community/Tiny-Model-4bit", "yes"],
+        ["publisher/Split-GGUF/Split-Model-F32-00001-of-00002.gguf", "yes"],
+    ] == [[line.split()[0], line.split()[-1]] for line in table.splitlines()[1:]]
 
 
 def test_model_of_ollama_is_imported_with_its_parameters(daemon: Daemon) -> None:
@@ -96,6 +111,12 @@ def test_mlx_model_of_lm_studio_is_imported_under_its_name(daemon: Daemon) -> No
     run = ctl(daemon, "import", "--from", "lmstudio", "tiny-model-4bit")
     assert 0 == run.returncode, run.stderr
     assert (daemon.home / "models" / "tiny-model-4bit" / "model.safetensors").exists()
+
+
+def test_split_model_of_lm_studio_is_imported_as_one(daemon: Daemon) -> None:
+    run = ctl(daemon, "import", "--from", "lmstudio", "split-gguf")
+    assert 0 == run.returncode, run.stderr
+    assert run.stdout.startswith("split-model imported")
 
 
 def test_damaged_blob_is_refused_and_leaves_no_files(daemon: Daemon, tmp_path: Path) -> None:

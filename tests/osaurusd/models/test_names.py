@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from osaurusd.errors import InvalidRequest, ModelNotFound, NameTaken
@@ -246,3 +248,40 @@ def test_damaged_state_file_is_moved_aside_and_reported(tmp_path):
 
     assert "names.json" in registry.fault
     assert registry.assign_names(["org/m"], keep_missing=False) == {"org/m": "m"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("llama3.2:3b", "llama3.2-3b"),
+        ("phi4:latest", "phi4"),
+        ("llama3.2:3b-instruct-q4_K_M", "llama3.2-3b-instruct"),
+        ("someone/tuned:latest", "tuned"),
+        ("hf.co/bartowski/Qwen3-4B-GGUF:Q4_K_M", "qwen3-4b"),
+        ("lmstudio-community/Qwen3-4B-GGUF/Qwen3-4B-Q4_K_M.gguf", "qwen3-4b"),
+        ("big/Large/Large-Q6_K-00001-of-00002.gguf", "large"),
+        ("mlx-community/Qwen3-4B-4bit", "qwen3-4b-4bit"),
+    ],
+)
+def test_name_of_another_program_becomes_an_api_name(name, expected):
+    assert names.of_origin(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("base", "label", "expected"),
+    [
+        ("qwen3-4b-bf16", "4bit", "qwen3-4b-4bit"),
+        ("qwen3-4b", "mxfp4", "qwen3-4b-mxfp4"),
+        ("qwen3-4b-8bit", "4bit", "qwen3-4b-4bit"),
+        ("org/model", "6bit", "model-6bit"),
+        ("x" * 96, "4bit", "x" * 91 + "-4bit"),
+    ],
+)
+def test_quantized_model_is_named_after_its_base(base, label, expected):
+    assert names.of_quantization(base, label) == expected
+    assert names.is_valid(expected)
+
+
+@pytest.mark.parametrize("file", ["M-Q4_K_M.gguf", "M-Q4_K_M-00001-of-00003.gguf", "M"])
+def test_file_of_a_model_gives_its_name(file):
+    assert names.of_path(Path("/models") / file) == "m"
