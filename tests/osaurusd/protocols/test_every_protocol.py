@@ -10,6 +10,7 @@ from osaurusd.config import Config, Server
 from osaurusd.http.app import create_app
 from osaurusd.http.cors import Cors, require_json_body
 from osaurusd.protocols.anthropic.routes import anthropic_routes
+from osaurusd.protocols.ollama.embeddings import Embeddings
 from osaurusd.protocols.ollama.generation import Generation
 from osaurusd.protocols.ollama.management import Management
 from osaurusd.protocols.ollama.models import Models
@@ -76,11 +77,12 @@ async def served(tmp_path):
     async with running_backend(tmp_path, REPO) as backend:
         memory = MemoryStore(lambda: 10**6)
         generation, models = Generation(backend.service, backend.pool), Models(backend.catalog, backend.pool)
+        embeddings = Embeddings(backend.service, backend.pool)
         groups = [
             openai_routes(backend.service, backend.catalog),
             responses_routes(backend.service, memory, memory),
             *anthropic_routes(backend.service, backend.catalog),
-            ollama_routes(generation, models, Management(backend.catalog, None, None, lambda: False)),
+            ollama_routes(generation, embeddings, models, Management(backend.catalog, None, None, lambda: False)),
         ]
         cors = Cors(lambda: config.server)
         middlewares, hooks = [cors.check, require_json_body], [cors.add_headers]
