@@ -186,6 +186,27 @@ CONVERSATION_REQUESTS: list[dict[str, Any]] = [
     {"items": [{"role": "user", "content": "Hello", "id": "x"}]},
 ]
 
+DECISION_REQUESTS: list[dict[str, Any]] = [
+    {
+        "input": [
+            {"role": "system", "content": "x"},
+            {
+                "role": "user",
+                "content": [{"type": "input_text", "text": "y"}, {"type": "input_json", "data": {"a": 1}}],
+            },
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "rain"},
+        ],
+        "questions": [
+            {"type": "predicate", "name": "p", "instructions": [{"type": "input_json", "data": [{"a": None}]}]},
+            {"type": "choice", "instructions": "Which?", "choices": [{"value": True}, {"value": "true"}]},
+            {"type": "score", "instructions": "How?", "levels": [{"label": "1", "description": "x"}, {"label": "10"}]},
+        ],
+        "prompt_cache_options": {"mode": "explicit", "ttl": "30m"},
+    },
+    {"input": "x", "questions": [{"type": "choice", "instructions": "y", "choices": [{"value": "a"}, {"value": "b"}]}]},
+]
+
 OLLAMA_CHATS: list[dict[str, Any]] = [
     {
         "messages": [
@@ -217,6 +238,7 @@ VALID: dict[str, list[dict[str, Any]]] = {
     "/v1/conversations": CONVERSATION_REQUESTS,
     "/conversations/conv_1": CONVERSATION_REQUESTS,
     "/v1/conversations/conv_1/items": CONVERSATION_REQUESTS,
+    "/v1/decisions": DECISION_REQUESTS,
     "/api/chat": OLLAMA_CHATS,
     "/api/generate": OLLAMA_GENERATIONS,
     "/api/show": OLLAMA_MODELS,

@@ -16,7 +16,7 @@ EXAMPLES = 60
 LONG_EXAMPLES = 3000
 ADMIN_EXAMPLES = 25
 
-OTHER_PREFIXES = ["/responses", "/conversations", "/api/", "/messages"]
+OTHER_PREFIXES = ["/responses", "/conversations", "/decisions", "/api/", "/messages"]
 FINAL_EVENTS = ("error", "response.completed", "response.incomplete", "response.failed")
 
 any_body = st.one_of(inputs.values.map(lambda value: json.dumps(value).encode()), st.binary())
