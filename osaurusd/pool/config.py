@@ -31,6 +31,12 @@ _OPENBLAS_PATTERNS = (
     "lib/libopenblas.so.0",  # Arch
 )
 
+# What OpenBLAS calls the processors that introduced these instructions, newest first.
+_BLAS_CORES = {
+    "SkylakeX": {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"},
+    "Haswell": {"avx2", "fma"},
+}
+
 
 @dataclass(frozen=True)
 class WorkerLimits:
@@ -120,11 +126,27 @@ def find_blas(setting: str, *, platform: str = sys.platform, root: Path = Path("
     return next((path for pattern in _OPENBLAS_PATTERNS for path in sorted(root.glob(pattern))), None)
 
 
+def find_blas_core(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Return the processor type of OpenBLAS for the vector instructions of this x86 processor; None if unknown.
+
+    Older versions of OpenBLAS use instructions from 2004 on processors that are newer than they are, several times
+    slower.
+    """
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
+    return next((core for core, needed in _BLAS_CORES.items() if needed <= flags), None)
+
+
 def _launch(config: Config) -> Launch:
     preload = find_blas(config.worker.blas)
-    log.info("BLAS for workers", preloaded=str(preload) if preload else None)
+    core = find_blas_core() if preload else None
+    log.info("BLAS for workers", preloaded=str(preload) if preload else None, core=core)
     return Launch(
         preload=preload,
+        blas_core=core,
         load_timeout=config.worker.load_timeout_seconds,
         stop_grace=config.worker.stop_grace_seconds,
         hang_timeout=config.residency.hang_seconds,

@@ -42,6 +42,7 @@ class Launch:
     Attributes:
         command: the command line up to `--fd N`.
         preload: a shared library for `LD_PRELOAD`.
+        blas_core: the processor type for OpenBLAS, unless the environment sets one; None leaves it to OpenBLAS.
         load_timeout: limit from the spawn until the model is loaded.
         stop_grace: how long to wait after the shutdown request, and after SIGTERM.
         hang_timeout: a worker that has work and makes no progress for this long is killed.
@@ -49,6 +50,7 @@ class Launch:
 
     command: Sequence[str] = WORKER_COMMAND
     preload: Path | None = None
+    blas_core: str | None = None
     load_timeout: float = 600.0
     stop_grace: float = 5.0
     hang_timeout: float = 120.0
@@ -225,4 +227,6 @@ def _environment(launch: Launch) -> dict[str, str]:
     if launch.preload is not None:
         inherited = env.get("LD_PRELOAD")
         env["LD_PRELOAD"] = f"{launch.preload}:{inherited}" if inherited else str(launch.preload)
+        if launch.blas_core is not None:
+            env.setdefault("OPENBLAS_CORETYPE", launch.blas_core)
     return env

@@ -12,9 +12,10 @@ from mlx import nn
 from mlx_lm.models.base import BaseModelArgs
 
 from osaurusd.worker.runners.embedding.inputs import Batch
+from osaurusd.worker.runners.embedding.kernels import attention, gelu
 
 ACTIVATIONS = {
-    "gelu": nn.gelu,
+    "gelu": gelu,
     "gelu_new": nn.gelu_approx,
     "gelu_pytorch_tanh": nn.gelu_approx,
     "relu": nn.relu,
@@ -71,8 +72,10 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, heads: int, mask
     """Attend in both directions; all arguments and the result have the shape (batch, tokens, width)."""
     batch, length, width = queries.shape
     size = width // heads
-    split = (each.reshape(batch, length, heads, size).transpose(0, 2, 1, 3) for each in (queries, keys, values))
-    output = mx.fast.scaled_dot_product_attention(*split, scale=size**-0.5, mask=mask)
+    queries, keys, values = (
+        each.reshape(batch, length, heads, size).transpose(0, 2, 1, 3) for each in (queries, keys, values)
+    )
+    output = attention(queries, keys, values, mask)
     return output.transpose(0, 2, 1, 3).reshape(batch, length, width)
 
 

@@ -16,7 +16,7 @@ from tests.osaurusd.worker.runners.embedding.tiny_networks import REFERENCES, SE
 
 FAMILIES = json.loads(REFERENCES.read_text())
 TOLERANCE = 2e-5
-PADDING_TOLERANCE = 1e-6
+PADDING_TOLERANCE = 3e-6  # these outputs are not normalized, and random weights amplify rounding
 
 
 @pytest.fixture(params=FAMILIES)
