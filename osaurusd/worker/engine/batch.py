@@ -183,7 +183,7 @@ class DecodeBatch:
         """Return the next tokens; sample them first if that is still to be done."""
         if self._tokens is None:
             assert self._pending is not None, "sampling has begun"
-            logits = np.array(self._pending.logits.astype(mx.float32), copy=False)
+            logits = host_sampler.to_numpy(self._pending.logits)
             self._tokens, self._logprobs = host_sampler.sample(self._states, logits, self._pending.bitmasks)
             self._pending = None
         return self._tokens

@@ -30,6 +30,13 @@ _MASKS = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1,
 )
 
 
+def to_numpy(logits: mx.array) -> Floats:
+    """Return computed logits without copying them, unless their precision is not float32."""
+    logits = logits.astype(mx.float32)
+    mx.eval(logits)  # other threads may run meanwhile
+    return np.array(logits, copy=False)
+
+
 def sample(
     states: Sequence[SamplingState], logits: Floats, bitmasks: Sequence[Bitmask | None]
 ) -> tuple[mx.array, LogprobArrays | None]:
@@ -111,7 +118,8 @@ def _apply_bias(state: SamplingState, logits: Floats) -> Floats:
     if state.penalized:
         if state.penalties is None:
             prompt = np.unique(np.asarray(state.prompt_tokens, np.int64))
-            state.penalties = _Penalties(Counter(state.output_tokens), prompt)
+            # Some tokenizers have ids beyond the logits.
+            state.penalties = _Penalties(Counter(state.output_tokens), prompt[prompt < logits.size])
         _apply_penalties(state.params, logits, state.penalties)
     return logits
 

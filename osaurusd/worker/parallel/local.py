@@ -223,7 +223,7 @@ class LocalExecutor:
         rows = list(range(count))
         if self._device.is_gpu:
             return compute_logprobs(logits[:count], mx.array(following), prompt.top_logprobs, rows).scores()
-        on_host = np.array(logits.astype(mx.float32), copy=False)[:count]
+        on_host = host_sampler.to_numpy(logits[:count])
         return host_sampler.compute_logprobs(on_host, following, prompt.top_logprobs, rows).scores()
 
     def _restored(self, id_: SequenceId) -> _Prompt:
