@@ -257,11 +257,12 @@ def _find_escaping_link(folder: Path, names: Mapping[str, int], boundaries: Sequ
 
 def _find_subfolder_links(folder: Path) -> Iterator[str]:
     """Return the names of the subfolders with files of the model, and of what they contain."""
-    for entry in _entries(folder):
-        if model_files.is_subfolder(entry.name):
-            yield entry.name
-            with contextlib.suppress(OSError):
-                yield from (f"{entry.name}/{each.name}" for each in _entries(entry))
+    with contextlib.suppress(OSError):
+        for entry in _entries(folder):
+            if model_files.is_subfolder(entry.name):
+                yield entry.name
+                with contextlib.suppress(OSError):
+                    yield from (f"{entry.name}/{each.name}" for each in _entries(entry))
 
 
 def _creation_time(folder: Path) -> int:

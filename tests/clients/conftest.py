@@ -84,9 +84,9 @@ def programs() -> Path:
 
 
 @pytest.fixture(scope="module")
-def clients(programs: Path, module_home: Path, smollm_folder: Path) -> Iterator[Clients]:
+def clients(programs: Path, module_home: Path, tiny_tokenizer: Path) -> Iterator[Clients]:
     """Client programs, and a daemon for them."""
-    make_scripted(module_home / "models" / MODEL, smollm_folder, [tool_call("weather", city="Paris"), ANSWER])
+    make_scripted(module_home / "models" / MODEL, tiny_tokenizer, [tool_call("weather", city="Paris"), ANSWER])
     (module_home / "client").mkdir()
     with daemons.running(module_home) as daemon:
         yield Clients(daemon, programs, module_home / "client")

@@ -22,7 +22,7 @@ ANSWER = "The file mentions a swordfish."
 
 
 @pytest.fixture(scope="module")
-def agents(programs: Path, module_home: Path, smollm_folder: Path) -> Iterator[Clients]:
+def agents(programs: Path, module_home: Path, tiny_tokenizer: Path) -> Iterator[Clients]:
     """The agents, and a daemon with a model for each: it reads a file, and then answers."""
     install_packages("agents", programs)
     client = module_home / "client"
@@ -34,7 +34,7 @@ def agents(programs: Path, module_home: Path, smollm_folder: Path) -> Iterator[C
         "claude": tool_call("Read", file_path=str(secret)),
     }
     for name, call in calls.items():
-        make_scripted(module_home / "models" / name, smollm_folder, [call, ANSWER])
+        make_scripted(module_home / "models" / name, tiny_tokenizer, [call, ANSWER])
     (module_home / "config.toml").write_text("[log]\ncontent = true\n")
     with daemons.running(module_home) as daemon:
         yield Clients(daemon, programs, client)

@@ -145,11 +145,11 @@ PROTOCOLS = (ChatCompletions, Responses, Anthropic, Ollama)
 
 
 @pytest.fixture(scope="module")
-def daemon(module_home: Path, smollm_folder: Path) -> Iterator[Daemon]:
+def daemon(module_home: Path, tiny_tokenizer: Path) -> Iterator[Daemon]:
     """A daemon with a model that calls a tool, and one whose output depends on every token of the prompt."""
     models = module_home / "models"
-    make_scripted(models / "scripted", smollm_folder, REPLIES, choose=TURN)
-    make_tiny(models / "random", smollm_folder, template=TEMPLATE.read_text(), tie_word_embeddings=False)
+    make_scripted(models / "scripted", tiny_tokenizer, REPLIES, choose=TURN)
+    make_tiny(models / "random", tiny_tokenizer, template=TEMPLATE.read_text(), tie_word_embeddings=False)
     with daemons.running(module_home) as running:
         yield running
 

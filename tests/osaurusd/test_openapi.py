@@ -13,6 +13,7 @@ from osaurusd.http.errors import STATUS
 from osaurusd.http.json import decode_json
 from osaurusd.http.openapi import ADMIN_ERRORS, PREFIXES, document, openapi_routes
 from osaurusd.protocols.anthropic.routes import anthropic_routes
+from osaurusd.protocols.ollama.embeddings import Embeddings
 from osaurusd.protocols.ollama.generation import Generation
 from osaurusd.protocols.ollama.management import Management
 from osaurusd.protocols.ollama.models import Models
@@ -44,7 +45,9 @@ def test_routes_and_paths_correspond():
         openai_routes(None, None),
         responses_routes(None, None, None),
         *anthropic_routes(None, None),
-        ollama_routes(Generation(None, None), Models(None, None), Management(None, None, None, None)),
+        ollama_routes(
+            Generation(None, None), Embeddings(None, None), Models(None, None), Management(None, None, None, None)
+        ),
         openapi_routes(APIS, Config),
     ]
     routes = {

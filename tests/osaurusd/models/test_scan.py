@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from osaurusd.models import tokenizers
 from osaurusd.models.record import Capabilities, GenerationDefaults
 from osaurusd.wire.admin import Availability
 
@@ -152,7 +154,6 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
         (BPE_FILES, "the tokenizer is missing"),
         ({**GPT2, "vocab.json": b"{}"}, "the tokenizer is missing: GPT2Tokenizer needs merges.txt"),
         ({"spiece.model": SENTENCEPIECE}, "the tokenizer is missing"),
-        ({"tiktoken.model": b"YQ== 0"}, "tiktoken.model requires the Python package `tiktoken`"),
         ({"tokenizer.json": b""}, "tokenizer.json is incomplete"),
         ({"tokenizer.json": b'{"version": "1.0", "mod'}, "tokenizer.json is incomplete"),
         ({"tokenizer.json": LFS_POINTER}, "tokenizer.json is a Git LFS pointer instead of the file"),
@@ -167,6 +168,16 @@ def test_model_without_a_complete_tokenizer_is_partial(models, hub, files, reaso
     record = single(scan(models, hub))
     assert record.state is Availability.PARTIAL
     assert record.reason.startswith(reason)
+
+
+def test_missing_package_of_the_tokenizer_is_named(models, hub, monkeypatch):
+    monkeypatch.setattr(tokenizers, "find_spec", lambda name: None if name == "tiktoken" else find_spec(name))
+    write_hub(hub, "org/m", without(model(), "tokenizer.json") | {"tiktoken.model": b"YQ== 0"})
+    record = single(scan(models, hub))
+    assert (record.state, record.reason) == (
+        Availability.PARTIAL,
+        "tiktoken.model requires the Python package `tiktoken`",
+    )
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])

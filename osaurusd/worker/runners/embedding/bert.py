@@ -72,8 +72,10 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, heads: int, mask
     """Attend in both directions; all arguments and the result have the shape (batch, tokens, width)."""
     batch, length, width = queries.shape
     size = width // heads
-    split = (each.reshape(batch, length, heads, size).transpose(0, 2, 1, 3) for each in (queries, keys, values))
-    output = attention(*split, mask)
+    queries, keys, values = (
+        each.reshape(batch, length, heads, size).transpose(0, 2, 1, 3) for each in (queries, keys, values)
+    )
+    output = attention(queries, keys, values, mask)
     return output.transpose(0, 2, 1, 3).reshape(batch, length, width)
 
 

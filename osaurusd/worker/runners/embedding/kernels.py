@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-_BLOCK_ELEMENTS = 32768
+_BLOCK_ELEMENTS = 65536
 
 # erf(x) = 1 - (a1 t + ... + a5 t^5) exp(-x^2) with t = 1 / (1 + p x), for x >= 0, within 1.5e-7.
 # Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
@@ -26,7 +26,8 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.arra
     scores = (queries * scale) @ keys.swapaxes(-1, -2)
     if mask is not None:
         scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
-    return _softmax(scores) @ values
+    weights, sums = _exponentials(scores)
+    return (weights @ values) / sums
 
 
 def gelu(inputs: mx.array) -> mx.array:
@@ -39,15 +40,17 @@ def gelu(inputs: mx.array) -> mx.array:
     return mx.array(output.reshape(inputs.shape))
 
 
-def _softmax(scores: mx.array) -> mx.array:
+def _exponentials(scores: mx.array) -> tuple[mx.array, mx.array]:
+    """Return the numerators and the denominators of the softmax over the last axis."""
     source, output = _buffers(scores)
     width = scores.shape[-1]
+    sums = np.empty(source.size // width, np.float32)
     for begin, end in _blocks(source.size, width):
         rows, weights = (each[begin:end].reshape(-1, width) for each in (source, output))
         np.subtract(rows, rows.max(axis=1, keepdims=True), out=weights)
         np.exp(weights, out=weights)
-        weights /= weights.sum(axis=1, keepdims=True)
-    return mx.array(output.reshape(scores.shape))
+        weights.sum(axis=1, out=sums[begin // width : end // width])
+    return mx.array(output.reshape(scores.shape)), mx.array(sums.reshape(*scores.shape[:-1], 1))
 
 
 def _gelu_block(inputs: np.ndarray, output: np.ndarray) -> None:

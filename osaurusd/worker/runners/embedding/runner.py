@@ -1,6 +1,8 @@
 """The runner of models that embed texts, and of sequence classifiers that score pairs of texts."""
 
+import contextlib
 import math
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -43,6 +45,8 @@ CLASSIFIERS: Mapping[str, Any] = {
 _HIDDEN_ARRAYS = 8
 _INTERMEDIATE_ARRAYS = 3
 _FLOAT32_BYTES = 4
+
+_NICE = 5
 
 
 class EmbeddingRunner:
@@ -92,6 +96,8 @@ class EmbeddingRunner:
             find = partial(find_classes, frame.task)
             network, config, dtype = load_network(folder, frame, device, on_bytes, get_model_classes=find)
             runner = cls(frame, network, config, dtype, folder)
+        if not device.is_gpu:
+            _lower_priority()
         apply_limits(frame, runner.engine.pass_bytes)
         return runner
 
@@ -139,6 +145,15 @@ class EmbeddingRunner:
         normalize = self._pipeline is not None and self._pipeline.normalize
         vectors = shorten(rows, request.dimensions, normalize=normalize)
         return Vectors(dimensions=vectors.shape[1], truncated=truncated, data=vectors.tobytes())
+
+
+def _lower_priority() -> None:
+    """Prefer models that generate text, whose clients read along, where all share the processor's cores."""
+    threads = Path("/proc/self/task")
+    if threads.is_dir():  # Linux, where a priority belongs to a thread
+        for thread in threads.iterdir():
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), _NICE)
 
 
 def _scores(truncated: list[int], logits: np.ndarray) -> Scores:
