@@ -6,7 +6,12 @@ MODEL = .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 EMBEDDER = .cache/all-minilm-l6-v2/config.json
 MINUTES ?= 10
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
-PYTEST = -m "not long and not clients" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# One more than the CPUs: tests wait for other processes, too. At most 4, because each loads models.
+PROCESSES ?= $(shell $(BIN)/python -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
+PYTEST = -m "not long and not clients" --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
+
+# Tests start hundreds of processes, which share compiled modules.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo demo-stop test test-long test-clients client-locks test-mac coverage soak lint format docs run bench screenshot check-recommended dist constraints man clean
 
