@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 import msgspec
-import psutil
 
 from osaurusctl import config_file
 from osaurusctl.client import Client
@@ -101,9 +100,10 @@ def memory_budget(client: Client) -> int:
             return budget
     except DaemonNotRunning:
         pass
-    physical = psutil.virtual_memory().total
+    import psutil  # noqa: PLC0415  only here, so that the commands that download models start without it
+
     try:
         configured = config_file.load(paths.resolve().config_file).residency.budget_bytes
     except CliError:
         configured = None
-    return configured or int(physical * BUDGET_FRACTION)
+    return configured or int(psutil.virtual_memory().total * BUDGET_FRACTION)

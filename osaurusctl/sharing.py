@@ -79,7 +79,8 @@ def _send_to_first(listener: socket.socket, stopped: socket.socket, offer: Offer
 def _open(source: Path, stack: contextlib.ExitStack) -> tuple[Offer, list[int]]:
     try:
         if not source.is_dir():
-            return Offer(folder=False, names=[source.name]), [_open_file(source, stack)]
+            names = open_files.part_names(source.name)
+            return Offer(folder=False, names=names), [_open_file(source.with_name(name), stack) for name in names]
         # Links to files are followed, since the Hugging Face cache consists of them.
         paths = [*source.iterdir(), *model_files.find_subfolder_files(source)]
         files = sorted(path for path in paths if path.is_file())

@@ -133,10 +133,17 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running(home: Path, *arguments: str, **env: str) -> Iterator[Daemon]:
-    """Run a daemon on a free port while the block runs. It serves when the block begins."""
+def running(home: Path, *arguments: str, module: str = "osaurusd", **env: str) -> Iterator[Daemon]:
+    """Run a daemon on a free port while the block runs. It serves when the block begins.
+
+    Args:
+        home: the home directory.
+        arguments: of `osaurusd serve`.
+        module: the program, if not the daemon itself.
+        env: variables in addition to `environment`.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", "osaurusd", "serve", "--port", "0", *arguments],
+        [sys.executable, "-m", module, "serve", "--port", "0", *arguments],
         env=environment(home, **env),
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

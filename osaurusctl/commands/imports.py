@@ -1,6 +1,7 @@
 """Commands that create models from files and from other models: import, quantize."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -18,6 +19,7 @@ from osaurusd.wire import paths
 from osaurusd.wire.admin import ImportDone, ImportRequest
 from osaurusd.wire.imports import QuantizeDone
 from osaurusd.wire.lineage import QuantizationMode, QuantizeRequest
+from osaurusd.wire.quantization import ImportQuantization
 
 _MODELS_HEADER = ("NAME", "SIZE", "FAMILY", "QUANT", "IMPORT", "REASON")
 _MODELS_DROP = ("REASON", "FAMILY", "QUANT", "SIZE")
@@ -44,32 +46,54 @@ _GROUP_SIZES = ("32", "64", "128")
     help="Import a model of this program; without NAME, list its models",
 )
 @click.option("--name", help="Name of the new model  [default: derived from PATH or NAME]")
+@click.option(
+    "--quantize",
+    "mode",
+    type=click.Choice([mode.value for mode in ImportQuantization]),
+    default=ImportQuantization.AUTO.value,
+    show_default=True,
+    help="Bits per weight of the matrices in a GGUF file",
+)
+@click.option(
+    "--group-size",
+    type=click.Choice(_GROUP_SIZES),
+    default="32",
+    show_default=True,
+    help="Number of weights that share a scale, in matrices that are requantized",
+)
 @click.pass_obj
-def import_model(output: Output, source: str | None, program: str | None, name: str | None) -> None:
+def import_model(
+    output: Output, source: str | None, program: str | None, name: str | None, mode: str, group_size: str
+) -> None:
     """Import an MLX folder or a GGUF file
 
-    PATH is a folder with an MLX model, or a .gguf file. With --from, NAME is a model of Ollama or LM Studio, by the
-    name that this program lists. The original is not changed.
+    PATH is a folder with an MLX model, or a GGUF file; of a model in several GGUF files, the first one. With --from,
+    NAME is a model of Ollama or LM Studio, by the name that this program lists. The original is not changed.
+
+    --quantize auto preserves the quality of each matrix of a GGUF file; none stores floats.
     """
+    storage = {"quantize": mode, "group_size": int(group_size)}
     if program is not None:
-        _import_from(Program(program), source, name, output)
+        _import_from(Program(program), source, name, storage, output)
         return
     if source is None:
         raise click.UsageError("missing argument PATH, the folder or file to import")
     path = Path(source).absolute()
     if not path.exists():
         raise click.UsageError(f'path "{source}" does not exist')
-    _import(ImportRequest(path=str(path), name=name), output)
+    _import(str(path), {"name": name, **storage}, output)
 
 
-def _import_from(program: Program, model: str | None, name: str | None, output: Output) -> None:
+def _import_from(
+    program: Program, model: str | None, name: str | None, storage: dict[str, Any], output: Output
+) -> None:
     """Import a model of another program; without a model, list them."""
     models = catalog.find_models(program)
     if model is not None:
         chosen = catalog.choose(program, models, model)
         for note in chosen.notes:
             output.note(note)
-        _import(ImportRequest(path=chosen.path, name=name, origin=chosen.origin), output)
+        _import(chosen.path, {"name": name, "origin": chosen.origin, **storage}, output)
         return
     if name is not None:
         raise click.UsageError("--name requires the NAME of the model to import")
@@ -83,14 +107,25 @@ def _import_from(program: Program, model: str | None, name: str | None, output: 
         output.note(f"no models of {program.label} found on this machine")
 
 
-def _import(request: ImportRequest, output: Output) -> None:
+def _import(path: str, fields: dict[str, Any], output: Output) -> None:
     try:
-        with shared_files(Path(request.path), paths.resolve().run_dir) as files:
-            request = msgspec.structs.replace(request, files=str(files))
+        with shared_files(Path(path), paths.resolve().run_dir) as files:
+            request = msgspec.convert({"path": path, "files": str(files), **fields}, type=ImportRequest)
             done = progress.follow(connect().import_model(request), output, ImportDone)
     except KeyboardInterrupt as error:
         raise Interrupted("import cancelled; partial files were removed") from error
-    output.show(done, f"{done.model.name} imported ({format_bytes(done.model.bytes)})")
+    output.show(done, "\n".join([f"{done.model.name} imported ({format_bytes(done.model.bytes)})", *_changes(done)]))
+
+
+def _changes(done: ImportDone) -> list[str]:
+    """Describe what quantization changed."""
+    report = done.quantization
+    if report is None or not report.converted:
+        return []
+    return [
+        f"{report.exact} quantized matrices are exact, {report.converted} were converted: relative error "
+        f"{report.mean_error:.2%} on average, {report.worst_error:.2%} at most ({report.worst_tensor})"
+    ]
 
 
 def _format_models(models: list[ProgramModel], width: int | None) -> str:

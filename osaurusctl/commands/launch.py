@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from osaurusctl import completion, launcher, progress
+from osaurusctl import client_programs, completion, progress
 from osaurusctl.chat.model import ModelFinder
 from osaurusctl.client import Client, connect
+from osaurusctl.client_programs import Connection
 from osaurusctl.command import SHELLS, Command
 from osaurusctl.errors import CliError, ExitCode
-from osaurusctl.launcher import Connection
 from osaurusctl.output import Output
 
 API_KEY_VARIABLE = "OSAURUS_API_KEY"
@@ -44,7 +44,7 @@ def launch(output: Output, program: str, arguments: tuple[str, ...], name: str |
     the daemon requires one.
     """
     client = connect()
-    known = launcher.find_program(program)
+    known = client_programs.find_program(program)
     if known.executable is None:
         raise click.UsageError(
             f'"{program}" is an API, not a program; run "osaurusctl env {program}" for its variables'
@@ -55,7 +55,7 @@ def launch(output: Output, program: str, arguments: tuple[str, ...], name: str |
         raise CliError(f"the program {known.executable} is not installed", hint=hint, code="program_not_found")
     connection = _connect(client, output, name, command="launch")
     model = client.details(connection.model).model
-    launcher.check_program(client, program, known, model, any_context=any_context)
+    client_programs.check_program(client, program, known, model, any_context=any_context)
     with progress.spinner(output, f"loading {connection.model}"):
         client.load(connection.model)
     own = known.arguments(connection)
@@ -65,16 +65,16 @@ def launch(output: Output, program: str, arguments: tuple[str, ...], name: str |
 
 
 @click.command("env", cls=Command, examples=['eval "$(osaurusctl env openai)"', "osaurusctl env claude --shell fish"])
-@click.argument("program", metavar="CLIENT", type=click.Choice(sorted(launcher.PROGRAMS)))
+@click.argument("program", metavar="CLIENT", type=click.Choice(sorted(client_programs.PROGRAMS)))
 @_model_option
 @click.option("--shell", type=click.Choice(SHELLS), help="Shell (default: from SHELL)")
 @click.pass_obj
 def env(output: Output, program: str, name: str | None, shell: str | None) -> None:
     """Print the variables that connect a client to the daemon"""
-    known = launcher.PROGRAMS[program]
+    known = client_programs.PROGRAMS[program]
     connection = _connect(connect(), output, name, command="env")
     variables = dict(known.environment(connection))
-    output.show(variables, "\n".join(launcher.format_variables(variables, shell or _default_shell())))
+    output.show(variables, "\n".join(client_programs.format_variables(variables, shell or _default_shell())))
 
 
 def _connect(client: Client, output: Output, name: str | None, *, command: str) -> Connection:
@@ -83,8 +83,8 @@ def _connect(client: Client, output: Output, name: str | None, *, command: str) 
     model = client.details(name or finder.default(command=f"{command} CLIENT --model")).model
     if model.reason is not None:
         raise CliError(f'model "{model.name}" cannot be used: {model.reason}', exit_code=ExitCode.MODEL_NOT_FOUND)
-    key = launcher.resolve_api_key(status, os.environ.get(API_KEY_VARIABLE))
-    return Connection(launcher.base_url(status), key, model.name, model.context_length)
+    key = client_programs.resolve_api_key(status, os.environ.get(API_KEY_VARIABLE))
+    return Connection(client_programs.base_url(status), key, model.name, model.context_length)
 
 
 def _default_shell() -> str:

@@ -58,7 +58,10 @@ def check(client: Client, models: Sequence[ProgramModel], run_dir: Path) -> list
         CliError: a file cannot be opened, or the daemon does not run.
     """
     offered = {f"{index}-{path.name}": path for index, model in enumerate(models) for path in model.offered_files()}
-    by_model = {int(name.partition("-")[0]): name for name in offered}
+    by_model: dict[int, str] = {}
+    for name in offered:
+        # Of several parts, the first one stands for the model.
+        by_model.setdefault(int(name.partition("-")[0]), name)
     items = [_item(models[index], name) for index, name in by_model.items()]
     with shared_items(offered, run_dir) as files:
         results = client.check_imports(CheckRequest(items=items, files=str(files)))

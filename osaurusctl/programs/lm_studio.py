@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+import msgspec
+
 from osaurusctl.errors import CliError
 from osaurusctl.programs.model import Program, ProgramModel
 from osaurusd.wire.lineage import Origin
@@ -66,7 +68,10 @@ def _read_folder(root: Path, folder: Path) -> Iterator[ProgramModel]:
         )
         model = _model(root, path, "gguf", [files[name] for name in parts if name in files] or [path], notes)
         missing = [name for name in parts if name not in files]
-        yield model.unusable(f"the part {missing[0]} is missing") if missing else model
+        if missing:
+            yield model.unusable(f"the part {missing[0]} is missing")
+        else:
+            yield msgspec.structs.replace(model, parts=parts)
 
 
 def _model(root: Path, path: Path, form: str, files: list[Path], notes: list[str]) -> ProgramModel:

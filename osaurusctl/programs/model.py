@@ -26,6 +26,7 @@ class ProgramModel(msgspec.Struct, frozen=True, kw_only=True):
         name: the program's name for it.
         path: the GGUF file or the MLX folder.
         format: `gguf`, `mlx`, or another one, which cannot be imported.
+        parts: the names of the files of a GGUF model that is split; `path` is the first one.
         importable: whether it can be imported; `reason` states why not.
         notes: what an import does not take over.
         origin: what the program knows about the file.
@@ -34,6 +35,7 @@ class ProgramModel(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     path: str
     format: str
+    parts: list[str] = []
     bytes: int
     family: str | None = None
     quantization: str | None = None
@@ -46,7 +48,10 @@ class ProgramModel(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, importable=False, reason=reason)
 
     def offered_files(self) -> list[Path]:
-        """Return the file whose header shows whether the model can be imported; none if that is known."""
+        """Return the files whose headers show whether the model can be imported; none if that is known."""
+        path = Path(self.path)
         if not self.importable:
             return []
-        return [Path(self.path) / "config.json" if self.format == "mlx" else Path(self.path)]
+        if self.format == "mlx":
+            return [path / "config.json"]
+        return [path.with_name(name) for name in self.parts] or [path]

@@ -14,7 +14,7 @@ from osaurusd.http.json import json_response, read_json
 from osaurusd.http.routes import Route
 from osaurusd.http.streaming import stream_ndjson
 from osaurusd.imports.manager import ImportManager
-from osaurusd.imports.messages import Note, Progress, QuantizationSettings
+from osaurusd.imports.messages import Event, Imported, Note, Progress, QuantizationSettings
 from osaurusd.models import metadata
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
@@ -47,7 +47,8 @@ class ImportsApi:
     async def import_model(self, request: web.Request) -> web.StreamResponse:
         """Import a model and stream the progress."""
         body = await read_json(request, ImportRequest)
-        events = _import_events(self._imports.run(body.path, body.name, body.files, body.origin))
+        options = [f"--quantize={body.quantize}", f"--group-size={body.group_size}"]
+        events = _import_events(self._imports.run(body.path, body.name, body.files, body.origin, options=options))
         return await stream_ndjson(request, events, error_value=_error_event, content_type=JSON_LINES)
 
     async def check_models(self, request: web.Request) -> web.Response:
@@ -72,23 +73,30 @@ def _settings(body: QuantizeRequest) -> QuantizationSettings:
     return QuantizationSettings(mode=body.mode, bits=body.bits, group_size=body.group_size, requantize=body.requantize)
 
 
-async def _import_events(events: AsyncGenerator[Progress | Note | ModelRecord]) -> AsyncGenerator[ImportStreamEvent]:
+async def _import_events(events: AsyncGenerator[Event | ModelRecord]) -> AsyncGenerator[ImportStreamEvent]:
+    quantization = None
     async with contextlib.aclosing(events):
         async for event in events:
-            if isinstance(event, ModelRecord):
-                yield ImportDone(model=views.model_info(event))
-            else:
-                yield _stream_event(event)
+            match event:
+                case Imported():
+                    quantization = event.quantization
+                case ModelRecord():
+                    yield ImportDone(model=views.model_info(event), quantization=quantization)
+                case _:
+                    yield _stream_event(event)
 
 
 async def _quantize_events(
-    base: ModelRecord, events: AsyncGenerator[Progress | Note | ModelRecord]
+    base: ModelRecord, events: AsyncGenerator[Event | ModelRecord]
 ) -> AsyncGenerator[QuantizeEvent]:
     async with contextlib.aclosing(events):
         async for event in events:
-            if not isinstance(event, ModelRecord):
+            if isinstance(event, Progress | Note):
                 yield _stream_event(event)
-            elif (lineage := (await asyncio.to_thread(metadata.read_provenance, event)).lineage) is not None:
+            elif (
+                isinstance(event, ModelRecord)
+                and (lineage := (await asyncio.to_thread(metadata.read_provenance, event)).lineage) is not None
+            ):
                 yield QuantizeDone(model=views.model_info(event), base_bytes=base.size_bytes, lineage=lineage)
 
 

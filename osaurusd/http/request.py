@@ -177,7 +177,7 @@ def _check_target(request: web.Request) -> None:
         raise MalformedRequest("the request target is neither a path nor an HTTP URL")
     host = request.headers.get(hdrs.HOST, "")
     if _without_default_port(url.netloc) != _without_default_port(host):
-        raise Forbidden(f"the request target names the host {excerpt(url.netloc)!r}, but `Host` is {excerpt(host)!r}")
+        raise Forbidden(f'the request target names the host "{excerpt(url.netloc)}", but `Host` is "{excerpt(host)}"')
 
 
 def _without_default_port(authority: str) -> str:

@@ -53,9 +53,15 @@ class ImportManager:
                 shutil.rmtree(leftover, ignore_errors=True)
 
     async def run(
-        self, source: str, name: str | None, files: str | None = None, origin: Origin | None = None
-    ) -> AsyncGenerator[messages.Progress | messages.Note | ModelRecord]:
-        """Import the folder or file `source`. Yields progress and notes, then the model.
+        self,
+        source: str,
+        name: str | None,
+        files: str | None = None,
+        origin: Origin | None = None,
+        *,
+        options: Sequence[str] = (),
+    ) -> AsyncGenerator[messages.Event | ModelRecord]:
+        """Import the folder or file `source`. Yields progress, notes and what quantization changed, then the model.
 
         Closing the iterator cancels the import.
 
@@ -65,6 +71,7 @@ class ImportManager:
             files: the Unix socket from which the child process receives the open files of the source; None if it can
                 open them itself.
             origin: what another program knows about the source.
+            options: further options of the child process.
 
         Raises:
             InvalidRequest: the path is not absolute, or the name is invalid.
@@ -79,7 +86,7 @@ class ImportManager:
         name = await self._free_name(
             (names.of_origin(origin.name) if origin else names.of_path(path)) if name is None else name
         )
-        arguments = [*(["--files", files] if files is not None else []), source]
+        arguments = [*options, *(["--files", files] if files is not None else []), source]
         if origin is not None:
             arguments = ["--origin", msgspec.json.encode(origin).decode(), *arguments]
         async with contextlib.aclosing(self._create(name, IMPORTER_COMMAND, arguments)) as events:
@@ -93,7 +100,7 @@ class ImportManager:
 
     async def quantize(
         self, base: ModelRecord, settings: messages.QuantizationSettings, name: str | None
-    ) -> AsyncGenerator[messages.Progress | messages.Note | ModelRecord]:
+    ) -> AsyncGenerator[messages.Event | ModelRecord]:
         """Quantize a model. Yields progress, then the new model. Closing the iterator cancels the quantization.
 
         Args:
@@ -146,7 +153,7 @@ class ImportManager:
 
     async def _create(
         self, name: str, command: Sequence[str], arguments: Sequence[str]
-    ) -> AsyncGenerator[messages.Progress | messages.Note | ModelRecord]:
+    ) -> AsyncGenerator[messages.Event | ModelRecord]:
         """Run a child process that writes a staging folder, its last argument, and publish the folder as a model."""
         staging = self._models_dir / f"{_IMPORTING}{uuid.uuid4().hex}"
         self.running.add(staging)
@@ -196,8 +203,8 @@ def _check_socket(files: str) -> None:
         raise InvalidRequest(f"`files`: must be the absolute path of a Unix socket, not {files!r}", param="files")
 
 
-async def _run(command: Sequence[str], arguments: Sequence[str]) -> AsyncGenerator[messages.Progress | messages.Note]:
-    """Run a child process and yield its progress and notes until it has finished."""
+async def _run(command: Sequence[str], arguments: Sequence[str]) -> AsyncGenerator[messages.Event]:
+    """Run a child process and yield its events until it has finished."""
     async with contextlib.aclosing(job.run(command, arguments, messages.FROM_IMPORTER)) as frames:
         async for frame in frames:
             match frame:
@@ -206,6 +213,8 @@ async def _run(command: Sequence[str], arguments: Sequence[str]) -> AsyncGenerat
                 case messages.ImportFailure():
                     raise _ChildFailed(frame.message)
                 case messages.Imported():
+                    if frame.quantization is not None:
+                        yield frame
                     return
 
 

@@ -5,6 +5,7 @@ import msgspec
 from osaurusd.rpc.messages import Frame
 from osaurusd.wire.imports import CheckedModel
 from osaurusd.wire.lineage import QuantizationMode
+from osaurusd.wire.quantization import QuantizationReport
 
 
 class Progress(Frame, frozen=True, tag="progress"):
@@ -16,7 +17,9 @@ class Progress(Frame, frozen=True, tag="progress"):
 
 
 class Imported(Frame, frozen=True, tag="imported"):
-    """The model folder is complete."""
+    """The model folder is complete. `quantization` is None if nothing was converted to a quantized format."""
+
+    quantization: QuantizationReport | None = None
 
 
 class ImportFailure(Frame, frozen=True, tag="import_failure"):
@@ -34,6 +37,9 @@ class Checked(Frame, frozen=True, tag="checked"):
 
     models: list[CheckedModel]
 
+
+Event = Progress | Note | Imported
+"""What the daemon passes on while a child process works."""
 
 FromImporter = Progress | Note | Checked | Imported | ImportFailure
 

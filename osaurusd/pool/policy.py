@@ -54,6 +54,11 @@ def make_room(
     return Plan(evict=_keys(evict), drain=_keys(drain))
 
 
+def unused(models: Iterable[ModelState]) -> list[ModelState]:
+    """Return the models that may be unloaded without an effect on anything but the next request."""
+    return [model for model in models if model.idle and not model.pinned]
+
+
 def divide_budget(budget: int, needs: Mapping[str, int]) -> dict[str, int]:
     """Return the bytes each model may use: what it needs, and an equal part of the rest.
 

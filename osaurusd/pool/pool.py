@@ -221,11 +221,9 @@ class Pool:
         for supervisor in self._supervisors.values():
             supervisor.drop_caches()
 
-    def unload_idle(self) -> None:
+    def unload_unused(self) -> None:
         """Unload the models that are neither in use nor pinned, because the system is short of memory."""
-        for model in self._scheduler.models:
-            if model.idle and not model.pinned:
-                self._dispatch(self._scheduler.unload, model.key, _FutureWaiter(), cause=StopCause.PRESSURE)
+        self._dispatch(self._scheduler.unload_unused)
 
     # State
 

@@ -25,7 +25,7 @@ class MemoryUser(Protocol):
 
     def drop_caches(self) -> None: ...
 
-    def unload_idle(self) -> None: ...
+    def unload_unused(self) -> None: ...
 
 
 class PressureRelief(Collector):
@@ -68,7 +68,7 @@ class PressureRelief(Collector):
     def _relieve(self, level: PressureLevel) -> None:
         self._user.drop_caches()
         if level is PressureLevel.CRITICAL:
-            self._user.unload_idle()
+            self._user.unload_unused()
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Report the level at each scrape, on systems that have one."""

@@ -20,7 +20,7 @@ from operator import attrgetter
 from osaurusd.errors import Busy, ModelUnloaded, OsaurusError, QueueFull, ShuttingDown
 from osaurusd.pool import policy
 from osaurusd.pool.policy import Plan
-from osaurusd.pool.state import UNLOAD_REASONS, Effects, Failure, ModelSpec, ModelState, StopCause, Waiter
+from osaurusd.pool.state import Effects, Failure, ModelSpec, ModelState, StopCause, Waiter
 from osaurusd.wire.admin import IN_MEMORY, WorkerState
 
 
@@ -180,9 +180,7 @@ class Scheduler:
             model.reject_all(error)
         self._reconcile(now)
 
-    def unload(
-        self, key: str, waiter: Waiter, now: float, *, force: bool = False, cause: StopCause = StopCause.UNLOAD
-    ) -> None:
+    def unload(self, key: str, waiter: Waiter, now: float, *, force: bool = False) -> None:
         """Stop a model's worker; the waiter is granted once it has exited, or at once if the model is not loaded.
 
         A busy or pinned model is not unloaded without `force`; with it, running requests fail.
@@ -203,7 +201,13 @@ class Scheduler:
         if model.pinned:
             self._unloaded_pins.add(key)
         model.unload_waiters.append(waiter)
-        self._stop(model, ModelUnloaded(UNLOAD_REASONS[cause]), cause)
+        self._stop(model, ModelUnloaded("the model was unloaded before the request completed"), StopCause.UNLOAD)
+        self._reconcile(now)
+
+    def unload_unused(self, now: float) -> None:
+        """Stop the models that are neither in use nor pinned, because the system is short of memory."""
+        for model in policy.unused(self.models):
+            self._stop(model, ModelUnloaded("the system is short of memory"), StopCause.PRESSURE)
         self._reconcile(now)
 
     def pin(self, spec: ModelSpec, now: float, *, check: bool = True) -> None:
@@ -248,15 +252,13 @@ class Scheduler:
             self._effects.start(model)
 
     def _stop_idle(self, now: float) -> None:
-        for model in self.models:
-            until = model.idle_until
-            if until is None or model.pinned:
+        for model in policy.unused(self.models):
+            if (until := model.idle_until) is None:
                 continue
-            if now >= until:
-                reason = ModelUnloaded(f"the model was idle for {model.keep_alive:g} s")
-                self._stop(model, reason, StopCause.IDLE)
-            else:
+            if now < until:
                 self._wakeups.append(until)
+            else:
+                self._stop(model, ModelUnloaded(f"the model was idle for {model.keep_alive:g} s"), StopCause.IDLE)
 
     def _enforce_budget(self) -> None:
         """Evict idle models after the budget shrank, or a model turned out larger than estimated."""

@@ -51,13 +51,6 @@ class StopCause(StrEnum):
     SHUTDOWN = "shutdown"
 
 
-UNLOAD_REASONS = {
-    StopCause.UNLOAD: "the model was unloaded before the request completed",
-    StopCause.PRESSURE: "the system is short of memory",
-}
-"""Why requests for an unloaded model fail, by the cause of the unload."""
-
-
 @dataclass(eq=False)
 class ModelState:
     """One load of a model, from the request that queues it until its worker has exited.

@@ -10,7 +10,8 @@ import msgspec
 
 from osaurusd.wire.errors import ErrorBody
 from osaurusd.wire.keys import Protection
-from osaurusd.wire.lineage import Lineage, Origin
+from osaurusd.wire.lineage import GroupSize, Lineage, Origin
+from osaurusd.wire.quantization import ImportQuantization, QuantizationReport
 from osaurusd.wire.residency import LoadPhases
 
 API_VERSION = 1
@@ -218,13 +219,16 @@ class ImportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Import the MLX folder or `.gguf` file at the absolute path `path`, optionally under `name`.
 
     `files` is a Unix socket from which the import process receives the open files, if it may not be permitted to open
-    them; see `wire.open_files`. `origin` is for models of other programs.
+    them; see `wire.open_files`. `origin` is for models of other programs. `quantize` and `group_size` say how to store
+    the matrices of a GGUF file.
     """
 
     path: str
     name: str | None = None
     files: str | None = None
     origin: Origin | None = None
+    quantize: ImportQuantization = ImportQuantization.AUTO
+    group_size: GroupSize = 32
 
 
 class DetailsRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -340,9 +344,10 @@ class ImportProgress(msgspec.Struct, frozen=True, kw_only=True, tag_field="event
 
 
 class ImportDone(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="done"):
-    """The last line of a successful import."""
+    """The last line of a successful import. `quantization` is None if nothing was converted to a quantized format."""
 
     model: ModelInfo
+    quantization: QuantizationReport | None = None
 
 
 class ImportErrorEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="error"):

@@ -16,6 +16,7 @@ closed them.
 
 import contextlib
 import os
+import re
 import socket
 from collections.abc import Sequence
 
@@ -25,9 +26,11 @@ from osaurusd.wire import model_files
 
 TIMEOUT_SECONDS = 10.0
 MAX_FILES = 4096
+MAX_PARTS = 999
 
 _MAX_LINE_BYTES = 4 * 1024 * 1024
 _BYTE = b"."
+_PART = re.compile(r"-(\d{5})-of-(\d{5})(\.gguf)$", re.IGNORECASE)
 
 
 class InvalidOffer(Exception):
@@ -35,10 +38,19 @@ class InvalidOffer(Exception):
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """What is passed: one file, or the files of a folder, by name; those in subfolders with the subfolder's name."""
+    """What is passed, by name: the files of a folder, with their subfolder, or a file with its other parts."""
 
     folder: bool
     names: list[str]
+
+
+def part_names(name: str) -> list[str]:
+    """Return the names of all parts of a split model, if `name` is that of its first part; otherwise `[name]`."""
+    match = _PART.search(name)
+    if match is None or int(match[1]) != 1 or not 1 < int(match[2]) <= MAX_PARTS:
+        return [name]
+    prefix = name[: match.start()]
+    return [f"{prefix}-{number:05d}-of-{match[2]}{match[3]}" for number in range(1, int(match[2]) + 1)]
 
 
 def send(connection: socket.socket, offer: Offer, descriptors: Sequence[int]) -> None:
@@ -90,7 +102,7 @@ def _receive_offer(connection: socket.socket) -> Offer:
     except msgspec.DecodeError as error:
         raise InvalidOffer(f"the list of files is invalid: {error}") from error
     names = set(offer.names)
-    if len(names) != len(offer.names) or len(names) > MAX_FILES or (len(names) != 1 and not offer.folder):
+    if len(names) != len(offer.names) or len(names) > MAX_FILES or (not names and not offer.folder):
         raise InvalidOffer("the list of files is invalid")
     if any(not _is_name(name) and not model_files.is_in_subfolder(name) for name in names):
         raise InvalidOffer("the list of files contains a path")

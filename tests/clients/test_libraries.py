@@ -2,7 +2,7 @@
 
 import pytest
 
-from osaurusctl.launcher import PROGRAMS, Connection
+from osaurusctl.client_programs import PROGRAMS, Connection
 from tests.clients.conftest import ANSWER, MODEL, QUESTION, Clients
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import tomlkit
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.daemons import Daemon
 from tests.models import NO_END_TOKEN, make_tiny
@@ -77,6 +78,12 @@ def get(daemon: Daemon, path: str) -> tuple[int, str]:
         return response.status, response.read().decode()
     finally:
         connection.close()
+
+
+def read_metric(text: str, name: str, **labels: str) -> float:
+    """Return the value of the first sample with this name and these labels in the text of `/metrics`."""
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return next(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
 
 
 def workers(daemon: Daemon) -> dict[str, dict[str, Any]]:

@@ -251,7 +251,7 @@ def test_langchain_embeds_token_ids(daemon: Daemon, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(tiktoken, "encoding_for_model", lambda _: encoding)
     embeddings = OpenAIEmbeddings(model=NAME, base_url=f"{daemon.url}/v1", api_key="not-needed")
 
-    first, second = embeddings.embed_documents(["abc", "abd"])
+    first, second = embeddings.embed_documents(["abc", "xyz"])
     assert 384 == len(first) == len(second)
     assert first != second
 

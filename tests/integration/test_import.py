@@ -11,12 +11,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from gguf import GGMLQuantizationType as Type
 from openai import OpenAI
 
 from tests import daemons
 from tests.conftest import SMOLLM, temporary_home
 from tests.daemons import Daemon, UnixConnection
 from tests.models import make_tiny
+from tests.osaurusd.imports.worker.networks import CASES, Network
 
 HEADERS = {"Host": "osaurusd", "Osaurus-Api": "1", "Content-Type": "application/json"}
 
@@ -69,6 +71,27 @@ def test_name_of_a_non_ascii_folder_stays_readable(daemon: Daemon, tiny_tokenize
     answer = client.completions.create(model="模型-U\u0308ni\u0308", prompt="Hello", max_tokens=1)
     assert "模型-ünï" == answer.model
     assert "模型-ünï" == client.models.retrieve("模型-ünï").id
+
+
+def test_gguf_import_quantizes_on_request_and_reports_the_error(daemon: Daemon, tmp_path: Path) -> None:
+    path = Network(CASES[0], Type.Q5_K).write(tmp_path / "tiny.gguf")
+    exact = daemon.admin("POST", "/v0/imports", {"path": str(path), "name": "exact"})[1][-1]
+    status, events = daemon.admin("POST", "/v0/imports", {"path": str(path), "quantize": "4", "group_size": 64})
+
+    assert (200, "done", "4-bit") == (status, events[-1]["event"], events[-1]["model"]["quantization"])
+    report = events[-1]["quantization"]
+    assert 0.01 < report["mean_error"] <= report["worst_error"] < 0.2
+    assert exact["quantization"]["worst_error"] < 0.001
+    client = OpenAI(base_url=daemon.url, api_key="not-needed", max_retries=0)
+    assert client.completions.create(model="tiny", prompt="hello", max_tokens=2).usage.completion_tokens <= 2
+
+
+@pytest.mark.parametrize(("field", "value"), [("quantize", "7"), ("quantize", 4), ("group_size", 48)])
+def test_unknown_quantization_is_rejected(daemon: Daemon, field: str, value: object) -> None:
+    status, error = daemon.admin("POST", "/v0/imports", {"path": "/x.gguf", field: value})
+
+    assert 400 == status
+    assert field in error["error"]["message"]
 
 
 def test_mlx_folder_is_imported_under_the_requested_name_once(daemon: Daemon, tiny_folder: Path) -> None:

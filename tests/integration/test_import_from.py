@@ -20,11 +20,11 @@ NAME = "smollm2:135m-instruct-q4_1"
 
 
 @pytest.fixture(scope="module")
-def daemon(module_home: Path, smollm_gguf: Path, smollm_folder: Path) -> Iterator[Daemon]:
+def daemon(module_home: Path, smollm_gguf: Path, tiny_tokenizer: Path) -> Iterator[Daemon]:
     user = module_home / "user"
     add_to_ollama(user / ".ollama" / "models", smollm_gguf)
     folder = user / ".lmstudio" / "models" / "mlx-community" / "Tiny-Model-4bit"
-    make_tiny(folder, smollm_folder)
+    make_tiny(folder, tiny_tokenizer)
     with daemons.running(module_home, HOME=str(user)) as running:
         yield running
 

@@ -25,8 +25,8 @@ REQUEST = json.dumps({"model": "tiny-bf16", "bits": 4, "group_size": 32, "name":
 
 
 @pytest.fixture(scope="module")
-def daemon(module_home: Path, smollm_folder: Path) -> Iterator[Daemon]:
-    make_tiny(module_home / "models" / "tiny-bf16", smollm_folder)
+def daemon(module_home: Path, tiny_tokenizer: Path) -> Iterator[Daemon]:
+    make_tiny(module_home / "models" / "tiny-bf16", tiny_tokenizer)
     with daemons.running(module_home) as running:
         yield running
 
@@ -128,8 +128,8 @@ def test_killed_child_process_leaves_no_files(daemon: Daemon) -> None:
     assert not [name for name in models_folder(daemon) if name.startswith(".importing-")]
 
 
-def test_killed_daemon_leaves_nothing_after_its_next_start(home: Path, smollm_folder: Path) -> None:
-    make_tiny(home / "models" / "tiny-bf16", smollm_folder)
+def test_killed_daemon_leaves_nothing_after_its_next_start(home: Path, tiny_tokenizer: Path) -> None:
+    make_tiny(home / "models" / "tiny-bf16", tiny_tokenizer)
     with daemons.running(home) as daemon:
         connection = UnixConnection(daemon.socket)
         connection.request("POST", "/v0/quantizations", REQUEST, HEADERS)
@@ -146,16 +146,16 @@ def test_killed_daemon_leaves_nothing_after_its_next_start(home: Path, smollm_fo
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("mount") is None, reason="needs root to mount a small file system"
 )
-def test_full_disk_is_one_clear_line(home: Path, smollm_folder: Path) -> None:
+def test_full_disk_is_one_clear_line(home: Path, tiny_tokenizer: Path) -> None:
     models = home / "models"
     models.mkdir()
     if os.system(f"mount -t tmpfs -o size=30m tmpfs {models}"):
         pytest.skip("mounting is not permitted")
     try:
-        make_tiny(models / "tiny", smollm_folder)
+        make_tiny(models / "tiny", tiny_tokenizer, vocab_size=49152)
         with daemons.running(home) as daemon:
             # Too little for the weights, and enough for the weights but not for the tokenizer.
-            for free, reason in ((1_000_000, "the disk is full"), (2_500_000, "No space left")):
+            for free, reason in ((1_000_000, "the disk is full"), (2_100_000, "No space left")):
                 with (models / ".filler").open("wb") as filler:
                     filler.write(bytes(shutil.disk_usage(models).free - free))
                 run = ctl(daemon, "quantize", "tiny", "--bits", "8", "--group-size", "32")

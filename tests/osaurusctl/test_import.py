@@ -10,6 +10,7 @@ import pytest
 
 from osaurusd.wire.admin import ImportDone, ImportErrorEvent, ImportProgress, Route
 from osaurusd.wire.errors import ErrorBody
+from osaurusd.wire.quantization import QuantizationReport
 
 STEPS = [
     ImportProgress(stage="checking", done=0, total=0),
@@ -33,6 +34,23 @@ def test_stages_are_lines_without_a_terminal(daemon, ctl, folder, fake):
     assert result.stderr == "checking\ncopying (2.0 MB)\n"
     (body,) = daemon.bodies(Route.IMPORTS)
     assert (str(folder), "mine") == (body["path"], body["name"])
+
+
+def test_quantization_is_requested_and_its_error_is_reported(daemon, invoke, folder, fake):
+    report = QuantizationReport(
+        exact=3, converted=2, mean_error=0.0123, worst_error=0.0345, worst_tensor="blk.0.ffn_up.weight"
+    )
+    daemon.import_events = [*STEPS, ImportDone(model=fake.model("some-model"), quantization=report)]
+
+    result = invoke("import", str(folder), "--quantize", "6", "--group-size", "64")
+
+    (body,) = daemon.bodies(Route.IMPORTS)
+    assert (body["quantize"], body["group_size"]) == ("6", 64)
+    assert result.stdout.splitlines() == [
+        "some-model imported (1.8 GB)",
+        "3 quantized matrices are exact, 2 were converted: relative error 1.23% on average, 3.45% at most "
+        "(blk.0.ffn_up.weight)",
+    ]
 
 
 def test_json_output_has_one_line_per_event(daemon, invoke, folder, fake):

@@ -268,6 +268,7 @@ def test_files_and_folders_of_lm_studio_are_listed(lm_studio, daemon, invoke):
         ("lmstudio-community/Qwen3-4B-GGUF/Qwen3-4B-Q8_0.gguf", "Q8_0", "qwen3", 5),
         ("mlx-community/Tiny-4bit", "4-bit", "llama", 9),
     ]
+    assert models[1]["parts"] == [f"large-Q6_K-0000{number}-of-00002.gguf" for number in (1, 2)]
     assert models[0]["reason"] == "the part half-Q6_K-00002-of-00002.gguf is missing"
     assert "image encoder" in models[2]["notes"][0]
     (body,) = daemon.bodies(ImportRoute.CHECKS)

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from osaurusctl import launcher
-from osaurusctl.launcher import NO_KEY, PROGRAMS, Connection
+from osaurusctl import client_programs
+from osaurusctl.client_programs import NO_KEY, PROGRAMS, Connection
 from osaurusd.wire.keys import Protection
 
 MODEL = "llama-3.2-3b-instruct"
@@ -112,12 +112,12 @@ def test_api_that_the_daemon_lacks_is_an_error(served, invoke):
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_variables_are_quoted_for_the_shell(shell):
-    lines = launcher.format_variables({"A": "it's \\ $x \n", "B": ""}, shell)
+    lines = client_programs.format_variables({"A": "it's \\ $x \n", "B": ""}, shell)
     assert [shlex.split(line) for line in lines] == [["export", "A=it's \\ $x \n"], ["export", "B="]]
 
 
 def test_variables_are_quoted_for_fish():
-    assert launcher.format_variables({"A": "it's \\ $x"}, "fish") == [r"set -gx A 'it\'s \\ $x'"]
+    assert client_programs.format_variables({"A": "it's \\ $x"}, "fish") == [r"set -gx A 'it\'s \\ $x'"]
 
 
 def test_env_prints_variables(served, invoke):
@@ -148,4 +148,4 @@ def test_programs_connect_to_an_address_of_the_daemon(endpoint, url, fake):
     class Status:
         endpoints = (endpoint,)
 
-    assert launcher.base_url(Status()) == url
+    assert client_programs.base_url(Status()) == url

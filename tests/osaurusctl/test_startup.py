@@ -40,6 +40,17 @@ def test_common_commands_import_nothing_heavy(daemon, command):
     assert loaded & HEAVY == set()
 
 
+@pytest.mark.parametrize("command", ["run", "launch", "pull"])
+def test_commands_for_models_import_psutil_only_when_they_need_it(home, command):
+    script = (
+        "import sys; from osaurusctl.cli import root\n"
+        f"try: root.main([{command!r}, '--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert 'psutil' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=30, check=True)
+
+
 def test_no_module_imports_the_daemons_libraries(home):
     script = (
         "import importlib, pkgutil, sys, osaurusctl as package\n"

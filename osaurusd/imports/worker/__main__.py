@@ -16,6 +16,7 @@ from osaurusd.imports.worker.shared_path import receive_files
 from osaurusd.rpc import job
 from osaurusd.rpc.messages import Frame
 from osaurusd.wire.lineage import Origin
+from osaurusd.wire.quantization import ImportQuantization
 
 
 def main(arguments: list[str]) -> int:
@@ -24,6 +25,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--fd", type=int, required=True, help="socket inherited from the daemon")
     parser.add_argument("--files", metavar="SOCKET", help="socket from which to receive the open files of SOURCE")
     parser.add_argument("--origin", type=_parse_origin, help="what another program knows about SOURCE, in JSON")
+    parser.add_argument("--quantize", type=ImportQuantization, default=ImportQuantization.AUTO)
+    parser.add_argument("--group-size", type=int, default=32)
     parser.add_argument("source", type=Path)
     parser.add_argument("dest", type=Path)
     options = parser.parse_args(arguments)
@@ -38,7 +41,10 @@ def _parse_origin(text: str) -> Origin:
 def _import(send: job.Send, options: argparse.Namespace) -> Frame:
     # Imported here so that this process notices that the daemon exited while NumPy and tokenizers load.
     from osaurusd.imports.worker import origins  # noqa: PLC0415
-    from osaurusd.imports.worker.importer import import_model  # noqa: PLC0415
+    from osaurusd.imports.worker.importer import Options, import_model  # noqa: PLC0415
+    from osaurusd.imports.worker.plan import skip_package_of_mlx_lm  # noqa: PLC0415
+
+    skip_package_of_mlx_lm()
 
     throttle = job.Throttle()
 
@@ -54,10 +60,10 @@ def _import(send: job.Send, options: argparse.Namespace) -> Frame:
     try:
         # Before the source is touched at all: access may be denied, or block on a question to the user.
         source = options.source if options.files is None else receive_files(options.source, options.files)
-        import_model(source, options.dest, progress, adapt)
+        report = import_model(source, options.dest, progress, Options(options.quantize, options.group_size), adapt)
     except ImportFailed as error:
         return messages.ImportFailure(message=error.message)
-    return messages.Imported()
+    return messages.Imported(quantization=report)
 
 
 if __name__ == "__main__":

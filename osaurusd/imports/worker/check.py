@@ -56,6 +56,9 @@ def _check_gguf(path: Path) -> CheckedModel:
     # Imported here so that this process notices that the daemon exited while NumPy and tokenizers load.
     from osaurusd.imports.worker.gguf import read_header  # noqa: PLC0415
     from osaurusd.imports.worker.importer import check_header  # noqa: PLC0415
+    from osaurusd.imports.worker.plan import skip_package_of_mlx_lm  # noqa: PLC0415
+
+    skip_package_of_mlx_lm()
 
     header = read_header(path)
     sizes: Counter[str] = Counter()

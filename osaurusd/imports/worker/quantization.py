@@ -1,54 +1,344 @@
-"""Converting ggml's block formats to MLX's affine quantization without loss: both use groups of 32 weights.
+"""Storing matrices in MLX's quantized formats: blocks of ggml that MLX can hold, and requantization of all others.
 
-A block (ggml/src/ggml-common.h) is a float16 scale, for Q4_1 a float16 offset, and the weights. With 4 bits, byte i
-holds weight i in its low half and weight i + 16 in its high half; MLX stores neighbors next to each other in a uint32.
+MLX's affine mode stores unsigned levels, and a scale and a bias for each group of weights: `level * scale + bias`. Its
+mxfp4 mode stores 4-bit floats with an exponent for each group. Both fit ggml's blocks of 32 weights
+(ggml/src/ggml-common.h): the levels are kept. Blocks with finer groups, or with levels that are not evenly spaced, are
+requantized.
 """
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import gguf
 import numpy as np
 import numpy.typing as npt
+from gguf.quants import Q4_K
 
-GROUP_SIZE = 32
-BITS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
+Array = npt.NDArray[Any]
 
-_LAYOUTS = {
-    "Q4_0": np.dtype([("scale", "<f2"), ("weights", "u1", 16)]),
-    "Q4_1": np.dtype([("scale", "<f2"), ("offset", "<f2"), ("weights", "u1", 16)]),
-    "Q8_0": np.dtype([("scale", "<f2"), ("weights", "u1", 32)]),
-}
-# ggml's weights are signed, MLX's are not: weight * scale = (weight + zero) * scale - zero * scale.
-_ZEROS = {"Q4_0": 8, "Q8_0": 128}
+GROUP_SIZES = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A quantized format of MLX."""
+
+    bits: int
+    group_size: int = 32
+    mode: str = "affine"
+
+    def as_config(self) -> dict[str, int | str]:
+        """Return the entry for `quantization` in `config.json`."""
+        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
 
 class Quantized(NamedTuple):
-    """A matrix that MLX dequantizes as `weight * scales + biases`, group by group.
+    """Rows of a matrix as MLX stores them.
 
     Attributes:
-        weight: uint32 of shape (rows, columns * bits / 32).
-        scales, biases: float16 of shape (rows, columns / 32).
+        weight: packed levels, uint32 of shape (rows, columns * bits / 32).
+        scales: of shape (rows, columns / group size); uint8 exponents in mxfp4 mode, else of the given float type.
+        biases: like `scales`; None in mxfp4 mode.
+        error: the sum of the squared differences between stored and given values.
+        signal: the sum of the squared given values.
     """
 
-    weight: npt.NDArray[Any]
-    scales: npt.NDArray[Any]
-    biases: npt.NDArray[Any]
+    weight: Array
+    scales: Array
+    biases: Array | None
+    error: float = 0.0
+    signal: float = 0.0
 
 
-def convert_blocks(data: bytes, type_name: str, rows: int) -> Quantized:
-    """Convert `rows` rows of complete blocks of the ggml type `type_name`, which is a key of `BITS`."""
-    blocks = np.frombuffer(data, dtype=_LAYOUTS[type_name]).reshape(rows, -1)
-    scales = np.ascontiguousarray(blocks["scale"])
-    if type_name in _ZEROS:
-        # A damaged scale may overflow; the caller checks for infinite values.
-        with np.errstate(over="ignore", invalid="ignore"):
-            biases = scales * np.float16(-_ZEROS[type_name])
-    else:
-        biases = np.ascontiguousarray(blocks["offset"])
-    packed = blocks["weights"] ^ 0x80 if BITS[type_name] == 8 else _pack_nibbles(blocks["weights"])
-    return Quantized(np.ascontiguousarray(packed).reshape(rows, -1).view("<u4"), scales, biases)
+class _Groups(NamedTuple):
+    """The content of blocks: packed levels (blocks, bytes), and float32 scales and biases (blocks, groups)."""
+
+    packed: Array
+    scales: Array
+    biases: Array
 
 
-def _pack_nibbles(halves: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    nibbles = np.concatenate([halves & 0x0F, halves >> 4], axis=-1)
-    packed: npt.NDArray[np.uint8] = nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
-    return packed
+def _field(blocks: Array, start: int, size: int) -> Array:
+    """Copy bytes of each block. As one opaque item per block, they are copied fast."""
+    layout = np.dtype({"names": ["field"], "formats": [f"V{size}"], "offsets": [start], "itemsize": blocks.shape[1]})
+    return blocks.view(layout)["field"].copy().view(np.uint8).reshape(len(blocks), size)
+
+
+def _half(blocks: Array, start: int) -> Array:
+    """Return the float16 at byte `start` of each block as a float32 column."""
+    return _field(blocks, start, 2).view("<f2").astype(np.float32)
+
+
+_LOW_NIBBLES, _EVEN_BYTES, _EVEN_PAIRS = 0x0F0F0F0F0F0F0F0F, 0x00FF00FF00FF00FF, 0x0000FFFF0000FFFF
+
+
+def _pack_nibbles(halves: Array) -> Array:
+    """Reorder bytes that hold weight i in their low and weight i + width in their high half, to neighbors per byte."""
+    words = halves.view("<u8")
+    packed = np.empty((len(words), 2, words.shape[1]), dtype="<u4")
+    packed[:, 0] = _squeeze_nibbles(words & _LOW_NIBBLES)
+    packed[:, 1] = _squeeze_nibbles(words >> 4 & _LOW_NIBBLES)
+    return packed.reshape(len(words), -1).view(np.uint8)
+
+
+def _squeeze_nibbles(words: Array) -> Array:
+    """Squeeze the low halves of eight bytes into four bytes."""
+    shifted = words >> 4
+    for shift, mask in ((8, _EVEN_BYTES), (16, _EVEN_PAIRS), (32, 0xFFFFFFFF)):
+        words |= shifted
+        words &= mask
+        np.right_shift(words, shift, out=shifted)
+    return words.astype("<u4")
+
+
+def _nibbles(halves: Array) -> Array:
+    """Unpack bytes whose low half is weight i, and whose high half is weight i + width."""
+    return np.concatenate([halves & 0x0F, halves >> 4], axis=-1)
+
+
+def _read_q4_0(blocks: Array) -> _Groups:
+    scale = _half(blocks, 0)
+    return _Groups(_pack_nibbles(_field(blocks, 2, 16)), scale, scale * -8)
+
+
+def _read_q4_1(blocks: Array) -> _Groups:
+    return _Groups(_pack_nibbles(_field(blocks, 4, 16)), _half(blocks, 0), _half(blocks, 2))
+
+
+def _pack_five_bits(halves: Array, fifth: Array) -> Array:
+    levels = _nibbles(halves) | np.unpackbits(fifth, axis=-1, bitorder="little") << 4
+    return pack(levels, 5)
+
+
+def _read_q5_0(blocks: Array) -> _Groups:
+    scale = _half(blocks, 0)
+    return _Groups(_pack_five_bits(_field(blocks, 6, 16), _field(blocks, 2, 4)), scale, scale * -16)
+
+
+def _read_q5_1(blocks: Array) -> _Groups:
+    packed = _pack_five_bits(_field(blocks, 8, 16), _field(blocks, 4, 4))
+    return _Groups(packed, _half(blocks, 0), _half(blocks, 2))
+
+
+def _read_q8_0(blocks: Array) -> _Groups:
+    scale = _half(blocks, 0)
+    return _Groups(_field(blocks, 2, 32) ^ 0x80, scale, scale * -128)
+
+
+def _group_scales(blocks: Array) -> tuple[Array, Array]:
+    """Return scales and biases of the eight groups in blocks of Q4_K and Q5_K."""
+    scales, minima = Q4_K.get_scale_min(_field(blocks, 4, 12))
+    return _half(blocks, 0) * scales, _half(blocks, 2) * minima * -1
+
+
+def _read_q4_k(blocks: Array) -> _Groups:
+    # 32 bytes hold one group in their low halves, and the next one in their high halves.
+    packed = _pack_nibbles(_field(blocks, 16, 128).reshape(-1, 32))
+    return _Groups(packed.reshape(len(blocks), -1), *_group_scales(blocks))
+
+
+def _read_q5_k(blocks: Array) -> _Groups:
+    low = _nibbles(_field(blocks, 48, 128).reshape(-1, 4, 32)).reshape(len(blocks), 4, 2, 32)
+    # Bit g of byte i is the highest bit of weight i in group g.
+    high = (_field(blocks, 16, 32)[:, None] >> np.arange(8, dtype=np.uint8)[None, :, None]) & 1
+    levels = low.reshape(len(blocks), 256) | high.reshape(len(blocks), 256) << 4
+    return _Groups(pack(levels, 5), *_group_scales(blocks))
+
+
+def _read_ternary(type_name: str) -> Callable[[Array], _Groups]:
+    def read(blocks: Array) -> _Groups:
+        scale = _half(blocks, blocks.shape[1] - 2)
+        values = gguf.dequantize(blocks, gguf.GGMLQuantizationType[type_name])
+        levels = np.rint(np.divide(values, scale, out=np.zeros_like(values), where=scale != 0)) + 1
+        # A block shares one scale; MLX's largest groups are half as long.
+        scales = np.repeat(scale, 2, axis=-1)
+        return _Groups(pack(levels.astype(np.uint8), 2), scales, -scales)
+
+    return read
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A block type that MLX can hold. `rounded`: its scales have more digits than a float16."""
+
+    scheme: Scheme
+    read: Callable[[Array], _Groups]
+    rounded: bool = False
+
+
+_HELD = {
+    "Q4_0": _Held(Scheme(4), _read_q4_0),
+    "Q4_1": _Held(Scheme(4), _read_q4_1),
+    "Q5_0": _Held(Scheme(5), _read_q5_0),
+    "Q5_1": _Held(Scheme(5), _read_q5_1),
+    "Q8_0": _Held(Scheme(8), _read_q8_0),
+    "Q4_K": _Held(Scheme(4), _read_q4_k, rounded=True),
+    "Q5_K": _Held(Scheme(5), _read_q5_k, rounded=True),
+    "TQ1_0": _Held(Scheme(2, 128), _read_ternary("TQ1_0")),
+    "TQ2_0": _Held(Scheme(2, 128), _read_ternary("TQ2_0")),
+}
+_MXFP4 = Scheme(4, 32, "mxfp4")
+_MXFP4_BYTES, _NAN_EXPONENT = 17, 255
+
+# Bits for block types that MLX cannot hold: requantization adds less than half of the error that the type itself has.
+_AUTO_BITS = {
+    "Q2_K": 4,
+    "Q3_K": 5,
+    "Q6_K": 8,
+    "IQ1_S": 4,
+    "IQ1_M": 4,
+    "IQ2_XXS": 4,
+    "IQ2_XS": 4,
+    "IQ2_S": 4,
+    "IQ3_XXS": 5,
+    "IQ3_S": 5,
+    "IQ4_NL": 6,
+    "IQ4_XS": 6,
+    "NVFP4": 6,
+}
+
+TYPES = (*_HELD, "MXFP4", *_AUTO_BITS)
+"""The quantized types of ggml that can be converted."""
+
+# One in this many blocks is measured if only its scales are rounded.
+_SAMPLE_INTERVAL = 16
+
+
+def held_scheme(type_name: str) -> Scheme | None:
+    """Return the format in which MLX holds blocks of a ggml type; None if it cannot."""
+    if type_name == "MXFP4":
+        return _MXFP4
+    return _HELD[type_name].scheme if type_name in _HELD else None
+
+
+def automatic_scheme(type_name: str) -> Scheme | None:
+    """Return the format that preserves the quality of a ggml type; None for floats, which are not quantized."""
+    if (held := held_scheme(type_name)) is not None:
+        return held
+    return Scheme(_AUTO_BITS[type_name]) if type_name in _AUTO_BITS else None
+
+
+def is_exact(type_name: str, float_type: str) -> bool:
+    """Whether `convert_blocks` stores exactly the values of the blocks."""
+    return type_name == "MXFP4" or (float_type != "BF16" and not _HELD[type_name].rounded)
+
+
+def convert_blocks(data: Array, type_name: str, float_type: str) -> Quantized:
+    """Convert rows of blocks that MLX can hold.
+
+    Args:
+        data: bytes of shape (rows, bytes per row).
+        type_name: a ggml type for which `held_scheme` returns a format.
+        float_type: F16, BF16 or F32, for scales and biases.
+
+    Raises:
+        ValueError: a scale is not finite, or exceeds the float type.
+    """
+    if type_name == "MXFP4":
+        return _convert_mxfp4(data)
+    held, ggml_type = _HELD[type_name], gguf.GGMLQuantizationType[type_name]
+    blocks = data.reshape(-1, gguf.GGML_QUANT_SIZES[ggml_type][1])
+    with np.errstate(all="ignore"):
+        packed, scales, biases = held.read(blocks)
+    stored_scales, stored_biases = to_float(scales, float_type), to_float(biases, float_type)
+    error = signal = 0.0
+    if not is_exact(type_name, float_type):
+        sample = slice(None, None, _SAMPLE_INTERVAL)
+        values = gguf.dequantize(blocks[sample], ggml_type).reshape(-1)
+        parts = (scales, biases, from_float(stored_scales, float_type), from_float(stored_biases, float_type))
+        error, signal = _measure_rounding(values, *(part[sample].reshape(-1, 1) for part in parts))
+    weight, *scaling = (part.reshape(len(data), -1) for part in (packed, stored_scales, stored_biases))
+    return Quantized(weight.view("<u4"), scaling[0], scaling[1], error, signal)
+
+
+def _convert_mxfp4(data: Array) -> Quantized:
+    blocks = data.reshape(-1, _MXFP4_BYTES)
+    exponents = _field(blocks, 0, 1)
+    if (exponents == _NAN_EXPONENT).any():
+        raise ValueError("an exponent that is not a number")
+    rows = len(data)
+    packed = _pack_nibbles(_field(blocks, 1, 16))
+    return Quantized(packed.reshape(rows, -1).view("<u4"), exponents.reshape(rows, -1), None)
+
+
+def _measure_rounding(values: Array, scales: Array, biases: Array, *stored: Array) -> tuple[float, float]:
+    """Return the squared error that rounding the scales and biases of groups of values causes, and their squared sum.
+
+    A value is `level * scale + bias`; this recovers the level.
+    """
+    values = values.reshape(len(scales), -1)
+    levels = np.divide(values - biases, scales, out=np.zeros_like(values), where=scales != 0)
+    difference = levels * stored[0] + stored[1] - values
+    return float(np.vdot(difference, difference)), float(np.vdot(values, values))
+
+
+def requantize(values: Array, scheme: Scheme, float_type: str) -> Quantized:
+    """Quantize float32 values of shape (rows, columns) in affine mode.
+
+    Args:
+        values: their columns are a multiple of the group size.
+        scheme: an affine format.
+        float_type: F16, BF16 or F32, for scales and biases.
+
+    Raises:
+        ValueError: a value is not finite, or exceeds the float type.
+    """
+    groups = values.reshape(-1, scheme.group_size)
+    highest = 2**scheme.bits - 1
+    low = groups.min(axis=1, keepdims=True)
+    # Levels refer to the rounded bias and scale, so that rounding these adds little error.
+    biases = to_float(low, float_type)
+    bias = from_float(biases, float_type)
+    scales = to_float((groups.max(axis=1, keepdims=True) - bias) / highest, float_type)
+    scale = from_float(scales, float_type)
+    levels = groups - bias
+    np.divide(levels, scale, out=levels, where=scale != 0)
+    np.clip(np.rint(levels, out=levels), 0, highest, out=levels)
+    packed = pack(levels.astype(np.uint8).reshape(len(values), -1), scheme.bits)
+    levels *= scale
+    levels += bias
+    levels -= groups
+    rows = len(values)
+    error, signal = float(np.vdot(levels, levels)), float(np.vdot(values, values))
+    return Quantized(packed, scales.reshape(rows, -1), biases.reshape(rows, -1), error, signal)
+
+
+def pack(levels: Array, bits: int) -> Array:
+    """Pack levels (uint8) of shape (rows, columns) into little-endian uint32, lowest bits first."""
+    if bits == 8:
+        return np.ascontiguousarray(levels).view("<u4")
+    count = 8 // math.gcd(bits, 8)
+    grouped = levels.reshape(-1, count)
+    words = grouped[:, 0].astype("<u8")
+    for position in range(1, count):
+        words |= grouped[:, position].astype("<u8") << (position * bits)
+    packed = words.view(np.uint8).reshape(-1, 8)[:, : count * bits // 8]
+    return np.ascontiguousarray(packed).reshape(len(levels), -1).view("<u4")
+
+
+def to_float(values: Array, float_type: str) -> Array:
+    """Convert float32 values to F32, F16 or BF16. NumPy has no BF16, so its bits are returned as uint16.
+
+    Raises:
+        ValueError: a value is not finite, or exceeds the type.
+    """
+    with np.errstate(over="ignore"):
+        converted = values.astype("<f4" if float_type == "F32" else "<f2") if float_type != "BF16" else _to_bf16(values)
+    if not np.isfinite(from_float(converted, float_type) if float_type == "BF16" else converted).all():
+        raise ValueError(f"a value that is not finite or exceeds {float_type}")
+    return converted
+
+
+def _to_bf16(values: Array) -> Array:
+    bits = np.ascontiguousarray(values, dtype="<f4").view("<u4")
+    # Round to nearest, ties to even. NaN keeps its exponent, so that it is still found.
+    return np.where(np.isnan(values), 0x7FC0, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")
+
+
+def from_float(values: Array, float_type: str) -> Array:
+    """Convert what `to_float` returns to float32."""
+    if float_type == "BF16":
+        return (values.astype("<u4") << 16).view("<f4")
+    return values.astype("<f4", copy=False)

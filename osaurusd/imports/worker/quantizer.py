@@ -20,13 +20,10 @@ from osaurusd.imports.messages import QuantizationSettings
 from osaurusd.imports.worker import tensor_file
 from osaurusd.imports.worker.folder import CONFIG
 from osaurusd.imports.worker.tensor_file import Entry
-from osaurusd.platform.files import sync_file, write_new_json
+from osaurusd.platform.files import sync_file
 from osaurusd.worker.runners.folder import loadable
 
 Progress = Callable[[int, int], None]
-
-# The shard size of mlx_lm's own conversion.
-MAX_SHARD_BYTES = 5 << 30
 
 _QUANTIZATION_KEYS = ("quantization", "quantization_config")
 _MODEL_OPT_CONFIG = "hf_quant_config.json"
@@ -237,37 +234,10 @@ def _relative_error(weight: mx.array, parts: list[mx.array], module: Any) -> flo
 
 
 def _write(arrays: dict[str, mx.array], dest: Path, measurement: _Measurement, progress: Progress) -> None:
-    """Write `model.safetensors`, or shards and their index if it would exceed 5 GiB. Empties `arrays`."""
-    shards = _split(arrays)
-    total = sum(entry.nbytes for shard in shards for entry in shard)
-    names = tensor_file.shard_names(len(shards))
-    done = 0
-
-    def written(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, total)
-
-    progress(0, total)
-    for name, shard in zip(names, shards, strict=True):
-        tensor_file.write(dest / name, shard, _contents(shard, arrays, measurement), written)
-    if len(shards) > 1:
-        weight_map = {entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard}
-        write_new_json(
-            dest / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
-        )
-
-
-def _split(arrays: dict[str, mx.array]) -> list[list[Entry]]:
-    shards: list[list[Entry]] = [[]]
-    size = 0
-    for name, array in arrays.items():
-        if shards[-1] and size + array.nbytes > MAX_SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(Entry(name, _NAMES[array.dtype], tuple(array.shape), array.nbytes))
-        size += array.nbytes
-    return shards
+    """Write the arrays, and remove each when it is written."""
+    entries = [Entry(name, _NAMES[array.dtype], tuple(array.shape), array.nbytes) for name, array in arrays.items()]
+    contents = ((data,) for data in _contents(entries, arrays, measurement))
+    tensor_file.write_model(dest, entries, contents, progress)
 
 
 def _contents(shard: list[Entry], arrays: dict[str, mx.array], measurement: _Measurement) -> Iterator[memoryview]:

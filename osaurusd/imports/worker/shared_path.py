@@ -71,7 +71,8 @@ class SharedPath(PosixPath):
 def share(source: Path, offer: Offer, descriptors: list[int]) -> Path:
     """Return a path with the name of `source`, a file or a folder, which reads the descriptors."""
     source = source.absolute()
-    names = [str(source / name) for name in offer.names] if offer.folder else [str(source)]
+    folder = source if offer.folder else source.parent
+    names = [str(folder / name) for name in offer.names]
 
     class Shared(SharedPath):
         _descriptors: ClassVar[Mapping[str, int]] = dict(zip(names, descriptors, strict=True))

@@ -1,11 +1,18 @@
-"""Writing a model's weights as safetensors files, with one tensor in memory at a time."""
+"""Writing a model's weights as safetensors files, as a stream, with their checksums."""
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from osaurusd.imports.worker.hashing import ByteCounter, ThreadedHash
+from osaurusd.platform.files import write_new_json
+
+# The shard size of mlx_lm's own conversion.
+MAX_SHARD_BYTES = 5 << 30
 
 _CHUNK_BYTES = 16 * 1024 * 1024
 
@@ -20,38 +27,92 @@ class Entry:
     nbytes: int
 
 
-def shard_names(count: int) -> list[str]:
-    """Return the names of the files of a model that is stored in `count` files."""
+def write_model(
+    dest: Path,
+    entries: Sequence[Entry],
+    contents: Iterable[Iterable[bytes | memoryview]],
+    progress: Callable[[int, int], None],
+) -> dict[str, str]:
+    """Write `model.safetensors` to `dest`, or shards and their index if it would exceed 5 GiB. Sync them to disk.
+
+    Args:
+        dest: an existing folder.
+        entries: name, type, shape and size of each tensor.
+        contents: for each tensor in the order of `entries`, the parts of its data, which are bytes.
+        progress: called with the bytes written and the total bytes.
+
+    Returns:
+        The SHA-256 of each safetensors file in hex.
+
+    Raises:
+        OSError: a file could not be written.
+    """
+    total = sum(entry.nbytes for entry in entries)
+    count = ByteCounter(total, progress)
+    shards = _shards(entries)
+    names = _shard_names(len(shards))
+    remaining = iter(contents)
+    digests = {
+        name: _write(dest / name, shard, islice(remaining, len(shard)), count)
+        for name, shard in zip(names, shards, strict=True)
+    }
+    # Let a generator do what it does after the last tensor.
+    for _ in remaining:
+        raise ValueError("more contents than entries")
+    if len(shards) > 1:
+        weight_map = {entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard}
+        write_new_json(
+            dest / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+        )
+    return digests
+
+
+def _shards(entries: Iterable[Entry]) -> list[list[Entry]]:
+    shards: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        if shards[-1] and size + entry.nbytes > MAX_SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += entry.nbytes
+    return shards
+
+
+def _shard_names(count: int) -> list[str]:
     if count == 1:
         return ["model.safetensors"]
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
-def write(
-    path: Path, entries: Sequence[Entry], contents: Iterable[bytes | memoryview], written: Callable[[int], None]
-) -> None:
-    """Create a safetensors file and sync it to disk. Holds one tensor at a time.
-
-    Args:
-        path: the file to create.
-        entries: name, type, shape and size of each tensor.
-        contents: the data in the order of `entries`, as bytes.
-        written: called with the number of data bytes after each chunk.
-
-    Raises:
-        OSError: the file could not be written.
-    """
-    with path.open("xb") as stream:
-        stream.write(_encode_header(entries))
-        for entry, data in zip(entries, contents, strict=True):
-            if len(data) != entry.nbytes:
-                raise ValueError(f"{entry.name}: {len(data)} bytes instead of {entry.nbytes}")
-            for start in range(0, len(data), _CHUNK_BYTES):
-                chunk = data[start : start + _CHUNK_BYTES]
-                stream.write(chunk)
-                written(len(chunk))
-        stream.flush()
+def _write(
+    path: Path,
+    entries: Sequence[Entry],
+    contents: Iterator[Iterable[bytes | memoryview]],
+    written: Callable[[int], None],
+) -> str:
+    with ThreadedHash() as digest, path.open("xb", buffering=0) as stream:
+        _write_part(stream.fileno(), _encode_header(entries), digest)
+        for entry, parts in zip(entries, contents, strict=True):
+            size = 0
+            for part in parts:
+                data = memoryview(part)
+                for start in range(0, len(data), _CHUNK_BYTES):
+                    chunk = data[start : start + _CHUNK_BYTES]
+                    _write_part(stream.fileno(), chunk, digest)
+                    written(len(chunk))
+                size += len(data)
+            if size != entry.nbytes:
+                raise ValueError(f"{entry.name}: {size} bytes instead of {entry.nbytes}")
         os.fsync(stream.fileno())
+        return digest.hexdigest()
+
+
+def _write_part(descriptor: int, data: bytes | memoryview, digest: ThreadedHash) -> None:
+    digest.update(data)
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def _encode_header(entries: Sequence[Entry]) -> bytes:

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
-from osaurusd.imports.worker.gguf import Metadata
+from osaurusd.imports.worker.metadata import Metadata
 from osaurusd.imports.worker.pre_tokenizers import find_pre_tokenizer
 from osaurusd.imports.worker.vocabulary import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
 from osaurusd.platform.files import write_new_json, write_new_text
@@ -20,9 +20,13 @@ from osaurusd.platform.files import write_new_json, write_new_text
 # SentencePiece's representation of a space.
 _SPACE = "▁"
 
+_MAX_TEMPLATES = 100
+
 
 def write_tokenizer(vocabulary: Vocabulary, metadata: Metadata, dest: Path) -> None:
     """Write `tokenizer.json`, `tokenizer_config.json` and, if the file has a template, `chat_template.jinja`.
+
+    Several named templates are part of `tokenizer_config.json`.
 
     Raises:
         ImportFailed: the tokenizer type is not supported, or the tokenizer is inconsistent.
@@ -41,9 +45,14 @@ def write_tokenizer(vocabulary: Vocabulary, metadata: Metadata, dest: Path) -> N
     config = _config(vocabulary, metadata, add_bos=add_bos)
     _set_post_processor(tokenizer, vocabulary, add_bos=config["add_bos_token"], add_eos=config["add_eos_token"])
     write_new_text(dest / "tokenizer.json", tokenizer.to_str())
-    write_new_json(dest / "tokenizer_config.json", config)
-    if template := metadata.find_text("tokenizer.chat_template"):
+    template = metadata.find_text("tokenizer.chat_template")
+    if named := _named_templates(metadata):
+        # transformers takes the one named `tool_use` for requests with tools, and `default` otherwise.
+        templates = named if template is None else {"default": template, **named}
+        config["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
+    elif template:
         write_new_text(dest / "chat_template.jinja", template)
+    write_new_json(dest / "tokenizer_config.json", config)
 
 
 def check_tokenizer(vocabulary: Vocabulary, metadata: Metadata) -> None:
@@ -56,6 +65,13 @@ def check_tokenizer(vocabulary: Vocabulary, metadata: Metadata) -> None:
         find_pre_tokenizer(metadata)
     elif vocabulary.model != "llama":
         raise metadata.failure(f"the tokenizer {vocabulary.model!r} is not supported; supported: 'gpt2', 'llama'")
+
+
+def _named_templates(metadata: Metadata) -> dict[str, str]:
+    names = metadata.find_texts("tokenizer.chat_templates") or []
+    if len(names) > _MAX_TEMPLATES:
+        raise metadata.failure(f"it has more than {_MAX_TEMPLATES} chat templates")
+    return {name: metadata.text(f"tokenizer.chat_template.{name}") for name in names if name != "default"}
 
 
 def _byte_level(vocabulary: Vocabulary, metadata: Metadata) -> Tokenizer:
@@ -128,7 +144,8 @@ def _merges_by_score(ids: dict[str, int], vocabulary: Vocabulary) -> list[tuple[
 def _add_special_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     """Add the tokens that are matched in the text before anything else."""
     special = [AddedToken(token, normalized=False, special=True) for token in vocabulary.of_type(CONTROL, UNKNOWN)]
-    plain = [AddedToken(token, normalized=False, special=False) for token in vocabulary.of_type(USER_DEFINED)]
+    # A run of spaces is found in the normalized text, in which a space is another character.
+    plain = [AddedToken(token, normalized=_SPACE in token, special=False) for token in vocabulary.of_type(USER_DEFINED)]
     tokenizer.add_special_tokens(special)
     tokenizer.add_tokens(plain)
 
@@ -161,6 +178,6 @@ def _config(vocabulary: Vocabulary, metadata: Metadata, *, add_bos: bool) -> dic
         "add_bos_token": add_bos and vocabulary.bos is not None,
         "add_eos_token": bool(vocabulary.add_eos) and vocabulary.eos is not None,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": metadata.integer("llama.context_length"),
+        "model_max_length": metadata.integer(f"{metadata.text('general.architecture')}.context_length"),
         **{name: token for name, token in named.items() if token is not None},
     }

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from osaurusd.imports.worker.gguf import Metadata, shortest_float32
+from osaurusd.imports.worker.metadata import Metadata, shortest_float32
 
 # tokenizer.ggml.token_type (llama.cpp's llama_token_type); 0 is "undefined", 5 "unused", 6 "byte".
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
@@ -13,7 +13,12 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 MAX_TOKEN_LENGTH = 1024
 
 # Control tokens that end an output in every model that has them. Many files declare only one of theirs.
-_END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>", "<|end|>")
+_END_TOKENS = (
+    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>", "<|end|>"),
+    *("<|return|>", "<|call|>", "<EOT>", "_<EOT>", "[EOT]", "<｜end▁of▁sentence｜>", "<end_of_utterance>"),  # noqa: RUF001
+)
+# In the format of GPT-OSS, this token ends a message, and one of the others the output.
+_END_OF_MESSAGE, _HARMONY_ENDS = "<|end|>", ("<|return|>", "<|call|>")
 
 # llama.cpp's defaults for SentencePiece vocabularies: those of Llama 1.
 _LLAMA_IDS = {"unknown": 0, "bos": 1, "eos": 2}
@@ -74,7 +79,9 @@ def read_vocabulary(metadata: Metadata) -> Vocabulary:
     eos = token_id("eos")
     ends = [eos, token_id("eot"), token_id("eom")]
     control = [index for index, kind in enumerate(types) if kind == CONTROL]
-    ends += [index for index in control if tokens[index] in _END_TOKENS]
+    texts = {tokens[index] for index in control}
+    excluded = {_END_OF_MESSAGE} if texts.issuperset(_HARMONY_ENDS) else set()
+    ends += [index for index in control if tokens[index] in _END_TOKENS and tokens[index] not in excluded]
     return Vocabulary(
         model=model,
         tokens=tokens,

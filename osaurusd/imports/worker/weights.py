@@ -1,215 +1,241 @@
-"""Converting tensors of a GGUF file to MLX's safetensors, with one tensor in memory at a time.
+"""Converting the tensors of a GGUF file to MLX's safetensors, a few pieces of a tensor in memory at a time.
 
-`mx.load` reads most GGUF files too, but it opens them for writing (which fails for another user's file), holds the
+`mx.load` reads some GGUF files too, but it opens them for writing (which fails for another user's file), holds the
 whole model in memory, and ignores `general.alignment`.
 """
 
-import json
+import contextlib
+import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+import gguf
 import numpy as np
 import numpy.typing as npt
 
 from osaurusd.imports.worker import quantization
-from osaurusd.imports.worker.gguf import GgufHeader, Metadata, TensorInfo
-from osaurusd.imports.worker.llama import Placement, Plan
-from osaurusd.platform.files import write_new_json
+from osaurusd.imports.worker.gguf import GgufHeader, TensorInfo
+from osaurusd.imports.worker.plan import Placement, Plan
+from osaurusd.imports.worker.tensor_file import Entry, write_model
+from osaurusd.wire.quantization import QuantizationReport
 
 Array = npt.NDArray[Any]
 
-# The shard size of mlx_lm's own conversion.
-MAX_SHARD_BYTES = 5 << 30
-
-_FLOATS: dict[str, npt.DTypeLike] = {"F32": "<f4", "F16": "<f2"}
-
-_CHUNK_BYTES = 16 * 1024 * 1024
-_ITEM_BYTES = {"F32": 4, "F16": 2, "U32": 4}
-_DTYPES: dict[str, npt.DTypeLike] = {"F32": "<f4", "F16": "<f2", "U32": "<u4"}
+# The weights that a thread converts at once; their float32 values fit into the cache of a core.
+PIECE_WEIGHTS = 1 << 20
+_MAX_THREADS = 8
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1}
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A tensor to write. `dtype` is F32, F16 or U32."""
+@dataclass
+class ErrorMeter:
+    """Collects the relative RMS error of each tensor that is stored with other values than the file has."""
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
+    errors: dict[str, float] = field(default_factory=dict)
+    exact: int = 0
 
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+    def add(self, name: str, error: float, signal: float) -> None:
+        self.errors[name] = math.sqrt(error / signal) if signal else 0.0
 
-
-def read_floats(header: GgufHeader, name: str) -> npt.NDArray[np.float64] | None:
-    """Read the tensor `name` of type F32 or F16 as float64. Return None if the file has no such tensor.
-
-    Raises:
-        ImportFailed: the tensor has another type, or the file shrank.
-    """
-    tensor = header.tensors.get(name)
-    if tensor is None:
-        return None
-    if tensor.type not in _FLOATS:
-        raise header.metadata.failure(f"tensor {name!r} has the type {tensor.type}; supported here: F32, F16")
-    with header.path.open("rb") as stream:
-        data = _read(stream, tensor, header.metadata)
-    return np.frombuffer(data, dtype=_FLOATS[tensor.type]).reshape(tensor.shape).astype(np.float64)
+    def report(self) -> QuantizationReport | None:
+        """Return a summary, or None if nothing is quantized."""
+        if not self.errors and not self.exact:
+            return None
+        worst = max(self.errors, key=lambda name: self.errors[name], default=None)
+        return QuantizationReport(
+            exact=self.exact,
+            converted=len(self.errors),
+            mean_error=sum(self.errors.values()) / max(1, len(self.errors)),
+            worst_error=self.errors[worst] if worst else 0.0,
+            worst_tensor=worst,
+        )
 
 
-def write_weights(header: GgufHeader, plan: Plan, dest: Path, progress: Callable[[int, int], None]) -> None:
+def total_bytes(plan: Plan) -> int:
+    """Return the bytes of all tensors as `write_weights` stores them."""
+    return sum(entry.nbytes for placement in plan.placements for entry in _entries(placement, plan.float_type))
+
+
+def write_weights(
+    header: GgufHeader, plan: Plan, dest: Path, progress: Callable[[int, int], None]
+) -> tuple[dict[str, str], ErrorMeter]:
     """Write `model.safetensors` to `dest`, or shards and their index if it would exceed 5 GiB.
 
     Args:
-        header: the file that `plan` was made for.
+        header: of the file that `plan` was made for.
         plan: which tensors to write and how.
         dest: an existing folder.
         progress: called with the bytes written and the total bytes.
+
+    Returns:
+        The SHA-256 of each file by name, and the errors of quantization.
 
     Raises:
         ImportFailed: the file shrank, or a value is not finite.
         OSError: a file could not be read or written.
     """
-    shards = _shards(plan)
-    names = _shard_names(len(shards))
-    entries = [[entry for placement in shard for entry in _entries(placement, plan.float_type)] for shard in shards]
-    total = sum(entry.nbytes for shard in entries for entry in shard)
-    done = 0
-
-    def written(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, total)
-
-    progress(0, total)
-    with header.path.open("rb") as stream:
-        for name, shard, shard_entries in zip(names, shards, entries, strict=True):
-            arrays = (
-                array for placement in shard for array in _arrays(placement, plan.float_type, stream, header.metadata)
-            )
-            write_safetensors(dest / name, shard_entries, arrays, written)
-    if len(shards) > 1:
-        weight_map = {entry.name: name for name, shard in zip(names, entries, strict=True) for entry in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_new_json(dest / "model.safetensors.index.json", index)
+    entries = [entry for placement in plan.placements for entry in _entries(placement, plan.float_type)]
+    with Converter(header, plan.float_type) as converter:
+        contents = (part for placement in plan.placements for part in converter.convert(placement))
+        digests = write_model(dest, entries, map(_as_bytes, contents), progress)
+    return digests, converter.errors
 
 
-def _shards(plan: Plan) -> list[list[Placement]]:
-    shards: list[list[Placement]] = [[]]
-    size = 0
-    for placement in plan.placements:
-        nbytes = sum(entry.nbytes for entry in _entries(placement, plan.float_type))
-        if shards[-1] and size + nbytes > MAX_SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(placement)
-        size += nbytes
-    return shards
-
-
-def _shard_names(count: int) -> list[str]:
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+def _as_bytes(arrays: Iterable[Array]) -> Iterator[memoryview]:
+    return (np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays)
 
 
 def _entries(placement: Placement, float_type: str) -> list[Entry]:
-    """Return the entries of the arrays that `_arrays` yields, in the same order."""
-    if placement.source is None or not placement.quantized:
-        return [Entry(placement.target, float_type, placement.shape)]
-    rows, columns = placement.shape
-    module = placement.target.removesuffix(".weight")
-    groups = (rows, columns // quantization.GROUP_SIZE)
-    return [
-        Entry(f"{module}.weight", "U32", (rows, columns * quantization.BITS[placement.source.type] // 32)),
-        Entry(f"{module}.scales", "F16", groups),
-        Entry(f"{module}.biases", "F16", groups),
-    ]
+    """Return the entries of the arrays that `Converter.convert` yields, in the same order."""
+    name, shape, scheme = placement.parameter.name, placement.parameter.shape, placement.scheme
+    if scheme is None:
+        return [_entry(name, float_type, shape)]
+    module, columns = name.removesuffix(".weight"), shape[-1]
+    groups = (*shape[:-1], columns // scheme.group_size)
+    weight = _entry(name, "U32", (*shape[:-1], columns * scheme.bits // 32))
+    if scheme.mode == "mxfp4":
+        return [weight, _entry(f"{module}.scales", "U8", groups)]
+    return [weight, _entry(f"{module}.scales", float_type, groups), _entry(f"{module}.biases", float_type, groups)]
 
 
-def _arrays(placement: Placement, float_type: str, stream: BinaryIO, metadata: Metadata) -> Iterator[Array]:
-    tensor = placement.source
-    if tensor is None:
-        yield np.zeros(placement.shape, dtype=_FLOATS[float_type])
-        return
-    data = _read(stream, tensor, metadata)
-    if placement.quantized:
-        quantized = quantization.convert_blocks(data, tensor.type, tensor.shape[0])
-        _check_finite(quantized.scales, tensor, metadata)
-        _check_finite(quantized.biases, tensor, metadata)
-        arrays: tuple[Array, ...] = quantized
-    else:
-        values = np.frombuffer(data, dtype=_FLOATS[tensor.type]).reshape(tensor.shape)
-        with np.errstate(over="ignore"):
-            values = values.astype(_FLOATS[float_type])
-        _check_finite(values, tensor, metadata)
-        arrays = (values,)
-    for array in arrays:
-        yield _split_rotary_pairs(array, placement.heads) if placement.heads else array
+def _entry(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
+    return Entry(name, dtype, shape, math.prod(shape) * _ITEM_BYTES[dtype])
 
 
-def _split_rotary_pairs(rows: Array, heads: int) -> Array:
-    """Reorder each head's rows from interleaved rotary pairs to halves, as mlx_lm's llama expects them.
-
-    GGUF files interleave the pairs (`permute` in llama.cpp's convert_hf_to_gguf.py).
-    """
-    pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(rows.shape)
+def _is_reordered_vector(placement: Placement, tensor: TensorInfo) -> bool:
+    """Whether the elements of a bias are reordered like the rows of its matrix."""
+    return len(tensor.shape) == 1 and placement.transform is not None and placement.transform.rows is not None
 
 
-def _check_finite(values: Array, tensor: TensorInfo, metadata: Metadata) -> None:
-    if not np.isfinite(values).all():
-        raise metadata.failure(f"tensor {tensor.name!r} has a value that is not finite or exceeds float16")
+class Converter:
+    """Converts tensors on several threads. A context manager, which ends the threads."""
 
+    def __init__(self, header: GgufHeader, float_type: str) -> None:
+        self._header = header
+        self._float_type = float_type
+        self._threads = min(_MAX_THREADS, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(self._threads)
+        self.errors = ErrorMeter()
 
-def _read(stream: BinaryIO, tensor: TensorInfo, metadata: Metadata) -> bytes:
-    stream.seek(tensor.offset)
-    data = stream.read(tensor.nbytes)
-    if len(data) != tensor.nbytes:
-        raise metadata.failure("the file shrank while it was read")
-    return data
+    def __enter__(self) -> "Converter":
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
-def write_safetensors(
-    path: Path, entries: Sequence[Entry], arrays: Iterable[npt.NDArray[Any]], written: Callable[[int], None]
-) -> None:
-    """Create a safetensors file and sync it to disk. Holds one array at a time.
+    def convert(self, placement: Placement) -> Iterator[Iterable[Array]]:
+        """Yield the arrays of each entry of a placement. Each must be consumed before the next."""
+        if not placement.sources:
+            size = math.prod(placement.parameter.shape)
+            yield [np.zeros(size, quantization.to_float(np.zeros(1, np.float32), self._float_type).dtype)]
+        elif placement.scheme is None:
+            yield self._in_order(self._jobs(placement))
+        else:
+            yield from self._quantized(placement)
 
-    Args:
-        path: the file to create.
-        entries: name, type and shape of each tensor.
-        arrays: the data, in the order, shapes and types of `entries`.
-        written: called with the number of data bytes after each chunk.
+    def _quantized(self, placement: Placement) -> Iterator[Iterable[Array]]:
+        """Yield the levels as a stream. Scales and biases, a third of their size or less, are held until then."""
+        scales: list[Array] = []
+        biases: list[Array] = []
+        error = signal = 0.0
 
-    Raises:
-        OSError: the file could not be written.
-    """
-    with path.open("xb") as stream:
-        stream.write(_encode_header(entries))
-        for entry, array in zip(entries, arrays, strict=True):
-            if array.shape != entry.shape or array.dtype != np.dtype(_DTYPES[entry.dtype]):
-                raise ValueError(f"{entry.name}: {array.dtype} {array.shape} is not {entry}")
-            data = np.ascontiguousarray(array).data.cast("B")
-            for start in range(0, len(data), _CHUNK_BYTES):
-                chunk = data[start : start + _CHUNK_BYTES]
-                stream.write(chunk)
-                written(len(chunk))
-        stream.flush()
-        os.fsync(stream.fileno())
+        def levels() -> Iterator[Array]:
+            nonlocal error, signal
+            for piece in self._in_order(self._jobs(placement)):
+                scales.append(piece.scales)
+                if piece.biases is not None:
+                    biases.append(piece.biases)
+                error += piece.error
+                signal += piece.signal
+                yield piece.weight
 
+        yield levels()
+        yield scales
+        if biases:
+            yield biases
+        if placement.held and all(quantization.is_exact(each.type, self._float_type) for each in placement.sources):
+            self.errors.exact += 1
+        else:
+            self.errors.add(placement.sources[0].name, error, signal)
 
-def _encode_header(entries: Sequence[Entry]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
-    offset = 0
-    for entry in entries:
-        offsets = [offset, offset + entry.nbytes]
-        header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
-        offset += entry.nbytes
-    body = json.dumps(header, separators=(",", ":")).encode()
-    # Padding keeps the data aligned for readers that map the file.
-    body += b" " * (-len(body) % 8)
-    return len(body).to_bytes(8, "little") + body
+    def _jobs(self, placement: Placement) -> Iterator[Callable[[], Any]]:
+        """Yield functions that convert consecutive rows of the parameter."""
+        if placement.transform and placement.transform.values:
+            yield from self._computed(placement)
+            return
+        transform = placement.transform
+        unit = transform.unit if transform else 1
+        for tensor in placement.sources:
+            columns = 1 if _is_reordered_vector(placement, tensor) else tensor.shape[-1]
+            rows = math.prod(tensor.shape) // columns
+            step = max(1, PIECE_WEIGHTS // columns // unit) * unit
+            for start in range(0, rows, step):
+                yield functools.partial(self._piece, placement, tensor, range(start, min(start + step, rows)), rows)
+
+    def _computed(self, placement: Placement) -> Iterator[Callable[[], Any]]:
+        """Compute a parameter as a whole from all its tensors, then convert it in pieces."""
+        compute = placement.transform.values if placement.transform else None
+        assert compute is not None
+        counts = [math.prod(tensor.shape[:-1]) for tensor in placement.sources]
+        tensors = [
+            self._dequantize(each, range(rows), rows) for each, rows in zip(placement.sources, counts, strict=True)
+        ]
+        values = compute([values.reshape(each.shape) for values, each in zip(tensors, placement.sources, strict=True)])
+        rows = values.reshape(-1, placement.parameter.shape[-1])
+        step = max(1, PIECE_WEIGHTS // rows.shape[1])
+        for start in range(0, len(rows), step):
+            yield functools.partial(self._store, placement, placement.sources[0], rows[start : start + step])
+
+    def _piece(self, placement: Placement, tensor: TensorInfo, rows: range, total: int) -> Any:
+        reorder = placement.transform.rows if placement.transform else None
+        if not placement.held:
+            values = self._dequantize(tensor, rows, total)
+            return self._store(placement, tensor, reorder(values) if reorder else values)
+        data = self._read(tensor, rows, total)
+        with self._naming(tensor):
+            return quantization.convert_blocks(reorder(data) if reorder else data, tensor.type, self._float_type)
+
+    def _store(self, placement: Placement, tensor: TensorInfo, values: Array) -> Any:
+        with self._naming(tensor):
+            if placement.scheme is None:
+                return quantization.to_float(values, self._float_type)
+            return quantization.requantize(values, placement.scheme, self._float_type)
+
+    def _read(self, tensor: TensorInfo, rows: range, total: int) -> Array:
+        """Read some of `total` rows as bytes."""
+        size = tensor.nbytes // total
+        data = self._header.read(tensor, rows.start * size, len(rows) * size)
+        return np.frombuffer(data, np.uint8).reshape(len(rows), size)
+
+    def _dequantize(self, tensor: TensorInfo, rows: range, total: int) -> Array:
+        # Damaged scales may overflow; infinite values are rejected when they are stored.
+        with np.errstate(all="ignore"):
+            values = gguf.dequantize(self._read(tensor, rows, total), gguf.GGMLQuantizationType[tensor.type])
+        return values.astype(np.float32, copy=False)
+
+    def _dequantize_all(self, tensor: TensorInfo) -> Array:
+        rows = math.prod(tensor.shape[:-1])
+        return self._dequantize(tensor, range(rows), rows).reshape(tensor.shape)
+
+    @contextlib.contextmanager
+    def _naming(self, tensor: TensorInfo) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            raise self._header.metadata.failure(f"tensor {tensor.name!r} has {error}") from error
+
+    def _in_order(self, jobs: Iterable[Callable[[], Any]]) -> Iterator[Any]:
+        """Run jobs on the threads and yield their results in order, with few of them in memory."""
+        pending: deque[Future[Any]] = deque()
+        for job in jobs:
+            pending.append(self._pool.submit(job))
+            if len(pending) > self._threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

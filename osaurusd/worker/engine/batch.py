@@ -8,13 +8,13 @@ from typing import Any, Protocol
 import mlx.core as mx
 import numpy as np
 
-from osaurusd.worker.engine import kv_cache
+from osaurusd.worker.engine import host_sampler, kv_cache
 from osaurusd.worker.engine.device import CPU, Device
 from osaurusd.worker.engine.kv_cache import Cache, CacheLayout, PackedKV
 from osaurusd.worker.engine.request import SequenceId
 from osaurusd.worker.engine.sampler import BatchSampler, LogprobArrays, SamplingState
 from osaurusd.worker.frontend import constraint
-from osaurusd.worker.frontend.constraint import Constraint, ConstraintFailed
+from osaurusd.worker.frontend.constraint import Bitmask, Constraint, ConstraintFailed
 from osaurusd.worker.frontend.logprobs import Score
 
 
@@ -43,11 +43,25 @@ class CacheReader(Protocol):
     def copy_states(self) -> list[Any]: ...
 
 
+@dataclass(frozen=True)
+class _Pending:
+    """What the next tokens are to be sampled from: logits, and the allowed tokens of rows with constraints."""
+
+    logits: mx.array
+    bitmasks: list[Bitmask | None]
+
+    def filter(self, keep: list[int]) -> "_Pending":
+        return _Pending(self.logits[mx.array(keep)], [self.bitmasks[row] for row in keep])
+
+
 class DecodeBatch:
     """Sequences of similar length.
 
-    While a step returns its tokens, the next step is already being computed. A single sequence keeps its own cache,
-    which needs no mask; several share a merged cache, padded to the longest sequence.
+    While a step returns its tokens, the forward pass of the next step is already being computed. A single sequence
+    keeps its own cache, which needs no mask; several share a merged cache, padded to the longest sequence.
+
+    MLX samples in the same computation, unless that is too slow: on a CPU, it only takes the most likely tokens. If a
+    row needs more, the batch is sampled on the host at the beginning of the next step.
 
     Args:
         network: an mlx_lm model.
@@ -81,29 +95,32 @@ class DecodeBatch:
         self.failed: dict[SequenceId, str] = {}
         self._states = [entry.sampling for entry in entries]
         self._device = device
-        self._sampler = self._build_sampler()
-        self._tokens, self._logprobs = self._sampler.sample(logits, self._masked(logits))
-        self._start_evaluation()
+        # The next tokens: sampled, or still to be sampled on the host.
+        self._tokens: mx.array | None = None
+        self._logprobs: LogprobArrays | None = None
+        self._pending: _Pending | None = None
+        self._choose_sampler()
+        self._begin_sampling(logits)
 
     def step(self) -> dict[SequenceId, list[TokenOutput]]:
         """Return the tokens of this step, and start computing the next one."""
-        current, logprobs = self._tokens, self._logprobs
+        current, logprobs = self._sampled(), self._logprobs
         logits = self._network(current[:, None], cache=self._cache)[:, -1, :]
         self.lengths = [length + 1 for length in self.lengths]
-        if self._sampler.overlaps:
+        if self._constrained or self._sampler is None:
             mx.async_eval(logits)  # type: ignore[no-untyped-call]
-        if self._sampler.constrained:
+        if self._constrained:
             # The next masks depend on the current tokens, and are computed while the forward pass runs. An end token
             # is irrelevant for the constraint: its sequence leaves before the next step.
             self._advance_constraints(current.tolist())  # type: ignore[arg-type]
-        self._tokens, self._logprobs = self._sampler.sample(logits, self._masked(logits))
-        self._start_evaluation()
+        self._begin_sampling(logits)
         tokens: list[int] = current.tolist()  # type: ignore[assignment]
         scores = self._scores(logprobs)
         return {id_: [TokenOutput(tokens[row], scores.get(row))] for row, id_ in enumerate(self.ids)}
 
     def absorb(self, other: "DecodeBatch") -> None:
         """Take over all sequences of another batch."""
+        self._tokens = mx.concatenate([self._sampled(), other._sampled()])
         cache = self._merged_cache()
         for layer, other_layer in zip(cache, other._merged_cache(), strict=True):
             layer.extend(other_layer)
@@ -111,12 +128,11 @@ class DecodeBatch:
         if other._logprobs is not None:
             logprobs = LogprobArrays.empty() if self._logprobs is None else self._logprobs
             self._logprobs = logprobs.extend(other._logprobs, len(self.ids))
-        self._tokens = mx.concatenate([self._tokens, other._tokens])
         self.ids += other.ids
         self.lengths += other.lengths
         self.failed |= other.failed
         self._states += other._states
-        self._sampler = self._build_sampler()
+        self._choose_sampler()
 
     def remove(self, ids: Collection[SequenceId]) -> None:
         keep = [row for row, id_ in enumerate(self.ids) if id_ not in ids]
@@ -125,11 +141,12 @@ class DecodeBatch:
         self.ids = [self.ids[row] for row in keep]
         self.lengths = [self.lengths[row] for row in keep]
         self._states = [self._states[row] for row in keep]
-        self._sampler = self._build_sampler()
         if not keep:
             return
-        self._tokens = self._tokens[mx.array(keep)]
+        self._choose_sampler()
+        self._tokens = None if self._tokens is None else self._tokens[mx.array(keep)]
         self._logprobs = self._logprobs.filter(keep) if self._logprobs else None
+        self._pending = self._pending.filter(keep) if self._pending else None
         if len(keep) == 1:
             self._cache, self._merged = kv_cache.extract_row(self._cache, keep[0]), False
         else:
@@ -143,28 +160,52 @@ class DecodeBatch:
             return _RowReader(self._layout, self._cache, row, self.lengths[row])
         return _SequenceReader(self._layout, self._cache)
 
-    def _build_sampler(self) -> BatchSampler:
-        return BatchSampler(self._states, on_gpu=self._device.is_gpu)
-
     def _merged_cache(self) -> Cache:
         return self._cache if self._merged else self._layout.merge([self._cache])
 
+    # Sampling
+
+    def _choose_sampler(self) -> None:
+        """Prepare to sample the rows with MLX or, if there is no sampler, on the host."""
+        self._constrained = [row for row, state in enumerate(self._states) if state.constraint is not None]
+        fast = self._device.is_gpu or all(state.plain and state.logprobs is None for state in self._states)
+        self._sampler = BatchSampler(self._states) if fast else None
+
+    def _begin_sampling(self, logits: mx.array) -> None:
+        bitmasks = self._next_bitmasks(logits.shape[-1])
+        if self._sampler is None:
+            self._tokens, self._logprobs, self._pending = None, None, _Pending(logits, bitmasks)
+            return
+        self._tokens, self._logprobs = self._sampler.sample(logits, self._masked(logits, bitmasks))
+        mx.async_eval(self._tokens, self._logprobs.arrays if self._logprobs else [])  # type: ignore[no-untyped-call]
+
+    def _sampled(self) -> mx.array:
+        """Return the next tokens; sample them first if that is still to be done."""
+        if self._tokens is None:
+            assert self._pending is not None, "sampling has begun"
+            logits = np.array(self._pending.logits.astype(mx.float32), copy=False)
+            self._tokens, self._logprobs = host_sampler.sample(self._states, logits, self._pending.bitmasks)
+            self._pending = None
+        return self._tokens
+
+    def _masked(self, logits: mx.array, bitmasks: Sequence[Bitmask | None]) -> mx.array | None:
+        """Return the logits of the constrained rows with forbidden tokens at -inf."""
+        allowed = [bitmask for bitmask in bitmasks if bitmask is not None]
+        return constraint.apply(logits[mx.array(self._constrained)], np.stack(allowed)) if allowed else None
+
     def _advance_constraints(self, tokens: list[int]) -> None:
-        for row in self._sampler.constrained:
+        for row in self._constrained:
             with self._constraint(row) as rule:
                 rule.advance(tokens[row])
 
-    def _masked(self, logits: mx.array) -> mx.array | None:
-        """Return the logits of the constrained rows with forbidden tokens at -inf."""
-        constrained = self._sampler.constrained
-        if not constrained:
-            return None
-        width = -(-logits.shape[-1] // 32)
-        allowed = np.full((len(constrained), width), -1, np.int32)
-        for position, row in enumerate(constrained):
+    def _next_bitmasks(self, vocabulary: int) -> list[Bitmask | None]:
+        """Return the allowed tokens of the rows with constraints."""
+        bitmasks: list[Bitmask | None] = [None] * len(self._states)
+        for row in self._constrained:
+            bitmask = bitmasks[row] = np.full(-(-vocabulary // 32), -1, np.int32)
             with self._constraint(row) as rule:
-                rule.fill(allowed[position])
-        return constraint.apply(logits[mx.array(constrained)], allowed, on_gpu=self._device.is_gpu)
+                rule.fill(bitmask)
+        return bitmasks
 
     @contextlib.contextmanager
     def _constraint(self, row: int) -> Iterator[Constraint]:
@@ -182,9 +223,6 @@ class DecodeBatch:
             return {}
         scores = zip(logprobs.rows, logprobs.scores(), strict=True)
         return {row: Score(score.logprob, score.top[: self._states[row].logprobs]) for row, score in scores}
-
-    def _start_evaluation(self) -> None:
-        mx.async_eval(self._tokens, self._logprobs.arrays if self._logprobs else [])  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

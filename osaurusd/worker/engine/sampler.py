@@ -1,13 +1,12 @@
-"""Sampling the next tokens of a batch: each sequence by its own parameters, all in one computation."""
+"""Sampling the next tokens of a batch: each sequence by its own parameters, all in one computation with MLX."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from numpy.typing import NDArray
 
 from osaurusd.inference.request import SamplingParams
 from osaurusd.worker.frontend.constraint import Constraint
@@ -18,11 +17,7 @@ GREEDY_BELOW = 1e-4
 
 _MASK_64 = 0xFFFF_FFFF_FFFF_FFFF
 
-# NumPy's single-precision exponential variates are multiples of about twice this, and may be 0.
-_MIN_EXPONENTIAL = 2.0**-24
-_MIN_LOGPROB = float(np.finfo(np.float32).min)
-
-_Kernel = Callable[..., mx.array]
+MIN_LOGPROB = float(np.finfo(np.float32).min)
 
 
 @dataclass(eq=False)
@@ -36,8 +31,7 @@ class SamplingState:
         entropy: replaces the seed of a request without one.
         index: of the choice, so that the choices of a request with one seed differ.
         draws: how many tokens were sampled, which numbers the random keys.
-        counts: how often each token was output [vocabulary], if penalties need it.
-        in_prompt: whether each token occurs in the prompt [vocabulary], if penalties need it.
+        penalties: what the sampler keeps for penalties between two draws.
     """
 
     params: SamplingParams
@@ -48,8 +42,7 @@ class SamplingState:
     entropy: int = 0
     index: int = 0
     draws: int = 0
-    counts: mx.array | None = field(default=None, repr=False)
-    in_prompt: mx.array | None = field(default=None, repr=False)
+    penalties: Any = field(default=None, repr=False)
 
     @property
     def greedy(self) -> bool:
@@ -70,16 +63,28 @@ class SamplingState:
         params = self.params
         return params.top_p < 1 or params.top_k > 0 or params.min_p > 0
 
+    @property
+    def plain(self) -> bool:
+        """Whether the most likely token is taken."""
+        return self.greedy and not self.biased and self.constraint is None
+
     def rewind(self, output_tokens: Sequence[int]) -> None:
         """Continue after `output_tokens`, discarding later draws."""
         self.output_tokens, self.draws = list(output_tokens), len(output_tokens)
-        self.counts = self.in_prompt = None
+        self.penalties = None
 
     def random_key(self) -> tuple[int, int]:
         """Return the key of the next draw, which depends on nothing else in the batch."""
+        bits = self._random_bits()
+        return bits >> 32, bits & 0xFFFF_FFFF
+
+    def random_uniform(self) -> float:
+        """Return a uniform number of the next draw, from 0 up to but not including 1."""
+        return (self._random_bits() >> 11) * 2.0**-53
+
+    def _random_bits(self) -> int:
         seed = self.entropy if self.params.seed is None else self.params.seed
-        mixed = _mix(_mix(_mix(seed & _MASK_64) + self.index) + self.draws)
-        return mixed >> 32, mixed & 0xFFFF_FFFF
+        return _mix(_mix(_mix(seed & _MASK_64) + self.index) + self.draws)
 
 
 @dataclass(frozen=True)
@@ -160,28 +165,17 @@ class BatchSampler:
 
     Args:
         states: one per row.
-        on_gpu: whether MLX computes on a GPU. There, sampling is compiled into few kernels. On a CPU, NumPy draws the
-            random numbers: it is several times faster than MLX, and runs while MLX computes the logits.
-
-    Attributes:
-        constrained: the rows with a constraint.
-        overlaps: whether the host has work to do while the logits are computed.
     """
 
-    def __init__(self, states: Sequence[SamplingState], *, on_gpu: bool = False) -> None:
+    def __init__(self, states: Sequence[SamplingState]) -> None:
         self._states = list(states)
-        self._on_gpu = on_gpu
         self._with_logprobs = [row for row, state in enumerate(states) if state.logprobs is not None]
-        self.constrained = [row for row, state in enumerate(states) if state.constraint is not None]
-        # All other rows take the most likely token: copying their logits would cost more than sampling.
-        self._special = [
-            row for row, state in enumerate(states) if state.constraint is not None or state.biased or not state.greedy
-        ]
+        # Copying the logits of other rows would cost more than sampling.
+        self._special = [row for row, state in enumerate(states) if not state.plain]
         chosen = [self._states[row] for row in self._special]
         self._masked = [position for position, state in enumerate(chosen) if state.constraint is not None]
         self._biased = [position for position, state in enumerate(chosen) if state.biased]
         self._random = [position for position, state in enumerate(chosen) if not state.greedy]
-        self.overlaps = bool(self.constrained or (self._random and not on_gpu))
 
     def sample(self, logits: mx.array, masked: mx.array | None = None) -> tuple[mx.array, LogprobArrays | None]:
         """Sample one token for every row.
@@ -221,7 +215,7 @@ class BatchSampler:
             return mx.argmax(logits, axis=-1)
         everything = len(self._random) == len(self._special)
         scaled = logits if everything else logits[mx.array(self._random)]
-        scaled = self._compiled(_scale)(scaled, self._inverse_temperatures)
+        scaled = _scale(scaled, self._inverse_temperatures)
         for truncation in self._truncations:
             scaled = truncation(scaled)
         drawn = self._draw_random(scaled)
@@ -229,12 +223,7 @@ class BatchSampler:
 
     def _draw_random(self, logits: mx.array) -> mx.array:
         keys = [self._state(position).random_key() for position in self._random]
-        if self._on_gpu:
-            return _COMPILED[_draw_with_keys](logits, mx.array(np.array(keys, np.uint32)))
-        return mx.argmax(logits + mx.array(_gumbel_noise(keys, logits.shape[-1])), axis=-1)
-
-    def _compiled(self, function: _Kernel) -> _Kernel:
-        return _COMPILED[function] if self._on_gpu else function
+        return _draw_with_keys(logits, mx.array(np.array(keys, np.uint32)))
 
     def _state(self, position: int) -> SamplingState:
         return self._states[self._special[position]]
@@ -244,8 +233,8 @@ class BatchSampler:
             self._state(position).draws += 1
         for position in self._biased:
             state = self._state(position)
-            if state.counts is not None:
-                state.counts = state.counts.at[tokens[self._special[position]]].add(1)
+            if isinstance(state.penalties, _Penalties):
+                state.penalties.count(tokens[self._special[position]])
 
     def _logprobs(self, logits: mx.array, tokens: mx.array) -> LogprobArrays:
         top = max(self._states[row].logprobs or 0 for row in self._with_logprobs)
@@ -265,7 +254,7 @@ class BatchSampler:
             if state.truncated:
                 params = state.params
                 groups.setdefault((params.top_k > 0, params.top_p < 1), []).append((number, params))
-        return [_Truncation(group, len(self._random), self._compiled) for group in groups.values()]
+        return [_Truncation(group, len(self._random)) for group in groups.values()]
 
 
 class _Truncation:
@@ -273,10 +262,7 @@ class _Truncation:
     then those outside the smallest set with probability `top_p`. Ties with the last remaining token remain.
     """
 
-    def __init__(
-        self, rows: Sequence[tuple[int, SamplingParams]], total: int, compiled: Callable[[_Kernel], _Kernel]
-    ) -> None:
-        self._compiled = compiled
+    def __init__(self, rows: Sequence[tuple[int, SamplingParams]], total: int) -> None:
         self._rows = None if len(rows) == total else [row for row, _ in rows]
         params = [params for _, params in rows]
         self._top_k = [row.top_k for row in params]
@@ -288,10 +274,10 @@ class _Truncation:
     def __call__(self, logits: mx.array) -> mx.array:
         """Return the logits with removed tokens at -inf."""
         rows = logits if self._rows is None else logits[mx.array(self._rows)]
-        rows = self._compiled(_remove_below)(rows, mx.max(rows, axis=-1, keepdims=True) + self._log_min_p)
+        rows = _remove_below(rows, mx.max(rows, axis=-1, keepdims=True) + self._log_min_p)
         if self._needs_order:
-            threshold = self._compiled(_threshold)(self._sorted(rows), self._ranks, self._top_p)
-            rows = self._compiled(_remove_below)(rows, threshold)
+            threshold = _threshold(self._sorted(rows), self._ranks, self._top_p)
+            rows = _remove_below(rows, threshold)
         return rows if self._rows is None else _replace_rows(logits, self._rows, rows)
 
     def _sorted(self, rows: mx.array) -> mx.array:
@@ -302,14 +288,17 @@ class _Truncation:
         return -mx.sort(-rows, axis=-1)
 
 
+@mx.compile
 def _scale(logits: mx.array, inverse_temperatures: mx.array) -> mx.array:
     return logits.astype(mx.float32) * inverse_temperatures
 
 
+@mx.compile
 def _remove_below(logits: mx.array, threshold: mx.array) -> mx.array:
     return mx.where(logits >= threshold, logits, -mx.inf)
 
 
+@mx.compile
 def _threshold(ranked: mx.array, ranks: mx.array, top_p: mx.array) -> mx.array:
     """Return the logit of the last token that remains [rows, 1], given logits in descending order."""
     probabilities = mx.softmax(mx.where(mx.arange(ranked.shape[-1]) < ranks, ranked, -mx.inf), axis=-1)
@@ -319,23 +308,11 @@ def _threshold(ranked: mx.array, ranks: mx.array, top_p: mx.array) -> mx.array:
     return mx.min(mx.where(remains, ranked, mx.inf), axis=-1, keepdims=True)
 
 
+@mx.compile
 def _draw_with_keys(logits: mx.array, keys: mx.array) -> mx.array:
     """Draw a token for each row: the argmax of logits plus Gumbel noise is a draw from the softmax."""
     noise = mx.vmap(lambda key: mx.random.gumbel((logits.shape[-1],), key=key))(keys)
     return mx.argmax(logits + noise, axis=-1)
-
-
-_COMPILED = {function: mx.compile(function) for function in (_scale, _remove_below, _threshold, _draw_with_keys)}
-
-
-def _gumbel_noise(keys: Sequence[tuple[int, int]], vocabulary: int) -> NDArray[np.float32]:
-    """Return noise [keys, vocabulary], computed on the host; see `_draw_with_keys`."""
-    noise = np.empty((len(keys), vocabulary), np.float32)
-    for row, (high, low) in zip(noise, keys, strict=True):
-        generator = np.random.Generator(np.random.Philox(key=(high << 32) | low))
-        generator.standard_exponential(out=row, dtype=np.float32)
-    np.maximum(noise, _MIN_EXPONENTIAL, out=noise)
-    return np.negative(np.log(noise, out=noise), out=noise)
 
 
 def _apply_bias(state: SamplingState, logits: mx.array) -> mx.array:
@@ -344,24 +321,40 @@ def _apply_bias(state: SamplingState, logits: mx.array) -> mx.array:
         ids, values = zip(*state.params.logit_bias, strict=True)
         logits = logits.at[mx.array(ids)].add(mx.array(values, logits.dtype))
     if state.penalized:
-        logits = _apply_penalties(state, logits)
+        if state.penalties is None:
+            state.penalties = _Penalties(logits.size, state.prompt_tokens, state.output_tokens)
+        logits = state.penalties.apply(state.params, logits)
     return logits[None]
 
 
-def _apply_penalties(state: SamplingState, logits: mx.array) -> mx.array:
-    params = state.params
-    if state.counts is None:
-        state.counts = mx.zeros(logits.shape, mx.float32)
-        state.in_prompt = mx.zeros(logits.shape, mx.bool_)
-        if state.output_tokens:
-            state.counts = state.counts.at[mx.array(list(state.output_tokens))].add(1)
-        if state.prompt_tokens:
-            state.in_prompt[mx.array(list(set(state.prompt_tokens)))] = True
-    in_output = state.counts > 0
-    if params.repetition_penalty != 1:
-        penalized = mx.where(logits > 0, logits / params.repetition_penalty, logits * params.repetition_penalty)
-        logits = mx.where(in_output | state.in_prompt, penalized, logits)  # type: ignore[operator]
-    return logits - params.frequency_penalty * state.counts - params.presence_penalty * in_output
+class _Penalties:
+    """The tokens that penalties apply to.
+
+    Args:
+        vocabulary: width of the logits.
+        prompt: tokens of the prompt.
+        output: tokens of the output so far.
+    """
+
+    def __init__(self, vocabulary: int, prompt: Sequence[int], output: Sequence[int]) -> None:
+        self._counts = mx.zeros(vocabulary, mx.float32)
+        self._in_prompt = mx.zeros(vocabulary, mx.bool_)
+        if output:
+            self._counts = self._counts.at[mx.array(list(output))].add(1)
+        if prompt:
+            self._in_prompt[mx.array(list(set(prompt)))] = True
+
+    def count(self, token: mx.array) -> None:
+        """Add a token to the output."""
+        self._counts = self._counts.at[token].add(1)
+
+    def apply(self, params: SamplingParams, logits: mx.array) -> mx.array:
+        """Return the logits [vocabulary] with penalties."""
+        in_output = self._counts > 0
+        if params.repetition_penalty != 1:
+            penalized = mx.where(logits > 0, logits / params.repetition_penalty, logits * params.repetition_penalty)
+            logits = mx.where(in_output | self._in_prompt, penalized, logits)
+        return logits - params.frequency_penalty * self._counts - params.presence_penalty * in_output
 
 
 def _replace_rows(array: mx.array, rows: list[int], values: mx.array) -> mx.array:
@@ -373,7 +366,7 @@ def _replace_rows(array: mx.array, rows: list[int], values: mx.array) -> mx.arra
 
 
 def _finite(logprobs: mx.array) -> mx.array:
-    return mx.nan_to_num(logprobs, nan=_MIN_LOGPROB, neginf=_MIN_LOGPROB)
+    return mx.nan_to_num(logprobs, nan=MIN_LOGPROB, neginf=MIN_LOGPROB)
 
 
 def _pad(columns: mx.array, width: int, value: float) -> mx.array:

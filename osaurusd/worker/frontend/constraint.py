@@ -219,27 +219,23 @@ class Constraint:
         return Constraint(self._matcher.deep_copy(), self._bitmask.shape[1] * 32, reasoning, history)
 
 
-def apply(logits: mx.array, bitmasks: Bitmask, *, on_gpu: bool = False) -> mx.array:
-    """Set the logits of disallowed tokens to -inf.
+def apply(logits: mx.array, bitmasks: Bitmask) -> mx.array:
+    """Set the logits of disallowed tokens to -inf. Made for GPUs.
 
     Args:
         logits: of shape [sequences, vocabulary].
         bitmasks: filled by `Constraint.fill`, of shape [sequences, ceil(vocabulary / 32)].
-        on_gpu: whether MLX computes on a GPU. A GPU unpacks the bits; on a CPU, NumPy does it much faster than MLX.
     """
-    if on_gpu:
-        tokens = mx.arange(logits.shape[1], dtype=mx.uint32)
-        words = mx.take(mx.array(bitmasks.view(np.uint32)), tokens // 32, axis=1)
-        return _mask(logits, words, tokens % 32)
-    allowed = np.unpackbits(bitmasks.view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
-    return mx.where(mx.array(allowed.view(bool)), logits, -mx.inf)
+    tokens = mx.arange(logits.shape[1], dtype=mx.uint32)
+    words = mx.take(mx.array(bitmasks.view(np.uint32)), tokens // 32, axis=1)
+    return _mask(logits, words, tokens % 32)
 
 
 def compile_masks(vocabulary: int) -> None:
-    """Compile what `apply` runs on a GPU, for logits of all precisions, so that no request waits for it."""
+    """Compile what `apply` runs, for logits of all precisions, so that no request waits for it."""
     bitmask = np.full((1, -(-vocabulary // 32)), -1, np.int32)
     for dtype in (mx.float32, mx.bfloat16, mx.float16):
-        mx.eval(apply(mx.zeros((1, vocabulary), dtype), bitmask, on_gpu=True))
+        mx.eval(apply(mx.zeros((1, vocabulary), dtype), bitmask))
 
 
 @mx.compile

@@ -67,7 +67,7 @@ def build_grammar(constraint: OutputConstraint, tools: list[Tool], *, allow_lead
     """Build the grammar of an output.
 
     Args:
-        constraint: what the output must be.
+        constraint: what the output must be. Its schema, and those of the tools, have been repaired.
         tools: the request's tools; they include all that `constraint` names.
         allow_leading_newlines: the output may begin with newlines, as models write them after reasoning.
 
@@ -179,7 +179,6 @@ def _json_rule(name: str, schema: dict[str, Any], location: Location, tool: str 
     subject = "" if tool is None else f" of {tool!r}"
     try:
         schema_cost.check(schema)
-        schema = schema_repair.repair(schema)
         exact, relaxed = schema_repair.without_redundant_keywords(schema), schema_repair.relax(schema)
         if tool is not None:
             exact, relaxed = (_arguments_schema(each, tool, location) for each in (exact, relaxed))

@@ -8,10 +8,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from osaurusd.worker.engine import kv_cache
+from osaurusd.worker.engine import host_sampler, kv_cache
 from osaurusd.worker.engine.batch import BatchEntry, CacheReader, DecodeBatch
 from osaurusd.worker.engine.device import CPU, Device
 from osaurusd.worker.engine.kv_cache import Cache, CacheLayout
+from osaurusd.worker.engine.last_logits import LastLogits
 from osaurusd.worker.engine.planner import PrefillChunk, StepPlan
 from osaurusd.worker.engine.prefix_cache import PrefixCache, PrefixMatch, Tokens
 from osaurusd.worker.engine.request import PrefillTask, SequenceId
@@ -64,6 +65,7 @@ class LocalExecutor:
         self._prefix_cache = prefix_cache
         self._clock = clock
         self._device = device
+        self._last_logits = LastLogits(network)
         self._prompts: dict[SequenceId, _Prompt] = {}
         self.batches: list[DecodeBatch] = []
 
@@ -158,14 +160,16 @@ class LocalExecutor:
         started = self._clock()
         prompt = self._restored(chunk.prompt)
         tokens = mx.array(prompt.tokens[chunk.start : chunk.end])[None]
-        logits = self._network(tokens, cache=prompt.cache)
         scores: list[Score] = []
         if chunk.score:
-            scores = _score_following(logits[0], prompt, chunk)
-        needed = [logits[:, -1, :]] if chunk.last else []
-        mx.eval(needed, [logits] if chunk.score else [], [layer.state for layer in prompt.cache])
+            logits = self._network(tokens, cache=prompt.cache)
+            scores = self._score_following(logits[0], prompt, chunk)
+            last_logits = logits[:, -1, :]
+        else:
+            last_logits = self._last_logits(tokens, prompt.cache)
+        mx.eval([last_logits] if chunk.last else [], [layer.state for layer in prompt.cache])
         if chunk.last:
-            prompt.logits = needed[0]
+            prompt.logits = last_logits
         done = prompt.tokens[: chunk.end]
         if chunk.store:
             self._prefix_cache.insert(done, partial(kv_cache.pack, self._layout, prompt.cache))
@@ -173,7 +177,7 @@ class LocalExecutor:
             self._prefix_cache.insert_checkpoint(done, kv_cache.copy_states(prompt.cache))
         return StepResult(
             prompt_scores={chunk.prompt: scores} if scores else {},
-            candidate_logprobs=_candidate_logprobs([prompt], needed[0]) if chunk.last else {},
+            candidate_logprobs=_candidate_logprobs([prompt], last_logits) if chunk.last else {},
             seconds=self._clock() - started,
         )
 
@@ -210,6 +214,18 @@ class LocalExecutor:
         for layer in cache:
             layer.finalize()
 
+    def _score_following(self, logits: mx.array, prompt: _Prompt, chunk: PrefillChunk) -> list[Score]:
+        """Return the scores of the tokens that follow those of a chunk, whose logits [tokens, vocabulary] are given."""
+        following = prompt.tokens[chunk.start + 1 : chunk.end + 1]
+        count = len(following)
+        if not count:
+            return []
+        rows = list(range(count))
+        if self._device.is_gpu:
+            return compute_logprobs(logits[:count], mx.array(following), prompt.top_logprobs, rows).scores()
+        on_host = np.array(logits.astype(mx.float32), copy=False)[:count]
+        return host_sampler.compute_logprobs(on_host, following, prompt.top_logprobs, rows).scores()
+
     def _restored(self, id_: SequenceId) -> _Prompt:
         """Return a prompt, after restoring what the prefix cache has of it."""
         prompt = self._prompts[id_]
@@ -232,12 +248,3 @@ def _candidate_logprobs(prompts: Sequence[_Prompt], logits: mx.array) -> dict[Se
         return {}
     logprobs = gather_logprobs(logits[mx.array(rows)], [prompts[row].candidates for row in rows])
     return {prompts[row].id: values for row, values in zip(rows, logprobs, strict=True)}
-
-
-def _score_following(logits: mx.array, prompt: _Prompt, chunk: PrefillChunk) -> list[Score]:
-    """Return the scores of the tokens that follow those of a chunk, whose logits [tokens, vocabulary] are given."""
-    following = prompt.tokens[chunk.start + 1 : chunk.end + 1]
-    if not len(following):
-        return []
-    rows = list(range(len(following)))
-    return compute_logprobs(logits[: len(following)], mx.array(following), prompt.top_logprobs, rows).scores()

@@ -10,8 +10,8 @@ from osaurusd.worker.engine.device import Device
 from osaurusd.worker.engine.engine import Engine, Limits
 from osaurusd.worker.engine.request import EngineRequest
 from osaurusd.worker.frontend import constraint
-from osaurusd.worker.frontend.request_builder import RequestBuilder
 from osaurusd.worker.runners.loading import Model, apply_limits, load_model_folder
+from osaurusd.worker.runners.request_builder import RequestBuilder
 
 
 class TextRunner:

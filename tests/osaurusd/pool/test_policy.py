@@ -11,6 +11,7 @@ from osaurusd.pool.policy import (
     insufficient_memory,
     make_room,
     pins_exceed_budget,
+    unused,
 )
 from osaurusd.pool.state import ModelState
 from osaurusd.wire.admin import WorkerState
@@ -132,3 +133,11 @@ def test_pins_over_the_budget_are_explained_with_the_sum():
 
 def test_sizes_are_formatted_with_decimal_units():
     assert ["0.0 MB", "999.9 MB", "1.0 GB"] == [format_bytes(count) for count in (0, 999_900_000, 10**9)]
+
+
+def test_only_ready_models_without_requests_and_pins_are_unused():
+    waiting = idle("waiting", 1)
+    waiting.waiters.append((1, None))
+    models = [idle("a", 1), idle("pinned", 1, pinned=True), busy("busy", 1), stopping("stopping", 1), waiting]
+
+    assert ["a"] == [model.key for model in unused(models)]

@@ -20,8 +20,8 @@ class Recorder:
     def drop_caches(self):
         self.calls.append("drop_caches")
 
-    def unload_idle(self):
-        self.calls.append("unload_idle")
+    def unload_unused(self):
+        self.calls.append("unload_unused")
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_normal_pressure_changes_nothing(run_levels):
 
 
 def test_warning_drops_caches_and_critical_also_unloads_idle_models(run_levels):
-    both = ["drop_caches", "unload_idle"]
+    both = ["drop_caches", "unload_unused"]
 
     assert [["drop_caches"], both, []] == run_levels((0, WARNING), (1, CRITICAL), (2, WARNING))
 
@@ -104,7 +104,7 @@ async def test_only_idle_models_without_a_pin_are_unloaded(make_pool, model):
         await lease_and_generate(pool, record)
     pool.pin(pinned)
     async with running_request(pool, busy):
-        pool.unload_idle()
+        pool.unload_unused()
         await until(lambda: {worker.key for worker in pool.snapshot()} == {"Busy", "Pinned"})
 
     (event,) = [event for event in pool.events.history() if event.kind is EventKind.UNLOADED]

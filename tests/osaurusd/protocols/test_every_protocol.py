@@ -76,17 +76,16 @@ async def served(tmp_path):
     config = Config(server=Server(allowed_origins=[ORIGIN]))
     async with running_backend(tmp_path, REPO) as backend:
         memory = MemoryStore(lambda: 10**6)
-        generation, models = Generation(backend.service, backend.pool), Models(backend.catalog, backend.pool)
+        generation, embeddings = (kind(backend.service, backend.pool) for kind in (Generation, Embeddings))
+        models, management = (
+            Models(backend.catalog, backend.pool),
+            Management(backend.catalog, None, None, lambda: False),
+        )
         groups = [
             openai_routes(backend.service, backend.catalog),
             responses_routes(backend.service, memory, memory),
             *anthropic_routes(backend.service, backend.catalog),
-            ollama_routes(
-                generation,
-                Embeddings(backend.service, backend.pool),
-                models,
-                Management(backend.catalog, None, None, lambda: False),
-            ),
+            ollama_routes(generation, embeddings, models, management),
         ]
         cors = Cors(lambda: config.server)
         middlewares, hooks = [cors.check, require_json_body], [cors.add_headers]

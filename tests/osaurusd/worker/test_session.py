@@ -14,8 +14,8 @@ from osaurusd.rpc import framing, messages
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker import session as session_module
 from osaurusd.worker.engine.engine import Engine
-from osaurusd.worker.frontend.request_builder import RequestBuilder
 from osaurusd.worker.outbox import Outbox
+from osaurusd.worker.runners.request_builder import RequestBuilder
 from osaurusd.worker.session import Session
 
 SAMPLING = SamplingParams(temperature=0)

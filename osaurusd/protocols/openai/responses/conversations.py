@@ -120,7 +120,7 @@ def _index_of(request: web.Request, stored: StoredObject) -> int:
     for index, item in enumerate(decode_items(stored.items)):
         if item.get("id") == id_:
             return index
-    raise NotFound(f"no item {excerpt(id_)!r} is in the conversation")
+    raise NotFound(f'no item "{excerpt(id_)}" is in the conversation')
 
 
 def _json_bytes(body: bytes) -> web.Response:

@@ -38,7 +38,7 @@ class ConversationLocks:
         """
         if id_ in self._locked:
             raise Busy(
-                f"`conversation`: a response to {excerpt(id_)!r} is in progress; retry when it is final",
+                f'`conversation`: a response to "{excerpt(id_)}" is in progress; retry when it is final',
                 param="conversation",
             )
 
@@ -132,7 +132,7 @@ async def _find_continued(body: ResponseRequest, scope: Scope) -> StoredObject |
     stored = await scope.get(id_)
     if stored is None or not is_response(stored):
         raise PreviousResponseNotFound(
-            f"`previous_response_id`: no response {excerpt(id_)!r} is stored; send the whole conversation as `input`",
+            f'`previous_response_id`: no response "{excerpt(id_)}" is stored; send the whole conversation as `input`',
             param="previous_response_id",
         )
     return stored
@@ -146,7 +146,7 @@ async def find_conversation(id_: str, scope: Scope) -> StoredObject:
     """
     stored = await scope.get(id_)
     if stored is None or is_response(stored):
-        raise NotFound(f"`conversation`: no conversation {excerpt(id_)!r} is stored", param="conversation")
+        raise NotFound(f'`conversation`: no conversation "{excerpt(id_)}" is stored', param="conversation")
     return stored
 
 

@@ -102,7 +102,7 @@ class Responses:
         id_ = request.match_info["response"]
         stored = await self._scope(request).get(id_)
         if stored is None or not is_response(stored):
-            raise NotFound(f"no response {excerpt(id_)!r} is stored")
+            raise NotFound(f'no response "{excerpt(id_)}" is stored')
         return stored
 
 
@@ -114,6 +114,6 @@ def _starting_after(request: web.Request) -> int:
     value = request.query.get("starting_after", "-1")
     if not _NUMBER.fullmatch(value):
         raise InvalidRequest(
-            f"`starting_after`: must be an event number, not {excerpt(value)!r}", param="starting_after"
+            f'`starting_after`: must be an event number, not "{excerpt(value)}"', param="starting_after"
         )
     return int(value)

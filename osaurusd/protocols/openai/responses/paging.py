@@ -21,15 +21,15 @@ def page_of(request: web.Request, items: list[Item]) -> ItemList:
     """
     limit = request.query.get("limit", str(DEFAULT_PAGE))
     if not _NUMBER.fullmatch(limit) or not 1 <= int(limit) <= MAX_PAGE:
-        raise InvalidRequest(f"`limit`: must be between 1 and {MAX_PAGE}, not {excerpt(limit)!r}", param="limit")
+        raise InvalidRequest(f'`limit`: must be between 1 and {MAX_PAGE}, not "{excerpt(limit)}"', param="limit")
     order = request.query.get("order", "desc")
     if order not in ("asc", "desc"):
-        raise InvalidRequest(f"`order`: must be `asc` or `desc`, not {excerpt(order)!r}", param="order")
+        raise InvalidRequest(f'`order`: must be `asc` or `desc`, not "{excerpt(order)}"', param="order")
     ordered = items if order == "asc" else items[::-1]
     ids = [item.get("id") for item in ordered]
     after = request.query.get("after")
     if after is not None and after not in ids:
-        raise InvalidRequest(f"`after`: {excerpt(after)!r} is not the id of an item", param="after")
+        raise InvalidRequest(f'`after`: "{excerpt(after)}" is not the id of an item', param="after")
     start = 0 if after is None else ids.index(after) + 1
     page = ordered[start : start + int(limit)]
     return list_of(page, has_more=start + len(page) < len(ordered))

@@ -161,7 +161,7 @@ class _Session:
     def _check(self, event: CreateEvent) -> None:
         self._context.check_key()
         if event.type != "response.create":
-            raise InvalidRequest(f"`type`: must be `response.create`, not {excerpt(event.type)!r}", param="type")
+            raise InvalidRequest(f'`type`: must be `response.create`, not "{excerpt(event.type)}"', param="type")
         if event.background:
             raise InvalidRequest("`background`: is not supported over a WebSocket; send a `POST`", param="background")
         if len(self._tasks) > MAX_RESPONSES:

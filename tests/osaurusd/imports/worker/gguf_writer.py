@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "Q6_K": 14, "BF16": 30}
+TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "I8": 24}
 
 
 def write_gguf(path, metadata, tensors, *, version=3, magic=b"GGUF", alignment=32):
@@ -65,8 +65,8 @@ def encode(kind, array):
         return array.astype("<f4").tobytes()
     if kind == "F16":
         return array.astype("<f2").tobytes()
-    if kind in ("Q6_K", "BF16"):
-        return bytes(array.size // 256 * 210 if kind == "Q6_K" else array.size * 2)
+    if kind == "I8":
+        return array.astype("i1").tobytes()
     return b"".join(_block(kind, block) for block in array.reshape(-1, 32).astype(np.float64))
 
 

@@ -31,6 +31,13 @@ def test_end_of_turn_and_end_of_message_tokens_end_an_output(defaults):
     assert defaults(vocabulary)["eos_token_id"] == [2, 5, 6]
 
 
+def test_end_of_message_does_not_end_an_output_of_gpt_oss(defaults):
+    vocabulary = byte_level_tokenizer()
+    vocabulary["tokenizer.ggml.tokens"][:3] = ["<|end|>", "<|call|>", "<|return|>"]
+
+    assert defaults(vocabulary)["eos_token_id"] == [2, 1]
+
+
 def test_a_single_end_token_is_not_a_list(defaults):
     config = defaults(sentence_piece_tokenizer(token_type=[2, 3, 3] + [6] * 256 + [1] * 14))
 

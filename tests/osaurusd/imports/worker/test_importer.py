@@ -3,17 +3,27 @@ import hashlib
 import json
 import os
 import random
+import resource
+import shutil
+import subprocess
+import sys
 import time
+from collections import namedtuple
 
+import gguf
 import mlx.core as mx
 import mlx_lm
+import numpy as np
 import pytest
+from gguf import GGMLQuantizationType as Type
 from mlx_lm.utils import dequantize_model
 
 from osaurusd.errors import ImportFailed
+from osaurusd.imports.worker.gguf import read_header
 from osaurusd.imports.worker.importer import import_model
 
-from .gguf_writer import TinyLlama, sentence_piece_tokenizer
+from .gguf_writer import TinyLlama, sentence_piece_tokenizer, write_gguf
+from .networks import CASES, Network, add_value
 
 
 def test_imported_smollm_generates_a_correct_answer(smollm):
@@ -64,6 +74,16 @@ def test_an_imported_file_records_its_provenance(tmp_path, convert, tiny):
         hashlib.sha256((path.parent / "dest" / "model.safetensors").read_bytes()).hexdigest()
         == recorded["model.safetensors"]
     )
+    assert provenance.pop("quantization") == {
+        "mode": "auto",
+        "group_size": 32,
+        "exact": 16,
+        "converted": 0,
+        "mean_error": 0.0,
+        "worst_error": 0.0,
+        "worst_tensor": None,
+        "errors": {},
+    }
     assert provenance == {"source": "Tiny.Q8_0.gguf", "format": "gguf", "sha256": digest}
 
 
@@ -88,7 +108,7 @@ def test_each_stage_reports_progress_from_zero_to_total(tmp_path, dest, tiny):
 
     import_model(path, dest, lambda stage, done, total: stages.setdefault(stage, []).append((done, total)))
 
-    assert list(stages) == ["hash", "convert", "record"]
+    assert list(stages) == ["convert", "hash", "record"]
     for progress in stages.values():
         assert progress[0][0] == 0
         assert progress[-1][0] == progress[-1][1] > 0
@@ -109,6 +129,55 @@ def test_source_is_not_modified(tmp_path, dest, tiny):
     import_model(path, dest, lambda stage, done, total: None)
 
     assert (path.stat().st_mtime_ns, path.read_bytes()) == before
+
+
+# Split models
+
+
+def split(path, part_bytes):
+    """Divide a file into parts, as gguf-split does. Return their paths."""
+    header = read_header(path)
+    groups, size = [[]], 0
+    for tensor in header.tensors.values():
+        if groups[-1] and size + tensor.nbytes > part_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(tensor)
+        size += tensor.nbytes
+    paths = []
+    for number, group in enumerate(groups):
+        part = path.with_name(f"{path.stem}-{number + 1:05d}-of-{len(groups):05d}.gguf")
+        keys = dict(header.metadata.items()) if number == 0 else {}
+        keys |= {"split.no": number, "split.count": len(groups)}
+        tensors = {each.name: ("F32", np.frombuffer(header.read(each), "<f4").reshape(each.shape)) for each in group}
+        paths.append(write_gguf(part, keys, tensors))
+    return paths
+
+
+def test_a_split_model_is_imported_like_a_single_file(tmp_path, tiny):
+    whole = tiny.write(tmp_path / "x.gguf")
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    parts = split(whole, 40_000)
+    assert len(parts) > 3
+
+    import_model(whole, one, lambda *_: None)
+    import_model(parts[0], two, lambda *_: None)
+
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+    digest = hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
+    assert json.loads((two / "osaurus.json").read_text())["sha256"] == digest
+
+
+def test_parts_of_a_split_model_are_checked(tmp_path, dest, tiny):
+    parts = split(tiny.write(tmp_path / "x.gguf"), 40_000)
+
+    assert "import the first one" in error_of(parts[1], dest)
+    parts[2].write_bytes(parts[1].read_bytes())
+    assert error_of(parts[0], dest) == f"{parts[2].name}: it is not part 3 of {len(parts)}"
+    parts[2].unlink()
+    assert error_of(parts[0], dest) == f"{parts[2].name}: No such file or directory"
 
 
 # Failures
@@ -145,10 +214,19 @@ def test_full_disk_is_reported(tmp_path, dest, tiny, monkeypatch):
     assert error_of(tiny.write(tmp_path / "x.gguf"), dest) == "x.gguf: No space left on device"
 
 
+def test_too_little_disk_space_is_reported_before_the_conversion(tmp_path, dest, tiny, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(1000))
+
+    message = error_of(tiny.write(tmp_path / "x.gguf"), dest)
+
+    assert message == "x.gguf: not enough disk space: the model needs 0.0 GB, but only 0.0 GB are free"
+    assert not list(dest.iterdir())
+
+
 def test_missing_destination_is_reported(tmp_path, tiny):
     message = error_of(tiny.write(tmp_path / "x.gguf"), tmp_path / "missing")
 
-    assert message == "tokenizer.json: No such file or directory"
+    assert message == "missing: No such file or directory"
 
 
 def test_a_file_that_shrinks_during_the_import_fails_it(tmp_path, dest, tiny):
@@ -161,24 +239,98 @@ def test_a_file_that_shrinks_during_the_import_fails_it(tmp_path, dest, tiny):
         import_model(path, dest, truncate)
 
 
-@pytest.mark.parametrize("vocabulary", [None, sentence_piece_tokenizer()], ids=["byte-level", "sentence-piece"])
-@pytest.mark.parametrize("seed", range(5))
-def test_a_damaged_file_is_imported_or_rejected(tmp_path, tiny, vocabulary, seed):
-    rng = random.Random(seed)
-    path = TinyLlama(vocabulary).write(tmp_path / "x.gguf", "Q4_0")
+def damage(path, valid, rng, end):
+    data = bytearray(valid)
+    for _ in range(rng.randint(1, 4)):
+        data[rng.randrange(end)] = rng.choice((0, 1, 32, 127, 128, 255, rng.randrange(256)))
+    path.write_bytes(data[: rng.choice((len(data), len(data), len(data), rng.randrange(len(data))))])
+
+
+@pytest.mark.parametrize("kind", [Type.Q4_0, Type.Q6_K], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("count", [50, pytest.param(500, marks=pytest.mark.long)])
+def test_damaged_files_are_imported_or_rejected(tmp_path, kind, count):
+    rng = random.Random(count)
+    path = Network(CASES[0], kind).write(tmp_path / "x.gguf")
     valid = path.read_bytes()
-    header = valid.index(b"blk.1.ffn_down.weight")
+    tensors = read_header(path).tensors
+    end = min(tensor.offset for tensor in tensors.values())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     errors = []
-    for attempt in range(40):
-        data = bytearray(valid)
-        for _ in range(rng.randint(1, 4)):
-            data[rng.randrange(header)] = rng.choice((0, 1, 32, 127, 128, 255, rng.randrange(256)))
-        path.write_bytes(data)
+    for attempt in range(count):
+        # Most of the header is the vocabulary.
+        damage(path, valid, rng, rng.choice((1500, end, len(valid))))
         dest = tmp_path / f"dest{attempt}"
         dest.mkdir()
         try:
-            import_model(path, dest, lambda stage, done, total: None)
+            import_model(path, dest, lambda *_: None)
         except ImportFailed as failure:
             errors.append(failure.message)
-    assert errors
+        shutil.rmtree(dest)
+    assert len(errors) > count / 4
     assert all(message.startswith("x.gguf: ") for message in errors)
+    assert all(len(message.splitlines()) == 1 for message in errors)
+    # In KB on Linux, in bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 300 << 20
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    """The largest tensor has 67 MB; the process needs less than twice as much for everything."""
+    path = write_large(tmp_path / "x.gguf")
+    (tmp_path / "dest").mkdir()
+    code = (
+        "import pathlib, resource, sys\n"
+        "from osaurusd.imports.worker.importer import import_model\n"
+        "import_model(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), lambda *_: None)\n"
+        "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])\n"
+    )
+    script = [sys.executable, "-c", f"import mlx_lm.models.llama, gguf, tokenizers\n{code}", str(path)]
+    result = subprocess.run([*script, str(tmp_path / "dest")], capture_output=True, text=True, check=True)
+    baseline = subprocess.run(
+        [*script[:2], "import mlx_lm.models.llama, gguf, tokenizers\n" + code.splitlines()[-1]],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(result.stdout) - int(baseline.stdout) < 2 * 67_000
+
+
+def write_large(path):
+    """Write a file of about 400 MB with random Q8_0 matrices."""
+    hidden, inner = 2048, 30_720
+    rng = np.random.default_rng(0)
+    tokenizer = TinyLlama().tokenizer
+    vocabulary = len(tokenizer["tokenizer.ggml.tokens"])
+    writer = gguf.GGUFWriter(path, "qwen2")
+    keys = {
+        "qwen2.context_length": 128,
+        "qwen2.embedding_length": hidden,
+        "qwen2.block_count": 2,
+        "qwen2.feed_forward_length": inner,
+        "qwen2.attention.head_count": 16,
+        "qwen2.attention.layer_norm_rms_epsilon": 1e-5,
+    }
+    for key, value in (keys | tokenizer).items():
+        add_value(writer, key, value)
+
+    def add(name, rows, columns):
+        data = rng.integers(0, 64, (rows, columns // 32 * 34), dtype=np.uint8)
+        data.reshape(-1, 34)[:, 1] = 0x20
+        writer.add_tensor(name, data, raw_dtype=Type.Q8_0)
+
+    add("token_embd.weight", vocabulary, hidden)
+    writer.add_tensor("output_norm.weight", np.ones(hidden, np.float32))
+    for layer in range(2):
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            add(f"blk.{layer}.{part}.weight", hidden, hidden)
+        for part, rows, columns in (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)):
+            add(f"blk.{layer}.ffn_{part}.weight", rows, columns)
+        for part in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"blk.{layer}.{part}.weight", np.ones(hidden, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -15,7 +15,7 @@ from mlx_lm.utils import dequantize_model, load_model, quantize_model, save_conf
 
 from osaurusd.errors import QuantizationFailed
 from osaurusd.imports.messages import QuantizationSettings
-from osaurusd.imports.worker import quantizer
+from osaurusd.imports.worker import quantizer, tensor_file
 from osaurusd.wire.lineage import QuantizationMode
 from tests.models import make_tiny
 
@@ -47,9 +47,9 @@ def ignore():
 
 
 @pytest.fixture
-def make(tmp_path, smollm_folder):
+def make(tmp_path, tiny_tokenizer):
     def make(name="llama", **config):
-        return make_tiny(tmp_path / "source", smollm_folder, **{**ARCHITECTURES[name], **config})
+        return make_tiny(tmp_path / "source", tiny_tokenizer, **{**ARCHITECTURES[name], **config})
 
     return make
 
@@ -158,7 +158,7 @@ def test_large_models_are_split_into_shards(make, tmp_path, ignore, monkeypatch)
     ours.mkdir()
     whole.mkdir()
     quantizer.quantize(source, whole, AFFINE, ignore)
-    monkeypatch.setattr(quantizer, "MAX_SHARD_BYTES", 20_000)
+    monkeypatch.setattr(tensor_file, "MAX_SHARD_BYTES", 20_000)
     quantizer.quantize(source, ours, AFFINE, ignore)
 
     index = json.loads((ours / "model.safetensors.index.json").read_text())
@@ -224,11 +224,11 @@ def test_write_errors_are_passed_on(make, tmp_path, ignore, monkeypatch):
         quantizer.quantize(source, ours, AFFINE, ignore)
 
 
-def test_memory_is_bounded_by_a_few_tensors(tmp_path, smollm_folder, ignore):
+def test_memory_is_bounded_by_a_few_tensors(tmp_path, tiny_tokenizer, ignore):
     layers = 24
     source = make_tiny(
         tmp_path / "source",
-        smollm_folder,
+        tiny_tokenizer,
         **SMALL | {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": layers},
     )
     largest = max(array.nbytes for array in weights(source).values())

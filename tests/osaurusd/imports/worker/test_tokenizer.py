@@ -10,6 +10,7 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 from transformers import AutoTokenizer
 
 from osaurusd.errors import ImportFailed
+from osaurusd.imports.worker.pre_tokenizers import PRE_TOKENIZERS
 
 from .gguf_writer import TinyLlama, byte_level_tokenizer, sentence_piece_tokenizer
 
@@ -125,6 +126,11 @@ def test_merges_are_applied_in_order(tokenizer_of):
         ("llama3", "(abc)def", ["(abc", ")def"]),
         ("qwen2", "a 12", ["a", " ", "1", "2"]),
         ("tekken", "HelloWorld 12 a/b\n", ["Hello", "World", " ", "1", "2", " a", "/b", "\n"]),
+        ("command-r", "x12 y", ["x", "1", "2", " y"]),
+        ("deepseek-v3", "Hi 12345 日本x", ["Hi", " ", "123", "45", " ", "日本", "x"]),
+        ("gpt-4o", "HelloWorld's 1234\n", ["Hello", "World's", " ", "123", "4", "\n"]),
+        ("glm4", "a 1234", ["a", " ", "123", "4"]),
+        ("dbrx", "a 1234", ["a", " ", "123", "4"]),
         ("deepseek-coder", "if x1:\n日本", ["if", " x", "1", ":", "\n", "日本"]),
         ("default", "a 12345, b", ["a", " ", "123", "45", ",", " b"]),
     ],
@@ -136,6 +142,30 @@ def test_text_is_split_as_in_training(tokenizer_of, pre, text, pieces):
 
     assert [text[start:end] for _, (start, end) in spans] == pieces
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+def test_every_pre_tokenizer_preserves_multilingual_text():
+    text = (
+        "".join(TEXTS) + "Hello, WORLD's 1234567 + (x)  \n\n\t日本語テスト हिन्दी école 서울 ไทย Привет <|x|>\r\n  end  "
+    )
+    for name, config in PRE_TOKENIZERS.items():
+        pieces = config.build().pre_tokenize_str(text)
+        assert "".join(text[start:end] for _, (start, end) in pieces) == text, name
+
+
+def test_named_chat_templates_are_kept(tokenizer_of, dest):
+    templates = {
+        "tokenizer.chat_template": "plain",
+        "tokenizer.chat_templates": ["tool_use", "rag"],
+        "tokenizer.chat_template.tool_use": "with tools",
+        "tokenizer.chat_template.rag": "with documents",
+    }
+
+    tokenizer = tokenizer_of(byte_level_tokenizer() | templates)
+
+    assert tokenizer.chat_template == {"default": "plain", "tool_use": "with tools", "rag": "with documents"}
+    assert tokenizer.get_chat_template(tools=[{}]) == "with tools"
+    assert not (dest / "chat_template.jinja").exists()
 
 
 def test_llama3_encodes_a_word_in_the_vocabulary_as_one_token(tokenizer_of):
@@ -191,7 +221,7 @@ def test_empty_tokens_keep_their_ids(tokenizer_of):
 # SentencePiece vocabularies
 
 
-def train_sentence_piece():
+def train_sentence_piece(prefix, *symbols):
     """Train a SentencePiece model; return its processor, the text, and the metadata of its GGUF file."""
     text = Path(json.__file__).read_text() + "\nnaïve café 日本語 テスト 🦖\n" * 20
     model = io.BytesIO()
@@ -202,11 +232,12 @@ def train_sentence_piece():
         model_type="bpe",
         byte_fallback=True,
         split_digits=True,
-        user_defined_symbols=["<tool>"],
+        user_defined_symbols=["<tool>", *symbols],
         control_symbols=["<|end|>"],
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         allow_whitespace_only_pieces=True,
+        add_dummy_prefix=prefix,
         minloglevel=2,
     )
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
@@ -216,14 +247,20 @@ def train_sentence_piece():
         2 if processor.is_unknown(index) else 3 if processor.is_control(index) else 6 if processor.is_byte(index) else 1
         for index in ids
     ]
-    types[tokens.index("<tool>")] = 4
-    metadata = {"model": "llama", "tokens": tokens, "token_type": types}
+    for symbol in ("<tool>", *symbols):
+        types[tokens.index(symbol)] = 4
+    metadata = {"model": "llama", "tokens": tokens, "token_type": types, "add_space_prefix": prefix}
     metadata["scores"] = [processor.get_score(index) for index in ids]
     return processor, text, {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
 
 
-def test_a_sentence_piece_vocabulary_tokenizes_like_sentence_piece(tokenizer_of):
-    processor, text, vocabulary = train_sentence_piece()
+# As Gemma has them.
+RUNS = ("\t", *("\n" * count for count in range(1, 8)), *("▁" * count for count in range(2, 32)))
+
+
+@pytest.mark.parametrize(("prefix", "symbols"), [(True, ()), (False, RUNS)], ids=["llama", "gemma"])
+def test_a_sentence_piece_vocabulary_tokenizes_like_sentence_piece(tokenizer_of, prefix, symbols):
+    processor, text, vocabulary = train_sentence_piece(prefix, *symbols)
     tokenizer = tokenizer_of(vocabulary)
     rng = random.Random(0)
     starts = [rng.randrange(len(text) - 100) for _ in range(300)]

@@ -1,6 +1,7 @@
 import pytest
 
 from osaurusd.worker.engine.chunk_sizer import EFFICIENT_TOKENS, MAX_TOKENS
+from osaurusd.worker.engine.device import CPU
 from tests.osaurusd.worker.engine.harness import UNLIMITED, WITH_CACHE, CheckedEngine, Decoder
 
 
@@ -22,4 +23,4 @@ def set_chunks(monkeypatch):
 
 @pytest.fixture
 def make_decoder(network):
-    return lambda kind="llama", padding_per_pass=UNLIMITED: Decoder(network(kind), padding_per_pass)
+    return lambda kind="llama", padding_per_pass=UNLIMITED, device=CPU: Decoder(network(kind), padding_per_pass, device)

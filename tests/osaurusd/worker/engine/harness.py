@@ -8,6 +8,7 @@ from osaurusd.inference.events import Completed, Delta, Finished, Started, Token
 from osaurusd.inference.request import SamplingParams
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.batch import BatchEntry, DecodeBatch
+from osaurusd.worker.engine.device import CPU
 from osaurusd.worker.engine.engine import Engine, Limits
 from osaurusd.worker.engine.planner import BatchAssignment, StepPlan
 from osaurusd.worker.engine.prefix_cache import PrefixCache
@@ -260,13 +261,15 @@ class Decoder:
     Args:
         network: an mlx_lm model.
         padding_per_pass: see `BatchAssignment`; by default all sequences share a batch.
+        device: the device that sampling is made for.
 
     Attributes:
         outputs: the token outputs of each sequence.
     """
 
-    def __init__(self, network, padding_per_pass=UNLIMITED):
+    def __init__(self, network, padding_per_pass=UNLIMITED, device=CPU):
         self.network = RecordingNetwork(network)
+        self._device = device
         self.layout = Probe.from_network(network).layout
         self.executor = LocalExecutor(self.network, self.layout, PrefixCache(0, has_states=False), FakeClock())
         self.assignment = BatchAssignment(padding_per_pass, batchable=self.layout.batchable)
@@ -295,7 +298,8 @@ class Decoder:
         """Add sequences that share a cache; return their ids."""
         ids = [len(self.outputs) + at for at in range(len(prompts))]
         entries = [BatchEntry(id_, state, len(prompt)) for id_, state, prompt in zip(ids, states, prompts, strict=True)]
-        self.executor.batches.append(DecodeBatch(self.network, self.layout, entries, cache, logits, merged=merged))
+        batch = DecodeBatch(self.network, self.layout, entries, cache, logits, merged=merged, device=self._device)
+        self.executor.batches.append(batch)
         self.assignment.add({entry.id: entry.length for entry in entries})
         self.outputs |= {id_: [] for id_ in ids}
         self.prompts |= dict(zip(ids, prompts, strict=True))

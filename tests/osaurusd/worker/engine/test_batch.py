@@ -5,6 +5,7 @@ import pytest
 
 from osaurusd.inference.request import SamplingParams
 from osaurusd.worker.engine import kv_cache
+from osaurusd.worker.engine.device import CPU, Device
 from osaurusd.worker.engine.sampler import SamplingState
 from osaurusd.worker.frontend.constraint import ConstraintFailed
 from tests.osaurusd.worker.engine.harness import GREEDY, UNLIMITED, AlternatingConstraint
@@ -171,6 +172,9 @@ def test_batches_are_merged_when_the_plan_merges_them(make_decoder):
 
 # Sampling within a batch
 
+DEVICES = pytest.mark.parametrize("device", [CPU, Device("cuda")], ids=["cpu", "gpu"])
+"""Where batches are sampled in different ways. Both compute on this machine's device."""
+
 
 def mixed_states():
     """Return sampling states of all kinds, and their prompts."""
@@ -194,15 +198,16 @@ def rounded(outputs):
     ]
 
 
+@DEVICES
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 3, 1, 4, 2, 0], [2, 0, 4, 1, 5, 3]])
-def test_sampling_does_not_depend_on_the_other_sequences(make_decoder, order):
+def test_sampling_does_not_depend_on_the_other_sequences(make_decoder, order, device):
     expected = []
     for prompt, state in mixed_states():
-        decoder = make_decoder()
+        decoder = make_decoder(device=device)
         id_ = decoder.join_state(prompt, state)
         decoder.step(12)
         expected.append(rounded(decoder.outputs[id_]))
-    decoder, states = make_decoder(), mixed_states()
+    decoder, states = make_decoder(device=device), mixed_states()
     ids = {}
 
     for at in order:
@@ -236,9 +241,10 @@ def test_choices_that_continue_one_prompt_are_sampled_independently(make_decoder
     assert len({tuple(decoder.tokens(id_)) for id_ in ids}) == 3
 
 
+@DEVICES
 @pytest.mark.parametrize("leaving", range(6))
-def test_scores_and_constraints_stay_with_their_sequences(make_decoder, leaving):
-    decoder = make_decoder()
+def test_scores_and_constraints_stay_with_their_sequences(make_decoder, leaving, device):
+    decoder = make_decoder(device=device)
     states = mixed_states()
     ids = [decoder.join_state(prompt, state) for prompt, state in states]
     decoder.step(3)
@@ -269,9 +275,10 @@ def test_a_constraint_receives_each_token_once(make_decoder):
     assert decoder.tokens(id_) == constraint.tokens
 
 
+@DEVICES
 @pytest.mark.parametrize("neighbors", [0, 2])
-def test_a_failed_constraint_is_reported_once_and_does_not_affect_others(make_decoder, neighbors):
-    decoder = make_decoder()
+def test_a_failed_constraint_is_reported_once_and_does_not_affect_others(make_decoder, neighbors, device):
+    decoder = make_decoder(device=device)
     others = decoder.join(*[PROMPTS["longest"]] * neighbors)
     (id_,) = decoder.join(PROMPTS["short"], constraint=AlternatingConstraint(limit=2))
 

@@ -534,18 +534,6 @@ def test_logits_keep_their_precision():
     assert apply(logits, np.zeros((1, 2), np.int32)).dtype == mx.bfloat16
 
 
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
-@pytest.mark.parametrize("vocabulary", [64, 50])
-def test_a_gpu_applies_the_same_masks(dtype, vocabulary):
-    logits = mx.random.normal((3, vocabulary), key=mx.random.key(0)).astype(dtype)
-    rows = np.random.default_rng(0).integers(-(2**31), 2**31, (3, 2)).astype(np.int32)
-
-    on_gpu = apply(logits, rows, on_gpu=True)
-
-    assert dtype == on_gpu.dtype
-    assert mx.array_equal(on_gpu, apply(logits, rows)).item()
-
-
 def test_masks_are_compiled_for_any_precision_before_they_are_needed(monkeypatch):
     compiled, mask = [], constraint_module._mask
     monkeypatch.setattr(

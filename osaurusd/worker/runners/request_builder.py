@@ -2,12 +2,20 @@
 
 import secrets
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from osaurusd.errors import InvalidRequest
-from osaurusd.inference.request import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt, Tool
+from osaurusd.inference.request import (
+    ChatPrompt,
+    GenerationRequest,
+    JsonSchema,
+    Location,
+    SamplingParams,
+    TextPrompt,
+    Tool,
+)
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.kv_cache import CacheLayout
 from osaurusd.worker.engine.request import Choice, EngineRequest
@@ -20,11 +28,9 @@ from osaurusd.worker.frontend.grammar import unusable_schema
 from osaurusd.worker.frontend.logprobs import Score
 from osaurusd.worker.frontend.output_parser import OutputParser
 from osaurusd.worker.frontend.prompt_encoder import PromptEncoder
-from osaurusd.worker.frontend.scoring_builder import ScoringBuilder
 from osaurusd.worker.frontend.text_assembler import OutputDelta
-
-if TYPE_CHECKING:  # the runners import this module
-    from osaurusd.worker.runners.loading import Model
+from osaurusd.worker.runners.loading import Model
+from osaurusd.worker.runners.scoring_builder import ScoringBuilder
 
 # Maximum output tokens of a model that does not state its context length.
 UNKNOWN_CONTEXT_LENGTH = 32768
@@ -41,7 +47,7 @@ class RequestBuilder:
         vocabulary: the width of its logits.
     """
 
-    def __init__(self, model: "Model", layout: CacheLayout, vocabulary: int) -> None:
+    def __init__(self, model: Model, layout: CacheLayout, vocabulary: int) -> None:
         self._tokenizer = model.tokenizer
         self._context_length = model.context_length
         self._vocabulary = vocabulary
@@ -67,7 +73,7 @@ class RequestBuilder:
                 raise InvalidRequest("the model generates text; it does not embed texts")
 
     def _build_generation(self, frame: messages.Generate) -> EngineRequest:
-        request = _adapt_chat(frame.request)
+        request = _describe_format(_repair_schemas(frame.request))
         _check_logit_bias(request.sampling, self._vocabulary)
         prompt = self._encoder.encode(request.prompt)
         constraint = self._compile_constraint(request, prompt)
@@ -112,21 +118,37 @@ class RequestBuilder:
         return OutputDelta(text=text, logprobs=logprobs)
 
 
-def _adapt_chat(request: GenerationRequest) -> GenerationRequest:
-    """Repair the schemas of the tools, which templates read, and describe the format of the output."""
-    chat = request.prompt
-    if not isinstance(chat, ChatPrompt):
-        return request
-    tools = [msgspec.structs.replace(tool, parameters=_repair(tool, index)) for index, tool in enumerate(chat.tools)]
-    chat = describe_format(msgspec.structs.replace(chat, tools=tools), request.constraint)
-    return msgspec.structs.replace(request, prompt=chat)
+def _repair_schemas(request: GenerationRequest) -> GenerationRequest:
+    """Repair the schema of the output, and those of the tools, which templates read."""
+    if isinstance(request.constraint, JsonSchema):
+        schema = _repair(request.constraint.schema, ("constraint", "schema"))
+        constraint = msgspec.structs.replace(request.constraint, schema=schema)
+        request = msgspec.structs.replace(request, constraint=constraint)
+    if isinstance(request.prompt, ChatPrompt):
+        tools = [_repair_tool(tool, index) for index, tool in enumerate(request.prompt.tools)]
+        request = msgspec.structs.replace(request, prompt=msgspec.structs.replace(request.prompt, tools=tools))
+    return request
 
 
-def _repair(tool: Tool, index: int) -> dict[str, Any] | None:
+def _repair_tool(tool: Tool, index: int) -> Tool:
+    if tool.parameters is None:
+        return tool
+    parameters = _repair(tool.parameters, ("prompt", "tools", index), f" of {tool.name!r}")
+    return msgspec.structs.replace(tool, parameters=parameters)
+
+
+def _repair(schema: dict[str, Any], location: Location, subject: str = "") -> dict[str, Any]:
     try:
-        return None if tool.parameters is None else schema_repair.repair(tool.parameters)
+        return schema_repair.repair(schema)
     except RecursionError as error:
-        raise unusable_schema(str(error), ("prompt", "tools", index), f" of {tool.name!r}") from error
+        raise unusable_schema(str(error), location, subject) from error
+
+
+def _describe_format(request: GenerationRequest) -> GenerationRequest:
+    """Describe the format of the output in the messages of a chat."""
+    if not isinstance(request.prompt, ChatPrompt):
+        return request
+    return msgspec.structs.replace(request, prompt=describe_format(request.prompt, request.constraint))
 
 
 def _check_logit_bias(sampling: SamplingParams, vocabulary: int) -> None:

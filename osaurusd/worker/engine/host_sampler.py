@@ -1,0 +1,190 @@
+"""Sampling on a CPU, with NumPy. There, MLX is many times slower: 40 times for an exponential or a sort.
+
+Each sequence is sampled separately, so that its tokens do not depend on the others.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from osaurusd.inference.request import SamplingParams
+from osaurusd.worker.engine.sampler import MIN_LOGPROB, LogprobArrays, SamplingState
+from osaurusd.worker.frontend.constraint import Bitmask
+
+Floats = NDArray[np.float32]
+
+# The most likely tokens, which are sorted first: they nearly always have the probability `top_p` together.
+_SORTED_FIRST = 1024
+
+# Cumulative sums are computed in two levels: of blocks, and within one block.
+_BLOCK_TOKENS = 512
+
+# By the value of a byte of a bitmask: what to add to the logits of its eight tokens, of which the lowest bit is first.
+_MASKS = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0, -np.inf).astype(
+    np.float32
+)
+
+
+def sample(
+    states: Sequence[SamplingState], logits: Floats, bitmasks: Sequence[Bitmask | None]
+) -> tuple[mx.array, LogprobArrays | None]:
+    """Sample one token for every row.
+
+    Args:
+        states: one per row.
+        logits: the model's output [rows, vocabulary].
+        bitmasks: the allowed tokens of the constrained rows, None for other rows.
+
+    Returns:
+        Token ids [rows], and the model's own log-probabilities of the rows that request them, before any bias, penalty
+        or mask.
+    """
+    tokens = np.argmax(logits, axis=-1)
+    with np.errstate(all="ignore"):  # a broken model may return infinite logits
+        for row, (state, bitmask) in enumerate(zip(states, bitmasks, strict=True)):
+            if not state.plain:
+                tokens[row] = _sample_row(state, logits[row], bitmask)
+    with_logprobs = [row for row, state in enumerate(states) if state.logprobs is not None]
+    logprobs = None
+    if with_logprobs:
+        top = max(states[row].logprobs or 0 for row in with_logprobs)
+        logprobs = compute_logprobs(logits[with_logprobs], tokens[with_logprobs], top, with_logprobs)
+    return mx.array(tokens.astype(np.uint32)), logprobs
+
+
+def compute_logprobs(logits: Floats, tokens: NDArray[np.signedinteger], top: int, rows: list[int]) -> LogprobArrays:
+    """Return the log-probabilities of `tokens` [R] and of the `top` most likely tokens under `logits` [R, vocabulary].
+
+    JSON has only finite numbers: -inf and NaN become the smallest float32.
+    """
+    top = min(top, logits.shape[-1] - 1)
+    ids = np.argpartition(logits, -top, axis=-1)[:, -top:] if top else np.zeros((len(logits), 0), np.int64)
+    with np.errstate(all="ignore"):
+        highest = logits.max(axis=-1, keepdims=True)
+        normalizers = highest + np.log(np.exp(logits - highest).sum(axis=-1, keepdims=True))
+        sampled = np.take_along_axis(logits, tokens[:, None], axis=-1) - normalizers
+        alternatives = np.take_along_axis(logits, ids, axis=-1) - normalizers
+    sampled, alternatives = (
+        np.nan_to_num(each, nan=MIN_LOGPROB, neginf=MIN_LOGPROB) for each in (sampled, alternatives)
+    )
+    return LogprobArrays(rows, mx.array(sampled[:, 0]), mx.array(ids.astype(np.uint32)), mx.array(alternatives))
+
+
+def _sample_row(state: SamplingState, logits: Floats, bitmask: Bitmask | None) -> int:
+    if bitmask is not None:
+        logits = logits + np.take(_MASKS, bitmask.view(np.uint8), axis=0).reshape(-1)[: logits.size]
+    if state.biased:
+        logits = _apply_bias(state, logits)
+    token = int(np.argmax(logits)) if state.greedy else _draw(state, logits)
+    state.draws += not state.greedy
+    if isinstance(state.penalties, _Penalties):
+        state.penalties.counts[token] += 1
+    return token
+
+
+# Bias and penalties
+
+
+@dataclass
+class _Penalties:
+    """The tokens that penalties apply to.
+
+    Attributes:
+        counts: how often each token was output.
+        prompt: the tokens of the prompt, without duplicates.
+    """
+
+    counts: Counter[int]
+    prompt: NDArray[np.int64]
+
+
+def _apply_bias(state: SamplingState, logits: Floats) -> Floats:
+    """Return a copy with bias and penalties applied."""
+    logits = logits.copy()
+    for token, value in state.params.logit_bias:
+        logits[token] += value
+    if state.penalized:
+        if state.penalties is None:
+            prompt = np.unique(np.asarray(state.prompt_tokens, np.int64))
+            state.penalties = _Penalties(Counter(state.output_tokens), prompt)
+        _apply_penalties(state.params, logits, state.penalties)
+    return logits
+
+
+def _apply_penalties(params: SamplingParams, logits: Floats, penalties: _Penalties) -> None:
+    output = np.fromiter(penalties.counts, np.int64)
+    if params.repetition_penalty != 1:
+        seen = np.union1d(output, penalties.prompt)
+        repeated = logits[seen]
+        logits[seen] = np.where(
+            repeated > 0, repeated / params.repetition_penalty, repeated * params.repetition_penalty
+        )
+    counts = np.fromiter(penalties.counts.values(), np.float32)
+    logits[output] -= params.frequency_penalty * counts + params.presence_penalty
+
+
+# Random draws
+
+
+def _draw(state: SamplingState, logits: Floats) -> int:
+    """Draw a token from the softmax of the logits, without the tokens that the truncation removes."""
+    params = state.params
+    weights = logits - logits.max()
+    if params.temperature != 1:
+        weights *= np.float32(1 / params.temperature)
+    np.exp(weights, out=weights)
+    if state.truncated:
+        weights *= weights >= _smallest_weight(params, weights)
+    return draw_weighted(weights, state.random_uniform())
+
+
+def _smallest_weight(params: SamplingParams, weights: Floats) -> float:
+    """Return the smallest weight that remains; the largest weight is 1.
+
+    First, tokens below `min_p` of the most likely one are removed, then those after the first `top_k`, then those
+    outside the smallest set with probability `top_p`. Ties with the last remaining token remain.
+    """
+    smallest = params.min_p
+    if 0 < params.top_k < weights.size:
+        weights = np.partition(weights, -params.top_k)[-params.top_k :]
+        smallest = max(smallest, float(weights.min()))
+    if params.top_p < 1:
+        remaining = weights[weights >= smallest] if smallest > 0 else weights
+        smallest = max(smallest, _smallest_in_nucleus(params.top_p, remaining))
+    return smallest
+
+
+def _smallest_in_nucleus(top_p: float, weights: Floats) -> float:
+    """Return the smallest weight of the smallest set with probability `top_p`."""
+    total = float(weights.sum())
+    largest = weights if weights.size <= _SORTED_FIRST else np.partition(weights, -_SORTED_FIRST)[-_SORTED_FIRST:]
+    if largest.sum() < top_p * total:
+        largest = weights
+    ranked = np.sort(largest)[::-1]
+    return float(ranked[_find(ranked, top_p, "left", total)])
+
+
+def draw_weighted(weights: Floats, uniform: float) -> int:
+    """Return an index with a probability proportional to its weight, by a uniform number from 0 to 1."""
+    return _find(weights, uniform, "right")
+
+
+def _find(weights: Floats, fraction: float, side: Literal["left", "right"], total: float | None = None) -> int:
+    """Return where the cumulative sum of the weights reaches ("left"), or exceeds ("right"), a fraction of their total.
+
+    If rounding errors prevent that, this is the last weight that is not 0.
+    """
+    block_sums = np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK_TOKENS))
+    cumulative = np.cumsum(block_sums, dtype=np.float64)
+    target = fraction * (float(cumulative[-1]) if total is None else total)
+    block = min(int(np.searchsorted(cumulative, target, side)), int(np.flatnonzero(block_sums)[-1]))
+    start = block * _BLOCK_TOKENS
+    inner = weights[start : start + _BLOCK_TOKENS]
+    preceding = float(cumulative[block - 1]) if block else 0.0
+    index = int(np.searchsorted(np.cumsum(inner, dtype=np.float64), target - preceding, side))
+    return start + (index if index < inner.size else int(np.flatnonzero(inner)[-1]))
