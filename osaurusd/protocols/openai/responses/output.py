@@ -50,7 +50,7 @@ class _Message(_OutputItem):
         tokens = [] if rendered is None else msgspec.to_builtins(rendered.content)
         if tokens:
             self._part["logprobs"] += tokens
-        # There is one for each token, so that it is worth while to write it out.
+        # A literal is faster than `_event`, and there is one of these per token.
         return {
             "type": "response.output_text.delta",
             "item_id": self.item["id"],
