@@ -46,11 +46,11 @@ def make_reranker(folder: Path, minilm: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def daemon(module_home: Path, minilm_folder: Path, smollm_folder: Path) -> Iterator[Daemon]:
+def daemon(module_home: Path, minilm_folder: Path, tiny_tokenizer: Path) -> Iterator[Daemon]:
     models = module_home / "models"
     shutil.copytree(minilm_folder, models / NAME)
     make_reranker(models / RERANKER, minilm_folder)
-    make_tiny(models / GENERATOR, smollm_folder)
+    make_tiny(models / GENERATOR, tiny_tokenizer)
     with daemons.running(module_home) as running:
         yield running
 

@@ -33,9 +33,9 @@ def set_pressure(home: Path, level: PressureLevel) -> None:
 
 
 @pytest.fixture
-def daemon(home: Path, smollm_folder: Path) -> Iterator[Daemon]:
+def daemon(home: Path, tiny_tokenizer: Path) -> Iterator[Daemon]:
     """A daemon that has loaded three models, of which one is pinned."""
-    make_models(home, smollm_folder, *MODELS)
+    make_models(home, tiny_tokenizer, *MODELS)
     set_pressure(home, PressureLevel.NORMAL)
     with daemons.running(home, module="tests.fakes.pressured_daemon") as daemon:
         daemon.admin("POST", "/v0/pins", {"model": "pinned"})
