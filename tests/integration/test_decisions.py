@@ -1,14 +1,34 @@
 """Decisions by a real worker, through OpenAI's client."""
 
 import asyncio
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 
+from tests import daemons
 from tests.conftest import SMOLLM
-from tests.daemons import wait_until
+from tests.daemons import Daemon, wait_until
 
 CAPITALS = ["Berlin", "Paris", "Rome"]
+
+
+@pytest.fixture(scope="module")
+def daemon(module_home: Path, smollm_folder: Path) -> Iterator[Daemon]:
+    """A daemon with SmolLM2-135M."""
+    (module_home / "models").mkdir()
+    shutil.copytree(smollm_folder, module_home / "models" / SMOLLM)
+    with daemons.running(module_home) as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def client(daemon: Daemon) -> Iterator[OpenAI]:
+    """The official client."""
+    with OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
+        yield client
 
 
 def choice(instructions, values, **fields):
@@ -93,15 +113,15 @@ def test_an_unknown_model_is_not_found(client):
         client.decisions.create(model="none", input="x", questions=[choice("Which?", ["a", "b"])])
 
 
-async def test_a_client_that_leaves_frees_the_worker(smollm_daemon):
+async def test_a_client_that_leaves_frees_the_worker(daemon):
     questions = [choice(f"Question {number}?", ["a", "b", "c", "d"]) for number in range(100)]
-    async with AsyncOpenAI(base_url=smollm_daemon.url, api_key="x", max_retries=0) as client:
+    async with AsyncOpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
         task = asyncio.create_task(client.decisions.create(model=SMOLLM, input="x", questions=questions))
-        await asyncio.to_thread(wait_until, lambda: in_flight(smollm_daemon) == 1)
+        await asyncio.to_thread(wait_until, lambda: in_flight(daemon) == 1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.to_thread(wait_until, lambda: in_flight(smollm_daemon) == 0)
+        await asyncio.to_thread(wait_until, lambda: in_flight(daemon) == 0)
 
 
 def in_flight(daemon):
