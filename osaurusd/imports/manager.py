@@ -78,9 +78,7 @@ class ImportManager:
             NameTaken: a model with this name exists.
             ImportFailed: the source cannot be read or is rejected. No files remain.
         """
-        path = Path(source)
-        if not path.is_absolute() or "\0" in source:
-            raise InvalidRequest(f"`path`: must be an absolute path, not {source!r}", param="path")
+        path = _parse_path(source)
         if files is not None:
             _check_socket(files)
         name = await self._free_name(
@@ -196,6 +194,13 @@ class ImportManager:
 
 class _ChildFailed(Exception):
     """A child process reported why it failed."""
+
+
+def _parse_path(source: str) -> Path:
+    path = Path(source)
+    if not path.is_absolute() or "\0" in source:
+        raise InvalidRequest(f"`path`: must be an absolute path, not {source!r}", param="path")
+    return path
 
 
 def _check_socket(files: str) -> None:

@@ -141,11 +141,18 @@ def _read_record(folder: ModelFolder, files: tuple[_File, ...], boundaries: Sequ
     except (OSError, ValueError) as error:
         return _unusable(record, f"config.json cannot be read: {error}")
     weights = safetensors.read(folder.path)
-    task = metadata.task(config, sizes)
+    record = _check(_describe(record, config, weights), config, sizes, weights.missing)
+    return _add_pipeline(record, config) if record.task == "embed" and record.reason is None else record
+
+
+def _describe(record: ModelRecord, config: Mapping[str, Any], weights: safetensors.Weights) -> ModelRecord:
+    """Add what the config and the weights state."""
+    task = metadata.task(config, dict(record.files))
     generates = task == "generate"
-    if generates and metadata.ranks_documents(folder.path, folder.repo):
+    if generates and metadata.ranks_documents(record.path, record.repo):
         task = "rerank"
-    record = replace(
+    chats = task == "generate"
+    return replace(
         record,
         architecture=metadata.architecture(config),
         quantization=metadata.quantization(config),
@@ -153,18 +160,14 @@ def _read_record(folder: ModelFolder, files: tuple[_File, ...], boundaries: Sequ
         context_length=metadata.context_length(config),
         task=task,
         runner="text" if generates else "encoder",
-        capabilities=metadata.capabilities(folder.path, config)
-        if task == "generate"
-        else Capabilities(completion=False),
-        generation=metadata.generation_defaults(folder.path) if generates else GenerationDefaults(),
+        capabilities=metadata.capabilities(record.path, config) if chats else Capabilities(completion=False),
+        generation=metadata.generation_defaults(record.path) if generates else GenerationDefaults(),
         memory=MemoryEstimate(
             weights.nbytes,
             memory.cache_bytes_per_token(config) if generates else 0,
             0 if generates else memory.pass_bytes_per_token(config),
         ),
     )
-    record = _check(record, config, sizes, weights.missing)
-    return _add_pipeline(record, config) if task == "embed" and record.reason is None else record
 
 
 def _add_pipeline(record: ModelRecord, config: Mapping[str, Any]) -> ModelRecord:

@@ -23,6 +23,8 @@ _LFS_POINTER = b"version https://git-lfs"
 _JSON_SPACE = b" \t\r\n"
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
+_TOKEN_AND_RANK = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+")
+
 _CLASS_OF_MODEL_TYPE = re.compile(r'\(\s*"([\w.-]+)",\s*"(\w+)"')
 _CLASS = re.compile(r"^class (\w+)\(", re.MULTILINE)
 _VOCABULARY_FILES = re.compile(r"^VOCAB_FILES_NAMES = \{(.*?)\}", re.MULTILINE | re.DOTALL)
@@ -56,7 +58,7 @@ def find_damage(folder: Path, files: Mapping[str, int]) -> str | None:
         folder: the model's folder.
         files: sizes in bytes by file name.
     """
-    name = next((name for name in (*COMPLETE_FILES, _VOCABULARY) if name in files), None)
+    name = next((name for name in (*COMPLETE_FILES, _TIKTOKEN, _VOCABULARY) if name in files), None)
     if name is None:
         return None
     try:
@@ -65,6 +67,8 @@ def find_damage(folder: Path, files: Mapping[str, int]) -> str | None:
             return f'{name} is a Git LFS pointer instead of the file; run "git lfs pull" in the model\'s folder'
         if name.endswith(".json"):
             complete = _is_json_object(head, tail) and (_ends_as_usual(tail) or _is_json(folder / name))
+        elif name == _TIKTOKEN:
+            complete = _is_token_list(head, tail)
         else:
             complete = _is_protobuf((folder / name).read_bytes())
     except OSError as error:
@@ -100,6 +104,11 @@ def _is_json(path: Path) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _is_token_list(head: bytes, tail: bytes) -> bool:
+    """Whether the first and the last line of a `tiktoken.model` are a token in Base64 and its rank."""
+    return all(_TOKEN_AND_RANK.fullmatch(line.strip()) for line in (head.split(b"\n")[0], tail.split(b"\n")[-1]))
 
 
 def _is_protobuf(content: bytes) -> bool:

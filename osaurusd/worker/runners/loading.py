@@ -28,7 +28,7 @@ _PLAIN_TOKENIZER_TYPE = "glm4"
 _SAMPLE_TEXT = "A sample, 1 \N{SNOWMAN}."
 
 # Files from which that class builds a complete tokenizer.
-_PLAIN_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json")
+_PLAIN_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "tiktoken.model")
 
 
 @dataclass(frozen=True)
