@@ -70,7 +70,8 @@ class RequestPipeline:
         ):
             try:
                 response = await handler(request)
-                status = response.status
+                if not (CONTEXT in request and request[CONTEXT].disconnected):
+                    status = response.status
                 return response
             finally:
                 milliseconds = round((time.perf_counter() - started) * 1000, 1)

@@ -43,6 +43,7 @@ class RequestContext:
         body_bytes: bytes of the body that count against `limits.max_buffered_bytes`.
         owner: identifies the API key of the client; empty if none was required.
         check_key: raises `InvalidApiKey` once the API key is revoked.
+        disconnected: the client was found to be gone when a part of the response was sent.
     """
 
     config: Config
@@ -53,6 +54,7 @@ class RequestContext:
     body_bytes: int = 0
     owner: str = ""
     check_key: Callable[[], object] = bool
+    disconnected: bool = False
 
 
 CONTEXT = web.RequestKey("CONTEXT", RequestContext)

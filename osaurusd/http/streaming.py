@@ -145,6 +145,7 @@ class _StreamWriter:
                 if data:
                     await self.response.write(data)
             except ConnectionError as error:
+                self._context.disconnected = True
                 raise _DisconnectedError from error
         self._written_at = asyncio.get_running_loop().time()
 

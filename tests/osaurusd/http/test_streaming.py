@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from aiohttp import ClientSession
+from aiohttp import ClientSession, web
 
 from osaurusd.config import Config, Limits, Server
 from osaurusd.errors import InvalidRequest, ModelUnloaded
@@ -294,6 +294,23 @@ async def test_disconnect_closes_the_events(logged, after):
         async with asyncio.timeout(10):
             await closed.wait()
     assert unexpected(logged()) == []
+
+
+async def test_disconnect_that_a_write_finds_is_logged(logged, monkeypatch):
+    async def fail(*_):
+        raise ConnectionResetError
+
+    async def events():
+        yield b"{}"
+
+    monkeypatch.setattr(web.StreamResponse, "write", fail)
+    async with serving_sse(events) as server:
+        reader, writer = await server.connect()
+        writer.write(REQUEST)
+        await reader.readline()
+        writer.close()
+        await server.wait_until_unused()
+    assert [line["status"] for line in logged() if line["event"] == "request"] == ["disconnected"]
 
 
 async def test_stream_waits_for_a_client_that_does_not_read(logged):
