@@ -49,8 +49,7 @@ class Clients:
             "BASE_URL": self.daemon.url,
             "MODEL": MODEL,
             "QUESTION": QUESTION,
-            **variables,
-        }
+        } | variables
 
     def run(self, *command: str, cwd: Path | None = None, **variables: str) -> str:
         """Run a command and return what it prints."""
@@ -71,10 +70,10 @@ class Clients:
         """Run a script of `tests/clients/python` and return the JSON that it prints."""
         return json.loads(self.run(str(self.programs / "python"), str(SOURCE / "python" / script)))
 
-    def run_node(self, package: str, script: str) -> Any:
+    def run_node(self, package: str, script: str, **variables: str) -> Any:
         """Run a script of `tests/clients/PACKAGE` and return the JSON that it prints."""
         folder = install_packages(package, self.programs)
-        return json.loads(self.run(str(self.programs / "node"), str(folder / script)))
+        return json.loads(self.run(str(self.programs / "node"), str(folder / script), **variables))
 
 
 @pytest.fixture(scope="session")

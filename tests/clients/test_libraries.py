@@ -1,8 +1,12 @@
 """Libraries in Python and from npm, unmodified: each gets a tool call, runs the tool, and gets the answer."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from osaurusctl.client_programs import PROGRAMS, Connection
+from tests import daemons, embedding_model
 from tests.clients.conftest import ANSWER, MODEL, QUESTION, Clients
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
@@ -54,3 +58,16 @@ def test_ai_sdk_with_its_providers(clients: Clients) -> None:
 
 def test_ollama_ai_provider(clients: Clients) -> None:
     assert clients.run_node("ai-4", "ollama_provider.mjs") == {"texts": [ANSWER] * 2, "cities": ["Paris"]}
+
+
+def test_ai_sdk_embeds(programs: Path, home: Path, minilm_folder: Path) -> None:
+    shutil.copytree(minilm_folder, home / "models" / embedding_model.NAME)
+    with daemons.running(home) as daemon:
+        clients = Clients(daemon, programs, home)
+        output = clients.run_node("libraries", "ai_sdk_embeddings.mjs", MODEL=embedding_model.NAME)
+
+    assert list(output) == ["openai", "ollama"]
+    for provider in output.values():
+        assert provider["length"] == 384
+        assert provider["same"] == pytest.approx(1, abs=1e-5)
+        assert provider["related"] > 0.4 > provider["unrelated"]
