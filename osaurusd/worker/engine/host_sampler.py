@@ -6,7 +6,6 @@ Each sequence is sampled separately, so that its tokens do not depend on the oth
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import mlx.core as mx
 import numpy as np
@@ -148,7 +147,7 @@ def _draw(state: SamplingState, logits: Floats) -> int:
     np.exp(weights, out=weights)
     if state.truncated:
         weights *= weights >= _smallest_weight(params, weights)
-    return draw_weighted(weights, state.random_uniform())
+    return draw_weighted(weights, state.random_bits())
 
 
 def _smallest_weight(params: SamplingParams, weights: Floats) -> float:
@@ -174,25 +173,31 @@ def _smallest_in_nucleus(top_p: float, weights: Floats) -> float:
     if largest.sum() < top_p * total:
         largest = weights
     ranked = np.sort(largest)[::-1]
-    return float(ranked[_find(ranked, top_p, "left", total)])
+    return float(ranked[_find(ranked, top_p, total)])
 
 
-def draw_weighted(weights: Floats, uniform: float) -> int:
-    """Return an index with a probability proportional to its weight, by a uniform number from 0 to 1."""
-    return _find(weights, uniform, "right")
+def draw_weighted(weights: Floats, bits: int) -> int:
+    """Return an index with a probability proportional to its weight, by random bits.
+
+    Each weight is divided by an exponential random number, and the largest quotient wins. The rounding errors of the
+    weights depend on the other rows of the batch. They would often change the result of a search in the cumulative sum,
+    and hardly ever change which quotient is the largest.
+    """
+    noise = np.random.Generator(np.random.SFC64(bits)).standard_exponential(weights.size, np.float32)
+    return int(np.argmax(weights / np.maximum(noise, np.finfo(np.float32).tiny)))
 
 
-def _find(weights: Floats, fraction: float, side: Literal["left", "right"], total: float | None = None) -> int:
-    """Return where the cumulative sum of the weights reaches ("left"), or exceeds ("right"), a fraction of their total.
+def _find(weights: Floats, fraction: float, total: float) -> int:
+    """Return where the cumulative sum of the weights reaches a fraction of `total`.
 
     If rounding errors prevent that, this is the last weight that is not 0.
     """
     block_sums = np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK_TOKENS))
     cumulative = np.cumsum(block_sums, dtype=np.float64)
-    target = fraction * (float(cumulative[-1]) if total is None else total)
-    block = min(int(np.searchsorted(cumulative, target, side)), int(np.flatnonzero(block_sums)[-1]))
+    target = fraction * total
+    block = min(int(np.searchsorted(cumulative, target)), int(np.flatnonzero(block_sums)[-1]))
     start = block * _BLOCK_TOKENS
     inner = weights[start : start + _BLOCK_TOKENS]
     preceding = float(cumulative[block - 1]) if block else 0.0
-    index = int(np.searchsorted(np.cumsum(inner, dtype=np.float64), target - preceding, side))
+    index = int(np.searchsorted(np.cumsum(inner, dtype=np.float64), target - preceding))
     return start + (index if index < inner.size else int(np.flatnonzero(inner)[-1]))

@@ -75,14 +75,11 @@ class SamplingState:
 
     def random_key(self) -> tuple[int, int]:
         """Return the key of the next draw, which depends on nothing else in the batch."""
-        bits = self._random_bits()
+        bits = self.random_bits()
         return bits >> 32, bits & 0xFFFF_FFFF
 
-    def random_uniform(self) -> float:
-        """Return a uniform number of the next draw, from 0 up to but not including 1."""
-        return (self._random_bits() >> 11) * 2.0**-53
-
-    def _random_bits(self) -> int:
+    def random_bits(self) -> int:
+        """Return 64 random bits of the next draw, which depend on nothing else in the batch."""
         seed = self.entropy if self.params.seed is None else self.params.seed
         return _mix(_mix(_mix(seed & _MASK_64) + self.index) + self.draws)
 
