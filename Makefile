@@ -120,12 +120,12 @@ $(VENV)/.release: $(VENV)/.python pyproject.toml constraints.txt
 	@$(PIP_INSTALL) --group release
 	@touch $@
 
-$(MODEL): $(VENV)/.python tests/starter_model.py
+$(MODEL): $(VENV)/.python tests/starter_model.py tests/packages.py
 	@echo "Downloading the starter model (90 MB) ..."
-	@$(BIN)/python tests/starter_model.py
+	@$(BIN)/python -m tests.starter_model
 	@touch $@
 
-$(EMBEDDER): $(VENV)/.python tests/embedding_model.py
+$(EMBEDDER): $(VENV)/.python tests/embedding_model.py tests/packages.py
 	@echo "Downloading the embedding model for tests (90 MB) ..."
-	@$(BIN)/python tests/embedding_model.py
+	@$(BIN)/python -m tests.embedding_model
 	@touch $@

@@ -1,6 +1,9 @@
 """JSON bodies: decode requests into typed objects, and encode responses."""
 
+import asyncio
 import re
+import time
+from collections.abc import Iterable
 from typing import TypeVar
 
 import msgspec
@@ -11,6 +14,9 @@ from osaurusd.http.request import read_body
 from osaurusd.json_text import replace_lone_surrogates
 
 T = TypeVar("T")
+
+# How long a list is encoded before other tasks run.
+_MAX_LOOP_SECONDS = 0.005
 
 _UTF8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 _MESSAGE = re.compile(r"^(?P<reason>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
@@ -62,6 +68,21 @@ def convert_json(value: object, type_: type[T], path: str) -> T:
 
 def json_response(value: object, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+async def encode_list(items: Iterable[object]) -> msgspec.Raw:
+    """Encode a long list, which may be computed meanwhile, without holding the event loop for long.
+
+    msgspec encodes the result as it is.
+    """
+    encoded = []
+    resumed_at = time.monotonic()
+    for item in items:
+        encoded.append(msgspec.json.encode(item))
+        if time.monotonic() - resumed_at > _MAX_LOOP_SECONDS:
+            await asyncio.sleep(0)
+            resumed_at = time.monotonic()
+    return msgspec.Raw(b"[" + b",".join(encoded) + b"]")
 
 
 def _validation_error(text: str, prefix: str = "") -> InvalidRequest:

@@ -1,13 +1,13 @@
 """`POST /api/embed` and the older `POST /api/embeddings`, from the body of the request to the response."""
 
 import time
-from typing import Annotated
+from typing import Annotated, cast
 
 import msgspec
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
-from osaurusd.http.json import json_response, read_json
+from osaurusd.http.json import encode_list, json_response, read_json
 from osaurusd.inference import limits
 from osaurusd.inference.events import Completed
 from osaurusd.inference.field_paths import FieldPaths
@@ -88,7 +88,7 @@ class Embeddings:
             )
         response = EmbedResponse(
             model=body.model or "",
-            embeddings=list(vectors.numbers()) if vectors else [],
+            embeddings=cast("list[list[float]]", await encode_list(vectors.numbers() if vectors else [])),
             total_duration=int((time.monotonic() - started_at) * NANOSECONDS),
             load_duration=int(completed.timings.load * NANOSECONDS) if completed else 0,
             prompt_eval_count=completed.usage.prompt_tokens if completed else 0,

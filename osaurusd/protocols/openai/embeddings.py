@@ -1,15 +1,15 @@
 """`POST /embeddings`, from the body of the request to the response."""
 
 import base64
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Literal, cast
 
 import msgspec
 from aiohttp import web
 from msgspec import UNSET, Meta, UnsetType
 
 from osaurusd.errors import InvalidRequest
-from osaurusd.http.json import json_response, read_json
+from osaurusd.http.json import encode_list, json_response, read_json
 from osaurusd.inference import limits
 from osaurusd.inference.request import Location, TextPrompt, TokenPrompt
 from osaurusd.inference.retrieval import EmbedRequest, Vectors
@@ -85,7 +85,7 @@ class Embeddings:
             vectors, completed = await self._service.embed(record, embed)
         tokens = completed.usage.prompt_tokens
         response = EmbeddingList(
-            data=render(vectors, body.encoding_format),
+            data=cast("list[Embedding]", await encode_list(render(vectors, body.encoding_format))),
             model=record.name,
             usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens),
             truncated=vectors.truncated if body.truncate else UNSET,
@@ -117,12 +117,12 @@ def field_paths(body: EmbeddingRequest) -> FieldPaths:
     return FieldPaths(paths)
 
 
-def render(vectors: Vectors, encoding_format: str | None) -> list[Embedding]:
-    """Return the vectors in a format."""
+def render(vectors: Vectors, encoding_format: str | None) -> Iterator[Embedding]:
+    """Yield the vectors in a format."""
     values: Iterable[list[float] | str] = vectors.numbers()
     if encoding_format == "base64":
         values = (base64.b64encode(row).decode() for row in vectors.rows())
-    return [Embedding(index=index, embedding=value) for index, value in enumerate(values)]
+    return (Embedding(index=index, embedding=value) for index, value in enumerate(values))
 
 
 def _parse_input(value: str | int | list[int], path: str) -> TextPrompt | TokenPrompt:

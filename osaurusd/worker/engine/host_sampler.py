@@ -20,9 +20,6 @@ Floats = NDArray[np.float32]
 # The most likely tokens, which are sorted first: they nearly always have the probability `top_p` together.
 _SORTED_FIRST = 1024
 
-# Cumulative sums are computed in two levels: of blocks, and within one block.
-_BLOCK_TOKENS = 512
-
 # By the value of a byte of a bitmask: what to add to the logits of its eight tokens, of which the lowest bit is first.
 _MASKS = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0, -np.inf).astype(
     np.float32
@@ -173,7 +170,8 @@ def _smallest_in_nucleus(top_p: float, weights: Floats) -> float:
     if largest.sum() < top_p * total:
         largest = weights
     ranked = np.sort(largest)[::-1]
-    return float(ranked[_find(ranked, top_p, total)])
+    last = int(np.searchsorted(np.cumsum(ranked, dtype=np.float64), top_p * total))
+    return float(ranked[min(last, ranked.size - 1)])  # rounding errors can prevent that the sum reaches the total
 
 
 def draw_weighted(weights: Floats, bits: int) -> int:
@@ -185,19 +183,3 @@ def draw_weighted(weights: Floats, bits: int) -> int:
     """
     noise = np.random.Generator(np.random.SFC64(bits)).standard_exponential(weights.size, np.float32)
     return int(np.argmax(weights / np.maximum(noise, np.finfo(np.float32).tiny)))
-
-
-def _find(weights: Floats, fraction: float, total: float) -> int:
-    """Return where the cumulative sum of the weights reaches a fraction of `total`.
-
-    If rounding errors prevent that, this is the last weight that is not 0.
-    """
-    block_sums = np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK_TOKENS))
-    cumulative = np.cumsum(block_sums, dtype=np.float64)
-    target = fraction * total
-    block = min(int(np.searchsorted(cumulative, target)), int(np.flatnonzero(block_sums)[-1]))
-    start = block * _BLOCK_TOKENS
-    inner = weights[start : start + _BLOCK_TOKENS]
-    preceding = float(cumulative[block - 1]) if block else 0.0
-    index = int(np.searchsorted(np.cumsum(inner, dtype=np.float64), target - preceding))
-    return start + (index if index < inner.size else int(np.flatnonzero(inner)[-1]))

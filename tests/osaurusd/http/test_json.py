@@ -11,7 +11,7 @@ import pytest
 
 from osaurusd.config import Config, Server
 from osaurusd.errors import InvalidJson, InvalidRequest
-from osaurusd.http.json import decode_json, json_response, read_json
+from osaurusd.http.json import decode_json, encode_list, json_response, read_json
 
 from .serve import build_app, serving
 
@@ -192,3 +192,21 @@ async def test_other_charset_is_a_415(server, charset):
 @pytest.mark.parametrize("charset", ["utf-8", "UTF-8", '"utf-8"', "us-ascii"])
 async def test_utf8_charset_is_accepted(server, charset):
     assert (await server.request("POST", "/", f"{JSON}; charset={charset}", body=b'{"items":[]}')).status == 201
+
+
+async def test_long_list_is_encoded_while_other_tasks_run():
+    rows = [[0.1 * index] * 1000 for index in range(2000)]
+    turns = 0
+
+    async def count():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(count())
+    encoded = await encode_list(iter(rows))
+    task.cancel()
+    assert json.loads(msgspec.json.encode({"rows": encoded})) == {"rows": rows}
+    assert turns > 5
+    assert bytes(await encode_list([])) == b"[]"

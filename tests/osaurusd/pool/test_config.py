@@ -5,7 +5,7 @@ import pytest
 
 from osaurusd.config import Config, Residency, Worker
 from osaurusd.errors import ConfigError
-from osaurusd.pool.config import KeepAlive, PoolConfig, find_blas
+from osaurusd.pool.config import KeepAlive, PoolConfig, find_blas, find_blas_core
 
 DEBIAN = "lib/x86_64-linux-gnu/openblas-pthread/libopenblas.so.0"
 
@@ -137,3 +137,23 @@ def test_configured_values_are_used():
     assert (config.scheduler.max_waiting, config.limits.max_waiting) == (2, 2)
     assert (config.launch.stop_grace, config.launch.hang_timeout, config.standby_seconds) == (3, 5, 6)
     assert config.keep_alive.by_model == {"m": 7}
+
+
+@pytest.mark.parametrize(
+    ("flags", "core"),
+    [
+        ("fpu sse2 avx avx2 fma avx512f avx512cd avx512bw avx512dq avx512vl", "SkylakeX"),
+        ("fpu sse2 avx avx2 fma avx512f", "Haswell"),
+        ("fpu sse2 avx", None),
+    ],
+)
+def test_openblas_core_follows_from_the_instructions(tmp_path, flags, core):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: spectre_v1\n" * 2)
+    assert find_blas_core(cpuinfo) == core
+
+
+def test_openblas_chooses_the_core_without_known_flags(tmp_path):
+    assert find_blas_core(tmp_path / "missing") is None
+    (tmp_path / "arm").write_text("Features\t: fp asimd\n")
+    assert find_blas_core(tmp_path / "arm") is None

@@ -130,6 +130,17 @@ async def test_the_preloaded_library_precedes_inherited_ones(tmp_path, model, mo
         await load(model(), Launch(command=command, preload=ours))
 
 
+async def test_the_processor_type_of_openblas_can_be_overridden(tmp_path, model, monkeypatch):
+    command = program(tmp_path, "import os, sys; print('core', os.environ.get('OPENBLAS_CORETYPE')); sys.exit(1)")
+    launch = Launch(command=command, preload=tmp_path / "libopenblas.so", blas_core="Haswell")
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    with pytest.raises(WorkerCrashed, match=r"core Haswell$"):
+        await load(model(), launch)
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Zen")
+    with pytest.raises(WorkerCrashed, match=r"core Zen$"):
+        await load(model(), launch)
+
+
 async def test_a_missing_command_is_a_failed_load(model):
     with pytest.raises(LoadFailed, match="cannot start a worker process"):
         await load(model(), Launch(command=("/nonexistent/python",)))

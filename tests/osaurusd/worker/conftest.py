@@ -1,9 +1,11 @@
 import contextlib
+import copy
 import functools
 import sys
 import threading
 
 import pytest
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_tokenizer
 
 from osaurusd.worker.engine.mlx_thread import MlxThread
@@ -28,6 +30,18 @@ def tiny_folder(smollm_folder, tmp_path_factory):
 def tokenizer(tiny_folder):
     """SmolLM2's tokenizer, as a worker loads it."""
     return load_tokenizer(tiny_folder, {"trust_remote_code": False})
+
+
+@pytest.fixture
+def with_template(tokenizer):
+    """Create a tokenizer with another chat template, or without one."""
+
+    def with_template(template):
+        inner = copy.copy(tokenizer._tokenizer)
+        inner.chat_template = template
+        return TokenizerWrapper(inner, type(tokenizer._detokenizer))
+
+    return with_template
 
 
 class _QuietThread(threading.Thread):

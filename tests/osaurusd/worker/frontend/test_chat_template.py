@@ -1,7 +1,4 @@
-import copy
-
 import pytest
-from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from osaurusd.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from osaurusd.inference.request import (
@@ -43,18 +40,6 @@ def chat(*messages):
 def family(tiny_folder, tmp_path_factory):
     """Create the tokenizer of a model family."""
     return families.tokenizer_factory(tiny_folder, tmp_path_factory.mktemp("families"))
-
-
-@pytest.fixture
-def with_template(tokenizer):
-    """Create a tokenizer with another chat template, or without one."""
-
-    def with_template(template):
-        inner = copy.copy(tokenizer._tokenizer)
-        inner.chat_template = template
-        return TokenizerWrapper(inner, type(tokenizer._detokenizer))
-
-    return with_template
 
 
 def encode(tokenizer, prompt, max_context, **options):

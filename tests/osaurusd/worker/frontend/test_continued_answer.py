@@ -1,11 +1,9 @@
 """A prompt can end within an answer of the assistant, which the output then continues."""
 
-import copy
 from pathlib import Path
 
 import msgspec
 import pytest
-from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from osaurusd.errors import ContextLengthExceeded, InvalidRequest
 from osaurusd.inference.request import ChatPrompt, GenerationRequest, Message, SamplingParams
@@ -17,18 +15,6 @@ COMPLETE = sorted((Path(__file__).parents[1] / "chat_templates").glob("*.jinja")
 HISTORY = [("user", "Write a haiku."), ("assistant", "Gladly."), ("user", "Begin with snow.")]
 TRIMMING = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}<end>{% endfor %}<assistant>"
 WITHOUT_ANSWERS = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
-
-
-@pytest.fixture
-def with_template(tokenizer):
-    """Create a tokenizer with another chat template, or without one."""
-
-    def with_template(template):
-        inner = copy.copy(tokenizer._tokenizer)
-        inner.chat_template = template
-        return TokenizerWrapper(inner, type(tokenizer._detokenizer))
-
-    return with_template
 
 
 def chat(answer, *, history=HISTORY):

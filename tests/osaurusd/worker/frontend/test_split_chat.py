@@ -1,9 +1,6 @@
 """Rendering a chat so that text can be added to its last message, and the answer begins without reasoning."""
 
-import copy
-
 import pytest
-from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from osaurusd.errors import InvalidRequest
 from osaurusd.inference.request import ChatPrompt, Message
@@ -41,18 +38,6 @@ def test_a_last_message_without_text_can_be_continued(tokenizer):
 )
 def test_the_answer_begins_after_the_reasoning(family, name, ending):
     assert ChatTemplate(family(name)).split(CHAT).after.endswith(ending)
-
-
-@pytest.fixture
-def with_template(tokenizer):
-    """Create a tokenizer with another chat template."""
-
-    def with_template(template):
-        inner = copy.copy(tokenizer._tokenizer)
-        inner.chat_template = template
-        return TokenizerWrapper(inner, type(tokenizer._detokenizer))
-
-    return with_template
 
 
 def test_the_answer_begins_in_the_final_channel(with_template):
