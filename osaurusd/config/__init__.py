@@ -17,6 +17,7 @@ from osaurusd.config.schema import (
     Section,
     Server,
     Structured,
+    Vision,
     Worker,
 )
 from osaurusd.config.settings import NEEDS_RESTART, Setting, known_keys, settings, value_of
@@ -41,6 +42,7 @@ __all__ = [
     "Server",
     "Setting",
     "Structured",
+    "Vision",
     "Worker",
     "known_keys",
     "load",

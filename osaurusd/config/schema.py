@@ -8,49 +8,20 @@ from typing import Annotated, Literal
 
 import msgspec
 
-DAY = 86_400
-KIB = 1024
-MIB = 1024 * KIB
-GIB = 1024 * MIB
+from osaurusd.config.keys import GIB, KIB, MIB
+from osaurusd.config.keys import count as _count
+from osaurusd.config.keys import seconds as _seconds
+from osaurusd.config.keys import setting as _setting
+from osaurusd.config.keys import size as _bytes
 
 SHUTDOWN_GRACE_SECONDS = 20.0
 """Default grace period. The service managers' stop timeouts in `launchd/` must be longer."""
 
+MAX_IMAGES_BYTES = 256 * MIB
+"""What a worker accepts with one request."""
 
-def _setting(
-    description: str,
-    *,
-    unit: str | None = None,
-    restart: bool = False,
-    gt: float | None = None,
-    ge: float | None = None,
-    le: float | None = None,
-) -> msgspec.Meta:
-    """Describe one key.
-
-    Args:
-        description: one line for the documentation, without a final full stop.
-        unit: unit of the value.
-        restart: whether a change takes effect only after a restart.
-        gt, ge, le: range of the value.
-    """
-    extra = {"unit": unit, "restart": restart}
-    if gt is not None:
-        return msgspec.Meta(description=description, extra=extra, gt=gt, le=le)
-    return msgspec.Meta(description=description, extra=extra, ge=ge, le=le)
-
-
-def _seconds(description: str, *, gt: float | None = None, ge: float | None = None, le: float = DAY) -> msgspec.Meta:
-    return _setting(description, unit="seconds", gt=gt, ge=ge, le=le)
-
-
-def _bytes(description: str, *, ge: int = 1, le: int | None = None) -> msgspec.Meta:
-    return _setting(description, unit="bytes", ge=ge, le=le)
-
-
-def _count(description: str, *, unit: str | None = None, ge: int = 1, le: int | None = None) -> msgspec.Meta:
-    return _setting(description, unit=unit, ge=ge, le=le)
-
+MAX_PIXELS = 89_000_000
+"""Above this size, the image library warns of a decompression bomb."""
 
 BUDGET_FRACTION = 0.7
 """Default of `residency.budget_bytes`, as a share of the machine's memory."""
@@ -318,6 +289,30 @@ class Structured(Section, frozen=True):
     ] = True
 
 
+class Vision(Section, frozen=True):
+    """`[vision]`: images in requests. A request that exceeds a limit gets a 400."""
+
+    allowed_url_hosts: Annotated[
+        list[str],
+        _setting(
+            "Hosts from which the daemon downloads images that requests refer to by URL, such as `images.example.com`, "
+            "`*.example.com` or `example.com:8443`. `*`: every host with a public address. Empty: no downloads"
+        ),
+    ] = []
+    max_images: Annotated[int, _count("Images in a request", le=4096)] = 100
+    max_image_bytes: Annotated[int, _bytes("Size of an image file", le=MAX_IMAGES_BYTES)] = 20 * MIB
+    max_request_bytes: Annotated[int, _bytes("Size of all image files of a request together", le=MAX_IMAGES_BYTES)] = (
+        64 * MIB
+    )
+    max_image_pixels: Annotated[
+        int,
+        _count("Width times height of an image, which is checked before it is decoded", unit="pixels", le=MAX_PIXELS),
+    ] = 64_000_000
+    url_timeout_seconds: Annotated[
+        float, _seconds("Maximum time to download an image, including redirects", gt=0, le=300)
+    ] = 10.0
+
+
 class Log(Section, frozen=True):
     """`[log]`: what the daemon logs."""
 
@@ -399,4 +394,5 @@ class Config(Section, frozen=True):
     ollama: Ollama = Ollama()
     input: Input = Input()
     structured: Structured = Structured()
+    vision: Vision = Vision()
     log: Log = Log()
