@@ -5,7 +5,6 @@ decoded. Pillow's other decoders, some of which start programs, are never reache
 """
 
 import io
-import warnings
 from importlib.util import find_spec
 
 import numpy as np
@@ -47,10 +46,9 @@ def decode_image(data: bytes, *, max_pixels: int, location: Location) -> Image.I
     """
     format_ = _find_format(data, location)
     try:
-        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
-            image = Image.open(io.BytesIO(data), formats=[format_])
-    except Image.DecompressionBombError as error:
-        raise _too_large("a size", max_pixels, location) from error
+        image = Image.open(io.BytesIO(data), formats=[format_])
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large("too many pixels to be decoded", max_pixels, location) from error
     except Exception as error:  # Pillow raises errors of many kinds for damaged files
         raise _damaged(format_, error, location) from error
     with image:
@@ -108,7 +106,7 @@ def _flatten(image: Image.Image) -> Image.Image:
 
 def _too_large(size: str, max_pixels: int, location: Location) -> InvalidRequest:
     return InvalidRequest(
-        f"the image has {size}, more than {max_pixels} pixels (`vision.max_image_pixels`); send a smaller one",
+        f"the image has {size}; at most {max_pixels} are allowed (`vision.max_image_pixels`)",
         location=location,
     )
 
