@@ -202,7 +202,7 @@ class Vision(Section, frozen=True):
             "Hosts from which the daemon downloads images that requests refer to by URL, such as `images.example.com`, "
             "`*.example.com` or `example.com:8443`. `*`: every host with a public address. Empty: no downloads"
         ),
-    ] = []
+    ] = msgspec.field(default_factory=list)
     max_images: Annotated[int, count("Images in a request", le=4096)] = 100
     max_image_bytes: Annotated[int, size("Size of an image file", le=MAX_IMAGES_BYTES)] = 20 * MIB
     max_request_bytes: Annotated[int, size("Size of all image files of a request together", le=MAX_IMAGES_BYTES)] = (
