@@ -33,6 +33,7 @@ from osaurusd.http.app import create_app, socket_middlewares
 from osaurusd.http.auth import require_api_key
 from osaurusd.http.cors import Cors, require_json_body
 from osaurusd.http.errors import as_osaurus_error, error_body, error_response
+from osaurusd.http.fetch import UrlFetcher
 from osaurusd.http.listen import listen_unix, lock_home, make_private_dir, url_of
 from osaurusd.http.metrics import HttpMetrics
 from osaurusd.http.openapi import openapi_routes
@@ -203,15 +204,14 @@ class Daemon:
         self._endpoints = [url_of(sock, tls=self._tls is not None) for sock in self._sockets]
 
         state_dir = info.paths.state_dir
-        bus, power = EventBus(), PowerAssertion()
-        self._bus = bus
+        self._bus, power = EventBus(), PowerAssertion()
         self._names = NameRegistry(state_dir / "names.json")
         self._catalog = Catalog(info.paths.models_dir, hub_cache(), self._names, _extra_roots(config.current))
         self._imports = ImportManager(self._catalog)
         self._pins = Pins(state_dir / "residency.json")
         self._metrics = CollectorRegistry()
         pool_config = PoolConfig.from_config(config.current)
-        self._pool = Pool(pool_config, events=bus, metrics=PoolMetrics(self._metrics), power=power)
+        self._pool = Pool(pool_config, events=self._bus, metrics=PoolMetrics(self._metrics), power=power)
         self._metrics.register(PoolCollector(self._pool))
         self._response_memory = MemoryStore(lambda: config.current.responses.max_bytes)
         self._responses = _response_store(config, state_dir / "responses.db", self._response_memory)
@@ -222,7 +222,7 @@ class Daemon:
             state_dir / "pulls.json",
             options=lambda: config.current.pulls,
             error_body=lambda error: error_body(as_osaurus_error(error)),
-            bus=bus,
+            bus=self._bus,
             power=power,
         )
         self._models_api = ModelsApi(self._catalog, self._pool, self._pins, self._imports, self._pulls)
@@ -250,7 +250,7 @@ class Daemon:
         create = functools.partial(
             create_app, config=self._get_config, admission=Admission(self._get_config), metrics=metrics
         )
-        service = Service(self._catalog, self._pool, self._get_config)
+        service = Service(self._catalog, self._pool, self._get_config, UrlFetcher().fetch)
         client_groups = [
             openai_routes(service, self._catalog),
             responses_routes(service, self._responses, self._response_memory),
