@@ -30,6 +30,7 @@ from osaurusd.http.app import create_app, socket_middlewares
 from osaurusd.http.auth import require_api_key
 from osaurusd.http.cors import Cors, require_json_body
 from osaurusd.http.errors import as_osaurus_error, error_body, error_response
+from osaurusd.http.fetch import UrlFetcher
 from osaurusd.http.listen import url_of
 from osaurusd.http.metrics import HttpMetrics
 from osaurusd.http.openapi import openapi_routes
@@ -168,7 +169,7 @@ class Daemon:
         create = functools.partial(
             create_app, config=self._get_config, admission=Admission(self._get_config), metrics=metrics
         )
-        service = Service(self._catalog, self._pool, self._get_config)
+        service = Service(self._catalog, self._pool, self._get_config, UrlFetcher().fetch)
         client_groups = [
             openai_routes(service, self._catalog),
             responses_routes(service, self._responses, self._response_memory),

@@ -2,16 +2,17 @@
 
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
 import msgspec
 
 from osaurusd.config import Config
-from osaurusd.errors import InvalidRequest, ModelNotFound, OsaurusError
+from osaurusd.errors import ImageInputUnsupported, InvalidRequest, ModelNotFound, OsaurusError
 from osaurusd.inference import decisions, limits
 from osaurusd.inference.decisions import Question
 from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.events import Completed, Delta, Event, Started
+from osaurusd.inference.images import IMAGES, Download, ImageCollector, ImageLoader
 from osaurusd.inference.prompt_batch import generate_all
 from osaurusd.inference.request import GenerationRequest, Message, TextPrompt
 from osaurusd.inference.retrieval import EmbedRequest, RerankRequest, Scores, Vectors
@@ -39,12 +40,14 @@ class Service:
         catalog: finds models.
         pool: loads models and leases their workers.
         config: returns the configuration in force.
+        download: downloads images.
     """
 
-    def __init__(self, catalog: Catalog, pool: Pool, config: Callable[[], Config]) -> None:
+    def __init__(self, catalog: Catalog, pool: Pool, config: Callable[[], Config], download: Download) -> None:
         self._catalog = catalog
         self._pool = pool
         self._config = config
+        self._images = ImageLoader(config, download)
 
     async def find(self, model: str | None, task: Task | None = "generate") -> ModelRecord:
         """Find the model that a request names.
@@ -112,11 +115,13 @@ class Service:
         """
         limits.check_value(limits.PROMPTS, range(count), self._config().input)
 
-    async def count_prompt_tokens(self, record: ModelRecord, request: GenerationRequest) -> int:
+    async def count_prompt_tokens(
+        self, record: ModelRecord, request: GenerationRequest, images: ImageCollector | None = None
+    ) -> int:
         """Return the number of tokens of a request's prompt, without generating; raises what `generate` raises."""
         counting = msgspec.structs.replace(request, count_only=True)
         tokens = 0
-        async with contextlib.aclosing(self.generate(record, [counting])) as events:
+        async with contextlib.aclosing(self.generate(record, [counting], images)) as events:
             async for event in events:
                 if isinstance(event, Started):
                     tokens = event.prompt_tokens
@@ -166,13 +171,16 @@ class Service:
                 raise decisions.locate_question(error, questions) from error
             return decisions.probabilities(questions, scored.logprobs), _with_wait_times(completed, lease)
 
-    async def generate(self, record: ModelRecord, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Event]:
+    async def generate(
+        self, record: ModelRecord, requests: Sequence[GenerationRequest], images: ImageCollector | None = None
+    ) -> AsyncGenerator[Event]:
         """Yield the events of one client request, and end with `Completed`. Closing the iterator cancels the request.
 
         Args:
             record: the model, which is loaded if necessary.
             requests: one per prompt, at least one. With several, choices are numbered consecutively, and each prompt
                 has its own `Started`.
+            images: those that the prompt of a single request refers to.
 
         Raises:
             OsaurusError: a request is invalid or failed. With several requests, `prompt_index` is the number of the
@@ -180,13 +188,30 @@ class Service:
         """
         config = self._config()
         _check(requests, config)
-        async with self._pool.lease(record) as lease:
-            events = lease.generate(requests[0]) if len(requests) == 1 else generate_all(lease, requests)
+        async with self._load_images(record, requests, images) as blobs, self._pool.lease(record) as lease:
+            events = lease.generate(requests[0], blobs=blobs) if len(requests) == 1 else generate_all(lease, requests)
             if config.log.content:
                 events = log_content(events, requests)
             async with contextlib.aclosing(events):
                 async for event in events:
                     yield _with_wait_times(event, lease) if isinstance(event, Completed) else event
+
+    @contextlib.asynccontextmanager
+    async def _load_images(
+        self, record: ModelRecord, requests: Sequence[GenerationRequest], images: ImageCollector | None
+    ) -> AsyncIterator[list[bytes]]:
+        """Load the images of a request before its model, which an invalid one does not need."""
+        if images is None or not images.sources:
+            yield []
+            return
+        with images.named():
+            if not record.capabilities.vision:
+                reason = record.vision_refusal or "it is a text model"
+                raise ImageInputUnsupported(
+                    f'model "{record.name}" does not accept images: {reason}', location=(*IMAGES, 0)
+                )
+            async with self._images.load(images, requests[0].prompt) as blobs:
+                yield blobs
 
 
 def _check(requests: Sequence[GenerationRequest], config: Config) -> None:

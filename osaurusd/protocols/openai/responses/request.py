@@ -11,6 +11,7 @@ from osaurusd.errors import InvalidRequest
 from osaurusd.inference import limits
 from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.field_paths import reject_unsupported
+from osaurusd.inference.images import ImageCollector
 from osaurusd.inference.request import (
     ChatPrompt,
     GenerationRequest,
@@ -61,6 +62,7 @@ class ParsedRequest:
         items: the items of the conversation, oldest first.
         tools: the tools that the model sees.
         paths: the fields of the body by location.
+        images: the images of the items.
         summarize: the reasoning is the summary of its item.
         opaque_reasoning: reasoning items have `encrypted_content`.
         max_calls: further tool calls are dropped; None means no limit.
@@ -71,6 +73,7 @@ class ParsedRequest:
     items: Sequence[Item]
     tools: ToolUse
     paths: Mapping[Location, str]
+    images: ImageCollector
     summarize: bool = False
     opaque_reasoning: bool = False
     max_calls: int | None = None
@@ -94,7 +97,8 @@ def parse_request(
     _check_body(body)
     items = [*history, *input_items(body.input)]
     tools = parse_tools(body, _max_forced_calls(body, defaults))
-    prompt, paths = _parse_prompt(body, items, len(history), tools)
+    images = ImageCollector()
+    prompt, paths = _parse_prompt(body, items, len(history), tools, images)
     constraint = _parse_format(body, tools, describe=defaults.describe_schema)
     generation = GenerationRequest(
         prompt=prompt,
@@ -112,6 +116,7 @@ def parse_request(
         items=items,
         tools=tools,
         paths=paths,
+        images=images,
         summarize=_summary(body) is not None,
         opaque_reasoning=OPAQUE_REASONING in (body.include or ()),
         max_calls=body.max_tool_calls,
@@ -146,12 +151,12 @@ def _max_forced_calls(body: ResponseRequest, defaults: RequestDefaults) -> int:
 
 
 def _parse_prompt(
-    body: ResponseRequest, items: Sequence[Item], history_length: int, tools: ToolUse
+    body: ResponseRequest, items: Sequence[Item], history_length: int, tools: ToolUse, images: ImageCollector
 ) -> tuple[ChatPrompt, Mapping[Location, str]]:
     new_items = len(items) - history_length
     item_paths = ["input"] if isinstance(body.input, str) else [f"input[{index}]" for index in range(new_items)]
     history_path = "previous_response_id" if body.conversation is None else "conversation"
-    parsed = parse_items(items, [history_path] * history_length + item_paths, body.instructions)
+    parsed = parse_items(items, [history_path] * history_length + item_paths, body.instructions, images)
     effort = body.reasoning.effort if body.reasoning is not None else None
     prompt = ChatPrompt(
         messages=parsed.messages,
