@@ -4,17 +4,16 @@ import asyncio
 import contextlib
 import functools
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from osaurusd import __version__, log, origins
+from osaurusd.activity import Activity
 from osaurusd.admin.daemon import DaemonApi, DaemonInfo
 from osaurusd.admin.degraded import DegradedMode, Prerequisites, Startup
 from osaurusd.admin.imports import ImportsApi
@@ -44,7 +43,7 @@ from osaurusd.imports.manager import ImportManager
 from osaurusd.inference.service import Service
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.names import NameRegistry
-from osaurusd.models.roots import hub_cache
+from osaurusd.models.roots import extra_roots, hub_cache
 from osaurusd.platform import service_manager
 from osaurusd.platform.activation import activated_sockets
 from osaurusd.platform.power import PowerAssertion
@@ -63,16 +62,19 @@ from osaurusd.protocols.ollama.models import Models
 from osaurusd.protocols.ollama.routes import ollama_routes
 from osaurusd.protocols.openai import openapi as openai_openapi
 from osaurusd.protocols.openai.responses import openapi as responses_openapi
-from osaurusd.protocols.openai.responses.disk_store import DiskStore
+from osaurusd.protocols.openai.responses.disk_store import create_store
 from osaurusd.protocols.openai.responses.routes import responses_routes
-from osaurusd.protocols.openai.responses.store import MemoryStore, ObjectStore
+from osaurusd.protocols.openai.responses.store import MemoryStore
 from osaurusd.protocols.openai.routes import openai_routes
-from osaurusd.ui.index import ui_routes
+from osaurusd.ui import openapi as ui_openapi
+from osaurusd.ui.monitor import Monitor
+from osaurusd.ui.routes import is_static, ui_routes
+from osaurusd.wire.page import Mode, Page
 from osaurusd.wire.paths import Paths
 
 logger = log.get_logger(__name__)
 
-APIS = (openai_openapi.API, responses_openapi.API, anthropic_openapi.API, ollama_openapi.API)
+APIS = (openai_openapi.API, responses_openapi.API, anthropic_openapi.API, ollama_openapi.API, ui_openapi.API)
 """The APIs that `/openapi.json` describes."""
 
 
@@ -133,7 +135,7 @@ def _log_level(read: Callable[[], Config]) -> str:
 
 async def _start(read: Callable[[], Config], paths: Paths, log_file: log.LogFile, *, supervised: bool) -> None:
     """Open the admin socket, obtain the prerequisites, and serve until a stop is requested."""
-    stop = StopRequest()
+    stop = service_manager.StopRequest()
     inherited = activated_sockets()
     watchdog = asyncio.create_task(service_manager.feed_watchdog())
     with contextlib.ExitStack() as stack:
@@ -156,21 +158,6 @@ async def _start(read: Callable[[], Config], paths: Paths, log_file: log.LogFile
             watchdog.cancel()
 
 
-class StopRequest:
-    """A signal or a client requests a graceful shutdown; a second signal makes it immediate."""
-
-    def __init__(self) -> None:
-        self.requested = asyncio.Event()
-        self.immediate = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
-
-    def _on_signal(self) -> None:
-        if self.requested.is_set():
-            self.immediate.set()
-        self.requested.set()
-
-
 class Daemon:
     """The services of a daemon whose prerequisites are met.
 
@@ -190,7 +177,7 @@ class Daemon:
         info: DaemonInfo,
         keys: ApiKeys,
         log_file: log.LogFile,
-        stop: StopRequest,
+        stop: service_manager.StopRequest,
     ) -> None:
         self._sockets = prerequisites.sockets
         self._auth = prerequisites.auth
@@ -206,15 +193,16 @@ class Daemon:
         bus, power = EventBus(), PowerAssertion()
         self._bus = bus
         self._names = NameRegistry(state_dir / "names.json")
-        self._catalog = Catalog(info.paths.models_dir, hub_cache(), self._names, _extra_roots(config.current))
+        self._catalog = Catalog(info.paths.models_dir, hub_cache(), self._names, extra_roots(config.current))
         self._imports = ImportManager(self._catalog)
         self._pins = Pins(state_dir / "residency.json")
         self._metrics = CollectorRegistry()
         pool_config = PoolConfig.from_config(config.current)
-        self._pool = Pool(pool_config, events=bus, metrics=PoolMetrics(self._metrics), power=power)
+        pool_metrics = PoolMetrics(self._metrics)
+        self._pool = Pool(pool_config, events=bus, metrics=pool_metrics, power=power)
         self._metrics.register(PoolCollector(self._pool))
         self._response_memory = MemoryStore(lambda: config.current.responses.max_bytes)
-        self._responses = _response_store(config, state_dir / "responses.db", self._response_memory)
+        self._responses = create_store(config, state_dir / "responses.db", self._response_memory)
         self._pressure = PressureRelief(self._pool)
         self._metrics.register(self._pressure)
         self._pulls = PullManager(
@@ -225,6 +213,10 @@ class Daemon:
             bus=bus,
             power=power,
         )
+        self._activity = Activity()
+        self._monitor = Monitor(
+            info.instance, self._catalog, self._pool, pool_metrics, self._activity, self._get_config
+        )
         self._models_api = ModelsApi(self._catalog, self._pool, self._pins, self._imports, self._pulls)
 
     async def serve(self, admin_socket: socket.socket) -> None:
@@ -233,12 +225,14 @@ class Daemon:
         await asyncio.to_thread(self._imports.sweep)
         servers = await self._start_servers(admin_socket)
         self._announce()
-        background = [asyncio.create_task(self._load_pinned_models()), asyncio.create_task(self._pressure.run())]
+        services = (self._load_pinned_models(), self._pressure.run(), self._monitor.run())
+        background = [asyncio.create_task(service) for service in services]
         self._pulls.start()
         await self._stop.requested.wait()
         service_manager.notify("STOPPING=1", "STATUS=finishing running requests")
         for task in background:
             task.cancel()
+        self._monitor.close()
         await self._pulls.close()
         await self._shut_down(servers)
 
@@ -248,16 +242,20 @@ class Daemon:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
         metrics = HttpMetrics(self._metrics)
         create = functools.partial(
-            create_app, config=self._get_config, admission=Admission(self._get_config), metrics=metrics
+            create_app,
+            config=self._get_config,
+            admission=Admission(self._get_config),
+            metrics=metrics,
+            activity=self._activity,
         )
-        service = Service(self._catalog, self._pool, self._get_config)
+        service = Service(self._catalog, self._pool, self._get_config, self._activity)
         client_groups = [
             openai_routes(service, self._catalog),
             responses_routes(service, self._responses, self._response_memory),
             *anthropic_routes(service, self._catalog),
             openapi_routes(APIS, self._get_config),
             RouteGroup("metrics", [Route("GET", "/metrics", metrics.show)], error_response),
-            ui_routes(self._catalog),
+            ui_routes(self._catalog, self._monitor, await asyncio.to_thread(Page.load, Mode.PUBLIC)),
         ]
         cors = Cors(self._get_server_config)
         tcp_app = create(
@@ -290,7 +288,7 @@ class Daemon:
         hosts = BoundHosts([sock.getsockname()[0] for sock in self._sockets])
 
         def requires_key(request: web.Request) -> bool:
-            return self._auth.requires_key(self._get_server_config(), request)
+            return not is_static(request) and self._auth.requires_key(self._get_server_config(), request)
 
         return [
             trusted_hosts(self._get_server_config, hosts),
@@ -354,7 +352,7 @@ class Daemon:
             self._tls.reload(change.wanted.server)
         self._config.current = change.effective
         self._pool.configure(PoolConfig.from_config(change.effective))
-        self._catalog.set_extra_roots(_extra_roots(change.effective))
+        self._catalog.set_extra_roots(extra_roots(change.effective))
         self._apply(change.effective)
         return change
 
@@ -388,13 +386,3 @@ class Daemon:
 
     def _get_server_config(self) -> Server:
         return self._config.current.server
-
-
-def _extra_roots(config: Config) -> list[Path]:
-    return [Path(root).expanduser() for root in config.models.roots]
-
-
-def _response_store(config: LiveConfig, database: Path, memory: MemoryStore) -> ObjectStore:
-    if config.current.responses.store == "memory":
-        return memory
-    return DiskStore(database, lambda: config.current.responses.max_disk_bytes, memory)
