@@ -1,12 +1,10 @@
 """The composition root: build the services, serve, and shut down gracefully."""
 
 import asyncio
-import contextlib
 import functools
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,16 +14,15 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from osaurusd import __version__, log, origins
 from osaurusd.admin.daemon import DaemonApi, DaemonInfo
-from osaurusd.admin.degraded import DegradedMode, Prerequisites, Startup
+from osaurusd.admin.degraded import Prerequisites
 from osaurusd.admin.imports import ImportsApi
 from osaurusd.admin.keys import KeysApi
 from osaurusd.admin.models import ModelsApi
 from osaurusd.admin.pulls import PullsApi
 from osaurusd.admin.residency import ResidencyApi
 from osaurusd.admin.routes import add_version_headers, admin_group, check_api_version
-from osaurusd.config import Config, ConfigChange, LiveConfig, Log, Server
+from osaurusd.config import Config, ConfigChange, LiveConfig, Server
 from osaurusd.downloads.manager import PullManager
-from osaurusd.errors import ConfigError
 from osaurusd.events import EventBus
 from osaurusd.http.admission import Admission
 from osaurusd.http.api_keys import ApiKeys
@@ -34,7 +31,7 @@ from osaurusd.http.auth import require_api_key
 from osaurusd.http.cors import Cors, require_json_body
 from osaurusd.http.errors import as_osaurus_error, error_body, error_response
 from osaurusd.http.fetch import UrlFetcher
-from osaurusd.http.listen import listen_unix, lock_home, make_private_dir, url_of
+from osaurusd.http.listen import url_of
 from osaurusd.http.metrics import HttpMetrics
 from osaurusd.http.openapi import openapi_routes
 from osaurusd.http.routes import Route, RouteGroup
@@ -47,9 +44,8 @@ from osaurusd.models.catalog import Catalog
 from osaurusd.models.names import NameRegistry
 from osaurusd.models.roots import hub_cache
 from osaurusd.platform import service_manager
-from osaurusd.platform.activation import activated_sockets
 from osaurusd.platform.power import PowerAssertion
-from osaurusd.pool.config import PoolConfig, find_blas
+from osaurusd.pool.config import PoolConfig
 from osaurusd.pool.metrics import PoolCollector, PoolMetrics
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
@@ -69,92 +65,11 @@ from osaurusd.protocols.openai.responses.routes import responses_routes
 from osaurusd.protocols.openai.responses.store import MemoryStore, ObjectStore
 from osaurusd.protocols.openai.routes import openai_routes
 from osaurusd.ui.index import ui_routes
-from osaurusd.wire.paths import Paths
 
 logger = log.get_logger(__name__)
 
 APIS = (openai_openapi.API, responses_openapi.API, anthropic_openapi.API, ollama_openapi.API)
 """The APIs that `/openapi.json` describes."""
-
-
-def run(read: Callable[[], Config], paths: Paths) -> None:
-    """Serve until SIGTERM, SIGINT or a shutdown request.
-
-    Under a service manager, the daemon does not exit when a prerequisite is missing: it waits for its home, a valid
-    configuration and its port, and reports the reason. In the foreground, a missing prerequisite is an error.
-
-    Args:
-        read: reads the configuration, at the start and on each reload.
-        paths: where the daemon keeps its files.
-
-    Raises:
-        OsaurusError: the configuration is invalid, the home or the port is in use, or a path is not private.
-    """
-
-    def read_and_check() -> Config:
-        config = read()
-        find_blas(config.worker.blas)
-        Tls.from_config(config.server)
-        return config
-
-    # Everything that the daemon writes is private to its user. Set before there are threads, which share the mask.
-    os.umask(0o077)
-    service_manager.raise_file_limit()
-    if service_manager.is_supervised():
-        for descriptor in (1, 2):
-            service_manager.rotate_crash_log(descriptor)
-        service_manager.retry_until_success(lambda: _run_once(read_and_check, paths, supervised=True))
-    else:
-        read_and_check()
-        _run_once(read_and_check, paths, supervised=False)
-
-
-def _run_once(read: Callable[[], Config], paths: Paths, *, supervised: bool) -> None:
-    console = None if service_manager.captures_stderr() else sys.stderr
-    with lock_home(paths.lock, _report_waiting if supervised else None):
-        for directory in (paths.log_dir, paths.state_dir):
-            make_private_dir(directory)
-        # Often a link to a larger volume, so its mode is not changed.
-        paths.models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with log.configured(_log_level(read), paths.log_file, console) as log_file:
-            asyncio.run(_start(read, paths, log_file, supervised=supervised))
-
-
-def _report_waiting(reason: str) -> None:
-    service_manager.print_status(f"{reason}; waiting for it to exit")
-    service_manager.notify(f"STATUS={reason}")
-
-
-def _log_level(read: Callable[[], Config]) -> str:
-    try:
-        return read().log.level
-    except ConfigError:
-        return Log().level
-
-
-async def _start(read: Callable[[], Config], paths: Paths, log_file: log.LogFile, *, supervised: bool) -> None:
-    """Open the admin socket, obtain the prerequisites, and serve until a stop is requested."""
-    stop = StopRequest()
-    inherited = activated_sockets()
-    watchdog = asyncio.create_task(service_manager.feed_watchdog())
-    with contextlib.ExitStack() as stack:
-        admin_socket = inherited.admin or stack.enter_context(listen_unix(paths.socket))
-        info = DaemonInfo(paths)
-        keys = ApiKeys(paths.state_dir / "keys.json")
-        startup = Startup(read, inherited.http, keys)
-        try:
-            if supervised:
-                prerequisites = await DegradedMode(startup, info, admin_socket, keys, stop.requested).run()
-            else:
-                prerequisites = await startup.attempt_once()
-            if prerequisites is not None:
-                for sock in prerequisites.sockets:
-                    stack.callback(sock.close)
-                daemon = Daemon(prerequisites, LiveConfig(prerequisites.config, read), info, keys, log_file, stop)
-                await daemon.serve(admin_socket)
-        finally:
-            service_manager.notify("STOPPING=1", "STATUS=stopping")
-            watchdog.cancel()
 
 
 class StopRequest:
@@ -202,17 +117,15 @@ class Daemon:
         self._stop = stop
         self._tls = Tls.from_config(config.current.server)
         self._endpoints = [url_of(sock, tls=self._tls is not None) for sock in self._sockets]
-
         state_dir = info.paths.state_dir
-        self._bus, power = EventBus(), PowerAssertion()
+        power = PowerAssertion()
+        self._bus = EventBus()
         self._names = NameRegistry(state_dir / "names.json")
         self._catalog = Catalog(info.paths.models_dir, hub_cache(), self._names, _extra_roots(config.current))
         self._imports = ImportManager(self._catalog)
         self._pins = Pins(state_dir / "residency.json")
         self._metrics = CollectorRegistry()
-        pool_config = PoolConfig.from_config(config.current)
-        self._pool = Pool(pool_config, events=self._bus, metrics=PoolMetrics(self._metrics), power=power)
-        self._metrics.register(PoolCollector(self._pool))
+        self._pool = self._create_pool(power)
         self._response_memory = MemoryStore(lambda: config.current.responses.max_bytes)
         self._responses = _response_store(config, state_dir / "responses.db", self._response_memory)
         self._pressure = PressureRelief(self._pool)
@@ -226,6 +139,12 @@ class Daemon:
             power=power,
         )
         self._models_api = ModelsApi(self._catalog, self._pool, self._pins, self._imports, self._pulls)
+
+    def _create_pool(self, power: PowerAssertion) -> Pool:
+        config = PoolConfig.from_config(self._config.current)
+        pool = Pool(config, events=self._bus, metrics=PoolMetrics(self._metrics), power=power)
+        self._metrics.register(PoolCollector(pool))
+        return pool
 
     async def serve(self, admin_socket: socket.socket) -> None:
         """Serve until a stop is requested."""

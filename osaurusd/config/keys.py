@@ -1,4 +1,4 @@
-"""How a key of the configuration is described: its range, its unit and its documentation."""
+"""How the configuration schema describes a key: its range, its unit and its description."""
 
 import msgspec
 
@@ -6,6 +6,10 @@ DAY = 86_400
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the tables in the configuration file."""
 
 
 def setting(

@@ -11,7 +11,8 @@ from typing import Any, Literal, get_origin
 import msgspec
 
 from osaurusd import origins, url_hosts
-from osaurusd.config.schema import Config, Section
+from osaurusd.config.keys import Section
+from osaurusd.config.schema import Config
 from osaurusd.config.settings import is_section, known_keys, plain_type, settings
 from osaurusd.errors import ConfigError
 

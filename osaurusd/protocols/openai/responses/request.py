@@ -99,17 +99,12 @@ def parse_request(
     tools = parse_tools(body, _max_forced_calls(body, defaults))
     images = ImageCollector()
     prompt, paths = _parse_prompt(body, items, len(history), tools, images)
-    constraint = _parse_format(body, describe=defaults.describe_schema)
-    if constraint is not None and tools.required is not None:
-        raise InvalidRequest(
-            "`text.format`: cannot be combined with a `tool_choice` that requires a tool call", param="text.format"
-        )
-    include = body.include or []
+    constraint = _parse_format(body, tools, describe=defaults.describe_schema)
     generation = GenerationRequest(
         prompt=prompt,
         sampling=sampling_params(body, defaults),
         max_tokens=_max_tokens(body, defaults),
-        logprobs=(whole(body.top_logprobs) or 0) if LOGPROBS in include or body.top_logprobs else None,
+        logprobs=_logprobs(body),
         # Output in a requested format is never a tool call, even if it looks like one.
         parse_tool_calls=bool(tools.tools) and constraint is None,
         parallel_tool_calls=body.parallel_tool_calls is not False,
@@ -123,7 +118,7 @@ def parse_request(
         paths=paths,
         images=images,
         summarize=_summary(body) is not None,
-        opaque_reasoning=OPAQUE_REASONING in include,
+        opaque_reasoning=OPAQUE_REASONING in (body.include or ()),
         max_calls=body.max_tool_calls,
     )
 
@@ -175,10 +170,14 @@ def _parse_prompt(
     return prompt, {**parsed.paths, **tools.paths, ("constraint",): constraint_path, **_PATHS}
 
 
-def _parse_format(body: ResponseRequest, *, describe: bool) -> JsonObject | JsonSchema | None:
+def _parse_format(body: ResponseRequest, tools: ToolUse, *, describe: bool) -> JsonObject | JsonSchema | None:
     text_format = None if body.text is None else body.text.format
     if text_format is None or text_format.type == "text":
         return None
+    if tools.required is not None:
+        raise InvalidRequest(
+            "`text.format`: cannot be combined with a `tool_choice` that requires a tool call", param="text.format"
+        )
     if text_format.type == "json_object":
         return JsonObject(describe=describe)
     if text_format.type != "json_schema":
@@ -189,6 +188,12 @@ def _parse_format(body: ResponseRequest, *, describe: bool) -> JsonObject | Json
     if text_format.schema is None:
         raise InvalidRequest("`text.format.schema`: is required", param="text.format.schema")
     return JsonSchema(schema=dict(text_format.schema), describe=describe)
+
+
+def _logprobs(body: ResponseRequest) -> int | None:
+    if LOGPROBS in (body.include or ()) or body.top_logprobs:
+        return whole(body.top_logprobs) or 0
+    return None
 
 
 def _max_tokens(body: ResponseRequest, defaults: RequestDefaults) -> int | None:
