@@ -218,10 +218,8 @@ _UNSUPPORTED: dict[str, Callable[[dict[str, Any]], bool]] = {
     "unevaluatedProperties": lambda part: _is_any(part["unevaluatedProperties"]),
     "unevaluatedItems": lambda part: _is_any(part["unevaluatedItems"]),
     # Anchors matter for references only.
-    "$dynamicAnchor": lambda _: True,
-    "$dynamicRef": lambda _: False,
-    "$recursiveAnchor": lambda _: True,
-    "$recursiveRef": lambda _: False,
+    **dict.fromkeys(("$dynamicAnchor", "$recursiveAnchor"), lambda _: True),
+    **dict.fromkeys(("$dynamicRef", "$recursiveRef"), lambda _: False),
 }
 """The keywords that llguidance does not support, and whether they restrict nothing in a schema that has them."""
 
