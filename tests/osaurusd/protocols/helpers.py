@@ -45,7 +45,7 @@ async def running_backend(tmp_path, *repos, config=Config, **settings):
     try:
         yield Backend(folders, catalog, pool, Service(catalog, pool, config))
     finally:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await pool.close()
 
 
