@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,11 @@ class ModelFolder:
     path: Path
     source: Source
     boundary: Path
+
+
+def expand_roots(roots: Iterable[str]) -> list[Path]:
+    """Return the configured model folders; `~` is the home directory."""
+    return [Path(root).expanduser() for root in roots]
 
 
 def hub_cache(env: Mapping[str, str] = os.environ) -> Path:

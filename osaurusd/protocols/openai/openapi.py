@@ -4,10 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from osaurusd.config import Input
 from osaurusd.http.errors import error_type
+from osaurusd.http.health import Health
 from osaurusd.http.openapi import Api, Operation, Schema, Stream
 from osaurusd.inference import limits
 from osaurusd.inference.limits import EACH, InputLimit
@@ -27,13 +26,6 @@ from osaurusd.protocols.openai.rerank import RERANK_PATHS, RerankBody, RerankRes
 from osaurusd.protocols.openai.tools import MODES, REQUIRED
 from osaurusd.wire.errors import ErrorBody, ErrorCode, ErrorEnvelope
 
-
-class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """The response of `GET /health`."""
-
-    status: str
-
-
 _MESSAGES = [{"role": "user", "content": "Say hello."}]
 _MODEL = "llama-3.2-3b-instruct"
 _EMBEDDER = "all-minilm-l6-v2"
@@ -48,7 +40,17 @@ _WEATHER = {
 
 OPERATIONS = (
     Operation(
-        method="get", path="/health", id="health", summary="Check that the daemon serves requests", response=Health
+        method="get", path="/health", id="health", summary="Check that the daemon serves its ports", response=Health
+    ),
+    Operation(
+        method="get", path="/health/live", id="live", summary="Check that the daemon serves its ports", response=Health
+    ),
+    Operation(
+        method="get",
+        path="/health/ready",
+        id="ready",
+        summary="Check that the daemon accepts requests for models",
+        response=Health,
     ),
     Operation(method="get", path="/models", id="listModels", summary="List the available models", response=ModelList),
     Operation(

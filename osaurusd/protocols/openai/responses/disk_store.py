@@ -12,8 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from osaurusd.config import Responses
 from osaurusd.log import get_logger
-from osaurusd.protocols.openai.responses.store import MemoryStore, StoredObject
+from osaurusd.protocols.openai.responses.store import MemoryStore, ObjectStore, StoredObject
 
 log = get_logger(__name__)
 
@@ -37,6 +38,13 @@ DELETE FROM items WHERE hash IN (
     SELECT hash FROM object_items AS own WHERE object = ?1 AND NOT EXISTS (
         SELECT 1 FROM object_items AS other WHERE other.hash = own.hash AND other.object != ?1))
 """
+
+
+def open_store(path: Path, memory: MemoryStore, config: Callable[[], Responses]) -> ObjectStore:
+    """Return the store that the configuration selects; `path` is the database of one on disk."""
+    if config().store == "memory":
+        return memory
+    return DiskStore(path, lambda: config().max_disk_bytes, memory)
 
 
 class DiskStore:
