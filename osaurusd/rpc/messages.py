@@ -37,8 +37,8 @@ class Load(Frame, frozen=True, tag="load"):
         prefix_cache_bytes: limit of the prefix cache; 0 disables it.
         max_waiting: requests that may wait for a place in the batch before further ones are rejected.
         stall_seconds: how long prefill may delay running sequences, if that is longer than a few decode steps.
-        feature_cache_bytes: limit of the features of recent images.
-        max_image_pixels: the largest image that is decoded.
+        feature_cache_bytes: limit of the features of recent images; 0 disables their cache.
+        max_image_pixels: images with more pixels are rejected before they are decoded.
         wire: whether macOS must keep the weights in memory; `auto` wires those that fill most of the GPU's working set.
     """
 
@@ -53,8 +53,8 @@ class Load(Frame, frozen=True, tag="load"):
     prefix_cache_bytes: int = 0
     max_waiting: int = 64
     stall_seconds: float = 0.2
-    feature_cache_bytes: int = 256 * 1024 * 1024
-    max_image_pixels: int = 32 * 1024 * 1024
+    feature_cache_bytes: int = 0
+    max_image_pixels: int = 64_000_000
     wire: WireSetting = "auto"
 
 
