@@ -17,14 +17,18 @@ _PATHS = FieldPaths({MODEL: "model"})
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """A model. Those that accept more than text have their `input_modalities`, which OpenAI's schema lacks."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["osaurus"] = "osaurus"
+    input_modalities: list[str] | UnsetType = UNSET
 
     @classmethod
     def from_record(cls, record: ModelRecord, name: str) -> "Model":
-        return cls(id=name, created=record.created)
+        modalities = [*record.capabilities.input_modalities] if record.capabilities.vision else UNSET
+        return cls(id=name, created=record.created, input_modalities=modalities)
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
