@@ -4,7 +4,7 @@ Pages of other sites, and of other ports of this machine, must not use it, even 
 believe that they are from here. Therefore the host and the origin must be exactly its own.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
@@ -103,6 +103,3 @@ def _is_public(request: web.Request) -> bool:
 
 def _forbidden(message: str) -> RequestError:
     return RequestError(403, ErrorCode.FORBIDDEN, message)
-
-
-RouteHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
