@@ -25,7 +25,8 @@ def ui(output: Output, port: int, no_browser: bool) -> None:
     from osaurusctl.ui import server  # noqa: PLC0415 - importing aiohttp is slow
 
     def report_link(link: str) -> None:
-        output.note(f"the link was used a second time, or too late; its session has ended. A new one: {link}")
+        output.note("the link was used a second time, or too late; its session has ended. The new link:")
+        output.show({"url": link}, link)
 
     locations = paths.resolve()
     management = server.ManagementServer(locations, port, report_link, server.load_page())
