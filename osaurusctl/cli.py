@@ -50,6 +50,8 @@ SECTIONS = {
         "down": f"{_PACKAGE}.service:down",
         "status": f"{_PACKAGE}.status:status",
         "restart": f"{_PACKAGE}.service:restart",
+        "drain": f"{_PACKAGE}.drain:drain",
+        "undrain": f"{_PACKAGE}.drain:undrain",
         "serve": f"{_PACKAGE}.service:serve",
         "install": f"{_PACKAGE}.service:install",
         "uninstall": f"{_PACKAGE}.service:uninstall",
@@ -92,6 +94,8 @@ _SYNONYMS = {
     "log": "logs",
     "quit": "down",
     "settings": "config",
+    "cordon": "drain",
+    "uncordon": "undrain",
 }
 """What other tools call a command."""
 

@@ -24,6 +24,7 @@ _CHECKS: tuple[Callable[[Context], Iterator[Check]], ...] = (
     service.check_spawn_type,
     service.check_priority,
     daemon.check_serving,
+    daemon.check_drain,
     daemon.check_upgrade,
     daemon.list_versions,
     daemon.check_port,
