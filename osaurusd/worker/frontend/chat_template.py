@@ -27,6 +27,7 @@ _TAIL_TOKENS = 16
 # What precedes the text of an answer if the template leaves its channel to the model, as that of gpt-oss does.
 _OPEN_HEADER = "<|start|>assistant"
 _FINAL_CHANNEL = "<|channel|>final<|message|>"
+_EXTRA_TOKENS = "additional_special_tokens"
 # transformers' name of the template for chats with tools.
 _TOOL_TEMPLATE = "tool_use"
 # Marks where an answer is to be continued: templates add text after it, and some remove trailing spaces.
@@ -217,6 +218,9 @@ class _Template:
         self._options: dict[str, Any] = {"add_generation_prompt": True}
         if source is not None:
             self._options["chat_template"] = source
+        # A variable of transformers up to version 4.
+        if _EXTRA_TOKENS in str(source or tokenizer.chat_template):
+            self._options[_EXTRA_TOKENS] = list(tokenizer.extra_special_tokens)
         self.profile = find_profile(lambda template_input: str(self.render(template_input, tokenize=False)))
 
     def render(self, template_input: TemplateInput, /, *, tokenize: bool, **variables: Any) -> Any:

@@ -23,7 +23,7 @@ async def server(tmp_path):
     disk.write_hub(hub, "org/Half", {"config.json": disk.config()})
     disk.write_hub(hub, "org/Odd", disk.model(model_type="nonsense"))
     catalog = disk.make_catalog(tmp_path / "models", hub)
-    routes = openai_routes(Service(catalog, None, Config), catalog)
+    routes = openai_routes(Service(catalog, None, Config, None), catalog)
     async with serving(create_app([routes], Config)) as server:
         yield server
 
@@ -172,6 +172,6 @@ async def test_wrong_base_url_is_explained(server, path, endpoint, surplus):
 @pytest.mark.parametrize(("path", "status"), [("/models", 405), ("/nothing", 404), ("/chat/completions", 415)])
 async def test_path_and_method_are_checked_before_the_type_of_the_body(tmp_path, path, status):
     catalog = disk.make_catalog(tmp_path / "models", tmp_path / "hub")
-    routes = openai_routes(Service(catalog, None, Config), catalog)
+    routes = openai_routes(Service(catalog, None, Config, None), catalog)
     async with serving(create_app([routes], Config, middlewares=[require_json_body])) as server:
         assert (await server.request("POST", path, "Content-Type: text/plain", body=b"x")).status == status
