@@ -14,22 +14,25 @@ from osaurusd import __version__, log, origins
 from osaurusd.activity import Activity
 from osaurusd.admin.daemon import DaemonApi, DaemonInfo
 from osaurusd.admin.degraded import Prerequisites
+from osaurusd.admin.drain import Drain
 from osaurusd.admin.imports import ImportsApi
 from osaurusd.admin.keys import KeysApi
 from osaurusd.admin.models import ModelsApi
 from osaurusd.admin.pulls import PullsApi
 from osaurusd.admin.residency import ResidencyApi
 from osaurusd.admin.routes import add_version_headers, admin_group, check_api_version
-from osaurusd.config import Config, ConfigChange, LiveConfig, Server
+from osaurusd.config import Config, ConfigChange, LiveConfig, Responses, Server
 from osaurusd.downloads.manager import PullManager
+from osaurusd.errors import ShuttingDown
 from osaurusd.events import EventBus
 from osaurusd.http.admission import Admission
 from osaurusd.http.api_keys import ApiKeys
 from osaurusd.http.app import create_app, socket_middlewares
-from osaurusd.http.auth import require_api_key
+from osaurusd.http.auth import name_version, require_api_key
 from osaurusd.http.cors import Cors, require_json_body
 from osaurusd.http.errors import as_osaurus_error, error_body, error_response
 from osaurusd.http.fetch import UrlFetcher
+from osaurusd.http.health import health_routes
 from osaurusd.http.listen import url_of
 from osaurusd.http.metrics import HttpMetrics
 from osaurusd.http.openapi import openapi_routes
@@ -41,7 +44,7 @@ from osaurusd.imports.manager import ImportManager
 from osaurusd.inference.service import Service
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.names import NameRegistry
-from osaurusd.models.roots import extra_roots, hub_cache
+from osaurusd.models.roots import expand_roots, hub_cache
 from osaurusd.platform import service_manager
 from osaurusd.platform.power import PowerAssertion
 from osaurusd.pool.config import PoolConfig
@@ -59,7 +62,7 @@ from osaurusd.protocols.ollama.models import Models
 from osaurusd.protocols.ollama.routes import ollama_routes
 from osaurusd.protocols.openai import openapi as openai_openapi
 from osaurusd.protocols.openai.responses import openapi as responses_openapi
-from osaurusd.protocols.openai.responses.disk_store import create_store
+from osaurusd.protocols.openai.responses.disk_store import open_store
 from osaurusd.protocols.openai.responses.routes import responses_routes
 from osaurusd.protocols.openai.responses.store import MemoryStore
 from osaurusd.protocols.openai.routes import openai_routes
@@ -108,14 +111,18 @@ class Daemon:
         power = PowerAssertion()
         self._bus = EventBus()
         self._names = NameRegistry(state_dir / "names.json")
-        self._catalog = Catalog(info.paths.models_dir, hub_cache(), self._names, extra_roots(config.current))
+        self._catalog = Catalog(
+            info.paths.models_dir, hub_cache(), self._names, expand_roots(config.current.models.roots)
+        )
         self._imports = ImportManager(self._catalog)
         self._pins = Pins(state_dir / "residency.json")
         self._metrics = CollectorRegistry()
+        self._admission = Admission(self._get_config)
+        self._drain = Drain(state_dir / "drain.json", self._admission, self._bus, self._metrics)
         pool_metrics = PoolMetrics(self._metrics)
         self._pool = self._create_pool(pool_metrics, power)
-        self._response_memory = MemoryStore(lambda: config.current.responses.max_bytes)
-        self._responses = create_store(config, state_dir / "responses.db", self._response_memory)
+        self._response_memory = MemoryStore(lambda: self._get_responses_config().max_bytes)
+        self._responses = open_store(state_dir / "responses.db", self._response_memory, self._get_responses_config)
         self._pressure = PressureRelief(self._pool)
         self._metrics.register(self._pressure)
         self._pulls = PullManager(
@@ -163,13 +170,14 @@ class Daemon:
         create = functools.partial(
             create_app,
             config=self._get_config,
-            admission=Admission(self._get_config),
+            admission=self._admission,
             metrics=metrics,
             activity=self._activity,
         )
         service = Service(self._catalog, self._pool, self._get_config, UrlFetcher().fetch, self._activity)
         client_groups = [
-            openai_routes(service, self._catalog),
+            health_routes(),
+            openai_routes(service, self._catalog, self._pool),
             responses_routes(service, self._responses, self._response_memory),
             *anthropic_routes(service, self._catalog),
             openapi_routes(APIS, self._get_config),
@@ -180,7 +188,7 @@ class Daemon:
         tcp_app = create(
             [*client_groups, self._ollama_group(service, lambda: self._get_config().ollama.allow_management)],
             middlewares=self._tcp_middlewares(cors),
-            response_hooks=[cors.add_headers],
+            response_hooks=[cors.add_headers, name_version(self._requires_key)],
         )
         socket_app = create(
             [*client_groups, self._ollama_group(service, lambda: True), self._admin_group()],
@@ -213,12 +221,22 @@ class Daemon:
             trusted_hosts(self._get_server_config, hosts),
             cors.check,
             require_json_body,
-            require_api_key(self._keys, requires_key),
+            require_api_key(self._keys, self._requires_key),
         ]
+
+    def _requires_key(self, request: web.Request) -> bool:
+        return self._auth.requires_key(self._get_server_config(), request)
 
     def _admin_group(self) -> RouteGroup:
         tls_fault = self._tls.fault if self._tls else None
-        faults = (self._names.fault, self._pins.fault, self._pulls.fault, self._keys.fault, tls_fault)
+        faults = (
+            self._names.fault,
+            self._pins.fault,
+            self._pulls.fault,
+            self._keys.fault,
+            self._drain.fault,
+            tls_fault,
+        )
         daemon = DaemonApi(
             self._info,
             endpoints=self._endpoints,
@@ -227,6 +245,7 @@ class Daemon:
             catalog=self._catalog,
             pool=self._pool,
             pins=self._pins,
+            drain=self._drain,
             log_file=self._log_file,
             startup_faults=[fault for fault in faults if fault is not None],
             reload=self._reload,
@@ -237,7 +256,7 @@ class Daemon:
         imports = ImportsApi(self._catalog, self._imports)
         return admin_group(
             *(daemon.routes, self._models_api.routes, imports.routes, residency.routes, pulls.routes),
-            KeysApi(self._keys).routes,
+            *(KeysApi(self._keys).routes, self._drain.routes),
         )
 
     def _announce(self) -> None:
@@ -271,7 +290,7 @@ class Daemon:
             self._tls.reload(change.wanted.server)
         self._config.current = change.effective
         self._pool.configure(PoolConfig.from_config(change.effective))
-        self._catalog.set_extra_roots(extra_roots(change.effective))
+        self._catalog.set_extra_roots(expand_roots(change.effective.models.roots))
         self._apply(change.effective)
         return change
 
@@ -287,6 +306,8 @@ class Daemon:
         """Stop accepting, let running requests finish within the grace period, stop the workers, close connections."""
         grace = self._get_server_config().shutdown_grace_seconds
         logger.info("shutting down", grace_seconds=grace)
+        # New requests may still arrive over open connections.
+        self._admission.close(lambda: ShuttingDown("the daemon is shutting down; retry later"))
         for server in servers:
             server.stop_accepting()
         drained = asyncio.create_task(self._pool.drain(grace))
@@ -305,3 +326,6 @@ class Daemon:
 
     def _get_server_config(self) -> Server:
         return self._config.current.server
+
+    def _get_responses_config(self) -> Responses:
+        return self._config.current.responses
