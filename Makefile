@@ -78,7 +78,7 @@ dist: $(VENV)/.release ## Build the source distribution and the wheel, and check
 
 constraints: $(VENV)/.release ## Update constraints.txt to the newest versions of all dependencies
 	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --fork-strategy fewest --no-annotate \
-		--custom-compile-command "make constraints" --group dev --group docs --group release \
+		--custom-compile-command "make constraints" --extra vision --group dev --group docs --group release \
 		--output-file constraints.txt pyproject.toml
 
 client-locks: $(VENV)/.release ## Update the versions of the client programs in tests/clients; needs npm
@@ -108,6 +108,7 @@ $(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.installed
 	@echo "Installing test and lint dependencies ..."
 	@$(PIP_INSTALL) --group dev
+	@$(PIP_INSTALL) --no-deps mlx-vlm  # only its model code is used, which needs Pillow
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.python pyproject.toml constraints.txt

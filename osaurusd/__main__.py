@@ -8,7 +8,7 @@ from pathlib import Path
 from osaurusd import lean_imports  # noqa: F401  before any other import of the libraries that it imports
 
 # isort: split
-from osaurusd import __version__, app, config
+from osaurusd import __version__, config, serve
 from osaurusd.errors import OsaurusError
 from osaurusd.wire import machine, paths
 
@@ -23,7 +23,7 @@ def main() -> None:
         machine.check()
         locations = paths.resolve()
         file = arguments.config or locations.config_file
-        app.run(lambda: config.load(file, flags=flags), locations)
+        serve.run(lambda: config.load(file, flags=flags), locations)
     except (OsaurusError, machine.UnsupportedMachine, paths.SocketPathTooLong) as error:
         print(f"osaurusd: {error}", file=sys.stderr)  # noqa: T201  outside the block in which logging is configured
         sys.exit(1)

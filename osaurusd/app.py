@@ -1,11 +1,9 @@
 """The composition root: build the services, serve, and shut down gracefully."""
 
 import asyncio
-import contextlib
 import functools
 import os
 import socket
-import sys
 from collections.abc import Callable
 
 from aiohttp import web
@@ -13,8 +11,9 @@ from aiohttp.typedefs import Middleware
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from osaurusd import __version__, log, origins
+from osaurusd.activity import Activity
 from osaurusd.admin.daemon import DaemonApi, DaemonInfo
-from osaurusd.admin.degraded import DegradedMode, Prerequisites, Startup
+from osaurusd.admin.degraded import Prerequisites
 from osaurusd.admin.drain import Drain
 from osaurusd.admin.imports import ImportsApi
 from osaurusd.admin.keys import KeysApi
@@ -22,9 +21,9 @@ from osaurusd.admin.models import ModelsApi
 from osaurusd.admin.pulls import PullsApi
 from osaurusd.admin.residency import ResidencyApi
 from osaurusd.admin.routes import add_version_headers, admin_group, check_api_version
-from osaurusd.config import Config, ConfigChange, LiveConfig, Log, Responses, Server
+from osaurusd.config import Config, ConfigChange, LiveConfig, Server
 from osaurusd.downloads.manager import PullManager
-from osaurusd.errors import ConfigError, ShuttingDown
+from osaurusd.errors import ShuttingDown
 from osaurusd.events import EventBus
 from osaurusd.http.admission import Admission
 from osaurusd.http.api_keys import ApiKeys
@@ -32,8 +31,9 @@ from osaurusd.http.app import create_app, socket_middlewares
 from osaurusd.http.auth import name_version, require_api_key
 from osaurusd.http.cors import Cors, require_json_body
 from osaurusd.http.errors import as_osaurus_error, error_body, error_response
+from osaurusd.http.fetch import UrlFetcher
 from osaurusd.http.health import health_routes
-from osaurusd.http.listen import listen_unix, lock_home, make_private_dir, url_of
+from osaurusd.http.listen import url_of
 from osaurusd.http.metrics import HttpMetrics
 from osaurusd.http.openapi import openapi_routes
 from osaurusd.http.routes import Route, RouteGroup
@@ -44,11 +44,10 @@ from osaurusd.imports.manager import ImportManager
 from osaurusd.inference.service import Service
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.names import NameRegistry
-from osaurusd.models.roots import expand_roots, hub_cache
+from osaurusd.models.roots import extra_roots, hub_cache
 from osaurusd.platform import service_manager
-from osaurusd.platform.activation import activated_sockets
 from osaurusd.platform.power import PowerAssertion
-from osaurusd.pool.config import PoolConfig, find_blas
+from osaurusd.pool.config import PoolConfig
 from osaurusd.pool.metrics import PoolCollector, PoolMetrics
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
@@ -63,97 +62,19 @@ from osaurusd.protocols.ollama.models import Models
 from osaurusd.protocols.ollama.routes import ollama_routes
 from osaurusd.protocols.openai import openapi as openai_openapi
 from osaurusd.protocols.openai.responses import openapi as responses_openapi
-from osaurusd.protocols.openai.responses.disk_store import open_store
+from osaurusd.protocols.openai.responses.disk_store import create_store
 from osaurusd.protocols.openai.responses.routes import responses_routes
 from osaurusd.protocols.openai.responses.store import MemoryStore
 from osaurusd.protocols.openai.routes import openai_routes
-from osaurusd.ui.index import ui_routes
-from osaurusd.wire.paths import Paths
+from osaurusd.ui import openapi as ui_openapi
+from osaurusd.ui.monitor import Monitor
+from osaurusd.ui.routes import is_static, ui_routes
+from osaurusd.wire.page import Mode, Page
 
 logger = log.get_logger(__name__)
 
-APIS = (openai_openapi.API, responses_openapi.API, anthropic_openapi.API, ollama_openapi.API)
+APIS = (openai_openapi.API, responses_openapi.API, anthropic_openapi.API, ollama_openapi.API, ui_openapi.API)
 """The APIs that `/openapi.json` describes."""
-
-
-def run(read: Callable[[], Config], paths: Paths) -> None:
-    """Serve until SIGTERM, SIGINT or a shutdown request.
-
-    Under a service manager, the daemon does not exit when a prerequisite is missing: it waits for its home, a valid
-    configuration and its port, and reports the reason. In the foreground, a missing prerequisite is an error.
-
-    Args:
-        read: reads the configuration, at the start and on each reload.
-        paths: where the daemon keeps its files.
-
-    Raises:
-        OsaurusError: the configuration is invalid, the home or the port is in use, or a path is not private.
-    """
-
-    def read_and_check() -> Config:
-        config = read()
-        find_blas(config.worker.blas)
-        Tls.from_config(config.server)
-        return config
-
-    # Everything that the daemon writes is private to its user. Set before there are threads, which share the mask.
-    os.umask(0o077)
-    service_manager.raise_file_limit()
-    if service_manager.is_supervised():
-        for descriptor in (1, 2):
-            service_manager.rotate_crash_log(descriptor)
-        service_manager.retry_until_success(lambda: _run_once(read_and_check, paths, supervised=True))
-    else:
-        read_and_check()
-        _run_once(read_and_check, paths, supervised=False)
-
-
-def _run_once(read: Callable[[], Config], paths: Paths, *, supervised: bool) -> None:
-    console = None if service_manager.captures_stderr() else sys.stderr
-    with lock_home(paths.lock, _report_waiting if supervised else None):
-        for directory in (paths.log_dir, paths.state_dir):
-            make_private_dir(directory)
-        # Often a link to a larger volume, so its mode is not changed.
-        paths.models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with log.configured(_log_level(read), paths.log_file, console) as log_file:
-            asyncio.run(_start(read, paths, log_file, supervised=supervised))
-
-
-def _report_waiting(reason: str) -> None:
-    service_manager.print_status(f"{reason}; waiting for it to exit")
-    service_manager.notify(f"STATUS={reason}")
-
-
-def _log_level(read: Callable[[], Config]) -> str:
-    try:
-        return read().log.level
-    except ConfigError:
-        return Log().level
-
-
-async def _start(read: Callable[[], Config], paths: Paths, log_file: log.LogFile, *, supervised: bool) -> None:
-    """Open the admin socket, obtain the prerequisites, and serve until a stop is requested."""
-    stop = service_manager.StopRequest()
-    inherited = activated_sockets()
-    watchdog = asyncio.create_task(service_manager.feed_watchdog())
-    with contextlib.ExitStack() as stack:
-        admin_socket = inherited.admin or stack.enter_context(listen_unix(paths.socket))
-        info = DaemonInfo(paths)
-        keys = ApiKeys(paths.state_dir / "keys.json")
-        startup = Startup(read, inherited.http, keys)
-        try:
-            if supervised:
-                prerequisites = await DegradedMode(startup, info, admin_socket, keys, stop.requested).run()
-            else:
-                prerequisites = await startup.attempt_once()
-            if prerequisites is not None:
-                for sock in prerequisites.sockets:
-                    stack.callback(sock.close)
-                daemon = Daemon(prerequisites, LiveConfig(prerequisites.config, read), info, keys, log_file, stop)
-                await daemon.serve(admin_socket)
-        finally:
-            service_manager.notify("STOPPING=1", "STATUS=stopping")
-            watchdog.cancel()
 
 
 class Daemon:
@@ -186,24 +107,20 @@ class Daemon:
         self._stop = stop
         self._tls = Tls.from_config(config.current.server)
         self._endpoints = [url_of(sock, tls=self._tls is not None) for sock in self._sockets]
-
         state_dir = info.paths.state_dir
-        bus, power = EventBus(), PowerAssertion()
-        self._bus = bus
+        power = PowerAssertion()
+        self._bus = EventBus()
         self._names = NameRegistry(state_dir / "names.json")
-        self._catalog = Catalog(
-            info.paths.models_dir, hub_cache(), self._names, expand_roots(config.current.models.roots)
-        )
+        self._catalog = Catalog(info.paths.models_dir, hub_cache(), self._names, extra_roots(config.current))
         self._imports = ImportManager(self._catalog)
         self._pins = Pins(state_dir / "residency.json")
         self._metrics = CollectorRegistry()
         self._admission = Admission(self._get_config)
-        self._drain = Drain(state_dir / "drain.json", self._admission, bus, self._metrics)
-        pool_config = PoolConfig.from_config(config.current)
-        self._pool = Pool(pool_config, events=bus, metrics=PoolMetrics(self._metrics), power=power)
-        self._metrics.register(PoolCollector(self._pool))
-        self._response_memory = MemoryStore(lambda: self._get_responses_config().max_bytes)
-        self._responses = open_store(state_dir / "responses.db", self._response_memory, self._get_responses_config)
+        self._drain = Drain(state_dir / "drain.json", self._admission, self._bus, self._metrics)
+        pool_metrics = PoolMetrics(self._metrics)
+        self._pool = self._create_pool(pool_metrics, power)
+        self._response_memory = MemoryStore(lambda: config.current.responses.max_bytes)
+        self._responses = create_store(config, state_dir / "responses.db", self._response_memory)
         self._pressure = PressureRelief(self._pool)
         self._metrics.register(self._pressure)
         self._pulls = PullManager(
@@ -211,10 +128,20 @@ class Daemon:
             state_dir / "pulls.json",
             options=lambda: config.current.pulls,
             error_body=lambda error: error_body(as_osaurus_error(error)),
-            bus=bus,
+            bus=self._bus,
             power=power,
         )
+        self._activity = Activity()
+        self._monitor = Monitor(
+            info.instance, self._catalog, self._pool, pool_metrics, self._activity, self._get_config
+        )
         self._models_api = ModelsApi(self._catalog, self._pool, self._pins, self._imports, self._pulls)
+
+    def _create_pool(self, metrics: PoolMetrics, power: PowerAssertion) -> Pool:
+        config = PoolConfig.from_config(self._config.current)
+        pool = Pool(config, events=self._bus, metrics=metrics, power=power)
+        self._metrics.register(PoolCollector(pool))
+        return pool
 
     async def serve(self, admin_socket: socket.socket) -> None:
         """Serve until a stop is requested."""
@@ -222,12 +149,14 @@ class Daemon:
         await asyncio.to_thread(self._imports.sweep)
         servers = await self._start_servers(admin_socket)
         self._announce()
-        background = [asyncio.create_task(self._load_pinned_models()), asyncio.create_task(self._pressure.run())]
+        services = (self._load_pinned_models(), self._pressure.run(), self._monitor.run())
+        background = [asyncio.create_task(service) for service in services]
         self._pulls.start()
         await self._stop.requested.wait()
         service_manager.notify("STOPPING=1", "STATUS=finishing running requests")
         for task in background:
             task.cancel()
+        self._monitor.close()
         await self._pulls.close()
         await self._shut_down(servers)
 
@@ -236,8 +165,14 @@ class Daemon:
         # Otherwise each counter has a second series with its creation time.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
         metrics = HttpMetrics(self._metrics)
-        create = functools.partial(create_app, config=self._get_config, admission=self._admission, metrics=metrics)
-        service = Service(self._catalog, self._pool, self._get_config)
+        create = functools.partial(
+            create_app,
+            config=self._get_config,
+            admission=self._admission,
+            metrics=metrics,
+            activity=self._activity,
+        )
+        service = Service(self._catalog, self._pool, self._get_config, UrlFetcher().fetch, self._activity)
         client_groups = [
             health_routes(),
             openai_routes(service, self._catalog, self._pool),
@@ -245,7 +180,7 @@ class Daemon:
             *anthropic_routes(service, self._catalog),
             openapi_routes(APIS, self._get_config),
             RouteGroup("metrics", [Route("GET", "/metrics", metrics.show)], error_response),
-            ui_routes(self._catalog),
+            ui_routes(self._catalog, self._monitor, await asyncio.to_thread(Page.load, Mode.PUBLIC)),
         ]
         cors = Cors(self._get_server_config)
         tcp_app = create(
@@ -284,7 +219,7 @@ class Daemon:
         ]
 
     def _requires_key(self, request: web.Request) -> bool:
-        return self._auth.requires_key(self._get_server_config(), request)
+        return not is_static(request) and self._auth.requires_key(self._get_server_config(), request)
 
     def _admin_group(self) -> RouteGroup:
         tls_fault = self._tls.fault if self._tls else None
@@ -349,7 +284,7 @@ class Daemon:
             self._tls.reload(change.wanted.server)
         self._config.current = change.effective
         self._pool.configure(PoolConfig.from_config(change.effective))
-        self._catalog.set_extra_roots(expand_roots(change.effective.models.roots))
+        self._catalog.set_extra_roots(extra_roots(change.effective))
         self._apply(change.effective)
         return change
 
@@ -385,6 +320,3 @@ class Daemon:
 
     def _get_server_config(self) -> Server:
         return self._config.current.server
-
-    def _get_responses_config(self) -> Responses:
-        return self._config.current.responses

@@ -69,26 +69,25 @@ def run(
     name, prompt = split_arguments(arguments, finder.names)
     prompt = read_prompt(prompt)
     require_prompt(prompt, output)
-    response_format = parse_format(answer_format) if answer_format else None
+    form = parse_format(answer_format) if answer_format else None
     message = user_message(prompt or "", files, images)
-    finder.require_daemon()
-    model = name or finder.default(command="run")
-    finder.check_task(model, "generate")
-    if prompt is None or keep_alive is not None or yes or output.shows_progress:
-        model = finder.load(model, keep_alive).model
-    options = ChatOptions(
-        model=model,
-        system=system,
-        temperature=temperature,
-        max_tokens=max_tokens,
-        seed=seed,
-        response_format=response_format,
-    )
+    load = prompt is None or keep_alive is not None or yes or output.shows_progress
+    model = _find_model(finder, name, keep_alive, load=load)
     view = View(thinking=not hide_thinking, markdown=not plain, verbose=verbose)
+    options = ChatOptions(
+        model=model, system=system, temperature=temperature, max_tokens=max_tokens, seed=seed, response_format=form
+    )
     if prompt is None:
         Conversation(client, options, view, output).run(message if files or images else None)
     else:
         answer_prompt(client, options, message, view, output)
+
+
+def _find_model(finder: ModelFinder, name: str | None, keep_alive: float | None, *, load: bool) -> str:
+    finder.require_daemon()
+    model = name or finder.default(command="run")
+    finder.check_task(model, "generate")
+    return finder.load(model, keep_alive).model if load else model
 
 
 @click.command(

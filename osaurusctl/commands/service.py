@@ -1,5 +1,6 @@
 """Commands that start, stop and install the daemon."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -156,9 +157,7 @@ def install(
         manager.check_available()
         _check_configuration(locations.config_file)
     plan = installation.plan_installation(manager, job, locations)
-    for name in proxies_with_credentials():
-        if name not in env:
-            output.note(f"{name} contains credentials, so the service does not get it; --env sets another proxy")
+    _warn_about_proxies(output, env)
     if dry_run:
         _show_plan(output, plan)
         return
@@ -295,6 +294,12 @@ def _show_plan(output: Output, plan: installation.InstallPlan) -> None:
     steps = [step.text for step in plan.steps]
     text = "\n".join([content, *(f"{number}. {step}" for number, step in enumerate(steps, 1))])
     output.show({"file": str(plan.manager.file), "content": content, "steps": steps}, text)
+
+
+def _warn_about_proxies(output: Output, env: Mapping[str, str]) -> None:
+    for name in proxies_with_credentials():
+        if name not in env:
+            output.note(f"{name} contains credentials, so the service does not get it; --env sets another proxy")
 
 
 def _check_configuration(file: Path) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 from osaurusd.models.metadata import Provenance
 from osaurusd.models.record import ModelRecord
-from osaurusd.platform import memory
 from osaurusd.pool.snapshot import WorkerSnapshot
 from osaurusd.wire.admin import FileInfo, ModelDetails, ModelInfo, WorkerInfo
 
@@ -16,7 +15,7 @@ def worker_info(worker: WorkerSnapshot) -> WorkerInfo:
         state=worker.state,
         pid=worker.pid,
         device=worker.device,
-        memory_bytes=max(worker.mlx_bytes, memory.footprint(worker.pid) if worker.pid is not None else 0),
+        memory_bytes=worker.memory_bytes(),
         needs_bytes=worker.needs_bytes,
         limit_bytes=worker.limit_bytes,
         reserved_bytes=worker.reserved_bytes,

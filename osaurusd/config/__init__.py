@@ -1,22 +1,21 @@
 """The configuration: one frozen object from the file, the environment and the command line."""
 
+from osaurusd.config.connections import SHUTDOWN_GRACE_SECONDS, Limits, Server
+from osaurusd.config.keys import Section
 from osaurusd.config.live import ConfigChange, LiveConfig
 from osaurusd.config.loading import ENVIRONMENT, load
 from osaurusd.config.schema import (
     BUDGET_FRACTION,
-    SHUTDOWN_GRACE_SECONDS,
     Config,
     Defaults,
     Input,
-    Limits,
     Log,
     Models,
     Pulls,
     Residency,
     Responses,
-    Section,
-    Server,
     Structured,
+    Vision,
     Worker,
 )
 from osaurusd.config.settings import NEEDS_RESTART, Setting, known_keys, settings, value_of
@@ -41,6 +40,7 @@ __all__ = [
     "Server",
     "Setting",
     "Structured",
+    "Vision",
     "Worker",
     "known_keys",
     "load",

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
-from osaurusd.config.schema import Config, Section
+from osaurusd.config.keys import Section
+from osaurusd.config.schema import Config
 
 
 @dataclass(frozen=True)

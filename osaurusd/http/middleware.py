@@ -5,17 +5,18 @@ import contextlib
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
+from osaurusd.activity import ActiveRequest, Activity, set_origin
 from osaurusd.config import Config
-from osaurusd.errors import InvalidRequest, MethodNotAllowed, NotFound, OsaurusError
+from osaurusd.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, OsaurusError
 from osaurusd.http.admission import Admission, Deadline
 from osaurusd.http.connection import connection_of
-from osaurusd.http.errors import as_osaurus_error, error_headers, excerpt
+from osaurusd.http.errors import as_osaurus_error, error_headers, excerpt, status_of
 from osaurusd.http.metrics import HttpMetrics
 from osaurusd.http.paths import describe_unknown_path
 from osaurusd.http.request import CONTEXT, RequestContext, check_head
@@ -91,6 +92,7 @@ class RequestPipeline:
         now = asyncio.get_running_loop().time()
         context = RequestContext(self._config(), self._admission, self._group_of(request), now)
         request[CONTEXT] = context
+        set_origin(context.group.name, _endpoint(request))
         try:
             response = await self._handle(request, context, handler)
         finally:
@@ -151,22 +153,45 @@ def _request_id(request: web.Request) -> str:
     return uuid.uuid4().hex
 
 
-def admitted(handler: RouteHandler) -> RouteHandler:
+def admitted(handler: RouteHandler, activity: Activity) -> RouteHandler:
     """Wrap a handler that runs a model.
 
     It counts against `limits.max_requests`, is subject to `limits.request_seconds`, and is not called while the daemon
     drains.
+
+    Args:
+        handler: the handler.
+        activity: records how its requests end.
     """
 
     async def handle(request: web.Request) -> web.StreamResponse:
         context = request[CONTEXT]
         deadline = context.deadline = Deadline(context.config.limits.request_seconds, context.started_at)
-        context.admission.check_open()
-        with context.admission.admit():
-            async with deadline.enforce():
-                return await handler(request)
+        with _recorded(request, activity) as entry:
+            context.admission.check_open()
+            with context.admission.admit():
+                async with deadline.enforce():
+                    response = await handler(request)
+                    entry.status = response.status
+                    return response
 
     return handle
+
+
+@contextlib.contextmanager
+def _recorded(request: web.Request, activity: Activity) -> Iterator[ActiveRequest]:
+    """Record in an entry how the block that handles a request ends."""
+    with activity.track_http(request[REQUEST_ID]) as entry:
+        try:
+            yield entry
+        except (asyncio.CancelledError, ConnectionError):
+            entry.cancelled = True
+            raise
+        except Exception as error:
+            known = error if isinstance(error, OsaurusError) else InternalError("")
+            entry.fail(known.code, status_of(known))
+            raise
+        entry.cancelled |= request[CONTEXT].disconnected
 
 
 def _endpoint(request: web.Request) -> str:

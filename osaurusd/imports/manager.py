@@ -79,14 +79,10 @@ class ImportManager:
             ImportFailed: the source cannot be read or is rejected. No files remain.
         """
         path = _parse_path(source)
-        if files is not None:
-            _check_socket(files)
+        arguments = [*_source_options(files, origin), *options, source]
         name = await self._free_name(
             (names.of_origin(origin.name) if origin else names.of_path(path)) if name is None else name
         )
-        arguments = [*options, *(["--files", files] if files is not None else []), source]
-        if origin is not None:
-            arguments = ["--origin", msgspec.json.encode(origin).decode(), *arguments]
         async with contextlib.aclosing(self._create(name, IMPORTER_COMMAND, arguments)) as events:
             try:
                 async for event in events:
@@ -206,6 +202,16 @@ def _parse_path(source: str) -> Path:
 def _check_socket(files: str) -> None:
     if not Path(files).is_absolute() or "\0" in files:
         raise InvalidRequest(f"`files`: must be the absolute path of a Unix socket, not {files!r}", param="files")
+
+
+def _source_options(files: str | None, origin: Origin | None) -> list[str]:
+    """Return the options of the child process that say where the source comes from."""
+    if files is not None:
+        _check_socket(files)
+    return [
+        *(["--origin", msgspec.json.encode(origin).decode()] if origin is not None else []),
+        *(["--files", files] if files is not None else []),
+    ]
 
 
 async def _run(command: Sequence[str], arguments: Sequence[str]) -> AsyncGenerator[messages.Event]:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from osaurusd.models import embedding, metadata, tokenizers
+from osaurusd.models import embedding, metadata, tokenizers, vision
 
 # Every model implementation of mlx_lm defines this class; modules with caches and layers do not.
 _MODEL_CLASS = re.compile(r"\bModelArgs\b")
@@ -39,7 +39,9 @@ def find_incompatibility(
         if reason := embedding.find_incompatibility(config, task):
             return reason
         return None if tokenizers.TOKENIZER in files else f"{tokenizers.TOKENIZER} is missing"
-    if model_type not in supported_architectures():
+    if model_type not in supported_architectures() and not vision.accepts_images(config, files):
+        if vision.is_vision_model(config, files):
+            return f"mlx_lm does not support its text part, and {vision.find_refusal(config)}"
         return f"mlx_lm does not support the architecture `{model_type}`"
     if config.get("model_file") is not None:
         return "the model requires custom code (`model_file`), which osaurusd never runs"

@@ -69,6 +69,16 @@ class PoolMetrics:
         """Return the metrics of a new worker of this model. Only models that generate text have a prefix cache."""
         return WorkerMetrics(self, model, generates=generates)
 
+    def cached_prompt_tokens(self) -> dict[str, tuple[int, int]]:
+        """Return for each model its prompt tokens, and how many of them were served from the prefix cache."""
+        cached = _by_model(self.cached_tokens)
+        return {model: (count, cached.get(model, 0)) for model, count in _by_model(self.prompt_tokens).items()}
+
+
+def _by_model(counter: Counter) -> dict[str, int]:
+    samples = (sample for metric in counter.collect() for sample in metric.samples)
+    return {sample.labels["model"]: int(sample.value) for sample in samples if sample.name.endswith("_total")}
+
 
 class WorkerMetrics:
     """Metrics of one worker. Deltas count as tokens until the completed request reports exact numbers.

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from osaurusd.platform import memory
 from osaurusd.wire.admin import IN_MEMORY, WorkerState
 from osaurusd.wire.residency import LoadPhases
 
@@ -59,3 +60,7 @@ class WorkerSnapshot:
     def in_memory(self) -> bool:
         """Whether the model has a worker process or is about to get one."""
         return self.state in IN_MEMORY
+
+    def memory_bytes(self) -> int:
+        """Measure the current memory of the process; what MLX holds may not be resident."""
+        return max(self.mlx_bytes, memory.footprint(self.pid) if self.pid is not None else 0)

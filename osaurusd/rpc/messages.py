@@ -36,6 +36,7 @@ class Load(Frame, frozen=True, tag="load"):
         prefix_cache_bytes: limit of the prefix cache; 0 disables it.
         max_waiting: requests that may wait for a place in the batch before further ones are rejected.
         stall_seconds: how long prefill may delay running sequences, if that is longer than a few decode steps.
+        max_image_pixels: images with more pixels are rejected before they are decoded.
         wire: whether macOS must keep the weights in memory; `auto` wires those that fill most of the GPU's working set.
     """
 
@@ -49,6 +50,7 @@ class Load(Frame, frozen=True, tag="load"):
     prefix_cache_bytes: int = 0
     max_waiting: int = 64
     stall_seconds: float = 0.2
+    max_image_pixels: int = 64_000_000
     wire: WireSetting = "auto"
 
 

@@ -19,7 +19,7 @@ from osaurusd.protocols.openai.completions import COMPLETION_PATHS
 from osaurusd.protocols.openai.decision_types import Decision, DecisionRequest
 from osaurusd.protocols.openai.decisions import DECISION_PATHS
 from osaurusd.protocols.openai.embeddings import EMBEDDING_PATHS, EmbeddingList, EmbeddingRequest
-from osaurusd.protocols.openai.messages import ROLES, TEXT_FIELDS
+from osaurusd.protocols.openai.messages import IMAGE_TYPES, ROLES, TEXT_FIELDS
 from osaurusd.protocols.openai.models import Model, ModelList
 from osaurusd.protocols.openai.output_format import UNSUPPORTED
 from osaurusd.protocols.openai.rerank import RERANK_PATHS, RerankBody, RerankResponse
@@ -28,6 +28,16 @@ from osaurusd.wire.errors import ErrorBody, ErrorCode, ErrorEnvelope
 
 _MESSAGES = [{"role": "user", "content": "Say hello."}]
 _MODEL = "llama-3.2-3b-instruct"
+_VISION_MODEL = "smolvlm-instruct"
+_IMAGE_MESSAGES = [
+    {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "What is in this image?"},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo...", "detail": "low"}},
+        ],
+    }
+]
 _EMBEDDER = "all-minilm-l6-v2"
 _RERANKER = "bge-reranker-v2-m3"
 _WEATHER = {
@@ -76,6 +86,7 @@ OPERATIONS = (
                 "stream": True,
                 "stream_options": {"include_usage": True},
             },
+            "image": {"model": _VISION_MODEL, "messages": _IMAGE_MESSAGES},
             "tool": {"model": _MODEL, "messages": _MESSAGES, "tools": [_WEATHER], "tool_choice": "required"},
             "json": {"model": _MODEL, "messages": _MESSAGES, "response_format": {"type": "json_object"}},
         },
@@ -177,7 +188,7 @@ BODIES: Mapping[type, Mapping[Location, str]] = {
 
 ENUMS: Mapping[tuple[str, str], list[str]] = {
     ("Message", "role"): list(ROLES),
-    ("ContentPart", "type"): [*TEXT_FIELDS, "thinking"],
+    ("ContentPart", "type"): [*TEXT_FIELDS, "thinking", *sorted(IMAGE_TYPES)],
     ("ToolReference", "type"): ["function", "tool"],
     ("ToolCallParam", "type"): ["function", ""],
     ("ToolChoice", "type"): ["function", "tool", "allowed_tools", *MODES],

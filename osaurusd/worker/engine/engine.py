@@ -67,10 +67,7 @@ class Engine:
         self.layout = probe.layout
         self.vocabulary = probe.vocabulary
         self.chunk_sizer = ChunkSizer(
-            probe.token_seconds,
-            limits.stall_seconds,
-            pass_seconds=probe.pass_seconds,
-            on_gpu=self._device.is_gpu,
+            probe.token_seconds, limits.stall_seconds, pass_seconds=probe.pass_seconds, on_gpu=self._device.is_gpu
         )
         self.memory = MemoryBudget(
             layout=probe.layout,

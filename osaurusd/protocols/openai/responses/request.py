@@ -11,6 +11,7 @@ from osaurusd.errors import InvalidRequest
 from osaurusd.inference import limits
 from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.field_paths import reject_unsupported
+from osaurusd.inference.images import ImageCollector
 from osaurusd.inference.request import (
     ChatPrompt,
     GenerationRequest,
@@ -61,6 +62,7 @@ class ParsedRequest:
         items: the items of the conversation, oldest first.
         tools: the tools that the model sees.
         paths: the fields of the body by location.
+        images: the images of the items.
         summarize: the reasoning is the summary of its item.
         opaque_reasoning: reasoning items have `encrypted_content`.
         max_calls: further tool calls are dropped; None means no limit.
@@ -71,6 +73,7 @@ class ParsedRequest:
     items: Sequence[Item]
     tools: ToolUse
     paths: Mapping[Location, str]
+    images: ImageCollector
     summarize: bool = False
     opaque_reasoning: bool = False
     max_calls: int | None = None
@@ -94,18 +97,14 @@ def parse_request(
     _check_body(body)
     items = [*history, *input_items(body.input)]
     tools = parse_tools(body, _max_forced_calls(body, defaults))
-    prompt, paths = _parse_prompt(body, items, len(history), tools)
-    constraint = _parse_format(body, describe=defaults.describe_schema)
-    if constraint is not None and tools.required is not None:
-        raise InvalidRequest(
-            "`text.format`: cannot be combined with a `tool_choice` that requires a tool call", param="text.format"
-        )
-    include = body.include or []
+    images = ImageCollector()
+    prompt, paths = _parse_prompt(body, items, len(history), tools, images)
+    constraint = _parse_format(body, tools, describe=defaults.describe_schema)
     generation = GenerationRequest(
         prompt=prompt,
         sampling=sampling_params(body, defaults),
         max_tokens=_max_tokens(body, defaults),
-        logprobs=(whole(body.top_logprobs) or 0) if LOGPROBS in include or body.top_logprobs else None,
+        logprobs=_logprobs(body),
         # Output in a requested format is never a tool call, even if it looks like one.
         parse_tool_calls=bool(tools.tools) and constraint is None,
         parallel_tool_calls=body.parallel_tool_calls is not False,
@@ -117,8 +116,9 @@ def parse_request(
         items=items,
         tools=tools,
         paths=paths,
+        images=images,
         summarize=_summary(body) is not None,
-        opaque_reasoning=OPAQUE_REASONING in include,
+        opaque_reasoning=OPAQUE_REASONING in (body.include or ()),
         max_calls=body.max_tool_calls,
     )
 
@@ -151,12 +151,12 @@ def _max_forced_calls(body: ResponseRequest, defaults: RequestDefaults) -> int:
 
 
 def _parse_prompt(
-    body: ResponseRequest, items: Sequence[Item], history_length: int, tools: ToolUse
+    body: ResponseRequest, items: Sequence[Item], history_length: int, tools: ToolUse, images: ImageCollector
 ) -> tuple[ChatPrompt, Mapping[Location, str]]:
     new_items = len(items) - history_length
     item_paths = ["input"] if isinstance(body.input, str) else [f"input[{index}]" for index in range(new_items)]
     history_path = "previous_response_id" if body.conversation is None else "conversation"
-    parsed = parse_items(items, [history_path] * history_length + item_paths, body.instructions)
+    parsed = parse_items(items, [history_path] * history_length + item_paths, body.instructions, images)
     effort = body.reasoning.effort if body.reasoning is not None else None
     prompt = ChatPrompt(
         messages=parsed.messages,
@@ -170,10 +170,14 @@ def _parse_prompt(
     return prompt, {**parsed.paths, **tools.paths, ("constraint",): constraint_path, **_PATHS}
 
 
-def _parse_format(body: ResponseRequest, *, describe: bool) -> JsonObject | JsonSchema | None:
+def _parse_format(body: ResponseRequest, tools: ToolUse, *, describe: bool) -> JsonObject | JsonSchema | None:
     text_format = None if body.text is None else body.text.format
     if text_format is None or text_format.type == "text":
         return None
+    if tools.required is not None:
+        raise InvalidRequest(
+            "`text.format`: cannot be combined with a `tool_choice` that requires a tool call", param="text.format"
+        )
     if text_format.type == "json_object":
         return JsonObject(describe=describe)
     if text_format.type != "json_schema":
@@ -184,6 +188,12 @@ def _parse_format(body: ResponseRequest, *, describe: bool) -> JsonObject | Json
     if text_format.schema is None:
         raise InvalidRequest("`text.format.schema`: is required", param="text.format.schema")
     return JsonSchema(schema=dict(text_format.schema), describe=describe)
+
+
+def _logprobs(body: ResponseRequest) -> int | None:
+    if LOGPROBS in (body.include or ()) or body.top_logprobs:
+        return whole(body.top_logprobs) or 0
+    return None
 
 
 def _max_tokens(body: ResponseRequest, defaults: RequestDefaults) -> int | None:

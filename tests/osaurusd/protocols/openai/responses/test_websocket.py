@@ -144,7 +144,7 @@ async def test_number_of_responses_and_lanes_is_limited(served):
         ({"input": 1}, "input", 400),
         ({"background": True, "input": "x"}, "background", 400),
         ({"input": "x", "temperature": 9}, "temperature", 400),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]", 400),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].image_url", 400),
         ({"input": "x", "model": "unknown"}, "model", 404),
         ({"input": "x", "conversation": "conv_1"}, "conversation", 404),
     ],
