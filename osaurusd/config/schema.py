@@ -203,9 +203,6 @@ class Vision(Section, frozen=True):
             "`*.example.com` or `example.com:8443`. `*`: every host with a public address. Empty: no downloads"
         ),
     ] = msgspec.field(default_factory=list)
-    feature_cache_bytes: Annotated[
-        int, size("Memory per worker for the features of recent images, which are not computed again", ge=0)
-    ] = 256 * MIB
     max_images: Annotated[int, count("Images in a request", le=4096)] = 100
     max_image_bytes: Annotated[int, size("Size of an image file", le=MAX_IMAGES_BYTES)] = 20 * MIB
     max_request_bytes: Annotated[int, size("Size of all image files of a request together", le=MAX_IMAGES_BYTES)] = (

@@ -49,8 +49,6 @@ def build_load(record: ModelRecord, limits: WorkerLimits, memory: messages.Limit
         prefix_cache_bytes=memory.prefix_cache_bytes,
         max_waiting=limits.max_waiting,
         stall_seconds=limits.stall_seconds,
-        vision=record.runner == "vision",
-        feature_cache_bytes=limits.feature_cache_bytes,
         max_image_pixels=limits.max_image_pixels,
         wire=limits.wire,
     )
