@@ -49,7 +49,7 @@ class PrefillQueue:
         Args:
             max_remaining: ignore longer prompts.
         """
-        ready = self._ready(max_remaining)
+        ready = _without_duplicates(self._ready(max_remaining))
         if not ready:
             return None
         starving = [task for task in ready if task.passed_over >= MAX_PASSED_OVER]
@@ -168,3 +168,9 @@ class PrefillQueue:
         common = task.common_prefix(other)
         last = len(other.tokens) - MIN_LAST_PASS_TOKENS if self._layout.has_states else len(other.tokens)
         return not other.scoring and other.prefilled < common <= last
+
+
+def _without_duplicates(tasks: list[PrefillTask]) -> list[PrefillTask]:
+    """Leave out tasks whose next image is being encoded for another one, after which its features are cached."""
+    encoding = {task.next_image: task for task in tasks if task.encoded_stages}
+    return [task for task in tasks if encoding.get(task.next_image, task) is task]

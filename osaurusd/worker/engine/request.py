@@ -289,6 +289,11 @@ class PrefillTask:
         return self.remaining + sum(self.request.images[index].patches for index in self.unencoded)
 
     @property
+    def next_image(self) -> bytes | None:
+        """The key of the image that is to be encoded next."""
+        return self.request.images[self.unencoded[0]].key if self.unencoded else None
+
+    @property
     def needs_images(self) -> bool:
         """Whether images are among the remaining tokens."""
         return any(image.end > self.prefilled for image in self.request.images)

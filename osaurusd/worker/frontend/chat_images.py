@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from osaurusd.inference.request import ChatPrompt, ContentPart, ImagePart, Location, Message, TextPart, ToolResultPart
+from osaurusd.inference.request import ChatPrompt, ContentPart, ImagePart, Message, TextPart, ToolResultPart
 from osaurusd.worker.frontend.history import TemplateInput
 
 _MARK = f"zqimage{secrets.token_hex(8)}"
@@ -68,17 +68,12 @@ class ImageTexts:
         return tokens, [positions[end - count : end] for count, end in zip(counts, ends, strict=True)]
 
 
-def locate_images(chat: ChatPrompt) -> Iterator[tuple[ImagePart, Location]]:
-    """Yield the images of a chat in order, with their locations in the request."""
-    for number, message in enumerate(chat.messages):
-        for index, part in enumerate(message.content):
-            location: Location = ("prompt", "messages", number, "content", index)
-            if isinstance(part, ImagePart):
-                yield part, location
-            elif isinstance(part, ToolResultPart):
-                for inner, each in enumerate(part.content):
-                    if isinstance(each, ImagePart):
-                        yield each, (*location, "content", inner)
+def find_images(chat: ChatPrompt) -> Iterator[ImagePart]:
+    """Yield the images of a chat in order, including those in the results of tools."""
+    for message in chat.messages:
+        for part in message.content:
+            parts = part.content if isinstance(part, ToolResultPart) else [part]
+            yield from (each for each in parts if isinstance(each, ImagePart))
 
 
 def _mark_message(message: Message) -> Message:

@@ -65,6 +65,8 @@ class ImageProcessor:
         outputs = dict(self._processors[detail](images=[image], text=self.placeholder))
         expanded = outputs.pop(_TextTokenizer.OUTPUT)
         inputs = {name: _to_array(value) for name, value in outputs.items()}
+        if "spatial_shapes" in inputs and inputs["spatial_shapes"].prod(axis=1).max() > inputs["pixel_values"].shape[1]:
+            raise ValueError("one side is too long for the other")  # the processor of LFM2-VL cuts it
         return ProcessedImage(_key(image, self._regimes[detail]), expanded.text, inputs)
 
 

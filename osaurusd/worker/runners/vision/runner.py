@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from osaurusd.errors import InvalidRequest
-from osaurusd.inference.request import ChatPrompt, ImagePart, Location, Prompt
+from osaurusd.inference.request import ChatPrompt, ImagePart, Prompt
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.engine import Limits
 from osaurusd.worker.engine.images import PromptImage, image_ids
 from osaurusd.worker.engine.kv_cache import CacheLayout
-from osaurusd.worker.frontend.chat_images import ImageTexts, locate_images
+from osaurusd.worker.frontend.chat_images import ImageTexts, find_images
 from osaurusd.worker.frontend.chat_template import EncodedPrompt
 from osaurusd.worker.frontend.images import decode_image
 from osaurusd.worker.runners.folder import loadable
@@ -79,10 +79,10 @@ class VisionRequestBuilder(RequestBuilder):
 
     def _encode(self, prompt: Prompt, blobs: Sequence[bytes]) -> tuple[EncodedPrompt, list[PromptImage]]:
         """Encode the prompt, and process its images."""
-        located = list(locate_images(prompt)) if isinstance(prompt, ChatPrompt) else []
-        if not located:
+        parts = list(find_images(prompt)) if isinstance(prompt, ChatPrompt) else []
+        if not parts:
             return super()._encode(prompt, blobs)
-        images = [self._process(part, location, blobs) for part, location in located]
+        images = [self._process(part, blobs[part.blob]) for part in parts]
         texts = ImageTexts(self._processor.placeholder, self._processor.image_token, [each.text for each in images])
         encoded = self._encoder.encode(prompt, texts)
         tokens = list(encoded.tokens)
@@ -92,8 +92,9 @@ class VisionRequestBuilder(RequestBuilder):
         placed = map(self._place, images, encoded.image_positions)
         return replace(encoded, tokens=tokens), list(placed)
 
-    def _process(self, part: ImagePart, location: Location, blobs: Sequence[bytes]) -> ProcessedImage:
-        image = decode_image(blobs[part.blob], max_pixels=self._max_pixels, location=location)
+    def _process(self, part: ImagePart, data: bytes) -> ProcessedImage:
+        location = ("images", part.blob)
+        image = decode_image(data, max_pixels=self._max_pixels, location=location)
         try:
             return self._processor.process(image, part.detail)
         except Exception as error:  # processors reject some sizes in many ways

@@ -79,7 +79,7 @@ def decode(planner, count=1):
             sequence.choice.output_tokens.append(0)
 
 
-@pytest.mark.parametrize("module", ["planner", "prefill_queue", "prefix_cache", "chunk_sizer", "memory"])
+@pytest.mark.parametrize("module", ["planner", "prefill_queue", "prefix_cache", "chunk_sizer", "memory", "images"])
 def test_planning_modules_import_neither_mlx_nor_a_clock(module):
     path = Path(inspect.getfile(Planner)).with_name(f"{module}.py")
     nodes = list(ast.walk(ast.parse(path.read_text())))

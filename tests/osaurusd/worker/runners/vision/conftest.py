@@ -18,7 +18,7 @@ from tests.osaurusd.worker.runners.vision.tiny_models import RECIPES, tiny_visio
 
 GREEDY = SamplingParams(temperature=0)
 OUTPUT_TOKENS = 8
-LOAD_OPTIONS = {"vision": True, "prefix_cache_bytes": 2**28, "context_length": 4096}
+LOAD_OPTIONS = {"vision": True, "prefix_cache_bytes": 2**28, "feature_cache_bytes": 2**24, "context_length": 4096}
 
 
 def draw(seed, width=40, height=30):
@@ -122,7 +122,7 @@ def vision_folder(tiny_tokenizer, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def _runners(vision_folder):
+def get_runner(vision_folder):
     return functools.cache(lambda family: TinyRunner(vision_folder(family)))
 
 
@@ -132,8 +132,8 @@ def family(request):
 
 
 @pytest.fixture
-def runner(family, _runners):
+def runner(family, get_runner):
     """A runner of each family, with empty caches."""
-    runner = _runners(family)
+    runner = get_runner(family)
     runner.engine.drop_caches()
     return runner
