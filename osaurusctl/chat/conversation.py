@@ -150,11 +150,11 @@ def _explain(error: CliError) -> CliError:
     """Leave out the field of the request in errors about images, which users of the CLI do not know."""
     if "image_url" not in (error.body.param or ""):
         return error
-    unsupported = error.body.code == ErrorCode.IMAGE_INPUT_UNSUPPORTED
+    code = error.body.code or "failure"
     return CliError(
         str(error).removeprefix(f"`{error.body.param}`: "),
-        hint="leave out the images, or use another model" if unsupported else error.hint,
-        code=error.body.code,
+        hint="leave out the images, or use another model" if code == ErrorCode.IMAGE_INPUT_UNSUPPORTED else error.hint,
+        code=code,
         kind=error.body.type,
         param=error.body.param,
     )

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import msgspec
 
+from osaurusd.wire.drain import DrainStatus
 from osaurusd.wire.errors import ErrorBody
 from osaurusd.wire.keys import Protection
 from osaurusd.wire.lineage import GroupSize, Lineage, Origin
@@ -45,6 +46,7 @@ class Route(StrEnum):
     ALIASES = "/v0/aliases"
     PRUNE = "/v0/prune"
     RELOAD = "/v0/reload"
+    DRAIN = "/v0/drain"
     SHUTDOWN = "/v0/shutdown"
 
 
@@ -176,6 +178,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
         serving: false in degraded mode: TCP is closed, `faults` has the reason, and the daemon recovers automatically
             once it is fixed.
         protection: access over TCP; null in degraded mode.
+        drain: whether the daemon accepts requests.
     """
 
     version: str
@@ -196,6 +199,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     faults: list[str] = []
     serving: bool = True
     protection: Protection | None = None
+    drain: DrainStatus = DrainStatus()
 
 
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -62,7 +62,7 @@ def client_groups(backend):
     """Return the routes of all protocols."""
     memory = MemoryStore(lambda: 10**6)
     return [
-        openai_routes(backend.service, backend.catalog),
+        openai_routes(backend.service, backend.catalog, backend.pool),
         responses_routes(backend.service, memory, memory),
         *anthropic_routes(backend.service, backend.catalog),
         ollama_routes(
