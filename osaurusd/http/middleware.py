@@ -181,7 +181,7 @@ def admitted(handler: RouteHandler, activity: Activity) -> RouteHandler:
 @contextlib.contextmanager
 def _recorded(request: web.Request, activity: Activity) -> Iterator[ActiveRequest]:
     """Record in an entry how the block that handles a request ends."""
-    with activity.track_http(request[REQUEST_ID]) as entry:
+    with activity.track_http() as entry:
         try:
             yield entry
         except (asyncio.CancelledError, ConnectionError):
