@@ -125,14 +125,15 @@ class Activity:
     ) -> None:
         self.clock = clock
         self._wall_clock = wall_clock
-        self._running: dict[str, ActiveRequest] = {}
+        # In order. Ids are not unique: clients choose them.
+        self._running: dict[ActiveRequest, None] = {}
         self._finished: deque[ActiveRequest] = deque(maxlen=MAX_FINISHED)
         self.finished_count = 0
 
     @property
     def running(self) -> list[ActiveRequest]:
         """The running requests, oldest first."""
-        return list(self._running.values())
+        return list(self._running)
 
     def finished(self, after: int = 0) -> list[ActiveRequest]:
         """Return the finished requests with a greater `number`, in the order in which they finished."""
@@ -178,13 +179,13 @@ class Activity:
             request.ended_at = None
             with contextlib.suppress(ValueError):
                 self._finished.remove(request)
-        self._running[request.id] = request
+        self._running[request] = None
         return request
 
     def _release(self, request: ActiveRequest) -> None:
         request.holds -= 1
         if request.holds == 0:
-            del self._running[request.id]
+            del self._running[request]
             request.ended_at = self.clock()
             self.finished_count += 1
             request.number = self.finished_count

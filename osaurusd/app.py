@@ -21,7 +21,7 @@ from osaurusd.admin.models import ModelsApi
 from osaurusd.admin.pulls import PullsApi
 from osaurusd.admin.residency import ResidencyApi
 from osaurusd.admin.routes import add_version_headers, admin_group, check_api_version
-from osaurusd.config import Config, ConfigChange, LiveConfig, Responses, Server
+from osaurusd.config import Config, ConfigChange, LiveConfig, Server
 from osaurusd.downloads.manager import PullManager
 from osaurusd.errors import ShuttingDown
 from osaurusd.events import EventBus
@@ -44,7 +44,7 @@ from osaurusd.imports.manager import ImportManager
 from osaurusd.inference.service import Service
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.names import NameRegistry
-from osaurusd.models.roots import expand_roots, hub_cache
+from osaurusd.models.roots import extra_roots, hub_cache
 from osaurusd.platform import service_manager
 from osaurusd.platform.power import PowerAssertion
 from osaurusd.pool.config import PoolConfig
@@ -62,7 +62,7 @@ from osaurusd.protocols.ollama.models import Models
 from osaurusd.protocols.ollama.routes import ollama_routes
 from osaurusd.protocols.openai import openapi as openai_openapi
 from osaurusd.protocols.openai.responses import openapi as responses_openapi
-from osaurusd.protocols.openai.responses.disk_store import open_store
+from osaurusd.protocols.openai.responses.disk_store import create_store
 from osaurusd.protocols.openai.responses.routes import responses_routes
 from osaurusd.protocols.openai.responses.store import MemoryStore
 from osaurusd.protocols.openai.routes import openai_routes
@@ -111,9 +111,7 @@ class Daemon:
         power = PowerAssertion()
         self._bus = EventBus()
         self._names = NameRegistry(state_dir / "names.json")
-        self._catalog = Catalog(
-            info.paths.models_dir, hub_cache(), self._names, expand_roots(config.current.models.roots)
-        )
+        self._catalog = Catalog(info.paths.models_dir, hub_cache(), self._names, extra_roots(config.current))
         self._imports = ImportManager(self._catalog)
         self._pins = Pins(state_dir / "residency.json")
         self._metrics = CollectorRegistry()
@@ -121,8 +119,8 @@ class Daemon:
         self._drain = Drain(state_dir / "drain.json", self._admission, self._bus, self._metrics)
         pool_metrics = PoolMetrics(self._metrics)
         self._pool = self._create_pool(pool_metrics, power)
-        self._response_memory = MemoryStore(lambda: self._get_responses_config().max_bytes)
-        self._responses = open_store(state_dir / "responses.db", self._response_memory, self._get_responses_config)
+        self._response_memory = MemoryStore(lambda: config.current.responses.max_bytes)
+        self._responses = create_store(config, state_dir / "responses.db", self._response_memory)
         self._pressure = PressureRelief(self._pool)
         self._metrics.register(self._pressure)
         self._pulls = PullManager(
@@ -213,10 +211,6 @@ class Daemon:
     def _tcp_middlewares(self, cors: Cors) -> list[Middleware]:
         """The checks of the TCP ports, outermost first. CORS answers preflight requests, which carry no API key."""
         hosts = BoundHosts([sock.getsockname()[0] for sock in self._sockets])
-
-        def requires_key(request: web.Request) -> bool:
-            return not is_static(request) and self._auth.requires_key(self._get_server_config(), request)
-
         return [
             trusted_hosts(self._get_server_config, hosts),
             cors.check,
@@ -225,7 +219,7 @@ class Daemon:
         ]
 
     def _requires_key(self, request: web.Request) -> bool:
-        return self._auth.requires_key(self._get_server_config(), request)
+        return not is_static(request) and self._auth.requires_key(self._get_server_config(), request)
 
     def _admin_group(self) -> RouteGroup:
         tls_fault = self._tls.fault if self._tls else None
@@ -290,7 +284,7 @@ class Daemon:
             self._tls.reload(change.wanted.server)
         self._config.current = change.effective
         self._pool.configure(PoolConfig.from_config(change.effective))
-        self._catalog.set_extra_roots(expand_roots(change.effective.models.roots))
+        self._catalog.set_extra_roots(extra_roots(change.effective))
         self._apply(change.effective)
         return change
 
@@ -326,6 +320,3 @@ class Daemon:
 
     def _get_server_config(self) -> Server:
         return self._config.current.server
-
-    def _get_responses_config(self) -> Responses:
-        return self._config.current.responses

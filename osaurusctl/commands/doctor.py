@@ -36,6 +36,7 @@ _CHECKS: tuple[Callable[[Context], Iterator[Check]], ...] = (
     machine.check_model_folders,
     machine.check_other_stores,
     machine.check_blas,
+    machine.check_vision,
     gpu.check_gpu,
     machine.check_hub,
     machine.check_crash_output,

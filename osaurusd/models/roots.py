@@ -2,10 +2,11 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from osaurusd.config import Config
 from osaurusd.models.record import Source
 
 IMPORTING_PREFIX = ".importing-"
@@ -37,9 +38,9 @@ class ModelFolder:
     boundary: Path
 
 
-def expand_roots(roots: Iterable[str]) -> list[Path]:
-    """Return the configured model folders; `~` is the home directory."""
-    return [Path(root).expanduser() for root in roots]
+def extra_roots(config: Config) -> list[Path]:
+    """Return the configured folders of other programs."""
+    return [Path(root).expanduser() for root in config.models.roots]
 
 
 def hub_cache(env: Mapping[str, str] = os.environ) -> Path:

@@ -32,7 +32,7 @@ def test_only_errors_that_pass_on_retry_are_retryable(code):
     assert ("Retry-After" in headers) == (code in {*TOO_MANY, *UNAVAILABLE} and code not in final)
 
 
-def test_too_many_requests_and_an_unavailable_daemon_are_told_apart():
+def test_too_many_requests_and_an_unavailable_daemon_are_distinguished():
     """Status 429 means that the client should be slower; 503 that another host should serve the request."""
     codes = {status: {code for code, value in errors.STATUS.items() if value == status} for status in (429, 503)}
     assert codes == {429: TOO_MANY, 503: UNAVAILABLE}

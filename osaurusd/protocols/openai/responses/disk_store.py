@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from osaurusd.config import Responses
+from osaurusd.config import LiveConfig
 from osaurusd.log import get_logger
 from osaurusd.protocols.openai.responses.store import MemoryStore, ObjectStore, StoredObject
 
@@ -38,13 +38,6 @@ DELETE FROM items WHERE hash IN (
     SELECT hash FROM object_items AS own WHERE object = ?1 AND NOT EXISTS (
         SELECT 1 FROM object_items AS other WHERE other.hash = own.hash AND other.object != ?1))
 """
-
-
-def open_store(path: Path, memory: MemoryStore, config: Callable[[], Responses]) -> ObjectStore:
-    """Return the store that the configuration selects; `path` is the database of one on disk."""
-    if config().store == "memory":
-        return memory
-    return DiskStore(path, lambda: config().max_disk_bytes, memory)
 
 
 class DiskStore:
@@ -193,6 +186,13 @@ class DiskStore:
         self._database.execute(_DELETE_ITEMS, (id_,))
         self._database.execute("DELETE FROM object_items WHERE object = ?", (id_,))
         return self._database.execute("DELETE FROM objects WHERE id = ?", (id_,)).rowcount > 0
+
+
+def create_store(config: LiveConfig, database: Path, memory: MemoryStore) -> ObjectStore:
+    """Create the configured store; `memory` is the one without a database."""
+    if config.current.responses.store == "memory":
+        return memory
+    return DiskStore(database, lambda: config.current.responses.max_disk_bytes, memory)
 
 
 def _log_failure(done: Future[None]) -> None:

@@ -16,6 +16,7 @@ async function start(): Promise<void> {
   startRouter();
   startClock();
   const root = document.getElementById("app");
+  root?.replaceChildren();
   if (root) render(<App />, root);
   void openConversations();
   await session;

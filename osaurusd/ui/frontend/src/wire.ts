@@ -1,4 +1,4 @@
-/** What the daemon sends, as documented in docs/ui.md. */
+/** What the daemon sends; see `osaurusd/ui/types.py`. */
 
 export interface Memory {
   budget_bytes: number;

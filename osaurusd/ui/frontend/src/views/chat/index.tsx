@@ -38,7 +38,7 @@ export function ChatView() {
           sidebar={sidebar}
           onSidebar={() => setSidebar(!sidebar)}
         />
-        {settings && <Settings conversation={conversation} />}
+        {settings && <Settings key={conversation.id} conversation={conversation} />}
         <Messages conversation={conversation} />
         <Composer key={conversation.id} conversation={conversation} />
       </section>

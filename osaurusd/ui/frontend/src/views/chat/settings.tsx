@@ -31,8 +31,8 @@ export function Settings({ conversation }: { conversation: Conversation }) {
               min={min}
               max={max}
               step={step}
-              value={sampling[key] ?? ""}
-              onChange={(event) => set(key, event.currentTarget.value)}
+              defaultValue={sampling[key] ?? ""}
+              onInput={(event) => set(key, event.currentTarget.value)}
             />
           </label>
         ))}
