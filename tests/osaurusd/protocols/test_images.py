@@ -306,7 +306,7 @@ async def test_unknown_detail_is_rejected(served, path):
     content = json.dumps(body).replace('"low"', '"tiny"')
     status, text = await served.post(path, json.loads(content))
 
-    assert (400, True) == (status, ".detail`: must be one of auto, low, high" in text)
+    assert (400, True) == (status, ".detail`: must be one of auto, low, high, original" in text)
 
 
 @pytest.mark.parametrize(
