@@ -88,7 +88,7 @@ class TinyRunner:
         self.folder = folder
         self.runner = load_runner(messages.Load(path=str(folder), **(LOAD_OPTIONS | options)), lambda _: None)
         self.engine: Any = self.runner.engine
-        self.network = self.engine._network
+        self.network = vars(self.engine)["_network"]
 
     def prepare(self, chat, id_=1, **options):
         return self.runner.prepare(*build_frame(id_, chat, **options))
