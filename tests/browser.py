@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 MAC_PROGRAM = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
@@ -46,11 +46,13 @@ class Visitor:
     """Opens pages in a browser profile of its own, and collects what a person would not see.
 
     Attributes:
-        problems: errors of scripts, violations of the Content-Security-Policy, and other messages in the console.
+        problems: errors of scripts, violations of the Content-Security-Policy, and other messages in the console,
+            except those about error responses, which the page shows itself.
     """
 
     def __init__(self, browser: Browser, url: str, **options: object) -> None:
         self._context = browser.new_context(**options)
+        self._first: Page | None = None
         self._context.set_default_timeout(TIMEOUT_MS)
         self._url = url
         self.problems: list[str] = []
@@ -58,12 +60,25 @@ class Visitor:
     def open(self, fragment: str = "", *, wait: bool = True) -> Page:
         """Open a view, and wait until it has the daemon's data."""
         page = self._context.new_page()
+        self._first = self._first or page
         page.on("pageerror", lambda error: self.problems.append(str(error)))
-        page.on("console", lambda message: self.problems.append(message.text))
+        page.on("console", self._note)
         page.goto(f"{self._url}/{fragment}")
         if wait:
             page.wait_for_selector(".connection.live")
         return page
+
+    def show(self, fragment: str) -> Page:
+        """Show another view on the page that was opened first, which may be the only one with a session."""
+        assert self._first is not None
+        self._first.goto(f"{self._url}/{fragment}")
+        self._first.reload()
+        self._first.wait_for_selector(".connection.live")
+        return self._first
+
+    def _note(self, message: ConsoleMessage) -> None:
+        if not message.text.startswith("Failed to load resource"):
+            self.problems.append(message.text)
 
     def close(self) -> None:
         self._context.close()

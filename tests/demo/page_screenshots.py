@@ -72,7 +72,7 @@ def chat(page: Page) -> None:
 def photograph(page: Page, name: str, prepare: Callable[[Page], object]) -> None:
     prepare(page)
     path = TARGET / f"{name}.png"
-    page.screenshot(path=path)
+    page.screenshot(path=path, full_page=True)
     sys.stdout.write(f"{path}\n")
 
 

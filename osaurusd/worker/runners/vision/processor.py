@@ -100,6 +100,9 @@ def _with_low_detail(processor: Any) -> Any | None:
     if getattr(images, "do_image_splitting", False):
         images.do_image_splitting = False
         return low
+    if getattr(images, "max_pixels", 0) > LOW_DETAIL_EDGE**2:
+        images.max_pixels = LOW_DETAIL_EDGE**2
+        return low
     size = getattr(images, "size", None)
     if isinstance(size, Mapping) and set(size) == {"longest_edge"} and size["longest_edge"] > LOW_DETAIL_EDGE:
         images.size = {"longest_edge": LOW_DETAIL_EDGE}

@@ -14,9 +14,13 @@ import {
   type Recommended,
 } from "../manage";
 
+const AUTHOR = "mlx-community";
+const MAX_RESULTS = 20;
+
 /** Search the hub, see what fits, and download. */
 export function GetModels() {
   const [words, setWords] = useState("");
+  const [allAuthors, setAllAuthors] = useState(false);
   const [found, setFound] = useState<FoundModel[] | null>(null);
   const [status, setStatus] = useState("");
   const live = connection.value === "live";
@@ -26,7 +30,12 @@ export function GetModels() {
   const search = async () => {
     setStatus("Searching …");
     try {
-      const models = await postJson<FoundModel[]>("/v0/search", { words: words.trim(), task: "generate", limit: 20 });
+      const models = await postJson<FoundModel[]>("/v0/search", {
+        words: words.trim(),
+        task: "generate",
+        limit: MAX_RESULTS,
+        author: allAuthors ? null : AUTHOR,
+      });
       setFound(models);
       setStatus(models.length ? "" : "No model matches. Other words may help, or the full name ORG/REPO.");
     } catch (error) {
@@ -53,6 +62,14 @@ export function GetModels() {
           value={words}
           onInput={(event) => setWords(event.currentTarget.value)}
         />
+        <label class="row small">
+          <input
+            type="checkbox"
+            checked={allAuthors}
+            onChange={(event) => setAllAuthors(event.currentTarget.checked)}
+          />
+          All authors
+        </label>
         <button type="submit" class="primary" disabled={!words.trim()}>
           {isRepo ? "Download" : "Search"}
         </button>
