@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
@@ -21,6 +20,7 @@ from osaurusd.http.metrics import HttpMetrics
 from osaurusd.http.paths import describe_unknown_path
 from osaurusd.http.request import CONTEXT, RequestContext, check_head
 from osaurusd.http.routes import RouteGroup, RouteHandler
+from osaurusd.lean_imports import structlog
 from osaurusd.log import get_logger
 
 log = get_logger(__name__)

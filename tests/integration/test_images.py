@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import io
+import json
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ from tests.daemons import Daemon
 from tests.images import BAD_IMAGES, PNG, data_url, drawing, encode
 from tests.models import make_tiny
 from tests.osaurusd.worker.runners.vision.tiny_models import tiny_vision_model
+
+from .access import ctl
 
 pytest.importorskip("mlx_vlm", reason="mlx-vlm is not installed")
 
@@ -88,9 +91,11 @@ def ask_ollama_generate(daemon: Daemon, file: bytes) -> str:
 
 
 def ask_langchain(daemon: Daemon, file: bytes) -> str:
-    model = ChatOpenAI(base_url=f"{daemon.url}/v1", api_key="x", model=MODEL, max_tokens=TOKENS, max_retries=0)
+    model = ChatOpenAI(
+        base_url=f"{daemon.url}/v1", api_key="x", model=MODEL, max_completion_tokens=TOKENS, max_retries=0
+    )
     image = {"type": "image", "base64": base64.b64encode(file).decode(), "mime_type": "image/png"}
-    return model.invoke([HumanMessage([image, {"type": "text", "text": QUESTION}])]).content
+    return str(model.invoke([HumanMessage([image, {"type": "text", "text": QUESTION}])]).content)
 
 
 CLIENTS = [ask_responses, ask_anthropic, ask_ollama_chat, ask_ollama_generate, ask_langchain]
@@ -172,7 +177,7 @@ def test_every_client_reports_a_bad_image(daemon: Daemon, ask_other: Callable[[D
     with pytest.raises(errors, match="damaged or incomplete") as raised:
         ask_other(daemon, BAD_IMAGES["truncated png"])
 
-    assert 400 == raised.value.status_code
+    assert 400 == getattr(raised.value, "status_code")  # noqa: B009
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1)])
@@ -204,6 +209,22 @@ def test_url_of_this_machine_is_not_requested(daemon: Daemon, client: OpenAI) ->
                 ask(client, messages=[{"role": "user", "content": content}])
         with pytest.raises(TimeoutError):
             server.accept()
+
+
+def test_cli_asks_about_a_file(daemon: Daemon, client: OpenAI, tmp_path: Path) -> None:
+    (tmp_path / "photo").write_bytes(PNG)
+    options = ("--image", str(tmp_path / "photo"), "--max-tokens", str(TOKENS), "--json")
+    result = ctl(daemon.home, "run", MODEL, QUESTION, *options)
+    text, image = {"type": "text", "text": QUESTION}, image_part(PNG)
+    expected = ask(client, messages=[{"role": "user", "content": [text, image]}])
+
+    answer = json.loads(result.stdout)
+    assert expected.choices[0].message.content == answer["content"]
+    assert expected.usage.prompt_tokens == answer["usage"]["prompt_tokens"]
+    (tmp_path / "photo").write_bytes(BAD_IMAGES["truncated png"])
+    result = ctl(daemon.home, "run", MODEL, QUESTION, *options[:2])
+    assert (1, "error: the PNG image is damaged") == (result.returncode, result.stderr[:31])
+    assert "vision" in ctl(daemon.home, "ls", MODEL).stdout
 
 
 def test_lists_tell_what_a_model_sees(daemon: Daemon, client: OpenAI) -> None:

@@ -24,7 +24,7 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "star")
 COUNTS = ("one", "two", "three", "four")
 DIGIT_NAMES = dict(
-    zip("0123456789", "zero one two three four five six seven eight nine".split(), strict=True),
+    zip("0123456789", ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"], strict=True),
 )
 
 HELD_BACK = 1_000_000_000

@@ -1,7 +1,5 @@
 """The vision part of the test model: its size, and the text that its image tokens stand for."""
 
-from mlx_vlm.models.idefics3 import ModelConfig, TextConfig, VisionConfig
-
 from tests.vision_model.drawings import COLOURS, COUNTS, DIGIT_NAMES, SHAPES, Drawing
 
 IMAGE_SIDE = 48
