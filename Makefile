@@ -7,8 +7,8 @@ EMBEDDER = .cache/all-minilm-l6-v2/config.json
 UI = osaurusd/ui/frontend
 MINUTES ?= 10
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
-# One more than the CPUs: tests wait for other processes, too. At most 4, because each loads models.
-PROCESSES ?= $(shell $(BIN)/python -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
+# Two more than the CPUs: tests wait for other processes, too. At most 4, because each loads models.
+PROCESSES ?= $(shell $(BIN)/python -c "import os; print(min(4, (os.cpu_count() or 1) + 2))")
 PYTEST = -m "not long and not clients" --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 # Tests start hundreds of processes, which share compiled modules.

@@ -79,7 +79,13 @@ def test_nothing_of_prompts_and_outputs_is_in_the_data(tiny_daemon: Daemon, clie
         messages: Any = [{"role": "system", "content": MARKER}, {"role": "user", "content": f"say {MARKER}"}]
         tools: Any = [{"type": "function", "function": {"name": MARKER, "parameters": {"type": "object"}}}]
         reply = client.chat.completions.create(
-            model=TINY, messages=messages, tools=tools, max_tokens=40, user=MARKER, stop=[MARKER]
+            model=TINY,
+            messages=messages,
+            tools=tools,
+            max_tokens=40,
+            user=MARKER,
+            stop=[MARKER],
+            extra_headers={"x-request-id": MARKER},
         )
         with contextlib.suppress(Exception):
             client.chat.completions.create(model=MARKER, messages=messages)

@@ -26,8 +26,8 @@ class PromptImage:
         tokens: how many of the positions hold features.
         whole: its positions attend to each other in both directions, so that one pass must process all of them.
         stages: the parts into which the vision tower's work is divided.
-        patches: the size of the vision tower's input.
-        encoding_bytes: memory that the vision tower needs for it, features excluded.
+        patches: the size of the input of a stage.
+        encoding_bytes: memory that a stage needs.
         feature_bytes: memory of the features.
         inputs: what the vision tower takes.
     """

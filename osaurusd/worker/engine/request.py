@@ -285,8 +285,9 @@ class PrefillTask:
 
     @property
     def work(self) -> int:
-        """The remaining tokens, and the patches of the images that are to be encoded first."""
-        return self.remaining + sum(self.request.images[index].patches for index in self.unencoded)
+        """The remaining tokens, and the work of the vision tower that precedes them."""
+        images = [self.request.images[index] for index in self.unencoded]
+        return self.remaining + sum(image.stages * image.patches for image in images)
 
     @property
     def next_image(self) -> bytes | None:

@@ -1,4 +1,4 @@
-"""The management page accepts requests of its own page with a session, and of nobody else, on every route."""
+"""The management page accepts requests of its own page with a session, and no others, on every route."""
 
 import asyncio
 import contextlib

@@ -2,14 +2,14 @@
 
 import contextlib
 import importlib
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 from mlx.nn.layers.base import Module
 from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
 
@@ -35,8 +35,8 @@ _HIDDEN_COPIES = 8
 _INTERMEDIATE_COPIES = 2
 _FLOAT32_BYTES = 4
 
-# Images have channels, rows and columns; some processors return rows of patches instead.
-_PIXEL_AXES = 3
+# The axes of a batch of images that are divided into tiles.
+_TILE_AXES = 5
 
 _CACHES: Mapping[str, Callable[[Any], Any]] = {
     "KVCache": lambda _: KVCache(),
@@ -91,6 +91,20 @@ def model_classes(config: dict[str, Any]) -> tuple[Any, Any]:
     return Network, Config
 
 
+class ImageSize(NamedTuple):
+    """The work of the vision tower for an image.
+
+    Attributes:
+        stages: the parts into which it is divided: one for each layer and tile.
+        patches: the size of the input of a stage.
+        nbytes: memory that a stage needs.
+    """
+
+    stages: int
+    patches: int
+    nbytes: int
+
+
 class VisionNetwork:
     """A vision-language network with the interface of mlx_lm's language models.
 
@@ -99,7 +113,6 @@ class VisionNetwork:
 
     Attributes:
         language_model: its language model.
-        stages: the parts into which the work of the vision tower is divided: one for each layer.
         feature_bytes: the size of the features at one position.
         whole_images: whether positions of an image attend to each other in both directions.
     """
@@ -110,7 +123,7 @@ class VisionNetwork:
         self.args = model.config.text_config
         self.whole_images = model.config.model_type in _BIDIRECTIONAL
         self._layers = _find_layers(model)
-        self.stages = max(len(self._layers), 1)
+        self._stages = max(len(self._layers), 1)
         self.feature_bytes = self.embed(mx.array([[0]])).nbytes
 
     @property
@@ -129,14 +142,15 @@ class VisionNetwork:
             return [KVCache() for _ in self.layers]
         return [_CACHES[type(cache).__name__](cache) for cache in self.language_model.make_cache()]
 
-    def measure(self, inputs: Mapping[str, Any]) -> tuple[int, int]:
-        """Return the number of patches that the vision tower processes for an image, and the memory for that."""
-        config, pixels = self._model.config.vision_config, inputs["pixel_values"]
-        patches = max(pixels.size // (config.num_channels * config.patch_size**2), 1)
-        tiles = math.prod(pixels.shape[:-3]) if pixels.ndim > _PIXEL_AXES else pixels.shape[0]
+    def measure(self, image: Mapping[str, Any], tokens: int) -> ImageSize:
+        """Return the size of the vision tower's work for an image with this many tokens."""
+        parts = self._split(image, tokens)
+        config = self._model.config.vision_config
+        pixels = max(inputs["pixel_values"].size for inputs, _ in parts)
+        patches = max(pixels // (config.num_channels * config.patch_size**2), 1)
         per_patch = _HIDDEN_COPIES * config.hidden_size + _INTERMEDIATE_COPIES * config.intermediate_size
-        scores = patches * (patches // tiles) * config.num_attention_heads
-        return patches, _FLOAT32_BYTES * (patches * per_patch + scores)
+        scores = patches**2 * config.num_attention_heads
+        return ImageSize(len(parts) * self._stages, patches, _FLOAT32_BYTES * (patches * per_patch + scores))
 
     def __call__(self, tokens: mx.array, cache: Cache, input_embeddings: mx.array | None = None) -> mx.array:
         """Return logits [rows, tokens, vocabulary] after `tokens` [rows, tokens], or after their embeddings."""
@@ -150,14 +164,34 @@ class VisionNetwork:
 
     def begin_encoding(self, image: PromptImage) -> list[mx.array]:
         """Return the results of the vision tower's stages; none is computed yet. The last one is the features."""
-        tokens = mx.full((1, image.tokens), self.image_token, mx.int32)
-        inputs = {name: mx.array(value) for name, value in image.inputs.items()}
-        with self._recorded_layers() as outputs:
-            # A prompt of image tokens only is replaced by the features.
-            features = self._model.get_input_embeddings(tokens, mask=mx.ones((1, image.tokens)), **inputs).inputs_embeds
-        stages = [*outputs[: self.stages - 1], features]
-        # A layer that is not used has no output.
-        return [*stages[:-1], *[features] * (self.stages - len(stages)), features]
+        stages: list[mx.array] = []
+        features = []
+        for inputs, tokens in self._split(image.inputs, image.tokens):
+            arrays = {name: mx.array(value) for name, value in inputs.items()}
+            with self._recorded_layers() as outputs:
+                # A prompt of image tokens only is replaced by the features.
+                result = self._model.get_input_embeddings(
+                    mx.full((1, tokens), self.image_token, mx.int32), mask=mx.ones((1, tokens)), **arrays
+                )
+            features.append(result.inputs_embeds)
+            # A layer that is not used has no output.
+            layers = outputs[: self._stages - 1]
+            stages += [*layers, *features[-1:] * (self._stages - len(layers))]
+        return [*stages[:-1], mx.concatenate(features, axis=1)]
+
+    def _split(self, inputs: Mapping[str, Any], tokens: int) -> list[tuple[Mapping[str, Any], int]]:
+        """Split the inputs for an image into its tiles, with the number of tokens of each."""
+        pixels = inputs["pixel_values"]
+        if pixels.ndim == _TILE_AXES:
+            count = pixels.shape[1]
+            tiles = [{name: value[:, tile : tile + 1] for name, value in inputs.items()} for tile in range(count)]
+            return [(tile, tokens // count) for tile in tiles]
+        if (shapes := inputs.get("spatial_shapes")) is None:
+            return [(inputs, tokens)]
+        factor = self._model.config.downsample_factor
+        counts = np.prod(-(-shapes // factor), axis=1).tolist()
+        tiles = [{name: value[tile : tile + 1] for name, value in inputs.items()} for tile in range(len(shapes))]
+        return list(zip(tiles, counts, strict=True))
 
     @contextlib.contextmanager
     def _recorded_layers(self) -> Iterator[list[mx.array]]:

@@ -105,16 +105,16 @@ class VisionRequestBuilder(RequestBuilder):
             ) from error
 
     def _place(self, image: ProcessedImage, positions: list[int]) -> PromptImage:
-        patches, encoding_bytes = self._network.measure(image.inputs)
+        size = self._network.measure(image.inputs, len(positions))
         return PromptImage(
             key=image.key,
             start=positions[0],
             end=positions[-1] + 1,
             tokens=len(positions),
             whole=self._network.whole_images,
-            stages=self._network.stages,
-            patches=patches,
-            encoding_bytes=encoding_bytes,
+            stages=size.stages,
+            patches=size.patches,
+            encoding_bytes=size.nbytes,
             feature_bytes=len(positions) * self._network.feature_bytes,
             inputs=image.inputs,
         )

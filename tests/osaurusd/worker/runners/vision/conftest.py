@@ -2,7 +2,7 @@
 
 import functools
 import io
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -87,7 +87,7 @@ class TinyRunner:
     def __init__(self, folder, **options):
         self.folder = folder
         self.runner = load_runner(messages.Load(path=str(folder), **(LOAD_OPTIONS | options)), lambda _: None)
-        self.engine: Any = self.runner.engine
+        self.engine = cast(Any, self.runner.engine)
         self.network = self.engine._network
 
     def prepare(self, chat, id_=1, **options):

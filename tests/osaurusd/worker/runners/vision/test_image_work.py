@@ -150,3 +150,25 @@ def test_image_that_the_processor_rejects_is_a_client_error(runner, monkeypatch)
 
 def test_grey_image_is_accepted(runner):
     assert runner.run(ask((Image.new("L", (20, 20), 127), QUESTION)))[0].tokens
+
+
+def test_text_is_decoded_between_the_stages_of_an_image(runner, monkeypatch):
+    monkeypatch.setattr(runner.engine.chunk_sizer, "image_stages", lambda patches, *, shared: 1)
+    monkeypatch.setattr(runner.engine.chunk_sizer, "tokens", lambda *, shared: 1)
+    text = runner.prepare(ask(QUESTION), 1)
+    text.max_tokens = 40
+    runner.engine.add(text)
+    while not text.choices[0].output_tokens:
+        runner.engine.prefill()
+        runner.engine.decode()
+    image = runner.prepare(ask((draw(1), QUESTION)), 2)
+    runner.engine.add(image)
+    before = len(text.choices[0].output_tokens)
+    while image.images[0].key not in runner.engine.features:
+        runner.engine.prefill()
+        runner.engine.decode()
+
+    assert len(text.choices[0].output_tokens) - before >= image.images[0].stages
+    while runner.engine.busy:
+        runner.engine.prefill()
+        runner.engine.decode()
