@@ -82,9 +82,10 @@ constraints: $(VENV)/.release ## Update constraints.txt to the newest versions o
 		--output-file constraints.txt pyproject.toml
 
 client-locks: $(VENV)/.release ## Update the versions of the client programs in tests/clients; needs npm
-	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-annotate \
-		--custom-compile-command "make client-locks" \
-		--output-file tests/clients/python/requirements.txt tests/clients/python/requirements.in
+	for folder in python litellm; do \
+		$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-annotate \
+			--custom-compile-command "make client-locks" \
+			--output-file tests/clients/$$folder/requirements.txt tests/clients/$$folder/requirements.in; done
 	for folder in libraries ai-4 agents; do \
 		(cd tests/clients/$$folder && rm package-lock.json && npm install --package-lock-only \
 			--omit-lockfile-registry-resolved --no-audit --no-fund); done
