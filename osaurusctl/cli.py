@@ -32,6 +32,7 @@ SECTIONS = {
     },
     "Running": {
         "run": f"{_PACKAGE}.chat:run",
+        "ui": f"{_PACKAGE}.ui:ui",
         "embed": f"{_PACKAGE}.retrieval:embed",
         "rerank": f"{_PACKAGE}.retrieval:rerank",
         "launch": f"{_PACKAGE}.launch:launch",

@@ -140,9 +140,9 @@ class Activity:
         return [request for request in self._finished if request.number > after]
 
     @contextlib.contextmanager
-    def track_http(self, request_id: str) -> Iterator[ActiveRequest]:
+    def track_http(self) -> Iterator[ActiveRequest]:
         """Open an entry while the block handles an HTTP request."""
-        request = self._open(request_id)
+        request = self._open()
         token = _current.set(request)
         try:
             yield request
@@ -154,7 +154,7 @@ class Activity:
     def track_model(self, model: str) -> Iterator[ActiveRequest]:
         """Add the use of a model to the current request, and record how that ends."""
         current = _current.get()
-        request = self._open(uuid.uuid4().hex) if current is None else self._hold(current)
+        request = self._open() if current is None else self._hold(current)
         request.model = model
         try:
             yield request
@@ -168,8 +168,9 @@ class Activity:
         finally:
             self._release(request)
 
-    def _open(self, request_id: str) -> ActiveRequest:
-        return self._hold(ActiveRequest(request_id, _origin.get(), self._wall_clock(), self.clock()))
+    def _open(self) -> ActiveRequest:
+        # Not the id of the HTTP request, which its client may choose.
+        return self._hold(ActiveRequest(uuid.uuid4().hex, _origin.get(), self._wall_clock(), self.clock()))
 
     def _hold(self, request: ActiveRequest) -> ActiveRequest:
         """Keep a request among the running ones; one that continues in the background has finished before."""

@@ -10,8 +10,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
-import structlog
-
+from osaurusd.lean_imports import structlog
 from osaurusd.redaction import redact_fields
 
 MAX_BYTES = 10 * 1024 * 1024

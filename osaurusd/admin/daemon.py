@@ -167,6 +167,11 @@ class DaemonApi:
                 open_files=open_files,
                 open_files_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
                 tasks=_count_tasks(),
+                vision_refusals={
+                    record.name: record.vision_refusal
+                    for record in await self._catalog.records()
+                    if record.vision_refusal
+                },
             )
         )
 

@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
@@ -21,6 +20,7 @@ from osaurusd.http.metrics import HttpMetrics
 from osaurusd.http.paths import describe_unknown_path
 from osaurusd.http.request import CONTEXT, RequestContext, check_head
 from osaurusd.http.routes import RouteGroup, RouteHandler
+from osaurusd.lean_imports import structlog
 from osaurusd.log import get_logger
 
 log = get_logger(__name__)
@@ -181,7 +181,7 @@ def admitted(handler: RouteHandler, activity: Activity) -> RouteHandler:
 @contextlib.contextmanager
 def _recorded(request: web.Request, activity: Activity) -> Iterator[ActiveRequest]:
     """Record in an entry how the block that handles a request ends."""
-    with activity.track_http(request[REQUEST_ID]) as entry:
+    with activity.track_http() as entry:
         try:
             yield entry
         except (asyncio.CancelledError, ConnectionError):

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from osaurusd.platform import memory
 from osaurusd.wire.admin import IN_MEMORY, WorkerState
 from osaurusd.wire.residency import LoadPhases
 
@@ -24,6 +23,7 @@ class WorkerSnapshot:
         needs_bytes: the model's minimum memory; an estimate until its first load.
         limit_bytes: what the worker may use.
         reserved_bytes: what weights and running requests may grow to.
+        held_bytes: the part of the budget that it holds.
         waiting: requests waiting for the model.
         running: requests that the worker processes.
         queued: requests that the worker has not begun to process.
@@ -42,6 +42,7 @@ class WorkerSnapshot:
     needs_bytes: int = 0
     limit_bytes: int = 0
     reserved_bytes: int = 0
+    held_bytes: int = 0
     in_flight: int = 0
     waiting: int = 0
     running: int = 0
@@ -60,7 +61,3 @@ class WorkerSnapshot:
     def in_memory(self) -> bool:
         """Whether the model has a worker process or is about to get one."""
         return self.state in IN_MEMORY
-
-    def memory_bytes(self) -> int:
-        """Measure the current memory of the process; what MLX holds may not be resident."""
-        return max(self.mlx_bytes, memory.footprint(self.pid) if self.pid is not None else 0)

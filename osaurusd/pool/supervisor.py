@@ -16,6 +16,7 @@ from osaurusd.pool.state import Failure, ModelState, StopCause
 from osaurusd.rpc import messages
 from osaurusd.rpc.watchdog import Clock
 from osaurusd.rpc.worker import Worker
+from osaurusd.wire.admin import IN_MEMORY
 from osaurusd.wire.residency import EventKind
 
 log = get_logger(__name__)
@@ -219,6 +220,7 @@ def snapshot_model(
         needs_bytes=model.needs_bytes,
         limit_bytes=model.limit_bytes,
         reserved_bytes=model.reserved_bytes,
+        held_bytes=model.held_bytes if model.state in IN_MEMORY else 0,
         in_flight=model.in_flight,
         waiting=len(model.waiters),
         pinned=model.pinned,

@@ -314,5 +314,9 @@ class WorkerClient:
 
     def _send(self, frame: messages.Frame, blobs: Sequence[bytes] = ()) -> None:
         # The reader notices when the worker has exited; frames sent to it until then are lost.
-        if not self._writer.is_closing():
-            self._writer.write(framing.encode_with_blobs(frame, blobs) if blobs else framing.encode([frame]))
+        if self._writer.is_closing():
+            return
+        self._writer.write(framing.encode_head(frame, blobs) if blobs else framing.encode([frame]))
+        for blob in blobs:
+            # A view, because the transport slices what it cannot send at once.
+            self._writer.write(memoryview(blob))

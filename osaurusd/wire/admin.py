@@ -112,6 +112,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         reason: why the model cannot be served, unless `state` is `available`.
         task: `generate`, `embed` or `rerank`.
         share: downloaded share of an unfinished pull, from 0 to 1.
+        vision: whether the model accepts images.
+        vision_refusal: why a model with a vision tower does not accept images.
     """
 
     name: str
@@ -130,6 +132,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     aliases: list[str] = []
     worker: WorkerInfo | None = None
     share: float | None = None
+    vision: bool = False
+    vision_refusal: str | None = None
 
 
 class FileInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -128,8 +128,8 @@ class FakeDaemon:
         (self.home / "run" / "admin.sock").unlink(missing_ok=True)
         self.release_lock()
 
-    def fail(self, path, code, message, status=400):
-        self.errors[path] = (status, ErrorBody(message=message, type="invalid_request_error", code=code))
+    def fail(self, path, code, message, status=400, param=None):
+        self.errors[path] = (status, ErrorBody(message=message, type="invalid_request_error", code=code, param=param))
 
     def drain(self):
         """Return the status of draining, with the next of the scripted numbers of requests."""

@@ -31,7 +31,6 @@ from osaurusd.protocols.openai.common import (
     stop_strings,
     token_biases,
     token_limit,
-    whole,
 )
 from osaurusd.protocols.openai.errors import FieldPaths
 from osaurusd.protocols.openai.messages import parse_messages
@@ -150,7 +149,7 @@ def _tool_paths(body: ChatRequest) -> dict[Location, str]:
 
 def _max_tokens(body: ChatRequest, defaults: RequestDefaults) -> int | None:
     for name in ("max_completion_tokens", "max_tokens"):
-        limit: float | None = getattr(body, name)
+        limit: int | None = getattr(body, name)
         if limit == 0:
             raise InvalidRequest(f"`{name}`: must be at least 1, or -1 for no limit", param=name)
         if limit is not None:
@@ -160,7 +159,7 @@ def _max_tokens(body: ChatRequest, defaults: RequestDefaults) -> int | None:
 
 def _parse_logprobs(body: ChatRequest) -> int | None:
     if body.logprobs:
-        return whole(body.top_logprobs) or 0
+        return body.top_logprobs or 0
     if body.top_logprobs:
         raise InvalidRequest("`top_logprobs`: requires `logprobs` to be true", param="top_logprobs")
     return None

@@ -20,7 +20,7 @@ JsonObject = dict[str, Any] | EmptyList
 
 NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
     "audio": (),
-    "function_call": ("none",),
+    "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
     "moderation": (),

@@ -31,7 +31,12 @@ _LOAD_STATES: Mapping[WorkerState, LoadState] = {
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A model in OpenAI's format. The last three fields are for routers and are not part of OpenAI's API."""
+    """A model in OpenAI's format. The fields after `owned_by` are not part of OpenAI's API.
+
+    Attributes:
+        input_modalities: what the model accepts, unless that is only text.
+        task, context_length, state: for routers.
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -40,10 +45,18 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     task: Task
     context_length: int | None
     state: LoadState
+    input_modalities: list[str] | UnsetType = UNSET
 
     @classmethod
     def from_record(cls, record: ModelRecord, name: str, state: LoadState) -> "Model":
-        return cls(id=name, created=record.created, task=record.task, context_length=record.context_length, state=state)
+        return cls(
+            id=name,
+            created=record.created,
+            task=record.task,
+            context_length=record.context_length,
+            state=state,
+            input_modalities=[*record.capabilities.input_modalities] if record.capabilities.vision else UNSET,
+        )
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):

@@ -271,7 +271,7 @@ def _add_limit(schema: Schema, limit: InputLimit, maximum: int) -> None:
     """Add the JSON Schema keyword of a limit, if there is one, and its description."""
     # A list of token ids is one prompt or input, so its length is not their number.
     if limit.measure is limits.magnitude:
-        for form in [*_forms(schema, "integer"), *_forms(schema, "number")]:
+        for form in _forms(schema, "integer"):
             form["maximum"] = maximum
     elif limit.measure is len and limit.location not in (limits.PROMPTS, limits.INPUTS):
         keywords = {"array": "maxItems", "object": "maxProperties", "string": "maxLength"}

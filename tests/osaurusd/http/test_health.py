@@ -6,8 +6,7 @@ from osaurusd.config import Config
 from osaurusd.errors import Draining
 from osaurusd.http.admission import Admission
 from osaurusd.http.app import create_app
-from osaurusd.http.auth import PUBLIC_PATHS
-from osaurusd.http.health import health_routes
+from osaurusd.http.health import PUBLIC_PATHS, health_routes
 
 from .serve import serving
 

@@ -54,7 +54,7 @@ async def running_backend(tmp_path, *repos, config=Config, download=None, **sett
     try:
         yield Backend(folders, catalog, pool, Service(catalog, pool, config, download))
     finally:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await pool.close()
 
 

@@ -121,6 +121,22 @@ async def test_page_of_another_origin_cannot_open_a_websocket(served):
         writer.close()
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": user("hi"), "max_tokens": 9.0, "n": 1.0, "seed": 1.0, "top_k": 4.0}),
+        ("/v1/completions", {"prompt": "hi", "max_tokens": 9.0, "logprobs": 0.0}),
+        ("/v1/responses", {"input": "hi", "max_output_tokens": 16.0, "top_logprobs": 0.0}),
+        ("/v1/messages", {"messages": user("hi"), "max_tokens": 9.0, "top_k": 4.0}),
+        ("/api/chat", {"messages": user("hi"), "stream": False, "options": {"num_predict": 9.0, "top_k": 4.0}}),
+    ],
+)
+async def test_whole_floats_are_integers(served, path, body):
+    content = json.dumps({"model": MODEL, **body}).encode()
+    response = await served.server.request("POST", path, "Content-Type: application/json", body=content)
+    assert 200 == response.status, response.body
+
+
 REQUESTS = {
     **STALLED,
     "/v1/messages/count_tokens": {"messages": user("x")},

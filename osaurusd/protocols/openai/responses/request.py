@@ -21,7 +21,7 @@ from osaurusd.inference.request import (
     SamplingParams,
 )
 from osaurusd.protocols.openai.chat import effort_variables
-from osaurusd.protocols.openai.common import sampling_params, token_limit, whole
+from osaurusd.protocols.openai.common import sampling_params, token_limit
 from osaurusd.protocols.openai.responses.items import RESPONSE_PREFIX, input_items, new_id, parse_items
 from osaurusd.protocols.openai.responses.tools import ToolUse, parse_tools
 from osaurusd.protocols.openai.responses.types import (
@@ -192,7 +192,7 @@ def _parse_format(body: ResponseRequest, tools: ToolUse, *, describe: bool) -> J
 
 def _logprobs(body: ResponseRequest) -> int | None:
     if LOGPROBS in (body.include or ()) or body.top_logprobs:
-        return whole(body.top_logprobs) or 0
+        return body.top_logprobs or 0
     return None
 
 
@@ -222,7 +222,7 @@ def _response(body: ResponseRequest, sampling: SamplingParams, model: str) -> Re
         background=bool(body.background),
         conversation=None if body.conversation_id is None else ConversationReference(id=body.conversation_id),
         instructions=body.instructions,
-        max_output_tokens=whole(body.max_output_tokens),
+        max_output_tokens=body.max_output_tokens,
         max_tool_calls=body.max_tool_calls,
         metadata=body.metadata or {},
         model=model,
@@ -236,7 +236,7 @@ def _response(body: ResponseRequest, sampling: SamplingParams, model: str) -> Re
         text=_text(body),
         tool_choice="auto" if body.tool_choice is None else body.tool_choice,
         tools=[_echo_tool(tool) for tool in body.tools or []],
-        top_logprobs=whole(body.top_logprobs) or 0,
+        top_logprobs=body.top_logprobs or 0,
         top_p=sampling.top_p if body.top_p is None else body.top_p,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,

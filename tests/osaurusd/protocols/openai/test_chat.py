@@ -293,7 +293,7 @@ def test_invalid_response_format_is_rejected(fields, param):
 
 UNSUPPORTED_VALUES: dict[str, list[object]] = {
     "audio": [{"voice": "alloy", "format": "wav"}],
-    "function_call": ["auto", {"name": "f"}],
+    "function_call": [{"name": "f"}],
     "functions": [[{"name": "f"}]],
     "modalities": [["text", "audio"], ["audio"], "text"],
     "moderation": [{"model": "omni-moderation-latest"}],
