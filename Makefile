@@ -31,7 +31,7 @@ test: $(VENV)/.dev $(MODEL) $(EMBEDDER) ## Run the tests, except those marked "l
 test-long: $(VENV)/.dev $(MODEL) $(EMBEDDER) ## Run the tests marked "long"
 	$(BIN)/python -m pytest -m long
 
-test-clients: $(VENV)/.dev $(MODEL) ## Run the tests with client programs, which they install in .cache (1 GB)
+test-clients: $(VENV)/.dev $(MODEL) ## Run the tests with client programs, which they install in .cache (2 GB)
 	$(BIN)/python -m pytest -m clients tests/clients
 
 coverage: $(VENV)/.dev $(MODEL) $(EMBEDDER) ## Run the tests and report coverage
