@@ -5,9 +5,6 @@ import faulthandler
 import sys
 from pathlib import Path
 
-from osaurusd import lean_imports  # noqa: F401  before any other import of the libraries that it imports
-
-# isort: split
 from osaurusd import __version__, config, serve
 from osaurusd.errors import OsaurusError
 from osaurusd.wire import machine, paths

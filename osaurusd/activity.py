@@ -125,23 +125,24 @@ class Activity:
     ) -> None:
         self.clock = clock
         self._wall_clock = wall_clock
-        self._running: dict[str, ActiveRequest] = {}
+        # In order. Ids are not unique: clients choose them.
+        self._running: dict[ActiveRequest, None] = {}
         self._finished: deque[ActiveRequest] = deque(maxlen=MAX_FINISHED)
         self.finished_count = 0
 
     @property
     def running(self) -> list[ActiveRequest]:
         """The running requests, oldest first."""
-        return list(self._running.values())
+        return list(self._running)
 
     def finished(self, after: int = 0) -> list[ActiveRequest]:
         """Return the finished requests with a greater `number`, in the order in which they finished."""
         return [request for request in self._finished if request.number > after]
 
     @contextlib.contextmanager
-    def track_http(self, request_id: str) -> Iterator[ActiveRequest]:
+    def track_http(self) -> Iterator[ActiveRequest]:
         """Open an entry while the block handles an HTTP request."""
-        request = self._open(request_id)
+        request = self._open()
         token = _current.set(request)
         try:
             yield request
@@ -153,7 +154,7 @@ class Activity:
     def track_model(self, model: str) -> Iterator[ActiveRequest]:
         """Add the use of a model to the current request, and record how that ends."""
         current = _current.get()
-        request = self._open(uuid.uuid4().hex) if current is None else self._hold(current)
+        request = self._open() if current is None else self._hold(current)
         request.model = model
         try:
             yield request
@@ -167,8 +168,9 @@ class Activity:
         finally:
             self._release(request)
 
-    def _open(self, request_id: str) -> ActiveRequest:
-        return self._hold(ActiveRequest(request_id, _origin.get(), self._wall_clock(), self.clock()))
+    def _open(self) -> ActiveRequest:
+        # Not the id of the HTTP request, which its client may choose.
+        return self._hold(ActiveRequest(uuid.uuid4().hex, _origin.get(), self._wall_clock(), self.clock()))
 
     def _hold(self, request: ActiveRequest) -> ActiveRequest:
         """Keep a request among the running ones; one that continues in the background has finished before."""
@@ -177,13 +179,13 @@ class Activity:
             request.ended_at = None
             with contextlib.suppress(ValueError):
                 self._finished.remove(request)
-        self._running[request.id] = request
+        self._running[request] = None
         return request
 
     def _release(self, request: ActiveRequest) -> None:
         request.holds -= 1
         if request.holds == 0:
-            del self._running[request.id]
+            del self._running[request]
             request.ended_at = self.clock()
             self.finished_count += 1
             request.number = self.finished_count

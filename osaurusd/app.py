@@ -14,6 +14,7 @@ from osaurusd import __version__, log, origins
 from osaurusd.activity import Activity
 from osaurusd.admin.daemon import DaemonApi, DaemonInfo
 from osaurusd.admin.degraded import Prerequisites
+from osaurusd.admin.drain import Drain
 from osaurusd.admin.imports import ImportsApi
 from osaurusd.admin.keys import KeysApi
 from osaurusd.admin.models import ModelsApi
@@ -22,14 +23,16 @@ from osaurusd.admin.residency import ResidencyApi
 from osaurusd.admin.routes import add_version_headers, admin_group, check_api_version
 from osaurusd.config import Config, ConfigChange, LiveConfig, Server
 from osaurusd.downloads.manager import PullManager
+from osaurusd.errors import ShuttingDown
 from osaurusd.events import EventBus
 from osaurusd.http.admission import Admission
 from osaurusd.http.api_keys import ApiKeys
 from osaurusd.http.app import create_app, socket_middlewares
-from osaurusd.http.auth import require_api_key
+from osaurusd.http.auth import name_version, require_api_key
 from osaurusd.http.cors import Cors, require_json_body
 from osaurusd.http.errors import as_osaurus_error, error_body, error_response
 from osaurusd.http.fetch import UrlFetcher
+from osaurusd.http.health import health_routes
 from osaurusd.http.listen import url_of
 from osaurusd.http.metrics import HttpMetrics
 from osaurusd.http.openapi import openapi_routes
@@ -112,6 +115,8 @@ class Daemon:
         self._imports = ImportManager(self._catalog)
         self._pins = Pins(state_dir / "residency.json")
         self._metrics = CollectorRegistry()
+        self._admission = Admission(self._get_config)
+        self._drain = Drain(state_dir / "drain.json", self._admission, self._bus, self._metrics)
         pool_metrics = PoolMetrics(self._metrics)
         self._pool = self._create_pool(pool_metrics, power)
         self._response_memory = MemoryStore(lambda: config.current.responses.max_bytes)
@@ -163,13 +168,14 @@ class Daemon:
         create = functools.partial(
             create_app,
             config=self._get_config,
-            admission=Admission(self._get_config),
+            admission=self._admission,
             metrics=metrics,
             activity=self._activity,
         )
         service = Service(self._catalog, self._pool, self._get_config, UrlFetcher().fetch, self._activity)
         client_groups = [
-            openai_routes(service, self._catalog),
+            health_routes(),
+            openai_routes(service, self._catalog, self._pool),
             responses_routes(service, self._responses, self._response_memory),
             *anthropic_routes(service, self._catalog),
             openapi_routes(APIS, self._get_config),
@@ -180,7 +186,7 @@ class Daemon:
         tcp_app = create(
             [*client_groups, self._ollama_group(service, lambda: self._get_config().ollama.allow_management)],
             middlewares=self._tcp_middlewares(cors),
-            response_hooks=[cors.add_headers],
+            response_hooks=[cors.add_headers, name_version(self._requires_key)],
         )
         socket_app = create(
             [*client_groups, self._ollama_group(service, lambda: True), self._admin_group()],
@@ -205,20 +211,26 @@ class Daemon:
     def _tcp_middlewares(self, cors: Cors) -> list[Middleware]:
         """The checks of the TCP ports, outermost first. CORS answers preflight requests, which carry no API key."""
         hosts = BoundHosts([sock.getsockname()[0] for sock in self._sockets])
-
-        def requires_key(request: web.Request) -> bool:
-            return not is_static(request) and self._auth.requires_key(self._get_server_config(), request)
-
         return [
             trusted_hosts(self._get_server_config, hosts),
             cors.check,
             require_json_body,
-            require_api_key(self._keys, requires_key),
+            require_api_key(self._keys, self._requires_key),
         ]
+
+    def _requires_key(self, request: web.Request) -> bool:
+        return not is_static(request) and self._auth.requires_key(self._get_server_config(), request)
 
     def _admin_group(self) -> RouteGroup:
         tls_fault = self._tls.fault if self._tls else None
-        faults = (self._names.fault, self._pins.fault, self._pulls.fault, self._keys.fault, tls_fault)
+        faults = (
+            self._names.fault,
+            self._pins.fault,
+            self._pulls.fault,
+            self._keys.fault,
+            self._drain.fault,
+            tls_fault,
+        )
         daemon = DaemonApi(
             self._info,
             endpoints=self._endpoints,
@@ -227,6 +239,7 @@ class Daemon:
             catalog=self._catalog,
             pool=self._pool,
             pins=self._pins,
+            drain=self._drain,
             log_file=self._log_file,
             startup_faults=[fault for fault in faults if fault is not None],
             reload=self._reload,
@@ -237,7 +250,7 @@ class Daemon:
         imports = ImportsApi(self._catalog, self._imports)
         return admin_group(
             *(daemon.routes, self._models_api.routes, imports.routes, residency.routes, pulls.routes),
-            KeysApi(self._keys).routes,
+            *(KeysApi(self._keys).routes, self._drain.routes),
         )
 
     def _announce(self) -> None:
@@ -287,6 +300,8 @@ class Daemon:
         """Stop accepting, let running requests finish within the grace period, stop the workers, close connections."""
         grace = self._get_server_config().shutdown_grace_seconds
         logger.info("shutting down", grace_seconds=grace)
+        # New requests may still arrive over open connections.
+        self._admission.close(lambda: ShuttingDown("the daemon is shutting down; retry later"))
         for server in servers:
             server.stop_accepting()
         drained = asyncio.create_task(self._pool.drain(grace))

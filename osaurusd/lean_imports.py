@@ -1,6 +1,6 @@
-"""Import structlog without a library that the daemon does not use: a fifth of its start-up time.
+"""Import structlog without a library that osaurusd does not use: up to a fifth of the start-up time of a process.
 
-Must be imported before anything else that imports structlog.
+Other modules import structlog from here.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def _without_rich() -> Iterator[None]:
-    """Hide rich from structlog, which imports it, if it is installed, for tracebacks that the daemon does not show."""
+    """Hide rich from structlog, which imports it, if it is installed, for tracebacks that osaurusd does not show."""
     if "rich" in sys.modules:
         yield
         return

@@ -10,8 +10,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
-import structlog
-
+from osaurusd.lean_imports import structlog
 from osaurusd.redaction import redact_fields
 
 MAX_BYTES = 10 * 1024 * 1024
@@ -99,6 +98,12 @@ def configured(level: str, file: Path, console: TextIO | None) -> Iterator[LogFi
         root.handlers = []
         for handler in handlers:
             handler.close()
+
+
+def current_request_id() -> str | None:
+    """Return the id of the client's request that the current task handles."""
+    request_id = structlog.contextvars.get_contextvars().get("request_id")
+    return None if request_id is None else str(request_id)
 
 
 def set_level(level: str) -> None:

@@ -2,15 +2,21 @@
 
 import contextlib
 import fcntl
+import gc
+import importlib
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # First, as in the daemon: with rich, structlog renders tracebacks so slowly that tests of failures time out.
 import osaurusd.lean_imports  # noqa: F401
+
+# Tests run in parallel: with several threads each, OpenBLAS would mostly wait for a core, and keep others busy.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # isort: split
 import pytest
@@ -19,6 +25,7 @@ from openai import OpenAI
 from tests import daemons, embedding_model, starter_model
 from tests.daemons import Daemon
 
+ROOT = Path(__file__).parents[1]
 SMOLLM = "smollm2-135m-instruct"
 TINY = "tiny"
 MAX_TEMPORARY_LENGTH = 20
@@ -35,8 +42,32 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def pytest_sessionstart() -> None:
-    """Use a short temporary directory: on macOS, the default one leaves no room for the path of a Unix socket."""
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Prepare the process for all tests."""
+    use_short_temporary_directory()
+    # Collecting creates millions of objects, nearly all of which stay.
+    gc.disable()
+    share_compilation(session)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def share_compilation(session: pytest.Session) -> None:
+    """Import a share of the test modules first, so that the processes of a test run do not all compile each of them."""
+    if not hasattr(session.config, "workerinput") or sys.dont_write_bytecode:
+        return
+    number, count = (session.config.workerinput[name] for name in ("workerid", "workercount"))
+    modules = sorted(ROOT.glob("tests/**/test_*.py"))
+    for file in modules[int(number.removeprefix("gw")) :: count]:
+        with contextlib.suppress(Exception, pytest.skip.Exception):  # reported when it is collected
+            importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+
+
+def use_short_temporary_directory() -> None:
+    """On macOS, the default one leaves no room for the path of a Unix socket."""
     if len(tempfile.gettempdir()) > MAX_TEMPORARY_LENGTH:
         # Resolved, because /tmp is a link on macOS, and tests compare paths with those that processes report.
         tempfile.tempdir = os.environ["TMPDIR"] = os.path.realpath("/tmp")

@@ -38,10 +38,16 @@ def has_screen() -> bool:
     return run.returncode == 0
 
 
-def read_status(env: dict[str, str]) -> dict[str, Any]:
-    """Return the output of `osaurusctl status --json` in this environment, without a new process."""
+def invoke(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `osaurusctl` in this environment without a new process, which is several times faster."""
     hidden = dict.fromkeys(os.environ.keys() - env.keys())
-    document: dict[str, Any] = json.loads(CliRunner().invoke(root, ["status", "--json"], env={**env, **hidden}).stdout)
+    result = CliRunner().invoke(root, arguments, env={**env, **hidden})
+    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
+
+
+def read_status(env: dict[str, str]) -> dict[str, Any]:
+    """Return the output of `osaurusctl status --json` in this environment."""
+    document: dict[str, Any] = json.loads(invoke(env, "status", "--json").stdout)
     return document
 
 
@@ -101,14 +107,21 @@ class Mac:
         (self.root / "launchd" / "faults.json").write_text(json.dumps(faults))
 
     def ctl(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run the installed `osaurusctl`."""
-        return self.run(PROGRAMS / "osaurusctl", *arguments, **env)
+        """Run `osaurusctl`: the installed program on a real Mac."""
+        if REAL:
+            return self.run(PROGRAMS / "osaurusctl", *arguments, **env)
+        with contextlib.chdir(self.root):
+            return invoke({**self.env, **env}, *arguments)
 
     def install(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run `osaurusctl install`, on a free port unless the arguments include one."""
         port = [] if "--port" in arguments else ["--port", "0"]
-        path = ["--env", f"PYTHONPATH={self.env['PYTHONPATH']}"] if "PYTHONPATH" in self.env else []
-        return self.ctl("install", *port, *path, *arguments, **env)
+        return self.ctl("install", *port, *self.path_options, *arguments, **env)
+
+    @property
+    def path_options(self) -> list[str]:
+        """Options that pass the PYTHONPATH of the tests to the service."""
+        return ["--env", f"PYTHONPATH={self.env['PYTHONPATH']}"] if "PYTHONPATH" in self.env else []
 
     def launchctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.run("launchctl", *arguments)

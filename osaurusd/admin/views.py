@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from osaurusd.models.metadata import Provenance
 from osaurusd.models.record import ModelRecord
+from osaurusd.platform import memory
 from osaurusd.pool.snapshot import WorkerSnapshot
 from osaurusd.wire.admin import FileInfo, ModelDetails, ModelInfo, WorkerInfo
 
@@ -15,7 +16,7 @@ def worker_info(worker: WorkerSnapshot) -> WorkerInfo:
         state=worker.state,
         pid=worker.pid,
         device=worker.device,
-        memory_bytes=worker.memory_bytes(),
+        memory_bytes=max(worker.mlx_bytes, memory.footprint(worker.pid) if worker.pid is not None else 0),
         needs_bytes=worker.needs_bytes,
         limit_bytes=worker.limit_bytes,
         reserved_bytes=worker.reserved_bytes,
@@ -50,6 +51,8 @@ def model_info(record: ModelRecord, workers: Iterable[WorkerSnapshot] = ()) -> M
         context_length=record.context_length,
         aliases=list(record.aliases),
         worker=worker_info(worker) if worker else None,
+        vision=record.capabilities.vision,
+        vision_refusal=record.vision_refusal,
     )
 
 

@@ -212,6 +212,12 @@ class Vision(Section, frozen=True):
         int,
         count("Width times height of an image, which is checked before it is decoded", unit="pixels", le=MAX_PIXELS),
     ] = 64_000_000
+    feature_cache_bytes: Annotated[
+        int,
+        size(
+            "Size of the features of recent images, for each model, so that a known image is not encoded again; 0: none"
+        ),
+    ] = 256 * MIB
     url_timeout_seconds: Annotated[
         float, seconds("Maximum time to download an image, including redirects", gt=0, le=300)
     ] = 10.0

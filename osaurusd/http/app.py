@@ -1,6 +1,6 @@
 """Building the application of one listener from route groups."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
@@ -14,11 +14,9 @@ from osaurusd.http.metrics import HttpMetrics
 from osaurusd.http.middleware import RequestPipeline, admitted
 from osaurusd.http.paths import HeaderResource, NormalizedPaths
 from osaurusd.http.request import defer_continue
-from osaurusd.http.routes import RouteGroup
+from osaurusd.http.routes import ResponseHook, RouteGroup
 from osaurusd.http.trusted_hosts import trusted_socket_hosts
 from osaurusd.http.websocket import enable_websockets
-
-ResponseHook = Callable[[web.Request, web.StreamResponse], Awaitable[None]]
 
 
 def create_app(

@@ -12,7 +12,15 @@ import ssl
 from collections.abc import Callable
 from socket import AddressFamily
 
-from aiohttp import ClientError, ClientResponse, ClientSession, DummyCookieJar, TCPConnector, hdrs
+from aiohttp import (
+    ClientConnectorCertificateError,
+    ClientError,
+    ClientResponse,
+    ClientSession,
+    DummyCookieJar,
+    TCPConnector,
+    hdrs,
+)
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
@@ -84,6 +92,8 @@ class UrlFetcher:
         except TimeoutError as error:
             limit = f"{settings.url_timeout_seconds:g} s (`vision.url_timeout_seconds`)"
             raise _failed(target, f"it took longer than {limit}") from error
+        except ClientConnectorCertificateError as error:
+            raise _failed(target, "its certificate is not trusted") from error
         except (ClientError, OSError, ValueError) as error:
             raise _failed(target, excerpt(str(error) or type(error).__name__)) from error
         log.info("image downloaded", host=target.host, bytes=len(file))

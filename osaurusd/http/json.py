@@ -18,6 +18,8 @@ T = TypeVar("T")
 # How long a list is encoded before other tasks run.
 _MAX_LOOP_SECONDS = 0.005
 
+_LARGE_BODY_BYTES = 1024 * 1024
+
 # Objects within objects, such as options, whose numbers may be whole floats. Longer lists and schemas are deeper.
 _OPTIONS_DEPTH = 2
 
@@ -35,7 +37,12 @@ async def read_json(request: web.Request, type_: type[T]) -> T:
     """
     if (request.charset or "utf-8").lower() not in _UTF8:
         raise UnsupportedMediaType(f"the body must be UTF-8, not {request.charset!r}")
-    return decode_json(await read_body(request), type_)
+    body = await read_body(request)
+    value = decode_json(body, type_)
+    if len(body) > _LARGE_BODY_BYTES:
+        # Decoding took a while, and so may what follows.
+        await asyncio.sleep(0)
+    return value
 
 
 def decode_json(body: bytes | bytearray, type_: type[T]) -> T:

@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
@@ -20,12 +20,17 @@ from osaurusd.http.metrics import HttpMetrics
 from osaurusd.http.paths import describe_unknown_path
 from osaurusd.http.request import CONTEXT, RequestContext, check_head
 from osaurusd.http.routes import RouteGroup, RouteHandler
+from osaurusd.lean_imports import structlog
 from osaurusd.log import get_logger
 
 log = get_logger(__name__)
 
 MAX_LOGGED_PATH = 256
 REQUEST_ID_HEADER = "x-request-id"
+
+# Safe in logs, in headers and on a command line.
+_CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
 DISCONNECTED = "disconnected"
 """The status of a request whose client disconnected, in the log and in metrics."""
 
@@ -62,7 +67,7 @@ class RequestPipeline:
     async def observe(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Give the request an id, mark its connection as busy, and log and count how the request ended."""
         started = time.perf_counter()
-        request[REQUEST_ID] = uuid.uuid4().hex
+        request[REQUEST_ID] = _request_id(request)
         connection = connection_of(request)
         status: int | str = DISCONNECTED
         with (
@@ -140,14 +145,19 @@ class RequestPipeline:
         return _render(group, InvalidRequest(error.text or error.reason))
 
 
-def current_request_id() -> str | None:
-    """Return the id of the request that is being handled."""
-    request_id = structlog.contextvars.get_contextvars().get("request_id")
-    return None if request_id is None else str(request_id)
+def _request_id(request: web.Request) -> str:
+    """Return the id that the client or a proxy chose, or a new one if there is none that is safe to repeat."""
+    values = request.headers.getall(REQUEST_ID_HEADER, [])
+    if len(values) == 1 and _CLIENT_REQUEST_ID.fullmatch(values[0]):
+        return values[0]
+    return uuid.uuid4().hex
 
 
 def admitted(handler: RouteHandler, activity: Activity) -> RouteHandler:
-    """Wrap a handler so that it counts against `limits.max_requests` and is subject to `limits.request_seconds`.
+    """Wrap a handler that runs a model.
+
+    It counts against `limits.max_requests`, is subject to `limits.request_seconds`, and is not called while the daemon
+    drains.
 
     Args:
         handler: the handler.
@@ -157,11 +167,13 @@ def admitted(handler: RouteHandler, activity: Activity) -> RouteHandler:
     async def handle(request: web.Request) -> web.StreamResponse:
         context = request[CONTEXT]
         deadline = context.deadline = Deadline(context.config.limits.request_seconds, context.started_at)
-        with _recorded(request, activity) as entry, context.admission.admit():
-            async with deadline.enforce():
-                response = await handler(request)
-                entry.status = response.status
-                return response
+        with _recorded(request, activity) as entry:
+            context.admission.check_open()
+            with context.admission.admit():
+                async with deadline.enforce():
+                    response = await handler(request)
+                    entry.status = response.status
+                    return response
 
     return handle
 
@@ -169,7 +181,7 @@ def admitted(handler: RouteHandler, activity: Activity) -> RouteHandler:
 @contextlib.contextmanager
 def _recorded(request: web.Request, activity: Activity) -> Iterator[ActiveRequest]:
     """Record in an entry how the block that handles a request ends."""
-    with activity.track_http(request[REQUEST_ID]) as entry:
+    with activity.track_http() as entry:
         try:
             yield entry
         except (asyncio.CancelledError, ConnectionError):

@@ -27,8 +27,10 @@ DETAILS = get_args(Detail)
 
 # Decoding this much base64 takes a few milliseconds.
 _CHUNK_CHARACTERS = 1024 * 1024
+_CHUNK_BYTES = _CHUNK_CHARACTERS // 4 * 3
 _MAX_DOWNLOADS = 4
 _MAX_DATA_URL_HEAD = 256
+_MAX_SCHEME = 32
 
 _DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
@@ -99,7 +101,7 @@ def _parse_source(value: str, path: str) -> tuple[ImageSource, str]:
         return ImageSource(path, value, is_url=True), ""
     if data_url := _DATA_URL.match(value, 0, _MAX_DATA_URL_HEAD):
         text, media_type = value[data_url.end() :], data_url["type"] or ""
-    elif _SCHEME.match(value):
+    elif _SCHEME.match(value, 0, _MAX_SCHEME):
         raise InvalidRequest(
             f"`{path}`: must be a `data:` URL such as `data:image/png;base64,...`, base64, or an http(s) URL",
             param=path,
@@ -236,16 +238,16 @@ def _referenced(prompt: Prompt) -> Iterator[int]:
 
 async def _decode(text: str, location: Location) -> bytes:
     """Decode base64 strictly, without holding the event loop for long."""
-    decoded = bytearray()
+    pieces: list[bytes] = []
     try:
         for start in range(0, len(text), _CHUNK_CHARACTERS):
             if start:
                 await asyncio.sleep(0)
-                if len(decoded) != start // 4 * 3:
+                if len(pieces[-1]) != _CHUNK_BYTES:
                     raise ValueError("padding in the middle")
-            decoded += binascii.a2b_base64(text[start : start + _CHUNK_CHARACTERS], strict_mode=True)
+            pieces.append(binascii.a2b_base64(text[start : start + _CHUNK_CHARACTERS], strict_mode=True))
     except ValueError as error:
         raise InvalidRequest(
             f"the image is not valid base64: {str(error)[:1].lower()}{str(error)[1:]}", location=location
         ) from error
-    return bytes(decoded)
+    return b"".join(pieces)

@@ -10,7 +10,7 @@ from collections.abc import Container, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from osaurusd.models import embedding, metadata, tokenizers, vision
 
@@ -49,6 +49,13 @@ def find_incompatibility(
     if not complete and metadata.tokenizer_requires_code(tokenizer_config):
         return "the tokenizer requires custom code (`auto_map`), which osaurusd never runs"
     return None
+
+
+def support_of_images(architecture: str | None) -> Literal["yes", "no", "unsupported"]:
+    """Return whether a vision-language model accepts images, serves text only, or cannot be served."""
+    if vision.find_unsupported({"model_type": architecture}) is None:
+        return "yes"
+    return "no" if architecture in supported_architectures() else "unsupported"
 
 
 @cache

@@ -27,6 +27,11 @@ class Capabilities:
     reasoning: bool = False
     vision: bool = False
 
+    @property
+    def input_modalities(self) -> tuple[Literal["text", "image"], ...]:
+        """What requests to the model can contain."""
+        return ("text", "image") if self.vision else ("text",)
+
 
 @dataclass(frozen=True)
 class GenerationDefaults:

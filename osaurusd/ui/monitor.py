@@ -115,7 +115,7 @@ class Monitor:
         sample = Sample(
             time=round(time.time()),
             tokens_per_second=round(sum(worker.tokens_per_second for worker in workers), 1),
-            memory_bytes=sum(worker.memory_bytes() for worker in workers),
+            memory_bytes=self._pool.budget.used_bytes,
             in_flight=sum(worker.in_flight for worker in workers),
             waiting=sum(worker.waiting for worker in workers),
         )
@@ -195,7 +195,7 @@ class Monitor:
 
     def _workers(self) -> list[WorkerEntry]:
         tokens = self._metrics.cached_prompt_tokens()
-        return [views.worker_entry(worker, worker.memory_bytes(), tokens) for worker in self._pool.snapshot()]
+        return [views.worker_entry(worker, tokens) for worker in self._pool.snapshot()]
 
     async def _models(self) -> list[ModelEntry]:
         records, budget = await self._catalog.records(), self._pool.budget.total_bytes

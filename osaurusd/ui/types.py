@@ -9,7 +9,7 @@ from osaurusd.wire.admin import Availability, WorkerState
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """Memory for all models, and the part that is reserved for models."""
+    """Memory for all models, and the part that models hold."""
 
     budget_bytes: int
     used_bytes: int
@@ -44,7 +44,7 @@ class WorkerEntry(msgspec.Struct, frozen=True, kw_only=True):
     """A model in memory, or one that waits for memory or failed.
 
     Attributes:
-        memory_bytes: current memory of its process.
+        memory_bytes: the part of the budget that it holds; all of them together are `Memory.used_bytes`.
         needs_bytes, limit_bytes, reserved_bytes: as in the status of the admin API.
         unloads_at: when the idle model is unloaded, in Unix seconds; null if it is in use or stays loaded.
         prompt_tokens, cached_tokens: since the start of the daemon; the latter came from the prefix cache.
@@ -95,7 +95,7 @@ class RequestEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """The state at one moment, summed over all models."""
+    """The state at one moment, summed over all models; `memory_bytes` is `Memory.used_bytes`."""
 
     time: int
     tokens_per_second: float

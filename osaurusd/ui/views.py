@@ -9,9 +9,6 @@ from osaurusd.pool.snapshot import WorkerSnapshot
 from osaurusd.ui.types import ModelEntry, RequestEntry, WorkerEntry
 from osaurusd.wire.admin import Availability
 
-MEMORY_STEP_BYTES = 1024 * 1024
-"""Memory is rounded, so that its noise is no change."""
-
 
 def model_entry(record: ModelRecord, needs_bytes: int, budget_bytes: int) -> ModelEntry:
     """Describe a model. The reason why it is not available is left out: it may contain paths."""
@@ -34,14 +31,11 @@ def model_entry(record: ModelRecord, needs_bytes: int, budget_bytes: int) -> Mod
     )
 
 
-def worker_entry(
-    worker: WorkerSnapshot, memory_bytes: int, prompt_tokens: Mapping[str, tuple[int, int]]
-) -> WorkerEntry:
+def worker_entry(worker: WorkerSnapshot, prompt_tokens: Mapping[str, tuple[int, int]]) -> WorkerEntry:
     """Describe a worker.
 
     Args:
         worker: its state.
-        memory_bytes: the memory of its process.
         prompt_tokens: by model, the tokens of its prompts, and those of them that came from the prefix cache.
     """
     tokens, cached = prompt_tokens.get(worker.name, (0, 0))
@@ -50,7 +44,7 @@ def worker_entry(
         model=worker.name,
         state=worker.state,
         device=worker.device,
-        memory_bytes=memory_bytes // MEMORY_STEP_BYTES * MEMORY_STEP_BYTES,
+        memory_bytes=worker.held_bytes,
         needs_bytes=worker.needs_bytes,
         limit_bytes=worker.limit_bytes,
         reserved_bytes=worker.reserved_bytes,

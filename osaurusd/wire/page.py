@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 FOLDER = Path(__file__).parents[1] / "ui" / "static"
-"""The built files. Their source is in `ui/`, and `make ui` builds them."""
+"""The built files. Their source is in `osaurusd/ui/frontend/`, and `make ui` builds them."""
 
 ASSETS = "/ui/assets/"
 """Path of the files that the page loads. Their names contain a hash of their content."""

@@ -3,10 +3,6 @@
 import os
 from pathlib import Path
 
-# First, as in the daemon.
-from osaurusd import lean_imports  # noqa: F401
-
-# isort: split
 from osaurusd.platform import memory
 
 LEVEL = Path(os.environ["OSAURUS_HOME"]) / "pressure"

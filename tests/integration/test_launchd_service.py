@@ -25,7 +25,7 @@ def mac() -> Iterator[Mac]:
 
 def test_installed_service_answers_a_chat_request(mac: Mac, tiny_tokenizer: Path) -> None:
     make_tiny(mac.home / "models" / "tiny", tiny_tokenizer)
-    run = mac.install()
+    run = mac.run(macs.PROGRAMS / "osaurusctl", "install", "--port", "0", *mac.path_options)
     assert 0 == run.returncode, run.stderr
 
     service = mac.service()

@@ -202,11 +202,12 @@ def test_conversation_is_the_whole_prompt(tiny: OpenAI) -> None:
 
 def test_daemon_stops_while_websockets_are_open(tiny_tokenizer: Path, home: Path) -> None:
     make_tiny(home / "models" / SMOLLM, tiny_tokenizer)
+    (home / "config.toml").write_text("[server]\nshutdown_grace_seconds = 600\n")
     with daemons.running(home) as daemon, OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
         with client.responses.connect() as idle, client.responses.connect() as busy:
             idle.response.create(model=SMOLLM, input="Hello", max_output_tokens=2)
             final_response(idle)
-            busy.response.create(model=SMOLLM, input="Hello", max_output_tokens=2000)
+            busy.response.create(model=SMOLLM, input="Hello", max_output_tokens=500)
             assert "response.created" == busy.recv().type
             daemon.process.send_signal(signal.SIGTERM)
             response = final_response(busy)

@@ -18,7 +18,7 @@ import pytest
 
 from tests import daemons
 from tests.daemons import UnixConnection, wait_until
-from tests.macs import read_status
+from tests.macs import invoke, read_status
 
 FAKES = Path(__file__).parents[1] / "fakes"
 PROGRAMS = Path(sys.executable).parent
@@ -53,19 +53,15 @@ class Account:
         return manager
 
     def ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [PROGRAMS / "osaurusctl", *arguments],
-            env=self.env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_SECONDS,
-            check=False,
-        )
+        return invoke(self.env, *arguments)
 
     def install(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.ctl(*self.install_arguments, *arguments)
+
+    @property
+    def install_arguments(self) -> list[str]:
         path = ["--env", f"PYTHONPATH={self.env['PYTHONPATH']}"] if "PYTHONPATH" in self.env else []
-        return self.ctl("install", "--port", "0", *path, *arguments)
+        return ["install", "--port", "0", *path]
 
     def service(self) -> dict[str, Any]:
         service: dict[str, Any] = read_status(self.env)["service"]
@@ -96,7 +92,8 @@ def linux(account: Account) -> Iterator[Account]:
 
 
 def test_installed_service_restarts_after_a_kill_and_obeys_commands(linux: Account) -> None:
-    run = linux.install()
+    command = [PROGRAMS / "osaurusctl", *linux.install_arguments]
+    run = subprocess.run(command, env=linux.env, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
     assert 0 == run.returncode, run.stderr
     assert "enable-linger" in run.stderr
     service = linux.service()

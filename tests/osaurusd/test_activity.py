@@ -23,7 +23,7 @@ def activity():
 
 def test_http_request_and_its_model_are_one_entry(activity):
     set_origin("openai", "/chat/completions")
-    with activity.track_http("1") as request:
+    with activity.track_http() as request:
         request.status = 200
         with activity.track_model("one") as same:
             assert same is request
@@ -37,8 +37,16 @@ def test_http_request_and_its_model_are_one_entry(activity):
     assert (request.prompt_tokens, request.cached_tokens, request.output_tokens) == (10, 4, 20)
 
 
+def test_requests_may_have_the_same_id(activity):
+    with activity.track_http("1") as first:
+        with activity.track_http("1") as second:
+            assert [first, second] == activity.running
+        assert [first] == activity.running
+    assert [second, first] == activity.finished()
+
+
 def test_failure_has_the_code_of_the_error(activity):
-    with pytest.raises(QueueFull), activity.track_http("1") as request, activity.track_model("one"):
+    with pytest.raises(QueueFull), activity.track_http() as request, activity.track_model("one"):
         raise QueueFull("full")
     assert (request.state, request.code) == (RequestState.FAILED, "queue_full")
 
@@ -70,7 +78,7 @@ async def test_work_that_continues_in_the_background_reopens_its_entry(activity)
             await released.wait()
             request.output_completed(1, 0, 1, 0.1)
 
-    with activity.track_http("1") as request:
+    with activity.track_http() as request:
         task = asyncio.create_task(work())
         request.status = 200
     assert [request] == activity.finished()
@@ -96,10 +104,10 @@ def test_counted_prompt_is_kept_although_nothing_was_generated(activity):
 
 
 def test_only_the_last_requests_are_kept(activity):
-    for number in range(MAX_FINISHED + 5):
-        with activity.track_http(str(number)):
+    for _ in range(MAX_FINISHED + 5):
+        with activity.track_http():
             pass
     kept = activity.finished()
-    assert (MAX_FINISHED, "5") == (len(kept), kept[0].id)
+    assert (MAX_FINISHED, 6) == (len(kept), kept[0].number)
     assert [kept[-1]] == activity.finished(after=kept[-2].number)
     assert activity.finished_count == MAX_FINISHED + 5

@@ -18,7 +18,7 @@ def publish(bus, *models):
 
 
 async def read_models(events, count):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         return [(await anext(events)).model for _ in range(count)]
 
 

@@ -10,6 +10,7 @@ from osaurusd.app import APIS
 from osaurusd.config import Config, Input
 from osaurusd.http.app import create_app
 from osaurusd.http.errors import STATUS
+from osaurusd.http.health import health_routes
 from osaurusd.http.json import decode_json
 from osaurusd.http.openapi import ADMIN_ERRORS, PREFIXES, document, openapi_routes
 from osaurusd.protocols.anthropic.routes import anthropic_routes
@@ -46,7 +47,8 @@ def test_routes_and_paths_correspond():
         for server in item.get("servers", DOCUMENT["servers"])
     }
     groups = [
-        openai_routes(None, None),
+        health_routes(),
+        openai_routes(None, None, None),
         responses_routes(None, None, None),
         *anthropic_routes(None, None),
         ollama_routes(

@@ -4,10 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from osaurusd.config import Input
 from osaurusd.http.errors import error_type
+from osaurusd.http.health import Health
 from osaurusd.http.openapi import Api, Operation, Schema, Stream
 from osaurusd.inference import limits
 from osaurusd.inference.limits import EACH, InputLimit
@@ -26,13 +25,6 @@ from osaurusd.protocols.openai.output_format import UNSUPPORTED
 from osaurusd.protocols.openai.rerank import RERANK_PATHS, RerankBody, RerankResponse
 from osaurusd.protocols.openai.tools import MODES, REQUIRED
 from osaurusd.wire.errors import ErrorBody, ErrorCode, ErrorEnvelope
-
-
-class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """The response of `GET /health`."""
-
-    status: str
-
 
 _MESSAGES = [{"role": "user", "content": "Say hello."}]
 _MODEL = "llama-3.2-3b-instruct"
@@ -58,7 +50,17 @@ _WEATHER = {
 
 OPERATIONS = (
     Operation(
-        method="get", path="/health", id="health", summary="Check that the daemon serves requests", response=Health
+        method="get", path="/health", id="health", summary="Check that the daemon serves its ports", response=Health
+    ),
+    Operation(
+        method="get", path="/health/live", id="live", summary="Check that the daemon serves its ports", response=Health
+    ),
+    Operation(
+        method="get",
+        path="/health/ready",
+        id="ready",
+        summary="Check that the daemon accepts requests for models",
+        response=Health,
     ),
     Operation(method="get", path="/models", id="listModels", summary="List the available models", response=ModelList),
     Operation(

@@ -76,7 +76,7 @@ class LiveServer:
         reader, writer = await self.connect()
         try:
             writer.write(data)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 return parse_response(await reader.read())
         finally:
             writer.close()
@@ -98,7 +98,7 @@ class LiveServer:
 
     async def wait_until_unused(self) -> None:
         """Wait until the server has no connections."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while self.connection_count:  # noqa: ASYNC110  the server has no event for it
                 await asyncio.sleep(0.01)
 

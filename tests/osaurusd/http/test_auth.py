@@ -152,7 +152,7 @@ async def test_key_is_checked_before_the_body_is_read(protected, server):
     writer.write(
         b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n{"
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert b"HTTP/1.1 401" in await reader.readuntil(b"\r\n")
     writer.close()
     assert [] == protected.calls
@@ -167,7 +167,7 @@ async def test_credentials_are_ignored_where_no_key_is_required(protected, serve
 async def test_revoked_key_is_rejected_on_an_open_connection(protected, server):
     request = f"GET / HTTP/1.1\r\nHost: localhost\r\nx-api-key: {protected.key}\r\n\r\n".encode()
     reader, writer = await server.connect()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         writer.write(request)
         assert b"HTTP/1.1 200" in await reader.readuntil(b"\r\n")
         await reader.readuntil(b"hello")

@@ -255,7 +255,7 @@ async def test_bodies_in_memory_are_limited_and_released(logged):
         reader, writer = await server.connect()
         head = b"POST /raw HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 10000\r\n\r\n"
         writer.write(head + bytes(9_999))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while admission.buffered_bytes < 9_999:  # noqa: ASYNC110  there is no event for it
                 await asyncio.sleep(0.01)
         rejected = await server.request("POST", "/raw", body=bytes(10_000))

@@ -163,7 +163,7 @@ async def test_invalid_frames_end_the_import_and_leave_no_files(imports, models,
     events = imports.run(path, "m")
     pid = int((await anext(events)).stage)
     with pytest.raises((framing.FrameError, OsaurusError)):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await anext(events)
     assert not is_running(pid)
     assert list_names(models) == []
@@ -182,7 +182,7 @@ async def test_closing_the_iterator_kills_the_process_and_leaves_no_files(import
     (staging,) = list_names(models)
     assert staging.startswith(STAGING_PREFIXES[0])
     assert (models / staging / "weights").exists()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await events.aclose()
     assert not is_running(pid)
     assert list_names(models) == []

@@ -29,7 +29,7 @@ async def make_pool(processes):
         return pools[-1]
 
     yield make_pool
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         for pool in pools:
             await pool.close()
 

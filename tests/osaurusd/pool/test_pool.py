@@ -224,7 +224,7 @@ async def test_a_worker_that_exits_right_after_loading_fails_the_lease(pool, mod
     # The loop finds Hello, Loaded and the end of file in one iteration.
     block_until(lambda: is_dead(child))
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(WorkerCrashed):
             await request
 
@@ -268,7 +268,7 @@ async def test_the_lease_after_a_crash_starts_a_new_worker(pool, model, iteratio
         await lease_and_generate(pool, model(), "crash")
     await turns(iterations)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert await lease_and_generate(pool, model(), "again") == "again "
 
     assert received(model()) == ["load", "generate", "load", "generate"]
@@ -290,7 +290,7 @@ async def test_a_lease_that_outlives_its_worker_fails(pool, model):
         with pytest.raises(WorkerCrashed):
             await generate_text(worker, "crash")
 
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             with pytest.raises(WorkerCrashed):
                 await generate_text(worker)
 

@@ -54,7 +54,7 @@ async def running_backend(tmp_path, *repos, config=Config, download=None, **sett
     try:
         yield Backend(folders, catalog, pool, Service(catalog, pool, config, download))
     finally:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await pool.close()
 
 
@@ -62,7 +62,7 @@ def client_groups(backend):
     """Return the routes of all protocols."""
     memory = MemoryStore(lambda: 10**6)
     return [
-        openai_routes(backend.service, backend.catalog),
+        openai_routes(backend.service, backend.catalog, backend.pool),
         responses_routes(backend.service, memory, memory),
         *anthropic_routes(backend.service, backend.catalog),
         ollama_routes(

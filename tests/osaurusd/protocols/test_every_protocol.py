@@ -7,6 +7,8 @@ import pytest
 from aiohttp import ClientSession
 
 from osaurusd.config import Config, Server
+from osaurusd.errors import Draining
+from osaurusd.http.admission import Admission
 from osaurusd.http.app import create_app
 from osaurusd.http.cors import Cors, require_json_body
 from tests.osaurusd.http.serve import serving
@@ -36,10 +38,12 @@ class Served:
 
     Attributes:
         folder: the folder of the model.
+        admission: counts and rejects requests.
     """
 
-    def __init__(self, server, folder):
+    def __init__(self, server, folder, admission):
         self.server = server
+        self.admission = admission
         self._folder = folder
 
     @property
@@ -55,9 +59,11 @@ async def served(tmp_path):
     async with running_backend(tmp_path, REPO) as backend:
         cors = Cors(lambda: config.server)
         middlewares, hooks = [cors.check, require_json_body], [cors.add_headers]
-        app = create_app(client_groups(backend), lambda: config, middlewares=middlewares, response_hooks=hooks)
+        admission = Admission(lambda: config)
+        groups = client_groups(backend)
+        app = create_app(groups, lambda: config, admission=admission, middlewares=middlewares, response_hooks=hooks)
         async with serving(app, config) as server:
-            yield Served(server, backend.folders[0])
+            yield Served(server, backend.folders[0], admission)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -129,3 +135,59 @@ async def test_whole_floats_are_integers(served, path, body):
     content = json.dumps({"model": MODEL, **body}).encode()
     response = await served.server.request("POST", path, "Content-Type: application/json", body=content)
     assert 200 == response.status, response.body
+
+
+REQUESTS = {
+    **STALLED,
+    "/v1/messages/count_tokens": {"messages": user("x")},
+    "/v1/embeddings": {"input": "x"},
+    "/v1/rerank": {"query": "x", "documents": ["y"]},
+    "/v1/decisions": {"input": "x", "questions": [{"name": "q", "type": "boolean", "text": "?"}]},
+    "/v1/responses/input_tokens": {"input": "x"},
+    "/v1/responses/compact": {"input": "x"},
+    "/api/embed": {"input": "x"},
+    "/api/embeddings": {"prompt": "x"},
+}
+
+
+def error_code(path, body):
+    """Return what identifies the error in the format of the API."""
+    if path.startswith("/v1/messages"):
+        assert ("error", "overloaded_error") == (body["type"], body["error"]["type"])
+        return body["error"]["message"]
+    return body["error"] if path.startswith("/api") else body["error"]["code"]
+
+
+@pytest.mark.parametrize("path", REQUESTS)
+async def test_draining_daemon_rejects_requests_in_the_format_of_the_api(served, path):
+    served.admission.close(lambda: Draining("draining"))
+    body = json.dumps({"model": MODEL, **REQUESTS[path]}).encode()
+    response = await served.server.request("POST", path, "Content-Type: application/json", body=body)
+
+    assert (503, "5") == (response.status, response.headers["Retry-After"])
+    assert "draining" == error_code(path, response.json)
+    assert [] == served.received
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/" + MODEL, "/api/tags", "/api/ps", "/api/version"])
+async def test_draining_daemon_still_lists_its_models(served, path):
+    served.admission.close(lambda: Draining("draining"))
+
+    assert 200 == (await served.server.request("GET", path)).status
+
+
+async def test_draining_daemon_rejects_a_websocket(served):
+    served.admission.close(lambda: Draining("draining"))
+    upgrade = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
+    response = await served.server.request("GET", "/v1/responses", *upgrade, f"Sec-WebSocket-Key: {'eHh4' * 5}eA==")
+
+    assert (503, "draining") == (response.status, response.error["code"])
+
+
+@pytest.mark.parametrize("path", STALLED)
+async def test_client_chosen_id_is_in_the_headers_of_responses_streams_and_errors(served, path):
+    for fields, status in (({}, 200), ({"stream": True}, 200), ({"model": "none"}, 404)):
+        content = json.dumps({"model": MODEL, **STALLED[path], **fields}).replace("stall", "to be").encode()
+        headers = ["Content-Type: application/json", "X-Request-Id: trace-7"]
+        response = await served.server.request("POST", path, *headers, body=content)
+        assert (status, "trace-7") == (response.status, response.headers["X-Request-Id"])

@@ -17,7 +17,7 @@ from osaurusd.ui.monitor import MAX_PAGES, MAX_SAMPLES, MAX_UNREAD, MODELS_TICKS
 from osaurusd.wire.admin import WorkerState
 from tests.osaurusd.models import disk
 
-READY = WorkerSnapshot(key="org/one", name="one", state=WorkerState.READY, mlx_bytes=3 * 2**20 + 5, needs_bytes=7)
+READY = WorkerSnapshot(key="org/one", name="one", state=WorkerState.READY, held_bytes=3 * 2**20, needs_bytes=7)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ class EmbeddingRunner:
         apply_limits(frame, runner.engine.pass_bytes)
         return runner
 
-    def prepare(self, frame: messages.Request) -> EncoderRequest:
+    def prepare(self, frame: messages.Request, _: Sequence[bytes] = ()) -> EncoderRequest:
         """Tokenize the inputs of a request. Safe on any thread.
 
         Raises:

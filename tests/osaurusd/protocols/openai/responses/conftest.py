@@ -58,7 +58,7 @@ class Socket:
 
     async def receive(self):
         """Return the next event as JSON."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             message = await self.socket.receive()
         assert aiohttp.WSMsgType.TEXT is message.type, message
         event = json.loads(message.data)
@@ -85,7 +85,7 @@ class Socket:
 
     async def close_code(self):
         """Wait until the server closes the connection."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             message = await self.socket.receive()
         assert message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED), message
         return self.socket.close_code

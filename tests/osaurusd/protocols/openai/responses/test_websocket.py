@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from osaurusd.config import Config, Defaults, Limits, Server
+from osaurusd.errors import Draining
 from osaurusd.http.connection import MAX_PIPELINED_BYTES
 from osaurusd.protocols.openai.responses.websocket import MAX_LANES, MAX_RESPONSES
 from tests.osaurusd.pool.helpers import until
@@ -208,7 +209,7 @@ async def test_message_beyond_the_size_of_bodies_closes_the_connection(served):
 async def test_declared_size_is_checked_before_the_message_arrives(served):
     reader, writer = await open_raw(served)
     writer.write(frame(TEXT, length=2**40))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         answer = await reader.read()
     assert struct.pack("!H", 1009) == answer[2:4]
     writer.close()
@@ -221,7 +222,7 @@ async def test_invalid_frame_closes_the_connection(served, data):
     reader, writer = await open_raw(served)
     writer.write(data)
     writer.write_eof()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await reader.read()
     await served.server.wait_until_unused()
     writer.close()
@@ -231,7 +232,7 @@ async def test_ping_is_answered_while_a_response_is_generated(served):
     reader, writer = await open_raw(served)
     event = f'{{"type": "response.create", "model": "{MODEL}", "input": "stall"}}'.encode()
     writer.write(frame(TEXT, event) + frame(PING, b"hello"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await reader.readuntil(b"\x8a\x05hello")
     writer.close()
     await served.server.wait_until_unused()
@@ -309,3 +310,28 @@ async def test_request_that_cannot_be_upgraded_is_rejected(served, headers, stat
     response = await served.server.request("GET", "/v1/responses", *headers)
     assert status == response.status
     assert response.error["message"]
+
+
+async def test_draining_finishes_the_responses_that_were_asked_for_before(served):
+    async with served.connect() as socket:
+        await socket.send(input="slow", stream_id="a")
+        await socket.send(input="to be", stream_id="a")
+        await until(lambda: served.admission.requests == 1)
+        # The second message waits in its lane. A third one makes sure that it has been received.
+        assert "invalid_request" == (await socket_error(socket, type="x"))["code"]
+        served.admission.close(lambda: Draining("draining"))
+        rejected = await socket_error(socket, input="x", stream_id="b")
+        assert "draining" == rejected["code"]
+        completed = 0
+        while completed < 2:
+            completed += (await socket.receive())["type"] == "response.completed"
+        served.admission.reopen()
+        assert "completed" == (await socket.respond(input="x", stream_id="b"))["status"]
+
+
+async def socket_error(socket, **event):
+    """Send an event that is rejected, and return the error. Other lanes may have events meanwhile."""
+    await socket.send(**event)
+    while (received := await socket.receive())["type"] != "error":
+        assert "response." in received["type"]
+    return received["error"]
