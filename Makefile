@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 MODEL = .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 EMBEDDER = .cache/all-minilm-l6-v2/config.json
+UI = osaurusd/ui/frontend
 MINUTES ?= 10
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Two more than the CPUs: tests wait for other processes, too. At most 4, because each loads models.
@@ -13,7 +14,7 @@ PYTEST = -m "not long and not clients" --numprocesses $(PROCESSES) --dist loadfi
 # Tests start hundreds of processes, which share compiled modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo demo-stop test test-long test-clients client-locks test-mac coverage soak lint format docs run bench screenshot check-recommended dist constraints man clean
+.PHONY: help demo demo-stop test test-long test-clients client-locks test-mac coverage ui soak lint format docs run bench screenshot check-recommended dist constraints man clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +42,9 @@ coverage: $(VENV)/.dev $(MODEL) $(EMBEDDER) ## Run the tests and report coverage
 
 test-mac: $(VENV)/.dev $(MODEL) ## Check the service and the engine on this Mac (10 minutes), and write a JSON report
 	$(BIN)/python -m tests.mac $(MAC)
+
+ui: $(UI)/node_modules/.installed ## Check, test and build the web page in osaurusd/ui/static; needs Node.js
+	cd $(UI) && npm run check && npm test && npm run build
 
 soak: $(VENV)/.dev $(MODEL) ## Stress a daemon for MINUTES (10) and check for leaks; SEED=1 repeats a run
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) $${SEED:+--seed "$$SEED"} $(SOAK)
@@ -78,7 +82,7 @@ dist: $(VENV)/.release ## Build the source distribution and the wheel, and check
 
 constraints: $(VENV)/.release ## Update constraints.txt to the newest versions of all dependencies
 	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --fork-strategy fewest --no-annotate \
-		--custom-compile-command "make constraints" --group dev --group docs --group release \
+		--custom-compile-command "make constraints" --extra vision --group dev --group docs --group release \
 		--output-file constraints.txt pyproject.toml
 
 client-locks: $(VENV)/.release ## Update the versions of the client programs in tests/clients; needs npm
@@ -93,7 +97,7 @@ man: $(VENV)/.installed ## Write the manual pages in man/ from the help of the c
 	$(BIN)/python -m osaurusctl.manual man
 
 clean: ## Remove everything that these targets create
-	rm -rf $(VENV) .cache .demo .coverage .coverage.* dist site
+	rm -rf $(VENV) $(UI)/node_modules .cache .demo .coverage .coverage.* dist site
 
 $(VENV)/.python:
 	@echo "Creating a virtual environment in $(VENV) ..."
@@ -108,6 +112,7 @@ $(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.installed
 	@echo "Installing test and lint dependencies ..."
 	@$(PIP_INSTALL) --group dev
+	@$(PIP_INSTALL) --no-deps mlx-vlm  # only its model code is used, which needs Pillow
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.python pyproject.toml constraints.txt
@@ -118,6 +123,11 @@ $(VENV)/.docs: $(VENV)/.python pyproject.toml constraints.txt
 $(VENV)/.release: $(VENV)/.python pyproject.toml constraints.txt
 	@echo "Installing release tools ..."
 	@$(PIP_INSTALL) --group release
+	@touch $@
+
+$(UI)/node_modules/.installed: $(UI)/package.json $(UI)/package-lock.json
+	@echo "Installing the packages that build the web page ..."
+	@cd $(UI) && npm ci --no-audit --no-fund --loglevel=error
 	@touch $@
 
 $(MODEL): $(VENV)/.python tests/starter_model.py tests/packages.py

@@ -32,6 +32,7 @@ SECTIONS = {
     },
     "Running": {
         "run": f"{_PACKAGE}.chat:run",
+        "ui": f"{_PACKAGE}.ui:ui",
         "embed": f"{_PACKAGE}.retrieval:embed",
         "rerank": f"{_PACKAGE}.retrieval:rerank",
         "launch": f"{_PACKAGE}.launch:launch",
@@ -49,6 +50,8 @@ SECTIONS = {
         "down": f"{_PACKAGE}.service:down",
         "status": f"{_PACKAGE}.status:status",
         "restart": f"{_PACKAGE}.service:restart",
+        "drain": f"{_PACKAGE}.drain:drain",
+        "undrain": f"{_PACKAGE}.drain:undrain",
         "serve": f"{_PACKAGE}.service:serve",
         "install": f"{_PACKAGE}.service:install",
         "uninstall": f"{_PACKAGE}.service:uninstall",
@@ -91,6 +94,8 @@ _SYNONYMS = {
     "log": "logs",
     "quit": "down",
     "settings": "config",
+    "cordon": "drain",
+    "uncordon": "undrain",
 }
 """What other tools call a command."""
 

@@ -40,6 +40,7 @@ from osaurusd.wire.admin import (
     WorkerInfo,
 )
 from osaurusd.wire.diagnosis import Diagnosis
+from osaurusd.wire.drain import DrainRequest, DrainStatus
 from osaurusd.wire.errors import ErrorEnvelope
 from osaurusd.wire.imports import CheckedModel, CheckRequest, ImportRoute, ImportStreamEvent, QuantizeEvent
 from osaurusd.wire.keys import KeyInfo, KeyRequest, KeyRoute, NewKey, RevokeRequest
@@ -159,6 +160,13 @@ class Client:
         """Request a shutdown from a daemon of any version. The daemon is still running when this returns."""
         reply = self._request("POST", Route.SHUTDOWN, {}, timeout=self._timeout, any_version=True)
         return _decode(reply.body, ShutdownReply)
+
+    def drain_status(self) -> DrainStatus:
+        return self._get(Route.DRAIN, DrainStatus)
+
+    def set_draining(self, *, draining: bool) -> DrainStatus:
+        """Make the daemon reject new requests, or accept them again. Requests in flight continue."""
+        return self._post(Route.DRAIN, DrainRequest(draining=draining), DrainStatus)
 
     def models(self) -> list[ModelInfo]:
         return self._get(Route.MODELS, list[ModelInfo])

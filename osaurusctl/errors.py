@@ -42,6 +42,7 @@ HINTS = {
     ErrorCode.CONFIG_ERROR: 'run "osaurusctl config check" to validate the file; "osaurusctl config path" prints '
     "its path",
     ErrorCode.CONTEXT_LENGTH_EXCEEDED: 'run "osaurusctl ls" to see the context length of each model',
+    ErrorCode.DRAINING: 'run "osaurusctl undrain" to accept requests again',
     ErrorCode.SHUTTING_DOWN: 'wait until it has stopped, then run "osaurusctl up"',
     ErrorCode.NOT_SERVING: 'run "osaurusctl doctor" for details; the daemon recovers once the cause is fixed',
     ErrorCode.LOAD_FAILED: _SEE_LOG,

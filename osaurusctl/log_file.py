@@ -16,7 +16,9 @@ from osaurusctl.formatting import parse_duration
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
-_POLL_SECONDS = 0.2
+POLL_SECONDS = 0.2
+"""How often to look for new records."""
+
 _STANDARD_FIELDS = frozenset({"timestamp", "level", "event", "logger", "exception"})
 
 
@@ -66,18 +68,27 @@ def follow(
     file: Path, log_filter: LogFilter, stream: TextIO | None, wait: Callable[[float], None] = time.sleep
 ) -> Iterator[dict[str, Any]]:
     """Yield matching records as the daemon writes them, starting at the position of `stream`. Never ends."""
+    for record in poll(file, log_filter, stream):
+        if record is None:
+            wait(POLL_SECONDS)
+        else:
+            yield record
+
+
+def poll(file: Path, log_filter: LogFilter, stream: TextIO | None) -> Iterator[dict[str, Any] | None]:
+    """Like `follow`, but yield None whenever everything is read, instead of waiting."""
     while True:
         if stream is not None:
             yield from (record for record in _complete_records(stream) if log_filter.matches(record))
             if not _is_rotated(stream, file):
-                wait(_POLL_SECONDS)
+                yield None
                 continue
             # The daemon may have written to the old file until it rotated it; read the rest.
             yield from (record for record in _complete_records(stream) if log_filter.matches(record))
             stream.close()
         stream = open_log(file)
         if stream is None:
-            wait(_POLL_SECONDS)
+            yield None
 
 
 def format_record(record: dict[str, Any]) -> str:

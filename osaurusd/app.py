@@ -3,18 +3,18 @@
 import asyncio
 import functools
 import os
-import signal
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from osaurusd import __version__, log, origins
+from osaurusd.activity import Activity
 from osaurusd.admin.daemon import DaemonApi, DaemonInfo
 from osaurusd.admin.degraded import Prerequisites
+from osaurusd.admin.drain import Drain
 from osaurusd.admin.imports import ImportsApi
 from osaurusd.admin.keys import KeysApi
 from osaurusd.admin.models import ModelsApi
@@ -23,13 +23,16 @@ from osaurusd.admin.residency import ResidencyApi
 from osaurusd.admin.routes import add_version_headers, admin_group, check_api_version
 from osaurusd.config import Config, ConfigChange, LiveConfig, Server
 from osaurusd.downloads.manager import PullManager
+from osaurusd.errors import ShuttingDown
 from osaurusd.events import EventBus
 from osaurusd.http.admission import Admission
 from osaurusd.http.api_keys import ApiKeys
 from osaurusd.http.app import create_app, socket_middlewares
-from osaurusd.http.auth import require_api_key
+from osaurusd.http.auth import name_version, require_api_key
 from osaurusd.http.cors import Cors, require_json_body
 from osaurusd.http.errors import as_osaurus_error, error_body, error_response
+from osaurusd.http.fetch import UrlFetcher
+from osaurusd.http.health import health_routes
 from osaurusd.http.listen import url_of
 from osaurusd.http.metrics import HttpMetrics
 from osaurusd.http.openapi import openapi_routes
@@ -41,7 +44,7 @@ from osaurusd.imports.manager import ImportManager
 from osaurusd.inference.service import Service
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.names import NameRegistry
-from osaurusd.models.roots import hub_cache
+from osaurusd.models.roots import extra_roots, hub_cache
 from osaurusd.platform import service_manager
 from osaurusd.platform.power import PowerAssertion
 from osaurusd.pool.config import PoolConfig
@@ -59,31 +62,19 @@ from osaurusd.protocols.ollama.models import Models
 from osaurusd.protocols.ollama.routes import ollama_routes
 from osaurusd.protocols.openai import openapi as openai_openapi
 from osaurusd.protocols.openai.responses import openapi as responses_openapi
-from osaurusd.protocols.openai.responses.disk_store import DiskStore
+from osaurusd.protocols.openai.responses.disk_store import create_store
 from osaurusd.protocols.openai.responses.routes import responses_routes
-from osaurusd.protocols.openai.responses.store import MemoryStore, ObjectStore
+from osaurusd.protocols.openai.responses.store import MemoryStore
 from osaurusd.protocols.openai.routes import openai_routes
-from osaurusd.ui.index import ui_routes
+from osaurusd.ui import openapi as ui_openapi
+from osaurusd.ui.monitor import Monitor
+from osaurusd.ui.routes import is_static, ui_routes
+from osaurusd.wire.page import Mode, Page
 
 logger = log.get_logger(__name__)
 
-APIS = (openai_openapi.API, responses_openapi.API, anthropic_openapi.API, ollama_openapi.API)
+APIS = (openai_openapi.API, responses_openapi.API, anthropic_openapi.API, ollama_openapi.API, ui_openapi.API)
 """The APIs that `/openapi.json` describes."""
-
-
-class StopRequest:
-    """A signal or a client requests a graceful shutdown; a second signal makes it immediate."""
-
-    def __init__(self) -> None:
-        self.requested = asyncio.Event()
-        self.immediate = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
-
-    def _on_signal(self) -> None:
-        if self.requested.is_set():
-            self.immediate.set()
-        self.requested.set()
 
 
 class Daemon:
@@ -105,7 +96,7 @@ class Daemon:
         info: DaemonInfo,
         keys: ApiKeys,
         log_file: log.LogFile,
-        stop: StopRequest,
+        stop: service_manager.StopRequest,
     ) -> None:
         self._sockets = prerequisites.sockets
         self._auth = prerequisites.auth
@@ -120,13 +111,16 @@ class Daemon:
         power = PowerAssertion()
         self._bus = EventBus()
         self._names = NameRegistry(state_dir / "names.json")
-        self._catalog = Catalog(info.paths.models_dir, hub_cache(), self._names, _extra_roots(config.current))
+        self._catalog = Catalog(info.paths.models_dir, hub_cache(), self._names, extra_roots(config.current))
         self._imports = ImportManager(self._catalog)
         self._pins = Pins(state_dir / "residency.json")
         self._metrics = CollectorRegistry()
-        self._pool = self._create_pool(power)
+        self._admission = Admission(self._get_config)
+        self._drain = Drain(state_dir / "drain.json", self._admission, self._bus, self._metrics)
+        pool_metrics = PoolMetrics(self._metrics)
+        self._pool = self._create_pool(pool_metrics, power)
         self._response_memory = MemoryStore(lambda: config.current.responses.max_bytes)
-        self._responses = _response_store(config, state_dir / "responses.db", self._response_memory)
+        self._responses = create_store(config, state_dir / "responses.db", self._response_memory)
         self._pressure = PressureRelief(self._pool)
         self._metrics.register(self._pressure)
         self._pulls = PullManager(
@@ -137,11 +131,15 @@ class Daemon:
             bus=self._bus,
             power=power,
         )
+        self._activity = Activity()
+        self._monitor = Monitor(
+            info.instance, self._catalog, self._pool, pool_metrics, self._activity, self._get_config
+        )
         self._models_api = ModelsApi(self._catalog, self._pool, self._pins, self._imports, self._pulls)
 
-    def _create_pool(self, power: PowerAssertion) -> Pool:
+    def _create_pool(self, metrics: PoolMetrics, power: PowerAssertion) -> Pool:
         config = PoolConfig.from_config(self._config.current)
-        pool = Pool(config, events=self._bus, metrics=PoolMetrics(self._metrics), power=power)
+        pool = Pool(config, events=self._bus, metrics=metrics, power=power)
         self._metrics.register(PoolCollector(pool))
         return pool
 
@@ -151,12 +149,14 @@ class Daemon:
         await asyncio.to_thread(self._imports.sweep)
         servers = await self._start_servers(admin_socket)
         self._announce()
-        background = [asyncio.create_task(self._load_pinned_models()), asyncio.create_task(self._pressure.run())]
+        services = (self._load_pinned_models(), self._pressure.run(), self._monitor.run())
+        background = [asyncio.create_task(service) for service in services]
         self._pulls.start()
         await self._stop.requested.wait()
         service_manager.notify("STOPPING=1", "STATUS=finishing running requests")
         for task in background:
             task.cancel()
+        self._monitor.close()
         await self._pulls.close()
         await self._shut_down(servers)
 
@@ -166,22 +166,27 @@ class Daemon:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
         metrics = HttpMetrics(self._metrics)
         create = functools.partial(
-            create_app, config=self._get_config, admission=Admission(self._get_config), metrics=metrics
+            create_app,
+            config=self._get_config,
+            admission=self._admission,
+            metrics=metrics,
+            activity=self._activity,
         )
-        service = Service(self._catalog, self._pool, self._get_config)
+        service = Service(self._catalog, self._pool, self._get_config, UrlFetcher().fetch, self._activity)
         client_groups = [
-            openai_routes(service, self._catalog),
+            health_routes(),
+            openai_routes(service, self._catalog, self._pool),
             responses_routes(service, self._responses, self._response_memory),
             *anthropic_routes(service, self._catalog),
             openapi_routes(APIS, self._get_config),
             RouteGroup("metrics", [Route("GET", "/metrics", metrics.show)], error_response),
-            ui_routes(self._catalog),
+            ui_routes(self._catalog, self._monitor, await asyncio.to_thread(Page.load, Mode.PUBLIC)),
         ]
         cors = Cors(self._get_server_config)
         tcp_app = create(
             [*client_groups, self._ollama_group(service, lambda: self._get_config().ollama.allow_management)],
             middlewares=self._tcp_middlewares(cors),
-            response_hooks=[cors.add_headers],
+            response_hooks=[cors.add_headers, name_version(self._requires_key)],
         )
         socket_app = create(
             [*client_groups, self._ollama_group(service, lambda: True), self._admin_group()],
@@ -206,20 +211,26 @@ class Daemon:
     def _tcp_middlewares(self, cors: Cors) -> list[Middleware]:
         """The checks of the TCP ports, outermost first. CORS answers preflight requests, which carry no API key."""
         hosts = BoundHosts([sock.getsockname()[0] for sock in self._sockets])
-
-        def requires_key(request: web.Request) -> bool:
-            return self._auth.requires_key(self._get_server_config(), request)
-
         return [
             trusted_hosts(self._get_server_config, hosts),
             cors.check,
             require_json_body,
-            require_api_key(self._keys, requires_key),
+            require_api_key(self._keys, self._requires_key),
         ]
+
+    def _requires_key(self, request: web.Request) -> bool:
+        return not is_static(request) and self._auth.requires_key(self._get_server_config(), request)
 
     def _admin_group(self) -> RouteGroup:
         tls_fault = self._tls.fault if self._tls else None
-        faults = (self._names.fault, self._pins.fault, self._pulls.fault, self._keys.fault, tls_fault)
+        faults = (
+            self._names.fault,
+            self._pins.fault,
+            self._pulls.fault,
+            self._keys.fault,
+            self._drain.fault,
+            tls_fault,
+        )
         daemon = DaemonApi(
             self._info,
             endpoints=self._endpoints,
@@ -228,6 +239,7 @@ class Daemon:
             catalog=self._catalog,
             pool=self._pool,
             pins=self._pins,
+            drain=self._drain,
             log_file=self._log_file,
             startup_faults=[fault for fault in faults if fault is not None],
             reload=self._reload,
@@ -238,7 +250,7 @@ class Daemon:
         imports = ImportsApi(self._catalog, self._imports)
         return admin_group(
             *(daemon.routes, self._models_api.routes, imports.routes, residency.routes, pulls.routes),
-            KeysApi(self._keys).routes,
+            *(KeysApi(self._keys).routes, self._drain.routes),
         )
 
     def _announce(self) -> None:
@@ -272,7 +284,7 @@ class Daemon:
             self._tls.reload(change.wanted.server)
         self._config.current = change.effective
         self._pool.configure(PoolConfig.from_config(change.effective))
-        self._catalog.set_extra_roots(_extra_roots(change.effective))
+        self._catalog.set_extra_roots(extra_roots(change.effective))
         self._apply(change.effective)
         return change
 
@@ -288,6 +300,8 @@ class Daemon:
         """Stop accepting, let running requests finish within the grace period, stop the workers, close connections."""
         grace = self._get_server_config().shutdown_grace_seconds
         logger.info("shutting down", grace_seconds=grace)
+        # New requests may still arrive over open connections.
+        self._admission.close(lambda: ShuttingDown("the daemon is shutting down; retry later"))
         for server in servers:
             server.stop_accepting()
         drained = asyncio.create_task(self._pool.drain(grace))
@@ -306,13 +320,3 @@ class Daemon:
 
     def _get_server_config(self) -> Server:
         return self._config.current.server
-
-
-def _extra_roots(config: Config) -> list[Path]:
-    return [Path(root).expanduser() for root in config.models.roots]
-
-
-def _response_store(config: LiveConfig, database: Path, memory: MemoryStore) -> ObjectStore:
-    if config.current.responses.store == "memory":
-        return memory
-    return DiskStore(database, lambda: config.current.responses.max_disk_bytes, memory)

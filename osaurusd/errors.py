@@ -15,7 +15,8 @@ OsaurusError
 │   UnsupportedEncoding         rejected by the HTTP layer before a handler runs
 ├── TooManyRequests, TooManyConnections, TimeLimitExceeded
 ├── Busy, QueueFull, NameTaken, ImportFailed, QuantizationFailed, PullFailed, DiskFull
-├── InsufficientMemory, LoadFailed, WorkerCrashed, SlowClient, ModelUnloaded, ShuttingDown, NotServing
+├── InsufficientMemory, LoadFailed, WorkerCrashed, SlowClient, ModelUnloaded
+├── Draining, ShuttingDown, NotServing
 ├── ConfigError, HomeInUse, ListenFailed
 └── InternalError
 """
@@ -33,6 +34,10 @@ class OsaurusError(Exception):
         param: public path of the field at fault, set where a protocol, the admin API or the configuration is parsed.
         location: neutral position in a generation request (`inference.request.Location`), set everywhere below; each
             protocol maps it to its own field path.
+
+    Attributes:
+        prompt_index: the number of the prompt at fault, if a request has several.
+        retry_after: seconds after which the request may succeed, if that is known.
     """
 
     code: ClassVar[ErrorCode] = ErrorCode.INTERNAL_ERROR
@@ -46,6 +51,7 @@ class OsaurusError(Exception):
         self.param = param
         self.location = location
         self.prompt_index: int | None = None
+        self.retry_after: float | None = None
 
     def __init_subclass__(cls) -> None:
         OsaurusError.by_code[cls.code] = cls
@@ -201,6 +207,10 @@ class SlowClient(OsaurusError):
 
 class ModelUnloaded(OsaurusError):
     code = ErrorCode.MODEL_UNLOADED
+
+
+class Draining(OsaurusError):
+    code = ErrorCode.DRAINING
 
 
 class ShuttingDown(OsaurusError):

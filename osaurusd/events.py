@@ -1,4 +1,4 @@
-"""Model events, published to every subscriber and kept for later subscribers."""
+"""Events of models and of the daemon, published to every subscriber and kept for later subscribers."""
 
 import asyncio
 import time
@@ -21,11 +21,11 @@ class EventBus:
         self._history: deque[Event] = deque(maxlen=HISTORY)
         self._subscribers: set[asyncio.Queue[Event | None]] = set()
 
-    def publish(self, kind: EventKind, model: str, **fields: str | float | int | None) -> None:
+    def publish(self, kind: EventKind, model: str = "", **fields: str | float | int | None) -> None:
         """Publish an event with the current time.
 
         Args:
-            kind, model: what happened to which model.
+            kind, model: what happened to which model, or to the daemon.
             fields: further fields of `wire.residency.Event`.
         """
         event = Event(kind=kind, time=time.time(), model=model, **fields)  # type: ignore[arg-type]  # one type for all

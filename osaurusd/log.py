@@ -100,6 +100,12 @@ def configured(level: str, file: Path, console: TextIO | None) -> Iterator[LogFi
             handler.close()
 
 
+def current_request_id() -> str | None:
+    """Return the id of the client's request that the current task handles."""
+    request_id = structlog.contextvars.get_contextvars().get("request_id")
+    return None if request_id is None else str(request_id)
+
+
 def set_level(level: str) -> None:
     """Set the least severe level that is logged."""
     logging.getLogger().setLevel(level.upper())

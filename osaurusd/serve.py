@@ -9,7 +9,7 @@ from collections.abc import Callable
 from osaurusd import log
 from osaurusd.admin.daemon import DaemonInfo
 from osaurusd.admin.degraded import DegradedMode, Startup
-from osaurusd.app import Daemon, StopRequest
+from osaurusd.app import Daemon
 from osaurusd.config import Config, LiveConfig, Log
 from osaurusd.errors import ConfigError
 from osaurusd.http.api_keys import ApiKeys
@@ -78,7 +78,7 @@ def _log_level(read: Callable[[], Config]) -> str:
 
 async def _start(read: Callable[[], Config], paths: Paths, log_file: log.LogFile, *, supervised: bool) -> None:
     """Open the admin socket, obtain the prerequisites, and serve until a stop is requested."""
-    stop = StopRequest()
+    stop = service_manager.StopRequest()
     inherited = activated_sockets()
     watchdog = asyncio.create_task(service_manager.feed_watchdog())
     with contextlib.ExitStack() as stack:

@@ -1,8 +1,6 @@
 """What a prompt consists of besides its text: files, images, and the format of the answer."""
 
-import base64
 import json
-import mimetypes
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 
 import click
 
+from osaurusctl.chat.images import image_part, image_type
 from osaurusctl.chat.stream import Message
 
 JSON_FORMAT = "json"
@@ -24,7 +23,7 @@ def user_message(prompt: str, files: Sequence[Path] = (), images: Sequence[Path]
     text = "\n\n".join([*map(_quote_file, files), prompt])
     if not images:
         return {"role": "user", "content": text}
-    return {"role": "user", "content": [{"type": "text", "text": text}, *map(_image_part, images)]}
+    return {"role": "user", "content": [{"type": "text", "text": text}, *map(image_part, images)]}
 
 
 def parse_format(value: str) -> dict[str, Any]:
@@ -51,24 +50,11 @@ def _quote_file(path: Path) -> str:
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        hint = "; use --image for images" if _image_type(path) else ""
+        hint = "; use --image for images" if image_type(_read(path)) else ""
         raise click.UsageError(f"{path} is not a text file in UTF-8{hint}")
     longest = max(map(len, re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{path.name}:\n{fence}\n{text.rstrip(chr(10))}\n{fence}"
-
-
-def _image_part(path: Path) -> dict[str, Any]:
-    media_type = _image_type(path)
-    if media_type is None:
-        raise click.UsageError(f"{path} is not an image; use --file for text files")
-    data = base64.b64encode(_read(path)).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:{media_type};base64,{data}"}}
-
-
-def _image_type(path: Path) -> str | None:
-    media_type, _ = mimetypes.guess_type(path.name)
-    return media_type if media_type and media_type.startswith("image/") else None
 
 
 def _read(path: Path, hint: str | None = None) -> bytes:

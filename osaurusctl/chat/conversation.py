@@ -1,6 +1,8 @@
 """Answer one prompt, or hold a conversation on a terminal."""
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -8,6 +10,7 @@ import msgspec
 
 from osaurusctl.chat import display, slash
 from osaurusctl.chat.display import View
+from osaurusctl.chat.images import image_part, take_images
 from osaurusctl.chat.stream import Answer, ChatOptions, Message
 from osaurusctl.client import Client
 from osaurusctl.errors import CliError
@@ -30,7 +33,7 @@ def answer_prompt(client: Client, options: ChatOptions, message: Message, view: 
     try:
         display.receive(client, options, [message], answer, view, output)
     except CliError as error:
-        raise _explain(error, options.model) from error
+        raise _explain(error) from error
     if output.json:
         output.show(answer, "")
     display.show_notes(answer, output)
@@ -41,6 +44,7 @@ class Conversation:
 
     Attributes:
         messages: the history, without the system prompt.
+        images: the parts with the images of the next prompt.
         usage: token counts of the last answer.
         ended: whether the user has quit.
     """
@@ -51,6 +55,7 @@ class Conversation:
         self.view = view
         self.output = output
         self.messages: list[Message] = []
+        self.images: list[dict[str, Any]] = []
         self.usage: dict[str, Any] | None = None
         self.ended = False
 
@@ -68,12 +73,40 @@ class Conversation:
             prompt = reader.read()
             if prompt is None:
                 return
-            text = prompt.strip()
-            if text.startswith("/") and "\n" not in text:
-                self._run_command(text)
-            elif text:
-                self._answer(_join(first, prompt))
+            if self._handle(prompt, first):
                 first = None
+
+    def attach(self, paths: Sequence[Path]) -> None:
+        """Add images to the next prompt.
+
+        Raises:
+            click.UsageError: a file cannot be read, or is not an image.
+        """
+        self.images += map(image_part, paths)
+        self.output.note(f"attached {', '.join(path.name for path in paths)}")
+
+    def _handle(self, prompt: str, first: Message | None) -> bool:
+        """Run a command, attach images, or answer; returns whether `first` was sent."""
+        text = prompt.strip()
+        if slash.is_command(text):
+            self._run_command(text)
+            return False
+        prompt, paths = take_images(prompt)
+        try:
+            if paths:
+                self.attach(paths)
+        except click.UsageError as error:  # the file has changed since it was recognized
+            self.output.note(error.format_message())
+            return False
+        if text.startswith("/") and "\n" not in text and not paths:
+            self._run_command(text)
+        elif prompt.strip():
+            images, self.images = self.images, []
+            self._answer(_join(first, prompt, images))
+            return True
+        elif paths:
+            self.output.note("ask about it, or attach another one")
+        return False
 
     def _run_command(self, line: str) -> None:
         try:
@@ -89,7 +122,7 @@ class Conversation:
         except KeyboardInterrupt:
             self.output.note("")
         except CliError as error:
-            error = _explain(error, self.options.model)
+            error = _explain(error)
             if not self.messages:
                 raise error from error.__cause__
             self.output.error(error.body, str(error), error.hint)
@@ -100,25 +133,28 @@ class Conversation:
             self.messages += [question, {"role": "assistant", "content": answer.content}]
 
 
-def _join(first: Message | None, prompt: str) -> Message:
-    """Build the message of a prompt, after the files and images of `first`."""
-    if first is None:
-        return {"role": "user", "content": prompt}
-    content = first["content"]
-    if isinstance(content, str):
-        return {"role": "user", "content": f"{content}{prompt}"}
-    text, *images = content
-    return {"role": "user", "content": [{**text, "text": f"{text['text']}{prompt}"}, *images]}
+def _join(first: Message | None, prompt: str, images: list[dict[str, Any]]) -> Message:
+    """Build the message of a prompt with images, after the files and images of `first`."""
+    text = ""
+    if first is not None and isinstance(first["content"], str):
+        text = first["content"]
+    elif first is not None:
+        text_part, *first_images = first["content"]
+        text, images = text_part["text"], [*first_images, *images]
+    if not images:
+        return {"role": "user", "content": f"{text}{prompt}"}
+    return {"role": "user", "content": [{"type": "text", "text": f"{text}{prompt}"}, *images]}
 
 
-def _explain(error: CliError, model: str) -> CliError:
-    """Explain why a model rejects images; other errors explain themselves."""
-    if error.body.code != ErrorCode.IMAGE_INPUT_UNSUPPORTED:
+def _explain(error: CliError) -> CliError:
+    """Leave out the field of the request in errors about images, which users of the CLI do not know."""
+    if "image_url" not in (error.body.param or ""):
         return error
+    code = error.body.code or "failure"
     return CliError(
-        f'model "{model}" does not support images',
-        hint="leave out --image, or choose a model with vision",
-        code=error.body.code,
+        str(error).removeprefix(f"`{error.body.param}`: "),
+        hint="leave out the images, or use another model" if code == ErrorCode.IMAGE_INPUT_UNSUPPORTED else error.hint,
+        code=code,
         kind=error.body.type,
         param=error.body.param,
     )

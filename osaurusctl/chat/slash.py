@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from osaurusctl.chat.attachments import parse_format
+from osaurusctl.chat.images import parse_path
 from osaurusctl.chat.stream import ChatOptions, Message
 from osaurusctl.errors import CliError
 from osaurusctl.files import read_file, replace_file
@@ -53,6 +54,11 @@ def run(conversation: "Conversation", line: str) -> None:
         raise CliError(error.format_message()) from error
 
 
+def is_command(line: str) -> bool:
+    """Whether a line starts with the name of a command."""
+    return line.partition(" ")[0] in COMMANDS
+
+
 def _help(conversation: "Conversation", _argument: str) -> None:
     rows = [(command.usage, command.summary) for command in COMMANDS.values()]
     keys = [
@@ -66,6 +72,7 @@ def _help(conversation: "Conversation", _argument: str) -> None:
 
 def _clear(conversation: "Conversation", _argument: str) -> None:
     conversation.messages.clear()
+    conversation.images.clear()
     conversation.output.note("conversation cleared")
 
 
@@ -87,6 +94,12 @@ def _set(conversation: "Conversation", argument: str) -> None:
         raise CliError(f"/set {name} needs a value: {setting.values}")
     setting.apply(conversation, value.strip())
     conversation.output.note(f"{name}: {setting.show(conversation)}")
+
+
+def _image(conversation: "Conversation", argument: str) -> None:
+    if not argument:
+        raise CliError("/image needs the path of a file")
+    conversation.attach([parse_path(argument)])
 
 
 def _save(conversation: "Conversation", argument: str) -> None:
@@ -139,6 +152,7 @@ COMMANDS = {
     "/clear": SlashCommand("/clear", "start over; the system prompt and the settings stay", _clear),
     "/system": SlashCommand("/system [TEXT]", f'show or set the system prompt; "{UNSET_WORD}" removes it', _system),
     "/set": SlashCommand("/set [NAME VALUE]", "show or change the settings", _set),
+    "/image": SlashCommand("/image FILE", "add an image to the next prompt; a pasted path does the same", _image),
     "/save": SlashCommand("/save FILE", "save the conversation", _save),
     "/load": SlashCommand("/load FILE", "continue a saved conversation", _load),
     "/show": SlashCommand("/show", "show the model and the state of the conversation", _show),

@@ -24,6 +24,7 @@ _CHECKS: tuple[Callable[[Context], Iterator[Check]], ...] = (
     service.check_spawn_type,
     service.check_priority,
     daemon.check_serving,
+    daemon.check_drain,
     daemon.check_upgrade,
     daemon.list_versions,
     daemon.check_port,
@@ -35,6 +36,7 @@ _CHECKS: tuple[Callable[[Context], Iterator[Check]], ...] = (
     machine.check_model_folders,
     machine.check_other_stores,
     machine.check_blas,
+    machine.check_vision,
     gpu.check_gpu,
     machine.check_hub,
     machine.check_crash_output,
@@ -50,8 +52,8 @@ def doctor(output: Output) -> None:
     On a terminal, offers to serve the models of other programs that it finds.
     Exits with code 1 if a check fails. Warnings do not count.
     """
-    context = _collect_context(paths.resolve())
-    checks = [check for run_check in _CHECKS for check in run_check(context)]
+    context = collect_context(paths.resolve())
+    checks = run_checks(context)
     failed = any(check.verdict is Verdict.FAILURE for check in checks)
     output.show({"ok": not failed, "checks": checks}, "\n".join(map(_format_check, checks)))
     if context.config is not None and can_prompt(output):
@@ -60,12 +62,18 @@ def doctor(output: Output) -> None:
         raise click.exceptions.Exit(ExitCode.FAILURE)
 
 
+def run_checks(context: Context) -> list[Check]:
+    """Run all checks."""
+    return [check for run_check in _CHECKS for check in run_check(context)]
+
+
 def _format_check(check: Check) -> str:
     line = f"{check.verdict:<8} {check.name}: {' '.join(check.detail.split())}"
     return f"{line}\n         -> {check.fix}" if check.fix else line
 
 
-def _collect_context(locations: Paths) -> Context:
+def collect_context(locations: Paths) -> Context:
+    """Collect the state that the checks examine. Blocking, and may take seconds."""
     manager = lookup.find_own_or_loaded_service()
     client = Client(locations.socket)
     status, diagnosis, daemon_error = None, None, None

@@ -15,8 +15,8 @@ from osaurusd.wire.pulls import FoundModel, PullInfo, SearchRequest
 
 _PULLS_HEADER = ("NAME", "STATE", "DONE", "SIZE", "RATE", "LEFT", "REPO", "REASON")
 _PULLS_DROP = ("REPO", "REASON", "LEFT", "RATE", "SIZE")
-_SEARCH_HEADER = ("REPO", "SIZE", "PARAMS", "DOWNLOADS", "FITS", "STATE")
-_SEARCH_DROP = ("PARAMS", "DOWNLOADS", "STATE", "FITS")
+_SEARCH_HEADER = ("REPO", "SIZE", "PARAMS", "DOWNLOADS", "FITS", "IMAGES", "STATE")
+_SEARCH_DROP = ("PARAMS", "DOWNLOADS", "STATE", "IMAGES", "FITS")
 _RECOMMENDED_HEADER = ("TASK", "REPO", "SIZE", "FITS", "NOTES")
 _RECOMMENDED_DROP = ("NOTES", "TASK")
 _MLX_AUTHOR = "mlx-community"
@@ -159,6 +159,7 @@ def _search_row(model: FoundModel) -> tuple[str, ...]:
         format_count(model.parameters) if model.parameters else "-",
         "-" if model.downloads is None else str(model.downloads),
         _FITS[model.fits],
+        model.images or "-",
         model.state,
     )
 

@@ -56,7 +56,7 @@ def logs(output: Output, follow: bool, lines: int, since: datetime.datetime | No
 @click.option("-f", "--follow", is_flag=True, help="Keep printing new events until Ctrl-C")
 @click.pass_obj
 def events(output: Output, follow: bool) -> None:
-    """Show recent model events: loads, evictions, crashes"""
+    """Show recent events: loads, evictions, crashes, drains"""
     with exit_on_interrupt(), contextlib.closing(connect().events(follow=follow)) as stream:
         for event in stream:
             output.show(event, _format_event(event))
@@ -74,5 +74,5 @@ def _format_event(event: Event) -> str:
     ]
     first, *rest = (event.reason or "").splitlines() or [""]
     details = f" ({', '.join(facts)})" if facts else ""
-    line = f"{local_time}  {event.kind:<14}  {event.model}{details}"
+    line = f"{local_time}  {event.kind:<14}  {event.model or 'osaurusd'}{details}"
     return "\n".join([line + (f": {first}" if first else ""), *(f"    {line}" for line in rest)])

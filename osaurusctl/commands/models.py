@@ -196,7 +196,7 @@ def _sort(models: list[ModelInfo], sort_by: str, reverse: bool) -> list[ModelInf
 def _format_models(models: list[ModelInfo], width: int | None) -> str:
     """Format the list; reasons that do not fit into the table follow below it."""
     rows = [_LIST_HEADER, *(row for model in models for row in _model_rows(model))]
-    reasons = [(model.name, model.reason) for model in models if model.reason]
+    reasons = [(model.name, reason) for model in models if (reason := _reason(model))]
     if not reasons:
         rows = [row[:-1] for row in rows]
     table = format_table(rows, width=width, drop=_LIST_DROP)
@@ -214,8 +214,14 @@ def _model_rows(model: ModelInfo) -> list[tuple[str, ...]]:
         _WORKER_LABELS[model.worker.state] if model.worker else str(model.state),
         _format_age(model),
     )
-    aliases = [(name, model.task, "-", *facts, f"-> {model.name}", "") for name in model.aliases]
-    return [(model.name, model.task, format_bytes(model.bytes), *facts, model.repo, model.reason or ""), *aliases]
+    task = f"{model.task}, vision" if model.vision else model.task
+    aliases = [(name, task, "-", *facts, f"-> {model.name}", "") for name in model.aliases]
+    return [(model.name, task, format_bytes(model.bytes), *facts, model.repo, _reason(model)), *aliases]
+
+
+def _reason(model: ModelInfo) -> str:
+    """Return why a model cannot be served, or not with everything that it was trained for."""
+    return model.reason or model.vision_refusal or ""
 
 
 def _format_age(model: ModelInfo) -> str:
@@ -273,7 +279,7 @@ def _ability_rows(details: ModelDetails) -> Rows:
     return [
         ("tools", _yes_no(details.tools)),
         ("reasoning", _yes_no(details.reasoning)),
-        ("vision", _yes_no(details.vision)),
+        ("vision", f"no: {refusal}" if (refusal := details.model.vision_refusal) else _yes_no(details.vision)),
     ]
 
 

@@ -5,6 +5,7 @@ import msgspec
 
 from osaurusctl.client import Client, connect
 from osaurusctl.command import Command
+from osaurusctl.commands.drain import describe_drain
 from osaurusctl.errors import RESTART, DaemonNotRunning, ExitCode
 from osaurusctl.formatting import format_bytes, format_duration, format_table, labeled_rows
 from osaurusctl.output import Output
@@ -69,7 +70,12 @@ def _show_stopped_service(output: Output, service: ServiceStatus) -> None:
 
 
 def _service_document(service: ServiceStatus | None, daemon: DaemonStatus | None) -> dict[str, object] | None:
-    return None if service is None else {**msgspec.to_builtins(service), "ready": control.is_ready(service, daemon)}
+    return None if service is None else {**msgspec.to_builtins(service), "ready": _is_ready(service, daemon)}
+
+
+def _is_ready(service: ServiceStatus, daemon: DaemonStatus | None) -> bool:
+    """Whether the service's own process serves and accepts requests."""
+    return daemon is not None and control.is_ready(service, daemon) and not daemon.drain.draining
 
 
 def _daemon_rows(daemon: DaemonStatus) -> Rows:
@@ -79,10 +85,12 @@ def _daemon_rows(daemon: DaemonStatus) -> Rows:
         if worker.state in IN_MEMORY
     ]
     used, budget = daemon.memory_used_bytes, daemon.memory_budget_bytes
+    draining = [("draining", describe_drain(daemon.drain))] if daemon.drain.draining else []
     return [
         ("version", daemon.version),
         ("pid", str(daemon.pid)),
         ("uptime", format_duration(daemon.uptime_seconds)),
+        *draining,
         *labeled_rows("endpoints", daemon.endpoints),
         *([("access", _describe_access(daemon.protection))] if daemon.protection else []),
         ("socket", daemon.socket),
@@ -110,7 +118,7 @@ def _describe_access(protection: Protection) -> str:
 
 
 def _service_rows(service: ServiceStatus, daemon: DaemonStatus | None) -> Rows:
-    ready = control.is_ready(service, daemon)
+    ready = _is_ready(service, daemon)
     return [
         ("service", f"{service.manager}, {service.mode}"),
         ("installed", f"yes ({service.file})" if service.installed else "no"),
@@ -129,6 +137,8 @@ def _not_ready_reason(service: ServiceStatus, daemon: DaemonStatus | None) -> st
         return "it does not respond"
     if daemon.pid != service.pid:
         return f"waiting for another osaurusd, pid {daemon.pid}, which uses the same home"
+    if daemon.drain.draining:
+        return "draining"
     return "see problems" if daemon.faults else "starting"
 
 

@@ -42,6 +42,12 @@ def check_serving(context: Context) -> Iterator[Check]:
         yield ok("daemon", f"serving on {', '.join(status.endpoints)} (pid {status.pid})")
 
 
+def check_drain(context: Context) -> Iterator[Check]:
+    """Warn about a daemon that rejects requests: draining outlasts restarts and is easily forgotten."""
+    if context.status is not None and context.status.drain.draining:
+        yield warning("drain", "the daemon is draining and rejects new requests", 'run "osaurusctl undrain"')
+
+
 def check_upgrade(context: Context) -> Iterator[Check]:
     if context.status is not None and context.status.version != __version__:
         detail = f"the daemon is version {context.status.version}, osaurusctl is {__version__}"

@@ -106,6 +106,14 @@ def check_blas(context: Context) -> Iterator[Check]:
         yield ok("OpenBLAS", context.diagnosis.blas)
 
 
+def check_vision(context: Context) -> Iterator[Check]:
+    """Mention the models that could accept images, but do not."""
+    if context.diagnosis is None:
+        return
+    for name, reason in sorted(context.diagnosis.vision_refusals.items()):
+        yield ok("images", f'model "{name}" accepts text only: {reason}')
+
+
 def check_hub(_: Context) -> Iterator[Check]:
     """Check that the hub is reachable. Working offline is not a failure."""
     endpoint = os.environ.get("HF_ENDPOINT") or _HUB

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from osaurusd import __version__
 from osaurusd.admin import views
+from osaurusd.admin.drain import Drain
 from osaurusd.admin.routes import get, post
 from osaurusd.config import ConfigChange, LiveConfig
 from osaurusd.http.auth import AuthPolicy
@@ -85,6 +86,7 @@ class DaemonApi:
         config: the configuration in force.
         auth: the access policy of the TCP ports.
         catalog, pool, pins: the models.
+        drain: whether the daemon accepts requests.
         log_file: its fault is part of the status.
         startup_faults: problems found at the start, one line each.
         reload: reads the configuration again and applies it.
@@ -101,6 +103,7 @@ class DaemonApi:
         catalog: Catalog,
         pool: Pool,
         pins: Pins,
+        drain: Drain,
         log_file: LogFile,
         startup_faults: Sequence[str],
         reload: Callable[[], ConfigChange],
@@ -113,6 +116,7 @@ class DaemonApi:
         self._catalog = catalog
         self._pool = pool
         self._pins = pins
+        self._drain = drain
         self._log_file = log_file
         self._startup_faults = startup_faults
         self._reload = reload
@@ -142,6 +146,7 @@ class DaemonApi:
             memory_used_bytes=budget.used_bytes,
             serving=True,
             protection=self._auth.protection(config.server),
+            drain=self._drain.status,
         )
         return json_response(status)
 
@@ -162,6 +167,11 @@ class DaemonApi:
                 open_files=open_files,
                 open_files_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
                 tasks=_count_tasks(),
+                vision_refusals={
+                    record.name: record.vision_refusal
+                    for record in await self._catalog.records()
+                    if record.vision_refusal
+                },
             )
         )
 

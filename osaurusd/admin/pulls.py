@@ -14,7 +14,7 @@ from osaurusd.errors import ModelNotFound
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.routes import Route
 from osaurusd.http.streaming import stream_ndjson
-from osaurusd.models import names
+from osaurusd.models import compatibility, names
 from osaurusd.models.catalog import Catalog
 from osaurusd.pool.pool import Pool
 from osaurusd.wire.admin import JSON_LINES
@@ -93,6 +93,7 @@ class PullsApi:
                     fits=None if model.bytes is None else model.bytes <= max_weights,
                     gated=model.gated,
                     state=states.get(model.repo.lower(), NOT_DOWNLOADED),
+                    images=compatibility.support_of_images(model.architecture) if model.takes_images else None,
                 )
                 for model in models
             ]

@@ -51,6 +51,8 @@ def model_info(record: ModelRecord, workers: Iterable[WorkerSnapshot] = ()) -> M
         context_length=record.context_length,
         aliases=list(record.aliases),
         worker=worker_info(worker) if worker else None,
+        vision=record.capabilities.vision,
+        vision_refusal=record.vision_refusal,
     )
 
 

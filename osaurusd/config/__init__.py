@@ -15,6 +15,7 @@ from osaurusd.config.schema import (
     Residency,
     Responses,
     Structured,
+    Vision,
     Worker,
 )
 from osaurusd.config.settings import NEEDS_RESTART, Setting, known_keys, settings, value_of
@@ -39,6 +40,7 @@ __all__ = [
     "Server",
     "Setting",
     "Structured",
+    "Vision",
     "Worker",
     "known_keys",
     "load",

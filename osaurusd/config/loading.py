@@ -4,13 +4,13 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
 import msgspec
 
-from osaurusd import origins
+from osaurusd import origins, url_hosts
 from osaurusd.config.keys import Section
 from osaurusd.config.schema import Config
 from osaurusd.config.settings import is_section, known_keys, plain_type, settings
@@ -108,7 +108,8 @@ def _convert(tree: Tree, source: str, *, strict: bool = True) -> Config:
         reason, _, location = str(error).partition(" - at `$.")
         key = location.rstrip("`")
         raise ConfigError(f"{source}: `{key}`: {_explain(reason, key)}", param=key) from error
-    _check_origins(config.server.allowed_origins, source)
+    _check_items(config.server.allowed_origins, "server.allowed_origins", origins.parse_pattern, source)
+    _check_items(config.vision.allowed_url_hosts, "vision.allowed_url_hosts", url_hosts.parse_pattern, source)
     return config
 
 
@@ -121,10 +122,10 @@ def _explain(reason: str, key: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _check_origins(patterns: list[str], source: str) -> None:
-    for index, pattern in enumerate(patterns):
+def _check_items(items: list[str], name: str, parse: Callable[[str], object], source: str) -> None:
+    for index, item in enumerate(items):
         try:
-            origins.parse_pattern(pattern)
+            parse(item)
         except ValueError as error:
-            key = f"server.allowed_origins[{index}]"
+            key = f"{name}[{index}]"
             raise ConfigError(f"{source}: `{key}`: {error}", param=key) from error

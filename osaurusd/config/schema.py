@@ -11,6 +11,12 @@ import msgspec
 from osaurusd.config.connections import Limits, Server
 from osaurusd.config.keys import GIB, KIB, MIB, Section, count, seconds, setting, size
 
+MAX_IMAGES_BYTES = 256 * MIB
+"""What a worker accepts with one request."""
+
+MAX_PIXELS = 89_000_000
+"""Above this size, the image library warns of a decompression bomb."""
+
 BUDGET_FRACTION = 0.7
 """Default of `residency.budget_bytes`, as a share of the machine's memory."""
 
@@ -187,6 +193,36 @@ class Structured(Section, frozen=True):
     ] = True
 
 
+class Vision(Section, frozen=True):
+    """`[vision]`: images in requests. A request that exceeds a limit gets a 400."""
+
+    allowed_url_hosts: Annotated[
+        list[str],
+        setting(
+            "Hosts from which the daemon downloads images that requests refer to by URL, such as `images.example.com`, "
+            "`*.example.com` or `example.com:8443`. `*`: every host with a public address. Empty: no downloads"
+        ),
+    ] = msgspec.field(default_factory=list)
+    max_images: Annotated[int, count("Images in a request", le=4096)] = 100
+    max_image_bytes: Annotated[int, size("Size of an image file", le=MAX_IMAGES_BYTES)] = 20 * MIB
+    max_request_bytes: Annotated[int, size("Size of all image files of a request together", le=MAX_IMAGES_BYTES)] = (
+        64 * MIB
+    )
+    max_image_pixels: Annotated[
+        int,
+        count("Width times height of an image, which is checked before it is decoded", unit="pixels", le=MAX_PIXELS),
+    ] = 64_000_000
+    feature_cache_bytes: Annotated[
+        int,
+        size(
+            "Size of the features of recent images, for each model, so that a known image is not encoded again; 0: none"
+        ),
+    ] = 256 * MIB
+    url_timeout_seconds: Annotated[
+        float, seconds("Maximum time to download an image, including redirects", gt=0, le=300)
+    ] = 10.0
+
+
 class Log(Section, frozen=True):
     """`[log]`: what the daemon logs."""
 
@@ -270,4 +306,5 @@ class Config(Section, frozen=True):
     ollama: Ollama = Ollama()
     input: Input = Input()
     structured: Structured = Structured()
+    vision: Vision = Vision()
     log: Log = Log()

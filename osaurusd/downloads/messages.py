@@ -28,13 +28,21 @@ class Pulled(Frame, frozen=True, tag="pulled"):
 
 
 class HubModel(Part, frozen=True):
-    """A model on the hub. `bytes` is the size of its weights."""
+    """A model on the hub.
+
+    Attributes:
+        bytes: size of the weights.
+        architecture: its `model_type`.
+        takes_images: whether the hub lists it as a model for images.
+    """
 
     repo: str
     bytes: int | None = None
     parameters: int | None = None
     downloads: int | None = None
     gated: bool = False
+    architecture: str | None = None
+    takes_images: bool = False
 
 
 class SearchResult(Frame, frozen=True, tag="search_result"):

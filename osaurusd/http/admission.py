@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import TypeVar
 
 from osaurusd.config import Config, Limits
-from osaurusd.errors import TimeLimitExceeded, TooManyRequests
+from osaurusd.errors import OsaurusError, TimeLimitExceeded, TooManyRequests
 
 T = TypeVar("T")
 
@@ -25,10 +25,35 @@ class Admission:
         self._config = config
         self.requests = 0
         self.buffered_bytes = 0
+        self._rejection: Callable[[], OsaurusError] | None = None
+        self._changed = asyncio.Event()
 
     @property
     def limits(self) -> Limits:
         return self._config().limits
+
+    def close(self, rejection: Callable[[], OsaurusError]) -> None:
+        """Reject new requests, with the error that `rejection` builds. Requests in flight continue."""
+        self._rejection = rejection
+
+    def reopen(self) -> None:
+        """Accept requests again."""
+        self._rejection = None
+
+    def check_open(self) -> None:
+        """Check that requests are accepted.
+
+        Raises:
+            OsaurusError: the daemon is draining or shutting down.
+        """
+        if self._rejection is not None:
+            raise self._rejection()
+
+    async def wait_until_unused(self) -> None:
+        """Wait until no request is in flight."""
+        while self.requests:
+            self._changed.clear()
+            await self._changed.wait()
 
     @contextlib.contextmanager
     def admit(self) -> Iterator[None]:
@@ -46,6 +71,7 @@ class Admission:
             yield
         finally:
             self.requests -= 1
+            self._changed.set()
 
     def reserve_bytes(self, count: int) -> None:
         """Count bytes of a request body until `release_bytes`, which is due even if this raises.

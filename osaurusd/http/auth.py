@@ -14,21 +14,22 @@ from collections.abc import Callable, Sequence
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from osaurusd import __version__
 from osaurusd.config import Server
 from osaurusd.errors import ConfigError, Forbidden, InvalidApiKey
 from osaurusd.http.api_keys import ApiKeys
+from osaurusd.http.health import PUBLIC_PATHS
 from osaurusd.http.paths import normalize_path
 from osaurusd.http.request import CONTEXT
+from osaurusd.http.routes import ResponseHook
 from osaurusd.http.trusted_hosts import is_loopback
 from osaurusd.log import get_logger
+from osaurusd.wire.admin import VERSION_HEADER
 from osaurusd.wire.keys import Protection
 
 log = get_logger(__name__)
 
 API_KEY_HEADER = "x-api-key"
-
-PUBLIC_PATHS = frozenset({"/health", "/v1/health"})
-"""Paths for monitors and load balancers, which need no key; they only reveal that the daemon serves."""
 
 # RFC 6750, section 2.1.
 _TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
@@ -123,6 +124,17 @@ def require_api_key(keys: ApiKeys, is_required: Callable[[web.Request], bool]) -
         return await handler(request)
 
     return check
+
+
+def name_version(is_required: Callable[[web.Request], bool]) -> ResponseHook:
+    """Build a hook that adds the daemon's version to responses, unless the client lacks access or a required key."""
+
+    async def add_version(request: web.Request, response: web.StreamResponse) -> None:
+        known = CONTEXT in request and (request[CONTEXT].owner or not is_required(request))
+        if known and response.status not in (401, 403):
+            response.headers[VERSION_HEADER] = __version__
+
+    return add_version
 
 
 def require_user(uid: int) -> Middleware:

@@ -1,5 +1,6 @@
 """Error responses: HTTP statuses, retry headers, and the default JSON body."""
 
+import math
 from collections.abc import Mapping
 
 import msgspec
@@ -50,6 +51,7 @@ STATUS: Mapping[ErrorCode, int] = {
     ErrorCode.PULL_FAILED: 502,
     ErrorCode.WORKER_CRASHED: 502,
     ErrorCode.MODEL_UNLOADED: 503,
+    ErrorCode.DRAINING: 503,
     ErrorCode.SHUTTING_DOWN: 503,
     ErrorCode.NOT_SERVING: 503,
     ErrorCode.INSUFFICIENT_MEMORY: 503,
@@ -63,6 +65,7 @@ MAX_PARAM_CHARACTERS = 500
 MAX_EXCERPT_CHARACTERS = 80
 
 _RETRY_SOON: Mapping[str, str] = {hdrs.RETRY_AFTER: "1"}
+_RETRY_AFTER_RESTART: Mapping[str, str] = {hdrs.RETRY_AFTER: "5"}
 _DO_NOT_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
 
 # OpenAI's client libraries retry on 429 and 5xx. A 401 must name the authentication scheme (RFC 9110, section 15.5.2).
@@ -72,6 +75,10 @@ _HEADERS: Mapping[ErrorCode, Mapping[str, str]] = {
     ErrorCode.QUEUE_FULL: _RETRY_SOON,
     ErrorCode.TOO_MANY_REQUESTS: _RETRY_SOON,
     ErrorCode.TOO_MANY_CONNECTIONS: _RETRY_SOON,
+    ErrorCode.MODEL_UNLOADED: _RETRY_SOON,
+    ErrorCode.DRAINING: _RETRY_AFTER_RESTART,
+    ErrorCode.SHUTTING_DOWN: _RETRY_AFTER_RESTART,
+    ErrorCode.NOT_SERVING: _RETRY_AFTER_RESTART,
     ErrorCode.TIME_LIMIT_EXCEEDED: _DO_NOT_RETRY,
     ErrorCode.LOAD_FAILED: _DO_NOT_RETRY,
     ErrorCode.INSUFFICIENT_MEMORY: _DO_NOT_RETRY,
@@ -85,7 +92,10 @@ def status_of(error: OsaurusError) -> int:
 
 def error_headers(error: OsaurusError) -> Mapping[str, str]:
     """Return the headers that every response to this error has, regardless of the format of its body."""
-    return _HEADERS.get(error.code, {})
+    headers = _HEADERS.get(error.code, {})
+    if error.retry_after is None:
+        return headers
+    return {**headers, hdrs.RETRY_AFTER: str(max(1, math.ceil(error.retry_after)))}
 
 
 def error_type(status: int) -> str:

@@ -18,7 +18,13 @@ T = TypeVar("T")
 # How long a list is encoded before other tasks run.
 _MAX_LOOP_SECONDS = 0.005
 
+_LARGE_BODY_BYTES = 1024 * 1024
+
+# Objects within objects, such as options, whose numbers may be whole floats. Longer lists and schemas are deeper.
+_OPTIONS_DEPTH = 2
+
 _UTF8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+_FLOAT = "got `float`"
 _MESSAGE = re.compile(r"^(?P<reason>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
 _FIELD_MESSAGE = re.compile(r"^Object (?P<reason>missing required|contains unknown) field `(?P<field>[^`]*)`")
 
@@ -31,11 +37,16 @@ async def read_json(request: web.Request, type_: type[T]) -> T:
     """
     if (request.charset or "utf-8").lower() not in _UTF8:
         raise UnsupportedMediaType(f"the body must be UTF-8, not {request.charset!r}")
-    return decode_json(await read_body(request), type_)
+    body = await read_body(request)
+    value = decode_json(body, type_)
+    if len(body) > _LARGE_BODY_BYTES:
+        # Decoding took a while, and so may what follows.
+        await asyncio.sleep(0)
+    return value
 
 
 def decode_json(body: bytes | bytearray, type_: type[T]) -> T:
-    """Decode and validate JSON in one pass. Halves of surrogate pairs become U+FFFD.
+    """Decode and validate JSON in one pass. Halves of surrogate pairs become U+FFFD, whole floats integers.
 
     Raises:
         InvalidJson: the body is not JSON, or is nested too deeply for the decoder's stack.
@@ -44,6 +55,8 @@ def decode_json(body: bytes | bytearray, type_: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=type_)
     except msgspec.ValidationError as error:
+        if _FLOAT in str(error):
+            return convert_json(_with_integers(msgspec.json.decode(body)), type_, "")
         raise _validation_error(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         repaired = replace_lone_surrogates(bytes(body))
@@ -64,6 +77,15 @@ def convert_json(value: object, type_: type[T], path: str) -> T:
         return msgspec.convert(value, type_)
     except msgspec.ValidationError as error:
         raise _validation_error(str(error), path) from error
+
+
+def _with_integers(value: object, depth: int = _OPTIONS_DEPTH) -> object:
+    """Return a decoded object with integers in place of whole floats: Lua and others write every number as a float."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict) and depth >= 0:
+        return {key: _with_integers(each, depth - 1) for key, each in value.items()}
+    return value
 
 
 def json_response(value: object, status: int = 200) -> web.Response:

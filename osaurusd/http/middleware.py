@@ -2,18 +2,20 @@
 
 import asyncio
 import contextlib
+import re
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
+from osaurusd.activity import ActiveRequest, Activity, set_origin
 from osaurusd.config import Config
-from osaurusd.errors import InvalidRequest, MethodNotAllowed, NotFound, OsaurusError
+from osaurusd.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, OsaurusError
 from osaurusd.http.admission import Admission, Deadline
 from osaurusd.http.connection import connection_of
-from osaurusd.http.errors import as_osaurus_error, error_headers, excerpt
+from osaurusd.http.errors import as_osaurus_error, error_headers, excerpt, status_of
 from osaurusd.http.metrics import HttpMetrics
 from osaurusd.http.paths import describe_unknown_path
 from osaurusd.http.request import CONTEXT, RequestContext, check_head
@@ -25,6 +27,10 @@ log = get_logger(__name__)
 
 MAX_LOGGED_PATH = 256
 REQUEST_ID_HEADER = "x-request-id"
+
+# Safe in logs, in headers and on a command line.
+_CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
 DISCONNECTED = "disconnected"
 """The status of a request whose client disconnected, in the log and in metrics."""
 
@@ -61,7 +67,7 @@ class RequestPipeline:
     async def observe(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Give the request an id, mark its connection as busy, and log and count how the request ended."""
         started = time.perf_counter()
-        request[REQUEST_ID] = uuid.uuid4().hex
+        request[REQUEST_ID] = _request_id(request)
         connection = connection_of(request)
         status: int | str = DISCONNECTED
         with (
@@ -86,6 +92,7 @@ class RequestPipeline:
         now = asyncio.get_running_loop().time()
         context = RequestContext(self._config(), self._admission, self._group_of(request), now)
         request[CONTEXT] = context
+        set_origin(context.group.name, _endpoint(request))
         try:
             response = await self._handle(request, context, handler)
         finally:
@@ -138,23 +145,53 @@ class RequestPipeline:
         return _render(group, InvalidRequest(error.text or error.reason))
 
 
-def current_request_id() -> str | None:
-    """Return the id of the request that is being handled."""
-    request_id = structlog.contextvars.get_contextvars().get("request_id")
-    return None if request_id is None else str(request_id)
+def _request_id(request: web.Request) -> str:
+    """Return the id that the client or a proxy chose, or a new one if there is none that is safe to repeat."""
+    values = request.headers.getall(REQUEST_ID_HEADER, [])
+    if len(values) == 1 and _CLIENT_REQUEST_ID.fullmatch(values[0]):
+        return values[0]
+    return uuid.uuid4().hex
 
 
-def admitted(handler: RouteHandler) -> RouteHandler:
-    """Wrap a handler so that it counts against `limits.max_requests` and is subject to `limits.request_seconds`."""
+def admitted(handler: RouteHandler, activity: Activity) -> RouteHandler:
+    """Wrap a handler that runs a model.
+
+    It counts against `limits.max_requests`, is subject to `limits.request_seconds`, and is not called while the daemon
+    drains.
+
+    Args:
+        handler: the handler.
+        activity: records how its requests end.
+    """
 
     async def handle(request: web.Request) -> web.StreamResponse:
         context = request[CONTEXT]
         deadline = context.deadline = Deadline(context.config.limits.request_seconds, context.started_at)
-        with context.admission.admit():
-            async with deadline.enforce():
-                return await handler(request)
+        with _recorded(request, activity) as entry:
+            context.admission.check_open()
+            with context.admission.admit():
+                async with deadline.enforce():
+                    response = await handler(request)
+                    entry.status = response.status
+                    return response
 
     return handle
+
+
+@contextlib.contextmanager
+def _recorded(request: web.Request, activity: Activity) -> Iterator[ActiveRequest]:
+    """Record in an entry how the block that handles a request ends."""
+    with activity.track_http() as entry:
+        try:
+            yield entry
+        except (asyncio.CancelledError, ConnectionError):
+            entry.cancelled = True
+            raise
+        except Exception as error:
+            known = error if isinstance(error, OsaurusError) else InternalError("")
+            entry.fail(known.code, status_of(known))
+            raise
+        entry.cancelled |= request[CONTEXT].disconnected
 
 
 def _endpoint(request: web.Request) -> str:

@@ -266,7 +266,7 @@ class _Description:
                 JSON: {"schema": {"allOf": [type_, restriction]} if restriction else type_, "example": example}
             },
         }
-        if status == 429:
+        if status in (429, 503):
             response["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "string"}}}
         return response
 

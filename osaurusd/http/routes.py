@@ -8,6 +8,7 @@ from aiohttp import web
 from osaurusd.errors import OsaurusError
 
 RouteHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+ResponseHook = Callable[[web.Request, web.StreamResponse], Awaitable[None]]
 ErrorResponse = Callable[[OsaurusError], web.Response]
 
 
@@ -17,7 +18,8 @@ class Route:
 
     Attributes:
         path: relative to each prefix of the route's group, in aiohttp's syntax: `/models/{model:.+}`.
-        admitted: the route counts against `limits.max_requests`, and `limits.request_seconds` applies to it.
+        admitted: the route counts against `limits.max_requests`, and `limits.request_seconds` applies to it. It is
+            rejected while the daemon drains.
     """
 
     method: str

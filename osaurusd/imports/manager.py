@@ -17,6 +17,7 @@ from osaurusd.models import metadata, names
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
 from osaurusd.models.roots import STAGING_PREFIXES
+from osaurusd.platform import environment
 from osaurusd.rpc import job
 from osaurusd.wire.admin import Availability
 from osaurusd.wire.imports import CheckedModel, CheckItem
@@ -216,7 +217,8 @@ def _source_options(files: str | None, origin: Origin | None) -> list[str]:
 
 async def _run(command: Sequence[str], arguments: Sequence[str]) -> AsyncGenerator[messages.Event]:
     """Run a child process and yield its events until it has finished."""
-    async with contextlib.aclosing(job.run(command, arguments, messages.FROM_IMPORTER)) as frames:
+    running = job.run(command, arguments, messages.FROM_IMPORTER, environment.converting())
+    async with contextlib.aclosing(running) as frames:
         async for frame in frames:
             match frame:
                 case messages.Progress() | messages.Note():

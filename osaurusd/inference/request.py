@@ -27,11 +27,16 @@ class TextPart(_Part, frozen=True, tag="text", gc=False):
     text: str
 
 
+Detail = Literal["auto", "low", "high"]
+"""How closely a model looks at an image: in how many tokens it sees it."""
+
+
 class ImagePart(_Part, frozen=True, tag="image"):
     """An encoded image. `blob` is the index of its bytes among the blobs of the frame that carries the request."""
 
     blob: int
     media_type: str
+    detail: Detail = "auto"
 
 
 class AudioPart(_Part, frozen=True, tag="audio"):

@@ -2,16 +2,18 @@
 
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
 import msgspec
 
+from osaurusd.activity import ActiveRequest, Activity
 from osaurusd.config import Config
-from osaurusd.errors import InvalidRequest, ModelNotFound, OsaurusError
+from osaurusd.errors import ImageInputUnsupported, InvalidRequest, ModelNotFound, OsaurusError
 from osaurusd.inference import decisions, limits
 from osaurusd.inference.decisions import Question
 from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.events import Completed, Delta, Event, Started
+from osaurusd.inference.images import IMAGES, Download, ImageCollector, ImageLoader
 from osaurusd.inference.prompt_batch import generate_all
 from osaurusd.inference.request import GenerationRequest, Message, TextPrompt
 from osaurusd.inference.retrieval import EmbedRequest, RerankRequest, Scores, Vectors
@@ -39,12 +41,23 @@ class Service:
         catalog: finds models.
         pool: loads models and leases their workers.
         config: returns the configuration in force.
+        download: downloads images.
+        activity: records the use of models by requests.
     """
 
-    def __init__(self, catalog: Catalog, pool: Pool, config: Callable[[], Config]) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        pool: Pool,
+        config: Callable[[], Config],
+        download: Download,
+        activity: Activity | None = None,
+    ) -> None:
         self._catalog = catalog
         self._pool = pool
         self._config = config
+        self._images = ImageLoader(config, download)
+        self._activity = activity or Activity()
 
     async def find(self, model: str | None, task: Task | None = "generate") -> ModelRecord:
         """Find the model that a request names.
@@ -112,11 +125,13 @@ class Service:
         """
         limits.check_value(limits.PROMPTS, range(count), self._config().input)
 
-    async def count_prompt_tokens(self, record: ModelRecord, request: GenerationRequest) -> int:
+    async def count_prompt_tokens(
+        self, record: ModelRecord, request: GenerationRequest, images: ImageCollector | None = None
+    ) -> int:
         """Return the number of tokens of a request's prompt, without generating; raises what `generate` raises."""
         counting = msgspec.structs.replace(request, count_only=True)
         tokens = 0
-        async with contextlib.aclosing(self.generate(record, [counting])) as events:
+        async with contextlib.aclosing(self.generate(record, [counting], images)) as events:
             async for event in events:
                 if isinstance(event, Started):
                     tokens = event.prompt_tokens
@@ -132,8 +147,9 @@ class Service:
         for number, text in enumerate(request.inputs):
             if not (text.text if isinstance(text, TextPrompt) else text.tokens):
                 raise InvalidRequest("must not be empty; leave it out", location=("inputs", number))
-        async with self._pool.lease(record) as lease:
+        async with self._lease(record) as (lease, active):
             vectors, completed = await lease.embed(request)
+            _record_completed(active, completed)
             return vectors, _with_wait_times(completed, lease)
 
     async def rerank(self, record: ModelRecord, request: RerankRequest) -> tuple[Scores, Completed]:
@@ -141,8 +157,9 @@ class Service:
         limits.check_value(limits.DOCUMENTS, request.documents, self._config().input)
         if not request.query:
             raise InvalidRequest("must not be empty", location=("query",))
-        async with self._pool.lease(record) as lease:
+        async with self._lease(record) as (lease, active):
             scores, completed = await lease.rerank(request)
+            _record_completed(active, completed)
             return scores, _with_wait_times(completed, lease)
 
     async def decide(
@@ -159,20 +176,24 @@ class Service:
         limits.check_request(request, config.input)
         if config.log.content:
             log.info("questions", messages=msgspec.to_builtins(messages), questions=msgspec.to_builtins(questions))
-        async with self._pool.lease(record) as lease:
+        async with self._lease(record) as (lease, active):
             try:
                 scored, completed = await lease.score(request)
             except OsaurusError as error:
                 raise decisions.locate_question(error, questions) from error
+            _record_completed(active, completed)
             return decisions.probabilities(questions, scored.logprobs), _with_wait_times(completed, lease)
 
-    async def generate(self, record: ModelRecord, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Event]:
+    async def generate(
+        self, record: ModelRecord, requests: Sequence[GenerationRequest], images: ImageCollector | None = None
+    ) -> AsyncGenerator[Event]:
         """Yield the events of one client request, and end with `Completed`. Closing the iterator cancels the request.
 
         Args:
             record: the model, which is loaded if necessary.
             requests: one per prompt, at least one. With several, choices are numbered consecutively, and each prompt
                 has its own `Started`.
+            images: those that the prompt of a single request refers to.
 
         Raises:
             OsaurusError: a request is invalid or failed. With several requests, `prompt_index` is the number of the
@@ -180,13 +201,55 @@ class Service:
         """
         config = self._config()
         _check(requests, config)
-        async with self._pool.lease(record) as lease:
-            events = lease.generate(requests[0]) if len(requests) == 1 else generate_all(lease, requests)
+        async with (
+            self._load_images(record, requests, images) as blobs,
+            self._lease(record) as (lease, active),
+        ):
+            events = lease.generate(requests[0], blobs=blobs) if len(requests) == 1 else generate_all(lease, requests)
             if config.log.content:
                 events = log_content(events, requests)
             async with contextlib.aclosing(events):
                 async for event in events:
+                    self._record(active, event)
                     yield _with_wait_times(event, lease) if isinstance(event, Completed) else event
+
+    @contextlib.asynccontextmanager
+    async def _load_images(
+        self, record: ModelRecord, requests: Sequence[GenerationRequest], images: ImageCollector | None
+    ) -> AsyncIterator[list[bytes]]:
+        """Load the images of a request before its model, which an invalid one does not need."""
+        if images is None or not images.sources:
+            yield []
+            return
+        with images.named():
+            if not record.capabilities.vision:
+                reason = record.vision_refusal or "it is a text model"
+                raise ImageInputUnsupported(
+                    f'model "{record.name}" does not accept images: {reason}', location=(*IMAGES, 0)
+                )
+            async with self._images.load(images, requests[0].prompt) as blobs:
+                yield blobs
+
+    @contextlib.asynccontextmanager
+    async def _lease(self, record: ModelRecord) -> AsyncIterator[tuple[Lease, ActiveRequest]]:
+        """Lease a worker, and record the use of the model."""
+        with self._activity.track_model(record.name) as active:
+            async with self._pool.lease(record) as lease:
+                yield lease, active
+
+    def _record(self, active: ActiveRequest, event: Event) -> None:
+        match event:
+            case Delta():
+                active.token_generated(self._activity.clock())
+            case Started():
+                active.prompt_processed(event.prompt_tokens, event.cached_tokens)
+            case Completed():
+                _record_completed(active, event)
+
+
+def _record_completed(active: ActiveRequest, completed: Completed) -> None:
+    usage = completed.usage
+    active.output_completed(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, completed.timings.decode)
 
 
 def _check(requests: Sequence[GenerationRequest], config: Config) -> None:

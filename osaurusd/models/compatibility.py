@@ -10,9 +10,9 @@ from collections.abc import Container, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from osaurusd.models import embedding, metadata, tokenizers
+from osaurusd.models import embedding, metadata, tokenizers, vision
 
 # Every model implementation of mlx_lm defines this class; modules with caches and layers do not.
 _MODEL_CLASS = re.compile(r"\bModelArgs\b")
@@ -39,7 +39,9 @@ def find_incompatibility(
         if reason := embedding.find_incompatibility(config, task):
             return reason
         return None if tokenizers.TOKENIZER in files else f"{tokenizers.TOKENIZER} is missing"
-    if model_type not in supported_architectures():
+    if model_type not in supported_architectures() and not vision.accepts_images(config, files):
+        if vision.is_vision_model(config, files):
+            return f"mlx_lm does not support its text part, and {vision.find_refusal(config)}"
         return f"mlx_lm does not support the architecture `{model_type}`"
     if config.get("model_file") is not None:
         return "the model requires custom code (`model_file`), which osaurusd never runs"
@@ -47,6 +49,13 @@ def find_incompatibility(
     if not complete and metadata.tokenizer_requires_code(tokenizer_config):
         return "the tokenizer requires custom code (`auto_map`), which osaurusd never runs"
     return None
+
+
+def support_of_images(architecture: str | None) -> Literal["yes", "no", "unsupported"]:
+    """Return whether a vision-language model accepts images, serves text only, or cannot be served."""
+    if vision.find_unsupported({"model_type": architecture}) is None:
+        return "yes"
+    return "no" if architecture in supported_architectures() else "unsupported"
 
 
 @cache

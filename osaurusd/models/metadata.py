@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from osaurusd.models import vision
 from osaurusd.models.record import Capabilities, GenerationDefaults, ModelRecord, Task
 from osaurusd.wire import model_files
 from osaurusd.wire.lineage import Lineage
@@ -47,7 +48,6 @@ _TOOLS = re.compile(r"\btools\b")
 _REASONING = re.compile(r"<think>|</think>|enable_thinking|reasoning_content|<\|channel\|?>")
 _LICENSE = re.compile(r"^license(?:_name)?:\s*([^\s#]+)", re.MULTILINE)
 _RANKING = re.compile(r"^pipeline_tag:\s*['\"]?text-ranking\b", re.MULTILINE)
-_VISION_KEYS = ("vision_config", "vision_tower", "mm_vision_tower", "image_token_id", "image_token_index")
 
 # sentence-transformers stores its pipeline in this file.
 _EMBEDDING_PIPELINE = "modules.json"
@@ -149,14 +149,14 @@ def ranks_documents(folder: Path, repo: str) -> bool:
     return is_tagged or "qwen3-reranker" in repo.lower()
 
 
-def capabilities(folder: Path, config: Mapping[str, Any]) -> Capabilities:
-    """Derive what a generative model supports from its config and chat template."""
+def capabilities(folder: Path, config: Mapping[str, Any], files: Container[str]) -> Capabilities:
+    """Derive what a generative model supports from its config, its files and its chat template."""
     template = "\n".join([_chat_template(folder), *map(_text_or_empty, _find_named_templates(folder))])
     return Capabilities(
         chat=bool(template.strip()),
         tools=_TOOLS.search(template) is not None,
         reasoning=_REASONING.search(template) is not None,
-        vision=any(key in config for key in _VISION_KEYS),
+        vision=vision.accepts_images(config, files),
     )
 
 

@@ -13,8 +13,8 @@ Source = Literal["imported", "hub", "extra"]
 Task = Literal["generate", "embed", "rerank"]
 """What a model was trained for, which determines the endpoints that serve it."""
 
-RunnerName = Literal["text", "encoder"]
-"""What runs a model in its worker: an engine that generates text, or one that computes whole sequences."""
+RunnerName = Literal["text", "vision", "encoder"]
+"""What runs a model in its worker: an engine that generates text, also about images, or one for whole sequences."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Capabilities:
     tools: bool = False
     reasoning: bool = False
     vision: bool = False
+
+    @property
+    def input_modalities(self) -> tuple[Literal["text", "image"], ...]:
+        """What requests to the model can contain."""
+        return ("text", "image") if self.vision else ("text",)
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class ModelRecord:
         files: names and sizes in bytes.
         reason: what is missing or wrong; None if the model is available.
         pipeline: how a model that embeds does so.
+        vision_refusal: why a model with a vision tower does not accept images.
         escapes: whether a link leads out of the model store. None of the model's files may be read then.
     """
 
@@ -86,6 +92,7 @@ class ModelRecord:
     runner: RunnerName = "text"
     pipeline: Pipeline | None = None
     capabilities: Capabilities = Capabilities()
+    vision_refusal: str | None = None
     generation: GenerationDefaults = GenerationDefaults()
     memory: MemoryEstimate = MemoryEstimate()
     aliases: tuple[str, ...] = ()

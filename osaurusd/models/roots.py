@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from osaurusd.config import Config
 from osaurusd.models.record import Source
 
 IMPORTING_PREFIX = ".importing-"
@@ -35,6 +36,11 @@ class ModelFolder:
     path: Path
     source: Source
     boundary: Path
+
+
+def extra_roots(config: Config) -> list[Path]:
+    """Return the configured folders of other programs."""
+    return [Path(root).expanduser() for root in config.models.roots]
 
 
 def hub_cache(env: Mapping[str, str] = os.environ) -> Path:

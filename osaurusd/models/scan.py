@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from osaurusd.log import get_logger
-from osaurusd.models import compatibility, embedding, memory, metadata, safetensors, tokenizers
+from osaurusd.models import compatibility, embedding, memory, metadata, safetensors, tokenizers, vision
 from osaurusd.models.record import Capabilities, GenerationDefaults, MemoryEstimate, ModelRecord
 from osaurusd.models.roots import ModelFolder, Root, find_model_folders, is_utf8
 from osaurusd.wire import model_files
@@ -147,11 +147,14 @@ def _read_record(folder: ModelFolder, files: tuple[_File, ...], boundaries: Sequ
 
 def _describe(record: ModelRecord, config: Mapping[str, Any], weights: safetensors.Weights) -> ModelRecord:
     """Add what the config and the weights state."""
-    task = metadata.task(config, dict(record.files))
+    files = dict(record.files)
+    task = metadata.task(config, files)
     generates = task == "generate"
     if generates and metadata.ranks_documents(record.path, record.repo):
         task = "rerank"
     chats = task == "generate"
+    capabilities = metadata.capabilities(record.path, config, files) if chats else Capabilities(completion=False)
+    has_tower = chats and vision.is_vision_model(config, files)
     return replace(
         record,
         architecture=metadata.architecture(config),
@@ -159,8 +162,9 @@ def _describe(record: ModelRecord, config: Mapping[str, Any], weights: safetenso
         parameters=memory.count_parameters(weights.tensors, config) or None,
         context_length=metadata.context_length(config),
         task=task,
-        runner="text" if generates else "encoder",
-        capabilities=metadata.capabilities(record.path, config) if chats else Capabilities(completion=False),
+        runner=("vision" if capabilities.vision else "text") if generates else "encoder",
+        capabilities=capabilities,
+        vision_refusal=vision.find_refusal(config) if has_tower else None,
         generation=metadata.generation_defaults(record.path) if generates else GenerationDefaults(),
         memory=MemoryEstimate(
             weights.nbytes,

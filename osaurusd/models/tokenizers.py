@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 TOKENIZER = "tokenizer.json"
 COMPLETE_FILES = (TOKENIZER, "tekken.json", "tokenizer.model")
 """Files from each of which every tokenizer class can be built, in the order of preference."""
@@ -91,16 +93,27 @@ def _is_json_object(head: bytes, tail: bytes) -> bool:
 
 
 def _ends_as_usual(tail: bytes) -> bool:
-    """Whether the end is that of a whole `tokenizer.json`: the last bracket is at the start of its line, or, in a file
-    without line breaks, the last value is an object too. A file that was cut after an inner bracket ends otherwise.
+    """Whether the last bracket is at the start of its line, as in a whole file with indentation. A file that was cut
+    after an inner bracket ends otherwise.
     """
-    return tail.endswith(b"\n}") or (b"\n" not in tail and tail.endswith(b"}}"))
+    return tail.endswith(b"\n}")
 
 
 def _is_json(path: Path) -> bool:
-    """Whether a file is valid JSON. Parsing every tokenizer would make scans slow."""
+    """Whether a file is a valid JSON object. Parsing every tokenizer would make scans slow."""
+    content = path.read_bytes().removeprefix(_BYTE_ORDER_MARKS[0])
     try:
-        json.loads(path.read_bytes().removeprefix(_BYTE_ORDER_MARKS[0]))
+        msgspec.json.decode(content, type=dict[str, msgspec.Raw])  # creates no values, which takes most of the time
+    except (ValueError, RecursionError):
+        return _is_json_in_utf_16(content)
+    return True
+
+
+def _is_json_in_utf_16(content: bytes) -> bool:
+    if not content.startswith(_BYTE_ORDER_MARKS[1:]):
+        return False
+    try:
+        json.loads(content)
     except (ValueError, RecursionError):
         return False
     return True

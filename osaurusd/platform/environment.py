@@ -14,6 +14,10 @@ _PATTERN = re.compile(
     r"|TOKENIZERS|TRANSFORMERS|LLGUIDANCE)_\w+|PYTHON[A-Z]+"
 )
 
+# glibc returns large arrays to the system when they are freed, and each page of a new one then costs a page fault,
+# several times as much as computing its content. Other systems ignore these variables.
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
+
 
 def minimal(env: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables that a process which reads models may see: no tokens, keys or proxies.
@@ -21,3 +25,8 @@ def minimal(env: Mapping[str, str] = os.environ) -> dict[str, str]:
     This is an allow list, because no list of secrets can be complete.
     """
     return {name: value for name, value in env.items() if name in _NAMES or _PATTERN.fullmatch(name)}
+
+
+def converting(env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables for a process that converts weights with NumPy: the minimal ones, and those that speed it up."""
+    return _KEEP_MEMORY | minimal(env)

@@ -11,6 +11,7 @@ import itertools
 import os
 import resource
 import shutil
+import signal
 import socket
 import stat
 import sys
@@ -136,3 +137,18 @@ def _path_on_macos(descriptor: int) -> Path | None:
     if sys.platform != "darwin":
         return None
     return Path(os.fsdecode(fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0")))
+
+
+class StopRequest:
+    """A signal or a client requests a graceful shutdown; a second signal makes it immediate."""
+
+    def __init__(self) -> None:
+        self.requested = asyncio.Event()
+        self.immediate = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        if self.requested.is_set():
+            self.immediate.set()
+        self.requested.set()

@@ -47,6 +47,8 @@ class WorkerLimits:
     prefix_cache_bytes: int = 0
     max_waiting: int = 64
     stall_seconds: float = 0.2
+    feature_cache_bytes: int = 0
+    max_image_pixels: int = 64_000_000
     wire: WireSetting = "auto"
 
 
@@ -97,6 +99,8 @@ class PoolConfig:
                 prefix_cache_bytes=int(physical * PREFIX_CACHE_FRACTION) if prefix_cache is None else prefix_cache,
                 max_waiting=worker.max_waiting,
                 stall_seconds=worker.stall_seconds,
+                feature_cache_bytes=config.vision.feature_cache_bytes,
+                max_image_pixels=config.vision.max_image_pixels,
                 wire=worker.wire,
             ),
             scheduler=SchedulerConfig(

@@ -40,7 +40,8 @@ def build_load(record: ModelRecord, limits: WorkerLimits, memory: messages.Limit
     """Build the request to load a model within these limits."""
     return messages.Load(
         path=str(record.path),
-        task="generate" if record.runner == "text" else record.task,
+        task=record.task if record.runner == "encoder" else "generate",
+        vision=record.runner == "vision",
         pipeline=record.pipeline,
         context_length=record.context_length,
         dequantize=limits.dequantize,
@@ -49,6 +50,8 @@ def build_load(record: ModelRecord, limits: WorkerLimits, memory: messages.Limit
         prefix_cache_bytes=memory.prefix_cache_bytes,
         max_waiting=limits.max_waiting,
         stall_seconds=limits.stall_seconds,
+        feature_cache_bytes=limits.feature_cache_bytes,
+        max_image_pixels=limits.max_image_pixels,
         wire=limits.wire,
     )
 

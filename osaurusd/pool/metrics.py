@@ -19,6 +19,7 @@ RATE_SECONDS = 5
 """Window of a model's current speed."""
 
 _MODEL = ("model",)
+_KV_CACHE_HELP = "Share of the memory for KV caches that running requests reserve, from 0 to 1."
 
 
 class PoolMetrics:
@@ -67,6 +68,16 @@ class PoolMetrics:
     def for_worker(self, model: str, *, generates: bool = True) -> "WorkerMetrics":
         """Return the metrics of a new worker of this model. Only models that generate text have a prefix cache."""
         return WorkerMetrics(self, model, generates=generates)
+
+    def cached_prompt_tokens(self) -> dict[str, tuple[int, int]]:
+        """Return for each model its prompt tokens, and how many of them were served from the prefix cache."""
+        cached = _by_model(self.cached_tokens)
+        return {model: (count, cached.get(model, 0)) for model, count in _by_model(self.prompt_tokens).items()}
+
+
+def _by_model(counter: Counter) -> dict[str, int]:
+    samples = (sample for metric in counter.collect() for sample in metric.samples)
+    return {sample.labels["model"]: int(sample.value) for sample in samples if sample.name.endswith("_total")}
 
 
 class WorkerMetrics:
@@ -191,11 +202,29 @@ class PoolCollector(Collector):
         yield by_model("osaurus_requests_waiting", "Requests waiting for a model.", lambda worker: worker.waiting)
         yield by_model("osaurus_model_memory_bytes", "Memory that MLX holds.", lambda worker: worker.mlx_bytes)
         yield by_model("osaurus_model_limit_bytes", "Memory a model may use.", lambda worker: worker.limit_bytes)
+        yield by_model("osaurus_model_kv_cache_usage_ratio", _KV_CACHE_HELP, lambda worker: _kv_cache_usage([worker]))
         states = GaugeMetricFamily(
             "osaurus_model_state", "1 for the current state of a model.", labels=("model", "state")
         )
         for worker in workers:
             states.add_metric([worker.name, worker.state], 1)
         yield states
+        yield from self._totals(workers)
         yield GaugeMetricFamily("osaurus_memory_budget_bytes", "Memory for all models.", budget.total_bytes)
         yield GaugeMetricFamily("osaurus_memory_used_bytes", "Memory that models hold.", budget.used_bytes)
+
+    def _totals(self, workers: list[WorkerSnapshot]) -> Iterator[GaugeMetricFamily]:
+        """Yield what routers compare hosts by: one sample each, also while no model is loaded."""
+        running = sum(worker.running for worker in workers)
+        queued = sum(worker.queued + worker.waiting for worker in workers)
+        yield GaugeMetricFamily("osaurus_running_requests", "Requests that workers process.", running)
+        yield GaugeMetricFamily("osaurus_queued_requests", "Requests waiting for a model or in its queue.", queued)
+        yield GaugeMetricFamily("osaurus_kv_cache_usage_ratio", _KV_CACHE_HELP, _kv_cache_usage(workers))
+
+
+def _kv_cache_usage(workers: list[WorkerSnapshot]) -> float:
+    """Return the used share of the memory for KV caches; 0 if there is none."""
+    caches = [worker for worker in workers if worker.kv_cache_bytes is not None]
+    limit = sum(worker.kv_cache_limit_bytes for worker in caches)
+    used = sum(min(worker.kv_cache_bytes or 0, worker.kv_cache_limit_bytes) for worker in caches)
+    return used / limit if limit else 0.0

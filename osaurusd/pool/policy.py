@@ -8,6 +8,9 @@ from osaurusd.errors import InsufficientMemory
 from osaurusd.pool.state import ModelState
 from osaurusd.wire.admin import WorkerState
 
+RETRY_SECONDS = 5
+"""When a request may find the memory free that running requests did not release in time."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -100,9 +103,12 @@ def insufficient_memory(budget: int, model: ModelState, in_memory: Sequence[Mode
         problem = f"{needs}, but running requests did not release enough memory in time"
     free = max(budget - sum(other.held_bytes for other in in_memory), 0)
     usage = "; ".join(map(_usage, in_memory)) or "no model is loaded"
-    return InsufficientMemory(
+    error = InsufficientMemory(
         f"{problem}: {format_bytes(free)} of {format_bytes(budget)} are free; {usage}", location=("model",)
     )
+    if not can_never_fit(budget, model, in_memory):
+        error.retry_after = RETRY_SECONDS
+    return error
 
 
 def pins_exceed_budget(budget: int, needs: Mapping[str, int]) -> InsufficientMemory:

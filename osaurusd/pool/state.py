@@ -156,7 +156,9 @@ class Failure:
             f"{self.error.message}\nThe model failed {self.count} times in a row. Requests can start it again in "
             f'{seconds} s; "osaurusctl load" starts it now.'
         )
-        return type(self.error)(message, param=self.error.param, location=self.error.location)
+        rejection = type(self.error)(message, param=self.error.param, location=self.error.location)
+        rejection.retry_after = seconds
+        return rejection
 
 
 class Effects(Protocol):

@@ -16,6 +16,7 @@ from osaurusd.pool.state import Failure, ModelState, StopCause
 from osaurusd.rpc import messages
 from osaurusd.rpc.watchdog import Clock
 from osaurusd.rpc.worker import Worker
+from osaurusd.wire.admin import IN_MEMORY
 from osaurusd.wire.residency import EventKind
 
 log = get_logger(__name__)
@@ -63,7 +64,8 @@ class WorkerSupervisor:
         self._listener = listener
         self._events = events
         self._pool_metrics = metrics
-        self._metrics = metrics.for_worker(name, generates=request.task == "generate")
+        self._generates = request.task == "generate"
+        self._metrics = metrics.for_worker(name, generates=self._generates)
         self._clock = clock
         self._started_at = clock.time()
         self._stop_reason: OsaurusError | None = None
@@ -116,7 +118,10 @@ class WorkerSupervisor:
             log.info("unloaded", model=self._name, cause=cause, reason=reason)
             self._events.publish(EventKind.UNLOADED, self._name, pid=pid, cause=cause, reason=reason)
         else:
-            log.error("worker lost", model=self._name, code=error.code, reason=error.message)
+            requests = self.worker.client.request_ids if self.worker else []
+            log.error(
+                "worker lost", model=self._name, pid=pid, requests=requests, code=error.code, reason=error.message
+            )
             kind = EventKind.CRASHED if self.worker else EventKind.LOAD_FAILED
             self._events.publish(kind, self._name, pid=pid, reason=error.message)
             if self.worker is None:
@@ -184,12 +189,19 @@ class WorkerSupervisor:
         worker = self.worker
         if worker is None:
             return snapshot
-        stats, first_token = worker.client.stats, self._metrics.first_token_seconds
+        client, first_token = worker.client, self._metrics.first_token_seconds
+        weights, kv_cache = worker.loaded.memory_bytes, None
+        if self._generates:
+            kv_cache = max(snapshot.reserved_bytes - weights, 0)
         return replace(
             snapshot,
             pid=worker.pid,
             device=worker.loaded.device,
-            mlx_bytes=stats.active_bytes + stats.cache_bytes,
+            mlx_bytes=client.stats.active_bytes + client.stats.cache_bytes,
+            running=client.running,
+            queued=client.queued,
+            kv_cache_bytes=kv_cache,
+            kv_cache_limit_bytes=max(snapshot.limit_bytes - weights, 0),
             tokens_per_second=self._metrics.rate(),
             load_seconds=self.load_seconds,
             phases=msgspec.structs.replace(worker.phases, first_token_seconds=first_token),
@@ -208,6 +220,7 @@ def snapshot_model(
         needs_bytes=model.needs_bytes,
         limit_bytes=model.limit_bytes,
         reserved_bytes=model.reserved_bytes,
+        held_bytes=model.held_bytes if model.state in IN_MEMORY else 0,
         in_flight=model.in_flight,
         waiting=len(model.waiters),
         pinned=model.pinned,

@@ -13,8 +13,12 @@ from osaurusd.errors import OsaurusError, SlowClient, from_code
 from osaurusd.inference.events import CandidateScores, Completed, Delta, Event
 from osaurusd.inference.request import GenerationRequest, ScoringRequest
 from osaurusd.inference.retrieval import EmbedRequest, RerankRequest, Scores, Vectors
+from osaurusd.log import current_request_id, get_logger
 from osaurusd.rpc import framing, messages
 from osaurusd.rpc.watchdog import Watchdog
+from osaurusd.wire.errors import ErrorCode
+
+log = get_logger(__name__)
 
 MAX_BUFFERED_BYTES = 1024 * 1024
 """Limit per request of output that the consumer has not taken; only a stalled client falls this far behind."""
@@ -56,10 +60,18 @@ class WorkerListener(Protocol):
 
 
 class _EventBuffer:
-    """Events of one request that its consumer has not taken yet."""
+    """Events of one request that its consumer has not taken yet.
 
-    def __init__(self, monitor: RequestMonitor) -> None:
+    Args:
+        monitor: observes the request.
+        queues: whether the worker reports when it begins to process the request.
+    """
+
+    def __init__(self, monitor: RequestMonitor, *, queues: bool) -> None:
         self.monitor = monitor
+        self.queued = queues
+        # Frames are read by another task, which has no request of its own.
+        self.request_id = current_request_id()
         self.ended = False
         self._events: deque[tuple[_AnyEvent, int]] = deque()
         self._bytes = 0
@@ -71,6 +83,7 @@ class _EventBuffer:
 
         An event may have any size as long as no other is buffered.
         """
+        self.queued = False
         size = _size(event)
         if self._events and size and self._bytes + size > MAX_BUFFERED_BYTES:
             return False
@@ -164,6 +177,16 @@ class WorkerClient:
         self._buffers: dict[int, _EventBuffer] = {}
         self._error: OsaurusError | None = None
 
+    @property
+    def queued(self) -> int:
+        """The number of requests that the worker has not begun to process."""
+        return sum(buffer.queued for buffer in self._buffers.values())
+
+    @property
+    def running(self) -> int:
+        """The number of all other requests. Only requests that generate text count as queued."""
+        return len(self._buffers) - self.queued
+
     def generate(
         self, request: GenerationRequest, *, continuation: bool = False, blobs: Sequence[bytes] = ()
     ) -> AsyncGenerator[Event]:
@@ -177,7 +200,9 @@ class WorkerClient:
         Raises:
             OsaurusError: the request failed, or the worker exited.
         """
-        return self._run(lambda id_: messages.Generate(id=id_, request=request, continuation=continuation), blobs=blobs)
+        return self._run(
+            lambda id_: messages.Generate(id=id_, request=request, continuation=continuation), blobs=blobs, queues=True
+        )
 
     async def embed(self, request: EmbedRequest) -> tuple[Vectors, Completed]:
         """Embed texts; raises what `generate` raises."""
@@ -199,12 +224,14 @@ class WorkerClient:
         assert isinstance(result, kind)
         return result, completed
 
-    async def _run(self, build: Callable[[int], messages.Request], blobs: Sequence[bytes] = ()) -> AsyncGenerator[Any]:
+    async def _run(
+        self, build: Callable[[int], messages.Request], blobs: Sequence[bytes] = (), *, queues: bool = False
+    ) -> AsyncGenerator[Any]:
         """Yield the events of the request that `build` returns for an id."""
         if self._error is not None:
             raise self._error
         id_ = next(self._ids)
-        buffer = _EventBuffer(self._listener.request_started())
+        buffer = _EventBuffer(self._listener.request_started(), queues=queues)
         if not self._buffers:
             self._watchdog.arm()
         self._buffers[id_] = buffer
@@ -254,6 +281,12 @@ class WorkerClient:
                     self.stats = frame
                 self._listener.memory_reserved(frame.reserved_bytes)
 
+    @property
+    def request_ids(self) -> list[str]:
+        """The ids of the clients' requests that are incomplete."""
+        ids = [buffer.request_id for buffer in self._buffers.values() if not buffer.ended]
+        return list(dict.fromkeys(filter(None, ids)))
+
     def fail_all(self, error: OsaurusError) -> None:
         """Fail every incomplete and every later request with `error`: the worker has exited."""
         self._error = error
@@ -267,6 +300,8 @@ class WorkerClient:
         if buffer.ended:
             return
         if isinstance(frame, messages.Failed):
+            if frame.code is ErrorCode.INTERNAL_ERROR:
+                log.error("request failed in the worker", request_id=buffer.request_id, reason=frame.message)
             buffer.fail(from_code(frame.code, frame.message, frame.location))
             return
         if isinstance(frame.event, Delta):
@@ -279,5 +314,9 @@ class WorkerClient:
 
     def _send(self, frame: messages.Frame, blobs: Sequence[bytes] = ()) -> None:
         # The reader notices when the worker has exited; frames sent to it until then are lost.
-        if not self._writer.is_closing():
-            self._writer.write(framing.encode_with_blobs(frame, blobs) if blobs else framing.encode([frame]))
+        if self._writer.is_closing():
+            return
+        self._writer.write(framing.encode_head(frame, blobs) if blobs else framing.encode([frame]))
+        for blob in blobs:
+            # A view, because the transport slices what it cannot send at once.
+            self._writer.write(memoryview(blob))

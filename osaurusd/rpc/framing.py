@@ -62,7 +62,12 @@ def encode(frames: Iterable[Outgoing]) -> bytes:
 
 
 def encode_with_blobs(frame: Frame, blobs: Sequence[bytes]) -> bytes:
-    """Encode one frame with its blobs.
+    """Encode one frame with its blobs; raises what `encode_head` raises."""
+    return b"".join((encode_head(frame, blobs), *blobs))
+
+
+def encode_head(frame: Frame, blobs: Sequence[bytes]) -> bytes:
+    """Encode what precedes the blobs of a frame.
 
     Raises:
         ValueError: the blobs exceed `MAX_BLOBS` or `MAX_BLOB_BYTES`.
@@ -72,7 +77,7 @@ def encode_with_blobs(frame: Frame, blobs: Sequence[bytes]) -> bytes:
     if len(blobs) > MAX_BLOBS or sum(lengths) > MAX_BLOB_BYTES:
         raise ValueError(f"a frame cannot carry {len(blobs)} blobs with {sum(lengths)} bytes")
     prefix = _PREFIX.pack(len(header), len(blobs)) + struct.pack(f">{len(blobs)}I", *lengths)
-    return b"".join((prefix, header, *blobs))
+    return prefix + header
 
 
 class FrameDecoder(Generic[T]):

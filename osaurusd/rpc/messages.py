@@ -28,6 +28,7 @@ class Load(Frame, frozen=True, tag="load"):
 
     Attributes:
         task: selects the worker's runner.
+        vision: whether the model accepts images.
         pipeline: how a model with the task `embed` embeds text.
         context_length: longest sequence in tokens; None if unknown.
         dequantize: whether to compute in float32 on a CPU; `auto` does if the weights fit into `memory_limit_bytes`.
@@ -36,11 +37,14 @@ class Load(Frame, frozen=True, tag="load"):
         prefix_cache_bytes: limit of the prefix cache; 0 disables it.
         max_waiting: requests that may wait for a place in the batch before further ones are rejected.
         stall_seconds: how long prefill may delay running sequences, if that is longer than a few decode steps.
+        feature_cache_bytes: limit of the features of recent images; 0 disables their cache.
+        max_image_pixels: images with more pixels are rejected before they are decoded.
         wire: whether macOS must keep the weights in memory; `auto` wires those that fill most of the GPU's working set.
     """
 
     path: str
     task: Literal["generate", "embed", "rerank"] = "generate"
+    vision: bool = False
     pipeline: Pipeline | None = None
     context_length: int | None = None
     dequantize: Literal["auto", "always", "never"] = "auto"
@@ -49,6 +53,8 @@ class Load(Frame, frozen=True, tag="load"):
     prefix_cache_bytes: int = 0
     max_waiting: int = 64
     stall_seconds: float = 0.2
+    feature_cache_bytes: int = 0
+    max_image_pixels: int = 64_000_000
     wire: WireSetting = "auto"
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import msgspec
 
+from osaurusd.wire.drain import DrainStatus
 from osaurusd.wire.errors import ErrorBody
 from osaurusd.wire.keys import Protection
 from osaurusd.wire.lineage import GroupSize, Lineage, Origin
@@ -45,6 +46,7 @@ class Route(StrEnum):
     ALIASES = "/v0/aliases"
     PRUNE = "/v0/prune"
     RELOAD = "/v0/reload"
+    DRAIN = "/v0/drain"
     SHUTDOWN = "/v0/shutdown"
 
 
@@ -110,6 +112,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         reason: why the model cannot be served, unless `state` is `available`.
         task: `generate`, `embed` or `rerank`.
         share: downloaded share of an unfinished pull, from 0 to 1.
+        vision: whether the model accepts images.
+        vision_refusal: why a model with a vision tower does not accept images.
     """
 
     name: str
@@ -128,6 +132,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     aliases: list[str] = []
     worker: WorkerInfo | None = None
     share: float | None = None
+    vision: bool = False
+    vision_refusal: str | None = None
 
 
 class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,6 +178,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
         serving: false in degraded mode: TCP is closed, `faults` has the reason, and the daemon recovers automatically
             once it is fixed.
         protection: access over TCP; null in degraded mode.
+        drain: whether the daemon accepts requests.
     """
 
     version: str
@@ -192,6 +199,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     faults: list[str] = []
     serving: bool = True
     protection: Protection | None = None
+    drain: DrainStatus = DrainStatus()
 
 
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

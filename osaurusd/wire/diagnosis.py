@@ -29,6 +29,7 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         installation: versions at the start of the daemon, even if an upgrade has changed the files since.
         blas: the BLAS library preloaded into workers.
+        vision_refusals: why models with a vision tower do not accept images, by their names.
         tasks: number of running asyncio tasks by coroutine.
     """
 
@@ -38,3 +39,4 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     open_files: int
     open_files_limit: int
     tasks: dict[str, int] = {}
+    vision_refusals: dict[str, str] = {}

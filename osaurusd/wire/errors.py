@@ -46,6 +46,7 @@ class ErrorCode(StrEnum):
     WORKER_CRASHED = "worker_crashed"
     SLOW_CLIENT = "slow_client"
     MODEL_UNLOADED = "model_unloaded"
+    DRAINING = "draining"
     SHUTTING_DOWN = "shutting_down"
     NOT_SERVING = "not_serving"
     CONFIG_ERROR = "config_error"

@@ -6,7 +6,7 @@ import sys
 
 from osaurusd.wire.diagnosis import Installation
 
-PACKAGES = ("osaurusd", "mlx", "mlx-lm", "huggingface-hub", "aiohttp", "msgspec")
+PACKAGES = ("osaurusd", "mlx", "mlx-lm", "mlx-vlm", "huggingface-hub", "aiohttp", "msgspec")
 """Packages whose versions affect the daemon's behavior."""
 
 

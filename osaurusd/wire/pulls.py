@@ -129,6 +129,8 @@ class FoundModel(msgspec.Struct, frozen=True, kw_only=True):
         bytes: size of the weights, if the hub reports it.
         fits: whether the weights fit into the memory budget.
         state: state of the model on this machine, or `not downloaded`.
+        images: what becomes of images, for a model that the hub lists as one for images: `yes` if it accepts them,
+            `no` if it only serves text, and `unsupported` if it cannot be served.
     """
 
     repo: str
@@ -139,3 +141,4 @@ class FoundModel(msgspec.Struct, frozen=True, kw_only=True):
     fits: bool | None = None
     gated: bool = False
     state: str = "not downloaded"
+    images: Literal["yes", "no", "unsupported"] | None = None

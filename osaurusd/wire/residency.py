@@ -1,4 +1,4 @@
-"""Admin API types for loaded models and model events."""
+"""Admin API types for loaded models, and events."""
 
 from enum import StrEnum
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class EventKind(StrEnum):
-    """Kinds of model events."""
+    """Kinds of events. The last three concern the daemon, all others a model."""
 
     QUEUED = "queued"
     REFUSED = "refused"
@@ -24,12 +24,16 @@ class EventKind(StrEnum):
     PULL_DONE = "pull_done"
     PULL_FAILED = "pull_failed"
     PULL_CANCELLED = "pull_cancelled"
+    DRAINING = "draining"
+    DRAINED = "drained"
+    DRAIN_ENDED = "drain_ended"
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A model event.
+    """An event.
 
     Attributes:
+        model: the model; empty if the event concerns the daemon.
         time: Unix seconds.
         cause: why a model is unloaded: `unload` (requested), `idle`, `memory` (for another model),
             `pressure` (the system is short of memory) or `shutdown`.
@@ -40,7 +44,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     kind: EventKind
     time: float
-    model: str
+    model: str = ""
     cause: str | None = None
     reason: str | None = None
     pid: int | None = None

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NoReturn
@@ -16,7 +17,7 @@ from osaurusd.rpc import framing, messages
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker.engine.mlx_thread import MlxThread
 from osaurusd.worker.outbox import Outbox
-from osaurusd.worker.runners import RUNNERS
+from osaurusd.worker.runners import load_runner
 from osaurusd.worker.runners.base import Runner
 
 TOKENIZER_THREADS = 2
@@ -58,7 +59,6 @@ class Session:
             pulse.cancel()
 
     async def _read_frames(self) -> None:
-        # The text runner takes no blobs; runners for images and audio get `received.blobs` with the request.
         while (received := await self._reader.receive()) is not None:
             frame = received.frame
             self._active.set()
@@ -71,7 +71,7 @@ class Session:
                 case messages.DropCaches():
                     self._mlx.post(self._drop_caches)
                 case messages.Generate() | messages.Embed() | messages.Rerank() | messages.Score():
-                    self._start(frame)
+                    self._start(frame, received.blobs)
                 case messages.Cancel():
                     self._cancel(frame.id)
                 case messages.Shutdown():
@@ -109,7 +109,7 @@ class Session:
     def _load(self, frame: messages.Load) -> list[messages.Frame]:
         """Load the model. Runs on the MLX thread."""
         try:
-            runner = RUNNERS[frame.task](frame, self._count_loaded)
+            runner = load_runner(frame, self._count_loaded)
         except Exception as error:  # noqa: BLE001  model files can be wrong in more ways than mlx_lm reports
             return [messages.LoadFailed(message=f"{type(error).__name__}: {error}")]
         finally:
@@ -132,15 +132,15 @@ class Session:
         self._runner.engine.drop_caches()
         return [self._runner.engine.stats()]
 
-    def _start(self, frame: messages.Request) -> None:
-        task = self._loop.create_task(self._run_request(frame))
+    def _start(self, frame: messages.Request, blobs: Sequence[bytes]) -> None:
+        task = self._loop.create_task(self._run_request(frame, blobs))
         self._preparing[frame.id] = task
         task.add_done_callback(lambda _: self._preparing.pop(frame.id))
 
-    async def _run_request(self, frame: messages.Request) -> None:
+    async def _run_request(self, frame: messages.Request, blobs: Sequence[bytes]) -> None:
         assert self._runner is not None, "the daemon sends requests only after Loaded"
         try:
-            request = await self._loop.run_in_executor(self._tokenizer_pool, self._runner.prepare, frame)
+            request = await self._loop.run_in_executor(self._tokenizer_pool, self._runner.prepare, frame, blobs)
         except asyncio.CancelledError:
             raise
         except OsaurusError as error:

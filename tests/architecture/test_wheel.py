@@ -1,6 +1,7 @@
 """The wheel works without a checkout of the repository."""
 
 import plistlib
+import re
 import subprocess
 import sys
 import venv
@@ -46,6 +47,17 @@ def test_wheel_contains_the_launchd_folder_the_license_and_the_manual_pages(whee
     assert [] != [name for name in names if name.endswith("licenses/LICENSE")]
     assert [] != [name for name in names if name.endswith(".data/data/share/man/man1/osaurusctl-run.1")]
     assert [] == [name for name in names if name.startswith("tests")]
+
+
+def test_wheel_contains_the_built_page_and_all_files_that_it_loads(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        document = archive.read("osaurusd/ui/static/index.html").decode()
+    loaded = re.findall(r'(?:src|href)="/ui/(assets/[^"]+)"', document)
+
+    assert len(loaded) > 1
+    assert [] == [name for name in loaded if f"osaurusd/ui/static/{name}" not in names]
+    assert document.count('<meta name="osaurus-mode" content="public">') == 1
 
 
 def test_installed_programs_work_without_a_checkout(programs: Path, home: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """What decisions cost: one and several questions about a long input, and a chat about the same input."""
 
-import statistics
 from typing import Any
 
 from tests.bench.client import start_request
@@ -8,19 +7,17 @@ from tests.bench.measurements import Figures, Target
 
 INPUT_TOKENS = 1000
 QUESTIONS = 20
-REPETITIONS = 3
 
 _STATEMENT = "The text has the number {number}."
 
 
 async def decisions(target: Target) -> Figures:
     """Measure the seconds of each kind of request. Every one has an input of its own, which no cache holds."""
-    seconds: dict[str, list[float]] = {"chat": [], "1 question": [], f"{QUESTIONS} questions": []}
-    for _ in range(REPETITIONS):
-        seconds["chat"].append(await _chat(target))
-        for name, values in list(seconds.items())[1:]:
-            values.append(await _decide(target, int(name.partition(" ")[0])))
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "chat": await _chat(target),
+        "1 question": await _decide(target, 1),
+        f"{QUESTIONS} questions": await _decide(target, QUESTIONS),
+    }
 
 
 async def _chat(target: Target) -> float:

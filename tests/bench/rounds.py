@@ -44,19 +44,19 @@ Work = Mapping[str, Mapping[str, Callable[[], Figures]]]
 
 
 def compare(home: Path, model: Model, selected: set[str], rounds: int, results: Results) -> None:
-    """Run the selected measurements with a model that all programs have loaded."""
+    """Run the selected measurements with a model that all programs have loaded. Programs without one do not run."""
     prompts = Prompts(home / "models" / model.name)
     with contextlib.ExitStack() as stack:
         daemon = stack.enter_context(daemons.running(home))
-        targets = {
-            OURS: Target(stack.enter_context(servers.osaurusd(daemon, model)), model, prompts),
-            THEIRS: Target(stack.enter_context(servers.mlx_lm_server(home, model)), model, prompts),
-        }
-        raw = stack.enter_context(servers.mlx_lm_raw(home, model))
+        targets = {OURS: Target(stack.enter_context(servers.osaurusd(daemon, model)), model, prompts)}
+        if selected & BOTH_SERVERS.keys():
+            targets[THEIRS] = Target(stack.enter_context(servers.mlx_lm_server(home, model)), model, prompts)
+        raw = stack.enter_context(servers.mlx_lm_raw(home, model)) if "decode" in selected else None
         for program, target in targets.items():
             print_progress(f"{model.name}: warming up {program}")
             asyncio.run(measurements.warm_up(target))
-        measurements.decode_raw(raw, model, prompts)
+        if raw is not None:
+            measurements.decode_raw(raw, model, prompts)
         run_rounds(model.name, build_work(targets, raw, selected), rounds, results)
 
 
@@ -69,7 +69,7 @@ def measure_startup(home: Path, results: Results) -> None:
             measure(STARTER, "startup", OURS, lambda: measurements.use_daemon(home, daemon), f"load {number}", results)
 
 
-def build_work(targets: Mapping[str, Target], raw: servers.RawProcess, selected: set[str]) -> Work:
+def build_work(targets: Mapping[str, Target], raw: servers.RawProcess | None, selected: set[str]) -> Work:
     def run(measurement: Measurement, target: Target) -> Callable[[], Figures]:
         return lambda: asyncio.run(measurement(target))
 
@@ -79,7 +79,8 @@ def build_work(targets: Mapping[str, Target], raw: servers.RawProcess, selected:
         work[name] = {program: run(measurement, target) for program, target in targets.items()}
     for name, measurement in OURS_ONLY.items():
         work[name] = {OURS: run(measurement, ours)}
-    work["decode"][RAW] = lambda: measurements.decode_raw(raw, ours.model, ours.prompts)
+    if raw is not None:
+        work["decode"][RAW] = lambda: measurements.decode_raw(raw, ours.model, ours.prompts)
     return {name: programs for name, programs in work.items() if name in selected}
 
 

@@ -25,6 +25,8 @@ from osaurusd.protocols.openai.completion_types import CompletionRequest
 from osaurusd.protocols.openai.messages import ROLES
 from osaurusd.protocols.openai.responses.routes import responses_routes
 from osaurusd.protocols.openai.routes import PREFIXES
+from osaurusd.ui.routes import ui_routes
+from osaurusd.ui.types import Memory, ModelEntry, RequestEntry, Sample, Snapshot, WorkerEntry
 from osaurusd.wire.errors import ErrorCode
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +131,20 @@ def test_every_endpoint_of_ollama_is_documented() -> None:
     routes = [f"`{route.method} {path}`" for path, route in group.paths]
 
     assert [] == [route for route in routes if route not in text]
+
+
+def test_every_endpoint_of_the_page_is_documented() -> None:
+    text = (DOCS / "api.md").read_text()
+    routes = [f"`{route.method} {path.replace('{name}', 'NAME')}`" for path, route in ui_routes(None, None, None).paths]
+
+    assert [] == [route for route in routes if route not in text]
+
+
+def test_every_key_of_the_data_of_the_page_is_documented() -> None:
+    documented = set(re.findall(r"`([a-z_]+)`", (DOCS / "api.md").read_text()))
+    types = (Snapshot, Memory, ModelEntry, WorkerEntry, RequestEntry, Sample)
+
+    assert set() == {key for type_ in types for key in type_.__struct_fields__} - documented
 
 
 @pytest.mark.parametrize("request_type", [ChatRequest, CompletionRequest])

@@ -63,7 +63,7 @@ BODIES = [
     Body("POST /decisions: questions[] choice", decisions.ChoiceQuestion),
     Body("POST /decisions: questions[] score", decisions.ScoreQuestion),
     Body("POST /api/chat", ollama.ChatRequest, accepted=ollama.IGNORED_FIELDS),
-    Body("POST /api/chat: messages[]", ollama.Message, rejected=["images"]),
+    Body("POST /api/chat: messages[]", ollama.Message),
     Body("POST /api/generate", ollama.GenerateRequest, ollama.NO_OP_FIELDS, ollama.IGNORED_FIELDS),
     Body("POST /api/embed", EmbedBody, accepted=["options"]),
     Body("POST /api/embeddings", EmbeddingsBody, accepted=["options"]),

@@ -18,6 +18,7 @@ The last message, the text or the token ids of a prompt choose how it responds:
     crash           one word, then an error on standard error and exit code 7
     fail            one word, then Failed
     garbage         one word, then invalid bytes
+    damaged         Failed, because of the last image
     flood           four times the daemon's buffer limit at once, then Completed
     stall           one word, then nothing until cancelled
     slow            one word, then only pulses for about a second, then Completed
@@ -38,7 +39,7 @@ The environment variable PYTHON_FAKE_WORKER, which workers inherit because of it
 
 A file `serving_bytes` in the folder sets `Loaded.serving_bytes`. The worker writes these files into the folder:
 `received` (the tags of received frames, one per line), `load.json` (the load request), `loaded` (empty, once Loaded is
-sent) and `limits.jsonl` (later limits, one per line).
+sent), `limits.jsonl` (later limits, one per line) and `images.json` (the last request with blobs, and its blobs).
 """
 
 import argparse
@@ -112,6 +113,9 @@ class FakeWorker:
             return self._shut_down()
         self._frames.feed(data)
         while (received := self._frames.next()) is not None:
+            if received.blobs and self._folder is not None:
+                content = {"request": received.frame, "blobs": received.blobs}
+                (self._folder / "images.json").write_bytes(msgspec.json.encode(content))
             if not self._handle(received.frame):
                 return False
         return True
@@ -186,6 +190,10 @@ class FakeWorker:
 
     def _generate(self, frame: messages.Generate) -> None:
         text = prompt_text(frame.request.prompt)
+        if text == "damaged":
+            location = ("images", 1)
+            self.send(messages.Failed(id=frame.id, code=ErrorCode.INVALID_REQUEST, message="no", location=location))
+            return
         self.send(messages.Output(id=frame.id, event=Started(prompt_tokens=1)))
         if frame.request.count_only:
             self.send(completed(frame.id, 0))

@@ -161,7 +161,7 @@ def test_errors_have_the_classes_of_the_client(claude) -> None:
         create(claude, model="none")
     assert missing.value.body["error"]["type"] == "not_found_error"
     picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
-    with pytest.raises(anthropic.BadRequestError, match="image input") as image:
+    with pytest.raises(anthropic.BadRequestError, match="does not accept images: it is a text model") as image:
         create(claude, [{"role": "user", "content": [picture]}])
     assert image.value.request_id
     with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: `messages`: the prompt has"):

@@ -205,6 +205,7 @@ def test_documents_are_ranked(client: OpenAI) -> None:
         ({"query": "word " * 100}, "query"),
         ({"query": ""}, "query"),
         ({"top_n": 0}, "top_n"),
+        ({"instruction": "Find animals"}, "instruction"),
         ({"model": NAME}, "model"),
     ],
 )

@@ -270,12 +270,14 @@ def test_error_for_a_published_model_names_the_command_that_downloads_it(
 
 def test_search_shows_size_and_local_state_of_models(daemon: Daemon, hub: Hub) -> None:
     counts = {"parameters": {"U32": 10**12, "BF16": 1000}, "total": 8 * 10**12}
-    hub.publish("mlx-community/Huge-Model-4bit", disk.model(), downloads=7, safetensors=counts)
+    sees = {"pipeline_tag": "image-text-to-text", "config": {"model_type": "qwen9_vl"}}
+    hub.publish("mlx-community/Huge-Model-4bit", disk.model(), downloads=7, safetensors=counts, **sees)
     assert 0 == ctl(daemon.home, "pull", SMALL).returncode
 
     huge, *others = json.loads(ctl(daemon.home, "search", "huge", "--json").stdout)
     assert [] == others
     assert ("huge-model", 4 * 10**12 + 2000, False) == (huge["name"], huge["bytes"], huge["fits"])
+    assert "unsupported" == huge["images"]
     models = json.loads(ctl(daemon.home, "search", "--all", "small", "--json").stdout)
     assert [(SMALL, "available")] == [(model["repo"], model["state"]) for model in models]
 

@@ -156,7 +156,7 @@ def test_json_object_format_yields_an_object(tiny_client: OpenAI) -> None:
 
 
 def test_unsupported_schema_is_rejected_with_the_reason(tiny_client: OpenAI) -> None:
-    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=x)y"}}, "required": ["a"]}
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}, "required": ["a"]}
     response_format = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     with pytest.raises(openai.BadRequestError) as raised:
         complete(tiny_client, PERSON_MESSAGES, response_format=response_format)
@@ -203,7 +203,7 @@ def test_output_is_one_of_the_choices(tiny_client: OpenAI) -> None:
 
 
 def test_unsupported_parameters_of_a_tool_are_rejected_with_their_path(tiny_client: OpenAI) -> None:
-    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=x)y"}}, "required": ["a"]}
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}, "required": ["a"]}
     tool = {"type": "function", "function": {"name": "unsupported", "parameters": schema}}
     with pytest.raises(openai.BadRequestError) as raised:
         complete(tiny_client, WEATHER_MESSAGES, tools=[WEATHER, tool], tool_choice="required")

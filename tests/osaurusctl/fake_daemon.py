@@ -8,6 +8,7 @@ import select
 import socketserver
 import sys
 import threading
+import time
 from collections import deque
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from osaurusd.wire.admin import (
     WorkerInfo,
     WorkerState,
 )
+from osaurusd.wire.drain import DrainStatus
 from osaurusd.wire.errors import ErrorBody, ErrorEnvelope
 from osaurusd.wire.imports import ImportRoute
 from osaurusd.wire.keys import KeyRoute
@@ -83,6 +85,9 @@ class FakeDaemon:
         self.details = {}
         self.aliases = {}
         self.pins = []
+        self.draining = False
+        self.keeps_draining = True
+        self.requests_in_flight = deque()
         self.keys = []
         self.events = []
         self.leftovers = []
@@ -123,8 +128,13 @@ class FakeDaemon:
         (self.home / "run" / "admin.sock").unlink(missing_ok=True)
         self.release_lock()
 
-    def fail(self, path, code, message, status=400):
-        self.errors[path] = (status, ErrorBody(message=message, type="invalid_request_error", code=code))
+    def fail(self, path, code, message, status=400, param=None):
+        self.errors[path] = (status, ErrorBody(message=message, type="invalid_request_error", code=code, param=param))
+
+    def drain(self):
+        """Return the status of draining, with the next of the scripted numbers of requests."""
+        requests = self.requests_in_flight.popleft() if self.requests_in_flight else 0
+        return DrainStatus(draining=self.draining, since=time.time() if self.draining else None, requests=requests)
 
     def bodies(self, path):
         return [request.body for request in self.requests if request.path == path]
@@ -147,6 +157,7 @@ class FakeDaemon:
             memory_budget_bytes=11 * 10**9,
             memory_used_bytes=4_200_000_000,
             faults=self.faults,
+            drain=DrainStatus(draining=self.draining, since=time.time() if self.draining else None),
         )
         return {**msgspec.to_builtins(status), **self.status_override}
 
@@ -257,14 +268,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.reply(fake.health.popleft() if fake.health else 200, {})
             case Route.STATUS:
                 self.reply(200, fake.status())
+            case Route.DRAIN:
+                self.reply(200, fake.drain())
+            case Route.EVENTS | "/v0/events?follow=1":
+                self.stream(fake.events, lambda event: msgspec.json.encode(event) + b"\n")
+            case _:
+                self.list()
+
+    def list(self):
+        fake = self.fake
+        match self.path:
             case Route.MODELS:
                 self.reply(200, fake.models)
             case Route.WORKERS:
                 self.reply(200, fake.workers)
             case Route.PINS:
                 self.pinned()
-            case Route.EVENTS | "/v0/events?follow=1":
-                self.stream(fake.events, lambda event: msgspec.json.encode(event) + b"\n")
             case PullRoute.PULLS:
                 self.reply(200, fake.pulls)
             case KeyRoute.KEYS:
@@ -277,6 +296,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         match self.path:
             case Route.LOAD:
                 self.reply(200, worker(body["model"], load_seconds=3.21))
+            case Route.DRAIN:
+                fake.draining = body["draining"] and fake.keeps_draining
+                self.reply(200, fake.drain())
             case Route.UNLOAD:
                 loaded = [w.model for w in fake.workers]
                 self.reply(200, UnloadReply(unloaded=[n for n in loaded if body["model"] in (None, n)]))

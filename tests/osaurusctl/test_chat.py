@@ -4,6 +4,7 @@ import pytest
 
 from osaurusd.wire.admin import Route
 from osaurusd.wire.errors import ErrorBody
+from tests.images import PNG, data_url
 
 CHAT = "/v1/chat/completions"
 PROMPT = ">>>"
@@ -183,7 +184,7 @@ def test_unknown_command_is_an_error_and_no_prompt(daemon, chat):
 
 def test_files_precede_the_first_prompt_only(daemon, terminal, home):
     (home / "notes.txt").write_text("milk")
-    (home / "cat.png").write_bytes(b"PNG")
+    (home / "cat.png").write_bytes(PNG)
     screen = terminal("run", "llama", "--file", "notes.txt", "--image", "cat.png")
     screen.expect(PROMPT)
     send(screen, "What is it?")
@@ -195,6 +196,32 @@ def test_files_precede_the_first_prompt_only(daemon, terminal, home):
     assert first[0] == {"type": "text", "text": "notes.txt:\n```\nmilk\n```\n\nWhat is it?"}
     assert first[1]["type"] == "image_url"
     assert second == "Why?"
+
+
+def test_images_are_attached_by_command_and_by_pasted_path(daemon, terminal, home):
+    for name in ("my cat.png", "dog.png"):
+        (home / name).write_bytes(PNG)
+    screen = terminal("run", "llama")
+    screen.expect(PROMPT)
+    send(screen, f"/image '{home}/my cat.png'")
+    screen.expect("attached my cat.png")
+    screen.expect(PROMPT)
+    screen.type(f"{home}/dog.png Which one barks?\r")
+    screen.expect("attached dog.png")
+    screen.expect("Hello there")
+    screen.expect(PROMPT)
+    send(screen, f"/save {home}/chat.json")
+    screen.expect("conversation saved")
+    send(screen, "/clear")
+    screen.expect("cleared")
+    send(screen, f"/load {home}/chat.json")
+    screen.expect("loaded a conversation of 2 messages")
+    send(screen, "Why?")
+    screen.expect("Hello there")
+    image = {"type": "image_url", "image_url": {"url": data_url(PNG)}}
+    question = [{"type": "text", "text": "Which one barks?"}, image, image]
+    assert message_contents(daemon.bodies(CHAT)[0]) == [question]
+    assert message_contents(daemon.bodies(CHAT)[1]) == [question, "Hello there", "Why?"]
 
 
 def test_earlier_prompts_are_offered_in_the_next_conversation(daemon, terminal):

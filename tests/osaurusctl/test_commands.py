@@ -8,8 +8,11 @@ import pytest
 from osaurusctl.cli import COMMANDS, root
 from osaurusctl.doctor.check import Context
 from osaurusctl.doctor.daemon import check_access
+from osaurusctl.doctor.machine import check_vision
 from osaurusd import __version__
 from osaurusd.wire.admin import API_VERSION, Availability, DaemonStatus, Route, WorkerState
+from osaurusd.wire.diagnosis import Diagnosis
+from osaurusd.wire.installation import installation
 from osaurusd.wire.keys import KeyInfo, Protection
 
 
@@ -93,6 +96,22 @@ def test_doctor_checks_which_clients_can_connect(protection, verdict, detail):
     (check,) = check_access(Context(status=status, **others))
     assert (verdict, "access") == (check.verdict, check.name)
     assert detail in check.detail
+
+
+def test_doctor_says_why_models_accept_text_only():
+    diagnosis = Diagnosis(
+        installation=installation(),
+        stores=[],
+        blas=None,
+        open_files=1,
+        open_files_limit=2,
+        vision_refusals={"llava": "images need the extra `vision`"},
+    )
+    others = dict.fromkeys(("paths", "manager", "service", "config", "status", "daemon_error"))
+    (check,) = check_vision(Context(diagnosis=diagnosis, **others))
+
+    assert 'model "llava" accepts text only: images need the extra `vision`' == check.detail
+    assert [] == list(check_vision(Context(diagnosis=None, **others)))
 
 
 def test_status_json_is_the_daemon_status_with_the_service(daemon, invoke):

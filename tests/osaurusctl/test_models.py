@@ -76,6 +76,18 @@ def test_ls_shows_why_a_model_cannot_be_served(daemon, invoke, fake):
     assert lines[4].endswith("unknown architecture")
 
 
+def test_ls_and_show_tell_which_models_accept_images(daemon, invoke, fake):
+    refusal = "images need the extra `vision`"
+    daemon.models = [fake.model("a", vision=True), fake.model("b", vision_refusal=refusal)]
+    lines = invoke("ls").stdout.splitlines()
+    assert lines[1].split()[1:3] == ["generate,", "vision"]
+    assert lines[2].endswith(refusal)
+    daemon.details["b"] = fake.details("b", {"vision_refusal": refusal})
+    assert f"  vision          no: {refusal}" in invoke("show", "b").stdout.splitlines()
+    daemon.details["a"] = fake.details("a", {"vision": True}, vision=True)
+    assert "  vision          yes" in invoke("show", "a").stdout.splitlines()
+
+
 def test_ls_json_is_a_list_of_models(daemon, invoke):
     [model] = json.loads(invoke("--json", "ls").stdout)
     assert model["name"] == "llama-3.2-3b-instruct"

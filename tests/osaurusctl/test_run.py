@@ -8,8 +8,11 @@ import pytest
 
 from osaurusd.wire.admin import Route
 from osaurusd.wire.errors import ErrorBody
+from tests.images import PNG, data_url
 
 CHAT = "/v1/chat/completions"
+IMAGE_FIELD = "messages[0].content[1].image_url.url"
+REFUSAL = 'model "llama" does not accept images: it is a text model'
 CRASH = ErrorBody(message="the worker crashed", type="server_error", code="worker_crashed")
 
 
@@ -203,13 +206,13 @@ def test_files_precede_the_prompt(daemon, run, home):
 
 
 def test_image_is_sent_and_a_model_without_vision_is_named(daemon, run, home):
-    (home / "cat.png").write_bytes(b"PNG")
-    daemon.fail(CHAT, "image_input_unsupported", "`messages[0].content[1]`: image input is not supported")
+    (home / "cat.png").write_bytes(PNG)
+    daemon.fail(CHAT, "image_input_unsupported", f"`{IMAGE_FIELD}`: {REFUSAL}", param=IMAGE_FIELD)
     result = run("run", "llama", "What is this?", "--image", "cat.png")
     assert result.returncode == 1
-    assert result.stderr.startswith('error: model "llama" does not support images\n')
+    assert result.stderr.startswith(f"error: {REFUSAL}\n")
     image = daemon.bodies(CHAT)[0]["messages"][-1]["content"][1]
-    assert image == {"type": "image_url", "image_url": {"url": "data:image/png;base64,UE5H"}}
+    assert image == {"type": "image_url", "image_url": {"url": data_url(PNG)}}
 
 
 def test_format_is_a_kind_or_a_schema(daemon, run, home):

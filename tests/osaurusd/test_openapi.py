@@ -10,6 +10,7 @@ from osaurusd.app import APIS
 from osaurusd.config import Config, Input
 from osaurusd.http.app import create_app
 from osaurusd.http.errors import STATUS
+from osaurusd.http.health import health_routes
 from osaurusd.http.json import decode_json
 from osaurusd.http.openapi import ADMIN_ERRORS, PREFIXES, document, openapi_routes
 from osaurusd.protocols.anthropic.routes import anthropic_routes
@@ -20,14 +21,18 @@ from osaurusd.protocols.ollama.models import Models
 from osaurusd.protocols.ollama.routes import ollama_routes
 from osaurusd.protocols.openai.responses.routes import responses_routes
 from osaurusd.protocols.openai.routes import openai_routes
+from osaurusd.ui.routes import ui_routes
 from osaurusd.wire.errors import ErrorCode
 from tests.osaurusd.http.serve import serving
 
 DOCUMENT = json.loads(document(APIS, Input()))
 OPERATIONS = [(api, operation) for api in APIS for operation in api.operations]
 
-# A WebSocket cannot be described. An upload is always rejected.
-UNDESCRIBED = {("get", "/responses"), ("get", "/v1/responses"), ("post", "/api/push")}
+# A WebSocket cannot be described. An upload is always rejected. The page is for browsers.
+UNDESCRIBED = {
+    *(("get", "/responses"), ("get", "/v1/responses"), ("post", "/api/push")),
+    *(("get", "/"), ("get", "/ui/assets/{name}")),
+}
 
 
 def validator(api, type_):
@@ -42,13 +47,15 @@ def test_routes_and_paths_correspond():
         for server in item.get("servers", DOCUMENT["servers"])
     }
     groups = [
-        openai_routes(None, None),
+        health_routes(),
+        openai_routes(None, None, None),
         responses_routes(None, None, None),
         *anthropic_routes(None, None),
         ollama_routes(
             Generation(None, None), Embeddings(None, None), Models(None, None), Management(None, None, None, None)
         ),
         openapi_routes(APIS, Config),
+        ui_routes(None, None, None),
     ]
     routes = {
         (route.method.lower(), re.sub(r"{(\w+):.*}", r"{\1}", path)) for group in groups for path, route in group.paths

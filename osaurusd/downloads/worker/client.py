@@ -4,19 +4,18 @@ huggingface_hub requests metadata with the synchronous client, and files are rec
 """
 
 import contextlib
-import os
 import ssl
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 import httpx2
-import truststore
 from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 from socksio.exceptions import ProtocolError
 
 from osaurusd.downloads.worker.errors import PullError
 from osaurusd.downloads.worker.proxies import Proxy, find_proxy
+from osaurusd.platform.certificates import create_client_context
 
 _METADATA_TIMEOUT_SECONDS = 30.0
 
@@ -133,11 +132,7 @@ def _reject_if_offline(request: httpx2.Request) -> None:
 
 
 def _create_ssl_context() -> ssl.SSLContext:
-    """Trust the system's certificate authorities, or those in SSL_CERT_FILE and SSL_CERT_DIR."""
-    file, folder = (os.environ.get(name) or None for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
-    if file is None and folder is None:
-        return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        return ssl.create_default_context(cafile=file, capath=folder)
+        return create_client_context()
     except OSError as error:
-        raise PullError(f"SSL_CERT_FILE: {file} cannot be read: {error.strerror or error}; use a PEM file") from error
+        raise PullError(str(error)) from error

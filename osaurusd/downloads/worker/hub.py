@@ -20,6 +20,7 @@ from osaurusd.downloads import messages
 from osaurusd.downloads.worker.client import certificate_error, create_client
 from osaurusd.downloads.worker.errors import PullError, TransientError
 from osaurusd.downloads.worker.selection import HubFile, Listing
+from osaurusd.models import metadata
 from osaurusd.wire.errors import ErrorCode
 
 T = TypeVar("T")
@@ -28,6 +29,8 @@ _TIMEOUT_SECONDS = 30.0
 
 # Bytes per value of the safetensors data types.
 _DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+
+_IMAGE_TASK = "image-text-to-text"
 
 TAGS = {"generate": "mlx", "embed": "sentence-transformers", "rerank": "text-ranking"}
 """The tag on the hub of the models for a task. Encoders need no conversion to MLX."""
@@ -68,7 +71,7 @@ def search(query: str, task: str, author: str | None, limit: int) -> list[messag
             filter=TAGS[task],
             sort="downloads",
             limit=limit,
-            expand=["downloads", "gated", "safetensors"],
+            expand=["config", "downloads", "gated", "pipeline_tag", "safetensors"],
         )
         return [_hub_model(info) for info in infos]
 
@@ -93,6 +96,8 @@ def _hub_model(info: ModelInfo) -> messages.HubModel:
         parameters=info.safetensors.total if info.safetensors else None,
         downloads=info.downloads,
         gated=bool(info.gated),
+        architecture=metadata.architecture(info.config or {}),
+        takes_images=info.pipeline_tag == _IMAGE_TASK,
     )
 
 

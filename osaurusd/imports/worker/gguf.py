@@ -180,6 +180,26 @@ class _HeaderReader:
         except UnicodeDecodeError:
             raise self._failure(f"a string that ends at byte {self._position} is not valid UTF-8") from None
 
+    def _strings(self, count: int) -> list[Value]:
+        """Read many strings, such as a vocabulary, with as few calls as possible."""
+        read, rest = self._stream.read, self._limit - self._position
+        raw: list[bytes] = []
+        while len(raw) < count:
+            size = int.from_bytes(read(8), "little")
+            rest -= 8 + size
+            if rest < 0:
+                break
+            raw.append(read(size))
+        taken = sum(map(len, raw)) + 8 * len(raw)
+        self._stream.seek(self._position + taken)
+        self._position += taken
+        try:
+            strings: list[Value] = [data.decode() for data in raw]
+        except UnicodeDecodeError:
+            raise self._failure(f"a string before byte {self._position} is not valid UTF-8") from None
+        # The rest does not fit into the header: fail with the reason.
+        return strings + [self._string() for _ in range(count - len(strings))]
+
     def _keys(self, count: int) -> dict[str, Value]:
         values: dict[str, Value] = {}
         for _ in range(count):
@@ -210,7 +230,7 @@ class _HeaderReader:
             return self._booleans(numbers, key) if kind == _BOOL else numbers
         if kind == _STRING:
             self._count(count, 8, f"items of {key!r}")
-            return [self._string() for _ in range(count)]
+            return self._strings(count)
         if kind != _ARRAY:
             raise self._failure(f"the metadata key {key!r} has items of the unknown value type {kind}")
         self._count(count, 12, f"items of {key!r}")

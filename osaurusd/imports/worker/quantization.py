@@ -71,26 +71,23 @@ def _half(blocks: Array, start: int) -> Array:
     return _field(blocks, start, 2).view("<f2").astype(np.float32)
 
 
-_LOW_NIBBLES, _EVEN_BYTES, _EVEN_PAIRS = 0x0F0F0F0F0F0F0F0F, 0x00FF00FF00FF00FF, 0x0000FFFF0000FFFF
+_LOW_NIBBLES = 0x0F0F0F0F0F0F0F0F
 
 
 def _pack_nibbles(halves: Array) -> Array:
     """Reorder bytes that hold weight i in their low and weight i + width in their high half, to neighbors per byte."""
     words = halves.view("<u8")
-    packed = np.empty((len(words), 2, words.shape[1]), dtype="<u4")
+    packed = np.empty((len(words), 2, words.shape[1] // 2), dtype="<u8")
     packed[:, 0] = _squeeze_nibbles(words & _LOW_NIBBLES)
     packed[:, 1] = _squeeze_nibbles(words >> 4 & _LOW_NIBBLES)
     return packed.reshape(len(words), -1).view(np.uint8)
 
 
 def _squeeze_nibbles(words: Array) -> Array:
-    """Squeeze the low halves of eight bytes into four bytes."""
-    shifted = words >> 4
-    for shift, mask in ((8, _EVEN_BYTES), (16, _EVEN_PAIRS), (32, 0xFFFFFFFF)):
-        words |= shifted
-        words &= mask
-        np.right_shift(words, shift, out=shifted)
-    return words.astype("<u4")
+    """Squeeze the low halves of two bytes each into one byte."""
+    words |= words >> 4
+    # A strided copy is faster than a conversion to a smaller type.
+    return np.ascontiguousarray(words.view(np.uint8)[:, ::2]).view("<u8")
 
 
 def _nibbles(halves: Array) -> Array:

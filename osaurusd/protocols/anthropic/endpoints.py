@@ -24,10 +24,10 @@ class Messages:
         body = await read_json(request, MessagesRequest)
         with MODEL_PATHS.named():
             record = await self._service.find(body.model)
-        generation, paths = build_message(body, record, self._service.defaults(record))
+        generation, paths, images = build_message(body, record, self._service.defaults(record))
         head = Head(record.name, body.max_tokens, _thinking_display(body))
         with paths.named():
-            async with contextlib.aclosing(self._service.generate(record, [generation])) as events:
+            async with contextlib.aclosing(self._service.generate(record, [generation], images)) as events:
                 if not body.stream:
                     return json_response(await rendering.collect(head, events))
                 return await stream_sse(
@@ -41,9 +41,9 @@ class Messages:
         body = await read_json(request, CountTokensRequest)
         with MODEL_PATHS.named():
             record = await self._service.find(body.model)
-        generation, paths = build_prompt(body, record, self._service.defaults(record))
+        generation, paths, images = build_prompt(body, record, self._service.defaults(record))
         with paths.named():
-            return json_response(TokenCount(await self._service.count_prompt_tokens(record, generation)))
+            return json_response(TokenCount(await self._service.count_prompt_tokens(record, generation, images)))
 
 
 def _thinking_display(body: MessagesRequest) -> ThinkingDisplay:

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from osaurusd.errors import ContextLengthExceeded, OsaurusError
 from osaurusd.http.errors import error_body, status_of
-from osaurusd.http.middleware import current_request_id
+from osaurusd.log import current_request_id
 
 TYPES: Mapping[int, str] = {
     401: "authentication_error",

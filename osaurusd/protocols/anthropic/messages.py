@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from osaurusd.errors import ImageInputUnsupported, InvalidRequest, OsaurusError, UnsupportedParameter
+from osaurusd.errors import InvalidRequest, OsaurusError, UnsupportedParameter
 from osaurusd.inference import request as neutral
+from osaurusd.inference.images import ImageCollector
 from osaurusd.protocols.anthropic.types import Content, ContentBlock, Message, PromptBody
 
 BILLING_PREFIX = "x-anthropic-billing-header:"
@@ -20,6 +21,24 @@ _IGNORED_IN_ANSWERS = frozenset({"redacted_thinking"})
 _ERROR = neutral.TextPart(text="Error: ")
 
 
+Part = neutral.TextPart | neutral.ImagePart
+
+_IMAGE_SOURCES = {"base64": "data", "url": "url"}
+"""The types of sources of an image, and the field with the image."""
+
+
+class _History:
+    """What has been collected from the messages so far.
+
+    Attributes:
+        tool_names: the names of the tools by the ids of their uses.
+    """
+
+    def __init__(self, images: ImageCollector) -> None:
+        self.images = images
+        self.tool_names: dict[str, str] = {}
+
+
 class Located(NamedTuple):
     """A message, and the path of the field that it comes from."""
 
@@ -27,20 +46,20 @@ class Located(NamedTuple):
     path: str
 
 
-def parse_messages(body: PromptBody) -> list[Located]:
-    """Convert the system prompt and the messages.
+def parse_messages(body: PromptBody, images: ImageCollector) -> list[Located]:
+    """Convert the system prompt and the messages, and collect their images.
 
     Raises:
         InvalidRequest: a role or a block is invalid.
-        UnsupportedParameter, ImageInputUnsupported: a block is of an unsupported type.
+        UnsupportedParameter: a block is of an unsupported type.
     """
     if not body.messages:
         raise InvalidRequest("`messages`: at least one message is required", param="messages")
-    names: dict[str, str] = {}
+    history = _History(images)
     located = _parse_system(body.system)
     for index, message in enumerate(body.messages):
         path = f"messages[{index}]"
-        located += [Located(parsed, path) for parsed in _parse_message(message, path, names)]
+        located += [Located(parsed, path) for parsed in _parse_message(message, path, history)]
     if located[-1].message.tool_calls:
         raise InvalidRequest(
             f"`{path}.content`: ends with a tool use; add a user message with its `tool_result`",
@@ -57,41 +76,40 @@ def _parse_system(system: Content | None) -> list[Located]:
     return [Located(neutral.Message(role="system", content=[*parts]), "system")] if parts else []
 
 
-def _parse_message(message: Message, path: str, names: dict[str, str]) -> list[neutral.Message]:
-    """Convert a message; `names` are the names of the tools by the ids of their uses so far."""
+def _parse_message(message: Message, path: str, history: _History) -> list[neutral.Message]:
     blocks = _blocks(message.content)
     match message.role:
         case "assistant":
-            return [_parse_answer(blocks, f"{path}.content", names)]
+            return [_parse_answer(blocks, f"{path}.content", history)]
         case "user":
-            return _parse_user(blocks, f"{path}.content", names)
+            return _parse_user(blocks, f"{path}.content", history)
         case "system":
-            return [neutral.Message(role="system", content=[*_parse_texts(blocks, f"{path}.content")])]
+            return [neutral.Message(role="system", content=[*_parse_parts(blocks, f"{path}.content")])]
     allowed = ", ".join(f"`{role}`" for role in ROLES)
     role = json.dumps(message.role[:100])
     raise InvalidRequest(f"`{path}.role`: must be one of {allowed}, not {role}", param=f"{path}.role")
 
 
-def _parse_user(blocks: list[ContentBlock], path: str, names: dict[str, str]) -> list[neutral.Message]:
+def _parse_user(blocks: list[ContentBlock], path: str, history: _History) -> list[neutral.Message]:
     """Convert a user message; results of tools come first, as they follow the uses."""
     results: list[neutral.Message] = []
-    texts: list[str] = []
+    others: list[str | neutral.ImagePart] = []
     for index, block in enumerate(blocks):
         if block.type == "tool_result":
-            results.append(_parse_result(block, f"{path}[{index}]", names))
+            results.append(_parse_result(block, f"{path}[{index}]", history))
         else:
-            texts.append(_text(block, f"{path}[{index}]"))
-    parts = _separated(texts)
+            others.append(_text_or_image(block, f"{path}[{index}]", history.images))
+    parts = _separated(others)
     return results if results and not parts else [*results, neutral.Message(role="user", content=[*parts])]
 
 
-def _parse_result(block: ContentBlock, path: str, names: dict[str, str]) -> neutral.Message:
+def _parse_result(block: ContentBlock, path: str, history: _History) -> neutral.Message:
     call_id = _required(block.tool_use_id, f"{path}.tool_use_id")
-    parts = _parse_texts(_blocks(block.content), f"{path}.content")
+    parts = _parse_parts(_blocks(block.content), f"{path}.content", history.images)
     is_error = block.is_error is True
     result = neutral.ToolResultPart(
         call_id=call_id,
-        name=names.get(call_id),
+        name=history.tool_names.get(call_id),
         # Chat templates have no other way to tell the model.
         content=[_ERROR, *parts] if is_error else [*parts],
         is_error=is_error,
@@ -99,7 +117,7 @@ def _parse_result(block: ContentBlock, path: str, names: dict[str, str]) -> neut
     return neutral.Message(role="tool", content=[result])
 
 
-def _parse_answer(blocks: list[ContentBlock], path: str, names: dict[str, str]) -> neutral.Message:
+def _parse_answer(blocks: list[ContentBlock], path: str, history: _History) -> neutral.Message:
     """Convert an assistant message. Signatures of thinking are not checked."""
     texts: list[neutral.ContentPart] = []
     thinking: list[str] = []
@@ -111,7 +129,7 @@ def _parse_answer(blocks: list[ContentBlock], path: str, names: dict[str, str]) 
                 thinking.append(block.thinking or "")
             case "tool_use":
                 calls.append(_parse_call(block, where))
-                names[calls[-1].id] = calls[-1].name
+                history.tool_names[calls[-1].id] = calls[-1].name
             case other if other not in _IGNORED_IN_ANSWERS:
                 if text := _text(block, where):
                     texts.append(neutral.TextPart(text=text))
@@ -130,17 +148,35 @@ def _blocks(content: Content | None) -> list[ContentBlock]:
     return content or []
 
 
-def _parse_texts(blocks: list[ContentBlock], path: str) -> list[neutral.TextPart]:
-    return _separated(_text(block, f"{path}[{index}]") for index, block in enumerate(blocks))
+def _parse_parts(blocks: list[ContentBlock], path: str, images: ImageCollector | None = None) -> list[Part]:
+    return _separated(_text_or_image(block, f"{path}[{index}]", images) for index, block in enumerate(blocks))
 
 
-def _separated(texts: Iterable[str]) -> list[neutral.TextPart]:
-    """Return the texts that are not empty, separated by blank lines."""
-    parts: list[neutral.TextPart] = []
-    for text in texts:
-        if text:
-            parts.append(neutral.TextPart(text=_BLOCK_SEPARATOR + text if parts else text))
+def _separated(contents: Iterable[str | neutral.ImagePart]) -> list[Part]:
+    """Return the images, and the texts that are not empty; texts in a row are separated by blank lines."""
+    parts: list[Part] = []
+    for content in contents:
+        if isinstance(content, neutral.ImagePart):
+            parts.append(content)
+        elif content:
+            follows_text = bool(parts) and isinstance(parts[-1], neutral.TextPart)
+            parts.append(neutral.TextPart(text=_BLOCK_SEPARATOR + content if follows_text else content))
     return parts
+
+
+def _text_or_image(block: ContentBlock, path: str, images: ImageCollector | None) -> str | neutral.ImagePart:
+    """Return the text of a block, or the image, which only some messages may have."""
+    if block.type != "image" or images is None:
+        return _text(block, path)
+    source = block.source if isinstance(block.source, dict) else {}
+    for kind, field in _IMAGE_SOURCES.items():
+        if source.get("type") == kind:
+            value = source.get(field)
+            if not isinstance(value, str):
+                raise InvalidRequest(f"`{path}.source.{field}`: must be a string", param=f"{path}.source.{field}")
+            return images.add(value, f"{path}.source.{field}")
+    allowed = " or ".join(f"`{kind}`" for kind in _IMAGE_SOURCES)
+    raise InvalidRequest(f"`{path}.source.type`: must be {allowed}", param=f"{path}.source.type")
 
 
 def _text(block: ContentBlock, path: str) -> str:
@@ -156,7 +192,7 @@ def _text(block: ContentBlock, path: str) -> str:
 
 def _unsupported(type_: str, path: str) -> OsaurusError:
     if type_ == "image":
-        return ImageInputUnsupported(f"`{path}`: image input is not supported; send text only", param=path)
+        return InvalidRequest(f"`{path}`: only user messages and results of tools can have images", param=path)
     if type_ == "document":
         return UnsupportedParameter(
             f"`{path}.source`: only documents of the type `text` are supported; send text", param=f"{path}.source"

@@ -10,6 +10,7 @@ from osaurusd.errors import InvalidRequest, UnsupportedParameter
 from osaurusd.inference import limits
 from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.field_paths import FieldPaths, reject_unsupported
+from osaurusd.inference.images import ImageCollector
 from osaurusd.inference.limits import EACH
 from osaurusd.inference.request import (
     ChatPrompt,
@@ -40,10 +41,11 @@ MODEL_PATHS = FieldPaths(PATHS)
 
 
 class Built(NamedTuple):
-    """A generation request, and the fields that it comes from."""
+    """A generation request, the fields that it comes from, and its images."""
 
     request: GenerationRequest
     paths: FieldPaths
+    images: ImageCollector
 
 
 class _ToolUse(NamedTuple):
@@ -59,7 +61,7 @@ def build_message(body: MessagesRequest, record: ModelRecord, defaults: RequestD
 
     Raises:
         InvalidRequest: a field is invalid.
-        UnsupportedParameter, ImageInputUnsupported: the request uses an unsupported feature.
+        UnsupportedParameter: the request uses an unsupported feature.
     """
     reject_unsupported(body, NO_OP_FIELDS)
     built = build_prompt(body, record, defaults)
@@ -71,12 +73,13 @@ def build_message(body: MessagesRequest, record: ModelRecord, defaults: RequestD
         # The field is required, so that clients send large values, and a model may have less memory than that.
         reserve_output=False,
     )
-    return Built(request, built.paths)
+    return Built(request, built.paths, built.images)
 
 
 def build_prompt(body: PromptBody, record: ModelRecord, defaults: RequestDefaults) -> Built:
     """Convert the fields that determine the prompt; raises what `build_message` raises."""
-    located = parse_messages(body)
+    images = ImageCollector()
+    located = parse_messages(body, images)
     tool_use = _parse_tools(body, defaults)
     path, schema = _output_schema(body)
     if schema and tool_use.required:
@@ -101,7 +104,7 @@ def build_prompt(body: PromptBody, record: ModelRecord, defaults: RequestDefault
         parallel_tool_calls=tool_use.parallel,
         constraint=tool_use.required if schema is None else _constraint(schema, defaults),
     )
-    return Built(request, _field_paths(located, f"{path}.schema" if schema else "tool_choice"))
+    return Built(request, _field_paths(located, f"{path}.schema" if schema else "tool_choice"), images)
 
 
 def _field_paths(located: list[Located], constraint: str) -> FieldPaths:

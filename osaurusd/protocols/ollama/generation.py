@@ -10,6 +10,7 @@ from osaurusd.http.json import json_response, read_json
 from osaurusd.http.streaming import stream_ndjson
 from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.field_paths import FieldPaths
+from osaurusd.inference.images import ImageCollector
 from osaurusd.inference.request import GenerationRequest
 from osaurusd.inference.service import Service
 from osaurusd.models.record import ModelRecord
@@ -20,7 +21,7 @@ from osaurusd.protocols.ollama.rendering import Renderer, collect, on_first_even
 from osaurusd.protocols.ollama.requests import CHAT_PATHS, GENERATE_PATHS, build_chat, build_generation
 from osaurusd.protocols.ollama.types import ChatRequest, GenerateRequest, GenerationBody
 
-Build = Callable[[ModelRecord, RequestDefaults], GenerationRequest]
+Build = Callable[[ModelRecord, RequestDefaults, ImageCollector], GenerationRequest]
 
 
 class Generation:
@@ -40,18 +41,18 @@ class Generation:
         build: Build | None = None
         if body.messages:
 
-            def build(record: ModelRecord, defaults: RequestDefaults) -> GenerationRequest:
-                return build_chat(body, record, defaults)
+            def build(record: ModelRecord, defaults: RequestDefaults, images: ImageCollector) -> GenerationRequest:
+                return build_chat(body, record, defaults, images)
 
         return await self._respond(request, body, CHAT_PATHS, build)
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         body = await read_json(request, GenerateRequest)
         build: Build | None = None
-        if body.prompt:
+        if body.prompt or body.images:
 
-            def build(record: ModelRecord, defaults: RequestDefaults) -> GenerationRequest:
-                return build_generation(body, record, defaults)
+            def build(record: ModelRecord, defaults: RequestDefaults, images: ImageCollector) -> GenerationRequest:
+                return build_generation(body, record, defaults, images)
 
         return await self._respond(request, body, GENERATE_PATHS, build)
 
@@ -66,8 +67,9 @@ class Generation:
             renderer = Renderer(body.model or record.name, is_chat=isinstance(body, ChatRequest))
             if build is None:
                 return json_response(renderer.without_output(await load_or_unload(self._pool, record, keep_alive)))
-            generation = build(record, self._service.defaults(record))
-            events = self._service.generate(record, [generation])
+            images = ImageCollector()
+            generation = build(record, self._service.defaults(record), images)
+            events = self._service.generate(record, [generation], images)
             if keep_alive is not None:
                 events = on_first_event(events, lambda: self._pool.set_keep_alive(record, keep_alive))
             async with contextlib.aclosing(events):

@@ -2,8 +2,9 @@
 
 import msgspec
 
-from osaurusd.errors import ImageInputUnsupported, InvalidRequest
+from osaurusd.errors import InvalidRequest
 from osaurusd.inference import request as neutral
+from osaurusd.inference.images import ImageCollector
 from osaurusd.protocols.ollama.types import Message, ToolCall
 
 ROLES: dict[str, neutral.Role] = {
@@ -13,6 +14,8 @@ ROLES: dict[str, neutral.Role] = {
     "assistant": "assistant",
     "tool": "tool",
 }
+
+IMAGE_ROLES = frozenset({"user", "tool"})
 
 
 class _OpenCalls:
@@ -47,38 +50,45 @@ class _OpenCalls:
         return call
 
 
-def parse_messages(messages: list[Message]) -> list[neutral.Message]:
-    """Convert messages to neutral ones.
+def parse_messages(messages: list[Message], images: ImageCollector) -> list[neutral.Message]:
+    """Convert messages to neutral ones, and collect their images.
 
     Raises:
-        InvalidRequest: a role is unknown, or a message of another role than `assistant` has tool calls.
-        ImageInputUnsupported: a message has images.
+        InvalidRequest: a role is unknown, or a message of this role must not have tool calls or images.
     """
     calls = _OpenCalls()
-    return [_parse_message(message, f"messages[{index}]", calls) for index, message in enumerate(messages)]
+    return [_parse_message(message, f"messages[{index}]", calls, images) for index, message in enumerate(messages)]
 
 
-def _parse_message(message: Message, path: str, calls: _OpenCalls) -> neutral.Message:
+def parse_images(values: list[str] | None, path: str, images: ImageCollector) -> list[neutral.ImagePart]:
+    """Collect the images of a field."""
+    return [images.add(value, f"{path}[{index}]") for index, value in enumerate(values or [])]
+
+
+def _parse_message(message: Message, path: str, calls: _OpenCalls, images: ImageCollector) -> neutral.Message:
     role = ROLES.get(message.role)
     if role is None:
         allowed = ", ".join(f"`{name}`" for name in ROLES)
         raise InvalidRequest(f"`{path}.role`: must be one of {allowed}, not {message.role!r}", param=f"{path}.role")
-    if message.images:
-        raise ImageInputUnsupported(
-            f"`{path}.images`: image input is not supported; send text only", param=f"{path}.images"
+    if message.images and role not in IMAGE_ROLES:
+        raise InvalidRequest(
+            f"`{path}.images`: only `user` and `tool` messages can have images", param=f"{path}.images"
         )
     if message.tool_calls and role != "assistant":
         raise InvalidRequest(
             f"`{path}.tool_calls`: only `assistant` messages can have tool calls", param=f"{path}.tool_calls"
         )
-    text = [neutral.TextPart(text=message.content)] if message.content else []
+    # As in Ollama, the images of a message precede its text.
+    parts: list[neutral.TextPart | neutral.ImagePart] = [*parse_images(message.images, f"{path}.images", images)]
+    if message.content:
+        parts.append(neutral.TextPart(text=message.content))
     if role == "tool":
         call = calls.take(message)
-        result = neutral.ToolResultPart(call_id=call.id, name=call.name or None, content=[*text])
+        result = neutral.ToolResultPart(call_id=call.id, name=call.name or None, content=parts)
         return neutral.Message(role="tool", content=[result])
     return neutral.Message(
         role=role,
-        content=[*text],
+        content=[*parts],
         reasoning=message.thinking or None,
         tool_calls=[calls.add(call) for call in message.tool_calls or []],
     )

@@ -207,6 +207,7 @@ def _capabilities(record: ModelRecord) -> list[str]:
     """Return what the daemon can do with the model. Editors enable features by this list."""
     supported = {
         "completion": record.task == "generate",
+        "vision": record.capabilities.vision,
         "embedding": record.task == "embed",
         "tools": record.capabilities.tools,
         "thinking": record.capabilities.reasoning,

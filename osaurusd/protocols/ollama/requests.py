@@ -6,13 +6,15 @@ from typing import Any
 
 import msgspec
 
-from osaurusd.errors import ImageInputUnsupported, InvalidRequest, UnsupportedParameter
+from osaurusd.errors import InvalidRequest, UnsupportedParameter
 from osaurusd.inference import limits
 from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.field_paths import FieldPaths, reject_unsupported
+from osaurusd.inference.images import ImageCollector
 from osaurusd.inference.limits import EACH
 from osaurusd.inference.request import (
     ChatPrompt,
+    ContentPart,
     GenerationRequest,
     JsonObject,
     JsonSchema,
@@ -20,11 +22,12 @@ from osaurusd.inference.request import (
     Message,
     Prompt,
     SamplingParams,
+    TextPart,
     TextPrompt,
     Tool,
 )
 from osaurusd.models.record import ModelRecord
-from osaurusd.protocols.ollama.messages import parse_messages
+from osaurusd.protocols.ollama.messages import parse_images, parse_messages
 from osaurusd.protocols.ollama.types import (
     NO_OP_FIELDS,
     NO_OP_OPTIONS,
@@ -65,15 +68,17 @@ GENERATE_PATHS = FieldPaths({**_PATHS, ("prompt",): "prompt", ("prompt", "suffix
 """The fields of a `GenerateRequest` by their location in a generation request."""
 
 
-def build_chat(body: ChatRequest, record: ModelRecord, defaults: RequestDefaults) -> GenerationRequest:
-    """Convert a chat.
+def build_chat(
+    body: ChatRequest, record: ModelRecord, defaults: RequestDefaults, images: ImageCollector
+) -> GenerationRequest:
+    """Convert a chat, and collect its images.
 
     Raises:
         InvalidRequest: a field is invalid.
-        UnsupportedParameter, ImageInputUnsupported: the request uses an unsupported feature.
+        UnsupportedParameter: the request uses an unsupported feature.
     """
     tools = _parse_tools(body)
-    messages = parse_messages(body.messages or [])
+    messages = parse_messages(body.messages or [], images)
     prompt = ChatPrompt(
         messages=messages,
         tools=tools,
@@ -84,12 +89,12 @@ def build_chat(body: ChatRequest, record: ModelRecord, defaults: RequestDefaults
     return _build(body, prompt, defaults, parse_tool_calls=bool(tools) and not body.format)
 
 
-def build_generation(body: GenerateRequest, record: ModelRecord, defaults: RequestDefaults) -> GenerationRequest:
-    """Convert a generation; raises what `build_chat` raises."""
-    if body.images:
-        raise ImageInputUnsupported("`images`: image input is not supported; send text only", param="images")
+def build_generation(
+    body: GenerateRequest, record: ModelRecord, defaults: RequestDefaults, images: ImageCollector
+) -> GenerationRequest:
+    """Convert a generation, and collect its images; raises what `build_chat` raises."""
     reject_unsupported(body, NO_OP_FIELDS)
-    return _build(body, _parse_prompt(body, record), defaults, parse_tool_calls=False)
+    return _build(body, _parse_prompt(body, record, images), defaults, parse_tool_calls=False)
 
 
 def _build(
@@ -108,17 +113,23 @@ def _build(
     )
 
 
-def _parse_prompt(body: GenerateRequest, record: ModelRecord) -> Prompt:
+def _parse_prompt(body: GenerateRequest, record: ModelRecord, images: ImageCollector) -> Prompt:
     text = body.prompt or ""
+    if body.images and (body.suffix or body.raw):
+        field = "suffix" if body.suffix else "raw"
+        raise InvalidRequest(f"`images`: cannot be combined with `{field}`", param="images")
     if body.suffix:
         return TextPrompt(text=text, suffix=body.suffix)
-    if body.raw or not record.capabilities.chat:
+    if body.raw or not (record.capabilities.chat or body.images):
         if body.system:
             reason = "it needs a chat template, which `raw` disables" if body.raw else "the model has no chat template"
             raise InvalidRequest(f"`system`: {reason}; put the text into `prompt`", param="system")
         return TextPrompt(text=text)
     system = [Message.from_text("system", body.system)] if body.system else []
-    messages = [*system, Message.from_text("user", text)]
+    parts: list[ContentPart] = [*parse_images(body.images, "images", images)]
+    if text:
+        parts.append(TextPart(text=text))
+    messages = [*system, Message(role="user", content=parts)]
     return ChatPrompt(messages=messages, template_variables=_think_variables(body, record))
 
 

@@ -41,7 +41,6 @@ IGNORED_OPTIONS = (
 
 NO_OP_FIELDS: dict[str, tuple[Any, ...]] = {
     "context": ([],),
-    "images": ([],),
     "template": ("",),
 }
 """Unsupported fields, and the values besides null that are accepted because they do not change the response."""
@@ -90,7 +89,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     role: str
     content: str | None = None
     thinking: str | None = None
-    images: list[Any] | None = None
+    images: list[str] | None = None
     tool_calls: list[ToolCall] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
@@ -136,12 +135,12 @@ class GenerateRequest(GenerationBody, frozen=True, kw_only=True):
 
     prompt: str | None = None
     suffix: str | None = None
+    images: list[str] | None = None
     system: str | None = None
     raw: bool | None = None
 
     # See NO_OP_FIELDS.
     context: Any = None
-    images: Any = None
     template: Any = None
 
 

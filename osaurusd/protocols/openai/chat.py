@@ -12,6 +12,7 @@ from osaurusd.http.streaming import stream_sse
 from osaurusd.inference import limits
 from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.field_paths import reject_unsupported
+from osaurusd.inference.images import ImageCollector
 from osaurusd.inference.limits import EACH
 from osaurusd.inference.request import (
     ChatPrompt,
@@ -30,7 +31,6 @@ from osaurusd.protocols.openai.common import (
     stop_strings,
     token_biases,
     token_limit,
-    whole,
 )
 from osaurusd.protocols.openai.errors import FieldPaths
 from osaurusd.protocols.openai.messages import parse_messages
@@ -79,21 +79,22 @@ class ChatCompletions:
         paths = field_paths(body)
         with paths.named():
             record = await self._service.find(body.model)
-            generation_request = build_request(body, self._service.defaults(record))
+            images = ImageCollector()
+            generation_request = build_request(body, self._service.defaults(record), images)
             head = ResponseHead.create("chatcmpl", record.name)
-            async with contextlib.aclosing(self._service.generate(record, [generation_request])) as events:
+            async with contextlib.aclosing(self._service.generate(record, [generation_request], images)) as events:
                 if not body.stream:
                     return json_response(await rendering.collect_chat(head, events))
                 chunks = rendering.stream_chat(head, events, include_usage=body.include_usage)
                 return await stream_sse(request, chunks, error_event=paths.error_event, last_event=rendering.DONE)
 
 
-def build_request(body: ChatRequest, defaults: RequestDefaults) -> GenerationRequest:
-    """Convert the body to a generation request.
+def build_request(body: ChatRequest, defaults: RequestDefaults, images: ImageCollector) -> GenerationRequest:
+    """Convert the body to a generation request, and collect its images.
 
     Raises:
         InvalidRequest: a field is invalid.
-        UnsupportedParameter, ImageInputUnsupported: the request uses an unsupported feature.
+        UnsupportedParameter: the request uses an unsupported feature.
     """
     reject_unsupported(body, NO_OP_VALUES)
     tool_use = parse_tools(body, defaults)
@@ -103,7 +104,7 @@ def build_request(body: ChatRequest, defaults: RequestDefaults) -> GenerationReq
             f"`{output_format.path}`: cannot be combined with a `tool_choice` that requires a tool call",
             param=output_format.path,
         )
-    messages = parse_messages(body.messages)
+    messages = parse_messages(body.messages, images)
     return GenerationRequest(
         prompt=ChatPrompt(
             messages=messages,
@@ -148,7 +149,7 @@ def _tool_paths(body: ChatRequest) -> dict[Location, str]:
 
 def _max_tokens(body: ChatRequest, defaults: RequestDefaults) -> int | None:
     for name in ("max_completion_tokens", "max_tokens"):
-        limit: float | None = getattr(body, name)
+        limit: int | None = getattr(body, name)
         if limit == 0:
             raise InvalidRequest(f"`{name}`: must be at least 1, or -1 for no limit", param=name)
         if limit is not None:
@@ -158,7 +159,7 @@ def _max_tokens(body: ChatRequest, defaults: RequestDefaults) -> int | None:
 
 def _parse_logprobs(body: ChatRequest) -> int | None:
     if body.logprobs:
-        return whole(body.top_logprobs) or 0
+        return body.top_logprobs or 0
     if body.top_logprobs:
         raise InvalidRequest("`top_logprobs`: requires `logprobs` to be true", param="top_logprobs")
     return None

@@ -20,7 +20,7 @@ JsonObject = dict[str, Any] | EmptyList
 
 NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
     "audio": (),
-    "function_call": ("none",),
+    "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
     "moderation": (),
@@ -32,13 +32,25 @@ NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
 # Requests. Messages and their parts are exempt from garbage collection: a chat has many, and they cannot form cycles.
 
 
+class ImageUrl(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """An image: a `data:` URL, base64 text, or the URL of an image to download."""
+
+    url: str
+    detail: str | None = None
+
+
 class ContentPart(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One part of a message's content. `refusal` and `thinking` are the texts of parts of these types."""
+    """One part of a message's content. `refusal` and `thinking` are the texts of parts of these types.
+
+    In the form of the Responses API, the URL of an image is `image_url`, and `detail` is beside it.
+    """
 
     type: str
     text: str | None = None
     refusal: str | None = None
     thinking: str | None = None
+    image_url: ImageUrl | str | None = None
+    detail: str | None = None
 
 
 class FunctionCallParam(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -51,7 +51,7 @@ class CodexModel(msgspec.Struct, frozen=True, kw_only=True):
     truncation_policy: TruncationPolicy
     supports_parallel_tool_calls: bool
     experimental_supported_tools: tuple[()] = ()
-    input_modalities: tuple[Literal["text"]] = ("text",)
+    input_modalities: tuple[Literal["text", "image"], ...]
     context_window: int | None
 
     @classmethod
@@ -66,6 +66,7 @@ class CodexModel(msgspec.Struct, frozen=True, kw_only=True):
             supports_reasoning_summaries=reasons,
             truncation_policy=TruncationPolicy(limit=_output_tokens(record.context_length)),
             supports_parallel_tool_calls=record.capabilities.tools,
+            input_modalities=record.capabilities.input_modalities,
             context_window=record.context_length,
         )
 

@@ -23,15 +23,11 @@ MAX_TOKENS = 2**53
 TOKEN_ID = r"0|[1-9][0-9]{0,9}"
 _TOKEN_ID = re.compile(TOKEN_ID)
 
-# Some languages write every number as a float, so whole floats are accepted: `40.0`.
-Choices = Annotated[int, Meta(ge=1, le=2**31 - 1)] | Annotated[float, Meta(ge=1, le=2**31 - 1, multiple_of=1)]
-TopK = Annotated[int, Meta(ge=-1, le=MAX_TOKEN_ID)] | Annotated[float, Meta(ge=-1, le=MAX_TOKEN_ID, multiple_of=1)]
-Logprobs = Annotated[int, Meta(ge=0, le=2**31 - 1)] | Annotated[float, Meta(ge=0, le=2**31 - 1, multiple_of=1)]
-Tokens = Annotated[int, Meta(ge=-1, le=MAX_TOKENS)] | Annotated[float, Meta(ge=-1, le=MAX_TOKENS, multiple_of=1)]
-Seed = (
-    Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-    | Annotated[float, Meta(ge=-float(2**63), lt=float(2**63), multiple_of=1)]
-)
+Choices = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+TopK = Annotated[int, Meta(ge=-1, le=MAX_TOKEN_ID)]
+Logprobs = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Tokens = Annotated[int, Meta(ge=-1, le=MAX_TOKENS)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 NO_LIMIT = -1
 """A number of tokens that means no limit."""
 RANDOM_SEED = -1
@@ -98,7 +94,7 @@ class RequestBody(SamplingFields, frozen=True, kw_only=True):
 
     @property
     def choices(self) -> int:
-        return whole(self.n) or 1
+        return self.n or 1
 
 
 COMMON_PATHS: Mapping[Location, str] = {
@@ -115,14 +111,9 @@ COMMON_PATHS: Mapping[Location, str] = {
 """The fields of `RequestBody` by their location in a generation request."""
 
 
-def whole(number: float | None) -> int | None:
-    """Convert a number that has been checked to be whole."""
-    return None if number is None else int(number)
-
-
-def token_limit(number: float | None) -> int | None:
+def token_limit(number: int | None) -> int | None:
     """Convert a number of tokens; None means no limit."""
-    return None if number == NO_LIMIT else whole(number)
+    return None if number == NO_LIMIT else number
 
 
 def sampling_params(
@@ -132,13 +123,13 @@ def sampling_params(
     return defaults.sampling(
         temperature=body.temperature,
         top_p=body.top_p,
-        top_k=whole(body.top_k),
+        top_k=body.top_k,
         min_p=body.min_p,
         repetition_penalty=body.repetition_penalty,
         frequency_penalty=body.frequency_penalty,
         presence_penalty=body.presence_penalty,
         logit_bias=list(logit_bias),
-        seed=None if body.seed == RANDOM_SEED else whole(body.seed),
+        seed=None if body.seed == RANDOM_SEED else body.seed,
     )
 
 

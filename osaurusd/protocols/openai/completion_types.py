@@ -23,7 +23,7 @@ class CompletionRequest(RequestBody, frozen=True, kw_only=True):
     max_tokens: Tokens | None = None
     logprobs: Logprobs | None = None
     echo: bool | None = None
-    best_of: float | None = None
+    best_of: int | None = None
 
 
 class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,7 +21,6 @@ from osaurusd.protocols.openai.common import (
     stop_strings,
     token_biases,
     token_limit,
-    whole,
 )
 from osaurusd.protocols.openai.completion_types import CompletionRequest
 from osaurusd.protocols.openai.errors import FieldPaths
@@ -79,7 +78,7 @@ def build_requests(body: CompletionRequest, defaults: RequestDefaults) -> list[G
             n=body.choices,
             max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else token_limit(body.max_tokens),
             stop=stop,
-            logprobs=whole(body.logprobs),
+            logprobs=body.logprobs,
             echo=bool(body.echo),
             parse_tool_calls=False,
             constraint=output_format.constraint,

@@ -85,7 +85,7 @@ def parse_input(value: str | list[Item]) -> ParsedItems:
     if isinstance(value, list):
         _check_items(value)
         value = [_with_text_only(item, path) for item, path in zip(value, paths, strict=True)]
-    return parse_items(input_items(value), paths, None)
+    return parse_items(input_items(value), paths, None, None)
 
 
 def parse_question(question: DecisionQuestion, index: int) -> Question:

@@ -6,8 +6,9 @@ from typing import NoReturn
 
 import msgspec
 
-from osaurusd.errors import ImageInputUnsupported, InvalidRequest, UnsupportedParameter
+from osaurusd.errors import InvalidRequest, UnsupportedParameter
 from osaurusd.inference import request as neutral
+from osaurusd.inference.images import ImageCollector
 from osaurusd.json_text import replace_lone_surrogates
 from osaurusd.protocols.openai.chat_types import ContentPart, Message, ToolCallParam
 
@@ -23,23 +24,30 @@ ROLES: dict[str, neutral.Role] = {
 TEXT_FIELDS: Mapping[str, str] = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """The types of text parts, here and in the Responses API, and the field with the text."""
 
-_IMAGE_TYPES = frozenset({"image_url", "input_image", "image"})
+IMAGE_TYPES = frozenset({"image_url", "input_image"})
+"""The types of parts with an image, here and in the Responses API."""
+
+IMAGE_ROLES = frozenset({"user", "tool"})
+"""The roles of messages that can have images."""
+
+Part = neutral.TextPart | neutral.ImagePart
+
 # Messages of these roles may have no content: an assistant that only called tools, and a tool without output.
 _OPTIONAL_CONTENT = frozenset({"assistant", "tool"})
 
 
-def parse_messages(messages: list[Message]) -> list[neutral.Message]:
-    """Convert messages to neutral ones.
+def parse_messages(messages: list[Message], images: ImageCollector) -> list[neutral.Message]:
+    """Convert messages to neutral ones, and collect their images.
 
     Tool results get the name of the called function, which some chat templates need and OpenAI's schema lacks. Calls
     without an id get one, and results without one belong to the first call that has no result.
 
     Raises:
         InvalidRequest: a message is invalid.
-        UnsupportedParameter, ImageInputUnsupported: a message uses an unsupported feature.
+        UnsupportedParameter: a message uses an unsupported feature.
     """
     calls = _EarlierCalls()
-    return [_parse_message(message, f"messages[{index}]", calls) for index, message in enumerate(messages)]
+    return [_parse_message(message, f"messages[{index}]", calls, images) for index, message in enumerate(messages)]
 
 
 def clean_arguments(arguments: str) -> str:
@@ -86,11 +94,13 @@ class _EarlierCalls:
 # Long chats are parsed on the event loop: paths are put together only for errors.
 
 
-def _parse_message(message: Message, path: str, earlier_calls: _EarlierCalls) -> neutral.Message:
+def _parse_message(
+    message: Message, path: str, earlier_calls: _EarlierCalls, images: ImageCollector
+) -> neutral.Message:
     _reject_unsupported(message, path)
     role = ROLES.get(message.role) or _reject_role(message.role, f"{path}.role")
     calls = _parse_tool_calls(message, path, earlier_calls) if message.tool_calls else []
-    parts = _parse_content(message, path)
+    parts = _parse_content(message, path, role, images)
     content: list[neutral.ContentPart] = [*parts]
     if role == "tool":
         content = [_tool_result(message, parts, path, earlier_calls)]
@@ -148,7 +158,7 @@ def _parse_tool_call(call: ToolCallParam, path: str, earlier_calls: _EarlierCall
 
 
 def _tool_result(
-    message: Message, parts: list[neutral.TextPart], path: str, earlier_calls: _EarlierCalls
+    message: Message, parts: list[Part], path: str, earlier_calls: _EarlierCalls
 ) -> neutral.ToolResultPart:
     call_id = earlier_calls.match(message)
     if call_id is None:
@@ -160,7 +170,7 @@ def _tool_result(
     )
 
 
-def _parse_content(message: Message, path: str) -> list[neutral.TextPart]:
+def _parse_content(message: Message, path: str, role: neutral.Role, images: ImageCollector) -> list[Part]:
     content = message.content
     if isinstance(content, str):
         return [neutral.TextPart(text=content)] if content else []
@@ -168,10 +178,36 @@ def _parse_content(message: Message, path: str) -> list[neutral.TextPart]:
         if message.role in _OPTIONAL_CONTENT:
             return []
         raise InvalidRequest(
-            f"`{path}.content`: is required; send a string or a list of text parts", param=f"{path}.content"
+            f"`{path}.content`: is required; send a string or a list of parts", param=f"{path}.content"
         )
-    texts = (_part_text(part, path, index) for index, part in enumerate(content))
-    return [neutral.TextPart(text=text) for text in texts if text is not None]
+    parts: list[Part] = []
+    for index, part in enumerate(content):
+        if isinstance(part, ContentPart) and part.type in IMAGE_TYPES:
+            parts.append(_parse_image(part, f"{path}.content[{index}]", role, images))
+        elif (text := _part_text(part, path, index)) is not None:
+            parts.append(neutral.TextPart(text=text))
+    return parts
+
+
+def _parse_image(part: ContentPart, path: str, role: neutral.Role, images: ImageCollector) -> neutral.ImagePart:
+    check_image_role(role, path)
+    match part.image_url:
+        case None:
+            raise InvalidRequest(f"`{path}.image_url`: is required in an image part", param=f"{path}.image_url")
+        case str(url):
+            return images.add(url, f"{path}.image_url", part.detail)
+        case image:
+            return images.add(image.url, f"{path}.image_url.url", image.detail)
+
+
+def check_image_role(role: neutral.Role, path: str) -> None:
+    """Check that a message can have images.
+
+    Raises:
+        InvalidRequest: it cannot.
+    """
+    if role not in IMAGE_ROLES:
+        raise InvalidRequest(f"`{path}`: only user messages and results of tools can have images", param=path)
 
 
 def _part_text(part: ContentPart | str, path: str, index: int) -> str | None:
@@ -190,6 +226,6 @@ def _reject_part(part: ContentPart, path: str) -> NoReturn:
     if part.type in TEXT_FIELDS:
         field = f"{path}.{TEXT_FIELDS[part.type]}"
         raise InvalidRequest(f"`{field}`: is required in a text part", param=field)
-    if part.type in _IMAGE_TYPES:
-        raise ImageInputUnsupported(f"`{path}`: image input is not supported; send text parts only", param=path)
-    raise InvalidRequest(f"`{path}.type`: only `text` parts are supported, not {part.type!r}", param=f"{path}.type")
+    raise InvalidRequest(
+        f"`{path}.type`: only `text` and `image_url` parts are supported, not {part.type!r}", param=f"{path}.type"
+    )

@@ -4,10 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from osaurusd.config import Input
 from osaurusd.http.errors import error_type
+from osaurusd.http.health import Health
 from osaurusd.http.openapi import Api, Operation, Schema, Stream
 from osaurusd.inference import limits
 from osaurusd.inference.limits import EACH, InputLimit
@@ -20,22 +19,25 @@ from osaurusd.protocols.openai.completions import COMPLETION_PATHS
 from osaurusd.protocols.openai.decision_types import Decision, DecisionRequest
 from osaurusd.protocols.openai.decisions import DECISION_PATHS
 from osaurusd.protocols.openai.embeddings import EMBEDDING_PATHS, EmbeddingList, EmbeddingRequest
-from osaurusd.protocols.openai.messages import ROLES, TEXT_FIELDS
+from osaurusd.protocols.openai.messages import IMAGE_TYPES, ROLES, TEXT_FIELDS
 from osaurusd.protocols.openai.models import Model, ModelList
 from osaurusd.protocols.openai.output_format import UNSUPPORTED
 from osaurusd.protocols.openai.rerank import RERANK_PATHS, RerankBody, RerankResponse
 from osaurusd.protocols.openai.tools import MODES, REQUIRED
 from osaurusd.wire.errors import ErrorBody, ErrorCode, ErrorEnvelope
 
-
-class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """The response of `GET /health`."""
-
-    status: str
-
-
 _MESSAGES = [{"role": "user", "content": "Say hello."}]
 _MODEL = "llama-3.2-3b-instruct"
+_VISION_MODEL = "smolvlm-instruct"
+_IMAGE_MESSAGES = [
+    {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "What is in this image?"},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo...", "detail": "low"}},
+        ],
+    }
+]
 _EMBEDDER = "all-minilm-l6-v2"
 _RERANKER = "bge-reranker-v2-m3"
 _WEATHER = {
@@ -48,7 +50,17 @@ _WEATHER = {
 
 OPERATIONS = (
     Operation(
-        method="get", path="/health", id="health", summary="Check that the daemon serves requests", response=Health
+        method="get", path="/health", id="health", summary="Check that the daemon serves its ports", response=Health
+    ),
+    Operation(
+        method="get", path="/health/live", id="live", summary="Check that the daemon serves its ports", response=Health
+    ),
+    Operation(
+        method="get",
+        path="/health/ready",
+        id="ready",
+        summary="Check that the daemon accepts requests for models",
+        response=Health,
     ),
     Operation(method="get", path="/models", id="listModels", summary="List the available models", response=ModelList),
     Operation(
@@ -74,6 +86,7 @@ OPERATIONS = (
                 "stream": True,
                 "stream_options": {"include_usage": True},
             },
+            "image": {"model": _VISION_MODEL, "messages": _IMAGE_MESSAGES},
             "tool": {"model": _MODEL, "messages": _MESSAGES, "tools": [_WEATHER], "tool_choice": "required"},
             "json": {"model": _MODEL, "messages": _MESSAGES, "response_format": {"type": "json_object"}},
         },
@@ -175,7 +188,7 @@ BODIES: Mapping[type, Mapping[Location, str]] = {
 
 ENUMS: Mapping[tuple[str, str], list[str]] = {
     ("Message", "role"): list(ROLES),
-    ("ContentPart", "type"): [*TEXT_FIELDS, "thinking"],
+    ("ContentPart", "type"): [*TEXT_FIELDS, "thinking", *sorted(IMAGE_TYPES)],
     ("ToolReference", "type"): ["function", "tool"],
     ("ToolCallParam", "type"): ["function", ""],
     ("ToolChoice", "type"): ["function", "tool", "allowed_tools", *MODES],
@@ -258,7 +271,7 @@ def _add_limit(schema: Schema, limit: InputLimit, maximum: int) -> None:
     """Add the JSON Schema keyword of a limit, if there is one, and its description."""
     # A list of token ids is one prompt or input, so its length is not their number.
     if limit.measure is limits.magnitude:
-        for form in [*_forms(schema, "integer"), *_forms(schema, "number")]:
+        for form in _forms(schema, "integer"):
             form["maximum"] = maximum
     elif limit.measure is len and limit.location not in (limits.PROMPTS, limits.INPUTS):
         keywords = {"array": "maxItems", "object": "maxProperties", "string": "maxLength"}

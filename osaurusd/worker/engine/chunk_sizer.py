@@ -31,6 +31,12 @@ MIN_TOKENS = 16
 MAX_TOKENS = 2048
 _MULTIPLE = 16
 
+# More than any vision tower has.
+MAX_STAGES = 2**16
+
+# A vision tower takes longer than this for any stage; features from the cache take less.
+MIN_IMAGE_SECONDS = 1e-4
+
 # Weights of a new measurement in the moving average, if it is shorter or longer than the average.
 _SMOOTHING_SHORTER = 0.5
 _SMOOTHING_LONGER = 0.15
@@ -67,6 +73,7 @@ class ChunkSizer:
     on_gpu: bool = False
     max_tokens: int = MAX_TOKENS
     context: int = 0
+    _patch_seconds: float = 0.0
     _later_token_seconds: dict[int, float] = field(default_factory=dict)
 
     def record_decode(self, seconds: float) -> None:
@@ -89,6 +96,22 @@ class ChunkSizer:
     def tokens(self, *, shared: bool) -> int:
         """Return how many prompt tokens to process in a step; `shared` if running sequences wait for it."""
         return min(self._shared_tokens() if shared else self._idle_tokens(), self.max_tokens)
+
+    def image_stages(self, patches: int, *, shared: bool) -> int:
+        """Return how many stages of the vision tower to compute in a step for an image of this size, at least one."""
+        if not shared and self.on_gpu:
+            return MAX_STAGES
+        if not self._patch_seconds:
+            return 1  # to measure it
+        seconds = self._shared_seconds if shared else IDLE_SECONDS
+        return max(int(seconds / (self._patch_seconds * patches)), 1)
+
+    def record_image(self, patches: int, stages: int, seconds: float) -> int:
+        """Record the time of stages of the vision tower, and return it in tokens."""
+        # Cached features take no time.
+        if seconds > MIN_IMAGE_SECONDS:
+            self._patch_seconds = _smooth(self._patch_seconds, seconds / (patches * stages))
+        return int(seconds / self._token_seconds)
 
     @property
     def burst_pass_tokens(self) -> int:
@@ -118,11 +141,16 @@ class ChunkSizer:
         return MAX_TOKENS if self.on_gpu else self._tokens_within(IDLE_SECONDS)
 
     def _shared_tokens(self) -> int:
+        return self._tokens_within(self._shared_seconds)
+
+    @property
+    def _shared_seconds(self) -> float:
+        """How long a pass may take while running sequences wait for it."""
         target = max(TARGET_STEPS * self.step_seconds, self.pass_seconds + EFFICIENT_TOKENS * self._token_seconds)
         if self.on_gpu:
             target = max(target, _GPU_STALL_SHARE * self.stall_seconds)
         # The decode step after the chunk is part of the stall.
-        return self._tokens_within(min(target, max(self.stall_seconds, (STALL_STEPS - 1) * self.step_seconds)))
+        return min(target, max(self.stall_seconds, (STALL_STEPS - 1) * self.step_seconds))
 
     def _tokens_within(self, seconds: float) -> int:
         tokens = int((seconds - self.pass_seconds) / self._token_seconds) // _MULTIPLE * _MULTIPLE

@@ -13,6 +13,7 @@ from osaurusd.wire.errors import ErrorCode
 from osaurusd.worker.engine.batch import BatchEntry, TokenOutput
 from osaurusd.worker.engine.chunk_sizer import ChunkSizer
 from osaurusd.worker.engine.device import Device, is_device_failure
+from osaurusd.worker.engine.images import FeatureCache
 from osaurusd.worker.engine.memory import ORDINARY_TOKENS, MemoryBudget
 from osaurusd.worker.engine.planner import Planner
 from osaurusd.worker.engine.prefix_cache import PrefixCache
@@ -30,6 +31,7 @@ class Limits:
     prefix_cache_bytes: int = 0
     max_waiting: int = 64
     stall_seconds: float = 0.2
+    feature_cache_bytes: int = 0
 
 
 class Engine:
@@ -79,14 +81,18 @@ class Engine:
         )
         self.memory.set_limit(limits.memory_bytes)
         self.prefix_cache = PrefixCache(limits.prefix_cache_bytes, has_states=probe.layout.has_states)
+        self.features = FeatureCache(limits.feature_cache_bytes)
         self.planner = Planner(
             self.memory,
             self.chunk_sizer,
             self.prefix_cache,
+            self.features,
             max_waiting=limits.max_waiting,
             padding_per_pass=padding_per_pass(probe.layout, self.memory.weights_bytes, self._device),
         )
-        self._executor: Executor = LocalExecutor(network, probe.layout, self.prefix_cache, clock, self._device)
+        self._executor: Executor = LocalExecutor(
+            network, probe.layout, self.prefix_cache, self.features, clock, self._device
+        )
         self._decode_started_at: float | None = None
         self.progress = 0
 
@@ -119,8 +125,9 @@ class Engine:
         return self.memory.pass_bytes
 
     def drop_caches(self) -> None:
-        """Clear the prefix cache and return freed buffers to the system. Running requests continue."""
+        """Clear all caches and return freed buffers to the system. Running requests continue."""
         self.prefix_cache.clear()
+        self.features.clear()
         mx.clear_cache()
 
     def serving_bytes(self, context_length: int | None) -> int:
@@ -155,6 +162,7 @@ class Engine:
         """Drop all requests and the prefix cache; return the ids of the requests."""
         lost = self.planner.request_ids
         self.prefix_cache.clear()
+        self.features.clear()
         self.planner.clear()
         self._executor.clear()
         self._decode_started_at = None
@@ -210,7 +218,8 @@ class Engine:
                 task.choices[0].logprobs = result.candidate_logprobs.get(task.id, [])
             self.planner.record_prefill(plan, max(result.seconds - overlap, result.seconds / 2))
             overlap = 0.0
-            frames += [task.request.progress(task.prefilled) for task in tasks if task.reports_progress]
+            if plan.prefill:
+                frames += [task.request.progress(task.prefilled) for task in tasks if task.reports_progress]
         return frames + self._start_decoding()
 
     def _begin_prompts(self) -> list[messages.Frame]:

@@ -65,10 +65,10 @@ class LastLogits:
         """Whether the output layer is applied to the last token only."""
         return self._place is not None
 
-    def __call__(self, tokens: mx.array, cache: Cache) -> mx.array:
-        """Return logits [rows, vocabulary] after `tokens` [rows, tokens]."""
+    def __call__(self, tokens: mx.array, cache: Cache, **inputs: mx.array) -> mx.array:
+        """Return logits [rows, vocabulary] after `tokens` [rows, tokens], or after the embeddings in `inputs`."""
         with self._replaced_output_layer():
-            logits: mx.array = self._network(tokens, cache=cache)
+            logits: mx.array = self._network(tokens, cache=cache, **inputs)
         return logits[:, -1, :]
 
     @contextlib.contextmanager
@@ -98,6 +98,7 @@ class LastLogits:
 
 def _find_output_layer(network: Any) -> tuple[Any, str, Callable[[Module], Module]] | None:
     """Return the module that has the output layer as an attribute, the attribute's name, and what to replace it by."""
+    network = getattr(network, "language_model", network)
     if isinstance(getattr(network, "lm_head", None), Module):
         return network, "lm_head", _LastTokenHead
     model = getattr(network, "model", None)

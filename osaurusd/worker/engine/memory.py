@@ -38,18 +38,19 @@ class MemoryBudget:
     score_bytes: int
     chunk_sizer: ChunkSizer
 
-    def peak_bytes(self, decoding: Sequence[int], joining: Sequence[int] = ()) -> int:
+    def peak_bytes(self, decoding: Sequence[int], joining: Sequence[int] = (), image_bytes: int = 0) -> int:
         """Return the peak while sequences of the final lengths `decoding` run and those of `joining` join them.
 
         All sequences of a merged cache are padded to the longest, and joining copies the cache. Those that join may
-        share a prefill pass.
+        share a prefill pass. Their images need `image_bytes`.
         """
         together = [*decoding, *joining]
         longest = max(together, default=0)
         batch = self._batch_bytes(together)
         copied = self._batch_bytes(decoding) + sum(self._batch_bytes([length]) for length in joining)
         copies = copied if joining and len(together) > 1 else 0
-        return self.weights_bytes + batch + copies + self._pass_bytes(longest, max(longest, sum(joining)))
+        passes = self._pass_bytes(longest, max(longest, sum(joining)))
+        return self.weights_bytes + batch + copies + image_bytes + passes
 
     def set_limit(self, limit_bytes: int | None) -> None:
         """Change the limit, and shorten prefill chunks as needed."""
@@ -73,17 +74,17 @@ class MemoryBudget:
         for_passes = _ORDINARY_CHUNK * self._bytes_per_pass_token(tokens) * _PASS_FRACTION
         return self.weights_bytes + max(for_cache, for_passes) + 1
 
-    def fits(self, decoding: Sequence[int], joining: Sequence[int] = ()) -> bool:
-        return self.limit_bytes is None or self.peak_bytes(decoding, joining) <= self.limit_bytes
+    def fits(self, decoding: Sequence[int], joining: Sequence[int] = (), image_bytes: int = 0) -> bool:
+        return self.limit_bytes is None or self.peak_bytes(decoding, joining, image_bytes) <= self.limit_bytes
 
-    def max_tokens(self, sequences: int) -> int | None:
+    def max_tokens(self, sequences: int, image_bytes: int = 0) -> int | None:
         """Return the final length that `sequences` sequences could each reach on their own; None if unlimited."""
-        if self.limit_bytes is None or self.fits([], [_UNLIMITED_TOKENS] * sequences):
+        if self.limit_bytes is None or self.fits([], [_UNLIMITED_TOKENS] * sequences, image_bytes):
             return None
         low, high = 0, _UNLIMITED_TOKENS
         while high - low > GROWTH_TOKENS:
             middle = (low + high) // 2
-            low, high = (middle, high) if self.fits([], [middle] * sequences) else (low, middle)
+            low, high = (middle, high) if self.fits([], [middle] * sequences, image_bytes) else (low, middle)
         return low // GROWTH_TOKENS * GROWTH_TOKENS
 
     def _pass_bytes(self, longest: int, total: int) -> int:

@@ -6,11 +6,13 @@ model can execute the same steps.
 """
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from osaurusd.errors import QueueFull, RequestExceedsMemory
+from osaurusd.worker.engine.batch_assignment import BatchAssignment
 from osaurusd.worker.engine.chunk_sizer import EFFICIENT_TOKENS, ChunkSizer
+from osaurusd.worker.engine.images import FeatureCache, image_bytes
 from osaurusd.worker.engine.memory import MemoryBudget
 from osaurusd.worker.engine.prefill_queue import MAX_BATCHED_PROMPTS, PrefillQueue
 from osaurusd.worker.engine.prefix_cache import PrefixCache
@@ -45,75 +47,33 @@ class PrefillChunk:
 
 
 @dataclass(frozen=True)
+class ImageStages:
+    """Stages of the vision tower to compute for the image with the number `image` of a prompt."""
+
+    prompt: SequenceId
+    image: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
 class StepPlan:
-    """What one step does: decode, or prefill.
+    """What one step does: decode, encode an image, or prefill.
 
     Attributes:
         decode: the sequences that yield tokens, by batch.
+        encode: the work of the vision tower.
         prefill: the chunks of one forward pass, all of which complete their prompts if there are several.
     """
 
     decode: tuple[tuple[SequenceId, ...], ...] = ()
+    encode: ImageStages | None = None
     prefill: tuple[PrefillChunk, ...] = ()
 
     @property
     def prefill_tokens(self) -> int:
         """The tokens that the prefill pass computes, padding included."""
         return len(self.prefill) * max((chunk.end - chunk.start for chunk in self.prefill), default=0)
-
-
-class BatchAssignment:
-    """Assigns sequences to decode batches.
-
-    A forward pass reads all weights, but every sequence in it is padded to the longest one. Two batches are merged if
-    the padding costs less than a pass.
-
-    Args:
-        padding_per_pass: how many tokens of padding cost as much as a pass.
-        batchable: whether sequences can share a pass at all.
-    """
-
-    def __init__(self, padding_per_pass: int, *, batchable: bool) -> None:
-        self._padding_per_pass = padding_per_pass
-        self._batchable = batchable
-        self._lengths: dict[SequenceId, int] = {}
-        self.batches: list[list[SequenceId]] = []
-
-    def add(self, lengths: dict[SequenceId, int]) -> None:
-        """Add sequences of the given lengths, which already share a batch."""
-        self._lengths |= lengths
-        self._place(list(lengths))
-
-    def remove(self, ids: Collection[SequenceId]) -> None:
-        ids = [id_ for id_ in ids if id_ in self._lengths]
-        if not ids:
-            return
-        for id_ in ids:
-            del self._lengths[id_]
-        batches, self.batches = self.batches, []
-        # With fewer sequences padding costs less, so batches that were separate may be merged now.
-        for batch in batches:
-            if remaining := [id_ for id_ in batch if id_ in self._lengths]:
-                self._place(remaining)
-
-    def advance(self, tokens: dict[SequenceId, int]) -> None:
-        """Count the tokens that a step has yielded."""
-        for id_, count in tokens.items():
-            self._lengths[id_] += count
-
-    def _place(self, batch: list[SequenceId]) -> None:
-        paddings = [(self._padding(other, batch), other) for other in self.batches] if self._batchable else []
-        padding, best = min(paddings, key=lambda pair: pair[0], default=(0, None))
-        if best is not None and padding <= self._padding_per_pass:
-            best += batch
-        else:
-            self.batches.append(batch)
-
-    def _padding(self, batch: list[SequenceId], other: list[SequenceId]) -> int:
-        """Return how many more tokens of padding two batches have together than separately."""
-        longest, other_longest = (max(self._lengths[id_] for id_ in ids) for ids in (batch, other))
-        together = max(longest, other_longest) * (len(batch) + len(other))
-        return together - longest * len(batch) - other_longest * len(other)
 
 
 class Planner:
@@ -123,6 +83,7 @@ class Planner:
         memory: the memory budget.
         chunk_sizer: the prefill budget per step.
         prefix_cache: looked up when a prompt starts; its size follows the memory that requests reserve.
+        features: those of recent images; their size follows that memory as well.
         max_waiting: how many requests may wait.
         padding_per_pass: see `BatchAssignment`.
 
@@ -136,6 +97,7 @@ class Planner:
         memory: MemoryBudget,
         chunk_sizer: ChunkSizer,
         prefix_cache: PrefixCache,
+        features: FeatureCache,
         *,
         max_waiting: int,
         padding_per_pass: int,
@@ -143,6 +105,7 @@ class Planner:
         self._memory = memory
         self._chunk_sizer = chunk_sizer
         self._prefix_cache = prefix_cache
+        self._features = features
         self._padding_per_pass = padding_per_pass
         self.max_waiting = max_waiting
         self.clear()
@@ -188,7 +151,7 @@ class Planner:
             QueueFull: too many requests are waiting.
         """
         together = self._memory.layout.batchable and request.scored is None
-        limit = self._memory.max_tokens(len(request.choices) if together else 1)
+        limit = self._memory.max_tokens(len(request.choices) if together else 1, image_bytes(request.images))
         if limit is not None:
             _apply_memory_limit(request, limit)
         self.admit()  # requests that can start do not count as waiting
@@ -210,7 +173,8 @@ class Planner:
             decoding, joining = self._reserved_lengths()
             lengths = [_reserved_length(task, sequence) for sequence in task.sequences]
             running = len(decoding) + len(joining)
-            fits = running + len(lengths) <= max_sequences and self._memory.fits(decoding, [*joining, *lengths])
+            needed = self._image_bytes(task)
+            fits = running + len(lengths) <= max_sequences and self._memory.fits(decoding, [*joining, *lengths], needed)
             if running and not fits:
                 break
             for choice, length in zip(task.choices, lengths, strict=True):
@@ -271,7 +235,7 @@ class Planner:
         preempted = []
         _, joining = self._reserved_lengths()
         while len(running) > 1 and not self._memory.fits(
-            [sequence.choice.reserved_length for sequence in running], joining
+            [sequence.choice.reserved_length for sequence in running], joining, self._image_bytes()
         ):
             preempted.append(running.pop())
         if not preempted:  # otherwise their removal updates the reservations
@@ -304,6 +268,8 @@ class Planner:
         self._memory.set_context(task.prefilled)
         if self._budget is None:
             self._budget = self._chunk_sizer.tokens(shared=self._shared)
+        if task.unencoded:
+            return StepPlan(encode=self._image_stages(task))
         tasks = self._prefill.batchable(task, self._budget if self._shared else self._chunk_sizer.burst_pass_tokens)
         self._memory.set_context(max(task.prefilled for task in tasks))
         if len(tasks) > 1:
@@ -312,9 +278,10 @@ class Planner:
         return StepPlan(prefill=(self._chunk(task, task.prefilled + count),))
 
     def tasks(self, plan: StepPlan) -> list[PrefillTask]:
-        """Return the tasks of a plan's chunks."""
+        """Return the tasks whose prompts a plan processes."""
         by_id = {task.id: task for task in self._prefill.tasks}
-        return [by_id[chunk.prompt] for chunk in plan.prefill]
+        chunks = [plan.encode] if plan.encode else plan.prefill
+        return [by_id[chunk.prompt] for chunk in chunks]
 
     def take_started(self) -> list[PrefillTask]:
         """Return the tasks whose prefill has begun since the last call."""
@@ -324,6 +291,9 @@ class Planner:
     def record_prefill(self, plan: StepPlan, seconds: float) -> None:
         """Record that a pass is complete, and how long it took."""
         assert self._budget is not None, "a pass is planned before it is recorded"
+        if plan.encode is not None:
+            self._record_encoding(plan.encode, seconds)
+            return
         self._chunk_sizer.record_prefill(plan.prefill_tokens, seconds)
         self._budget -= plan.prefill_tokens + self._chunk_sizer.pass_tokens
         if self._in_burst:
@@ -338,6 +308,25 @@ class Planner:
         if plan.prefill[0].last:
             self._completed.append(tasks)
 
+    def _image_stages(self, task: PrefillTask) -> ImageStages:
+        """Return the stages of a task's next image that fit into this step; all of them if its features are cached."""
+        index, start = task.unencoded[0], task.encoded_stages
+        image = task.request.images[index]
+        count = image.stages - start
+        if image.key not in self._features:
+            count = min(count, self._chunk_sizer.image_stages(image.patches, shared=self._shared))
+        return ImageStages(task.id, index, start, start + count)
+
+    def _record_encoding(self, stages: ImageStages, seconds: float) -> None:
+        assert self._budget is not None, "a pass is planned before it is recorded"
+        (task,) = self.tasks(StepPlan(encode=stages))
+        image = task.request.images[stages.image]
+        self._budget -= self._chunk_sizer.record_image(image.patches, stages.end - stages.start, seconds)
+        task.encoded_stages = stages.end
+        if stages.end == image.stages:
+            task.unencoded.popleft()
+            task.encoded_stages = 0
+
     def start_decoding(self) -> list[list[PrefillTask]]:
         """Move completed prompts to the decode batches; return them, grouped by the pass that completed them."""
         completed, self._completed = self._completed, []
@@ -350,9 +339,15 @@ class Planner:
 
     def update_reservations(self) -> None:
         """Recompute the reserved memory, and leave the rest to the prefix cache."""
-        self.reserved_bytes = self._memory.peak_bytes(*self._reserved_lengths())
+        self.reserved_bytes = self._memory.peak_bytes(*self._reserved_lengths(), self._image_bytes())
         if self._memory.limit_bytes is not None:
-            self._prefix_cache.set_cap(max(self._memory.limit_bytes - self.reserved_bytes, 0))
+            rest = max(self._memory.limit_bytes - self.reserved_bytes, 0)
+            self._features.set_cap(rest)
+            self._prefix_cache.set_cap(rest - self._features.nbytes)
+
+    def _image_bytes(self, *others: PrefillTask) -> int:
+        """Return the memory for the images of prompts in the prefill queue and of `others`."""
+        return image_bytes([image for task in (*self._prefill.tasks, *others) for image in task.request.images])
 
     def _reserved_lengths(self) -> tuple[list[int], list[int]]:
         """Return the lengths that decoding and joining sequences may grow to."""

@@ -49,11 +49,11 @@ class PrefillQueue:
         Args:
             max_remaining: ignore longer prompts.
         """
-        ready = self._ready(max_remaining)
+        ready = _without_duplicates(self._ready(max_remaining))
         if not ready:
             return None
         starving = [task for task in ready if task.passed_over >= MAX_PASSED_OVER]
-        chosen = starving[0] if starving else min(ready, key=lambda task: task.remaining)
+        chosen = starving[0] if starving else min(ready, key=lambda task: task.work)
         for task in ready:
             task.passed_over += 1
         chosen.passed_over = 0
@@ -80,6 +80,14 @@ class PrefillQueue:
 
     def chunk_tokens(self, task: PrefillTask, limit: int) -> int:
         """Return how many tokens the next pass over `task` alone processes, usually at most `limit`."""
+        count = self._uncut_tokens(task, limit)
+        image = task.image_around(task.prefilled + count)
+        if image is None:
+            return count
+        return (image.end if image.start <= task.prefilled else image.start) - task.prefilled
+
+    def _uncut_tokens(self, task: PrefillTask, limit: int) -> int:
+        """Return what `chunk_tokens` returns if images can be cut."""
         if task.scoring:
             return min(SCORING_TOKENS, task.remaining)
         if task.remaining <= max(min(LAST_PASS_TOKENS, limit), MIN_LAST_PASS_TOKENS) and not task.checkpoints:
@@ -102,13 +110,17 @@ class PrefillQueue:
             if not task.started and not self._waits_for_shared_prefix(task):
                 self._start(task)
         started = [task for task in self.tasks if task.started]
-        return started if max_remaining is None else [task for task in started if task.remaining <= max_remaining]
+        return started if max_remaining is None else [task for task in started if task.work <= max_remaining]
 
     def _start(self, task: PrefillTask) -> None:
         """Look up the prefix cache; the match is restored by the first pass."""
         task.started = True
         task.match = self._prefix_cache.find(task.tokens, 0 if task.scoring else len(task.tokens) - 1)
+        if image := task.image_around(task.match.length):
+            task.match = self._prefix_cache.find(task.tokens, image.start)
         task.prefilled = task.match.length
+        images = enumerate(task.request.images)
+        task.unencoded.extend(index for index, image in images if image.end > task.prefilled)
         if self._layout.has_states and self._prefix_cache.enabled:
             task.checkpoints = self._checkpoints(task, task.match.shared)
         self.started.append(task)
@@ -118,13 +130,16 @@ class PrefillQueue:
         last = len(task.tokens) - MIN_LAST_PASS_TOKENS
         # What precedes candidates shares nothing beyond the prompt of its request.
         positions = {shared, task.request.shared_prefix_length or 0, last if task.request.scored is None else 0}
+        # Another question about the same images begins after them.
+        positions |= {image.end for image in task.request.images[-1:]}
+        positions = {image.start if (image := task.image_around(each)) else each for each in positions}
         first = task.prefilled + MIN_SHARED_TOKENS
         return sorted((position for position in positions if first <= position <= last), reverse=True)
 
     def _can_share_last_pass(self, task: PrefillTask) -> bool:
         """Whether its last pass is next, and neither padding nor a shared pass affects it."""
         padding_allowed = self._layout.batchable and not self._layout.has_states
-        single = len(task.choices) == 1 and not task.scoring and not task.isolated
+        single = len(task.choices) == 1 and not task.scoring and not task.isolated and not task.needs_images
         return padding_allowed and single and task.remaining <= BATCHED_PROMPT_TOKENS
 
     def _waits_for_shared_prefix(self, task: PrefillTask) -> bool:
@@ -142,6 +157,8 @@ class PrefillQueue:
             if common - stored < MIN_SHARED_TOKENS:
                 return False
         task.waited = True
+        if image := task.image_around(common):
+            common = image.start
         if self._layout.has_states and common not in other.checkpoints:
             other.checkpoints = sorted([*other.checkpoints, common], reverse=True)
         return True
@@ -151,3 +168,9 @@ class PrefillQueue:
         common = task.common_prefix(other)
         last = len(other.tokens) - MIN_LAST_PASS_TOKENS if self._layout.has_states else len(other.tokens)
         return not other.scoring and other.prefilled < common <= last
+
+
+def _without_duplicates(tasks: list[PrefillTask]) -> list[PrefillTask]:
+    """Leave out tasks whose next image is being encoded for another one, after which its features are cached."""
+    encoding = {task.next_image: task for task in tasks if task.encoded_stages}
+    return [task for task in tasks if encoding.get(task.next_image, task) is task]

@@ -20,6 +20,7 @@ from osaurusd.inference.events import (
 )
 from osaurusd.inference.retrieval import Scores
 from osaurusd.rpc import messages
+from osaurusd.worker.engine.images import PromptImage
 from osaurusd.worker.engine.prefix_cache import PrefixMatch, Tokens, common_prefix_length
 from osaurusd.worker.engine.sampler import SamplingState
 from osaurusd.worker.frontend.logprobs import Score
@@ -67,6 +68,7 @@ class EngineRequest:
 
     Attributes:
         max_tokens: limit of the output tokens per choice.
+        images: those in the prompt, in order; `prompt_tokens` has negative numbers at their positions.
         bounded: reserve memory for all `max_tokens`; otherwise they are a limit that memory may lower.
         continuation: the client request has already started, so a full queue does not reject this one.
         shared_prefix_length: where the part of the prompt ends that the next prompt probably shares.
@@ -84,6 +86,7 @@ class EngineRequest:
     prompt_tokens: list[int]
     choices: list[Choice]
     max_tokens: int
+    images: list[PromptImage] = field(default_factory=list)
     bounded: bool = True
     continuation: bool = False
     shared_prefix_length: int | None = None
@@ -236,6 +239,8 @@ class PrefillTask:
         started: whether the prefix cache has been looked up.
         prefilled: how many tokens are in the cache, or will be restored into it from `match`.
         match: the result of the lookup.
+        unencoded: the numbers of the images whose features are needed and not available yet.
+        encoded_stages: how many stages of the first of these are done.
         checkpoints: positions at which to store checkpoints, in descending order.
         scores: those of an echoed prompt.
         isolated: must not share a pass, because a shared one failed.
@@ -249,6 +254,8 @@ class PrefillTask:
     started: bool = False
     prefilled: int = 0
     match: PrefixMatch | None = None
+    unencoded: deque[int] = field(default_factory=deque)
+    encoded_stages: int = 0
     checkpoints: list[int] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     isolated: bool = False
@@ -277,6 +284,22 @@ class PrefillTask:
         return len(self.tokens) - self.prefilled
 
     @property
+    def work(self) -> int:
+        """The remaining tokens, and the work of the vision tower that precedes them."""
+        images = [self.request.images[index] for index in self.unencoded]
+        return self.remaining + sum(image.stages * image.patches for image in images)
+
+    @property
+    def next_image(self) -> bytes | None:
+        """The key of the image that is to be encoded next."""
+        return self.request.images[self.unencoded[0]].key if self.unencoded else None
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether images are among the remaining tokens."""
+        return any(image.end > self.prefilled for image in self.request.images)
+
+    @property
     def resumed(self) -> bool:
         """Whether the choices were preempted."""
         return bool(self.choices[0].output_tokens)
@@ -297,6 +320,11 @@ class PrefillTask:
     def reports_progress(self) -> bool:
         """Whether to report the tokens processed so far: the request wants that, and more are left."""
         return self.request.report_progress and not self.resumed and self.remaining > 0
+
+    def image_around(self, position: int) -> PromptImage | None:
+        """Return the whole image that a border at this position would cut."""
+        images = self.request.images
+        return next((each for each in images if each.whole and each.start < position < each.end), None)
 
     def echo(self) -> Iterator[messages.Frame]:
         """Report the prompt as the beginning of each choice, if the request wants that."""

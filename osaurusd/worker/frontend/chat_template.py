@@ -1,8 +1,9 @@
 """Rendering chats with the model's chat template, or as plain `role: text` lines for a model without one."""
 
 import inspect
+import itertools
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -11,8 +12,9 @@ import msgspec
 from transformers import PreTrainedTokenizerBase
 
 from osaurusd.errors import ContextLengthExceeded, InvalidRequest
-from osaurusd.inference.request import ChatPrompt, TextPart
+from osaurusd.inference.request import ChatPrompt, Location, TextPart
 from osaurusd.worker.frontend import context_length, fallback_tools
+from osaurusd.worker.frontend.chat_images import ImageTexts
 from osaurusd.worker.frontend.history import PLAIN_TEXT, TemplateInput, TemplateProfile, adapt
 from osaurusd.worker.frontend.template_probe import find_profile
 
@@ -27,10 +29,13 @@ _TAIL_TOKENS = 16
 # What precedes the text of an answer if the template leaves its channel to the model, as that of gpt-oss does.
 _OPEN_HEADER = "<|start|>assistant"
 _FINAL_CHANNEL = "<|channel|>final<|message|>"
+_EXTRA_TOKENS = "additional_special_tokens"
 # transformers' name of the template for chats with tools.
 _TOOL_TEMPLATE = "tool_use"
 # Marks where an answer is to be continued: templates add text after it, and some remove trailing spaces.
 _END_OF_ANSWER = "zqendofanswer"
+
+_MESSAGES: Location = ("prompt", "messages")
 
 _Result = TypeVar("_Result")
 
@@ -46,6 +51,7 @@ class EncodedPrompt:
         starts_reasoning: the prompt ends with the marker that starts reasoning.
         describes_tools: tools are described in plain text, so calls have the format of `fallback_tools`.
         continues_answer: the prompt ends within an answer, which the output continues.
+        image_positions: for each image, the positions of the tokens that stand for its features.
     """
 
     tokens: list[int]
@@ -54,6 +60,7 @@ class EncodedPrompt:
     starts_reasoning: bool = False
     describes_tools: bool = False
     continues_answer: bool = False
+    image_positions: list[list[int]] = field(default_factory=list)
 
 
 class SplitChat(NamedTuple):
@@ -81,14 +88,23 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._template, self._tool_template = _load_templates(tokenizer)
 
-    def encode(self, chat: ChatPrompt, max_context: int | None, *, find_shared_prefix: bool = False) -> EncodedPrompt:
-        """Render and tokenize a chat.
+    def encode(
+        self,
+        chat: ChatPrompt,
+        max_context: int | None,
+        *,
+        find_shared_prefix: bool = False,
+        images: ImageTexts | None = None,
+    ) -> EncodedPrompt:
+        """Render and tokenize a chat; `images` is what its images become.
 
         Raises:
             InvalidRequest: the template rejects the messages in every form, or a template variable is reserved.
             ContextLengthExceeded: the chat is far too long.
         """
         _check_variables(chat)
+        if images is not None:
+            return self._encode(images.mark(chat), max_context, images)
         encoded = self._encode(chat, max_context)
         if find_shared_prefix:
             return replace(encoded, shared_prefix_length=self._shared_prefix_length(chat, encoded.tokens))
@@ -130,7 +146,9 @@ class ChatTemplate:
             return f"{text.rstrip()}\n\n{self._tokenizer.think_end}\n\n"
         return text
 
-    def _encode(self, chat: ChatPrompt, max_context: int | None) -> EncodedPrompt:
+    def _encode(self, chat: ChatPrompt, max_context: int | None, images: ImageTexts | None = None) -> EncodedPrompt:
+        if self._template is None and images is not None:
+            raise InvalidRequest("the model has no chat template, so that it cannot be sent images", location=_MESSAGES)
         if self._template is None:
             return self._encode_without_template(chat, max_context)
         is_large = context_length.is_large(len(msgspec.json.encode(chat)), max_context)
@@ -139,39 +157,55 @@ class ChatTemplate:
             if is_large:
                 # Check the rendered text, not the messages: templates drop parts of them, such as earlier reasoning.
                 context_length.check_text(self._tokenizer, render(tokenize=False), max_context)
-            tokens = self._encode_continued(render) if chat.continues_answer else list(render(tokenize=True))
+            positions: list[list[int]] = []
+            if images is not None:
+                text = self._render_continued(render) if chat.continues_answer else str(render(tokenize=False))
+                tokens, positions = images.encode(self._tokenizer, text)
+            else:
+                tokens = self._encode_continued(render) if chat.continues_answer else list(render(tokenize=True))
             return EncodedPrompt(
                 tokens,
                 starts_reasoning=self._ends_with_reasoning_marker(tokens),
                 describes_tools=profile.tools == "text",
                 continues_answer=chat.continues_answer,
+                image_positions=positions,
             )
 
-        return self._try_forms(_append_text(chat, _END_OF_ANSWER) if chat.continues_answer else chat, encode)
+        marked = _append_text(chat, _END_OF_ANSWER) if chat.continues_answer else chat
+        return self._try_forms(marked, encode, *([images.forms] if images is not None else []))
 
     def _encode_continued(self, render: Callable[..., Any]) -> list[int]:
         """Encode a chat up to the mark at the end of its last message."""
+        return list(self._tokenizer.encode(self._render_continued(render), add_special_tokens=False))
+
+    def _render_continued(self, render: Callable[..., Any]) -> str:
+        """Render a chat up to the mark at the end of its last message."""
         text, mark, _ = str(render(tokenize=False, add_generation_prompt=False)).rpartition(_END_OF_ANSWER)
         if not mark:
             raise ValueError("the last message is left out, so that it cannot be continued")
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        return text
 
-    def _try_forms(self, chat: ChatPrompt, use: Callable[[Callable[..., Any], TemplateProfile], _Result]) -> _Result:
+    def _try_forms(
+        self,
+        chat: ChatPrompt,
+        use: Callable[[Callable[..., Any], TemplateProfile], _Result],
+        image_forms: Sequence[Callable[[TemplateInput], TemplateInput]] = (lambda given: given,),
+    ) -> _Result:
         """Call `use` with the renderer of the chat in each form until one is accepted."""
         uses_tools = chat.tools or any(message.role == "tool" or message.tool_calls for message in chat.messages)
         template = self._tool_template if uses_tools else self._template
         assert template is not None, "callers check that there is a template"
         failure: Exception | None = None
-        for profile in _fallback_profiles(template.profile, chat):
+        for profile, form in itertools.product(_fallback_profiles(template.profile, chat), image_forms):
             try:
-                return use(partial(template.render, adapt(chat, profile), **chat.template_variables), profile)
+                return use(partial(template.render, form(adapt(chat, profile)), **chat.template_variables), profile)
             except ContextLengthExceeded:
                 raise
             except Exception as error:  # noqa: BLE001  a template is a program that can raise anything
                 failure = failure or error
         raise InvalidRequest(
             f"the model's chat template rejects these messages: {str(failure) or type(failure).__name__}",
-            location=("prompt", "messages"),
+            location=_MESSAGES,
         ) from failure
 
     def _encode_without_template(self, chat: ChatPrompt, max_context: int | None) -> EncodedPrompt:
@@ -217,6 +251,9 @@ class _Template:
         self._options: dict[str, Any] = {"add_generation_prompt": True}
         if source is not None:
             self._options["chat_template"] = source
+        # A variable of transformers up to version 4.
+        if _EXTRA_TOKENS in str(source or tokenizer.chat_template):
+            self._options[_EXTRA_TOKENS] = list(tokenizer.extra_special_tokens)
         self.profile = find_profile(lambda template_input: str(self.render(template_input, tokenize=False)))
 
     def render(self, template_input: TemplateInput, /, *, tokenize: bool, **variables: Any) -> Any:

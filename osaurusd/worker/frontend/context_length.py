@@ -3,7 +3,6 @@
 Tokenizing takes about 1 s and 150 MB for each megabyte of text, and a request body can hold many megabytes.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from osaurusd.errors import ContextLengthExceeded
@@ -19,19 +18,22 @@ _GROWTH = 4
 _SAFETY_FACTOR = 1.25
 
 
-def check_tokens(tokens: Sequence[int], context_length: int | None) -> None:
-    """Reject a prompt that leaves no room for output; raises what `check_length` raises."""
-    check_length(len(tokens), context_length)
+def check_length(
+    tokens: int, context_length: int | None, location: Location = ("prompt",), *, image_tokens: int = 0
+) -> None:
+    """Reject a prompt that leaves no room for output.
 
-
-def check_length(tokens: int, context_length: int | None, location: Location = ("prompt",)) -> None:
-    """Reject a prompt that leaves no room for output; `location` is the part of the request that makes it too long.
+    Args:
+        tokens: its length.
+        context_length: the model's context length.
+        location: the part of the request that makes it too long.
+        image_tokens: how many of the tokens stand for images.
 
     Raises:
         ContextLengthExceeded: with the token count and the context length.
     """
     if context_length is not None and tokens >= context_length:
-        raise _exceeded(context_length, f"{tokens}", location)
+        raise _exceeded(context_length, f"{tokens}", location, image_tokens)
 
 
 def is_large(characters: int, context_length: int | None) -> bool:
@@ -59,9 +61,11 @@ def _initial_cut(context_length: int) -> int:
     return max(LARGE_CHARACTERS_PER_TOKEN * context_length, MIN_LARGE_CHARACTERS)
 
 
-def _exceeded(context_length: int, count: str, location: Location) -> ContextLengthExceeded:
+def _exceeded(context_length: int, count: str, location: Location, image_tokens: int = 0) -> ContextLengthExceeded:
+    images = f" ({image_tokens} of them for images)" if image_tokens else ""
+    advice = "send fewer images, or shorten the prompt" if image_tokens else "shorten the prompt"
     return ContextLengthExceeded(
-        f"the prompt has {count} tokens, but this model's context length is {context_length} tokens, output included; "
-        "shorten the prompt",
+        f"the prompt has {count} tokens{images}, but this model's context length is {context_length} tokens, output "
+        f"included; {advice}",
         location=location,
     )

@@ -206,11 +206,12 @@ def _enforceable(schema: dict[str, Any], options: dict[str, Any]) -> str:
 
 def _arguments_schema(schema: dict[str, Any], tool: str, location: Location) -> dict[str, Any]:
     """Return the schema of a tool's arguments: an object, without undeclared properties if the tool declares any."""
-    if schema.get("type", "object") not in ("object", ["object"]):
+    kind = schema.get("type", "object")
+    if kind != "object" and (not isinstance(kind, list) or "object" not in kind):
         raise unusable_schema("the type of arguments must be `object`", location, f" of {tool!r}")
     if "properties" in schema and not schema.keys() & _COMBINING_KEYWORDS:
-        return {"type": "object", "additionalProperties": False, **schema}
-    return {"type": "object", **schema}
+        return {"additionalProperties": False, **schema, "type": "object"}
+    return {**schema, "type": "object"}
 
 
 def _check_enforceable(schema: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ template accepts, `template_probe` determines it, and `adapt` rewrites a history
 """
 
 import hashlib
-import itertools
 import json
 import re
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import msgspec
 
 from osaurusd.inference.request import ChatPrompt, ContentPart, Message, Role, TextPart, Tool, ToolCall, ToolResultPart
 from osaurusd.worker.frontend import fallback_tools
+from osaurusd.worker.frontend.call_order import pair_results, separate_calls, split_calls
 from osaurusd.worker.frontend.template_tools import dump_json, simple_template_tool, template_tool
 
 _SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}\Z")
@@ -28,8 +28,10 @@ class TemplateProfile:
 
     Attributes:
         part_lists: the roles whose content must be a list of parts instead of a string.
+        part_key: the key of a part's text.
         system: where the template accepts system messages; `user` means nowhere.
         alternates: user and assistant messages must alternate, starting with the user. Tool calls do not count.
+        ends_with_user: the template drops an answer at the end.
         needs_user: there must be a user message, anywhere or as the first one after system messages.
         filler: the content of an empty message.
         tools: how the template receives tools: as the usual argument, as a property of the system message (a list or
@@ -48,8 +50,10 @@ class TemplateProfile:
     """
 
     part_lists: frozenset[Role] = field(default_factory=frozenset)
+    part_key: Literal["text", "content"] = "text"
     system: Literal["anywhere", "first", "user"] = "anywhere"
     alternates: bool = False
+    ends_with_user: bool = False
     needs_user: Literal["no", "anywhere", "first"] = "no"
     filler: str = ""
     tools: Literal["argument", "message", "message_json", "xml_tools", "functions", "text"] = "argument"
@@ -86,15 +90,17 @@ def adapt(chat: ChatPrompt, profile: TemplateProfile) -> TemplateInput:
     if profile.system != "anywhere":
         messages = _place_system(messages, profile)
     if profile.paired_results:
-        messages = _pair_results(messages)
+        messages = pair_results(messages)
     if profile.separate_calls:
-        messages = [part for message in messages for part in _separate_calls(message)]
+        messages = [part for message in messages for part in separate_calls(message)]
     if profile.single_calls:
-        messages = _split_calls(messages)
+        messages = split_calls(messages)
     if profile.needs_user != "no":
         messages = _add_user(messages, profile)
     if profile.alternates:
         messages = _alternate(messages)
+    if profile.ends_with_user and messages and messages[-1].role == "assistant":
+        messages = [*messages, Message(role="user")]
     return _render(messages, chat, profile)
 
 
@@ -195,95 +201,6 @@ def _join(first: Message, second: Message) -> Message:
     )
 
 
-# Tool calls and results
-
-
-def _separate_calls(message: Message) -> list[Message]:
-    """Move the text of a message with calls into a message before it."""
-    if not message.tool_calls or not message.text:
-        return [message]
-    text = Message(role="assistant", content=message.content, name=message.name)
-    return [text, msgspec.structs.replace(message, content=[])]
-
-
-def _split_calls(messages: list[Message]) -> list[Message]:
-    """Split messages with several calls into messages with one call each, followed by its results."""
-    split: list[Message] = []
-    placed = False  # whether the results that follow were placed behind their calls
-    for index, message in enumerate(messages):
-        if len(message.tool_calls) > 1:
-            unplaced, placed = _following_results(messages, index), True
-            for number, call in enumerate(message.tool_calls):
-                split.append(
-                    msgspec.structs.replace(message, tool_calls=[call]) if number == 0 else _call_message(call)
-                )
-                own = [result for result in unplaced if result.call_id == call.id]
-                unplaced = [result for result in unplaced if result.call_id != call.id]
-                split += [_result_message(result) for result in own]
-            split += [_result_message(result) for result in unplaced]
-        elif message.role != "tool" or not placed:
-            split.append(message)
-            placed = False
-    return split
-
-
-def _following_results(messages: list[Message], index: int) -> list[ToolResultPart]:
-    following = itertools.takewhile(lambda message: message.role == "tool", messages[index + 1 :])
-    return [result for message in following for result in message.tool_results]
-
-
-def _call_message(call: ToolCall) -> Message:
-    return Message(role="assistant", tool_calls=[call])
-
-
-def _result_message(*results: ToolResultPart) -> Message:
-    return Message(role="tool", content=[*results])
-
-
-def _pair_results(messages: list[Message]) -> list[Message]:
-    """Let results follow their calls, add empty results of unanswered calls, and turn other results into user text."""
-    paired: list[Message] = []
-    turn = _CallTurn()
-    for message in messages:
-        if message.role == "assistant":
-            paired += turn.messages()
-            turn = _CallTurn(message)
-        elif message.role != "tool":
-            turn.others.append(message)
-        else:
-            for result in message.tool_results:
-                turn.add(result)
-    return [*paired, *turn.messages()]
-
-
-class _CallTurn:
-    """An assistant message, the results of its calls, and the messages up to the next assistant message."""
-
-    def __init__(self, message: Message | None = None) -> None:
-        self._message = message
-        self._results: list[ToolResultPart | None] = [None] * len(message.tool_calls if message else [])
-        self.others: list[Message] = []
-
-    def add(self, result: ToolResultPart) -> None:
-        calls = self._message.tool_calls if self._message else []
-        for index, call in enumerate(calls):
-            if call.id == result.call_id and self._results[index] is None:
-                self._results[index] = result
-                return
-        self.others.append(Message.from_text("user", fallback_tools.result_text(result)))
-
-    def messages(self) -> list[Message]:
-        if self._message is None:
-            return self.others
-        if not self._results:
-            return [self._message, *self.others]
-        results = [
-            result or ToolResultPart(call_id=call.id, name=call.name, content=[])
-            for call, result in zip(self._message.tool_calls, self._results, strict=True)
-        ]
-        return [self._message, _result_message(*results), *self.others]
-
-
 # Form
 
 
@@ -331,7 +248,7 @@ def _render_result(
 ) -> dict[str, Any]:
     content: Any = result.text
     if "tool" in profile.part_lists:
-        content = [{"type": "text", "text": content}]
+        content = [{"type": "text", profile.part_key: content}]
     rendered = {"role": "tool", "content": content, "tool_call_id": _call_id(result.call_id, profile)}
     # Some templates need the function's name.
     if name := result.name or message.name or names.get(result.call_id):
@@ -341,7 +258,7 @@ def _render_result(
 
 def _render_message(message: Message, profile: TemplateProfile) -> dict[str, Any]:
     text = message.text or ("" if message.tool_calls else profile.filler)
-    parts = [{"type": "text", "text": text}]
+    parts = [{"type": "text", profile.part_key: text}]
     content: Any = parts if message.role in profile.part_lists else text
     rendered: dict[str, Any] = {"role": message.role, "content": content}
     if message.name is not None:

@@ -9,6 +9,7 @@ from osaurusd.inference import request as inference
 from osaurusd.inference.request import ChatPrompt, ScoringRequest, TextPrompt, TokenPrompt
 from osaurusd.worker.frontend import context_length
 from osaurusd.worker.frontend.candidates import TokenSequence
+from osaurusd.worker.frontend.chat_images import ImageTexts
 from osaurusd.worker.frontend.chat_template import ChatTemplate, EncodedPrompt, SplitChat
 
 # Text with more characters per token is hardly text. It is cut before it is tokenized.
@@ -70,18 +71,19 @@ class PromptEncoder:
         self._template = executor.submit(ChatTemplate, tokenizer)
         executor.shutdown(wait=False)
 
-    def encode(self, prompt: inference.Prompt) -> EncodedPrompt:
-        """Encode a prompt as tokens.
+    def encode(self, prompt: inference.Prompt, images: ImageTexts | None = None) -> EncodedPrompt:
+        """Encode a prompt as tokens; `images` is what the images of a chat become.
 
         Raises:
             InvalidRequest: the prompt is unusable or empty.
             UnsupportedParameter: the prompt has a suffix, and the model does not support fill-in-the-middle.
             ContextLengthExceeded: the prompt leaves no room for output.
         """
-        encoded = self._encode(prompt)
+        encoded = self._encode(prompt, images)
         if not encoded.tokens:
             raise InvalidRequest("the prompt is empty after tokenization", location=("prompt",))
-        context_length.check_tokens(encoded.tokens, self._max_context)
+        image_tokens = sum(len(positions) for positions in encoded.image_positions)
+        context_length.check_length(len(encoded.tokens), self._max_context, image_tokens=image_tokens)
         return encoded
 
     def encode_continuations(self, request: ScoringRequest) -> EncodedContinuations:
@@ -135,11 +137,13 @@ class PromptEncoder:
     def _encode_part(self, text: str) -> TokenSequence:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _encode(self, prompt: inference.Prompt) -> EncodedPrompt:
+    def _encode(self, prompt: inference.Prompt, images: ImageTexts | None) -> EncodedPrompt:
         match prompt:
             case ChatPrompt():
                 template = self._template.result()
-                return template.encode(prompt, self._max_context, find_shared_prefix=self._find_shared_prefix)
+                return template.encode(
+                    prompt, self._max_context, find_shared_prefix=self._find_shared_prefix, images=images
+                )
             case TextPrompt():
                 text = prompt.text + (prompt.suffix or "")
                 context_length.check_text(self._tokenizer, text, self._max_context)

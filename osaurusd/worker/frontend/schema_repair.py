@@ -75,7 +75,7 @@ def relax(schema: dict[str, Any]) -> dict[str, Any]:
         for keyword, restricts_nothing in _UNSUPPORTED.items():
             if keyword in part and (restricts_nothing(part) or keyword in _RELAXED):
                 _remove(part, keyword)
-        _relax_pattern(part)
+        _relax_patterns(part)
         _relax_sizes(part)
     return relaxed
 
@@ -187,16 +187,18 @@ def _has_unknown_format(part: dict[str, Any]) -> bool:
     return not isinstance(name, str) or len(name) > _MAX_FORMAT_LENGTH or not _is_supported("format", name)
 
 
-def _relax_pattern(part: dict[str, Any]) -> None:
-    """Remove a pattern that is not supported next to a format that is.
-
-    Zod's email addresses have both. The pattern has look-around, and restricts little that the format does not.
-    """
-    pattern, name = part.get("pattern"), part.get("format")
-    if not isinstance(pattern, str) or len(pattern) > _MAX_PATTERN_LENGTH or name is None or _has_unknown_format(part):
-        return
-    if not _is_supported("pattern", pattern):
+def _relax_patterns(part: dict[str, Any]) -> None:
+    """Remove the patterns that are not supported, such as those with look-around."""
+    if isinstance(pattern := part.get("pattern"), str) and not _is_supported_pattern(pattern):
         del part["pattern"]
+    names = part.get("patternProperties")
+    if isinstance(names, dict) and not all(map(_is_supported_pattern, names)):
+        part["patternProperties"] = {name: value for name, value in names.items() if _is_supported_pattern(name)}
+        part.pop("additionalProperties", None)
+
+
+def _is_supported_pattern(pattern: str) -> bool:
+    return len(pattern) > _MAX_PATTERN_LENGTH or _is_supported("pattern", pattern)
 
 
 _UNSUPPORTED: dict[str, Callable[[dict[str, Any]], bool]] = {
@@ -215,6 +217,9 @@ _UNSUPPORTED: dict[str, Callable[[dict[str, Any]], bool]] = {
     "not": lambda part: part["not"] is False,
     "unevaluatedProperties": lambda part: _is_any(part["unevaluatedProperties"]),
     "unevaluatedItems": lambda part: _is_any(part["unevaluatedItems"]),
+    # Anchors matter for references only.
+    **dict.fromkeys(("$dynamicAnchor", "$recursiveAnchor"), lambda _: True),
+    **dict.fromkeys(("$dynamicRef", "$recursiveRef"), lambda _: False),
 }
 """The keywords that llguidance does not support, and whether they restrict nothing in a schema that has them."""
 

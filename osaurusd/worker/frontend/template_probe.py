@@ -73,8 +73,10 @@ _TEXT_STEPS = [
             {"part_lists": frozenset({"user", "system"})},
             {"part_lists": frozenset({"system"})},
             {"part_lists": _ALL_ROLES},
+            {"part_lists": _ALL_ROLES, "part_key": "content"},
         ],
     ),
+    _Step([_chat(_USER, _ANSWER)], [{"ends_with_user": True}]),
     _Step(
         [
             _chat(_SYSTEM, _USER),

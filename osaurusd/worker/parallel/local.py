@@ -11,9 +11,11 @@ import numpy as np
 from osaurusd.worker.engine import host_sampler, kv_cache
 from osaurusd.worker.engine.batch import BatchEntry, CacheReader, DecodeBatch
 from osaurusd.worker.engine.device import CPU, Device
+from osaurusd.worker.engine.image_encoder import ImageEncoder
+from osaurusd.worker.engine.images import FeatureCache
 from osaurusd.worker.engine.kv_cache import Cache, CacheLayout
 from osaurusd.worker.engine.last_logits import LastLogits
-from osaurusd.worker.engine.planner import PrefillChunk, StepPlan
+from osaurusd.worker.engine.planner import ImageStages, PrefillChunk, StepPlan
 from osaurusd.worker.engine.prefix_cache import PrefixCache, PrefixMatch, Tokens
 from osaurusd.worker.engine.request import PrefillTask, SequenceId
 from osaurusd.worker.engine.sampler import compute_logprobs, gather_logprobs
@@ -34,6 +36,7 @@ class _Prompt:
     match: PrefixMatch | None
     top_logprobs: int
     candidates: list[int]
+    images: ImageEncoder | None
     cache: Cache = field(default_factory=list)
     logits: mx.array | None = None
 
@@ -45,6 +48,7 @@ class LocalExecutor:
         network: an mlx_lm model.
         layout: of its caches.
         prefix_cache: stores the caches of prompts and finished sequences.
+        features: stores the features of images.
         clock: measures prefill passes.
         device: the device that MLX uses.
 
@@ -57,12 +61,14 @@ class LocalExecutor:
         network: Any,
         layout: CacheLayout,
         prefix_cache: PrefixCache,
+        features: FeatureCache,
         clock: Callable[[], float],
         device: Device = CPU,
     ) -> None:
         self._network = network
         self._layout = layout
         self._prefix_cache = prefix_cache
+        self._features = features
         self._clock = clock
         self._device = device
         self._last_logits = LastLogits(network)
@@ -78,7 +84,15 @@ class LocalExecutor:
         """Take over a prompt whose prefill begins."""
         choice = task.choices[0]
         top_logprobs = choice.sampling.logprobs or 0
-        self._prompts[task.id] = _Prompt(task.id, task.tokens, task.match, top_logprobs, choice.candidates)
+        images = ImageEncoder(self._network, self._features, task.tokens, task.request.images)
+        self._prompts[task.id] = _Prompt(
+            task.id,
+            task.tokens,
+            task.match,
+            top_logprobs,
+            choice.candidates,
+            images if task.unencoded else None,
+        )
         task.match = None
 
     def drop(self, prompt: SequenceId) -> None:
@@ -90,6 +104,8 @@ class LocalExecutor:
         if plan.decode:
             self._merge_batches(plan.decode)
             return StepResult({id_: tokens for batch in self.batches for id_, tokens in batch.step().items()})
+        if plan.encode is not None:
+            return self._encode(plan.encode)
         if len(plan.prefill) > 1:
             return self._prefill_together(plan.prefill)
         return self._prefill(plan.prefill[0])
@@ -156,6 +172,14 @@ class LocalExecutor:
                 if id_ not in batch.ids:
                     batch.absorb(batch_of[id_])
 
+    def _encode(self, stages: ImageStages) -> StepResult:
+        """Compute stages of the vision tower for an image."""
+        started = self._clock()
+        images = self._prompts[stages.prompt].images
+        assert images is not None, "the prompt has images"
+        images.encode(stages.image, stages.start, stages.end)
+        return StepResult(seconds=self._clock() - started)
+
     def _prefill(self, chunk: PrefillChunk) -> StepResult:
         started = self._clock()
         prompt = self._restored(chunk.prompt)
@@ -166,7 +190,7 @@ class LocalExecutor:
             scores = self._score_following(logits[0], prompt, chunk)
             last_logits = logits[:, -1, :]
         else:
-            last_logits = self._last_logits(tokens, prompt.cache)
+            last_logits = self._process(prompt, chunk, tokens)
         mx.eval([last_logits] if chunk.last else [], [layer.state for layer in prompt.cache])
         if chunk.last:
             prompt.logits = last_logits
@@ -180,6 +204,17 @@ class LocalExecutor:
             candidate_logprobs=_candidate_logprobs([prompt], last_logits) if chunk.last else {},
             seconds=self._clock() - started,
         )
+
+    def _process(self, prompt: _Prompt, chunk: PrefillChunk, tokens: mx.array) -> mx.array:
+        """Return the logits after a chunk, which may contain parts of images."""
+        if prompt.images is None:
+            return self._last_logits(tokens, prompt.cache)
+        embeddings = prompt.images.embeddings(chunk.start, chunk.end)
+        inputs = {} if embeddings is None else {"input_embeddings": embeddings}
+        with prompt.images.attention(prompt.cache, chunk.start, chunk.end):
+            logits = self._last_logits(mx.maximum(tokens, 0), prompt.cache, **inputs)
+        prompt.images.release(chunk.end)
+        return logits
 
     def _prefill_together(self, chunks: tuple[PrefillChunk, ...]) -> StepResult:
         """Complete several prompts. Their last tokens have a pass of their own, which is cheaper than all logits."""

@@ -1,5 +1,6 @@
 """Runners: what a worker does with its model, by the model's task."""
 
+import importlib
 from collections.abc import Callable, Mapping
 
 from osaurusd.rpc import messages
@@ -16,3 +17,13 @@ RUNNERS: Mapping[str, LoadRunner] = {
     "rerank": EmbeddingRunner.load,
 }
 """How to load a model, by its task."""
+
+
+def load_runner(frame: messages.Load, on_bytes: Callable[[int], None]) -> Runner:
+    """Load a model with the runner of its task."""
+    if not frame.vision:
+        return RUNNERS[frame.task](frame, on_bytes)
+    # Imported here because mlx_vlm and Pillow may be missing, and take time that other models do not need.
+    vision = importlib.import_module("osaurusd.worker.runners.vision.runner")
+    runner: Runner = vision.VisionRunner.load(frame, on_bytes)
+    return runner

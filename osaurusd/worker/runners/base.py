@@ -1,5 +1,6 @@
 """The interface between a worker's session and its model."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from osaurusd.rpc import messages
@@ -17,8 +18,8 @@ class Runner(Protocol):
     def loaded(self) -> messages.Loaded:
         """The description of the model for the daemon."""
 
-    def prepare(self, frame: messages.Request) -> Any:
-        """Build the engine's request. Safe on any thread.
+    def prepare(self, frame: messages.Request, blobs: Sequence[bytes] = ()) -> Any:
+        """Build the engine's request from a frame and its blobs. Safe on any thread.
 
         Raises:
             OsaurusError: the request is invalid.

@@ -43,7 +43,10 @@ class Model:
 
 
 def load_model_folder(
-    frame: messages.Load, on_bytes: Callable[[int], None] = lambda _: None, device: Device | None = None
+    frame: messages.Load,
+    on_bytes: Callable[[int], None] = lambda _: None,
+    device: Device | None = None,
+    **options: Any,
 ) -> Model:
     """Load a model within its limits. Runs on the MLX thread.
 
@@ -51,6 +54,7 @@ def load_model_folder(
         frame: the model's folder and its limits.
         on_bytes: called with the size of each array of weights once it is in memory.
         device: the device that MLX uses; by default, its default device.
+        options: for mlx_lm's `load_model`.
 
     Raises:
         OSError, ValueError, RuntimeError and whatever else mlx_lm raises for files it cannot read.
@@ -58,11 +62,11 @@ def load_model_folder(
     device = device or Device.default()
     apply_limits(frame)
     with loadable(Path(frame.path)) as folder:
-        return _load(folder, frame, device, on_bytes)
+        return _load(folder, frame, device, on_bytes, **options)
 
 
-def _load(path: Path, frame: messages.Load, device: Device, on_bytes: Callable[[int], None]) -> Model:
-    network, config, dtype = load_network(path, frame, device, on_bytes)
+def _load(path: Path, frame: messages.Load, device: Device, on_bytes: Callable[[int], None], **options: Any) -> Model:
+    network, config, dtype = load_network(path, frame, device, on_bytes, **options)
     try:
         tokenizer = _load_tokenizer(path, config.get("eos_token_id"))
     except Exception as error:  # transformers raises many kinds of errors for damaged files

@@ -1,6 +1,7 @@
 """Building engine requests: everything that needs the tokenizer but no MLX arrays."""
 
 import secrets
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,11 +13,13 @@ from osaurusd.inference.request import (
     GenerationRequest,
     JsonSchema,
     Location,
+    Prompt,
     SamplingParams,
     TextPrompt,
     Tool,
 )
 from osaurusd.rpc import messages
+from osaurusd.worker.engine.images import PromptImage
 from osaurusd.worker.engine.kv_cache import CacheLayout
 from osaurusd.worker.engine.request import Choice, EngineRequest
 from osaurusd.worker.engine.sampler import SamplingState
@@ -56,15 +59,15 @@ class RequestBuilder:
         self._parser = OutputParser(model.tokenizer)
         self._constraints = ConstraintCompiler(model.tokenizer, vocabulary, model.end_tokens)
 
-    def build(self, frame: messages.Request) -> EngineRequest:
-        """Build the engine request for a frame.
+    def build(self, frame: messages.Request, blobs: Sequence[bytes] = ()) -> EngineRequest:
+        """Build the engine request for a frame with its blobs.
 
         Raises:
             OsaurusError: the request is invalid.
         """
         match frame:
             case messages.Generate():
-                return self._build_generation(frame)
+                return self._build_generation(frame, blobs)
             case messages.Score():
                 return self._scoring.build_scoring(frame)
             case messages.Rerank():
@@ -72,16 +75,17 @@ class RequestBuilder:
             case messages.Embed():
                 raise InvalidRequest("the model generates text; it does not embed texts")
 
-    def _build_generation(self, frame: messages.Generate) -> EngineRequest:
+    def _build_generation(self, frame: messages.Generate, blobs: Sequence[bytes]) -> EngineRequest:
         request = _describe_format(_repair_schemas(frame.request))
         _check_logit_bias(request.sampling, self._vocabulary)
-        prompt = self._encoder.encode(request.prompt)
+        prompt, images = self._encode(request.prompt, blobs)
         constraint = self._compile_constraint(request, prompt)
         room = max((self._context_length or UNKNOWN_CONTEXT_LENGTH) - len(prompt.tokens), 1)
         return EngineRequest(
             id=frame.id,
             prompt_tokens=prompt.tokens,
             choices=[self._build_choice(request, prompt, constraint, index) for index in range(request.n)],
+            images=images,
             max_tokens=room if request.max_tokens is None else min(request.max_tokens, room),
             bounded=request.max_tokens is not None and request.reserve_output,
             continuation=frame.continuation,
@@ -90,6 +94,10 @@ class RequestBuilder:
             needs_prompt_logprobs=request.echo and request.logprobs is not None,
             report_progress=request.report_progress,
         )
+
+    def _encode(self, prompt: Prompt, _: Sequence[bytes]) -> tuple[EncodedPrompt, list[PromptImage]]:
+        """Encode the prompt, and return its images. A language model accepts none."""
+        return self._encoder.encode(prompt), []
 
     def _compile_constraint(self, request: GenerationRequest, prompt: EncodedPrompt) -> Constraint | None:
         if request.constraint is None:
@@ -102,7 +110,7 @@ class RequestBuilder:
     ) -> Choice:
         sampling = SamplingState(
             request.sampling,
-            prompt_tokens=prompt.tokens,
+            prompt_tokens=[token for token in prompt.tokens if token >= 0],
             constraint=constraint.fork() if constraint and index else constraint,
             logprobs=request.logprobs,
             entropy=secrets.randbits(_SEED_BITS),

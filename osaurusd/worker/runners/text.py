@@ -1,6 +1,6 @@
 """The runner of language models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import mlx.core as mx
@@ -28,7 +28,7 @@ class TextRunner:
         if device.is_gpu:
             constraint.compile_masks(self.engine.vocabulary)
         self._limits = limits
-        self._builder = RequestBuilder(model, self.engine.layout, self.engine.vocabulary)
+        self._builder = self._create_builder(model)
         self.loaded = messages.Loaded(
             device=device.name,
             dtype=model.dtype,
@@ -47,13 +47,16 @@ class TextRunner:
         apply_limits(frame, runner.engine.pass_bytes)
         return runner
 
-    def prepare(self, frame: messages.Request) -> EngineRequest:
-        """Build the engine's request. Safe on any thread.
+    def _create_builder(self, model: Model) -> RequestBuilder:
+        return RequestBuilder(model, self.engine.layout, self.engine.vocabulary)
+
+    def prepare(self, frame: messages.Request, blobs: Sequence[bytes] = ()) -> EngineRequest:
+        """Build the engine's request from a frame and its blobs. Safe on any thread.
 
         Raises:
             OsaurusError: the request is invalid.
         """
-        return self._builder.build(frame)
+        return self._builder.build(frame, blobs)
 
     def apply_limits(self, frame: messages.Limits) -> None:
         """Apply new memory limits."""

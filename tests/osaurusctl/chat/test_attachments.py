@@ -4,6 +4,7 @@ import click
 import pytest
 
 from osaurusctl.chat.attachments import parse_format, user_message
+from tests.images import PNG
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def test_files_stay_in_order_and_a_byte_order_mark_is_removed(file):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "hint"), [("a.bin", b"\xff\xfe", ""), ("a.bin", b"a\0b", ""), ("a.png", b"\x89PNG", "--image")]
+    ("name", "content", "hint"), [("a.bin", b"\xff\xfe", ""), ("a.bin", b"a\0b", ""), ("a", PNG, "--image")]
 )
 def test_binary_files_are_rejected(file, name, content, hint):
     with pytest.raises(click.UsageError, match=f"{name} is not a text file.*{hint}"):
@@ -37,8 +38,8 @@ def test_binary_files_are_rejected(file, name, content, hint):
 
 
 def test_only_images_are_accepted_as_images(file):
-    with pytest.raises(click.UsageError, match=r"a\.txt is not an image; use --file"):
-        user_message("Why?", [], [file("a.txt", b"text")])
+    with pytest.raises(click.UsageError, match=r"a\.png is not a PNG, .* image; use --file"):
+        user_message("Why?", [], [file("a.png", b"text")])
 
 
 @pytest.mark.parametrize(

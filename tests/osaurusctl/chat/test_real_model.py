@@ -3,6 +3,7 @@
 import pytest
 
 from tests.conftest import TINY
+from tests.images import PNG
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_answer_follows_a_schema(real_home, ctl, home):
 
 
 def test_model_without_vision_is_named(real_home, ctl, home):
-    (home / "cat.png").write_bytes(b"PNG")
+    (home / "cat.png").write_bytes(PNG)
     result = ctl("run", "What is this?", "--image", "cat.png", timeout=100)
     assert result.returncode == 1
-    assert result.stderr.startswith(f'error: model "{TINY}" does not support images\n')
+    assert result.stderr.startswith(f'error: model "{TINY}" does not accept images: it is a text model\n')

@@ -12,10 +12,11 @@ import pytest
 from osaurusd import log
 from osaurusd.admin.daemon import DaemonInfo
 from osaurusd.admin.degraded import DegradedMode, Startup
-from osaurusd.app import Daemon, StopRequest
+from osaurusd.app import Daemon
 from osaurusd.config import Config, LiveConfig, Server
 from osaurusd.http.api_keys import ApiKeys
 from osaurusd.http.listen import listen_unix
+from osaurusd.platform import service_manager
 from osaurusd.wire import paths
 
 
@@ -69,7 +70,7 @@ def environment(home, monkeypatch):
 
 @pytest.fixture
 async def stop():
-    return StopRequest()
+    return service_manager.StopRequest()
 
 
 @pytest.fixture

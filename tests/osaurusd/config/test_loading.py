@@ -41,7 +41,7 @@ def other_value(setting: Setting) -> object:
         case float():
             return setting.default / 2 or 1.0
         case list():
-            return ["https://chat.example"]
+            return ["chat.example" if setting.key.endswith("hosts") else "https://chat.example"]
         case dict():
             return {"llama-3.2-3b-instruct": 0.0}
     return 7 if int in get_args(setting.type) else "other"

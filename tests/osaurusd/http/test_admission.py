@@ -6,7 +6,7 @@ import contextlib
 import pytest
 
 from osaurusd.config import Config, Limits
-from osaurusd.errors import TimeLimitExceeded, TooManyRequests
+from osaurusd.errors import Draining, TimeLimitExceeded, TooManyRequests
 from osaurusd.http import admission
 from osaurusd.http.admission import Admission, Deadline
 
@@ -32,6 +32,21 @@ def test_failed_request_is_not_counted_any_more():
     with pytest.raises(ValueError, match="x"), control.admit():
         raise ValueError("x")
     assert control.requests == 0
+
+
+async def test_closed_admission_rejects_new_requests_and_finishes_others():
+    control = build_admission()
+    with control.admit():
+        control.close(lambda: Draining("draining"))
+        with pytest.raises(Draining):
+            control.check_open()
+        unused = asyncio.create_task(control.wait_until_unused())
+        await asyncio.sleep(0)
+        assert not unused.done()
+    async with asyncio.timeout(10):
+        await unused
+    control.reopen()
+    control.check_open()
 
 
 def test_changed_limit_applies_immediately():

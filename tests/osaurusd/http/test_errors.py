@@ -9,6 +9,16 @@ from osaurusd.errors import OsaurusError
 from osaurusd.http import errors
 from osaurusd.wire.errors import ErrorCode
 
+TOO_MANY = {ErrorCode.QUEUE_FULL, ErrorCode.TOO_MANY_REQUESTS}
+UNAVAILABLE = {
+    ErrorCode.DRAINING,
+    ErrorCode.SHUTTING_DOWN,
+    ErrorCode.NOT_SERVING,
+    ErrorCode.MODEL_UNLOADED,
+    ErrorCode.INSUFFICIENT_MEMORY,
+    ErrorCode.TOO_MANY_CONNECTIONS,
+}
+
 
 def test_every_code_has_a_status():
     assert set(errors.STATUS) == set(ErrorCode)
@@ -19,8 +29,21 @@ def test_only_errors_that_pass_on_retry_are_retryable(code):
     headers = errors.error_headers(OsaurusError.by_code[code]("failed"))
     final = ("load_failed", "internal_error", "insufficient_memory", "time_limit_exceeded")
     assert headers.get("x-should-retry") == ("false" if code in final else None)
-    temporary = ("queue_full", "too_many_requests", "too_many_connections")
-    assert headers.get("Retry-After") == ("1" if code in temporary else None)
+    assert ("Retry-After" in headers) == (code in {*TOO_MANY, *UNAVAILABLE} and code not in final)
+
+
+def test_too_many_requests_and_an_unavailable_daemon_are_distinguished():
+    """Status 429 means that the client should be slower; 503 that another host should serve the request."""
+    codes = {status: {code for code, value in errors.STATUS.items() if value == status} for status in (429, 503)}
+    assert codes == {429: TOO_MANY, 503: UNAVAILABLE}
+
+
+def test_time_of_the_next_attempt_is_rounded_up():
+    error = domain.WorkerCrashed("it crashed")
+    error.retry_after = 3.2
+    assert errors.error_headers(error) == {"Retry-After": "4"}
+    error.retry_after = 0.0
+    assert errors.error_headers(error) == {"Retry-After": "1"}
 
 
 def test_default_response_has_all_four_keys():

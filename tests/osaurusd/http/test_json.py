@@ -44,6 +44,15 @@ def test_body_becomes_an_object_and_unknown_fields_are_ignored():
     assert order == Order(items=[Item(name="Grüße 🦕\0", size=9)])
 
 
+def test_whole_floats_are_integers_at_the_levels_where_options_are():
+    order = decode_json(b'{"items": [], "whole": 2.0, "ratio": 3.0, "table": {"a": 4e1}, "anything": [1.0]}', Order)
+
+    assert Order(items=[], whole=2, ratio=3.0, table={"a": 40}, anything=[1.0]) == order
+    assert [int, float, int, float] == [
+        type(each) for each in (order.whole, order.ratio, order.table["a"], order.anything[0])
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "type_", "param", "message"),
     [

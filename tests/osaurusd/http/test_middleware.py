@@ -105,10 +105,35 @@ async def test_every_request_is_logged_in_one_line(server, logged):
 
 async def test_every_response_has_a_new_id(server):
     paths = ("/", "/crash", "/none", "/events")
-    responses = [await server.request("GET", path, "x-request-id: mine") for path in paths]
+    responses = [await server.request("GET", path) for path in paths]
     ids = {response.headers["x-request-id"] for response in responses}
     assert len(ids) == len(paths)
-    assert "mine" not in ids
+
+
+@pytest.mark.parametrize("path", ["/", "/crash", "/none", "/events"])
+@pytest.mark.parametrize(
+    "id_", ["mine", "0f8fad5b-d9cb-469f-a165-70867728950e", "1-5759e988-bd862e3fe1be46a9/a=b:c@d", "x" * 128]
+)
+async def test_id_that_the_client_chose_is_kept(server, logged, path, id_):
+    response = await server.request("GET", path, f"X-Request-Id: {id_}")
+    assert response.headers["x-request-id"] == id_
+    assert [line["request_id"] for line in request_lines(logged())] == [id_]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ["x-request-id: "],
+        ["x-request-id: a b"],
+        [f"x-request-id: {'x' * 129}"],
+        ["x-request-id: é"],
+        ["x-request-id: a", "x-request-id: b"],
+    ],
+)
+async def test_id_that_is_not_safe_to_repeat_is_replaced(server, logged, headers):
+    response = await server.request("GET", "/", *headers)
+    assert len(response.headers["x-request-id"]) == 32
+    assert [line["request_id"] for line in request_lines(logged())] == [response.headers["x-request-id"]]
 
 
 @pytest.mark.parametrize(("path", "event"), [("/", "in the handler"), ("/events", "in the stream")])

@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession, ClientTimeout, web
 
 from osaurusd.config import Config, Limits, Server
 from osaurusd.errors import InvalidRequest, ModelUnloaded
@@ -40,7 +40,12 @@ def serving_ndjson(values, config=None, **options):
 
 
 async def fetch(service):
-    async with service as server, ClientSession() as session, session.get(server.url) as response:
+    # The client has no time limit of its own: some tests advance the clock of the event loop.
+    async with (
+        service as server,
+        ClientSession(timeout=ClientTimeout()) as session,
+        session.get(server.url) as response,
+    ):
         return response.status, response.headers, await response.text()
 
 
@@ -260,13 +265,14 @@ async def test_deadline_ends_the_stream(count, loop_clock):
     async def events():
         for _ in range(count):
             yield b"1"
-        loop_clock.advance(600)
+        loop_clock.advance(5)
         await asyncio.Event().wait()
 
     async def handle(request):
         return await stream_sse(request, events(), error_event=render_error)
 
-    config = Config(limits=Limits(request_seconds=600))
+    # Shorter than `server.first_byte_seconds`, after which a stream has the status 200.
+    config = Config(limits=Limits(request_seconds=5))
     group = RouteGroup("test", [Route("GET", "/", handle, admitted=True)], error_response)
     status, _, text = await fetch(serving(create_app([group], lambda: config), config))
     assert status == (200 if count else 504)

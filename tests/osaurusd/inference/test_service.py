@@ -77,13 +77,14 @@ class FakePool:
     def snapshot(self):
         return self.loaded
 
-    def _generate(self, request, *, continuation=False):
+    def _generate(self, request, *, continuation=False, blobs=()):
+        self.blobs = blobs
         self.requests.append((request, continuation))
         return stream(*self._events)
 
 
-def make_service(pool=None, *, records=(RECORD, OTHER), **config):
-    return Service(FakeCatalog(*records), pool or FakePool(), lambda: Config(**config))
+def make_service(pool=None, *, records=(RECORD, OTHER), download=None, **config):
+    return Service(FakeCatalog(*records), pool or FakePool(), lambda: Config(**config), download)
 
 
 async def test_named_model_is_found():

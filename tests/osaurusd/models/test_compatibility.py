@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from osaurusd.models import compatibility
+from osaurusd.models import compatibility, vision
 from osaurusd.models.compatibility import architectures_in, supported_architectures
 
 
@@ -42,6 +42,39 @@ print(json.dumps([supported, sorted(heavy & {name.partition(".")[0] for name in 
 
     assert set(supported) == supported_architectures()
     assert imported == []
+
+
+PROCESSOR = ("tokenizer.json", "processor_config.json")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "files", "available", "reason"),
+    [
+        ("smolvlm", PROCESSOR, True, None),
+        ("smolvlm", PROCESSOR, False, r"mlx_lm does not support its text part, and images need the extra `vision`"),
+        ("smolvlm", PROCESSOR[:1], True, "mlx_lm does not support the architecture `smolvlm`"),
+        ("glm4v", PROCESSOR, True, "images of the architecture `glm4v` are not supported"),
+        ("gemma3", PROCESSOR, False, None),
+    ],
+)
+def test_vision_language_model_needs_a_supported_family_or_text_part(
+    monkeypatch, architecture, files, available, reason
+):
+    monkeypatch.setattr(vision, "vision_available", lambda: available)
+    monkeypatch.setattr(vision, "_is_implemented", lambda name: True)
+    monkeypatch.setattr(compatibility, "supported_architectures", lambda: {"gemma3", "llama"})
+    found = compatibility.find_incompatibility({"model_type": architecture, "vision_config": {}}, files, {})
+
+    assert found is reason is None or reason in found
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"), [("smolvlm", "yes"), ("gemma3", "yes"), ("qwen2_vl", "no"), ("x", "unsupported")]
+)
+def test_support_of_images_is_known_before_a_download(monkeypatch, architecture, expected):
+    monkeypatch.setattr(compatibility, "supported_architectures", lambda: {"gemma3", "qwen2_vl"})
+
+    assert expected == compatibility.support_of_images(architecture)
 
 
 def test_nothing_is_supported_without_mlx_lm(monkeypatch):

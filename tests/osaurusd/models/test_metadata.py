@@ -154,7 +154,12 @@ TOOLS_TEMPLATE = "{% for tool in tools %}{{ tool }}{% endfor %}"
             {},
             Capabilities(chat=True, reasoning=True),
         ),
-        ({"chat_template.json": {"chat_template": "x"}}, {"vision_config": {}}, Capabilities(chat=True, vision=True)),
+        ({"chat_template.json": {"chat_template": "x"}}, {"vision_config": {}}, Capabilities(chat=True)),
+        (
+            {"chat_template.json": {"chat_template": "x"}, "processor_config.json": "{}"},
+            {"model_type": "smolvlm", "vision_config": {}},
+            Capabilities(chat=True, vision=True),
+        ),
         ({"tokenizer_config.json": "garbage"}, {}, Capabilities()),
         ({"tokenizer_config.json": {"chat_template": 1}}, {}, Capabilities()),
     ],
@@ -163,7 +168,7 @@ def test_capabilities_follow_from_config_and_chat_template(tmp_path, files, conf
     for name, content in files.items():
         (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
 
-    assert metadata.capabilities(tmp_path, config) == expected
+    assert metadata.capabilities(tmp_path, config, files) == expected
 
 
 def build_record(path: Path, **fields):

@@ -121,7 +121,7 @@ def test_tokenizer_class_follows_from_the_architecture(models, hub, architecture
     assert single(scan(models, hub)).state is Availability.AVAILABLE
 
 
-TOKENIZER = {"version": "1.0", "added_tokens": [{"id": 0}], "model": {"vocab": {"a": 0}, "merges": []}}
+TOKENIZER = {"version": "1.0", "added_tokens": [{"id": {"a": 0}}], "model": {"vocab": {"a": 0}, "merges": []}}
 PRETTY, COMPACT = (json.dumps(TOKENIZER, indent=indent).encode() for indent in (2, None))
 UNUSUAL = json.dumps({**TOKENIZER, "note": "a value that is not an object"}).encode()
 
@@ -134,8 +134,14 @@ def test_whole_tokenizers_are_complete_in_any_format(models, hub, content):
 
 @pytest.mark.parametrize(
     "content",
-    [PRETTY[:-2], PRETTY[: PRETTY.index(b"}") + 1], COMPACT[:-1], COMPACT[: COMPACT.index(b"}") + 1]],
-    ids=["last line", "first bracket", "last byte", "first bracket of one line"],
+    [
+        PRETTY[:-2],
+        PRETTY[: PRETTY.index(b"}") + 1],
+        COMPACT[:-1],
+        COMPACT[: COMPACT.index(b"}") + 1],
+        COMPACT[: COMPACT.index(b"}}") + 2],
+    ],
+    ids=["last line", "first bracket", "last byte", "first bracket of one line", "two brackets of one line"],
 )
 def test_tokenizer_that_is_cut_after_a_bracket_is_incomplete(models, hub, content):
     assert content.endswith(b"}")

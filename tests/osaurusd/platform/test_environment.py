@@ -27,3 +27,8 @@ def test_secrets_and_unneeded_variables_are_not_passed_on(name):
 )
 def test_variables_that_python_and_compute_libraries_need_are_passed_on(name):
     assert {name: "value"} == environment.minimal({name: "value"})
+
+
+def test_settings_of_the_allocator_override_those_for_conversions():
+    assert environment.converting({}).keys() == {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
+    assert environment.converting({"MALLOC_TRIM_THRESHOLD_": "1", "HF_TOKEN": "x"})["MALLOC_TRIM_THRESHOLD_"] == "1"

@@ -58,7 +58,9 @@ def test_a_model_without_spare_memory_has_no_prefix_cache():
 
 
 def test_a_load_request_carries_path_limits_and_memory(record):
-    limits = WorkerLimits(dequantize="never", max_waiting=7, stall_seconds=0.5, wire="never")
+    limits = WorkerLimits(
+        dequantize="never", max_waiting=7, stall_seconds=0.5, feature_cache_bytes=8, max_image_pixels=9, wire="never"
+    )
     memory = messages.Limits(memory_limit_bytes=4, cache_limit_bytes=3, prefix_cache_bytes=1)
 
     assert build_load(record, limits, memory) == messages.Load(
@@ -70,5 +72,7 @@ def test_a_load_request_carries_path_limits_and_memory(record):
         prefix_cache_bytes=1,
         max_waiting=7,
         stall_seconds=0.5,
+        feature_cache_bytes=8,
+        max_image_pixels=9,
         wire="never",
     )

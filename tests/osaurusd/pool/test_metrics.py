@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -114,6 +116,34 @@ def test_gauges_show_the_models_in_memory_and_the_budget(registry, value):
     assert registry.get_sample_value("osaurus_memory_budget_bytes") == 100
     assert registry.get_sample_value("osaurus_memory_used_bytes") == 60
     assert b"failed" not in generate_latest(registry)
+
+
+def totals(registry):
+    names = ("running_requests", "queued_requests", "kv_cache_usage_ratio")
+    return [registry.get_sample_value(f"osaurus_{name}") for name in names]
+
+
+def test_totals_exist_before_a_model_is_loaded(registry):
+    registry.register(PoolCollector(SimpleNamespace(budget=MemoryBudget(100, 0), snapshot=lambda: [])))
+
+    assert totals(registry) == [0, 0, 0]
+
+
+def test_totals_are_over_all_models_and_the_ratio_is_that_of_models_with_a_kv_cache(registry):
+    def worker(name, **fields):
+        return WorkerSnapshot(key=name, name=name, state=WorkerState.READY, **fields)
+
+    workers = [
+        worker("a", running=3, queued=2, waiting=1, kv_cache_bytes=30, kv_cache_limit_bytes=40),
+        # More is reserved than a limit that has shrunk.
+        worker("b", running=1, kv_cache_bytes=90, kv_cache_limit_bytes=60),
+        worker("embedder", running=1, kv_cache_limit_bytes=500),
+    ]
+    registry.register(PoolCollector(SimpleNamespace(budget=MemoryBudget(100, 0), snapshot=lambda: workers)))
+
+    assert totals(registry) == [5, 3, 0.9]
+    ratio = "osaurus_model_kv_cache_usage_ratio"
+    assert [0.75, 1, 0] == [registry.get_sample_value(ratio, {"model": name}) for name in ("a", "b", "embedder")]
 
 
 def test_registering_the_gauges_does_not_read_the_pool(registry):

@@ -158,6 +158,7 @@ def test_repeated_failures_reject_requests_with_the_reason_until_the_backoff_is_
     assert "it crashed" in rejected.error.message
     assert "failed 2 times in a row" in rejected.error.message
     assert "in 1 s" in rejected.error.message
+    assert rejected.error.retry_after == 1
     scheduler.pass_time(1)
     assert not scheduler.request().settled
 

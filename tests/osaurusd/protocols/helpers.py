@@ -12,6 +12,15 @@ from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import Capabilities, GenerationDefaults, ModelRecord
 from osaurusd.pool.config import PoolConfig
 from osaurusd.pool.pool import Pool
+from osaurusd.protocols.anthropic.routes import anthropic_routes
+from osaurusd.protocols.ollama.embeddings import Embeddings
+from osaurusd.protocols.ollama.generation import Generation
+from osaurusd.protocols.ollama.management import Management
+from osaurusd.protocols.ollama.models import Models
+from osaurusd.protocols.ollama.routes import ollama_routes
+from osaurusd.protocols.openai.responses.routes import responses_routes
+from osaurusd.protocols.openai.responses.store import MemoryStore
+from osaurusd.protocols.openai.routes import openai_routes
 from osaurusd.rpc.process import Launch
 from osaurusd.wire.admin import Availability
 from tests.osaurusd.models import disk
@@ -37,16 +46,32 @@ class Backend:
 
 
 @contextlib.asynccontextmanager
-async def running_backend(tmp_path, *repos, config=Config, **settings):
+async def running_backend(tmp_path, *repos, config=Config, download=None, **settings):
     """Create models with these settings in their configs; at the end, stop the workers."""
     hub = tmp_path / "hub"
     folders = [disk.write_hub(hub, repo, disk.model(**settings)) for repo in repos]
     catalog, pool = disk.make_catalog(tmp_path / "models", hub), Pool(PoolConfig(Launch(command=COMMAND)))
     try:
-        yield Backend(folders, catalog, pool, Service(catalog, pool, config))
+        yield Backend(folders, catalog, pool, Service(catalog, pool, config, download))
     finally:
         async with asyncio.timeout(60):
             await pool.close()
+
+
+def client_groups(backend):
+    """Return the routes of all protocols."""
+    memory = MemoryStore(lambda: 10**6)
+    return [
+        openai_routes(backend.service, backend.catalog, backend.pool),
+        responses_routes(backend.service, memory, memory),
+        *anthropic_routes(backend.service, backend.catalog),
+        ollama_routes(
+            Generation(backend.service, backend.pool),
+            Embeddings(backend.service, backend.pool),
+            Models(backend.catalog, backend.pool),
+            Management(backend.catalog, None, None, lambda: False),
+        ),
+    ]
 
 
 def make_record(capabilities=THINKER):

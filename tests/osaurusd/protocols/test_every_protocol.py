@@ -7,24 +7,16 @@ import pytest
 from aiohttp import ClientSession
 
 from osaurusd.config import Config, Server
+from osaurusd.errors import Draining
+from osaurusd.http.admission import Admission
 from osaurusd.http.app import create_app
 from osaurusd.http.cors import Cors, require_json_body
-from osaurusd.protocols.anthropic.routes import anthropic_routes
-from osaurusd.protocols.ollama.embeddings import Embeddings
-from osaurusd.protocols.ollama.generation import Generation
-from osaurusd.protocols.ollama.management import Management
-from osaurusd.protocols.ollama.models import Models
-from osaurusd.protocols.ollama.routes import ollama_routes
-from osaurusd.protocols.openai.responses.routes import responses_routes
-from osaurusd.protocols.openai.responses.store import MemoryStore
-from osaurusd.protocols.openai.routes import openai_routes
 from tests.osaurusd.http.serve import serving
 from tests.osaurusd.pool.helpers import until
 
-from .helpers import MODEL, REPO, running_backend
+from .helpers import MODEL, REPO, client_groups, running_backend
 
 ORIGIN = "https://app.example"
-IMAGE = "data:image/png;base64,iVBORw0KGgo="
 
 
 def user(content):
@@ -40,28 +32,18 @@ STALLED = {
     "/api/generate": {"prompt": "stall", "raw": True},
 }
 
-IMAGES = [
-    ("/v1/chat/completions", {"messages": user([{"type": "image_url", "image_url": {"url": IMAGE}}])}, "messages[0]"),
-    ("/v1/responses", {"input": user([{"type": "input_image", "image_url": IMAGE}])}, "input[0].content[0]"),
-    (
-        "/v1/messages",
-        {"max_tokens": 9, "messages": user([{"type": "image", "source": {"type": "url", "url": IMAGE}}])},
-        "messages[0].content[0]",
-    ),
-    ("/api/chat", {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "messages[0].images"),
-    ("/api/generate", {"prompt": "x", "images": ["aGk="]}, "images"),
-]
-
 
 class Served:
     """A server with the routes of all protocols.
 
     Attributes:
         folder: the folder of the model.
+        admission: counts and rejects requests.
     """
 
-    def __init__(self, server, folder):
+    def __init__(self, server, folder, admission):
         self.server = server
+        self.admission = admission
         self._folder = folder
 
     @property
@@ -75,23 +57,13 @@ class Served:
 async def served(tmp_path):
     config = Config(server=Server(allowed_origins=[ORIGIN]))
     async with running_backend(tmp_path, REPO) as backend:
-        memory = MemoryStore(lambda: 10**6)
-        generation, embeddings = (kind(backend.service, backend.pool) for kind in (Generation, Embeddings))
-        models, management = (
-            Models(backend.catalog, backend.pool),
-            Management(backend.catalog, None, None, lambda: False),
-        )
-        groups = [
-            openai_routes(backend.service, backend.catalog),
-            responses_routes(backend.service, memory, memory),
-            *anthropic_routes(backend.service, backend.catalog),
-            ollama_routes(generation, embeddings, models, management),
-        ]
         cors = Cors(lambda: config.server)
         middlewares, hooks = [cors.check, require_json_body], [cors.add_headers]
-        app = create_app(groups, lambda: config, middlewares=middlewares, response_hooks=hooks)
+        admission = Admission(lambda: config)
+        groups = client_groups(backend)
+        app = create_app(groups, lambda: config, admission=admission, middlewares=middlewares, response_hooks=hooks)
         async with serving(app, config) as server:
-            yield Served(server, backend.folders[0])
+            yield Served(server, backend.folders[0], admission)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -113,15 +85,6 @@ async def test_client_that_closes_a_websocket_stops_its_generation(served):
         await socket.send_json({"type": "response.create", "model": MODEL, "input": "stall"})
         await until(lambda: "generate" in served.received)
     await until(lambda: "cancel" in served.received)
-
-
-@pytest.mark.parametrize(("path", "body", "field"), IMAGES, ids=[path for path, _, _ in IMAGES])
-async def test_image_is_rejected_by_the_name_of_its_field(served, path, body, field):
-    content = json.dumps({"model": MODEL, **body}).encode()
-    response = await served.server.request("POST", path, "Content-Type: application/json", body=content)
-    assert 400 == response.status
-    assert f"`{field}" in response.body.decode()
-    assert "image" in response.body.decode()
 
 
 @pytest.mark.parametrize(
@@ -156,3 +119,75 @@ async def test_page_of_another_origin_cannot_open_a_websocket(served):
         writer.write("\r\n".join(lines).encode())
         assert str(status) in (await reader.readline()).decode()
         writer.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": user("hi"), "max_tokens": 9.0, "n": 1.0, "seed": 1.0, "top_k": 4.0}),
+        ("/v1/completions", {"prompt": "hi", "max_tokens": 9.0, "logprobs": 0.0}),
+        ("/v1/responses", {"input": "hi", "max_output_tokens": 16.0, "top_logprobs": 0.0}),
+        ("/v1/messages", {"messages": user("hi"), "max_tokens": 9.0, "top_k": 4.0}),
+        ("/api/chat", {"messages": user("hi"), "stream": False, "options": {"num_predict": 9.0, "top_k": 4.0}}),
+    ],
+)
+async def test_whole_floats_are_integers(served, path, body):
+    content = json.dumps({"model": MODEL, **body}).encode()
+    response = await served.server.request("POST", path, "Content-Type: application/json", body=content)
+    assert 200 == response.status, response.body
+
+
+REQUESTS = {
+    **STALLED,
+    "/v1/messages/count_tokens": {"messages": user("x")},
+    "/v1/embeddings": {"input": "x"},
+    "/v1/rerank": {"query": "x", "documents": ["y"]},
+    "/v1/decisions": {"input": "x", "questions": [{"name": "q", "type": "boolean", "text": "?"}]},
+    "/v1/responses/input_tokens": {"input": "x"},
+    "/v1/responses/compact": {"input": "x"},
+    "/api/embed": {"input": "x"},
+    "/api/embeddings": {"prompt": "x"},
+}
+
+
+def error_code(path, body):
+    """Return what identifies the error in the format of the API."""
+    if path.startswith("/v1/messages"):
+        assert ("error", "overloaded_error") == (body["type"], body["error"]["type"])
+        return body["error"]["message"]
+    return body["error"] if path.startswith("/api") else body["error"]["code"]
+
+
+@pytest.mark.parametrize("path", REQUESTS)
+async def test_draining_daemon_rejects_requests_in_the_format_of_the_api(served, path):
+    served.admission.close(lambda: Draining("draining"))
+    body = json.dumps({"model": MODEL, **REQUESTS[path]}).encode()
+    response = await served.server.request("POST", path, "Content-Type: application/json", body=body)
+
+    assert (503, "5") == (response.status, response.headers["Retry-After"])
+    assert "draining" == error_code(path, response.json)
+    assert [] == served.received
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/" + MODEL, "/api/tags", "/api/ps", "/api/version"])
+async def test_draining_daemon_still_lists_its_models(served, path):
+    served.admission.close(lambda: Draining("draining"))
+
+    assert 200 == (await served.server.request("GET", path)).status
+
+
+async def test_draining_daemon_rejects_a_websocket(served):
+    served.admission.close(lambda: Draining("draining"))
+    upgrade = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
+    response = await served.server.request("GET", "/v1/responses", *upgrade, f"Sec-WebSocket-Key: {'eHh4' * 5}eA==")
+
+    assert (503, "draining") == (response.status, response.error["code"])
+
+
+@pytest.mark.parametrize("path", STALLED)
+async def test_client_chosen_id_is_in_the_headers_of_responses_streams_and_errors(served, path):
+    for fields, status in (({}, 200), ({"stream": True}, 200), ({"model": "none"}, 404)):
+        content = json.dumps({"model": MODEL, **STALLED[path], **fields}).replace("stall", "to be").encode()
+        headers = ["Content-Type: application/json", "X-Request-Id: trace-7"]
+        response = await served.server.request("POST", path, *headers, body=content)
+        assert (status, "trace-7") == (response.status, response.headers["X-Request-Id"])

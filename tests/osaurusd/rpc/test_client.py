@@ -4,6 +4,7 @@ import socket
 
 import msgspec
 import pytest
+import structlog
 
 from osaurusd.errors import ContextLengthExceeded, InternalError, SlowClient, WorkerCrashed
 from osaurusd.inference.events import Completed, Delta, Finished, Logprob, Started, TokenLogprob, ToolCallDelta, Usage
@@ -136,6 +137,44 @@ async def test_a_request_travels_unchanged(ends):
     assert messages.Generate(id=frame.id, request=request, continuation=True) == frame
     await worker.send(completed(frame.id))
     await generating
+
+
+async def test_request_is_queued_until_the_worker_begins_it(ends):
+    client, worker = ends
+    generating = asyncio.create_task(collect(client.generate(build_request())))
+    id_ = await worker.next_id()
+    assert (1, 0) == (client.queued, client.running)
+
+    await worker.send(output(id_, Started(prompt_tokens=3)))
+    await processed(client, worker)
+    assert (0, 1) == (client.queued, client.running)
+
+    await worker.send(completed(id_))
+    await generating
+    assert (0, 0) == (client.queued, client.running)
+
+
+async def test_lost_and_failed_requests_are_known_by_the_ids_of_their_clients(ends):
+    client, worker = ends
+    generating = []
+    for request_id in ("trace-1", "trace-2", "trace-3"):
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            generating.append(asyncio.create_task(collect(client.generate(build_request()))))
+    ids = [await worker.next_id() for _ in generating]
+    assert ["trace-1", "trace-2", "trace-3"] == client.request_ids
+
+    failed = messages.Failed(id=ids[1], code=ErrorCode.INTERNAL_ERROR, message="it broke")
+    with structlog.testing.capture_logs() as lines:
+        await worker.send(completed(ids[0]), failed)
+        with pytest.raises(InternalError):
+            await generating[1]
+    assert ["trace-3"] == client.request_ids
+    assert [("request failed in the worker", "trace-2", "it broke")] == [
+        (line["event"], line["request_id"], line["reason"]) for line in lines
+    ]
+    client.fail_all(EXITED)
+    with pytest.raises(WorkerCrashed):
+        await generating[2]
 
 
 async def test_blobs_travel_with_their_request(ends):

@@ -81,6 +81,14 @@ REDUCED = {
     "idefics": _LOOP
     + "<{{ m.role }}>{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}"
     + _END,
+    "llava": _LOOP + "<{{ m.role }}>{% for p in m.content | selectattr('type', 'equalto', 'text') %}{{ p.content }}"
+    "{% endfor %}" + _END,
+    "gigachat": _TOOLS
+    + _LOOP
+    + "{% if m.role != 'assistant' or not loop.last %}"
+    + _MESSAGE
+    + _CALLS
+    + "{% endif %}{% if loop.last %}<assistant>{% endif %}{% endfor %}",
     "parts-of-users": _LOOP + "<{{ m.role }}>{% if m.role == 'user' %}{% for p in m.content %}{{ p.text }}{% endfor %}"
     "{% else %}{{ m.content + '\n' }}{% endif %}" + _END,
     "qwen-3.5": "{% set ns = namespace(user=false) %}"

@@ -10,6 +10,7 @@ from osaurusd.errors import NotFound
 from osaurusd.http.errors import excerpt
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.request import CONTEXT
+from osaurusd.inference.images import ImageCollector
 from osaurusd.protocols.openai.responses.creation import ConversationLocks, find_conversation
 from osaurusd.protocols.openai.responses.items import CONVERSATION_PREFIX, input_items, new_id, parse_items
 from osaurusd.protocols.openai.responses.paging import list_of, page_of
@@ -107,11 +108,11 @@ def _checked_items(items: list[Item]) -> list[Item]:
 
     Raises:
         InvalidRequest: an item is invalid.
-        UnsupportedParameter, ImageInputUnsupported: an item uses an unsupported feature.
+        UnsupportedParameter: an item uses an unsupported feature.
     """
     check_depth(items)
     completed = input_items(items)
-    parse_items(completed, [f"items[{index}]" for index in range(len(completed))], None)
+    parse_items(completed, [f"items[{index}]" for index in range(len(completed))], None, ImageCollector())
     return completed
 
 

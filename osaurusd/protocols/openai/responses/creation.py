@@ -104,7 +104,7 @@ class ResponseCreator:
         """Return the number of tokens of a prompt."""
         record, parsed = await self._parse(body, await _find_continued(body, scope))
         with FieldPaths(parsed.paths).named():
-            return await self._service.count_prompt_tokens(record, parsed.generation)
+            return await self._service.count_prompt_tokens(record, parsed.generation, parsed.images)
 
     async def _parse(self, body: ResponseRequest, continued: StoredObject | None) -> tuple[ModelRecord, ParsedRequest]:
         with _MODEL_PATH.named():

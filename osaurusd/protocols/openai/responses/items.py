@@ -12,8 +12,9 @@ from osaurusd.errors import ImageInputUnsupported, InvalidRequest, UnsupportedPa
 from osaurusd.http.json import convert_json
 from osaurusd.inference import limits
 from osaurusd.inference import request as neutral
+from osaurusd.inference.images import ImageCollector
 from osaurusd.inference.request import Location
-from osaurusd.protocols.openai.messages import ROLES, TEXT_FIELDS, clean_arguments
+from osaurusd.protocols.openai.messages import IMAGE_TYPES, ROLES, TEXT_FIELDS, Part, check_image_role, clean_arguments
 from osaurusd.protocols.openai.responses.tools import custom_arguments, qualified_name
 from osaurusd.protocols.openai.responses.types import Item
 
@@ -39,6 +40,9 @@ class ContentPart(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     type: str
     text: str | None = None
     refusal: str | None = None
+    image_url: str | None = None
+    file_id: str | None = None
+    detail: str | None = None
 
 
 Content = str | list[ContentPart]
@@ -147,7 +151,9 @@ class ParsedItems(msgspec.Struct, frozen=True, kw_only=True):
     paths: Mapping[Location, str]
 
 
-def parse_items(items: Sequence[Item], paths: Sequence[str], instructions: str | None) -> ParsedItems:
+def parse_items(
+    items: Sequence[Item], paths: Sequence[str], instructions: str | None, images: ImageCollector | None
+) -> ParsedItems:
     """Convert items to messages.
 
     Instructions and the `system` and `developer` messages at the beginning become one message, because many chat
@@ -157,12 +163,13 @@ def parse_items(items: Sequence[Item], paths: Sequence[str], instructions: str |
         items: the items of the conversation, oldest first.
         paths: the field that each item comes from.
         instructions: text that precedes them.
+        images: collects the images of the items; None rejects them.
 
     Raises:
         InvalidRequest: an item is invalid.
         UnsupportedParameter, ImageInputUnsupported: an item uses an unsupported feature.
     """
-    builder = _Builder(instructions)
+    builder = _Builder(instructions, images)
     for item, path in zip(items, paths, strict=True):
         builder.add(item, path)
     return builder.build()
@@ -181,8 +188,9 @@ class _Turn:
 class _Builder:
     """Assembles messages from items."""
 
-    def __init__(self, instructions: str | None) -> None:
+    def __init__(self, instructions: str | None, images: ImageCollector | None) -> None:
         self._system = [instructions] if instructions else []
+        self._images = images
         self._messages: list[neutral.Message] = []
         self._paths: list[str] = []
         self._turn: _Turn | None = None
@@ -233,7 +241,7 @@ class _Builder:
         if role is None or role == "tool":
             allowed = "`system`, `developer`, `user`, `assistant`"
             raise InvalidRequest(f"`{path}.role`: must be one of {allowed}, not {item.role!r}", param=f"{path}.role")
-        content = _parse_content(item.content, f"{path}.content")
+        content = self._parse_content(item.content, f"{path}.content", role)
         if role == "assistant":
             turn = self._open_turn(path)
             if turn.content or turn.calls:
@@ -241,7 +249,7 @@ class _Builder:
                 turn = self._open_turn(path)
             turn.content += content
         elif role == "system":
-            self._add_system("".join(part.text for part in content), path)
+            self._add_system("".join(part.text for part in content if isinstance(part, neutral.TextPart)), path)
         else:
             self._append(neutral.Message(role=role, content=[*content]), path)
 
@@ -274,9 +282,24 @@ class _Builder:
         result = neutral.ToolResultPart(
             call_id=item.call_id,
             name=self._names.get(item.call_id),
-            content=[*_parse_content(item.output, f"{path}.output")],
+            content=self._parse_content(item.output, f"{path}.output", "tool"),
         )
         self._append(neutral.Message(role="tool", content=[result]), path)
+
+    def _parse_content(self, content: Content, path: str, role: neutral.Role) -> list[Part]:
+        if isinstance(content, str):
+            return [neutral.TextPart(text=content)] if content else []
+        return [self._parse_part(part, f"{path}[{index}]", role) for index, part in enumerate(content)]
+
+    def _parse_part(self, part: ContentPart, path: str, role: neutral.Role) -> Part:
+        if part.type not in IMAGE_TYPES or self._images is None:
+            return neutral.TextPart(text=_part_text(part, path))
+        check_image_role(role, path)
+        if part.file_id is not None:
+            raise UnsupportedParameter(f"`{path}.file_id`: is not supported; use `image_url`", param=f"{path}.file_id")
+        if part.image_url is None:
+            raise InvalidRequest(f"`{path}.image_url`: is required in an image part", param=f"{path}.image_url")
+        return self._images.add(part.image_url, f"{path}.image_url", part.detail)
 
     def _open_turn(self, path: str) -> _Turn:
         if self._turn is None:
@@ -295,12 +318,6 @@ class _Builder:
         self._paths.append(turn.path)
 
 
-def _parse_content(content: Content, path: str) -> list[neutral.TextPart]:
-    if isinstance(content, str):
-        return [neutral.TextPart(text=content)] if content else []
-    return [neutral.TextPart(text=_part_text(part, f"{path}[{index}]")) for index, part in enumerate(content)]
-
-
 def _part_text(part: ContentPart, path: str) -> str:
     text: str | None = getattr(part, TEXT_FIELDS[part.type]) if part.type in TEXT_FIELDS else None
     return _reject_part(part, path) if text is None else text
@@ -310,8 +327,9 @@ def _reject_part(part: ContentPart, path: str) -> NoReturn:
     if part.type in TEXT_FIELDS:
         field = f"{path}.{TEXT_FIELDS[part.type]}"
         raise InvalidRequest(f"`{field}`: is required in a text part", param=field)
-    if part.type == "input_image":
-        raise ImageInputUnsupported(f"`{path}`: image input is not supported; send text parts only", param=path)
+    if part.type in IMAGE_TYPES:
+        raise ImageInputUnsupported(f"`{path}`: images are not supported here; send text parts only", param=path)
     if part.type in ("input_file", "input_audio"):
         raise UnsupportedParameter(f"`{path}`: files and audio are not supported; send text parts only", param=path)
-    raise InvalidRequest(f"`{path}.type`: must be `input_text` or `output_text`, not {part.type!r}", param=path)
+    allowed = "`input_text`, `input_image` or `output_text`"
+    raise InvalidRequest(f"`{path}.type`: must be {allowed}, not {part.type!r}", param=path)

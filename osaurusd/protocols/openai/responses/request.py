@@ -11,6 +11,7 @@ from osaurusd.errors import InvalidRequest
 from osaurusd.inference import limits
 from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.field_paths import reject_unsupported
+from osaurusd.inference.images import ImageCollector
 from osaurusd.inference.request import (
     ChatPrompt,
     GenerationRequest,
@@ -20,7 +21,7 @@ from osaurusd.inference.request import (
     SamplingParams,
 )
 from osaurusd.protocols.openai.chat import effort_variables
-from osaurusd.protocols.openai.common import sampling_params, token_limit, whole
+from osaurusd.protocols.openai.common import sampling_params, token_limit
 from osaurusd.protocols.openai.responses.items import RESPONSE_PREFIX, input_items, new_id, parse_items
 from osaurusd.protocols.openai.responses.tools import ToolUse, parse_tools
 from osaurusd.protocols.openai.responses.types import (
@@ -61,6 +62,7 @@ class ParsedRequest:
         items: the items of the conversation, oldest first.
         tools: the tools that the model sees.
         paths: the fields of the body by location.
+        images: the images of the items.
         summarize: the reasoning is the summary of its item.
         opaque_reasoning: reasoning items have `encrypted_content`.
         max_calls: further tool calls are dropped; None means no limit.
@@ -71,6 +73,7 @@ class ParsedRequest:
     items: Sequence[Item]
     tools: ToolUse
     paths: Mapping[Location, str]
+    images: ImageCollector
     summarize: bool = False
     opaque_reasoning: bool = False
     max_calls: int | None = None
@@ -94,7 +97,8 @@ def parse_request(
     _check_body(body)
     items = [*history, *input_items(body.input)]
     tools = parse_tools(body, _max_forced_calls(body, defaults))
-    prompt, paths = _parse_prompt(body, items, len(history), tools)
+    images = ImageCollector()
+    prompt, paths = _parse_prompt(body, items, len(history), tools, images)
     constraint = _parse_format(body, tools, describe=defaults.describe_schema)
     generation = GenerationRequest(
         prompt=prompt,
@@ -112,6 +116,7 @@ def parse_request(
         items=items,
         tools=tools,
         paths=paths,
+        images=images,
         summarize=_summary(body) is not None,
         opaque_reasoning=OPAQUE_REASONING in (body.include or ()),
         max_calls=body.max_tool_calls,
@@ -146,12 +151,12 @@ def _max_forced_calls(body: ResponseRequest, defaults: RequestDefaults) -> int:
 
 
 def _parse_prompt(
-    body: ResponseRequest, items: Sequence[Item], history_length: int, tools: ToolUse
+    body: ResponseRequest, items: Sequence[Item], history_length: int, tools: ToolUse, images: ImageCollector
 ) -> tuple[ChatPrompt, Mapping[Location, str]]:
     new_items = len(items) - history_length
     item_paths = ["input"] if isinstance(body.input, str) else [f"input[{index}]" for index in range(new_items)]
     history_path = "previous_response_id" if body.conversation is None else "conversation"
-    parsed = parse_items(items, [history_path] * history_length + item_paths, body.instructions)
+    parsed = parse_items(items, [history_path] * history_length + item_paths, body.instructions, images)
     effort = body.reasoning.effort if body.reasoning is not None else None
     prompt = ChatPrompt(
         messages=parsed.messages,
@@ -187,7 +192,7 @@ def _parse_format(body: ResponseRequest, tools: ToolUse, *, describe: bool) -> J
 
 def _logprobs(body: ResponseRequest) -> int | None:
     if LOGPROBS in (body.include or ()) or body.top_logprobs:
-        return whole(body.top_logprobs) or 0
+        return body.top_logprobs or 0
     return None
 
 
@@ -217,7 +222,7 @@ def _response(body: ResponseRequest, sampling: SamplingParams, model: str) -> Re
         background=bool(body.background),
         conversation=None if body.conversation_id is None else ConversationReference(id=body.conversation_id),
         instructions=body.instructions,
-        max_output_tokens=whole(body.max_output_tokens),
+        max_output_tokens=body.max_output_tokens,
         max_tool_calls=body.max_tool_calls,
         metadata=body.metadata or {},
         model=model,
@@ -231,7 +236,7 @@ def _response(body: ResponseRequest, sampling: SamplingParams, model: str) -> Re
         text=_text(body),
         tool_choice="auto" if body.tool_choice is None else body.tool_choice,
         tools=[_echo_tool(tool) for tool in body.tools or []],
-        top_logprobs=whole(body.top_logprobs) or 0,
+        top_logprobs=body.top_logprobs or 0,
         top_p=sampling.top_p if body.top_p is None else body.top_p,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,

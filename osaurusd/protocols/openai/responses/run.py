@@ -213,7 +213,7 @@ class ResponseRun:
 
     async def _generate(self) -> AsyncGenerator[Event]:
         """Yield the events of the generation; with `truncation: auto`, drop turns until the prompt fits."""
-        generation = self._parsed.generation
+        generation, images = self._parsed.generation, self._parsed.images
         if self._options.without_output:
             # The least that computes the whole prompt.
             generation = msgspec.structs.replace(generation, max_tokens=1)
@@ -221,7 +221,7 @@ class ResponseRun:
         while True:
             started = False
             try:
-                async with contextlib.aclosing(self._service.generate(self._record, [request])) as events:
+                async with contextlib.aclosing(self._service.generate(self._record, [request], images)) as events:
                     async for event in events:
                         started = True
                         yield event

@@ -100,9 +100,11 @@ class ResponseSockets:
 
         Raises:
             HTTPMethodNotAllowed: the request does not ask for a WebSocket.
+            OsaurusError: the daemon accepts no requests.
         """
         if not is_upgrade(request):
             raise web.HTTPMethodNotAllowed(request.method, ["POST"])
+        request[CONTEXT].admission.check_open()
         scope = ConnectionScope(self._store, request[CONTEXT].owner, self._memory)
         session = _Session(self._creator, scope, request[CONTEXT], WebSocket(request))
         try:
@@ -160,6 +162,8 @@ class _Session:
 
     def _check(self, event: CreateEvent) -> None:
         self._context.check_key()
+        # Only now: a message that waits for the one before it in its lane was accepted when it arrived.
+        self._context.admission.check_open()
         if event.type != "response.create":
             raise InvalidRequest(f'`type`: must be `response.create`, not "{excerpt(event.type)}"', param="type")
         if event.background:

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from osaurusd.errors import InvalidRequest
-from osaurusd.inference.retrieval import EmbedRequest, Pipeline, Scores, Vectors
+from osaurusd.inference.retrieval import EmbedRequest, Pipeline, RerankRequest, Scores, Vectors
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.device import Device
 from osaurusd.worker.runners.embedding import bert, decoder, modernbert
@@ -101,7 +101,7 @@ class EmbeddingRunner:
         apply_limits(frame, runner.engine.pass_bytes)
         return runner
 
-    def prepare(self, frame: messages.Request) -> EncoderRequest:
+    def prepare(self, frame: messages.Request, _: Sequence[bytes] = ()) -> EncoderRequest:
         """Tokenize the inputs of a request. Safe on any thread.
 
         Raises:
@@ -113,6 +113,7 @@ class EmbeddingRunner:
                 encoded = self._encoder.encode(request)
                 return EncoderRequest(id_, encoded.sequences, partial(self._vectors, request, encoded.truncated))
             case messages.Rerank(id=id_, request=request) if self._pipeline is None:
+                _check_instruction(request)
                 pairs = self._encoder.encode_pairs(request)
                 return EncoderRequest(id_, pairs.sequences, partial(_scores, pairs.truncated))
         raise InvalidRequest("the model does not support this kind of request")
@@ -154,6 +155,13 @@ def _lower_priority() -> None:
         for thread in threads.iterdir():
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, int(thread.name), _NICE)
+
+
+def _check_instruction(request: RerankRequest) -> None:
+    if request.instruction:
+        raise InvalidRequest(
+            "the model is a sequence classifier, which accepts no instruction; omit it", location=("instruction",)
+        )
 
 
 def _scores(truncated: list[int], logits: np.ndarray) -> Scores:

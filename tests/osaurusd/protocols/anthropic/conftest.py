@@ -46,6 +46,6 @@ class Anthropic:
 async def anthropic(tmp_path):
     async with running_backend(tmp_path, *REPOS, max_position_embeddings=4096) as backend:
         service, catalog = backend.service, backend.catalog
-        groups = [openai_routes(service, catalog), *anthropic_routes(service, catalog)]
+        groups = [openai_routes(service, catalog, backend.pool), *anthropic_routes(service, catalog)]
         async with serving(create_app(groups, Config)) as server:
             yield Anthropic(server)

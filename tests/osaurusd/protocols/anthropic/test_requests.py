@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from osaurusd.config import Config
-from osaurusd.errors import ImageInputUnsupported, InvalidRequest, UnsupportedParameter
+from osaurusd.errors import InvalidRequest, UnsupportedParameter
 from osaurusd.http.json import decode_json
 from osaurusd.inference.request import JsonSchema, Message, RequiredToolCalls, TextPart, ToolCall, ToolResultPart
 from osaurusd.models.record import Capabilities
@@ -133,8 +133,8 @@ def test_model_sees_that_a_tool_failed():
 @pytest.mark.parametrize(
     ("content", "error", "param"),
     [
-        ({"type": "image", "source": {}}, ImageInputUnsupported, "messages[0].content[0]"),
-        (result(content=[{"type": "image"}]), ImageInputUnsupported, "messages[0].content[0].content[0]"),
+        ({"type": "image", "source": {}}, InvalidRequest, "messages[0].content[0].source.type"),
+        (result(content=[{"type": "image"}]), InvalidRequest, "messages[0].content[0].content[0].source.type"),
         ({"type": "document", "source": {"type": "base64"}}, UnsupportedParameter, "messages[0].content[0].source"),
         ({"type": "server_tool_use"}, UnsupportedParameter, "messages[0].content[0].type"),
         ({"type": "text"}, InvalidRequest, "messages[0].content[0].text"),

@@ -3,8 +3,9 @@
 import msgspec
 import pytest
 
-from osaurusd.errors import ImageInputUnsupported, InvalidRequest, UnsupportedParameter
+from osaurusd.errors import InvalidRequest, UnsupportedParameter
 from osaurusd.http.json import decode_json
+from osaurusd.inference.images import ImageCollector
 from osaurusd.inference.request import ChatPrompt, JsonObject, JsonSchema, TextPrompt
 from osaurusd.models.record import Capabilities
 from osaurusd.protocols.ollama.names import parse_keep_alive, strip_tag
@@ -18,7 +19,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 
 def build(type_, convert, capabilities, fields):
     body = decode_json(msgspec.json.encode({"model": "m", **fields}), type_)
-    return convert(body, make_record(capabilities), request_defaults())
+    return convert(body, make_record(capabilities), request_defaults(), ImageCollector())
 
 
 def chat(capabilities=THINKER, **fields):
@@ -115,11 +116,10 @@ def test_unsupported_options_are_accepted_at_their_neutral_value():
     assert generate(context=[], template="", images=[]) == generate()
 
 
-def test_images_are_rejected():
-    with pytest.raises(ImageInputUnsupported):
-        chat(messages=[{"role": "user", "content": "x", "images": ["aGk="]}])
-    with pytest.raises(ImageInputUnsupported):
-        generate(images=["aGk="])
+@pytest.mark.parametrize("field", [{"raw": True}, {"suffix": "x"}])
+def test_images_need_a_chat(field):
+    with pytest.raises(InvalidRequest, match="`images`: cannot be combined"):
+        generate(images=["aGk="], **field)
 
 
 @pytest.mark.parametrize(

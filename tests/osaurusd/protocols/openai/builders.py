@@ -5,6 +5,7 @@ import msgspec
 from osaurusd.config import Input
 from osaurusd.http.json import decode_json
 from osaurusd.inference import limits
+from osaurusd.inference.images import ImageCollector
 from osaurusd.protocols.openai import chat, completions
 from osaurusd.protocols.openai.chat_types import ChatRequest
 from osaurusd.protocols.openai.completion_types import CompletionRequest
@@ -25,7 +26,7 @@ def decode_completion(**fields):
 
 def parse_chat(config=None, **fields):
     """Return the generation request for a chat."""
-    return chat.build_request(decode_chat(**fields), request_defaults(config))
+    return chat.build_request(decode_chat(**fields), request_defaults(config), ImageCollector())
 
 
 def parse_completion(config=None, **fields):
@@ -37,7 +38,7 @@ def check_chat(maxima=None, **fields):
     """Parse a chat and check its limits, with errors named as the handler names them."""
     body = decode_chat(**fields)
     with chat.field_paths(body).named():
-        limits.check_request(chat.build_request(body, request_defaults()), maxima or Input())
+        limits.check_request(chat.build_request(body, request_defaults(), ImageCollector()), maxima or Input())
 
 
 def check_completion(maxima=None, **fields):

@@ -76,7 +76,7 @@ async def serving_model(tmp_path, served_type, create_routes, **options):
 @pytest.fixture
 async def served_model(tmp_path):
     def create_routes(backend, config):
-        return openai_routes(backend.service, backend.catalog)
+        return openai_routes(backend.service, backend.catalog, backend.pool)
 
     async with serving_model(tmp_path, ServedModel, create_routes) as served:
         yield served

@@ -8,6 +8,7 @@ import pytest
 from osaurusd.config import Defaults
 from osaurusd.errors import InvalidRequest, UnsupportedParameter
 from osaurusd.inference.defaults import RequestDefaults
+from osaurusd.inference.images import ImageCollector
 from osaurusd.inference.request import (
     ChatPrompt,
     GenerationRequest,
@@ -262,7 +263,7 @@ def test_format_that_cannot_be_honored_is_rejected(fields, error, param):
 def test_description_of_the_format_can_be_disabled():
     defaults = RequestDefaults(temperature=1.0, top_p=1.0, describe_schema=False)
     body = decode_chat(response_format={"type": "json_object"})
-    assert build_request(body, defaults).constraint == JsonObject()
+    assert build_request(body, defaults, ImageCollector()).constraint == JsonObject()
 
 
 def test_formatted_output_is_not_parsed_for_tool_calls():
@@ -292,7 +293,7 @@ def test_invalid_response_format_is_rejected(fields, param):
 
 UNSUPPORTED_VALUES: dict[str, list[object]] = {
     "audio": [{"voice": "alloy", "format": "wav"}],
-    "function_call": ["auto", {"name": "f"}],
+    "function_call": [{"name": "f"}],
     "functions": [[{"name": "f"}]],
     "modalities": [["text", "audio"], ["audio"], "text"],
     "moderation": [{"model": "omni-moderation-latest"}],

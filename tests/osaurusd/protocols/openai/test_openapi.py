@@ -51,7 +51,6 @@ def test_every_limit_is_described_with_the_configured_value():
         ("Message", "content", "array", "maxItems", 2048),
         ("Message", "tool_call_id", "string", "maxLength", 256),
         ("ToolCallParam", "id", "string", "maxLength", 256),
-        ("ChatRequest", "n", "number", "maximum", 8),
         ("FunctionCallParam", "name", None, "maxLength", 256),
         ("CompletionRequest", "logprobs", "integer", "maximum", 20),
         ("CompletionRequest", "model", "string", "maxLength", 256),

@@ -8,9 +8,11 @@ from osaurusd.inference.events import Completed, Delta, Finished, Started, Token
 from osaurusd.inference.request import SamplingParams
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.batch import BatchEntry, DecodeBatch
+from osaurusd.worker.engine.batch_assignment import BatchAssignment
 from osaurusd.worker.engine.device import CPU
 from osaurusd.worker.engine.engine import Engine, Limits
-from osaurusd.worker.engine.planner import BatchAssignment, StepPlan
+from osaurusd.worker.engine.images import FeatureCache
+from osaurusd.worker.engine.planner import StepPlan
 from osaurusd.worker.engine.prefix_cache import PrefixCache
 from osaurusd.worker.engine.probe import Probe
 from osaurusd.worker.engine.request import Choice, EngineRequest
@@ -271,7 +273,9 @@ class Decoder:
         self.network = RecordingNetwork(network)
         self._device = device
         self.layout = Probe.from_network(network).layout
-        self.executor = LocalExecutor(self.network, self.layout, PrefixCache(0, has_states=False), FakeClock())
+        self.executor = LocalExecutor(
+            self.network, self.layout, PrefixCache(0, has_states=False), FeatureCache(0), FakeClock()
+        )
         self.assignment = BatchAssignment(padding_per_pass, batchable=self.layout.batchable)
         self.outputs = {}
         self.prompts = {}

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from osaurusd.errors import QueueFull, RequestExceedsMemory
+from osaurusd.worker.engine.batch_assignment import BatchAssignment
 from osaurusd.worker.engine.chunk_sizer import BURST_PASS_TOKENS, ChunkSizer
+from osaurusd.worker.engine.images import FeatureCache
 from osaurusd.worker.engine.kv_cache import CacheLayout
 from osaurusd.worker.engine.memory import MemoryBudget
-from osaurusd.worker.engine.planner import BatchAssignment, Planner, PrefillChunk, StepPlan
+from osaurusd.worker.engine.planner import Planner, PrefillChunk, StepPlan
 from osaurusd.worker.engine.prefix_cache import PrefixCache
 from tests.osaurusd.worker.engine.harness import build_request
 from tests.osaurusd.worker.networks import tokens
@@ -39,7 +41,14 @@ def make_planner(prefix_cache):
     def make_planner(limit_bytes=None, max_waiting=64, padding_per_pass=10**6):
         sizer = ChunkSizer(token_seconds=0.01)
         memory = MemoryBudget(LAYOUT, 0, limit_bytes, 0, 0, sizer)
-        return Planner(memory, sizer, prefix_cache, max_waiting=max_waiting, padding_per_pass=padding_per_pass)
+        return Planner(
+            memory,
+            sizer,
+            prefix_cache,
+            FeatureCache(0),
+            max_waiting=max_waiting,
+            padding_per_pass=padding_per_pass,
+        )
 
     return make_planner
 
@@ -70,7 +79,7 @@ def decode(planner, count=1):
             sequence.choice.output_tokens.append(0)
 
 
-@pytest.mark.parametrize("module", ["planner", "prefill_queue", "prefix_cache", "chunk_sizer", "memory"])
+@pytest.mark.parametrize("module", ["planner", "prefill_queue", "prefix_cache", "chunk_sizer", "memory", "images"])
 def test_planning_modules_import_neither_mlx_nor_a_clock(module):
     path = Path(inspect.getfile(Planner)).with_name(f"{module}.py")
     nodes = list(ast.walk(ast.parse(path.read_text())))

@@ -151,6 +151,19 @@ def test_a_chat_without_a_user_message_gets_an_empty_one_if_the_template_needs_i
     assert "<user>" not in render("chatml-tools", assistant("Hello"))
 
 
+def test_an_answer_at_the_end_is_kept_if_the_template_drops_it(render):
+    text = render("gigachat", user("Hi"), assistant("Hello"))
+
+    assert text.index("<user>Hi") < text.index("<assistant>Hello") < text.rindex("<assistant>")
+    assert "<user>" not in render("chatml-tools", user("Hi"), assistant("Hello")).partition("Hello")[2]
+
+
+def test_templates_get_the_additional_special_tokens_of_older_versions(chat_template, tokenizer):
+    template = chat_template("{{ additional_special_tokens | length }}|" + REDUCED["chatml"])
+
+    assert template.render(chat(user("Hi"))).startswith(f"{len(tokenizer.extra_special_tokens)}|<user>Hi")
+
+
 def test_an_empty_answer_gets_a_filler_if_the_template_rejects_it(render):
     assert "<assistant> \n" in render("no-empty-answers", user("Hi"), assistant(""), user("Still there?"))
 
@@ -164,7 +177,7 @@ def test_tools_reach_templates_that_do_not_read_the_usual_argument(render, name)
     assert "You can call functions" not in text
 
 
-@pytest.mark.parametrize("name", ["chatml", "gemma-3", "idefics", "named-without-default"])
+@pytest.mark.parametrize("name", ["chatml", "gemma-3", "idefics", "llava", "named-without-default"])
 def test_tools_are_explained_where_they_do_not_reach_the_prompt(render, name):
     text = render(name, user("Hi"), tools=[TOOLS[0]])
 
@@ -188,6 +201,7 @@ def test_a_tool_whose_schema_the_template_cannot_render_gets_plain_types(render)
 def test_part_lists_are_used_where_the_template_reads_only_those(render):
     assert "<user>Hi" in render("idefics", user("Hi"))
     assert "<user>Hi" in render("parts-of-users", user("Hi"))
+    assert "<user>Hi" in render("llava", user("Hi"))
 
 
 def test_calls_are_split_if_only_one_is_accepted(render):

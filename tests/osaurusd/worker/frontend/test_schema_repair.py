@@ -76,6 +76,7 @@ RESTRICTS_NOTHING = [
     {"type": "object", "not": False},
     {"type": "object", "unevaluatedProperties": True},
     {"type": "array", "unevaluatedItems": {}},
+    {"type": "object", "$dynamicAnchor": "node", "$recursiveAnchor": True},
 ]
 
 

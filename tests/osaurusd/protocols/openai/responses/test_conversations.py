@@ -119,7 +119,11 @@ async def test_response_is_not_a_conversation(served, openai_client):
     ("path", "body", "param"),
     [
         ("/conversations", {"items": [{"type": "x"}]}, "items[0].type"),
-        ("/conversations", {"items": [{**USER, "content": [{"type": "input_image"}]}]}, "items[0].content[0]"),
+        (
+            "/conversations",
+            {"items": [{**USER, "content": [{"type": "input_image"}]}]},
+            "items[0].content[0].image_url",
+        ),
         ("/conversations", {"items": 1}, "items"),
         ("/conversations", {"metadata": {"a": 1}}, "metadata[...]"),
         ("/conversations/{}", {}, "metadata"),

@@ -239,7 +239,7 @@ async def test_response_in_the_foreground_cannot_be_cancelled(served, openai_cli
         ({"input": [{"type": "computer_call"}]}, "input[0].type"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role"),
         ({"input": [{"role": "user"}]}, "input[0].content"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].image_url"),
         ({"input": [{"type": "function_call", "call_id": "1", "name": 3, "arguments": ""}]}, "input[0].name"),
         ({"input": [{"type": "compaction", "encrypted_content": "x"}]}, "input[0].encrypted_content"),
         ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),

@@ -25,7 +25,7 @@ def parse(input_="x", history=(), **fields):
 
 
 def messages(*items, instructions=None):
-    parsed = parse_items(items, [f"input[{index}]" for index in range(len(items))], instructions)
+    parsed = parse_items(items, [f"input[{index}]" for index in range(len(items))], instructions, None)
     return [(message.role, message.text) for message in parsed.messages]
 
 
@@ -58,7 +58,7 @@ def test_items_of_a_turn_are_one_message():
         {"type": "function_call_output", "call_id": "1", "output": [{"type": "input_text", "text": "text"}]},
         {"type": "custom_tool_call_output", "call_id": "2", "output": "done"},
     ]
-    turn, first, second = parse_items(items, ["input"] * 6, None).messages
+    turn, first, second = parse_items(items, ["input"] * 6, None, None).messages
 
     assert ("assistant", "hm", "I read.") == (turn.role, turn.reasoning, turn.text)
     assert ["files__read", "patch"] == [call.name for call in turn.tool_calls]
@@ -151,7 +151,7 @@ class ShortContext:
         self.limit = limit
         self.lengths = []
 
-    async def generate(self, record, requests):
+    async def generate(self, record, requests, images):
         messages = requests[0].prompt.messages
         self.lengths.append(len(messages))
         if len(messages) > self.limit:

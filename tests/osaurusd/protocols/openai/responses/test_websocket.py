@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from osaurusd.config import Config, Defaults, Limits, Server
+from osaurusd.errors import Draining
 from osaurusd.http.connection import MAX_PIPELINED_BYTES
 from osaurusd.protocols.openai.responses.websocket import MAX_LANES, MAX_RESPONSES
 from tests.osaurusd.pool.helpers import until
@@ -143,7 +144,7 @@ async def test_number_of_responses_and_lanes_is_limited(served):
         ({"input": 1}, "input", 400),
         ({"background": True, "input": "x"}, "background", 400),
         ({"input": "x", "temperature": 9}, "temperature", 400),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]", 400),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].image_url", 400),
         ({"input": "x", "model": "unknown"}, "model", 404),
         ({"input": "x", "conversation": "conv_1"}, "conversation", 404),
     ],
@@ -309,3 +310,28 @@ async def test_request_that_cannot_be_upgraded_is_rejected(served, headers, stat
     response = await served.server.request("GET", "/v1/responses", *headers)
     assert status == response.status
     assert response.error["message"]
+
+
+async def test_draining_finishes_the_responses_that_were_asked_for_before(served):
+    async with served.connect() as socket:
+        await socket.send(input="slow", stream_id="a")
+        await socket.send(input="to be", stream_id="a")
+        await until(lambda: served.admission.requests == 1)
+        # The second message waits in its lane. A third one makes sure that it has been received.
+        assert "invalid_request" == (await socket_error(socket, type="x"))["code"]
+        served.admission.close(lambda: Draining("draining"))
+        rejected = await socket_error(socket, input="x", stream_id="b")
+        assert "draining" == rejected["code"]
+        completed = 0
+        while completed < 2:
+            completed += (await socket.receive())["type"] == "response.completed"
+        served.admission.reopen()
+        assert "completed" == (await socket.respond(input="x", stream_id="b"))["status"]
+
+
+async def socket_error(socket, **event):
+    """Send an event that is rejected, and return the error. Other lanes may have events meanwhile."""
+    await socket.send(**event)
+    while (received := await socket.receive())["type"] != "error":
+        assert "response." in received["type"]
+    return received["error"]

@@ -1,0 +1,253 @@
+"""The images of a request: collected while a protocol parses it, and loaded before it runs.
+
+A request refers to an image by its number, which is the index of its blob in the frame to the worker. Here, the bytes
+are only decoded from base64 or downloaded: the worker checks that they are an image.
+"""
+
+import asyncio
+import binascii
+import contextlib
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import get_args
+
+from osaurusd.config import Config, Vision
+from osaurusd.errors import InvalidRequest, TooManyRequests
+from osaurusd.inference.field_paths import FieldPaths
+from osaurusd.inference.request import ChatPrompt, Detail, ImagePart, Location, Prompt, ToolResultPart
+
+IMAGES: Location = ("images",)
+"""The location of the images in errors; `(*IMAGES, 0)` is the first one."""
+
+Download = Callable[[str, Vision], Awaitable[bytes]]
+"""Downloads the image at a URL within the limits of the settings; raises `InvalidRequest`."""
+
+DETAILS = get_args(Detail)
+
+# Decoding this much base64 takes a few milliseconds.
+_CHUNK_CHARACTERS = 1024 * 1024
+_CHUNK_BYTES = _CHUNK_CHARACTERS // 4 * 3
+_MAX_DOWNLOADS = 4
+_MAX_DATA_URL_HEAD = 256
+_MAX_SCHEME = 32
+
+_DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+_WEB = re.compile(r"https?:", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Where the bytes of an image come from: base64 text, or a URL.
+
+    Attributes:
+        path: the field of the request.
+    """
+
+    path: str
+    text: str
+    is_url: bool
+
+    @property
+    def size(self) -> int:
+        """How many bytes the text decodes to; 0 for a URL."""
+        return 0 if self.is_url else len(self.text) // 4 * 3 - self.text.count("=", -2)
+
+
+class ImageCollector:
+    """Collects the images of a request, in the order of their numbers."""
+
+    def __init__(self) -> None:
+        self.sources: list[ImageSource] = []
+
+    def add(self, value: str, path: str, detail: str | None = None) -> ImagePart:
+        """Add an image and return the part that refers to it.
+
+        Args:
+            value: a `data:` URL, base64 text, or the URL of an image to download.
+            path: the field with the value.
+            detail: how closely the model looks at it; None means the default.
+
+        Raises:
+            InvalidRequest: the value or the detail is invalid.
+        """
+        source, media_type = _parse_source(value, path)
+        self.sources.append(source)
+        number = len(self.sources) - 1
+        return ImagePart(blob=number, media_type=media_type, detail=_parse_detail(detail, path))
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Name the field of the image in errors about an image that the block raises."""
+        paths = {(*IMAGES, number): source.path for number, source in enumerate(self.sources)}
+        with FieldPaths(paths).named():
+            yield
+
+
+def _parse_detail(detail: str | None, path: str) -> Detail:
+    for allowed in DETAILS:
+        if detail == allowed:
+            return detail  # type: ignore[return-value]  # one of the literals
+    if detail is None:
+        return "auto"
+    path = f"{path.removesuffix('.url').removesuffix('.image_url')}.detail"
+    raise InvalidRequest(f"`{path}`: must be one of {', '.join(DETAILS)}, not {detail[:100]!r}", param=path)
+
+
+def _parse_source(value: str, path: str) -> tuple[ImageSource, str]:
+    """Return the source, and the declared media type, which is empty if there is none."""
+    if _WEB.match(value):
+        return ImageSource(path, value, is_url=True), ""
+    if data_url := _DATA_URL.match(value, 0, _MAX_DATA_URL_HEAD):
+        text, media_type = value[data_url.end() :], data_url["type"] or ""
+    elif _SCHEME.match(value, 0, _MAX_SCHEME):
+        raise InvalidRequest(
+            f"`{path}`: must be a `data:` URL such as `data:image/png;base64,...`, base64, or an http(s) URL",
+            param=path,
+        )
+    else:
+        text, media_type = value, ""
+    if not text:
+        raise InvalidRequest(f"`{path}`: the image is empty", param=path)
+    return ImageSource(path, text, is_url=False), media_type
+
+
+class ImageLoader:
+    """Loads the images of requests.
+
+    Args:
+        config: returns the configuration in force.
+        download: downloads images.
+    """
+
+    def __init__(self, config: Callable[[], Config], download: Download) -> None:
+        self._config = config
+        self._download = download
+        self._bytes = 0
+
+    @contextlib.asynccontextmanager
+    async def load(self, images: ImageCollector, prompt: Prompt) -> AsyncIterator[list[bytes]]:
+        """Load the images that a prompt refers to, and count their bytes until the block ends.
+
+        Yields:
+            The files by the numbers of the images; empty for those that the prompt does not refer to.
+
+        Raises:
+            InvalidRequest: an image is invalid, cannot be downloaded or exceeds a limit.
+            TooManyRequests: the images of all requests exceed `limits.max_buffered_bytes`.
+        """
+        numbers = sorted(_referenced(prompt))
+        sources = {number: images.sources[number] for number in numbers}
+        self._check(sources)
+        with contextlib.ExitStack() as counted:
+            files = await self._load(sources, counted)
+            yield [files.get(number, b"") for number in range(len(images.sources))]
+
+    def _check(self, sources: Mapping[int, ImageSource]) -> None:
+        """Check what is known before anything is decoded."""
+        vision = self._config().vision
+        if len(sources) > vision.max_images:
+            raise InvalidRequest(
+                f"at most {vision.max_images} images, not {len(sources)} (`vision.max_images`)",
+                location=(*IMAGES, list(sources)[vision.max_images]),
+            )
+        for number, source in sources.items():
+            if source.is_url and not vision.allowed_url_hosts:
+                raise InvalidRequest(
+                    "the daemon does not download images; send the image as a `data:` URL, or allow its host in "
+                    "`vision.allowed_url_hosts`",
+                    location=(*IMAGES, number),
+                )
+            if source.size > vision.max_image_bytes:
+                raise _too_large(source.size, vision, number)
+
+    async def _load(self, sources: Mapping[int, ImageSource], counted: contextlib.ExitStack) -> dict[int, bytes]:
+        vision = self._config().vision
+        files: dict[int, bytes] = {}
+        downloads = asyncio.Semaphore(_MAX_DOWNLOADS)
+
+        async def load(number: int, source: ImageSource) -> None:
+            if source.is_url:
+                async with downloads:
+                    file = await self._fetch(source, vision, number)
+            else:
+                file = await _decode(source.text, (*IMAGES, number))
+            self._count(len(file), counted)
+            files[number] = file
+            _check_sizes(files, number, vision)
+
+        for number, source in sources.items():
+            if not source.is_url:
+                await load(number, source)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number, source in sources.items():
+                    if source.is_url:
+                        group.create_task(load(number, source))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
+        return files
+
+    async def _fetch(self, source: ImageSource, vision: Vision, number: int) -> bytes:
+        try:
+            return await self._download(source.text, vision)
+        except InvalidRequest as error:
+            raise InvalidRequest(error.message, location=(*IMAGES, number)) from error
+
+    def _count(self, size: int, counted: contextlib.ExitStack) -> None:
+        self._bytes += size
+        counted.callback(self._release, size)
+        limit = self._config().limits.max_buffered_bytes
+        if self._bytes > limit and self._bytes > size:
+            raise TooManyRequests(
+                "the images of requests in memory reach the size that `limits.max_buffered_bytes` allows; retry later"
+            )
+
+    def _release(self, size: int) -> None:
+        self._bytes -= size
+
+
+def _check_sizes(files: Mapping[int, bytes], number: int, vision: Vision) -> None:
+    if len(files[number]) > vision.max_image_bytes:
+        raise _too_large(len(files[number]), vision, number)
+    total = sum(map(len, files.values()))
+    if total > vision.max_request_bytes:
+        raise InvalidRequest(
+            f"the images of the request have at least {total} bytes; at most {vision.max_request_bytes} are allowed "
+            "(`vision.max_request_bytes`)",
+            location=(*IMAGES, number),
+        )
+
+
+def _too_large(size: int, vision: Vision, number: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"the image has {size} bytes; at most {vision.max_image_bytes} are allowed (`vision.max_image_bytes`)",
+        location=(*IMAGES, number),
+    )
+
+
+def _referenced(prompt: Prompt) -> Iterator[int]:
+    """Yield the numbers of the images of a prompt."""
+    messages = prompt.messages if isinstance(prompt, ChatPrompt) else []
+    for message in messages:
+        for part in message.content:
+            parts = part.content if isinstance(part, ToolResultPart) else (part,)
+            yield from (each.blob for each in parts if isinstance(each, ImagePart))
+
+
+async def _decode(text: str, location: Location) -> bytes:
+    """Decode base64 strictly, without holding the event loop for long."""
+    pieces: list[bytes] = []
+    try:
+        for start in range(0, len(text), _CHUNK_CHARACTERS):
+            if start:
+                await asyncio.sleep(0)
+                if len(pieces[-1]) != _CHUNK_BYTES:
+                    raise ValueError("padding in the middle")
+            pieces.append(binascii.a2b_base64(text[start : start + _CHUNK_CHARACTERS], strict_mode=True))
+    except ValueError as error:
+        raise InvalidRequest(
+            f"the image is not valid base64: {str(error)[:1].lower()}{str(error)[1:]}", location=location
+        ) from error
+    return b"".join(pieces)

@@ -1,0 +1,116 @@
+"""Image processing: which text stands for an image in a prompt, and what the vision tower takes.
+
+The processors are those of mlx_vlm. They expand the placeholder of an image in a text and tokenize the result, for all
+images of a prompt at once. Here they process each image separately, and a stand-in for the tokenizer returns the text.
+"""
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from osaurusd.inference.request import Detail
+from osaurusd.worker.runners.vision.network import import_model
+
+# The longest side of an image with low detail, for families that keep its size otherwise.
+LOW_DETAIL_EDGE = 512
+
+
+@dataclass(frozen=True)
+class ProcessedImage:
+    """An image that is ready for the vision tower.
+
+    Attributes:
+        key: identifies its pixels and how they are resized.
+        text: replaces its placeholder in the prompt.
+        inputs: what the vision tower takes.
+    """
+
+    key: bytes
+    text: str
+    inputs: Mapping[str, np.ndarray[Any, Any]]
+
+
+class ImageProcessor:
+    """Processes images for one model. Safe on any thread.
+
+    Args:
+        processor: mlx_vlm's processor of the model.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        tokenizer = processor.tokenizer
+        # Gemma's templates and processor mark an image by the token that begins it.
+        self.placeholder: str = getattr(processor, "boi_token", None) or processor.image_token
+        self.image_token: str = tokenizer.convert_ids_to_tokens(processor.image_token_id)
+        processor.tokenizer = _TextTokenizer(tokenizer)
+        low = _with_low_detail(processor)
+        self._processors = {"auto": processor, "high": processor, "low": low or processor}
+        self._regimes = {"auto": b"high", "high": b"high", "low": b"low" if low else b"high"}
+
+    @classmethod
+    def load(cls, model_type: str, folder: Path) -> "ImageProcessor":
+        """Load the processor of a model; raises whatever transformers raises for files that it cannot read."""
+        module = import_model(model_type, ".processing_{}")
+        names = [name for name in vars(module) if name.endswith("Processor") and not name.endswith("ImageProcessor")]
+        return cls(getattr(module, names[0]).from_pretrained(str(folder), trust_remote_code=False))
+
+    def process(self, image: Image.Image, detail: Detail) -> ProcessedImage:
+        """Resize and normalize an image, and expand its placeholder."""
+        outputs = dict(self._processors[detail](images=[image], text=self.placeholder))
+        expanded = outputs.pop(_TextTokenizer.OUTPUT)
+        inputs = {name: _to_array(value) for name, value in outputs.items()}
+        if "spatial_shapes" in inputs and inputs["spatial_shapes"].prod(axis=1).max() > inputs["pixel_values"].shape[1]:
+            raise ValueError("one side is too long for the other")  # the processor of LFM2-VL cuts it
+        return ProcessedImage(_key(image, self._regimes[detail]), expanded.text, inputs)
+
+
+@dataclass(frozen=True)
+class _Text:
+    text: str
+
+
+class _TextTokenizer:
+    """Stands in for a processor's tokenizer, and returns the text instead of its tokens."""
+
+    OUTPUT = "expanded_text"
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: list[str], **_: Any) -> dict[str, _Text]:
+        return {self.OUTPUT: _Text(text[0])}
+
+
+def _with_low_detail(processor: Any) -> Any | None:
+    """Return a processor whose images have fewer tokens; None if the family has one resize regime only."""
+    low, images = copy.copy(processor), copy.copy(processor.image_processor)
+    low.image_processor = images
+    if getattr(images, "do_image_splitting", False):
+        images.do_image_splitting = False
+        return low
+    size = getattr(images, "size", None)
+    if isinstance(size, Mapping) and set(size) == {"longest_edge"} and size["longest_edge"] > LOW_DETAIL_EDGE:
+        images.size = {"longest_edge": LOW_DETAIL_EDGE}
+        return low
+    return None
+
+
+def _to_array(value: Any) -> np.ndarray[Any, Any]:
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype.kind == "f" else array
+
+
+def _key(image: Image.Image, regime: bytes) -> bytes:
+    digest = hashlib.sha256(f"{image.size}".encode())
+    digest.update(image.tobytes())
+    digest.update(regime)
+    return digest.digest()

@@ -1,0 +1,120 @@
+"""The runner of vision-language models: a text runner whose prompts can contain images."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from osaurusd.errors import InvalidRequest
+from osaurusd.inference.request import ChatPrompt, ImagePart, Prompt
+from osaurusd.rpc import messages
+from osaurusd.worker.engine.engine import Limits
+from osaurusd.worker.engine.images import PromptImage, image_ids
+from osaurusd.worker.engine.kv_cache import CacheLayout
+from osaurusd.worker.frontend.chat_images import ImageTexts, find_images
+from osaurusd.worker.frontend.chat_template import EncodedPrompt
+from osaurusd.worker.frontend.images import decode_image
+from osaurusd.worker.runners.folder import loadable
+from osaurusd.worker.runners.loading import Model, apply_limits, load_model_folder
+from osaurusd.worker.runners.request_builder import RequestBuilder
+from osaurusd.worker.runners.text import TextRunner
+from osaurusd.worker.runners.vision.network import VisionNetwork, model_classes
+from osaurusd.worker.runners.vision.processor import ImageProcessor, ProcessedImage
+
+
+class VisionRunner(TextRunner):
+    """A vision-language model with its engine.
+
+    Args:
+        model: the loaded model, whose network is a `VisionNetwork`.
+        limits: what its engine may use.
+        processor: processes images.
+        max_pixels: the largest image that is decoded.
+    """
+
+    def __init__(self, model: Model, limits: Limits, processor: ImageProcessor, max_pixels: int) -> None:
+        self._processor = processor
+        self._max_pixels = max_pixels
+        super().__init__(model, limits)
+
+    @classmethod
+    def load(cls, frame: messages.Load, on_bytes: Callable[[int], None]) -> "VisionRunner":
+        """Load a model; raises whatever `loading.load_model_folder` and transformers raise."""
+        model = load_model_folder(frame, on_bytes, get_model_classes=model_classes)
+        with loadable(Path(frame.path)) as folder:
+            processor = ImageProcessor.load(model.network.config.model_type, folder)
+        limits = Limits(
+            frame.memory_limit_bytes,
+            frame.prefix_cache_bytes,
+            frame.max_waiting,
+            frame.stall_seconds,
+            frame.feature_cache_bytes,
+        )
+        model = replace(model, network=VisionNetwork(model.network))
+        runner = cls(model, limits, processor, frame.max_image_pixels)
+        apply_limits(frame, runner.engine.pass_bytes)
+        return runner
+
+    def _create_builder(self, model: Model) -> RequestBuilder:
+        return VisionRequestBuilder(
+            model, self.engine.layout, self.engine.vocabulary, self._processor, self._max_pixels
+        )
+
+
+class VisionRequestBuilder(RequestBuilder):
+    """Builds engine requests with images. Safe on any thread.
+
+    Args:
+        model, layout, vocabulary: see `RequestBuilder`.
+        processor: processes images.
+        max_pixels: the largest image that is decoded.
+    """
+
+    def __init__(
+        self, model: Model, layout: CacheLayout, vocabulary: int, processor: ImageProcessor, max_pixels: int
+    ) -> None:
+        super().__init__(model, layout, vocabulary)
+        self._network: VisionNetwork = model.network
+        self._processor = processor
+        self._max_pixels = max_pixels
+
+    def _encode(self, prompt: Prompt, blobs: Sequence[bytes]) -> tuple[EncodedPrompt, list[PromptImage]]:
+        """Encode the prompt, and process its images."""
+        parts = list(find_images(prompt)) if isinstance(prompt, ChatPrompt) else []
+        if not parts:
+            return super()._encode(prompt, blobs)
+        images = [self._process(part, blobs[part.blob]) for part in parts]
+        texts = ImageTexts(self._processor.placeholder, self._processor.image_token, [each.text for each in images])
+        encoded = self._encoder.encode(prompt, texts)
+        tokens = list(encoded.tokens)
+        for image, positions in zip(images, encoded.image_positions, strict=True):
+            for position, token in zip(positions, image_ids(image.key, len(positions)).tolist(), strict=True):
+                tokens[position] = token
+        placed = map(self._place, images, encoded.image_positions)
+        return replace(encoded, tokens=tokens), list(placed)
+
+    def _process(self, part: ImagePart, data: bytes) -> ProcessedImage:
+        location = ("images", part.blob)
+        image = decode_image(data, max_pixels=self._max_pixels, location=location)
+        try:
+            return self._processor.process(image, part.detail)
+        except Exception as error:  # processors reject some sizes in many ways
+            width, height = image.size
+            reason = str(error) or type(error).__name__
+            raise InvalidRequest(
+                f"the model cannot process an image of {width} x {height} pixels: {reason}", location=location
+            ) from error
+
+    def _place(self, image: ProcessedImage, positions: list[int]) -> PromptImage:
+        size = self._network.measure(image.inputs, len(positions))
+        return PromptImage(
+            key=image.key,
+            start=positions[0],
+            end=positions[-1] + 1,
+            tokens=len(positions),
+            whole=self._network.whole_images,
+            stages=size.stages,
+            patches=size.patches,
+            encoding_bytes=size.nbytes,
+            feature_bytes=len(positions) * self._network.feature_bytes,
+            inputs=image.inputs,
+        )

@@ -1,0 +1,120 @@
+"""`osaurusctl drain`: running requests of every kind finish, new ones are rejected, also after a restart."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from openai import InternalServerError, OpenAI
+
+from tests import daemons
+from tests.conftest import TINY
+from tests.daemons import Daemon
+from tests.models import NO_END_TOKEN, make_tiny
+
+TOKENS = 600
+
+# OpenAI's client opens WebSockets in a way that the library deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:connect.* must be used as a context manager:DeprecationWarning")
+
+
+@pytest.fixture
+def model(home: Path, tiny_tokenizer: Path) -> Path:
+    """The home directory of a daemon with a tiny model, which generates until its limit."""
+    options = {"max_position_embeddings": 8192, "eos_token_id": NO_END_TOKEN, "tie_word_embeddings": False}
+    make_tiny(home / "models" / TINY, tiny_tokenizer, **options)
+    return home
+
+
+def ctl(home: Path, *arguments: str) -> Any:
+    """Run a command of the CLI, and return its JSON."""
+    command = [sys.executable, "-m", "osaurusctl", "--json", *arguments]
+    result = subprocess.run(command, env=daemons.environment(home), capture_output=True, text=True, check=True)
+    return json.loads(result.stdout)
+
+
+def connect(daemon: Daemon) -> OpenAI:
+    return OpenAI(base_url=daemon.url, api_key="x", max_retries=0)
+
+
+def status(daemon: Daemon, path: str) -> int:
+    address = urlsplit(daemon.url)
+    connection = HTTPConnection(address.hostname, address.port, timeout=30)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def events_of(connection: Any) -> Iterator[Any]:
+    """Yield the events of a WebSocket until a response is final."""
+    while True:
+        event = connection.recv()
+        yield event
+        if event.type in ("response.completed", "response.incomplete", "response.failed", "error"):
+            return
+
+
+def test_running_requests_finish_and_new_ones_are_rejected_also_after_a_restart(model: Path) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+    with daemons.running(model) as daemon, connect(daemon) as client, client.responses.connect() as socket:
+        background = client.responses.create(model=TINY, input="Hello", max_output_tokens=TOKENS, background=True)
+        socket.response.create(model=TINY, input="Hello", max_output_tokens=TOKENS)
+        assert "response.created" == socket.recv().type
+        stream = client.chat.completions.create(model=TINY, messages=messages, max_tokens=TOKENS, stream=True)
+        next(stream)
+
+        assert ctl(model, "drain")["requests"] >= 1
+        with pytest.raises(InternalServerError) as rejected:
+            client.chat.completions.create(model=TINY, messages=messages)
+        assert (503, "draining") == (rejected.value.status_code, rejected.value.code)
+        assert "5" == rejected.value.response.headers["retry-after"]
+        assert (503, 200, 200) == tuple(status(daemon, path) for path in ("/health/ready", "/health/live", "/health"))
+
+        assert "length" == [chunk.choices[0].finish_reason for chunk in stream][-1]
+        assert "response.incomplete" == [event.type for event in events_of(socket)][-1]
+        assert 0 == ctl(model, "drain", "--wait")["requests"]
+        final = client.responses.retrieve(background.id)
+        assert (TOKENS, "incomplete") == (final.usage.output_tokens, final.status)
+        socket.response.create(model=TINY, input="Hello")
+        assert "draining" == next(events_of(socket)).error.code
+        daemon.wait_for("drained")
+
+    with daemons.running(model) as daemon, connect(daemon) as client:
+        assert 503 == status(daemon, "/health/ready")
+        assert ctl(model, "status")["drain"]["draining"]
+        # The model can be loaded before the first request.
+        assert "ready" == ctl(model, "load", TINY)["state"]
+        ctl(model, "undrain")
+        assert 200 == status(daemon, "/health/ready")
+        reply = client.chat.completions.create(model=TINY, messages=messages, max_tokens=2)
+        assert 2 == reply.usage.completion_tokens
+
+
+def test_daemon_that_shuts_down_rejects_requests_over_open_connections(model: Path) -> None:
+    body = {"model": TINY, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2000}
+    with daemons.running(model) as daemon, connect(daemon) as client:
+        address = urlsplit(daemon.url)
+        with contextlib.closing(HTTPConnection(address.hostname, address.port, timeout=60)) as idle:
+            idle.request("GET", "/health/ready")
+            assert b"ok" in idle.getresponse().read()
+            stream = client.chat.completions.create(**body, stream=True)
+            next(stream)
+
+            daemon.process.send_signal(signal.SIGTERM)
+            daemon.wait_for("shutting down")
+            idle.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+            response = idle.getresponse()
+            error = json.load(response)["error"]
+
+        assert (503, "5", "shutting_down") == (response.status, response.getheader("Retry-After"), error["code"])
+        assert "length" == [chunk.choices[0].finish_reason for chunk in stream][-1]
+        assert 0 == daemon.stop()
