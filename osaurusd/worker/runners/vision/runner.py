@@ -92,8 +92,8 @@ class VisionRequestBuilder(RequestBuilder):
             for position, token in zip(positions, image_ids(image.key, len(positions)).tolist(), strict=True):
                 tokens[position] = token
         placed = list(map(self._place, images, encoded.image_positions))
-        positions = self._positions(placed, len(tokens)) if self._network.has_grid else None
-        return PreparedPrompt(replace(encoded, tokens=tokens), placed, positions)
+        grid = self._positions(placed, len(tokens)) if self._network.has_grid else None
+        return PreparedPrompt(replace(encoded, tokens=tokens), placed, grid)
 
     def _process(self, part: ImagePart, data: bytes) -> ProcessedImage:
         location = ("images", part.blob)
