@@ -30,6 +30,7 @@ class PromptImage:
         encoding_bytes: memory that a stage needs.
         feature_bytes: memory of the features.
         load: returns what the vision tower takes.
+        release: drops what it takes, which is not expected to be needed any more.
     """
 
     key: bytes
@@ -42,6 +43,7 @@ class PromptImage:
     encoding_bytes: int
     feature_bytes: int
     load: Callable[[], Mapping[str, Any]]
+    release: Callable[[], None]
 
 
 def image_bytes(images: Sequence[PromptImage]) -> int:

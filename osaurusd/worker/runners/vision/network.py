@@ -141,7 +141,9 @@ class VisionNetwork:
         self._stages = max(len(self._layers), 1)
         self._has_deepstack = model.config.model_type in _DEEPSTACK
         depth = len(model.config.vision_config.deepstack_visual_indexes) if self._has_deepstack else 0
-        self.feature_bytes = (1 + depth) * self.embed(mx.array([[0]])).nbytes
+        embedding = self.embed(mx.array([[0]]))
+        self._dtype = embedding.dtype
+        self.feature_bytes = (1 + depth) * embedding.nbytes
 
     @property
     def layers(self) -> list[Any]:
@@ -234,7 +236,7 @@ class VisionNetwork:
             # A layer that is not used has no output.
             layers = outputs[: self._stages - 1]
             stages += [*layers, *features[-1:] * (self._stages - len(layers))]
-        return [*stages[:-1], mx.concatenate(features, axis=1)]
+        return [*stages[:-1], mx.concatenate(features, axis=1).astype(self._dtype)]
 
     def _describe_features(self, inputs: dict[str, mx.array], tokens: int) -> mx.array:
         """Return the features [1 + deep layers, tokens, dimensions], which are not computed yet."""

@@ -134,9 +134,14 @@ class WaitingInputs:
 
     def __call__(self) -> Inputs:
         """Return the inputs."""
-        inputs, self._inputs = self._inputs, None
-        self._release()
+        inputs = self._inputs
+        self.release()
         return self._process().inputs if inputs is None else inputs
+
+    def release(self) -> None:
+        """Drop the inputs."""
+        self._inputs = None
+        self._release()
 
 
 @dataclass(frozen=True)

@@ -93,9 +93,9 @@ class VisionRequestBuilder(RequestBuilder):
         texts = ImageTexts(self._processor.placeholder, self._processor.image_token, [each.text for each in images])
         encoded = self._encoder.encode(prompt, texts)
         tokens = list(encoded.tokens)
-        for image, positions in zip(images, encoded.image_positions, strict=True):
-            for position, token in zip(positions, image_ids(image.key, len(positions)).tolist(), strict=True):
-                tokens[position] = token
+        for image, places in zip(images, encoded.image_positions, strict=True):
+            for place, token in zip(places, image_ids(image.key, len(places)).tolist(), strict=True):
+                tokens[place] = token
         placed = list(map(self._place, images, loads, encoded.image_positions))
         grids = [self._network.grid(image.inputs) for image in images] if self._network.has_grid else None
         positions = None if grids is None else _positions(placed, grids, len(tokens))
@@ -133,6 +133,7 @@ class VisionRequestBuilder(RequestBuilder):
 
     def _place(self, image: ProcessedImage, load: Callable[[], ProcessedImage], positions: list[int]) -> PromptImage:
         size = self._network.measure(image.inputs, len(positions))
+        waiting = WaitingInputs(image, load, self._budget)
         return PromptImage(
             key=image.key,
             start=positions[0],
@@ -143,7 +144,8 @@ class VisionRequestBuilder(RequestBuilder):
             patches=size.patches,
             encoding_bytes=size.nbytes,
             feature_bytes=len(positions) * self._network.feature_bytes,
-            load=WaitingInputs(image, load, self._budget),
+            load=waiting,
+            release=waiting.release,
         )
 
 

@@ -33,6 +33,7 @@ def image(start, end, key=b"key", *, whole=False, patches=16, encoding_bytes=0):
         encoding_bytes=encoding_bytes,
         feature_bytes=8 * (end - start),
         load=dict,
+        release=lambda: None,
     )
 
 

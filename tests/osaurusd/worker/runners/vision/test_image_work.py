@@ -1,6 +1,7 @@
 """How a runner processes images: what it computes once only, what it rejects, and what failures affect."""
 
 import gc
+from typing import Any, cast
 
 import mlx.core as mx
 import pytest
@@ -193,7 +194,7 @@ def test_memory_of_the_vision_tower_is_estimated(get_runner, family):
 def test_inputs_are_kept_until_the_image_is_encoded(vision_folder):
     runner = TinyRunner(vision_folder(FAMILY), feature_cache_bytes=0, prefix_cache_bytes=0)
     budget = InputBudget(100_000)
-    runner.runner._builder._budget = budget
+    cast(Any, runner.runner)._builder._budget = budget
     chat = ask((draw(1), QUESTION))
     waiting = runner.prepare(chat, 1)
 
@@ -205,13 +206,17 @@ def test_inputs_are_kept_until_the_image_is_encoded(vision_folder):
     assert (waiting.images[0].load()["pixel_values"] == again.images[0].load()["pixel_values"]).all()
     del waiting, again
     gc.collect()
+    (result,) = runner.run(chat)
+    budget.reserve(budget.max_bytes)  # although the request still exists
+    budget.release(budget.max_bytes)
+    assert result.request.images
     for _ in range(3):
         assert runner.run(chat)[0].tokens
 
 
 def test_images_that_exceed_the_memory_of_all_are_a_client_error(vision_folder):
     runner = TinyRunner(vision_folder(FAMILY))
-    runner.runner._builder._budget = InputBudget(100_000)
+    cast(Any, runner.runner)._builder._budget = InputBudget(100_000)
 
     with pytest.raises(InvalidRequest, match="more than 100000 bytes"):
         runner.prepare(ask((draw(1), draw(2), QUESTION)))
