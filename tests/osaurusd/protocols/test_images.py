@@ -343,7 +343,7 @@ async def test_image_in_the_wrong_place_or_form_is_named(served, path, body, par
 
 REFUSALS = [
     ({"model_type": "llama"}, "it is a text model"),
-    ({"model_type": "qwen3_vl", "vision_config": {}}, "images of the architecture `qwen3_vl` are not supported"),
+    ({"model_type": "gemma4", "vision_config": {}}, "images of the architecture `gemma4` are not supported"),
 ]
 
 
