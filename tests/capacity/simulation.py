@@ -15,6 +15,7 @@ from osaurusd.errors import OsaurusError, QueueFull
 from osaurusd.pool.scheduler import Scheduler, SchedulerConfig
 from osaurusd.pool.state import ModelSpec, ModelState
 from osaurusd.worker.engine.chunk_sizer import ChunkSizer
+from osaurusd.worker.engine.images import FeatureCache
 from osaurusd.worker.engine.planner import Planner
 from osaurusd.worker.engine.prefix_cache import PrefixCache, PrefixMatch, Tokens
 from osaurusd.worker.engine.request import Choice, EngineRequest
@@ -188,7 +189,7 @@ class Simulation:
         memory = self._figures.memory_budget(memory_bytes, sizer)
         cache = _PrefixCache(self._kind.prompt_tokens - self._kind.new_tokens)
         # A padding that costs nothing: all sequences share one batch, as the prediction assumes.
-        planner = Planner(memory, sizer, cache, max_waiting=MAX_WAITING, padding_per_pass=2**40)
+        planner = Planner(memory, sizer, cache, FeatureCache(0), max_waiting=MAX_WAITING, padding_per_pass=2**40)
         return planner, sizer
 
     def _step(self) -> None:
