@@ -14,7 +14,7 @@ PYTEST = -m "not long and not clients" --numprocesses $(PROCESSES) --dist loadfi
 # Tests start hundreds of processes, which share compiled modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo demo-stop test test-long test-clients client-locks test-mac coverage ui soak lint format docs run bench screenshot check-recommended dist constraints man clean
+.PHONY: help demo demo-stop test test-long test-clients client-locks test-mac coverage ui soak lint format docs run bench screenshot screenshots check-recommended dist constraints man clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' Makefile
@@ -71,6 +71,9 @@ bench: $(VENV)/.dev $(MODEL) $(EMBEDDER) ## Compare performance with mlx_lm.serv
 
 screenshot: $(VENV)/.installed $(MODEL) ## Run a session and save what it prints as docs/images/terminal.svg
 	$(BIN)/python -m tests.demo.screenshot
+
+screenshots: $(VENV)/.dev $(MODEL) $(EMBEDDER) ## Photograph the web page for docs/images; needs Chromium
+	$(BIN)/python -m tests.demo.page_screenshots
 
 check-recommended: $(VENV)/.installed ## Compare the recommended models with the hub (needs the network)
 	$(BIN)/python -m tests.check_recommended
