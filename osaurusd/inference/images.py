@@ -10,7 +10,6 @@ import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import get_args
 
 from osaurusd.config import Config, Vision
 from osaurusd.errors import InvalidRequest, TooManyRequests
@@ -23,7 +22,8 @@ IMAGES: Location = ("images",)
 Download = Callable[[str, Vision], Awaitable[bytes]]
 """Downloads the image at a URL within the limits of the settings; raises `InvalidRequest`."""
 
-DETAILS = get_args(Detail)
+DETAILS: Mapping[str, Detail] = {"auto": "auto", "low": "low", "high": "high", "original": "high"}
+"""The values of `detail` in OpenAI's API, and what they mean here."""
 
 # Decoding this much base64 takes a few milliseconds.
 _CHUNK_CHARACTERS = 1024 * 1024
@@ -86,11 +86,10 @@ class ImageCollector:
 
 
 def _parse_detail(detail: str | None, path: str) -> Detail:
-    for allowed in DETAILS:
-        if detail == allowed:
-            return detail  # type: ignore[return-value]  # one of the literals
     if detail is None:
         return "auto"
+    if detail in DETAILS:
+        return DETAILS[detail]
     path = f"{path.removesuffix('.url').removesuffix('.image_url')}.detail"
     raise InvalidRequest(f"`{path}`: must be one of {', '.join(DETAILS)}, not {detail[:100]!r}", param=path)
 

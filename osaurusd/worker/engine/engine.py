@@ -334,7 +334,7 @@ class Engine:
 
 def _batch_entries(tasks: list[PrefillTask]) -> list[BatchEntry]:
     return [
-        BatchEntry(sequence.id, sequence.choice.sampling, len(task.tokens))
+        BatchEntry(sequence.id, sequence.choice.sampling, len(task.tokens), task.request.position_delta)
         for task in tasks
         for sequence in task.sequences
     ]

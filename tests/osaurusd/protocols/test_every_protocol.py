@@ -191,3 +191,12 @@ async def test_client_chosen_id_is_in_the_headers_of_responses_streams_and_error
         headers = ["Content-Type: application/json", "X-Request-Id: trace-7"]
         response = await served.server.request("POST", path, *headers, body=content)
         assert (status, "trace-7") == (response.status, response.headers["X-Request-Id"])
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
+async def test_prompt_cache_key_is_accepted(served, path):
+    body = (
+        json.dumps({"model": MODEL, "prompt_cache_key": "user-1", **STALLED[path]}).replace("stall", "to be").encode()
+    )
+
+    assert 200 == (await served.server.request("POST", path, "Content-Type: application/json", body=body)).status

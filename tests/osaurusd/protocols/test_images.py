@@ -306,7 +306,7 @@ async def test_unknown_detail_is_rejected(served, path):
     content = json.dumps(body).replace('"low"', '"tiny"')
     status, text = await served.post(path, json.loads(content))
 
-    assert (400, True) == (status, ".detail`: must be one of auto, low, high" in text)
+    assert (400, True) == (status, ".detail`: must be one of auto, low, high, original" in text)
 
 
 @pytest.mark.parametrize(
@@ -381,3 +381,12 @@ async def test_images_of_earlier_turns_are_sent_again(served):
     assert 200 == (await served.post("/v1/responses", turn))[0]
 
     assert list(FILES) == served.received[1]
+
+
+async def test_lists_of_models_tell_what_they_see(served):
+    models = (await served.server.request("GET", "/v1/models")).json["data"]
+    catalog = (await served.server.request("GET", "/v1/models?client_version=1")).json["models"]
+    shown = await served.post("/api/show", {"model": MODEL})
+
+    assert [["text", "image"]] * 2 == [models[0]["input_modalities"], catalog[0]["input_modalities"]]
+    assert "vision" in json.loads(shown[1])["capabilities"]

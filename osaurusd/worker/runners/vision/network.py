@@ -27,6 +27,9 @@ _PARTS = (("VisionModel", "vision_config"), ("LanguageModel", "text_config"))
 # The names of vision towers.
 _TOWERS = ("vision_tower", "vision_model")
 
+# The positions of an image are its rows and columns.
+_GRID = frozenset({"qwen2_vl", "qwen2_5_vl"})
+
 # Positions of an image attend to each other in both directions.
 _BIDIRECTIONAL = frozenset({"gemma3"})
 
@@ -114,6 +117,7 @@ class VisionNetwork:
     Attributes:
         language_model: its language model.
         feature_bytes: the size of the features at one position.
+        has_grid: whether the positions of an image are its rows and columns.
         whole_images: whether positions of an image attend to each other in both directions.
     """
 
@@ -122,6 +126,7 @@ class VisionNetwork:
         self.language_model = model.language_model
         self.args = model.config.text_config
         self.whole_images = model.config.model_type in _BIDIRECTIONAL
+        self.has_grid = model.config.model_type in _GRID
         self._layers = _find_layers(model)
         self._stages = max(len(self._layers), 1)
         self.feature_bytes = self.embed(mx.array([[0]])).nbytes
@@ -134,7 +139,8 @@ class VisionNetwork:
     @property
     def image_token(self) -> int:
         """The id of the token that stands for the features of an image."""
-        return int(self._model.config.image_token_index)
+        config = self._model.config
+        return int(config.image_token_id if self.has_grid else config.image_token_index)
 
     def make_cache(self) -> Cache:
         """Return an empty cache with mlx_lm's classes, which can be merged, copied and restored."""
@@ -147,14 +153,46 @@ class VisionNetwork:
         parts = self._split(image, tokens)
         config = self._model.config.vision_config
         pixels = max(inputs["pixel_values"].size for inputs, _ in parts)
-        patches = max(pixels // (config.num_channels * config.patch_size**2), 1)
-        per_patch = _HIDDEN_COPIES * config.hidden_size + _INTERMEDIATE_COPIES * config.intermediate_size
-        scores = patches**2 * config.num_attention_heads
+        if self.has_grid:
+            patches, heads = len(image["pixel_values"]), config.num_heads
+            hidden = getattr(config, "embed_dim", config.hidden_size)
+            intermediate = getattr(config, "intermediate_size", None) or int(hidden * config.mlp_ratio)
+        else:
+            patches, heads = max(pixels // (config.num_channels * config.patch_size**2), 1), config.num_attention_heads
+            hidden, intermediate = config.hidden_size, config.intermediate_size
+        per_patch = _HIDDEN_COPIES * hidden + _INTERMEDIATE_COPIES * intermediate
+        scores = patches**2 * heads
         return ImageSize(len(parts) * self._stages, patches, _FLOAT32_BYTES * (patches * per_patch + scores))
 
-    def __call__(self, tokens: mx.array, cache: Cache, input_embeddings: mx.array | None = None) -> mx.array:
-        """Return logits [rows, tokens, vocabulary] after `tokens` [rows, tokens], or after their embeddings."""
-        logits: mx.array = self.language_model(tokens, inputs_embeds=input_embeddings, cache=cache).logits
+    def grid(self, inputs: Mapping[str, Any]) -> tuple[int, int]:
+        """Return how many rows and columns of tokens an image has, if its positions are those."""
+        _, rows, columns = inputs["image_grid_thw"][0].tolist()
+        size = self._model.config.vision_config.spatial_merge_size
+        return rows // size, columns // size
+
+    def __call__(
+        self,
+        tokens: mx.array,
+        cache: Cache,
+        input_embeddings: mx.array | None = None,
+        position_ids: mx.array | None = None,
+        position_deltas: mx.array | None = None,
+    ) -> mx.array:
+        """Return logits [rows, tokens, vocabulary].
+
+        Args:
+            tokens: token ids [rows, tokens].
+            cache: what precedes them.
+            input_embeddings: their embeddings, if there are images among them.
+            position_ids: their positions [3, rows, tokens], if there are images among them.
+            position_deltas: the difference between position and length for each row [rows]; by default 0.
+        """
+        options = {}
+        if self.has_grid:
+            options["position_ids"] = (
+                _text_positions(tokens, cache, position_deltas) if position_ids is None else position_ids
+            )
+        logits: mx.array = self.language_model(tokens, inputs_embeds=input_embeddings, cache=cache, **options).logits
         return logits
 
     def embed(self, tokens: mx.array) -> mx.array:
@@ -216,6 +254,14 @@ class _Recorder:
         output = self._layer(*args, **kwargs)
         self._outputs.append(output[0] if isinstance(output, tuple) else output)
         return output
+
+
+def _text_positions(tokens: mx.array, cache: Cache, deltas: mx.array | None) -> mx.array:
+    """Return the positions [3, rows, tokens] of text that follows what is in the cache."""
+    rows, count = tokens.shape
+    first = mx.broadcast_to(mx.array(cache[0].offset), (rows,))
+    positions = (first if deltas is None else first + deltas)[:, None] + mx.arange(count)
+    return mx.broadcast_to(positions, (3, rows, count))
 
 
 def _find_layers(model: Any) -> list[Any]:

@@ -6,6 +6,7 @@ images of a prompt at once. Here they process each image separately, and a stand
 
 import copy
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,8 @@ class ImageProcessor:
     @classmethod
     def load(cls, model_type: str, folder: Path) -> "ImageProcessor":
         """Load the processor of a model; raises whatever transformers raises for files that it cannot read."""
+        # mlx_vlm sets options of transformers that are deprecated.
+        logging.getLogger("transformers").setLevel(logging.ERROR)
         module = import_model(model_type, ".processing_{}")
         names = [name for name in vars(module) if name.endswith("Processor") and not name.endswith("ImageProcessor")]
         return cls(getattr(module, names[0]).from_pretrained(str(folder), trust_remote_code=False))
@@ -96,6 +99,9 @@ def _with_low_detail(processor: Any) -> Any | None:
     low.image_processor = images
     if getattr(images, "do_image_splitting", False):
         images.do_image_splitting = False
+        return low
+    if getattr(images, "max_pixels", 0) > LOW_DETAIL_EDGE**2:
+        images.max_pixels = LOW_DETAIL_EDGE**2
         return low
     size = getattr(images, "size", None)
     if isinstance(size, Mapping) and set(size) == {"longest_edge"} and size["longest_edge"] > LOW_DETAIL_EDGE:

@@ -4,18 +4,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from osaurusd.errors import InvalidRequest
 from osaurusd.inference.request import ChatPrompt, ImagePart, Prompt
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.engine import Limits
 from osaurusd.worker.engine.images import PromptImage, image_ids
 from osaurusd.worker.engine.kv_cache import CacheLayout
+from osaurusd.worker.engine.request import Positions
 from osaurusd.worker.frontend.chat_images import ImageTexts, find_images
-from osaurusd.worker.frontend.chat_template import EncodedPrompt
 from osaurusd.worker.frontend.images import decode_image
 from osaurusd.worker.runners.folder import loadable
 from osaurusd.worker.runners.loading import Model, apply_limits, load_model_folder
-from osaurusd.worker.runners.request_builder import RequestBuilder
+from osaurusd.worker.runners.request_builder import PreparedPrompt, RequestBuilder
 from osaurusd.worker.runners.text import TextRunner
 from osaurusd.worker.runners.vision.network import VisionNetwork, model_classes
 from osaurusd.worker.runners.vision.processor import ImageProcessor, ProcessedImage
@@ -77,7 +79,7 @@ class VisionRequestBuilder(RequestBuilder):
         self._processor = processor
         self._max_pixels = max_pixels
 
-    def _encode(self, prompt: Prompt, blobs: Sequence[bytes]) -> tuple[EncodedPrompt, list[PromptImage]]:
+    def _encode(self, prompt: Prompt, blobs: Sequence[bytes]) -> PreparedPrompt:
         """Encode the prompt, and process its images."""
         parts = list(find_images(prompt)) if isinstance(prompt, ChatPrompt) else []
         if not parts:
@@ -89,8 +91,9 @@ class VisionRequestBuilder(RequestBuilder):
         for image, positions in zip(images, encoded.image_positions, strict=True):
             for position, token in zip(positions, image_ids(image.key, len(positions)).tolist(), strict=True):
                 tokens[position] = token
-        placed = map(self._place, images, encoded.image_positions)
-        return replace(encoded, tokens=tokens), list(placed)
+        placed = list(map(self._place, images, encoded.image_positions))
+        grid = self._positions(placed, len(tokens)) if self._network.has_grid else None
+        return PreparedPrompt(replace(encoded, tokens=tokens), placed, grid)
 
     def _process(self, part: ImagePart, data: bytes) -> ProcessedImage:
         location = ("images", part.blob)
@@ -103,6 +106,21 @@ class VisionRequestBuilder(RequestBuilder):
             raise InvalidRequest(
                 f"the model cannot process an image of {width} x {height} pixels: {reason}", location=location
             ) from error
+
+    def _positions(self, images: Sequence[PromptImage], count: int) -> Positions:
+        """Return positions [3, tokens]: those of an image are its rows and columns after the position before it."""
+        parts: list[Positions] = []
+        end = following = 0
+        for image in images:
+            rows, columns = self._network.grid(image.inputs)
+            text = image.start - end
+            parts.append(np.tile(np.arange(text), (3, 1)) + following)
+            following += text
+            row, column = np.indices((rows, columns)).reshape(2, -1)
+            parts.append(np.stack([np.zeros_like(row), row, column]) + following)
+            following += max(rows, columns)
+            end = image.end
+        return np.concatenate([*parts, np.tile(np.arange(count - end), (3, 1)) + following], axis=1)
 
     def _place(self, image: ProcessedImage, positions: list[int]) -> PromptImage:
         size = self._network.measure(image.inputs, len(positions))
