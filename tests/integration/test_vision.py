@@ -97,16 +97,11 @@ def test_simultaneous_requests_with_other_images_do_not_affect_each_other(ask: A
     assert together == [text_of(ask(*content)) for content in contents]
 
 
-@pytest.mark.parametrize(
-    "data",
-    [b"no image at all", file_of(draw(1))[:-40], b"\x89PNG\r\n\x1a\n" + bytes(100)],
-    ids=["text", "cut", "zeros"],
-)
-def test_worker_survives_a_bad_image(daemon: Daemon, ask: Any, data: bytes) -> None:
+def test_worker_survives_a_damaged_image(daemon: Daemon, ask: Any) -> None:
     ask(QUESTION)
     _, before = daemon.admin("GET", "/v0/workers")
     with pytest.raises(BadRequestError) as caught:
-        ask(draw(1), data, QUESTION)
+        ask(draw(1), file_of(draw(2))[:-40], QUESTION)
     assert caught.value.param == "messages[0].content[1].image_url.url"
     _, after = daemon.admin("GET", "/v0/workers")
     assert [worker["pid"] for worker in after] == [worker["pid"] for worker in before]
