@@ -6,6 +6,7 @@ import json
 
 import msgspec
 import pytest
+from aiohttp import ClientSession
 
 from osaurusd.config import Config
 from osaurusd.http.app import create_app
@@ -16,7 +17,7 @@ from tests.images import PNG, data_url
 from tests.osaurusd.http.serve import serving
 from tests.osaurusd.models import disk
 
-from .helpers import MODEL, REPO, client_groups, running_backend
+from .helpers import MODEL, REPO, STORED_BYTES, client_groups, running_backend
 
 FIRST, SECOND = b"the first file", b"the second file"
 FILES = (FIRST, SECOND)
@@ -306,7 +307,7 @@ async def test_unknown_detail_is_rejected(served, path):
     content = json.dumps(body).replace('"low"', '"tiny"')
     status, text = await served.post(path, json.loads(content))
 
-    assert (400, True) == (status, ".detail`: must be one of auto, low, high" in text)
+    assert (400, True) == (status, ".detail`: must be one of auto, low, high, original" in text)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +343,7 @@ async def test_image_in_the_wrong_place_or_form_is_named(served, path, body, par
 
 REFUSALS = [
     ({"model_type": "llama"}, "it is a text model"),
-    ({"model_type": "qwen3_vl", "vision_config": {}}, "images of the architecture `qwen3_vl` are not supported"),
+    ({"model_type": "gemma4", "vision_config": {}}, "images of the architecture `gemma4` are not supported"),
 ]
 
 
@@ -381,3 +382,40 @@ async def test_images_of_earlier_turns_are_sent_again(served):
     assert 200 == (await served.post("/v1/responses", turn))[0]
 
     assert list(FILES) == served.received[1]
+
+
+async def test_lists_of_models_tell_what_they_see(served):
+    models = (await served.server.request("GET", "/v1/models")).json["data"]
+    catalog = (await served.server.request("GET", "/v1/models?client_version=1")).json["models"]
+    shown = await served.post("/api/show", {"model": MODEL})
+
+    assert [["text", "image"]] * 2 == [models[0]["input_modalities"], catalog[0]["input_modalities"]]
+    assert "vision" in json.loads(shown[1])["capabilities"]
+
+
+async def test_images_count_against_the_bytes_of_stored_responses(served):
+    status, text = await served.send("/v1/responses", images=[data_url(bytes(STORED_BYTES))])
+    assert 200 == status
+    turn = {"input": "again", "previous_response_id": json.loads(text)["id"]}
+
+    assert "previous_response_not_found" in (await served.post("/v1/responses", turn))[1]
+
+
+async def test_images_of_a_conversation_reach_the_worker(served):
+    items = responses("look", [data_url(FIRST)])["input"]
+    conversation = json.loads((await served.post("/v1/conversations", {"items": items}))[1])["id"]
+
+    assert 200 == (await served.post("/v1/responses", {"input": "again", "conversation": conversation}))[0]
+
+    assert [FIRST] == served.received[1]
+
+
+async def test_image_over_a_websocket_reaches_the_worker(served):
+    async with ClientSession() as session, session.ws_connect(f"{served.server.url}/v1/responses") as socket:
+        await socket.send_json({"type": "response.create", "model": MODEL, **responses("hello", [data_url(FIRST)])})
+        while (await socket.receive_json())["type"] != "response.completed":
+            pass
+        await socket.send_json({"type": "response.create", "model": MODEL, **responses("damaged", URLS)})
+        error = await socket.receive_json()
+
+    assert ("error", 400, field("/v1/responses", 1)) == (error["type"], error["status"], error["error"]["param"])
