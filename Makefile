@@ -14,7 +14,7 @@ PYTEST = -m "not long and not clients" --numprocesses $(PROCESSES) --dist loadfi
 # Tests start hundreds of processes, which share compiled modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo demo-stop test test-long test-clients client-locks test-mac coverage ui soak lint format docs run bench screenshot check-recommended dist constraints man clean
+.PHONY: help demo demo-stop test test-long test-clients client-locks test-mac coverage ui soak lint format docs run bench screenshot screenshots check-recommended dist constraints man clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' Makefile
@@ -31,7 +31,7 @@ test: $(VENV)/.dev $(MODEL) $(EMBEDDER) ## Run the tests, except those marked "l
 test-long: $(VENV)/.dev $(MODEL) $(EMBEDDER) ## Run the tests marked "long"
 	$(BIN)/python -m pytest -m long
 
-test-clients: $(VENV)/.dev $(MODEL) ## Run the tests with client programs, which they install in .cache (1 GB)
+test-clients: $(VENV)/.dev $(MODEL) ## Run the tests with client programs, which they install in .cache (2 GB)
 	$(BIN)/python -m pytest -m clients tests/clients
 
 coverage: $(VENV)/.dev $(MODEL) $(EMBEDDER) ## Run the tests and report coverage
@@ -72,6 +72,9 @@ bench: $(VENV)/.dev $(MODEL) $(EMBEDDER) ## Compare performance with mlx_lm.serv
 screenshot: $(VENV)/.installed $(MODEL) ## Run a session and save what it prints as docs/images/terminal.svg
 	$(BIN)/python -m tests.demo.screenshot
 
+screenshots: $(VENV)/.dev $(MODEL) $(EMBEDDER) ## Photograph the web page for docs/images; needs Chromium
+	$(BIN)/python -m tests.demo.page_screenshots
+
 check-recommended: $(VENV)/.installed ## Compare the recommended models with the hub (needs the network)
 	$(BIN)/python -m tests.check_recommended
 
@@ -86,9 +89,10 @@ constraints: $(VENV)/.release ## Update constraints.txt to the newest versions o
 		--output-file constraints.txt pyproject.toml
 
 client-locks: $(VENV)/.release ## Update the versions of the client programs in tests/clients; needs npm
-	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-annotate \
-		--custom-compile-command "make client-locks" \
-		--output-file tests/clients/python/requirements.txt tests/clients/python/requirements.in
+	for folder in python litellm; do \
+		$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-annotate \
+			--custom-compile-command "make client-locks" \
+			--output-file tests/clients/$$folder/requirements.txt tests/clients/$$folder/requirements.in; done
 	for folder in libraries ai-4 agents; do \
 		(cd tests/clients/$$folder && rm package-lock.json && npm install --package-lock-only \
 			--omit-lockfile-registry-resolved --no-audit --no-fund); done

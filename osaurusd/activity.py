@@ -125,8 +125,7 @@ class Activity:
     ) -> None:
         self.clock = clock
         self._wall_clock = wall_clock
-        # In order. Ids are not unique: clients choose them.
-        self._running: dict[ActiveRequest, None] = {}
+        self._running: dict[ActiveRequest, None] = {}  # a set that keeps the order
         self._finished: deque[ActiveRequest] = deque(maxlen=MAX_FINISHED)
         self.finished_count = 0
 

@@ -123,19 +123,22 @@ class Daemon:
         self._responses = create_store(config, state_dir / "responses.db", self._response_memory)
         self._pressure = PressureRelief(self._pool)
         self._metrics.register(self._pressure)
-        self._pulls = PullManager(
-            self._catalog,
-            state_dir / "pulls.json",
-            options=lambda: config.current.pulls,
-            error_body=lambda error: error_body(as_osaurus_error(error)),
-            bus=self._bus,
-            power=power,
-        )
+        self._pulls = self._create_pulls(power)
         self._activity = Activity()
         self._monitor = Monitor(
             info.instance, self._catalog, self._pool, pool_metrics, self._activity, self._get_config
         )
         self._models_api = ModelsApi(self._catalog, self._pool, self._pins, self._imports, self._pulls)
+
+    def _create_pulls(self, power: PowerAssertion) -> PullManager:
+        return PullManager(
+            self._catalog,
+            self._info.paths.state_dir / "pulls.json",
+            options=lambda: self._config.current.pulls,
+            error_body=lambda error: error_body(as_osaurus_error(error)),
+            bus=self._bus,
+            power=power,
+        )
 
     def _create_pool(self, metrics: PoolMetrics, power: PowerAssertion) -> Pool:
         config = PoolConfig.from_config(self._config.current)

@@ -1,14 +1,20 @@
 """A real browser for tests of the web page: Chromium or Chrome of the system, driven by Playwright."""
 
 import contextlib
+import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+from tests import daemons
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 MAC_PROGRAM = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
@@ -42,6 +48,25 @@ def running() -> Iterator[Browser]:
             browser.close()
 
 
+@contextlib.contextmanager
+def management_link(home: Path, **env: str) -> Iterator[str]:
+    """Run `osaurusctl ui`, and yield the link that opens a session."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "osaurusctl", "ui", "--no-browser", "--json"],
+        env=daemons.environment(home, **env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            yield str(json.loads(process.stdout.readline())["url"])
+        finally:
+            process.send_signal(signal.SIGINT)
+
+
 class Visitor:
     """Opens pages in a browser profile of its own, and collects what a person would not see.
 
@@ -50,20 +75,20 @@ class Visitor:
             except those about error responses, which the page shows itself.
     """
 
-    def __init__(self, browser: Browser, url: str, **options: object) -> None:
+    def __init__(self, browser: Browser, address: str, **options: object) -> None:
         self._context = browser.new_context(**options)
         self._first: Page | None = None
         self._context.set_default_timeout(TIMEOUT_MS)
-        self._url = url
+        self._url, _, self._fragment = address.partition("/#")
         self.problems: list[str] = []
 
     def open(self, fragment: str = "", *, wait: bool = True) -> Page:
-        """Open a view, and wait until it has the daemon's data."""
+        """Open a view, by default that of the address, and wait until it has the daemon's data."""
         page = self._context.new_page()
         self._first = self._first or page
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("console", self._note)
-        page.goto(f"{self._url}/{fragment}")
+        page.goto(f"{self._url}/{fragment or f'#{self._fragment}'}")
         if wait:
             page.wait_for_selector(".connection.live")
         return page
@@ -85,9 +110,9 @@ class Visitor:
 
 
 @contextlib.contextmanager
-def visiting(browser: Browser, url: str, **options: object) -> Iterator[Visitor]:
-    """Visit a daemon with a new profile: nothing is stored yet."""
-    visitor = Visitor(browser, url, **options)
+def visiting(browser: Browser, address: str, **options: object) -> Iterator[Visitor]:
+    """Visit a server, or a link of `osaurusctl ui`, with a new profile: nothing is stored yet."""
+    visitor = Visitor(browser, address, **options)
     try:
         yield visitor
     finally:

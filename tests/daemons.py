@@ -126,6 +126,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def free_port() -> int:
+    """Return a port of 127.0.0.1 for a program that cannot choose one itself."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
 def environment(home: Path, **extra: str) -> dict[str, str]:
     """Return an environment in which a daemon or CLI uses this home and no settings of the user."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OSAURUS_", "HF_"))}

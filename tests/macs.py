@@ -109,9 +109,12 @@ class Mac:
     def ctl(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run `osaurusctl`: the installed program on a real Mac."""
         if REAL:
-            return self.run(PROGRAMS / "osaurusctl", *arguments, **env)
+            return self.run_installed(*arguments, **env)
         with contextlib.chdir(self.root):
             return invoke({**self.env, **env}, *arguments)
+
+    def run_installed(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return self.run(PROGRAMS / "osaurusctl", *arguments, **env)
 
     def install(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run `osaurusctl install`, on a free port unless the arguments include one."""

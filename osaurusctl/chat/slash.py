@@ -55,8 +55,8 @@ def run(conversation: "Conversation", line: str) -> None:
 
 
 def is_command(line: str) -> bool:
-    """Whether a line starts with the name of a command."""
-    return line.partition(" ")[0] in COMMANDS
+    """Whether a prompt is one line that starts with the name of a command."""
+    return "\n" not in line and line.partition(" ")[0] in COMMANDS
 
 
 def _help(conversation: "Conversation", _argument: str) -> None:

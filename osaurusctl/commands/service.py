@@ -116,6 +116,7 @@ def restart(output: Output, timeout: float) -> None:
         status = client.status(any_version=True)
     result = {"pid": status.pid, "version": status.version, "endpoints": status.endpoints}
     output.show(result, "\n".join([f"osaurusd {status.version} is running (pid {status.pid})", *status.endpoints]))
+    _note_drain(output, status)
 
 
 @click.command("install", cls=Command, examples=["osaurusctl install", "osaurusctl install --port 9000 --dry-run"])
@@ -287,6 +288,13 @@ def _show_started(output: Output, subject: str, status: DaemonStatus, started: b
     result = {"started": started, "pid": status.pid, "endpoints": status.endpoints, "log_file": status.log_file}
     summary = f"{subject} {'is running' if started else 'is already running'} (pid {status.pid})"
     output.show(result, "\n".join([summary, *status.endpoints, f"log: {status.log_file}"]))
+    _note_drain(output, status)
+
+
+def _note_drain(output: Output, status: DaemonStatus) -> None:
+    """Say that a daemon that has started rejects requests, because it was draining before."""
+    if status.drain.draining:
+        output.note('the daemon is draining and rejects requests; run "osaurusctl undrain" to accept them')
 
 
 def _show_plan(output: Output, plan: installation.InstallPlan) -> None:

@@ -1,6 +1,8 @@
 """The ui command: the page that manages the daemon."""
 
 import asyncio
+import os
+import sys
 import webbrowser
 
 import click
@@ -35,13 +37,18 @@ def ui(output: Output, port: int, no_browser: bool) -> None:
     def show() -> None:
         output.show({"url": link}, link)
         _note_daemon(Client(locations.socket), output)
-        if no_browser or not webbrowser.open(link):
+        if no_browser or not _has_display() or not webbrowser.open(link):
             output.note("open the link in a browser on this machine; press Ctrl-C to stop")
         else:
             output.note("the page opens in your browser; press Ctrl-C to stop")
 
     with exit_on_interrupt():
         asyncio.run(management.serve(show))
+
+
+def _has_display() -> bool:
+    """Whether a graphical browser can be opened. Those for terminals run no scripts."""
+    return sys.platform == "darwin" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def _note_daemon(client: Client, output: Output) -> None:

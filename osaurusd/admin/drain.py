@@ -48,6 +48,7 @@ class Drain:
         self._bus = bus
         self._since = self._file.read().draining_since
         self._waiting: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()
         self.fault = self._file.fault
         gauge = Gauge("osaurus_draining", "1 while the daemon accepts no new requests.", registry=registry)
         gauge.set_function(lambda: float(self._since is not None))
@@ -69,12 +70,19 @@ class Drain:
     async def change(self, request: web.Request) -> web.Response:
         """Start or end draining. Without effect if nothing changes."""
         wanted = (await read_json(request, DrainRequest)).draining
-        if wanted != self.status.draining:
-            since = time.time() if wanted else None
-            # In this order: what the file says is what the daemon does after a restart.
-            await asyncio.to_thread(self._file.write, _State(draining_since=since))
-            self._apply(since)
+        async with self._lock:
+            if wanted != self.status.draining:
+                since = time.time() if wanted else None
+                self._apply(since)
+                await self._save(since)
         return json_response(self.status)
+
+    async def _save(self, since: float | None) -> None:
+        """Save the state. A full disk must not keep a host from being taken out of service."""
+        try:
+            await asyncio.to_thread(self._file.write, _State(draining_since=since))
+        except OSError as error:
+            log.warning("cannot save whether the daemon drains; a restart forgets it", reason=str(error))
 
     def _apply(self, since: float | None) -> None:
         self._since = since

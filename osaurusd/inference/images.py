@@ -10,7 +10,6 @@ import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import get_args
 
 from osaurusd.config import Config, Vision
 from osaurusd.errors import InvalidRequest, TooManyRequests
@@ -23,12 +22,15 @@ IMAGES: Location = ("images",)
 Download = Callable[[str, Vision], Awaitable[bytes]]
 """Downloads the image at a URL within the limits of the settings; raises `InvalidRequest`."""
 
-DETAILS = get_args(Detail)
+DETAILS: Mapping[str, Detail] = {"auto": "auto", "low": "low", "high": "high", "original": "high"}
+"""The values of `detail` in OpenAI's API, and what they mean here."""
 
 # Decoding this much base64 takes a few milliseconds.
 _CHUNK_CHARACTERS = 1024 * 1024
 _CHUNK_BYTES = _CHUNK_CHARACTERS // 4 * 3
-_MAX_DOWNLOADS = 4
+
+# Of all requests together: their bytes are counted when they are complete.
+_MAX_DOWNLOADS = 8
 _MAX_DATA_URL_HEAD = 256
 _MAX_SCHEME = 32
 
@@ -86,11 +88,10 @@ class ImageCollector:
 
 
 def _parse_detail(detail: str | None, path: str) -> Detail:
-    for allowed in DETAILS:
-        if detail == allowed:
-            return detail  # type: ignore[return-value]  # one of the literals
     if detail is None:
         return "auto"
+    if detail in DETAILS:
+        return DETAILS[detail]
     path = f"{path.removesuffix('.url').removesuffix('.image_url')}.detail"
     raise InvalidRequest(f"`{path}`: must be one of {', '.join(DETAILS)}, not {detail[:100]!r}", param=path)
 
@@ -124,6 +125,7 @@ class ImageLoader:
     def __init__(self, config: Callable[[], Config], download: Download) -> None:
         self._config = config
         self._download = download
+        self._downloads = asyncio.Semaphore(_MAX_DOWNLOADS)
         self._bytes = 0
 
     @contextlib.asynccontextmanager
@@ -165,12 +167,10 @@ class ImageLoader:
     async def _load(self, sources: Mapping[int, ImageSource], counted: contextlib.ExitStack) -> dict[int, bytes]:
         vision = self._config().vision
         files: dict[int, bytes] = {}
-        downloads = asyncio.Semaphore(_MAX_DOWNLOADS)
 
         async def load(number: int, source: ImageSource) -> None:
             if source.is_url:
-                async with downloads:
-                    file = await self._fetch(source, vision, number)
+                file = await self._fetch(source, vision, number)
             else:
                 file = await _decode(source.text, (*IMAGES, number))
             self._count(len(file), counted)
@@ -191,7 +191,8 @@ class ImageLoader:
 
     async def _fetch(self, source: ImageSource, vision: Vision, number: int) -> bytes:
         try:
-            return await self._download(source.text, vision)
+            async with self._downloads:
+                return await self._download(source.text, vision)
         except InvalidRequest as error:
             raise InvalidRequest(error.message, location=(*IMAGES, number)) from error
 

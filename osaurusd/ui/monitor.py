@@ -85,6 +85,7 @@ class Monitor:
         self._samples: deque[Sample] = deque(maxlen=MAX_SAMPLES)
         self._pages: list[asyncio.Queue[Event | None]] = []
         self._opened = asyncio.Event()
+        self._closed = False
         self._ticks = 0
         self._sampled_at = float("-inf")
         self._published: dict[str, bytes] = {}
@@ -150,6 +151,8 @@ class Monitor:
 
     async def subscribe(self) -> AsyncGenerator[Event]:
         """Yield a snapshot, then changes. Ends when the monitor is closed or the page reads too slowly."""
+        if self._closed:
+            return
         if len(self._pages) >= MAX_PAGES:
             self._disconnect(self._pages[0])
         snapshot = await self.snapshot()
@@ -168,7 +171,8 @@ class Monitor:
                 self._pages.remove(page)
 
     def close(self) -> None:
-        """Disconnect every page."""
+        """Disconnect every page, and accept no more."""
+        self._closed = True
         for page in [*self._pages]:
             self._disconnect(page)
 

@@ -13,22 +13,23 @@ import pytest
 
 SOURCE = Path(__file__).parent
 CACHE = SOURCE.parents[1] / ".cache" / "clients"
-REQUIREMENTS = SOURCE / "python" / "requirements.txt"
 
 INSTALL_SECONDS = 500
 
 
-def install_python_clients() -> Path:
-    """Return the `bin` folder of a virtual environment with the clients in Python, and with Node.js.
+def install_python_clients(name: str = "python") -> Path:
+    """Return the `bin` folder of a virtual environment with the packages that `tests/clients/NAME` lists.
 
-    The environment of the tests does not have them, because they restrict the versions of their dependencies.
+    `python` has the clients in Python, and Node.js. The environment of the tests does not have them, because they
+    restrict the versions of their dependencies.
     """
+    requirements = SOURCE / name / "requirements.txt"
 
     def install(folder: Path) -> None:
         venv.create(folder, with_pip=True)
-        run([str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--requirement", str(REQUIREMENTS)])
+        run([str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--requirement", str(requirements)])
 
-    return _once("python", [REQUIREMENTS], install) / "bin"
+    return _once(name, [requirements], install) / "bin"
 
 
 def install_packages(name: str, programs: Path) -> Path:

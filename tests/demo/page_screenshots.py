@@ -38,6 +38,11 @@ def main() -> None:
             ):
                 with browsers.visiting(browser, daemon.url, **{"viewport": DESKTOP, **options}) as visitor:
                     photograph(visitor.open(), file, prepare)
+            with (
+                browsers.management_link(home) as link,
+                browsers.visiting(browser, link, viewport=DESKTOP) as visitor,
+            ):
+                photograph(visitor.open(), "ui-manage", manage, full_page=False)
 
 
 def create_models(folder: Path) -> None:
@@ -69,10 +74,15 @@ def chat(page: Page) -> None:
     page.get_by_role("button", name="Regenerate").wait_for()
 
 
-def photograph(page: Page, name: str, prepare: Callable[[Page], object]) -> None:
+def manage(page: Page) -> None:
+    page.get_by_role("link", name="Models", exact=True).click()
+    page.get_by_role("heading", name="Recommended").wait_for()
+
+
+def photograph(page: Page, name: str, prepare: Callable[[Page], object], *, full_page: bool = True) -> None:
     prepare(page)
     path = TARGET / f"{name}.png"
-    page.screenshot(path=path, full_page=True)
+    page.screenshot(path=path, full_page=full_page)
     sys.stdout.write(f"{path}\n")
 
 

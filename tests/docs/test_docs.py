@@ -10,9 +10,12 @@ from osaurusctl.cli import COMMANDS
 from osaurusctl.errors import ExitCode
 from osaurusctl.service import lookup
 from osaurusd.config import ENVIRONMENT, Setting, settings
-from osaurusd.http.errors import STATUS
+from osaurusd.errors import OsaurusError
+from osaurusd.http.errors import STATUS, error_headers
+from osaurusd.http.health import health_routes
 from osaurusd.models.names import PUBLISHED
 from osaurusd.platform.activation import LAUNCHD_VARIABLE
+from osaurusd.pool.policy import RETRY_SECONDS
 from osaurusd.protocols.anthropic.routes import anthropic_routes
 from osaurusd.protocols.ollama.embeddings import Embeddings
 from osaurusd.protocols.ollama.generation import Generation
@@ -57,6 +60,21 @@ def test_every_error_code_is_documented_with_its_status(code: ErrorCode) -> None
         assert f"`{code}`" in (DOCS / "api.md").read_text()
     else:
         assert str(STATUS[code]) == table_rows("api.md")[code][0]
+
+
+def test_situations_of_429_and_503_are_documented_with_their_retry_after() -> None:
+    """Each row names a status, a code and the `Retry-After` header."""
+    text = (DOCS / "api.md").read_text()
+    rows = re.findall(r"^\|[^|]+\| (429|503) `(\w+)` \| (\d+|-) \|", text, re.MULTILINE)
+    codes = {code for code, status in STATUS.items() if status in (429, 503)}
+
+    assert codes - {ErrorCode.NOT_SERVING} == {code for _, code, _ in rows}
+    for status, code, retry_after in rows:
+        error = OsaurusError.by_code[ErrorCode(code)]("failed")
+        assert int(status) == STATUS[error.code]
+        if error.code is ErrorCode.INSUFFICIENT_MEMORY and retry_after != "-":
+            error.retry_after = RETRY_SECONDS
+        assert retry_after == error_headers(error).get("Retry-After", "-")
 
 
 @pytest.mark.parametrize("setting", list(settings()), ids=lambda setting: setting.key)
@@ -106,6 +124,8 @@ def test_every_endpoint_is_documented() -> None:
         "GET /openapi.json",
     ):
         assert f"## `{endpoint}`" in text
+    for _, route in health_routes().paths:
+        assert f"`{route.method} {route.path}`" in text
 
 
 def test_every_endpoint_of_anthropic_is_documented() -> None:

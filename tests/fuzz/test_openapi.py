@@ -26,7 +26,10 @@ OTHER_EXAMPLES = 2
 LONG_EXAMPLES = 500
 
 CHAT_PATHS = ("/chat/completions", "/completions")
-CONSTANT_PATHS = ("/health", "/metrics", "/openapi.json", "/models", "/api/version", "/api/tags", "/api/ps")
+CONSTANT_PATHS = (
+    *("/health", "/health/live", "/health/ready", "/metrics", "/openapi.json", "/models"),
+    *("/api/version", "/api/tags", "/api/ps"),
+)
 MODES = list(schemathesis.GenerationMode)
 OPERATIONS = [operation for api in APIS for operation in api.operations]
 

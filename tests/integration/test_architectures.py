@@ -120,6 +120,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "mlx-community/OpenELM-3B-Instruct-4bit": {**OPENELM, "group_size": 64},
 }
 
+SIMILAR = {
+    "mlx-community/Llama-3.2-3B-Instruct-4bit",
+    "mlx-community/Qwen2.5-7B-Instruct-4bit",
+    "mlx-community/gemma-2-9b-it-4bit",
+}
+"""Models that differ from another one only in their sizes."""
+
 OPENELM_NAME = PUBLISHED["mlx-community/OpenELM-3B-Instruct-4bit"]
 CUSTOM_TOKENIZER = "tokenization_openelm.OpenELMTokenizer"
 # Variants of tokenizer_config.json that name custom code, although tokenizer.json makes it unnecessary.
@@ -227,7 +234,9 @@ def test_models_of_the_guide_are_listed_and_unusable_ones_are_not(client: OpenAI
     assert SERVABLE == sorted(model.id for model in client.models.list().data)
 
 
-@pytest.mark.parametrize("repo", MODELS)
+@pytest.mark.parametrize(
+    "repo", [pytest.param(repo, marks=pytest.mark.long) if repo in SIMILAR else repo for repo in MODELS]
+)
 def test_each_model_of_the_guide_generates_output(client: OpenAI, daemon: Daemon, repo: str) -> None:
     name = PUBLISHED[repo]
     _, models = daemon.admin("GET", "/v0/models")

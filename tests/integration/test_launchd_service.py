@@ -25,7 +25,7 @@ def mac() -> Iterator[Mac]:
 
 def test_installed_service_answers_a_chat_request(mac: Mac, tiny_tokenizer: Path) -> None:
     make_tiny(mac.home / "models" / "tiny", tiny_tokenizer)
-    run = mac.run(macs.PROGRAMS / "osaurusctl", "install", "--port", "0", *mac.path_options)
+    run = mac.run_installed("install", "--port", "0", *mac.path_options)
     assert 0 == run.returncode, run.stderr
 
     service = mac.service()
@@ -172,7 +172,7 @@ def test_invalid_configuration_is_rejected_before_the_installation(mac: Mac) -> 
 
 
 def test_installation_replaces_a_daemon_that_up_started(mac: Mac) -> None:
-    assert 0 == mac.ctl("up", "--port", "0").returncode
+    assert 0 == mac.run_installed("up", "--port", "0").returncode
     before = mac.status()
     assert 0 == mac.install().returncode
 

@@ -65,10 +65,10 @@ class ManagementPage:
 
 
 @contextlib.contextmanager
-def running_page(home: Path, **env: str) -> Iterator[ManagementPage]:
+def running_page(home: Path, *, browser: bool = False, **env: str) -> Iterator[ManagementPage]:
     """Run `osaurusctl ui` and open its session."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "osaurusctl", "ui", "--no-browser", "--json"],
+        [sys.executable, "-m", "osaurusctl", "ui", "--json", *([] if browser else ["--no-browser"])],
         env=daemons.environment(home, **env),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -143,7 +143,12 @@ def test_model_is_loaded_used_pinned_and_unloaded(page: ManagementPage) -> None:
         assert next(lines).startswith("data:")
         assert (409, "busy") == page.error("/v0/unload", model="tiny")
     with open_page(str(page.http.base_url).rstrip("/"), **dict(page.http.headers)) as events:
-        wait_for(events, "snapshot")
+        (request,) = wait_for(events, "snapshot")["requests"]
+        if request["state"] == "running":
+            (request,) = wait_for(events, "requests", lambda data: data["requests"][0]["state"] != "running")[
+                "requests"
+            ]
+        assert ("cancelled", "/chat/completions") == (request["state"], request["endpoint"])
         assert ["tiny"] == page.post("/v0/pins", model="tiny", pinned=True)["pinned"]
         wait_for(events, "workers", lambda data: data["workers"][0]["pinned"])
     assert [] == page.post("/v0/pins", model="tiny", pinned=False)["pinned"]
@@ -182,6 +187,15 @@ def test_daemon_may_restart(home: Path) -> None:
         with daemons.running(home):
             assert page.get("/v0/status")["serving"]
         assert (503, "daemon_not_running") == page.error("/v0/reload")
+
+
+def test_link_is_opened_in_the_browser_of_the_user(home: Path, tmp_path: Path) -> None:
+    script, opened = tmp_path / "browser", tmp_path / "opened"
+    script.write_text(f'#!/bin/sh\necho "$1" > {opened}.new && mv {opened}.new {opened}\n')
+    script.chmod(0o700)
+    with running_page(home, browser=True, BROWSER=f"{script} %s", DISPLAY=":0") as page:
+        daemons.wait_until(opened.exists)
+        assert page.link == opened.read_text().strip()
 
 
 def test_ctrl_c_ends_it(home: Path) -> None:

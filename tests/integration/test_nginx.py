@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import json
 import shutil
-import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from openai import AuthenticationError, OpenAI
 from osaurusd.wire import ports
 from tests import daemons
 from tests.conftest import TINY, temporary_home
-from tests.daemons import Daemon, wait_until
+from tests.daemons import Daemon, free_port, wait_until
 from tests.integration.access import create, ctl
 from tests.models import NO_END_TOKEN, make_tiny
 from tests.recipes import recipe
@@ -125,11 +124,6 @@ def nginx(folder: Path, ca: trustme.CA, hosts: list[str]) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(30)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def test_drained_and_killed_hosts_fail_no_request(fleet: Fleet) -> None:

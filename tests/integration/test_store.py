@@ -36,12 +36,20 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.fixture
-def daemon(home: Path, files: dict[str, bytes]) -> Iterator[Daemon]:
-    """A daemon with one model in the Hugging Face cache."""
-    write_hub(home / "hub", REPO, files)
-    with daemons.running(home) as running:
+@pytest.fixture(scope="module")
+def shared_daemon(module_home: Path) -> Iterator[Daemon]:
+    with daemons.running(module_home) as running:
         yield running
+
+
+@pytest.fixture
+def daemon(shared_daemon: Daemon, files: dict[str, bytes]) -> Iterator[Daemon]:
+    """A daemon with one model in the Hugging Face cache, which is not loaded."""
+    hub = shared_daemon.home / "hub"
+    shutil.rmtree(hub, ignore_errors=True)
+    write_hub(hub, REPO, files)
+    yield shared_daemon
+    shared_daemon.admin("POST", "/v0/unload", {"force": True})
 
 
 @contextlib.contextmanager
@@ -102,9 +110,8 @@ def test_details_are_read_from_the_files(daemon: Daemon, files: dict[str, bytes]
     assert (False, False, False) == (details["tools"], details["reasoning"], details["vision"])
 
 
-def test_removing_a_model_unloads_it_and_frees_its_disk_space(
-    daemon: Daemon, home: Path, files: dict[str, bytes]
-) -> None:
+def test_removing_a_model_unloads_it_and_frees_its_disk_space(daemon: Daemon, files: dict[str, bytes]) -> None:
+    home = daemon.home
     daemon.admin("POST", "/v0/load", {"model": "tiny-model"})
     size = sum(len(content) for content in files.values())
     expected = {"removed": [{"name": "tiny-model", "repo": REPO, "bytes": size}]}
@@ -117,17 +124,17 @@ def test_removing_a_model_unloads_it_and_frees_its_disk_space(
     assert [] == psutil.Process(daemon.process.pid).children()
 
 
-def test_busy_model_is_only_removed_with_force(daemon: Daemon, home: Path) -> None:
+def test_busy_model_is_only_removed_with_force(daemon: Daemon) -> None:
     body = {"model": "tiny-model", **REQUEST, "max_tokens": 1900, "stream": True}
     with contextlib.closing(UnixConnection(daemon.socket)) as connection:
         connection.request("POST", "/chat/completions", json.dumps(body), HEADERS)
         connection.getresponse().readline()
         status, reply = daemon.admin("POST", "/v0/models/remove", {"models": ["tiny-model"]})
         assert (409, "busy") == (status, reply["error"]["code"])
-        assert repo_folder(home / "hub", REPO).exists()
+        assert repo_folder(daemon.home / "hub", REPO).exists()
 
         assert 200 == daemon.admin("POST", "/v0/models/remove", {"models": ["tiny-model"], "force": True})[0]
-    assert not repo_folder(home / "hub", REPO).exists()
+    assert not repo_folder(daemon.home / "hub", REPO).exists()
 
 
 def test_imported_model_is_verified_and_removed(daemon: Daemon, folder: Path) -> None:
@@ -147,8 +154,8 @@ def test_imported_model_is_verified_and_removed(daemon: Daemon, folder: Path) ->
     assert [] == list((daemon.home / "models").iterdir())
 
 
-def test_verification_detects_a_flipped_byte(daemon: Daemon, home: Path) -> None:
-    (snapshot,) = (repo_folder(home / "hub", REPO) / "snapshots").iterdir()
+def test_verification_detects_a_flipped_byte(daemon: Daemon) -> None:
+    (snapshot,) = (repo_folder(daemon.home / "hub", REPO) / "snapshots").iterdir()
     blob = (snapshot / "model.safetensors").resolve()
     content = bytearray(blob.read_bytes())
     content[-1] ^= 1
@@ -192,7 +199,13 @@ def test_prune_lists_and_removes_leftovers(daemon: Daemon) -> None:
     assert not leftover.exists()
 
 
-def test_reload_applies_changes_and_reports_those_that_need_a_restart(daemon: Daemon) -> None:
+def test_reload_applies_changes_and_reports_those_that_need_a_restart(home: Path, files: dict[str, bytes]) -> None:
+    write_hub(home / "hub", REPO, files)
+    with daemons.running(home) as daemon:
+        check_reload(daemon)
+
+
+def check_reload(daemon: Daemon) -> None:
     config = daemon.home / "config.toml"
     with open_client(daemon) as client:
         with pytest.raises(NotFoundError):
@@ -214,8 +227,9 @@ def test_reload_applies_changes_and_reports_those_that_need_a_restart(daemon: Da
 
 
 def test_models_added_and_deleted_on_disk_are_noticed_without_a_restart(
-    daemon: Daemon, home: Path, files: dict[str, bytes]
+    daemon: Daemon, files: dict[str, bytes]
 ) -> None:
+    home = daemon.home
     with open_client(daemon) as client:
         assert ["tiny-model"] == [model.id for model in client.models.list()]
         write_hub(home / "hub", "org/Other", files)

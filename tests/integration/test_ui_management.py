@@ -1,10 +1,5 @@
 """The management page in a real browser: `osaurusctl ui`, a real daemon, and the fake hub."""
 
-import contextlib
-import json
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,7 +38,8 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory, browser) -> Iterator[Hub]:
     root = tmp_path_factory.mktemp("hub")
-    fake_hub.publish(root, SMALL, disk.model())
+    counts = {"parameters": {"BF16": 1000}, "total": 1000}
+    fake_hub.publish(root, SMALL, disk.model(), safetensors=counts)
     shards = create_sharded_model(tmp_path_factory.mktemp("shards"), 1, LARGE_BYTES)
     fake_hub.publish(root, LARGE, shards)
     with fake_hub.running(root) as running:
@@ -64,33 +60,15 @@ def daemon(module_home: Path, tiny_tokenizer: Path, hub: Hub) -> Iterator[Daemon
         yield running
 
 
-@contextlib.contextmanager
-def opened_link(daemon: Daemon, hub: Hub) -> Iterator[str]:
-    """Run `osaurusctl ui`, and yield its link."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "osaurusctl", "ui", "--no-browser", "--json"],
-        env=daemons.environment(daemon.home, **hub_environment(hub)),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    with process:
-        try:
-            assert process.stdout is not None
-            yield str(json.loads(process.stdout.readline())["url"])
-        finally:
-            process.send_signal(signal.SIGINT)
-
-
 @pytest.fixture(scope="module")
 def manager(browser: Browser, daemon: Daemon, hub: Hub) -> Iterator[Visitor]:
     """A browser with a session. All tests share it, as each link is valid once."""
-    with opened_link(daemon, hub) as link:
-        url, _, fragment = link.partition("/#")
-        with browsers.visiting(browser, url) as visitor:
-            visitor.open(f"#{fragment}")
-            yield visitor
+    with (
+        browsers.management_link(daemon.home, **hub_environment(hub)) as link,
+        browsers.visiting(browser, link) as visitor,
+    ):
+        visitor.open()
+        yield visitor
 
 
 @pytest.fixture
@@ -105,19 +83,21 @@ def row(page: Page, model: str):
 
 
 def test_link_opens_a_session_once(browser: Browser, daemon: Daemon, hub: Hub) -> None:
-    with opened_link(daemon, hub) as link:
-        url, _, fragment = link.partition("/#")
-        with browsers.visiting(browser, url) as first, browsers.visiting(browser, url) as second:
-            page = first.open(f"#{fragment}")
-            assert "token" not in page.url
-            page.reload()
-            expect(page.get_by_role("link", name="System")).to_be_visible()
-            expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    with (
+        browsers.management_link(daemon.home, **hub_environment(hub)) as link,
+        browsers.visiting(browser, link) as first,
+        browsers.visiting(browser, link) as second,
+    ):
+        page = first.open()
+        assert "token" not in page.url
+        page.reload()
+        expect(page.get_by_role("link", name="System")).to_be_visible()
+        expect(page.get_by_text("Live", exact=True)).to_be_visible()
 
-            again = second.open(f"#{fragment}", wait=False)
-            expect(again.get_by_role("alert")).to_contain_text("Run osaurusctl ui in a terminal")
-            page.reload()
-            expect(page.get_by_role("alert")).to_contain_text("The session of this page is over.")
+        again = second.open(wait=False)
+        expect(again.get_by_role("alert")).to_contain_text("Run osaurusctl ui in a terminal")
+        page.reload()
+        expect(page.get_by_role("alert")).to_contain_text("The session of this page is over.")
 
 
 def test_model_is_downloaded_with_progress_and_removed_after_a_question(page: Page, hub: Hub) -> None:

@@ -68,3 +68,10 @@ def test_events_of_the_daemon_name_no_model(daemon, invoke):
     daemon.events = [Event(kind=EventKind.DRAINING, time=0.0)]
 
     assert invoke("events").stdout.split()[1:] == ["draining", "osaurusd"]
+
+
+def test_up_says_that_the_daemon_is_draining(daemon, invoke):
+    assert "draining" not in invoke("up").stderr
+    daemon.draining = True
+
+    assert 'run "osaurusctl undrain"' in invoke("up").stderr

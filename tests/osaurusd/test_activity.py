@@ -37,12 +37,13 @@ def test_http_request_and_its_model_are_one_entry(activity):
     assert (request.prompt_tokens, request.cached_tokens, request.output_tokens) == (10, 4, 20)
 
 
-def test_requests_may_have_the_same_id(activity):
-    with activity.track_http("1") as first:
-        with activity.track_http("1") as second:
+def test_running_and_finished_requests_are_in_order(activity):
+    with activity.track_http() as first:
+        with activity.track_http() as second:
             assert [first, second] == activity.running
         assert [first] == activity.running
     assert [second, first] == activity.finished()
+    assert first.id != second.id
 
 
 def test_failure_has_the_code_of_the_error(activity):

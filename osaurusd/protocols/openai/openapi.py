@@ -9,6 +9,7 @@ from osaurusd.http.errors import error_type
 from osaurusd.http.health import Health
 from osaurusd.http.openapi import Api, Operation, Schema, Stream
 from osaurusd.inference import limits
+from osaurusd.inference.images import DETAILS
 from osaurusd.inference.limits import EACH, InputLimit
 from osaurusd.inference.request import Location
 from osaurusd.protocols.openai.chat import CHAT_PATHS, REASONING_EFFORTS
@@ -189,6 +190,8 @@ BODIES: Mapping[type, Mapping[Location, str]] = {
 ENUMS: Mapping[tuple[str, str], list[str]] = {
     ("Message", "role"): list(ROLES),
     ("ContentPart", "type"): [*TEXT_FIELDS, "thinking", *sorted(IMAGE_TYPES)],
+    ("ContentPart", "detail"): list(DETAILS),
+    ("ImageUrl", "detail"): list(DETAILS),
     ("ToolReference", "type"): ["function", "tool"],
     ("ToolCallParam", "type"): ["function", ""],
     ("ToolChoice", "type"): ["function", "tool", "allowed_tools", *MODES],

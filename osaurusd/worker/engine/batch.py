@@ -20,11 +20,12 @@ from osaurusd.worker.frontend.logprobs import Score
 
 @dataclass(frozen=True)
 class BatchEntry:
-    """A sequence of `length` tokens in the cache."""
+    """A sequence of `length` tokens in the cache. The position of the next one is `position_delta` higher."""
 
     id: SequenceId
     sampling: SamplingState
     length: int
+    position_delta: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class DecodeBatch:
         self.ids = [entry.id for entry in entries]
         self.lengths = [entry.length for entry in entries]
         self.failed: dict[SequenceId, str] = {}
+        self._deltas = [entry.position_delta for entry in entries]
         self._states = [entry.sampling for entry in entries]
         self._device = device
         # The next tokens: sampled, or still to be sampled on the host.
@@ -105,7 +107,8 @@ class DecodeBatch:
     def step(self) -> dict[SequenceId, list[TokenOutput]]:
         """Return the tokens of this step, and start computing the next one."""
         current, logprobs = self._sampled(), self._logprobs
-        logits = self._network(current[:, None], cache=self._cache)[:, -1, :]
+        positions = {"position_deltas": mx.array(self._deltas)} if any(self._deltas) else {}
+        logits = self._network(current[:, None], cache=self._cache, **positions)[:, -1, :]
         self.lengths = [length + 1 for length in self.lengths]
         if self._constrained or self._sampler is None:
             mx.async_eval(logits)  # type: ignore[no-untyped-call]
@@ -131,6 +134,7 @@ class DecodeBatch:
         self.ids += other.ids
         self.lengths += other.lengths
         self.failed |= other.failed
+        self._deltas += other._deltas
         self._states += other._states
         self._choose_sampler()
 
@@ -140,6 +144,7 @@ class DecodeBatch:
             return
         self.ids = [self.ids[row] for row in keep]
         self.lengths = [self.lengths[row] for row in keep]
+        self._deltas = [self._deltas[row] for row in keep]
         self._states = [self._states[row] for row in keep]
         if not keep:
             return

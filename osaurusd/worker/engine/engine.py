@@ -71,14 +71,7 @@ class Engine:
         self.chunk_sizer = ChunkSizer(
             probe.token_seconds, limits.stall_seconds, pass_seconds=probe.pass_seconds, on_gpu=self._device.is_gpu
         )
-        self.memory = MemoryBudget(
-            layout=probe.layout,
-            weights_bytes=mx.get_active_memory(),
-            limit_bytes=limits.memory_bytes,
-            pass_bytes_per_token=probe.bytes_per_token,
-            score_bytes=probe.score_bytes,
-            chunk_sizer=self.chunk_sizer,
-        )
+        self.memory = self._create_memory_budget(probe)
         self.memory.set_limit(limits.memory_bytes)
         self.prefix_cache = PrefixCache(limits.prefix_cache_bytes, has_states=probe.layout.has_states)
         self.features = FeatureCache(limits.feature_cache_bytes)
@@ -95,6 +88,16 @@ class Engine:
         )
         self._decode_started_at: float | None = None
         self.progress = 0
+
+    def _create_memory_budget(self, probe: Probe) -> MemoryBudget:
+        return MemoryBudget(
+            layout=probe.layout,
+            weights_bytes=mx.get_active_memory(),
+            limit_bytes=self._limits.memory_bytes,
+            pass_bytes_per_token=probe.bytes_per_token,
+            score_bytes=probe.score_bytes,
+            chunk_sizer=self.chunk_sizer,
+        )
 
     @property
     def busy(self) -> bool:
@@ -245,6 +248,8 @@ class Engine:
                 if task.request.decode_started_at is None or task.request.scored is not None:
                     task.request.decode_started_at = now
                 frames += task.echo()
+                for image in task.request.images:
+                    image.release()
             self._executor.start_decoding([task.id for task in tasks], _batch_entries(tasks))
             finished += [one for task in tasks for one in task.sequences if not task.request.max_tokens]
         for sequence in finished:
@@ -331,7 +336,7 @@ class Engine:
 
 def _batch_entries(tasks: list[PrefillTask]) -> list[BatchEntry]:
     return [
-        BatchEntry(sequence.id, sequence.choice.sampling, len(task.tokens))
+        BatchEntry(sequence.id, sequence.choice.sampling, len(task.tokens), task.request.position_delta)
         for task in tasks
         for sequence in task.sequences
     ]

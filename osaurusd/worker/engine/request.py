@@ -30,6 +30,8 @@ from osaurusd.worker.frontend.text_assembler import OutputDelta
 ScoringEvent = CandidateScores | Scores
 """The result of a request that scores candidates."""
 
+Positions = np.ndarray[tuple[int, int], np.dtype[np.int64]]
+
 SequenceId = tuple[int, int]
 """The id of a request and the index of one of its choices."""
 
@@ -68,6 +70,7 @@ class EngineRequest:
 
     Attributes:
         max_tokens: limit of the output tokens per choice.
+        positions: the positions [3, tokens] of the prompt, if those of images are their rows and columns.
         images: those in the prompt, in order; `prompt_tokens` has negative numbers at their positions.
         bounded: reserve memory for all `max_tokens`; otherwise they are a limit that memory may lower.
         continuation: the client request has already started, so a full queue does not reject this one.
@@ -87,6 +90,7 @@ class EngineRequest:
     choices: list[Choice]
     max_tokens: int
     images: list[PromptImage] = field(default_factory=list)
+    positions: Positions | None = None
     bounded: bool = True
     continuation: bool = False
     shared_prefix_length: int | None = None
@@ -107,6 +111,11 @@ class EngineRequest:
         self._unfinished = len(self.choices)
         if self.scored is not None:
             self.unqueued.extend(self.choices)
+
+    @property
+    def position_delta(self) -> int:
+        """The difference between the position and the number of a token after the prompt."""
+        return 0 if self.positions is None else int(self.positions.max()) + 1 - len(self.prompt_tokens)
 
     @property
     def longest_prompt(self) -> int:
@@ -296,8 +305,16 @@ class PrefillTask:
 
     @property
     def needs_images(self) -> bool:
-        """Whether images are among the remaining tokens."""
-        return any(image.end > self.prefilled for image in self.request.images)
+        """Whether images are among the remaining tokens, or change their positions."""
+        return self.request.positions is not None or any(image.end > self.prefilled for image in self.request.images)
+
+    def positions(self) -> Positions | None:
+        """Return the positions of all tokens, if they are not their numbers."""
+        given = self.request.positions
+        if given is None:
+            return None
+        following = np.arange(given.shape[1], len(self.tokens)) + self.request.position_delta
+        return np.concatenate([given, np.broadcast_to(following, (3, len(following)))], axis=1)
 
     @property
     def resumed(self) -> bool:

@@ -17,7 +17,7 @@ from osaurusd.worker.engine.kv_cache import Cache, CacheLayout
 from osaurusd.worker.engine.last_logits import LastLogits
 from osaurusd.worker.engine.planner import ImageStages, PrefillChunk, StepPlan
 from osaurusd.worker.engine.prefix_cache import PrefixCache, PrefixMatch, Tokens
-from osaurusd.worker.engine.request import PrefillTask, SequenceId
+from osaurusd.worker.engine.request import Positions, PrefillTask, SequenceId
 from osaurusd.worker.engine.sampler import compute_logprobs, gather_logprobs
 from osaurusd.worker.frontend.logprobs import Score
 from osaurusd.worker.parallel.executor import StepResult
@@ -37,6 +37,7 @@ class _Prompt:
     top_logprobs: int
     candidates: list[int]
     images: ImageEncoder | None
+    positions: Positions | None
     cache: Cache = field(default_factory=list)
     logits: mx.array | None = None
 
@@ -92,6 +93,7 @@ class LocalExecutor:
             top_logprobs,
             choice.candidates,
             images if task.unencoded else None,
+            task.positions(),
         )
         task.match = None
 
@@ -207,10 +209,12 @@ class LocalExecutor:
 
     def _process(self, prompt: _Prompt, chunk: PrefillChunk, tokens: mx.array) -> mx.array:
         """Return the logits after a chunk, which may contain parts of images."""
+        inputs = {}
+        if prompt.positions is not None:
+            inputs["position_ids"] = mx.array(prompt.positions[:, None, chunk.start : chunk.end])
         if prompt.images is None:
-            return self._last_logits(tokens, prompt.cache)
-        embeddings = prompt.images.embeddings(chunk.start, chunk.end)
-        inputs = {} if embeddings is None else {"input_embeddings": embeddings}
+            return self._last_logits(tokens, prompt.cache, **inputs)
+        inputs |= prompt.images.inputs(chunk.start, chunk.end)
         with prompt.images.attention(prompt.cache, chunk.start, chunk.end):
             logits = self._last_logits(mx.maximum(tokens, 0), prompt.cache, **inputs)
         prompt.images.release(chunk.end)

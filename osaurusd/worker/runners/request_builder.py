@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -21,7 +21,7 @@ from osaurusd.inference.request import (
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.images import PromptImage
 from osaurusd.worker.engine.kv_cache import CacheLayout
-from osaurusd.worker.engine.request import Choice, EngineRequest
+from osaurusd.worker.engine.request import Choice, EngineRequest, Positions
 from osaurusd.worker.engine.sampler import SamplingState
 from osaurusd.worker.frontend import schema_repair
 from osaurusd.worker.frontend.chat_template import EncodedPrompt
@@ -39,6 +39,14 @@ from osaurusd.worker.runners.scoring_builder import ScoringBuilder
 UNKNOWN_CONTEXT_LENGTH = 32768
 
 _SEED_BITS = 64
+
+
+class PreparedPrompt(NamedTuple):
+    """An encoded prompt with its images; `positions` is that of an `EngineRequest`."""
+
+    encoded: EncodedPrompt
+    images: list[PromptImage] = []  # noqa: RUF012  a named tuple's default, which nothing changes
+    positions: Positions | None = None
 
 
 class RequestBuilder:
@@ -78,7 +86,7 @@ class RequestBuilder:
     def _build_generation(self, frame: messages.Generate, blobs: Sequence[bytes]) -> EngineRequest:
         request = _describe_format(_repair_schemas(frame.request))
         _check_logit_bias(request.sampling, self._vocabulary)
-        prompt, images = self._encode(request.prompt, blobs)
+        prompt, images, positions = self._encode(request.prompt, blobs)
         constraint = self._compile_constraint(request, prompt)
         room = max((self._context_length or UNKNOWN_CONTEXT_LENGTH) - len(prompt.tokens), 1)
         return EngineRequest(
@@ -86,6 +94,7 @@ class RequestBuilder:
             prompt_tokens=prompt.tokens,
             choices=[self._build_choice(request, prompt, constraint, index) for index in range(request.n)],
             images=images,
+            positions=positions,
             max_tokens=room if request.max_tokens is None else min(request.max_tokens, room),
             bounded=request.max_tokens is not None and request.reserve_output,
             continuation=frame.continuation,
@@ -95,9 +104,9 @@ class RequestBuilder:
             report_progress=request.report_progress,
         )
 
-    def _encode(self, prompt: Prompt, _: Sequence[bytes]) -> tuple[EncodedPrompt, list[PromptImage]]:
-        """Encode the prompt, and return its images. A language model accepts none."""
-        return self._encoder.encode(prompt), []
+    def _encode(self, prompt: Prompt, _: Sequence[bytes]) -> PreparedPrompt:
+        """Encode the prompt. A language model accepts no images."""
+        return PreparedPrompt(self._encoder.encode(prompt))
 
     def _compile_constraint(self, request: GenerationRequest, prompt: EncodedPrompt) -> Constraint | None:
         if request.constraint is None:

@@ -55,3 +55,10 @@ async def test_draining_is_saved(environment, daemon, operator):
     assert {"version": 1, "draining_since": since} == json.loads(file.read_text())
     await operator.post("/v0/drain", {"draining": False})
     assert json.loads(file.read_text())["draining_since"] is None
+
+
+async def test_daemon_drains_although_the_disk_is_full(environment, daemon, operator):
+    (environment.paths.state_dir / "drain.json").mkdir()
+
+    assert (await operator.post("/v0/drain"))["draining"]
+    assert (503, "draining") == (await operator.error("GET", "/health/ready"))[:2]

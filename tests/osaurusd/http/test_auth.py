@@ -7,10 +7,11 @@ import json
 import pytest
 from aiohttp import web
 
+from osaurusd import __version__
 from osaurusd.config import Server
 from osaurusd.errors import ConfigError
 from osaurusd.http.api_keys import ApiKeys
-from osaurusd.http.auth import AuthPolicy, require_api_key
+from osaurusd.http.auth import AuthPolicy, name_version, require_api_key
 from osaurusd.http.cors import Cors, require_json_body
 from osaurusd.http.request import read_body
 
@@ -44,7 +45,7 @@ class Protected:
             *(("GET", path, self.handle) for path in ("/", "/health", "/v1/health")),
             ("POST", "/", self.handle),
             middlewares=[cors.check, require_json_body, require_api_key(self.keys, lambda request: self.required)],
-            response_hooks=[cors.add_headers],
+            response_hooks=[cors.add_headers, name_version(lambda request: self.required)],
         )
 
     async def handle(self, request):
@@ -134,6 +135,16 @@ async def test_unknown_paths_and_methods_also_require_a_key(server, method, path
 @pytest.mark.parametrize("path", ["/health", "/v1/health"])
 async def test_health_requires_no_key(server, path):
     assert 200 == (await server.request("GET", path)).status
+
+
+async def test_version_is_named_to_clients_that_may_use_the_daemon(protected, server):
+    for headers, version in (([], None), ([f"x-api-key: {protected.key}"], __version__), (["x-api-key: no"], None)):
+        assert version == (await server.request("GET", "/", *headers)).headers.get("Osaurus-Version")
+    assert (await server.request("GET", "/health")).headers.get("Osaurus-Version") is None
+
+    protected.required = False
+    for path in ("/", "/health", "/none"):
+        assert __version__ == (await server.request("GET", path)).headers["Osaurus-Version"]
 
 
 async def test_preflight_requires_no_key_but_the_request_after_it_does(protected, server):

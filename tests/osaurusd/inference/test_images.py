@@ -121,6 +121,13 @@ async def test_downloaded_files_count_against_the_limits():
         await load(make_loader(download, allowed_url_hosts=["*"], max_request_bytes=120), images, prompt)
 
 
+@pytest.mark.parametrize(
+    ("detail", "expected"), [(None, "auto"), ("auto", "auto"), ("low", "low"), ("high", "high"), ("original", "high")]
+)
+def test_details_of_openai_are_understood(detail, expected):
+    assert expected == ImageCollector().add("AAAA", "image_url", detail).detail
+
+
 def test_field_of_an_image_is_named_in_errors():
     images, _ = collect("AAAA", "BBBB")
 

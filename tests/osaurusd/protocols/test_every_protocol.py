@@ -191,3 +191,23 @@ async def test_client_chosen_id_is_in_the_headers_of_responses_streams_and_error
         headers = ["Content-Type: application/json", "X-Request-Id: trace-7"]
         response = await served.server.request("POST", path, *headers, body=content)
         assert (status, "trace-7") == (response.status, response.headers["X-Request-Id"])
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
+async def test_prompt_cache_key_is_accepted(served, path):
+    body = (
+        json.dumps({"model": MODEL, "prompt_cache_key": "user-1", **STALLED[path]}).replace("stall", "to be").encode()
+    )
+
+    assert 200 == (await served.server.request("POST", path, "Content-Type: application/json", body=body)).status
+
+
+async def test_websocket_keeps_the_id_of_its_request(served):
+    reader, writer = await served.server.connect()
+    headers = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", "X-Request-Id: trace-7"]
+    lines = ["GET /v1/responses HTTP/1.1", "Host: localhost", *headers, f"Sec-WebSocket-Key: {'eHh4' * 5}eA==", "", ""]
+    writer.write("\r\n".join(lines).encode())
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    assert head.startswith("HTTP/1.1 101 ")
+    assert "x-request-id: trace-7" in head.lower()
+    writer.close()

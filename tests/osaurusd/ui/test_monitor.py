@@ -160,6 +160,7 @@ async def test_closing_the_monitor_ends_every_page(monitored, pages):
     page = await pages()
     monitored.monitor.close()
     assert [event async for event in page] == []
+    assert [event async for event in monitored.monitor.subscribe()] == []
 
 
 async def test_reopened_page_starts_with_a_new_snapshot(monitored, pages):

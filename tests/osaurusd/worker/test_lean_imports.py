@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 COUNT_MODEL_SOURCES = """
 import sys
 opened = set()
@@ -40,3 +42,22 @@ def test_another_version_of_transformers_is_imported_as_a_whole():
     run("import sys; sys.modules['transformers.tokenization_python'] = None\n"
         "import osaurusd.worker.lean_imports; assert 'transformers' not in sys.modules\n"
         "import osaurusd.worker.session, transformers; assert transformers.PreTrainedTokenizer")  # fmt: skip
+
+
+def test_a_worker_of_text_models_imports_nothing_for_images():
+    """Except what transformers itself imports of Pillow."""
+    run(
+        "import sys, osaurusd.worker.lean_imports, osaurusd.worker.session\n"
+        "assert not {'mlx_vlm', 'osaurusd.worker.frontend.images', 'PIL.ImageOps'} & sys.modules.keys()"
+    )
+
+
+def test_a_worker_of_vision_models_imports_only_the_model_code_of_mlx_vlm():
+    pytest.importorskip("mlx_vlm", reason="mlx-vlm is not installed")
+    run(
+        "import sys, osaurusd.worker.lean_imports, osaurusd.worker.session\n"
+        "from osaurusd.worker.runners.vision import runner, network\n"
+        "network.import_model('smolvlm', '.processing_{}')\n"
+        "heavy = {'torch', 'cv2', 'fastapi', 'datasets', 'mlx_audio', 'mlx_vlm.generate', 'mlx_vlm.server'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()"
+    )

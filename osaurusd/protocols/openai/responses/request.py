@@ -99,17 +99,7 @@ def parse_request(
     tools = parse_tools(body, _max_forced_calls(body, defaults))
     images = ImageCollector()
     prompt, paths = _parse_prompt(body, items, len(history), tools, images)
-    constraint = _parse_format(body, tools, describe=defaults.describe_schema)
-    generation = GenerationRequest(
-        prompt=prompt,
-        sampling=sampling_params(body, defaults),
-        max_tokens=_max_tokens(body, defaults),
-        logprobs=_logprobs(body),
-        # Output in a requested format is never a tool call, even if it looks like one.
-        parse_tool_calls=bool(tools.tools) and constraint is None,
-        parallel_tool_calls=body.parallel_tool_calls is not False,
-        constraint=constraint or tools.required,
-    )
+    generation = _generation(body, defaults, prompt, tools)
     return ParsedRequest(
         generation=generation,
         response=_response(body, generation.sampling, model),
@@ -120,6 +110,22 @@ def parse_request(
         summarize=_summary(body) is not None,
         opaque_reasoning=OPAQUE_REASONING in (body.include or ()),
         max_calls=body.max_tool_calls,
+    )
+
+
+def _generation(
+    body: ResponseRequest, defaults: RequestDefaults, prompt: ChatPrompt, tools: ToolUse
+) -> GenerationRequest:
+    constraint = _parse_format(body, tools, describe=defaults.describe_schema)
+    return GenerationRequest(
+        prompt=prompt,
+        sampling=sampling_params(body, defaults),
+        max_tokens=_max_tokens(body, defaults),
+        logprobs=_logprobs(body),
+        # Output in a requested format is never a tool call, even if it looks like one.
+        parse_tool_calls=bool(tools.tools) and constraint is None,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        constraint=constraint or tools.required,
     )
 
 

@@ -9,18 +9,17 @@ export interface Segment {
   model: string;
   /** Shares of the budget. */
   start: number;
-  used: number;
-  reserved: number;
+  width: number;
 }
 
-/** Lay out the memory of each model along the budget: what it uses, and what it may grow to. */
+/** Lay out what is reserved for each model along the budget. */
 export function segments(workers: Worker[], memory: Memory): Segment[] {
-  const total = Math.max(memory.budget_bytes, sum(workers.map(occupied)), 1);
+  const resident = workers.filter(isResident);
+  const total = Math.max(memory.budget_bytes, sum(resident.map((worker) => worker.memory_bytes)), 1);
   let start = 0;
-  return workers.filter(isResident).map((worker) => {
-    const used = worker.memory_bytes / total;
-    const segment = { model: worker.model, start, used, reserved: occupied(worker) / total - used };
-    start += used + segment.reserved;
+  return resident.map((worker) => {
+    const segment = { model: worker.model, start, width: worker.memory_bytes / total };
+    start += segment.width;
     return segment;
   });
 }
@@ -58,10 +57,6 @@ export function reason(worker: Worker, now: number): string {
   if (worker.unloads_at === null) return "idle";
   const left = worker.unloads_at - now;
   return left > 0 ? `idle, unloads in ${duration(left)}` : "unloads";
-}
-
-function occupied(worker: Worker): number {
-  return isResident(worker) ? Math.max(worker.memory_bytes, worker.reserved_bytes, worker.needs_bytes) : 0;
 }
 
 function sum(values: number[]): number {

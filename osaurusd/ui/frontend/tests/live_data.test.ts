@@ -72,11 +72,11 @@ test("the history is bounded", () => {
   expect(current?.history.time[0]).toBe(5);
 });
 
-test("segments cover the memory that models use and may grow to", () => {
+test("segments cover the memory that is reserved for models", () => {
   const workers = [worker({}), worker({ model: "b", memory_bytes: 5 * GB }), worker({ model: "c", state: "queued" })];
   expect(segments(workers, { budget_bytes: 10 * GB, used_bytes: 8 * GB })).toEqual([
-    { model: "a", start: 0, used: 0.2, reserved: expect.closeTo(0.1) },
-    { model: "b", start: expect.closeTo(0.3), used: 0.5, reserved: 0 },
+    { model: "a", start: 0, width: 0.2 },
+    { model: "b", start: 0.2, width: 0.5 },
   ]);
 });
 

@@ -50,8 +50,19 @@ def test_a_single_sequence_is_correct(make_decoder, kind, prompt):
 
 
 @pytest.mark.parametrize("kind", sample(BATCHABLE))
-@pytest.mark.parametrize("script", ["JJJLLL", "JJLJLJLL", "JLJJLLJL", "JJJJLLLJ"])
-@pytest.mark.parametrize("padding_per_pass", [UNLIMITED, 50])
+@pytest.mark.parametrize(
+    ("script", "padding_per_pass"),
+    [
+        ("JJJLLL", UNLIMITED),
+        ("JJLJLJLL", 50),
+        ("JLJJLLJL", UNLIMITED),
+        ("JJJJLLLJ", 50),
+        pytest.param("JJJLLL", 50, marks=pytest.mark.long),
+        pytest.param("JJLJLJLL", UNLIMITED, marks=pytest.mark.long),
+        pytest.param("JLJJLLJL", 50, marks=pytest.mark.long),
+        pytest.param("JJJJLLLJ", UNLIMITED, marks=pytest.mark.long),
+    ],
+)
 def test_sequences_that_join_and_leave_at_any_step_do_not_affect_others(make_decoder, kind, script, padding_per_pass):
     """J: the next prompt joins. L: the oldest sequence leaves. Three steps after each, so that windows rotate."""
     decoder = make_decoder(kind, padding_per_pass)
@@ -199,7 +210,7 @@ def rounded(outputs):
 
 
 @DEVICES
-@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 3, 1, 4, 2, 0], [2, 0, 4, 1, 5, 3]])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 3, 1, 4, 2, 0]])
 def test_sampling_does_not_depend_on_the_other_sequences(make_decoder, order, device):
     expected = []
     for prompt, state in mixed_states():
@@ -242,7 +253,7 @@ def test_choices_that_continue_one_prompt_are_sampled_independently(make_decoder
 
 
 @DEVICES
-@pytest.mark.parametrize("leaving", range(6))
+@pytest.mark.parametrize("leaving", [0, 3, 5])
 def test_scores_and_constraints_stay_with_their_sequences(make_decoder, leaving, device):
     decoder = make_decoder(device=device)
     states = mixed_states()

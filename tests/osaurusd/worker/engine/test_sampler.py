@@ -11,7 +11,7 @@ from osaurusd.worker.engine import sampler as mlx_sampler
 from osaurusd.worker.engine.sampler import BatchSampler, SamplingState
 
 PROBABILITIES = [0.05, 0.5, 0.15, 0.3]
-DRAWS = 1500
+DRAWS = 600
 
 
 def make_state(

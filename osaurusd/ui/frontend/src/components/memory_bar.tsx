@@ -8,7 +8,7 @@ export function hueClass(index: number): string {
   return `hue-${index % HUES}`;
 }
 
-/** The memory of each model within the budget: solid what it uses, pale what it may grow to. */
+/** What is reserved for each model within the memory budget: its weights, and what its requests need. */
 export function MemoryBar({ workers, memory }: { workers: Worker[]; memory: Memory }) {
   const resident = workers.filter(isResident);
   const used = resident.map((worker) => `${worker.model} ${bytes(worker.memory_bytes)}`).join(", ");
@@ -21,11 +21,8 @@ export function MemoryBar({ workers, memory }: { workers: Worker[]; memory: Memo
         role="img"
         aria-label={`Memory budget ${bytes(memory.budget_bytes)}: ${used || "no model"}`}
       >
-        {segments(workers, memory).map(({ model, start, used: share, reserved }, index) => (
-          <g key={model} class={hueClass(index)}>
-            <rect class="used" x={start * 1000} width={share * 1000} height={24} />
-            <rect class="reserved" x={(start + share) * 1000} width={reserved * 1000} height={24} />
-          </g>
+        {segments(workers, memory).map(({ model, start, width }, index) => (
+          <rect key={model} class={hueClass(index)} x={start * 1000} width={width * 1000} height={24} />
         ))}
       </svg>
       <ul class="legend">

@@ -153,7 +153,7 @@ function Charts({ current }: { current: Snapshot }) {
           {...frame}
         />
         <Chart
-          title="Memory of models"
+          title="Reserved memory"
           current={bytes(last(history.memory_bytes))}
           series={[{ label: "Memory", values: history.memory_bytes }]}
           minTop={memory.budget_bytes}

@@ -17,7 +17,7 @@ const COLUMNS: Column<ActivityRequest>[] = [
     ),
   },
   { title: "Prompt", kind: "number", render: prompt },
-  { title: "Answer", kind: "number", render: (request) => optional(request.output_tokens, integer) },
+  { title: "Answer", kind: "number", render: (request) => optional(request.output_tokens || null, integer) },
   { title: "First token", kind: "number", render: (request) => optional(request.first_token_seconds, latency) },
   { title: "Speed", kind: "number", render: (request) => optional(request.tokens_per_second, speed) },
   { title: "Duration", kind: "number", render: (request) => latency(request.seconds) },

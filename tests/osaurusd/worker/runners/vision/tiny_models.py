@@ -88,6 +88,37 @@ _PIXTRAL = {
 }
 _PIXTRAL_TOKENS = {"image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
 
+_QWEN_TEXT = {
+    "num_key_value_heads": 2,
+    "rope_theta": 1e4,
+    "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
+}
+_QWEN_IMAGES = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "patch_size": PATCH,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "min_pixels": (4 * PATCH) ** 2,
+    "max_pixels": (16 * PATCH) ** 2,
+    **_NORMALIZED,
+}
+_QWEN_TOKENS = {
+    "vision_start_token": "<|vision_start|>",
+    "vision_end_token": "<|vision_end|>",
+    "video_token": "<|video_pad|>",
+}
+_QWEN_PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
+_QWEN_VISION = {
+    "num_heads": 4,
+    "in_channels": 3,
+    "in_chans": 3,
+    "depth": 2,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "patch_size": PATCH,
+    "spatial_patch_size": PATCH,
+}
+
 RECIPES = {
     "smolvlm": Recipe(
         "<image>",
@@ -197,6 +228,48 @@ RECIPES = {
             "image_thumbnail": "<|img_thumbnail|>",
         },
     ),
+    "qwen2_vl": Recipe(
+        _QWEN_PLACEHOLDER,
+        "<|image_pad|>",
+        _QWEN_TEXT,
+        {"model_type": "qwen2_vl", "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2, **_QWEN_VISION},
+        _QWEN_IMAGES,
+        {**_TEXT, **_QWEN_TEXT},
+        {},
+        _QWEN_TOKENS,
+    ),
+    "qwen2_5_vl": Recipe(
+        _QWEN_PLACEHOLDER,
+        "<|image_pad|>",
+        _QWEN_TEXT,
+        {
+            "model_type": "qwen2_5_vl",
+            "out_hidden_size": 32,
+            "window_size": 4 * PATCH,
+            "fullatt_block_indexes": [1],
+            **_QWEN_VISION,
+        },
+        _QWEN_IMAGES,
+        {**_TEXT, **_QWEN_TEXT},
+        {},
+        _QWEN_TOKENS,
+    ),
+    "qwen3_vl": Recipe(
+        _QWEN_PLACEHOLDER,
+        "<|image_pad|>",
+        {"model_type": "qwen3_vl", **_QWEN_TEXT},
+        {
+            "model_type": "qwen3_vl",
+            "out_hidden_size": 32,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+            **_QWEN_VISION,
+        },
+        _QWEN_IMAGES,
+        {},
+        {},
+        _QWEN_TOKENS,
+    ),
 }
 
 
@@ -220,6 +293,7 @@ def tiny_vision_model(family: str, folder: Path, tokenizer: Path, *, seed: int =
         "image_token_index": vocabulary[recipe.token],
         "vocab_size": len(vocabulary),
         "eos_token_id": vocabulary[END],
+        **{f"{name}_id": vocabulary[text] for name, text in recipe.specials.items()},
         **recipe.config,
     }
     _write(folder / "config.json", config)
@@ -244,7 +318,7 @@ def _randomize(name: str, weights: mx.array) -> mx.array:
 def _write_tokenizer(folder: Path, source: Path, recipe: Recipe) -> dict[str, int]:
     names = {"image_token": recipe.token, **recipe.specials}
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(source), extra_special_tokens=names)
-    texts = dict.fromkeys([recipe.placeholder, *names.values()])
+    texts = dict.fromkeys(names.values())
     tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
     tokenizer.chat_template = _TEMPLATE.replace("PLACEHOLDER", recipe.placeholder)
     tokenizer.save_pretrained(str(folder))

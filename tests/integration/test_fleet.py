@@ -1,7 +1,8 @@
-"""`osaurusctl drain`: running requests of every kind finish, new ones are rejected, also after a restart."""
+"""What a router relies on: `osaurusctl drain`, the shutdown, metrics of the load, and request ids."""
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import pytest
-from openai import InternalServerError, OpenAI
+from openai import APIError, InternalServerError, OpenAI
 
 from tests import daemons
 from tests.conftest import TINY
@@ -20,6 +22,7 @@ from tests.daemons import Daemon
 from tests.models import NO_END_TOKEN, make_tiny
 
 TOKENS = 600
+LOAD_METRICS = ("osaurus_running_requests", "osaurus_queued_requests", "osaurus_kv_cache_usage_ratio")
 
 # OpenAI's client opens WebSockets in a way that the library deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:connect.* must be used as a context manager:DeprecationWarning")
@@ -97,6 +100,31 @@ def test_running_requests_finish_and_new_ones_are_rejected_also_after_a_restart(
         assert 200 == status(daemon, "/health/ready")
         reply = client.chat.completions.create(model=TINY, messages=messages, max_tokens=2)
         assert 2 == reply.usage.completion_tokens
+
+
+def metric(daemon: Daemon, name: str) -> float:
+    with urlopen(f"{daemon.url}/metrics", timeout=30) as response:
+        lines = response.read().decode().splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
+
+
+def test_load_is_visible_to_routers_and_a_lost_request_is_known_by_its_id(model: Path) -> None:
+    body = {"model": TINY, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 6000}
+    with daemons.running(model) as daemon, connect(daemon) as client:
+        assert "unloaded" == client.models.retrieve(TINY).model_extra["state"]
+        assert [0, 0, 0] == [metric(daemon, name) for name in LOAD_METRICS]
+
+        stream = client.chat.completions.create(**body, stream=True, extra_headers={"X-Request-Id": "trace-7"})
+        next(stream)
+        assert "loaded" == client.models.retrieve(TINY).model_extra["state"]
+        assert [1, 0] == [metric(daemon, name) for name in LOAD_METRICS[:2]]
+        daemons.wait_until(lambda: 0 < metric(daemon, LOAD_METRICS[2]) <= 1)
+
+        os.kill(daemon.wait_for("loaded")["pid"], signal.SIGKILL)
+        with pytest.raises(APIError):
+            list(stream)
+        assert ["trace-7"] == daemon.wait_for("worker lost")["requests"]
+        daemons.wait_until(lambda: [0, 0, 0] == [metric(daemon, name) for name in LOAD_METRICS])
 
 
 def test_daemon_that_shuts_down_rejects_requests_over_open_connections(model: Path) -> None:
