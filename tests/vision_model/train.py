@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,11 +26,32 @@ from tests.vision_model import network
 from tests.vision_model.drawings import HELD_BACK, draw, draw_random
 from tests.vision_model.folder import WEIGHTS, build_config, encode
 
-STEPS, BATCH = 2400, 32
-DRAWINGS = 20_000
-LEARNING_RATE, WARM_UP_STEPS, WEIGHT_DECAY = 1.5e-3, 100, 0.02
-EXACT_FROM = 0.85
-"""The fraction of the steps after which the activation function is exact, instead of a faster approximation."""
+BATCH = 32
+WEIGHT_DECAY = 0.02
+
+
+class Phase(NamedTuple):
+    """A part of the training, in which the learning rate rises from nearly zero and falls again.
+
+    Attributes:
+        steps: the number of batches.
+        seeds: seeds of the drawings.
+        rate: the highest learning rate.
+        warm_up: the number of steps until it is reached.
+        exact_from: the step from which the activation function is exact, instead of a faster approximation.
+    """
+
+    steps: int
+    seeds: range
+    rate: float
+    warm_up: int
+    exact_from: int
+
+
+PHASES = (
+    Phase(2400, range(20_000), 1.5e-3, warm_up=100, exact_from=2040),
+    Phase(440, range(20_000, 34_000), 6e-4, warm_up=50, exact_from=0),
+)
 
 MARGIN = 6
 """Drawings are larger than the network's images by this number of pixels, and are cropped at random."""
@@ -49,7 +71,7 @@ class Network(nn.Module):
         config: the model's configuration.
     """
 
-    def __init__(self, config: dict[str, object]) -> None:
+    def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         settings = IMPLEMENTATION.ModelConfig.from_dict(config)
         settings.text_config = IMPLEMENTATION.TextConfig.from_dict(config["text_config"])
@@ -118,15 +140,15 @@ class Captions:
         return self._known[text]
 
 
-def batches(captions: Captions) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the pixels and caption tokens of random crops of the training drawings."""
-    edge = network.IMAGE_EDGE
-    drawings = [draw_random(Random(seed), edge=edge + MARGIN) for seed in range(DRAWINGS)]
+def batches(captions: Captions, phase: Phase, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the pixels and caption tokens of random crops of a phase's drawings."""
+    edge, count = network.IMAGE_EDGE, len(phase.seeds)
+    drawings = [draw_random(Random(each), edge=edge + MARGIN) for each in phase.seeds]
     tokens = np.array([captions.tokens(network.caption(drawing)) for drawing in drawings])
     pixels = np.stack([np.asarray(drawing.image) for drawing in drawings])
-    rng = np.random.default_rng(0)
-    order = np.concatenate([rng.permutation(DRAWINGS) for _ in range(STEPS * BATCH // DRAWINGS + 1)])
-    for chosen in order[: STEPS * BATCH].reshape(STEPS, BATCH):
+    rng = np.random.default_rng(seed)
+    order = np.concatenate([rng.permutation(count) for _ in range(phase.steps * BATCH // count + 1)])
+    for chosen in order[: phase.steps * BATCH].reshape(phase.steps, BATCH):
         corners = rng.integers(0, MARGIN + 1, (BATCH, 2))
         crops = [pixels[each, y : y + edge, x : x + edge] for each, (y, x) in zip(chosen, corners, strict=True)]
         yield np.stack(crops), tokens[chosen]
@@ -147,16 +169,17 @@ class Trainer:
         model: the network.
         captions: the captions of drawings.
         vocabulary: the tokens of captions.
+        phase: determines the learning rate.
     """
 
-    def __init__(self, model: Network, captions: Captions, vocabulary: list[int]) -> None:
+    def __init__(self, model: Network, captions: Captions, vocabulary: list[int], phase: Phase) -> None:
         self._model = model
         self._numbers = {token: number for number, token in enumerate(vocabulary)}
         self._embeddings = captions.embeddings[mx.array(vocabulary)]
         self._scale = mx.sqrt(mx.mean(self._embeddings**2))
-        warm_up = optimizers.linear_schedule(1e-5, LEARNING_RATE, WARM_UP_STEPS)
-        decay = optimizers.cosine_decay(LEARNING_RATE, STEPS - WARM_UP_STEPS, LEARNING_RATE * 0.02)
-        rate = optimizers.join_schedules([warm_up, decay], [WARM_UP_STEPS])
+        warm_up = optimizers.linear_schedule(1e-5, phase.rate, phase.warm_up)
+        decay = optimizers.cosine_decay(phase.rate, phase.steps - phase.warm_up, phase.rate * 0.02)
+        rate = optimizers.join_schedules([warm_up, decay], [phase.warm_up])
         self._optimizer = optimizers.AdamW(learning_rate=rate, weight_decay=WEIGHT_DECAY)
         self._loss_and_gradient = nn.value_and_grad(model, self._loss)
 
@@ -194,13 +217,15 @@ def train(source: Path, output: Path) -> None:
     mx.random.seed(0)
     model = Network(build_config(source))
     test = test_batch(captions)
-    trainer = Trainer(model, captions, sorted(set(test[1].ravel().tolist())))
-    for number, batch in enumerate(batches(captions), 1):
-        model.exact = number > STEPS * EXACT_FROM
-        loss = trainer.step(*batch)
-        if number % 100 == 0:
-            accuracy = ", ".join(f"{value:.3f}" for value in trainer.accuracy(*test)[1::2])
-            print(f"step {number}: loss {loss:.3f}; color, shape, count, side: {accuracy}", flush=True)
+    vocabulary = sorted(set(test[1].ravel().tolist()))
+    for seed, phase in enumerate(PHASES):
+        trainer = Trainer(model, captions, vocabulary, phase)
+        for number, batch in enumerate(batches(captions, phase, seed)):
+            model.exact = number >= phase.exact_from
+            loss = trainer.step(*batch)
+            if number % 100 == 0:
+                accuracy = ", ".join(f"{value:.3f}" for value in trainer.accuracy(*test)[1::2])
+                print(f"step {number}: loss {loss:.3f}; color, shape, count, side: {accuracy}", flush=True)
     weights = {name: value.astype(mx.float16) for name, value in tree_flatten(model.parameters())}
     mx.save_safetensors(str(output), weights, {"format": "mlx"})
 
