@@ -28,7 +28,9 @@ DETAILS: Mapping[str, Detail] = {"auto": "auto", "low": "low", "high": "high", "
 # Decoding this much base64 takes a few milliseconds.
 _CHUNK_CHARACTERS = 1024 * 1024
 _CHUNK_BYTES = _CHUNK_CHARACTERS // 4 * 3
-_MAX_DOWNLOADS = 4
+
+# Of all requests together: their bytes are counted when they are complete.
+_MAX_DOWNLOADS = 8
 _MAX_DATA_URL_HEAD = 256
 _MAX_SCHEME = 32
 
@@ -123,6 +125,7 @@ class ImageLoader:
     def __init__(self, config: Callable[[], Config], download: Download) -> None:
         self._config = config
         self._download = download
+        self._downloads = asyncio.Semaphore(_MAX_DOWNLOADS)
         self._bytes = 0
 
     @contextlib.asynccontextmanager
@@ -164,12 +167,10 @@ class ImageLoader:
     async def _load(self, sources: Mapping[int, ImageSource], counted: contextlib.ExitStack) -> dict[int, bytes]:
         vision = self._config().vision
         files: dict[int, bytes] = {}
-        downloads = asyncio.Semaphore(_MAX_DOWNLOADS)
 
         async def load(number: int, source: ImageSource) -> None:
             if source.is_url:
-                async with downloads:
-                    file = await self._fetch(source, vision, number)
+                file = await self._fetch(source, vision, number)
             else:
                 file = await _decode(source.text, (*IMAGES, number))
             self._count(len(file), counted)
@@ -190,7 +191,8 @@ class ImageLoader:
 
     async def _fetch(self, source: ImageSource, vision: Vision, number: int) -> bytes:
         try:
-            return await self._download(source.text, vision)
+            async with self._downloads:
+                return await self._download(source.text, vision)
         except InvalidRequest as error:
             raise InvalidRequest(error.message, location=(*IMAGES, number)) from error
 

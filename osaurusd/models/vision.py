@@ -44,6 +44,7 @@ FAMILIES = (
     Family("LFM2-VL", ("lfm2_vl", "lfm2-vl"), "one tile"),
     Family("Qwen2-VL", ("qwen2_vl",), "at most 262,144 pixels"),
     Family("Qwen2.5-VL", ("qwen2_5_vl",), "at most 262,144 pixels"),
+    Family("Qwen3-VL", ("qwen3_vl",), "at most 262,144 pixels"),
 )
 """The families whose images are supported."""
 
@@ -51,7 +52,6 @@ _POSITIONS = "its images need two-dimensional positions, which osaurusd does not
 _OTHER_INPUTS = "its layers need more than the embeddings of an image, which osaurusd does not support yet"
 
 REFUSED: Mapping[str, str] = {
-    "qwen3_vl": _OTHER_INPUTS,
     "qwen3_vl_moe": _OTHER_INPUTS,
     "qwen3_5": _POSITIONS,
     "qwen3_5_moe": _POSITIONS,

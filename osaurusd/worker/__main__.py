@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import importlib
 import os
 import signal
@@ -15,10 +16,14 @@ def main() -> None:
     fd = parser.parse_args().fd
     # Ctrl-C reaches the whole process group; the daemon decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Nearly everything that imports create stays: looking for garbage would only take time.
+    gc.disable()
     started = time.perf_counter()
     # Imported here to time it: for a small model, imports take most of the load.
     importlib.import_module("osaurusd.worker.lean_imports")
     session = importlib.import_module("osaurusd.worker.session")
+    gc.freeze()
+    gc.enable()
     asyncio.run(session.serve(fd, time.perf_counter() - started))
     # There is nothing to save, and freeing MLX while its thread runs can hang or crash.
     os._exit(0)

@@ -102,6 +102,14 @@ def test_nothing_of_prompts_and_outputs_is_in_the_data(tiny_daemon: Daemon, clie
     assert output not in text
 
 
+def test_memory_of_the_models_adds_up(tiny_daemon: Daemon) -> None:
+    tiny_daemon.admin("POST", "/v0/load", {"model": TINY})
+    snapshot = fetch(tiny_daemon.url, "/ui/snapshot").json()
+
+    held = [worker["memory_bytes"] for worker in snapshot["workers"]]
+    assert 0 < sum(held) == snapshot["memory"]["used_bytes"] <= snapshot["memory"]["budget_bytes"]
+
+
 def test_snapshot_contains_no_paths_and_no_process_ids(tiny_daemon: Daemon) -> None:
     text = fetch(tiny_daemon.url, "/ui/snapshot").text
 

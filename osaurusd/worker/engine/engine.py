@@ -248,6 +248,8 @@ class Engine:
                 if task.request.decode_started_at is None or task.request.scored is not None:
                     task.request.decode_started_at = now
                 frames += task.echo()
+                for image in task.request.images:
+                    image.release()
             self._executor.start_decoding([task.id for task in tasks], _batch_entries(tasks))
             finished += [one for task in tasks for one in task.sequences if not task.request.max_tokens]
         for sequence in finished:

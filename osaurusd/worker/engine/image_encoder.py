@@ -20,7 +20,10 @@ class VisionNetwork(Protocol):
         """Return the embeddings [1, tokens, dimensions] of token ids [1, tokens]."""
 
     def begin_encoding(self, image: PromptImage) -> list[mx.array]:
-        """Return the results of the vision tower's stages; none is computed yet. The last one is the features."""
+        """Return the results of the vision tower's stages; none is computed yet.
+
+        The last one is the features [1 + deep layers, tokens, dimensions].
+        """
 
 
 class ImageEncoder:
@@ -54,27 +57,30 @@ class ImageEncoder:
             mx.eval(done)
             if end < image.stages:
                 return
-            # A copy, because features can be a part of a larger array.
-            features = mx.contiguous(done[-1][0])
-            mx.eval(features)
+            features = done[-1]
             self._cache.insert(image.key, features)
         self._stages = []
         self._features[index] = features
 
-    def embeddings(self, start: int, end: int) -> mx.array | None:
-        """Return the embeddings [1, tokens, dimensions] of a range that contains parts of images, or None."""
+    def inputs(self, start: int, end: int) -> dict[str, mx.array]:
+        """Return what the network takes in addition to the tokens of a range, if that contains parts of images."""
         is_image = self._tokens[start:end] < 0
         if not is_image.any():
-            return None
+            return {}
+        deep: list[mx.array] = []
         embeddings = self._network.embed(mx.array(np.where(is_image, 0, self._tokens[start:end]))[None])
         for index, image in enumerate(self._images):
             first, last = max(image.start, start), min(image.end, end)
             positions = first - start + np.flatnonzero(self._tokens[first:last] < 0)
             if len(positions):
                 skipped = int((self._tokens[image.start : first] < 0).sum())
-                rows = self._features[index][skipped : skipped + len(positions)]
-                embeddings[0, mx.array(positions)] = rows.astype(embeddings.dtype)
-        return embeddings
+                rows = self._features[index][:, skipped : skipped + len(positions)].astype(embeddings.dtype)
+                embeddings[0, mx.array(positions)] = rows[0]
+                deep.append(rows[1:])
+        inputs = {"input_embeddings": embeddings}
+        if deep[0].size:
+            inputs |= {"deep_features": mx.concatenate(deep, axis=1), "image_mask": mx.array(is_image)[None]}
+        return inputs
 
     @contextlib.contextmanager
     def attention(self, cache: Cache, start: int, end: int) -> Iterator[None]:

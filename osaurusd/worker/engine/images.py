@@ -8,7 +8,7 @@ This module does not use MLX.
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,8 @@ class PromptImage:
         patches: the size of the input of a stage.
         encoding_bytes: memory that a stage needs.
         feature_bytes: memory of the features.
-        inputs: what the vision tower takes.
+        load: returns what the vision tower takes.
+        release: drops what it takes, which is not expected to be needed any more.
     """
 
     key: bytes
@@ -41,7 +42,8 @@ class PromptImage:
     patches: int
     encoding_bytes: int
     feature_bytes: int
-    inputs: Mapping[str, Any]
+    load: Callable[[], Mapping[str, Any]]
+    release: Callable[[], None]
 
 
 def image_bytes(images: Sequence[PromptImage]) -> int:

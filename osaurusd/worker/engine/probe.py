@@ -23,7 +23,7 @@ FLOAT32_BYTES = 4
 
 # MLX's GPU kernels compute attention without holding its scores in memory for prompts of these head dimensions. Larger
 # ones have kernels too, but MLX prefers not to use them.
-_FUSED_HEAD_DIMENSIONS = (64, 72, 80, 96, 128)
+FUSED_HEAD_DIMENSIONS = (64, 72, 80, 96, 128)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _relative_error(actual: mx.array, expected: mx.array) -> mx.array:
 
 def _is_fused(cache: Cache) -> bool:
     """Whether a GPU computes all attention with the filled `cache` without holding scores in memory."""
-    return all(keys == values and keys in _FUSED_HEAD_DIMENSIONS for keys, values in kv_cache.head_dimensions(cache))
+    return all(keys == values and keys in FUSED_HEAD_DIMENSIONS for keys, values in kv_cache.head_dimensions(cache))
 
 
 def _attention_heads(network: Any) -> int:

@@ -214,9 +214,7 @@ class LocalExecutor:
             inputs["position_ids"] = mx.array(prompt.positions[:, None, chunk.start : chunk.end])
         if prompt.images is None:
             return self._last_logits(tokens, prompt.cache, **inputs)
-        embeddings = prompt.images.embeddings(chunk.start, chunk.end)
-        if embeddings is not None:
-            inputs["input_embeddings"] = embeddings
+        inputs |= prompt.images.inputs(chunk.start, chunk.end)
         with prompt.images.attention(prompt.cache, chunk.start, chunk.end):
             logits = self._last_logits(mx.maximum(tokens, 0), prompt.cache, **inputs)
         prompt.images.release(chunk.end)

@@ -146,6 +146,8 @@ def test_the_process_environment_is_read_by_default(tmp_path, monkeypatch):
         ("[server]\nshutdown_grace_seconds = -1", "server.shutdown_grace_seconds"),
         ("[server]\nshutdown_grace_seconds = 86401", "server.shutdown_grace_seconds"),
         ("[server]\nshutdown_grace_seconds = nan", "server.shutdown_grace_seconds"),
+        ("[vision]\nallowed_url_hosts = ['a.example', 'https://b.example']", "vision.allowed_url_hosts[1]"),
+        ("[vision]\nmax_image_pixels = 90000000", "vision.max_image_pixels"),
         ("[limits]\nmax_connections = 0", "limits.max_connections"),
         ("[limits]\nmax_requests = 0", "limits.max_requests"),
         ("[limits]\nmax_headers = 15", "limits.max_headers"),

@@ -69,10 +69,10 @@ def test_vision_language_model_needs_a_supported_family_or_text_part(
 
 
 @pytest.mark.parametrize(
-    ("architecture", "expected"), [("smolvlm", "yes"), ("gemma3", "yes"), ("qwen2_vl", "no"), ("x", "unsupported")]
+    ("architecture", "expected"), [("smolvlm", "yes"), ("gemma3", "yes"), ("gemma4", "no"), ("x", "unsupported")]
 )
 def test_support_of_images_is_known_before_a_download(monkeypatch, architecture, expected):
-    monkeypatch.setattr(compatibility, "supported_architectures", lambda: {"gemma3", "qwen2_vl"})
+    monkeypatch.setattr(compatibility, "supported_architectures", lambda: {"gemma3", "gemma4"})
 
     assert expected == compatibility.support_of_images(architecture)
 

@@ -22,7 +22,7 @@ def test_installed_mlx_vlm_implements_every_family(family: vision.Family) -> Non
 
 
 @pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("config", [{"model_type": "qwen2_vl"}, {"model_type": "brand_new"}, {"model_type": 7}, {}])
+@pytest.mark.parametrize("config", [{"model_type": "gemma4"}, {"model_type": "brand_new"}, {"model_type": 7}, {}])
 def test_other_architectures_are_refused_by_name(config: dict[str, Any]) -> None:
     reason = vision.find_refusal({**config, **TOWER})
     assert reason is not None

@@ -28,6 +28,7 @@ from tests.osaurusd.pool.helpers import COMMAND
 
 REPO = "mlx-community/gemma-2-2b-it-4bit"
 MODEL = "gemma-2-2b-instruct"
+STORED_BYTES = 10**6
 THINKER = Capabilities(chat=True, tools=True, reasoning=True)
 
 
@@ -60,7 +61,7 @@ async def running_backend(tmp_path, *repos, config=Config, download=None, **sett
 
 def client_groups(backend):
     """Return the routes of all protocols."""
-    memory = MemoryStore(lambda: 10**6)
+    memory = MemoryStore(lambda: STORED_BYTES)
     return [
         openai_routes(backend.service, backend.catalog, backend.pool),
         responses_routes(backend.service, memory, memory),

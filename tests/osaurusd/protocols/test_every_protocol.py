@@ -200,3 +200,14 @@ async def test_prompt_cache_key_is_accepted(served, path):
     )
 
     assert 200 == (await served.server.request("POST", path, "Content-Type: application/json", body=body)).status
+
+
+async def test_websocket_keeps_the_id_of_its_request(served):
+    reader, writer = await served.server.connect()
+    headers = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", "X-Request-Id: trace-7"]
+    lines = ["GET /v1/responses HTTP/1.1", "Host: localhost", *headers, f"Sec-WebSocket-Key: {'eHh4' * 5}eA==", "", ""]
+    writer.write("\r\n".join(lines).encode())
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    assert head.startswith("HTTP/1.1 101 ")
+    assert "x-request-id: trace-7" in head.lower()
+    writer.close()

@@ -6,6 +6,7 @@ import json
 
 import msgspec
 import pytest
+from aiohttp import ClientSession
 
 from osaurusd.config import Config
 from osaurusd.http.app import create_app
@@ -16,7 +17,7 @@ from tests.images import PNG, data_url
 from tests.osaurusd.http.serve import serving
 from tests.osaurusd.models import disk
 
-from .helpers import MODEL, REPO, client_groups, running_backend
+from .helpers import MODEL, REPO, STORED_BYTES, client_groups, running_backend
 
 FIRST, SECOND = b"the first file", b"the second file"
 FILES = (FIRST, SECOND)
@@ -211,21 +212,20 @@ async def test_image_that_the_worker_rejects_is_named(served, path):
     assert (400, True) == (status, f"`{field(path, 1)}`: no" in text)
 
 
-@pytest.mark.parametrize(
-    ("images", "reason"),
-    [
-        (["data:image/png;base64,AAA"], "not valid base64"),
-        (["data:image/png;base64,AA==" + "AAAA"], "not valid base64"),
-        (["data:image/png;base64,AA A"], "not valid base64"),
-        (["data:image/png;base64,zwölf"], "not valid base64"),
-        (["data:image/png;base64,"], "the image is empty"),
-    ],
-)
-@pytest.mark.parametrize("path", PATHS)
-async def test_text_that_is_not_base64_is_rejected(served, path, images, reason):
-    status, text = await served.send(path, images=[data_url(FIRST), *images])
+INVALID = {
+    "data:image/png;base64,AAA": "not valid base64",
+    "data:image/png;base64,AA==AAAA": "not valid base64",
+    "data:image/png;base64,AA A": "not valid base64",
+    "data:image/png;base64,zwölf": "not valid base64",
+    "data:image/png;base64,": "the image is empty",
+}
 
-    assert (400, True, True) == (status, reason in text, f"`{field(path, 1)}`" in text)
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_text_that_is_not_base64_is_rejected(served, path):
+    for image, reason in INVALID.items():
+        status, text = await served.send(path, images=[data_url(FIRST), image])
+        assert (400, True, True) == (status, reason in text, f"`{field(path, 1)}`" in text)
     assert not (served.folder / "received").exists()
 
 
@@ -278,20 +278,19 @@ async def test_downloaded_file_reaches_the_worker(tmp_path, packages, path):
         assert list(FILES) == served.received[1]
 
 
-@pytest.mark.parametrize(
-    ("limits", "number", "reason"),
-    [
-        ({"max_images": 1}, 1, "at most 1 images, not 2 (`vision.max_images`)"),
-        ({"max_image_bytes": 14}, 1, "the image has 15 bytes; at most 14 are allowed (`vision.max_image_bytes`)"),
-        ({"max_request_bytes": 28}, 1, "at most 28 are allowed (`vision.max_request_bytes`)"),
-    ],
-)
-@pytest.mark.parametrize("path", PATHS)
-async def test_each_limit_has_its_own_error(served, path, limits, number, reason):
-    served.config = limited(**limits)
-    status, text = await served.send(path)
+LIMITS = [
+    ({"max_images": 1}, "at most 1 images, not 2 (`vision.max_images`)"),
+    ({"max_image_bytes": 14}, "the image has 15 bytes; at most 14 are allowed (`vision.max_image_bytes`)"),
+    ({"max_request_bytes": 28}, "at most 28 are allowed (`vision.max_request_bytes`)"),
+]
 
-    assert (400, True, True) == (status, reason in text, f"`{field(path, number)}`" in text)
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_each_limit_has_its_own_error(served, path):
+    for limits, reason in LIMITS:
+        served.config = limited(**limits)
+        status, text = await served.send(path)
+        assert (400, True, True) == (status, reason in text, f"`{field(path, 1)}`" in text)
 
 
 async def test_images_at_the_limits_are_accepted(served):
@@ -342,7 +341,7 @@ async def test_image_in_the_wrong_place_or_form_is_named(served, path, body, par
 
 REFUSALS = [
     ({"model_type": "llama"}, "it is a text model"),
-    ({"model_type": "qwen3_vl", "vision_config": {}}, "images of the architecture `qwen3_vl` are not supported"),
+    ({"model_type": "gemma4", "vision_config": {}}, "images of the architecture `gemma4` are not supported"),
 ]
 
 
@@ -390,3 +389,31 @@ async def test_lists_of_models_tell_what_they_see(served):
 
     assert [["text", "image"]] * 2 == [models[0]["input_modalities"], catalog[0]["input_modalities"]]
     assert "vision" in json.loads(shown[1])["capabilities"]
+
+
+async def test_images_count_against_the_bytes_of_stored_responses(served):
+    status, text = await served.send("/v1/responses", images=[data_url(bytes(STORED_BYTES))])
+    assert 200 == status
+    turn = {"input": "again", "previous_response_id": json.loads(text)["id"]}
+
+    assert "previous_response_not_found" in (await served.post("/v1/responses", turn))[1]
+
+
+async def test_images_of_a_conversation_reach_the_worker(served):
+    items = responses("look", [data_url(FIRST)])["input"]
+    conversation = json.loads((await served.post("/v1/conversations", {"items": items}))[1])["id"]
+
+    assert 200 == (await served.post("/v1/responses", {"input": "again", "conversation": conversation}))[0]
+
+    assert [FIRST] == served.received[1]
+
+
+async def test_image_over_a_websocket_reaches_the_worker(served):
+    async with ClientSession() as session, session.ws_connect(f"{served.server.url}/v1/responses") as socket:
+        await socket.send_json({"type": "response.create", "model": MODEL, **responses("hello", [data_url(FIRST)])})
+        while (await socket.receive_json())["type"] != "response.completed":
+            pass
+        await socket.send_json({"type": "response.create", "model": MODEL, **responses("damaged", URLS)})
+        error = await socket.receive_json()
+
+    assert ("error", 400, field("/v1/responses", 1)) == (error["type"], error["status"], error["error"]["param"])

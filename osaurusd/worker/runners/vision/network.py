@@ -13,8 +13,10 @@ import numpy as np
 from mlx.nn.layers.base import Module
 from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
 
+from osaurusd.worker.engine.device import CPU, Device
 from osaurusd.worker.engine.images import PromptImage
 from osaurusd.worker.engine.kv_cache import Cache
+from osaurusd.worker.engine.probe import FUSED_HEAD_DIMENSIONS
 
 _PACKAGE = "mlx_vlm"
 
@@ -28,14 +30,20 @@ _PARTS = (("VisionModel", "vision_config"), ("LanguageModel", "text_config"))
 _TOWERS = ("vision_tower", "vision_model")
 
 # The positions of an image are its rows and columns.
-_GRID = frozenset({"qwen2_vl", "qwen2_5_vl"})
+_GRID = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
+
+# The first layers of the language model also add features of layers of the vision tower.
+_DEEPSTACK = frozenset({"qwen3_vl"})
 
 # Positions of an image attend to each other in both directions.
 _BIDIRECTIONAL = frozenset({"gemma3"})
 
-# What a layer of a vision tower holds in memory at once, as multiples of its inputs and of its intermediate results.
+# What a layer of a vision tower holds in memory at once: multiples of its inputs, of its intermediate results, of its
+# attention scores, and of the inputs of the tower.
 _HIDDEN_COPIES = 8
 _INTERMEDIATE_COPIES = 2
+_SCORE_COPIES = 2
+_INPUT_COPIES = 2
 _FLOAT32_BYTES = 4
 
 # The axes of a batch of images that are divided into tiles.
@@ -113,6 +121,7 @@ class VisionNetwork:
 
     Args:
         model: mlx_vlm's network.
+        device: the device that MLX uses.
 
     Attributes:
         language_model: its language model.
@@ -121,15 +130,20 @@ class VisionNetwork:
         whole_images: whether positions of an image attend to each other in both directions.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, device: Device = CPU) -> None:
         self._model = model
+        self._device = device
         self.language_model = model.language_model
         self.args = model.config.text_config
         self.whole_images = model.config.model_type in _BIDIRECTIONAL
         self.has_grid = model.config.model_type in _GRID
         self._layers = _find_layers(model)
         self._stages = max(len(self._layers), 1)
-        self.feature_bytes = self.embed(mx.array([[0]])).nbytes
+        self._has_deepstack = model.config.model_type in _DEEPSTACK
+        depth = len(model.config.vision_config.deepstack_visual_indexes) if self._has_deepstack else 0
+        embedding = self.embed(mx.array([[0]]))
+        self._dtype = embedding.dtype
+        self.feature_bytes = (1 + depth) * embedding.nbytes
 
     @property
     def layers(self) -> list[Any]:
@@ -161,8 +175,10 @@ class VisionNetwork:
             patches, heads = max(pixels // (config.num_channels * config.patch_size**2), 1), config.num_attention_heads
             hidden, intermediate = config.hidden_size, config.intermediate_size
         per_patch = _HIDDEN_COPIES * hidden + _INTERMEDIATE_COPIES * intermediate
-        scores = patches**2 * heads
-        return ImageSize(len(parts) * self._stages, patches, _FLOAT32_BYTES * (patches * per_patch + scores))
+        is_fused = self._device.is_gpu and hidden // heads in FUSED_HEAD_DIMENSIONS
+        scores = 0 if is_fused else _SCORE_COPIES * patches**2 * heads
+        copied = _INPUT_COPIES * sum(value.nbytes for value in image.values())
+        return ImageSize(len(parts) * self._stages, patches, copied + _FLOAT32_BYTES * (patches * per_patch + scores))
 
     def grid(self, inputs: Mapping[str, Any]) -> tuple[int, int]:
         """Return how many rows and columns of tokens an image has, if its positions are those."""
@@ -177,6 +193,8 @@ class VisionNetwork:
         input_embeddings: mx.array | None = None,
         position_ids: mx.array | None = None,
         position_deltas: mx.array | None = None,
+        deep_features: mx.array | None = None,
+        image_mask: mx.array | None = None,
     ) -> mx.array:
         """Return logits [rows, tokens, vocabulary].
 
@@ -186,8 +204,12 @@ class VisionNetwork:
             input_embeddings: their embeddings, if there are images among them.
             position_ids: their positions [3, rows, tokens], if there are images among them.
             position_deltas: the difference between position and length for each row [rows]; by default 0.
+            deep_features: what the first layers add for images [layers, image tokens, dimensions].
+            image_mask: which tokens are those of images [rows, tokens].
         """
-        options = {}
+        options: dict[str, Any] = {}
+        if deep_features is not None:
+            options |= {"deepstack_visual_embeds": list(deep_features), "visual_pos_masks": image_mask}
         if self.has_grid:
             options["position_ids"] = (
                 _text_positions(tokens, cache, position_deltas) if position_ids is None else position_ids
@@ -201,21 +223,32 @@ class VisionNetwork:
         return embeddings
 
     def begin_encoding(self, image: PromptImage) -> list[mx.array]:
-        """Return the results of the vision tower's stages; none is computed yet. The last one is the features."""
+        """Return the results of the vision tower's stages; none is computed yet.
+
+        The last one is the features [1 + deep layers, tokens, dimensions].
+        """
         stages: list[mx.array] = []
         features = []
-        for inputs, tokens in self._split(image.inputs, image.tokens):
+        for inputs, tokens in self._split(image.load(), image.tokens):
             arrays = {name: mx.array(value) for name, value in inputs.items()}
             with self._recorded_layers() as outputs:
-                # A prompt of image tokens only is replaced by the features.
-                result = self._model.get_input_embeddings(
-                    mx.full((1, tokens), self.image_token, mx.int32), mask=mx.ones((1, tokens)), **arrays
-                )
-            features.append(result.inputs_embeds)
+                features.append(self._describe_features(arrays, tokens))
             # A layer that is not used has no output.
             layers = outputs[: self._stages - 1]
             stages += [*layers, *features[-1:] * (self._stages - len(layers))]
-        return [*stages[:-1], mx.concatenate(features, axis=1)]
+        return [*stages[:-1], mx.concatenate(features, axis=1).astype(self._dtype)]
+
+    def _describe_features(self, inputs: dict[str, mx.array], tokens: int) -> mx.array:
+        """Return the features [1 + deep layers, tokens, dimensions], which are not computed yet."""
+        if self._has_deepstack:
+            tower = self._model.vision_tower
+            pixels = inputs["pixel_values"].astype(tower.patch_embed.proj.weight.dtype)
+            features, deep = tower(pixels, inputs["image_grid_thw"])
+            return mx.stack([features, *deep])
+        # A prompt of image tokens only is replaced by the features.
+        prompt = mx.full((1, tokens), self.image_token, mx.int32)
+        embedded = self._model.get_input_embeddings(prompt, mask=mx.ones((1, tokens)), **inputs)
+        return embedded.inputs_embeds  # type: ignore[no-any-return]
 
     def _split(self, inputs: Mapping[str, Any], tokens: int) -> list[tuple[Mapping[str, Any], int]]:
         """Split the inputs for an image into its tiles, with the number of tokens of each."""

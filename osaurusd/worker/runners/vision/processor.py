@@ -7,7 +7,9 @@ images of a prompt at once. Here they process each image separately, and a stand
 import copy
 import hashlib
 import logging
-from collections.abc import Mapping
+import threading
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from osaurusd.errors import QueueFull
 from osaurusd.inference.request import Detail
 from osaurusd.worker.runners.vision.network import import_model
 
 # The longest side of an image with low detail, for families that keep its size otherwise.
 LOW_DETAIL_EDGE = 512
+
+# An image with 17 tiles of 512 pixels takes 70 MB.
+MAX_WAITING_BYTES = 1024 * 1024 * 1024
+
+Inputs = Mapping[str, np.ndarray[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,11 @@ class ProcessedImage:
 
     key: bytes
     text: str
-    inputs: Mapping[str, np.ndarray[Any, Any]]
+    inputs: Inputs
+
+    @property
+    def nbytes(self) -> int:
+        return sum(value.nbytes for value in self.inputs.values())
 
 
 class ImageProcessor:
@@ -60,7 +72,8 @@ class ImageProcessor:
         # mlx_vlm sets options of transformers that are deprecated.
         logging.getLogger("transformers").setLevel(logging.ERROR)
         module = import_model(model_type, ".processing_{}")
-        names = [name for name in vars(module) if name.endswith("Processor") and not name.endswith("ImageProcessor")]
+        others = ("ImageProcessor", "VideoProcessor")
+        names = [name for name in vars(module) if name.endswith("Processor") and not name.endswith(others)]
         return cls(getattr(module, names[0]).from_pretrained(str(folder), trust_remote_code=False))
 
     def process(self, image: Image.Image, detail: Detail) -> ProcessedImage:
@@ -71,6 +84,64 @@ class ImageProcessor:
         if "spatial_shapes" in inputs and inputs["spatial_shapes"].prod(axis=1).max() > inputs["pixel_values"].shape[1]:
             raise ValueError("one side is too long for the other")  # the processor of LFM2-VL cuts it
         return ProcessedImage(_key(image, self._regimes[detail]), expanded.text, inputs)
+
+
+class InputBudget:
+    """Limits the memory of inputs that wait for the vision tower. Safe on any thread.
+
+    Args:
+        max_bytes: the limit.
+    """
+
+    def __init__(self, max_bytes: int = MAX_WAITING_BYTES) -> None:
+        self.max_bytes = max_bytes
+        self._used = 0
+        self._lock = threading.Lock()
+
+    def reserve(self, nbytes: int) -> None:
+        """Count inputs.
+
+        Raises:
+            QueueFull: there is no room for them beside those of other requests.
+        """
+        with self._lock:
+            if self._used + nbytes > self.max_bytes:
+                raise QueueFull("too many images are waiting for this model; try again later")
+            self._used += nbytes
+
+    def release(self, nbytes: int) -> None:
+        with self._lock:
+            self._used -= nbytes
+
+
+class WaitingInputs:
+    """The inputs for an image. They are kept until they are used, and computed again if they are needed once more.
+
+    Args:
+        image: the processed image.
+        process: processes it again.
+        budget: counts the inputs while they are kept.
+
+    Raises:
+        QueueFull: the budget has no room for them.
+    """
+
+    def __init__(self, image: ProcessedImage, process: Callable[[], ProcessedImage], budget: InputBudget) -> None:
+        budget.reserve(image.nbytes)
+        self._release = weakref.finalize(self, budget.release, image.nbytes)
+        self._inputs: Inputs | None = image.inputs
+        self._process = process
+
+    def __call__(self) -> Inputs:
+        """Return the inputs."""
+        inputs = self._inputs
+        self.release()
+        return self._process().inputs if inputs is None else inputs
+
+    def release(self) -> None:
+        """Drop the inputs."""
+        self._inputs = None
+        self._release()
 
 
 @dataclass(frozen=True)
@@ -112,7 +183,8 @@ def _with_low_detail(processor: Any) -> Any | None:
 
 def _to_array(value: Any) -> np.ndarray[Any, Any]:
     array = np.asarray(value)
-    return array.astype(np.float32) if array.dtype.kind == "f" else array
+    narrower = {"f": np.float32, "i": np.int32}.get(array.dtype.kind)
+    return array if narrower is None else array.astype(narrower)
 
 
 def _key(image: Image.Image, regime: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import numpy as np
 from osaurusd.errors import InvalidRequest
 from osaurusd.inference.request import ChatPrompt, ImagePart, Prompt
 from osaurusd.rpc import messages
+from osaurusd.worker.engine.device import Device
 from osaurusd.worker.engine.engine import Limits
 from osaurusd.worker.engine.images import PromptImage, image_ids
 from osaurusd.worker.engine.kv_cache import CacheLayout
 from osaurusd.worker.engine.request import Positions
+from osaurusd.worker.frontend import context_length
 from osaurusd.worker.frontend.chat_images import ImageTexts, find_images
 from osaurusd.worker.frontend.images import decode_image
 from osaurusd.worker.runners.folder import loadable
@@ -20,7 +23,7 @@ from osaurusd.worker.runners.loading import Model, apply_limits, load_model_fold
 from osaurusd.worker.runners.request_builder import PreparedPrompt, RequestBuilder
 from osaurusd.worker.runners.text import TextRunner
 from osaurusd.worker.runners.vision.network import VisionNetwork, model_classes
-from osaurusd.worker.runners.vision.processor import ImageProcessor, ProcessedImage
+from osaurusd.worker.runners.vision.processor import ImageProcessor, InputBudget, ProcessedImage, WaitingInputs
 
 
 class VisionRunner(TextRunner):
@@ -51,7 +54,7 @@ class VisionRunner(TextRunner):
             frame.stall_seconds,
             frame.feature_cache_bytes,
         )
-        model = replace(model, network=VisionNetwork(model.network))
+        model = replace(model, network=VisionNetwork(model.network, Device.default()))
         runner = cls(model, limits, processor, frame.max_image_pixels)
         apply_limits(frame, runner.engine.pass_bytes)
         return runner
@@ -78,22 +81,43 @@ class VisionRequestBuilder(RequestBuilder):
         self._network: VisionNetwork = model.network
         self._processor = processor
         self._max_pixels = max_pixels
+        self._budget = InputBudget()
 
     def _encode(self, prompt: Prompt, blobs: Sequence[bytes]) -> PreparedPrompt:
         """Encode the prompt, and process its images."""
         parts = list(find_images(prompt)) if isinstance(prompt, ChatPrompt) else []
         if not parts:
             return super()._encode(prompt, blobs)
-        images = [self._process(part, blobs[part.blob]) for part in parts]
+        loads = [partial(self._process, part, blobs[part.blob]) for part in parts]
+        images = self._process_all(loads)
         texts = ImageTexts(self._processor.placeholder, self._processor.image_token, [each.text for each in images])
         encoded = self._encoder.encode(prompt, texts)
         tokens = list(encoded.tokens)
-        for image, positions in zip(images, encoded.image_positions, strict=True):
-            for position, token in zip(positions, image_ids(image.key, len(positions)).tolist(), strict=True):
-                tokens[position] = token
-        placed = list(map(self._place, images, encoded.image_positions))
-        grid = self._positions(placed, len(tokens)) if self._network.has_grid else None
-        return PreparedPrompt(replace(encoded, tokens=tokens), placed, grid)
+        for image, places in zip(images, encoded.image_positions, strict=True):
+            for place, token in zip(places, image_ids(image.key, len(places)).tolist(), strict=True):
+                tokens[place] = token
+        placed = list(map(self._place, images, loads, encoded.image_positions))
+        grids = [self._network.grid(image.inputs) for image in images] if self._network.has_grid else None
+        positions = None if grids is None else _positions(placed, grids, len(tokens))
+        return PreparedPrompt(replace(encoded, tokens=tokens), placed, positions)
+
+    def _process_all(self, loads: Sequence[Callable[[], ProcessedImage]]) -> list[ProcessedImage]:
+        """Process all images, unless they exceed the context or the memory."""
+        images: list[ProcessedImage] = []
+        tokens = nbytes = 0
+        for load in loads:
+            image = load()
+            tokens += image.text.count(self._processor.image_token)
+            context_length.check_length(tokens, self._context_length, image_tokens=tokens)
+            nbytes += image.nbytes
+            if nbytes > self._budget.max_bytes:
+                raise InvalidRequest(
+                    f"the images of the request take more than {self._budget.max_bytes} bytes of memory; send fewer or "
+                    "smaller images",
+                    location=("prompt",),
+                )
+            images.append(image)
+        return images
 
     def _process(self, part: ImagePart, data: bytes) -> ProcessedImage:
         location = ("images", part.blob)
@@ -107,23 +131,9 @@ class VisionRequestBuilder(RequestBuilder):
                 f"the model cannot process an image of {width} x {height} pixels: {reason}", location=location
             ) from error
 
-    def _positions(self, images: Sequence[PromptImage], count: int) -> Positions:
-        """Return positions [3, tokens]: those of an image are its rows and columns after the position before it."""
-        parts: list[Positions] = []
-        end = following = 0
-        for image in images:
-            rows, columns = self._network.grid(image.inputs)
-            text = image.start - end
-            parts.append(np.tile(np.arange(text), (3, 1)) + following)
-            following += text
-            row, column = np.indices((rows, columns)).reshape(2, -1)
-            parts.append(np.stack([np.zeros_like(row), row, column]) + following)
-            following += max(rows, columns)
-            end = image.end
-        return np.concatenate([*parts, np.tile(np.arange(count - end), (3, 1)) + following], axis=1)
-
-    def _place(self, image: ProcessedImage, positions: list[int]) -> PromptImage:
+    def _place(self, image: ProcessedImage, load: Callable[[], ProcessedImage], positions: list[int]) -> PromptImage:
         size = self._network.measure(image.inputs, len(positions))
+        waiting = WaitingInputs(image, load, self._budget)
         return PromptImage(
             key=image.key,
             start=positions[0],
@@ -134,5 +144,21 @@ class VisionRequestBuilder(RequestBuilder):
             patches=size.patches,
             encoding_bytes=size.nbytes,
             feature_bytes=len(positions) * self._network.feature_bytes,
-            inputs=image.inputs,
+            load=waiting,
+            release=waiting.release,
         )
+
+
+def _positions(images: Sequence[PromptImage], grids: Sequence[tuple[int, int]], count: int) -> Positions:
+    """Return positions [3, tokens]: those of an image are its rows and columns after the position before it."""
+    parts: list[Positions] = []
+    end = following = 0
+    for image, (rows, columns) in zip(images, grids, strict=True):
+        text = image.start - end
+        parts.append(np.tile(np.arange(text), (3, 1)) + following)
+        following += text
+        row, column = np.indices((rows, columns)).reshape(2, -1)
+        parts.append(np.stack([np.zeros_like(row), row, column]) + following)
+        following += max(rows, columns)
+        end = image.end
+    return np.concatenate([*parts, np.tile(np.arange(count - end), (3, 1)) + following], axis=1)

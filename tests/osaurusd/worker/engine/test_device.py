@@ -40,13 +40,13 @@ def test_scores_count_unless_a_gpu_fuses_attention_for_the_head_dimension(
     network, monkeypatch, device, fused, expected
 ):
     """The network has two heads of 16 dimensions."""
-    monkeypatch.setattr(probe, "_FUSED_HEAD_DIMENSIONS", fused)
+    monkeypatch.setattr(probe, "FUSED_HEAD_DIMENSIONS", fused)
 
     assert expected == Probe.from_network(network(), device).score_bytes
 
 
 def test_head_dimensions_over_128_are_not_fused():
-    assert 128 == max(probe._FUSED_HEAD_DIMENSIONS)
+    assert 128 == max(probe.FUSED_HEAD_DIMENSIONS)
 
 
 def test_a_gpu_never_waits_before_a_prompt(network, monkeypatch):

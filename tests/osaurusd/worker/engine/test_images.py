@@ -32,7 +32,8 @@ def image(start, end, key=b"key", *, whole=False, patches=16, encoding_bytes=0):
         patches=patches,
         encoding_bytes=encoding_bytes,
         feature_bytes=8 * (end - start),
-        inputs={},
+        load=dict,
+        release=lambda: None,
     )
 
 

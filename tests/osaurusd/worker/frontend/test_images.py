@@ -143,6 +143,23 @@ def test_bad_image_is_rejected(problem):
     assert any(text in message for text in ("supported format", "damaged or incomplete", "vision.max_image_pixels"))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP", "GIF", "HEIF"])
+def test_damaged_file_is_decoded_or_rejected(format_):
+    file = HEIC if format_ == "HEIF" else encode(drawing(), format_)
+    random = np.random.default_rng(0)
+    for _ in range(150):
+        damaged = bytearray(file)
+        for position in random.integers(4, len(file), random.integers(1, 9)):
+            damaged[position] = random.integers(256)
+        try:
+            image = decode(bytes(damaged[: random.integers(len(file) // 2, 2 * len(file))]))
+        except InvalidRequest as error:
+            assert LOCATION == error.location  # noqa: PT017  both outcomes are right
+        else:
+            assert "RGB" == image.mode
+
+
 def test_image_with_too_many_pixels_is_rejected_before_it_is_decoded():
     bomb = png_bomb(4000, 3000)
     broken = bomb[:-20]

@@ -9,6 +9,7 @@ from mlx_vlm.generate.ar import generate_step
 from mlx_vlm.models.cache import make_prompt_cache
 from mlx_vlm.utils import load_model
 
+OTHERS = ("ImageProcessor", "VideoProcessor")
 TEXT_INPUTS = ("input_ids", "pixel_values", "attention_mask")
 
 
@@ -18,7 +19,7 @@ class Reference:
     def __init__(self, folder: Path, family: str):
         self.model = load_model(folder)
         module = importlib.import_module(f"mlx_vlm.models.{family}.processing_{family}")
-        names = [name for name in vars(module) if name.endswith("Processor") and "ImageProcessor" not in name]
+        names = [name for name in vars(module) if name.endswith("Processor") and not name.endswith(OTHERS)]
         self.processor = getattr(module, names[0]).from_pretrained(str(folder))
         self.family = family
 

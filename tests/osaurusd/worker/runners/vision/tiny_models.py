@@ -254,6 +254,22 @@ RECIPES = {
         {},
         _QWEN_TOKENS,
     ),
+    "qwen3_vl": Recipe(
+        _QWEN_PLACEHOLDER,
+        "<|image_pad|>",
+        {"model_type": "qwen3_vl", **_QWEN_TEXT},
+        {
+            "model_type": "qwen3_vl",
+            "out_hidden_size": 32,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+            **_QWEN_VISION,
+        },
+        _QWEN_IMAGES,
+        {},
+        {},
+        _QWEN_TOKENS,
+    ),
 }
 
 
