@@ -60,7 +60,8 @@ def share_compilation(session: pytest.Session) -> None:
     if not hasattr(session.config, "workerinput") or sys.dont_write_bytecode:
         return
     number, count = (session.config.workerinput[name] for name in ("workerid", "workercount"))
-    modules = sorted(ROOT.glob("tests/**/test_*.py"))
+    paths = [session.config.invocation_params.dir / name.partition("::")[0] for name in session.config.args]
+    modules = sorted({file for path in paths for file in ([path] if path.is_file() else path.rglob("test_*.py"))})
     for file in modules[int(number.removeprefix("gw")) :: count]:
         with contextlib.suppress(Exception, pytest.skip.Exception):  # reported when it is collected
             importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))

@@ -30,7 +30,8 @@ def publish(root, repo, files, *, revision="main", commit=None, **settings):
         files: by name, either the content or a path to link to.
         revision: the name of a branch.
         commit: 40 hex digits; derived from the files by default.
-        settings: of the repository: `token` (required for access), `renamed_to`, `downloads`, `tags`, `safetensors`.
+        settings: of the repository: `token` (required for access), `renamed_to`, `downloads`, `tags`, `safetensors`,
+            `config`, `pipeline_tag`.
     """
     folder = Path(root) / repo
     names = {

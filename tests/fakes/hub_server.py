@@ -233,7 +233,7 @@ class Handler(BaseHTTPRequestHandler):
             "downloads": settings.get("downloads", 0),
             "tags": settings.get("tags", ["mlx"]),
             "siblings": [{"rfilename": name} for name in self.state.store.names(repo, commit)],
-            **({"safetensors": settings["safetensors"]} if "safetensors" in settings else {}),
+            **{name: settings[name] for name in ("safetensors", "config", "pipeline_tag") if name in settings},
         }
 
     def _send_tree(self, repo, revision):

@@ -18,7 +18,7 @@ from langchain_openai import OpenAIEmbeddings
 from openai import OpenAI
 from tokenizers import Tokenizer
 
-from tests import daemons
+from tests import daemons, reranker_model
 from tests.daemons import Daemon
 from tests.embedding_model import NAME
 from tests.models import make_tiny
@@ -26,7 +26,7 @@ from tests.osaurusd.worker.runners.embedding.tiny_networks import REFERENCES, we
 
 REFERENCE = json.loads(Path(__file__).with_name("minilm.json").read_text())
 TEXTS = REFERENCE["texts"]
-RERANKER, GENERATOR = "tiny-reranker", "tiny"
+RERANKER, RANDOM_RERANKER, GENERATOR = "minilm-reranker", "tiny-reranker", "tiny"
 LONG = "word " * 300
 
 
@@ -49,7 +49,8 @@ def make_reranker(folder: Path, minilm: Path) -> None:
 def daemon(module_home: Path, minilm_folder: Path, tiny_tokenizer: Path) -> Iterator[Daemon]:
     models = module_home / "models"
     shutil.copytree(minilm_folder, models / NAME)
-    make_reranker(models / RERANKER, minilm_folder)
+    reranker_model.make(models / RERANKER, minilm_folder)
+    make_reranker(models / RANDOM_RERANKER, minilm_folder)
     make_tiny(models / GENERATOR, tiny_tokenizer)
     with daemons.running(module_home) as running:
         yield running
@@ -177,9 +178,55 @@ def test_model_may_be_omitted_if_only_one_embeds(client: OpenAI) -> None:
     assert NAME == client.embeddings.create(model="", input="a").model
 
 
+KNOWN = [  # examples of published rerankers, the relevant document first; the reranker was not trained on them
+    (
+        "What do pandas eat?",
+        [
+            "Pandas feed on bamboo.",
+            "Tigers feed on deer and wild boars.",
+            "The sun is a star.",
+            "Berlin is in Germany.",
+        ],
+    ),
+    (
+        "What is the capital of China?",
+        [
+            "The capital of China is Beijing.",
+            "Gravity is a force that attracts two bodies towards each other.",
+            "The capital of Brazil is Brasilia.",
+        ],
+    ),
+    (
+        "How many people live in Berlin?",
+        [
+            "Berlin has a population of 3,520,031 registered inhabitants in an area of 891.82 square kilometers.",
+            "New York City is famous for the Metropolitan Museum of Art.",
+            "Mix flour, water, yeast and salt, and let the dough rise.",
+        ],
+    ),
+    (
+        "Explain gravity",
+        ["Gravity is a force that attracts two bodies towards each other.", "The capital of China is Beijing."],
+    ),
+    (
+        "How do I repair a leaking tap?",
+        ["Turn off the water, and replace the washer in the tap.", "Cross the ends of the tie, and pull the knot."],
+    ),
+]
+
+
+@pytest.mark.parametrize(("query", "documents"), KNOWN)
+def test_known_documents_are_in_the_right_order(client: OpenAI, query: str, documents: list[str]) -> None:
+    body = {"model": RERANKER, "query": query, "documents": documents[::-1]}
+    best, *others = client.post("/rerank", body=body, cast_to=dict)["results"]
+
+    assert len(documents) - 1 == best["index"]
+    assert best["relevance_score"] > 0.5 > max(each["relevance_score"] for each in others)
+
+
 def test_documents_are_ranked(client: OpenAI) -> None:
     documents = ["Pandas eat bamboo.", {"text": "The sun is a star."}, "Paris is in France."]
-    body = {"model": RERANKER, "query": "What do pandas eat?", "documents": documents}
+    body = {"model": RANDOM_RERANKER, "query": "What do pandas eat?", "documents": documents}
     whole = client.post("/rerank", body=body, cast_to=dict)
     scores = {each["index"]: each["relevance_score"] for each in whole["results"]}
     best = client.post("/rerank", body={**body, "top_n": 1, "return_documents": True}, cast_to=dict)
@@ -210,7 +257,7 @@ def test_documents_are_ranked(client: OpenAI) -> None:
     ],
 )
 def test_invalid_rerank_requests_name_their_field(client: OpenAI, fields: dict, param: str) -> None:
-    body = {"model": RERANKER, "query": "q", "documents": ["a"], **fields}
+    body = {"model": RANDOM_RERANKER, "query": "q", "documents": ["a"], **fields}
     with pytest.raises(openai.BadRequestError) as error:
         client.post("/rerank", body=body, cast_to=dict)
     assert param == error.value.param
@@ -263,7 +310,7 @@ def test_embedder_is_counted_and_listed(daemon: Daemon, client: OpenAI) -> None:
     tasks = {model["name"]: model["task"] for model in models}
     (embedder,) = (model for model in models if model["name"] == NAME)
 
-    assert {NAME: "embed", RERANKER: "rerank", GENERATOR: "generate"} == tasks
+    assert {NAME: "embed", RERANKER: "rerank", RANDOM_RERANKER: "rerank", GENERATOR: "generate"} == tasks
     assert 256 == embedder["context_length"]
     assert "ready" == embedder["worker"]["state"]
     assert embedder["worker"]["needs_bytes"] > 90_000_000

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from openai import BadRequestError, OpenAI
+from openai import OpenAI
 from openai.types.chat import ChatCompletion
 from PIL import Image
 
@@ -30,14 +30,11 @@ def draw(seed: int, width: int = 40, height: int = 30) -> Image.Image:
     return Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
 
 
-def file_of(image: Image.Image) -> bytes:
+def image_part(image: Image.Image) -> dict[str, Any]:
     file = io.BytesIO()
     image.save(file, "PNG")
-    return file.getvalue()
-
-
-def image_part(data: bytes) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(data).decode()}"}}
+    data = base64.b64encode(file.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +52,13 @@ def openai(daemon: Daemon) -> Iterator[OpenAI]:
 
 @pytest.fixture
 def ask(openai: OpenAI) -> Any:
-    def ask(*content: str | Image.Image | bytes) -> ChatCompletion:
+    def ask(*content: str | Image.Image) -> ChatCompletion:
         parts: list[Any] = []
         for part in content:
             if isinstance(part, str):
                 parts.append({"type": "text", "text": part})
             else:
-                parts.append(image_part(file_of(part) if isinstance(part, Image.Image) else part))
+                parts.append(image_part(part))
         return openai.chat.completions.create(
             model=MODEL, messages=[{"role": "user", "content": parts}], temperature=0, max_tokens=TOKENS
         )
@@ -71,11 +68,6 @@ def ask(openai: OpenAI) -> Any:
 
 def text_of(completion: ChatCompletion) -> str | None:
     return completion.choices[0].message.content
-
-
-def test_tokens_of_images_count_as_prompt_tokens(ask: Any) -> None:
-    text, one, two = ask(QUESTION), ask(draw(1), QUESTION), ask(draw(1), draw(2), QUESTION)
-    assert two.usage.prompt_tokens - one.usage.prompt_tokens == one.usage.prompt_tokens - text.usage.prompt_tokens > 0
 
 
 def test_second_question_about_an_image_reuses_it(ask: Any) -> None:
@@ -95,19 +87,3 @@ def test_simultaneous_requests_with_other_images_do_not_affect_each_other(ask: A
     with concurrent.futures.ThreadPoolExecutor() as executor:
         together = [text_of(completion) for completion in executor.map(lambda content: ask(*content), contents)]
     assert together == [text_of(ask(*content)) for content in contents]
-
-
-@pytest.mark.parametrize(
-    "data",
-    [b"no image at all", file_of(draw(1))[:-40], b"\x89PNG\r\n\x1a\n" + bytes(100)],
-    ids=["text", "cut", "zeros"],
-)
-def test_worker_survives_a_bad_image(daemon: Daemon, ask: Any, data: bytes) -> None:
-    ask(QUESTION)
-    _, before = daemon.admin("GET", "/v0/workers")
-    with pytest.raises(BadRequestError) as caught:
-        ask(draw(1), data, QUESTION)
-    assert caught.value.param == "messages[0].content[1].image_url.url"
-    _, after = daemon.admin("GET", "/v0/workers")
-    assert [worker["pid"] for worker in after] == [worker["pid"] for worker in before]
-    assert text_of(ask(draw(1), QUESTION)) is not None

@@ -180,10 +180,10 @@ async def test_a_panic_while_preparing_fails_only_its_request(session, monkeypat
     send, frames = session
     build = RequestBuilder.build
 
-    def panic(builder, frame):
+    def panic(builder, frame, blobs):
         if frame.id == 1:
             raise Panic("index out of bounds")
-        return build(builder, frame)
+        return build(builder, frame, blobs)
 
     monkeypatch.setattr(RequestBuilder, "build", panic)
     send(generate(1), generate(2))

@@ -18,6 +18,7 @@ test("a request has the system prompt, images, and only the sampling parameters 
       messages: [
         { role: "user", text: "What is this?", images: ["data:image/png;base64,AA=="] },
         { role: "assistant", text: "A cat", reasoning: "fur" },
+        { role: "assistant", text: "", finish: "error", error: "the queue is full" },
       ],
     }),
   );

@@ -1,7 +1,8 @@
 """Attention and GELU of encoders.
 
 On a CPU, MLX computes `exp` and `erf` one element at a time. NumPy computes them with vector instructions, in about a
-tenth of the time. Blocks stay in the processor's cache.
+tenth of the time. Blocks stay in the processor's cache, and results replace their inputs: the pages of large new arrays
+cost as much as the computation.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ import numpy as np
 from mlx import nn
 
 _BLOCK_ELEMENTS = 65536
+# Sequences share a matrix product up to this many scores.
+_SCORE_ELEMENTS = 1 << 20
 
 # erf(x) = 1 - (a1 t + ... + a5 t^5) exp(-x^2) with t = 1 / (1 + p x), for x >= 0, within 1.5e-7.
 # Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
@@ -23,38 +26,46 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.arra
     scale = queries.shape[-1] ** -0.5
     if not _on_cpu(queries):
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
-    scores = (queries * scale) @ keys.swapaxes(-1, -2)
-    if mask is not None:
-        scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
-    weights, sums = _exponentials(scores)
-    return (weights @ values) / sums
+    sequences, heads, tokens, _ = queries.shape
+    step = max(_SCORE_ELEMENTS // (heads * tokens * tokens), 1)
+    outputs = []
+    for begin in range(0, sequences, step):
+        part = slice(begin, begin + step)
+        scores = (queries[part] * scale) @ keys[part].swapaxes(-1, -2)
+        if mask is not None:
+            scores = mx.where(mask[part] if mask.ndim == 4 else mask, scores, mx.finfo(scores.dtype).min)
+        sums = _exponentials(scores)
+        outputs.append((scores @ values[part]) / sums)
+        mx.eval(outputs[-1])
+    return mx.concatenate(outputs)
 
 
 def gelu(inputs: mx.array) -> mx.array:
-    """Compute the exact GELU."""
+    """Compute the exact GELU. The inputs may be overwritten."""
     if not _on_cpu(inputs):
         return nn.gelu(inputs)
-    source, output = _buffers(inputs)
-    for begin, end in _blocks(source.size, 1):
-        _gelu_block(source[begin:end], output[begin:end])
-    return mx.array(output.reshape(inputs.shape))
+    output = mx.contiguous(inputs)
+    elements = _elements(output)
+    for begin, end in _blocks(elements.size, 1):
+        _gelu_block(elements[begin:end])
+    return output
 
 
-def _exponentials(scores: mx.array) -> tuple[mx.array, mx.array]:
-    """Return the numerators and the denominators of the softmax over the last axis."""
-    source, output = _buffers(scores)
+def _exponentials(scores: mx.array) -> mx.array:
+    """Replace scores by the numerators of the softmax over the last axis, and return the denominators."""
+    elements = _elements(scores)
     width = scores.shape[-1]
-    sums = np.empty(source.size // width, np.float32)
-    for begin, end in _blocks(source.size, width):
-        rows, weights = (each[begin:end].reshape(-1, width) for each in (source, output))
-        np.subtract(rows, rows.max(axis=1, keepdims=True), out=weights)
-        np.exp(weights, out=weights)
-        weights.sum(axis=1, out=sums[begin // width : end // width])
-    return mx.array(output.reshape(scores.shape)), mx.array(sums.reshape(*scores.shape[:-1], 1))
+    sums = np.empty(elements.size // width, np.float32)
+    for begin, end in _blocks(elements.size, width):
+        rows = elements[begin:end].reshape(-1, width)
+        rows -= rows.max(axis=1, keepdims=True)
+        np.exp(rows, out=rows)
+        rows.sum(axis=1, out=sums[begin // width : end // width])
+    return mx.array(sums.reshape(*scores.shape[:-1], 1))
 
 
-def _gelu_block(inputs: np.ndarray, output: np.ndarray) -> None:
-    """Compute max(x, 0) - |x| (1 - erf(|x| / sqrt(2))) / 2, which equals x (1 + erf(x / sqrt(2))) / 2."""
+def _gelu_block(inputs: np.ndarray) -> None:
+    """Replace x by max(x, 0) - |x| (1 - erf(|x| / sqrt(2))) / 2, which equals x (1 + erf(x / sqrt(2))) / 2."""
     size = np.abs(inputs)
     t = size * _P
     t += 1
@@ -68,18 +79,17 @@ def _gelu_block(inputs: np.ndarray, output: np.ndarray) -> None:
     np.exp(t, out=t)
     tail *= t
     tail *= size
-    np.maximum(inputs, 0, out=output)
-    output -= tail
+    np.maximum(inputs, 0, out=inputs)
+    inputs -= tail
 
 
 def _on_cpu(array: mx.array) -> bool:
     return bool(mx.default_device() == mx.cpu) and array.dtype == mx.float32
 
 
-def _buffers(array: mx.array) -> tuple[np.ndarray, np.ndarray]:
-    """Return the elements of an array, and space for as many."""
-    elements = np.array(mx.contiguous(array), copy=False).reshape(-1)
-    return elements, np.empty_like(elements)
+def _elements(array: mx.array) -> np.ndarray:
+    """Return the elements of a contiguous array that nothing else refers to, so that they can be replaced."""
+    return np.array(array, copy=False).reshape(-1)
 
 
 def _blocks(size: int, width: int) -> Iterator[tuple[int, int]]:

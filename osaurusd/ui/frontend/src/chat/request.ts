@@ -6,11 +6,19 @@ import type { Conversation, Message } from "./types";
 export function requestBody({ model, system, sampling, messages }: Conversation): object {
   return {
     ...(model ? { model } : {}),
-    messages: [...(system.trim() ? [{ role: "system", content: system }] : []), ...messages.map(wireMessage)],
+    messages: [
+      ...(system.trim() ? [{ role: "system", content: system }] : []),
+      ...messages.filter(isComplete).map(wireMessage),
+    ],
     ...sampling,
     stream: true,
     stream_options: { include_usage: true },
   };
+}
+
+/** An answer that failed before its first word says nothing to the model. */
+function isComplete({ role, text }: Message): boolean {
+  return role === "user" || text !== "";
 }
 
 function wireMessage({ role, text, images }: Message): object {

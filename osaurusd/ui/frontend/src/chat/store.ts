@@ -34,7 +34,9 @@ export async function openConversations(): Promise<void> {
 
 async function read(): Promise<void> {
   const stored = (await storage?.all()) ?? [];
-  conversations.value = stored.sort((a, b) => b.updated - a.updated);
+  // Empty ones are not stored. One may be open, with a message that is being written.
+  const empty = conversations.value.filter(({ messages }) => messages.length === 0);
+  conversations.value = [...empty, ...stored.sort((a, b) => b.updated - a.updated)];
 }
 
 export function find(id: string | undefined): Conversation | undefined {
