@@ -167,7 +167,7 @@ class LocalApi:
 
 def _parse_log_query(request: web.Request) -> tuple[int, LogFilter]:
     lines, level = request.query.get("lines", str(DEFAULT_LINES)), request.query.get("level", "debug")
-    if not (lines.isascii() and lines.isdecimal() and int(lines[:6]) <= MAX_LINES):
+    if not (lines.isascii() and lines.isdecimal() and len(lines) <= len(str(MAX_LINES)) and int(lines) <= MAX_LINES):
         raise RequestError(400, ErrorCode.INVALID_REQUEST, f"`lines` must be 0 to {MAX_LINES}", "lines")
     if level not in LEVELS:
         raise RequestError(400, ErrorCode.INVALID_REQUEST, f"`level` must be one of {', '.join(LEVELS)}", "level")

@@ -89,7 +89,7 @@ class Drain:
         if self._waiting is not None:
             self._waiting.cancel()
         if since is None:
-            self._admission.reopen()
+            self._admission.reopen(_rejection)
             log.info("accepting requests again")
             self._bus.publish(EventKind.DRAIN_ENDED)
             return

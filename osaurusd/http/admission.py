@@ -25,7 +25,7 @@ class Admission:
         self._config = config
         self.requests = 0
         self.buffered_bytes = 0
-        self._rejection: Callable[[], OsaurusError] | None = None
+        self._rejections: list[Callable[[], OsaurusError]] = []
         self._changed = asyncio.Event()
 
     @property
@@ -34,11 +34,11 @@ class Admission:
 
     def close(self, rejection: Callable[[], OsaurusError]) -> None:
         """Reject new requests, with the error that `rejection` builds. Requests in flight continue."""
-        self._rejection = rejection
+        self._rejections.append(rejection)
 
-    def reopen(self) -> None:
-        """Accept requests again."""
-        self._rejection = None
+    def reopen(self, rejection: Callable[[], OsaurusError]) -> None:
+        """Undo a `close`. Requests are accepted again unless there was another one, as when the daemon shuts down."""
+        self._rejections.remove(rejection)
 
     def check_open(self) -> None:
         """Check that requests are accepted.
@@ -46,8 +46,8 @@ class Admission:
         Raises:
             OsaurusError: the daemon is draining or shutting down.
         """
-        if self._rejection is not None:
-            raise self._rejection()
+        if self._rejections:
+            raise self._rejections[-1]()
 
     async def wait_until_unused(self) -> None:
         """Wait until no request is in flight."""

@@ -52,6 +52,10 @@ _HEADERS = {
 # IPv6 networks that translate to IPv4 (RFC 6052): the last 32 bits are the address.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
+# Special networks that some releases of Python take for public ones: protocol assignments, and documentation.
+_SPECIAL_V4 = ipaddress.IPv4Network("192.0.0.0/24")
+_SPECIAL_V6 = ipaddress.IPv6Network("3fff::/20")
+
 
 def is_public(address: Address) -> bool:
     """Whether an address belongs to a machine on the public internet."""
@@ -61,6 +65,8 @@ def is_public(address: Address) -> bool:
         # Forms of an IPv4 address that no name server of a public host returns.
         if address.ipv4_mapped or address.sixtofour or address.teredo or address.is_site_local:
             return False
+    if address in _SPECIAL_V4 or address in _SPECIAL_V6:
+        return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
@@ -127,7 +133,10 @@ class UrlFetcher:
             )
         try:
             address = ipaddress.ip_address(host)
-        except ValueError:
+        except ValueError as error:
+            if ":" in host:
+                # aiohttp would connect to it without asking the resolver: `::1%` has an empty zone, for example.
+                raise InvalidRequest(f"{excerpt(host)} is not a valid IPv6 address") from error
             return
         if not self._is_allowed_address(address):
             raise _not_public(host)

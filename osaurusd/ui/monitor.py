@@ -151,12 +151,12 @@ class Monitor:
 
     async def subscribe(self) -> AsyncGenerator[Event]:
         """Yield a snapshot, then changes. Ends when the monitor is closed or the page reads too slowly."""
+        snapshot = await self.snapshot()
+        # Nothing is awaited from here on, so that the page misses no change, and pages that open at once are limited.
         if self._closed:
             return
         if len(self._pages) >= MAX_PAGES:
             self._disconnect(self._pages[0])
-        snapshot = await self.snapshot()
-        # Nothing is awaited in between, so that the page misses no change.
         page: asyncio.Queue[Event | None] = asyncio.Queue()
         if not self._pages:
             self._finished_count = self._activity.finished_count

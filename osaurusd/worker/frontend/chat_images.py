@@ -36,12 +36,7 @@ class ImageTexts:
     def mark(self, chat: ChatPrompt) -> ChatPrompt:
         """Replace the images of a chat by marks, and change placeholders in its text so that they are not images."""
         chat = msgspec.structs.replace(chat, messages=[_mark_message(message) for message in chat.messages])
-        encoded = msgspec.json.encode(chat)
-        for literal in {self.placeholder, self.token}:
-            if literal.encode() in encoded:
-                changed = _replace(msgspec.to_builtins(chat), literal, f"{literal[0]}{_ZERO_WIDTH_SPACE}{literal[1:]}")
-                chat = msgspec.convert(changed, ChatPrompt)
-        return chat
+        return as_text(chat, self.placeholder, self.token)
 
     @property
     def forms(self) -> list[Callable[[TemplateInput], TemplateInput]]:
@@ -66,6 +61,19 @@ class ImageTexts:
             raise ValueError(f"its images have {len(positions)} tokens instead of {sum(counts)}")
         ends = [sum(counts[: index + 1]) for index in range(len(counts))]
         return tokens, [positions[end - count : end] for count, end in zip(counts, ends, strict=True)]
+
+
+def as_text(chat: ChatPrompt, *placeholders: str) -> ChatPrompt:
+    """Change the placeholders for images in the text of a chat so that they are not images."""
+    for literal in dict.fromkeys(placeholders):
+        if literal.encode() in msgspec.json.encode(chat):
+            changed = _replace(msgspec.to_builtins(chat), literal, f"{literal[0]}{_ZERO_WIDTH_SPACE}{literal[1:]}")
+            chat = msgspec.convert(changed, ChatPrompt)
+        messages = [
+            msgspec.structs.replace(message, content=_break_up(message.content, literal)) for message in chat.messages
+        ]
+        chat = msgspec.structs.replace(chat, messages=messages)
+    return chat
 
 
 def find_images(chat: ChatPrompt) -> Iterator[ImagePart]:
@@ -98,6 +106,24 @@ def _replace(value: Any, old: str, new: str) -> Any:
     if isinstance(value, dict):
         return {key: _replace(each, old, new) for key, each in value.items()}
     return value
+
+
+def _break_up(parts: Sequence[ContentPart], literal: str) -> list[Any]:
+    """Change text parts that are a placeholder only together: templates render them without anything in between."""
+    changed: list[ContentPart] = []
+    before = ""
+    for part in parts:
+        if isinstance(part, ToolResultPart):
+            changed.append(msgspec.structs.replace(part, content=_break_up(part.content, literal)))
+            before = ""
+        elif isinstance(part, TextPart):
+            is_broken = literal in before + part.text
+            changed.append(TextPart(text=_ZERO_WIDTH_SPACE + part.text) if is_broken else part)
+            before = (part.text if is_broken else before + part.text)[1 - len(literal) :]
+        else:
+            changed.append(part)
+            before = ""
+    return changed
 
 
 def _to_parts(given: TemplateInput) -> TemplateInput:

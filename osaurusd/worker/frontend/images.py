@@ -8,7 +8,7 @@ import io
 from importlib.util import find_spec
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from osaurusd.errors import InvalidRequest
 from osaurusd.inference.request import Location
@@ -49,6 +49,8 @@ def decode_image(data: bytes, *, max_pixels: int, location: Location) -> Image.I
         image = Image.open(io.BytesIO(data), formats=[format_])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large("too many pixels to be decoded", max_pixels, location) from error
+    except UnidentifiedImageError as error:  # its text shows a memory address
+        raise _damaged(format_, ValueError("its header is invalid"), location) from error
     except Exception as error:  # Pillow raises errors of many kinds for damaged files
         raise _damaged(format_, error, location) from error
     with image:

@@ -221,7 +221,7 @@ async def test_removal_needs_the_name_again(served):
     assert (400, "confirm") == (response.status, json.loads(text)["error"]["param"])
 
 
-@pytest.mark.parametrize("query", ["lines=-1", "lines=99999", "lines=x", "level=loud"])
+@pytest.mark.parametrize("query", ["lines=-1", "lines=99999", "lines=00000099999", "lines=x", "level=loud"])
 async def test_invalid_log_queries_are_rejected(served, query):
     session = await served.open_session()
     assert 400 == await served.status("GET", f"/manage/logs?{query}", **session)

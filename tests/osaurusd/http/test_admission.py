@@ -6,9 +6,13 @@ import contextlib
 import pytest
 
 from osaurusd.config import Config, Limits
-from osaurusd.errors import Draining, TimeLimitExceeded, TooManyRequests
+from osaurusd.errors import Draining, ShuttingDown, TimeLimitExceeded, TooManyRequests
 from osaurusd.http import admission
 from osaurusd.http.admission import Admission, Deadline
+
+
+def _draining():
+    return Draining("draining")
 
 
 def build_admission(**limits):
@@ -37,7 +41,7 @@ def test_failed_request_is_not_counted_any_more():
 async def test_closed_admission_rejects_new_requests_and_finishes_others():
     control = build_admission()
     with control.admit():
-        control.close(lambda: Draining("draining"))
+        control.close(_draining)
         with pytest.raises(Draining):
             control.check_open()
         unused = asyncio.create_task(control.wait_until_unused())
@@ -45,8 +49,17 @@ async def test_closed_admission_rejects_new_requests_and_finishes_others():
         assert not unused.done()
     async with asyncio.timeout(10):
         await unused
-    control.reopen()
+    control.reopen(_draining)
     control.check_open()
+
+
+def test_admission_that_is_closed_twice_stays_closed_for_the_other_reason():
+    control = build_admission()
+    control.close(_draining)
+    control.close(lambda: ShuttingDown("shutting down"))
+    control.reopen(_draining)
+    with pytest.raises(ShuttingDown):
+        control.check_open()
 
 
 def test_changed_limit_applies_immediately():

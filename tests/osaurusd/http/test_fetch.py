@@ -174,8 +174,8 @@ async def test_invalid_url_is_rejected(site, url, reason):
             "169.254.169.254",
             "100.64.0.1",
         ),
-        *("224.0.0.1", "240.0.0.1", "255.255.255.255", "192.0.2.1", "198.18.0.1"),
-        *("::1", "::", "fe80::1", "fc00::1", "fd12::1", "fec0::1", "ff02::1", "2001:db8::1", "64:ff9b:1::1"),
+        *("224.0.0.1", "240.0.0.1", "255.255.255.255", "192.0.2.1", "198.18.0.1", "192.0.0.192"),
+        *("::1", "::", "fe80::1", "fc00::1", "fd12::1", "fec0::1", "ff02::1", "2001:db8::1", "3fff::1", "64:ff9b:1::1"),
         *("::ffff:127.0.0.1", "::ffff:93.184.216.34", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe"),
         *("2002:7f00:1::", "2001:0:5db8:d822::1"),
     ],
@@ -200,12 +200,28 @@ def test_public_address_is_allowed(address):
 
 @pytest.mark.parametrize(
     "host",
-    ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "169.254.169.254", "localhost", "127.1", "2130706433", "0x7f.1"],
+    [
+        "127.0.0.1",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[::1%25]",
+        "[fe80::1%25]",
+        "169.254.169.254",
+        "localhost",
+        "127.1",
+        "2130706433",
+        "0x7f.1",
+    ],
 )
 async def test_this_machine_is_not_reached_under_any_form_of_its_address(host):
     message = await rejection(UrlFetcher(), f"http://{host}/x.png", Vision(allowed_url_hosts=["*"]))
 
-    reasons = ("not a host on the public internet", "not a canonical IPv4 address", "Name or service not known")
+    reasons = (
+        "not a host on the public internet",
+        "not a valid IPv6 address",
+        "not a canonical IPv4 address",
+        "Name or service not known",
+    )
     assert any(reason in message for reason in reasons)
 
 

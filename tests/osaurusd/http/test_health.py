@@ -32,11 +32,14 @@ async def test_every_check_succeeds_while_requests_are_accepted(server, path):
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_only_ready_fails_while_requests_are_rejected(server, admission, path):
-    admission.close(lambda: Draining("the daemon is draining"))
+    def rejection():
+        return Draining("the daemon is draining")
+
+    admission.close(rejection)
     response = await server.request("GET", path)
     if path.endswith("/ready"):
         assert (response.status, response.error["code"], response.headers["Retry-After"]) == (503, "draining", "5")
     else:
         assert response.status == 200
-    admission.reopen()
+    admission.reopen(rejection)
     assert (await server.request("GET", path)).status == 200

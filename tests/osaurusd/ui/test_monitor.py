@@ -156,6 +156,15 @@ async def test_number_of_pages_is_bounded(monitored, pages):
     assert (await read(last))[0] == "sample"
 
 
+async def test_number_of_pages_that_open_at_once_is_bounded(monitored):
+    pages = [monitored.monitor.subscribe() for _ in range(MAX_PAGES + 2)]
+    await asyncio.gather(*map(anext, pages))
+    monitored.monitor.sample()
+    monitored.monitor.close()
+    counts = [len([event async for event in page]) for page in pages]
+    assert sorted(counts) == [0, 0, *[1] * MAX_PAGES]
+
+
 async def test_closing_the_monitor_ends_every_page(monitored, pages):
     page = await pages()
     monitored.monitor.close()

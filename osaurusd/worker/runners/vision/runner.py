@@ -16,7 +16,7 @@ from osaurusd.worker.engine.images import PromptImage, image_ids
 from osaurusd.worker.engine.kv_cache import CacheLayout
 from osaurusd.worker.engine.request import Positions
 from osaurusd.worker.frontend import context_length
-from osaurusd.worker.frontend.chat_images import ImageTexts, find_images
+from osaurusd.worker.frontend.chat_images import ImageTexts, as_text, find_images
 from osaurusd.worker.frontend.images import decode_image
 from osaurusd.worker.runners.folder import loadable
 from osaurusd.worker.runners.loading import Model, apply_limits, load_model_folder
@@ -85,9 +85,11 @@ class VisionRequestBuilder(RequestBuilder):
 
     def _encode(self, prompt: Prompt, blobs: Sequence[bytes]) -> PreparedPrompt:
         """Encode the prompt, and process its images."""
-        parts = list(find_images(prompt)) if isinstance(prompt, ChatPrompt) else []
-        if not parts:
+        if not isinstance(prompt, ChatPrompt):
             return super()._encode(prompt, blobs)
+        parts = list(find_images(prompt))
+        if not parts:
+            return super()._encode(as_text(prompt, self._processor.placeholder, self._processor.image_token), blobs)
         loads = [partial(self._process, part, blobs[part.blob]) for part in parts]
         images = self._process_all(loads)
         texts = ImageTexts(self._processor.placeholder, self._processor.image_token, [each.text for each in images])

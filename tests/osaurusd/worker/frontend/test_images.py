@@ -141,6 +141,7 @@ def test_bad_image_is_rejected(problem):
     message = rejection(BAD_IMAGES[problem])
 
     assert any(text in message for text in ("supported format", "damaged or incomplete", "vision.max_image_pixels"))
+    assert " object at 0x" not in message
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -319,13 +319,17 @@ async def test_draining_finishes_the_responses_that_were_asked_for_before(served
         await until(lambda: served.admission.requests == 1)
         # The second message waits in its lane. A third one makes sure that it has been received.
         assert "invalid_request" == (await socket_error(socket, type="x"))["code"]
-        served.admission.close(lambda: Draining("draining"))
+
+        def rejection():
+            return Draining("draining")
+
+        served.admission.close(rejection)
         rejected = await socket_error(socket, input="x", stream_id="b")
         assert "draining" == rejected["code"]
         completed = 0
         while completed < 2:
             completed += (await socket.receive())["type"] == "response.completed"
-        served.admission.reopen()
+        served.admission.reopen(rejection)
         assert "completed" == (await socket.respond(input="x", stream_id="b"))["status"]
 
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 import mlx.core as mx
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer
 
 from osaurusd.errors import ContextLengthExceeded, InvalidRequest, QueueFull
 from osaurusd.worker.runners.vision.processor import InputBudget
@@ -127,6 +128,21 @@ def test_placeholders_in_text_are_not_images(runner):
     assert not plain.images
     assert len(both.images) == 1
     assert sum(token < 0 for token in both.prompt_tokens) == both.images[0].tokens
+
+
+@pytest.mark.parametrize("image", [(), (draw(1),)], ids=["without image", "with image"])
+@pytest.mark.parametrize("text", [("<image>",), ("<ima", "ge>"), ("<i", "m", "age>", "<ima", "ge>")], ids=str)
+@pytest.mark.parametrize("family", [FAMILY, "gemma3", "qwen2_vl"])
+def test_typed_placeholder_is_text_however_it_is_divided(get_runner, family, text, image):
+    runner = get_runner(family)
+    recipe = RECIPES[family]
+    image_token = Tokenizer.from_file(str(runner.folder / "tokenizer.json")).token_to_id(recipe.token)
+    for literal in (recipe.placeholder, recipe.token):
+        parts = [part.replace("<ima", literal[:5]).replace("ge>", literal[5:]) for part in text]
+        prepared = runner.prepare(ask((*parts, *image, QUESTION)))
+
+        assert len(prepared.images) == len(image)
+        assert image_token not in list(prepared.prompt_tokens)
 
 
 def test_context_error_counts_the_tokens_of_images(vision_folder):
