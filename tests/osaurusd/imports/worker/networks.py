@@ -279,6 +279,8 @@ class Network:
         # Routers and vectors are not quantized.
         small = values.ndim == 1 or any(part in name for part in (".gate.", "router", "q_norm", "k_norm"))
         small = small or name.endswith(".bias") or "shared_expert_gate" in name
+        # Rows that are not a multiple of the block size stay floats, as in the files of llama.cpp.
+        small = small or shape[-1] % gguf.GGML_QUANT_SIZES[self.kind][0] != 0
         kind = Type.F32 if small else self.kind
         offset = np.float32(self.case.norm_offset if name.endswith("norm.weight") else 0.0)
         if small:
