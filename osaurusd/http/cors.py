@@ -78,7 +78,7 @@ class Cors:
             raise InvalidRequest("the request must have at most one `Origin` header")
         if request_origins and not _is_allowed(request_origins[0], self._server().allowed_origins):
             raise _origin_not_allowed(request_origins[0])
-        if not request_origins and not _is_same_site(request):
+        if not request_origins and not _is_same_site(request) and not _follows_link(request):
             raise Forbidden(
                 "a cross-site request must have an `Origin` header; use fetch() in the mode `cors`, and add the "
                 "page's origin to `server.allowed_origins`"
@@ -114,6 +114,12 @@ def _is_same_site(request: web.Request) -> bool:
     if host_name(request.headers.get(hdrs.HOST, "")) in LOOPBACK_HOSTS:
         allowed |= {"same-site"}
     return set(request.headers.getall(FETCH_SITE, [])) <= allowed
+
+
+def _follows_link(request: web.Request) -> bool:
+    """Whether the user opens `/` from a link on another page, which cannot read or embed what is shown."""
+    modes, destinations = (request.headers.getall(f"Sec-Fetch-{name}", []) for name in ("Mode", "Dest"))
+    return (request.method, request.path, modes, destinations) == (hdrs.METH_GET, "/", ["navigate"], ["document"])
 
 
 def _is_allowed(origin: str, configured: Sequence[str]) -> bool:

@@ -217,7 +217,9 @@ async def test_responses_have_security_headers(server, method, path, host, statu
         (["Sec-Fetch-Site: cross-site"], 403),
         (["Sec-Fetch-Site: cross-site", "Origin: http://evil.example"], 403),
         (["Sec-Fetch-Site: cross-site", "Origin: null"], 403),
-        (["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document"], 403),
+        (["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document"], 200),
+        (["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: iframe"], 403),
+        (["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors", "Sec-Fetch-Dest: document"], 403),
         (["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors", "Sec-Fetch-Dest: image"], 403),
     ],
 )
@@ -225,6 +227,13 @@ async def test_cross_site_requests_without_allowed_origin_are_rejected(server, c
     response = await server.request("GET", "/", *headers)
     assert response.status == status
     assert calls == (["/"] if status == 200 else [])
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/models"), ("POST", "/")])
+async def test_link_of_another_site_opens_the_page_only(server, calls, method, path):
+    headers = ["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document"]
+    assert (await server.request(method, path, *headers)).status == 403
+    assert calls == []
 
 
 async def test_same_site_page_needs_an_origin_unless_the_host_is_loopback(server, calls):
