@@ -30,7 +30,6 @@ from osaurusd.config import Vision
 from osaurusd.errors import InvalidRequest
 from osaurusd.http.errors import excerpt
 from osaurusd.log import get_logger
-from osaurusd.platform.certificates import create_client_context
 from osaurusd.url_hosts import is_allowed
 
 log = get_logger(__name__)
@@ -107,6 +106,9 @@ class UrlFetcher:
 
     def _session(self) -> ClientSession:
         if self._ssl is None:
+            # Its library for the system's certificates slows the start down, and most daemons download no images.
+            from osaurusd.platform.certificates import create_client_context  # noqa: PLC0415
+
             self._ssl = create_client_context()
         resolver = _CheckedResolver(self._resolver or ThreadedResolver(), self._is_allowed_address)
         connector = TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True, ssl=self._ssl)

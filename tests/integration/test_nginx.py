@@ -57,8 +57,13 @@ class Fleet:
         return id_
 
     def served_by(self, ids: list[str]) -> list[int]:
-        """Return how many of the requests each daemon has answered successfully."""
-        return [sum(daemon.count("request", request_id=id_, status=200) for id_ in ids) for daemon in self.daemons]
+        """Return how many of the requests each daemon has answered successfully, once all are logged."""
+
+        def count() -> list[int]:
+            return [sum(daemon.count("request", request_id=id_, status=200) for id_ in ids) for daemon in self.daemons]
+
+        wait_until(lambda: sum(count()) == len(ids))
+        return count()
 
 
 def ask_many(fleet: Fleet, count: int) -> list[str]:

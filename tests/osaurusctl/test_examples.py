@@ -51,6 +51,6 @@ def parse(arguments):
 @pytest.mark.parametrize("example", dict.fromkeys([*help_examples(), *document_examples()]))
 def test_example_is_a_valid_command_line(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("SmolLM2-135M-Instruct.Q4_1.gguf", "main.py"):
+    for name in ("SmolLM2-135M-Instruct.Q4_1.gguf", "main.py", "photo.jpg"):
         (tmp_path / name).touch()
     parse(arguments_of(example))

@@ -169,8 +169,8 @@ def test_search_prints_a_table(hub, invoke):
         FoundModel(repo="org/unknown", name="unknown", state="available"),
     ]
     lines = invoke("search", "big", "model", "--author", "org").stdout.splitlines()
-    assert lines[1].split() == ["org/big", "(gated)", "9.0", "TB", "1.0T", "7", "no", "not", "downloaded"]
-    assert lines[2].split() == ["org/unknown", "-", "-", "-", "-", "available"]
+    assert lines[1].split() == ["org/big", "(gated)", "9.0", "TB", "1.0T", "7", "no", "-", "not", "downloaded"]
+    assert lines[2].split() == ["org/unknown", "-", "-", "-", "-", "-", "available"]
     (request,) = hub.bodies(PullRoute.SEARCH)
     assert (request["words"], request["author"]) == ("big model", "org")
 

@@ -5,6 +5,7 @@ import msgspec
 from osaurusd.wire.errors import ErrorBody, ErrorCode, ErrorEnvelope
 
 PUBLIC_CODES = {
+    "draining",
     "busy",
     "config_error",
     "context_length_exceeded",
