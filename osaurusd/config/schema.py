@@ -215,7 +215,7 @@ class Vision(Section, frozen=True):
     feature_cache_bytes: Annotated[
         int,
         size(
-            "Size of the features of recent images, for each model, so that a known image is not encoded again; 0: none",
+            "Size of the features of recent images for each model, so that a known image is not encoded again; 0: none",
             ge=0,
         ),
     ] = 256 * MIB
