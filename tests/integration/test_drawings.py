@@ -15,6 +15,7 @@ pytest.importorskip("mlx_vlm", reason="mlx-vlm is not installed")
 import anthropic
 import ollama
 from openai import OpenAI
+from PIL import Image, ImageOps
 
 from tests import daemons
 from tests.images import data_url, encode
@@ -45,6 +46,7 @@ class Turn(NamedTuple):
 
 
 Ask = Callable[[Servers, Sequence[Turn]], str]
+Change = Callable[[Image.Image], Image.Image]
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,23 @@ def ask_ollama(servers: Servers, turns: Sequence[Turn]) -> str:
     return reply.message.content or ""
 
 
+def same(image: Image.Image) -> Image.Image:
+    return image
+
+
+def swap_channels(image: Image.Image) -> Image.Image:
+    return Image.merge("RGB", image.split()[::-1])
+
+
+def halve_contrast(image: Image.Image) -> Image.Image:
+    """Return the image that the network gets if pixels from 0 to 1 are not normalized."""
+    return image.point(lambda value: 128 + value // 2)
+
+
+def transpose(image: Image.Image) -> Image.Image:
+    return image.transpose(Image.Transpose.TRANSPOSE)
+
+
 PROTOCOLS: tuple[Ask, ...] = (ask_chat, ask_responses, ask_anthropic, ask_ollama)
 
 
@@ -130,11 +149,23 @@ def is_right(answer: str, topic: str, expected: str | None) -> bool:
     return set(re.findall(r"\w+", answer.lower())) & WORDS[topic] == {expected}
 
 
+def chat(servers: Servers, ask: Ask, file: bytes, topics: Sequence[str]) -> list[str]:
+    """Ask several questions about an image in one chat, and return the answers."""
+    turns: list[Turn] = []
+    answers = []
+    for number, topic in enumerate(topics):
+        turn = Turn(question(topic), file if number == 0 else None)
+        answers.append(ask(servers, [*turns, turn]))
+        turns.append(turn._replace(answer=answers[-1]))
+    return answers
+
+
 def describe_all(
     servers: Servers,
     drawings: Sequence[Drawing],
     topic: str,
     *,
+    change: Change = same,
     protocols: Sequence[Ask] = (ask_chat,),
 ) -> float:
     """Ask about every drawing, some at the same time, and return the fraction of right answers.
@@ -143,11 +174,12 @@ def describe_all(
         servers: the clients.
         drawings: what the images show.
         topic: what to ask for.
+        change: changes the images before they are sent.
         protocols: used in turns.
     """
 
     def ask(number: int) -> bool:
-        file = encode(drawings[number].image)
+        file = encode(change(drawings[number].image))
         answer = protocols[number % len(protocols)](servers, [Turn(question(topic), file)])
         return is_right(answer, topic, describe(drawings[number], topic))
 
@@ -177,3 +209,39 @@ def test_color_and_shape_of_drawings_are_named_one_request_at_a_time(servers: Se
         for drawing in held_back(12, start=60):
             answer = ask(servers, [Turn(question(topic), encode(drawing.image))])
             assert is_right(answer, topic, describe(drawing, topic)), (answer, drawing)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ask", PROTOCOLS)
+def test_simultaneous_chats_have_the_answers_that_they_have_alone(servers: Servers, ask: Ask) -> None:
+    topics = ("color", "shape", "color")
+    drawings = list(held_back(CONCURRENCY, start=100))
+    files = [encode(drawing.image) for drawing in drawings]
+    with ThreadPoolExecutor(CONCURRENCY) as executor:
+        together = list(executor.map(lambda file: chat(servers, ask, file, topics), files))
+
+    assert together == [chat(servers, ask, file, topics) for file in files]
+    # Later answers are often wrong: the language model is too small for longer chats.
+    right = [
+        is_right(answers[0], "color", describe(drawing, "color"))
+        for drawing, answers in zip(drawings, together, strict=True)
+    ]
+    assert statistics.mean(right) >= ACCURACY, together
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("topic", "change"),
+    [
+        ("color", swap_channels),
+        ("color", ImageOps.invert),
+        ("color", halve_contrast),
+        ("side", ImageOps.mirror),
+        ("side", ImageOps.flip),
+        ("side", transpose),
+    ],
+)
+def test_mistakes_in_preprocessing_would_be_noticed(servers: Servers, topic: str, change: Change) -> None:
+    drawings = [each for each in held_back(32) if describe(each, topic)]
+
+    assert describe_all(servers, drawings, topic, change=change) < ACCURACY
