@@ -21,6 +21,7 @@ from typing import TypeVar
 import pytest
 from openai import InternalServerError, OpenAI
 
+from tests import daemons
 from tests.daemons import Daemon
 from tests.models import running_tiny
 
@@ -42,6 +43,7 @@ CHAT = {
 
 NGINX = """
 daemon off;
+master_process off;
 pid {folder}/nginx.pid;
 error_log {folder}/error.log;
 events {{}}
@@ -52,7 +54,7 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
-    proxy_read_timeout {timeout}s;
+    {settings}
     server {{
         listen 127.0.0.1:{port};
         location / {{ proxy_pass {upstream}; }}
@@ -65,7 +67,8 @@ FETCH = """
 const [url, body, timeout] = process.argv.slice(1);
 await fetch('data:,');
 const {constructor: Agent} = globalThis[Symbol.for('undici.globalDispatcher.1')];
-const dispatcher = new Agent({headersTimeout: Number(timeout), bodyTimeout: Number(timeout)});
+const timeouts = {headersTimeout: Number(timeout), bodyTimeout: Number(timeout)};
+const dispatcher = timeout ? new Agent(timeouts) : undefined;
 const response = await fetch(url, {method: 'POST', headers: {'Content-Type': 'application/json'}, body, dispatcher});
 process.stdout.write(await response.text());
 """
@@ -79,20 +82,27 @@ def daemon(module_home: Path, tiny_tokenizer: Path) -> Iterator[Daemon]:
         yield daemon
 
 
-@pytest.fixture
-def nginx(daemon: Daemon, tmp_path: Path) -> Iterator[str]:
-    """The URL of an nginx in front of the daemon, with its default settings except for the time-out."""
+@contextlib.contextmanager
+def running_nginx(folder: Path, upstream: str, settings: str = "") -> Iterator[str]:
+    """Run nginx in front of the daemon, with its default settings except for these, and yield its URL."""
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if program is None:
         pytest.skip("nginx is not installed")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    config = tmp_path / "nginx.conf"
-    config.write_text(NGINX.format(folder=tmp_path, timeout=TIMEOUT_SECONDS, port=port, upstream=daemon.url))
-    with subprocess.Popen([program, "-c", str(config), "-p", str(tmp_path), "-e", "stderr"]) as process:
+    config = folder / "nginx.conf"
+    config.write_text(NGINX.format(folder=folder, settings=settings, port=port, upstream=upstream))
+    with subprocess.Popen([program, "-c", str(config), "-p", str(folder), "-e", "stderr"]) as process:
         wait_for_port(port, process)
         yield f"http://127.0.0.1:{port}"
         process.terminate()
+
+
+@pytest.fixture
+def nginx(daemon: Daemon, tmp_path: Path) -> Iterator[str]:
+    """The URL of an nginx in front of the daemon, with a short time-out."""
+    with running_nginx(tmp_path, daemon.url, f"proxy_read_timeout {TIMEOUT_SECONDS}s;") as url:
+        yield url
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
@@ -148,18 +158,42 @@ def test_events_pass_through_nginx_one_by_one(daemon: Daemon, nginx: str) -> Non
         chunks.close()
 
 
-def test_stream_outlasts_the_time_out_of_fetch(daemon: Daemon) -> None:
+def fetch(url: str, body: dict[str, object], timeout_seconds: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Send a chat with Node's `fetch`."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
+    timeout = [str(timeout_seconds * 1000)] if timeout_seconds else []
+    command = [node, "--input-type=module", "--eval", FETCH, f"{url}/v1/chat/completions", json.dumps(body), *timeout]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    def fetch(**options: object) -> subprocess.CompletedProcess[str]:
-        body = json.dumps({**CHAT, **options})
-        url, timeout = f"{daemon.url}/v1/chat/completions", str(TIMEOUT_SECONDS * 1000)
-        command = [node, "--input-type=module", "--eval", FETCH, url, body, timeout]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    answer, stream = run_both(daemon, fetch, lambda: fetch(stream=True))
+def test_stream_outlasts_the_time_out_of_fetch(daemon: Daemon) -> None:
+    answer, stream = run_both(
+        daemon,
+        lambda: fetch(daemon.url, CHAT, TIMEOUT_SECONDS),
+        lambda: fetch(daemon.url, {**CHAT, "stream": True}, TIMEOUT_SECONDS),
+    )
     assert "HeadersTimeoutError" in answer.stderr
     assert stream.stdout.startswith(": keep-alive\n\n")
     assert stream.stdout.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_long_prompt_streams_through_nginx_and_fetch_with_their_default_time_outs(
+    home: Path, smollm_folder: Path, tmp_path: Path
+) -> None:
+    name = smollm_folder.name
+    shutil.copytree(smollm_folder, home / "models" / name)
+    text = " ".join(f"{number} apples." for number in range(1305))
+    body = {**CHAT, "model": name, "messages": [{"role": "user", "content": text}], "stream": True}
+    with daemons.running(home) as daemon, running_nginx(tmp_path, daemon.url) as url:
+        started = time.monotonic()
+        stream = fetch(url, {**body, "stream_options": {"include_usage": True}})
+        seconds = time.monotonic() - started
+
+    *_, last = (line.removeprefix("data: ") for line in stream.stdout.splitlines() if '"usage":{' in line)
+    assert stream.stdout.endswith("data: [DONE]\n\n"), stream
+    assert 8000 <= json.loads(last)["usage"]["prompt_tokens"] < 8192
+    assert stream.stdout.count(": keep-alive") >= seconds // 10 - 1
