@@ -92,8 +92,12 @@ class UrlFetcher:
         """
         target = _parse(url)
         try:
-            async with asyncio.timeout(settings.url_timeout_seconds), self._session() as session:
-                file = await self._follow(session, target, settings)
+            async with asyncio.timeout(settings.url_timeout_seconds):
+                if self._ssl is None:
+                    # Reads the certificates of the system, which blocks.
+                    self._ssl = await asyncio.to_thread(_create_ssl_context)
+                async with self._session(self._ssl) as session:
+                    file = await self._follow(session, target, settings)
         except TimeoutError as error:
             limit = f"{settings.url_timeout_seconds:g} s (`vision.url_timeout_seconds`)"
             raise _failed(target, f"it took longer than {limit}") from error
@@ -104,14 +108,9 @@ class UrlFetcher:
         log.info("image downloaded", host=target.host, bytes=len(file))
         return file
 
-    def _session(self) -> ClientSession:
-        if self._ssl is None:
-            # Its library for the system's certificates slows the start down, and most daemons download no images.
-            from osaurusd.platform.certificates import create_client_context  # noqa: PLC0415
-
-            self._ssl = create_client_context()
+    def _session(self, ssl_context: ssl.SSLContext) -> ClientSession:
         resolver = _CheckedResolver(self._resolver or ThreadedResolver(), self._is_allowed_address)
-        connector = TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True, ssl=self._ssl)
+        connector = TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True, ssl=ssl_context)
         return ClientSession(
             connector=connector, cookie_jar=DummyCookieJar(), headers=_HEADERS, auto_decompress=False, trust_env=False
         )
@@ -142,6 +141,13 @@ class UrlFetcher:
             return
         if not self._is_allowed_address(address):
             raise _not_public(host)
+
+
+def _create_ssl_context() -> ssl.SSLContext:
+    # Its library for the system's certificates slows the start down, and most daemons download no images.
+    from osaurusd.platform.certificates import create_client_context  # noqa: PLC0415
+
+    return create_client_context()
 
 
 class _CheckedResolver(AbstractResolver):
