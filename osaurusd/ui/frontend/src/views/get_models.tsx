@@ -89,34 +89,31 @@ function Pulls() {
       {pulls.value
         .filter((pull) => pull.state !== "done" && pull.state !== "cancelled")
         .map((pull) => (
-          <li key={pull.id} class="card stack">
-            <div class="row">
-              <strong class="grow">{pull.repo}</strong>
-              {isUnfinished(pull) ? (
-                <button
-                  type="button"
-                  class="compact"
-                  aria-label={`Cancel ${pull.repo}`}
-                  onClick={() => void cancelPull(pull.id)}
-                >
-                  Cancel
-                </button>
-              ) : (
-                <button
-                  type="button"
-                  class="compact"
-                  aria-label={`Retry ${pull.repo}`}
-                  onClick={() => void startPull(pull.repo)}
-                >
-                  Retry
-                </button>
-              )}
-            </div>
-            {isUnfinished(pull) && <progress max={1} value={share(pull)} aria-label={`Download of ${pull.repo}`} />}
-            <p class={pull.error ? "danger-text" : "muted small"}>{pullText(pull)}</p>
-          </li>
+          <PullCard key={pull.id} pull={pull} />
         ))}
     </ul>
+  );
+}
+
+function PullCard({ pull }: { pull: Pull }) {
+  const unfinished = isUnfinished(pull);
+  const action = unfinished ? "Cancel" : "Retry";
+  return (
+    <li class="card stack">
+      <div class="row">
+        <strong class="grow">{pull.repo}</strong>
+        <button
+          type="button"
+          class="compact"
+          aria-label={`${action} ${pull.repo}`}
+          onClick={() => void (unfinished ? cancelPull(pull.id) : startPull(pull.repo))}
+        >
+          {action}
+        </button>
+      </div>
+      {unfinished && <progress max={1} value={share(pull)} aria-label={`Download of ${pull.repo}`} />}
+      <p class={pull.error ? "danger-text" : "muted small"}>{pullText(pull)}</p>
+    </li>
   );
 }
 
