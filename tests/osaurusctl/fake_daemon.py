@@ -399,7 +399,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def stream(self, items, encode, *, end=True):
         """Send the items; return whether the stream is complete."""
-        self.head(200, {"Transfer-Encoding": "chunked"})
+        try:
+            self.head(200, {"Transfer-Encoding": "chunked"})
+        except ConnectionError:
+            # The client has left before the response began.
+            self.fake.client_disconnected.set()
+            return False
         for item in items:
             if item is HOLD:
                 self.wait_for_disconnect()

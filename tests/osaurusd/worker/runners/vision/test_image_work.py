@@ -197,12 +197,18 @@ def test_text_is_decoded_between_the_stages_of_an_image(runner, monkeypatch):
 def test_memory_of_the_vision_tower_is_estimated(get_runner, family):
     runner = get_runner(family)
     (image,) = runner.prepare(ask((draw(1, 200, 200), QUESTION))).images
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    for result in runner.network.begin_encoding(image):
-        mx.eval(result)
-    needed = mx.get_peak_memory() - before - image.feature_bytes
+
+    def measure():
+        mx.synchronize()
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        for result in runner.network.begin_encoding(image):
+            mx.eval(result)
+        return mx.get_peak_memory() - before - image.feature_bytes
+
+    # MLX frees buffers in other threads, so that a busy machine may have more of them at once.
+    needed = min(measure() for _ in range(5))
 
     assert 0.8 * needed <= image.encoding_bytes <= 4 * needed
 
