@@ -1,7 +1,6 @@
 """Reading the configuration from its sources."""
 
 import difflib
-import ipaddress
 import os
 import re
 import tomllib
@@ -11,7 +10,7 @@ from typing import Any, Literal, get_origin
 
 import msgspec
 
-from osaurusd import origins, url_hosts
+from osaurusd import addresses, origins, url_hosts
 from osaurusd.config.keys import Section
 from osaurusd.config.schema import Config
 from osaurusd.config.settings import is_section, known_keys, plain_type, settings
@@ -36,7 +35,6 @@ _TYPES = {
     "str": "a string",
 }
 _TYPE = re.compile(r"`([a-z]+)(?: \| null)?`")
-_HOST_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
 def load(
@@ -110,9 +108,11 @@ def _convert(tree: Tree, source: str, *, strict: bool = True) -> Config:
         reason, _, location = str(error).partition(" - at `$.")
         key = location.rstrip("`")
         raise ConfigError(f"{source}: `{key}`: {_explain(reason, key)}", param=key) from error
-    _check_value(config.server.host, "server.host", _check_listen_host, source)
+    _check(config.server.host, "server.host", addresses.check_listen_host, source)
     _check_items(config.server.allowed_origins, "server.allowed_origins", origins.parse_pattern, source)
     _check_items(config.vision.allowed_url_hosts, "vision.allowed_url_hosts", url_hosts.parse_pattern, source)
+    _check_text(config.distributed.listen, "distributed.listen", addresses.parse_endpoint, source)
+    _check_text(config.distributed.link_address, "distributed.link_address", addresses.parse_private_address, source)
     return config
 
 
@@ -127,23 +127,17 @@ def _explain(reason: str, key: str) -> str:
 
 def _check_items(items: list[str], name: str, parse: Callable[[str], object], source: str) -> None:
     for index, item in enumerate(items):
-        _check_value(item, f"{name}[{index}]", parse, source)
+        _check(item, f"{name}[{index}]", parse, source)
 
 
-def _check_value(value: str, key: str, parse: Callable[[str], object], source: str) -> None:
+def _check_text(value: str, key: str, parse: Callable[[str], object], source: str) -> None:
+    """Check a value that may be empty."""
+    if value:
+        _check(value, key, parse, source)
+
+
+def _check(value: str, key: str, parse: Callable[[str], object], source: str) -> None:
     try:
         parse(value)
     except ValueError as error:
         raise ConfigError(f"{source}: `{key}`: {error}", param=key) from error
-
-
-def _check_listen_host(host: str) -> None:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        if _HOST_NAME.fullmatch(host):
-            return
-        raise ValueError(
-            f'{host[:100]!r} is neither a host name nor an IP address; use a value such as "localhost" or "::1", and '
-            "set the port with `server.port`"
-        ) from None
