@@ -401,6 +401,8 @@ async def test_an_invalid_header_is_a_frame_error(header):
 @pytest.mark.parametrize(("foreign", "decoder"), [(FROM_WORKER, messages.TO_WORKER), (TO_WORKER, messages.FROM_WORKER)])
 def test_a_message_of_the_other_direction_is_a_frame_error(foreign, decoder):
     for frame in foreign:
+        if isinstance(frame, messages.Plan):
+            continue  # in both directions
         frames = framing.FrameDecoder(decoder)
         frames.feed(framing.encode([frame]))
         with pytest.raises(framing.FrameError):
