@@ -22,6 +22,9 @@ from tests.distributed.network import Node, connected_nodes
 from tests.distributed.relay import relayed
 
 CTL_SECONDS = 120
+KERNELS = "mlx"
+"""MLX keeps compiled kernels in this folder in the one for temporary files."""
+
 LENT_BYTES = 512 * 1024 * 1024
 
 
@@ -59,6 +62,7 @@ class Host:
         }
         self._temporary = home / "tmp"
         self._temporary.mkdir()
+        share_compiled_kernels(self._temporary)
         (home / "models").mkdir()
         self._running = contextlib.ExitStack()
         self._daemon: Daemon | None = None
@@ -165,7 +169,15 @@ class Host:
 
     def temporary_files(self) -> list[str]:
         """What the daemon and its workers have left in the folder for temporary files."""
-        return sorted(str(path.relative_to(self._temporary)) for path in self._temporary.rglob("*"))
+        paths = [path.relative_to(self._temporary) for path in self._temporary.rglob("*")]
+        return sorted(str(path) for path in paths if path != Path(KERNELS))
+
+
+def share_compiled_kernels(temporary: Path) -> None:
+    """Let workers that use this folder for temporary files use kernels that MLX has compiled before."""
+    kernels = Path(tempfile.gettempdir()) / KERNELS
+    kernels.mkdir(exist_ok=True)
+    (temporary / KERNELS).symlink_to(kernels)
 
 
 def parse_json(text: str) -> Any:

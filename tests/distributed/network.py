@@ -48,6 +48,9 @@ class Node(Protocol):
     def mount(self, folder: Path, size: int) -> None:
         """Mount an empty disk of this many bytes, which only this host sees."""
 
+    def unmount(self, folder: Path) -> None:
+        """Remove that disk."""
+
     def path(self, path: Path) -> Path:
         """Return where this process finds a path of the host."""
 
@@ -116,6 +119,9 @@ class NamespaceNode:
     def mount(self, folder: Path, size: int) -> None:
         self.namespace.run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder))
 
+    def unmount(self, folder: Path) -> None:
+        self.namespace.run("umount", "--lazy", str(folder))
+
     def path(self, path: Path) -> Path:
         return Path(f"/proc/{self.namespace.pid}/root") / path.relative_to("/")
 
@@ -147,6 +153,9 @@ class LoopbackNode:
         raise NotImplementedError
 
     def mount(self, folder: Path, size: int) -> None:
+        raise NotImplementedError
+
+    def unmount(self, folder: Path) -> None:
         raise NotImplementedError
 
     def path(self, path: Path) -> Path:
