@@ -53,7 +53,7 @@ class Quantized(NamedTuple):
 
 
 class _Groups(NamedTuple):
-    """The content of blocks: packed levels (blocks, bytes), and float32 scales and biases (blocks, groups)."""
+    """The content of blocks: packed levels (blocks, bytes), and float16 or float32 scales and biases (blocks, groups)."""
 
     packed: Array
     scales: Array
@@ -67,8 +67,13 @@ def _field(blocks: Array, start: int, size: int) -> Array:
 
 
 def _half(blocks: Array, start: int) -> Array:
+    """Return the float16 at byte `start` of each block as a column."""
+    return _field(blocks, start, 2).view("<f2")
+
+
+def _single(blocks: Array, start: int) -> Array:
     """Return the float16 at byte `start` of each block as a float32 column."""
-    return _field(blocks, start, 2).view("<f2").astype(np.float32)
+    return _half(blocks, start).astype(np.float32)
 
 
 _LOW_NIBBLES = 0x0F0F0F0F0F0F0F0F
@@ -97,7 +102,7 @@ def _nibbles(halves: Array) -> Array:
 
 def _read_q4_0(blocks: Array) -> _Groups:
     scale = _half(blocks, 0)
-    return _Groups(_pack_nibbles(_field(blocks, 2, 16)), scale, scale * -8)
+    return _Groups(_pack_nibbles(_field(blocks, 2, 16)), scale, scale * np.float32(-8))
 
 
 def _read_q4_1(blocks: Array) -> _Groups:
@@ -111,7 +116,7 @@ def _pack_five_bits(halves: Array, fifth: Array) -> Array:
 
 def _read_q5_0(blocks: Array) -> _Groups:
     scale = _half(blocks, 0)
-    return _Groups(_pack_five_bits(_field(blocks, 6, 16), _field(blocks, 2, 4)), scale, scale * -16)
+    return _Groups(_pack_five_bits(_field(blocks, 6, 16), _field(blocks, 2, 4)), scale, scale * np.float32(-16))
 
 
 def _read_q5_1(blocks: Array) -> _Groups:
@@ -121,13 +126,13 @@ def _read_q5_1(blocks: Array) -> _Groups:
 
 def _read_q8_0(blocks: Array) -> _Groups:
     scale = _half(blocks, 0)
-    return _Groups(_field(blocks, 2, 32) ^ 0x80, scale, scale * -128)
+    return _Groups(_field(blocks, 2, 32) ^ 0x80, scale, scale * np.float32(-128))
 
 
 def _group_scales(blocks: Array) -> tuple[Array, Array]:
     """Return scales and biases of the eight groups in blocks of Q4_K and Q5_K."""
     scales, minima = Q4_K.get_scale_min(_field(blocks, 4, 12))
-    return _half(blocks, 0) * scales, _half(blocks, 2) * minima * -1
+    return _single(blocks, 0) * scales, _single(blocks, 2) * minima * -1
 
 
 def _read_q4_k(blocks: Array) -> _Groups:
@@ -146,7 +151,7 @@ def _read_q5_k(blocks: Array) -> _Groups:
 
 def _read_ternary(type_name: str) -> Callable[[Array], _Groups]:
     def read(blocks: Array) -> _Groups:
-        scale = _half(blocks, blocks.shape[1] - 2)
+        scale = _single(blocks, blocks.shape[1] - 2)
         values = gguf.dequantize(blocks, gguf.GGMLQuantizationType[type_name])
         levels = np.rint(np.divide(values, scale, out=np.zeros_like(values), where=scale != 0)) + 1
         # A block shares one scale; MLX's largest groups are half as long.
@@ -336,15 +341,21 @@ def pack(levels: Array, bits: int) -> Array:
     return np.ascontiguousarray(packed).reshape(len(levels), -1).view("<u4")
 
 
+# The exponent bits of each float type, which are all set in values that are not finite.
+_EXPONENTS = {"F32": np.uint32(0x7F800000), "F16": np.uint16(0x7C00), "BF16": np.uint16(0x7F80)}
+
+
 def to_float(values: Array, float_type: str) -> Array:
-    """Convert float32 values to F32, F16 or BF16. NumPy has no BF16, so its bits are returned as uint16.
+    """Convert floats to F32, F16 or BF16. NumPy has no BF16, so its bits are returned as uint16.
 
     Raises:
         ValueError: a value is not finite, or exceeds the type.
     """
     with np.errstate(over="ignore"):
         converted = values.astype("<f4" if float_type == "F32" else "<f2") if float_type != "BF16" else _to_bf16(values)
-    if not np.isfinite(from_float(converted, float_type) if float_type == "BF16" else converted).all():
+    # NumPy converts a float16 for each operation, but integers are fast.
+    exponents = _EXPONENTS[float_type]
+    if (converted.view(f"<u{converted.itemsize}") & exponents == exponents).any():
         raise ValueError(f"a value that is not finite or exceeds {float_type}")
     return converted
 
