@@ -53,7 +53,7 @@ class Quantized(NamedTuple):
 
 
 class _Groups(NamedTuple):
-    """The content of blocks: packed levels (blocks, bytes), and float16 or float32 scales and biases (blocks, groups)."""
+    """The content of blocks: packed levels (blocks, bytes), and scales and biases (blocks, groups) of up to 32 bits."""
 
     packed: Array
     scales: Array
