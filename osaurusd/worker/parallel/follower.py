@@ -4,7 +4,7 @@ They run the same code as rank 0, so that all ranks compute the same passes in t
 of rank 0: different chips may round differently.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -20,14 +20,15 @@ from osaurusd.worker.engine.prefix_cache import PrefixCache, PrefixMatch, Tokens
 from osaurusd.worker.engine.request import SequenceId
 from osaurusd.worker.engine.sampler import SamplingState
 from osaurusd.worker.parallel import operations
-from osaurusd.worker.parallel.local import LocalExecutor, PromptState
+from osaurusd.worker.parallel.local import PromptState
 from osaurusd.worker.parallel.operations import Operation
+from osaurusd.worker.parallel.rank import RankExecutor
 
 # The tokens of rank 0 replace those that a follower samples, so it samples in the cheapest way.
 _GREEDY = SamplingParams(temperature=0)
 
 
-class FollowerExecutor(LocalExecutor):
+class FollowerExecutor(RankExecutor):
     """Executes the operations of plans.
 
     Args:
@@ -49,39 +50,42 @@ class FollowerExecutor(LocalExecutor):
         """The size of the blocks and states of the prefix cache."""
         return sum(int(array.nbytes) for arrays in self._stored.values() for array in arrays)
 
-    def run(self, operation: Operation, blobs: list[bytes]) -> None:
+    def run(self, operation: Operation, blobs: Sequence[bytes]) -> None:
         """Execute an operation, and wait until it is computed."""
+        match operation:
+            case operations.Store() | operations.StoreStates():
+                self._keep(operation)
+            case operations.Begin():
+                self._take_over(operation, blobs[0])
+            case operations.Release():
+                for number in operation.numbers:
+                    del self._stored[number]
+            case operations.ClearCache():
+                self.clear_cache()
+            case _:
+                self._forget_sources()
+                self._step_with(operation)
+
+    def _step_with(self, operation: Operation) -> None:
+        """Execute an operation that changes the caches of prompts or sequences."""
         match operation:
             case operations.Decode():
                 self._decode(operation)
-            case operations.Begin():
-                self._take_over(operation, blobs[0])
             case operations.Prefill():
-                self._forget_sources()
                 self.execute(StepPlan(prefill=operation.chunks))
             case operations.Start():
-                self._forget_sources()
                 entries = [BatchEntry(id_, SamplingState(_GREEDY), length) for id_, length in operation.sequences]
                 self.start_decoding(operation.prompts, entries)
             case operations.Merge():
                 self._merge_batches(operation.groups)
             case operations.Remove():
                 self.remove(operation.ids)
-            case operations.Store() | operations.StoreStates():
-                self._keep(operation)
-            case operations.Release():
-                for number in operation.numbers:
-                    del self._stored[number]
             case operations.Drop():
                 self.drop(operation.prompt)
-            case operations.ClearCache():
-                self.clear_cache()
             case operations.Clear():
-                self._forget_sources()
                 self.clear()
 
     def _decode(self, operation: operations.Decode) -> None:
-        self._forget_sources()
         batch = self.batches[operation.batch]
         batch.step(operation.tokens)
         batch.next_tokens()  # waits for the pass

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 import mlx.core as mx
@@ -102,16 +102,15 @@ def join(spec: messages.RankSpec, frame: messages.Connect) -> RankGroup:
     Raises:
         LoadFailed: the group is incomplete, or has a stranger in it.
     """
-    with _host_file(frame.addresses) as path, _environment({"MLX_HOSTFILE": path, "MLX_RANK": str(spec.rank)}):
-        # MLX waits for the neighbors without any limit, and without releasing the interpreter lock.
-        with _time_limit(frame.timeout_seconds):
-            try:
-                group = RankGroup(mx.distributed.init(strict=True, backend="ring"))
-            except RuntimeError as error:
-                raise LoadFailed(f"rank {spec.rank} cannot connect to its neighbors: {error}") from error
-            if group.size != spec.size:
-                raise LoadFailed(f"the group has {group.size} ranks instead of {spec.size}")
-            group.check_secret(frame.secret, frame.epoch)
+    # MLX waits for the neighbors without any limit, and without releasing the interpreter lock.
+    with _time_limit(frame.timeout_seconds), _environment(spec, frame.addresses):
+        try:
+            group = RankGroup(mx.distributed.init(strict=True, backend="ring"))
+        except RuntimeError as error:
+            raise LoadFailed(f"rank {spec.rank} cannot connect to its neighbors: {error}") from error
+        if group.size != spec.size:
+            raise LoadFailed(f"the group has {group.size} ranks instead of {spec.size}")
+        group.check_secret(frame.secret, frame.epoch)
     return group
 
 
@@ -120,22 +119,18 @@ def _proof(secret: str, epoch: int, rank: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _host_file(addresses: list[str]) -> Iterator[str]:
-    """Yield the path of a file, which only this user can read, with the addresses of all ranks."""
+def _environment(spec: messages.RankSpec, addresses: list[str]) -> Iterator[None]:
+    """Set the environment variables that MLX reads; the file with all addresses is readable for this user only."""
     with tempfile.NamedTemporaryFile("w", prefix="osaurusd-ranks-", suffix=".json") as file:
         json.dump([[address] for address in addresses], file)
         file.flush()
-        yield file.name
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name in variables:
-            del os.environ[name]
+        variables = {"MLX_HOSTFILE": file.name, "MLX_RANK": str(spec.rank)}
+        os.environ.update(variables)
+        try:
+            yield
+        finally:
+            for name in variables:
+                del os.environ[name]
 
 
 @contextlib.contextmanager

@@ -21,8 +21,8 @@ from osaurusd.worker.engine.request import PrefillTask, SequenceId
 from osaurusd.worker.parallel import operations
 from osaurusd.worker.parallel.executor import StepResult
 from osaurusd.worker.parallel.group import RankGroup
-from osaurusd.worker.parallel.local import LocalExecutor
 from osaurusd.worker.parallel.operations import Operation
+from osaurusd.worker.parallel.rank import RankExecutor
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -96,7 +96,7 @@ def _fatal(method: _Method) -> _Method:
     return run  # type: ignore[return-value]
 
 
-class LeaderExecutor(LocalExecutor):
+class LeaderExecutor(RankExecutor):
     """The executor of rank 0.
 
     Args:
