@@ -6,7 +6,7 @@ import msgspec
 
 
 class EventKind(StrEnum):
-    """Kinds of events. The last three concern the daemon, all others a model."""
+    """Kinds of events. The last five concern the daemon, all others a model."""
 
     QUEUED = "queued"
     REFUSED = "refused"
@@ -27,6 +27,8 @@ class EventKind(StrEnum):
     DRAINING = "draining"
     DRAINED = "drained"
     DRAIN_ENDED = "drain_ended"
+    HOST_PAIRED = "host_paired"
+    HOST_REMOVED = "host_removed"
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -40,6 +42,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         reason: explanation for people.
         seconds: duration of a load.
         bytes: memory of the model.
+        host: name of the paired host.
     """
 
     kind: EventKind
@@ -50,6 +53,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pid: int | None = None
     seconds: float | None = None
     bytes: int | None = None
+    host: str | None = None
 
 
 class LoadPhases(msgspec.Struct, frozen=True, kw_only=True):
