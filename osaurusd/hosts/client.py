@@ -166,6 +166,9 @@ def _describe(error: Exception) -> str:
         return "does not accept this host; pair the hosts again"
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"cannot be reached: {error.strerror or error.os_error}; check its daemon and the network"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        # TLS 1.3 reports a rejected certificate only after the handshake, often as a mere end of the connection.
+        return "closed the connection; if this persists, it may not know this host any more: pair the hosts again"
     return f"closed the connection ({str(error) or type(error).__name__})"
 
 
