@@ -15,7 +15,7 @@ OsaurusError
 │   UnsupportedEncoding         rejected by the HTTP layer before a handler runs
 ├── TooManyRequests, TooManyConnections, TimeLimitExceeded
 ├── Busy, QueueFull, NameTaken, ImportFailed, QuantizationFailed, PullFailed, DiskFull
-├── InsufficientMemory, LoadFailed, WorkerCrashed, SlowClient, ModelUnloaded
+├── InsufficientMemory, LoadFailed, WorkerCrashed, HostLost, SlowClient, ModelUnloaded
 ├── Draining, ShuttingDown, NotServing
 ├── ConfigError, HomeInUse, ListenFailed
 └── InternalError
@@ -199,6 +199,10 @@ class LoadFailed(OsaurusError):
 
 class WorkerCrashed(OsaurusError):
     code = ErrorCode.WORKER_CRASHED
+
+
+class HostLost(OsaurusError):
+    code = ErrorCode.HOST_LOST
 
 
 class SlowClient(OsaurusError):

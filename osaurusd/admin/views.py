@@ -29,6 +29,7 @@ def worker_info(worker: WorkerSnapshot) -> WorkerInfo:
         idle_seconds=worker.idle_seconds,
         idle_left_seconds=worker.idle_left_seconds,
         last_exit=worker.last_exit,
+        ranks=list(worker.ranks),
     )
 
 

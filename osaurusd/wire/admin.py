@@ -10,6 +10,7 @@ import msgspec
 
 from osaurusd.wire.drain import DrainStatus
 from osaurusd.wire.errors import ErrorBody
+from osaurusd.wire.groups import LeaseInfo, RankInfo
 from osaurusd.wire.keys import Protection
 from osaurusd.wire.lineage import GroupSize, Lineage, Origin
 from osaurusd.wire.quantization import ImportQuantization, QuantizationReport
@@ -84,6 +85,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
         reserved_bytes: memory that the worker and its current requests may grow to.
         idle_left_seconds: time until the idle model is unloaded; null while it is in use, and if it stays loaded.
         last_exit: why the previous worker exited.
+        ranks: the parts of a model that runs on several hosts; empty for others.
+        lease: set if the worker is a rank of another host's model, which this host lends memory.
     """
 
     model: str
@@ -103,6 +106,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     idle_seconds: float | None = None
     idle_left_seconds: float | None = None
     last_exit: str | None = None
+    ranks: list[RankInfo] = []
+    lease: LeaseInfo | None = None
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
