@@ -15,6 +15,7 @@ from osaurusd.activity import Activity
 from osaurusd.admin.daemon import DaemonApi, DaemonInfo
 from osaurusd.admin.degraded import Prerequisites
 from osaurusd.admin.drain import Drain
+from osaurusd.admin.hosts import HostsApi
 from osaurusd.admin.imports import ImportsApi
 from osaurusd.admin.keys import KeysApi
 from osaurusd.admin.models import ModelsApi
@@ -25,6 +26,7 @@ from osaurusd.config import Config, ConfigChange, LiveConfig, Server
 from osaurusd.downloads.manager import PullManager
 from osaurusd.errors import ShuttingDown
 from osaurusd.events import EventBus
+from osaurusd.hosts.service import Hosts
 from osaurusd.http.admission import Admission
 from osaurusd.http.api_keys import ApiKeys
 from osaurusd.http.app import create_app, socket_middlewares
@@ -121,6 +123,7 @@ class Daemon:
         self._pool = self._create_pool(pool_metrics, power)
         self._response_memory = MemoryStore(lambda: config.current.responses.max_bytes)
         self._responses = create_store(config, state_dir / "responses.db", self._response_memory)
+        self._hosts = Hosts(state_dir, self._get_config, self._bus, lambda: config.current.distributed.lend_bytes)
         self._pressure = PressureRelief(self._pool)
         self._metrics.register(self._pressure)
         self._pulls = self._create_pulls(power)
@@ -151,6 +154,7 @@ class Daemon:
         self._apply(self._config.current)
         await asyncio.to_thread(self._imports.sweep)
         servers = await self._start_servers(admin_socket)
+        await self._hosts.start([])
         self._announce()
         services = (self._load_pinned_models(), self._pressure.run(), self._monitor.run())
         background = [asyncio.create_task(service) for service in services]
@@ -243,6 +247,7 @@ class Daemon:
             pool=self._pool,
             pins=self._pins,
             drain=self._drain,
+            hosts=self._hosts,
             log_file=self._log_file,
             startup_faults=[fault for fault in faults if fault is not None],
             reload=self._reload,
@@ -253,7 +258,7 @@ class Daemon:
         imports = ImportsApi(self._catalog, self._imports)
         return admin_group(
             *(daemon.routes, self._models_api.routes, imports.routes, residency.routes, pulls.routes),
-            *(KeysApi(self._keys).routes, self._drain.routes),
+            *(KeysApi(self._keys).routes, self._drain.routes, HostsApi(self._hosts).routes),
         )
 
     def _announce(self) -> None:
@@ -307,6 +312,7 @@ class Daemon:
         self._admission.close(lambda: ShuttingDown("the daemon is shutting down; retry later"))
         for server in servers:
             server.stop_accepting()
+        self._hosts.stop_accepting()
         drained = asyncio.create_task(self._pool.drain(grace))
         immediate = asyncio.create_task(self._stop.immediate.wait())
         await asyncio.wait({drained, immediate}, return_when=asyncio.FIRST_COMPLETED)
@@ -315,6 +321,7 @@ class Daemon:
         await self._pool.close()
         for server in servers:
             await server.close()
+        await self._hosts.close()
         await self._responses.close()
         logger.info("stopped")
 

@@ -15,6 +15,7 @@ OsaurusError
 │   UnsupportedEncoding         rejected by the HTTP layer before a handler runs
 ├── TooManyRequests, TooManyConnections, TimeLimitExceeded
 ├── Busy, QueueFull, NameTaken, ImportFailed, QuantizationFailed, PullFailed, DiskFull
+├── HostNotFound, HostUnreachable, PairingFailed
 ├── InsufficientMemory, LoadFailed, WorkerCrashed, HostLost, SlowClient, ModelUnloaded
 ├── Draining, ShuttingDown, NotServing
 ├── ConfigError, HomeInUse, ListenFailed
@@ -171,6 +172,18 @@ class QueueFull(OsaurusError):
 
 class NameTaken(OsaurusError):
     code = ErrorCode.NAME_TAKEN
+
+
+class HostNotFound(OsaurusError):
+    code = ErrorCode.HOST_NOT_FOUND
+
+
+class HostUnreachable(OsaurusError):
+    code = ErrorCode.HOST_UNREACHABLE
+
+
+class PairingFailed(OsaurusError):
+    code = ErrorCode.PAIRING_FAILED
 
 
 class ImportFailed(OsaurusError):

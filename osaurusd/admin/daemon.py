@@ -19,6 +19,7 @@ from osaurusd.admin import views
 from osaurusd.admin.drain import Drain
 from osaurusd.admin.routes import get, post
 from osaurusd.config import ConfigChange, LiveConfig
+from osaurusd.hosts.service import Hosts
 from osaurusd.http.auth import AuthPolicy
 from osaurusd.http.json import json_response
 from osaurusd.http.routes import Route
@@ -87,6 +88,7 @@ class DaemonApi:
         auth: the access policy of the TCP ports.
         catalog, pool, pins: the models.
         drain: whether the daemon accepts requests.
+        hosts: the paired hosts.
         log_file: its fault is part of the status.
         startup_faults: problems found at the start, one line each.
         reload: reads the configuration again and applies it.
@@ -104,6 +106,7 @@ class DaemonApi:
         pool: Pool,
         pins: Pins,
         drain: Drain,
+        hosts: Hosts,
         log_file: LogFile,
         startup_faults: Sequence[str],
         reload: Callable[[], ConfigChange],
@@ -117,6 +120,7 @@ class DaemonApi:
         self._pool = pool
         self._pins = pins
         self._drain = drain
+        self._hosts = hosts
         self._log_file = log_file
         self._startup_faults = startup_faults
         self._reload = reload
@@ -188,6 +192,7 @@ class DaemonApi:
         yield from self._auth.faults(self._config.current.server)
         yield from self._catalog.faults
         yield from self._startup_faults
+        yield from self._hosts.faults
         if self._log_file.fault is not None:
             yield self._log_file.fault
         available = {record.repo for record in records if record.state is Availability.AVAILABLE}

@@ -6,9 +6,9 @@ import msgspec
 
 
 class EventKind(StrEnum):
-    """Kinds of events. Those of draining concern the daemon, all others a model.
+    """Kinds of events. The last five concern the daemon, all others a model.
 
-    Those of leases are about memory that this host lends to another one.
+    Leases are of memory that this host lends to another one.
     """
 
     QUEUED = "queued"
@@ -35,6 +35,8 @@ class EventKind(StrEnum):
     DRAINING = "draining"
     DRAINED = "drained"
     DRAIN_ENDED = "drain_ended"
+    HOST_PAIRED = "host_paired"
+    HOST_REMOVED = "host_removed"
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -48,7 +50,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         reason: explanation for people.
         seconds: duration of a load.
         bytes: memory of the model, or of its rank.
-        host, rank: where a part of the model runs, and its number. For a lease, the host is its owner.
+        host: name of the paired host. For a lease, that of its owner.
+        rank: the number of the part of the model.
     """
 
     kind: EventKind
