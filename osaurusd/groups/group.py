@@ -226,7 +226,7 @@ class Group:
         )
         process.writer.write(framing.encode([msgspec.structs.replace(request, rank=spec)]))
         reply = await worker.read_reply(process, messages.RankReady)
-        others = await asyncio.gather(*(member.ready for member in self.members))
+        others = await asyncio.gather(*(asyncio.shield(member.ready) for member in self.members))
         return ConnectRank(
             addresses=[
                 addresses.join(own, reply.port),
@@ -264,7 +264,7 @@ class Group:
 
     async def _gather_loaded(self, process: WorkerProcess) -> messages.Loaded:
         own, *_ = await asyncio.gather(
-            worker.read_reply(process, messages.Loaded), *(member.loaded for member in self.members)
+            worker.read_reply(process, messages.Loaded), *(asyncio.shield(member.loaded) for member in self.members)
         )
         return own
 
@@ -299,7 +299,7 @@ class Group:
         """Report the rank that keeps this one waiting: a suspended one, or otherwise the one with the most plans."""
         await member.hung.wait()
         since = f"no progress for {self._timeouts.hang:g} s (`distributed.hang_timeout_seconds`)"
-        if process.suspended:
+        if await asyncio.to_thread(lambda: process.suspended):
             self._report(HostLost(f"rank 0 on this host made {since}: its process is suspended"))
             return
         suspended = [each for each in self.members if each.suspended]

@@ -195,6 +195,7 @@ class Member:
                     self._listener.member_progressed()
             case wire.RankReady():
                 if not self.ready.done():
+                    self.state = RankState.WAITING
                     self.ready.set_result(message)
             case wire.RankStatus():
                 self._memory_bytes, self.suspended = message.memory_bytes, message.suspended

@@ -157,13 +157,14 @@ TO_LEADER: msgspec.json.Decoder[ToLeader] = msgspec.json.Decoder(ToLeader)
 
 
 class RankState(StrEnum):
-    """State of one rank of a group."""
+    """State of one rank of a group. A waiting one is ready to connect, and waits for the others."""
 
     CONTACTING = "contacting"
     RESERVING = "reserving"
     FETCHING = "fetching"
     VERIFYING = "verifying"
     STARTING = "starting"
+    WAITING = "waiting"
     LOADING = "loading"
     READY = "ready"
     STOPPING = "stopping"
