@@ -172,13 +172,13 @@ def _check_hosts(hosts: Sequence[HostFacts]) -> None:
         raise InvalidRequest("`hosts` names a host twice", param="hosts")
     leader = hosts[0]
     for host in hosts[1:]:
-        check_versions(leader.versions, host)
         if host.backend != leader.backend:
             raise InvalidRequest(
                 f"{label(host)} has the backend {host.backend}, and this host {leader.backend}; set "
                 "the same `distributed.backend` on all hosts",
                 param="hosts",
             )
+        check_versions(leader.versions, host)
     for host in hosts:
         check_link_address(host)
 
