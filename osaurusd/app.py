@@ -26,6 +26,10 @@ from osaurusd.config import Config, ConfigChange, LiveConfig, Server
 from osaurusd.downloads.manager import PullManager
 from osaurusd.errors import ShuttingDown
 from osaurusd.events import EventBus
+from osaurusd.groups.distribution import Distribution
+from osaurusd.groups.file_service import FileService
+from osaurusd.groups.files import ModelFiles
+from osaurusd.groups.manifest import Manifests
 from osaurusd.hosts.service import Hosts
 from osaurusd.http.admission import Admission
 from osaurusd.http.api_keys import ApiKeys
@@ -71,6 +75,7 @@ from osaurusd.protocols.openai.routes import openai_routes
 from osaurusd.ui import openapi as ui_openapi
 from osaurusd.ui.monitor import Monitor
 from osaurusd.ui.routes import is_static, ui_routes
+from osaurusd.wire.hosts import ControlRoute, HostFacts
 from osaurusd.wire.page import Mode, Page
 
 logger = log.get_logger(__name__)
@@ -131,7 +136,26 @@ class Daemon:
         self._monitor = Monitor(
             info.instance, self._catalog, self._pool, pool_metrics, self._activity, self._get_config
         )
-        self._models_api = ModelsApi(self._catalog, self._pool, self._pins, self._imports, self._pulls)
+        self._manifests = Manifests(state_dir / "digests.json")
+        self._distribution = self._create_distribution()
+        self._model_files = ModelFiles(
+            self._catalog, self._manifests, lambda: config.current.pulls, self._hosts.identity
+        )
+        self._models_api = ModelsApi(
+            *(self._catalog, self._pool, self._pins, self._imports, self._pulls),
+            *(self._distribution, self._model_files),
+        )
+
+    def _create_distribution(self) -> Distribution:
+        client = self._hosts.client
+        return Distribution(
+            self._get_config,
+            self._catalog,
+            self._hosts.registry,
+            self._manifests,
+            ask=lambda host: client.fetch(host, ControlRoute.FACTS, HostFacts),
+            describe=self._hosts.facts.collect,
+        )
 
     def _create_pulls(self, power: PowerAssertion) -> PullManager:
         return PullManager(
@@ -154,7 +178,7 @@ class Daemon:
         self._apply(self._config.current)
         await asyncio.to_thread(self._imports.sweep)
         servers = await self._start_servers(admin_socket)
-        await self._hosts.start([])
+        await self._hosts.start(FileService(self._catalog, self._manifests).routes)
         self._announce()
         services = (self._load_pinned_models(), self._pressure.run(), self._monitor.run())
         background = [asyncio.create_task(service) for service in services]
@@ -253,7 +277,7 @@ class Daemon:
             reload=self._reload,
             shut_down=self._stop.requested.set,
         )
-        residency = ResidencyApi(self._catalog, self._pool, self._pins, self._bus)
+        residency = ResidencyApi(self._catalog, self._pool, self._pins, self._bus, self._distribution)
         pulls = PullsApi(self._pulls, self._catalog, self._pool)
         imports = ImportsApi(self._catalog, self._imports)
         return admin_group(
