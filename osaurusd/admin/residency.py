@@ -1,7 +1,7 @@
 """Models in memory: load, unload, pins and events."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from aiohttp import web
 
@@ -18,7 +18,7 @@ from osaurusd.models.record import ModelRecord
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
 from osaurusd.wire import admin as wire
-from osaurusd.wire.admin import JSON_LINES, LoadRequest, UnloadReply, UnloadRequest
+from osaurusd.wire.admin import JSON_LINES, LoadRequest, UnloadReply, UnloadRequest, WorkerInfo
 from osaurusd.wire.placement import SplitSetting
 from osaurusd.wire.residency import Event, PinReply, PinRequest
 
@@ -32,14 +32,24 @@ class ResidencyApi:
         pins: stores which models are pinned.
         bus: publishes model events.
         distribution: where models run.
+        leased: returns the workers that run as ranks of other hosts' models.
     """
 
-    def __init__(self, catalog: Catalog, pool: Pool, pins: Pins, bus: EventBus, distribution: Distribution) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        pool: Pool,
+        pins: Pins,
+        bus: EventBus,
+        distribution: Distribution,
+        leased: Callable[[], list[WorkerInfo]],
+    ) -> None:
         self._catalog = catalog
         self._pool = pool
         self._pins = pins
         self._bus = bus
         self._distribution = distribution
+        self._leased = leased
 
     @property
     def routes(self) -> list[Route]:
@@ -53,7 +63,7 @@ class ResidencyApi:
         ]
 
     async def list_workers(self, _: web.Request) -> web.Response:
-        return json_response([views.worker_info(worker) for worker in self._pool.snapshot()])
+        return json_response([*map(views.worker_info, self._pool.snapshot()), *self._leased()])
 
     async def load(self, request: web.Request) -> web.Response:
         """Load a model and return its worker."""

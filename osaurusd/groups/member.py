@@ -1,13 +1,13 @@
 """A rank on another host, as the leader sees it: its control stream, its progress and its loss."""
 
 import asyncio
-from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from aiohttp import ClientError
 
+from osaurusd.config.distributed import Distributed
 from osaurusd.errors import HostLost, OsaurusError, from_code
 from osaurusd.groups import stream
 from osaurusd.groups.stream import ControlStream
@@ -34,6 +34,10 @@ class Timeouts:
     start: float = 120.0
     stream: float = 30.0
     hang: float = 60.0
+
+    @classmethod
+    def from_config(cls, config: Distributed) -> "Timeouts":
+        return cls(config.start_timeout_seconds, config.stream_timeout_seconds, config.hang_timeout_seconds)
 
 
 class HostClient(Protocol):
@@ -224,7 +228,3 @@ class Member:
         self.state = RankState.LOST
         self._watchdog.disarm()
         self._listener.member_failed(self, error)
-
-
-Connector = Callable[[Host, wire.StartRank, MemberListener], Member]
-"""Builds a member."""

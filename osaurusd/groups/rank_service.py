@@ -90,9 +90,13 @@ class RankService:
             if begun.done() and (rank := begun.result()) is not None:
                 rank.stop(ShuttingDown("the daemon is shutting down"))
 
-    async def close(self) -> None:
-        """End all ranks and refuse new ones."""
+    def stop_accepting(self) -> None:
+        """Refuse new ranks."""
         self._closing = True
+
+    async def close(self) -> None:
+        """End all ranks, and refuse new ones."""
+        self.stop_accepting()
         ranks = list(self._ranks.values())
         for rank in ranks:
             rank.stop(ShuttingDown("the daemon of the host is shutting down"))

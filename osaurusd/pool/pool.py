@@ -26,6 +26,7 @@ from osaurusd.pool.state import ModelSpec, ModelState, SchedulerConfig, StopCaus
 from osaurusd.pool.supervisor import WorkerSupervisor, snapshot_model
 from osaurusd.rpc import messages
 from osaurusd.rpc.client import WorkerClient
+from osaurusd.rpc.process import Launch
 from osaurusd.rpc.watchdog import Clock, Timer
 from osaurusd.rpc.worker import Worker
 from osaurusd.wire.admin import IN_MEMORY, WorkerState
@@ -209,6 +210,11 @@ class Pool:
     def pinned_bytes(self) -> int:
         """The minimum memory of all pinned models together."""
         return self._scheduler.pinned_bytes
+
+    @property
+    def launch(self) -> Launch:
+        """How workers are started."""
+        return self._config.launch
 
     @property
     def budget(self) -> MemoryBudget:
