@@ -1,7 +1,7 @@
 """What a caller of the pool gets or waits for."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from osaurusd.errors import OsaurusError
@@ -24,7 +24,7 @@ class Lease:
     load_seconds: float
 
     def generate(
-        self, request: GenerationRequest, *, continuation: bool = False, blobs: Sequence[bytes] = ()
+        self, request: GenerationRequest, *, continuation: bool = False, blobs: list[bytes] | None = None
     ) -> AsyncGenerator[Event]:
         """Run a request; see `WorkerClient.generate`."""
         return self.client.generate(request, continuation=continuation, blobs=blobs)
