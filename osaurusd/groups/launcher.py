@@ -161,6 +161,8 @@ class GroupLauncher:
             stall_seconds=request.stall_seconds,
             wire=request.wire,
         )
+        # With the same headroom, all ranks can hold as many tokens.
+        headroom = (request.memory_limit_bytes or 0) / max(placement.ranks[0].needs_bytes, 1)
         return [
             wire.StartRank(
                 group=spec.name,
@@ -170,6 +172,7 @@ class GroupLauncher:
                 size=len(placement.ranks),
                 split=spec.split,
                 needs_bytes=rank.needs_bytes,
+                wanted_bytes=int(rank.needs_bytes * headroom),
                 manifest=manifest,
                 layers=list(spec.layers),
                 own_layers=(rank.layers.start, rank.layers.stop) if rank.layers is not None else None,

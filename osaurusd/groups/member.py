@@ -105,6 +105,7 @@ class Member:
         self._watchdog = Watchdog(timeouts.hang, clock)
         self._sent = self._executed = 0
         self._memory_bytes = 0
+        self._lease_bytes = start.needs_bytes
         self._stopping = False
         self._failed = False
         self.task = asyncio.create_task(self._run())
@@ -124,7 +125,7 @@ class Member:
             rank=self.rank,
             host=self.host.name,
             state=self.state,
-            needs_bytes=self._start.needs_bytes,
+            needs_bytes=self._lease_bytes,
             memory_bytes=self._memory_bytes,
             plan=self._executed,
             behind=self.behind,
@@ -199,7 +200,7 @@ class Member:
                     self._listener.member_progressed()
             case wire.RankReady():
                 if not self.ready.done():
-                    self.state = RankState.WAITING
+                    self.state, self._lease_bytes = RankState.WAITING, message.lease_bytes
                     self.ready.set_result(message)
             case wire.RankStatus():
                 self._memory_bytes, self.suspended = message.memory_bytes, message.suspended

@@ -152,9 +152,9 @@ class Rank:
             pid=self._process.pid if self._process else None,
             device=self._loaded.device if self._loaded else None,
             memory_bytes=self._memory_bytes,
-            needs_bytes=start.needs_bytes,
-            limit_bytes=start.needs_bytes,
-            reserved_bytes=start.needs_bytes,
+            needs_bytes=self._lease.nbytes,
+            limit_bytes=self._lease.nbytes,
+            reserved_bytes=self._lease.nbytes,
             lease=LeaseInfo(owner=self._owner.name, rank=start.rank, size=start.size, split=start.split),
         )
 
@@ -212,7 +212,10 @@ class Rank:
                 await asyncio.wait({self._predecessor.task})
                 self._predecessor = None
             self._check()
-            async with self._context.pool.lend(self._lease, self._context.lend_bytes()):
+            limit = self._context.lend_bytes()
+            wanted = min(self._start.wanted_bytes, self._context.pool.lendable_bytes(limit))
+            self._lease.nbytes = max(wanted, self._start.needs_bytes)
+            async with self._context.pool.lend(self._lease, limit):
                 self._report_granted()
                 await self._run(await self._fetch())
         except asyncio.CancelledError:
@@ -292,7 +295,7 @@ class Rank:
             path=str(folder),
             context_length=options.context_length,
             dequantize=options.dequantize,
-            memory_limit_bytes=start.needs_bytes,
+            memory_limit_bytes=self._lease.nbytes,
             cache_limit_bytes=options.cache_limit_bytes,
             prefix_cache_bytes=options.prefix_cache_bytes,
             max_waiting=options.max_waiting,
@@ -310,13 +313,15 @@ class Rank:
     def _handle_frame(self, frame: messages.FromWorker) -> None:
         match frame:
             case messages.RankReady():
-                self._stream.send(wire.RankReady(address=self._address, port=frame.port))
+                self._stream.send(
+                    wire.RankReady(address=self._address, port=frame.port, lease_bytes=self._lease.nbytes)
+                )
             case messages.LoadFailed():
                 raise LoadFailed(f"the model cannot be loaded: {frame.message}")
             case messages.Loaded() | messages.Pulse() | messages.Stats():
                 if isinstance(frame, messages.Loaded):
                     self._loaded = frame
-                    self._publish(EventKind.RANK_STARTED, bytes=self._start.needs_bytes)
+                    self._publish(EventKind.RANK_STARTED, bytes=self._lease.nbytes)
                 elif isinstance(frame, messages.Stats):
                     self._stats_bytes = frame.active_bytes + frame.cache_bytes
                 self._stream.send_frames(framing.encode([frame]))

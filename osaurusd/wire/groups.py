@@ -64,7 +64,8 @@ class StartRank(_Message, frozen=True, tag="start"):
         rank, size: which of how many ranks.
         layers: for a pipeline, the number of layers of each rank, rank 0 first.
         own_layers: for a pipeline, the first layer of this rank and the one after its last. It needs only their files.
-        needs_bytes: memory to reserve; the rank's limit.
+        needs_bytes: minimum memory of the rank.
+        wanted_bytes: memory with which the rank can hold as many tokens as rank 0; it gets less if less can be lent.
     """
 
     group: Name
@@ -74,6 +75,7 @@ class StartRank(_Message, frozen=True, tag="start"):
     size: Annotated[int, msgspec.Meta(ge=2, le=MAX_RANKS)]
     split: Split
     needs_bytes: Annotated[int, msgspec.Meta(gt=0)]
+    wanted_bytes: Bytes
     manifest: Manifest
     layers: Annotated[list[int], msgspec.Meta(max_length=MAX_RANKS)] = []
     own_layers: tuple[int, int] | None = None
@@ -119,9 +121,10 @@ class RankProgress(_Message, frozen=True, tag="progress"):
 
 
 class RankReady(_Message, frozen=True, tag="ready"):
-    """The rank is ready to connect, and will listen on this address."""
+    """The rank is ready to connect, and will listen on this address. `lease_bytes` is the memory reserved for it."""
 
     address: str
+    lease_bytes: Bytes
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
 

@@ -46,7 +46,8 @@ plans.
 
 A file `serving_bytes` in the folder sets `Loaded.serving_bytes`. The worker writes these files into the folder:
 `received` (the tags of received frames, one per line), `load.json` (the load request), `loaded` (empty, once Loaded is
-sent), `limits.jsonl` (later limits, one per line), `connect.json`, `plans` (the numbers of plans, one per line) and `images.json` (the last request with blobs, and its blobs).
+sent), `limits.jsonl` (later limits, one per line), `images.json` (the last request with blobs, and its blobs),
+`connect.json` and `plans` (as a rank: the request to connect, and the numbers of executed plans, one per line).
 """
 
 import argparse
@@ -147,16 +148,10 @@ class FakeWorker:
                 self._rank = frame.rank
                 if self._rank is None:
                     self._load(self._folder)
-                elif self._folder.name == "never_ready":
-                    hang()
                 else:
-                    self.send(messages.RankReady(port=5000 + self._rank.rank))
-            case messages.Connect():
-                assert self._folder is not None
-                (self._folder / "connect.json").write_bytes(msgspec.json.encode(frame))
-                self._load(self._folder)
-            case messages.Plan():
-                self._execute(frame)
+                    self._get_ready(self._rank)
+            case messages.Connect() | messages.Plan():
+                self._handle_as_rank(frame)
             case messages.Limits():
                 assert self._folder is not None
                 with (self._folder / "limits.jsonl").open("ab") as file:
@@ -204,8 +199,18 @@ class FakeWorker:
         self.send(msgspec.structs.replace(LOADED, serving_bytes=size), STATS)
         (folder / "loaded").touch()
 
-    def _execute(self, frame: messages.Plan) -> None:
+    def _get_ready(self, rank: messages.RankSpec) -> None:
         assert self._folder is not None
+        if self._folder.name == "never_ready":
+            hang()
+        self.send(messages.RankReady(port=5000 + rank.rank))
+
+    def _handle_as_rank(self, frame: messages.Connect | messages.Plan) -> None:
+        assert self._folder is not None
+        if isinstance(frame, messages.Connect):
+            (self._folder / "connect.json").write_bytes(msgspec.json.encode(frame))
+            self._load(self._folder)
+            return
         match self._folder.name:
             case "stuck":
                 return
