@@ -13,6 +13,7 @@ from osaurusctl.command import Command, Duration, exit_on_interrupt
 from osaurusctl.errors import CliError
 from osaurusctl.formatting import fit_columns, format_bytes, format_duration, format_table
 from osaurusctl.output import Output, is_terminal
+from osaurusctl.ranks import format_ranks
 from osaurusd.wire.admin import DaemonStatus, UnloadReply, WorkerInfo, WorkerState
 from osaurusd.wire.placement import SplitSetting
 from osaurusd.wire.residency import LoadPhases
@@ -163,7 +164,7 @@ def _format_phases(phases: LoadPhases) -> str:
 def _format_workers(workers: list[WorkerInfo], width: int | None) -> str:
     table = format_table([_HEADER, *map(_worker_row, workers)], width=width, drop=_DROP)
     exits = [line for worker in workers for line in _last_exit_lines(worker)]
-    return "\n".join([table, *(["", "last exits:", *exits] if exits else [])])
+    return "\n".join([table, *format_ranks(workers, width), *(["", "last exits:", *exits] if exits else [])])
 
 
 def _worker_row(worker: WorkerInfo) -> tuple[str, ...]:
@@ -183,6 +184,8 @@ def _worker_row(worker: WorkerInfo) -> tuple[str, ...]:
 
 def _unloads_in(worker: WorkerInfo) -> str:
     if worker.state is not WorkerState.READY or worker.in_flight:
+        return "-"
+    if worker.lease is not None:
         return "-"
     return "never" if worker.idle_left_seconds is None else format_duration(worker.idle_left_seconds)
 
@@ -216,5 +219,6 @@ def _render_screen(status: DaemonStatus) -> Any:
         ProgressBar(total=max(budget, 1), completed=used, width=60),
         Text(),
         table if status.workers else Text("no model is loaded"),
+        Text("\n".join(format_ranks(status.workers, shutil.get_terminal_size().columns))),
         Text("\n".join(["", *status.faults, *exits])),
     )
