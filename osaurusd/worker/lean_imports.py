@@ -83,10 +83,9 @@ class _Deferred(type):
 
 
 def _import_lean() -> None:
-    roots = [_find(name) for name in ("transformers", _HUB)]
-    if None in roots or {"transformers", _HUB, "mlx_lm"} & sys.modules.keys():
+    transformers, hub = _find("transformers"), _find(_HUB)
+    if transformers is None or hub is None or {"transformers", _HUB, "mlx_lm"} & sys.modules.keys():
         return
-    transformers, hub = roots
     sys.modules["transformers"] = _LeanPackage("transformers", [transformers])
     sys.modules["transformers.models"] = _LeanPackage("transformers.models", [f"{transformers}/models"])
     for name in _HUB_PACKAGES:

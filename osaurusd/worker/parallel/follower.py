@@ -114,11 +114,11 @@ class FollowerExecutor(RankExecutor):
             self._stored[number] = read(start, end)
         mx.eval([self._stored[number] for number, _, _ in operation.blocks])
 
-    def _insert(self, source: SequenceId, _: Tokens, read: Callable[[int, int], PackedKV]) -> None:
+    def _insert(self, source: SequenceId, _: Tokens, read: Callable[[int, int], PackedKV], /) -> None:
         """Remember how to read a prompt; rank 0 says what to keep of it."""
         self._readers[source] = read
 
-    def _insert_checkpoint(self, source: SequenceId, _: Tokens, states: list[Any]) -> None:
+    def _insert_checkpoint(self, source: SequenceId, _: Tokens, states: list[Any], /) -> None:
         self._states[source] = states
 
     def _forget_sources(self) -> None:

@@ -177,7 +177,7 @@ class LeaderExecutor(RankExecutor):
             self.plans.write(operations.Merge(plan))
             super()._merge_batches(plan)
 
-    def _insert(self, source: SequenceId, tokens: Tokens, read: Callable[[int, int], PackedKV]) -> None:
+    def _insert(self, source: SequenceId, tokens: Tokens, read: Callable[[int, int], PackedKV], /) -> None:
         stored: list[tuple[int, int, int]] = []
 
         def read_numbered(start: int, end: int) -> PackedKV:
@@ -189,7 +189,7 @@ class LeaderExecutor(RankExecutor):
         if stored:
             self.plans.write(operations.Store(source, stored))
 
-    def _insert_checkpoint(self, source: SequenceId, tokens: Tokens, states: list[Any]) -> None:
+    def _insert_checkpoint(self, source: SequenceId, tokens: Tokens, states: list[Any], /) -> None:
         numbered = self.plans.number(states)
         self.plans.write(operations.StoreStates(source, numbered.number))
         super()._insert_checkpoint(source, tokens, numbered)

@@ -173,11 +173,11 @@ class LocalExecutor:
         """Run a step of one batch."""
         return batch.step()
 
-    def _insert(self, _: SequenceId, tokens: Tokens, read: Callable[[int, int], PackedKV]) -> None:
+    def _insert(self, _: SequenceId, tokens: Tokens, read: Callable[[int, int], PackedKV], /) -> None:
         """Store a prompt or a sequence in the prefix cache."""
         self._prefix_cache.insert(tokens, read)
 
-    def _insert_checkpoint(self, _: SequenceId, tokens: Tokens, states: list[Any]) -> None:
+    def _insert_checkpoint(self, _: SequenceId, tokens: Tokens, states: list[Any], /) -> None:
         """Store the states of a prompt or a sequence in the prefix cache."""
         self._prefix_cache.insert_checkpoint(tokens, states)
 

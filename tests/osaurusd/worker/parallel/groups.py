@@ -104,7 +104,7 @@ class Group:
     async def executed(self, number):
         """Wait until all followers have executed the plan with this number."""
         for rank in self.ranks[1:]:
-            while not any(pulse.plan >= number for pulse in rank.pulses):
+            while not any(pulse.plan >= number for pulse in rank.pulses):  # noqa: ASYNC110  pulses come once a second
                 await asyncio.sleep(0.05)
 
     async def close(self):
