@@ -203,7 +203,9 @@ class Daemon:
             metrics=metrics,
             activity=self._activity,
         )
-        service = Service(self._catalog, self._pool, self._get_config, UrlFetcher().fetch, self._activity)
+        service = Service(
+            self._catalog, self._pool, self._get_config, UrlFetcher().fetch, self._activity, self._admission.buffered
+        )
         client_groups = [
             health_routes(),
             openai_routes(service, self._catalog, self._pool),

@@ -47,7 +47,7 @@ class Lease:
     load_seconds: float
 
     def generate(
-        self, request: GenerationRequest, *, continuation: bool = False, blobs: Sequence[bytes] = ()
+        self, request: GenerationRequest, *, continuation: bool = False, blobs: list[bytes] | None = None
     ) -> AsyncGenerator[Event]:
         """Run a request; see `WorkerClient.generate`."""
         return self.client.generate(request, continuation=continuation, blobs=blobs)

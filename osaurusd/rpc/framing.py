@@ -159,9 +159,13 @@ class FrameDecoder(Generic[T]):
         self._start = position + sum(lengths)
         frame = self._decode_header(header, position)
         blobs = []
-        for length in lengths:
-            blobs.append(bytes(self._buffer[position : position + length]))
-            position += length
+        with memoryview(self._buffer) as view:
+            for length in lengths:
+                blobs.append(bytes(view[position : position + length]))
+                position += length
+        # Otherwise the copies in the buffer would stay until more is received.
+        del self._buffer[: self._start]
+        self._start = 0
         return FrameWithBlobs(frame, blobs)
 
     def _decode_header(self, start: int, end: int) -> T:
