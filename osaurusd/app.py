@@ -218,7 +218,8 @@ class Daemon:
         self._apply(self._config.current)
         await asyncio.to_thread(self._imports.sweep)
         servers = await self._start_servers(admin_socket)
-        await self._hosts.start([*FileService(self._catalog, self._manifests).routes, *self._ranks.routes])
+        files = FileService(self._catalog, self._manifests, self._distribution.includes)
+        await self._hosts.start([*files.routes, *self._ranks.routes])
         self._announce()
         services = (self._load_pinned_models(), self._pressure.run(), self._monitor.run())
         background = [asyncio.create_task(service) for service in services]
