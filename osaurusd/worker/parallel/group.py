@@ -1,7 +1,7 @@
 """A group of ranks: joining it, the facts that its ranks exchange while the model is loaded, and what they execute.
 
-The sockets of MLX are neither encrypted nor authenticated, and whoever connects first is the neighbor. So all ranks
-prove that they know the secret of the group before they exchange anything else.
+The sockets of MLX are neither encrypted nor authenticated, and the first process that connects is the neighbor. So all
+ranks prove that they know the secret of the group before they exchange anything else.
 """
 
 import contextlib
