@@ -66,11 +66,13 @@ class Group:
     def leader(self):
         return self.ranks[0]
 
-    async def open(self, folder, split, *, layers=(), **options):
-        """Run the first phase of a load up to the replies."""
+    async def open(self, folder, split, *, layers=(), size=None, **options):
+        """Run the first phase of a load up to the replies; `size` is the number of ranks, if some are not processes."""
         for number, rank in enumerate(self.ranks):
             await rank.expect(messages.Hello)
-            spec = messages.RankSpec(rank=number, size=len(self.ranks), split=split, address=ADDRESS, layers=layers)
+            spec = messages.RankSpec(
+                rank=number, size=size or len(self.ranks), split=split, address=ADDRESS, layers=layers
+            )
             rank.send(messages.Load(path=str(folder), context_length=2048, rank=spec, **options))
 
     async def load(self, folder, split, *, layers=(), secrets=None, **options):
