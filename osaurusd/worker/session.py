@@ -22,6 +22,10 @@ from osaurusd.worker.runners.base import Runner
 from osaurusd.worker.runners.rank import Rank
 
 TOKENIZER_THREADS = 2
+
+IMAGE_THREADS = 2
+"""Threads that prepare requests with images. Each needs about 1 GB for an image of 64 million pixels."""
+
 PULSE_SECONDS = 1.0
 
 
@@ -44,6 +48,8 @@ class Session:
         self._preparing: dict[int, asyncio.Task[None]] = {}
         self._mlx = MlxThread(outbox.send, _exit_with, lambda: bool(self._preparing))
         self._tokenizer_pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenize")
+        # Their own, because a large image takes longer than any text.
+        self._image_pool = ThreadPoolExecutor(IMAGE_THREADS, thread_name_prefix="image")
         self._runner: Runner | None = None
         self._rank: Rank | None = None
         self._loading = False
@@ -167,7 +173,8 @@ class Session:
     async def _run_request(self, frame: messages.Request, blobs: Sequence[bytes]) -> None:
         assert self._runner is not None, "the daemon sends requests only after Loaded"
         try:
-            request = await self._loop.run_in_executor(self._tokenizer_pool, self._runner.prepare, frame, blobs)
+            pool = self._image_pool if blobs else self._tokenizer_pool
+            request = await self._loop.run_in_executor(pool, self._runner.prepare, frame, blobs)
         except asyncio.CancelledError:
             raise
         except OsaurusError as error:

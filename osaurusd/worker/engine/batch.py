@@ -116,7 +116,7 @@ class DecodeBatch:
             given: tokens by row, instead of those that this batch samples.
         """
         if given is not None:
-            self._tokens, self._logprobs, self._pending = mx.array(given, mx.uint32), None, None
+            self._tokens, self._logprobs, self._pending = mx.array(list(given), mx.uint32), None, None
         current, logprobs = self._sampled(), self._logprobs
         positions = {"position_deltas": mx.array(self._deltas)} if any(self._deltas) else {}
         logits = self._network(current[:, None], cache=self._cache, **positions)[:, -1, :]
