@@ -13,14 +13,15 @@ from osaurusd.worker.runners.sharding import ModelPart
 from tests.models import make_tiny
 
 SIZES = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3, "num_hidden_layers": 4}
+GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8}
 
 
 @pytest.fixture(scope="module")
 def folder_of(tiny_tokenizer, tmp_path_factory):
-    """Returns the folder of a tiny random model of this kind, with a weight file for each layer and one for the rest."""
+    """Returns the folder of a tiny random model of this kind, with a file for each layer and one for the rest."""
 
     def folder_of(kind):
-        folder = make_tiny(tmp_path_factory.mktemp(kind), tiny_tokenizer, model_type=kind, **SIZES)
+        folder = make_tiny(tmp_path_factory.mktemp(kind), tiny_tokenizer, model_type=kind, **SIZES, **GEMMA)
         split_files(folder)
         return folder
 
