@@ -81,7 +81,7 @@ def b() -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def pair(a: Daemon, b: Daemon) -> Iterator[tuple[Daemon, Daemon]]:
+def pair(a: Daemon, b: Daemon) -> tuple[Daemon, Daemon]:
     """Two hosts that call each other `a` and `b`."""
     if not hosts(a):
         code, url = offer(b)
