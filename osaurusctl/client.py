@@ -54,6 +54,7 @@ from osaurusd.wire.hosts import (
 from osaurusd.wire.imports import CheckedModel, CheckRequest, ImportRoute, ImportStreamEvent, QuantizeEvent
 from osaurusd.wire.keys import KeyInfo, KeyRequest, KeyRoute, NewKey, RevokeRequest
 from osaurusd.wire.lineage import QuantizeRequest
+from osaurusd.wire.placement import SplitSetting
 from osaurusd.wire.pulls import (
     FoundModel,
     PullCancel,
@@ -237,9 +238,15 @@ class Client:
     def workers(self) -> list[WorkerInfo]:
         return self._get(Route.WORKERS, list[WorkerInfo])
 
-    def load(self, model: str, keep_alive_seconds: float | None = None) -> WorkerInfo:
-        """Load `model` and wait, without a timeout, until it is ready."""
-        request = LoadRequest(model=model, keep_alive_seconds=keep_alive_seconds)
+    def load(
+        self,
+        model: str,
+        keep_alive_seconds: float | None = None,
+        hosts: list[str] | None = None,
+        split: SplitSetting | None = None,
+    ) -> WorkerInfo:
+        """Load `model`, on other hosts too if some are named, and wait, without a timeout, until it is ready."""
+        request = LoadRequest(model=model, keep_alive_seconds=keep_alive_seconds, hosts=hosts, split=split)
         return self._post(Route.LOAD, request, WorkerInfo, wait=True)
 
     def unload(self, model: str | None, *, force: bool) -> UnloadReply:

@@ -16,7 +16,7 @@ OsaurusError
 ├── TooManyRequests, TooManyConnections, TimeLimitExceeded
 ├── Busy, QueueFull, NameTaken, ImportFailed, QuantizationFailed, PullFailed, DiskFull
 ├── HostNameTaken, HostNotFound, HostUnreachable, PairingFailed
-├── InsufficientMemory, LoadFailed, WorkerCrashed, SlowClient, ModelUnloaded
+├── InsufficientMemory, LoadFailed, WorkerCrashed, HostLost, SlowClient, ModelUnloaded
 ├── Draining, ShuttingDown, NotServing
 ├── ConfigError, HomeInUse, ListenFailed
 └── InternalError
@@ -216,6 +216,10 @@ class LoadFailed(OsaurusError):
 
 class WorkerCrashed(OsaurusError):
     code = ErrorCode.WORKER_CRASHED
+
+
+class HostLost(OsaurusError):
+    code = ErrorCode.HOST_LOST
 
 
 class SlowClient(OsaurusError):

@@ -32,7 +32,15 @@ from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
 from osaurusd.pool.snapshot import WorkerSnapshot
 from osaurusd.wire import admin as wire
-from osaurusd.wire.admin import API_VERSION, Availability, DaemonStatus, ReloadReply, ShutdownReply, WorkerState
+from osaurusd.wire.admin import (
+    API_VERSION,
+    Availability,
+    DaemonStatus,
+    ReloadReply,
+    ShutdownReply,
+    WorkerInfo,
+    WorkerState,
+)
 from osaurusd.wire.diagnosis import Diagnosis, Installation, StoreProbe
 from osaurusd.wire.installation import installation
 from osaurusd.wire.paths import Paths
@@ -87,6 +95,7 @@ class DaemonApi:
         config: the configuration in force.
         auth: the access policy of the TCP ports.
         catalog, pool, pins: the models.
+        leased: returns the workers that run as ranks of other hosts' models.
         drain: whether the daemon accepts requests.
         hosts: the paired hosts.
         log_file: its fault is part of the status.
@@ -104,6 +113,7 @@ class DaemonApi:
         auth: AuthPolicy,
         catalog: Catalog,
         pool: Pool,
+        leased: Callable[[], list[WorkerInfo]],
         pins: Pins,
         drain: Drain,
         hosts: Hosts,
@@ -118,6 +128,7 @@ class DaemonApi:
         self._auth = auth
         self._catalog = catalog
         self._pool = pool
+        self._leased = leased
         self._pins = pins
         self._drain = drain
         self._hosts = hosts
@@ -145,7 +156,7 @@ class DaemonApi:
             endpoints=list(self._endpoints),
             default_model=config.default_model,
             models_available=sum(record.state is Availability.AVAILABLE for record in records),
-            workers=[views.worker_info(worker) for worker in workers],
+            workers=[*map(views.worker_info, workers), *self._leased()],
             memory_budget_bytes=budget.total_bytes,
             memory_used_bytes=budget.used_bytes,
             serving=True,

@@ -2,7 +2,21 @@
 
 from typing import Annotated, Literal
 
+import msgspec
+
 from osaurusd.config.keys import Section, seconds, setting, size
+
+
+class DistributedModel(Section, frozen=True):
+    """`[distributed.models."NAME"]`: where a model runs.
+
+    Attributes:
+        hosts: the names of paired hosts that run the model together with this one.
+        split: `tensor` divides each layer, `pipeline` gives each host some layers, `auto` chooses.
+    """
+
+    hosts: list[str]
+    split: Literal["auto", "tensor", "pipeline"] = "auto"
 
 
 class Distributed(Section, frozen=True):
@@ -38,3 +52,7 @@ class Distributed(Section, frozen=True):
     hang_timeout_seconds: Annotated[
         float, seconds("A rank that makes no progress for this long ends its model on all hosts", gt=0)
     ] = 60.0
+    models: Annotated[
+        dict[str, DistributedModel],
+        setting("Models that run over several hosts: by name, the other `hosts` and the `split`"),
+    ] = msgspec.field(default_factory=dict)

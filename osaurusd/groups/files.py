@@ -4,16 +4,17 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
 from osaurusd import config
 from osaurusd.downloads.messages import Failure, Progress
-from osaurusd.errors import OsaurusError, PullFailed, from_code
+from osaurusd.errors import LoadFailed, OsaurusError, PullFailed, from_code
 from osaurusd.groups import manifest as manifests
 from osaurusd.groups import messages
 from osaurusd.groups.manifest import Manifests, select_files
+from osaurusd.hosts.identity import IdentityFile
+from osaurusd.hosts.registry import Host
 from osaurusd.log import get_logger
 from osaurusd.models import names
 from osaurusd.models.catalog import Catalog
@@ -39,19 +40,6 @@ Report = Callable[[str, int, int], None]
 """Called with the stage, `verifying` or `fetching`, and the done and all bytes of it."""
 
 
-class Leader(Protocol):
-    """The paired host that has the model: its name, the URL of its control server, and its certificate as PEM."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def url(self) -> str: ...
-
-    @property
-    def certificate(self) -> str: ...
-
-
 class ModelFiles:
     """Makes sure that this host has the files of a model that another host distributes.
 
@@ -59,11 +47,11 @@ class ModelFiles:
         catalog: the models on this host.
         manifests: the digests of their files.
         options: returns the current `[pulls]` configuration.
-        identity: the file with this host's certificate and key; None for connections without TLS.
+        identity: that of this host; None for connections without TLS.
     """
 
     def __init__(
-        self, catalog: Catalog, manifests: Manifests, options: Callable[[], config.Pulls], identity: Path | None
+        self, catalog: Catalog, manifests: Manifests, options: Callable[[], config.Pulls], identity: IdentityFile | None
     ) -> None:
         self._identity = identity
         self._catalog = catalog
@@ -76,7 +64,7 @@ class ModelFiles:
         """The folders with partial files of running copies."""
         return [self._staging(digest) for digest, lock in self._locks.items() if lock.locked()]
 
-    async def ensure(self, manifest: Manifest, leader: Leader, only: range | None, report: Report) -> Path:
+    async def ensure(self, manifest: Manifest, leader: Host, only: range | None, report: Report) -> Path:
         """Return a folder with the files that a rank needs, all verified by their digests.
 
         Args:
@@ -89,6 +77,11 @@ class ModelFiles:
             OsaurusError: the files cannot be copied. Received data is kept.
         """
         manifests.check(manifest)
+        if not leader.url:
+            raise LoadFailed(
+                f'host "{leader.name}" accepts no connections, so that its files cannot be copied; set '
+                "`distributed.listen` there and pair the hosts again"
+            )
         needed = select_files(manifest, only)
         async with self._locks.setdefault(manifest.digest, asyncio.Lock()):
             if folder := await self._find(needed, report):
@@ -130,16 +123,14 @@ class ModelFiles:
         )
 
     async def _copy(
-        self, manifest: Manifest, leader: Leader, files: list[ManifestFile], folder: Path, report: Report
+        self, manifest: Manifest, leader: Host, files: list[ManifestFile], folder: Path, report: Report
     ) -> None:
         """Run the process that copies; restart it if it crashes, as long as each run makes progress."""
         options = self._options()
         staging = self._staging(manifest.digest)
         task = messages.CopyTask(
-            url=leader.url,
-            host=leader.name,
-            identity=str(self._identity) if self._identity else None,
-            certificate=leader.certificate,
+            host=leader,
+            identity=str((await self._identity.get()).file) if self._identity else None,
             model=manifest.model,
             folder=str(folder),
             staging=str(staging),

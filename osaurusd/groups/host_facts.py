@@ -1,46 +1,43 @@
-"""What this host states about itself to the leader of a group."""
+"""What the placement of a model depends on at each host, from what the hosts state about themselves."""
 
-import platform
-import sys
-from functools import cache
-from importlib import metadata
+from typing import Literal
 
-from osaurusd import __version__
-from osaurusd.wire.placement import Backend, HostFacts, Versions
+from osaurusd.hosts.registry import Host
+from osaurusd.wire.hosts import HostFacts as StatedFacts
+from osaurusd.wire.placement import HostFacts, Versions
 
-_PACKAGES = ("mlx", "mlx-lm")
+_PACKAGES = ("osaurusd", "mlx", "mlx-lm")
 
 
-def describe_host(
-    memory_bytes: int, *, link_address: str | None, backend: Backend, name: str | None = None
-) -> HostFacts:
-    """Describe this host.
-
-    Args:
-        memory_bytes: memory for a rank.
-        link_address: its address on the network between the ranks.
-        backend: `distributed.backend`.
-        name: how the leader calls it; None for the leader.
-    """
+def from_host(host: Host, stated: StatedFacts) -> HostFacts:
+    """Return the facts of a paired host. Its link address is the one that was given when it was added, if any."""
     return HostFacts(
-        name=name,
-        memory_bytes=memory_bytes,
-        versions=installed_versions(backend),
-        link_address=link_address,
-        backend=backend,
-        device="gpu" if sys.platform == "darwin" else "cpu",
+        name=host.name,
+        memory_bytes=stated.lendable_bytes,
+        versions=_versions(stated),
+        link_address=host.link_address or stated.link_address,
+        backend=stated.backend,
+        device=_device(stated),
     )
 
 
-@cache
-def installed_versions(backend: Backend) -> Versions:
+def of_leader(stated: StatedFacts, memory_bytes: int) -> HostFacts:
+    """Return the facts of this host, with the memory that its rank may use."""
+    return HostFacts(
+        memory_bytes=memory_bytes,
+        versions=_versions(stated),
+        link_address=stated.link_address,
+        backend=stated.backend,
+        device=_device(stated),
+    )
+
+
+def _versions(stated: StatedFacts) -> Versions:
     """Return the versions that all ranks must share. RDMA also requires the same build of the system."""
-    versions = {"osaurusd": __version__}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    if backend == "jaccl":
-        versions["system"] = platform.platform()
-    return versions
+    packages = stated.installation.packages
+    versions = {name: packages[name] for name in _PACKAGES if name in packages}
+    return versions | {"system": stated.system} if stated.backend == "jaccl" else versions
+
+
+def _device(stated: StatedFacts) -> Literal["cpu", "gpu"]:
+    return "gpu" if stated.system.startswith("macOS") else "cpu"

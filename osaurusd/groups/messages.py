@@ -3,6 +3,7 @@
 import msgspec
 
 from osaurusd.downloads.messages import Failure, Progress
+from osaurusd.hosts.registry import Host
 from osaurusd.rpc.messages import Frame
 from osaurusd.wire.placement import ManifestFile
 
@@ -11,10 +12,8 @@ class CopyTask(msgspec.Struct, frozen=True, kw_only=True):
     """Copy files of a model from a host into a folder.
 
     Attributes:
-        url: the control server of the host.
-        host: its name, for messages.
+        host: the paired host.
         identity: a file with this host's certificate and key; None for a connection without TLS.
-        certificate: that of the host, as PEM.
         model: the name of the model there.
         folder: where the files belong in the end. If it exists, it is a copy of the same model.
         staging: the folder for partial files, on the same volume.
@@ -22,15 +21,13 @@ class CopyTask(msgspec.Struct, frozen=True, kw_only=True):
         connections, stall_seconds, patience_seconds, margin_bytes: as in `[pulls]`.
     """
 
-    url: str
-    host: str
+    host: Host
     model: str
     folder: str
     staging: str
     digest: str
     files: list[ManifestFile]
     identity: str | None = None
-    certificate: str = ""
     connections: int = 4
     stall_seconds: float = 30.0
     patience_seconds: float = 1800.0

@@ -4,11 +4,11 @@ mlx_lm gives the last layers to rank 0, which is the leader, and every rank of a
 norm and the head: each rank passes the result of the last layer through them.
 """
 
-import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from osaurusd import addresses
 from osaurusd.errors import InsufficientMemory, InvalidRequest, OsaurusError, VersionMismatch
 from osaurusd.groups.facts import ModelFacts, Part
 from osaurusd.groups.families import FAMILIES
@@ -18,23 +18,6 @@ from osaurusd.wire.placement import HostFacts, PlacementInfo, PlannedRank, Split
 MAX_RANKS = 16
 
 _SPLITS: tuple[Split, ...] = ("tensor", "pipeline")
-
-# RFC 1918, RFC 4193, link-local and loopback. `is_private` of the standard library includes more.
-_PRIVATE = tuple(
-    map(
-        ipaddress.ip_network,
-        (
-            "10.0.0.0/8",
-            "172.16.0.0/12",
-            "192.168.0.0/16",
-            "169.254.0.0/16",
-            "127.0.0.0/8",
-            "fc00::/7",
-            "fe80::/10",
-            "::1",
-        ),
-    )
-)
 
 # Precision of the search for the smallest share of memory that suffices.
 _SEARCH_STEPS = 60
@@ -107,7 +90,7 @@ def plan(
         VersionMismatch: the hosts have different versions.
         InsufficientMemory: the model does not fit.
     """
-    _check_model(model)
+    check_model(model)
     _check_hosts(hosts)
     on_cpu = any(host.device == "cpu" for host in hosts)
     if dequantize == "always" or (dequantize == "auto" and on_cpu):
@@ -156,7 +139,12 @@ def _both_refused(first: OsaurusError, second: OsaurusError) -> OsaurusError:
 # Refusals that concern the model and the hosts
 
 
-def _check_model(model: ModelFacts) -> None:
+def check_model(model: ModelFacts) -> None:
+    """Check that a model can be divided at all.
+
+    Raises:
+        InvalidRequest: it cannot; `param` is `model`.
+    """
     if model.task != "generate" or model.runner != "text":
         kind = "a vision model" if model.runner == "vision" else f"for the task `{model.task}`"
         raise InvalidRequest(
@@ -184,13 +172,13 @@ def _check_hosts(hosts: Sequence[HostFacts]) -> None:
         raise InvalidRequest("`hosts` names a host twice", param="hosts")
     leader = hosts[0]
     for host in hosts[1:]:
-        check_versions(leader.versions, host)
         if host.backend != leader.backend:
             raise InvalidRequest(
                 f"{label(host)} has the backend {host.backend}, and this host {leader.backend}; set "
-                "`distributed.backend` alike on all hosts",
+                "the same `distributed.backend` on all hosts",
                 param="hosts",
             )
+        check_versions(leader.versions, host)
     for host in hosts:
         check_link_address(host)
 
@@ -219,10 +207,10 @@ def check_link_address(host: HostFacts) -> None:
     """
     address = host.link_address or ""
     try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
+        is_private = addresses.is_private(addresses.parse_address(address))
     except ValueError:
-        parsed = None
-    if parsed is None or not any(parsed in network for network in _PRIVATE):
+        is_private = False
+    if not is_private:
         raise InvalidRequest(
             f"the link address of {label(host)}, {address or 'which is not set'}, is not a private address; set "
             "`distributed.link_address` there to its address on the network between the hosts",

@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Callable
 
+import msgspec
 import psutil
 from aiohttp import web
 
@@ -51,8 +52,10 @@ class Facts:
         Args:
             own_address, peer_address: of the connection to the host that asks.
         """
-        link_address = self._config().distributed.link_address or own_address
-        return await asyncio.to_thread(_collect, self._lendable_bytes(), link_address, peer_address)
+        distributed = self._config().distributed
+        link_address = distributed.link_address or own_address
+        facts = await asyncio.to_thread(_collect, self._lendable_bytes(), link_address, peer_address)
+        return msgspec.structs.replace(facts, backend=distributed.backend)
 
     async def show(self, request: web.Request) -> web.Response:
         return json_response(await self.collect(*_connection_addresses(request)))

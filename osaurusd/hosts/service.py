@@ -48,7 +48,7 @@ class Hosts:
         lendable_bytes: returns how much memory models of other hosts may use now.
 
     Attributes:
-        registry, client: for those who talk to other hosts.
+        identity, registry, client: for those who talk to other hosts.
         facts: what this host tells others about itself.
     """
 
@@ -57,14 +57,14 @@ class Hosts:
     ) -> None:
         self._config = config
         self._bus = bus
-        self._identity = IdentityFile(state_dir / "host.pem")
+        self.identity = IdentityFile(state_dir / "host.pem")
         self._offer = CodeOffer()
         self._server: ControlServer | None = None
         self._sockets: list[socket.socket] = []
         self._starting: asyncio.Task[None] | None = None
         self._fault: str | None = None
         self.registry = HostRegistry(state_dir / "hosts.json")
-        self.client = HostClient(self._identity, self.registry)
+        self.client = HostClient(self.identity, self.registry)
         self.facts = Facts(config, lendable_bytes)
         self._checker = HostChecker(self.client, self.facts, config, lambda: self.endpoints)
 
@@ -118,7 +118,7 @@ class Hosts:
                 or "this host accepts no other hosts: set `distributed.listen` to its IP address and a port, such as "
                 '10.0.0.1:8444, and run "osaurusctl restart"'
             )
-        identity = await self._identity.get()
+        identity = await self.identity.get()
         return PairingCode(
             code=self._offer.renew(),
             urls=[f"https://{endpoint}" for endpoint in self._reachable_endpoints()],
@@ -139,7 +139,7 @@ class Hosts:
         if request.link_address is not None:
             _check("link_address", addresses.parse_private_address, request.link_address)
         self.registry.check_name(request.name)
-        identity = await self._identity.get()
+        identity = await self.identity.get()
         adder = pairing.Adder(identity, request.own_name or own_name(), self._own_endpoint())
         host = await pairing.pair(request.name, request.url, code, request.link_address, adder)
         await self.registry.add(host)
@@ -204,7 +204,7 @@ class Hosts:
     async def _start_server(self, listen: str, routes: Sequence[Route]) -> bool:
         """Start the server, and return whether that succeeded. If not, the reason is a fault."""
         try:
-            identity = await self._identity.get()
+            identity = await self.identity.get()
             sockets = _listen(listen)
         except OsaurusError as error:
             self._report_fault(error.message)

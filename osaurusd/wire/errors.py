@@ -48,6 +48,7 @@ class ErrorCode(StrEnum):
     INSUFFICIENT_MEMORY = "insufficient_memory"
     LOAD_FAILED = "load_failed"
     WORKER_CRASHED = "worker_crashed"
+    HOST_LOST = "host_lost"
     SLOW_CLIENT = "slow_client"
     MODEL_UNLOADED = "model_unloaded"
     DRAINING = "draining"

@@ -1,7 +1,7 @@
 """Types for paired hosts: of the admin API, and of the connections between daemons."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -105,6 +105,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
         peer_address: the address of the host that asks, as this one sees it.
         rdma_devices: names of RDMA devices.
         rdma: whether RDMA is enabled: `enabled`, `disabled` or `unavailable`.
+        backend: `distributed.backend`.
     """
 
     installation: Installation
@@ -119,6 +120,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     peer_address: str
     rdma_devices: list[str] = []
     rdma: str = "unavailable"
+    backend: Literal["ring", "jaccl"] = "ring"
 
 
 class ListenRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -117,5 +117,5 @@ class _Copying:
 
     def _write_record(self, folder: Path) -> None:
         digests = read_recorded_digests(folder) | {file.name: file.sha256 or "" for file in self._files}
-        copy = Copy(host=self._task.host, model=self._task.model, digest=self._task.digest)
+        copy = Copy(host=self._task.host.name, model=self._task.model, digest=self._task.digest)
         replace_file(folder / IMPORT_RECORD, encode_record(copy, digests), mode=0o644)

@@ -1,6 +1,7 @@
 """Requesting ranges of a model's files from a paired host."""
 
 import ssl
+from pathlib import Path
 from urllib.parse import quote
 
 import httpx2
@@ -16,6 +17,8 @@ from osaurusd.downloads.worker.ranges import (
 )
 from osaurusd.downloads.worker.selection import HubFile
 from osaurusd.groups.messages import CopyTask
+from osaurusd.hosts.identity import Identity
+from osaurusd.hosts.tls import client_context
 from osaurusd.wire.errors import ErrorCode
 
 _CONNECT_SECONDS = 10.0
@@ -28,7 +31,7 @@ def create_client(task: CopyTask) -> httpx2.AsyncClient:
         PullError: this host's identity cannot be read.
     """
     try:
-        context = _context(task)
+        context = _create_context(task)
     except (OSError, ssl.SSLError) as error:
         raise PullError(f"the identity of this host is unusable: {error}") from error
     limits = httpx2.Limits(max_connections=task.connections, max_keepalive_connections=task.connections)
@@ -37,16 +40,10 @@ def create_client(task: CopyTask) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(transport=transport, trust_env=False, timeout=timeout)
 
 
-def _context(task: CopyTask) -> ssl.SSLContext:
-    """Build the context of a connection that trusts exactly the certificate of the host."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    if task.identity:
-        context.load_cert_chain(task.identity)
-        context.load_verify_locations(cadata=task.certificate)
-    return context
+def _create_context(task: CopyTask) -> ssl.SSLContext:
+    if task.identity is None:
+        return ssl.create_default_context()
+    return client_context(Identity(Path(task.identity), certificate="", fingerprint=""), task.host)
 
 
 class HostSource:
@@ -59,8 +56,8 @@ class HostSource:
 
     def __init__(self, client: httpx2.AsyncClient, task: CopyTask) -> None:
         self._client = client
-        self._host = task.host
-        self._base = f"{task.url.rstrip('/')}/v0/models/{quote(task.model, safe='')}/files/"
+        self._host = task.host.name
+        self._base = f"{task.host.url.rstrip('/')}/v0/models/{quote(task.model, safe='')}/files/"
 
     async def open(self, file: HubFile, begin: int, end: int) -> RangeResponse:
         """Request a range; see `downloads.worker.ranges.Source`."""

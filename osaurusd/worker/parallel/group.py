@@ -1,4 +1,4 @@
-"""A group of ranks: joining it, and the facts that its ranks exchange while the model is loaded.
+"""A group of ranks: joining it, the facts that its ranks exchange while the model is loaded, and what they execute.
 
 The sockets of MLX are neither encrypted nor authenticated, and whoever connects first is the neighbor. So all ranks
 prove that they know the secret of the group before they exchange anything else.
@@ -20,8 +20,10 @@ import msgspec
 
 from osaurusd.errors import LoadFailed
 from osaurusd.rpc import messages
-from osaurusd.worker.engine.kv_cache import CacheLayout, Window
+from osaurusd.worker.engine.kv_cache import Cache, CacheLayout, Window
 from osaurusd.worker.engine.memory import MemoryBudget
+from osaurusd.worker.engine.prefix_cache import Tokens
+from osaurusd.worker.parallel.local import LocalExecutor
 
 
 class _Memory(msgspec.Struct, frozen=True):
@@ -85,6 +87,18 @@ class RankGroup:
 
     def _gather(self, array: mx.array) -> mx.array:
         return mx.distributed.all_gather(array, group=self.mlx, stream=mx.cpu)
+
+
+class RankExecutor(LocalExecutor):
+    """An executor whose passes exchange arrays with other ranks.
+
+    All ranks must do that in the same order. Within a pass, the arrays depend on each other. Of two passes that MLX
+    evaluates together, it may begin with either. So every pass is evaluated, or scheduled, before the next one.
+    """
+
+    def _prefill_padded(self, cache: Cache, parts: list[Tokens]) -> None:
+        super()._prefill_padded(cache, parts)
+        mx.async_eval([layer.state for layer in cache])  # type: ignore[no-untyped-call]
 
 
 def free_port(address: str) -> int:

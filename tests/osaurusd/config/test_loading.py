@@ -4,10 +4,12 @@ import json
 import re
 from typing import Literal, get_args, get_origin
 
+import msgspec
 import pytest
 
 from osaurusd import config
 from osaurusd.config import Config, Server, Setting
+from osaurusd.config.distributed import DistributedModel
 from osaurusd.errors import ConfigError
 
 SETTINGS = {setting.key: setting for setting in config.settings()}
@@ -46,12 +48,16 @@ def other_value(setting: Setting) -> object:
             return setting.default / 2 or 1.0
         case list():
             return ["chat.example" if setting.key.endswith("hosts") else "https://chat.example"]
+        case dict() if setting.key == "distributed.models":
+            return {"llama-3.3-70b-instruct": DistributedModel(hosts=["mac-2"], split="tensor")}
         case dict():
             return {"llama-3.2-3b-instruct": 0.0}
     return 7 if int in get_args(setting.type) else ADDRESSES.get(setting.key, "other")
 
 
 def as_toml(value: object) -> str:
+    if isinstance(value, msgspec.Struct):
+        return as_toml(msgspec.to_builtins(value))
     if isinstance(value, dict):
         return "{ " + ", ".join(f'"{key}" = {as_toml(item)}' for key, item in value.items()) + " }"
     return json.dumps(value)

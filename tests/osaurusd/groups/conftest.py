@@ -1,7 +1,6 @@
 """Two hosts in one process: a leader that serves the files of its models, and a follower's models folder."""
 
 import random
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from osaurusd.config import Pulls
 from osaurusd.groups.file_service import FileService
 from osaurusd.groups.files import ModelFiles
 from osaurusd.groups.manifest import Manifests
+from osaurusd.hosts.registry import Host
 from osaurusd.models.catalog import Catalog
 from tests.osaurusd.http import serve
 from tests.osaurusd.models import disk
@@ -39,15 +39,6 @@ def divided_model():
         LAYERS[1]: weights("model.layers.0.", seed=2),
         LAYERS[2]: weights("model.layers.1.", seed=3),
     }
-
-
-@dataclass(frozen=True)
-class Leader:
-    """A host without TLS."""
-
-    url: str
-    name: str = "a"
-    certificate: str = ""
 
 
 class HostDisk:
@@ -108,7 +99,9 @@ def faults():
 @pytest.fixture
 async def leader(leader_disk, faults):
     """A running server with the leader's files."""
-    (route,) = FileService(leader_disk.catalog, leader_disk.manifests).routes
+    follower = Host(name="b", url="", certificate="", fingerprint="", added_at=0)
+    service = FileService(leader_disk.catalog, leader_disk.manifests, lambda *_: True, lambda _request: follower)
+    (route,) = service.routes
 
     async def handler(request):
         faults.served.append((request.match_info["path"], request.headers.get("range")))
@@ -116,4 +109,4 @@ async def leader(leader_disk, faults):
 
     app = serve.build_app((route.method, route.path, handler))
     async with serve.serving(app) as server:
-        yield Leader(server.url)
+        yield Host(name="a", url=server.url, certificate="", fingerprint="", link_address=None, added_at=0)

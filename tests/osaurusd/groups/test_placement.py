@@ -146,7 +146,7 @@ REFUSALS = [
     ("no layers", facts(layers=0), PAIR, "auto", "model", "does not match the weights"),
     ("one host", facts(), [host()], "auto", "hosts", "`hosts` must name 1 to 15"),
     ("host twice", facts(), [host(), host("b"), host("b")], "auto", "hosts", "names a host twice"),
-    ("backend", facts(), [host(), host("b", backend="jaccl")], "auto", "hosts", "set `distributed.backend` alike"),
+    ("backend", facts(), [host(), host("b", backend="jaccl")], "auto", "hosts", "set the same `distributed.backend`"),
     ("public address", facts(), [host(), host("b", link_address="8.8.8.8")], "auto", "hosts", "8.8.8.8, is not a priv"),
     ("no address", facts(), [host(link_address=None), host("b")], "auto", "hosts", "this host, which is not set"),
 ]
