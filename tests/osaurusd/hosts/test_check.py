@@ -204,6 +204,9 @@ async def test_the_diagnosis_shows_which_hosts_respond(tmp_path, paired):
     a, _ = paired
     async with running(tmp_path / "c", "127.0.0.3") as c:
         await a.add("c", c.url, (await c.hosts.offer_code()).code)
+    async with running(tmp_path / "d", None) as d:
+        # It cannot be asked, which is no problem.
+        await d.add("a", a.url, (await a.hosts.offer_code()).code, own_name="d")
     diagnosis = await a.hosts.diagnose()
     assert 2 == diagnosis.hosts
     assert ["c"] == list(diagnosis.unreachable)

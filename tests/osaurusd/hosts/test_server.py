@@ -83,7 +83,7 @@ async def test_http_without_a_certificate_gets_nothing(paired):
         b'{"version": "1", "nonce": "%s"}\n' % (b"0" * 64),
         b'{"version": 1, "nonce": "short"}\n',
         b'{"version": 1, "nonce": "%s"}\n' % (b"0" * 129),
-        b"[" * 5000 + b"\n",
+        b'{"x": ' + b"[" * 8000 + b"\n",
         b"\xff\xfe\n",
         b"x" * 100_000,
         b"x" * 100_000 + b"\n",
