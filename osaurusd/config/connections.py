@@ -74,7 +74,7 @@ class Limits(Section, frozen=True):
     max_requests: Annotated[
         int, count("Running and waiting requests to models, over all models. Further requests get a 429")
     ] = 256
-    max_buffered_bytes: Annotated[int, size("Memory for the bodies of all requests in progress")] = 256 * MIB
+    max_buffered_bytes: Annotated[int, size("Memory for the bodies and images of all requests in progress")] = 256 * MIB
     max_request_line_bytes: Annotated[int, size("Maximum size of a request target", ge=256, le=MIB)] = 8 * KIB
     max_headers: Annotated[int, count("Maximum number of headers in a request", ge=16, le=10_000)] = 100
     max_header_bytes: Annotated[int, size("Maximum size of one header", ge=256, le=MIB)] = 16 * KIB

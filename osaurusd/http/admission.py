@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import TypeVar
 
+from osaurusd.buffered_bytes import BufferedBytes
 from osaurusd.config import Config, Limits
 from osaurusd.errors import OsaurusError, TimeLimitExceeded, TooManyRequests
 
@@ -15,16 +16,20 @@ ERROR_EVENT_SECONDS = 5.0
 
 
 class Admission:
-    """Counts the requests and the body bytes in flight over all applications that share it.
+    """Counts the requests and the bytes in flight over all applications that share it.
 
     Args:
         config: returns the configuration in force; called whenever a limit is needed.
+
+    Attributes:
+        requests: the requests in flight.
+        buffered: the bytes of their bodies and images.
     """
 
     def __init__(self, config: Callable[[], Config]) -> None:
         self._config = config
         self.requests = 0
-        self.buffered_bytes = 0
+        self.buffered = BufferedBytes(config)
         self._rejections: list[Callable[[], OsaurusError]] = []
         self._changed = asyncio.Event()
 
@@ -72,24 +77,6 @@ class Admission:
         finally:
             self.requests -= 1
             self._changed.set()
-
-    def reserve_bytes(self, count: int) -> None:
-        """Count bytes of a request body until `release_bytes`, which is due even if this raises.
-
-        A body that is the only one in memory is accepted at any size: `server.max_body_bytes` bounds a single body.
-
-        Raises:
-            TooManyRequests: the bodies together exceed `limits.max_buffered_bytes`.
-        """
-        other_bytes = self.buffered_bytes
-        self.buffered_bytes += count
-        if other_bytes and self.buffered_bytes > self.limits.max_buffered_bytes:
-            raise TooManyRequests(
-                "the request bodies in memory reach the size that `limits.max_buffered_bytes` allows; retry later"
-            )
-
-    def release_bytes(self, count: int) -> None:
-        self.buffered_bytes -= count
 
 
 class Deadline:

@@ -53,6 +53,9 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 # Special networks that some releases of Python take for public ones: protocol assignments, and documentation.
 _SPECIAL_V4 = ipaddress.IPv4Network("192.0.0.0/24")
+
+# Azure gives its virtual machines settings and credentials at a public address that only they can reach.
+_AZURE = ipaddress.IPv4Address("168.63.129.16")
 _SPECIAL_V6 = ipaddress.IPv6Network("3fff::/20")
 
 
@@ -64,7 +67,7 @@ def is_public(address: Address) -> bool:
         # Forms of an IPv4 address that no name server of a public host returns.
         if address.ipv4_mapped or address.sixtofour or address.teredo or address.is_site_local:
             return False
-    if address in _SPECIAL_V4 or address in _SPECIAL_V6:
+    if address in _SPECIAL_V4 or address in _SPECIAL_V6 or address == _AZURE:
         return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 

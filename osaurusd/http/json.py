@@ -39,7 +39,9 @@ async def read_json(request: web.Request, type_: type[T]) -> T:
         raise UnsupportedMediaType(f"the body must be UTF-8, not {request.charset!r}")
     body = await read_body(request)
     value = decode_json(body, type_)
-    if len(body) > _LARGE_BODY_BYTES:
+    size = len(body)
+    del body  # now, because the value contains its texts
+    if size > _LARGE_BODY_BYTES:
         # Decoding took a while, and so may what follows.
         await asyncio.sleep(0)
     return value

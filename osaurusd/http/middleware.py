@@ -96,7 +96,7 @@ class RequestPipeline:
         try:
             response = await self._handle(request, context, handler)
         finally:
-            self._admission.release_bytes(context.body_bytes)
+            self._admission.buffered.release(context.body_bytes)
         if not response.prepared and not request.content.is_eof():
             # The client may send the rest of the body; it must not be taken for the next request.
             response.force_close()

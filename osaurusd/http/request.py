@@ -1,6 +1,7 @@
 """What the server adds to a request: its context, checks of its head, and its body within limits."""
 
 import asyncio
+import contextlib
 import re
 import urllib.parse
 from collections.abc import Callable
@@ -56,6 +57,11 @@ class RequestContext:
     check_key: Callable[[], object] = bool
     disconnected: bool = False
 
+    def hold_body_bytes(self, held: contextlib.ExitStack) -> None:
+        """Count the bytes of the body until `held` is closed, instead of until the request ends."""
+        held.callback(self.admission.buffered.release, self.body_bytes)
+        self.body_bytes = 0
+
 
 CONTEXT = web.RequestKey("CONTEXT", RequestContext)
 
@@ -107,7 +113,7 @@ async def read_body(request: web.Request) -> bytearray:
         if len(body) + len(chunk) > max_bytes:
             raise _too_large(max_bytes)
         context.body_bytes += len(chunk)
-        context.admission.reserve_bytes(len(chunk))
+        context.admission.buffered.reserve(len(chunk))
         body += chunk
     return body
 

@@ -8,11 +8,12 @@ import asyncio
 import binascii
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from osaurusd.buffered_bytes import BufferedBytes
 from osaurusd.config import Config, Vision
-from osaurusd.errors import InvalidRequest, TooManyRequests
+from osaurusd.errors import InvalidRequest
 from osaurusd.inference.field_paths import FieldPaths
 from osaurusd.inference.request import ChatPrompt, Detail, ImagePart, Location, Prompt, ToolResultPart
 
@@ -58,9 +59,15 @@ class ImageSource:
 
 
 class ImageCollector:
-    """Collects the images of a request, in the order of their numbers."""
+    """Collects the images of a request, in the order of their numbers.
 
-    def __init__(self) -> None:
+    Args:
+        keeps_texts: the base64 text of images stays in memory, because it is stored or needed again. Otherwise it is
+            dropped once it is decoded, so that the bytes of the request's body count for the image.
+    """
+
+    def __init__(self, *, keeps_texts: bool = False) -> None:
+        self.keeps_texts = keeps_texts
         self.sources: list[ImageSource] = []
 
     def add(self, value: str, path: str, detail: str | None = None) -> ImagePart:
@@ -114,37 +121,53 @@ def _parse_source(value: str, path: str) -> tuple[ImageSource, str]:
     return ImageSource(path, text, is_url=False), media_type
 
 
+@dataclass
+class LoadedImages:
+    """The images of a request in memory.
+
+    Attributes:
+        files: by the numbers of the images; empty for those that the prompt does not refer to. The connection to the
+            worker empties the list when it has sent them.
+    """
+
+    files: list[bytes] = field(default_factory=list)
+    _counted: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def release(self) -> None:
+        """Stop counting their bytes: the worker has them."""
+        self._counted.close()
+
+
 class ImageLoader:
     """Loads the images of requests.
 
     Args:
         config: returns the configuration in force.
         download: downloads images.
+        buffered: counts the bytes of images.
     """
 
-    def __init__(self, config: Callable[[], Config], download: Download) -> None:
+    def __init__(self, config: Callable[[], Config], download: Download, buffered: BufferedBytes) -> None:
         self._config = config
         self._download = download
+        self._buffered = buffered
         self._downloads = asyncio.Semaphore(_MAX_DOWNLOADS)
-        self._bytes = 0
+        # So that only one image at a time is in memory as both text and bytes.
+        self._decoding = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def load(self, images: ImageCollector, prompt: Prompt) -> AsyncIterator[list[bytes]]:
-        """Load the images that a prompt refers to, and count their bytes until the block ends.
-
-        Yields:
-            The files by the numbers of the images; empty for those that the prompt does not refer to.
+    async def load(self, images: ImageCollector, prompt: Prompt) -> AsyncIterator[LoadedImages]:
+        """Load the images that a prompt refers to, and count their bytes until they are released or the block ends.
 
         Raises:
             InvalidRequest: an image is invalid, cannot be downloaded or exceeds a limit.
-            TooManyRequests: the images of all requests exceed `limits.max_buffered_bytes`.
+            TooManyRequests: the bodies and images of all requests exceed `limits.max_buffered_bytes`.
         """
         numbers = sorted(_referenced(prompt))
-        sources = {number: images.sources[number] for number in numbers}
-        self._check(sources)
+        self._check({number: images.sources[number] for number in numbers})
         with contextlib.ExitStack() as counted:
-            files = await self._load(sources, counted)
-            yield [files.get(number, b"") for number in range(len(images.sources))]
+            files = await self._load(images, numbers, counted)
+            yield LoadedImages([files.pop(number, b"") for number in range(len(images.sources))], counted)
 
     def _check(self, sources: Mapping[int, ImageSource]) -> None:
         """Check what is known before anything is decoded."""
@@ -164,30 +187,42 @@ class ImageLoader:
             if source.size > vision.max_image_bytes:
                 raise _too_large(source.size, vision, number)
 
-    async def _load(self, sources: Mapping[int, ImageSource], counted: contextlib.ExitStack) -> dict[int, bytes]:
+    async def _load(
+        self, images: ImageCollector, numbers: Sequence[int], counted: contextlib.ExitStack
+    ) -> dict[int, bytes]:
         vision = self._config().vision
         files: dict[int, bytes] = {}
 
-        async def load(number: int, source: ImageSource) -> None:
+        async def load(number: int) -> None:
+            source = images.sources[number]
             if source.is_url:
                 file = await self._fetch(source, vision, number)
+                self._count(len(file), counted)
             else:
-                file = await _decode(source.text, (*IMAGES, number))
-            self._count(len(file), counted)
+                file = await self._decode(images, number, counted)
             files[number] = file
             _check_sizes(files, number, vision)
 
-        for number, source in sources.items():
-            if not source.is_url:
-                await load(number, source)
+        urls = [number for number in numbers if images.sources[number].is_url]
+        for number in numbers:
+            if number not in urls:
+                await load(number)
         try:
             async with asyncio.TaskGroup() as group:
-                for number, source in sources.items():
-                    if source.is_url:
-                        group.create_task(load(number, source))
+                for number in urls:
+                    group.create_task(load(number))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from errors
         return files
+
+    async def _decode(self, images: ImageCollector, number: int, counted: contextlib.ExitStack) -> bytes:
+        async with self._decoding:
+            source = images.sources[number]
+            if images.keeps_texts:
+                self._count(source.size, counted)
+            else:
+                images.sources[number] = replace(source, text="")
+            return await _decode(source.text, (*IMAGES, number))
 
     async def _fetch(self, source: ImageSource, vision: Vision, number: int) -> bytes:
         try:
@@ -197,16 +232,8 @@ class ImageLoader:
             raise InvalidRequest(error.message, location=(*IMAGES, number)) from error
 
     def _count(self, size: int, counted: contextlib.ExitStack) -> None:
-        self._bytes += size
-        counted.callback(self._release, size)
-        limit = self._config().limits.max_buffered_bytes
-        if self._bytes > limit and self._bytes > size:
-            raise TooManyRequests(
-                "the images of requests in memory reach the size that `limits.max_buffered_bytes` allows; retry later"
-            )
-
-    def _release(self, size: int) -> None:
-        self._bytes -= size
+        counted.callback(self._buffered.release, size)
+        self._buffered.reserve(size)
 
 
 def _check_sizes(files: Mapping[int, bytes], number: int, vision: Vision) -> None:

@@ -7,20 +7,22 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 import msgspec
 
 from osaurusd.activity import ActiveRequest, Activity
+from osaurusd.buffered_bytes import BufferedBytes
 from osaurusd.config import Config
 from osaurusd.errors import ImageInputUnsupported, InvalidRequest, ModelNotFound, OsaurusError
 from osaurusd.inference import decisions, limits
 from osaurusd.inference.decisions import Question
 from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.events import Completed, Delta, Event, Started
-from osaurusd.inference.images import IMAGES, Download, ImageCollector, ImageLoader
+from osaurusd.inference.images import IMAGES, Download, ImageCollector, ImageLoader, LoadedImages
 from osaurusd.inference.prompt_batch import generate_all
 from osaurusd.inference.request import GenerationRequest, Message, TextPrompt
 from osaurusd.inference.retrieval import EmbedRequest, RerankRequest, Scores, Vectors
 from osaurusd.log import get_logger
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord, Task
-from osaurusd.pool.pool import Lease, Pool
+from osaurusd.pool.lease import Lease
+from osaurusd.pool.pool import Pool
 from osaurusd.wire.admin import WorkerState
 
 log = get_logger(__name__)
@@ -43,6 +45,7 @@ class Service:
         config: returns the configuration in force.
         download: downloads images.
         activity: records the use of models by requests.
+        buffered: counts the bytes of images.
     """
 
     def __init__(
@@ -52,11 +55,12 @@ class Service:
         config: Callable[[], Config],
         download: Download,
         activity: Activity | None = None,
+        buffered: BufferedBytes | None = None,
     ) -> None:
         self._catalog = catalog
         self._pool = pool
         self._config = config
-        self._images = ImageLoader(config, download)
+        self._images = ImageLoader(config, download, buffered or BufferedBytes(config))
         self._activity = activity or Activity()
 
     async def find(self, model: str | None, task: Task | None = "generate") -> ModelRecord:
@@ -202,24 +206,27 @@ class Service:
         config = self._config()
         _check(requests, config)
         async with (
-            self._load_images(record, requests, images) as blobs,
+            self._load_images(record, requests, images) as loaded,
             self._lease(record) as (lease, active),
         ):
-            events = lease.generate(requests[0], blobs=blobs) if len(requests) == 1 else generate_all(lease, requests)
+            single = len(requests) == 1
+            events = lease.generate(requests[0], blobs=loaded.files) if single else generate_all(lease, requests)
             if config.log.content:
                 events = log_content(events, requests)
             async with contextlib.aclosing(events):
                 async for event in events:
+                    if isinstance(event, Started):
+                        loaded.release()
                     self._record(active, event)
                     yield _with_wait_times(event, lease) if isinstance(event, Completed) else event
 
     @contextlib.asynccontextmanager
     async def _load_images(
         self, record: ModelRecord, requests: Sequence[GenerationRequest], images: ImageCollector | None
-    ) -> AsyncIterator[list[bytes]]:
+    ) -> AsyncIterator[LoadedImages]:
         """Load the images of a request before its model, which an invalid one does not need."""
         if images is None or not images.sources:
-            yield []
+            yield LoadedImages()
             return
         with images.named():
             if not record.capabilities.vision:
@@ -227,8 +234,8 @@ class Service:
                 raise ImageInputUnsupported(
                     f'model "{record.name}" does not accept images: {reason}', location=(*IMAGES, 0)
                 )
-            async with self._images.load(images, requests[0].prompt) as blobs:
-                yield blobs
+            async with self._images.load(images, requests[0].prompt) as loaded:
+                yield loaded
 
     @contextlib.asynccontextmanager
     async def _lease(self, record: ModelRecord) -> AsyncIterator[tuple[Lease, ActiveRequest]]:

@@ -43,6 +43,17 @@ def pressure_level(*, platform: str = sys.platform, library: Any = None) -> Pres
     return max((each for each in PressureLevel if each <= level.value), default=PressureLevel.NORMAL)
 
 
+def release_free_memory(*, platform: str = sys.platform, library: Any = None) -> None:
+    """Return freed memory to the system. The C library of Linux otherwise keeps most of what large images took.
+
+    Args:
+        platform: a value of `sys.platform`.
+        library: the C library; None for the one of this process.
+    """
+    if platform == "linux" and hasattr(library := library or _c_library(), "malloc_trim"):  # musl has none
+        library.malloc_trim(ctypes.c_size_t(0))
+
+
 def footprint(pid: int, *, platform: str = sys.platform, library: Any = None) -> int:
     """Return the memory that the system attributes to a process, in bytes; 0 if the process does not exist.
 

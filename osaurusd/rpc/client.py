@@ -188,14 +188,14 @@ class WorkerClient:
         return len(self._buffers) - self.queued
 
     def generate(
-        self, request: GenerationRequest, *, continuation: bool = False, blobs: Sequence[bytes] = ()
+        self, request: GenerationRequest, *, continuation: bool = False, blobs: list[bytes] | None = None
     ) -> AsyncGenerator[Event]:
         """Yield the events of a request, ending with `Completed`. Closing the iterator cancels the request.
 
         Args:
             request: its image and audio parts refer to `blobs` by index.
             continuation: see `messages.Generate`.
-            blobs: encoded images and audio.
+            blobs: encoded images and audio. The list is emptied when they are sent.
 
         Raises:
             OsaurusError: the request failed, or the worker exited.
@@ -225,7 +225,7 @@ class WorkerClient:
         return result, completed
 
     async def _run(
-        self, build: Callable[[int], messages.Request], blobs: Sequence[bytes] = (), *, queues: bool = False
+        self, build: Callable[[int], messages.Request], blobs: list[bytes] | None = None, *, queues: bool = False
     ) -> AsyncGenerator[Any]:
         """Yield the events of the request that `build` returns for an id."""
         if self._error is not None:
@@ -235,7 +235,9 @@ class WorkerClient:
         if not self._buffers:
             self._watchdog.arm()
         self._buffers[id_] = buffer
-        self._send(build(id_), blobs)
+        self._send(build(id_), blobs or ())
+        if blobs:
+            blobs.clear()
         try:
             while True:
                 event = await buffer.get()

@@ -26,9 +26,11 @@ class Messages:
             record = await self._service.find(body.model)
         generation, paths, images = build_message(body, record, self._service.defaults(record))
         head = Head(record.name, body.max_tokens, _thinking_display(body))
+        stream = body.stream
+        del body  # it contains the text of images
         with paths.named():
             async with contextlib.aclosing(self._service.generate(record, [generation], images)) as events:
-                if not body.stream:
+                if not stream:
                     return json_response(await rendering.collect(head, events))
                 return await stream_sse(
                     request,
@@ -42,6 +44,7 @@ class Messages:
         with MODEL_PATHS.named():
             record = await self._service.find(body.model)
         generation, paths, images = build_prompt(body, record, self._service.defaults(record))
+        del body  # it contains the text of images
         with paths.named():
             return json_response(TokenCount(await self._service.count_prompt_tokens(record, generation, images)))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -19,9 +20,10 @@ from osaurusd.protocols.ollama.errors import error_line
 from osaurusd.protocols.ollama.names import parse_keep_alive, strip_tag
 from osaurusd.protocols.ollama.rendering import Renderer, collect, on_first_event, stream
 from osaurusd.protocols.ollama.requests import CHAT_PATHS, GENERATE_PATHS, build_chat, build_generation
-from osaurusd.protocols.ollama.types import ChatRequest, GenerateRequest, GenerationBody
+from osaurusd.protocols.ollama.types import ChatRequest, GenerateRequest
 
-Build = Callable[[ModelRecord, RequestDefaults, ImageCollector], GenerationRequest]
+Body = TypeVar("Body", ChatRequest, GenerateRequest)
+Build = Callable[[Body, ModelRecord, RequestDefaults, ImageCollector], GenerationRequest]
 
 
 class Generation:
@@ -37,43 +39,30 @@ class Generation:
         self._pool = pool
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        body = await read_json(request, ChatRequest)
-        build: Build | None = None
-        if body.messages:
-
-            def build(record: ModelRecord, defaults: RequestDefaults, images: ImageCollector) -> GenerationRequest:
-                return build_chat(body, record, defaults, images)
-
-        return await self._respond(request, body, CHAT_PATHS, build)
+        return await self._respond(request, await read_json(request, ChatRequest), CHAT_PATHS, build_chat)
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
-        body = await read_json(request, GenerateRequest)
-        build: Build | None = None
-        if body.prompt or body.images:
-
-            def build(record: ModelRecord, defaults: RequestDefaults, images: ImageCollector) -> GenerationRequest:
-                return build_generation(body, record, defaults, images)
-
-        return await self._respond(request, body, GENERATE_PATHS, build)
+        return await self._respond(request, await read_json(request, GenerateRequest), GENERATE_PATHS, build_generation)
 
     async def _respond(
-        self, request: web.Request, body: GenerationBody, paths: FieldPaths, build: Build | None
+        self, request: web.Request, body: Body, paths: FieldPaths, build: Build[Body]
     ) -> web.StreamResponse:
-        """Respond to a request; one without input (`build` is None) only loads or unloads the model."""
+        """Respond to a request; one without input only loads or unloads the model."""
         with paths.named():
             # Any model can be loaded and unloaded.
-            record = await self._service.find(strip_tag(body.model), None if build is None else "generate")
+            record = await self._service.find(strip_tag(body.model), "generate" if body.has_input else None)
             keep_alive = parse_keep_alive(body.keep_alive)
             renderer = Renderer(body.model or record.name, is_chat=isinstance(body, ChatRequest))
-            if build is None:
+            if not body.has_input:
                 return json_response(renderer.without_output(await load_or_unload(self._pool, record, keep_alive)))
             images = ImageCollector()
-            generation = build(record, self._service.defaults(record), images)
+            generation, stream_output = build(body, record, self._service.defaults(record), images), body.stream
+            del body  # it contains the text of images
             events = self._service.generate(record, [generation], images)
             if keep_alive is not None:
                 events = on_first_event(events, lambda: self._pool.set_keep_alive(record, keep_alive))
             async with contextlib.aclosing(events):
-                if body.stream is False:
+                if stream_output is False:
                     return json_response(await collect(renderer, events))
                 return await stream_ndjson(
                     request,

@@ -129,6 +129,10 @@ class ChatRequest(GenerationBody, frozen=True, kw_only=True):
     messages: list[Message] | None = None
     tools: list[Tool] | None = None
 
+    @property
+    def has_input(self) -> bool:
+        return bool(self.messages)
+
 
 class GenerateRequest(GenerationBody, frozen=True, kw_only=True):
     """The body of a generation. Without a prompt, the model is loaded, or with a `keep_alive` of 0 unloaded."""
@@ -142,6 +146,10 @@ class GenerateRequest(GenerationBody, frozen=True, kw_only=True):
     # See NO_OP_FIELDS.
     context: Any = None
     template: Any = None
+
+    @property
+    def has_input(self) -> bool:
+        return bool(self.prompt or self.images)
 
 
 # Responses

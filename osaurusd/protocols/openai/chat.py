@@ -82,10 +82,12 @@ class ChatCompletions:
             images = ImageCollector()
             generation_request = build_request(body, self._service.defaults(record), images)
             head = ResponseHead.create("chatcmpl", record.name)
+            stream, include_usage = body.stream, body.include_usage
+            del body  # it contains the text of images
             async with contextlib.aclosing(self._service.generate(record, [generation_request], images)) as events:
-                if not body.stream:
+                if not stream:
                     return json_response(await rendering.collect_chat(head, events))
-                chunks = rendering.stream_chat(head, events, include_usage=body.include_usage)
+                chunks = rendering.stream_chat(head, events, include_usage=include_usage)
                 return await stream_sse(request, chunks, error_event=paths.error_event, last_event=rendering.DONE)
 
 

@@ -73,11 +73,11 @@ def test_changed_limit_applies_immediately():
 
 def test_single_body_may_exceed_the_limit_of_all_bodies():
     control = build_admission(max_buffered_bytes=10)
-    control.reserve_bytes(100)
+    control.buffered.reserve(100)
     with pytest.raises(TooManyRequests, match=r"`limits\.max_buffered_bytes`"):
-        control.reserve_bytes(1)
-    control.release_bytes(101)
-    assert control.buffered_bytes == 0
+        control.buffered.reserve(1)
+    control.buffered.release(101)
+    assert control.buffered.count == 0
 
 
 def deadline_after(seconds):

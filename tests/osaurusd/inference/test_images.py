@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from osaurusd.buffered_bytes import BufferedBytes
 from osaurusd.config import Config, Limits, Vision
 from osaurusd.errors import InvalidRequest, TooManyRequests
 from osaurusd.inference.images import ImageCollector, ImageLoader
@@ -16,14 +17,14 @@ MAX_LOOP_SECONDS = 0.02
 URL = "https://images.example.com/{}"
 
 
-def make_loader(download=None, *, max_buffered_bytes=10**6, **vision):
+def make_loader(download=None, *, max_buffered_bytes=10**6, buffered=None, **vision):
     config = Config(limits=Limits(max_buffered_bytes=max_buffered_bytes), vision=Vision(**vision))
-    return ImageLoader(lambda: config, download)
+    return ImageLoader(lambda: config, download, buffered or BufferedBytes(lambda: config))
 
 
-def collect(*values):
+def collect(*values, keeps_texts=False):
     """Return the images, and a prompt that refers to all of them."""
-    images = ImageCollector()
+    images = ImageCollector(keeps_texts=keeps_texts)
     parts = [images.add(value, f"images[{number}]") for number, value in enumerate(values)]
     return images, ChatPrompt(messages=[Message(role="user", content=parts)])
 
@@ -33,8 +34,8 @@ def encoded(file):
 
 
 async def load(loader, images, prompt):
-    async with loader.load(images, prompt) as files:
-        return files
+    async with loader.load(images, prompt) as loaded:
+        return loaded.files
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 786_431, 786_432, 786_433, 2_000_000])
@@ -69,14 +70,42 @@ async def test_large_image_does_not_hold_the_event_loop():
     assert len(held) > 20
 
 
-async def test_images_of_all_requests_share_a_limit():
+async def test_images_whose_texts_stay_share_a_limit():
     loader = make_loader(max_buffered_bytes=100)
-    request = collect(encoded(bytes(60)))
-    async with loader.load(*request):
+    request = collect(encoded(bytes(60)), keeps_texts=True)
+    async with loader.load(*request) as loaded:
         with pytest.raises(TooManyRequests, match=r"`limits\.max_buffered_bytes`"):
             await load(loader, *request)
+        loaded.release()
+        assert [bytes(60)] == await load(loader, *request)
 
     assert [bytes(60)] == await load(loader, *request)
+
+
+async def test_text_of_an_image_is_dropped_when_it_is_decoded():
+    """So that the bytes of the body, which contains the text, count for the image."""
+    images, prompt = collect(encoded(bytes(60)))
+    buffered = BufferedBytes(Config)
+
+    async with make_loader(buffered=buffered).load(images, prompt) as loaded:
+        assert [bytes(60)] == loaded.files
+        assert ("", 0) == (images.sources[0].text, buffered.count)
+
+
+async def test_bodies_and_downloaded_images_share_a_limit():
+    async def download(url, settings):
+        return bytes(60)
+
+    config = Config(limits=Limits(max_buffered_bytes=100))
+    buffered = BufferedBytes(lambda: config)
+    buffered.reserve(50)
+    loader = make_loader(download, buffered=buffered, allowed_url_hosts=["*"])
+    with pytest.raises(TooManyRequests, match=r"`limits\.max_buffered_bytes`"):
+        await load(loader, *collect(URL.format(1)))
+
+    buffered.release(50)
+    assert [bytes(60)] == await load(loader, *collect(URL.format(1)))
+    assert 0 == buffered.count
 
 
 async def test_single_image_may_exceed_the_shared_limit():

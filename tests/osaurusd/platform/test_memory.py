@@ -92,6 +92,23 @@ def test_footprint_elsewhere_is_the_resident_memory():
     assert 0 == memory.footprint(2**22 + 1, platform="linux")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="requires Linux")
+def test_freed_memory_is_released_on_linux():
+    # Smaller than what the C library of Linux returns by itself, and followed by memory in use.
+    blocks = [bytearray(100_000) for _ in range(1000)]
+    del blocks[:-1]
+    kept = psutil.Process().memory_info().rss
+
+    memory.release_free_memory()
+
+    assert psutil.Process().memory_info().rss < kept - 50_000_000
+
+
+def test_other_c_libraries_are_left_alone():
+    memory.release_free_memory(platform="linux", library=object())
+    memory.release_free_memory(platform="darwin", library=object())
+
+
 @pytest.mark.skipif(sys.platform != "darwin", reason="requires macOS")
 def test_this_mac_reports_pressure_and_footprints():
     assert memory.pressure_level() in PressureLevel

@@ -177,13 +177,14 @@ async def test_lost_and_failed_requests_are_known_by_the_ids_of_their_clients(en
         await generating[2]
 
 
-async def test_blobs_travel_with_their_request(ends):
+async def test_blobs_travel_with_their_request_and_are_released_when_they_are_sent(ends):
     client, worker = ends
-    generating = asyncio.create_task(collect(client.generate(build_request(), blobs=[b"image", b"audio"])))
+    blobs = [b"image", b"audio"]
+    generating = asyncio.create_task(collect(client.generate(build_request(), blobs=blobs)))
 
     received = await worker.receive_with_blobs()
 
-    assert [b"image", b"audio"] == list(received.blobs)
+    assert ([b"image", b"audio"], []) == (list(received.blobs), blobs)
     await worker.send(completed(received.frame.id))
     await generating
 

@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import itertools
 import socket
+import threading
 from concurrent.futures import Future
 
 import msgspec
@@ -81,10 +82,9 @@ class ImmediateExecutor:
         return future
 
 
-@pytest.fixture
-async def session(monkeypatch, tiny_folder):
-    """A session in this process with the tiny model loaded: a function that sends to it, and a reader of its frames."""
-    monkeypatch.setattr(session_module, "ThreadPoolExecutor", ImmediateExecutor)
+@contextlib.asynccontextmanager
+async def running_session(folder):
+    """Run a session in this process with a model loaded: a function that sends to it, and a reader of its frames."""
     ours, theirs = socket.socketpair()
     reader, ours_writer = await framing.connect(ours.detach())
     outbox = Outbox(theirs.fileno(), asyncio.get_running_loop())
@@ -97,7 +97,7 @@ async def session(monkeypatch, tiny_folder):
 
     async with asyncio.timeout(SECONDS):
         assert messages.Hello(version=osaurusd.__version__) == await read_frame(frames)
-        send(messages.Load(path=str(tiny_folder), context_length=2048))
+        send(messages.Load(path=str(folder), context_length=2048))
         assert isinstance(await read_frame(frames), messages.Loaded)
         assert isinstance(await read_frame(frames), messages.Stats)
         yield send, frames
@@ -106,6 +106,13 @@ async def session(monkeypatch, tiny_folder):
     outbox.close()
     theirs.close()
     await close_all([ours_writer])
+
+
+@pytest.fixture
+async def session(monkeypatch, tiny_folder):
+    monkeypatch.setattr(session_module, "ThreadPoolExecutor", ImmediateExecutor)
+    async with running_session(tiny_folder) as running:
+        yield running
 
 
 async def test_a_cancel_takes_effect_at_any_iteration_of_the_loop(session):
@@ -124,6 +131,27 @@ async def test_a_cancel_takes_effect_at_any_iteration_of_the_loop(session):
         send(generate(last, max_tokens=10))
         seen = await read_until_completed(frames, last)
         assert {last} == {frame.id for frame in seen if not isinstance(frame, messages.Stats)}, late
+
+
+async def test_images_do_not_delay_requests_without_any(tiny_folder, monkeypatch):
+    build, processed = RequestBuilder.build, threading.Event()
+
+    def build_slowly(builder, frame, blobs):
+        if blobs:
+            assert processed.wait(SECONDS)
+        return build(builder, frame, blobs)
+
+    monkeypatch.setattr(RequestBuilder, "build", build_slowly)
+    async with running_session(tiny_folder) as (send, frames):
+        send(*(framing.FrameWithBlobs(generate(id_), [b"image"]) for id_ in range(1, 5)), generate(5))
+        assert {5} == {frame.id for frame in await read_until_completed(frames, 5)}
+
+        processed.set()
+        completed = set()
+        while len(completed) < 4:
+            if is_completed(frame := await read_frame(frames)):
+                completed.add(frame.id)
+        assert {1, 2, 3, 4} == completed
 
 
 async def test_prompt_is_counted_without_the_engine(session):

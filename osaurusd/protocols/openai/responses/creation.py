@@ -88,16 +88,17 @@ class ResponseCreator:
         if continued is not None and body.conversation is not None:
             held.enter_context(self._locks.hold(continued.id))
         record, parsed = await self._parse(body, continued)
+        extends, without_output = body.conversation is not None, body.without_output
 
         def keep(run: ResponseRun) -> None:
             stored = run.stored
             if run.response.store:
                 scope.put(stored)
-            if continued is not None and body.conversation is not None and run.response.status in _ADDED:
+            if continued is not None and extends and run.response.status in _ADDED:
                 scope.put(replace(continued, input=stored.items))
 
         history = () if continued is None else continued.items
-        options = RunOptions(event_fields, without_output=body.without_output)
+        options = RunOptions(event_fields, without_output=without_output)
         return ResponseRun(self._service, record, parsed, history, keep, options)
 
     async def count_input_tokens(self, body: ResponseRequest, scope: Scope) -> int:

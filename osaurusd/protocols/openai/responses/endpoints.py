@@ -41,10 +41,14 @@ class Responses:
             raise InvalidRequest("`background`: requires `store` to be true", param="background")
         with contextlib.ExitStack() as held:
             run = await self._creator.create(body, self._scope(request), held)
-            if body.background:
-                background = self._background.start(run, request[CONTEXT].owner, request[CONTEXT].admission, held)
-                return await _stream_background(request, background) if body.stream else json_response(run.response)
-            if body.stream:
+            in_background, stream = body.background, body.stream
+            del body  # it contains the text of images
+            if in_background:
+                context = request[CONTEXT]
+                context.hold_body_bytes(held)
+                background = self._background.start(run, context.owner, context.admission, held)
+                return await _stream_background(request, background) if stream else json_response(run.response)
+            if stream:
                 return await stream_sse(request, run.stream(), error_event=run.error_event, last_event=DONE)
             return json_response(await run.collect())
 

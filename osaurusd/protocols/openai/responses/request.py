@@ -97,7 +97,8 @@ def parse_request(
     _check_body(body)
     items = [*history, *input_items(body.input)]
     tools = parse_tools(body, _max_forced_calls(body, defaults))
-    images = ImageCollector()
+    # The items are stored, and used again with `truncation: auto`.
+    images = ImageCollector(keeps_texts=True)
     prompt, paths = _parse_prompt(body, items, len(history), tools, images)
     generation = _generation(body, defaults, prompt, tools)
     return ParsedRequest(

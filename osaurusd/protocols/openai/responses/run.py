@@ -4,7 +4,7 @@ import collections
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -82,7 +82,8 @@ class ResponseRun:
         self.input = (*history, *encode_items(parsed.items[len(history) :]))
         self._service = service
         self._record = record
-        self._parsed = parsed
+        # The encoded items are enough: they can contain images.
+        self._parsed = replace(parsed, items=())
         self._keep = keep
         self._options = options
         self._paths = FieldPaths(parsed.paths)

@@ -147,8 +147,8 @@ class _Session:
         lane = previous = None
         with held, contextlib.suppress(ConnectionError):
             try:
-                held.callback(self._context.admission.release_bytes, len(message))
-                self._context.admission.reserve_bytes(len(message))
+                held.callback(self._context.admission.buffered.release, len(message))
+                self._context.admission.buffered.reserve(len(message))
                 event = decode_json(message, CreateEvent)
                 lane, previous = event.stream_id, event.previous_response_id
                 self._check(event)

@@ -9,6 +9,7 @@ import numpy as np
 
 from osaurusd.errors import InvalidRequest
 from osaurusd.inference.request import ChatPrompt, ImagePart, Prompt
+from osaurusd.platform.memory import release_free_memory
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.device import Device
 from osaurusd.worker.engine.engine import Limits
@@ -91,7 +92,10 @@ class VisionRequestBuilder(RequestBuilder):
         if not parts:
             return super()._encode(as_text(prompt, self._processor.placeholder, self._processor.image_token), blobs)
         loads = [partial(self._process, part, blobs[part.blob]) for part in parts]
-        images = self._process_all(loads)
+        try:
+            images = self._process_all(loads)
+        finally:
+            release_free_memory()
         texts = ImageTexts(self._processor.placeholder, self._processor.image_token, [each.text for each in images])
         encoded = self._encoder.encode(prompt, texts)
         tokens = list(encoded.tokens)

@@ -119,7 +119,7 @@ async def test_pull_recovers_from_a_transient_fault(hub, pull, cache, fault):
     ("fault", "reason"),
     [
         ({"kind": "flip"}, "checksum mismatch"),
-        ({"kind": "length"}, "but the hub states"),
+        ({"kind": "length"}, "were announced"),
         ({"kind": "status", "status": 404, "where": "hub"}, "404"),
         ({"kind": "status", "status": 503}, "no data for"),
     ],
