@@ -47,6 +47,7 @@ HINTS = {
     ErrorCode.NOT_SERVING: 'run "osaurusctl doctor" for details; the daemon recovers once the cause is fixed',
     ErrorCode.LOAD_FAILED: _SEE_LOG,
     ErrorCode.WORKER_CRASHED: _SEE_LOG,
+    ErrorCode.HOST_LOST: 'run "osaurusctl doctor" to see which hosts respond; the next request starts the model again',
     ErrorCode.INTERNAL_ERROR: _SEE_LOG,
 }
 

@@ -11,6 +11,11 @@ import faulthandler  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+from osaurusd.lean_imports import without_ca_certificates  # noqa: E402
+
+with without_ca_certificates():
+    import aiohttp  # noqa: F401
+
 from osaurusd import __version__, config, serve  # noqa: E402
 from osaurusd.errors import OsaurusError  # noqa: E402
 from osaurusd.wire import machine, paths  # noqa: E402

@@ -15,6 +15,7 @@ from osaurusd.activity import Activity
 from osaurusd.admin.daemon import DaemonApi, DaemonInfo
 from osaurusd.admin.degraded import Prerequisites
 from osaurusd.admin.drain import Drain
+from osaurusd.admin.hosts import HostsApi
 from osaurusd.admin.imports import ImportsApi
 from osaurusd.admin.keys import KeysApi
 from osaurusd.admin.models import ModelsApi
@@ -25,6 +26,9 @@ from osaurusd.config import Config, ConfigChange, LiveConfig, Server
 from osaurusd.downloads.manager import PullManager
 from osaurusd.errors import ShuttingDown
 from osaurusd.events import EventBus
+from osaurusd.groups.metrics import RankCollector
+from osaurusd.groups.service import Groups
+from osaurusd.hosts.service import Hosts
 from osaurusd.http.admission import Admission
 from osaurusd.http.api_keys import ApiKeys
 from osaurusd.http.app import create_app, socket_middlewares
@@ -117,6 +121,15 @@ class Daemon:
         self._metrics = CollectorRegistry()
         self._admission = Admission(self._get_config)
         self._drain = Drain(state_dir / "drain.json", self._admission, self._bus, self._metrics)
+        self._hosts = Hosts(state_dir, self._get_config, self._bus, self._lendable_bytes)
+        self._groups = Groups(
+            self._hosts,
+            self._catalog,
+            state_dir / "digests.json",
+            config=self._get_config,
+            versions=info.installation.packages,
+            events=self._bus,
+        )
         pool_metrics = PoolMetrics(self._metrics)
         self._pool = self._create_pool(pool_metrics, power)
         self._response_memory = MemoryStore(lambda: config.current.responses.max_bytes)
@@ -128,7 +141,12 @@ class Daemon:
         self._monitor = Monitor(
             info.instance, self._catalog, self._pool, pool_metrics, self._activity, self._get_config
         )
-        self._models_api = ModelsApi(self._catalog, self._pool, self._pins, self._imports, self._pulls)
+        self._models_api = ModelsApi(
+            *(self._catalog, self._pool, self._pins, self._imports, self._pulls),
+            *(self._groups.distribution, self._groups.files),
+        )
+        self._ranks = self._groups.create_rank_service(self._pool, lambda: self._drain.status.draining)
+        self._metrics.register(RankCollector(self._pool.snapshot, self._ranks.workers))
 
     def _create_pulls(self, power: PowerAssertion) -> PullManager:
         return PullManager(
@@ -142,15 +160,20 @@ class Daemon:
 
     def _create_pool(self, metrics: PoolMetrics, power: PowerAssertion) -> Pool:
         config = PoolConfig.from_config(self._config.current)
-        pool = Pool(config, events=self._bus, metrics=metrics, power=power)
+        launcher = self._groups.create_launcher(config)
+        pool = Pool(config, events=self._bus, metrics=metrics, power=power, launcher=launcher)
         self._metrics.register(PoolCollector(pool))
         return pool
+
+    def _lendable_bytes(self) -> int:
+        return self._pool.lendable_bytes(self._config.current.distributed.lend_bytes)
 
     async def serve(self, admin_socket: socket.socket) -> None:
         """Serve until a stop is requested."""
         self._apply(self._config.current)
         await asyncio.to_thread(self._imports.sweep)
         servers = await self._start_servers(admin_socket)
+        await self._hosts.start([*self._groups.routes, *self._ranks.routes])
         self._announce()
         services = (self._load_pinned_models(), self._pressure.run(), self._monitor.run())
         background = [asyncio.create_task(service) for service in services]
@@ -243,19 +266,23 @@ class Daemon:
             auth=self._auth,
             catalog=self._catalog,
             pool=self._pool,
+            leased=self._ranks.workers,
             pins=self._pins,
             drain=self._drain,
+            hosts=self._hosts,
             log_file=self._log_file,
             startup_faults=[fault for fault in faults if fault is not None],
             reload=self._reload,
             shut_down=self._stop.requested.set,
         )
-        residency = ResidencyApi(self._catalog, self._pool, self._pins, self._bus)
+        residency = ResidencyApi(
+            self._catalog, self._pool, self._pins, self._bus, self._groups.distribution, self._ranks.workers
+        )
         pulls = PullsApi(self._pulls, self._catalog, self._pool)
         imports = ImportsApi(self._catalog, self._imports)
         return admin_group(
             *(daemon.routes, self._models_api.routes, imports.routes, residency.routes, pulls.routes),
-            *(KeysApi(self._keys).routes, self._drain.routes),
+            *(KeysApi(self._keys).routes, self._drain.routes, HostsApi(self._hosts).routes),
         )
 
     def _announce(self) -> None:
@@ -309,14 +336,18 @@ class Daemon:
         self._admission.close(lambda: ShuttingDown("the daemon is shutting down; retry later"))
         for server in servers:
             server.stop_accepting()
+        self._hosts.stop_accepting()
+        self._ranks.stop_accepting()
         drained = asyncio.create_task(self._pool.drain(grace))
         immediate = asyncio.create_task(self._stop.immediate.wait())
         await asyncio.wait({drained, immediate}, return_when=asyncio.FIRST_COMPLETED)
         for task in (drained, immediate):
             task.cancel()
+        await self._ranks.close()
         await self._pool.close()
         for server in servers:
             await server.close()
+        await self._hosts.close()
         await self._responses.close()
         logger.info("stopped")
 

@@ -15,7 +15,8 @@ OsaurusError
 │   UnsupportedEncoding         rejected by the HTTP layer before a handler runs
 ├── TooManyRequests, TooManyConnections, TimeLimitExceeded
 ├── Busy, QueueFull, NameTaken, ImportFailed, QuantizationFailed, PullFailed, DiskFull
-├── InsufficientMemory, LoadFailed, WorkerCrashed, SlowClient, ModelUnloaded
+├── HostNameTaken, HostNotFound, HostUnreachable, PairingFailed
+├── InsufficientMemory, LoadFailed, WorkerCrashed, HostLost, SlowClient, ModelUnloaded
 ├── Draining, ShuttingDown, NotServing
 ├── ConfigError, HomeInUse, ListenFailed
 └── InternalError
@@ -173,6 +174,22 @@ class NameTaken(OsaurusError):
     code = ErrorCode.NAME_TAKEN
 
 
+class HostNameTaken(OsaurusError):
+    code = ErrorCode.HOST_NAME_TAKEN
+
+
+class HostNotFound(OsaurusError):
+    code = ErrorCode.HOST_NOT_FOUND
+
+
+class HostUnreachable(OsaurusError):
+    code = ErrorCode.HOST_UNREACHABLE
+
+
+class PairingFailed(OsaurusError):
+    code = ErrorCode.PAIRING_FAILED
+
+
 class ImportFailed(OsaurusError):
     code = ErrorCode.IMPORT_FAILED
 
@@ -199,6 +216,10 @@ class LoadFailed(OsaurusError):
 
 class WorkerCrashed(OsaurusError):
     code = ErrorCode.WORKER_CRASHED
+
+
+class HostLost(OsaurusError):
+    code = ErrorCode.HOST_LOST
 
 
 class SlowClient(OsaurusError):

@@ -156,8 +156,8 @@ def tiny_daemon(tiny_tokenizer: Path) -> Iterator[Daemon]:
             yield daemon
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def client(tiny_daemon: Daemon) -> Iterator[OpenAI]:
-    """OpenAI's client, connected to that daemon."""
+    """OpenAI's client, connected to that daemon. It takes longer to create than most requests."""
     with OpenAI(base_url=tiny_daemon.url, api_key="not-needed", max_retries=0) as openai_client:
         yield openai_client

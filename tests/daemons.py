@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
@@ -139,17 +139,20 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running(home: Path, *arguments: str, module: str = "osaurusd", **env: str) -> Iterator[Daemon]:
+def running(
+    home: Path, *arguments: str, module: str = "osaurusd", prefix: Sequence[str] = (), **env: str
+) -> Iterator[Daemon]:
     """Run a daemon on a free port while the block runs. It serves when the block begins.
 
     Args:
         home: the home directory.
         arguments: of `osaurusd serve`.
         module: the program, if not the daemon itself.
+        prefix: a command that runs the daemon, such as `nsenter` with its arguments.
         env: variables in addition to `environment`.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", module, "serve", "--port", "0", *arguments],
+        [*prefix, sys.executable, "-m", module, "serve", "--port", "0", *arguments],
         env=environment(home, **env),
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

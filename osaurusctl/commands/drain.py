@@ -7,7 +7,7 @@ import click
 
 from osaurusctl import progress
 from osaurusctl.client import Client, connect
-from osaurusctl.command import Command, exit_on_interrupt
+from osaurusctl.command import Command, Duration, exit_on_interrupt
 from osaurusctl.errors import CliError
 from osaurusctl.formatting import format_duration
 from osaurusctl.output import Output
@@ -16,13 +16,12 @@ from osaurusd.wire.drain import DrainStatus
 _POLL_SECONDS = 0.2
 
 
-@click.command("drain", cls=Command, examples=["osaurusctl drain --wait", "osaurusctl drain --wait --timeout 300"])
+@click.command("drain", cls=Command, examples=["osaurusctl drain --wait", "osaurusctl drain --wait --timeout 5m"])
 @click.option("--wait", is_flag=True, help="Wait until the last request has finished")
 @click.option(
     "--timeout",
-    type=click.FloatRange(0),
-    metavar="SECONDS",
-    help="With --wait: give up after this many seconds, and keep draining  [default: never]",
+    type=Duration(),
+    help="With --wait: give up after this time, and keep draining: 90s, 5m; -1 for never  [default: never]",
 )
 @click.pass_obj
 def drain(output: Output, wait: bool, timeout: float | None) -> None:
@@ -57,7 +56,7 @@ def describe_drain(status: DrainStatus) -> str:
 
 
 def _wait_until_drained(client: Client, timeout: float | None, describe: Callable[[str], None]) -> DrainStatus:
-    deadline = None if timeout is None else time.monotonic() + timeout
+    deadline = None if timeout is None or timeout < 0 else time.monotonic() + timeout
     while (status := client.drain_status()).requests:
         describe(f"waiting for {status.requests} running request(s)")
         if not status.draining:

@@ -26,6 +26,7 @@ from osaurusd.wire.admin import (
 )
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.wire.lineage import Lineage
+from osaurusd.wire.placement import PlacementInfo
 from osaurusd.wire.residency import LoadPhases
 
 Rows = list[tuple[str, str]]
@@ -236,10 +237,22 @@ def _format_details(details: ModelDetails) -> str:
         ("quantized from", _lineage_rows(details.lineage) if details.lineage else []),
         ("generation defaults", _generation_rows(details) if details.model.task == "generate" else []),
         ("memory", _memory_rows(details)),
+        ("hosts", _placement_rows(details.placement) if details.placement else []),
         ("worker", _worker_rows(worker) if worker else []),
         ("files", [(file.name, format_bytes(file.bytes)) for file in details.files]),
     ]
     return "\n\n".join(_format_section(title, rows) for title, rows in sections if rows)
+
+
+def _placement_rows(placement: PlacementInfo) -> Rows:
+    """Return where a model runs, and each of its ranks once it has been loaded."""
+    rows = [("hosts", ", ".join(["this host", *placement.hosts])), ("split", placement.split)]
+    if placement.reason:
+        rows.append(("reason", placement.reason))
+    for number, rank in enumerate(placement.ranks):
+        layers = f", layers {rank.layers[0]} to {rank.layers[1]}" if rank.layers else ""
+        rows.append((f"rank {number}", f"{rank.host or 'this host'}, {format_bytes(rank.needs_bytes)}{layers}"))
+    return rows
 
 
 def _format_section(title: str, rows: Rows) -> str:

@@ -13,7 +13,9 @@ from osaurusctl.command import Command, Duration, exit_on_interrupt
 from osaurusctl.errors import CliError
 from osaurusctl.formatting import fit_columns, format_bytes, format_duration, format_table
 from osaurusctl.output import Output, is_terminal
+from osaurusctl.ranks import format_ranks
 from osaurusd.wire.admin import DaemonStatus, UnloadReply, WorkerInfo, WorkerState
+from osaurusd.wire.placement import SplitSetting
 from osaurusd.wire.residency import LoadPhases
 
 _HEADER = ("MODEL", "STATE", "MEMORY", "RESIDENT", "IN FLIGHT", "TOK/S", "PINNED", "UNLOADS IN", "DEVICE", "PID")
@@ -64,15 +66,28 @@ def top(output: Output, interval: float) -> None:
 @click.command(
     "load",
     cls=Command,
-    examples=["osaurusctl load llama-3.2-3b-instruct", "osaurusctl load llama-3.2-3b-instruct --keep-alive 1h"],
+    examples=[
+        "osaurusctl load llama-3.2-3b-instruct",
+        "osaurusctl load llama-3.2-3b-instruct --keep-alive 1h",
+        "osaurusctl load llama-3.3-70b-instruct --hosts mac-2 --split tensor",
+    ],
 )
 @click.argument("name", shell_complete=completion.available_models)
 @click.option("--keep-alive", type=Duration(), help="Unload the model after this idle time: 90s, 15m, 1h; -1 for never")
+@click.option("--hosts", metavar="NAME,...", help="Paired hosts that run the model together with this one")
+@click.option(
+    "--split",
+    type=click.Choice(["auto", "tensor", "pipeline"]),
+    help="Divide each layer over the hosts, or give each some layers",
+)
 @click.pass_obj
-def load(output: Output, name: str, keep_alive: float | None) -> None:
+def load(output: Output, name: str, keep_alive: float | None, hosts: str | None, split: SplitSetting | None) -> None:
     """Load a model into memory and wait until it is ready"""
+    if split is not None and not hosts:
+        raise click.UsageError("--split requires --hosts")
+    names = None if hosts is None else [each.strip() for each in hosts.split(",") if each.strip()]
     with progress.spinner(output, f"loading {name}"):
-        worker = connect().load(name, keep_alive)
+        worker = connect().load(name, keep_alive, names, split)
     seconds = "" if worker.load_seconds is None else f" in {worker.load_seconds:.1f} s"
     device = f" on {worker.device}" if worker.device else ""
     phases = f" ({_format_phases(worker.load_phases)})" if worker.load_phases else ""
@@ -149,7 +164,7 @@ def _format_phases(phases: LoadPhases) -> str:
 def _format_workers(workers: list[WorkerInfo], width: int | None) -> str:
     table = format_table([_HEADER, *map(_worker_row, workers)], width=width, drop=_DROP)
     exits = [line for worker in workers for line in _last_exit_lines(worker)]
-    return "\n".join([table, *(["", "last exits:", *exits] if exits else [])])
+    return "\n".join([table, *format_ranks(workers, width), *(["", "last exits:", *exits] if exits else [])])
 
 
 def _worker_row(worker: WorkerInfo) -> tuple[str, ...]:
@@ -169,6 +184,8 @@ def _worker_row(worker: WorkerInfo) -> tuple[str, ...]:
 
 def _unloads_in(worker: WorkerInfo) -> str:
     if worker.state is not WorkerState.READY or worker.in_flight:
+        return "-"
+    if worker.lease is not None:
         return "-"
     return "never" if worker.idle_left_seconds is None else format_duration(worker.idle_left_seconds)
 
@@ -202,5 +219,6 @@ def _render_screen(status: DaemonStatus) -> Any:
         ProgressBar(total=max(budget, 1), completed=used, width=60),
         Text(),
         table if status.workers else Text("no model is loaded"),
+        Text("\n".join(format_ranks(status.workers, shutil.get_terminal_size().columns))),
         Text("\n".join(["", *status.faults, *exits])),
     )

@@ -9,6 +9,7 @@ from osaurusctl.commands.drain import describe_drain
 from osaurusctl.errors import RESTART, DaemonNotRunning, ExitCode
 from osaurusctl.formatting import format_bytes, format_duration, format_table, labeled_rows
 from osaurusctl.output import Output
+from osaurusctl.ranks import describe_hosts, describe_lease
 from osaurusctl.service import control, lookup
 from osaurusctl.service.manager import ServiceStatus
 from osaurusd import __version__
@@ -80,10 +81,11 @@ def _is_ready(service: ServiceStatus, daemon: DaemonStatus | None) -> bool:
 
 def _daemon_rows(daemon: DaemonStatus) -> Rows:
     loaded = [
-        f"{worker.model} ({worker.state}, {format_bytes(worker.needs_bytes)})"
+        f"{worker.model} ({worker.state}, {format_bytes(worker.needs_bytes)}{describe_hosts(worker)})"
         for worker in daemon.workers
-        if worker.state in IN_MEMORY
+        if worker.state in IN_MEMORY and worker.lease is None
     ]
+    lent = [describe_lease(worker) for worker in daemon.workers if worker.lease is not None]
     used, budget = daemon.memory_used_bytes, daemon.memory_budget_bytes
     draining = [("draining", describe_drain(daemon.drain))] if daemon.drain.draining else []
     return [
@@ -100,6 +102,7 @@ def _daemon_rows(daemon: DaemonStatus) -> Rows:
         ("default", daemon.default_model or "none"),
         ("memory", f"{format_bytes(used)} of {format_bytes(budget)} for models"),
         *labeled_rows("loaded", loaded),
+        *(labeled_rows("lent", lent) if lent else []),
         *(labeled_rows("problems", daemon.faults) if daemon.faults else []),
     ]
 

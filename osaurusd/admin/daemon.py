@@ -19,6 +19,7 @@ from osaurusd.admin import views
 from osaurusd.admin.drain import Drain
 from osaurusd.admin.routes import get, post
 from osaurusd.config import ConfigChange, LiveConfig
+from osaurusd.hosts.service import Hosts
 from osaurusd.http.auth import AuthPolicy
 from osaurusd.http.json import json_response
 from osaurusd.http.routes import Route
@@ -31,7 +32,15 @@ from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
 from osaurusd.pool.snapshot import WorkerSnapshot
 from osaurusd.wire import admin as wire
-from osaurusd.wire.admin import API_VERSION, Availability, DaemonStatus, ReloadReply, ShutdownReply, WorkerState
+from osaurusd.wire.admin import (
+    API_VERSION,
+    Availability,
+    DaemonStatus,
+    ReloadReply,
+    ShutdownReply,
+    WorkerInfo,
+    WorkerState,
+)
 from osaurusd.wire.diagnosis import Diagnosis, Installation, StoreProbe
 from osaurusd.wire.installation import installation
 from osaurusd.wire.paths import Paths
@@ -86,7 +95,9 @@ class DaemonApi:
         config: the configuration in force.
         auth: the access policy of the TCP ports.
         catalog, pool, pins: the models.
+        leased: returns the workers that run as ranks of other hosts' models.
         drain: whether the daemon accepts requests.
+        hosts: the paired hosts.
         log_file: its fault is part of the status.
         startup_faults: problems found at the start, one line each.
         reload: reads the configuration again and applies it.
@@ -102,8 +113,10 @@ class DaemonApi:
         auth: AuthPolicy,
         catalog: Catalog,
         pool: Pool,
+        leased: Callable[[], list[WorkerInfo]],
         pins: Pins,
         drain: Drain,
+        hosts: Hosts,
         log_file: LogFile,
         startup_faults: Sequence[str],
         reload: Callable[[], ConfigChange],
@@ -115,8 +128,10 @@ class DaemonApi:
         self._auth = auth
         self._catalog = catalog
         self._pool = pool
+        self._leased = leased
         self._pins = pins
         self._drain = drain
+        self._hosts = hosts
         self._log_file = log_file
         self._startup_faults = startup_faults
         self._reload = reload
@@ -141,7 +156,7 @@ class DaemonApi:
             endpoints=list(self._endpoints),
             default_model=config.default_model,
             models_available=sum(record.state is Availability.AVAILABLE for record in records),
-            workers=[views.worker_info(worker) for worker in workers],
+            workers=[*map(views.worker_info, workers), *self._leased()],
             memory_budget_bytes=budget.total_bytes,
             memory_used_bytes=budget.used_bytes,
             serving=True,
@@ -172,6 +187,7 @@ class DaemonApi:
                     for record in await self._catalog.records()
                     if record.vision_refusal
                 },
+                hosts=await self._hosts.diagnose(),
             )
         )
 
@@ -188,6 +204,7 @@ class DaemonApi:
         yield from self._auth.faults(self._config.current.server)
         yield from self._catalog.faults
         yield from self._startup_faults
+        yield from self._hosts.faults
         if self._log_file.fault is not None:
             yield self._log_file.fault
         available = {record.repo for record in records if record.state is Availability.AVAILABLE}

@@ -13,6 +13,8 @@ from osaurusd.admin.routes import get, post
 from osaurusd.downloads.manager import PullManager
 from osaurusd.downloads.pulls import is_active
 from osaurusd.errors import Busy, InvalidRequest, OsaurusError
+from osaurusd.groups.distribution import Distribution
+from osaurusd.groups.files import ModelFiles
 from osaurusd.http.errors import error_body
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.routes import Route
@@ -61,14 +63,27 @@ class ModelsApi:
         pins: forgets removed models.
         imports: runs imports, whose files are no leftovers.
         pulls: downloads, whose partial models are listed too.
+        distribution: where models run.
+        copies: copies models of other hosts, whose files are no leftovers.
     """
 
-    def __init__(self, catalog: Catalog, pool: Pool, pins: Pins, imports: ImportManager, pulls: PullManager) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        pool: Pool,
+        pins: Pins,
+        imports: ImportManager,
+        pulls: PullManager,
+        distribution: Distribution,
+        copies: ModelFiles,
+    ) -> None:
         self._catalog = catalog
         self._pool = pool
         self._pins = pins
         self._imports = imports
         self._pulls = pulls
+        self._distribution = distribution
+        self._copies = copies
 
     @property
     def routes(self) -> list[Route]:
@@ -100,8 +115,9 @@ class ModelsApi:
         body = await read_json(request, DetailsRequest)
         record = await self._catalog.find_any(body.model)
         provenance = await asyncio.to_thread(metadata.read_provenance, record)
+        placement = self._distribution.info(record)
         return json_response(
-            views.model_details(record, provenance, self._pool.snapshot(), self._pool.needs_bytes(record))
+            views.model_details(record, provenance, self._pool.snapshot(), self._pool.needs_bytes(record), placement)
         )
 
     async def list_aliases(self, _: web.Request) -> web.Response:
@@ -159,9 +175,10 @@ class ModelsApi:
         return await stream_ndjson(request, events, error_value=_verify_error, content_type=JSON_LINES)
 
     async def prune(self, request: web.Request) -> web.Response:
-        """Remove leftovers of imports and pulls, except those of running or queued ones."""
+        """Remove leftovers of imports, pulls and copies, except those of running or queued ones."""
         body = await read_json(request, PruneRequest)
-        in_use = {str(path) for path in (*self._imports.running, *self._pulls.active_folders())}
+        active = (*self._imports.running, *self._pulls.active_folders(), *self._copies.active_folders)
+        in_use = {str(path) for path in active}
         found = await maintenance.find_leftovers(self._catalog.models_dir, self._catalog.hub)
         leftovers = [leftover for leftover in found if leftover.path not in in_use]
         if not body.dry_run:
@@ -188,6 +205,7 @@ class ModelsApi:
         await asyncio.to_thread(self._catalog.registry.forget, repo)
         await asyncio.to_thread(self._pins.remove, repo)
         self._pool.unpin(repo)
+        self._distribution.forget(repo)
 
 
 def _partial_model(pull: PullInfo, folder: Path, name: str) -> ModelInfo:

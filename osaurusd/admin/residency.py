@@ -1,22 +1,25 @@
 """Models in memory: load, unload, pins and events."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from aiohttp import web
 
 from osaurusd.admin import views
 from osaurusd.admin.routes import get, post
-from osaurusd.errors import ModelNotFound
+from osaurusd.errors import Busy, InvalidRequest, ModelNotFound
 from osaurusd.events import EventBus
+from osaurusd.groups.distribution import Distribution
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.routes import Route
 from osaurusd.http.streaming import stream_ndjson
 from osaurusd.models.catalog import Catalog
+from osaurusd.models.record import ModelRecord
 from osaurusd.pool.pins import Pins
 from osaurusd.pool.pool import Pool
 from osaurusd.wire import admin as wire
-from osaurusd.wire.admin import JSON_LINES, LoadRequest, UnloadReply, UnloadRequest
+from osaurusd.wire.admin import JSON_LINES, LoadRequest, UnloadReply, UnloadRequest, WorkerInfo
+from osaurusd.wire.placement import SplitSetting
 from osaurusd.wire.residency import Event, PinReply, PinRequest
 
 
@@ -28,13 +31,25 @@ class ResidencyApi:
         pool: loads and unloads them.
         pins: stores which models are pinned.
         bus: publishes model events.
+        distribution: where models run.
+        leased: returns the workers that run as ranks of other hosts' models.
     """
 
-    def __init__(self, catalog: Catalog, pool: Pool, pins: Pins, bus: EventBus) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        pool: Pool,
+        pins: Pins,
+        bus: EventBus,
+        distribution: Distribution,
+        leased: Callable[[], list[WorkerInfo]],
+    ) -> None:
         self._catalog = catalog
         self._pool = pool
         self._pins = pins
         self._bus = bus
+        self._distribution = distribution
+        self._leased = leased
 
     @property
     def routes(self) -> list[Route]:
@@ -48,16 +63,33 @@ class ResidencyApi:
         ]
 
     async def list_workers(self, _: web.Request) -> web.Response:
-        return json_response([views.worker_info(worker) for worker in self._pool.snapshot()])
+        return json_response([*map(views.worker_info, self._pool.snapshot()), *self._leased()])
 
     async def load(self, request: web.Request) -> web.Response:
         """Load a model and return its worker."""
         body = await read_json(request, LoadRequest)
         record = await self._catalog.find(body.model)
+        if body.hosts is not None:
+            await self._place(record, body.hosts, body.split)
+        elif body.split is not None:
+            raise InvalidRequest("`split` requires `hosts`", param="split")
         worker = await self._pool.load(record, body.keep_alive_seconds)
         if worker is None:
             raise ModelNotFound(f'model "{record.name}" was unloaded right after the load', param="model")
         return json_response(views.worker_info(worker))
+
+    async def _place(self, record: ModelRecord, hosts: list[str], split: SplitSetting | None) -> None:
+        """Have the model run over these hosts.
+
+        Raises:
+            Busy: it is loaded in another way.
+            OsaurusError: it cannot run over them.
+        """
+        in_memory = any(worker.key == record.repo and worker.in_memory for worker in self._pool.snapshot())
+        if not in_memory:
+            await self._distribution.request(record, hosts, split, self._pool.budget.total_bytes)
+        elif not self._distribution.is_placed(record, hosts, split):
+            raise Busy(f'model "{record.name}" is loaded in another way; run "osaurusctl unload {record.name}" first')
 
     async def unload(self, request: web.Request) -> web.Response:
         """Unload one model, or all of them; without `force`, all means all that are not pinned."""
@@ -70,6 +102,7 @@ class ResidencyApi:
             workers = [worker for worker in workers if not worker.pinned]
         for worker in workers:
             await self._pool.unload(worker.key, force=body.force)
+            self._distribution.forget(worker.key)
         return json_response(UnloadReply(unloaded=[worker.name for worker in workers if worker.in_memory]))
 
     async def list_pins(self, _: web.Request) -> web.Response:

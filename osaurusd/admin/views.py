@@ -7,6 +7,7 @@ from osaurusd.models.record import ModelRecord
 from osaurusd.platform import memory
 from osaurusd.pool.snapshot import WorkerSnapshot
 from osaurusd.wire.admin import FileInfo, ModelDetails, ModelInfo, WorkerInfo
+from osaurusd.wire.placement import PlacementInfo
 
 
 def worker_info(worker: WorkerSnapshot) -> WorkerInfo:
@@ -29,6 +30,7 @@ def worker_info(worker: WorkerSnapshot) -> WorkerInfo:
         idle_seconds=worker.idle_seconds,
         idle_left_seconds=worker.idle_left_seconds,
         last_exit=worker.last_exit,
+        ranks=list(worker.ranks),
     )
 
 
@@ -57,7 +59,11 @@ def model_info(record: ModelRecord, workers: Iterable[WorkerSnapshot] = ()) -> M
 
 
 def model_details(
-    record: ModelRecord, provenance: Provenance, workers: Iterable[WorkerSnapshot], needs_bytes: int
+    record: ModelRecord,
+    provenance: Provenance,
+    workers: Iterable[WorkerSnapshot],
+    needs_bytes: int,
+    placement: PlacementInfo | None,
 ) -> ModelDetails:
     """Return the details of a model."""
     estimate = record.memory
@@ -78,4 +84,5 @@ def model_details(
         kv_bytes_per_token=per_token,
         full_context_bytes=full,
         lineage=provenance.lineage,
+        placement=placement,
     )

@@ -1,6 +1,7 @@
 """The configuration: one frozen object from the file, the environment and the command line."""
 
 from osaurusd.config.connections import SHUTDOWN_GRACE_SECONDS, Limits, Server
+from osaurusd.config.distributed import Distributed
 from osaurusd.config.keys import Section
 from osaurusd.config.live import ConfigChange, LiveConfig
 from osaurusd.config.loading import ENVIRONMENT, load
@@ -28,6 +29,7 @@ __all__ = [
     "Config",
     "ConfigChange",
     "Defaults",
+    "Distributed",
     "Input",
     "Limits",
     "LiveConfig",

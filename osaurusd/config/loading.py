@@ -10,7 +10,7 @@ from typing import Any, Literal, get_origin
 
 import msgspec
 
-from osaurusd import origins, url_hosts
+from osaurusd import addresses, origins, url_hosts
 from osaurusd.config.keys import Section
 from osaurusd.config.schema import Config
 from osaurusd.config.settings import is_section, known_keys, plain_type, settings
@@ -108,8 +108,11 @@ def _convert(tree: Tree, source: str, *, strict: bool = True) -> Config:
         reason, _, location = str(error).partition(" - at `$.")
         key = location.rstrip("`")
         raise ConfigError(f"{source}: `{key}`: {_explain(reason, key)}", param=key) from error
+    _check(config.server.host, "server.host", addresses.check_listen_host, source)
     _check_items(config.server.allowed_origins, "server.allowed_origins", origins.parse_pattern, source)
     _check_items(config.vision.allowed_url_hosts, "vision.allowed_url_hosts", url_hosts.parse_pattern, source)
+    _check_text(config.distributed.listen, "distributed.listen", addresses.parse_endpoint, source)
+    _check_text(config.distributed.link_address, "distributed.link_address", addresses.parse_private_address, source)
     return config
 
 
@@ -124,8 +127,17 @@ def _explain(reason: str, key: str) -> str:
 
 def _check_items(items: list[str], name: str, parse: Callable[[str], object], source: str) -> None:
     for index, item in enumerate(items):
-        try:
-            parse(item)
-        except ValueError as error:
-            key = f"{name}[{index}]"
-            raise ConfigError(f"{source}: `{key}`: {error}", param=key) from error
+        _check(item, f"{name}[{index}]", parse, source)
+
+
+def _check_text(value: str, key: str, parse: Callable[[str], object], source: str) -> None:
+    """Check a value that may be empty."""
+    if value:
+        _check(value, key, parse, source)
+
+
+def _check(value: str, key: str, parse: Callable[[str], object], source: str) -> None:
+    try:
+        parse(value)
+    except ValueError as error:
+        raise ConfigError(f"{source}: `{key}`: {error}", param=key) from error

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from osaurusd.config.connections import Limits, Server
+from osaurusd.config.distributed import Distributed
 from osaurusd.config.keys import GIB, KIB, MIB, Section, count, seconds, setting, size
 
 MAX_IMAGES_BYTES = 256 * MIB
@@ -308,4 +309,5 @@ class Config(Section, frozen=True):
     input: Input = Input()
     structured: Structured = Structured()
     vision: Vision = Vision()
+    distributed: Distributed = Distributed()
     log: Log = Log()

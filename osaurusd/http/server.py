@@ -92,7 +92,7 @@ class HttpServer:
             }
         loop = asyncio.get_running_loop()
         for sock in sockets:
-            self._listeners.append(await loop.create_server(self._guard, sock=sock, backlog=BACKLOG, **options))
+            self._listeners.append(await loop.create_server(self.new_connection, sock=sock, backlog=BACKLOG, **options))
 
     def stop_accepting(self) -> None:
         """Close the listening sockets; open connections continue."""
@@ -105,6 +105,11 @@ class HttpServer:
         await self._runner.cleanup()
         for connection in (*self._connections, *self._rejected):
             connection.abort()
+
+    def new_connection(self) -> ConnectionGuard:
+        """Return the protocol of a new connection."""
+        assert self._runner.server is not None
+        return ConnectionGuard(self, self._runner.server)
 
     def admit(self, connection: ConnectionGuard) -> bool:
         """Count a new connection. At the limit, the connection that was idle longest is closed to make room.
@@ -142,10 +147,6 @@ class HttpServer:
         response = self._error_response(error)
         response.headers.update(error_headers(error))
         return response
-
-    def _guard(self) -> ConnectionGuard:
-        assert self._runner.server is not None
-        return ConnectionGuard(self, self._runner.server)
 
 
 def max_connections(limits: Limits) -> int:

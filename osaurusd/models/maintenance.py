@@ -1,20 +1,20 @@
-"""Removing and verifying models, and finding leftovers.
+"""Removing, verifying and hashing models, and finding leftovers.
 
-A child process removes and verifies: it imports huggingface_hub, and hashing keeps a core busy.
+A child process removes, verifies and hashes: it imports huggingface_hub, and hashing keeps a core busy.
 """
 
 import asyncio
 import contextlib
 import os
 import stat
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 
 from osaurusd.errors import InternalError, InvalidRequest
 from osaurusd.models import messages
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
-from osaurusd.models.roots import IMPORTING_PREFIX, REMOVING_PREFIX, pulls_folder
+from osaurusd.models.roots import COPYING_PREFIX, IMPORTING_PREFIX, REMOVING_PREFIX, pulls_folder
 from osaurusd.rpc import job
 from osaurusd.wire.admin import Leftover
 
@@ -23,7 +23,11 @@ COMMAND = job.module_command("osaurusd.models.worker")
 # The unit of `st_blocks`, regardless of the file system's block size.
 _BLOCK_BYTES = 512
 
-_LEFTOVERS = {IMPORTING_PREFIX: "unfinished import", REMOVING_PREFIX: "unfinished removal"}
+_LEFTOVERS = {
+    IMPORTING_PREFIX: "unfinished import",
+    REMOVING_PREFIX: "unfinished removal",
+    COPYING_PREFIX: "unfinished copy from another host",
+}
 
 
 async def remove_model(catalog: Catalog, record: ModelRecord, *, dry_run: bool) -> int:
@@ -65,8 +69,28 @@ async def verify_model(record: ModelRecord) -> AsyncGenerator[messages.Hashing |
                 return
 
 
+async def hash_files(folder: Path, names: Sequence[str], progress: Callable[[int, int], None]) -> dict[str, str]:
+    """Return the SHA-256 of files in a model's folder, by name.
+
+    Args:
+        folder: the model's folder.
+        names: the files, relative to it.
+        progress: called with the hashed bytes and those of all files.
+
+    Raises:
+        InternalError: a file cannot be read.
+    """
+    async with contextlib.aclosing(_run(["hash", "--folder", str(folder), "--", *names])) as frames:
+        async for frame in frames:
+            if isinstance(frame, messages.Hashing):
+                progress(frame.done, frame.total)
+            elif isinstance(frame, messages.Digests):
+                return frame.digests
+    raise InternalError("the maintenance process exited without a result")
+
+
 async def find_leftovers(models_dir: Path, hub: Path) -> list[Leftover]:
-    """Find the files of unfinished imports, removals and downloads."""
+    """Find the files of unfinished imports, removals, copies and downloads."""
     return await asyncio.to_thread(_find_leftovers, models_dir, hub)
 
 

@@ -26,10 +26,16 @@ class Verification(Frame, frozen=True, tag="verification"):
     files: list[VerifiedFile]
 
 
+class Digests(Frame, frozen=True, tag="digests"):
+    """The SHA-256 of files by name, in hex."""
+
+    digests: dict[str, str]
+
+
 class Failure(Frame, frozen=True, tag="failure"):
     message: str
 
 
-Message = Removal | Hashing | Verification | Failure
+Message = Removal | Hashing | Verification | Digests | Failure
 
 DECODER: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)

@@ -208,6 +208,14 @@ def read_provenance(record: ModelRecord) -> Provenance:
     )
 
 
+def read_recorded_digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of files by name that the import of a model recorded; empty if there is no valid record."""
+    files = _json_object_or_empty(folder / IMPORT_RECORD).get("files")
+    if not isinstance(files, dict):
+        return {}
+    return {name: digest for name, digest in files.items() if isinstance(digest, str)}
+
+
 def _chat_template(folder: Path) -> str:
     """Return the chat template: a separate file, or a string or a list of named templates in a JSON file."""
     if text := _text_or_empty(folder / "chat_template.jinja"):

@@ -15,6 +15,9 @@ IMPORTING_PREFIX = ".importing-"
 REMOVING_PREFIX = ".removing-"
 """Prefix of folders that are being removed."""
 
+COPYING_PREFIX = ".copying-"
+"""Prefix of folders with partial copies of other hosts' models. They are kept, and a later copy resumes."""
+
 STAGING_PREFIXES = (IMPORTING_PREFIX, REMOVING_PREFIX)
 
 _COMMIT = re.compile(r"[0-9A-Za-z._-]{1,255}")

@@ -9,7 +9,7 @@ import re
 import stat
 import struct
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,14 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of a model. `missing` describes what is missing or damaged, or is None for complete weights."""
+    """The tensors of a model. `missing` describes what is missing or damaged, or is None for complete weights.
+
+    `files` has the names of the tensors in each file.
+    """
 
     tensors: Mapping[str, Tensor]
     missing: str | None = None
+    files: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -65,6 +69,7 @@ def read(folder: Path) -> Weights:
     if not present:
         return Weights({}, f"no {_WEIGHTS}")
     tensors: dict[str, Tensor] = {}
+    files: dict[str, Collection[str]] = {}
     for name in present:
         try:
             found = dict(_read_tensors(folder / name))
@@ -77,8 +82,9 @@ def read(folder: Path) -> Weights:
         if contradiction := _find_contradiction(tensors, found):
             return Weights(tensors, f"{name}: {contradiction}")
         tensors |= found
+        files[name] = found.keys()
     missing = find_missing_file(read_weight_map(folder), present, tensors)
-    return Weights(tensors, f"{missing}: missing" if missing else None)
+    return Weights(tensors, f"{missing}: missing" if missing else None, files)
 
 
 def read_weight_map(folder: Path) -> dict[str, str]:

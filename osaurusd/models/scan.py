@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from osaurusd.log import get_logger
-from osaurusd.models import compatibility, embedding, memory, metadata, safetensors, tokenizers, vision
+from osaurusd.models import compatibility, copies, embedding, memory, metadata, safetensors, tokenizers, vision
 from osaurusd.models.record import Capabilities, GenerationDefaults, MemoryEstimate, ModelRecord
 from osaurusd.models.roots import ModelFolder, Root, find_model_folders, is_utf8
 from osaurusd.wire import model_files
@@ -204,7 +204,8 @@ def _check(
     if reason := tokenizers.find_damage(record.path, files):
         return _partial(record, reason)
     if missing_weights:
-        return _partial(record, missing_weights)
+        copy = copies.read_copy(record.path) if record.source == "imported" else None
+        return _partial(record, copy.description if copy else missing_weights)
     return record
 
 

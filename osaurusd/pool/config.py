@@ -12,7 +12,7 @@ from osaurusd.config import BUDGET_FRACTION, Config
 from osaurusd.errors import ConfigError
 from osaurusd.log import get_logger
 from osaurusd.models.record import ModelRecord
-from osaurusd.pool.scheduler import SchedulerConfig
+from osaurusd.pool.state import SchedulerConfig
 from osaurusd.rpc.messages import WireSetting
 from osaurusd.rpc.process import Launch
 

@@ -1,4 +1,4 @@
-"""Where models run: today each in one process on this machine."""
+"""Where models run: each in one process on this machine, unless another launcher distributes it."""
 
 import asyncio
 import contextlib
@@ -6,11 +6,13 @@ from typing import Protocol
 
 from osaurusd.errors import LoadFailed, WorkerCrashed
 from osaurusd.log import get_logger
+from osaurusd.models.record import ModelRecord
 from osaurusd.rpc import framing, messages, worker
 from osaurusd.rpc.client import WorkerListener
 from osaurusd.rpc.process import Launch, WorkerProcess, spawn
 from osaurusd.rpc.watchdog import Clock, Timer
 from osaurusd.rpc.worker import Worker
+from osaurusd.wire.groups import RankInfo
 
 log = get_logger(__name__)
 
@@ -25,7 +27,13 @@ class Launcher(Protocol):
     def configure(self, launch: Launch, standby_seconds: float) -> None:
         """Use these settings for later starts."""
 
-    async def start(self, request: messages.Load, listener: WorkerListener) -> Worker:
+    def needs_bytes(self, record: ModelRecord) -> int | None:
+        """Return the minimum memory on this machine of a model that is distributed; None for others."""
+
+    def ranks(self, key: str) -> list[RankInfo]:
+        """Describe the processes of a model that is distributed; empty for others."""
+
+    async def start(self, key: str, request: messages.Load, listener: WorkerListener) -> Worker:
         """Start a worker and load a model into it.
 
         Raises:
@@ -54,7 +62,13 @@ class LocalLauncher:
         self._launch = launch
         self._standby.configure(launch, standby_seconds)
 
-    async def start(self, request: messages.Load, listener: WorkerListener) -> Worker:
+    def needs_bytes(self, record: ModelRecord) -> int | None:  # noqa: ARG002  of the protocol
+        return None
+
+    def ranks(self, key: str) -> list[RankInfo]:  # noqa: ARG002  of the protocol
+        return []
+
+    async def start(self, key: str, request: messages.Load, listener: WorkerListener) -> Worker:  # noqa: ARG002
         return await worker.start(request, self._launch, self._clock, listener, self._standby.take())
 
     def prepare_next(self) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from osaurusd.errors import InsufficientMemory
+from osaurusd.errors import Busy, InsufficientMemory
 from osaurusd.pool.state import ModelState
 from osaurusd.wire.admin import WorkerState
 
@@ -62,6 +62,18 @@ def unused(models: Iterable[ModelState]) -> list[ModelState]:
     return [model for model in models if model.idle and not model.pinned]
 
 
+def unload_refusal(model: ModelState) -> Busy | None:
+    """Return why a model is not unloaded without force; None if it is."""
+    users = model.in_flight + len(model.waiters)
+    if model.state is WorkerState.STOPPING:
+        return None
+    if users:
+        return Busy(f"`{model.key}` is serving {users} request(s); wait for them or use --force")
+    if model.pinned:
+        return Busy(f"`{model.key}` is pinned; unpin it, or use --force to unload it until the next request")
+    return None
+
+
 def divide_budget(budget: int, needs: Mapping[str, int]) -> dict[str, int]:
     """Return the bytes each model may use: what it needs, and an equal part of the rest.
 
@@ -92,8 +104,17 @@ def can_never_fit(budget: int, model: ModelState, in_memory: Iterable[ModelState
     return model.needs_bytes + sum(other.needs_bytes for other in pinned) > budget
 
 
-def insufficient_memory(budget: int, model: ModelState, in_memory: Sequence[ModelState]) -> InsufficientMemory:
-    """Build the error for a model that gets no memory, with the current use of the budget."""
+def insufficient_memory(
+    budget: int, model: ModelState, in_memory: Sequence[ModelState], lent: int = 0
+) -> InsufficientMemory:
+    """Build the error for a model that gets no memory, with the current use of the budget.
+
+    Args:
+        budget: bytes for all models.
+        model: the model.
+        in_memory: the models in memory.
+        lent: bytes lent to other hosts, which the budget does not contain.
+    """
     needs = f"`{model.key}` needs {format_bytes(model.needs_bytes)}"
     if model.needs_bytes > budget:
         problem = f"{needs} and can never fit into the memory budget of {format_bytes(budget)}"
@@ -102,7 +123,9 @@ def insufficient_memory(budget: int, model: ModelState, in_memory: Sequence[Mode
     else:
         problem = f"{needs}, but running requests did not release enough memory in time"
     free = max(budget - sum(other.held_bytes for other in in_memory), 0)
-    usage = "; ".join(map(_usage, in_memory)) or "no model is loaded"
+    usage = "; ".join(map(describe_usage, in_memory)) or "no model is loaded"
+    if lent:
+        usage += f"; {format_bytes(lent)} are lent to other hosts"
     error = InsufficientMemory(
         f"{problem}: {format_bytes(free)} of {format_bytes(budget)} are free; {usage}", location=("model",)
     )
@@ -126,6 +149,12 @@ def format_bytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"
 
 
+def describe_usage(model: ModelState) -> str:
+    """Describe the memory that a model holds."""
+    activity = f"{model.in_flight} in flight" if model.in_flight else "idle"
+    return f"`{model.key}` holds {format_bytes(model.held_bytes)} ({activity}{', pinned' if model.pinned else ''})"
+
+
 def _choose(candidates: Sequence[ModelState], missing: int, size: Callable[[ModelState], int]) -> list[ModelState]:
     """Return the first candidates that free `missing` bytes together, or all, without unnecessary ones."""
     chosen: list[ModelState] = []
@@ -141,11 +170,6 @@ def _choose(candidates: Sequence[ModelState], missing: int, size: Callable[[Mode
             chosen.remove(model)
             surplus -= size(model)
     return chosen
-
-
-def _usage(model: ModelState) -> str:
-    activity = f"{model.in_flight} in flight" if model.in_flight else "idle"
-    return f"`{model.key}` holds {format_bytes(model.held_bytes)} ({activity}{', pinned' if model.pinned else ''})"
 
 
 def _keys(models: Iterable[ModelState]) -> tuple[str, ...]:

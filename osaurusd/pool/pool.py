@@ -3,89 +3,36 @@
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from osaurusd.errors import InsufficientMemory, OsaurusError, WorkerCrashed
 from osaurusd.events import EventBus
-from osaurusd.inference.events import CandidateScores, Completed, Event
-from osaurusd.inference.request import GenerationRequest, ScoringRequest
-from osaurusd.inference.retrieval import EmbedRequest, RerankRequest, Scores, Vectors
 from osaurusd.log import get_logger
 from osaurusd.models.record import ModelRecord
 from osaurusd.platform.power import PowerAssertion
 from osaurusd.pool import memory
 from osaurusd.pool.config import PoolConfig, negative_to_none
+from osaurusd.pool.lease import FutureWaiter, Lease
+from osaurusd.pool.leases import MemoryLease
 from osaurusd.pool.metrics import PoolMetrics
 from osaurusd.pool.placement import Launcher, LocalLauncher
-from osaurusd.pool.scheduler import Scheduler, SchedulerConfig
+from osaurusd.pool.scheduler import Scheduler
 from osaurusd.pool.snapshot import MemoryBudget, WorkerSnapshot
-from osaurusd.pool.state import ModelSpec, ModelState, StopCause
+from osaurusd.pool.state import ModelSpec, ModelState, SchedulerConfig, StopCause
 from osaurusd.pool.supervisor import WorkerSupervisor, snapshot_model
 from osaurusd.rpc import messages
 from osaurusd.rpc.client import WorkerClient
+from osaurusd.rpc.process import Launch
 from osaurusd.rpc.watchdog import Clock, Timer
 from osaurusd.rpc.worker import Worker
-from osaurusd.wire.admin import WorkerState
+from osaurusd.wire.admin import IN_MEMORY, WorkerState
 from osaurusd.wire.residency import EventKind
 
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Lease:
-    """The right to send requests to a loaded model.
-
-    `queue_seconds` and `load_seconds` are how long the lease waited for memory or a free place, and for the load.
-    """
-
-    client: WorkerClient
-    queue_seconds: float
-    load_seconds: float
-
-    def generate(
-        self, request: GenerationRequest, *, continuation: bool = False, blobs: list[bytes] | None = None
-    ) -> AsyncGenerator[Event]:
-        """Run a request; see `WorkerClient.generate`."""
-        return self.client.generate(request, continuation=continuation, blobs=blobs)
-
-    async def embed(self, request: EmbedRequest) -> tuple[Vectors, Completed]:
-        """Embed texts; see `WorkerClient.embed`."""
-        return await self.client.embed(request)
-
-    async def rerank(self, request: RerankRequest) -> tuple[Scores, Completed]:
-        """Score documents; see `WorkerClient.rerank`."""
-        return await self.client.rerank(request)
-
-    async def score(self, request: ScoringRequest) -> tuple[CandidateScores, Completed]:
-        """Score candidates; see `WorkerClient.score`."""
-        return await self.client.score(request)
-
-
-class _FutureWaiter:
-    """A waiter that resumes a coroutine."""
-
-    def __init__(self) -> None:
-        self.future: asyncio.Future[ModelState] = asyncio.get_running_loop().create_future()
-
-    def grant(self, model: ModelState) -> bool:
-        if self.future.done():
-            return False
-        self.future.set_result(model)
-        return True
-
-    def reject(self, error: OsaurusError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-    @property
-    def granted(self) -> ModelState | None:
-        if not self.future.done() or self.future.cancelled() or self.future.exception() is not None:
-            return None
-        return self.future.result()
 
 
 class Pool:
@@ -194,7 +141,7 @@ class Pool:
         Raises:
             Busy: the model is in use or pinned, and `force` is not set.
         """
-        waiter = _FutureWaiter()
+        waiter = FutureWaiter()
         self._dispatch(self._scheduler.unload, key, waiter, force=force)
         await waiter.future
 
@@ -213,6 +160,33 @@ class Pool:
             self._dispatch(self._scheduler.unpin, key)
             self.events.publish(EventKind.UNPINNED, self._records[key].name)
 
+    # Memory for other hosts
+
+    @contextlib.asynccontextmanager
+    async def lend(self, lease: MemoryLease, limit: int) -> AsyncIterator[None]:
+        """Reserve memory for a rank of another host until the block ends; idle models are evicted for it.
+
+        Args:
+            lease: what to reserve.
+            limit: bytes of all leases together.
+
+        Raises:
+            InsufficientMemory: not that much memory can be lent.
+        """
+        waiter = FutureWaiter()
+        try:
+            self._dispatch(self._scheduler.lend, lease, waiter, limit=limit)
+            await waiter.future
+            yield
+        finally:
+            self._dispatch(self._scheduler.end_lease, lease)
+
+    def lendable_bytes(self, limit: int) -> int:
+        """Return the size of the largest lease that could be granted now, if all together may have `limit` bytes."""
+        scheduler = self._scheduler
+        in_memory = [model for model in scheduler.models if model.state in IN_MEMORY]
+        return scheduler.leases.lendable_bytes(limit, scheduler.config.budget_bytes, in_memory)
+
     # Memory pressure
 
     def drop_caches(self) -> None:
@@ -230,12 +204,17 @@ class Pool:
     def needs_bytes(self, record: ModelRecord) -> int:
         """Return the minimum memory of a model: measured while it is loaded, otherwise an estimate."""
         loaded = (model.needs_bytes for model in self._scheduler.models if model.key == record.repo)
-        return next(loaded, None) or self._estimate_bytes(record)
+        return next(loaded, None) or self._launcher.needs_bytes(record) or self._estimate_bytes(record)
 
     @property
     def pinned_bytes(self) -> int:
         """The minimum memory of all pinned models together."""
         return self._scheduler.pinned_bytes
+
+    @property
+    def launch(self) -> Launch:
+        """How workers are started."""
+        return self._config.launch
 
     @property
     def budget(self) -> MemoryBudget:
@@ -313,7 +292,9 @@ class Pool:
         if loaded.working_set_bytes and loaded.working_set_bytes != self._working_set_bytes:
             self._working_set_bytes = loaded.working_set_bytes
             self._dispatch(self._scheduler.configure, self._scheduler_config())
-        self._dispatch(self._scheduler.ready, model, needs_bytes=loaded.serving_bytes or None)
+        # Of a distributed model, the worker knows only its own part.
+        measured = None if self._launcher.ranks(model.key) else loaded.serving_bytes or None
+        self._dispatch(self._scheduler.ready, model, needs_bytes=measured)
         self.update_limit(model)
         self._launcher.prepare_next()
 
@@ -334,7 +315,7 @@ class Pool:
                 log.warning("cannot load a pinned model", model=record.name, reason=error.message)
 
     async def _acquire(self, spec: ModelSpec, *, ignore_backoff: bool = False) -> ModelState:
-        waiter = _FutureWaiter()
+        waiter = FutureWaiter()
         self._dispatch(self._scheduler.request, spec, waiter, ignore_backoff=ignore_backoff)
         self._publish_queued(spec, waiter)
         try:
@@ -350,7 +331,7 @@ class Pool:
                 self._dispatch(self._scheduler.abandon, waiter)
             raise
 
-    def _publish_queued(self, spec: ModelSpec, waiter: _FutureWaiter) -> None:
+    def _publish_queued(self, spec: ModelSpec, waiter: FutureWaiter) -> None:
         """Publish that a model waits for memory, at its first request."""
         if waiter.future.done():
             return
@@ -366,7 +347,11 @@ class Pool:
 
     def _spec(self, record: ModelRecord) -> ModelSpec:
         self._records[record.repo] = record
-        return ModelSpec(record.repo, self._estimate_bytes(record), self._config.keep_alive.for_model(record))
+        keep_alive = self._config.keep_alive.for_model(record)
+        planned = self._launcher.needs_bytes(record)
+        if planned is not None:
+            return ModelSpec(record.repo, planned, keep_alive, planned=True)
+        return ModelSpec(record.repo, self._estimate_bytes(record), keep_alive)
 
     def _estimate_bytes(self, record: ModelRecord) -> int:
         budget = self._scheduler.config.budget_bytes

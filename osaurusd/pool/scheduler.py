@@ -14,31 +14,14 @@ started or is rejected. Models behind it start early only if they do not delay i
 
 import itertools
 from collections import deque
-from dataclasses import dataclass
 from operator import attrgetter
 
-from osaurusd.errors import Busy, ModelUnloaded, OsaurusError, QueueFull, ShuttingDown
+from osaurusd.errors import ModelUnloaded, OsaurusError, QueueFull, ShuttingDown
 from osaurusd.pool import policy
+from osaurusd.pool.leases import Leases, MemoryLease
 from osaurusd.pool.policy import Plan
-from osaurusd.pool.state import Effects, Failure, ModelSpec, ModelState, StopCause, Waiter
+from osaurusd.pool.state import Effects, Failure, ModelSpec, ModelState, SchedulerConfig, StopCause, Waiter
 from osaurusd.wire.admin import IN_MEMORY, WorkerState
-
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """Limits that the scheduler enforces.
-
-    Attributes:
-        budget_bytes: memory for all models.
-        max_waiting: requests that may wait for one model.
-        wait_seconds: how long a queued model waits for running requests before it is rejected.
-        min_residency_seconds: how long a ready model accepts requests although another model needs its memory.
-    """
-
-    budget_bytes: int = 2**62
-    max_waiting: int = 64
-    wait_seconds: float = 60.0
-    min_residency_seconds: float = 10.0
 
 
 class Scheduler:
@@ -54,6 +37,7 @@ class Scheduler:
         self._unloaded_pins: set[str] = set()
         # Minimum memory as reported by workers, which replaces the estimates.
         self._measured_bytes: dict[str, int] = {}
+        self.leases = Leases()
         self._positions = itertools.count(1)
         self._wakeups: list[float] = []
         self._last_division: object = None
@@ -78,8 +62,8 @@ class Scheduler:
 
     @property
     def used_bytes(self) -> int:
-        """The part of the budget that models hold."""
-        return sum(model.held_bytes for model in self._in_memory())
+        """The part of the budget that models hold or other hosts have been lent."""
+        return self.leases.lent_bytes + sum(model.held_bytes for model in self._in_memory())
 
     @property
     def pinned_bytes(self) -> int:
@@ -190,14 +174,9 @@ class Scheduler:
             self._failures.pop(key, None)
             waiter.grant(ModelState(key, WorkerState.STOPPING))
             return
-        users = model.in_flight + len(model.waiters)
-        if model.state is not WorkerState.STOPPING and not force:
-            if users:
-                waiter.reject(Busy(f"`{key}` is serving {users} request(s); wait for them or use --force"))
-                return
-            if model.pinned:
-                waiter.reject(Busy(f"`{key}` is pinned; unpin it, or use --force to unload it until the next request"))
-                return
+        if not force and (refusal := policy.unload_refusal(model)):
+            waiter.reject(refusal)
+            return
         if model.pinned:
             self._unloaded_pins.add(key)
         model.unload_waiters.append(waiter)
@@ -229,6 +208,23 @@ class Scheduler:
         self._unloaded_pins.discard(key)
         self._update_pinned(key, now)
 
+    def lend(self, lease: MemoryLease, waiter: Waiter, now: float, *, limit: int) -> None:
+        """Reserve memory for another host until `end_lease`, and evict idle models for it.
+
+        The waiter is granted once the memory is free, or rejected at once. All leases together may have `limit` bytes.
+        """
+        if refusal := self.leases.refusal(lease, limit, self._config.budget_bytes, self._in_memory()):
+            waiter.reject(refusal)
+            return
+        plan = policy.make_room(self._budget, self._in_memory(), lease.nbytes)
+        self.leases.add(lease, waiter)
+        self._evict(plan, f"for host `{lease.owner}`")
+        self._reconcile(now)
+
+    def end_lease(self, lease: MemoryLease, now: float) -> None:
+        self.leases.remove(lease)
+        self._reconcile(now)
+
     def shut_down(self, now: float) -> None:
         """Stop every worker and reject all waiting and future requests."""
         self._shutting_down = True
@@ -250,6 +246,7 @@ class Scheduler:
         self._divide_budget(starting)
         for model in starting:
             self._effects.start(model)
+        self.leases.grant(self._config.budget_bytes - sum(model.held_bytes for model in self._in_memory()))
 
     def _stop_idle(self, now: float) -> None:
         for model in policy.unused(self.models):
@@ -262,8 +259,7 @@ class Scheduler:
 
     def _enforce_budget(self) -> None:
         """Evict idle models after the budget shrank, or a model turned out larger than estimated."""
-        size = attrgetter("needs_bytes")
-        plan = policy.make_room(self._config.budget_bytes, self._in_memory(), 0, size=size)
+        plan = policy.make_room(self._budget, self._in_memory(), 0, size=attrgetter("needs_bytes"))
         self._evict(plan, "to stay within the memory budget")
 
     def _restore_pinned(self, now: float) -> None:
@@ -278,7 +274,7 @@ class Scheduler:
 
     def _run_queue(self, now: float) -> list[ModelState]:
         """Start the queued models for which there is room; make room for the first of the others."""
-        budget = self._config.budget_bytes
+        budget = self._budget
         starting: list[ModelState] = []
         queued_bytes, draining = 0, set[str]()
         leaving = {model.key for model in self._with_state(WorkerState.STOPPING)}
@@ -328,7 +324,7 @@ class Scheduler:
         return expired
 
     def _reject_queued(self, model: ModelState, now: float) -> None:
-        error = policy.insufficient_memory(self._config.budget_bytes, model, self._in_memory())
+        error = policy.insufficient_memory(self._budget, model, self._in_memory(), self.leases.lent_bytes)
         del self._models[model.key]
         model.reject_all(error)
         model.confirm_unload()
@@ -342,7 +338,7 @@ class Scheduler:
 
     def _divide_budget(self, starting: list[ModelState]) -> None:
         """Update the models' limits if the budget or the set of models has changed."""
-        budget = self._config.budget_bytes
+        budget = self._budget
         models = self._with_state(WorkerState.STARTING, WorkerState.READY)
         leaving_bytes = sum(model.held_bytes for model in self._with_state(WorkerState.STOPPING))
         division = (budget, leaving_bytes, [(model, model.needs_bytes) for model in models])
@@ -355,6 +351,10 @@ class Scheduler:
             changed, model.limit_bytes = limit != model.limit_bytes, limit
             if changed and model not in starting:
                 self._effects.update_limit(model)
+
+    @property
+    def _budget(self) -> int:
+        return max(self._config.budget_bytes - self.leases.lent_bytes, 0)
 
     # State changes
 
@@ -391,7 +391,7 @@ class Scheduler:
         self._failures[model.key] = Failure.following(previous, error, now=now, uptime=uptime, min_wait=min_wait)
 
     def _needs(self, spec: ModelSpec) -> int:
-        return self._measured_bytes.get(spec.key, spec.needs_bytes)
+        return spec.needs_bytes if spec.planned else self._measured_bytes.get(spec.key, spec.needs_bytes)
 
     def _with_state(self, *states: WorkerState) -> list[ModelState]:
         return [model for model in self._models.values() if model.state in states]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from osaurusd.wire.admin import IN_MEMORY, WorkerState
+from osaurusd.wire.groups import RankInfo
 from osaurusd.wire.residency import LoadPhases
 
 
@@ -31,6 +32,7 @@ class WorkerSnapshot:
         kv_cache_limit_bytes: what they may reserve together.
         idle_left_seconds: time until the model is unloaded; None if it is in use or stays loaded.
         last_exit: how the model's worker last failed.
+        ranks: the processes of a model that is distributed; empty for others.
     """
 
     key: str
@@ -56,6 +58,7 @@ class WorkerSnapshot:
     idle_seconds: float | None = None
     idle_left_seconds: float | None = None
     last_exit: str | None = None
+    ranks: tuple[RankInfo, ...] = ()
 
     @property
     def in_memory(self) -> bool:

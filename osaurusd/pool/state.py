@@ -23,6 +23,23 @@ class Waiter(Protocol):
 
 
 @dataclass(frozen=True)
+class SchedulerConfig:
+    """Limits that the scheduler enforces.
+
+    Attributes:
+        budget_bytes: memory for all models.
+        max_waiting: requests that may wait for one model.
+        wait_seconds: how long a queued model waits for running requests before it is rejected.
+        min_residency_seconds: how long a ready model accepts requests although another model needs its memory.
+    """
+
+    budget_bytes: int = 2**62
+    max_waiting: int = 64
+    wait_seconds: float = 60.0
+    min_residency_seconds: float = 10.0
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A model to load.
 
@@ -31,11 +48,13 @@ class ModelSpec:
         needs_bytes: estimated minimum memory.
         keep_alive: seconds without requests until the model is unloaded; None keeps it loaded, 0 unloads it after its
             first request.
+        planned: whether `needs_bytes` is this host's part of a distributed model, which no measurement replaces.
     """
 
     key: str
     needs_bytes: int = 0
     keep_alive: float | None = None
+    planned: bool = False
 
 
 class StopCause(StrEnum):

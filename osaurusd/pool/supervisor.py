@@ -133,7 +133,7 @@ class WorkerSupervisor:
     # Life cycle
 
     async def _load(self, request: messages.Load) -> Worker:
-        worker = self.worker = await self._launcher.start(request, self)
+        worker = self.worker = await self._launcher.start(self._model.key, request, self)
         # No await from here on: the worker must not exit before the scheduler knows that it is ready.
         self.load_seconds = self._clock.time() - self._started_at
         self._report_loaded(worker, self.load_seconds)
@@ -187,6 +187,8 @@ class WorkerSupervisor:
     def complete(self, snapshot: WorkerSnapshot) -> WorkerSnapshot:
         """Add the worker's figures to a snapshot of its model."""
         worker = self.worker
+        if ranks := self._launcher.ranks(self._model.key):
+            snapshot = replace(snapshot, ranks=tuple(ranks))
         if worker is None:
             return snapshot
         client, first_token = worker.client, self._metrics.first_token_seconds

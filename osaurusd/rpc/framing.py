@@ -9,7 +9,7 @@ beside it, and messages refer to them by index. End of file means that the peer 
 import asyncio
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -23,6 +23,7 @@ MAX_BLOB_BYTES = 256 * 1024 * 1024
 """Limit of all blobs of a frame together."""
 
 _PREFIX = struct.Struct(">II")
+_PLAN_HEADER = b'{"type":"plan"'
 _READ_BYTES = 256 * 1024
 _ENCODER = msgspec.json.Encoder()
 
@@ -175,15 +176,91 @@ class FrameDecoder(Generic[T]):
             raise FrameError(f"a frame header is invalid: {error}") from error
 
 
+def frame_end(data: bytes | bytearray | memoryview, start: int = 0) -> tuple[int, int] | None:
+    """Find a frame without decoding it.
+
+    Returns:
+        The position of its header and that of its end, which may be beyond the data; None if more bytes are needed.
+
+    Raises:
+        FrameError: the sizes exceed the limits.
+    """
+    table = start + _PREFIX.size
+    if len(data) < table:
+        return None
+    header_bytes, blob_count = _PREFIX.unpack_from(data, start)
+    if header_bytes > MAX_HEADER_BYTES or blob_count > MAX_BLOBS:
+        raise FrameError(f"a frame with a header of {header_bytes} bytes and {blob_count} blobs exceeds the limits")
+    header = table + 4 * blob_count
+    if len(data) < header:
+        return None
+    blob_bytes = sum(struct.unpack_from(f">{blob_count}I", data, table))
+    if blob_bytes > MAX_BLOB_BYTES:
+        raise FrameError(f"blobs of {blob_bytes} bytes exceed the limit of {MAX_BLOB_BYTES}")
+    return header, header + header_bytes + blob_bytes
+
+
+def count_plans(data: bytes) -> int:
+    """Return how many frames the data consists of.
+
+    Raises:
+        FrameError: it is not complete frames, or one of them is not a `Plan`.
+    """
+    position = count = 0
+    while position < len(data):
+        found = frame_end(data, position)
+        if found is None or found[1] > len(data):
+            raise FrameError("a message has an incomplete frame")
+        if not data.startswith(_PLAN_HEADER, found[0]):
+            raise FrameError("a message has a frame that is not a plan")
+        position, count = found[1], count + 1
+    return count
+
+
+class PlanDiverter:
+    """Takes the `Plan` frames out of the stream of a worker, without decoding them.
+
+    Args:
+        divert: gets each of them.
+    """
+
+    def __init__(self, divert: Callable[[bytes], None]) -> None:
+        self._divert = divert
+        self._buffer = bytearray()
+
+    def __call__(self, data: bytes) -> bytes:
+        """Return the complete other frames of what has arrived.
+
+        Raises:
+            FrameError: the bytes are not frames.
+        """
+        self._buffer += data
+        others = bytearray()
+        position = 0
+        while (found := frame_end(self._buffer, position)) is not None and found[1] <= len(self._buffer):
+            header, end = found
+            if self._buffer.startswith(_PLAN_HEADER, header):
+                self._divert(bytes(self._buffer[position:end]))
+            else:
+                others += self._buffer[position:end]
+            position = end
+        del self._buffer[:position]
+        return bytes(others)
+
+
 class FrameReader(Generic[T]):
     """Reads the frames of one direction from a stream.
 
     Args:
         stream: the peer's bytes.
         decoder: decodes the union of messages of this direction.
+
+    Attributes:
+        filter: applied to what arrives before it is decoded; returns complete frames.
     """
 
     def __init__(self, stream: asyncio.StreamReader, decoder: msgspec.json.Decoder[T]) -> None:
+        self.filter: Callable[[bytes], bytes] | None = None
         self._stream = stream
         self._frames = FrameDecoder(decoder)
 
@@ -226,7 +303,7 @@ class FrameReader(Generic[T]):
             data = await self._stream.read(_READ_BYTES)
         except ConnectionError:
             return False
-        self._frames.feed(data)
+        self._frames.feed(data if self.filter is None else self.filter(data))
         return bool(data)
 
 

@@ -20,6 +20,23 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of the parts of messages."""
 
 
+class RankSpec(Part, frozen=True):
+    """The place of a worker in a group of ranks, which together run one model.
+
+    Attributes:
+        size: the number of ranks in the group.
+        split: whether each rank has a part of every layer, or some of the layers.
+        address: the address at which this rank accepts its neighbor in the ring.
+        layers: for a pipeline, the number of layers by rank; rank 0 has the last layers. Empty divides them evenly.
+    """
+
+    rank: int
+    size: int
+    split: Literal["tensor", "pipeline"]
+    address: str
+    layers: tuple[int, ...] = ()
+
+
 # Daemon to worker
 
 
@@ -40,6 +57,8 @@ class Load(Frame, frozen=True, tag="load"):
         feature_cache_bytes: limit of the features of recent images; 0 disables their cache.
         max_image_pixels: images with more pixels are rejected before they are decoded.
         wire: whether macOS must keep the weights in memory; `auto` wires those that fill most of the GPU's working set.
+        rank: the place in a group of ranks; None for a model that one process runs. The limits are those of this rank,
+            which replies with `RankReady`, and waits for `Connect`.
     """
 
     path: str
@@ -56,6 +75,23 @@ class Load(Frame, frozen=True, tag="load"):
     feature_cache_bytes: int = 0
     max_image_pixels: int = 64_000_000
     wire: WireSetting = "auto"
+    rank: RankSpec | None = None
+
+
+class Connect(Frame, frozen=True, tag="connect"):
+    """Join the group, and load this rank's part of the model; sent once all ranks are ready.
+
+    Attributes:
+        addresses: `ip:port` by rank.
+        secret: what all ranks of the group know, and others do not.
+        epoch: the number of this start of the group.
+        timeout_seconds: a rank that has not joined by then exits.
+    """
+
+    addresses: list[str]
+    secret: str
+    epoch: int
+    timeout_seconds: float = 60.0
 
 
 class Limits(Frame, frozen=True, tag="limits"):
@@ -112,6 +148,20 @@ class Shutdown(Frame, frozen=True, tag="shutdown"):
     """Drop all requests and exit with status 0."""
 
 
+# Both
+
+
+class Plan(Frame, frozen=True, tag="plan"):
+    """What all ranks of a group execute next, in the order of the numbers, which start at 1.
+
+    Rank 0 sends it, and daemons pass it on to the other ranks as it is, with its blobs. `operations` is a JSON array of
+    the worker's `parallel.operations`.
+    """
+
+    number: int
+    operations: msgspec.Raw
+
+
 # Worker to daemon
 
 
@@ -139,6 +189,12 @@ class Loaded(Frame, frozen=True, tag="loaded"):
     batched: bool
     serving_bytes: int = 0
     working_set_bytes: int | None = None
+
+
+class RankReady(Frame, frozen=True, tag="rank_ready"):
+    """The reply of a rank to `Load`: it can read its part of the model, and will accept its neighbor at `port`."""
+
+    port: int
 
 
 class LoadFailed(Frame, frozen=True, tag="load_failed"):
@@ -176,18 +232,20 @@ class Stats(Frame, frozen=True, tag="stats"):
 class Pulse(Frame, frozen=True, tag="pulse"):
     """A heartbeat, sent about once a second while `progress` increases.
 
-    `progress` counts loaded bytes of weights, then forward passes. `reserved_bytes` is that of `Stats`.
+    `progress` counts loaded bytes of weights, then forward passes. `reserved_bytes` is that of `Stats`. `plan` is the
+    number of the last plan that rank 0 of a group has sent, or that another rank has executed.
     """
 
     progress: int
     reserved_bytes: int = 0
+    plan: int = 0
 
 
 Request = Generate | Embed | Rerank | Score
 """What starts a request."""
 
-ToWorker = Load | Limits | Generate | Embed | Rerank | Score | Cancel | DropCaches | Shutdown
-FromWorker = Hello | Loaded | LoadFailed | Output | Failed | Stats | Pulse
+ToWorker = Load | Connect | Limits | Generate | Embed | Rerank | Score | Cancel | DropCaches | Plan | Shutdown
+FromWorker = Hello | RankReady | Loaded | LoadFailed | Output | Failed | Stats | Pulse | Plan
 
 TO_WORKER: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
 FROM_WORKER: msgspec.json.Decoder[FromWorker] = msgspec.json.Decoder(FromWorker)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from osaurusd.errors import LoadFailed, WorkerCrashed
 from osaurusd.log import get_logger
 from osaurusd.platform import environment
@@ -88,6 +90,14 @@ class WorkerProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def suspended(self) -> bool:
+        """Whether a signal or a debugger has stopped the process."""
+        try:
+            return psutil.Process(self.pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+        except psutil.Error:
+            return False
 
     async def read_hello(self) -> messages.Hello:
         """Wait until the worker has finished its imports.

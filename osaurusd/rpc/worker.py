@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from typing import Protocol, TypeVar
 
 from osaurusd import __version__
 from osaurusd.errors import LoadFailed, OsaurusError, VersionMismatch, WorkerCrashed
@@ -14,9 +15,32 @@ from osaurusd.wire.residency import LoadPhases
 
 log = get_logger(__name__)
 
+F = TypeVar("F", bound=messages.Frame)
+
+
+class Companions(Protocol):
+    """The other processes of a model that several run."""
+
+    def stop(self) -> None:
+        """Stop them: the worker is about to be stopped."""
+
+    async def worker_exited(self, error: OsaurusError, *, stopped: bool) -> OsaurusError:
+        """Stop them after the worker has exited, because it was `stopped` or failed.
+
+        Returns:
+            The reason to report, if one of them has caused the exit; otherwise `error`.
+        """
+
 
 class Worker:
     """A worker process that has loaded a model and serves requests.
+
+    Args:
+        process: the process.
+        loaded: what it reported about the model.
+        phases: how long the parts of the load took.
+        listener: observes the worker.
+        companions: the other processes of the model.
 
     Attributes:
         client: sends requests.
@@ -26,13 +50,19 @@ class Worker:
     """
 
     def __init__(
-        self, process: WorkerProcess, loaded: messages.Loaded, phases: LoadPhases, listener: WorkerListener
+        self,
+        process: WorkerProcess,
+        loaded: messages.Loaded,
+        phases: LoadPhases,
+        listener: WorkerListener,
+        companions: Companions | None = None,
     ) -> None:
         self.loaded = loaded
         self.phases = phases
         self.client = WorkerClient(process.reader, process.writer, process.watchdog, listener)
         self._process = process
         self._listener = listener
+        self._companions = companions
         self._stop_reason: OsaurusError | None = None
         self._hang_error: OsaurusError | None = None
         self.exited = asyncio.create_task(self._serve())
@@ -47,6 +77,8 @@ class Worker:
         Sends a shutdown request, then SIGTERM, then SIGKILL, with the grace period between them.
         """
         self._stop_reason = reason
+        if self._companions is not None:
+            self._companions.stop()
         self.client.request_shutdown()
         for number in (signal.SIGTERM, signal.SIGKILL):
             if await self._exits_within_grace():
@@ -71,10 +103,12 @@ class Worker:
         except framing.FrameError as invalid:
             self._process.signal(signal.SIGKILL)
             await self._process.exited
-            error = _invalid_data(invalid)
+            error = invalid_data(invalid)
         finally:
             watching.cancel()
         error = self._stop_reason or self._hang_error or error
+        if self._companions is not None:
+            error = await self._companions.worker_exited(error, stopped=self._stop_reason is not None)
         self._listener.worker_exited(error)
         self.client.fail_all(error)
         return error
@@ -120,7 +154,7 @@ async def _load(
         process.kill()
         await asyncio.shield(process.exited)
         raise
-    return Worker(process, loaded, _phases(process, started_at, standby=standby), listener)
+    return Worker(process, loaded, measure_phases(process, started_at, standby=standby), listener)
 
 
 async def _handshake(process: WorkerProcess, request: messages.Load) -> messages.Loaded:
@@ -133,30 +167,51 @@ async def _handshake(process: WorkerProcess, request: messages.Load) -> messages
     except EOFError:
         raise await process.wait_after_eof() from None
     except framing.FrameError as error:
-        raise _invalid_data(error) from error
+        raise invalid_data(error) from error
     if loaded is None:
         raise _hung(process.launch, "while loading")
     return loaded
 
 
-async def _exchange(process: WorkerProcess, request: messages.Load) -> messages.Loaded:
+async def check_version(process: WorkerProcess) -> None:
+    """Wait until the worker has finished its imports, and check its version.
+
+    Raises:
+        VersionMismatch: the installed package is not the version of this daemon.
+        EOFError: the worker closed its end; FrameError: it sent something else.
+    """
     hello = await process.read_hello()
     if hello.version != __version__:
         raise VersionMismatch(
             f"the daemon is version {__version__}, but version {hello.version} is installed; "
             'restart the daemon ("osaurusctl down", then "osaurusctl up") to finish the upgrade'
         )
-    process.writer.write(framing.encode([request]))
+
+
+async def read_reply(process: WorkerProcess, kind: type[F]) -> F:
+    """Return the next frame but pulses.
+
+    Raises:
+        LoadFailed: the model cannot be loaded.
+        EOFError: the worker closed its end; FrameError: it sent something else.
+    """
     while isinstance(reply := await process.read(), messages.Pulse):
         continue
     if isinstance(reply, messages.LoadFailed):
         raise LoadFailed(f"the model cannot be loaded: {reply.message}")
-    if not isinstance(reply, messages.Loaded):
-        raise framing.FrameError(f"expected Loaded, got {type(reply).__name__}")
+    if not isinstance(reply, kind):
+        raise framing.FrameError(f"expected {kind.__name__}, got {type(reply).__name__}")
     return reply
 
 
-def _phases(process: WorkerProcess, started_at: float, *, standby: bool) -> LoadPhases:
+async def _exchange(process: WorkerProcess, request: messages.Load) -> messages.Loaded:
+    await check_version(process)
+    process.writer.write(framing.encode([request]))
+    return await read_reply(process, messages.Loaded)
+
+
+def measure_phases(process: WorkerProcess, started_at: float, *, standby: bool = False) -> LoadPhases:
+    """Return how long the parts of a load took that has just ended."""
     now = process.clock.time()
     if standby or process.hello is None:
         return LoadPhases(spawn_seconds=0.0, import_seconds=0.0, weights_seconds=now - started_at, standby=standby)
@@ -172,5 +227,6 @@ def _hung(launch: Launch, activity: str) -> WorkerCrashed:
     return WorkerCrashed(f"the model's worker made no progress for {launch.hang_timeout:g} s {activity} and was killed")
 
 
-def _invalid_data(error: framing.FrameError) -> WorkerCrashed:
+def invalid_data(error: framing.FrameError) -> WorkerCrashed:
+    """Build the error for a worker that sent something that is not a frame of the protocol."""
     return WorkerCrashed(f"the model's worker sent invalid data: {error}")

@@ -10,8 +10,10 @@ import msgspec
 
 from osaurusd.wire.drain import DrainStatus
 from osaurusd.wire.errors import ErrorBody
+from osaurusd.wire.groups import LeaseInfo, RankInfo
 from osaurusd.wire.keys import Protection
 from osaurusd.wire.lineage import GroupSize, Lineage, Origin
+from osaurusd.wire.placement import PlacementInfo, SplitSetting
 from osaurusd.wire.quantization import ImportQuantization, QuantizationReport
 from osaurusd.wire.residency import LoadPhases
 
@@ -84,6 +86,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
         reserved_bytes: memory that the worker and its current requests may grow to.
         idle_left_seconds: time until the idle model is unloaded; null while it is in use, and if it stays loaded.
         last_exit: why the previous worker exited.
+        ranks: the parts of a model that runs on several hosts; empty for others.
+        lease: set if the worker is a rank of another host's model, which this host lends memory.
     """
 
     model: str
@@ -103,6 +107,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     idle_seconds: float | None = None
     idle_left_seconds: float | None = None
     last_exit: str | None = None
+    ranks: list[RankInfo] = []
+    lease: LeaseInfo | None = None
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,6 +156,7 @@ class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
         kv_bytes_per_token: memory for each token of context; null if the model's config does not determine it.
         full_context_bytes: memory for the weights and a full context; null like `kv_bytes_per_token`.
         lineage: how the model was quantized, if that was done here.
+        placement: over which hosts the model is distributed; null for one process on this host.
     """
 
     model: ModelInfo
@@ -166,6 +173,7 @@ class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes_per_token: int | None = None
     full_context_bytes: int | None = None
     lineage: Lineage | None = None
+    placement: PlacementInfo | None = None
 
 
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,10 +211,16 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Load `model`. It is unloaded after `keep_alive_seconds` of idling; a negative value keeps it loaded."""
+    """Load `model`. It is unloaded after `keep_alive_seconds` of idling; a negative value keeps it loaded.
+
+    `hosts` are paired hosts that run the model together with this one, instead of the configured ones, until it is
+    unloaded by a request; an empty list means this host only. `split` is how the model is divided.
+    """
 
     model: str
     keep_alive_seconds: Annotated[float, msgspec.Meta(ge=-1, le=10**9)] | None = None
+    hosts: list[str] | None = None
+    split: SplitSetting | None = None
 
 
 class UnloadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

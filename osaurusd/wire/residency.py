@@ -6,7 +6,10 @@ import msgspec
 
 
 class EventKind(StrEnum):
-    """Kinds of events. The last three concern the daemon, all others a model."""
+    """Kinds of events. The last five concern the daemon, all others a model.
+
+    Leases are of memory that this host lends to another one.
+    """
 
     QUEUED = "queued"
     REFUSED = "refused"
@@ -24,9 +27,16 @@ class EventKind(StrEnum):
     PULL_DONE = "pull_done"
     PULL_FAILED = "pull_failed"
     PULL_CANCELLED = "pull_cancelled"
+    RANK_STARTED = "rank_started"
+    RANK_LOST = "rank_lost"
+    LEASE_GRANTED = "lease_granted"
+    LEASE_REFUSED = "lease_refused"
+    LEASE_ENDED = "lease_ended"
     DRAINING = "draining"
     DRAINED = "drained"
     DRAIN_ENDED = "drain_ended"
+    HOST_PAIRED = "host_paired"
+    HOST_REMOVED = "host_removed"
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -39,7 +49,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             `pressure` (the system is short of memory) or `shutdown`.
         reason: explanation for people.
         seconds: duration of a load.
-        bytes: memory of the model.
+        bytes: memory of the model, or of its rank.
+        host: name of the paired host. For a lease, that of its owner.
+        rank: the number of the part of the model.
     """
 
     kind: EventKind
@@ -50,6 +62,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pid: int | None = None
     seconds: float | None = None
     bytes: int | None = None
+    host: str | None = None
+    rank: int | None = None
 
 
 class LoadPhases(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,8 @@
-"""Import the tokenizers of transformers without the index of its models: more than half of a worker's start-up time.
+"""Import the tokenizers of transformers without what they do not need: two thirds of a worker's start-up time.
 
 To import its classes lazily, transformers reads the source of every model that it contains, twice. mlx_lm needs only a
-few classes. Must be imported before anything else that imports transformers.
+few classes. And both import the client of the Hugging Face Hub, which a worker does not use, because it reads local
+files. Must be imported before anything else that imports transformers.
 """
 
 import importlib
@@ -18,6 +19,12 @@ _MODULES = {
     "PreTrainedTokenizerBase": "transformers.tokenization_utils_base",
     "PreTrainedTokenizerFast": "transformers.tokenization_utils_tokenizers",
 }
+# What else imports names of the hub's client: configurations of models do so through the first.
+_IMPORT_HUB = ("transformers.utils.type_validators", "mlx_lm.utils")
+_HUB = "huggingface_hub"
+_HUB_PACKAGES = (_HUB, f"{_HUB}.errors", f"{_HUB}.file_download", f"{_HUB}.utils")
+# What is called for local files, too, and the modules that define it.
+_HUB_MODULES = {"is_offline_mode": f"{_HUB}.constants", "are_progress_bars_disabled": f"{_HUB}.utils.tqdm"}
 
 
 class _LeanPackage(ModuleType):
@@ -38,19 +45,77 @@ class _LeanPackage(ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
+class _DeferredPackage(ModuleType):
+    """A package of the hub's client whose names are imported when they are used."""
+
+    def __init__(self, name: str, path: str) -> None:
+        super().__init__(name)
+        self.__path__ = [path]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        if (module := f"{self.__name__}.{name}") in _HUB_PACKAGES:
+            return sys.modules[module]
+        if name in _HUB_MODULES:
+            return getattr(importlib.import_module(_HUB_MODULES[name]), name)
+        return _Deferred(name, (Exception,), {"__module__": self.__name__})
+
+
+class _Deferred(type):
+    """The type of a stand-in for a class, an exception, a function or a value."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return cls._load()(*args, **kwargs)
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"{cls.__name__} has no attribute {name!r}")
+        return getattr(cls._load(), name)
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, cls._load())
+
+    def _load(cls) -> Any:
+        _restore_hub()
+        return getattr(importlib.import_module(cls.__module__), cls.__name__)
+
+
 def _import_lean() -> None:
-    spec = importlib.util.find_spec("transformers")
-    if "transformers" in sys.modules or spec is None or not spec.submodule_search_locations:
+    transformers, hub = _find("transformers"), _find(_HUB)
+    if transformers is None or hub is None or {"transformers", _HUB, "mlx_lm"} & sys.modules.keys():
         return
-    (root,) = spec.submodule_search_locations
-    sys.modules["transformers"] = _LeanPackage("transformers", [root])
-    sys.modules["transformers.models"] = _LeanPackage("transformers.models", [f"{root}/models"])
+    sys.modules["transformers"] = _LeanPackage("transformers", [transformers])
+    sys.modules["transformers.models"] = _LeanPackage("transformers.models", [f"{transformers}/models"])
+    for name in _HUB_PACKAGES:
+        sys.modules[name] = _DeferredPackage(name, "/".join([hub, *name.split(".")[1:]]))
     try:
+        importlib.import_module(f"{_HUB}.constants")
         for name in _MODULES:
             getattr(sys.modules["transformers"], name)
+        for name in _IMPORT_HUB:
+            importlib.import_module(name)
     except (AttributeError, ImportError):  # another version of transformers
-        for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
+        _forget("transformers", "mlx_lm")
+    finally:
+        _restore_hub()
+
+
+def _find(package: str) -> str | None:
+    spec = importlib.util.find_spec(package)
+    return None if spec is None or not spec.submodule_search_locations else spec.submodule_search_locations[0]
+
+
+def _restore_hub() -> None:
+    """Let the packages be imported when they are used. Their modules without dependencies, such as constants, stay."""
+    for name in _HUB_PACKAGES:
+        if isinstance(sys.modules.get(name), _DeferredPackage):
             del sys.modules[name]
+
+
+def _forget(*packages: str) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+        del sys.modules[name]
 
 
 _import_lean()

@@ -19,6 +19,7 @@ from osaurusd.worker.engine.mlx_thread import MlxThread
 from osaurusd.worker.outbox import Outbox
 from osaurusd.worker.runners import load_runner
 from osaurusd.worker.runners.base import Runner
+from osaurusd.worker.runners.rank import Rank
 
 TOKENIZER_THREADS = 2
 
@@ -50,6 +51,7 @@ class Session:
         # Their own, because a large image takes longer than any text.
         self._image_pool = ThreadPoolExecutor(IMAGE_THREADS, thread_name_prefix="image")
         self._runner: Runner | None = None
+        self._rank: Rank | None = None
         self._loading = False
         self._loaded_bytes = 0
         self._active = asyncio.Event()
@@ -72,6 +74,11 @@ class Session:
                 case messages.Load():
                     self._loading = True
                     self._mlx.post(partial(self._load, frame))
+                case messages.Connect():
+                    self._mlx.post(partial(self._connect, frame))
+                case messages.Plan():
+                    assert self._rank is not None, "only ranks get plans"
+                    self._mlx.post(self._rank.receive(frame, received.blobs))
                 case messages.Limits():
                     self._mlx.post(partial(self._apply_limits, frame))
                 case messages.DropCaches():
@@ -103,7 +110,11 @@ class Session:
         if self._runner is None:
             return messages.Pulse(progress=self._loaded_bytes)
         engine = self._runner.engine
-        return messages.Pulse(progress=self._loaded_bytes + engine.progress, reserved_bytes=engine.reserved_bytes)
+        return messages.Pulse(
+            progress=self._loaded_bytes + engine.progress,
+            reserved_bytes=engine.reserved_bytes,
+            plan=0 if self._rank is None else self._rank.plan,
+        )
 
     @property
     def _is_busy(self) -> bool:
@@ -115,11 +126,27 @@ class Session:
     def _load(self, frame: messages.Load) -> list[messages.Frame]:
         """Load the model. Runs on the MLX thread."""
         try:
-            runner = load_runner(frame, self._count_loaded)
+            if frame.rank is not None:
+                self._rank = Rank.open(frame, frame.rank, self._outbox.send, _exit_with)
+                return [self._rank.ready()]
+            return self._adopt(load_runner(frame, self._count_loaded))
         except Exception as error:  # noqa: BLE001  model files can be wrong in more ways than mlx_lm reports
-            return [messages.LoadFailed(message=f"{type(error).__name__}: {error}")]
+            return [messages.LoadFailed(message=_describe(error))]
         finally:
             self._loading = False
+
+    def _connect(self, frame: messages.Connect) -> list[messages.Frame]:
+        """Join the group of ranks, and load this rank's part of the model. Runs on the MLX thread."""
+        assert self._rank is not None, "the daemon sends Connect only after RankReady"
+        self._loading = True
+        try:
+            return self._adopt(self._rank.connect(frame, self._count_loaded))
+        except Exception as error:  # noqa: BLE001  as above
+            return [messages.LoadFailed(message=_describe(error))]
+        finally:
+            self._loading = False
+
+    def _adopt(self, runner: Runner) -> list[messages.Frame]:
         self._runner = runner
         self._mlx.adopt(runner.engine)
         return [runner.loaded, runner.engine.stats()]
@@ -179,6 +206,10 @@ async def serve(fd: int, import_seconds: float = 0.0) -> None:
     session = Session(framing.FrameReader(reader, messages.TO_WORKER), outbox, import_seconds=import_seconds)
     with contextlib.closing(outbox), contextlib.suppress(framing.FrameError):
         await session.run()
+
+
+def _describe(error: Exception) -> str:
+    return error.message if isinstance(error, OsaurusError) else f"{type(error).__name__}: {error}"
 
 
 def _count(id_: int, tokens: int) -> list[messages.Frame]:

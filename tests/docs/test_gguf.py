@@ -37,5 +37,6 @@ def test_every_quantization_is_documented() -> None:
         expected = "mxfp4" if scheme.mode == "mxfp4" else f"{scheme.bits} bits"
         assert expected in documented[name], name
         held = quantization.held_scheme(name) is not None
+        exact = held and quantization.is_exact(name, scheme, "F16")
         assert held != documented[name].startswith("requantized"), name
-        assert documented[name].endswith("exact") == (held and quantization.is_exact(name, "F16")), name
+        assert documented[name].endswith("exact") == exact, name

@@ -10,6 +10,10 @@ The name of the model folder chooses how it loads:
     ignore_shutdown loads, but ignores Shutdown and end of file; exits on SIGTERM
     hang_on_stop    loads, but ignores Shutdown, end of file and SIGTERM
     slow_load       loads slowly and sends pulses meanwhile
+    never_ready     as a rank: never ready
+    stuck           as a rank: executes no plan
+    peer_lost       as a rank: exits at the first plan, because the connection to another rank was lost
+    crash_on_plan   as a rank: exits at the first plan
     leave_child     loads, and leaves a process behind that keeps its output open; the file `child` has the pid
     anything else   loads at once
 
@@ -37,9 +41,13 @@ The environment variable PYTHON_FAKE_WORKER, which workers inherit because of it
     die_at_once     an error and exit code 3 instead of Hello
     brief           Hello and Loaded without a request, then exit code 5
 
+As a rank of a group, it sends RankReady and waits for Connect. Rank 0 sends a plan before each step; others execute the
+plans.
+
 A file `serving_bytes` in the folder sets `Loaded.serving_bytes`. The worker writes these files into the folder:
 `received` (the tags of received frames, one per line), `load.json` (the load request), `loaded` (empty, once Loaded is
-sent), `limits.jsonl` (later limits, one per line) and `images.json` (the last request with blobs, and its blobs).
+sent), `limits.jsonl` (later limits, one per line), `images.json` (the last request with blobs, and its blobs),
+`connect.json` and `plans` (as a rank: the request to connect, and the numbers of executed plans, one per line).
 """
 
 import argparse
@@ -88,6 +96,8 @@ class FakeWorker:
         self._running: dict[int, Iterator[list[messages.Frame]]] = {}
         self._folder: Path | None = None
         self._ignores_shutdown = False
+        self._rank: messages.RankSpec | None = None
+        self._plans = 0
 
     def run(self) -> None:
         """Serve until the daemon closes its end or sends Shutdown."""
@@ -135,7 +145,13 @@ class FakeWorker:
                 self._folder = Path(frame.path)
                 self._log_received(frame)
                 (self._folder / "load.json").write_bytes(msgspec.json.encode(frame))
-                self._load(self._folder)
+                self._rank = frame.rank
+                if self._rank is None:
+                    self._load(self._folder)
+                else:
+                    self._get_ready(self._rank)
+            case messages.Connect() | messages.Plan():
+                self._handle_as_rank(frame)
             case messages.Limits():
                 assert self._folder is not None
                 with (self._folder / "limits.jsonl").open("ab") as file:
@@ -149,7 +165,7 @@ class FakeWorker:
     def _log_received(self, frame: messages.ToWorker) -> None:
         assert self._folder is not None
         with (self._folder / "received").open("a") as file:
-            file.write(f"{msgspec.to_builtins(frame)['type']}\n")
+            file.write(f"{type(frame).__struct_config__.tag}\n")
 
     def _load(self, folder: Path) -> None:
         match folder.name:
@@ -183,6 +199,31 @@ class FakeWorker:
         self.send(msgspec.structs.replace(LOADED, serving_bytes=size), STATS)
         (folder / "loaded").touch()
 
+    def _get_ready(self, rank: messages.RankSpec) -> None:
+        assert self._folder is not None
+        if self._folder.name == "never_ready":
+            hang()
+        self.send(messages.RankReady(port=5000 + rank.rank))
+
+    def _handle_as_rank(self, frame: messages.Connect | messages.Plan) -> None:
+        assert self._folder is not None
+        if isinstance(frame, messages.Connect):
+            (self._folder / "connect.json").write_bytes(msgspec.json.encode(frame))
+            self._load(self._folder)
+            return
+        match self._folder.name:
+            case "stuck":
+                return
+            case "peer_lost":
+                time.sleep(0.1)
+                die("RuntimeError: [ring] connection to a peer was lost", 1)
+            case "crash_on_plan":
+                time.sleep(0.5)
+                die("the GPU caught fire", 7)
+        with (self._folder / "plans").open("a") as file:
+            file.write(f"{frame.number}\n")
+        self.send(messages.Pulse(progress=frame.number, plan=frame.number))
+
     def _load_slowly(self) -> None:
         for step in range(SLOW_STEPS):
             self.send(messages.Pulse(progress=step + 1))
@@ -200,7 +241,7 @@ class FakeWorker:
             return
         match text:
             case "crash" | "fail" | "garbage" | "stall":
-                self.send(delta(frame.id, text=f"{text} "))
+                self._send_step(delta(frame.id, text=f"{text} "))
                 self._misbehave(text, frame.id)
             case "flood":
                 deltas = [delta(frame.id, text=FLOOD_DELTA)] * (FLOOD_BYTES // len(FLOOD_DELTA))
@@ -234,6 +275,14 @@ class FakeWorker:
                 del self._running[id_]
             else:
                 frames += step
+        if frames:
+            self._send_step(*frames)
+
+    def _send_step(self, *frames: messages.Frame) -> None:
+        """Send the output of a step, after its plan."""
+        if self._rank is not None:
+            self._plans += 1
+            self.send(messages.Plan(number=self._plans, operations=msgspec.Raw(b"[]")))
         self.send(*frames)
 
 

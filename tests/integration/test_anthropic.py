@@ -43,7 +43,7 @@ def daemon(module_home: Path, tiny_tokenizer: Path) -> Iterator[Daemon]:
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def claude(daemon: Daemon) -> Iterator[anthropic.Anthropic]:
     """Anthropic's client."""
     with anthropic.Anthropic(base_url=daemon.url, api_key="x", max_retries=0) as client:

@@ -203,11 +203,16 @@ def daemon(cache: ModelCache) -> Iterator[Daemon]:
         yield daemon
 
 
-@pytest.fixture
-def client(daemon: Daemon, cache: ModelCache) -> Iterator[OpenAI]:
-    """The official client. Afterwards, unloads all models and checks that no code from a model folder has run."""
+@pytest.fixture(scope="module")
+def shared_client(daemon: Daemon) -> Iterator[OpenAI]:
     with OpenAI(base_url=daemon.url, api_key="not-needed", max_retries=0) as openai_client:
         yield openai_client
+
+
+@pytest.fixture
+def client(daemon: Daemon, shared_client: OpenAI, cache: ModelCache) -> Iterator[OpenAI]:
+    """The official client. Afterwards, unloads all models and checks that no code from a model folder has run."""
+    yield shared_client
     daemon.admin("POST", "/v0/unload", {})
     assert not cache.marker.exists()
 

@@ -33,7 +33,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(daemon: Daemon) -> Iterator[httpx2.Client]:
     with httpx2.Client(base_url=daemon.url, trust_env=False, timeout=60) as client:
         yield client

@@ -202,7 +202,7 @@ def test_last_of_several_images_of_a_message_is_described_in_every_protocol(serv
     files = [encode(drawing.image) for drawing in drawings]
 
     def ask(number: int) -> bool:
-        shown = [files[number - 2], files[number - 1], files[number]]
+        shown = [files[number - 1], files[number]]
         answer = PROTOCOLS[number % len(PROTOCOLS)](servers, [Turn(question("color"), shown)])
         return is_right(answer, "color", drawings[number].colour)
 
@@ -217,7 +217,7 @@ def drawings_with(topic: str, number: int, *, start: int = 0) -> list[Drawing]:
 
 def test_color_and_shape_of_drawings_are_named_in_every_protocol(servers: Servers) -> None:
     for topic in ("color", "shape"):
-        assert describe_all(servers, drawings_with(topic, 20), topic, protocols=PROTOCOLS) >= ACCURACY
+        assert describe_all(servers, drawings_with(topic, 12), topic, protocols=PROTOCOLS) >= ACCURACY
 
 
 @pytest.mark.long

@@ -56,13 +56,13 @@ def daemon(module_home: Path, minilm_folder: Path, tiny_tokenizer: Path) -> Iter
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(daemon: Daemon) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{daemon.url}/v1", api_key="not-needed", max_retries=0) as openai_client:
         yield openai_client
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def native(daemon: Daemon) -> Iterator[ollama.Client]:
     with ollama.Client(daemon.url) as ollama_client:
         yield ollama_client

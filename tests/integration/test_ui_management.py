@@ -187,13 +187,15 @@ def test_settings_are_validated_and_stored(page: Page, daemon: Daemon) -> None:
     assert "keep_alive_seconds = 420" in (daemon.home / "config.toml").read_text()
 
 
-def test_events_logs_and_diagnosis_are_shown(page: Page) -> None:
+def test_events_logs_and_diagnosis_are_shown(page: Page, daemon: Daemon) -> None:
+    daemon.admin("POST", "/v0/load", {"model": IDLE})
     page.get_by_role("link", name="System").click()
     expect(page.get_by_role("list", name="Log of the daemon")).to_contain_text("serving")
     page.get_by_role("link", name="Events").click()
     expect(page.get_by_role("list", name="Model events")).to_contain_text("loaded")
     page.get_by_role("link", name="Doctor").click()
     expect(page.get_by_role("status").filter(has_text="checks")).to_be_visible()
+    assert [] == browsers.find_violations(page)
 
 
 @pytest.mark.parametrize(("scheme", "size"), [("dark", browsers.DESKTOP), ("light", browsers.PHONE)])

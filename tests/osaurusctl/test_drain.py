@@ -49,6 +49,15 @@ def test_timeout_without_wait_is_a_usage_error(daemon, invoke):
     assert invoke("drain", "--timeout", "5").exit_code == 2
 
 
+@pytest.mark.parametrize("timeout", ["nan", "-5", "soon", ""])
+def test_a_timeout_that_is_no_duration_is_a_usage_error(daemon, invoke, timeout):
+    result = invoke("drain", "--wait", f"--timeout={timeout}")
+
+    assert result.exit_code == 2
+    assert "is not a duration" in result.stderr
+    assert not daemon.draining
+
+
 @pytest.mark.parametrize(("typed", "command"), [("cordon", "drain"), ("uncordon", "undrain")])
 def test_names_of_kubernetes_are_suggested(invoke, typed, command):
     assert command in invoke(typed).stderr

@@ -1,13 +1,14 @@
-"""Processes start without a library that they do not use. Fails if structlog changes how it imports it."""
+"""Processes start without what they do not use. Fails if the libraries change how they import it."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 
-def run(code):
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+def run(code, **variables):
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **variables}, check=True, timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -16,3 +17,16 @@ def run(code):
 )
 def test_rich_is_not_loaded(module):
     run(f"import sys, {module}; assert 'rich' not in sys.modules; import rich.console")
+
+
+@pytest.mark.parametrize("variables", [{}, {"SSL_CERT_FILE": "/certificates.pem"}])
+def test_daemon_starts_without_parsing_ca_certificates(variables):
+    run(
+        "import gc, os, ssl\n"
+        "environment = dict(os.environ)\n"
+        "import osaurusd.__main__\n"
+        "contexts = [value for value in gc.get_objects() if isinstance(value, ssl.SSLContext)]\n"
+        "assert contexts and not any(context.cert_store_stats()['x509'] for context in contexts)\n"
+        "assert dict(os.environ) == environment\n",
+        **variables,
+    )

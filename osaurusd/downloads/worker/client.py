@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 from socksio.exceptions import ProtocolError
 
-from osaurusd.downloads.worker.errors import PullError
+from osaurusd.downloads.worker.errors import PullError, certificate_error
 from osaurusd.downloads.worker.proxies import Proxy, find_proxy
 from osaurusd.platform.certificates import create_client_context
 
@@ -53,19 +53,6 @@ def create_async_client(connections: int, timeout_seconds: float) -> httpx2.Asyn
     limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
     timeout = httpx2.Timeout(timeout_seconds, pool=None)
     return httpx2.AsyncClient(transport=_AsyncTransport(limits), trust_env=False, timeout=timeout)
-
-
-def certificate_error(error: BaseException) -> PullError | None:
-    """Return the error to report if `error` was caused by a certificate that is not trusted, or else None."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
-        cause = cause.__cause__ or cause.__context__
-    if cause is None:
-        return None
-    return PullError(
-        f"the certificate of the server is not trusted: {cause.verify_message}; if a proxy inspects TLS, set "
-        "SSL_CERT_FILE to a file with its certificate authority"
-    )
 
 
 class _Routes(Generic[T]):

@@ -1,5 +1,7 @@
 """Errors that end a pull, or that make a part of it start over."""
 
+import ssl
+
 from osaurusd.wire.errors import ErrorCode
 
 
@@ -30,3 +32,16 @@ class FileChanged(Exception):
 
 class RangesUnsupported(Exception):
     """The server ignores ranges and always sends the whole file."""
+
+
+def certificate_error(error: BaseException) -> PullError | None:
+    """Return the error to report if `error` was caused by a certificate that is not trusted, or else None."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return None
+    return PullError(
+        f"the certificate of the server is not trusted: {cause.verify_message}; if a proxy inspects TLS, set "
+        "SSL_CERT_FILE to a file with its certificate authority"
+    )

@@ -17,8 +17,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 
 from osaurusd.downloads import messages
-from osaurusd.downloads.worker.client import certificate_error, create_client
-from osaurusd.downloads.worker.errors import PullError, TransientError
+from osaurusd.downloads.worker.client import create_client
+from osaurusd.downloads.worker.errors import PullError, TransientError, certificate_error
 from osaurusd.downloads.worker.selection import HubFile, Listing
 from osaurusd.models import metadata
 from osaurusd.wire.errors import ErrorCode

@@ -13,14 +13,12 @@ from osaurusd.downloads import messages
 from osaurusd.downloads.worker import hub, selection
 from osaurusd.downloads.worker.client import create_async_client
 from osaurusd.downloads.worker.errors import PullError, TransientError
-from osaurusd.downloads.worker.partial import Partial
+from osaurusd.downloads.worker.receiver import Receiver, start_progress
 from osaurusd.downloads.worker.selection import HubFile, Listing
 from osaurusd.downloads.worker.snapshot import Snapshot
 from osaurusd.downloads.worker.source import FileSource
 from osaurusd.downloads.worker.staging import Staging, check_disk_space, write_error
 from osaurusd.downloads.worker.transfer import Backoff, ProgressReporter, Transfer, TransferLimits, run_all
-from osaurusd.models.worker import verification
-from osaurusd.models.worker.verification import Digest
 from osaurusd.rpc.job import Send, printable
 from osaurusd.wire.pulls import PullStage
 
@@ -74,7 +72,7 @@ class _Pull:
         self._options = options
         self._listing = listing
         self._progress = progress
-        self._staging = Staging(options.cache, listing.repo)
+        self._staging = Staging.for_repo(options.cache, listing.repo)
         self._snapshot = Snapshot(options.cache, listing)
         self._cache = options.cache
 
@@ -101,13 +99,13 @@ class _Pull:
         limits = self._options.limits
         async with create_async_client(limits.connections, limits.stall_seconds) as client:
             source = FileSource(client, constants.ENDPOINT, _hub_headers(), self._listing.repo, self._listing.commit)
-            transfer = Transfer(source, limits, self._progress)
+            receiver = Receiver(self._staging, Transfer(source, limits, self._progress), self._progress)
             small = [file for file in missing if file.name in selection.METADATA_FILES]
-            await run_all(self._obtain(transfer, file) for file in small)
+            await run_all(receiver.obtain(file) for file in small)
             self._check_metadata(files)
             self._progress.total = sum(file.size for file in files)
             check_disk_space(self._cache, self._progress.total - self._progress.present, self._options.margin)
-            await run_all(self._obtain(transfer, file) for file in missing if file not in small)
+            await run_all(receiver.obtain(file) for file in missing if file not in small)
 
     def _is_present(self, file: HubFile) -> bool:
         staged = self._staging.verified_path(file)
@@ -116,12 +114,7 @@ class _Pull:
     def _start_progress(self, files: Sequence[HubFile], missing: Sequence[HubFile]) -> None:
         progress = self._progress
         progress.stage, progress.commit = PullStage.DOWNLOADING, self._listing.commit
-        progress.to_hash = sum(file.size for file in missing)
-        progress.present = sum(file.size for file in files) - progress.to_hash
-        for file in missing:
-            partial = Partial(self._staging.folder, file.etag, file.size)
-            progress.present += partial.received
-            partial.close()
+        start_progress(progress, self._staging, files, missing)
 
     def _check_metadata(self, files: Sequence[HubFile]) -> None:
         contents = {}
@@ -131,36 +124,6 @@ class _Pull:
                 path = staged if staged.exists() else self._snapshot.find(file)
                 contents[file.name] = (path or staged).read_bytes()
         selection.check_metadata(self._listing.repo, [file.name for file in files], contents)
-
-    async def _obtain(self, transfer: Transfer, file: HubFile) -> None:
-        """Receive and verify a file; repeat once if its checksum is wrong."""
-        for _ in range(2):
-            partial = Partial(self._staging.folder, file.etag, file.size)
-            try:
-                await transfer.receive(file, partial)
-                if await self._is_intact(file, partial):
-                    await asyncio.to_thread(partial.finish, self._staging.verified_path(file))
-                    return
-            except BaseException:
-                partial.close()
-                raise
-            partial.close()
-            partial.remove()
-            self._progress.present -= file.size
-            self._progress.hashed -= file.size
-        raise PullError(f"{self._listing.repo}: checksum mismatch of {file.name} after two attempts")
-
-    async def _is_intact(self, file: HubFile, partial: Partial) -> bool:
-        digest = Digest("sha256" if file.sha256 else "git", file.etag)
-        reported = 0
-
-        def report(done: int) -> None:
-            nonlocal reported
-            self._progress.hashed += done - reported
-            reported = done
-
-        value = await asyncio.to_thread(verification.hash_file, partial.data, file.size, digest, report)
-        return value == digest.value
 
 
 def _hub_headers() -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Requesting ranges of a file, following redirects from the hub to its CDN. The token is only sent to the hub."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -9,14 +8,20 @@ from httpx2 import URL
 from huggingface_hub import hf_hub_url
 
 from osaurusd.downloads.worker.errors import FileChanged, PullError, RangesUnsupported, TransientError, UrlExpired
+from osaurusd.downloads.worker.ranges import (
+    TRANSIENT,
+    RangeResponse,
+    check_range,
+    check_whole_file,
+    parse_retry_after,
+    unquote_etag,
+)
 from osaurusd.downloads.worker.selection import HubFile
 from osaurusd.wire.errors import ErrorCode
 
 _MAX_REDIRECTS = 8
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_TRANSIENT = frozenset({408, 425, 429})
 _EXPIRED = frozenset({400, 401, 403, 404, 410})
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _AUTHORIZATION = "authorization"
 
 
@@ -26,14 +31,6 @@ class _Address:
 
     url: URL
     linked_etag: str | None = None
-
-
-@dataclass(frozen=True)
-class RangeResponse:
-    """A response whose body starts at the requested byte. `validator` identifies the version of the file."""
-
-    response: httpx2.Response
-    validator: str | None
 
 
 class FileSource:
@@ -58,15 +55,7 @@ class FileSource:
         self._addresses: dict[str, _Address] = {}
 
     async def open(self, file: HubFile, begin: int, end: int) -> RangeResponse:
-        """Request the bytes from `begin` up to `end`; the caller closes the response.
-
-        Raises:
-            TransientError: the request may succeed later; UrlExpired: immediately, with a new URL.
-            FileChanged: the file does not have the expected size.
-            RangesUnsupported: the server would send the whole file.
-            PullError: the file is not available.
-            httpx2.TransportError: the connection failed.
-        """
+        """Request a range; see `Source`. Redirects are followed."""
         known = self._addresses.get(file.name)
         address = known or _Address(self._hub_url(file))
         for _ in range(_MAX_REDIRECTS):
@@ -107,7 +96,7 @@ class FileSource:
         if url.scheme not in ("http", "https") or (address.url.scheme == "https" and url.scheme == "http"):
             raise PullError(f"{file.name}: {address.url.host} redirects to an insecure URL")
         on_hub = _is_same_origin(address.url, self._hub)
-        linked_etag = _unquote_etag(response.headers.get("X-Linked-Etag")) if on_hub else None
+        linked_etag = unquote_etag(response.headers.get("X-Linked-Etag")) if on_hub else None
         return replace(address, url=url, linked_etag=linked_etag or address.linked_etag)
 
     def _check_response(
@@ -119,17 +108,17 @@ class FileSource:
         if response.headers.get("content-encoding", "identity") != "identity":
             raise TransientError(f"{file.name}: {address.url.host} sent a compressed response")
         if response.status_code == 200:
-            _check_whole_file(file, response, begin, end)
+            check_whole_file(file, response, begin, end)
         elif response.status_code == 206:
-            _check_range(file, response, begin)
+            check_range(file, response, begin)
         else:
             raise TransientError(f"{file.name}: {address.url.host} responded with status {response.status_code}")
 
     def _status_error(self, file: HubFile, address: _Address, response: httpx2.Response) -> Exception:
         status, host = response.status_code, address.url.host
         message = f"{file.name}: {host} responded with status {status} {response.reason_phrase}".rstrip()
-        if status in _TRANSIENT or status >= 500:
-            return TransientError(message, _parse_retry_after(response.headers.get("retry-after")))
+        if status in TRANSIENT or status >= 500:
+            return TransientError(message, parse_retry_after(response.headers.get("retry-after")))
         if status == 416:
             return FileChanged(f"{file.name}: the file on {host} is smaller than the hub states")
         if status in _EXPIRED and (not _is_same_origin(address.url, self._hub) or file.name in self._addresses):
@@ -144,35 +133,6 @@ def _is_same_origin(one: URL, other: URL) -> bool:
     return (one.scheme, one.host, one.port) == (other.scheme, other.host, other.port)
 
 
-def _check_whole_file(file: HubFile, response: httpx2.Response, begin: int, end: int) -> None:
-    length = response.headers.get("content-length")
-    if length is not None and length != str(file.size):
-        raise FileChanged(f"{file.name} has {length} bytes on {response.url.host}, but the hub states {file.size}")
-    if begin != 0 or end != file.size:
-        raise RangesUnsupported(f"{file.name}: {response.url.host} does not support ranges")
-
-
-def _check_range(file: HubFile, response: httpx2.Response, begin: int) -> None:
-    match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
-    if match is None or int(match[1]) != begin:
-        raise TransientError(f"{file.name}: {response.url.host} sent a range other than the requested one")
-    if match[3] not in ("*", str(file.size)):
-        raise FileChanged(f"{file.name} has {match[3]} bytes on {response.url.host}, but the hub states {file.size}")
-
-
 def _validator(address: _Address, response: httpx2.Response) -> str | None:
-    etags = [etag for etag in (address.linked_etag, _unquote_etag(response.headers.get("etag"))) if etag]
+    etags = [etag for etag in (address.linked_etag, unquote_etag(response.headers.get("etag"))) if etag]
     return " ".join(etags) or None
-
-
-def _unquote_etag(etag: str | None) -> str | None:
-    """Return an ETag's value without quotes and the prefix of weak ETags."""
-    return etag.removeprefix("W/").strip('"') if etag else None
-
-
-def _parse_retry_after(value: str | None) -> float | None:
-    """Return the seconds of a `Retry-After` header; hubs do not use dates."""
-    try:
-        return max(0.0, float(value)) if value is not None else None
-    except ValueError:
-        return None

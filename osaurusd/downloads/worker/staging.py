@@ -18,22 +18,22 @@ _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Staging:
-    """The folder with the partial and verified files of one repository.
+    """A folder with the partial and verified files of one model.
 
-    It is on the same volume as the cache, so that installing a file is a rename.
-
-    Args:
-        cache: the Hugging Face cache.
-        repo: `ORG/NAME`.
+    It is on the same volume as the files' final place, so that installing one is a rename.
     """
 
-    def __init__(self, cache: Path, repo: str) -> None:
-        self.cache = cache
-        self.folder = pulls_folder(cache) / repo_folder(cache, repo).name
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def for_repo(cls, cache: Path, repo: str) -> "Staging":
+        """Return the folder for the repository `ORG/NAME` in a Hugging Face cache."""
+        return cls(pulls_folder(cache) / repo_folder(cache, repo).name)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from downloading this repository; the lock is released when the process exits.
+        """Keep other processes from downloading this model; the lock is released when the process exits.
 
         Raises:
             PullError: another process holds the lock.
@@ -88,7 +88,7 @@ def check_disk_space(folder: Path, missing: int, margin: int) -> None:
         )
 
 
-def write_error(error: OSError, folder: Path, missing: int, margin: int) -> PullError:
+def write_error(error: OSError, folder: Path, missing: int, margin: int, retry: str = "pull again") -> PullError:
     """Convert an error of a write into one that states how much space to free.
 
     Args:
@@ -96,6 +96,7 @@ def write_error(error: OSError, folder: Path, missing: int, margin: int) -> Pull
         folder: a folder on the disk.
         missing: bytes that are not downloaded yet.
         margin: bytes that must stay free.
+        retry: what resumes the download.
     """
     reason = error.strerror or str(error)
     if error.errno == errno.EFBIG:
@@ -104,8 +105,8 @@ def write_error(error: OSError, folder: Path, missing: int, margin: int) -> Pull
         return PullError(f"{error.filename or folder}: {reason}")
     short = max(missing + margin - shutil.disk_usage(folder).free, 0)
     return PullError(
-        f"the disk with {folder} is full: {format_bytes(missing)} are missing; free up {format_bytes(short)} and pull "
-        "again to resume",
+        f"the disk with {folder} is full: {format_bytes(missing)} are missing; free up {format_bytes(short)} and "
+        f"{retry} to resume",
         ErrorCode.DISK_FULL,
     )
 

@@ -12,11 +12,17 @@ from typing import Any
 import httpx2
 
 from osaurusd.downloads import messages
-from osaurusd.downloads.worker.client import certificate_error
-from osaurusd.downloads.worker.errors import FileChanged, PullError, RangesUnsupported, TransientError, UrlExpired
+from osaurusd.downloads.worker.errors import (
+    FileChanged,
+    PullError,
+    RangesUnsupported,
+    TransientError,
+    UrlExpired,
+    certificate_error,
+)
 from osaurusd.downloads.worker.partial import Part, Partial
+from osaurusd.downloads.worker.ranges import Source
 from osaurusd.downloads.worker.selection import HubFile
-from osaurusd.downloads.worker.source import FileSource
 from osaurusd.rpc.job import Send
 from osaurusd.wire.pulls import PullStage
 
@@ -160,7 +166,7 @@ class Backoff:
 
 
 class Transfer:
-    """Receives the files of one repository over shared connections.
+    """Receives the files of one model over shared connections.
 
     Args:
         source: opens ranges of files.
@@ -168,7 +174,7 @@ class Transfer:
         progress: counts received bytes.
     """
 
-    def __init__(self, source: FileSource, limits: TransferLimits, progress: ProgressReporter) -> None:
+    def __init__(self, source: Source, limits: TransferLimits, progress: ProgressReporter) -> None:
         self._source = source
         self._limits = limits
         self._progress = progress

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gguf
+import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
@@ -29,11 +30,12 @@ _CONFIG_TENSORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factor
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of the network. `quantizable`: MLX has a quantized layer for it."""
+    """A parameter of the network. `quantizable`: MLX has a quantized layer for it. `embedding`: it is an embedding."""
 
     name: str
     shape: tuple[int, ...]
     quantizable: bool
+    embedding: bool
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,10 @@ class Placement:
         return (
             self.scheme is not None
             and not (self.transform and self.transform.values)
-            and all(quantization.held_scheme(tensor.type) == self.scheme for tensor in self.sources)
+            and all(
+                quantization.held_scheme(tensor.type, embedding=self.parameter.embedding) == self.scheme
+                for tensor in self.sources
+            )
         )
 
 
@@ -115,13 +120,13 @@ def _parameters(facts: Facts, config: dict[str, Any]) -> list[Parameter]:
     module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
     try:
         network = module.Model(module.ModelArgs.from_dict(config))
-        modules = {name for name, module in network.named_modules() if hasattr(module, "to_quantized")}
+        modules = {f"{name}.weight": module for name, module in network.named_modules()}
         leaves: list[Any] = list(tree_flatten(network.parameters()))
         parameters = [(name, tuple(value.shape)) for name, value in leaves]
     except Exception as error:  # the constructors of mlx_lm raise whatever unusual sizes lead to
         raise facts.metadata.failure(f"mlx_lm cannot build the network: {error}") from error
     return [
-        Parameter(name, shape, name.endswith(".weight") and name.removesuffix(".weight") in modules)
+        Parameter(name, shape, hasattr(modules.get(name), "to_quantized"), isinstance(modules.get(name), nn.Embedding))
         for name, shape in parameters
     ]
 
@@ -182,12 +187,12 @@ def _scheme(
 ) -> Scheme | None:
     if not parameter.quantizable or options.bits == 0:
         return None
-    types = {tensor.type for tensor in tensors}
-    held = quantization.held_scheme(next(iter(types))) if len(types) == 1 else None
+    types, embedding = {tensor.type for tensor in tensors}, parameter.embedding
+    held = quantization.held_scheme(next(iter(types)), embedding=embedding) if len(types) == 1 else None
     if transform and transform.values:
         held = None
     if options.bits is None:
-        automatic = [quantization.automatic_scheme(name) for name in types]
+        automatic = [quantization.automatic_scheme(name, embedding=embedding) for name in types]
         schemes = [scheme for scheme in automatic if scheme]
         bits = max(scheme.bits for scheme in schemes) if len(schemes) == len(types) else 0
     else:

@@ -53,7 +53,7 @@ class Quantized(NamedTuple):
 
 
 class _Groups(NamedTuple):
-    """The content of blocks: packed levels (blocks, bytes), and float32 scales and biases (blocks, groups)."""
+    """The content of blocks: packed levels (blocks, bytes), and scales and biases (blocks, groups) of up to 32 bits."""
 
     packed: Array
     scales: Array
@@ -67,8 +67,13 @@ def _field(blocks: Array, start: int, size: int) -> Array:
 
 
 def _half(blocks: Array, start: int) -> Array:
+    """Return the float16 at byte `start` of each block as a column."""
+    return _field(blocks, start, 2).view("<f2")
+
+
+def _single(blocks: Array, start: int) -> Array:
     """Return the float16 at byte `start` of each block as a float32 column."""
-    return _field(blocks, start, 2).view("<f2").astype(np.float32)
+    return _half(blocks, start).astype(np.float32)
 
 
 _LOW_NIBBLES = 0x0F0F0F0F0F0F0F0F
@@ -97,7 +102,7 @@ def _nibbles(halves: Array) -> Array:
 
 def _read_q4_0(blocks: Array) -> _Groups:
     scale = _half(blocks, 0)
-    return _Groups(_pack_nibbles(_field(blocks, 2, 16)), scale, scale * -8)
+    return _Groups(_pack_nibbles(_field(blocks, 2, 16)), scale, scale * np.float32(-8))
 
 
 def _read_q4_1(blocks: Array) -> _Groups:
@@ -111,7 +116,7 @@ def _pack_five_bits(halves: Array, fifth: Array) -> Array:
 
 def _read_q5_0(blocks: Array) -> _Groups:
     scale = _half(blocks, 0)
-    return _Groups(_pack_five_bits(_field(blocks, 6, 16), _field(blocks, 2, 4)), scale, scale * -16)
+    return _Groups(_pack_five_bits(_field(blocks, 6, 16), _field(blocks, 2, 4)), scale, scale * np.float32(-16))
 
 
 def _read_q5_1(blocks: Array) -> _Groups:
@@ -121,13 +126,13 @@ def _read_q5_1(blocks: Array) -> _Groups:
 
 def _read_q8_0(blocks: Array) -> _Groups:
     scale = _half(blocks, 0)
-    return _Groups(_field(blocks, 2, 32) ^ 0x80, scale, scale * -128)
+    return _Groups(_field(blocks, 2, 32) ^ 0x80, scale, scale * np.float32(-128))
 
 
 def _group_scales(blocks: Array) -> tuple[Array, Array]:
     """Return scales and biases of the eight groups in blocks of Q4_K and Q5_K."""
     scales, minima = Q4_K.get_scale_min(_field(blocks, 4, 12))
-    return _half(blocks, 0) * scales, _half(blocks, 2) * minima * -1
+    return _single(blocks, 0) * scales, _single(blocks, 2) * minima * -1
 
 
 def _read_q4_k(blocks: Array) -> _Groups:
@@ -146,7 +151,7 @@ def _read_q5_k(blocks: Array) -> _Groups:
 
 def _read_ternary(type_name: str) -> Callable[[Array], _Groups]:
     def read(blocks: Array) -> _Groups:
-        scale = _half(blocks, blocks.shape[1] - 2)
+        scale = _single(blocks, blocks.shape[1] - 2)
         values = gguf.dequantize(blocks, gguf.GGMLQuantizationType[type_name])
         levels = np.rint(np.divide(values, scale, out=np.zeros_like(values), where=scale != 0)) + 1
         # A block shares one scale; MLX's largest groups are half as long.
@@ -156,9 +161,26 @@ def _read_ternary(type_name: str) -> Callable[[Array], _Groups]:
     return read
 
 
+# Twice the values of 4-bit floats, plus 12.
+_MXFP4_LEVELS = np.array([12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0], np.uint8)
+_MXFP4_BYTES, _NAN_EXPONENT = 17, 255
+
+
+def _mxfp4_exponents(blocks: Array) -> Array:
+    exponents = _field(blocks, 0, 1)
+    if (exponents == _NAN_EXPONENT).any():
+        raise ValueError("an exponent that is not a number")
+    return exponents
+
+
+def _read_mxfp4(blocks: Array) -> _Groups:
+    scale = np.ldexp(np.float32(1), _mxfp4_exponents(blocks).astype(np.int32) - 128)
+    return _Groups(pack(_MXFP4_LEVELS[_nibbles(_field(blocks, 1, 16))], 5), scale, scale * -12)
+
+
 @dataclass(frozen=True)
 class _Held:
-    """A block type that MLX can hold. `rounded`: its scales have more digits than a float16."""
+    """A block type that MLX can hold in affine mode. `rounded`: a float16 may not hold its scales exactly."""
 
     scheme: Scheme
     read: Callable[[Array], _Groups]
@@ -175,9 +197,10 @@ _HELD = {
     "Q5_K": _Held(Scheme(5), _read_q5_k, rounded=True),
     "TQ1_0": _Held(Scheme(2, 128), _read_ternary("TQ1_0")),
     "TQ2_0": _Held(Scheme(2, 128), _read_ternary("TQ2_0")),
+    # Only for embeddings.
+    "MXFP4": _Held(Scheme(5), _read_mxfp4, rounded=True),
 }
 _MXFP4 = Scheme(4, 32, "mxfp4")
-_MXFP4_BYTES, _NAN_EXPONENT = 17, 255
 
 # Bits for block types that MLX cannot hold: requantization adds less than half of the error that the type itself has.
 _AUTO_BITS = {
@@ -196,44 +219,49 @@ _AUTO_BITS = {
     "NVFP4": 6,
 }
 
-TYPES = (*_HELD, "MXFP4", *_AUTO_BITS)
+TYPES = (*_HELD, *_AUTO_BITS)
 """The quantized types of ggml that can be converted."""
 
 # One in this many blocks is measured if only its scales are rounded.
 _SAMPLE_INTERVAL = 16
 
 
-def held_scheme(type_name: str) -> Scheme | None:
-    """Return the format in which MLX holds blocks of a ggml type; None if it cannot."""
-    if type_name == "MXFP4":
+def held_scheme(type_name: str, *, embedding: bool = False) -> Scheme | None:
+    """Return the format in which MLX holds blocks of a ggml type; None if it cannot.
+
+    MLX's embeddings in mxfp4 mode return BF16 whatever the type of the other floats is, so that the first layers would
+    compute in BF16, or in F32 where other floats are F16. Their blocks fit into 5 bits of affine mode as well.
+    """
+    if type_name == "MXFP4" and not embedding:
         return _MXFP4
     return _HELD[type_name].scheme if type_name in _HELD else None
 
 
-def automatic_scheme(type_name: str) -> Scheme | None:
+def automatic_scheme(type_name: str, *, embedding: bool = False) -> Scheme | None:
     """Return the format that preserves the quality of a ggml type; None for floats, which are not quantized."""
-    if (held := held_scheme(type_name)) is not None:
+    if (held := held_scheme(type_name, embedding=embedding)) is not None:
         return held
     return Scheme(_AUTO_BITS[type_name]) if type_name in _AUTO_BITS else None
 
 
-def is_exact(type_name: str, float_type: str) -> bool:
+def is_exact(type_name: str, scheme: Scheme, float_type: str) -> bool:
     """Whether `convert_blocks` stores exactly the values of the blocks."""
-    return type_name == "MXFP4" or (float_type != "BF16" and not _HELD[type_name].rounded)
+    return scheme == _MXFP4 or (float_type != "BF16" and not _HELD[type_name].rounded)
 
 
-def convert_blocks(data: Array, type_name: str, float_type: str) -> Quantized:
+def convert_blocks(data: Array, type_name: str, scheme: Scheme, float_type: str) -> Quantized:
     """Convert rows of blocks that MLX can hold.
 
     Args:
         data: bytes of shape (rows, bytes per row).
-        type_name: a ggml type for which `held_scheme` returns a format.
+        type_name: the ggml type of the blocks.
+        scheme: a format that `held_scheme` returns for this type.
         float_type: F16, BF16 or F32, for scales and biases.
 
     Raises:
         ValueError: a scale is not finite, or exceeds the float type.
     """
-    if type_name == "MXFP4":
+    if scheme == _MXFP4:
         return _convert_mxfp4(data)
     held, ggml_type = _HELD[type_name], gguf.GGMLQuantizationType[type_name]
     blocks = data.reshape(-1, gguf.GGML_QUANT_SIZES[ggml_type][1])
@@ -241,7 +269,7 @@ def convert_blocks(data: Array, type_name: str, float_type: str) -> Quantized:
         packed, scales, biases = held.read(blocks)
     stored_scales, stored_biases = to_float(scales, float_type), to_float(biases, float_type)
     error = signal = 0.0
-    if not is_exact(type_name, float_type):
+    if not is_exact(type_name, scheme, float_type):
         sample = slice(None, None, _SAMPLE_INTERVAL)
         values = gguf.dequantize(blocks[sample], ggml_type).reshape(-1)
         parts = (scales, biases, from_float(stored_scales, float_type), from_float(stored_biases, float_type))
@@ -252,9 +280,7 @@ def convert_blocks(data: Array, type_name: str, float_type: str) -> Quantized:
 
 def _convert_mxfp4(data: Array) -> Quantized:
     blocks = data.reshape(-1, _MXFP4_BYTES)
-    exponents = _field(blocks, 0, 1)
-    if (exponents == _NAN_EXPONENT).any():
-        raise ValueError("an exponent that is not a number")
+    exponents = _mxfp4_exponents(blocks)
     rows = len(data)
     packed = _pack_nibbles(_field(blocks, 1, 16))
     return Quantized(packed.reshape(rows, -1).view("<u4"), exponents.reshape(rows, -1), None)
@@ -315,15 +341,21 @@ def pack(levels: Array, bits: int) -> Array:
     return np.ascontiguousarray(packed).reshape(len(levels), -1).view("<u4")
 
 
+# The exponent bits of each float type, which are all set in values that are not finite.
+_EXPONENTS = {"F32": np.uint32(0x7F800000), "F16": np.uint16(0x7C00), "BF16": np.uint16(0x7F80)}
+
+
 def to_float(values: Array, float_type: str) -> Array:
-    """Convert float32 values to F32, F16 or BF16. NumPy has no BF16, so its bits are returned as uint16.
+    """Convert floats to F32, F16 or BF16. NumPy has no BF16, so its bits are returned as uint16.
 
     Raises:
         ValueError: a value is not finite, or exceeds the type.
     """
     with np.errstate(over="ignore"):
         converted = values.astype("<f4" if float_type == "F32" else "<f2") if float_type != "BF16" else _to_bf16(values)
-    if not np.isfinite(from_float(converted, float_type) if float_type == "BF16" else converted).all():
+    # NumPy converts a float16 for each operation, but integers are fast.
+    exponents = _EXPONENTS[float_type]
+    if (converted.view(f"<u{converted.itemsize}") & exponents == exponents).any():
         raise ValueError(f"a value that is not finite or exceeds {float_type}")
     return converted
 

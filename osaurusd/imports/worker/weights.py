@@ -22,6 +22,7 @@ import numpy.typing as npt
 from osaurusd.imports.worker import quantization
 from osaurusd.imports.worker.gguf import GgufHeader, TensorInfo
 from osaurusd.imports.worker.plan import Placement, Plan
+from osaurusd.imports.worker.quantization import Scheme
 from osaurusd.imports.worker.tensor_file import Entry, write_model
 from osaurusd.wire.quantization import QuantizationReport
 
@@ -137,9 +138,9 @@ class Converter:
         elif placement.scheme is None:
             yield self._in_order(self._jobs(placement))
         else:
-            yield from self._quantized(placement)
+            yield from self._quantized(placement, placement.scheme)
 
-    def _quantized(self, placement: Placement) -> Iterator[Iterable[Array]]:
+    def _quantized(self, placement: Placement, scheme: Scheme) -> Iterator[Iterable[Array]]:
         """Yield the levels as a stream. Scales and biases, a third of their size or less, are held until then."""
         scales: list[Array] = []
         biases: list[Array] = []
@@ -159,7 +160,8 @@ class Converter:
         yield scales
         if biases:
             yield biases
-        if placement.held and all(quantization.is_exact(each.type, self._float_type) for each in placement.sources):
+        types = {tensor.type for tensor in placement.sources}
+        if placement.held and all(quantization.is_exact(each, scheme, self._float_type) for each in types):
             self.errors.exact += 1
         else:
             self.errors.add(placement.sources[0].name, error, signal)
@@ -194,12 +196,13 @@ class Converter:
 
     def _piece(self, placement: Placement, tensor: TensorInfo, rows: range, total: int) -> Any:
         reorder = placement.transform.rows if placement.transform else None
-        if not placement.held:
+        if placement.scheme is None or not placement.held:
             values = self._dequantize(tensor, rows, total)
             return self._store(placement, tensor, reorder(values) if reorder else values)
         data = self._read(tensor, rows, total)
         with self._naming(tensor):
-            return quantization.convert_blocks(reorder(data) if reorder else data, tensor.type, self._float_type)
+            data = reorder(data) if reorder else data
+            return quantization.convert_blocks(data, tensor.type, placement.scheme, self._float_type)
 
     def _store(self, placement: Placement, tensor: TensorInfo, values: Array) -> Any:
         with self._naming(tensor):

@@ -1,7 +1,7 @@
-"""`python -m osaurusd.models.worker --fd N COMMAND ...`: removes or verifies a model and reports over a socket.
+"""`python -m osaurusd.models.worker --fd N COMMAND ...`: removes, verifies or hashes a model and reports over a socket.
 
 A separate process keeps huggingface_hub, hashing and long deletions out of the daemon. Every command ends with one
-result frame: a Removal, a Verification or a Failure.
+result frame: a Removal, a Verification, Digests or a Failure.
 """
 
 import argparse
@@ -35,6 +35,9 @@ def _create_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("verify")
     command.add_argument("--snapshot", type=Path, required=True, help="folder of the model")
     command.add_argument("--record", type=Path, help="record of the import (default: osaurus.json in the folder)")
+    command = commands.add_parser("hash")
+    command.add_argument("--folder", type=Path, required=True, help="folder of the model")
+    command.add_argument("names", nargs="+", help="files to hash, relative to the folder")
     return parser
 
 
@@ -48,6 +51,9 @@ def _run(options: argparse.Namespace, send: job.Send) -> messages.Message:
                 return messages.Removal(freed_bytes=removal.remove_repo(options.cache, options.repo))
             case "remove-folder":
                 return messages.Removal(freed_bytes=removal.remove_folder(options.path))
+            case "hash":
+                digests = verification.hash_files(options.folder, options.names, _throttled_progress(send))
+                return messages.Digests(digests=digests)
             case _:
                 files = verification.verify(options.snapshot, options.record, _throttled_progress(send))
                 return messages.Verification(files=files)

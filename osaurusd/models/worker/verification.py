@@ -6,7 +6,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -115,6 +115,21 @@ def verify(snapshot: Path, record: Path | None, progress: Progress) -> list[Veri
             done += file.size
         verified.append(VerifiedFile(name=file.name, bytes=file.size, state=state))
     return verified
+
+
+def hash_files(folder: Path, names: Sequence[str], progress: Progress) -> dict[str, str]:
+    """Return the SHA-256 of files in a model's folder, by name.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    total, done = sum(sizes.values()), 0
+    digests = {}
+    for name, size in sizes.items():
+        digests[name] = hash_file(folder / name, size, None, _total_progress(progress, name, done, total))
+        done += size
+    return digests
 
 
 def hash_file(path: Path, size: int, digest: Digest | None, progress: Callable[[int], None]) -> str:

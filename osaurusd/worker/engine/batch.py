@@ -104,8 +104,19 @@ class DecodeBatch:
         self._choose_sampler()
         self._begin_sampling(logits)
 
-    def step(self) -> dict[SequenceId, list[TokenOutput]]:
-        """Return the tokens of this step, and start computing the next one."""
+    def next_tokens(self) -> list[int]:
+        """Return the tokens of the next step, by row; waits until they are computed."""
+        tokens: list[int] = self._sampled().tolist()  # type: ignore[assignment]
+        return tokens
+
+    def step(self, given: list[int] | None = None) -> dict[SequenceId, list[TokenOutput]]:
+        """Return the tokens of this step, and start computing the next one.
+
+        Args:
+            given: tokens by row, instead of those that this batch samples.
+        """
+        if given is not None:
+            self._tokens, self._logprobs, self._pending = mx.array(list(given), mx.uint32), None, None
         current, logprobs = self._sampled(), self._logprobs
         positions = {"position_deltas": mx.array(self._deltas)} if any(self._deltas) else {}
         logits = self._network(current[:, None], cache=self._cache, **positions)[:, -1, :]

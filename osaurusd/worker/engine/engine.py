@@ -20,6 +20,7 @@ from osaurusd.worker.engine.prefix_cache import PrefixCache
 from osaurusd.worker.engine.probe import Probe
 from osaurusd.worker.engine.request import EngineRequest, PrefillTask, Sequence, SequenceId
 from osaurusd.worker.parallel.executor import Executor
+from osaurusd.worker.parallel.leader import Leader
 from osaurusd.worker.parallel.local import LocalExecutor, padding_per_pass
 
 
@@ -46,6 +47,7 @@ class Engine:
         limits: resources to use.
         clock: measures steps and requests.
         device: the device that MLX uses; by default, its default device.
+        leader: the group of ranks that this process leads, if it has only a part of the model.
 
     Attributes:
         progress: counts forward passes.
@@ -59,21 +61,24 @@ class Engine:
         *,
         clock: Callable[[], float] = time.perf_counter,
         device: Device | None = None,
+        leader: Leader | None = None,
     ) -> None:
         self._network = network
         self._end_tokens = frozenset(end_tokens)
         self._limits = limits
         self._clock = clock
         self._device = device or Device.default()
-        probe = Probe.from_network(network, self._device)
-        self.layout = probe.layout
+        probe = Probe.from_network(network, self._device, bool if leader is None else leader.group.agree)
         self.vocabulary = probe.vocabulary
         self.chunk_sizer = ChunkSizer(
             probe.token_seconds, limits.stall_seconds, pass_seconds=probe.pass_seconds, on_gpu=self._device.is_gpu
         )
         self.memory = self._create_memory_budget(probe)
+        if leader is not None:
+            leader.group.share(self.memory)
+        self.layout = self.memory.layout
         self.memory.set_limit(limits.memory_bytes)
-        self.prefix_cache = PrefixCache(limits.prefix_cache_bytes, has_states=probe.layout.has_states)
+        self.prefix_cache = PrefixCache(limits.prefix_cache_bytes, has_states=self.layout.has_states)
         self.features = FeatureCache(limits.feature_cache_bytes)
         self.planner = Planner(
             self.memory,
@@ -81,10 +86,11 @@ class Engine:
             self.prefix_cache,
             self.features,
             max_waiting=limits.max_waiting,
-            padding_per_pass=padding_per_pass(probe.layout, self.memory.weights_bytes, self._device),
+            padding_per_pass=padding_per_pass(self.layout, self.memory.weights_bytes, self._device),
         )
-        self._executor: Executor = LocalExecutor(
-            network, probe.layout, self.prefix_cache, self.features, clock, self._device
+        create_executor = LocalExecutor if leader is None else leader.create_executor
+        self._executor: Executor = create_executor(
+            network, self.layout, self.prefix_cache, self.features, clock, self._device
         )
         self._decode_started_at: float | None = None
         self.progress = 0
@@ -119,7 +125,7 @@ class Engine:
         self.memory.set_limit(limits.memory_bytes)
         self.prefix_cache.resize(limits.prefix_cache_bytes)
         self.planner.max_waiting = limits.max_waiting
-        mx.clear_cache()
+        self._executor.clear_cache()
         self.planner.update_reservations()
 
     @property
@@ -131,7 +137,7 @@ class Engine:
         """Clear all caches and return freed buffers to the system. Running requests continue."""
         self.prefix_cache.clear()
         self.features.clear()
-        mx.clear_cache()
+        self._executor.clear_cache()
 
     def serving_bytes(self, context_length: int | None) -> int:
         """Return the memory that the model needs to serve one request of ordinary length."""
@@ -169,7 +175,7 @@ class Engine:
         self.planner.clear()
         self._executor.clear()
         self._decode_started_at = None
-        mx.clear_cache()
+        self._executor.clear_cache()
         return lost
 
     def decode(self) -> list[messages.Frame]:

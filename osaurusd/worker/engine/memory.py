@@ -29,6 +29,7 @@ class MemoryBudget:
         pass_bytes_per_token: memory that a prefill pass needs per token, in addition to weights and caches.
         score_bytes: additional memory per pair of a token of the pass and a token of the sequence.
         chunk_sizer: chooses the number of tokens in a pass.
+        peers: the budgets of the other ranks of a group, each of which must have room for its part of a sequence.
     """
 
     layout: CacheLayout
@@ -37,6 +38,7 @@ class MemoryBudget:
     pass_bytes_per_token: int
     score_bytes: int
     chunk_sizer: ChunkSizer
+    peers: Sequence["MemoryBudget"] = ()
 
     def peak_bytes(self, decoding: Sequence[int], joining: Sequence[int] = (), image_bytes: int = 0) -> int:
         """Return the peak while sequences of the final lengths `decoding` run and those of `joining` join them.
@@ -75,11 +77,23 @@ class MemoryBudget:
         return self.weights_bytes + max(for_cache, for_passes) + 1
 
     def fits(self, decoding: Sequence[int], joining: Sequence[int] = (), image_bytes: int = 0) -> bool:
-        return self.limit_bytes is None or self.peak_bytes(decoding, joining, image_bytes) <= self.limit_bytes
+        fits = self.limit_bytes is None or self.peak_bytes(decoding, joining, image_bytes) <= self.limit_bytes
+        return fits and all(peer.fits(decoding, joining, image_bytes) for peer in self.peers)
+
+    def spare_bytes(self, peak_bytes: int, decoding: Sequence[int], joining: Sequence[int]) -> int | None:
+        """Return the memory that sequences with a peak of `peak_bytes` leave to caches; None if unlimited."""
+        rest = None if self.limit_bytes is None else max(self.limit_bytes - peak_bytes, 0)
+        for peer in self.peers:
+            spare = peer.spare_bytes(peer.peak_bytes(decoding, joining), decoding, joining)
+            if spare is not None:
+                # In the size that its content has here.
+                spare = spare * self._ordinary_bytes // max(peer._ordinary_bytes, 1)
+                rest = spare if rest is None else min(rest, spare)
+        return rest
 
     def max_tokens(self, sequences: int, image_bytes: int = 0) -> int | None:
         """Return the final length that `sequences` sequences could each reach on their own; None if unlimited."""
-        if self.limit_bytes is None or self.fits([], [_UNLIMITED_TOKENS] * sequences, image_bytes):
+        if self.fits([], [_UNLIMITED_TOKENS] * sequences, image_bytes):
             return None
         low, high = 0, _UNLIMITED_TOKENS
         while high - low > GROWTH_TOKENS:
@@ -103,6 +117,9 @@ class MemoryBudget:
 
     def _max_pass_tokens(self, context: int) -> int:
         """Return the most tokens of a pass whose intermediates, with the scores of all pairs of tokens, fit."""
+        return min(budget._max_own_pass_tokens(context) for budget in (self, *self.peers))
+
+    def _max_own_pass_tokens(self, context: int) -> int:
         if self.limit_bytes is None:
             return MAX_TOKENS
         # Positive root of score_bytes * tokens² + bytes_per_pass_token(context) * tokens = room.
@@ -113,6 +130,10 @@ class MemoryBudget:
 
     def _bytes_per_pass_token(self, longest: int) -> int:
         return self.pass_bytes_per_token + self.score_bytes * longest
+
+    @property
+    def _ordinary_bytes(self) -> int:
+        return self._batch_bytes([ORDINARY_TOKENS])
 
     def _batch_bytes(self, lengths: Sequence[int]) -> int:
         return self.layout.bytes_for(len(lengths), max(lengths)) if lengths else 0

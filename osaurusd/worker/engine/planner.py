@@ -339,9 +339,10 @@ class Planner:
 
     def update_reservations(self) -> None:
         """Recompute the reserved memory, and leave the rest to the prefix cache."""
-        self.reserved_bytes = self._memory.peak_bytes(*self._reserved_lengths(), self._image_bytes())
-        if self._memory.limit_bytes is not None:
-            rest = max(self._memory.limit_bytes - self.reserved_bytes, 0)
+        decoding, joining = self._reserved_lengths()
+        self.reserved_bytes = self._memory.peak_bytes(decoding, joining, self._image_bytes())
+        rest = self._memory.spare_bytes(self.reserved_bytes, decoding, joining)
+        if rest is not None:
             self._features.set_cap(rest)
             self._prefix_cache.set_cap(rest - self._features.nbytes)
 

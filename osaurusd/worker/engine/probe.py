@@ -1,6 +1,7 @@
 """Measuring a loaded model with short forward passes: cache layout, vocabulary, time and memory per token."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +26,9 @@ FLOAT32_BYTES = 4
 # ones have kernels too, but MLX prefers not to use them.
 FUSED_HEAD_DIMENSIONS = (64, 72, 80, 96, 128)
 
+Agree = Callable[[bool], bool]
+"""Decides something that must hold for all ranks of a group; returns whether it holds for all."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -47,12 +51,15 @@ class Probe:
     score_bytes: int
 
     @classmethod
-    def from_network(cls, network: Any, device: Device = CPU) -> "Probe":
+    def from_network(cls, network: Any, device: Device = CPU, agree: Agree = bool) -> "Probe":
         """Measure a network. This also compiles what MLX compiles on first use.
+
+        The number of passes does not depend on times, so that the ranks of a group can do this together.
 
         Args:
             network: an mlx_lm model.
             device: the device that MLX uses.
+            agree: makes a decision for all ranks of a group.
 
         Raises:
             Exception: whatever the network raises on a prompt.
@@ -68,7 +75,7 @@ class Probe:
         cache, logits = _fill_cache(network, PROBE_TOKENS)
         seconds = min(seconds, time.perf_counter() - started)
         peak = mx.get_peak_memory() - before
-        layout = _with_working_merge(network, CacheLayout.from_cache(cache))
+        layout = _with_working_merge(network, CacheLayout.from_cache(cache), agree)
         pass_seconds = _pass_seconds(network, cache)
         return cls(
             layout=layout,
@@ -98,10 +105,11 @@ def _pass_seconds(network: Any, cache: Cache) -> float:
     return min(seconds)
 
 
-def _with_working_merge(network: Any, layout: CacheLayout) -> CacheLayout:
+def _with_working_merge(network: Any, layout: CacheLayout, agree: Agree) -> CacheLayout:
     """Choose a way of merging caches that works: some of mlx_lm's models compute batches wrongly or not at all."""
+    batchable = agree(layout.batchable)
     for candidate in (layout, replace(layout, grouped_masks=True)):
-        if layout.batchable and _batches_correctly(network, candidate):
+        if batchable and agree(_batches_correctly(network, candidate)):
             return candidate
     return replace(layout, batchable=False)
 
@@ -111,11 +119,18 @@ def _batches_correctly(network: Any, layout: CacheLayout) -> bool:
     caches = [_fill_cache(network, count)[0] for count in (PROBE_TOKENS, PROBE_TOKENS // 4)]
     token = mx.array([[PROBE_TOKENS]])
     try:
-        batched = network(mx.concatenate([token, token]), cache=layout.merge(caches))[:, -1, :]
-        separate = mx.concatenate([network(token, cache=cache)[:, -1, :] for cache in caches])
+        batched = _logits(network, mx.concatenate([token, token]), layout.merge(caches))
+        separate = mx.concatenate([_logits(network, token, cache) for cache in caches])
         return bool((_relative_error(batched, separate) < BATCH_TOLERANCE).all().item())
     except Exception:  # noqa: BLE001  a model that raises anything on a batch is served one sequence at a time
         return False
+
+
+def _logits(network: Any, tokens: mx.array, cache: Cache) -> mx.array:
+    """Return the computed logits after `tokens`."""
+    logits: mx.array = network(tokens, cache=cache)[:, -1, :]
+    mx.eval(logits)  # passes of a group of ranks must not be computed at the same time
+    return logits
 
 
 def _relative_error(actual: mx.array, expected: mx.array) -> mx.array:

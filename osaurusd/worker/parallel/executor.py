@@ -55,5 +55,8 @@ class Executor(Protocol):
     def take_failed(self) -> dict[SequenceId, str]:
         """Return the sequences whose constraint failed since the last call, with the reasons."""
 
+    def clear_cache(self) -> None:
+        """Return freed buffers to the system, and everything that the prefix cache has dropped."""
+
     def synchronize(self) -> None:
         """Wait for the step that is being computed."""

@@ -9,11 +9,11 @@ import mlx.core as mx
 import numpy as np
 
 from osaurusd.worker.engine import host_sampler, kv_cache
-from osaurusd.worker.engine.batch import BatchEntry, CacheReader, DecodeBatch
+from osaurusd.worker.engine.batch import BatchEntry, CacheReader, DecodeBatch, TokenOutput
 from osaurusd.worker.engine.device import CPU, Device
 from osaurusd.worker.engine.image_encoder import ImageEncoder
 from osaurusd.worker.engine.images import FeatureCache
-from osaurusd.worker.engine.kv_cache import Cache, CacheLayout
+from osaurusd.worker.engine.kv_cache import Cache, CacheLayout, PackedKV
 from osaurusd.worker.engine.last_logits import LastLogits
 from osaurusd.worker.engine.planner import ImageStages, PrefillChunk, StepPlan
 from osaurusd.worker.engine.prefix_cache import PrefixCache, PrefixMatch, Tokens
@@ -28,7 +28,7 @@ _PADDING_COST_GPU = 1
 
 
 @dataclass
-class _Prompt:
+class PromptState:
     """A prompt that is being prefilled. `logits` are those after its last token, once it is complete."""
 
     id: SequenceId
@@ -73,7 +73,7 @@ class LocalExecutor:
         self._clock = clock
         self._device = device
         self._last_logits = LastLogits(network)
-        self._prompts: dict[SequenceId, _Prompt] = {}
+        self._prompts: dict[SequenceId, PromptState] = {}
         self.batches: list[DecodeBatch] = []
 
     def clear(self) -> None:
@@ -86,7 +86,7 @@ class LocalExecutor:
         choice = task.choices[0]
         top_logprobs = choice.sampling.logprobs or 0
         images = ImageEncoder(self._network, self._features, task.tokens, task.request.images)
-        self._prompts[task.id] = _Prompt(
+        self._prompts[task.id] = PromptState(
             task.id,
             task.tokens,
             task.match,
@@ -105,7 +105,7 @@ class LocalExecutor:
         """Run the forward passes of a step."""
         if plan.decode:
             self._merge_batches(plan.decode)
-            return StepResult({id_: tokens for batch in self.batches for id_, tokens in batch.step().items()})
+            return StepResult({id_: tokens for batch in self.batches for id_, tokens in self._step(batch).items()})
         if plan.encode is not None:
             return self._encode(plan.encode)
         if len(plan.prefill) > 1:
@@ -151,17 +151,37 @@ class LocalExecutor:
         if not self._prefix_cache.enabled:
             return
         reader = self.reader(id_)
-        self._prefix_cache.insert(tokens, reader.pack)
+        self._insert(id_, tokens, reader.pack)
         if self._layout.has_states:
-            self._prefix_cache.insert_checkpoint(tokens, reader.copy_states())
+            self._insert_checkpoint(id_, tokens, reader.copy_states())
 
     def reader(self, id_: SequenceId) -> CacheReader:
         """Return a reader of a decoding sequence's cache, which includes its last returned token."""
         return next(batch for batch in self.batches if id_ in batch.ids).reader(id_)
 
+    def clear_cache(self) -> None:
+        """Return freed buffers to the system."""
+        mx.clear_cache()
+
     def synchronize(self) -> None:
         """Wait for the decode step that is being computed."""
         mx.synchronize()
+
+    # What the executors of a group of ranks override
+
+    def _step(self, batch: DecodeBatch) -> dict[SequenceId, list[TokenOutput]]:
+        """Run a step of one batch."""
+        return batch.step()
+
+    def _insert(self, _: SequenceId, tokens: Tokens, read: Callable[[int, int], PackedKV], /) -> None:
+        """Store a prompt or a sequence in the prefix cache."""
+        self._prefix_cache.insert(tokens, read)
+
+    def _insert_checkpoint(self, _: SequenceId, tokens: Tokens, states: list[Any], /) -> None:
+        """Store the states of a prompt or a sequence in the prefix cache."""
+        self._prefix_cache.insert_checkpoint(tokens, states)
+
+    # Passes
 
     def _merge_batches(self, plan: tuple[tuple[SequenceId, ...], ...]) -> None:
         """Merge the batches that the plan puts together; batches are never split."""
@@ -198,16 +218,16 @@ class LocalExecutor:
             prompt.logits = last_logits
         done = prompt.tokens[: chunk.end]
         if chunk.store:
-            self._prefix_cache.insert(done, partial(kv_cache.pack, self._layout, prompt.cache))
+            self._insert(chunk.prompt, done, partial(kv_cache.pack, self._layout, prompt.cache))
         if chunk.checkpoint:
-            self._prefix_cache.insert_checkpoint(done, kv_cache.copy_states(prompt.cache))
+            self._insert_checkpoint(chunk.prompt, done, kv_cache.copy_states(prompt.cache))
         return StepResult(
             prompt_scores={chunk.prompt: scores} if scores else {},
             candidate_logprobs=_candidate_logprobs([prompt], last_logits) if chunk.last else {},
             seconds=self._clock() - started,
         )
 
-    def _process(self, prompt: _Prompt, chunk: PrefillChunk, tokens: mx.array) -> mx.array:
+    def _process(self, prompt: PromptState, chunk: PrefillChunk, tokens: mx.array) -> mx.array:
         """Return the logits after a chunk, which may contain parts of images."""
         inputs = {}
         if prompt.positions is not None:
@@ -236,7 +256,7 @@ class LocalExecutor:
         for row, (prompt, chunk) in enumerate(zip(prompts, chunks, strict=True)):
             if chunk.store:
                 read = partial(kv_cache.pack_row, self._layout, cache, row, len(prompt.tokens))
-                self._prefix_cache.insert(prompt.tokens, read)
+                self._insert(prompt.id, prompt.tokens, read)
         return StepResult(candidate_logprobs=_candidate_logprobs(prompts, logits), seconds=seconds)
 
     def _prefill_padded(self, cache: Cache, parts: list[Tokens]) -> None:
@@ -253,7 +273,7 @@ class LocalExecutor:
         for layer in cache:
             layer.finalize()
 
-    def _score_following(self, logits: mx.array, prompt: _Prompt, chunk: PrefillChunk) -> list[Score]:
+    def _score_following(self, logits: mx.array, prompt: PromptState, chunk: PrefillChunk) -> list[Score]:
         """Return the scores of the tokens that follow those of a chunk, whose logits [tokens, vocabulary] are given."""
         following = prompt.tokens[chunk.start + 1 : chunk.end + 1]
         count = len(following)
@@ -265,7 +285,7 @@ class LocalExecutor:
         on_host = host_sampler.to_numpy(logits[:count])
         return host_sampler.compute_logprobs(on_host, following, prompt.top_logprobs, rows).scores()
 
-    def _restored(self, id_: SequenceId) -> _Prompt:
+    def _restored(self, id_: SequenceId) -> PromptState:
         """Return a prompt, after restoring what the prefix cache has of it."""
         prompt = self._prompts[id_]
         if (match := prompt.match) is not None:
@@ -280,7 +300,7 @@ def padding_per_pass(layout: CacheLayout, weights_bytes: int, device: Device) ->
     return weights_bytes // (max(layout.bytes_per_token, 1) * cost)
 
 
-def _candidate_logprobs(prompts: Sequence[_Prompt], logits: mx.array) -> dict[SequenceId, list[float]]:
+def _candidate_logprobs(prompts: Sequence[PromptState], logits: mx.array) -> dict[SequenceId, list[float]]:
     """Return the log-probabilities of the prompts' candidates, given the logits [prompts, vocabulary] after them."""
     rows = [row for row, prompt in enumerate(prompts) if prompt.candidates]
     if not rows:

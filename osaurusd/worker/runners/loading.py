@@ -67,6 +67,15 @@ def load_model_folder(
 
 def _load(path: Path, frame: messages.Load, device: Device, on_bytes: Callable[[int], None], **options: Any) -> Model:
     network, config, dtype = load_network(path, frame, device, on_bytes, **options)
+    return with_tokenizer(path, network, config, frame, dtype)
+
+
+def with_tokenizer(path: Path, network: Any, config: dict[str, Any], frame: messages.Load, dtype: str) -> Model:
+    """Load the tokenizer that belongs to a network.
+
+    Raises:
+        ValueError: the tokenizer cannot be loaded.
+    """
     try:
         tokenizer = _load_tokenizer(path, config.get("eos_token_id"))
     except Exception as error:  # transformers raises many kinds of errors for damaged files
@@ -93,16 +102,21 @@ def load_network(
         options: for mlx_lm's `load_model`.
     """
     network, config = load_model(path, lazy=True, **options)
-    converts_to_float32 = _needs_float32(network, frame, device)
+    converts_to_float32 = needs_float32(network, frame, device)
     if converts_to_float32:
-        network = _convert_to_float32(network)
+        network = convert_to_float32(network)
+    read_weights(network, frame.wire, device, on_bytes)
+    return network, config, "float32" if converts_to_float32 else dtype_name(network, config)
+
+
+def read_weights(network: Any, wire: WireSetting, device: Device, on_bytes: Callable[[int], None]) -> None:
+    """Read the weights of a network from disk, and convert them as it describes."""
     # Evaluate one array after the other, so that the model is never in memory twice while it is converted.
     for parameter in _parameters(network):
         mx.eval(parameter)
         on_bytes(parameter.nbytes)
     mx.clear_cache()
-    _wire_weights(frame.wire, device)
-    return network, config, "float32" if converts_to_float32 else _dtype(network, config)
+    _wire_weights(wire, device)
 
 
 def apply_limits(frame: messages.Load | messages.Limits, min_cache_bytes: int = 0) -> None:
@@ -180,23 +194,32 @@ def _describe(error: Exception) -> str:
     return f"{lines[0]} is missing" if isinstance(error, KeyError) else lines[0] or type(error).__name__
 
 
-def _needs_float32(network: Any, frame: messages.Load, device: Device) -> bool:
-    """Whether to convert weights: on CPU, MLX is many times faster with float32 than with packed or 16-bit weights."""
+def needs_float32(network: Any, frame: messages.Load, device: Device, share: float = 1.0) -> bool:
+    """Whether to convert weights: on CPU, MLX is many times faster with float32 than with packed or 16-bit weights.
+
+    Args:
+        network: the whole model.
+        frame: the setting and the memory limit.
+        device: the device that MLX uses.
+        share: the part of the weights that this process holds.
+    """
     if frame.dequantize != "auto":
         return frame.dequantize == "always"
     if device.is_gpu:
         return False
-    needed = get_total_parameters(network) * FLOAT32_BYTES
+    needed = get_total_parameters(network) * FLOAT32_BYTES * share
     return frame.memory_limit_bytes is None or needed <= frame.memory_limit_bytes
 
 
-def _convert_to_float32(network: Any) -> Any:
+def convert_to_float32(network: Any) -> Any:
+    """Describe the conversion of all weights; `read_weights` computes it."""
     # Scales first: dequantizing yields their precision.
     network.set_dtype(mx.float32, lambda dtype: dtype in _NARROW_DTYPES)
     return dequantize_model(network)
 
 
-def _dtype(network: Any, config: dict[str, Any]) -> str:
+def dtype_name(network: Any, config: dict[str, Any]) -> str:
+    """Return the type in which the weights are held."""
     if quantization := config.get("quantization"):
         return f"{quantization['bits']}-bit"
     return "/".join(sorted({str(parameter.dtype).removeprefix("mlx.core.") for parameter in _parameters(network)}))

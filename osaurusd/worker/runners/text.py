@@ -10,6 +10,7 @@ from osaurusd.worker.engine.device import Device
 from osaurusd.worker.engine.engine import Engine, Limits
 from osaurusd.worker.engine.request import EngineRequest
 from osaurusd.worker.frontend import constraint
+from osaurusd.worker.parallel.leader import Leader
 from osaurusd.worker.runners.loading import Model, apply_limits, load_model_folder
 from osaurusd.worker.runners.request_builder import RequestBuilder
 
@@ -20,11 +21,12 @@ class TextRunner:
     Args:
         model: the loaded model.
         limits: what its engine may use.
+        leader: the group of ranks that this process leads, if it has only a part of the model.
     """
 
-    def __init__(self, model: Model, limits: Limits) -> None:
+    def __init__(self, model: Model, limits: Limits, leader: Leader | None = None) -> None:
         device = Device.default()
-        self.engine = Engine(model.network, model.end_tokens, limits, device=device)
+        self.engine = Engine(model.network, model.end_tokens, limits, device=device, leader=leader)
         if device.is_gpu:
             constraint.compile_masks(self.engine.vocabulary)
         self._limits = limits

@@ -1,12 +1,15 @@
 """Loading the configuration: defaults, precedence of the sources, and errors that name the source and the key."""
 
 import json
+import re
 from typing import Literal, get_args, get_origin
 
+import msgspec
 import pytest
 
 from osaurusd import config
 from osaurusd.config import Config, Server, Setting
+from osaurusd.config.distributed import DistributedModel
 from osaurusd.errors import ConfigError
 
 SETTINGS = {setting.key: setting for setting in config.settings()}
@@ -29,6 +32,9 @@ def flatten(loaded):
     return {key: config.value_of(loaded, key) for key in SETTINGS}
 
 
+ADDRESSES = {"distributed.listen": "10.0.0.1:8444", "distributed.link_address": "10.0.0.1"}
+
+
 def other_value(setting: Setting) -> object:
     """A valid value for a setting that is not its default."""
     if get_origin(setting.type) is Literal:
@@ -42,12 +48,16 @@ def other_value(setting: Setting) -> object:
             return setting.default / 2 or 1.0
         case list():
             return ["chat.example" if setting.key.endswith("hosts") else "https://chat.example"]
+        case dict() if setting.key == "distributed.models":
+            return {"llama-3.3-70b-instruct": DistributedModel(hosts=["mac-2"], split="tensor")}
         case dict():
             return {"llama-3.2-3b-instruct": 0.0}
-    return 7 if int in get_args(setting.type) else "other"
+    return 7 if int in get_args(setting.type) else ADDRESSES.get(setting.key, "other")
 
 
 def as_toml(value: object) -> str:
+    if isinstance(value, msgspec.Struct):
+        return as_toml(msgspec.to_builtins(value))
     if isinstance(value, dict):
         return "{ " + ", ".join(f'"{key}" = {as_toml(item)}' for key, item in value.items()) + " }"
     return json.dumps(value)
@@ -132,6 +142,10 @@ def test_the_process_environment_is_read_by_default(tmp_path, monkeypatch):
         ("[[server]]\nport = 1", "server"),
         ("[server]\nhost = 1", "server.host"),
         ("[server]\nhost = 2020-01-01", "server.host"),
+        ("[server]\nhost = ''", "server.host"),
+        ("[server]\nhost = 'http://localhost'", "server.host"),
+        ("[server]\nhost = 'localhost:8080'", "server.host"),
+        ("[server]\nhost = '[::1]'", "server.host"),
         ("[server]\nport = -1", "server.port"),
         ("[server]\nport = 65536", "server.port"),
         ("[server]\nport = 1267650600228229401496703205376", "server.port"),
@@ -297,6 +311,27 @@ def test_an_invalid_origin_pattern_is_rejected_with_its_index(load, pattern):
         load(f'server.allowed_origins = ["https://chat.example", "{pattern}"]')
     assert caught.value.param == "server.allowed_origins[1]"
     assert "`server.allowed_origins[1]`: " in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("listen", "10.0.0.1"),
+        ("listen", "10.0.0.1:"),
+        ("listen", "10.0.0.1:65536"),
+        ("listen", "host.local:8444"),
+        ("listen", "fd00::1:8444"),
+        ("listen", "[10.0.0.1:8444"),
+        ("link_address", "10.0.0.1:8444"),
+        ("link_address", "host"),
+        ("link_address", "8.8.8.8"),
+        ("link_address", "2001:db8::1"),
+    ],
+)
+def test_an_unusable_address_is_rejected_naming_the_key(load, key, value):
+    with pytest.raises(ConfigError, match=f"`distributed.{key}`: .*{re.escape(value)}") as caught:
+        load(f'[distributed]\n{key} = "{value}"\n')
+    assert f"distributed.{key}" == caught.value.param
 
 
 def test_the_configuration_is_immutable():

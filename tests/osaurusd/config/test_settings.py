@@ -46,6 +46,7 @@ def test_known_keys_are_in_the_order_of_the_file():
 
 def test_listening_addresses_tls_files_and_the_store_need_a_restart():
     assert {
+        "distributed.listen",
         "responses.store",
         "server.host",
         "server.port",

@@ -4,7 +4,7 @@ import pytest
 
 from osaurusd.pool.config import KeepAlive, PoolConfig, WorkerLimits
 from osaurusd.pool.pool import Pool
-from osaurusd.pool.scheduler import SchedulerConfig
+from osaurusd.pool.state import SchedulerConfig
 from osaurusd.rpc.process import Launch
 from tests.osaurusd.pool.fixtures import clock, gate, model, processes
 from tests.osaurusd.pool.helpers import COMMAND

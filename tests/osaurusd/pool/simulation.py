@@ -4,8 +4,8 @@ import functools
 import itertools
 
 from osaurusd.errors import WorkerCrashed
-from osaurusd.pool.scheduler import Scheduler, SchedulerConfig
-from osaurusd.pool.state import ModelSpec
+from osaurusd.pool.scheduler import Scheduler
+from osaurusd.pool.state import ModelSpec, SchedulerConfig
 
 A, B, C, D = "org/a", "org/b", "org/c", "org/d"
 CRASH = WorkerCrashed("it crashed")

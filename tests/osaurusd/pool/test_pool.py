@@ -10,7 +10,7 @@ import pytest
 from osaurusd.errors import LoadFailed, SlowClient, VersionMismatch, WorkerCrashed
 from osaurusd.platform.power import PowerAssertion
 from osaurusd.pool.config import WorkerLimits
-from osaurusd.pool.scheduler import SchedulerConfig
+from osaurusd.pool.state import SchedulerConfig
 from osaurusd.wire.admin import WorkerState
 from tests.osaurusd.pool.helpers import (
     block_until,

@@ -13,7 +13,7 @@ from osaurusd.errors import Busy, InsufficientMemory
 from osaurusd.models.record import MemoryEstimate
 from osaurusd.pool.config import KeepAlive, PoolConfig, WorkerLimits
 from osaurusd.pool.placement import Standby
-from osaurusd.pool.scheduler import SchedulerConfig
+from osaurusd.pool.state import SchedulerConfig
 from osaurusd.rpc.process import Launch
 from osaurusd.wire.admin import WorkerState
 from osaurusd.wire.residency import EventKind

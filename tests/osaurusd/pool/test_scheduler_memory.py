@@ -5,8 +5,7 @@ import random
 import pytest
 
 from osaurusd.errors import Busy, InsufficientMemory, ShuttingDown
-from osaurusd.pool.scheduler import SchedulerConfig
-from osaurusd.pool.state import StopCause
+from osaurusd.pool.state import SchedulerConfig, StopCause
 from osaurusd.wire.admin import IN_MEMORY
 from tests.osaurusd.pool.simulation import CRASH, A, B, C, D, Simulation
 

@@ -11,6 +11,7 @@ PUBLIC_CODES = {
     "context_length_exceeded",
     "forbidden",
     "home_in_use",
+    "host_lost",
     "image_input_unsupported",
     "import_failed",
     "quantization_failed",

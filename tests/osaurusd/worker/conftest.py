@@ -21,9 +21,9 @@ def network():
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(smollm_folder, tmp_path_factory):
+def tiny_folder(tiny_tokenizer, tmp_path_factory):
     """A tiny random model with SmolLM2's tokenizer and chat template."""
-    return make_tiny(tmp_path_factory.mktemp("tiny"), smollm_folder, tie_word_embeddings=False)
+    return make_tiny(tmp_path_factory.mktemp("tiny"), tiny_tokenizer, tie_word_embeddings=False)
 
 
 @pytest.fixture(scope="session")

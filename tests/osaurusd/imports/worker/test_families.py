@@ -116,6 +116,16 @@ def test_long_and_short_rope_factors_are_kept(tmp_path):
     check(network, tmp_path)
 
 
+def test_mxfp4_embeddings_do_not_change_the_type_of_activations(tmp_path):
+    """The first layer of this family has no norm before its projections, which would compute in BF16."""
+    network = Network(case_of("olmo2"), Type.MXFP4)
+    check(network, tmp_path)
+
+    model, _ = load_model(tmp_path / "dest")
+
+    assert model(PROMPT).dtype == mx.float16
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(("case", "kind"), list(itertools.product(CASES, KINDS)), ids=str)
 def test_every_family_in_every_quantization_computes_the_same(tmp_path, case, kind):

@@ -45,20 +45,33 @@ def relative(actual, expected):
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4", "TQ1_0", "TQ2_0"])
 def test_blocks_that_mlx_can_hold_keep_their_values(values, kind):
     data = gguf.quantize(values, Type[kind])
+    for scheme in {quantization.held_scheme(kind), quantization.held_scheme(kind, embedding=True)}:
+        quantized = quantization.convert_blocks(data, kind, scheme, "F16")
 
-    quantized = quantization.convert_blocks(data, kind, "F16")
+        assert np.array_equal(restore(quantized, scheme), gguf.dequantize(data, Type[kind]))
+        assert quantized.error == 0
 
-    assert np.array_equal(restore(quantized, quantization.held_scheme(kind)), gguf.dequantize(data, Type[kind]))
-    assert quantized.error == 0
+
+def test_rounding_of_small_scales_is_measured(values):
+    """The exponents of MXFP4 have a greater range than F16."""
+    data = gguf.quantize(values * 2.0**-20, Type.MXFP4)
+    scheme = quantization.held_scheme("MXFP4", embedding=True)
+
+    quantized = quantization.convert_blocks(data, "MXFP4", scheme, "F16")
+
+    error = relative(restore(quantized, scheme), gguf.dequantize(data, Type.MXFP4))
+    assert error > 0.01
+    assert np.sqrt(quantized.error / quantized.signal) == pytest.approx(error, rel=0.5)
 
 
 @pytest.mark.parametrize("kind", [Type.Q4_K, Type.Q5_K], ids=lambda kind: kind.name)
 def test_k_quants_keep_their_levels_and_round_their_scales(values, kind):
     data = quantize_k(values, kind)
+    scheme = quantization.held_scheme(kind.name)
 
-    quantized = quantization.convert_blocks(data, kind.name, "F16")
+    quantized = quantization.convert_blocks(data, kind.name, scheme, "F16")
 
-    restored = restore(quantized, quantization.held_scheme(kind.name))
+    restored = restore(quantized, scheme)
     error = relative(restored, gguf.dequantize(data, kind))
     assert error < 1e-3
     # Measured with a sample of the blocks.
@@ -84,7 +97,7 @@ def test_automatic_quantization_adds_less_error_than_the_type_has(values, kind):
     own = gguf.dequantize(data, kind)
     scheme = quantization.automatic_scheme(kind.name)
     if held := quantization.held_scheme(kind.name):
-        quantized = quantization.convert_blocks(data, kind.name, "F16")
+        quantized = quantization.convert_blocks(data, kind.name, held, "F16")
         assert held == scheme
     else:
         quantized = quantization.requantize(own, scheme, "F16")

@@ -363,12 +363,12 @@ def test_empty_text_starts_a_document(tokenizer):
 
 
 def test_token_ids_are_used_unchanged(tokenizer):
-    assert [5, 49151, 0] == encode(tokenizer, TokenPrompt(tokens=[5, 49151, 0]), None).tokens
+    assert [5, 4095, 0] == encode(tokenizer, TokenPrompt(tokens=[5, 4095, 0]), None).tokens
 
 
-@pytest.mark.parametrize("tokens", [[5, 49152], [-1]])
+@pytest.mark.parametrize("tokens", [[5, 4096], [-1]])
 def test_token_ids_outside_the_vocabulary_are_rejected(tokenizer, tokens):
-    with pytest.raises(InvalidRequest, match="0 to 49151") as caught:
+    with pytest.raises(InvalidRequest, match="0 to 4095") as caught:
         encode(tokenizer, TokenPrompt(tokens=tokens), None)
 
     assert caught.value.location[0] == "prompt"

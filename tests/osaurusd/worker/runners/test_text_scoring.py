@@ -94,7 +94,7 @@ def test_probabilities_equal_a_direct_computation_on_the_same_prompt(chat_runner
 
 
 def test_candidates_of_several_tokens_count_up_to_where_they_differ(chat_runner, chat_folder):
-    direct, names = Direct(chat_folder), ["New York City", "New Delhi", "Rome"]
+    direct, names = Direct(chat_folder), ["one world", "one day", "air"]
     request = ScoringRequest(
         prompt=TextPrompt(text="I live in"), continuations=[Continuation(text=" the city of", candidates=names)]
     )

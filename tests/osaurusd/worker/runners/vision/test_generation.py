@@ -43,7 +43,7 @@ def set_chunks(monkeypatch):
     return set_chunks
 
 
-@pytest.mark.parametrize("size", [1, pytest.param(7, marks=pytest.mark.long)])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.long), 7])
 def test_output_does_not_depend_on_chunk_borders(runner, set_chunks, size):
     expected = runner.fresh(SEVERAL)
     set_chunks(runner, size, stages=1)

@@ -1,0 +1,51 @@
+"""Copies in this process: starting Python takes longer than a copy."""
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from osaurusd.downloads.messages import Failure
+from osaurusd.downloads.worker.errors import PullError
+from osaurusd.groups import files
+from osaurusd.groups.messages import CopyTask
+from osaurusd.groups.worker.copying import copy
+from osaurusd.models import maintenance
+from osaurusd.models.worker import verification
+from osaurusd.rpc import job
+
+
+def read_task(path):
+    return msgspec.json.decode(Path(path).read_bytes(), type=CopyTask)
+
+
+async def run_copy(_command, arguments, _decoder):
+    """Yield the frames of the process that copies."""
+    frames = asyncio.Queue()
+    task = read_task(arguments[0])
+
+    async def work():
+        try:
+            frames.put_nowait(await copy(task, frames.put_nowait))
+        except PullError as error:
+            frames.put_nowait(Failure(code=error.code, message=error.message))
+
+    copying = asyncio.create_task(work())
+    try:
+        while True:
+            yield await frames.get()
+    finally:
+        copying.cancel()
+        await asyncio.gather(copying, return_exceptions=True)
+
+
+async def hash_files(folder, names, progress):
+    return verification.hash_files(folder, names, lambda _file, done, total: progress(done, total))
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch):
+    monkeypatch.setattr(files, "job", SimpleNamespace(run=run_copy, JobDied=job.JobDied))
+    monkeypatch.setattr(maintenance, "hash_files", hash_files)
