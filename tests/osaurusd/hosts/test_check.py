@@ -52,7 +52,7 @@ async def test_hosts_that_match_have_no_problem(paired):
     assert abs(result.clock_seconds) < 10
     assert 10**9 == result.facts.lendable_bytes
     assert psutil.virtual_memory().total == result.facts.memory_bytes
-    assert {"osaurusd", "mlx", "mlx-lm"} <= result.installation.packages.keys()
+    assert {"osaurusd", "mlx", "mlx-lm"} <= result.facts.installation.packages.keys()
 
 
 async def test_a_host_that_lends_nothing_is_a_problem(paired):
