@@ -1,7 +1,7 @@
 """A group of ranks: joining it, the facts that its ranks exchange while the model is loaded, and what they execute.
 
-The sockets of MLX are neither encrypted nor authenticated, and whoever connects first is the neighbor. So all ranks
-prove that they know the secret of the group before they exchange anything else.
+The sockets of MLX are neither encrypted nor authenticated, and the first process that connects is the neighbor. So all
+ranks prove that they know the secret of the group before they exchange anything else.
 """
 
 import contextlib
@@ -134,11 +134,12 @@ def _proof(secret: str, epoch: int, rank: int) -> bytes:
 
 @contextlib.contextmanager
 def _environment(spec: messages.RankSpec, addresses: list[str]) -> Iterator[None]:
-    """Set the environment variables that MLX reads; the file with all addresses is readable for this user only."""
-    with tempfile.NamedTemporaryFile("w", prefix="osaurusd-ranks-", suffix=".json") as file:
+    """Set the environment variables that MLX reads. The file with the addresses has no name, so none is left behind."""
+    with tempfile.TemporaryFile("w") as file:
         json.dump([[address] for address in addresses], file)
         file.flush()
-        variables = {"MLX_HOSTFILE": file.name, "MLX_RANK": str(spec.rank)}
+        file.seek(0)
+        variables = {"MLX_HOSTFILE": f"/dev/fd/{file.fileno()}", "MLX_RANK": str(spec.rank)}
         os.environ.update(variables)
         try:
             yield
