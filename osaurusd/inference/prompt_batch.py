@@ -10,7 +10,7 @@ import msgspec
 from osaurusd.errors import OsaurusError
 from osaurusd.inference.events import Completed, Event, Progress, Started, Timings, Usage
 from osaurusd.inference.request import GenerationRequest
-from osaurusd.pool.pool import Lease
+from osaurusd.pool.lease import Lease
 
 # Enough to fill a decode batch, while leaving room in the worker's queue for requests of other clients.
 MAX_CONCURRENT = 16

@@ -21,7 +21,8 @@ from osaurusd.inference.retrieval import EmbedRequest, RerankRequest, Scores, Ve
 from osaurusd.log import get_logger
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord, Task
-from osaurusd.pool.pool import Lease, Pool
+from osaurusd.pool.lease import Lease
+from osaurusd.pool.pool import Pool
 from osaurusd.wire.admin import WorkerState
 
 log = get_logger(__name__)

@@ -254,8 +254,9 @@ async def cluster(tmp_path, *, behaviors=("echo",), stop_grace=5, clock=None):
         yield SimpleNamespace(leader=leader, followers=followers, clock=clock, model=record)
     finally:
         async with asyncio.timeout(60):
-            for host in (leader, *followers):
-                await host.close()
+            await leader.close()
+            for follower in followers:
+                await follower.close()
     try:
         await check.check()
     finally:
