@@ -52,6 +52,7 @@ SECTIONS = {
         "restart": f"{_PACKAGE}.service:restart",
         "drain": f"{_PACKAGE}.drain:drain",
         "undrain": f"{_PACKAGE}.drain:undrain",
+        "host": f"{_PACKAGE}.hosts:host",
         "serve": f"{_PACKAGE}.service:serve",
         "install": f"{_PACKAGE}.service:install",
         "uninstall": f"{_PACKAGE}.service:uninstall",
@@ -94,6 +95,8 @@ _SYNONYMS = {
     "log": "logs",
     "quit": "down",
     "settings": "config",
+    "pair": "host",
+    "hosts": "host",
     "cordon": "drain",
     "uncordon": "undrain",
 }

@@ -42,6 +42,15 @@ from osaurusd.wire.admin import (
 from osaurusd.wire.diagnosis import Diagnosis
 from osaurusd.wire.drain import DrainRequest, DrainStatus
 from osaurusd.wire.errors import ErrorEnvelope
+from osaurusd.wire.hosts import (
+    AddHostRequest,
+    CheckHostsRequest,
+    HostCheck,
+    HostInfo,
+    HostRoute,
+    PairingCode,
+    RemoveHostRequest,
+)
 from osaurusd.wire.imports import CheckedModel, CheckRequest, ImportRoute, ImportStreamEvent, QuantizeEvent
 from osaurusd.wire.keys import KeyInfo, KeyRequest, KeyRoute, NewKey, RevokeRequest
 from osaurusd.wire.lineage import QuantizeRequest
@@ -264,6 +273,22 @@ class Client:
 
     def revoke_key(self, key_id: str) -> KeyInfo:
         return self._post(KeyRoute.REVOKE, RevokeRequest(id=key_id), KeyInfo)
+
+    def hosts(self) -> list[HostInfo]:
+        return self._get(HostRoute.HOSTS, list[HostInfo])
+
+    def offer_pairing_code(self) -> PairingCode:
+        return self._post(HostRoute.CODE, {}, PairingCode)
+
+    def add_host(self, request: AddHostRequest) -> HostInfo:
+        return self._post(HostRoute.HOSTS, request, HostInfo)
+
+    def remove_host(self, name: str) -> HostInfo:
+        return self._post(HostRoute.REMOVE, RemoveHostRequest(name=name), HostInfo)
+
+    def check_hosts(self, name: str | None) -> list[HostCheck]:
+        """Check the connection to a host, or to all. Waits without a timeout."""
+        return self._post(HostRoute.CHECK, CheckHostsRequest(name=name), list[HostCheck], wait=True)
 
     def chat(self, body: dict[str, Any]) -> Generator[bytes, None, None]:
         """Stream the JSON chunks of a chat completion. Closing the generator cancels the request."""

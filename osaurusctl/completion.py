@@ -59,3 +59,4 @@ aliases = _completer(lambda client: (alias for model in client.models() for alia
 unfinished_pulls = _completer(_unfinished_pulls)
 active_pulls = _completer(_active_pulls)
 key_ids = _completer(lambda client: (key.id for key in client.api_keys()))
+host_names = _completer(lambda client: (host.name for host in client.hosts()))

@@ -15,7 +15,7 @@ OsaurusError
 │   UnsupportedEncoding         rejected by the HTTP layer before a handler runs
 ├── TooManyRequests, TooManyConnections, TimeLimitExceeded
 ├── Busy, QueueFull, NameTaken, ImportFailed, QuantizationFailed, PullFailed, DiskFull
-├── HostNotFound, HostUnreachable, PairingFailed
+├── HostNameTaken, HostNotFound, HostUnreachable, PairingFailed
 ├── InsufficientMemory, LoadFailed, WorkerCrashed, HostLost, SlowClient, ModelUnloaded
 ├── Draining, ShuttingDown, NotServing
 ├── ConfigError, HomeInUse, ListenFailed
@@ -172,6 +172,10 @@ class QueueFull(OsaurusError):
 
 class NameTaken(OsaurusError):
     code = ErrorCode.NAME_TAKEN
+
+
+class HostNameTaken(OsaurusError):
+    code = ErrorCode.HOST_NAME_TAKEN
 
 
 class HostNotFound(OsaurusError):

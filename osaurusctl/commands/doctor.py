@@ -7,7 +7,7 @@ import click
 from osaurusctl import config_file, stores
 from osaurusctl.client import Client, connect
 from osaurusctl.command import Command, can_prompt
-from osaurusctl.doctor import daemon, gpu, machine, ranks, service
+from osaurusctl.doctor import daemon, gpu, hosts, machine, ranks, service
 from osaurusctl.doctor.check import Check, Context, Verdict
 from osaurusctl.errors import CliError, DaemonNotRunning, ExitCode
 from osaurusctl.output import Output
@@ -40,6 +40,7 @@ _CHECKS: tuple[Callable[[Context], Iterator[Check]], ...] = (
     machine.check_vision,
     gpu.check_gpu,
     machine.check_hub,
+    hosts.check_hosts,
     machine.check_crash_output,
 )
 """All checks. The problems of earlier checks can explain those of later ones."""

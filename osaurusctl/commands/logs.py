@@ -68,6 +68,7 @@ def _format_event(event: Event) -> str:
     local_time = datetime.datetime.fromtimestamp(event.time).strftime("%H:%M:%S")
     facts = [
         *([event.cause] if event.cause else []),
+        *([f"host {event.host}"] if event.host else []),
         *([f"{event.seconds:.1f} s"] if event.seconds is not None else []),
         *([format_bytes(event.bytes)] if event.bytes is not None else []),
         *([f"rank {event.rank}"] if event.rank is not None else []),

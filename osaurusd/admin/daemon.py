@@ -187,6 +187,7 @@ class DaemonApi:
                     for record in await self._catalog.records()
                     if record.vision_refusal
                 },
+                hosts=await self._hosts.diagnose(),
             )
         )
 

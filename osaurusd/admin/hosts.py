@@ -7,7 +7,7 @@ from osaurusd.hosts.registry import Host
 from osaurusd.hosts.service import Hosts
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.routes import Route
-from osaurusd.wire.hosts import AddHostRequest, HostInfo, HostRoute, RemoveHostRequest
+from osaurusd.wire.hosts import AddHostRequest, CheckHostsRequest, HostInfo, HostRoute, RemoveHostRequest
 
 
 class HostsApi:
@@ -22,6 +22,7 @@ class HostsApi:
             get(HostRoute.HOSTS, self.list_hosts),
             post(HostRoute.HOSTS, self.add),
             post(HostRoute.CODE, self.offer_code),
+            post(HostRoute.CHECK, self.check),
             post(HostRoute.REMOVE, self.remove),
         ]
 
@@ -34,6 +35,10 @@ class HostsApi:
     async def add(self, request: web.Request) -> web.Response:
         body = await read_json(request, AddHostRequest)
         return json_response(_info(await self._hosts.add(body)), status=201)
+
+    async def check(self, request: web.Request) -> web.Response:
+        body = await read_json(request, CheckHostsRequest)
+        return json_response(await self._hosts.check(body.name))
 
     async def remove(self, request: web.Request) -> web.Response:
         body = await read_json(request, RemoveHostRequest)

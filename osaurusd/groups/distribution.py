@@ -104,6 +104,11 @@ class Distribution:
         self._requested.pop(key, None)
         self._planned.pop(key, None)
 
+    def includes(self, record: ModelRecord, host: str) -> bool:
+        """Whether a paired host runs a part of a model."""
+        wanted = self.wanted(record)
+        return wanted is not None and host.lower() in (name.lower() for name in wanted.hosts)
+
     def info(self, record: ModelRecord) -> PlacementInfo | None:
         """Describe where a model is to run, and the placement of its last load; None for one process on this host."""
         wanted = self.wanted(record)

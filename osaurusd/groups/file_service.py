@@ -1,11 +1,16 @@
-"""Serving the files of models to paired hosts, which copy what they lack."""
+"""Serving the files of distributed models to the hosts that run them, which copy what they lack."""
+
+from collections.abc import Callable
 
 from aiohttp import web
 
-from osaurusd.errors import NotFound
+from osaurusd.errors import Forbidden, NotFound
 from osaurusd.groups.manifest import Manifests
+from osaurusd.hosts.registry import Host
+from osaurusd.hosts.server import peer
 from osaurusd.http.routes import Route
 from osaurusd.models.catalog import Catalog
+from osaurusd.models.record import ModelRecord
 
 _CHUNK_BYTES = 1024 * 1024
 
@@ -16,11 +21,21 @@ class FileService:
     Args:
         catalog: the models on this host.
         manifests: their files; no others are served.
+        includes: whether a host of this name runs a part of a model.
+        peer: returns the host that sent a request.
     """
 
-    def __init__(self, catalog: Catalog, manifests: Manifests) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        manifests: Manifests,
+        includes: Callable[[ModelRecord, str], bool],
+        peer: Callable[[web.Request], Host] = peer,
+    ) -> None:
         self._catalog = catalog
         self._manifests = manifests
+        self._includes = includes
+        self._peer = peer
 
     @property
     def routes(self) -> list[Route]:
@@ -29,6 +44,8 @@ class FileService:
     async def send(self, request: web.Request) -> web.StreamResponse:
         """Send a file of a model, or a range of it."""
         record = await self._catalog.find(request.match_info["model"])
+        if not self._includes(record, self._peer(request).name):
+            raise Forbidden(f'model "{record.name}" is not distributed to this host')
         path = request.match_info["path"]
         manifest = await self._manifests.build(record)
         if all(file.path != path for file in manifest.files):

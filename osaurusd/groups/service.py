@@ -64,7 +64,7 @@ class Groups:
             describe=hosts.facts.collect,
         )
         self.files = ModelFiles(catalog, manifests, lambda: config().pulls, hosts.identity)
-        self._file_service = FileService(catalog, manifests)
+        self._file_service = FileService(catalog, manifests, self.distribution.includes)
 
     def create_launcher(self, config: PoolConfig) -> GroupLauncher:
         """Create the launcher of the pool."""

@@ -86,7 +86,7 @@ class HostClient:
             body = await response.read()
         try:
             return msgspec.json.decode(body, type=kind)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise HostUnreachable(
                 f'host "{host.name}" sent an unexpected response to {path}: {error}; {_SAME_RELEASE}'
             ) from error
@@ -166,6 +166,9 @@ def _describe(error: Exception) -> str:
         return "does not accept this host; pair the hosts again"
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"cannot be reached: {error.strerror or error.os_error}; check its daemon and the network"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        # TLS 1.3 reports a rejected certificate only after the handshake, often as a mere end of the connection.
+        return "closed the connection; if this persists, it may not know this host any more: pair the hosts again"
     return f"closed the connection ({str(error) or type(error).__name__})"
 
 
@@ -181,7 +184,7 @@ def _error(host: Host, status: int, body: bytes) -> OsaurusError:
     try:
         error = msgspec.json.decode(body, type=ErrorEnvelope).error
         code = ErrorCode(error.code or "")
-    except (msgspec.DecodeError, ValueError):
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return HostUnreachable(f'host "{host.name}" responded with HTTP status {status}')
     converted = from_code(code, f'host "{host.name}": {error.message}')
     converted.param = error.param

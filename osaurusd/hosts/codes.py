@@ -18,7 +18,7 @@ PROTOCOL = "osaurusd pairing 1"
 MAX_WRONG_PROOFS = 5
 CODE_SECONDS = 600.0
 
-# Crockford's base 32, in which no two characters look alike: 16 characters are 80 bits.
+# Crockford's base 32, without characters that resemble others: 16 characters are 80 bits.
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _CODE_LENGTH = 16
 _GROUP_LENGTH = 4
@@ -94,7 +94,7 @@ def is_equal(expected: str, given: str) -> bool:
 
 
 def normalize_code(text: str) -> str:
-    """Return a code as it was offered, whatever its case, separators and look-alike characters.
+    """Return a code as it was offered, regardless of case, separators, and the letters O, I and L for digits.
 
     Raises:
         InvalidRequest: it cannot be a code.

@@ -19,9 +19,6 @@ from osaurusd.http.routes import Route
 from osaurusd.wire.hosts import ControlRoute, HostFacts, ListenReply, ListenRequest
 from osaurusd.wire.installation import installation
 
-MAX_TRANSFER_BYTES = 64 * 1024 * 1024
-CHUNK_BYTES = 1024 * 1024
-
 
 class Facts:
     """Handlers of requests that paired hosts may send to find out about this one.
@@ -34,15 +31,20 @@ class Facts:
     def __init__(self, config: Callable[[], Config], lendable_bytes: Callable[[], int]) -> None:
         self._config = config
         self._lendable_bytes = lendable_bytes
+        self._probe: link.LinkProbe | None = None
 
     @property
     def routes(self) -> list[Route]:
         return [
             Route("GET", ControlRoute.FACTS, self.show),
             Route("GET", ControlRoute.ECHO, self.echo),
-            Route("GET", ControlRoute.TRANSFER, self.transfer),
             Route("POST", ControlRoute.LISTEN, self.listen),
         ]
+
+    def close(self) -> None:
+        """Close the port of the last probe."""
+        if self._probe is not None:
+            self._probe.close()
 
     async def collect(self, own_address: str, peer_address: str) -> HostFacts:
         """Return the facts.
@@ -65,25 +67,17 @@ class Facts:
                 await connection.send_bytes(message.data)
             return connection
 
-    async def transfer(self, request: web.Request) -> web.StreamResponse:
-        """Send `MAX_TRANSFER_BYTES`, unless the other host closes the connection before."""
-        response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
-        response.content_length = MAX_TRANSFER_BYTES
-        await response.prepare(request)
-        chunk = bytes(CHUNK_BYTES)
-        for _ in range(MAX_TRANSFER_BYTES // CHUNK_BYTES):
-            await response.write(chunk)
-        return response
-
     async def listen(self, request: web.Request) -> web.Response:
         """Accept a connection on the link address, or connect to that of the other host."""
         body = await read_json(request, ListenRequest)
         own_address, _ = _connection_addresses(request)
-        link_address = self._config().distributed.link_address or own_address
+        link_address = _private_address(body.address or self._config().distributed.link_address or own_address)
         try:
             if body.connect_to is None:
-                return json_response(ListenReply(port=await link.accept_once(link_address)))
-            await link.connect(link_address, *_private_endpoint(body.connect_to))
+                self.close()
+                self._probe = await link.LinkProbe.open(link_address)
+                return json_response(ListenReply(port=self._probe.port))
+            await link.receive(link_address, *_private_endpoint(body.connect_to))
             return json_response(ListenReply())
         except OSError as error:
             return json_response(ListenReply(failure=link.describe(error)))
@@ -120,6 +114,13 @@ def _private_endpoint(text: str) -> tuple[str, int]:
     """Return address and port; a host must not have this one connect to others than link addresses."""
     try:
         address, port = addresses.parse_endpoint(text)
-        return str(addresses.parse_private_address(str(address))), port
     except ValueError as error:
         raise InvalidRequest(f"`connect_to`: {error}", param="connect_to") from error
+    return _private_address(str(address)), port
+
+
+def _private_address(text: str) -> str:
+    try:
+        return str(addresses.parse_private_address(text))
+    except ValueError as error:
+        raise InvalidRequest(f"the link address is unusable: {error}") from error

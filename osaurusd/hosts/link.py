@@ -1,44 +1,80 @@
-"""Whether ring ports of two hosts can reach each other: plain TCP connections between their link addresses."""
+"""Whether ring ports of two hosts can reach each other, and how fast: plain TCP between their link addresses."""
 
 import asyncio
+import contextlib
+import time
 
 LISTEN_SECONDS = 10.0
 CONNECT_SECONDS = 5.0
+TRANSFER_SECONDS = 2.0
+TRANSFER_BYTES = 64 * 1024 * 1024
+
+_CHUNK_BYTES = 1024 * 1024
 
 
-async def accept_once(address: str) -> int:
-    """Listen on a free port of an address until a connection was made, for `LISTEN_SECONDS`, and return the port.
+class LinkProbe:
+    """A port of this host that accepts one connection, sends it `TRANSFER_BYTES` of zeros, and closes it.
 
-    Raises:
-        OSError: the address is not one of this host.
+    It is closed after `LISTEN_SECONDS` at the latest.
     """
-    server: asyncio.Server | None = None
 
-    def close() -> None:
-        assert server is not None
-        server.close()
+    def __init__(self, server: asyncio.Server) -> None:
+        self._server = server
+        self._timer = asyncio.get_running_loop().call_later(LISTEN_SECONDS, self.close)
+        self.port: int = server.sockets[0].getsockname()[1]
 
-    class Accepted(asyncio.Protocol):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            transport.close()
-            close()
+    @classmethod
+    async def open(cls, address: str) -> "LinkProbe":
+        """Listen on a free port of an address.
 
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(Accepted, address, 0)
-    loop.call_later(LISTEN_SECONDS, close)
-    port: int = server.sockets[0].getsockname()[1]
-    return port
+        Raises:
+            OSError: the address is not one of this host.
+        """
+
+        async def send(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            probe.close()
+            await _send_zeros(writer)
+
+        probe = cls(await asyncio.start_server(send, address, 0))
+        return probe
+
+    def close(self) -> None:
+        """Accept no connection any more."""
+        self._timer.cancel()
+        self._server.close()
 
 
-async def connect(own_address: str, address: str, port: int) -> None:
-    """Connect from one link address to another.
+async def _send_zeros(writer: asyncio.StreamWriter) -> None:
+    chunk = bytes(_CHUNK_BYTES)
+    with contextlib.suppress(OSError):
+        async with asyncio.timeout(LISTEN_SECONDS):
+            for _ in range(TRANSFER_BYTES // _CHUNK_BYTES):
+                writer.write(chunk)
+                await writer.drain()
+    writer.close()
+
+
+async def receive(own_address: str, address: str, port: int) -> float:
+    """Connect from one link address to another, and receive what it sends for `TRANSFER_SECONDS` at most.
+
+    Returns:
+        The bytes per second.
 
     Raises:
         OSError: the connection is not possible, or takes longer than `CONNECT_SECONDS`.
     """
     async with asyncio.timeout(CONNECT_SECONDS):
-        _, writer = await asyncio.open_connection(address, port, local_addr=(own_address, 0))
-    writer.close()
+        reader, writer = await asyncio.open_connection(
+            address, port, local_addr=(own_address, 0), limit=2 * _CHUNK_BYTES
+        )
+    started_at = time.perf_counter()
+    received = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(TRANSFER_SECONDS):
+            while chunk := await reader.read(_CHUNK_BYTES):
+                received += len(chunk)
+    writer.transport.abort()
+    return received / (time.perf_counter() - started_at)
 
 
 def describe(error: OSError) -> str:

@@ -19,7 +19,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from osaurusd import addresses
-from osaurusd.errors import HostUnreachable, InvalidRequest, NameTaken, PairingFailed
+from osaurusd.errors import HostNameTaken, HostUnreachable, InvalidRequest, PairingFailed
 from osaurusd.hosts.codes import CodeOffer, Transcript, is_equal
 from osaurusd.hosts.identity import Identity, fingerprint_of, fingerprint_of_pem
 from osaurusd.hosts.registry import Host, HostRegistry
@@ -112,7 +112,7 @@ async def answer(
         return
     try:
         registry.check_name(claim.name, adder)
-    except NameTaken:
+    except HostNameTaken:
         await _send(writer, Verdict(name_taken=True))
         return
     offer.withdraw()
@@ -130,7 +130,7 @@ async def pair(name: str, url: str, code: str, link_address: str | None, adder: 
 
     Raises:
         HostUnreachable: there is no osaurusd at the URL.
-        PairingFailed, NameTaken: the other side, or its proof, is refused.
+        PairingFailed, HostNameTaken: the other side, or its proof, is refused.
     """
     address, port = addresses.parse_url(url)
     place = addresses.join(address, port)
@@ -177,7 +177,7 @@ async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
     await _send(writer, claim)
     verdict = await _receive(reader, Verdict)
     if verdict.name_taken:
-        raise NameTaken(
+        raise HostNameTaken(
             f'the other host already calls another host "{adder.name}"; choose a name with --as', param="own_name"
         )
     if verdict.proof is None:
@@ -210,7 +210,10 @@ async def _receive(reader: asyncio.StreamReader, kind: type[_Message]) -> _Messa
     line = await reader.readline()
     if not line.endswith(b"\n"):
         raise EOFError("the connection was closed")
-    return msgspec.json.decode(line, type=kind)
+    try:
+        return msgspec.json.decode(line, type=kind)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _peer_address(writer: asyncio.StreamWriter) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from osaurusd.errors import HostNotFound, InternalError, NameTaken
+from osaurusd.errors import HostNameTaken, HostNotFound, InternalError
 from osaurusd.log import get_logger
 from osaurusd.platform.files import StateFile
 from osaurusd.wire.hosts import HostName
@@ -91,11 +91,11 @@ class HostRegistry:
         """Check that a name is free, or that of the host with this fingerprint.
 
         Raises:
-            NameTaken: it is another host's.
+            HostNameTaken: it is another host's.
         """
         owner = self.find(name)
         if owner is not None and owner.fingerprint != fingerprint:
-            raise NameTaken(
+            raise HostNameTaken(
                 f'a host "{owner.name}" is paired already; choose another name, or run "osaurusctl host rm '
                 f'{owner.name}" first',
                 param="name",
@@ -105,7 +105,7 @@ class HostRegistry:
         """Add a host. If it was paired before, under whatever name, its earlier entry is replaced.
 
         Raises:
-            NameTaken: another host has the name.
+            HostNameTaken: another host has the name.
             InternalError: the file cannot be written; nothing changes.
         """
         async with self._lock:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from osaurusd import addresses
+from osaurusd.addresses import is_private, parse_address
 from osaurusd.config import Config
 from osaurusd.errors import InvalidRequest, ListenFailed, OsaurusError
 from osaurusd.events import EventBus
 from osaurusd.hosts import pairing
+from osaurusd.hosts.check import HostChecker
 from osaurusd.hosts.client import HostClient
 from osaurusd.hosts.codes import CODE_SECONDS, CodeOffer, normalize_code
 from osaurusd.hosts.facts import Facts
@@ -22,10 +24,14 @@ from osaurusd.http.listen import listen_tcp
 from osaurusd.http.routes import Route
 from osaurusd.log import get_logger
 from osaurusd.platform.service_manager import retry_delays
-from osaurusd.wire.hosts import AddHostRequest, PairingCode
+from osaurusd.wire.diagnosis import HostsDiagnosis
+from osaurusd.wire.hosts import AddHostRequest, ControlRoute, HostCheck, HostFacts, PairingCode
 from osaurusd.wire.residency import EventKind
 
 log = get_logger(__name__)
+
+DIAGNOSIS_SECONDS = 5.0
+"""How long `osaurusctl doctor` waits for a host."""
 
 _ANY = ("0.0.0.0", "::")
 
@@ -60,6 +66,7 @@ class Hosts:
         self.registry = HostRegistry(state_dir / "hosts.json")
         self.client = HostClient(self.identity, self.registry)
         self.facts = Facts(config, lendable_bytes)
+        self._checker = HostChecker(self.client, self.facts, config, lambda: self.endpoints)
 
     @property
     def faults(self) -> Iterator[str]:
@@ -94,6 +101,7 @@ class Hosts:
     async def close(self) -> None:
         """Close all connections."""
         self.stop_accepting()
+        self.facts.close()
         if self._server is not None:
             await self._server.close()
         await self.client.close()
@@ -123,7 +131,7 @@ class Hosts:
 
         Raises:
             InvalidRequest: a field is invalid; `param` names it.
-            NameTaken: a name is another host's.
+            HostNameTaken: a name is another host's.
             HostUnreachable, PairingFailed: see `pairing.pair`.
         """
         code = normalize_code(request.code)
@@ -147,6 +155,45 @@ class Hosts:
         host = await self.registry.remove(name)
         self._bus.publish(EventKind.HOST_REMOVED, host=host.name)
         return host
+
+    async def check(self, name: str | None) -> list[HostCheck]:
+        """Check the connection to a host, or to all hosts, one after the other, since they may share a network.
+
+        Raises:
+            HostNotFound: no paired host has this name.
+        """
+        hosts = self.registry.all() if name is None else [self.registry.get(name)]
+        return [await self._checker.check(host) for host in hosts]
+
+    async def diagnose(self) -> HostsDiagnosis:
+        """Find out whether this host accepts others, and whether they respond."""
+        # A host without a URL cannot be asked.
+        hosts = [host for host in self.registry.all() if host.url]
+        replies = await asyncio.gather(*(self._ask(host) for host in hosts))
+        unreachable = {host.name: reply for host, reply in zip(hosts, replies, strict=True) if isinstance(reply, str)}
+        links = {
+            host.name: host.link_address or reply.link_address
+            for host, reply in zip(hosts, replies, strict=True)
+            if isinstance(reply, HostFacts)
+        }
+        return HostsDiagnosis(
+            listen=self._config().distributed.listen,
+            endpoints=self.endpoints,
+            fault=self._fault,
+            unreachable=unreachable,
+            public_links={name: address for name, address in links.items() if not is_private(parse_address(address))},
+            hosts=len(hosts),
+        )
+
+    async def _ask(self, host: Host) -> HostFacts | str:
+        """Return the facts of a host, or why it does not respond."""
+        try:
+            async with asyncio.timeout(DIAGNOSIS_SECONDS):
+                return await self.client.fetch(host, ControlRoute.FACTS, HostFacts)
+        except TimeoutError:
+            return f"no response within {DIAGNOSIS_SECONDS:g} s"
+        except OsaurusError as error:
+            return error.message
 
     async def _retry(self, listen: str, routes: Sequence[Route]) -> None:
         for seconds in retry_delays():
@@ -195,7 +242,7 @@ class Hosts:
         reachable = []
         for sock in self._sockets:
             address, port = sock.getsockname()[:2]
-            own = private_addresses() if address in _ANY else [address]
+            own = private_addresses(sock.family) if address in _ANY else [address]
             reachable += [addresses.join(each, port) for each in own]
         return reachable
 

@@ -35,6 +35,7 @@ STATUS: Mapping[ErrorCode, int] = {
     ErrorCode.SLOW_CLIENT: 408,
     ErrorCode.BUSY: 409,
     ErrorCode.NAME_TAKEN: 409,
+    ErrorCode.HOST_NAME_TAKEN: 409,
     ErrorCode.VERSION_MISMATCH: 412,
     ErrorCode.REQUEST_TOO_LARGE: 413,
     ErrorCode.URI_TOO_LONG: 414,

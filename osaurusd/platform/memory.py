@@ -44,7 +44,7 @@ def pressure_level(*, platform: str = sys.platform, library: Any = None) -> Pres
 
 
 def release_free_memory(*, platform: str = sys.platform, library: Any = None) -> None:
-    """Return freed memory to the system. Otherwise the C library of Linux keeps that of large images.
+    """Return freed memory to the system. The C library of Linux otherwise keeps most of what large images took.
 
     Args:
         platform: a value of `sys.platform`.

@@ -23,6 +23,26 @@ class StoreProbe(msgspec.Struct, frozen=True, kw_only=True):
     missing: bool = False
 
 
+class HostsDiagnosis(msgspec.Struct, frozen=True, kw_only=True):
+    """What `osaurusctl doctor` shows of the connections to other hosts.
+
+    Attributes:
+        listen: the configured address; empty if this host accepts none.
+        endpoints: the addresses that accept connections now.
+        fault: why the configured address does not.
+        unreachable: why paired hosts do not respond, by name.
+        public_links: link addresses of paired hosts that are not private, by name.
+        hosts: number of paired hosts that accept connections.
+    """
+
+    listen: str = ""
+    endpoints: list[str] = []
+    fault: str | None = None
+    unreachable: dict[str, str] = {}
+    public_links: dict[str, str] = {}
+    hosts: int = 0
+
+
 class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     """The daemon's view of its environment.
 
@@ -40,3 +60,4 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     open_files_limit: int
     tasks: dict[str, int] = {}
     vision_refusals: dict[str, str] = {}
+    hosts: HostsDiagnosis = HostsDiagnosis()

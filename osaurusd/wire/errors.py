@@ -37,6 +37,7 @@ class ErrorCode(StrEnum):
     TOO_MANY_CONNECTIONS = "too_many_connections"
     TIME_LIMIT_EXCEEDED = "time_limit_exceeded"
     NAME_TAKEN = "name_taken"
+    HOST_NAME_TAKEN = "host_name_taken"
     HOST_NOT_FOUND = "host_not_found"
     HOST_UNREACHABLE = "host_unreachable"
     PAIRING_FAILED = "pairing_failed"

@@ -27,7 +27,6 @@ class ControlRoute(StrEnum):
 
     FACTS = "/v0/host"
     ECHO = "/v0/host/echo"
-    TRANSFER = "/v0/host/transfer"
     LISTEN = "/v0/host/listen"
 
 
@@ -125,8 +124,14 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ListenRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Accept one connection on the link address, or connect to `connect_to`, an IP address and a port of the peer."""
+    """Accept one connection on the link address, or make one from there.
 
+    Attributes:
+        address: the link address; null for the configured one.
+        connect_to: an IP address with a port; null to accept a connection.
+    """
+
+    address: str | None = None
     connect_to: str | None = None
 
 
@@ -153,7 +158,7 @@ class HostCheck(msgspec.Struct, frozen=True, kw_only=True):
         warnings: what may slow them down or cause failures.
         facts: null if the host cannot be reached.
         latency_seconds: the median of several round trips over the control connection.
-        bytes_per_second: of a transfer from the other host over the control connection, which is encrypted.
+        bytes_per_second: of a transfer from the other host's link address to this one's; null if it failed.
         clock_seconds: by how much the other host's clock is ahead.
         link_address: this host's address on the network to the other one.
         differences: in versions.
@@ -169,23 +174,3 @@ class HostCheck(msgspec.Struct, frozen=True, kw_only=True):
     clock_seconds: float | None = None
     link_address: str | None = None
     differences: list[Difference] = []
-
-
-class HostsDiagnosis(msgspec.Struct, frozen=True, kw_only=True):
-    """What `osaurusctl doctor` shows of the connections to other hosts.
-
-    Attributes:
-        listen: the configured address; empty if this host accepts none.
-        endpoints: the addresses that accept connections now.
-        fault: why the configured address does not.
-        unreachable: why paired hosts do not respond, by name.
-        public_links: link addresses of paired hosts that are not private, by name.
-        hosts: number of paired hosts.
-    """
-
-    listen: str = ""
-    endpoints: list[str] = []
-    fault: str | None = None
-    unreachable: dict[str, str] = {}
-    public_links: dict[str, str] = {}
-    hosts: int = 0

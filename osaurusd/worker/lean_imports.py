@@ -77,8 +77,7 @@ class _Deferred(type):
         return isinstance(instance, cls._load())
 
     def _load(cls) -> Any:
-        if isinstance(sys.modules.get(_HUB), _DeferredPackage):
-            _forget(_HUB)
+        _restore_hub()
         return getattr(importlib.import_module(cls.__module__), cls.__name__)
 
 
@@ -99,16 +98,19 @@ def _import_lean() -> None:
     except (AttributeError, ImportError):  # another version of transformers
         _forget("transformers", "mlx_lm")
     finally:
-        # Configurations of models import it, and its own imports take longer than theirs.
-        dataclasses = sys.modules.get(f"{_HUB}.dataclasses")
-        _forget(_HUB)
-        if dataclasses is not None:
-            sys.modules[dataclasses.__name__] = dataclasses
+        _restore_hub()
 
 
 def _find(package: str) -> str | None:
     spec = importlib.util.find_spec(package)
     return None if spec is None or not spec.submodule_search_locations else spec.submodule_search_locations[0]
+
+
+def _restore_hub() -> None:
+    """Let the packages be imported when they are used. Their modules without dependencies, such as constants, stay."""
+    for name in _HUB_PACKAGES:
+        if isinstance(sys.modules.get(name), _DeferredPackage):
+            del sys.modules[name]
 
 
 def _forget(*packages: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from osaurusd.config import BUDGET_FRACTION
 from tests.capacity.figures import Figures
 from tests.capacity.model import KINDS, max_users, predict
-from tests.capacity.network import SHAPES, Shape, pipeline, tensor
+from tests.capacity.network import SHAPES, Shape, decode_rate, pipeline, tensor
 
 HOST_GIGABYTES = (16, 32, 64, 128, 256)
 CONTEXT_TOKENS = 32_768
@@ -14,6 +14,8 @@ HOSTS = 2
 DECODE_RATE = 20.0
 PREFILL_RATE = 500.0
 NETWORK_SHARE = 0.1
+MEMORY_BANDWIDTH = 400e9
+LATENCIES = (15e-6, 150e-6, 500e-6)
 
 
 def user_table(figures: Figures, memory_bytes: int, users: int) -> list[str]:
@@ -57,21 +59,33 @@ def hosts_needed(needed_bytes: float, gigabytes: int) -> int:
     return math.ceil(needed_bytes / (gigabytes * 1e9 * BUDGET_FRACTION))
 
 
-def network_table() -> list[str]:
+def network_table(hosts: int = HOSTS) -> list[str]:
     """Say what a network must offer, so that it takes a tenth of the time."""
-    rows = [("model", "split", "sent per token", "exchanges per token", "latency of each", "bandwidth")]
+    heads = ("sent per layer", "sent per token", "exchanges per token", "latency of each", "bandwidth")
+    rows = [("model", "split", *heads)]
     for shape in SHAPES:
-        rows += [_network_row(shape, name) for name in ("tensor", "pipeline")]
+        rows += [_network_row(shape, name, hosts) for name in ("tensor", "pipeline")]
     return format_table(rows)
 
 
-def _network_row(shape: Shape, split: str) -> tuple[str, ...]:
-    traffic = (tensor if split == "tensor" else pipeline)(shape, HOSTS)
+def speed_table(hosts: int = HOSTS) -> list[str]:
+    """Say how fast a single response can be, by the latency of the network."""
+    rows = [("model, 4 bits", "split", *(f"{latency * 1e6:.0f} µs" for latency in LATENCIES))]
+    for shape in SHAPES:
+        for split in ("tensor", "pipeline"):
+            rates = [decode_rate(shape, hosts, split, MEMORY_BANDWIDTH, latency) for latency in LATENCIES]
+            rows.append((shape.name, split, *(f"{rate:.1f}" for rate in rates)))
+    return format_table(rows)
+
+
+def _network_row(shape: Shape, split: str, hosts: int) -> tuple[str, ...]:
+    traffic = (tensor if split == "tensor" else pipeline)(shape, hosts)
     latency = traffic.max_latency(DECODE_RATE, NETWORK_SHARE)
     bandwidth = traffic.bits_per_second(PREFILL_RATE, NETWORK_SHARE)
     return (
         shape.name,
         split,
+        f"{traffic.bytes_per_layer / 1e3:.1f} kB" if traffic.bytes_per_layer else "-",
         f"{traffic.bytes_per_token / 1e3:.0f} kB",
         str(traffic.exchanges),
         f"{latency * 1e6:.0f} µs" if latency < 1e-3 else f"{latency * 1e3:.1f} ms",

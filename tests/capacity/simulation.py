@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 
 from osaurusd.errors import OsaurusError, QueueFull
 from osaurusd.pool.scheduler import Scheduler
-from osaurusd.pool.state import SchedulerConfig
-from osaurusd.pool.state import ModelSpec, ModelState
+from osaurusd.pool.state import ModelSpec, ModelState, SchedulerConfig
 from osaurusd.worker.engine.chunk_sizer import ChunkSizer
 from osaurusd.worker.engine.images import FeatureCache
 from osaurusd.worker.engine.planner import Planner

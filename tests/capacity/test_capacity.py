@@ -1,6 +1,8 @@
 """The capacity model agrees with the documentation and with a simulation of the schedulers."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +10,8 @@ import pytest
 
 from tests.capacity.figures import Figures
 from tests.capacity.model import KINDS, max_users, predict
-from tests.capacity.network import SHAPES, pipeline, tensor
-from tests.capacity.report import hosts_needed, kind_table, network_table, split_table, user_table
+from tests.capacity.network import SHAPES, decode_rate, pipeline, tensor
+from tests.capacity.report import hosts_needed, kind_table, network_table, speed_table, split_table, user_table
 from tests.capacity.simulation import Simulation
 from tests.integration.access import ctl
 
@@ -32,7 +34,7 @@ def scaled(figures, factor):
 
 def test_documentation_has_the_computed_tables(figures):
     page = PAGE.read_text()
-    for table in (kind_table(), user_table(figures, MEMORY, 1000), split_table(), network_table()):
+    for table in (kind_table(), user_table(figures, MEMORY, 1000), split_table(), network_table(), speed_table()):
         assert "\n".join(table) in page
 
 
@@ -81,7 +83,29 @@ def test_tensor_split_exchanges_twice_in_each_layer_and_pipeline_split_once_betw
     assert tensor(shape, 2).exchanges == 2 * shape.layers * 2
     assert tensor(shape, 2).bytes_per_token == 2 * shape.layers * shape.hidden * 2
     assert tensor(shape, 4).bytes_per_token == 1.5 * tensor(shape, 2).bytes_per_token
-    assert pipeline(shape, 3).exchanges == 3
+    assert tensor(shape, 2).bytes_per_layer * shape.layers == tensor(shape, 2).bytes_per_token
+    assert pipeline(shape, 2).exchanges == 2
+    assert pipeline(shape, 3).exchanges == 4
+    assert pipeline(shape, 2).bytes_per_token == 2 * shape.hidden * 2
+
+
+def test_tensor_split_is_faster_only_on_a_network_with_low_latency():
+    dense, experts = SHAPES[2], SHAPES[3]
+    for shape in (dense, experts):
+        alone = 400e9 / shape.bytes_read(4)
+        assert decode_rate(shape, 2, "tensor", 400e9, 0) == pytest.approx(2 * alone)
+        assert decode_rate(shape, 2, "tensor", 400e9, 15e-6) > alone
+        assert decode_rate(shape, 2, "tensor", 400e9, 500e-6) < alone
+        assert decode_rate(shape, 2, "pipeline", 400e9, 500e-6) == pytest.approx(alone, rel=0.05)
+    assert experts.bytes_read(4) < dense.bytes_read(4) < experts.weights_bytes(4)
+
+
+def test_tables_of_splits_need_no_measurement():
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.capacity", "--hosts", "3"], capture_output=True, text=True, check=True
+    )
+    assert "\n".join(network_table(3)) in result.stdout
+    assert "\n".join(speed_table(3)) in result.stdout
 
 
 def test_model_is_split_only_if_it_does_not_fit():

@@ -188,7 +188,7 @@ def describe_all(
 
 
 def test_color_and_shape_of_drawings_are_named_in_every_protocol(servers: Servers) -> None:
-    drawings = list(held_back(20, start=60))
+    drawings = list(held_back(12, start=60))
 
     assert describe_all(servers, drawings, "color", protocols=PROTOCOLS) >= ACCURACY
     assert describe_all(servers, drawings, "shape", protocols=PROTOCOLS) >= ACCURACY

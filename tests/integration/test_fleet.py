@@ -21,7 +21,7 @@ from tests.conftest import TINY
 from tests.daemons import Daemon
 from tests.models import NO_END_TOKEN, make_tiny
 
-TOKENS = 600
+TOKENS = 200
 LOAD_METRICS = ("osaurus_running_requests", "osaurus_queued_requests", "osaurus_kv_cache_usage_ratio")
 
 # OpenAI's client opens WebSockets in a way that the library deprecates.
@@ -75,12 +75,14 @@ def test_running_requests_finish_and_new_ones_are_rejected_also_after_a_restart(
         stream = client.chat.completions.create(model=TINY, messages=messages, max_tokens=TOKENS, stream=True)
         next(stream)
 
-        assert ctl(model, "drain")["requests"] >= 1
-        with pytest.raises(InternalServerError) as rejected:
-            client.chat.completions.create(model=TINY, messages=messages)
+        with paused(daemon):
+            assert ctl(model, "drain")["requests"] >= 1
+            with pytest.raises(InternalServerError) as rejected:
+                client.chat.completions.create(model=TINY, messages=messages)
+            paths = ("/health/ready", "/health/live", "/health")
+            assert (503, 200, 200) == tuple(status(daemon, path) for path in paths)
         assert (503, "draining") == (rejected.value.status_code, rejected.value.code)
         assert "5" == rejected.value.response.headers["retry-after"]
-        assert (503, 200, 200) == tuple(status(daemon, path) for path in ("/health/ready", "/health/live", "/health"))
 
         assert "length" == [chunk.choices[0].finish_reason for chunk in stream][-1]
         assert "response.incomplete" == [event.type for event in events_of(socket)][-1]
@@ -100,6 +102,17 @@ def test_running_requests_finish_and_new_ones_are_rejected_also_after_a_restart(
         assert 200 == status(daemon, "/health/ready")
         reply = client.chat.completions.create(model=TINY, messages=messages, max_tokens=2)
         assert 2 == reply.usage.completion_tokens
+
+
+@contextlib.contextmanager
+def paused(daemon: Daemon) -> Iterator[None]:
+    """Stop the worker while the block runs, so that its requests do not finish."""
+    pid = daemon.wait_for("loaded")["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def metric(daemon: Daemon, name: str) -> float:
@@ -128,7 +141,7 @@ def test_load_is_visible_to_routers_and_a_lost_request_is_known_by_its_id(model:
 
 
 def test_daemon_that_shuts_down_rejects_requests_over_open_connections(model: Path) -> None:
-    body = {"model": TINY, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2000}
+    body = {"model": TINY, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": TOKENS}
     with daemons.running(model) as daemon, connect(daemon) as client:
         address = urlsplit(daemon.url)
         with contextlib.closing(HTTPConnection(address.hostname, address.port, timeout=60)) as idle:
@@ -137,11 +150,12 @@ def test_daemon_that_shuts_down_rejects_requests_over_open_connections(model: Pa
             stream = client.chat.completions.create(**body, stream=True)
             next(stream)
 
-            daemon.process.send_signal(signal.SIGTERM)
-            daemon.wait_for("shutting down")
-            idle.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
-            response = idle.getresponse()
-            error = json.load(response)["error"]
+            with paused(daemon):
+                daemon.process.send_signal(signal.SIGTERM)
+                daemon.wait_for("shutting down")
+                idle.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+                response = idle.getresponse()
+                error = json.load(response)["error"]
 
         assert (503, "5", "shutting_down") == (response.status, response.getheader("Retry-After"), error["code"])
         assert "length" == [chunk.choices[0].finish_reason for chunk in stream][-1]

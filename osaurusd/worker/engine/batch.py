@@ -109,7 +109,7 @@ class DecodeBatch:
         tokens: list[int] = self._sampled().tolist()  # type: ignore[assignment]
         return tokens
 
-    def step(self, given: Sequence[int] | None = None) -> dict[SequenceId, list[TokenOutput]]:
+    def step(self, given: list[int] | None = None) -> dict[SequenceId, list[TokenOutput]]:
         """Return the tokens of this step, and start computing the next one.
 
         Args:

@@ -20,9 +20,9 @@ from osaurusd.worker.engine.prefix_cache import PrefixCache, PrefixMatch, Tokens
 from osaurusd.worker.engine.request import SequenceId
 from osaurusd.worker.engine.sampler import SamplingState
 from osaurusd.worker.parallel import operations
+from osaurusd.worker.parallel.group import RankExecutor
 from osaurusd.worker.parallel.local import PromptState
 from osaurusd.worker.parallel.operations import Operation
-from osaurusd.worker.parallel.rank import RankExecutor
 
 # The tokens of rank 0 replace those that a follower samples, so it samples in the cheapest way.
 _GREEDY = SamplingParams(temperature=0)

@@ -1,7 +1,7 @@
-"""A group of ranks: joining it, and the facts that its ranks exchange while the model is loaded.
+"""A group of ranks: joining it, the facts that its ranks exchange while the model is loaded, and what they execute.
 
-The sockets of MLX are neither encrypted nor authenticated, and whoever connects first is the neighbor. So all ranks
-prove that they know the secret of the group before they exchange anything else.
+The sockets of MLX are neither encrypted nor authenticated, and the first process that connects is the neighbor. So all
+ranks prove that they know the secret of the group before they exchange anything else.
 """
 
 import contextlib
@@ -20,8 +20,10 @@ import msgspec
 
 from osaurusd.errors import LoadFailed
 from osaurusd.rpc import messages
-from osaurusd.worker.engine.kv_cache import CacheLayout, Window
+from osaurusd.worker.engine.kv_cache import Cache, CacheLayout, Window
 from osaurusd.worker.engine.memory import MemoryBudget
+from osaurusd.worker.engine.prefix_cache import Tokens
+from osaurusd.worker.parallel.local import LocalExecutor
 
 
 class _Memory(msgspec.Struct, frozen=True):
@@ -87,6 +89,18 @@ class RankGroup:
         return mx.distributed.all_gather(array, group=self.mlx, stream=mx.cpu)
 
 
+class RankExecutor(LocalExecutor):
+    """An executor whose passes exchange arrays with other ranks.
+
+    All ranks must do that in the same order. Within a pass, the arrays depend on each other. Of two passes that MLX
+    evaluates together, it may begin with either. So every pass is evaluated, or scheduled, before the next one.
+    """
+
+    def _prefill_padded(self, cache: Cache, parts: list[Tokens]) -> None:
+        super()._prefill_padded(cache, parts)
+        mx.async_eval([layer.state for layer in cache])  # type: ignore[no-untyped-call]
+
+
 def free_port(address: str) -> int:
     """Return a port of `address` on which this rank can accept its neighbor."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -120,11 +134,12 @@ def _proof(secret: str, epoch: int, rank: int) -> bytes:
 
 @contextlib.contextmanager
 def _environment(spec: messages.RankSpec, addresses: list[str]) -> Iterator[None]:
-    """Set the environment variables that MLX reads; the file with all addresses is readable for this user only."""
-    with tempfile.NamedTemporaryFile("w", prefix="osaurusd-ranks-", suffix=".json") as file:
+    """Set the environment variables that MLX reads. The file with the addresses has no name, so none is left behind."""
+    with tempfile.TemporaryFile("w") as file:
         json.dump([[address] for address in addresses], file)
         file.flush()
-        variables = {"MLX_HOSTFILE": file.name, "MLX_RANK": str(spec.rank)}
+        file.seek(0)
+        variables = {"MLX_HOSTFILE": f"/dev/fd/{file.fileno()}", "MLX_RANK": str(spec.rank)}
         os.environ.update(variables)
         try:
             yield

@@ -20,9 +20,8 @@ from osaurusd.worker.engine.prefix_cache import PrefixMatch, Tokens
 from osaurusd.worker.engine.request import PrefillTask, SequenceId
 from osaurusd.worker.parallel import operations
 from osaurusd.worker.parallel.executor import StepResult
-from osaurusd.worker.parallel.group import RankGroup
+from osaurusd.worker.parallel.group import RankExecutor, RankGroup
 from osaurusd.worker.parallel.operations import Operation
-from osaurusd.worker.parallel.rank import RankExecutor
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 

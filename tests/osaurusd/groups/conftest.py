@@ -99,7 +99,9 @@ def faults():
 @pytest.fixture
 async def leader(leader_disk, faults):
     """A running server with the leader's files."""
-    (route,) = FileService(leader_disk.catalog, leader_disk.manifests).routes
+    follower = Host(name="b", url="", certificate="", fingerprint="", added_at=0)
+    service = FileService(leader_disk.catalog, leader_disk.manifests, lambda *_: True, lambda _request: follower)
+    (route,) = service.routes
 
     async def handler(request):
         faults.served.append((request.match_info["path"], request.headers.get("range")))

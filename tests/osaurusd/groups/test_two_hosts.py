@@ -9,6 +9,7 @@ import pytest
 from osaurusd.config import Config, Worker
 from osaurusd.config.distributed import Distributed, DistributedModel
 from osaurusd.errors import (
+    Forbidden,
     HostNotFound,
     HostUnreachable,
     InsufficientMemory,
@@ -37,6 +38,7 @@ class Machine:
 
     Attributes:
         lends: its memory for others.
+        members: the hosts that run its models.
         facts: changes what it states about itself.
     """
 
@@ -44,6 +46,7 @@ class Machine:
     config: Config
     hosts: Hosts = None
     lends: int = MEMORY
+    members: tuple = ("a", "b")
     facts: dict = field(default_factory=dict)
 
     def set(self, **distributed):
@@ -57,7 +60,8 @@ async def running(root, listen):
     (root / "state").mkdir()
     hosts = Hosts(root / "state", lambda: machine.config, EventBus(), lambda: machine.lends)
     machine.hosts = hosts
-    await hosts.start(FileService(machine.disk.catalog, machine.disk.manifests).routes)
+    service = FileService(machine.disk.catalog, machine.disk.manifests, lambda _, host: host in machine.members)
+    await hosts.start(service.routes)
     try:
         yield machine
     finally:
@@ -102,6 +106,20 @@ async def test_files_are_copied_over_the_encrypted_connection(pair):
     copied = {path.name for path in folder.iterdir()}
     assert {LAYERS[0], LAYERS[1]} == copied & set(LAYERS)
     assert weights("model.layers.0.", seed=2) == (folder / LAYERS[1]).read_bytes()
+
+
+async def test_host_that_runs_no_part_of_the_model_gets_no_files(pair, distribution):
+    a, b = pair
+    a.members = ()
+    files = ModelFiles(b.disk.catalog, b.disk.manifests, lambda: b.disk.options, b.hosts.identity)
+    with pytest.raises(Forbidden, match='status 403: model "m" is not distributed to this host'):
+        await files.ensure(await a.disk.manifest(), b.hosts.registry.get("a"), None, lambda *_: None)
+
+    record = await find(a)
+    assert not distribution.includes(record, "b")
+    a.set(models={"m": DistributedModel(hosts=["B"])})
+    assert distribution.includes(record, "b")
+    assert not distribution.includes(record, "c")
 
 
 async def test_host_that_was_removed_gets_no_files(pair):

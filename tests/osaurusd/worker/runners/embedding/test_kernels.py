@@ -32,7 +32,9 @@ def test_attention_is_the_same_however_many_sequences_share_a_product(monkeypatc
     np.testing.assert_allclose(kernels.attention(queries, keys, values, mask), expected, atol=1e-6)
 
 
-def test_gelu_is_exact():
+@pytest.mark.parametrize("helpers", [0, 3])
+def test_gelu_is_exact_on_any_number_of_cores(monkeypatch, helpers):
+    monkeypatch.setattr(kernels, "_HELPERS", helpers)
     inputs = mx.random.normal((3, 70_000), key=mx.random.key(1)) * 3
     expected = nn.gelu(inputs)
     mx.eval(expected)

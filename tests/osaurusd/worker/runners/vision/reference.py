@@ -25,6 +25,9 @@ class Reference:
 
     def generate(self, chat, count):
         """Return the greedy continuation of a chat."""
+        return self._generate(self._encode(chat), count)
+
+    def _encode(self, chat):
         turns, _ = chat
         images = [part for _, content in turns for part in content if not isinstance(part, str)]
         rendered = self.processor.tokenizer.apply_chat_template(
@@ -33,16 +36,28 @@ class Reference:
             add_generation_prompt=True,
         )
         if not images:
-            ids = mx.array(self.processor.tokenizer.encode(rendered, add_special_tokens=False))[None]
-            return self._generate({"input_ids": ids}, count)
-        return self._generate(self.processor(images=images, text=[rendered]), count)
+            return {"input_ids": mx.array(self.processor.tokenizer.encode(rendered, add_special_tokens=False))[None]}
+        inputs = self.processor(images=images, text=[rendered])
+        return {name: mx.array(np.asarray(value)) for name, value in inputs.items()}
+
+    def shortfalls(self, chat, tokens):
+        """Return how much less likely than the most likely token each token of an answer is, and the deviation of all.
+
+        Both are differences of logits.
+        """
+        inputs = self._encode(chat)
+        ids, pixels, _ = (inputs.pop(name, None) for name in TEXT_INPUTS)
+        ids = mx.concatenate([ids, mx.array([tokens], ids.dtype)], axis=1)
+        logits = self.model(ids, pixels, None, **inputs).logits
+        logits = logits[0, -1 - len(tokens) : -1].astype(mx.float32)
+        chosen = mx.take_along_axis(logits, mx.array(tokens)[:, None], axis=1)[:, 0]
+        return mx.max(logits, axis=1) - chosen, float(mx.mean(mx.std(logits, axis=1)))
 
     def _generate(self, inputs, count):
-        arrays = {name: mx.array(np.asarray(value)) for name, value in inputs.items()}
-        ids, pixels, mask = (arrays.pop(name, None) for name in TEXT_INPUTS)
+        ids, pixels, mask = (inputs.pop(name, None) for name in TEXT_INPUTS)
         if self.family == "gemma3" and pixels is not None:
             return self._generate_bidirectional(ids, pixels, mask, count)
-        steps = generate_step(ids, self.model, pixels, mask, max_tokens=count, temperature=0.0, **arrays)
+        steps = generate_step(ids, self.model, pixels, mask, max_tokens=count, temperature=0.0, **inputs)
         return [int(token) for token, _ in steps]
 
     def _generate_bidirectional(self, ids, pixels, mask, count):

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
@@ -20,6 +21,8 @@ END = "<|im_end|>"
 # Random weights of this scale make the output depend on every token of the prompt.
 _SCALE = 3.0
 _EMBEDDING_SCALE = 0.5
+_GROUP_SIZE = 32
+_QUANTIZED_MULTIPLE = 64
 _ATTENTION_NORMS = tuple(f"{name}.weight" for name in ("q_norm", "k_norm", "q_layernorm", "k_layernorm"))
 
 _TEXT = {
@@ -273,7 +276,24 @@ RECIPES = {
 }
 
 
-def tiny_vision_model(family: str, folder: Path, tokenizer: Path, *, seed: int = 0) -> Path:
+class Format(NamedTuple):
+    """The numbers of weights.
+
+    Attributes:
+        dtype: the type of those that are not quantized.
+        bits: those of the language model; None if it is not quantized. The vision tower never is, as in most files.
+    """
+
+    dtype: mx.Dtype = mx.float32
+    bits: int | None = None
+
+
+DEFAULT_FORMAT = Format()
+
+
+def tiny_vision_model(
+    family: str, folder: Path, tokenizer: Path, *, seed: int = 0, number_format: Format = DEFAULT_FORMAT
+) -> Path:
     """Create a model of a family.
 
     Args:
@@ -281,6 +301,7 @@ def tiny_vision_model(family: str, folder: Path, tokenizer: Path, *, seed: int =
         folder: where to write the model. Created if it does not exist.
         tokenizer: a folder with a tokenizer to which the tokens for images are added.
         seed: seed of the weights.
+        number_format: the format of the weights.
     """
     recipe = RECIPES[family]
     folder.mkdir(parents=True, exist_ok=True)
@@ -296,15 +317,26 @@ def tiny_vision_model(family: str, folder: Path, tokenizer: Path, *, seed: int =
         **{f"{name}_id": vocabulary[text] for name, text in recipe.specials.items()},
         **recipe.config,
     }
+    if number_format.bits is not None:
+        config["quantization"] = {"group_size": _GROUP_SIZE, "bits": number_format.bits}
     _write(folder / "config.json", config)
     _write(folder / "preprocessor_config.json", recipe.images)
     _write(folder / "processor_config.json", dict(recipe.processor))
     network, settings = model_classes(config)
     mx.random.seed(seed)
     model = network(settings.from_dict(config))
-    weights = tree_map_with_path(_randomize, model.parameters())
-    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(weights)), {"format": "mlx"})
+    model.update(tree_map_with_path(_randomize, model.parameters()))
+    model.set_dtype(number_format.dtype)
+    if number_format.bits is not None:
+        nn.quantize(model, _GROUP_SIZE, number_format.bits, class_predicate=_is_text_part)
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"})
     return folder
+
+
+def _is_text_part(name: str, module: nn.Module) -> bool:
+    # mlx_vlm takes weights of other sizes for unquantized ones.
+    divisible = hasattr(module, "to_quantized") and not module.weight.size % _QUANTIZED_MULTIPLE
+    return divisible and "language_model" in name
 
 
 def _randomize(name: str, weights: mx.array) -> mx.array:
