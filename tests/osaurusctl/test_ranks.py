@@ -43,7 +43,7 @@ def test_ps_shows_the_ranks_of_a_model(group, invoke):
     assert [each["host"] for each in shown["ranks"]] == [None, "b"]
 
 
-def test_ps_shows_for_whom_memory_is_lent(lease, invoke):
+def test_ps_shows_which_host_a_lease_is_for(lease, invoke):
     assert invoke("ps").stdout.splitlines()[-2:] == [
         "lent to other hosts:",
         "llama (rank 1 of 2, tensor): 2.0 GB for host a",
