@@ -1,7 +1,7 @@
 """A group of ranks: joining it, the facts that its ranks exchange while the model is loaded, and what they execute.
 
-The sockets of MLX are neither encrypted nor authenticated, and whoever connects first is the neighbor. So all ranks
-prove that they know the secret of the group before they exchange anything else.
+The sockets of MLX are neither encrypted nor authenticated, and the first process that connects is the neighbor. So all
+ranks prove that they know the secret of the group before they exchange anything else.
 """
 
 import contextlib
@@ -135,21 +135,23 @@ def _proof(secret: str, epoch: int, rank: int) -> bytes:
 
 @contextlib.contextmanager
 def environment(spec: messages.RankSpec, frame: messages.Connect) -> Iterator[None]:
-    """Set the environment variables that MLX reads; the file that they name is readable for this user only.
+    """Set the environment variables that MLX reads. The file that they refer to has no name, so none is left behind.
 
     With TCP, it has the addresses of each rank. With RDMA, it has a row for each rank with its device for each other
     one, and the ranks meet at the address of rank 0.
     """
-    with tempfile.NamedTemporaryFile("w", prefix="osaurusd-ranks-", suffix=".json") as file:
+    with tempfile.TemporaryFile("w") as file:
+        path = f"/dev/fd/{file.fileno()}"
         variables = {"MLX_RANK": str(spec.rank)}
         if frame.rdma_devices:
             first, second = frame.rdma_devices
             json.dump([[None, first], [second, None]], file)
-            variables |= {"MLX_IBV_DEVICES": file.name, "MLX_JACCL_COORDINATOR": frame.addresses[0]}
+            variables |= {"MLX_IBV_DEVICES": path, "MLX_JACCL_COORDINATOR": frame.addresses[0]}
         else:
             json.dump([[address] for address in frame.addresses], file)
-            variables["MLX_HOSTFILE"] = file.name
+            variables["MLX_HOSTFILE"] = path
         file.flush()
+        file.seek(0)
         os.environ.update(variables)
         try:
             yield

@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 import msgspec
 
 from osaurusd.inference.events import Completed, Delta
-from osaurusd.inference.request import GenerationRequest, SamplingParams, TokenPrompt
+from osaurusd.inference.request import GenerationRequest
 from osaurusd.rpc import framing, messages
 
 ADDRESS = "127.0.0.1"
 SECRET = "the secret of this group"
-GREEDY = SamplingParams(temperature=0)
 COMMAND = (sys.executable, "-P", "-m", "osaurusd.worker")
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
@@ -32,7 +31,8 @@ class RankProcess:
     reader: framing.FrameReader
     writer: asyncio.StreamWriter
     frames: asyncio.Queue = field(default_factory=asyncio.Queue)
-    pulses: list = field(default_factory=list)
+    plan: int = 0
+    stats: messages.Stats | None = None
 
     def send(self, frame, blobs=()):
         self.writer.write(framing.encode_with_blobs(frame, blobs))
@@ -55,9 +55,9 @@ class Group:
     def __init__(self, ranks):
         self.ranks = ranks
         self.plans = []
-        self.sizes = []
+        self.sent = 0
         self.events = {}
-        self.failures = {}
+        self._changed = asyncio.Condition()
         self.completed = {}
         self._readers = [asyncio.create_task(self._read(number, rank)) for number, rank in enumerate(ranks)]
         self._ids = iter(range(1, 10**6))
@@ -66,31 +66,32 @@ class Group:
     def leader(self):
         return self.ranks[0]
 
-    async def load(self, folder, split, *, layers=(), secrets=None, addresses=None, **options):
-        """Load a model in two phases; return the replies to Connect, by rank."""
-        size = len(self.ranks)
+    async def open(self, folder, split, *, layers=(), size=None, **options):
+        """Run the first phase of a load up to the replies; `size` is the number of ranks, if some are not processes."""
         for number, rank in enumerate(self.ranks):
             await rank.expect(messages.Hello)
-            spec = messages.RankSpec(rank=number, size=size, split=split, address=ADDRESS, layers=layers)
+            spec = messages.RankSpec(
+                rank=number, size=size or len(self.ranks), split=split, address=ADDRESS, layers=layers
+            )
             rank.send(messages.Load(path=str(folder), context_length=2048, rank=spec, **options))
+
+    async def load(self, folder, split, *, layers=(), secrets=None, **options):
+        """Load a model in two phases; return the replies to Connect, by rank."""
+        await self.open(folder, split, layers=layers, **options)
         ready = [await rank.frames.get() for rank in self.ranks]
         if not all(isinstance(frame, messages.RankReady) for frame in ready):
             return ready
-        addresses = addresses or [f"{ADDRESS}:{frame.port}" for frame in ready]
+        addresses = [f"{ADDRESS}:{frame.port}" for frame in ready]
         for number, rank in enumerate(self.ranks):
             secret = SECRET if secrets is None else secrets[number]
             rank.send(messages.Connect(addresses=addresses, secret=secret, epoch=1))
         return [await rank.frames.get() for rank in self.ranks]
 
-    def submit(self, tokens, *, sampling=GREEDY, max_tokens=8, request=None, **options):
+    def submit(self, request):
         """Send a request to rank 0; return its id."""
         id_ = next(self._ids)
         self.events[id_], self.completed[id_] = [], asyncio.get_running_loop().create_future()
-        request = request or GenerationRequest(
-            prompt=TokenPrompt(tokens=tokens), sampling=sampling, max_tokens=max_tokens, **options
-        )
-        kind = messages.Generate if isinstance(request, GenerationRequest) else messages.Score
-        self.leader.send(kind(id=id_, request=request))
+        self.leader.send(as_frame(id_, request))
         return id_
 
     async def result(self, id_):
@@ -98,14 +99,20 @@ class Group:
         await self.completed[id_]
         return self.events[id_]
 
-    async def texts(self, ids):
-        return [text(await self.result(id_)) for id_ in ids]
+    async def results(self, requests):
+        """Send requests together; return the events of each."""
+        ids = [self.submit(request) for request in requests]
+        return [await self.result(id_) for id_ in ids]
+
+    async def planned(self, number):
+        """Wait until rank 0 has sent the plan with this number."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.sent >= number)
 
     async def executed(self, number):
         """Wait until all followers have executed the plan with this number."""
-        for rank in self.ranks[1:]:
-            while not any(pulse.plan >= number for pulse in rank.pulses):  # noqa: ASYNC110  pulses come once a second
-                await asyncio.sleep(0.05)
+        async with self._changed:
+            await self._changed.wait_for(lambda: all(rank.plan >= number for rank in self.ranks[1:]))
 
     async def close(self):
         for rank in self.ranks:
@@ -125,13 +132,15 @@ class Group:
                 case messages.Plan():
                     self._pass_on(number, frame, received.blobs)
                 case messages.Pulse():
-                    rank.pulses.append(frame)
+                    rank.plan = frame.plan
                 case messages.Stats():
-                    pass
+                    rank.stats = frame
                 case messages.Output() | messages.Failed():
                     self._record(frame)
                 case _:
                     rank.frames.put_nowait(frame)
+            async with self._changed:
+                self._changed.notify_all()
         rank.frames.put_nowait(None)
         if number == 0:
             for future in self.completed.values():
@@ -141,7 +150,7 @@ class Group:
     def _pass_on(self, number, plan, blobs):
         assert number == 0, "only rank 0 plans"
         self.plans += msgspec.json.decode(plan.operations)
-        self.sizes.append(len(framing.encode_with_blobs(plan, blobs)))
+        self.sent = plan.number
         for rank in self.ranks[1:]:
             rank.send(plan, blobs)
 
@@ -171,6 +180,11 @@ async def running(folder, split, size, **options):
         for reply in await group.load(folder, split, **options):
             assert isinstance(reply, messages.Loaded), reply
         yield group
+
+
+def as_frame(id_, request):
+    kind = messages.Generate if isinstance(request, GenerationRequest) else messages.Score
+    return kind(id=id_, request=request)
 
 
 def text(events):
