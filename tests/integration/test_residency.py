@@ -286,7 +286,7 @@ def test_pins_survive_a_kill_of_the_daemon_and_its_workers_exit(home: Path, tiny
             read_chunks(stream, 2)
             (worker,) = psutil.Process(daemon.process.pid).children()
             daemon.process.kill()
-            psutil.wait_procs([worker], 30)
+            psutil.wait_procs([worker], 60)
             assert not worker.is_running()
 
     with daemons.running(home) as daemon:
