@@ -26,15 +26,8 @@ from osaurusd.config import Config, ConfigChange, LiveConfig, Server
 from osaurusd.downloads.manager import PullManager
 from osaurusd.errors import ShuttingDown
 from osaurusd.events import EventBus
-from osaurusd.groups.distribution import Distribution
-from osaurusd.groups.file_service import FileService
-from osaurusd.groups.files import ModelFiles
-from osaurusd.groups.launcher import GroupLauncher
-from osaurusd.groups.manifest import Manifests
-from osaurusd.groups.member import Timeouts
 from osaurusd.groups.metrics import RankCollector
-from osaurusd.groups.rank import RankContext
-from osaurusd.groups.rank_service import RankService
+from osaurusd.groups.service import Groups
 from osaurusd.hosts.service import Hosts
 from osaurusd.http.admission import Admission
 from osaurusd.http.api_keys import ApiKeys
@@ -61,7 +54,6 @@ from osaurusd.platform.power import PowerAssertion
 from osaurusd.pool.config import PoolConfig
 from osaurusd.pool.metrics import PoolCollector, PoolMetrics
 from osaurusd.pool.pins import Pins
-from osaurusd.pool.placement import LocalLauncher
 from osaurusd.pool.pool import Pool
 from osaurusd.pool.pressure import PressureRelief
 from osaurusd.protocols.anthropic import openapi as anthropic_openapi
@@ -81,7 +73,6 @@ from osaurusd.protocols.openai.routes import openai_routes
 from osaurusd.ui import openapi as ui_openapi
 from osaurusd.ui.monitor import Monitor
 from osaurusd.ui.routes import is_static, ui_routes
-from osaurusd.wire.hosts import ControlRoute, HostFacts
 from osaurusd.wire.page import Mode, Page
 
 logger = log.get_logger(__name__)
@@ -131,8 +122,14 @@ class Daemon:
         self._admission = Admission(self._get_config)
         self._drain = Drain(state_dir / "drain.json", self._admission, self._bus, self._metrics)
         self._hosts = Hosts(state_dir, self._get_config, self._bus, self._lendable_bytes)
-        self._manifests = Manifests(state_dir / "digests.json")
-        self._distribution = self._create_distribution()
+        self._groups = Groups(
+            self._hosts,
+            self._catalog,
+            state_dir / "digests.json",
+            config=self._get_config,
+            versions=info.installation.packages,
+            events=self._bus,
+        )
         pool_metrics = PoolMetrics(self._metrics)
         self._pool = self._create_pool(pool_metrics, power)
         self._response_memory = MemoryStore(lambda: config.current.responses.max_bytes)
@@ -144,25 +141,12 @@ class Daemon:
         self._monitor = Monitor(
             info.instance, self._catalog, self._pool, pool_metrics, self._activity, self._get_config
         )
-        self._model_files = ModelFiles(
-            self._catalog, self._manifests, lambda: config.current.pulls, self._hosts.identity
-        )
         self._models_api = ModelsApi(
             *(self._catalog, self._pool, self._pins, self._imports, self._pulls),
-            *(self._distribution, self._model_files),
+            *(self._groups.distribution, self._groups.files),
         )
-        self._ranks = self._create_rank_service()
-
-    def _create_distribution(self) -> Distribution:
-        client = self._hosts.client
-        return Distribution(
-            self._get_config,
-            self._catalog,
-            self._hosts.registry,
-            self._manifests,
-            ask=lambda host: client.fetch(host, ControlRoute.FACTS, HostFacts),
-            describe=self._hosts.facts.collect,
-        )
+        self._ranks = self._groups.create_rank_service(self._pool, lambda: self._drain.status.draining)
+        self._metrics.register(RankCollector(self._pool.snapshot, self._ranks.workers))
 
     def _create_pulls(self, power: PowerAssertion) -> PullManager:
         return PullManager(
@@ -176,39 +160,10 @@ class Daemon:
 
     def _create_pool(self, metrics: PoolMetrics, power: PowerAssertion) -> Pool:
         config = PoolConfig.from_config(self._config.current)
-        clock = asyncio.get_running_loop()
-        launcher = GroupLauncher(
-            LocalLauncher(config.launch, config.standby_seconds, clock),
-            config.launch,
-            client=self._hosts.client,
-            find_host=self._hosts.registry.get,
-            planner=self._distribution,
-            manifests=self._distribution,
-            timeouts=lambda: Timeouts.from_config(self._config.current.distributed),
-            link_address=lambda: self._config.current.distributed.link_address,
-            versions=self._info.installation.packages,
-            events=self._bus,
-            clock=clock,
-        )
+        launcher = self._groups.create_launcher(config)
         pool = Pool(config, events=self._bus, metrics=metrics, power=power, launcher=launcher)
         self._metrics.register(PoolCollector(pool))
         return pool
-
-    def _create_rank_service(self) -> RankService:
-        context = RankContext(
-            self._pool,
-            self._model_files,
-            launch=lambda: self._pool.launch,
-            lend_bytes=lambda: self._config.current.distributed.lend_bytes,
-            link_address=lambda: self._config.current.distributed.link_address,
-            versions=self._info.installation.packages,
-            is_draining=lambda: self._drain.status.draining,
-            events=self._bus,
-            clock=asyncio.get_running_loop(),
-        )
-        service = RankService(context, lambda: self._config.current.distributed.stream_timeout_seconds)
-        self._metrics.register(RankCollector(self._pool.snapshot, service.workers))
-        return service
 
     def _lendable_bytes(self) -> int:
         return self._pool.lendable_bytes(self._config.current.distributed.lend_bytes)
@@ -218,8 +173,7 @@ class Daemon:
         self._apply(self._config.current)
         await asyncio.to_thread(self._imports.sweep)
         servers = await self._start_servers(admin_socket)
-        files = FileService(self._catalog, self._manifests, self._distribution.includes)
-        await self._hosts.start([*files.routes, *self._ranks.routes])
+        await self._hosts.start([*self._groups.routes, *self._ranks.routes])
         self._announce()
         services = (self._load_pinned_models(), self._pressure.run(), self._monitor.run())
         background = [asyncio.create_task(service) for service in services]
@@ -322,7 +276,7 @@ class Daemon:
             shut_down=self._stop.requested.set,
         )
         residency = ResidencyApi(
-            self._catalog, self._pool, self._pins, self._bus, self._distribution, self._ranks.workers
+            self._catalog, self._pool, self._pins, self._bus, self._groups.distribution, self._ranks.workers
         )
         pulls = PullsApi(self._pulls, self._catalog, self._pool)
         imports = ImportsApi(self._catalog, self._imports)

@@ -86,7 +86,7 @@ class HostClient:
             body = await response.read()
         try:
             return msgspec.json.decode(body, type=kind)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise HostUnreachable(
                 f'host "{host.name}" sent an unexpected response to {path}: {error}; {_SAME_RELEASE}'
             ) from error
@@ -184,7 +184,7 @@ def _error(host: Host, status: int, body: bytes) -> OsaurusError:
     try:
         error = msgspec.json.decode(body, type=ErrorEnvelope).error
         code = ErrorCode(error.code or "")
-    except (msgspec.DecodeError, ValueError):
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return HostUnreachable(f'host "{host.name}" responded with HTTP status {status}')
     converted = from_code(code, f'host "{host.name}": {error.message}')
     converted.param = error.param

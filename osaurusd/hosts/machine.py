@@ -26,9 +26,10 @@ def own_name() -> str:
     return _INVALID_IN_NAMES.sub("-", first_label).strip("-_")[:MAX_NAME_LENGTH] or "host"
 
 
-def private_addresses() -> list[str]:
+def private_addresses(family: int) -> list[str]:
     """Return this machine's addresses on private networks, except those that only this machine or one link knows."""
-    found = [ipaddress.ip_address(address) for address in _interface_addresses() if "%" not in address]
+    items = (each for interface in psutil.net_if_addrs().values() for each in interface if each.family == family)
+    found = [ipaddress.ip_address(each.address) for each in items if "%" not in each.address]
     return [str(address) for address in found if is_private(address) and not address.is_loopback]
 
 
@@ -72,11 +73,6 @@ def rdma() -> tuple[str, list[str]]:
 def parse_ibv_devices(output: str) -> list[str]:
     """Return the names in the table that `ibv_devices` prints below two lines of headings."""
     return [line.split()[0] for line in output.splitlines()[2:] if line.strip()]
-
-
-def _interface_addresses() -> list[str]:
-    families = (socket.AF_INET, socket.AF_INET6)
-    return [each.address for items in psutil.net_if_addrs().values() for each in items if each.family in families]
 
 
 def _output_of(*command: str) -> str:

@@ -210,7 +210,10 @@ async def _receive(reader: asyncio.StreamReader, kind: type[_Message]) -> _Messa
     line = await reader.readline()
     if not line.endswith(b"\n"):
         raise EOFError("the connection was closed")
-    return msgspec.json.decode(line, type=kind)
+    try:
+        return msgspec.json.decode(line, type=kind)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _peer_address(writer: asyncio.StreamWriter) -> str:

@@ -167,7 +167,8 @@ class Hosts:
 
     async def diagnose(self) -> HostsDiagnosis:
         """Find out whether this host accepts others, and whether they respond."""
-        hosts = self.registry.all()
+        # A host without a URL cannot be asked.
+        hosts = [host for host in self.registry.all() if host.url]
         replies = await asyncio.gather(*(self._ask(host) for host in hosts))
         unreachable = {host.name: reply for host, reply in zip(hosts, replies, strict=True) if isinstance(reply, str)}
         links = {
@@ -241,7 +242,7 @@ class Hosts:
         reachable = []
         for sock in self._sockets:
             address, port = sock.getsockname()[:2]
-            own = private_addresses() if address in _ANY else [address]
+            own = private_addresses(sock.family) if address in _ANY else [address]
             reachable += [addresses.join(each, port) for each in own]
         return reachable
 

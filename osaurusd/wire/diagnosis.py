@@ -32,7 +32,7 @@ class HostsDiagnosis(msgspec.Struct, frozen=True, kw_only=True):
         fault: why the configured address does not.
         unreachable: why paired hosts do not respond, by name.
         public_links: link addresses of paired hosts that are not private, by name.
-        hosts: number of paired hosts.
+        hosts: number of paired hosts that accept connections.
     """
 
     listen: str = ""

@@ -61,3 +61,20 @@ def test_text_is_continued_and_its_logprobs_equal_those_of_the_same_prompt(smoll
     assert text.startswith(" Paris")
     logprobs = generated.choices[0].logprobs.token_logprobs
     assert logprobs == pytest.approx(echoed.choices[0].logprobs.token_logprobs[-len(logprobs) :], abs=1e-3)
+
+
+def test_a_decision_is_right_and_its_probabilities_are_in_order(smollm: OpenAI) -> None:
+    capitals = ["Berlin", "Paris", "Rome"]
+    question = {
+        "type": "choice",
+        "name": "capital",
+        "instructions": "What is the answer?",
+        "choices": [{"value": value} for value in capitals],
+    }
+    decision = smollm.decisions.create(model=SMOLLM, input="What is the capital of France?", questions=[question])
+    (answer,) = decision.answers
+    assert ("choice", "capital", "Paris") == (answer.type, answer.name, answer.choice)
+    probabilities = {each.value: each.probability for each in answer.probabilities}
+    assert capitals == [*probabilities]
+    assert answer.confidence == max(probabilities.values()) > 0.8
+    assert sum(probabilities.values()) == pytest.approx(1)

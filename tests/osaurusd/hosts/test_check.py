@@ -52,7 +52,7 @@ async def test_hosts_that_match_have_no_problem(paired):
     assert abs(result.clock_seconds) < 10
     assert 10**9 == result.facts.lendable_bytes
     assert psutil.virtual_memory().total == result.facts.memory_bytes
-    assert {"osaurusd", "mlx", "mlx-lm"} <= result.installation.packages.keys()
+    assert {"osaurusd", "mlx", "mlx-lm"} <= result.facts.installation.packages.keys()
 
 
 async def test_a_host_that_lends_nothing_is_a_problem(paired):
@@ -65,7 +65,7 @@ async def test_a_host_that_lends_nothing_is_a_problem(paired):
 @pytest.mark.parametrize("version", ["0.1", None])
 async def test_versions_that_differ_are_a_problem(paired, change_facts, package, version):
     a, _ = paired
-    installed = installation()
+    installed = await asyncio.to_thread(installation)
     packages = {**installed.packages, package: version} if version else {**installed.packages}
     if version is None:
         del packages[package]
@@ -79,7 +79,7 @@ async def test_versions_that_differ_are_a_problem(paired, change_facts, package,
 
 async def test_another_system_or_python_is_shown_but_no_problem(paired, change_facts):
     a, _ = paired
-    installed = msgspec.structs.replace(installation(), python="3.99.0")
+    installed = msgspec.structs.replace(await asyncio.to_thread(installation), python="3.99.0")
     change_facts("127.0.0.2", system="Other 1.0", installation=installed)
     result = await check_one(a)
     assert [] == result.problems
@@ -204,6 +204,9 @@ async def test_the_diagnosis_shows_which_hosts_respond(tmp_path, paired):
     a, _ = paired
     async with running(tmp_path / "c", "127.0.0.3") as c:
         await a.add("c", c.url, (await c.hosts.offer_code()).code)
+    async with running(tmp_path / "d", None) as d:
+        # It cannot be asked, which is no problem.
+        await d.add("a", a.url, (await a.hosts.offer_code()).code, own_name="d")
     diagnosis = await a.hosts.diagnose()
     assert 2 == diagnosis.hosts
     assert ["c"] == list(diagnosis.unreachable)

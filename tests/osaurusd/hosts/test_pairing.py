@@ -67,7 +67,7 @@ async def test_a_code_can_be_used_once(tmp_path, a, b):
     assert ["a"] == names(b)
 
 
-async def test_nobody_can_pair_while_no_code_is_offered(a, b):
+async def test_pairing_fails_while_no_code_is_offered(a, b):
     with pytest.raises(PairingFailed):
         await a.add("b", b.url, WRONG)
     assert [] == names(a) == names(b)

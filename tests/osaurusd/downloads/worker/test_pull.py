@@ -1,12 +1,14 @@
 """Pulls with network faults, full disks and killed processes: no wrong or incomplete file ever reaches the cache."""
 
 import asyncio
+import json
 import resource
 import signal
 import subprocess
 
 import pytest
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # missing in the package's __all__
+from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 
 from osaurusd.downloads import messages
 from osaurusd.downloads.worker import snapshot
@@ -42,9 +44,10 @@ async def test_huggingface_hub_considers_the_snapshot_complete_when_offline(hub,
     await pull("org/other")
 
     snapshot = run_client(
-        "from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS as patterns\n"
+        "patterns = json.loads(sys.argv[2])\n"
         "print(json.dumps(snapshot_download('org/other', cache_dir=sys.argv[1], allow_patterns=patterns)))",
         cache.path,
+        json.dumps(DEFAULT_ALLOW_PATTERNS),
         HF_HUB_OFFLINE="1",
     )
     assert str(cache.repo("org/other") / "snapshots") == snapshot.rpartition("/")[0]

@@ -46,8 +46,8 @@ def import_to(dest, source):
     return read_all(dest)
 
 
-def test_folder_is_imported_like_its_path(tmp_path, smollm_folder, share_and_hide):
-    source = make_tiny(tmp_path / "tiny", smollm_folder)
+def test_folder_is_imported_like_its_path(tmp_path, tiny_tokenizer, share_and_hide):
+    source = make_tiny(tmp_path / "tiny", tiny_tokenizer)
     (source / "additional_chat_templates").mkdir()
     (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     expected = import_to(tmp_path / "one", source)
