@@ -295,6 +295,23 @@ async def test_a_suspended_rank_is_named(tmp_path):
         await assert_memory_is_back(hosts)
 
 
+async def test_next_load_waits_until_the_memory_of_lost_ranks_is_back(tmp_path):
+    async with cluster(tmp_path, behaviors=("hang_on_stop", "echo"), stop_grace=0.2) as hosts:
+        await lose_in_request(hosts, lambda: os.kill(hosts.followers[1].pid, signal.SIGKILL))
+        loading = asyncio.create_task(hosts.leader.pool.load(hosts.model))
+        assert hosts.followers[0].pool.lendable_bytes(LENT_BYTES) == 0
+        planned = []
+
+        async def plan_load(request, key):
+            planned.append(hosts.followers[0].pool.lendable_bytes(LENT_BYTES))
+            return hosts.leader.placements[key]
+
+        hosts.leader.plan_load = plan_load
+        await pass_time(hosts, lambda: planned, 0.1)
+        assert planned == [LENT_BYTES]
+        await loading
+
+
 # Lost connections
 
 
