@@ -49,6 +49,7 @@ class GroupSpec:
         split: how the model is divided.
         layers: for a pipeline, the number of layers of each rank, rank 0 first.
         link_address: the address of this host for the other ranks; empty for that of the control connection.
+        rdma_devices: the RDMA device of each rank; empty for TCP.
     """
 
     name: str
@@ -56,6 +57,7 @@ class GroupSpec:
     split: Split
     layers: tuple[int, ...] = ()
     link_address: str = ""
+    rdma_devices: tuple[str, ...] = ()
 
 
 class Group:
@@ -204,6 +206,7 @@ class Group:
                 secret=connect.secret,
                 epoch=self._spec.epoch,
                 timeout_seconds=connect.timeout_seconds,
+                rdma_devices=connect.rdma_devices,
             )
             process.writer.write(framing.encode([message]))
             return await self._await_loaded(process)
@@ -237,6 +240,7 @@ class Group:
             ],
             secret=secrets.token_hex(SECRET_BYTES),
             timeout_seconds=self._timeouts.start,
+            rdma_devices=list(self._spec.rdma_devices),
         )
 
     async def _connection_address(self) -> str:

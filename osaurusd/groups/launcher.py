@@ -117,7 +117,12 @@ class GroupLauncher:
         hosts = [self._find_host(rank.host) for rank in placement.ranks if rank.host is not None]
         timeouts = self._timeouts()
         spec = GroupSpec(
-            manifest.model, self._next_epoch(), placement.split, placement.layer_counts, self._link_address()
+            manifest.model,
+            self._next_epoch(),
+            placement.split,
+            placement.layer_counts,
+            self._link_address(),
+            placement.rdma_devices,
         )
         request = msgspec.structs.replace(request, dequantize="always" if placement.float32 else "never")
         group = self._groups[key] = Group(spec, timeouts, self._events, self._clock)
