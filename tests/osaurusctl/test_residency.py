@@ -106,9 +106,9 @@ def test_ctrl_c_ends_follow_and_closes_the_connection(daemon, spawn):
 
     following.send_signal(signal.SIGINT)
 
-    assert following.wait(30) == 130
+    assert following.wait(60) == 130
     assert following.stderr.read() == b""
-    assert daemon.client_disconnected.wait(30)
+    assert daemon.client_disconnected.wait(60)
 
 
 def test_follow_fails_when_the_daemon_ends_the_stream(daemon, invoke):
