@@ -111,6 +111,7 @@ async def test_only_files_of_the_ranks_own_layers_are_needed_for_a_pipeline(tmp_
 async def test_other_models_run_in_one_process_without_any_connection(tmp_path):
     async with cluster(tmp_path) as hosts:
         hosts.leader.placements.clear()
+        hosts.leader.plan_load = None  # ordinary loads need no plan
         assert await lease_and_generate(hosts.leader.pool, hosts.model, "a") == "a "
         assert hosts.followers[0].links == []
         assert hosts.leader.worker.ranks == ()
