@@ -111,6 +111,7 @@ async def test_only_files_of_the_ranks_own_layers_are_needed_for_a_pipeline(tmp_
 async def test_other_models_run_in_one_process_without_any_connection(tmp_path):
     async with cluster(tmp_path) as hosts:
         hosts.leader.placements.clear()
+        hosts.leader.plan_load = None  # ordinary loads need no plan
         assert await lease_and_generate(hosts.leader.pool, hosts.model, "a") == "a "
         assert hosts.followers[0].links == []
         assert hosts.leader.worker.ranks == ()
@@ -311,6 +312,22 @@ async def test_next_load_waits_until_the_memory_of_lost_ranks_is_back(tmp_path):
         await pass_time(hosts, lambda: planned, 0.1)
         assert planned == [LENT_BYTES]
         await loading
+
+
+async def test_a_suspended_rank_0_is_named_and_killed(tmp_path):
+    async with cluster(tmp_path, behaviors=("stuck",), stop_grace=0.2) as hosts:
+        await hosts.leader.pool.load(hosts.model)
+        await lease_and_generate(hosts.leader.pool, hosts.model, "a")
+        async with running_request(hosts.leader.pool, hosts.model) as stalled:
+            pid = hosts.leader.worker.pid
+            os.kill(pid, signal.SIGSTOP)
+            # Less than the time after which the worker's own watchdog would kill it.
+            await pass_time(hosts, lambda: not hosts.leader.pool.snapshot()[0].in_memory, 0.2)
+            await asyncio.wait({stalled}, timeout=30)
+        assert "rank 0 on this host made no progress for 60 s" in stalled.exception().message
+        assert "its process is suspended" in stalled.exception().message
+        assert has_exited(pid)
+        await assert_memory_is_back(hosts)
 
 
 # Lost connections
