@@ -33,7 +33,7 @@ class Distributed(Section, frozen=True):
     link_address: Annotated[
         str,
         setting(
-            "IP address of this host on the private network that carries tensors. "
+            "IPv4 address of this host on the private network that carries tensors. "
             "Empty: the address over which the hosts are connected"
         ),
     ] = ""

@@ -105,7 +105,9 @@ class GroupLauncher:
         return group.ranks() if group is not None else []
 
     async def start(self, key: str, request: messages.Load, listener: WorkerListener) -> Worker:
-        self._groups.pop(key, None)
+        if (previous := self._groups.get(key)) is not None:
+            # Its hosts count the memory of its ranks as lent until these have exited.
+            await previous.wait_stopped()
         placement = await self._planner.plan_load(request, key)
         if placement is None:
             return await self._local.start(key, request, listener)

@@ -236,15 +236,13 @@ def check_link_address(host: HostFacts) -> None:
     """
     address = host.link_address or ""
     try:
-        is_private = addresses.is_private(addresses.parse_address(address))
-    except ValueError:
-        is_private = False
-    if not is_private:
+        addresses.parse_private_address(address)
+    except ValueError as error:
         raise InvalidRequest(
-            f"the link address of {label(host)}, {address or 'which is not set'}, is not a private address; set "
+            f"the link address of {label(host)}, {address or 'which is not set'}, is not a private address (IPv4); set "
             "`distributed.link_address` there to its address on the network between the hosts",
             param="hosts",
-        )
+        ) from error
 
 
 def label(host: HostFacts) -> str:
