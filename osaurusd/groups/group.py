@@ -86,6 +86,7 @@ class Group:
         self._starting = Watchdog(timeouts.start, clock)
         self._loading: Watchdog | None = None
         self._watching: list[asyncio.Task[None]] = []
+        self._ending: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._stop_seconds = 0.0
         self._ended = asyncio.Event()
@@ -331,13 +332,12 @@ class Group:
 
     def _end_worker(self, verdict: "asyncio.Future[OsaurusError]") -> None:
         if self._worker is not None:
-            self._watching.append(asyncio.create_task(self._worker.stop(verdict.result())))
+            self._ending = asyncio.create_task(self._worker.stop(verdict.result()))
 
     async def _wait_stopped(self) -> None:
         await asyncio.gather(*(member.wait_stopped(self._stop_seconds) for member in self.members))
         for task in self._watching:
-            if task is not asyncio.current_task():
-                task.cancel()
+            task.cancel()
         self._state = RankState.LOST
         self._ended.set()
 

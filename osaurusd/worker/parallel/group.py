@@ -102,9 +102,8 @@ class RankExecutor(LocalExecutor):
 
 
 def free_port(address: str) -> int:
-    """Return a port of `address` on which this rank can accept its neighbor."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
+    """Return a port of an IPv4 address on which this rank can accept its neighbor."""
+    with socket.socket() as listener:
         listener.bind((address, 0))
         port: int = listener.getsockname()[1]
         return port

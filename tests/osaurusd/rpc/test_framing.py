@@ -151,7 +151,7 @@ TO_WORKER = [
     messages.Load(path="/models/x", rank=messages.RankSpec(rank=1, size=2, split="tensor", address="10.0.0.2")),
     messages.Load(
         path="/models/x",
-        rank=messages.RankSpec(rank=0, size=2, split="pipeline", address="fe80::1", layers=(10, 14)),
+        rank=messages.RankSpec(rank=0, size=2, split="pipeline", address="10.0.0.1", layers=(10, 14)),
     ),
     messages.Connect(addresses=["10.0.0.1:1", "10.0.0.2:2"], secret="s", epoch=3, timeout_seconds=9.0),
     PLAN,
