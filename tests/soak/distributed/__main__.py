@@ -38,6 +38,7 @@ def main() -> None:
 def create_tokenizer(folder: Path) -> Path:
     from osaurusd.imports.worker.importer import import_model  # noqa: PLC0415  imports MLX, which `--help` does not need
 
+    (folder / "smollm").mkdir()
     import_model(starter_model.fetch(), folder / "smollm", lambda *_: None)
     return make_tokenizer(folder / "tokenizer", folder / "smollm")
 
