@@ -20,8 +20,8 @@ from tests.distributed.models import PIPELINE, TENSOR, Reference, complete, conn
 from tests.soak.distributed.faults import TIMEOUTS, Faults
 
 CLIENTS = 3
-SPLITS = {TENSOR: ("tensor", 2), PIPELINE: ("pipeline", 3)}
-"""How each model is loaded, and on how many hosts."""
+SPLITS = {TENSOR: ("tensor", "b"), PIPELINE: ("pipeline", "c")}
+"""How each model is loaded, and on which host besides the leader. A host lends all its memory to one model."""
 
 REQUEST_SECONDS = 240.0
 RECOVERY_SECONDS = 180.0
@@ -99,10 +99,10 @@ class Soak:
     def _create_references(self) -> None:
         print_progress("creating references on one host")
         with self._cluster.client as client:
-            for model, (split, size) in SPLITS.items():
+            for model, (split, follower) in SPLITS.items():
                 self._references[model] = create_references(client, model, seed=self.evidence.seed)
                 self._cluster.unload(model)
-                self._cluster.load(model, split, size)
+                self._cluster.leader.ctl("load", model, "--hosts", follower, "--split", split)
 
     def _check_all(self, when: str) -> None:
         """Send each reference once."""
