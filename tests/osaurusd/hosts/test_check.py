@@ -107,6 +107,7 @@ async def test_a_public_link_address_is_a_problem(paired, change_facts):
     result = await check_one(a)
     assert any("the link address of b is unusable: 8.8.8.8 is a public address" in each for each in result.problems)
     assert result.bytes_per_second is None
+    assert "8.8.8.8 is a public address" in (await a.hosts.diagnose()).unusable_links["b"]
 
 
 async def test_a_link_address_that_the_other_host_does_not_have_is_a_problem(tmp_path, a, b):

@@ -14,7 +14,7 @@ from osaurusd.hosts.identity import IdentityFile, fingerprint_of
 from osaurusd.wire.hosts import AddHostRequest
 from osaurusd.wire.residency import EventKind
 
-from .nodes import pair, running, stranger
+from .nodes import identity, pair, running, stranger
 
 WRONG = "0000-0000-0000-0000"
 
@@ -245,7 +245,9 @@ def claim_for(challenge, offered, adder):
 
 @pytest.fixture
 async def adder(tmp_path):
-    return await IdentityFile(tmp_path / "adder.pem").get()
+    file = tmp_path / "adder.pem"
+    await asyncio.to_thread(file.write_bytes, identity("adder"))
+    return await IdentityFile(file).get()
 
 
 async def test_a_recorded_conversation_cannot_be_replayed(b, adder):
