@@ -69,6 +69,7 @@ class Namespace:
             ["unshare", "--net", "--mount", "sh", "-c", "ip link set lo up && echo ready && exec cat"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C must not end the namespace before its daemons.
         )
         assert self._process.stdout is not None
         assert b"ready\n" == self._process.stdout.readline()
