@@ -14,7 +14,7 @@ PYTEST = -m "not long and not clients" --numprocesses $(PROCESSES) --dist loadfi
 # Tests start hundreds of processes, which share compiled modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo demo-stop test test-long test-clients client-locks test-mac coverage ui soak lint format docs run bench screenshot screenshots check-recommended dist constraints man clean
+.PHONY: help demo demo-stop test test-long test-clients client-locks test-mac coverage ui soak soak-distributed lint format docs run bench screenshot screenshots check-recommended dist constraints man clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,9 @@ ui: $(UI)/node_modules/.installed ## Check, test and build the web page in osaur
 
 soak: $(VENV)/.dev $(MODEL) ## Stress a daemon for MINUTES (10) and check for leaks; SEED=1 repeats a run
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) $${SEED:+--seed "$$SEED"} $(SOAK)
+
+soak-distributed: $(VENV)/.dev $(MODEL) ## Run models on three hosts while hosts, links and ranks fail, for MINUTES (10)
+	$(BIN)/python -m tests.soak.distributed --minutes $(MINUTES) $${SEED:+--seed "$$SEED"}
 
 lint: $(VENV)/.dev ## Check format, style, spelling, types and import contracts
 	$(BIN)/ruff format --check

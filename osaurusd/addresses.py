@@ -79,7 +79,7 @@ def check_listen_host(text: str) -> None:
 
 
 def parse_private_address(text: str) -> Address:
-    """Parse an IP address of a private network.
+    """Parse the address of a host on the network that carries tensors: IPv4, on a private network.
 
     Raises:
         ValueError: it is not one; the message says what would be.
@@ -87,9 +87,12 @@ def parse_private_address(text: str) -> Address:
     address = parse_address(text)
     if not is_private(address):
         raise ValueError(
-            f"{text} is a public address; tensors travel unencrypted, so the link must be a private network "
-            "(10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 169.254.0.0/16, fc00::/7, fe80::/10) or loopback"
+            f"{text} is a public address; tensors travel unencrypted, so the network must be private "
+            "(10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 169.254.0.0/16) or loopback"
         )
+    if address.version != 4:
+        # `mx.distributed` cannot parse others ("Can't parse address [::1]:1").
+        raise ValueError(f"{text} is an IPv6 address; MLX connects hosts over IPv4 only")
     return address
 
 

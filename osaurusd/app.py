@@ -122,14 +122,7 @@ class Daemon:
         self._admission = Admission(self._get_config)
         self._drain = Drain(state_dir / "drain.json", self._admission, self._bus, self._metrics)
         self._hosts = Hosts(state_dir, self._get_config, self._bus, self._lendable_bytes)
-        self._groups = Groups(
-            self._hosts,
-            self._catalog,
-            state_dir / "digests.json",
-            config=self._get_config,
-            versions=info.installation.packages,
-            events=self._bus,
-        )
+        self._groups = self._create_groups()
         pool_metrics = PoolMetrics(self._metrics)
         self._pool = self._create_pool(pool_metrics, power)
         self._response_memory = MemoryStore(lambda: config.current.responses.max_bytes)
@@ -138,15 +131,29 @@ class Daemon:
         self._metrics.register(self._pressure)
         self._pulls = self._create_pulls(power)
         self._activity = Activity()
-        self._monitor = Monitor(
-            info.instance, self._catalog, self._pool, pool_metrics, self._activity, self._get_config
+        self._monitor = self._create_monitor(pool_metrics)
+        self._models_api = self._create_models_api()
+        self._ranks = self._groups.create_rank_service(self._pool, lambda: self._drain.status.draining)
+        self._metrics.register(RankCollector(self._pool.snapshot, self._ranks.workers))
+
+    def _create_groups(self) -> Groups:
+        return Groups(
+            self._hosts,
+            self._catalog,
+            self._info.paths.state_dir / "digests.json",
+            config=self._get_config,
+            versions=self._info.installation.packages,
+            events=self._bus,
         )
-        self._models_api = ModelsApi(
+
+    def _create_monitor(self, metrics: PoolMetrics) -> Monitor:
+        return Monitor(self._info.instance, self._catalog, self._pool, metrics, self._activity, self._get_config)
+
+    def _create_models_api(self) -> ModelsApi:
+        return ModelsApi(
             *(self._catalog, self._pool, self._pins, self._imports, self._pulls),
             *(self._groups.distribution, self._groups.files),
         )
-        self._ranks = self._groups.create_rank_service(self._pool, lambda: self._drain.status.draining)
-        self._metrics.register(RankCollector(self._pool.snapshot, self._ranks.workers))
 
     def _create_pulls(self, power: PowerAssertion) -> PullManager:
         return PullManager(
@@ -221,9 +228,8 @@ class Daemon:
             middlewares=[*socket_middlewares(os.geteuid()), check_api_version],
             response_hooks=[add_version_headers],
         )
-        tcp_server, socket_server = (
-            HttpServer(app, self._get_config, error_response, metrics) for app in (tcp_app, socket_app)
-        )
+        apps = (tcp_app, socket_app)
+        tcp_server, socket_server = (HttpServer(app, self._get_config, error_response, metrics) for app in apps)
         await tcp_server.start(self._sockets, self._tls)
         await socket_server.start([admin_socket])
         return [tcp_server, socket_server]

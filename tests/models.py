@@ -97,6 +97,21 @@ def make_tiny(
     return folder
 
 
+def split_files(folder: Path) -> None:
+    """Split the weights of a model into a file for each layer, such as `model-0.safetensors`, and one for the rest."""
+    weights = mx.load(str(folder / "model.safetensors"))
+    assert isinstance(weights, dict)
+    parts: dict[str, dict[str, mx.array]] = {}
+    for name, weight in weights.items():
+        number = name.split(".")[2] if ".layers." in name else "rest"
+        parts.setdefault(f"model-{number}.safetensors", {})[name] = weight
+    for file, part in parts.items():
+        mx.save_safetensors(str(folder / file), part, {"format": "mlx"})
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+
+
 @contextlib.contextmanager
 def running_tiny(home: Path, tokenizer: Path, configuration: str, **config: Any) -> Iterator[Daemon]:
     """Run a daemon with this configuration file, and with a model `tiny` that is loaded.

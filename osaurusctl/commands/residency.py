@@ -74,7 +74,12 @@ def top(output: Output, interval: float) -> None:
 )
 @click.argument("name", shell_complete=completion.available_models)
 @click.option("--keep-alive", type=Duration(), help="Unload the model after this idle time: 90s, 15m, 1h; -1 for never")
-@click.option("--hosts", metavar="NAME,...", help="Paired hosts that run the model together with this one")
+@click.option(
+    "--hosts",
+    metavar="NAME,...",
+    shell_complete=completion.host_names,
+    help="Paired hosts that run the model together with this one",
+)
 @click.option(
     "--split",
     type=click.Choice(["auto", "tensor", "pipeline"]),

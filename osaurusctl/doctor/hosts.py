@@ -18,9 +18,12 @@ def check_hosts(context: Context) -> Iterator[Check]:
         yield ok(_NAME, f"paired hosts can connect to {', '.join(hosts.endpoints)}")
     for name, reason in hosts.unreachable.items():
         yield warning(_NAME, f"{name} is unreachable: {reason}", f'start it, or run "osaurusctl host rm {name}"')
-    for name, address in hosts.public_links.items():
-        detail = f"{name} has the public link address {address}, but tensors travel unencrypted"
-        yield failure(_NAME, detail, "set `distributed.link_address` there to an address of a private network")
+    for name, reason in hosts.unusable_links.items():
+        yield failure(
+            _NAME,
+            f"the link address of {name} is unusable: {reason}",
+            "set `distributed.link_address` there to an address of a private network",
+        )
     responding = hosts.hosts - len(hosts.unreachable)
     if responding:
         yield ok(_NAME, f"{responding} of {hosts.hosts} paired hosts respond")

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from osaurusd.admin import views
 from osaurusd.admin.routes import get, post
-from osaurusd.errors import Busy, InvalidRequest, ModelNotFound
+from osaurusd.errors import InvalidRequest, ModelNotFound
 from osaurusd.events import EventBus
 from osaurusd.groups.distribution import Distribution
 from osaurusd.http.json import json_response, read_json
@@ -82,14 +82,16 @@ class ResidencyApi:
         """Have the model run over these hosts.
 
         Raises:
-            Busy: it is loaded in another way.
-            OsaurusError: it cannot run over them.
+            OsaurusError: it cannot run over them, or is loaded in another way.
         """
         in_memory = any(worker.key == record.repo and worker.in_memory for worker in self._pool.snapshot())
         if not in_memory:
             await self._distribution.request(record, hosts, split, self._pool.budget.total_bytes)
         elif not self._distribution.is_placed(record, hosts, split):
-            raise Busy(f'model "{record.name}" is loaded in another way; run "osaurusctl unload {record.name}" first')
+            raise InvalidRequest(
+                f'model "{record.name}" is loaded in another way; run "osaurusctl unload {record.name}" first',
+                param="hosts",
+            )
 
     async def unload(self, request: web.Request) -> web.Response:
         """Unload one model, or all of them; without `force`, all means all that are not pinned."""

@@ -33,7 +33,7 @@ class Distributed(Section, frozen=True):
     link_address: Annotated[
         str,
         setting(
-            "IP address of this host on the private network that carries tensors. "
+            "IPv4 address of this host on the private network that carries tensors. "
             "Empty: the address over which the hosts are connected"
         ),
     ] = ""
@@ -42,6 +42,9 @@ class Distributed(Section, frozen=True):
         Literal["ring", "jaccl"],
         setting("How ranks exchange tensors. `ring`: TCP; `jaccl`: RDMA over Thunderbolt 5, which is experimental"),
     ] = "ring"
+    rdma_device: Annotated[
+        str, setting("RDMA device that is connected to the other host, such as `rdma_en3`. Empty: the only one")
+    ] = ""
     start_timeout_seconds: Annotated[
         float, seconds("How long the ranks of a model may take to get ready, without downloads of its files", gt=0)
     ] = 120.0

@@ -60,7 +60,7 @@ class Distribution:
         self._ask = ask
         self._describe = describe
         self._requested: dict[str, Wanted] = {}
-        self._planned: dict[str, Placement] = {}
+        self._planned: dict[str, tuple[Wanted, Placement]] = {}
 
     def wanted(self, record: ModelRecord) -> Wanted | None:
         """Return over which hosts a model is to run; None for one process on this host."""
@@ -87,7 +87,7 @@ class Distribution:
         """
         wanted = Wanted(tuple(hosts), split or "auto", requested=True)
         if hosts:
-            self._planned[record.repo] = await self._plan(record, wanted, memory_bytes)
+            self._planned[record.repo] = wanted, await self._plan(record, wanted, memory_bytes)
         elif split is not None:
             raise InvalidRequest("`split` requires `hosts`", param="split")
         self._requested[record.repo] = wanted
@@ -114,7 +114,7 @@ class Distribution:
         wanted = self.wanted(record)
         if wanted is None:
             return None
-        planned = self._planned.get(record.repo)
+        planned = self._find_planned(record, wanted)
         if planned is None:
             return PlacementInfo(hosts=list(wanted.hosts), split=wanted.split)
         return planned.info(wanted.hosts, wanted.split)
@@ -132,7 +132,8 @@ class Distribution:
         if wanted is None:
             return None
         memory_bytes = request.memory_limit_bytes or sys.maxsize
-        planned = self._planned[key] = await self._plan(record, wanted, memory_bytes)
+        planned = await self._plan(record, wanted, memory_bytes)
+        self._planned[key] = wanted, planned
         return planned
 
     def estimate_bytes(self, record: ModelRecord) -> int | None:
@@ -143,7 +144,7 @@ class Distribution:
         wanted = self.wanted(record)
         if wanted is None:
             return None
-        if planned := self._planned.get(record.repo):
+        if planned := self._find_planned(record, wanted):
             return planned.ranks[0].needs_bytes
         converts = self._config().worker.dequantize != "never" and sys.platform != "darwin"
         float32_bytes = (record.parameters or 0) * FLOAT32_BYTES if converts else 0
@@ -158,6 +159,11 @@ class Distribution:
             OsaurusError: a file cannot be read.
         """
         return await self._manifests.build(await self._find(key))
+
+    def _find_planned(self, record: ModelRecord, wanted: Wanted) -> Placement | None:
+        """Return the last placement, unless the configuration has changed since."""
+        planned = self._planned.get(record.repo)
+        return planned[1] if planned and planned[0] == wanted else None
 
     async def _find(self, key: str) -> ModelRecord:
         record = next((each for each in await self._catalog.records() if each.repo == key), None)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import msgspec
 
 from osaurusd import config
 from osaurusd.downloads.messages import Failure, Progress
-from osaurusd.errors import LoadFailed, OsaurusError, PullFailed, from_code
+from osaurusd.errors import DiskFull, LoadFailed, OsaurusError, PullFailed, from_code
 from osaurusd.groups import manifest as manifests
 from osaurusd.groups import messages
 from osaurusd.groups.manifest import Manifests, select_files
@@ -192,5 +193,6 @@ def _write_task(task: messages.CopyTask, staging: Path) -> Path:
         staging.mkdir(parents=True, exist_ok=True)
         replace_file(path, msgspec.json.encode(task))
     except OSError as error:
-        raise PullFailed(f"cannot copy the model: {path} cannot be written: {error.strerror or error}") from error
+        kind = DiskFull if error.errno == errno.ENOSPC else PullFailed
+        raise kind(f"cannot copy the model: {path} cannot be written: {error.strerror or error}") from error
     return path

@@ -49,6 +49,7 @@ class GroupSpec:
         split: how the model is divided.
         layers: for a pipeline, the number of layers of each rank, rank 0 first.
         link_address: the address of this host for the other ranks; empty for that of the control connection.
+        rdma_devices: the RDMA device of each rank; empty for TCP.
     """
 
     name: str
@@ -56,6 +57,7 @@ class GroupSpec:
     split: Split
     layers: tuple[int, ...] = ()
     link_address: str = ""
+    rdma_devices: tuple[str, ...] = ()
 
 
 class Group:
@@ -84,6 +86,7 @@ class Group:
         self._starting = Watchdog(timeouts.start, clock)
         self._loading: Watchdog | None = None
         self._watching: list[asyncio.Task[None]] = []
+        self._ending: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._stop_seconds = 0.0
         self._ended = asyncio.Event()
@@ -204,6 +207,7 @@ class Group:
                 secret=connect.secret,
                 epoch=self._spec.epoch,
                 timeout_seconds=connect.timeout_seconds,
+                rdma_devices=connect.rdma_devices,
             )
             process.writer.write(framing.encode([message]))
             return await self._await_loaded(process)
@@ -237,6 +241,7 @@ class Group:
             ],
             secret=secrets.token_hex(SECRET_BYTES),
             timeout_seconds=self._timeouts.start,
+            rdma_devices=list(self._spec.rdma_devices),
         )
 
     async def _connection_address(self) -> str:
@@ -327,13 +332,12 @@ class Group:
 
     def _end_worker(self, verdict: "asyncio.Future[OsaurusError]") -> None:
         if self._worker is not None:
-            self._watching.append(asyncio.create_task(self._worker.stop(verdict.result())))
+            self._ending = asyncio.create_task(self._worker.stop(verdict.result()))
 
     async def _wait_stopped(self) -> None:
         await asyncio.gather(*(member.wait_stopped(self._stop_seconds) for member in self.members))
         for task in self._watching:
-            if task is not asyncio.current_task():
-                task.cancel()
+            task.cancel()
         self._state = RankState.LOST
         self._ended.set()
 

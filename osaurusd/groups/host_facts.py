@@ -1,6 +1,6 @@
 """What the placement of a model depends on at each host, from what the hosts state about themselves."""
 
-from typing import Literal
+import msgspec
 
 from osaurusd.hosts.registry import Host
 from osaurusd.wire.hosts import HostFacts as StatedFacts
@@ -11,14 +11,8 @@ _PACKAGES = ("osaurusd", "mlx", "mlx-lm")
 
 def from_host(host: Host, stated: StatedFacts) -> HostFacts:
     """Return the facts of a paired host. Its link address is the one that was given when it was added, if any."""
-    return HostFacts(
-        name=host.name,
-        memory_bytes=stated.lendable_bytes,
-        versions=_versions(stated),
-        link_address=host.link_address or stated.link_address,
-        backend=stated.backend,
-        device=_device(stated),
-    )
+    facts = of_leader(stated, stated.lendable_bytes)
+    return msgspec.structs.replace(facts, name=host.name, link_address=host.link_address or facts.link_address)
 
 
 def of_leader(stated: StatedFacts, memory_bytes: int) -> HostFacts:
@@ -28,7 +22,8 @@ def of_leader(stated: StatedFacts, memory_bytes: int) -> HostFacts:
         versions=_versions(stated),
         link_address=stated.link_address,
         backend=stated.backend,
-        device=_device(stated),
+        device="gpu" if stated.system.startswith("macOS") else "cpu",
+        rdma_device=stated.rdma_device or (stated.rdma_devices[0] if len(stated.rdma_devices) == 1 else None),
     )
 
 
@@ -37,7 +32,3 @@ def _versions(stated: StatedFacts) -> Versions:
     packages = stated.installation.packages
     versions = {name: packages[name] for name in _PACKAGES if name in packages}
     return versions | {"system": stated.system} if stated.backend == "jaccl" else versions
-
-
-def _device(stated: StatedFacts) -> Literal["cpu", "gpu"]:
-    return "gpu" if stated.system.startswith("macOS") else "cpu"

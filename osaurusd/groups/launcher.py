@@ -89,6 +89,7 @@ class GroupLauncher:
         self._versions = versions
         self._events = events
         self._clock = clock
+        self._distributed: set[str] = set()
         self._groups: dict[str, Group] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._epoch = 0
@@ -98,15 +99,23 @@ class GroupLauncher:
         self._local.configure(launch, standby_seconds)
 
     def needs_bytes(self, record: ModelRecord) -> int | None:
-        return self._planner.estimate_bytes(record)
+        needs = self._planner.estimate_bytes(record)
+        # The pool asks this before each load, so that ordinary loads need no plan.
+        if needs is None:
+            self._distributed.discard(record.repo)
+        else:
+            self._distributed.add(record.repo)
+        return needs
 
     def ranks(self, key: str) -> list[RankInfo]:
         group = self._groups.get(key)
         return group.ranks() if group is not None else []
 
     async def start(self, key: str, request: messages.Load, listener: WorkerListener) -> Worker:
-        self._groups.pop(key, None)
-        placement = await self._planner.plan_load(request, key)
+        if (previous := self._groups.get(key)) is not None:
+            # Its hosts count the memory of its ranks as lent until these have exited.
+            await previous.wait_stopped()
+        placement = await self._planner.plan_load(request, key) if key in self._distributed else None
         if placement is None:
             return await self._local.start(key, request, listener)
         if request.task != "generate" or request.vision:
@@ -115,7 +124,12 @@ class GroupLauncher:
         hosts = [self._find_host(rank.host) for rank in placement.ranks if rank.host is not None]
         timeouts = self._timeouts()
         spec = GroupSpec(
-            manifest.model, self._next_epoch(), placement.split, placement.layer_counts, self._link_address()
+            manifest.model,
+            self._next_epoch(),
+            placement.split,
+            placement.layer_counts,
+            self._link_address(),
+            placement.rdma_devices,
         )
         request = msgspec.structs.replace(request, dequantize="always" if placement.float32 else "never")
         group = self._groups[key] = Group(spec, timeouts, self._events, self._clock)

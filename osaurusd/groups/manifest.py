@@ -131,6 +131,8 @@ class Manifests:
         digests = await asyncio.to_thread(_find_known, folder, files, self._digests)
         missing = [name for name in files if name not in digests]
         if missing:
+            nbytes = sum(files[name][0] for name in missing)
+            log.info("computing the digests of a model", folder=str(folder), files=len(missing), bytes=nbytes)
             computed = await maintenance.hash_files(folder, missing, report)
             self._digests |= {str(folder / name): _Digest(*files[name], computed[name]) for name in missing}
             await asyncio.to_thread(self._save, self._digests)

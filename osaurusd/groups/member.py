@@ -186,6 +186,9 @@ class Member:
             self._fail(HostLost(f'host "{name}" sent invalid data: {error}'))
         except (ClientError, OSError) as error:
             self._fail(HostLost(f'cannot connect to host "{name}": {error}'))
+        except Exception as error:
+            log.exception("control stream failed unexpectedly", host=name)
+            self._fail(HostLost(f'the connection to host "{name}" failed unexpectedly: {type(error).__name__}'))
         finally:
             self._watchdog.disarm()
 

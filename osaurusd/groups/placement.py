@@ -5,7 +5,7 @@ norm and the head: each rank passes the result of the last layer through them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from osaurusd import addresses
@@ -46,12 +46,14 @@ class Placement:
         ranks: by rank; the first one is the leader.
         float32: whether all ranks convert the weights to float32. They must not decide for themselves.
         reason: why this split, in one sentence.
+        rdma_devices: what connects the hosts, by rank; empty for TCP.
     """
 
     split: Split
     ranks: tuple[RankPlan, ...]
     float32: bool
     reason: str
+    rdma_devices: tuple[str, ...] = ()
 
     @property
     def layer_counts(self) -> tuple[int, ...]:
@@ -92,6 +94,16 @@ def plan(
     """
     check_model(model)
     _check_hosts(hosts)
+    devices = tuple(host.rdma_device for host in hosts if host.backend == "jaccl" and host.rdma_device)
+    return replace(_plan_dtype(model, hosts, split, dequantize), rdma_devices=devices)
+
+
+def _plan_dtype(
+    model: ModelFacts,
+    hosts: Sequence[HostFacts],
+    split: SplitSetting,
+    dequantize: Literal["auto", "always", "never"],
+) -> Placement:
     on_cpu = any(host.device == "cpu" for host in hosts)
     if dequantize == "always" or (dequantize == "auto" and on_cpu):
         try:
@@ -181,6 +193,23 @@ def _check_hosts(hosts: Sequence[HostFacts]) -> None:
         check_versions(leader.versions, host)
     for host in hosts:
         check_link_address(host)
+    if leader.backend == "jaccl":
+        _check_rdma(hosts)
+
+
+def _check_rdma(hosts: Sequence[HostFacts]) -> None:
+    if len(hosts) > 2:
+        raise InvalidRequest(
+            'the backend jaccl connects two hosts; name one in `hosts`, or set `distributed.backend` to "ring" on all',
+            param="hosts",
+        )
+    for host in hosts:
+        if not host.rdma_device:
+            raise InvalidRequest(
+                f"{label(host)} has no RDMA device, or several; set `distributed.rdma_device` there to the one that is "
+                'connected to the other host, or `distributed.backend` to "ring" on both',
+                param="hosts",
+            )
 
 
 def check_versions(expected: Versions, host: HostFacts) -> None:
@@ -207,15 +236,13 @@ def check_link_address(host: HostFacts) -> None:
     """
     address = host.link_address or ""
     try:
-        is_private = addresses.is_private(addresses.parse_address(address))
-    except ValueError:
-        is_private = False
-    if not is_private:
+        addresses.parse_private_address(address)
+    except ValueError as error:
         raise InvalidRequest(
-            f"the link address of {label(host)}, {address or 'which is not set'}, is not a private address; set "
+            f"the link address of {label(host)}, {address or 'which is not set'}, is not a private address (IPv4); set "
             "`distributed.link_address` there to its address on the network between the hosts",
             param="hosts",
-        )
+        ) from error
 
 
 def label(host: HostFacts) -> str:

@@ -199,6 +199,7 @@ class Rank:
                 secret=message.secret,
                 epoch=self.epoch,
                 timeout_seconds=message.timeout_seconds,
+                rdma_devices=message.rdma_devices,
             )
             self._process.writer.write(framing.encode([connect]))
 

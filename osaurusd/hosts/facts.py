@@ -55,7 +55,7 @@ class Facts:
         distributed = self._config().distributed
         link_address = distributed.link_address or own_address
         facts = await asyncio.to_thread(_collect, self._lendable_bytes(), link_address, peer_address)
-        return msgspec.structs.replace(facts, backend=distributed.backend)
+        return msgspec.structs.replace(facts, backend=distributed.backend, rdma_device=distributed.rdma_device)
 
     async def show(self, request: web.Request) -> web.Response:
         return json_response(await self.collect(*_connection_addresses(request)))

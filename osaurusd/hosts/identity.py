@@ -5,21 +5,22 @@ and its dates have no meaning: a host whose clock is wrong is still the same hos
 """
 
 import asyncio
-import datetime
 import hashlib
 import ssl
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from osaurusd.errors import InternalError
 from osaurusd.log import get_logger
+from osaurusd.platform import environment
 from osaurusd.platform.files import replace_file
 
 log = get_logger(__name__)
 
-_VALID_FROM = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
-# The date that means "no expiry" (RFC 5280, section 4.1.2.5).
-_VALID_UNTIL = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
+CREATE_SECONDS = 60.0
+
 _END = "-----END CERTIFICATE-----\n"
 _BEGIN = "-----BEGIN CERTIFICATE-----"
 
@@ -105,29 +106,14 @@ def _certificate_in(text: str) -> str:
 
 
 def _create() -> bytes:
-    """Create a key and a certificate, as PEM."""
-    # The library takes 9 MB, and each host needs it only once.
-    from cryptography import x509  # noqa: PLC0415
-    from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415
-    from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
-    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID  # noqa: PLC0415
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    serial = x509.random_serial_number()
-    # Certificates with the same name would be taken for issuers of each other. A host's own name would tell it to
-    # everyone who connects.
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{serial:x}")])
-    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-    certificate = (
-        x509.CertificateBuilder(issuer_name=name, subject_name=name, public_key=key.public_key(), serial_number=serial)
-        .not_valid_before(_VALID_FROM)
-        .not_valid_after(_VALID_UNTIL)
-        # It must not vouch for another certificate.
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return private + certificate.public_bytes(serialization.Encoding.PEM)
+    """Return a new key and certificate as PEM. The process that creates them uses a library of 9 MB."""
+    command = (sys.executable, "-P", "-m", "osaurusd.hosts.new_identity")
+    try:
+        return subprocess.run(
+            command, env=environment.minimal(), capture_output=True, timeout=CREATE_SECONDS, check=True
+        ).stdout
+    except subprocess.CalledProcessError as error:
+        last_line = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ValueError(f"it could not be created: {last_line or error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise ValueError("its creation timed out") from error

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from osaurusd import addresses
-from osaurusd.addresses import is_private, parse_address
 from osaurusd.config import Config
 from osaurusd.errors import InvalidRequest, ListenFailed, OsaurusError
 from osaurusd.events import EventBus
@@ -172,7 +171,7 @@ class Hosts:
         replies = await asyncio.gather(*(self._ask(host) for host in hosts))
         unreachable = {host.name: reply for host, reply in zip(hosts, replies, strict=True) if isinstance(reply, str)}
         links = {
-            host.name: host.link_address or reply.link_address
+            host.name: _problem_of_link(host.link_address or reply.link_address)
             for host, reply in zip(hosts, replies, strict=True)
             if isinstance(reply, HostFacts)
         }
@@ -181,7 +180,7 @@ class Hosts:
             endpoints=self.endpoints,
             fault=self._fault,
             unreachable=unreachable,
-            public_links={name: address for name, address in links.items() if not is_private(parse_address(address))},
+            unusable_links={name: problem for name, problem in links.items() if problem},
             hosts=len(hosts),
         )
 
@@ -262,3 +261,12 @@ def _check(field: str, parse: Callable[[str], object], value: str) -> None:
         parse(value)
     except ValueError as error:
         raise InvalidRequest(f"`{field}`: {error}", param=field) from error
+
+
+def _problem_of_link(address: str) -> str | None:
+    """Return why an address cannot carry tensors."""
+    try:
+        addresses.parse_private_address(address)
+    except ValueError as error:
+        return str(error)
+    return None

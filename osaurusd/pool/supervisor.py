@@ -6,7 +6,7 @@ from typing import Protocol
 
 import msgspec
 
-from osaurusd.errors import InternalError, ModelUnloaded, OsaurusError, WorkerCrashed
+from osaurusd.errors import HostLost, InternalError, ModelUnloaded, OsaurusError, WorkerCrashed
 from osaurusd.events import EventBus
 from osaurusd.log import get_logger
 from osaurusd.pool.metrics import PoolMetrics, RequestMetrics
@@ -126,7 +126,7 @@ class WorkerSupervisor:
             self._events.publish(kind, self._name, pid=pid, reason=error.message)
             if self.worker is None:
                 self._pool_metrics.loads.labels(self._name, "failed").inc()
-            if isinstance(error, WorkerCrashed):
+            if isinstance(error, WorkerCrashed | HostLost):
                 self._pool_metrics.crashes.labels(self._name).inc()
         self._listener.worker_exited(self._model, error)
 

@@ -86,12 +86,14 @@ class Connect(Frame, frozen=True, tag="connect"):
         secret: what all ranks of the group know, and others do not.
         epoch: the number of this start of the group.
         timeout_seconds: a rank that has not joined by then exits.
+        rdma_devices: the device of each of two ranks that is connected to the other one; empty for TCP.
     """
 
     addresses: list[str]
     secret: str
     epoch: int
     timeout_seconds: float = 60.0
+    rdma_devices: list[str] = []
 
 
 class Limits(Frame, frozen=True, tag="limits"):

@@ -31,7 +31,7 @@ class HostsDiagnosis(msgspec.Struct, frozen=True, kw_only=True):
         endpoints: the addresses that accept connections now.
         fault: why the configured address does not.
         unreachable: why paired hosts do not respond, by name.
-        public_links: link addresses of paired hosts that are not private, by name.
+        unusable_links: why link addresses of paired hosts cannot carry tensors, by name.
         hosts: number of paired hosts that accept connections.
     """
 
@@ -39,7 +39,7 @@ class HostsDiagnosis(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: list[str] = []
     fault: str | None = None
     unreachable: dict[str, str] = {}
-    public_links: dict[str, str] = {}
+    unusable_links: dict[str, str] = {}
     hosts: int = 0
 
 

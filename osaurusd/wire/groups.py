@@ -34,6 +34,9 @@ class RankOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     wire: Literal["auto", "never", "always"] = "auto"
 
 
+RdmaDevice = Annotated[str, msgspec.Meta(pattern=r"\A\w{1,64}\Z")]
+
+
 class _Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of the messages of a control stream."""
 
@@ -89,11 +92,13 @@ class ConnectRank(_Message, frozen=True, tag="connect"):
         addresses: address and port of each rank, `10.0.0.2:5123`.
         secret: known to the ranks of this epoch only.
         timeout_seconds: a rank that has not connected by then exits.
+        rdma_devices: the RDMA device of each rank; empty for TCP.
     """
 
     addresses: Annotated[list[str], msgspec.Meta(min_length=2, max_length=MAX_RANKS)]
     secret: Annotated[str, msgspec.Meta(min_length=32, max_length=256)]
     timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=86400)] = 60.0
+    rdma_devices: Annotated[list[RdmaDevice], msgspec.Meta(max_length=2)] = []
 
 
 class StopRank(_Message, frozen=True, tag="stop"):

@@ -105,7 +105,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
         peer_address: the address of the host that asks, as this one sees it.
         rdma_devices: names of RDMA devices.
         rdma: whether RDMA is enabled: `enabled`, `disabled` or `unavailable`.
-        backend: `distributed.backend`.
+        backend, rdma_device: `distributed.backend` and `distributed.rdma_device`.
     """
 
     installation: Installation
@@ -121,6 +121,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     rdma_devices: list[str] = []
     rdma: str = "unavailable"
     backend: Literal["ring", "jaccl"] = "ring"
+    rdma_device: str = ""
 
 
 class ListenRequest(msgspec.Struct, frozen=True, kw_only=True):

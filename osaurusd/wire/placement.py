@@ -24,6 +24,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
         memory_bytes: memory for a rank.
         link_address: the address that the other ranks connect to.
         device: what its workers compute on.
+        rdma_device: what connects it to the other host with RDMA; None if there is none, or it is not known which.
     """
 
     memory_bytes: int
@@ -32,6 +33,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     link_address: str | None = None
     backend: Backend = "ring"
     device: Literal["cpu", "gpu"] = "gpu"
+    rdma_device: str | None = None
 
 
 class ManifestFile(msgspec.Struct, frozen=True, kw_only=True):

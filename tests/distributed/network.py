@@ -18,6 +18,9 @@ from typing import Protocol
 
 CONTROL_PORT = 8444
 CLONE_NEWNET = 0x40000000
+LISTEN = "0A"
+"""The state of a listening socket in /proc/net/tcp."""
+
 TOOLS = ("ip", "unshare", "nsenter", "setpriv")
 
 FORCE_LOOPBACK = "OSAURUS_TEST_LOOPBACK"
@@ -42,6 +45,9 @@ class Node(Protocol):
     def open_socket(self) -> socket.socket:
         """Create a TCP socket on this host."""
 
+    def listening(self) -> list[tuple[str, int]]:
+        """Return the addresses, other than loopback addresses, and the ports on which this host accepts connections."""
+
     def set_link(self, *, up: bool) -> None:
         """Plug the cable in or pull it."""
 
@@ -63,6 +69,7 @@ class Namespace:
             ["unshare", "--net", "--mount", "sh", "-c", "ip link set lo up && echo ready && exec cat"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C must not end the namespace before its daemons.
         )
         assert self._process.stdout is not None
         assert b"ready\n" == self._process.stdout.readline()
@@ -113,6 +120,12 @@ class NamespaceNode:
     def open_socket(self) -> socket.socket:
         return self.namespace.open_socket()
 
+    def listening(self) -> list[tuple[str, int]]:
+        lines = Path(f"/proc/{self.namespace.pid}/net/tcp").read_text().splitlines()[1:]
+        fields = [line.split() for line in lines]
+        listening = [parse_address(each[1]) for each in fields if each[3] == LISTEN]
+        return [(address, port) for address, port in listening if not address.startswith("127.")]
+
     def set_link(self, *, up: bool) -> None:
         self._switch.run("ip", "link", "set", self._port, "up" if up else "down")
 
@@ -149,6 +162,9 @@ class LoopbackNode:
     def open_socket(self) -> socket.socket:
         return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
 
+    def listening(self) -> list[tuple[str, int]]:
+        raise NotImplementedError
+
     def set_link(self, *, up: bool) -> None:
         raise NotImplementedError
 
@@ -160,6 +176,12 @@ class LoopbackNode:
 
     def path(self, path: Path) -> Path:
         return path
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Parse an address as /proc/net/tcp has it: hexadecimal, in the byte order of the machine."""
+    address, _, port = text.partition(":")
+    return socket.inet_ntoa(int(address, 16).to_bytes(4, sys.byteorder)), int(port, 16)
 
 
 def has_namespaces() -> bool:

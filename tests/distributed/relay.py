@@ -1,6 +1,5 @@
 """A relay from a port of this machine to a port of a host, for clients that know nothing of namespaces."""
 
-import asyncio
 import contextlib
 import socket
 import threading
@@ -11,49 +10,63 @@ from tests.distributed.network import Node
 CHUNK = 65536
 
 
+class Relay:
+    """Relays connections to 127.0.0.1:port of a host until `close`.
+
+    Attributes:
+        port: the port of this machine.
+    """
+
+    def __init__(self, node: Node, port: int) -> None:
+        self._node = node
+        self._target = ("127.0.0.1", port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._sockets: set[socket.socket] = set()
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def close(self) -> None:
+        for each in (self._listener, *list(self._sockets)):
+            shut_down(each, socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self._threads.append(threading.Thread(target=self._relay, args=(client,)))
+                self._threads[-1].start()
+
+    def _relay(self, client: socket.socket) -> None:
+        with client, self._node.open_socket() as upstream, contextlib.suppress(OSError):
+            self._sockets |= {client, upstream}
+            upstream.connect(self._target)
+            sending = threading.Thread(target=copy, args=(client, upstream))
+            sending.start()
+            copy(upstream, client)
+            shut_down(client, socket.SHUT_RDWR)
+            sending.join()
+        self._sockets -= {client, upstream}
+
+
+def copy(source: socket.socket, target: socket.socket) -> None:
+    """Copy until the end; a closed connection is the end, too."""
+    with contextlib.suppress(OSError):
+        while chunk := source.recv(CHUNK):
+            target.sendall(chunk)
+    shut_down(target, socket.SHUT_WR)
+
+
+def shut_down(connection: socket.socket, how: int) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(how)
+
+
 @contextlib.contextmanager
 def relayed(node: Node, port: int) -> Iterator[int]:
     """Relay connections to 127.0.0.1:port of the host while the block runs; yield the port of this machine."""
-    with socket.create_server(("127.0.0.1", 0)) as listener, asyncio.Runner() as runner:
-        loop, stop = runner.get_loop(), asyncio.Event()
-        thread = threading.Thread(target=runner.run, args=(_serve(listener, node, port, stop),))
-        thread.start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            loop.call_soon_threadsafe(stop.set)
-            thread.join()
-
-
-async def _serve(listener: socket.socket, node: Node, port: int, stop: asyncio.Event) -> None:
-    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            await _relay(reader, writer, node, port)
-        writer.close()
-
-    server = await asyncio.start_server(relay, sock=listener)
-    await stop.wait()
-    server.close()
-
-
-async def _relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, node: Node, port: int) -> None:
-    upstream = node.open_socket()
-    upstream.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(upstream, ("127.0.0.1", port))
-    up_reader, up_writer = await asyncio.open_connection(sock=upstream)
-    try:
-        async with asyncio.TaskGroup() as group:
-            sending = group.create_task(_copy(reader, up_writer))
-            await _copy(up_reader, writer)
-            sending.cancel()
-    finally:
-        up_writer.close()
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Copy until the end; a closed connection is the end, too."""
-    with contextlib.suppress(OSError):
-        while chunk := await reader.read(CHUNK):
-            writer.write(chunk)
-            await writer.drain()
-        writer.write_eof()
+    with contextlib.closing(Relay(node, port)) as relay:
+        yield relay.port

@@ -20,7 +20,7 @@ from tests.fuzz import inputs
 HELLO = {"version": pairing.VERSION, "nonce": "0" * 64}
 CLAIM = {"certificate": "", "name": "x", "endpoint": ":1", "proof": "0" * 64}
 
-examples = settings(max_examples=200, derandomize=True)
+examples = settings(max_examples=60, derandomize=True)
 
 lines = st.one_of(
     st.binary(max_size=200),

@@ -132,7 +132,7 @@ def test_disconnecting_cancels_the_import(daemon: Daemon, smollm_gguf: Path) -> 
     connection.close()
     daemon.wait_for("request", count=imports + 1, path="/v0/imports")
 
-    psutil.wait_procs(children, 10)
+    psutil.wait_procs(children, 60)
     assert [] == [child for child in children if child.is_running()]
     assert [] == list_models_folder(daemon)
 
@@ -145,7 +145,7 @@ def test_unfinished_imports_of_a_killed_daemon_are_removed_at_the_next_start(hom
         importers = psutil.Process(daemon.process.pid).children()
         daemon.stop(signal.SIGKILL)
         connection.close()
-        psutil.wait_procs(importers, 10)
+        psutil.wait_procs(importers, 60)
         assert [] == [importer for importer in importers if importer.is_running()]
         assert [name for name in list_models_folder(daemon) if name.startswith(".importing-")]
 

@@ -21,6 +21,9 @@ from osaurusctl.service.launchctl import JobInfo, parse_job
 from tests import macs
 from tests.macs import LABEL, SCALE, Mac
 
+# With the fake launchd, these tests only check the fake.
+pytestmark = [] if macs.REAL else [pytest.mark.long]
+
 TIMEOUT_SECONDS = 60
 FOREVER = ["/bin/sh", "-c", "while :; do sleep 1; done"]
 SECOND = 1 if macs.REAL else SCALE

@@ -90,6 +90,7 @@ def test_permanent_error_of_launchd_is_reported_and_rolled_back(mac: Mac) -> Non
 
 
 @macs.fake_only
+@pytest.mark.long
 def test_service_without_a_process_is_rolled_back(mac: Mac) -> None:
     assert 0 == mac.install().returncode
     before = mac.plist.read_bytes()
@@ -193,6 +194,7 @@ def test_service_waits_while_another_program_uses_its_port(mac: Mac, occupied_po
     assert 1 == mac.service()["runs"]
 
 
+@pytest.mark.long
 def test_service_serves_once_its_port_is_free(mac: Mac) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         mac.install("--port", str(holder.getsockname()[1]), "--timeout", "0.5")
@@ -235,6 +237,7 @@ def test_service_recovers_from_an_invalid_configuration(mac: Mac) -> None:
 
 
 @macs.fake_only
+@pytest.mark.long
 def test_service_waits_for_another_daemon_with_the_same_home(mac: Mac) -> None:
     assert 0 == mac.install().returncode
     mac.logout()

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -291,15 +290,14 @@ def test_an_invalid_config_is_an_error_with_exit_code_1(home: Path) -> None:
 
 
 def test_an_idle_connection_does_not_delay_the_shutdown(home: Path) -> None:
+    (home / "config.toml").write_text("[server]\nshutdown_grace_seconds = 3600\n")
     with daemons.running(home) as daemon:
         address = urlsplit(daemon.url)
         with socket.create_connection((address.hostname, address.port)) as idle:
             idle.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert idle.recv(4096).startswith(b"HTTP/1.1 200")
-            started = time.monotonic()
 
             assert 0 == daemon.stop()
-            assert time.monotonic() - started < 10
 
 
 @pytest.mark.long

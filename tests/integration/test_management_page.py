@@ -201,4 +201,4 @@ def test_link_is_opened_in_the_browser_of_the_user(home: Path, tmp_path: Path) -
 def test_ctrl_c_ends_it(home: Path) -> None:
     with running_page(home) as page:
         page.process.send_signal(signal.SIGINT)
-        assert 130 == page.process.wait(30)
+        assert 130 == page.process.wait(60)

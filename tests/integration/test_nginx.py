@@ -128,7 +128,7 @@ def nginx(folder: Path, ca: trustme.CA, hosts: list[str]) -> Iterator[str]:
         yield f"https://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 def test_drained_and_killed_hosts_fail_no_request(fleet: Fleet) -> None:

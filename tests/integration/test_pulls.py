@@ -160,7 +160,7 @@ def test_pull_survives_repeated_kills_of_the_daemon_and_the_download_process(hom
                 daemon.wait_for("download process exited unexpectedly; restarting it")
             daemon.process.kill()
             daemon.process.wait()
-            psutil.wait_procs([process], 30)
+            psutil.wait_procs([process], 60)
         served_before = hub.served
     hub.set(rate=None)
     with daemons.running(home, **hub_environment(hub)) as daemon:
@@ -204,9 +204,9 @@ def test_pull_continues_after_its_terminal_is_closed_and_is_cancelled_by_ctrl_c(
         output = process.stderr.read()
         process.stderr.close()
         if number == signal.SIGHUP:
-            assert -signal.SIGHUP == process.wait(30)
+            assert -signal.SIGHUP == process.wait(60)
             assert [(NAME, "running")] == list_pulls(daemon)
-    assert 130 == process.wait(30)
+    assert 130 == process.wait(60)
     assert [(NAME, "cancelled")] == list_pulls(daemon)
     assert "pull again to resume it" in output
     assert "the pull was cancelled" in ctl(daemon.home, "ls").stdout
@@ -382,7 +382,7 @@ def test_download_of_a_gigabyte_survives_five_kills(home: Path, gigabyte: Path) 
                     with contextlib.suppress(psutil.NoSuchProcess):
                         process.kill()
                 daemon.process.wait()
-                psutil.wait_procs([download], 30)
+                psutil.wait_procs([download], 60)
             served.append(hub.served)
         hub.set(rate=None)
         with daemons.running(home, HF_HUB_CACHE=str(gigabyte / "hub"), **hub_environment(hub)) as daemon:

@@ -108,7 +108,7 @@ def test_disconnecting_cancels_the_quantization(daemon: Daemon) -> None:
     connection.close()
     daemon.wait_for("request", count=requests + 1)
 
-    psutil.wait_procs(children, 10)
+    psutil.wait_procs(children, 60)
     assert [] == [child for child in children if child.is_running()]
     assert "interrupted" not in models_folder(daemon)
 
@@ -137,7 +137,7 @@ def test_killed_daemon_leaves_nothing_after_its_next_start(home: Path, tiny_toke
         children = psutil.Process(daemon.process.pid).children()
         daemon.stop(signal.SIGKILL)
         connection.close()
-        psutil.wait_procs(children, 10)
+        psutil.wait_procs(children, 60)
         assert [] == [child for child in children if child.is_running()]
     with daemons.running(home) as restarted:
         assert {"tiny-bf16"} == models_folder(restarted)

@@ -233,7 +233,7 @@ def test_load_phases_show_what_a_standby_worker_saves(fresh_daemon: Daemon) -> N
     second = daemon.admin("POST", "/v0/load", {"model": "two"})[1]["load_phases"]
     assert 200 == chat(daemon, "two")
 
-    assert first["import_seconds"] > 0.1
+    assert first["import_seconds"] > 0
     assert first["spawn_seconds"] > 0
     assert (True, 0, 0) == (second["standby"], second["spawn_seconds"], second["import_seconds"])
     assert second["weights_seconds"] > 0
@@ -286,7 +286,7 @@ def test_pins_survive_a_kill_of_the_daemon_and_its_workers_exit(home: Path, tiny
             read_chunks(stream, 2)
             (worker,) = psutil.Process(daemon.process.pid).children()
             daemon.process.kill()
-            psutil.wait_procs([worker], 30)
+            psutil.wait_procs([worker], 60)
             assert not worker.is_running()
 
     with daemons.running(home) as daemon:

@@ -178,7 +178,7 @@ def test_killed_removal_leaves_no_incomplete_model(home: Path, folder: Path) -> 
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGKILL)
             daemon.process.wait()
-            psutil.wait_procs(children, 10)
+            psutil.wait_procs(children, 60)
     with daemons.running(home) as restarted:
         states = [model["state"] for model in restarted.admin("GET", "/v0/models")[1]]
         left = [path.name for path in (home / "models").iterdir()]

@@ -21,7 +21,7 @@ import osaurusd
 from osaurusctl.cli import root
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_SECONDS = 30
+TIMEOUT_SECONDS = 60
 
 CURSOR_POSITION_REQUEST = b"\x1b[6n"
 

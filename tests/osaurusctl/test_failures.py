@@ -296,7 +296,7 @@ def test_closed_pipe_ends_the_command_without_a_message(daemon, spawn, fake):
     process.stdout.readline()
     process.stdout.close()
     process.stdout = None
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=60)
     assert stderr == b""
 
 
@@ -305,7 +305,7 @@ def test_pipe_that_is_closed_from_the_start_does_not_hide_the_error(home, spawn)
     os.close(reading)
     process = spawn("ls", "--json", stdout=writing)
     os.close(writing)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=60)
     assert stderr == b'error: osaurusd is not running; run "osaurusctl up" to start it\n'
     assert process.returncode == 3
 

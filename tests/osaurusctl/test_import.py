@@ -129,10 +129,10 @@ def test_ctrl_c_cancels_the_import(daemon, spawn, folder):
     process = spawn("import", str(folder))
     assert process.stderr.readline() == b"checking\n"
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "partial files were removed" in stderr.decode()
-    assert daemon.client_disconnected.wait(30)
+    assert daemon.client_disconnected.wait(60)
 
 
 def test_ctrl_c_on_a_terminal_cancels_the_import(daemon, terminal, folder):
@@ -143,7 +143,7 @@ def test_ctrl_c_on_a_terminal_cancels_the_import(daemon, terminal, folder):
     shown, code = screen.end()
     assert code == 130
     assert "partial files were removed" in shown
-    assert daemon.client_disconnected.wait(30)
+    assert daemon.client_disconnected.wait(60)
 
 
 def test_ctrl_c_prints_an_error_document_in_json(daemon, spawn, folder):
@@ -151,6 +151,6 @@ def test_ctrl_c_prints_an_error_document_in_json(daemon, spawn, folder):
     process = spawn("import", str(folder), "--json")
     assert json.loads(process.stdout.readline())["event"] == "progress"
     process.send_signal(signal.SIGINT)
-    stdout, _ = process.communicate(timeout=30)
+    stdout, _ = process.communicate(timeout=60)
     assert json.loads(stdout)["error"]["code"] == "interrupted"
     assert process.returncode == 130

@@ -92,7 +92,7 @@ def test_follow_continues_after_a_rotation(spawn, log):
     log.write_text(log_line("after rotation"))
     assert [next_event(), next_event(), next_event()] == ["before rotation", "during rotation", "after rotation"]
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+    assert process.wait(60) == 130
 
 
 def test_follow_waits_until_the_log_exists(spawn, log):

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from osaurusd.wire.admin import Availability, Route, WorkerState
+from osaurusd.wire.placement import PlacementInfo, PlannedRank
 
 DAY = 86400
 
@@ -226,6 +227,25 @@ def test_show_marks_unknown_values_and_shows_the_reason(daemon, invoke, fake):
     assert "aliases       none" in lines
     assert "worker" not in lines
     assert "files" not in lines
+
+
+def test_show_lists_the_hosts_of_a_model_and_its_parts(daemon, invoke, fake):
+    ranks = [
+        PlannedRank(needs_bytes=12 * 10**9, layers=(40, 79)),
+        PlannedRank(needs_bytes=8 * 10**9, host="studio", layers=(0, 39)),
+    ]
+    placement = PlacementInfo(
+        hosts=["studio"], split="auto", chosen="pipeline", reason="pipeline, because it fits", ranks=ranks
+    )
+    daemon.details["llama"] = fake.details("llama", placement=placement)
+    output = invoke("show", "llama").stdout
+
+    rows = [" ".join(line.split()) for line in output.splitlines()]
+    assert "hosts this host, studio" in rows
+    assert "split auto" in rows
+    assert "reason pipeline, because it fits" in rows
+    assert "rank 0 this host, 12.0 GB, layers 40 to 79" in rows
+    assert "rank 1 studio, 8.0 GB, layers 0 to 39" in rows
 
 
 def test_show_json_is_the_model_details(daemon, invoke, fake):

@@ -135,7 +135,7 @@ def test_ctrl_c_cancels_the_download(hub, spawn):
     process = spawn("pull", NAME)
     assert b"downloading" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "pull again to resume it" in stderr.decode()
     assert hub.bodies(PullRoute.CANCEL) == [{"pull": PULL.id}]

@@ -91,10 +91,10 @@ def test_ctrl_c_cancels(daemon, spawn):
     process = spawn("quantize", "base", "--bits", "4")
     assert process.stderr.readline() == b"load\n"
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "partial files were removed" in stderr.decode()
-    assert daemon.client_disconnected.wait(30)
+    assert daemon.client_disconnected.wait(60)
 
 
 def test_show_names_the_original(daemon, invoke, fake):

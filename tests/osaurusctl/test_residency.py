@@ -44,6 +44,30 @@ def test_invalid_keep_alive_is_a_usage_error(daemon, invoke, text):
     assert "90s, 15m" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "fields"),
+    [
+        (("--hosts", "b"), {"hosts": ["b"]}),
+        (("--hosts", "b, c", "--split", "tensor"), {"hosts": ["b", "c"], "split": "tensor"}),
+        (("--hosts", ""), {"hosts": []}),
+    ],
+)
+def test_hosts_of_a_model_are_a_list_of_names(daemon, invoke, arguments, fields):
+    assert invoke("load", "llama", *arguments).exit_code == 0
+    assert daemon.bodies(Route.LOAD) == [{"model": "llama", **fields}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--split", "tensor"), "--split requires --hosts"), (("--hosts", "b", "--split", "x"), "'x' is not one of")],
+)
+def test_invalid_split_is_a_usage_error(daemon, invoke, arguments, message):
+    result = invoke("load", "llama", *arguments)
+
+    assert (2, True) == (result.exit_code, message in result.stderr)
+    assert [] == daemon.bodies(Route.LOAD)
+
+
 def events():
     return [
         Event(kind=EventKind.LOADED, time=0.0, model="llama", seconds=1.25, bytes=2 * 10**9, pid=42),
@@ -82,9 +106,9 @@ def test_ctrl_c_ends_follow_and_closes_the_connection(daemon, spawn):
 
     following.send_signal(signal.SIGINT)
 
-    assert following.wait(30) == 130
+    assert following.wait(60) == 130
     assert following.stderr.read() == b""
-    assert daemon.client_disconnected.wait(30)
+    assert daemon.client_disconnected.wait(60)
 
 
 def test_follow_fails_when_the_daemon_ends_the_stream(daemon, invoke):

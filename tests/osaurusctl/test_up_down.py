@@ -83,7 +83,7 @@ def test_interrupted_up_terminates_the_daemon(spawn, fake_program, monkeypatch, 
     process = spawn("up")
     with (home / "alive").open() as alive:
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=60)
         assert process.returncode == 130
         assert b"interrupted" in stderr
         assert alive.read() == ""

@@ -88,3 +88,9 @@ def test_the_scheme_and_the_port_of_a_url_may_be_omitted(text, expected):
 def test_anything_else_is_no_url(text):
     with pytest.raises(ValueError, match="is not a URL such as"):
         addresses.parse_url(text)
+
+
+@pytest.mark.parametrize("text", ["fd00::1", "::1", "::ffff:10.0.0.1"])
+def test_ipv6_cannot_carry_tensors(text):
+    with pytest.raises(ValueError, match="IPv4 only"):
+        addresses.parse_private_address(text)

@@ -88,12 +88,13 @@ class Engine:
             max_waiting=limits.max_waiting,
             padding_per_pass=padding_per_pass(self.layout, self.memory.weights_bytes, self._device),
         )
-        create_executor = LocalExecutor if leader is None else leader.create_executor
-        self._executor: Executor = create_executor(
-            network, self.layout, self.prefix_cache, self.features, clock, self._device
-        )
+        self._executor = self._create_executor(leader)
         self._decode_started_at: float | None = None
         self.progress = 0
+
+    def _create_executor(self, leader: Leader | None) -> Executor:
+        create = LocalExecutor if leader is None else leader.create_executor
+        return create(self._network, self.layout, self.prefix_cache, self.features, self._clock, self._device)
 
     def _create_memory_budget(self, probe: Probe) -> MemoryBudget:
         return MemoryBudget(

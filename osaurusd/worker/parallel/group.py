@@ -102,9 +102,8 @@ class RankExecutor(LocalExecutor):
 
 
 def free_port(address: str) -> int:
-    """Return a port of `address` on which this rank can accept its neighbor."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
+    """Return a port of an IPv4 address on which this rank can accept its neighbor."""
+    with socket.socket() as listener:
         listener.bind((address, 0))
         port: int = listener.getsockname()[1]
         return port
@@ -117,9 +116,10 @@ def join(spec: messages.RankSpec, frame: messages.Connect) -> RankGroup:
         LoadFailed: the group is incomplete, or has a stranger in it.
     """
     # MLX waits for the neighbors without any limit, and without releasing the interpreter lock.
-    with _time_limit(frame.timeout_seconds), _environment(spec, frame.addresses):
+    backend = "jaccl" if frame.rdma_devices else "ring"
+    with _time_limit(frame.timeout_seconds), environment(spec, frame):
         try:
-            group = RankGroup(mx.distributed.init(strict=True, backend="ring"))
+            group = RankGroup(mx.distributed.init(strict=True, backend=backend))
         except RuntimeError as error:
             raise LoadFailed(f"rank {spec.rank} cannot connect to its neighbors: {error}") from error
         if group.size != spec.size:
@@ -133,13 +133,24 @@ def _proof(secret: str, epoch: int, rank: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _environment(spec: messages.RankSpec, addresses: list[str]) -> Iterator[None]:
-    """Set the environment variables that MLX reads. The file with the addresses has no name, so none is left behind."""
+def environment(spec: messages.RankSpec, frame: messages.Connect) -> Iterator[None]:
+    """Set the environment variables that MLX reads. The file that they refer to has no name, so none is left behind.
+
+    With TCP, it has the addresses of each rank. With RDMA, it has a row for each rank with its device for each other
+    one, and the ranks meet at the address of rank 0.
+    """
     with tempfile.TemporaryFile("w") as file:
-        json.dump([[address] for address in addresses], file)
+        path = f"/dev/fd/{file.fileno()}"
+        variables = {"MLX_RANK": str(spec.rank)}
+        if frame.rdma_devices:
+            first, second = frame.rdma_devices
+            json.dump([[None, first], [second, None]], file)
+            variables |= {"MLX_IBV_DEVICES": path, "MLX_JACCL_COORDINATOR": frame.addresses[0]}
+        else:
+            json.dump([[address] for address in frame.addresses], file)
+            variables["MLX_HOSTFILE"] = path
         file.flush()
         file.seek(0)
-        variables = {"MLX_HOSTFILE": f"/dev/fd/{file.fileno()}", "MLX_RANK": str(spec.rank)}
         os.environ.update(variables)
         try:
             yield

@@ -70,7 +70,7 @@ def test_supervised_launcher_reports_once_and_keeps_searching(path, tmp_path):
     process = subprocess.Popen([path, "serve"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert [process.stdout.readline() for _ in range(3)] == ["retry\n"] * 3
     process.terminate()
-    assert len(process.communicate(timeout=30)[1].splitlines()) == 1
+    assert len(process.communicate(timeout=60)[1].splitlines()) == 1
 
 
 def test_missing_launcher_is_named(tmp_path):

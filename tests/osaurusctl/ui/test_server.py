@@ -234,7 +234,7 @@ async def test_logs_can_be_followed(served, home):
     session = await served.open_session()
     headers = {"Origin": served.origin, **session}
     url = f"{served.origin}/manage/logs?follow=1&level=info"
-    async with asyncio.timeout(20), aiohttp.ClientSession() as client, client.get(url, headers=headers) as response:
+    async with asyncio.timeout(60), aiohttp.ClientSession() as client, client.get(url, headers=headers) as response:
         assert "old" == json.loads(await response.content.readline())["event"]
         with log.open("a") as file:
             file.write('{"level":"info","event":"new"}\n')

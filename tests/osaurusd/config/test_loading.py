@@ -326,6 +326,7 @@ def test_an_invalid_origin_pattern_is_rejected_with_its_index(load, pattern):
         ("link_address", "host"),
         ("link_address", "8.8.8.8"),
         ("link_address", "2001:db8::1"),
+        ("link_address", "fd00::1"),
     ],
 )
 def test_an_unusable_address_is_rejected_naming_the_key(load, key, value):

@@ -1,5 +1,6 @@
 """Two hosts in one process: a leader that serves the files of its models, and a follower's models folder."""
 
+import asyncio
 import random
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from osaurusd.groups.file_service import FileService
 from osaurusd.groups.files import ModelFiles
 from osaurusd.groups.manifest import Manifests
 from osaurusd.hosts.registry import Host
+from osaurusd.models import maintenance
 from osaurusd.models.catalog import Catalog
+from osaurusd.models.worker import verification
 from tests.osaurusd.http import serve
 from tests.osaurusd.models import disk
 
@@ -39,6 +42,18 @@ def divided_model():
         LAYERS[1]: weights("model.layers.0.", seed=2),
         LAYERS[2]: weights("model.layers.1.", seed=3),
     }
+
+
+async def hash_files(folder, names, progress):
+    """Hash files in this process: starting Python takes longer."""
+    return await asyncio.to_thread(
+        verification.hash_files, folder, names, lambda _file, done, total: progress(done, total)
+    )
+
+
+@pytest.fixture(autouse=True)
+def _hashing_in_this_process(monkeypatch):
+    monkeypatch.setattr(maintenance, "hash_files", hash_files)
 
 
 class HostDisk:

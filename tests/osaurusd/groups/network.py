@@ -254,15 +254,23 @@ async def cluster(tmp_path, *, behaviors=("echo",), stop_grace=5, clock=None):
         yield SimpleNamespace(leader=leader, followers=followers, clock=clock, model=record)
     finally:
         async with asyncio.timeout(60):
-            await leader.close()
-            for follower in followers:
-                await follower.close()
+            closing = asyncio.create_task(_close(leader, followers))
+            while not closing.done():
+                clock.advance(0.1)  # for grace periods
+                await asyncio.sleep(0.01)
+            await closing
     try:
         await check.check()
     finally:
         for child in check.children():
             child.kill()
             child.wait()
+
+
+async def _close(leader, followers):
+    await leader.close()
+    for follower in followers:
+        await follower.close()
 
 
 def _record(folder):

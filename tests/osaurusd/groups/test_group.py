@@ -14,6 +14,7 @@ from osaurusd.errors import (
     HostLost,
     HostUnreachable,
     InsufficientMemory,
+    LoadFailed,
     ModelUnloaded,
     VersionMismatch,
     WorkerCrashed,
@@ -110,6 +111,7 @@ async def test_only_files_of_the_ranks_own_layers_are_needed_for_a_pipeline(tmp_
 async def test_other_models_run_in_one_process_without_any_connection(tmp_path):
     async with cluster(tmp_path) as hosts:
         hosts.leader.placements.clear()
+        hosts.leader.plan_load = None  # ordinary loads need no plan
         assert await lease_and_generate(hosts.leader.pool, hosts.model, "a") == "a "
         assert hosts.followers[0].links == []
         assert hosts.leader.worker.ranks == ()
@@ -183,7 +185,7 @@ async def test_closing_a_follower_ends_the_group_with_the_reason(tmp_path):
     ],
 )
 async def test_a_host_that_cannot_run_a_rank_fails_the_load_with_its_reason(tmp_path, change, error, message):
-    async with cluster(tmp_path, behaviors=("echo", "echo")) as hosts:
+    async with cluster(tmp_path) as hosts:
         for name, value in change.items():
             setattr(hosts.followers[0], name, value)
         with pytest.raises(error, match=message):
@@ -200,8 +202,8 @@ async def test_other_versions_are_refused_with_both_named(tmp_path):
 
 
 async def test_a_host_that_fails_to_load_its_part_fails_the_load(tmp_path):
-    async with cluster(tmp_path, behaviors=("echo", "fail_load")) as hosts:
-        with pytest.raises(Exception, match='host "c": the model cannot be loaded: the weights are missing'):
+    async with cluster(tmp_path, behaviors=("fail_load",)) as hosts:
+        with pytest.raises(LoadFailed, match='host "b": the model cannot be loaded: the weights are missing'):
             await hosts.leader.pool.load(hosts.model)
         await assert_memory_is_back(hosts)
 
@@ -247,7 +249,7 @@ async def test_a_killed_rank_fails_requests_with_the_host_and_the_next_request_i
 
 
 async def test_a_killed_rank_0_ends_the_others(tmp_path):
-    async with cluster(tmp_path, behaviors=("echo", "echo")) as hosts:
+    async with cluster(tmp_path) as hosts:
         error = await lose_in_request(hosts, lambda: os.kill(hosts.leader.worker.pid, signal.SIGKILL))
         assert isinstance(error, WorkerCrashed)
         await assert_memory_is_back(hosts)
@@ -292,6 +294,39 @@ async def test_a_suspended_rank_is_named(tmp_path):
             await asyncio.wait({stalled}, timeout=30)
         assert 'rank 2 on host "c"' in stalled.exception().message
         assert "its process is suspended" in stalled.exception().message
+        await assert_memory_is_back(hosts)
+
+
+async def test_next_load_waits_until_the_memory_of_lost_ranks_is_back(tmp_path):
+    async with cluster(tmp_path, behaviors=("hang_on_stop", "echo"), stop_grace=0.2) as hosts:
+        await lose_in_request(hosts, lambda: os.kill(hosts.followers[1].pid, signal.SIGKILL))
+        loading = asyncio.create_task(hosts.leader.pool.load(hosts.model))
+        assert hosts.followers[0].pool.lendable_bytes(LENT_BYTES) == 0
+        planned = []
+
+        async def plan_load(request, key):
+            planned.append(hosts.followers[0].pool.lendable_bytes(LENT_BYTES))
+            return hosts.leader.placements[key]
+
+        hosts.leader.plan_load = plan_load
+        await pass_time(hosts, lambda: planned, 0.1)
+        assert planned == [LENT_BYTES]
+        await loading
+
+
+async def test_a_suspended_rank_0_is_named_and_killed(tmp_path):
+    async with cluster(tmp_path, behaviors=("stuck",), stop_grace=0.2) as hosts:
+        await hosts.leader.pool.load(hosts.model)
+        await lease_and_generate(hosts.leader.pool, hosts.model, "a")
+        async with running_request(hosts.leader.pool, hosts.model) as stalled:
+            pid = hosts.leader.worker.pid
+            os.kill(pid, signal.SIGSTOP)
+            # Less than the time after which the worker's own watchdog would kill it.
+            await pass_time(hosts, lambda: not hosts.leader.pool.snapshot()[0].in_memory, 0.2)
+            await asyncio.wait({stalled}, timeout=30)
+        assert "rank 0 on this host made no progress for 60 s" in stalled.exception().message
+        assert "its process is suspended" in stalled.exception().message
+        assert has_exited(pid)
         await assert_memory_is_back(hosts)
 
 

@@ -12,6 +12,12 @@ from osaurusd.pool.memory import CACHE_FACTOR, ORDINARY_TOKENS, WEIGHTS_FACTOR
 from tests.osaurusd.groups.models import GB, VERSIONS, facts, host
 
 PAIR = (host(), host("b"))
+
+
+def rdma_host(name=None, gigabytes=64, rdma_device="rdma_en2"):
+    return host(name, gigabytes, backend="jaccl", rdma_device=rdma_device)
+
+
 CACHE_BYTES = 128 * 1024 * ORDINARY_TOKENS * CACHE_FACTOR
 
 
@@ -79,16 +85,10 @@ def test_large_layer_is_balanced_by_fewer_layers():
     ("architecture", "hosts", "split", "reason"),
     [
         ("qwen2", PAIR, "pipeline", "it exchanges least over the network"),
-        ("qwen2", [host(backend="jaccl"), host("b", backend="jaccl")], "tensor", "RDMA is fast enough"),
+        ("qwen2", [rdma_host(), rdma_host("b")], "tensor", "RDMA is fast enough"),
         ("llama", PAIR, "tensor", "the architecture `llama` has no pipeline split"),
-        ("qwen3_next", [host(backend="jaccl"), host("b", backend="jaccl")], "pipeline", "has no tensor split"),
-        (
-            "qwen2",
-            [host(backend="jaccl"), *(host(name, backend="jaccl") for name in "bc")],
-            "pipeline",
-            "`num_attention_heads` (32) to be divisible by 3 hosts",
-        ),
-        ("qwen2", [host(None, 50, backend="jaccl"), host("b", 9, backend="jaccl")], "pipeline", "does not fit"),
+        ("qwen3_next", [rdma_host(), rdma_host("b")], "pipeline", "has no tensor split"),
+        ("qwen2", [rdma_host(None, 50), rdma_host("b", 9)], "pipeline", "does not fit"),
     ],
 )
 def test_auto_chooses_a_split_that_is_possible_and_says_why(architecture, hosts, split, reason):
@@ -97,6 +97,21 @@ def test_auto_chooses_a_split_that_is_possible_and_says_why(architecture, hosts,
     assert split == placement.split
     assert placement.reason.startswith(split)
     assert reason in placement.reason
+
+
+def test_rdma_connects_two_hosts_by_the_devices_that_they_state():
+    hosts = [rdma_host(), rdma_host("b", rdma_device="rdma_en5")]
+
+    assert ("rdma_en2", "rdma_en5") == plan(facts(), hosts, "auto").rdma_devices
+    assert () == plan(facts(), PAIR, "auto").rdma_devices
+
+
+def test_auto_uses_a_pipeline_if_heads_cannot_be_divided():
+    model = facts(sizes={"num_attention_heads": 7})
+    placement = plan(model, [rdma_host(), rdma_host("b")], "auto")
+
+    assert "pipeline" == placement.split
+    assert "`num_attention_heads` (7) to be divisible by 2 hosts" in placement.reason
 
 
 def test_auto_uses_a_tensor_split_for_more_hosts_than_layers():
@@ -147,6 +162,15 @@ REFUSALS = [
     ("one host", facts(), [host()], "auto", "hosts", "`hosts` must name 1 to 15"),
     ("host twice", facts(), [host(), host("b"), host("b")], "auto", "hosts", "names a host twice"),
     ("backend", facts(), [host(), host("b", backend="jaccl")], "auto", "hosts", "set the same `distributed.backend`"),
+    (
+        "no RDMA device",
+        facts(),
+        [rdma_host(), rdma_host("b", rdma_device=None)],
+        "auto",
+        "hosts",
+        "`distributed.rdma_d",
+    ),
+    ("three with RDMA", facts(), [rdma_host(), rdma_host("b"), rdma_host("c")], "auto", "hosts", "connects two hosts"),
     ("public address", facts(), [host(), host("b", link_address="8.8.8.8")], "auto", "hosts", "8.8.8.8, is not a priv"),
     ("no address", facts(), [host(link_address=None), host("b")], "auto", "hosts", "this host, which is not set"),
 ]
@@ -198,15 +222,25 @@ def test_neither_split_is_possible_for_two_reasons():
         plan(facts(layers=2), [host(), host("b"), host("c")], "auto")
 
 
-@pytest.mark.parametrize(
-    "address", ["10.1.2.3", "172.16.0.9", "192.168.1.2", "169.254.3.4", "127.0.0.2", "fe80::1%en5", "fd00::2", "::1"]
-)
+@pytest.mark.parametrize("address", ["10.1.2.3", "172.16.0.9", "192.168.1.2", "169.254.3.4", "127.0.0.2"])
 def test_private_link_address_is_accepted(address):
     check_link_address(host(link_address=address))
 
 
 @pytest.mark.parametrize(
-    "address", ["8.8.8.8", "172.32.0.1", "192.0.2.1", "2001:db8::1", "mac.local", "", "198.18.0.1"]
+    "address",
+    [
+        "8.8.8.8",
+        "172.32.0.1",
+        "192.0.2.1",
+        "2001:db8::1",
+        "mac.local",
+        "",
+        "198.18.0.1",
+        "fe80::1%en5",
+        "fd00::2",
+        "::1",
+    ],
 )
 def test_other_link_address_is_refused(address):
     with pytest.raises(InvalidRequest, match="is not a private address"):

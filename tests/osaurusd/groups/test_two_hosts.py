@@ -175,6 +175,17 @@ async def test_request_overrides_the_configuration_until_it_is_forgotten(pair, d
     assert "tensor" == distribution.wanted(record).split
 
 
+async def test_plan_does_not_outlive_a_change_of_the_configuration(pair, distribution):
+    a, _ = pair
+    a.set(models={"m": DistributedModel(hosts=["b"], split="tensor")})
+    record = await find(a)
+    await distribution.plan_load(messages.Load(path=""), "m")
+    assert "tensor" == distribution.info(record).chosen
+
+    a.set(models={"m": DistributedModel(hosts=["b"], split="pipeline")})
+    assert distribution.info(record).chosen is None
+
+
 async def test_estimate_before_the_first_plan_is_an_even_share(pair, distribution):
     a, _ = pair
     record = await find(a)

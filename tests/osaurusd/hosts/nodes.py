@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import socket
 import ssl
 from collections.abc import AsyncIterator, Sequence
@@ -13,6 +14,7 @@ from aiohttp import web
 
 from osaurusd.config import Config, Distributed
 from osaurusd.events import EventBus
+from osaurusd.hosts.new_identity import create
 from osaurusd.hosts.server import peer, websocket
 from osaurusd.hosts.service import Hosts
 from osaurusd.hosts.tls import pairing_context
@@ -63,10 +65,11 @@ async def running(
     port: int = 0,
     lend_bytes: int = 0,
     routes: Sequence[Route] = (),
+    has_identity: bool = True,
     **settings: Any,
 ) -> AsyncIterator[Node]:
     """Run a host while the block runs; without an address, it accepts no others."""
-    await asyncio.to_thread(state.mkdir, exist_ok=True)
+    await asyncio.to_thread(prepare, state, has_identity)
     listen = "" if address is None else f"{address}:{port}"
     config = Config(distributed=Distributed(listen=listen, lend_bytes=lend_bytes, **settings))
     bus = EventBus()
@@ -76,6 +79,18 @@ async def running(
         yield Node(hosts, state, bus)
     finally:
         await hosts.close()
+
+
+def prepare(state: Path, has_identity: bool) -> None:
+    """Create the folder of a host, with an identity: to create that itself, the host would need a process."""
+    state.mkdir(exist_ok=True)
+    if has_identity and not (state / "host.pem").exists():
+        (state / "host.pem").write_bytes(identity(state.name))
+
+
+@functools.cache
+def identity(_name: str) -> bytes:
+    return create()
 
 
 async def pair(a: Node, b: Node) -> None:

@@ -1,6 +1,7 @@
 """The identity of a host, its file, and its registry of other hosts."""
 
 import asyncio
+import shutil
 import stat
 import subprocess
 import sys
@@ -45,15 +46,23 @@ def test_a_damaged_identity_is_not_replaced(tmp_path, damage):
     assert damaged == file.read_text()
 
 
-def test_the_library_for_certificates_is_imported_only_to_create_one(tmp_path):
-    load(tmp_path / "host.pem")
+def test_the_library_for_certificates_stays_out_of_the_daemon(tmp_path):
     program = (
         "import asyncio, pathlib, sys; from osaurusd.hosts.service import Hosts; "
         "from osaurusd.hosts.identity import IdentityFile; "
         f"asyncio.run(IdentityFile(pathlib.Path({str(tmp_path)!r}) / 'host.pem').get()); "
         "print([name for name in sys.modules if name.partition('.')[0] == 'cryptography'])"
     )
-    assert "[]\n" == subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "[]" == result.stdout.splitlines()[-1]
+    assert (tmp_path / "host.pem").exists()
+
+
+def test_a_failure_to_create_an_identity_is_explained(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(InternalError, match="it could not be created"):
+        load(tmp_path / "host.pem")
+    assert not (tmp_path / "host.pem").exists()
 
 
 @pytest.mark.parametrize("text", ["", "x", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"])
@@ -131,16 +140,16 @@ async def test_a_host_is_removed_even_if_that_cannot_be_saved(tmp_path):
 
 
 async def test_without_settings_and_hosts_there_is_no_identity_and_no_port(tmp_path):
-    async with running(tmp_path / "c", None) as c:
+    async with running(tmp_path / "c", None, has_identity=False) as c:
         assert [] == c.hosts.endpoints
         assert [] == list(c.hosts.faults)
         assert [] == list(c.state.iterdir())
 
 
 async def test_paired_hosts_know_each_other_after_a_restart(tmp_path, b):
-    async with running(tmp_path / "c", "127.0.0.3") as c:
+    async with running(tmp_path / "c", "127.0.0.1") as c:
         await pair(c, b)
-    async with running(tmp_path / "c", "127.0.0.3") as c:
+    async with running(tmp_path / "c", "127.0.0.1") as c:
         assert "a" == await c.whoami("b")
 
 

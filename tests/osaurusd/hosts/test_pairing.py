@@ -14,7 +14,7 @@ from osaurusd.hosts.identity import IdentityFile, fingerprint_of
 from osaurusd.wire.hosts import AddHostRequest
 from osaurusd.wire.residency import EventKind
 
-from .nodes import pair, running, stranger
+from .nodes import identity, pair, running, stranger
 
 WRONG = "0000-0000-0000-0000"
 
@@ -99,7 +99,7 @@ async def test_a_host_that_is_paired_again_replaces_its_entry(a, b):
 
 async def test_a_name_of_another_host_is_refused_on_either_side(tmp_path, a, b):
     await pair(a, b)
-    async with running(tmp_path / "c", "127.0.0.3") as c:
+    async with running(tmp_path / "c", "127.0.0.1") as c:
         with pytest.raises(HostNameTaken, match='a host "b" is paired already'):
             await a.add("B", c.url, await code_of(c))
         code = await code_of(b)
@@ -245,7 +245,9 @@ def claim_for(challenge, offered, adder):
 
 @pytest.fixture
 async def adder(tmp_path):
-    return await IdentityFile(tmp_path / "adder.pem").get()
+    file = tmp_path / "adder.pem"
+    await asyncio.to_thread(file.write_bytes, identity("adder"))
+    return await IdentityFile(file).get()
 
 
 async def test_a_recorded_conversation_cannot_be_replayed(b, adder):

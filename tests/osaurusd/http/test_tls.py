@@ -19,7 +19,7 @@ from osaurusd.http.tls import Tls
 
 from .serve import build_app
 
-TIMEOUT_SECONDS = 30
+TIMEOUT_SECONDS = 60
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 

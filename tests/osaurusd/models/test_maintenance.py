@@ -1,5 +1,7 @@
 """Removing and verifying models through the child process, and finding leftovers."""
 
+import hashlib
+
 import pytest
 
 from osaurusd.errors import InternalError, InvalidRequest
@@ -51,6 +53,20 @@ async def test_failed_removal_is_an_error(models, hub):
 
     with pytest.raises(InternalError, match='model "org/m" is not in'):
         await maintenance.remove_model(catalog, record, dry_run=False)
+
+
+async def test_files_are_hashed_with_progress(models):
+    folder = write(models / "m", model())
+    reports = []
+    names = ["config.json", "model.safetensors"]
+    digests = await maintenance.hash_files(folder, names, lambda *report: reports.append(report))
+
+    assert digests == {name: hashlib.sha256(model()[name]).hexdigest() for name in names}
+    total = sum(len(model()[name]) for name in names)
+    assert (0, total) == reports[0]
+    assert (total, total) == reports[-1]
+    with pytest.raises(InternalError, match=r"missing\.json: No such file"):
+        await maintenance.hash_files(folder, ["missing.json"], lambda *_: None)
 
 
 async def test_verification_yields_progress_and_a_result(models, hub):

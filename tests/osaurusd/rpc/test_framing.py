@@ -151,7 +151,7 @@ TO_WORKER = [
     messages.Load(path="/models/x", rank=messages.RankSpec(rank=1, size=2, split="tensor", address="10.0.0.2")),
     messages.Load(
         path="/models/x",
-        rank=messages.RankSpec(rank=0, size=2, split="pipeline", address="fe80::1", layers=(10, 14)),
+        rank=messages.RankSpec(rank=0, size=2, split="pipeline", address="10.0.0.1", layers=(10, 14)),
     ),
     messages.Connect(addresses=["10.0.0.1:1", "10.0.0.2:2"], secret="s", epoch=3, timeout_seconds=9.0),
     PLAN,
@@ -438,3 +438,52 @@ def test_a_header_at_the_limit_is_accepted(monkeypatch):
     frames.feed(data)
     with pytest.raises(framing.FrameError):
         frames.next_frame()
+
+
+# Plans, which daemons pass on
+
+
+def plan_frame(number, blob=None):
+    plan = messages.Plan(number=number, operations=msgspec.Raw(b"[]"))
+    return framing.encode([plan if blob is None else framing.FrameWithBlobs(plan, [blob])])
+
+
+OTHERS = [messages.Pulse(progress=1), messages.Stats(active_bytes=1, cache_bytes=2)]
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_plans_are_diverted_whole_and_the_rest_stays_in_order(size):
+    plans = [plan_frame(1), plan_frame(2, b"tokens"), plan_frame(3)]
+    data = b"".join([plans[0], framing.encode(OTHERS[:1]), *plans[1:], framing.encode(OTHERS[1:])])
+    diverted = []
+    diverter = framing.PlanDiverter(diverted.append)
+
+    rest = b"".join(diverter(data[start : start + size]) for start in range(0, len(data), size))
+
+    assert plans == diverted
+    assert framing.encode(OTHERS) == rest
+
+
+def test_a_diverter_rejects_bytes_that_are_no_frames():
+    with pytest.raises(framing.FrameError):
+        framing.PlanDiverter(lambda _: None)(b"\xff" * 16)
+
+
+def test_plans_of_a_message_are_counted():
+    assert framing.count_plans(plan_frame(1) + plan_frame(2, b"tokens")) == 2
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        plan_frame(1)[:-1],
+        plan_frame(1) + b"\0",
+        framing.encode([messages.Load(path="/etc")]),
+        plan_frame(1) + framing.encode([messages.Shutdown()]),
+        b"\xff" * 16,
+    ],
+    ids=["incomplete", "trailing", "load", "shutdown", "garbage"],
+)
+def test_a_message_may_contain_only_plans(data):
+    with pytest.raises(framing.FrameError):
+        framing.count_plans(data)

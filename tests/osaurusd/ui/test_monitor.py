@@ -35,7 +35,7 @@ async def pages(monitored):
 
 async def read(page):
     """Return the name and the decoded data of the next event."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         name, data = await anext(page)
     return name, json.loads(data)
 
@@ -202,7 +202,7 @@ async def test_failure_to_publish_is_logged_and_does_not_end_the_monitor(monitor
     monkeypatch.setattr("osaurusd.ui.monitor.TICK_SECONDS", 0.01)
     task = asyncio.create_task(monitored.monitor.run())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await failed.wait()
             monkeypatch.undo()
             while (await read(page))[0] != "workers":

@@ -151,7 +151,7 @@ async def test_revoked_key_ends_the_stream(build_app, monitored):
         request[CONTEXT].check_key = check
         return await handler(request)
 
-    async with serving(build_app(middlewares=[revoke_later])) as server, asyncio.timeout(20):
+    async with serving(build_app(middlewares=[revoke_later])) as server, asyncio.timeout(60):
         reader, writer = await server.connect()
         writer.write(b"GET /ui/stream HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         await reader.readuntil(b"event: snapshot")
@@ -164,7 +164,7 @@ async def test_revoked_key_ends_the_stream(build_app, monitored):
 
 
 async def test_stream_is_one_document_per_event(server, monitored):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         reader, writer = await server.connect()
         writer.write(b"GET /ui/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
         head = await reader.readuntil(b"\r\n\r\n")

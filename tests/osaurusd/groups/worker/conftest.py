@@ -12,8 +12,6 @@ from osaurusd.downloads.worker.errors import PullError
 from osaurusd.groups import files
 from osaurusd.groups.messages import CopyTask
 from osaurusd.groups.worker.copying import copy
-from osaurusd.models import maintenance
-from osaurusd.models.worker import verification
 from osaurusd.rpc import job
 
 
@@ -41,11 +39,6 @@ async def run_copy(_command, arguments, _decoder):
         await asyncio.gather(copying, return_exceptions=True)
 
 
-async def hash_files(folder, names, progress):
-    return verification.hash_files(folder, names, lambda _file, done, total: progress(done, total))
-
-
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch):
     monkeypatch.setattr(files, "job", SimpleNamespace(run=run_copy, JobDied=job.JobDied))
-    monkeypatch.setattr(maintenance, "hash_files", hash_files)

@@ -124,3 +124,40 @@ def test_scores_do_not_keep_a_long_sequence_from_fitting():
 def test_the_intermediates_of_a_pass_are_at_most_a_quarter_of_the_free_memory():
     assert 96 * (3 + 2 * 96) == budget(token_seconds=0.1).pass_bytes
     assert budget(WEIGHTS + 10**6).pass_bytes <= 10**6 / 4
+
+
+# Groups of ranks
+
+
+def group(own_limit, *limits, layout=LAYOUT):
+    estimate = budget(own_limit)
+    estimate.peers = [budget(limit, layout) for limit in limits]
+    return estimate
+
+
+def test_the_rank_with_the_least_memory_decides():
+    tight = WEIGHTS + 10**6
+    assert group(10 * WEIGHTS, tight).max_tokens(2) == budget(tight).max_tokens(2)
+    assert group(tight, 10 * WEIGHTS).max_tokens(2) == budget(tight).max_tokens(2)
+    assert group(None, None).max_tokens(2) is None
+    longest = budget(tight).max_tokens(1)
+    assert group(None, tight).fits([], [longest])
+    assert not group(None, tight).fits([], [longest + 2 * GROWTH_TOKENS])
+
+
+def test_passes_fit_into_the_memory_of_every_rank():
+    tight, wide = group(None, WEIGHTS + 10**6), budget(WEIGHTS + 10**6)
+    tight.set_context(1000)
+    wide.set_context(1000)
+    assert tight.chunk_sizer.max_tokens == wide.chunk_sizer.max_tokens < MAX_TOKENS
+
+
+def test_cached_prefixes_fit_into_the_memory_of_every_rank():
+    half = CacheLayout((), 5, (), 0, has_states=False, batchable=True)
+    estimate = group(10 * WEIGHTS, 2 * WEIGHTS, layout=half)
+    peak = estimate.peak_bytes([512])
+    (peer,) = estimate.peers
+    # What is cached takes twice as many bytes here as there.
+    assert estimate.spare_bytes(peak, [512], []) == 2 * (2 * WEIGHTS - peer.peak_bytes([512]))
+    assert group(None, None).spare_bytes(peak, [512], []) is None
+    assert budget(10 * WEIGHTS).spare_bytes(peak, [512], []) == 10 * WEIGHTS - peak

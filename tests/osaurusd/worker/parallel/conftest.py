@@ -1,6 +1,6 @@
 import pytest
 
-from tests.models import NO_END_TOKEN, make_tiny
+from tests.models import NO_END_TOKEN, make_tiny, split_files
 
 SIZES = {
     "hidden_size": 48,
@@ -31,5 +31,9 @@ def llama_folder(make_folder):
 
 @pytest.fixture(scope="session")
 def qwen2_folder(make_folder):
-    """A tiny random model that can be split by layers as well."""
-    return make_folder("qwen2", num_key_value_heads=2, num_hidden_layers=4)
+    """A tiny quantized random model that can be split by layers as well, with a file for each layer."""
+    folder = make_folder(
+        "qwen2", hidden_size=64, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=4, group_size=32
+    )
+    split_files(folder)
+    return folder

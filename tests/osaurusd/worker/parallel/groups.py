@@ -67,13 +67,20 @@ class Group:
         return self.ranks[0]
 
     async def open(self, folder, split, *, layers=(), size=None, **options):
-        """Run the first phase of a load up to the replies; `size` is the number of ranks, if some are not processes."""
+        """Run the first phase of a load up to the replies.
+
+        Args:
+            folder: the folder of the model, or one for each rank.
+            split, layers, size: as in `RankSpec`; there may be fewer processes than ranks.
+            options: those of `Load`.
+        """
+        folders = folder if isinstance(folder, list) else [folder] * len(self.ranks)
         for number, rank in enumerate(self.ranks):
             await rank.expect(messages.Hello)
             spec = messages.RankSpec(
                 rank=number, size=size or len(self.ranks), split=split, address=ADDRESS, layers=layers
             )
-            rank.send(messages.Load(path=str(folder), context_length=2048, rank=spec, **options))
+            rank.send(messages.Load(path=str(folders[number]), context_length=2048, rank=spec, **options))
 
     async def load(self, folder, split, *, layers=(), secrets=None, **options):
         """Load a model in two phases; return the replies to Connect, by rank."""

@@ -1,5 +1,7 @@
 """Groups of worker processes: what they generate is what one process generates."""
 
+import shutil
+
 import pytest
 import pytest_asyncio
 
@@ -54,9 +56,20 @@ async def tensor(llama_folder):
         yield group
 
 
+@pytest.fixture(scope="module")
+def pipeline_folders(qwen2_folder, tmp_path_factory):
+    """The folders of two ranks, each of which lacks the layers of the other."""
+    folders = [tmp_path_factory.mktemp("ranks") / str(rank) for rank in range(2)]
+    for folder, layers in zip(folders, ([0, 1, 2], [3]), strict=True):
+        shutil.copytree(qwen2_folder, folder)
+        for layer in layers:
+            (folder / f"model-{layer}.safetensors").unlink()
+    return folders
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def pipeline(qwen2_folder):
-    async with groups.running(qwen2_folder, "pipeline", 2, layers=(1, 3), prefix_cache_bytes=CACHE_BYTES) as group:
+async def pipeline(pipeline_folders):
+    async with groups.running(pipeline_folders, "pipeline", 2, layers=(1, 3), prefix_cache_bytes=CACHE_BYTES) as group:
         yield group
 
 

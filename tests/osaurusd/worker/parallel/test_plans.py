@@ -9,6 +9,7 @@ from mlx.utils import tree_flatten
 
 from osaurusd.inference.request import SamplingParams
 from osaurusd.rpc import framing, messages
+from osaurusd.worker.engine import planner
 from osaurusd.worker.engine.device import CPU
 from osaurusd.worker.engine.engine import Engine, Limits
 from osaurusd.worker.parallel import operations
@@ -107,7 +108,7 @@ def arrays_of(caches):
     return [array for layer in caches for _, array in tree_flatten(layer.state) if isinstance(array, mx.array)]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3", "lfm2"])
+@pytest.mark.parametrize("kind", ["llama", "lfm2", pytest.param("gemma3", marks=pytest.mark.long)])
 def test_a_follower_has_the_caches_of_rank_0_at_every_step(network, kind):
     mirrored = Mirrored(network(kind), Limits(prefix_cache_bytes=120_000))
     engine, choose = mirrored.engine, random.Random(kind)
@@ -141,6 +142,21 @@ def test_a_follower_has_the_caches_of_rank_0_at_every_step(network, kind):
     assert not mirrored.follower._stored
     assert not mirrored.follower.batches
     assert {type(operation).__name__ for operation in mirrored.plans} >= {"Merge", "Release", "Store", "Remove"}
+
+
+def test_a_preempted_sequence_is_resumed_on_every_rank(network, monkeypatch):
+    monkeypatch.setattr(planner, "RESERVED_TOKENS", 64)
+    mirrored = Mirrored(network(), Limits())
+    engine = mirrored.engine
+    engine.memory.set_limit(engine.memory.peak_bytes([68], [68]) + 1)
+    for number in (1, 2):
+        engine.add(build_request(number, tokens(4, start=number), 540, RANDOM, bounded=False))
+    while engine.busy:
+        for _ in range(50):
+            step(engine)
+        mirrored.check()
+    begun = [operation.prompt for operation in mirrored.plans if isinstance(operation, operations.Begin)]
+    assert begun.count((2, 0)) > 1
 
 
 @pytest.mark.parametrize("params", [SamplingParams(temperature=0), RANDOM])

@@ -1,16 +1,14 @@
 """The part of a rank: what can be split is opened without the files of other ranks, and what cannot is refused."""
 
-import json
 import shutil
 
-import mlx.core as mx
 import pytest
 
 from osaurusd.errors import LoadFailed
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.device import CPU
 from osaurusd.worker.runners.sharding import ModelPart
-from tests.models import make_tiny
+from tests.models import make_tiny, split_files
 
 SIZES = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3, "num_hidden_layers": 4}
 GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8}
@@ -27,19 +25,6 @@ def folder_of(tiny_tokenizer, tmp_path_factory):
 
     folders = {kind: folder_of(kind) for kind in ("llama", "qwen2", "gemma2")}
     return folders.__getitem__
-
-
-def split_files(folder):
-    weights = mx.load(str(folder / "model.safetensors"))
-    parts = {}
-    for name, weight in weights.items():
-        number = name.split(".")[2] if ".layers." in name else "rest"
-        parts.setdefault(f"model-{number}.safetensors", {})[name] = weight
-    for file, part in parts.items():
-        mx.save_safetensors(str(folder / file), part, {"format": "mlx"})
-    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "model.safetensors").unlink()
 
 
 def open_part(folder, rank=1, size=2, split="pipeline", layers=(), **options):

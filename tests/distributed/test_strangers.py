@@ -1,0 +1,229 @@
+"""A stranger in the network gets nothing from the control port or from the ports of the ring."""
+
+import contextlib
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.distributed.cluster import Cluster, pair, wait_until
+from tests.distributed.hosts import CommandFailed, Host, connected_hosts
+from tests.distributed.models import PIPELINE, make_models
+from tests.distributed.network import Node, has_namespaces
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+needs_namespaces = pytest.mark.skipif(not has_namespaces(), reason="this user cannot create network namespaces")
+
+STRANGER_SECONDS = 20.0
+"""More than a daemon waits for a stranger's next word."""
+
+START_SECONDS = 20.0
+SLACK_SECONDS = 30.0
+ATTEMPTS = 8
+"""A rank listens for milliseconds only, and the stranger may come too late."""
+
+WRONG_CODE = "0000-0000-0000-0000"
+REQUEST = b"GET /v0/host HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def network(tiny_tokenizer: Path) -> Iterator[tuple[Cluster, Host]]:
+    """Two paired hosts, and a third one that is paired with neither."""
+    with connected_hosts("a", "b", "stranger") as hosts:
+        cluster = Cluster(hosts[:2])
+        for host in hosts:
+            host.configure("distributed", start_timeout_seconds=START_SECONDS)
+        make_models(cluster.leader.home / "models", tiny_tokenizer, PIPELINE)
+        cluster.start()
+        cluster.pair()
+        yield cluster, hosts[2]
+
+
+def control_socket(source: Node, target: Node) -> socket.socket:
+    address, _, port = target.control.rpartition(":")
+    connection = source.open_socket()
+    connection.settimeout(STRANGER_SECONDS)
+    connection.connect((address, int(port)))
+    return connection
+
+
+def answer(connection: socket.socket, data: bytes) -> bytes:
+    """Send data and return everything that arrives until the other side closes the connection."""
+    received = b""
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        connection.sendall(data)
+        while chunk := connection.recv(65536):
+            received += chunk
+    return received
+
+
+def stranger_context(tmp_path: Path, *, certificate: bool) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if certificate:
+        issued = trustme.CA().issue_cert("stranger")
+        issued.configure_cert(context)
+    return context
+
+
+def check_serves(cluster: Cluster) -> None:
+    """The daemons still serve each other."""
+    assert cluster.leader.ctl("host", "check", "b")["ok"]
+
+
+def test_control_port_answers_no_plain_text(network: tuple[Cluster, Host]) -> None:
+    cluster, stranger = network
+    with control_socket(stranger.node, cluster.followers[0].node) as connection:
+        assert b"HTTP" not in answer(connection, REQUEST)
+    with control_socket(stranger.node, cluster.followers[0].node) as connection:
+        assert b"HTTP" not in answer(connection, os.urandom(4096))
+    with control_socket(stranger.node, cluster.followers[0].node) as connection:
+        assert b"" == answer(connection, b"")  # It is closed after a while.
+    check_serves(cluster)
+
+
+@pytest.mark.parametrize("certificate", [False, True])
+def test_control_port_serves_no_request_of_a_stranger(
+    network: tuple[Cluster, Host], tmp_path: Path, certificate: bool
+) -> None:
+    cluster, stranger = network
+    context = stranger_context(tmp_path, certificate=certificate)
+    with (
+        control_socket(stranger.node, cluster.followers[0].node) as plain,
+        contextlib.suppress(ssl.SSLError),
+        context.wrap_socket(plain) as connection,
+    ):
+        assert b"HTTP" not in answer(connection, REQUEST)
+    check_serves(cluster)
+
+
+def test_many_strangers_do_not_lock_out_paired_hosts(network: tuple[Cluster, Host]) -> None:
+    cluster, stranger = network
+    with contextlib.ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(control_socket(stranger.node, cluster.followers[0].node))
+        check_serves(cluster)
+
+
+def test_wrong_codes_withdraw_the_code(network: tuple[Cluster, Host]) -> None:
+    cluster, stranger = network
+    follower = cluster.followers[0]
+    stranger.start()
+    url = f"https://{follower.node.control}"
+    code = follower.ctl("host", "code")["code"]
+    for _ in range(5):
+        with pytest.raises(CommandFailed, match="code"):
+            stranger.ctl("host", "add", "b", url, text=f"{WRONG_CODE}\n")
+    with pytest.raises(CommandFailed, match="code"):
+        stranger.ctl("host", "add", "b", url, text=f"{code}\n")
+    assert ["a"] == [host["name"] for host in follower.ctl("host", "ls")]
+    assert [] == stranger.ctl("host", "ls")
+    stranger.stop()
+
+
+def test_code_works_once(network: tuple[Cluster, Host]) -> None:
+    cluster, stranger = network
+    follower = cluster.followers[0]
+    stranger.start()
+    code = pair(stranger, follower)
+    stranger.ctl("host", "rm", "b", "--yes")
+    with pytest.raises(CommandFailed, match="code"):
+        stranger.ctl("host", "add", "b", f"https://{follower.node.control}", text=f"{code}\n")
+    follower.ctl("host", "rm", "stranger", "--yes")
+    stranger.stop()
+
+
+def test_removed_host_is_a_stranger(network: tuple[Cluster, Host]) -> None:
+    cluster, stranger = network
+    follower = cluster.followers[0]
+    stranger.start()
+    pair(stranger, follower)
+    assert stranger.ctl("host", "check", "b")
+    follower.ctl("host", "rm", "stranger", "--yes")
+    with pytest.raises(CommandFailed):
+        stranger.ctl("host", "check", "b")
+    stranger.stop()
+    check_serves(cluster)
+
+
+class RingStranger:
+    """Connects to each port on which a rank listens, as soon as it does, and sends nonsense."""
+
+    def __init__(self, cluster: Cluster, source: Node) -> None:
+        self._cluster = cluster
+        self._source = source
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.received: list[bytes] = []
+        self.connections: list[socket.socket] = []
+
+    def __enter__(self) -> "RingStranger":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+        for connection in self.connections:
+            connection.setblocking(False)
+            with contextlib.suppress(OSError):
+                self.received.append(connection.recv(65536))
+            connection.close()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(0.005):
+            for address in listening(self._cluster):
+                self._connect(address)
+
+    def _connect(self, address: tuple[str, int]) -> None:
+        connection = self._source.open_socket()
+        connection.settimeout(1)
+        try:
+            connection.connect(address)
+            connection.sendall(os.urandom(256))
+        except OSError:
+            connection.close()
+        else:
+            self.connections.append(connection)
+
+
+def listening(cluster: Cluster) -> list[tuple[str, int]]:
+    """The addresses on which ranks listen."""
+    found = [address for host in cluster.hosts for address in host.node.listening()]
+    control = [host.node.control for host in cluster.hosts]
+    return [(address, port) for address, port in found if f"{address}:{port}" not in control]
+
+
+@needs_namespaces
+def test_stranger_on_the_ring_delays_a_start_at_most(network: tuple[Cluster, Host]) -> None:
+    cluster, stranger = network
+    with RingStranger(cluster, stranger.node) as ring:
+        for _ in range(ATTEMPTS):
+            load_beside_stranger(cluster)
+            if ring.connections:
+                break
+    assert ring.connections, "the stranger has found no port"
+    assert b"" == b"".join(ring.received)
+    cluster.load(PIPELINE, "pipeline", 2)
+    wait_until(lambda: not listening(cluster), "a rank of a running group accepts connections")
+    cluster.check_nothing_left(PIPELINE)
+
+
+def load_beside_stranger(cluster: Cluster) -> None:
+    """Load the model, or fail in time with the reason; then unload it."""
+    started, problem = time.monotonic(), ""
+    try:
+        cluster.load(PIPELINE, "pipeline", 2)
+    except CommandFailed as failure:
+        problem = failure.output
+    assert not problem or "start_timeout_seconds" in problem or "ring" in problem, problem
+    # The ranks get the time to become ready, and again to connect.
+    assert time.monotonic() - started < 2 * START_SECONDS + SLACK_SECONDS
+    cluster.unload(PIPELINE)
