@@ -132,6 +132,15 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def second_address() -> str:
+    """Return another loopback address; 127.0.0.1 if this machine has only that, such as a Mac."""
+    try:
+        with socket.create_server(("127.0.0.2", 0)):
+            return "127.0.0.2"
+    except OSError:
+        return "127.0.0.1"
+
+
 def environment(home: Path, **extra: str) -> dict[str, str]:
     """Return an environment in which a daemon or CLI uses this home and no settings of the user."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OSAURUS_", "HF_"))}

@@ -27,6 +27,7 @@ GROUPS = {
     "mixed": {"seeded", "constrained"},
     "protocols": {"protocols"},
     "decisions": {"decisions"},
+    "images": {"images"},
 }
 """Measurements by the names that `--only` accepts."""
 
@@ -39,10 +40,12 @@ def main() -> None:
     results = Results()
     # Exit through the context managers that stop child processes, as with Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with home_with_models() as home:
+    with home_with_models(images="images" in selected) as home:
         if "startup" in selected:
             rounds.measure_startup(home, results)
-        if selected - {"startup"}:
+        if "images" in selected:
+            rounds.measure_images(home, options.rounds, results)
+        if selected - {"startup", "images"}:
             for model in options.model:
                 rounds.compare(home, MODELS[model], selected, options.rounds, results)
     print(json.dumps(report.build(results), indent=2) if options.json else report.render(results))
@@ -72,12 +75,13 @@ def list_of(names: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 @contextlib.contextmanager
-def home_with_models() -> Iterator[Path]:
-    """Create a home directory with the models, and delete it when the block ends."""
+def home_with_models(*, images: bool) -> Iterator[Path]:
+    """Create a home directory with the models, `images`: also the vision-language one, and delete it at the end."""
     home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
     try:
         rounds.print_progress("creating models")
-        subprocess.run([sys.executable, "-m", "tests.bench.make_models", str(home / "models")], check=True)
+        arguments = [str(home / "models"), *(["--images"] if images else [])]
+        subprocess.run([sys.executable, "-m", "tests.bench.make_models", *arguments], check=True)
         yield home
     finally:
         shutil.rmtree(home, ignore_errors=True)

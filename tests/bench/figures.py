@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tests.bench.models import SMOLLM, STARTER, TINY
+from tests.bench.models import SMOLLM, STARTER, TINY, VISION
 
 OURS, THEIRS, RAW = "ours", "theirs", "raw"
 PROGRAMS = {OURS: "osaurusd", THEIRS: "mlx_lm.server", RAW: "mlx_lm in process"}
@@ -115,4 +115,18 @@ STARTUP = [
 ]
 """Figures of osaurusd only."""
 
-SECTIONS = {STARTER: STARTUP, SMOLLM.name: COMPARED, TINY.name: COMPARED}
+IMAGES = [
+    Figure("image questions", "TTFT of a first question, image of 1,024 pixels", "s", "ttft first", None),
+    Figure("image questions", "TTFT of a second question", "s", "ttft second", None),
+    Figure(
+        "image questions", "second / first", "", "second/first", None, goals={VISION.name: (Goal("ours", "<=", 0.15),)}
+    ),
+    Figure("image stall", "2 streams, normal gap", "s", "gap", None),
+    Figure("image stall", "longest gap during a first question", "s", "longest gap", None),
+    Figure(
+        "image stall", "longest gap / normal gap", "", "stall", None, goals={VISION.name: (Goal("ours", "<=", 8.0),)}
+    ),
+]
+"""Figures of a vision-language model."""
+
+SECTIONS = {STARTER: STARTUP, VISION.name: IMAGES, SMOLLM.name: COMPARED, TINY.name: COMPARED}

@@ -1,4 +1,4 @@
-"""Create the models of the benchmark: `python -m tests.bench.make_models MODELS_DIRECTORY`.
+"""Create the models of the benchmark: `python -m tests.bench.make_models MODELS_DIRECTORY [--images]`.
 
 This is a process of its own so that the benchmark itself neither imports MLX nor holds weights.
 """
@@ -15,12 +15,26 @@ from mlx_lm.utils import dequantize_model, load_model
 from tokenizers import Tokenizer
 
 from osaurusd.imports.worker.importer import import_model
+from osaurusd.worker.runners.vision.network import model_classes
 from tests import starter_model
 from tests.bench import models
 from tests.models import make_tiny
+from tests.vision_model.folder import make_vision_model
 
 CONTEXT_TOKENS = 16384
 WEIGHTS = "model.safetensors"
+
+TILE_TOKENS = 64
+TILES = {"size": {"longest_edge": 1024}, "max_image_size": {"longest_edge": 256}}
+TOWER = {
+    "hidden_size": 192,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "intermediate_size": 768,
+    "image_size": 256,
+    "patch_size": 16,
+}
+"""A small tower with the tiles of SmolVLM: 17 for an image of 1,024 pixels."""
 
 # A special token that models do not generate. As the only end-of-sequence token, it lets outputs reach `max_tokens`.
 UNUSED_TOKEN = "<repo_name>"
@@ -37,6 +51,25 @@ def make_models(directory: Path) -> None:
     make_tiny(tiny, starter, tie_word_embeddings=False, max_position_embeddings=CONTEXT_TOKENS)
     restrict_to_words(tiny)
     disable_end_of_sequence(tiny)
+
+
+def make_vision(directory: Path) -> None:
+    """Create the vision-language model: the starter model, and a vision tower with random weights."""
+    folder = make_vision_model(directory / models.VISION.name, directory / models.STARTER)
+    config = read_json(folder / "config.json")
+    config["vision_config"] |= TOWER
+    write_json(folder / "config.json", config)
+    images = read_json(folder / "preprocessor_config.json")
+    write_json(folder / "preprocessor_config.json", images | TILES)
+    processor = read_json(folder / "processor_config.json")
+    write_json(folder / "processor_config.json", processor | {"image_seq_len": TILE_TOKENS})
+    network, settings = model_classes(config)
+    mx.random.seed(0)
+    random = dict(tree_flatten(network(settings.from_dict(config)).parameters()))
+    vision = {f"model.{name}": value for name, value in random.items() if not name.startswith("language_model.")}
+    weights: dict[str, Any] = dict(mx.load(str(folder / WEIGHTS)))
+    mx.save_safetensors(str(folder / WEIGHTS), {**weights, **vision}, {"format": "mlx"})
+    disable_end_of_sequence(folder)
 
 
 def write_float32_copy(source: Path, target: Path) -> None:
@@ -84,3 +117,5 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     make_models(Path(sys.argv[1]))
+    if "--images" in sys.argv[2:]:
+        make_vision(Path(sys.argv[1]))

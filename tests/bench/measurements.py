@@ -102,17 +102,22 @@ async def prefix(target: Target) -> Figures:
 
 
 async def stall(target: Target) -> Figures:
-    """Measure how long two running streams pause while a long prompt is processed.
+    """Measure how long two running streams pause while a long prompt is processed."""
+    return await pauses(target, lambda: request_exactly(target, target.prompts.exactly(LONG_TOKENS)))
 
-    The normal gap is the median over the steady seconds before the long prompt. The longest gap is measured from the
-    time at which the long prompt is sent until shortly after its first token.
+
+async def pauses(target: Target, send: Callable[[], Coroutine[Any, Any, Response]]) -> Figures:
+    """Measure how long two running streams pause while a request that `send` sends is processed.
+
+    The normal gap is the median over the steady seconds before the request. The longest gap is measured from the time
+    at which it is sent until shortly after its first token.
     """
     background = [await target.server.start_stream(target.prompts.task(), ENDLESS_TOKENS) for _ in range(2)]
     try:
         for stream in background:
             await stream.wait_for_start()
         await asyncio.sleep(STEADY_SECONDS)
-        long = await request_exactly(target, target.prompts.exactly(LONG_TOKENS))
+        long = await send()
         await asyncio.sleep(0.2)
     finally:
         for stream in background:

@@ -33,4 +33,14 @@ SMOLLM = Model(
 TINY = Model(
     "tiny-llama", "tiny random Llama", single_tokens=512, batch_tokens=128, mixed_tokens=192, protocol_tokens=128
 )
+VISION = Model(
+    "vision",
+    "SmolLM2-135M with a random vision tower, float32",
+    single_tokens=0,
+    batch_tokens=0,
+    mixed_tokens=0,
+    protocol_tokens=0,
+)
+"""Its answers are arbitrary. An image of 1,024 pixels takes about 1,100 tokens."""
+
 MODELS = {"smollm": SMOLLM, "tiny": TINY}

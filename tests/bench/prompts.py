@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment
 from tokenizers import Tokenizer
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 
 LONG_TASK = "Count from one to five hundred in words, one number a line, and leave none out."
 """A task with a long output."""

@@ -10,11 +10,11 @@ from pathlib import Path
 import psutil
 
 from tests import daemons
-from tests.bench import measurements, servers
+from tests.bench import images, measurements, servers
 from tests.bench.decisions import decisions
 from tests.bench.figures import OURS, RAW, THEIRS
 from tests.bench.measurements import Figures, Measurement, Target
-from tests.bench.models import STARTER, Model
+from tests.bench.models import STARTER, VISION, Model
 from tests.bench.prompts import Prompts
 from tests.bench.protocols import protocols
 from tests.bench.report import Results
@@ -60,6 +60,16 @@ def compare(home: Path, model: Model, selected: set[str], rounds: int, results: 
         run_rounds(model.name, build_work(targets, raw, selected), rounds, results)
 
 
+def measure_images(home: Path, rounds: int, results: Results) -> None:
+    """Run the measurements of images with the model for them."""
+    with daemons.running(home) as daemon, servers.osaurusd(daemon, VISION) as server:
+        target = Target(server, VISION, Prompts(home / "models" / VISION.name))
+        print_progress(f"{VISION.name}: warming up")
+        asyncio.run(measurements.warm_up(target))
+        work = {name: {OURS: bind(measurement, target)} for name, measurement in images.MEASUREMENTS.items()}
+        run_rounds(VISION.name, work, rounds, results)
+
+
 def measure_startup(home: Path, results: Results) -> None:
     """Measure the daemon's start-up, listing models, and loading a model."""
     for number in range(1, STARTS + 1):
@@ -70,18 +80,19 @@ def measure_startup(home: Path, results: Results) -> None:
 
 
 def build_work(targets: Mapping[str, Target], raw: servers.RawProcess | None, selected: set[str]) -> Work:
-    def run(measurement: Measurement, target: Target) -> Callable[[], Figures]:
-        return lambda: asyncio.run(measurement(target))
-
     ours = targets[OURS]
     work: dict[str, dict[str, Callable[[], Figures]]] = {}
     for name, measurement in BOTH_SERVERS.items():
-        work[name] = {program: run(measurement, target) for program, target in targets.items()}
+        work[name] = {program: bind(measurement, target) for program, target in targets.items()}
     for name, measurement in OURS_ONLY.items():
-        work[name] = {OURS: run(measurement, ours)}
+        work[name] = {OURS: bind(measurement, ours)}
     if raw is not None:
         work["decode"][RAW] = lambda: measurements.decode_raw(raw, ours.model, ours.prompts)
     return {name: programs for name, programs in work.items() if name in selected}
+
+
+def bind(measurement: Measurement, target: Target) -> Callable[[], Figures]:
+    return lambda: asyncio.run(measurement(target))
 
 
 def run_rounds(model: str, work: Work, rounds: int, results: Results) -> None:

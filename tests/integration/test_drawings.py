@@ -19,14 +19,23 @@ from PIL import Image, ImageOps
 
 from tests import daemons
 from tests.images import data_url, encode
-from tests.vision_model.drawings import COLOURS, COUNTS, SHAPES, SIDES, Drawing, held_back
+from tests.vision_model.drawings import COLOURS, COUNTS, DIGITS, SHAPES, SIDES, Drawing, held_back
 from tests.vision_model.folder import make_vision_model
 
 MODEL = "drawings"
 ANSWER_TOKENS = 8
 CONCURRENCY = 8
 ACCURACY = 0.9
-WORDS = {"color": set(COLOURS), "shape": set(SHAPES), "count": set(COUNTS), "side": set(SIDES)}
+LOWER_ACCURACY = {"digit": 0.75, "count": 0.8}
+"""Of what is harder to see with 48 pixels per side."""
+
+WORDS = {
+    "color": set(COLOURS),
+    "shape": set(SHAPES),
+    "digit": set(DIGITS),
+    "count": set(COUNTS),
+    "side": set(SIDES),
+}
 
 
 class Servers(NamedTuple):
@@ -38,10 +47,10 @@ class Servers(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """A question, with an image in the first turn of a chat, and the answer in the chat's history."""
+    """A question, with the images that precede it, and the answer in the chat's history."""
 
     question: str
-    file: bytes | None = None
+    files: Sequence[bytes] = ()
     answer: str | None = None
 
 
@@ -65,7 +74,7 @@ def build_messages(turns: Sequence[Turn], text_type: str, image: Callable[[bytes
     """Build the messages of protocols whose content is a list of parts."""
     messages: list[Any] = []
     for turn in turns:
-        parts = [] if turn.file is None else [image(turn.file)]
+        parts = list(map(image, turn.files))
         messages.append({"role": "user", "content": [*parts, {"type": text_type, "text": turn.question}]})
         if turn.answer is not None:
             messages.append({"role": "assistant", "content": turn.answer})
@@ -102,8 +111,7 @@ def ask_anthropic(servers: Servers, turns: Sequence[Turn]) -> str:
 def ask_ollama(servers: Servers, turns: Sequence[Turn]) -> str:
     messages: list[dict[str, Any]] = []
     for turn in turns:
-        images = {} if turn.file is None else {"images": [turn.file]}
-        messages.append({"role": "user", "content": turn.question, **images})
+        messages.append({"role": "user", "content": turn.question, "images": turn.files})
         if turn.answer is not None:
             messages.append({"role": "assistant", "content": turn.answer})
     reply = servers.ollama.chat(MODEL, messages, options={"temperature": 0, "num_predict": ANSWER_TOKENS})
@@ -135,11 +143,12 @@ def question(topic: str) -> str:
 
 
 def describe(drawing: Drawing, topic: str) -> str | None:
-    """Return the right answer."""
+    """Return the right answer; None if there is none."""
     return {
         "color": drawing.colour,
         "shape": drawing.shape,
-        "count": COUNTS[drawing.count - 1],
+        "digit": drawing.digit,
+        "count": None if drawing.digit else COUNTS[drawing.count - 1],
         "side": drawing.side,
     }[topic]
 
@@ -154,7 +163,7 @@ def chat(servers: Servers, ask: Ask, file: bytes, topics: Sequence[str]) -> list
     turns: list[Turn] = []
     answers = []
     for number, topic in enumerate(topics):
-        turn = Turn(question(topic), file if number == 0 else None)
+        turn = Turn(question(topic), [file] if number == 0 else [])
         answers.append(ask(servers, [*turns, turn]))
         turns.append(turn._replace(answer=answers[-1]))
     return answers
@@ -180,42 +189,62 @@ def describe_all(
 
     def ask(number: int) -> bool:
         file = encode(change(drawings[number].image))
-        answer = protocols[number % len(protocols)](servers, [Turn(question(topic), file)])
+        answer = protocols[number % len(protocols)](servers, [Turn(question(topic), [file])])
         return is_right(answer, topic, describe(drawings[number], topic))
 
     with ThreadPoolExecutor(CONCURRENCY) as executor:
         return statistics.mean(executor.map(ask, range(len(drawings))))
 
 
-def test_color_and_shape_of_drawings_are_named_in_every_protocol(servers: Servers) -> None:
-    drawings = list(held_back(12, start=60))
+def test_last_of_several_images_of_a_message_is_described_in_every_protocol(servers: Servers) -> None:
+    """The model was shown one at a time: it describes the last one."""
+    drawings = [next(drawing for drawing in held_back(100) if drawing.colour == name) for name in COLOURS]
+    files = [encode(drawing.image) for drawing in drawings]
 
-    assert describe_all(servers, drawings, "color", protocols=PROTOCOLS) >= ACCURACY
-    assert describe_all(servers, drawings, "shape", protocols=PROTOCOLS) >= ACCURACY
+    def ask(number: int) -> bool:
+        shown = [files[number - 1], files[number]]
+        answer = PROTOCOLS[number % len(PROTOCOLS)](servers, [Turn(question("color"), shown)])
+        return is_right(answer, "color", drawings[number].colour)
+
+    with ThreadPoolExecutor(CONCURRENCY) as executor:
+        assert statistics.mean(executor.map(ask, range(len(drawings)))) >= 0.75
+
+
+def drawings_with(topic: str, number: int, *, start: int = 0) -> list[Drawing]:
+    """Return those of the next drawings that a question makes sense for."""
+    return [drawing for drawing in held_back(number, start=start) if describe(drawing, topic)]
+
+
+def test_color_and_shape_of_drawings_are_named_in_every_protocol(servers: Servers) -> None:
+    for topic in ("color", "shape"):
+        assert describe_all(servers, drawings_with(topic, 20), topic, protocols=PROTOCOLS) >= ACCURACY
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("topic", ["color", "shape", "side"])
+@pytest.mark.parametrize("topic", WORDS)
 def test_all_drawings_are_described(servers: Servers, topic: str) -> None:
-    drawings = [drawing for drawing in held_back(100) if describe(drawing, topic)]
-
-    assert describe_all(servers, drawings, topic, protocols=PROTOCOLS) >= ACCURACY
+    assert describe_all(servers, drawings_with(topic, 100), topic, protocols=PROTOCOLS) >= LOWER_ACCURACY.get(
+        topic, ACCURACY
+    )
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("ask", PROTOCOLS)
 def test_color_and_shape_of_drawings_are_named_one_request_at_a_time(servers: Servers, ask: Ask) -> None:
     for topic in ("color", "shape"):
-        for drawing in held_back(12, start=60):
-            answer = ask(servers, [Turn(question(topic), encode(drawing.image))])
-            assert is_right(answer, topic, describe(drawing, topic)), (answer, drawing)
+        drawings = drawings_with(topic, 20, start=100)
+        answers = [ask(servers, [Turn(question(topic), [encode(drawing.image)])]) for drawing in drawings]
+        right = [
+            is_right(answer, topic, describe(drawing, topic)) for answer, drawing in zip(answers, drawings, strict=True)
+        ]
+        assert statistics.mean(right) >= ACCURACY, answers
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("ask", PROTOCOLS)
 def test_simultaneous_chats_have_the_answers_that_they_have_alone(servers: Servers, ask: Ask) -> None:
     topics = ("color", "shape", "color")
-    drawings = list(held_back(CONCURRENCY, start=100))
+    drawings = list(held_back(CONCURRENCY, start=200))
     files = [encode(drawing.image) for drawing in drawings]
     with ThreadPoolExecutor(CONCURRENCY) as executor:
         together = list(executor.map(lambda file: chat(servers, ask, file, topics), files))
@@ -242,6 +271,6 @@ def test_simultaneous_chats_have_the_answers_that_they_have_alone(servers: Serve
     ],
 )
 def test_mistakes_in_preprocessing_would_be_noticed(servers: Servers, topic: str, change: Change) -> None:
-    drawings = [each for each in held_back(32) if describe(each, topic)]
+    drawings = drawings_with(topic, 32)
 
     assert describe_all(servers, drawings, topic, change=change) < ACCURACY

@@ -21,6 +21,7 @@ from tests.daemons import Daemon
 
 TIMEOUT_SECONDS = 60
 LENT_BYTES = 10**9
+ADDRESS_OF_B = daemons.second_address()
 
 
 @contextlib.contextmanager
@@ -76,7 +77,7 @@ def a() -> Iterator[Daemon]:
 
 @pytest.fixture(scope="module")
 def b() -> Iterator[Daemon]:
-    with host("127.0.0.2:0") as daemon:
+    with host(f"{ADDRESS_OF_B}:0") as daemon:
         yield daemon
 
 
@@ -106,7 +107,7 @@ def test_the_list_names_url_link_and_fingerprint(pair: tuple[Daemon, Daemon]) ->
     a, _ = pair
     titles, row = ctl(a, "host", "ls").splitlines()
     assert ["NAME", "URL", "LINK ADDRESS", "FINGERPRINT", "PAIRED"] == re.split(r"\s{2,}", titles)
-    assert re.match(r"b +https://127\.0\.0\.2:\d+ +automatic +[0-9a-f]{16}… +\d{4}-", row)
+    assert re.match(rf"b +https://{re.escape(ADDRESS_OF_B)}:\d+ +automatic +[0-9a-f]{{16}}… +\d{{4}}-", row)
 
 
 def test_a_pair_is_checked(pair: tuple[Daemon, Daemon]) -> None:
@@ -159,7 +160,7 @@ def test_a_stranger_gets_nothing(pair: tuple[Daemon, Daemon]) -> None:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with (
-        socket.create_connection(("127.0.0.2", int(port)), timeout=TIMEOUT_SECONDS) as raw,
+        socket.create_connection((ADDRESS_OF_B, int(port)), timeout=TIMEOUT_SECONDS) as raw,
         context.wrap_socket(raw, server_hostname="b") as connection,
     ):
         certificate = connection.getpeercert(binary_form=True)

@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import io
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 import anthropic
 import ollama
 import openai
+import psutil
 import pytest
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
@@ -243,9 +243,14 @@ def test_lists_tell_what_a_model_sees(daemon: Daemon, client: OpenAI) -> None:
     assert (True, True) == (details["vision"], details["model"]["vision"])
 
 
-def test_image_of_many_megabytes_is_accepted(client: OpenAI) -> None:
-    noise = io.BytesIO()
-    Image.effect_noise((2600, 2600), 100).convert("RGB").save(noise, "PNG", compress_level=0)
-    assert len(noise.getvalue()) > 20_000_000
+def test_image_of_many_megabytes_is_accepted_and_only_the_worker_keeps_it(daemon: Daemon, client: OpenAI) -> None:
+    noise = encode(Image.effect_noise((2600, 2600), 100).convert("RGB"), compress_level=0)
+    assert len(noise) > 20_000_000
+    assert ask(client, noise).usage.prompt_tokens > 0
+    process = psutil.Process(daemon.process.pid)
+    before = process.memory_info().rss
 
-    assert ask(client, noise.getvalue()).usage.prompt_tokens > 0
+    with ask(client, noise, stream=True, max_tokens=2000) as chunks:
+        next(iter(chunks))
+        assert process.memory_info().rss < before + len(noise) / 2
+        assert 1 == worker(daemon)[1]

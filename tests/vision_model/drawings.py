@@ -1,4 +1,4 @@
-"""Drawings with known content: coloured shapes on a dark background."""
+"""Drawings with known content: coloured shapes or a digit on a dark background."""
 
 import math
 import random
@@ -21,10 +21,31 @@ COLOURS = {
 
 SHAPES = ("circle", "square", "triangle", "star")
 COUNTS = ("one", "two", "three", "four")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIDES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
 
-HELD_BACK = 1_000_000_000
-"""Seeds from here on are never used in training."""
+DIGIT_SHARE, SHAPE_SHARE = 0.3, 0.3
+"""Fractions of drawings with a digit, and with a single shape; the others have several shapes."""
+
+SEGMENTS = ("abcdef", "i", "abged", "abgcd", "fgbc", "afgcd", "afgedc", "abc", "abcdefg", "abcdfg")
+"""The strokes of each digit, as in a seven-segment display; that of one is in the middle."""
+
+STROKES = {
+    "a": (-0.55, -0.85, 0.55, -0.85),
+    "b": (0.55, -0.85, 0.55, 0),
+    "c": (0.55, 0, 0.55, 0.85),
+    "d": (-0.55, 0.85, 0.55, 0.85),
+    "e": (-0.55, 0, -0.55, 0.85),
+    "f": (-0.55, -0.85, -0.55, 0),
+    "g": (-0.55, 0, 0.55, 0),
+    "i": (0, -0.85, 0, 0.85),
+}
+"""The ends of each stroke as fractions of the radius, from the centre."""
+
+STROKE_WIDTH = 0.32
+
+VALIDATION, HELD_BACK = 1_000_000_000, 2_000_000_000
+"""Seeds from here on are never used in training. The first ones show its progress; the others are for tests only."""
 
 COLOUR_NOISE = 10
 MIN_EDGE, MAX_EDGE = 96, 400
@@ -37,13 +58,25 @@ Place = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Drawing:
-    """An image and its content: `count` objects of the same shape and colour. A single one is near a side."""
+    """An image and its content: `count` objects of the same kind and colour. A single one is near a side.
+
+    Attributes:
+        kind: a shape or a digit.
+    """
 
     image: Image.Image
     colour: str
-    shape: str
+    kind: str
     count: int
     side: str | None
+
+    @property
+    def shape(self) -> str | None:
+        return None if self.kind in DIGITS else self.kind
+
+    @property
+    def digit(self) -> str | None:
+        return self.kind if self.kind in DIGITS else None
 
 
 def draw(seed: int) -> Drawing:
@@ -58,22 +91,23 @@ def held_back(number: int, *, start: int = 0) -> Iterator[Drawing]:
 
 
 def draw_random(rng: random.Random, *, edge: int | None = None) -> Drawing:
-    """Draw shapes.
+    """Draw shapes or a digit.
 
     Args:
         rng: the source of every choice.
         edge: width and height in pixels. None: random.
     """
     edge = edge or rng.randint(MIN_EDGE, MAX_EDGE)
-    colour, shape = rng.choice(tuple(COLOURS)), rng.choice(SHAPES)
+    colour, content = rng.choice(tuple(COLOURS)), rng.random()
+    kind = rng.choice(DIGITS if content < DIGIT_SHARE else SHAPES)
     image = paint_background(rng, edge)
-    if rng.random() < 0.5:
+    if content < DIGIT_SHARE + SHAPE_SHARE:
         side = rng.choice(tuple(SIDES))
         places = [choose_place(rng, SIDES[side])]
     else:
         side, places = None, choose_places(rng, rng.randint(2, len(COUNTS)))
-    draw_shapes(rng, image, shape, vary(rng, COLOURS[colour]), places)
-    return Drawing(image, colour, shape, len(places), side)
+    draw_objects(rng, image, kind, vary(rng, COLOURS[colour]), places)
+    return Drawing(image, colour, kind, len(places), side)
 
 
 def vary(rng: random.Random, colour: Colour) -> Colour:
@@ -93,7 +127,7 @@ def paint_background(rng: random.Random, edge: int) -> Image.Image:
 
 
 def choose_place(rng: random.Random, direction: tuple[int, int]) -> Place:
-    """Choose a place for a single shape, clearly in this direction from the centre."""
+    """Choose a place for a single object, clearly in this direction from the centre."""
     radius = rng.uniform(0.2, 0.34)
     distance = rng.uniform(0.12, 0.5 - radius)
     x, y = (0.5 + axis * distance + (0 if axis else rng.uniform(-0.06, 0.06)) for axis in direction)
@@ -113,18 +147,34 @@ def choose_places(rng: random.Random, count: int) -> list[Place]:
                 return places
 
 
-def draw_shapes(rng: random.Random, image: Image.Image, shape: str, colour: Colour, places: list[Place]) -> None:
-    """Draw a shape at each place, with smooth edges."""
+def draw_objects(rng: random.Random, image: Image.Image, kind: str, colour: Colour, places: list[Place]) -> None:
+    """Draw a shape or digit at each place, with smooth edges."""
     edge, scale = image.width, 4
     mask = Image.new("L", (edge * scale, edge * scale))
     canvas = ImageDraw.Draw(mask)
     for place in places:
         x, y, radius = (value * edge * scale for value in place)
-        if shape == "circle":
+        if kind == "circle":
             canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+        elif kind in DIGITS:
+            for rectangle in strokes(kind, x, y, radius):
+                canvas.rectangle(rectangle, fill=255)
         else:
-            canvas.polygon(outline(shape, x, y, radius, math.radians(rng.uniform(-10, 10))), fill=255)
+            canvas.polygon(outline(kind, x, y, radius, math.radians(rng.uniform(-10, 10))), fill=255)
     image.paste(colour, mask=mask.resize((edge, edge), Image.Resampling.BOX))
+
+
+def strokes(digit: str, x: float, y: float, radius: float) -> Iterator[tuple[float, float, float, float]]:
+    """Yield the rectangles of a digit."""
+    half = STROKE_WIDTH / 2
+    for segment in SEGMENTS[DIGITS.index(digit)]:
+        left, top, right, bottom = STROKES[segment]
+        yield (
+            x + radius * (left - half),
+            y + radius * (top - half),
+            x + radius * (right + half),
+            y + radius * (bottom + half),
+        )
 
 
 def outline(shape: str, x: float, y: float, radius: float, rotation: float) -> list[tuple[float, float]]:

@@ -26,5 +26,5 @@ VISION = {
 
 def caption(drawing: Drawing) -> str:
     """Return the text that the image tokens of a drawing stand for: one token each."""
-    count, side = COUNTS[drawing.count - 1], drawing.side or NO_SIDE
-    return f" color {drawing.colour} shape {drawing.shape} count {count} side {side}."
+    topic, count, side = "digit" if drawing.digit else "shape", COUNTS[drawing.count - 1], drawing.side or NO_SIDE
+    return f" color {drawing.colour} {topic} {drawing.kind} count {count} side {side}."

@@ -4,6 +4,8 @@ import socket
 
 import pytest
 
+from tests.daemons import second_address
+
 from .nodes import pair, running
 
 
@@ -15,7 +17,7 @@ async def a(tmp_path):
 
 @pytest.fixture
 async def b(tmp_path):
-    async with running(tmp_path / "b", "127.0.0.2", lend_bytes=10**9) as node:
+    async with running(tmp_path / "b", second_address(), lend_bytes=10**9) as node:
         yield node
 
 

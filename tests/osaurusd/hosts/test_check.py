@@ -12,8 +12,13 @@ from osaurusd.hosts import check, facts, link, machine
 from osaurusd.hosts.client import HostClient
 from osaurusd.wire.hosts import ControlRoute, HostFacts, ListenReply, ListenRequest
 from osaurusd.wire.installation import installation
+from tests.daemons import second_address
 
 from .nodes import pair, running
+
+pytestmark = pytest.mark.skipif(
+    second_address() == "127.0.0.1", reason="the hosts need different addresses: sudo ifconfig lo0 alias 127.0.0.2"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +152,7 @@ async def test_rdma_is_required_for_jaccl(tmp_path, b, change_facts):
 
 
 async def test_a_host_that_does_not_run_is_a_problem(tmp_path, a):
-    async with running(tmp_path / "c", "127.0.0.3") as c:
+    async with running(tmp_path / "c", "127.0.0.1") as c:
         await pair(a, c)
     result = await check_one(a)
     assert result.facts is None
@@ -203,7 +208,7 @@ async def test_facts_name_the_addresses_of_the_connection(paired):
 
 async def test_the_diagnosis_shows_which_hosts_respond(tmp_path, paired):
     a, _ = paired
-    async with running(tmp_path / "c", "127.0.0.3") as c:
+    async with running(tmp_path / "c", "127.0.0.1") as c:
         await a.add("c", c.url, (await c.hosts.offer_code()).code)
     async with running(tmp_path / "d", None) as d:
         # It cannot be asked, which is no problem.
@@ -217,17 +222,17 @@ async def test_the_diagnosis_shows_which_hosts_respond(tmp_path, paired):
 
 async def test_an_address_that_is_in_use_is_a_fault_until_it_is_free(tmp_path, monkeypatch):
     monkeypatch.setattr("osaurusd.hosts.service.retry_delays", lambda: iter([0.01] * 1000))
-    with socket.create_server(("127.0.0.4", 0)) as taken:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        node = running(tmp_path / "c", "127.0.0.4", port=port)
+        node = running(tmp_path / "c", "127.0.0.1", port=port)
         async with node as c:
             assert [] == c.hosts.endpoints
             (fault,) = c.hosts.faults
-            assert f"`distributed.listen`: cannot listen on 127.0.0.4:{port}: " in fault
+            assert f"`distributed.listen`: cannot listen on 127.0.0.1:{port}: " in fault
             assert fault == (await c.hosts.diagnose()).fault
             taken.close()
             await c.started()
-            assert [f"127.0.0.4:{port}"] == c.hosts.endpoints
+            assert [f"127.0.0.1:{port}"] == c.hosts.endpoints
             assert [] == list(c.hosts.faults)
 
 

@@ -147,9 +147,9 @@ async def test_without_settings_and_hosts_there_is_no_identity_and_no_port(tmp_p
 
 
 async def test_paired_hosts_know_each_other_after_a_restart(tmp_path, b):
-    async with running(tmp_path / "c", "127.0.0.3") as c:
+    async with running(tmp_path / "c", "127.0.0.1") as c:
         await pair(c, b)
-    async with running(tmp_path / "c", "127.0.0.3") as c:
+    async with running(tmp_path / "c", "127.0.0.1") as c:
         assert "a" == await c.whoami("b")
 
 

@@ -99,7 +99,7 @@ async def test_a_host_that_is_paired_again_replaces_its_entry(a, b):
 
 async def test_a_name_of_another_host_is_refused_on_either_side(tmp_path, a, b):
     await pair(a, b)
-    async with running(tmp_path / "c", "127.0.0.3") as c:
+    async with running(tmp_path / "c", "127.0.0.1") as c:
         with pytest.raises(HostNameTaken, match='a host "b" is paired already'):
             await a.add("B", c.url, await code_of(c))
         code = await code_of(b)

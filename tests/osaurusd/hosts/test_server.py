@@ -229,7 +229,7 @@ async def test_a_removed_host_that_stays_connected_gets_nothing(paired):
 
 async def test_a_removal_does_not_disturb_other_hosts(tmp_path, paired):
     _, b = paired
-    async with running(tmp_path / "c", "127.0.0.3") as c:
+    async with running(tmp_path / "c", "127.0.0.1") as c:
         await c.add("b", b.url, (await b.hosts.offer_code()).code, own_name="c")
         async with c.hosts.client.websocket(c.hosts.registry.get("b"), "/v0/echo") as connection:
             await b.hosts.remove("a")
