@@ -152,7 +152,8 @@ class Soak:
 
     def _check_nothing_left(self, before: Mapping[str, "Measurement"]) -> None:
         for model in SPLITS:
-            self._cluster.check_nothing_left(model)
+            self._cluster.unload(model)
+        self._cluster.check_nothing_left(TENSOR)
         for host in self._cluster.hosts:
             start = before[host.name]
             if start.pid != host.pid:
