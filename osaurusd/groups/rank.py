@@ -214,8 +214,7 @@ class Rank:
                 self._predecessor = None
             self._check()
             limit = self._context.lend_bytes()
-            wanted = min(self._start.wanted_bytes, self._context.pool.lendable_bytes(limit))
-            self._lease.nbytes = max(wanted, self._start.needs_bytes)
+            self._lease.nbytes = self._choose_size(self._context.pool.lendable_bytes(limit))
             async with self._context.pool.lend(self._lease, limit):
                 self._report_granted()
                 await self._run(await self._fetch())
@@ -227,6 +226,11 @@ class Rank:
             log.exception("rank failed unexpectedly")
             error = LoadFailed(f"the rank failed unexpectedly: {type(failure).__name__}")
         self._report_end(error)
+
+    def _choose_size(self, lendable: int) -> int:
+        """Return the size of the lease. At least half of the memory that the rank does not need is left for others."""
+        needs = self._start.needs_bytes
+        return max(min(self._start.wanted_bytes, needs + (lendable - needs) // 2), needs)
 
     def _report_granted(self) -> None:
         self._leased = self._granted = True

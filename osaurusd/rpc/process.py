@@ -151,7 +151,7 @@ class WorkerProcess:
         code = await self._process.wait()
         await asyncio.wait({reading}, timeout=OUTPUT_TAIL_SECONDS)
         reading.cancel()
-        status = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        status = _describe_exit(code)
         output = "\n".join(self._output_tail)
         return WorkerCrashed(
             f"the model's worker exited ({status})" + (f"; its last output:\n{output}" if output else "")
@@ -170,6 +170,13 @@ class WorkerProcess:
             if text := redact(line.decode(errors="replace").rstrip()):
                 self._output_tail.append(text)
                 log.info("worker output", pid=self.pid, line=text)
+
+
+def _describe_exit(code: int) -> str:
+    if code == -signal.SIGALRM:
+        # The ranks of a group limit the time in which they connect; MLX waits for ever.
+        return "SIGALRM: not all ranks were connected within `distributed.start_timeout_seconds`"
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 async def spawn(launch: Launch, clock: Clock) -> WorkerProcess:

@@ -68,7 +68,7 @@ class StartRank(_Message, frozen=True, tag="start"):
         layers: for a pipeline, the number of layers of each rank, rank 0 first.
         own_layers: for a pipeline, the first layer of this rank and the one after its last. It needs only their files.
         needs_bytes: minimum memory of the rank.
-        wanted_bytes: memory with which the rank can hold as many tokens as rank 0; it gets less if less can be lent.
+        wanted_bytes: memory with which the rank can hold as many tokens as rank 0; it gets less if little can be lent.
     """
 
     group: Name

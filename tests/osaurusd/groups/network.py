@@ -32,6 +32,8 @@ from tests.osaurusd.pool.helpers import COMMAND, FakeClock, ProcessLeakCheck
 VERSIONS = {"osaurusd": "1", "mlx": "2", "mlx-lm": "3"}
 RANK_BYTES = 1000
 LENT_BYTES = 5000
+# A rank gets half of what it does not need.
+LEASE_BYTES = RANK_BYTES + (LENT_BYTES - RANK_BYTES) // 2
 BUDGET_BYTES = 10_000
 CLOSED = WSMessage(WSMsgType.CLOSED, None, None)
 

@@ -20,7 +20,7 @@ from osaurusd.errors import (
     WorkerCrashed,
 )
 from osaurusd.wire.residency import EventKind
-from tests.osaurusd.groups.network import LENT_BYTES, RANK_BYTES, cluster
+from tests.osaurusd.groups.network import LEASE_BYTES, LENT_BYTES, RANK_BYTES, cluster
 from tests.osaurusd.pool.helpers import has_exited, lease_and_generate, running_request, until
 
 
@@ -81,15 +81,15 @@ async def test_ranks_get_the_addresses_of_all_and_a_secret_of_their_epoch(tmp_pa
         assert len(secrets) == 2
 
 
-async def test_ranks_get_the_memory_that_their_hosts_lend_if_rank_0_has_more(tmp_path):
+async def test_ranks_get_half_of_the_memory_that_they_do_not_need_if_rank_0_has_more(tmp_path):
     async with cluster(tmp_path) as hosts:
         await hosts.leader.pool.load(hosts.model)
         request = json.loads((hosts.followers[0].folder / "load.json").read_text())
-        assert request["memory_limit_bytes"] == LENT_BYTES
+        assert request["memory_limit_bytes"] == LEASE_BYTES
         assert request["dequantize"] == "always"
         assert request["rank"] == {"rank": 1, "size": 2, "split": "tensor", "address": "127.0.0.2"}
-        assert hosts.followers[0].pool.budget.used_bytes == LENT_BYTES
-        assert hosts.leader.worker.ranks[1].needs_bytes == LENT_BYTES
+        assert hosts.followers[0].pool.budget.used_bytes == LEASE_BYTES
+        assert hosts.leader.worker.ranks[1].needs_bytes == LEASE_BYTES
 
 
 async def test_only_files_of_the_ranks_own_layers_are_needed_for_a_pipeline(tmp_path):
@@ -127,7 +127,7 @@ async def test_ranks_are_shown_on_the_leader_and_leases_on_the_followers(tmp_pat
         assert first.behind == 0
         assert first.sent_bytes > 0
         (lease,) = hosts.followers[1].service.workers()
-        assert (lease.model, lease.state, lease.needs_bytes) == ("m", "ready", LENT_BYTES)
+        assert (lease.model, lease.state, lease.needs_bytes) == ("m", "ready", LEASE_BYTES)
         assert (lease.lease.owner, lease.lease.rank, lease.lease.size) == ("a", 2, 3)
         assert EventKind.RANK_STARTED in hosts.leader.kinds
         assert hosts.followers[0].kinds == [EventKind.LEASE_GRANTED, EventKind.RANK_STARTED]
@@ -301,7 +301,7 @@ async def test_next_load_waits_until_the_memory_of_lost_ranks_is_back(tmp_path):
     async with cluster(tmp_path, behaviors=("hang_on_stop", "echo"), stop_grace=0.2) as hosts:
         await lose_in_request(hosts, lambda: os.kill(hosts.followers[1].pid, signal.SIGKILL))
         loading = asyncio.create_task(hosts.leader.pool.load(hosts.model))
-        assert hosts.followers[0].pool.lendable_bytes(LENT_BYTES) == 0
+        assert hosts.followers[0].pool.lendable_bytes(LENT_BYTES) == LENT_BYTES - LEASE_BYTES
         planned = []
 
         async def plan_load(request, key):
