@@ -16,6 +16,7 @@ UNAVAILABLE = {
     ErrorCode.NOT_SERVING,
     ErrorCode.MODEL_UNLOADED,
     ErrorCode.INSUFFICIENT_MEMORY,
+    ErrorCode.HOST_LOST,
     ErrorCode.TOO_MANY_CONNECTIONS,
 }
 
