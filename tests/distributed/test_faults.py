@@ -103,6 +103,8 @@ def test_killed_follower_ends_the_request_at_once(loaded: Cluster) -> None:
     with pytest.raises(APIError, match=follower.name), loaded.client as client:
         client.chat.completions.create(model=TENSOR, messages=[{"role": "user", "content": "amber"}], max_tokens=1)
     follower.start()
+    # After two failures, requests wait; this does not.
+    loaded.load(TENSOR, "tensor", 3)
 
 
 def test_suspended_follower_ends_the_request_in_time(loaded: Cluster) -> None:
