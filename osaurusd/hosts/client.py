@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ log = get_logger(__name__)
 
 CONNECT_SECONDS = 10.0
 REQUEST_SECONDS = 30.0
+
+_CLOSED = {errno.ECONNRESET, errno.EPIPE}
 
 _SAME_RELEASE = "install the same release of osaurusd on both hosts"
 
@@ -166,7 +169,7 @@ def _describe(error: Exception) -> str:
         return "does not accept this host; pair the hosts again"
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"cannot be reached: {error.strerror or error.os_error}; check its daemon and the network"
-    if isinstance(error, aiohttp.ServerDisconnectedError):
+    if isinstance(error, aiohttp.ServerDisconnectedError) or getattr(error, "errno", None) in _CLOSED:
         # TLS 1.3 reports a rejected certificate only after the handshake, often as a mere end of the connection.
         return "closed the connection; if this persists, it may not know this host any more: pair the hosts again"
     return f"closed the connection ({str(error) or type(error).__name__})"

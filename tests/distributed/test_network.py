@@ -20,7 +20,9 @@ KILLED_RUN = """
 import subprocess, sys
 from tests.distributed.network import connected_nodes
 with connected_nodes(1) as (node,):
-    process = subprocess.Popen([*node.command, "sleep", "600"])
+    command = [*node.command, "sh", "-c", "echo started; exec sleep 600"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    process.stdout.readline()
     print(process.pid, node.namespace.pid, flush=True)
     sys.stdin.read()
 """

@@ -1,7 +1,7 @@
 from prometheus_client import CollectorRegistry
 
 from osaurusd.groups.metrics import RankCollector
-from tests.osaurusd.groups.network import LENT_BYTES, cluster
+from tests.osaurusd.groups.network import LEASE_BYTES, cluster
 from tests.osaurusd.pool.helpers import lease_and_generate, until
 
 
@@ -21,6 +21,6 @@ async def test_ranks_and_leases_have_metrics_on_both_hosts(tmp_path):
         own = {"model": "m", "rank": "0", "host": "localhost"}
         assert leader.get_sample_value("osaurus_rank_memory_bytes", own) > 0
         assert leader.get_sample_value("osaurus_rank_sent_bytes_total", own) is None
-        assert follower.get_sample_value("osaurus_lent_bytes", {"model": "m", "owner": "a"}) == LENT_BYTES
+        assert follower.get_sample_value("osaurus_lent_bytes", {"model": "m", "owner": "a"}) == LEASE_BYTES
         await hosts.leader.pool.unload("m")
         assert follower.get_sample_value("osaurus_lent_bytes", {"model": "m", "owner": "a"}) is None

@@ -212,9 +212,10 @@ def test_a_failed_pass_ends_rank_0(network):
         step(engine)
 
 
-def test_a_cancelled_prompt_is_dropped(network):
-    mirrored = Mirrored(network(), Limits(prefix_cache_bytes=2**30, stall_seconds=1e-9))
+def test_a_cancelled_prompt_is_dropped(network, monkeypatch):
+    mirrored = Mirrored(network(), NO_LIMITS)
     engine = mirrored.engine
+    monkeypatch.setattr(engine.chunk_sizer, "tokens", lambda *, shared: 256)
     engine.add(build_request(1, tokens(10), 100))
     run_until(engine, 1)
     engine.add(build_request(2, tokens(1500)))
