@@ -1,6 +1,6 @@
 """How commands show models that run on several hosts: their ranks, and the memory that this host lends to others."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from osaurusctl.formatting import format_bytes, format_table
 from osaurusd.wire.admin import WorkerInfo
@@ -12,7 +12,7 @@ _HEADER = ("MODEL", "RANK", "HOST", "STATE", "MEMORY", "RESIDENT", "STEP", "BEHI
 _DROP = ("ROUND TRIP", "STEP", "RESIDENT", "BEHIND")
 
 
-def format_ranks(workers: Iterable[WorkerInfo], width: int | None) -> list[str]:
+def format_ranks(workers: Sequence[WorkerInfo], width: int | None) -> list[str]:
     """Return a table of all ranks, and a line for each lease; empty if no model runs on several hosts."""
     rows = [_row(worker.model, rank) for worker in workers for rank in worker.ranks]
     table = ["", format_table([_HEADER, *rows], width=width, drop=_DROP)] if rows else []

@@ -25,7 +25,7 @@ class BufferedBytes:
     def reserve(self, count: int) -> None:
         """Count bytes until `release`, which is due even if this raises.
 
-        What is alone in memory is accepted at any size: other limits bound a single body or image.
+        The first bytes are accepted at any size: other limits bound a single body or image.
 
         Raises:
             TooManyRequests: all of them exceed `limits.max_buffered_bytes`.

@@ -100,6 +100,8 @@ class ResidencyApi:
         if body.model is not None:
             record = await self._catalog.find(body.model)
             workers = [worker for worker in workers if worker.key == record.repo]
+            # The model may have been evicted.
+            self._distribution.forget(record.repo)
         elif not body.force:
             workers = [worker for worker in workers if not worker.pinned]
         for worker in workers:

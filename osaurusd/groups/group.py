@@ -118,7 +118,7 @@ class Group:
             listener: observes rank 0.
 
         Raises:
-            OsaurusError: a rank cannot be started; all others have been stopped.
+            OsaurusError: a rank cannot be started; the others are being stopped.
         """
         self.members = members
         self._needs_bytes = request.memory_limit_bytes or 0
@@ -130,10 +130,10 @@ class Group:
             process.reader.filter = framing.PlanDiverter(self._relay)
             loaded = await self._unless_failed(self._load(process, request))
         except BaseException as error:
+            self.stop()
             if process is not None:
                 process.kill()
                 await asyncio.shield(process.exited)
-            self.stop()
             if isinstance(error, asyncio.CancelledError):
                 await self.wait_stopped()
             raise

@@ -45,7 +45,7 @@ class HostChecker:
         """Check a host; takes some seconds. What fails is part of the result."""
         try:
             return await self._check(host)
-        except HostUnreachable as error:
+        except OsaurusError as error:
             return HostCheck(name=host.name, url=host.url, problems=[error.message])
 
     async def _check(self, host: Host) -> HostCheck:

@@ -53,10 +53,10 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 # Special networks that some releases of Python take for public ones: protocol assignments, and documentation.
 _SPECIAL_V4 = ipaddress.IPv4Network("192.0.0.0/24")
+_SPECIAL_V6 = ipaddress.IPv6Network("3fff::/20")
 
 # Azure gives its virtual machines settings and credentials at a public address that only they can reach.
 _AZURE = ipaddress.IPv4Address("168.63.129.16")
-_SPECIAL_V6 = ipaddress.IPv6Network("3fff::/20")
 
 
 def is_public(address: Address) -> bool:

@@ -163,7 +163,7 @@ class ImageLoader:
             InvalidRequest: an image is invalid, cannot be downloaded or exceeds a limit.
             TooManyRequests: the bodies and images of all requests exceed `limits.max_buffered_bytes`.
         """
-        numbers = sorted(_referenced(prompt))
+        numbers = sorted(set(_referenced(prompt)))
         self._check({number: images.sources[number] for number in numbers})
         with contextlib.ExitStack() as counted:
             files = await self._load(images, numbers, counted)

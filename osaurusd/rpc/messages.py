@@ -83,7 +83,7 @@ class Connect(Frame, frozen=True, tag="connect"):
 
     Attributes:
         addresses: `ip:port` by rank.
-        secret: what all ranks of the group know, and others do not.
+        secret: shared secret of the group.
         epoch: the number of this start of the group.
         timeout_seconds: a rank that has not joined by then exits.
         rdma_devices: the device of each of two ranks that is connected to the other one; empty for TCP.

@@ -96,7 +96,7 @@ def _import_lean() -> None:
         for name in _IMPORT_HUB:
             importlib.import_module(name)
     except (AttributeError, ImportError):  # another version of transformers
-        _forget("transformers", "mlx_lm")
+        _forget("transformers", "mlx_lm", _HUB)
     finally:
         _restore_hub()
 

@@ -88,7 +88,7 @@ def test_killed_rank_ends_the_request_at_once(loaded: Cluster, number: int) -> N
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_suspended_rank_is_killed_when_it_makes_no_progress(loaded: Cluster, number: int) -> None:
     ranks = loaded.ranks()
-    check_fault(loaded, loaded.hosts[number].rank().suspend, within=HANG_SECONDS)
+    check_fault(loaded, loaded.hosts[number].rank().suspend, HANG_SECONDS, f"rank {number} ", "is suspended")
     wait_until(lambda: gone(ranks), "the suspended rank is left")
 
 
@@ -98,7 +98,7 @@ def test_short_pause_of_a_rank_is_no_fault(loaded: Cluster) -> None:
 
 def test_killed_follower_ends_the_request_at_once(loaded: Cluster) -> None:
     follower, ranks = loaded.followers[0], loaded.ranks()
-    check_fault(loaded, follower.kill, within=0)
+    check_fault(loaded, follower.kill, 0, follower.name)
     wait_until(lambda: gone(ranks), "ranks outlive a daemon that was killed")
     with pytest.raises(APIError, match=follower.name), loaded.client as client:
         client.chat.completions.create(model=TENSOR, messages=[{"role": "user", "content": "amber"}], max_tokens=1)
@@ -109,7 +109,7 @@ def test_killed_follower_ends_the_request_at_once(loaded: Cluster) -> None:
 
 def test_suspended_follower_ends_the_request_in_time(loaded: Cluster) -> None:
     follower, ranks = loaded.followers[0], loaded.ranks()
-    check_fault(loaded, lambda: follower.signal_daemon(signal.SIGSTOP), STREAM_SECONDS)
+    check_fault(loaded, lambda: follower.signal_daemon(signal.SIGSTOP), STREAM_SECONDS, follower.name)
     follower.signal_daemon(signal.SIGCONT)
     wait_until(lambda: gone(ranks), "ranks outlive their group")
 
@@ -143,7 +143,7 @@ def test_short_cut_of_a_link_is_no_fault(loaded: Cluster) -> None:
 @needs_namespaces
 def test_long_cut_of_a_link_ends_the_group_on_both_sides(loaded: Cluster) -> None:
     follower, ranks = loaded.followers[0], loaded.ranks()
-    check_fault(loaded, lambda: follower.node.set_link(up=False), STREAM_SECONDS)
+    check_fault(loaded, lambda: follower.node.set_link(up=False), STREAM_SECONDS, follower.name)
     # Each side ends its ranks by itself.
     seconds = wait_until(lambda: gone(ranks), "ranks are left")
     assert seconds < STREAM_SECONDS + SLACK_SECONDS

@@ -67,4 +67,5 @@ def test_nothing_remains_of_a_killed_run() -> None:
     with run:
         pids = [int(word) for word in run.stdout.readline().split()]
         run.send_signal(signal.SIGKILL)
+    assert len(pids) == 2
     daemons.wait_until(lambda: not any(map(psutil.pid_exists, pids)))

@@ -93,9 +93,11 @@ def running_nginx(folder: Path, upstream: str, settings: str = "") -> Iterator[s
     config = folder / "nginx.conf"
     config.write_text(NGINX.format(folder=folder, settings=settings, port=port, upstream=upstream))
     with subprocess.Popen([program, "-c", str(config), "-p", str(folder), "-e", "stderr"]) as process:
-        wait_for_port(port, process)
-        yield f"http://127.0.0.1:{port}"
-        process.terminate()
+        try:
+            wait_for_port(port, process)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
 
 
 @pytest.fixture

@@ -159,6 +159,8 @@ class LeaderExecutor(RankExecutor):
     @_fatal
     def clear_cache(self) -> None:
         """Return freed buffers to the system, and everything that the prefix cache has dropped."""
+        if self.plans.released:
+            self.plans.write()  # first, so that the buffers of what is released are returned as well
         self.plans.write(operations.ClearCache())
         super().clear_cache()
 

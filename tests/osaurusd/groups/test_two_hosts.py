@@ -25,6 +25,7 @@ from osaurusd.groups.files import ModelFiles
 from osaurusd.hosts.service import Hosts
 from osaurusd.rpc import messages
 from osaurusd.wire.hosts import AddHostRequest, ControlRoute, HostFacts
+from tests.daemons import second_address
 from tests.osaurusd.groups.conftest import LAYERS, HostDisk, divided_model, weights
 from tests.osaurusd.models import disk
 
@@ -71,7 +72,7 @@ async def running(root, listen):
 @pytest.fixture
 async def pair(tmp_path):
     """Two hosts, `a` and `b`; `a` has a model of which `b` has nothing."""
-    async with running(tmp_path / "a", "127.0.0.1:0") as a, running(tmp_path / "b", "127.0.0.2:0") as b:
+    async with running(tmp_path / "a", "127.0.0.1:0") as a, running(tmp_path / "b", f"{second_address()}:0") as b:
         files = divided_model() | {"config.json": disk.config(**CONFIG | {"model_type": "qwen2"})}
         disk.write(a.disk.models / "m", files)
         code = await b.hosts.offer_code()
@@ -233,7 +234,7 @@ async def test_impossible_request_is_refused_and_changes_nothing(
 
 async def test_other_version_on_a_host_is_refused(pair, distribution):
     a, b = pair
-    own = await a.hosts.facts.collect("127.0.0.1", "127.0.0.2")
+    own = await a.hosts.facts.collect("127.0.0.1", second_address())
     packages = own.installation.packages | {"mlx": "0.1"}
     b.facts = {"installation": msgspec.structs.replace(own.installation, packages=packages)}
     with pytest.raises(VersionMismatch, match=r'host "b" has mlx 0\.1'):

@@ -253,5 +253,9 @@ def test_rdma_devices_are_read_from_the_table():
     assert [] == machine.parse_ibv_devices("")
 
 
-def test_a_system_without_rdma_says_so():
-    assert machine.rdma() in [("unavailable", []), ("disabled", []), ("enabled", machine.rdma()[1])]
+def test_rdma_devices_of_linux_are_listed(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine.sys, "platform", "linux")
+    monkeypatch.setattr(machine, "_INFINIBAND", tmp_path / "infiniband")
+    assert ("unavailable", []) == machine.rdma()
+    (tmp_path / "infiniband" / "mlx5_0").mkdir(parents=True)
+    assert ("enabled", ["mlx5_0"]) == machine.rdma()
