@@ -110,20 +110,28 @@ class Manifests:
         names = sorted(name for name, _ in record.files if is_part_of_model(name))
         if CONFIG not in names or record.escapes:
             raise LoadFailed(f'model "{record.name}" cannot be distributed: {record.reason or "it has no config.json"}')
-        # One model at a time: a disk is not faster with two readers.
-        async with self._lock:
-            try:
-                files = await asyncio.to_thread(_stat_files, record.path, names)
-                built = self._built.get(record.path)
-                if built is None or built[0] != files:
-                    digests = await self._find_digests(record.path, files, report)
-                    layers = await asyncio.to_thread(_read_layers, record.path)
-                    built = self._built[record.path] = files, _create_entries(files, digests, layers)
-            except OSError as error:
-                raise LoadFailed(f'model "{record.name}": {error.filename}: {error.strerror}') from error
-        entries = built[1]
+        try:
+            files = await asyncio.to_thread(_stat_files, record.path, names)
+            entries = self._known(record.path, files) or await self._build(record.path, files, report)
+        except OSError as error:
+            raise LoadFailed(f'model "{record.name}": {error.filename}: {error.strerror}') from error
         config = next(entry.sha256 for entry in entries if entry.path == CONFIG)
         return Manifest(model=record.name, digest=digest_of(entries), config_digest=config, files=entries)
+
+    def _known(self, folder: Path, files: _Files) -> tuple[ManifestFile, ...] | None:
+        """Return the entries of files that have not changed since they were built."""
+        built = self._built.get(folder)
+        return built[1] if built is not None and built[0] == files else None
+
+    async def _build(self, folder: Path, files: _Files, report: Report) -> tuple[ManifestFile, ...]:
+        """Build the entries. One model at a time: a disk is not faster with two readers."""
+        async with self._lock:
+            if (entries := self._known(folder, files)) is None:
+                digests = await self._find_digests(folder, files, report)
+                layers = await asyncio.to_thread(_read_layers, folder)
+                entries = _create_entries(files, digests, layers)
+                self._built[folder] = files, entries
+            return entries
 
     async def _find_digests(self, folder: Path, files: _Files, report: Report) -> dict[str, str]:
         if self._digests is None:

@@ -138,6 +138,7 @@ class Rank:
         self._process: WorkerProcess | None = None
         self._memory_bytes = 0
         self._stop_reason: OsaurusError | None = None
+        self._terminating = False
         self.task = asyncio.create_task(self._serve())
 
     @property
@@ -162,7 +163,9 @@ class Rank:
         """End the rank: SIGTERM, and SIGKILL after the grace period."""
         if self._stop_reason is None and not self.task.done():
             self._stop_reason = reason
-            self.task.cancel()
+            # The lease must not end before the process.
+            if not self._terminating:
+                self.task.cancel()
 
     def handle(self, message: wire.ToFollower | bytes) -> None:
         """Handle a message of the leader."""
@@ -292,6 +295,7 @@ class Rank:
             raise worker.invalid_data(error) from error
         finally:
             reporting.cancel()
+            self._terminating = True
             await asyncio.shield(_terminate(process))
 
     def _load_request(self, folder: Path) -> messages.Load:

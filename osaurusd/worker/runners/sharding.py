@@ -89,12 +89,15 @@ class ModelPart:
 
 
 def _weight_files(folder: Path) -> dict[str, str]:
-    """Return the file of each weight; empty without an index."""
-    index = folder / _INDEX
-    if not index.is_file():
+    """Return the file of each weight; empty without a valid index.
+
+    mlx_lm does not use the index, so one that is damaged, or that fits none of the files, does no harm.
+    """
+    try:
+        weights: dict[str, str] = json.loads((folder / _INDEX).read_bytes())["weight_map"]
+        return weights if any((folder / name).is_file() for name in set(weights.values())) else {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
-    weights: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
-    return weights
 
 
 def _check_split(network: Any, config: dict[str, Any], spec: RankSpec) -> None:

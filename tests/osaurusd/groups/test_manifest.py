@@ -1,5 +1,6 @@
 """Manifests list the files of a model with their digests, which are computed once."""
 
+import asyncio
 import hashlib
 import json
 import os
@@ -48,6 +49,27 @@ async def test_digests_are_computed_once_and_survive_a_restart(leader_disk, tmp_
     again = Manifests(tmp_path / "a" / "state" / "digests.json")
     assert first == await again.build(await leader_disk.catalog.find("m"))
     assert 6 == len(hashed)
+
+
+async def test_known_manifest_does_not_wait_for_that_of_another_model(leader_disk, monkeypatch):
+    known = await leader_disk.manifest()
+    disk.write(leader_disk.models / "other", divided_model())
+    hashing, gate = asyncio.Event(), asyncio.Event()
+    original = maintenance.hash_files
+
+    async def hash_files(*arguments):
+        hashing.set()
+        await gate.wait()
+        return await original(*arguments)
+
+    monkeypatch.setattr(maintenance, "hash_files", hash_files)
+    await leader_disk.catalog.refresh()
+    other = asyncio.create_task(leader_disk.manifests.build(await leader_disk.catalog.find("other")))
+    await hashing.wait()
+    async with asyncio.timeout(60):
+        assert known == await leader_disk.manifest()
+    gate.set()
+    await other
 
 
 async def test_changed_file_is_hashed_again(leader_disk, hashed):

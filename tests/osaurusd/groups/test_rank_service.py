@@ -2,17 +2,20 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 
 import msgspec
 import pytest
 from aiohttp import WSMsgType
 
+from osaurusd.groups import rank
 from osaurusd.hosts.registry import Host
 from osaurusd.rpc import framing, messages
 from osaurusd.wire.groups import TO_LEADER, ConnectRank, RankExited, RankFailed, RankReady, StartRank, StopRank
 from osaurusd.wire.placement import Manifest
 from tests.osaurusd.groups.network import VERSIONS, cluster
-from tests.osaurusd.pool.helpers import has_exited
+from tests.osaurusd.pool.helpers import has_exited, until
 
 PLAN = framing.encode([messages.Plan(number=1, operations=msgspec.Raw(b"[]"))])
 CONNECT = ConnectRank(addresses=["127.0.0.1:5000", "127.0.0.2:5001"], secret="s" * 64)
@@ -77,6 +80,28 @@ async def test_rank_gets_ready_and_ends_with_a_confirmation(tmp_path):
         assert has_exited(pid)
         assert follower.pool.budget.used_bytes == 0
         assert await leader.receive() is None
+
+
+async def test_lease_lasts_until_the_process_of_a_failed_rank_has_exited(tmp_path, monkeypatch):
+    terminating, gate, original = asyncio.Event(), asyncio.Event(), rank._terminate
+
+    async def terminate(process):
+        terminating.set()
+        await gate.wait()
+        await original(process)
+
+    monkeypatch.setattr(rank, "_terminate", terminate)
+    async with lending(tmp_path) as follower:
+        leader = Leader(follower)
+        await leader.start()
+        os.kill(follower.pid, signal.SIGKILL)
+        await terminating.wait()
+        await leader.send(StopRank())
+        await until(lambda: next(iter(follower.service._ranks.values()))._stop_reason)
+        assert follower.pool.budget.used_bytes == 1000
+        gate.set()
+        assert await leader.receive(RankExited)
+        assert follower.pool.budget.used_bytes == 0
 
 
 @pytest.mark.parametrize("first", [StopRank(), CONNECT, PLAN])

@@ -76,6 +76,15 @@ def test_a_tensor_rank_needs_all_files(folder_of, tmp_path):
         open_part(folder, size=3, split="tensor")
 
 
+@pytest.mark.parametrize(
+    "index", ['{"weight_map": {"w": "model-00001-of-00002.safetensors"}}', "{", "[]", '{"weight_map": 1}']
+)
+def test_an_index_that_fits_no_file_does_no_harm(tiny_tokenizer, tmp_path, index):
+    make_tiny(tmp_path, tiny_tokenizer, model_type="qwen2", **SIZES)
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    open_part(tmp_path, size=2)
+
+
 def test_only_rank_0_has_a_tokenizer(folder_of):
     assert open_part(folder_of("qwen2"), 0).model.tokenizer is not None
     assert open_part(folder_of("qwen2"), 1).model.tokenizer is None
