@@ -254,7 +254,7 @@ def test_rdma_devices_are_read_from_the_table():
 
 
 def test_rdma_devices_of_linux_are_listed(monkeypatch, tmp_path):
-    monkeypatch.setattr(machine.sys, "platform", "linux")
+    monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr(machine, "_INFINIBAND", tmp_path / "infiniband")
     assert ("unavailable", []) == machine.rdma()
     (tmp_path / "infiniband" / "mlx5_0").mkdir(parents=True)
