@@ -26,6 +26,7 @@ from .gguf_writer import TinyLlama, sentence_piece_tokenizer, write_gguf
 from .networks import CASES, Network, add_value
 
 
+@pytest.mark.long
 def test_imported_smollm_generates_a_correct_answer(smollm):
     model, tokenizer = mlx_lm.load(str(smollm))
     dequantize_model(model)
