@@ -19,12 +19,10 @@ from openai import OpenAI
 from PIL import Image
 
 from tests import daemons
-from tests.daemons import Daemon
+from tests.daemons import Daemon, ctl
 from tests.images import BAD_IMAGES, PNG, data_url, drawing, encode
 from tests.models import make_tiny
 from tests.osaurusd.worker.runners.vision.tiny_models import tiny_vision_model
-
-from .access import ctl
 
 pytest.importorskip("mlx_vlm", reason="mlx-vlm is not installed")
 
