@@ -1,9 +1,9 @@
 """Import the tokenizers of transformers without what they do not need: two thirds of a worker's start-up time.
 
 To import its classes lazily, transformers reads the source of every model that it contains, twice. mlx_lm needs only a
-few classes. And both import packages that most workers do not use: the client of the Hugging Face Hub, although a worker
-reads local files, and Pillow if it is installed, which only models with images need. Must be imported before anything
-else that imports transformers.
+few classes. And both import packages that most workers do not use: the client of the Hugging Face Hub, because workers
+read local files, and Pillow if it is installed, which only models with images need. Must be imported before anything else
+that imports transformers.
 """
 
 import importlib
