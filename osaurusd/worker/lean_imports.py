@@ -2,8 +2,8 @@
 
 To import its classes lazily, transformers reads the source of every model that it contains, twice. mlx_lm needs only a
 few classes. And both import packages that most workers do not use: the client of the Hugging Face Hub, because workers
-read local files, and Pillow if it is installed, which only models with images need. Must be imported before anything else
-that imports transformers.
+read local files, and Pillow if it is installed, which only images need. Must be imported before anything else that
+imports transformers.
 """
 
 import importlib
