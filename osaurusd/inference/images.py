@@ -190,7 +190,7 @@ class ImageLoader:
         for number, source in sources.items():
             if source.is_url and not vision.allowed_url_hosts:
                 raise InvalidRequest(
-                    "the daemon does not download images; send the image as a `data:` URL, or allow its host in "
+                    "the daemon does not download images; send the content of the file in base64, or allow its host in "
                     "`vision.allowed_url_hosts`",
                     location=(*IMAGES, number),
                 )
