@@ -138,7 +138,8 @@ class Rank:
         self._process: WorkerProcess | None = None
         self._memory_bytes = 0
         self._stop_reason: OsaurusError | None = None
-        self._terminating = False
+        # While the predecessor or the process exits, the rank must not end.
+        self._interruptible = False
         self.task = asyncio.create_task(self._serve())
 
     @property
@@ -163,8 +164,7 @@ class Rank:
         """End the rank: SIGTERM, and SIGKILL after the grace period."""
         if self._stop_reason is None and not self.task.done():
             self._stop_reason = reason
-            # The lease must not end before the process.
-            if not self._terminating:
+            if self._interruptible:
                 self.task.cancel()
 
     def handle(self, message: wire.ToFollower | bytes) -> None:
@@ -215,6 +215,9 @@ class Rank:
                 self._predecessor.stop(ModelUnloaded("the leader has started the rank again"))
                 await asyncio.wait({self._predecessor.task})
                 self._predecessor = None
+            if self._stop_reason is not None:
+                raise self._stop_reason
+            self._interruptible = True
             self._check()
             limit = self._context.lend_bytes()
             self._lease.nbytes = self._choose_size(self._context.pool.lendable_bytes(limit))
@@ -295,7 +298,7 @@ class Rank:
             raise worker.invalid_data(error) from error
         finally:
             reporting.cancel()
-            self._terminating = True
+            self._interruptible = False
             await asyncio.shield(_terminate(process))
 
     def _load_request(self, folder: Path) -> messages.Load:

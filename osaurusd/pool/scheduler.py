@@ -133,7 +133,7 @@ class Scheduler:
         self._reconcile(now)
 
     def ready(self, model: ModelState, now: float, needs_bytes: int = 0, *, planned: bool = False) -> None:
-        """Handle a completed load; `needs_bytes` replaces the estimate unless it is 0; `planned` is as in `ModelSpec`."""
+        """Handle a completed load; `needs_bytes`, unless 0, replaces the estimate; `planned` is as in `ModelSpec`."""
         model.planned = planned
         model.needs_bytes = needs_bytes or model.needs_bytes
         if needs_bytes and not planned:

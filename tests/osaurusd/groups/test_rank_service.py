@@ -104,6 +104,19 @@ async def test_lease_lasts_until_the_process_of_a_failed_rank_has_exited(tmp_pat
         assert follower.pool.budget.used_bytes == 0
 
 
+async def test_rank_that_is_stopped_at_once_confirms_it_after_the_exit_of_its_predecessor(tmp_path):
+    async with lending(tmp_path) as follower:
+        first, second = Leader(follower), Leader(follower)
+        await first.start()
+        pid = follower.pid
+        await second.send(start(epoch=6))
+        await second.send(StopRank())
+        assert (await second.receive(RankExited, RankFailed)).message == "the leader has unloaded the model"
+        assert has_exited(pid)
+        assert await first.receive(RankExited)
+        assert await second.receive() is None
+
+
 @pytest.mark.parametrize("first", [StopRank(), CONNECT, PLAN])
 async def test_first_message_must_start_a_rank(tmp_path, first):
     async with lending(tmp_path) as follower:
