@@ -17,7 +17,7 @@ from osaurusd.platform.power import PowerAssertion
 from osaurusd.pool import memory
 from osaurusd.pool.config import PoolConfig, negative_to_none
 from osaurusd.pool.lease import FutureWaiter, Lease
-from osaurusd.pool.leases import MemoryLease
+from osaurusd.pool.memory_leases import MemoryLease
 from osaurusd.pool.metrics import PoolMetrics
 from osaurusd.pool.placement import Launcher, LocalLauncher
 from osaurusd.pool.scheduler import Scheduler

@@ -19,7 +19,7 @@ from operator import attrgetter
 
 from osaurusd.errors import ModelUnloaded, OsaurusError, QueueFull, ShuttingDown
 from osaurusd.pool import policy
-from osaurusd.pool.leases import Leases, MemoryLease
+from osaurusd.pool.memory_leases import MemoryLease, MemoryLeases
 from osaurusd.pool.policy import Plan
 from osaurusd.pool.state import Effects, Failure, ModelSpec, ModelState, SchedulerConfig, StopCause, Waiter
 from osaurusd.wire.admin import IN_MEMORY, WorkerState
@@ -38,7 +38,7 @@ class Scheduler:
         self._unloaded_pins: set[str] = set()
         # Minimum memory as reported by workers, which replaces the estimates.
         self._measured_bytes: dict[str, int] = {}
-        self.leases = Leases()
+        self.leases = MemoryLeases()
         self._positions = itertools.count(1)
         self._wakeups: list[float] = []
         self._last_division: object = None

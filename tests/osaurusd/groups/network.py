@@ -80,7 +80,7 @@ class FakeSocket:
     async def send_bytes(self, data):
         self._send(WSMsgType.BINARY, data)
 
-    async def close(self, *, message=b""):
+    async def close(self):
         if not self._closed:
             self._closed = True
             self._link.deliver(self, CLOSED)
@@ -211,9 +211,8 @@ class Leader:
         self.placements[record.repo] = Placement(split, ranks, float32=True, reason="a test")
 
     @contextlib.asynccontextmanager
-    async def websocket(self, host, path, *, heartbeat):
+    async def websocket(self, host, path):
         assert path == "/v0/ranks"
-        assert heartbeat is None
         socket = self.followers[host.name].accept(self.host)
         try:
             yield socket
@@ -227,7 +226,7 @@ class Leader:
         return self.estimates.get(record.repo, RANK_BYTES) if record.repo in self.placements else None
 
     async def build(self, key):
-        return Manifest(model=key, digest="0", config_digest="0", files=())
+        return Manifest(model=key, digest="0", files=())
 
     @property
     def kinds(self):

@@ -57,8 +57,8 @@ def start(**fields):
         "size": 2,
         "split": "tensor",
         "needs_bytes": 1000,
-        "wanted_bytes": 1000,
-        "manifest": Manifest(model="m", digest="0", config_digest="0", files=()),
+        "requested_bytes": 1000,
+        "manifest": Manifest(model="m", digest="0", files=()),
     }
     return StartRank(**{**defaults, **fields})
 
@@ -192,7 +192,7 @@ async def test_closing_host_refuses_new_ranks(tmp_path):
 
 async def test_leases_of_several_models_share_the_limit_and_leave_memory_for_others(tmp_path):
     async with lending(tmp_path) as follower:
-        first = await Leader(follower).start(wanted_bytes=3000)
-        second = await Leader(follower).start(group="n", wanted_bytes=3000)
+        first = await Leader(follower).start(requested_bytes=3000)
+        second = await Leader(follower).start(group="n", requested_bytes=3000)
         third = await Leader(follower).start(group="o")
         assert (first.lease_bytes, second.lease_bytes, third.code) == (3000, 1500, "insufficient_memory")
