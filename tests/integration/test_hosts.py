@@ -143,7 +143,7 @@ def test_unknown_names_and_names_in_use_are_errors(pair: tuple[Daemon, Daemon]) 
     assert "no code" in ctl(a, "host", "add", "c", url, code=2)
 
 
-def test_a_stranger_gets_nothing(pair: tuple[Daemon, Daemon]) -> None:
+def test_unpaired_client_gets_nothing(pair: tuple[Daemon, Daemon]) -> None:
     """As another tool would try: no certificate, none that is known, and a name that is."""
     a, b = pair
     port = b.wait_for("accepting paired hosts")["endpoints"][0].rpartition(":")[2]
