@@ -45,7 +45,7 @@ def write_source(path: Path, shape: Shape) -> None:
     """Write a Llama with random Q4_0 matrices, and the vocabulary of the starter model."""
     metadata = dict(read_header(starter_model.fetch()).metadata.items())
     tokenizer = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
-    vocabulary = len(metadata["tokenizer.ggml.tokens"])  # type: ignore[arg-type]  # a list
+    vocabulary = len(metadata["tokenizer.ggml.tokens"])
     writer = gguf.GGUFWriter(path, "llama")
     sizes = {
         "llama.context_length": 2048,
