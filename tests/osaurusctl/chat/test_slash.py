@@ -40,7 +40,7 @@ def test_unknown_words_and_wrong_values_are_errors(run, line):
 
 
 def test_error_for_a_wrong_value_says_what_is_accepted(run):
-    with pytest.raises(CliError, match='^invalid value "3"$') as raised:
+    with pytest.raises(CliError, match=r'^invalid value "3"$') as raised:
         run("/set temperature 3")
     assert raised.value.hint == 'use 0 to 2, or "default"'
 
