@@ -155,8 +155,8 @@ async def test_lease_lasts_until_the_stream_is_closed():
     pool = FakePool()
     async with contextlib.aclosing(make_service(pool).generate(RECORD, [build_request()])) as events:
         await anext(events)
-        assert pool.memory_leases == 1
-    assert pool.memory_leases == 0
+        assert pool.leases == 1
+    assert pool.leases == 0
 
 
 async def test_several_prompts_are_sent_as_one_request_and_continuations():
