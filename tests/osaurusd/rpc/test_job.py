@@ -1,5 +1,6 @@
 """Child processes; each process has tests of its actual work elsewhere."""
 
+import asyncio
 import sys
 
 import pytest
@@ -33,7 +34,7 @@ async def test_process_that_keeps_crashing_is_restarted_after_ever_longer_waits(
     async def wait(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr(job.asyncio, "sleep", wait)
+    monkeypatch.setattr(asyncio, "sleep", wait)
     received = [0, 0, 5, 5, 5, 5, 5, 5, 5]
 
     async def crash() -> None:
