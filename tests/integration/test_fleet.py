@@ -4,8 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -38,8 +36,8 @@ def model(home: Path, tiny_tokenizer: Path) -> Path:
 
 def ctl(home: Path, *arguments: str) -> Any:
     """Run a command of the CLI, and return its JSON."""
-    command = [sys.executable, "-m", "osaurusctl", "--json", *arguments]
-    result = subprocess.run(command, env=daemons.environment(home), capture_output=True, text=True, check=True)
+    result = daemons.ctl(home, "--json", *arguments)
+    assert 0 == result.returncode, result.stderr
     return json.loads(result.stdout)
 
 

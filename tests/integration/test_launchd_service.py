@@ -55,6 +55,7 @@ def test_second_installation_changes_nothing(mac: Mac) -> None:
 
 
 @macs.fake_only
+@pytest.mark.long
 def test_service_starts_at_login(mac: Mac) -> None:
     assert 0 == mac.install().returncode
     mac.logout()

@@ -21,8 +21,8 @@ from openai import AuthenticationError, OpenAI
 from osaurusd.wire import ports
 from tests import daemons
 from tests.conftest import TINY, temporary_home
-from tests.daemons import Daemon, free_port, wait_until
-from tests.integration.access import create, ctl
+from tests.daemons import Daemon, ctl, free_port, wait_until
+from tests.integration.access import create
 from tests.models import NO_END_TOKEN, make_tiny
 from tests.recipes import recipe
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 from mlx_lm.utils import dequantize_model, load_model, quantize_model, save_config
 
@@ -21,9 +22,11 @@ from osaurusd.imports.worker import tensor_file
 from osaurusd.imports.worker.folder import CONFIG
 from osaurusd.imports.worker.tensor_file import Entry
 from osaurusd.platform.files import sync_file
+from osaurusd.wire.lineage import QuantizationMode
 from osaurusd.worker.runners.folder import loadable
 
 Progress = Callable[[int, int], None]
+Predicate = Callable[[str, Any], bool | dict[str, Any]]
 
 _QUANTIZATION_KEYS = ("quantization", "quantization_config")
 _MODEL_OPT_CONFIG = "hf_quant_config.json"
@@ -44,6 +47,13 @@ _NAMES = {
     mx.int8: "I8",
     mx.bool_: "BOOL",
 }
+
+_GROUP_SIZE = 32
+_AFFINE_EMBEDDINGS = {
+    mode: {"group_size": _GROUP_SIZE, "bits": bits, "mode": QuantizationMode.AFFINE.value}
+    for mode, bits in ((QuantizationMode.MXFP4, 4), (QuantizationMode.NVFP4, 4), (QuantizationMode.MXFP8, 8))
+}
+"""The format of embeddings by the mode of the other layers: as many bits."""
 
 # Elements for which the error is computed at once, in float32.
 _CHUNK_ELEMENTS = 16 << 20
@@ -102,7 +112,10 @@ def quantize(
     with loadable(source) as folder:
         network, config = _prepare(*_load(folder), folder, settings)
         layers = _find_layers(network)
-        network, config = quantize_model(network, config, settings.group_size, settings.bits, settings.mode)
+        predicate = _find_predicate(network, settings.mode)
+        network, config = quantize_model(
+            network, config, settings.group_size, settings.bits, settings.mode, quant_predicate=predicate
+        )
         keeps_vision = "vision_tower" in getattr(network, "model", {})
         if not keeps_vision and config.get("vision_config"):
             note("the image encoder is not taken, because mlx_lm does not load it; the result only reads text")
@@ -171,6 +184,25 @@ def _prepare(
 
         network.update(tree_map_with_path(cast, network.parameters()))
     return network, config
+
+
+def _find_predicate(network: Any, mode: QuantizationMode) -> Predicate | None:
+    """Return what chooses the layers of this network: None for mlx_lm's own choice, or that with affine embeddings.
+
+    MLX's embeddings in other modes return BF16 whatever the type of the other floats is, so that the first layers would
+    compute in BF16, or in F32 where other floats are F16. An output layer that is tied to them shares their format.
+    """
+    if mode is QuantizationMode.AFFINE:
+        return None
+    choose = getattr(network, "quant_predicate", None) or (lambda *_: True)
+
+    def predicate(path: str, module: Any) -> bool | dict[str, Any]:
+        chosen: bool | dict[str, Any] = choose(path, module)
+        if chosen is not True or not isinstance(module, nn.Embedding):
+            return chosen
+        return dict(_AFFINE_EMBEDDINGS[mode]) if module.weight.shape[-1] % _GROUP_SIZE == 0 else False
+
+    return predicate
 
 
 def _is_quantized(module: Any) -> bool:

@@ -26,7 +26,7 @@ def last_checkpoint(prompt):
     return len(prompt) - MIN_LAST_PASS_TOKENS
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sample(KINDS))
 def test_a_repeated_prompt_is_reused(checked_engine, kind):
     engine = checked_engine(kind)
     first, cached = engine.generate(LONG)
@@ -78,7 +78,7 @@ def test_a_conversation_reuses_prompt_and_output_of_the_last_turn(checked_engine
 
 
 @pytest.mark.parametrize("kind", sample(KINDS))
-@pytest.mark.parametrize("chunk", [64, 80])
+@pytest.mark.parametrize("chunk", [pytest.param(64, marks=pytest.mark.long), 80])
 def test_prefixes_are_reused_while_other_sequences_decode(checked_engine, kind, chunk, set_chunks):
     engine = checked_engine(kind)
     set_chunks(engine.engine, shared=chunk)
@@ -120,7 +120,7 @@ def test_nothing_is_reused_if_the_prefix_cache_is_disabled(checked_engine, kind)
     assert [0, 0] == [engine.generate(LONG)[1] for _ in range(2)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sample(KINDS))
 def test_choices_compute_their_prompt_once(checked_engine, kind):
     engine = checked_engine(kind)
     request = engine.build(LONG, n=3)
