@@ -22,7 +22,7 @@ def main() -> None:
         evidence = run.soak(home, options.minutes * 60, options.seed)
     finally:
         if options.keep:
-            run.print_progress(f"home directory: {home}")
+            command.print_progress(f"home directory: {home}")
         else:
             shutil.rmtree(home, ignore_errors=True)
     document = report.build(evidence, options.minutes * 60)
