@@ -271,7 +271,7 @@ class PullManager:
         arguments = [
             *("pull", f"--cache={self._catalog.hub}", f"--repo={pull.repo}", f"--revision={pull.revision}"),
             *(f"--connections={options.connections}", f"--stall={options.stall_seconds}"),
-            *(f"--patience={options.patience_seconds}", f"--margin={options.disk_margin_bytes}"),
+            *(f"--retry={options.retry_seconds}", f"--margin={options.disk_margin_bytes}"),
         ]
         # A pull that resumes after a reboot may have to wait for the network.
         limit = hub.RESPONSE_SECONDS if pull_id in self._requested else None

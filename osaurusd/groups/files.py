@@ -139,7 +139,7 @@ class ModelFiles:
             files=files,
             connections=min(options.connections, _MAX_CONNECTIONS),
             stall_seconds=options.stall_seconds,
-            patience_seconds=options.patience_seconds,
+            retry_seconds=options.retry_seconds,
             margin_bytes=options.disk_margin_bytes,
         )
         log.info("copying a model from another host", model=manifest.model, host=leader.name, folder=str(folder))
