@@ -111,7 +111,7 @@ def check_vision(context: Context) -> Iterator[Check]:
     if context.diagnosis is None:
         return
     for name, reason in sorted(context.diagnosis.vision_refusals.items()):
-        yield ok("images", f'model "{name}" accepts text only: {reason}')
+        yield ok("images", f'model "{name}" does not accept images: {reason}')
 
 
 def check_hub(_: Context) -> Iterator[Check]:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -19,37 +20,53 @@ from tests.bench.measurements import Figures
 from tests.daemons import Daemon
 from tests.osaurusd.imports.worker.networks import add_value
 
-HIDDEN, INNER, KEYS, LAYERS = 1536, 8960, 256, 8
+HEAD_SIZE = 128
 BLOCK_WEIGHTS, BLOCK_BYTES = 32, 18
 # The second byte of a block, the upper half of its scale: about 0.01.
 SCALE_BYTE = 0x20
 
 
-def write_source(path: Path) -> None:
-    """Write a Llama of 250 MB with random Q4_0 matrices, and the vocabulary of the starter model."""
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a Llama. With the vocabulary of the starter model, `LARGE` takes 250 MB and `SMALL` 5 MB."""
+
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    layers: int
+
+
+LARGE = Shape(hidden=1536, inner=8960, heads=12, kv_heads=2, layers=8)
+SMALL = Shape(hidden=128, inner=128, heads=1, kv_heads=1, layers=8)
+
+
+def write_source(path: Path, shape: Shape) -> None:
+    """Write a Llama with random Q4_0 matrices, and the vocabulary of the starter model."""
     metadata = dict(read_header(starter_model.fetch()).metadata.items())
     tokenizer = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
     vocabulary = len(metadata["tokenizer.ggml.tokens"])
     writer = gguf.GGUFWriter(path, "llama")
     sizes = {
         "llama.context_length": 2048,
-        "llama.embedding_length": HIDDEN,
-        "llama.block_count": LAYERS,
-        "llama.feed_forward_length": INNER,
-        "llama.attention.head_count": 12,
-        "llama.attention.head_count_kv": 2,
+        "llama.embedding_length": shape.hidden,
+        "llama.block_count": shape.layers,
+        "llama.feed_forward_length": shape.inner,
+        "llama.attention.head_count": shape.heads,
+        "llama.attention.head_count_kv": shape.kv_heads,
         "llama.attention.layer_norm_rms_epsilon": 1e-5,
     }
     for key, value in (sizes | tokenizer).items():
         add_value(writer, key, value)
-    add_tensors(writer, vocabulary)
+    add_tensors(writer, vocabulary, shape)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def add_tensors(writer: gguf.GGUFWriter, vocabulary: int) -> None:
+def add_tensors(writer: gguf.GGUFWriter, vocabulary: int, shape: Shape) -> None:
+    hidden, keys = shape.hidden, shape.kv_heads * HEAD_SIZE
     random = np.random.default_rng(0)
 
     def add_matrix(name: str, rows: int, columns: int) -> None:
@@ -57,15 +74,24 @@ def add_tensors(writer: gguf.GGUFWriter, vocabulary: int) -> None:
         blocks.reshape(-1, BLOCK_BYTES)[:, 1] = SCALE_BYTE
         writer.add_tensor(f"{name}.weight", blocks, raw_dtype=GGMLQuantizationType.Q4_0)
 
-    add_matrix("token_embd", vocabulary, HIDDEN)
-    writer.add_tensor("output_norm.weight", np.ones(HIDDEN, np.float32))
-    for layer in range(LAYERS):
-        for name, rows in (("attn_q", HIDDEN), ("attn_k", KEYS), ("attn_v", KEYS), ("attn_output", HIDDEN)):
-            add_matrix(f"blk.{layer}.{name}", rows, HIDDEN)
-        for name, rows, columns in (("gate", INNER, HIDDEN), ("up", INNER, HIDDEN), ("down", HIDDEN, INNER)):
+    add_matrix("token_embd", vocabulary, hidden)
+    writer.add_tensor("output_norm.weight", np.ones(hidden, np.float32))
+    for layer in range(shape.layers):
+        for name, rows in (("attn_q", hidden), ("attn_k", keys), ("attn_v", keys), ("attn_output", hidden)):
+            add_matrix(f"blk.{layer}.{name}", rows, hidden)
+        for name, rows, columns in (
+            ("gate", shape.inner, hidden),
+            ("up", shape.inner, hidden),
+            ("down", hidden, shape.inner),
+        ):
             add_matrix(f"blk.{layer}.ffn_{name}", rows, columns)
         for name in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"blk.{layer}.{name}.weight", np.ones(HIDDEN, np.float32))
+            writer.add_tensor(f"blk.{layer}.{name}.weight", np.ones(hidden, np.float32))
+
+
+def import_files(daemon: Daemon, large: Path, small: Path) -> Figures:
+    """Import a large file and one that has nothing but the same vocabulary."""
+    return import_file(daemon, large) | {f"small {name}": value for name, value in import_file(daemon, small).items()}
 
 
 def import_file(daemon: Daemon, source: Path) -> Figures:

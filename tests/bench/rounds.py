@@ -72,11 +72,12 @@ def measure_images(home: Path, rounds: int, results: Results) -> None:
 
 def measure_imports(home: Path, rounds: int, results: Results) -> None:
     """Measure the import of a GGUF file, and copying and hashing it."""
-    print_progress("creating a file")
-    source = home / f"{IMPORTED}.gguf"
-    imports.write_source(source)
+    print_progress("creating files")
+    large, small = home / f"{IMPORTED}.gguf", home / "small.gguf"
+    imports.write_source(large, imports.LARGE)
+    imports.write_source(small, imports.SMALL)
     with daemons.running(home) as daemon:
-        work = {OURS: lambda: imports.import_file(daemon, source), COPY: lambda: imports.copy_and_hash(source)}
+        work = {OURS: lambda: imports.import_files(daemon, large, small), COPY: lambda: imports.copy_and_hash(large)}
         for run in work.values():
             run()
         run_rounds(IMPORTED, {"imports": work}, rounds, results)

@@ -158,3 +158,4 @@ def test_daemon_that_shuts_down_rejects_requests_over_open_connections(model: Pa
         assert (503, "5", "shutting_down") == (response.status, response.getheader("Retry-After"), error["code"])
         assert "length" == [chunk.choices[0].finish_reason for chunk in stream][-1]
         assert 0 == daemon.stop()
+    assert not daemon.socket.exists()

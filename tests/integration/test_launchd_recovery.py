@@ -106,6 +106,7 @@ def test_service_without_a_process_is_rolled_back(mac: Mac) -> None:
 
 
 @macs.fake_only
+@pytest.mark.long
 def test_job_that_launchd_does_not_start_by_itself_is_started(mac: Mac) -> None:
     """On macOS 26, bootstrap can succeed without a process: the domain starts jobs only on demand."""
     mac.inject_faults(pended=1)

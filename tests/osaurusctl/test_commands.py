@@ -110,7 +110,7 @@ def test_doctor_says_why_models_accept_text_only():
     others = dict.fromkeys(("paths", "manager", "service", "config", "status", "daemon_error"))
     (check,) = check_vision(Context(diagnosis=diagnosis, **others))
 
-    assert 'model "llava" accepts text only: images need the extra `vision`' == check.detail
+    assert 'model "llava" does not accept images: images need the extra `vision`' == check.detail
     assert [] == list(check_vision(Context(diagnosis=None, **others)))
 
 

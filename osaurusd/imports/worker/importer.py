@@ -1,7 +1,6 @@
 """Importing a model: copies an MLX model folder, or converts a GGUF file to one."""
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from osaurusd.imports.worker.folder import CONFIG, PROVENANCE, copy_folder
 from osaurusd.imports.worker.gguf import GgufHeader, is_gguf, read_header
 from osaurusd.imports.worker.hashing import ByteCounter, FileHash, hash_file
 from osaurusd.imports.worker.plan import Plan
+from osaurusd.imports.worker.tensor_file import find_shortage
 from osaurusd.imports.worker.tokenizer import check_tokenizer, write_tokenizer
 from osaurusd.imports.worker.vocabulary import Vocabulary, generation_config, read_vocabulary, token_ids
 from osaurusd.imports.worker.weights import total_bytes, write_weights
@@ -159,11 +159,8 @@ def check_header(header: GgufHeader, options: Options = DEFAULT_OPTIONS) -> tupl
 
 
 def _check_space(header: GgufHeader, plan: Plan, dest: Path) -> None:
-    needed, free = total_bytes(plan), shutil.disk_usage(dest).free
-    if needed > free:
-        raise header.metadata.failure(
-            f"not enough disk space: the model needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free"
-        )
+    if shortage := find_shortage(dest, total_bytes(plan)):
+        raise header.metadata.failure(f"the disk is full: {shortage}")
 
 
 def hash_all(

@@ -5,7 +5,6 @@ whole shard at once, so this module computes, measures and writes one array afte
 """
 
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,7 +143,8 @@ def _write_model(
     parameters = sum(weight.size for weight in layers.values())
     parameters += sum(array.size for name, array in arrays.items() if name.rpartition(".")[0] not in quantized)
     report.bits_per_weight = total * 8 / parameters
-    _check_space(dest, total)
+    if shortage := tensor_file.find_shortage(dest, total):
+        raise QuantizationFailed(f"the disk is full: {shortage}")
     _write(arrays, dest, _Measurement(quantized, layers, report), progress)
     return report
 
@@ -219,13 +219,6 @@ def _take_parameters(network: Any) -> dict[str, mx.array]:
     arrays: dict[str, mx.array] = dict(tree_flatten(network.parameters()))
     network.update(tree_map(lambda _: mx.array([]), network.parameters()))
     return arrays
-
-
-def _check_space(dest: Path, needed: int) -> None:
-    if (free := shutil.disk_usage(dest).free) < needed:
-        raise QuantizationFailed(
-            f"the disk is full: the quantized weights take {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free"
-        )
 
 
 class _Measurement:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -67,6 +68,16 @@ def write_model(
             dest / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
         )
     return digests
+
+
+def find_shortage(dest: Path, needed: int) -> str | None:
+    """Return why a model's weights do not fit on the disk of a folder, or None if they do."""
+    free = shutil.disk_usage(dest).free
+    return None if needed <= free else f"the model needs {_format_size(needed)}, but {_format_size(free)} are free"
+
+
+def _format_size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _shards(entries: Iterable[Entry]) -> list[list[Entry]]:

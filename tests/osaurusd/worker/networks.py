@@ -123,7 +123,12 @@ _SAMPLE = ["llama", "gemma3", "falcon_h1", "llama4"]
 
 def sample(kinds, *others):
     """Return parameters for these architectures. All but a sample and `others` are marked "long"."""
-    return [kind if kind in (*_SAMPLE, *others) else pytest.param(kind, marks=pytest.mark.long) for kind in kinds]
+    return select(kinds, *_SAMPLE, *others)
+
+
+def select(kinds, *selected):
+    """Return parameters for these architectures. All but the selected ones are marked "long"."""
+    return [kind if kind in selected else pytest.param(kind, marks=pytest.mark.long) for kind in kinds]
 
 
 # Untrained layers hardly change their input; with larger weights the output depends on the whole prompt.

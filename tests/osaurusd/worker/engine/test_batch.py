@@ -117,7 +117,7 @@ def test_a_sequence_may_leave_a_batch_before_its_first_token(make_decoder):
 
 
 @pytest.mark.parametrize("kind", sample(BATCHABLE))
-@pytest.mark.parametrize("running", [0, 1, 2])
+@pytest.mark.parametrize("running", [0, pytest.param(1, marks=pytest.mark.long), 2])
 def test_prompts_that_were_processed_together_join_with_one_cache(make_decoder, kind, running):
     decoder = make_decoder(kind)
     before = decoder.join(*[tokens(40, 77)] * running)

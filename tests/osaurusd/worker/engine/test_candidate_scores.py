@@ -65,7 +65,11 @@ def make_engine(network):
 
 
 @pytest.mark.parametrize("kind", sample(BATCHABLE))
-@pytest.mark.parametrize("limits", [WITH_CACHE, Limits()], ids=["with cache", "without cache"])
+@pytest.mark.parametrize(
+    "limits",
+    [WITH_CACHE, pytest.param(Limits(), marks=pytest.mark.long)],
+    ids=["with cache", "without cache"],
+)
 def test_scores_are_the_log_probabilities_after_the_whole_prompt(make_engine, network, kind, limits):
     engine, endings = make_engine(kind, limits), [[4, 2], [9], *suffixes(4, 30)]
     scores = scores_in(run(engine, build_scoring(1, PROMPT, endings)), 1)
