@@ -165,7 +165,7 @@ def test_each_planned_batch_is_one_forward_pass(make_decoder, padding_per_pass):
     decoder.step(3)
 
     assert [(size, 1) for size in sizes] * 3 == decoder.network.shapes
-    assert [103, 113, 303] == [length for lengths in decoder.batch_lengths for length in lengths]
+    assert [105, 115, 305] == [length for lengths in decoder.batch_lengths for length in lengths]
 
 
 def test_batches_are_merged_when_the_plan_merges_them(make_decoder):
