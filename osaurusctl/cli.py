@@ -1,5 +1,6 @@
 """The root command: registers the commands and turns every failure into an error line and an exit code."""
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -137,9 +138,8 @@ def _to_cli_error(error: Exception) -> CliError:
             return Interrupted()
         case click.UsageError():
             command = error.ctx.command_path if error.ctx else PROGRAM
-            message = error.format_message().rstrip(".")
             return CliError(
-                message[:1].lower() + message[1:],
+                _in_house_style(error.format_message()),
                 hint=f'run "{command} --help" for usage',
                 exit_code=ExitCode.USAGE,
                 code="usage",
@@ -152,6 +152,14 @@ def _to_cli_error(error: Exception) -> CliError:
             return CliError(f"{path}: {reason}" if path else reason)
         case _:
             return CliError(str(error))
+
+
+def _in_house_style(message: str) -> str:
+    """Put a message of Click on one line, in the form of all other messages."""
+    message = " ".join(message.split()).rstrip(".")
+    message = message.replace(". Did you mean ", "; did you mean ").replace(". Choose from: ", "; choose from ")
+    message = re.sub(r"'([^']*)'", r'"\1"', message)
+    return message[:1].lower() + message[1:]
 
 
 def _report(error: CliError, output: Output) -> int:
@@ -178,7 +186,7 @@ root = Root(
         )
     ],
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Control osaurusd, the daemon that serves MLX models through an OpenAI-compatible API.",
+    help="Control osaurusd, the daemon that serves MLX models through the APIs of OpenAI, Anthropic and Ollama.",
     examples=[
         "osaurusctl pull llama-3.2-3b-instruct",
         "osaurusctl run llama-3.2-3b-instruct",

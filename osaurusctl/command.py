@@ -58,7 +58,10 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group of commands; the group and each of its commands take `--json`."""
+    """A group of commands; the group and each of its commands take `--json`.
+
+    `synonyms` are words that are not commands of the group, and the command that is suggested instead.
+    """
 
     command_class = Command
 
@@ -66,6 +69,28 @@ class Group(click.Group):
         super().__init__(*args, **kwargs)
         self.params.append(json_option())
         self.examples = examples
+        self.synonyms: Mapping[str, str] = {}
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not ctx.resilient_parsing and not args[0].startswith("-"):
+            self.require_command(ctx, args[0])
+        return super().resolve_command(ctx, args)
+
+    def require_command(self, ctx: click.Context, name: str) -> click.Command:
+        """Return a command.
+
+        Raises:
+            click.UsageError: no such command; the message suggests similar ones.
+        """
+        command = self.get_command(ctx, name)
+        if command is None:
+            similar = difflib.get_close_matches(name, [*self.list_commands(ctx), *self.synonyms], n=2)
+            names = dict.fromkeys(self.synonyms.get(each, each) for each in [name, *similar])
+            suggestion = " or ".join(f'"{each}"' for each in names if each != name)
+            ctx.fail(f'no such command "{name}"' + (f"; did you mean {suggestion}?" if suggestion else ""))
+        return command
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         _write_examples(formatter, self.examples)
@@ -93,7 +118,7 @@ class LazyGroup(Group):
         self._sections = sections
         self._targets = {name: target for section in sections.values() for name, target in section.items()}
         self._aliases = aliases
-        self._synonyms = synonyms
+        self.synonyms = {alias: alias for alias in aliases} | dict(synonyms)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's API
         return list(self._targets)
@@ -104,27 +129,6 @@ class LazyGroup(Group):
             return None
         module, _, attribute = target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not ctx.resilient_parsing and not args[0].startswith("-"):
-            self.require_command(ctx, args[0])
-        return super().resolve_command(ctx, args)
-
-    def require_command(self, ctx: click.Context, name: str) -> click.Command:
-        """Return a command.
-
-        Raises:
-            click.UsageError: no such command; the message suggests similar ones.
-        """
-        command = self.get_command(ctx, name)
-        if command is None:
-            similar = difflib.get_close_matches(name, [*self._targets, *self._synonyms, *self._aliases], n=2)
-            names = dict.fromkeys(self._synonyms.get(each, each) for each in [name, *similar])
-            suggestion = " or ".join(f'"{each}"' for each in names if each != name)
-            ctx.fail(f'no such command "{name}"' + (f"; did you mean {suggestion}?" if suggestion else ""))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

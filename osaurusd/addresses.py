@@ -103,9 +103,14 @@ def is_private(address: Address) -> bool:
     return any(address in network for network in _PRIVATE)
 
 
+def bracket(host: str) -> str:
+    """Return a host as it appears in URLs: with brackets around an IPv6 address."""
+    return f"[{host}]" if ":" in host else host
+
+
 def join(host: str, port: int) -> str:
     """Return a host with its port, with brackets around an IPv6 address."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"{bracket(host)}:{port}"
 
 
 def parse_url(text: str) -> tuple[str, int]:

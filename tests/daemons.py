@@ -15,6 +15,10 @@ from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
+
+from osaurusctl.cli import root
+
 START_SECONDS = 60
 STOP_SECONDS = 60
 WAIT_SECONDS = 90
@@ -145,6 +149,24 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
     """Return an environment in which a daemon or CLI uses this home and no settings of the user."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OSAURUS_", "HF_"))}
     return {**inherited, "OSAURUS_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), **extra}
+
+
+def invoke(env: dict[str, str], *arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+    """Run `osaurusctl` in this environment without a new process, which is several times faster.
+
+    Args:
+        env: the environment.
+        arguments: of `osaurusctl`.
+        typed: its standard input.
+    """
+    hidden = dict.fromkeys(os.environ.keys() - env.keys())
+    result = CliRunner().invoke(root, arguments, input=typed, env={**env, **hidden})
+    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
+
+
+def ctl(home: Path, *arguments: str, typed: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """Run `osaurusctl` with this home, as `invoke` does."""
+    return invoke(environment(home, **env), *arguments, typed=typed)
 
 
 @contextlib.contextmanager

@@ -16,11 +16,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from click.testing import CliRunner
 
 from osaurusctl import process
-from osaurusctl.cli import root
 from tests import daemons
+from tests.daemons import invoke
 
 ROOT = Path(__file__).parents[1]
 FAKES = ROOT / "tests" / "fakes"
@@ -36,13 +35,6 @@ def has_screen() -> bool:
         return False
     run = subprocess.run(["launchctl", "print", f"gui/{os.getuid()}"], capture_output=True, check=False)
     return run.returncode == 0
-
-
-def invoke(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `osaurusctl` in this environment without a new process, which is several times faster."""
-    hidden = dict.fromkeys(os.environ.keys() - env.keys())
-    result = CliRunner().invoke(root, arguments, env={**env, **hidden})
-    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
 
 def read_status(env: dict[str, str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Answer one prompt, or hold a conversation on a terminal."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,10 @@ from osaurusctl.output import Output, is_terminal
 from osaurusd.wire import paths
 from osaurusd.wire.errors import ErrorCode
 
+# In a question with images, the first part is the text.
+_IMAGE_FIELD = re.compile(r"\.content\[(\d+)\]\.image_url")
+_SINGLE_IMAGE_PARTS = 2
+
 
 def read_prompt(argument: str | None) -> str | None:
     """Return the prompt: `argument`, standard input, or both; None for an interactive conversation."""
@@ -33,7 +38,7 @@ def answer_prompt(client: Client, options: ChatOptions, message: Message, view: 
     try:
         display.receive(client, options, [message], answer, view, output)
     except CliError as error:
-        raise _explain(error) from error
+        raise _explain(error, message) from error
     if output.json:
         output.show(answer, "")
     display.show_notes(answer, output)
@@ -122,7 +127,7 @@ class Conversation:
         except KeyboardInterrupt:
             self.output.note("")
         except CliError as error:
-            error = _explain(error)
+            error = _explain(error, question)
             if not self.messages:
                 raise error from error.__cause__
             self.output.error(error.body, str(error), error.hint)
@@ -146,13 +151,18 @@ def _join(first: Message | None, prompt: str, images: list[dict[str, Any]]) -> M
     return {"role": "user", "content": [{"type": "text", "text": f"{text}{prompt}"}, *images]}
 
 
-def _explain(error: CliError) -> CliError:
-    """Leave out the field of the request in errors about images, which users of the CLI do not know."""
-    if "image_url" not in (error.body.param or ""):
+def _explain(error: CliError, question: Message) -> CliError:
+    """Leave out the field of the request in errors about images, which users of the CLI do not know.
+
+    If the question has several images, the number of the image replaces it.
+    """
+    if (field := _IMAGE_FIELD.search(error.body.param or "")) is None:
         return error
     code = error.body.code or "failure"
+    names_one = code == ErrorCode.INVALID_REQUEST and len(question["content"]) > _SINGLE_IMAGE_PARTS
+    number = f"image {field[1]}: " if names_one else ""
     return CliError(
-        str(error).removeprefix(f"`{error.body.param}`: "),
+        number + str(error).removeprefix(f"`{error.body.param}`: "),
         hint="leave out the images, or use another model" if code == ErrorCode.IMAGE_INPUT_UNSUPPORTED else error.hint,
         code=code,
         kind=error.body.type,

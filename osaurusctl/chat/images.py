@@ -14,7 +14,9 @@ _SIGNATURES = (
     (0, b"GIF8", "image/gif"),
     (8, b"WEBP", "image/webp"),
     (4, b"ftyphei", "image/heic"),
+    (4, b"ftyphev", "image/heic"),
     (4, b"ftypmif1", "image/heic"),
+    (4, b"ftypmsf1", "image/heic"),
 )
 """The types of images by the bytes at an offset."""
 
@@ -40,6 +42,8 @@ def image_part(path: Path) -> dict[str, Any]:
         data = path.expanduser().read_bytes()
     except OSError as error:
         raise click.UsageError(f"cannot read {path}: {error.strerror}") from error
+    if not data:
+        raise click.UsageError(f"{path} is empty")
     media_type = image_type(data)
     if media_type is None:
         raise click.UsageError(f"{path} is not a PNG, JPEG, WebP, GIF or HEIC image; use --file for text files")

@@ -33,7 +33,9 @@ _EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--system", help="System prompt")
 @click.option("--file", "files", type=_EXISTING_FILE, multiple=True, help="Text file for the prompt; repeatable")
 @click.option("--image", "images", type=_EXISTING_FILE, multiple=True, help="Image for the prompt; repeatable")
-@click.option("--format", "answer_format", metavar="json|SCHEMA.json", help="Answer in JSON, or by a JSON schema")
+@click.option(
+    "--format", "answer_format", metavar="json|SCHEMA.json", help="Answer in JSON, or in JSON that conforms to a schema"
+)
 @click.option("--temperature", type=click.FloatRange(0, 2), help="Sampling temperature; 0 is deterministic")
 @click.option("--max-tokens", type=click.IntRange(1), help="Maximum number of tokens in an answer")
 @click.option("--seed", type=int, help="Sampling seed, for reproducible answers")

@@ -89,7 +89,7 @@ def search(
 )
 @click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=completion.unfinished_pulls)
 @click.option("--detach", is_flag=True, help="Return immediately; the daemon downloads in the background")
-@click.option("--yes", is_flag=True, help="Take the first match on the hub instead of asking which one")
+@click.option("-y", "--yes", is_flag=True, help="Take the first match on the hub instead of asking which one")
 @click.pass_obj
 def pull(output: Output, names: tuple[str, ...], detach: bool, yes: bool) -> None:
     """Download models from the Hugging Face Hub

@@ -2,7 +2,7 @@
 
 import click
 
-from osaurusctl.command import Command, LazyGroup
+from osaurusctl.command import Command, Group
 from osaurusctl.output import Output
 
 
@@ -20,9 +20,6 @@ def show_help(ctx: click.Context, names: tuple[str, ...]) -> None:
 
 def _find_command(parent: click.Context, name: str) -> click.Command:
     group = parent.command
-    if isinstance(group, LazyGroup):
+    if isinstance(group, Group):
         return group.require_command(parent, name)
-    command = group.get_command(parent, name) if isinstance(group, click.Group) else None
-    if command is None:
-        raise click.UsageError(f'"{parent.command_path}" has no command "{name}"', ctx=parent)
-    return command
+    raise click.UsageError(f'"{parent.command_path}" has no command "{name}"', ctx=parent)

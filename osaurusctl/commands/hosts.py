@@ -13,6 +13,7 @@ from osaurusctl.errors import ExitCode
 from osaurusctl.formatting import format_bytes, format_duration, format_table, labeled_rows
 from osaurusctl.output import Output, is_terminal
 from osaurusd.wire.hosts import AddHostRequest, HostCheck, HostInfo
+from osaurusd.wire.placement import COMMON_PACKAGES
 
 _FINGERPRINT_CHARACTERS = 16
 
@@ -142,9 +143,7 @@ def _measurements(check: HostCheck) -> list[tuple[str, str]]:
     facts = check.facts
     if facts is None or check.latency_seconds is None or check.clock_seconds is None:
         return []
-    packages = ", ".join(
-        f"{name} {facts.installation.packages.get(name, '-')}" for name in ("osaurusd", "mlx", "mlx-lm")
-    )
+    packages = ", ".join(f"{name} {facts.installation.packages.get(name, '-')}" for name in COMMON_PACKAGES)
     differing = [f"{each.name}: {each.here or '-'} here, {each.there or '-'} there" for each in check.differences]
     speed = "" if check.bytes_per_second is None else f", {format_bytes(round(check.bytes_per_second))}/s"
     devices = f" ({', '.join(facts.rdma_devices)})" if facts.rdma_devices else ""

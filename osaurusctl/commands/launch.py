@@ -17,7 +17,7 @@ from osaurusctl.output import Output
 API_KEY_VARIABLE = "OSAURUS_API_KEY"
 
 _model_option = click.option(
-    "--model", "-m", "name", help="Model (default: `default_model`)", shell_complete=completion.available_models
+    "--model", "-m", "name", help="Model  [default: `default_model`]", shell_complete=completion.available_models
 )
 
 
@@ -67,7 +67,7 @@ def launch(output: Output, program: str, arguments: tuple[str, ...], name: str |
 @click.command("env", cls=Command, examples=['eval "$(osaurusctl env openai)"', "osaurusctl env claude --shell fish"])
 @click.argument("program", metavar="CLIENT", type=click.Choice(sorted(client_programs.PROGRAMS)))
 @_model_option
-@click.option("--shell", type=click.Choice(SHELLS), help="Shell (default: from SHELL)")
+@click.option("--shell", type=click.Choice(SHELLS), help="Shell  [default: the one in SHELL]")
 @click.pass_obj
 def env(output: Output, program: str, name: str | None, shell: str | None) -> None:
     """Print the variables that connect a client to the daemon"""

@@ -151,7 +151,7 @@ def rm(output: Output, names: tuple[str, ...], yes: bool, force: bool) -> None:
 
 
 @click.command("prune", cls=Command, examples=["osaurusctl prune --yes"])
-@click.option("--yes", is_flag=True, help="Do not prompt for confirmation")
+@click.option("-y", "--yes", is_flag=True, help="Do not prompt for confirmation")
 @click.pass_obj
 def prune(output: Output, yes: bool) -> None:
     """Remove leftovers of failed downloads and imports

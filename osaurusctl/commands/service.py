@@ -99,7 +99,7 @@ def down(output: Output, timeout: float) -> None:
 @timeout_option(_SERVICE_TIMEOUT_SECONDS)
 @click.pass_obj
 def restart(output: Output, timeout: float) -> None:
-    """Restart the daemon, and finish an upgrade
+    """Restart the daemon, for example after an upgrade
 
     Running requests may finish first. Also applies changes to the service file.
     """
@@ -173,7 +173,7 @@ def install(
 
 @click.command("uninstall", cls=Command, examples=["osaurusctl uninstall", "osaurusctl uninstall --purge"])
 @click.option("--purge", is_flag=True, help="Also remove the configuration, logs and imported models")
-@click.option("--yes", is_flag=True, help="Do not prompt for confirmation")
+@click.option("-y", "--yes", is_flag=True, help="Do not prompt for confirmation")
 @click.pass_obj
 def uninstall(output: Output, purge: bool, yes: bool) -> None:
     """Stop and remove the service

@@ -122,7 +122,7 @@ def config_unset(output: Output, key: str) -> None:
 
 
 @config.command("discover", examples=["osaurusctl config discover", "osaurusctl config discover --yes"])
-@click.option("--yes", is_flag=True, help="Add all folders without asking")
+@click.option("-y", "--yes", is_flag=True, help="Add all folders without asking")
 @click.pass_obj
 def config_discover(output: Output, yes: bool) -> None:
     """Find models of other programs, such as LM Studio, and serve them
@@ -221,10 +221,13 @@ def key_revoke(output: Output, key_id: str) -> None:
         "osaurusctl completion fish | source",
     ],
 )
-@click.argument("shell", type=click.Choice(SHELLS))
+@click.argument("shell", metavar="SHELL", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the completion script for a shell"""
+    """Print the completion script for a shell
+
+    SHELL is bash, zsh or fish.
+    """
     completion_class = get_completion_class(shell)
     if completion_class is None:
         raise click.UsageError(f"no completion available for {shell}")

@@ -111,7 +111,7 @@ def check_vision(context: Context) -> Iterator[Check]:
     if context.diagnosis is None:
         return
     for name, reason in sorted(context.diagnosis.vision_refusals.items()):
-        yield ok("images", f'model "{name}" accepts text only: {reason}')
+        yield ok("images", f'model "{name}" does not accept images: {reason}')
 
 
 def check_hub(_: Context) -> Iterator[Check]:
@@ -125,8 +125,9 @@ def check_hub(_: Context) -> Iterator[Check]:
         connection.getresponse()
         connection.close()
     except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         fix = "check the network to download models; models on this machine work without it"
-        yield warning("hub", f"{endpoint} is unreachable: {error}", fix)
+        yield warning("hub", f"{endpoint} is unreachable: {reason}", fix)
     else:
         yield ok("hub", f"{endpoint} is reachable")
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from osaurusd.config import Config
 from osaurusd.errors import HostNotFound, InvalidRequest, LoadFailed, ModelNotFound
-from osaurusd.groups import facts, host_facts, placement
+from osaurusd.groups import candidates, facts, placement
+from osaurusd.groups.candidates import CandidateHost
 from osaurusd.groups.manifest import Manifests
 from osaurusd.groups.placement import Placement
 from osaurusd.hosts.registry import Host, HostRegistry
@@ -15,20 +16,21 @@ from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
 from osaurusd.pool.memory import FLOAT32_BYTES, ORDINARY_TOKENS, WEIGHTS_FACTOR
 from osaurusd.rpc import messages
-from osaurusd.wire.hosts import HostFacts as StatedFacts
-from osaurusd.wire.placement import HostFacts, Manifest, PlacementInfo, SplitSetting
+from osaurusd.wire.hosts import HostFacts
+from osaurusd.wire.placement import Manifest, PlacementInfo, SplitSetting
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PlacementRequest:
     """Over which hosts, besides this one, a model is to run.
 
-    `requested` tells a request to load the model from the configuration.
+    Attributes:
+        by_client: whether a request to load the model said so, and not the configuration.
     """
 
     hosts: tuple[str, ...]
     split: SplitSetting
-    requested: bool = False
+    by_client: bool = False
 
 
 class Distribution:
@@ -50,8 +52,8 @@ class Distribution:
         registry: HostRegistry,
         manifests: Manifests,
         *,
-        ask: Callable[[Host], Awaitable[StatedFacts]],
-        describe: Callable[[str, str], Awaitable[StatedFacts]],
+        ask: Callable[[Host], Awaitable[HostFacts]],
+        describe: Callable[[str, str], Awaitable[HostFacts]],
     ) -> None:
         self._config = config
         self._catalog = catalog
@@ -59,17 +61,17 @@ class Distribution:
         self._manifests = manifests
         self._ask = ask
         self._describe = describe
-        self._requested: dict[str, Wanted] = {}
-        self._planned: dict[str, tuple[Wanted, Placement]] = {}
+        self._client_requests: dict[str, PlacementRequest] = {}
+        self._planned: dict[str, tuple[PlacementRequest, Placement]] = {}
 
-    def wanted(self, record: ModelRecord) -> Wanted | None:
+    def find_request(self, record: ModelRecord) -> PlacementRequest | None:
         """Return over which hosts a model is to run; None for one process on this host."""
-        if requested := self._requested.get(record.repo):
-            return requested if requested.hosts else None
+        if request := self._client_requests.get(record.repo):
+            return request if request.hosts else None
         models = self._config().distributed.models
         names = (*record.names, record.repo.lower())
         configured = next((each for name, each in models.items() if name.lower() in names), None)
-        return Wanted(tuple(configured.hosts), configured.split) if configured and configured.hosts else None
+        return PlacementRequest(tuple(configured.hosts), configured.split) if configured and configured.hosts else None
 
     async def request(
         self, record: ModelRecord, hosts: Sequence[str], split: SplitSetting | None, memory_bytes: int
@@ -85,55 +87,55 @@ class Distribution:
         Raises:
             OsaurusError: the model cannot run over these hosts; nothing changes. `param` names the field at fault.
         """
-        wanted = Wanted(tuple(hosts), split or "auto", requested=True)
+        request = PlacementRequest(tuple(hosts), split or "auto", by_client=True)
         if hosts:
-            self._planned[record.repo] = wanted, await self._plan(record, wanted, memory_bytes)
+            self._planned[record.repo] = request, await self._plan(record, request, memory_bytes)
         elif split is not None:
             raise InvalidRequest("`split` requires `hosts`", param="split")
-        self._requested[record.repo] = wanted
+        self._client_requests[record.repo] = request
 
     def is_placed(self, record: ModelRecord, hosts: Sequence[str], split: SplitSetting | None) -> bool:
         """Whether a model is to run over these hosts, divided like this."""
-        wanted = self.wanted(record)
-        if wanted is None:
+        request = self.find_request(record)
+        if request is None:
             return not hosts
-        return wanted.hosts == tuple(hosts) and (split is None or wanted.split == split)
+        return request.hosts == tuple(hosts) and (split is None or request.split == split)
 
     def forget(self, key: str) -> None:
         """Use the configured hosts of a model again."""
-        self._requested.pop(key, None)
+        self._client_requests.pop(key, None)
         self._planned.pop(key, None)
 
     def includes(self, record: ModelRecord, host: str) -> bool:
         """Whether a paired host runs a part of a model."""
-        wanted = self.wanted(record)
-        return wanted is not None and host.lower() in (name.lower() for name in wanted.hosts)
+        request = self.find_request(record)
+        return request is not None and host.lower() in (name.lower() for name in request.hosts)
 
     def info(self, record: ModelRecord) -> PlacementInfo | None:
         """Describe where a model is to run, and the placement of its last load; None for one process on this host."""
-        wanted = self.wanted(record)
-        if wanted is None:
+        request = self.find_request(record)
+        if request is None:
             return None
-        planned = self._find_planned(record, wanted)
+        planned = self._find_planned(record, request)
         if planned is None:
-            return PlacementInfo(hosts=list(wanted.hosts), split=wanted.split)
-        return planned.info(wanted.hosts, wanted.split)
+            return PlacementInfo(hosts=list(request.hosts), split=request.split)
+        return planned.info(request.hosts, request.split)
 
     # For the launcher of groups
 
-    async def plan_load(self, request: messages.Load, key: str) -> Placement | None:
+    async def plan_load(self, load: messages.Load, key: str) -> Placement | None:
         """Plan a load; None for a model that one process runs.
 
         Raises:
             OsaurusError: the model cannot run on its hosts.
         """
         record = await self._find(key)
-        wanted = self.wanted(record)
-        if wanted is None:
+        request = self.find_request(record)
+        if request is None:
             return None
-        memory_bytes = request.memory_limit_bytes or sys.maxsize
-        planned = await self._plan(record, wanted, memory_bytes)
-        self._planned[key] = wanted, planned
+        memory_bytes = load.memory_limit_bytes or sys.maxsize
+        planned = await self._plan(record, request, memory_bytes)
+        self._planned[key] = request, planned
         return planned
 
     def estimate_bytes(self, record: ModelRecord) -> int | None:
@@ -141,16 +143,16 @@ class Distribution:
 
         Before the first load, hosts have not said how much memory they have, and the model is divided evenly.
         """
-        wanted = self.wanted(record)
-        if wanted is None:
+        request = self.find_request(record)
+        if request is None:
             return None
-        if planned := self._find_planned(record, wanted):
+        if planned := self._find_planned(record, request):
             return planned.ranks[0].needs_bytes
         converts = self._config().worker.dequantize != "never" and sys.platform != "darwin"
         float32_bytes = (record.parameters or 0) * FLOAT32_BYTES if converts else 0
         weights = max(record.memory.weights_bytes, float32_bytes) * WEIGHTS_FACTOR
         cache = (record.memory.cache_bytes_per_token or 0) * ORDINARY_TOKENS
-        return int((weights + cache) / (1 + len(wanted.hosts)))
+        return int((weights + cache) / (1 + len(request.hosts)))
 
     async def build(self, key: str) -> Manifest:
         """Build the manifest of a model.
@@ -160,10 +162,10 @@ class Distribution:
         """
         return await self._manifests.build(await self._find(key))
 
-    def _find_planned(self, record: ModelRecord, wanted: Wanted) -> Placement | None:
+    def _find_planned(self, record: ModelRecord, request: PlacementRequest) -> Placement | None:
         """Return the last placement, unless the configuration has changed since."""
         planned = self._planned.get(record.repo)
-        return planned[1] if planned and planned[0] == wanted else None
+        return planned[1] if planned and planned[0] == request else None
 
     async def _find(self, key: str) -> ModelRecord:
         record = next((each for each in await self._catalog.records() if each.repo == key), None)
@@ -171,25 +173,25 @@ class Distribution:
             raise ModelNotFound(f'model "{key}" has been removed', location=("model",))
         return record
 
-    async def _plan(self, record: ModelRecord, wanted: Wanted, memory_bytes: int) -> Placement:
+    async def _plan(self, record: ModelRecord, request: PlacementRequest, memory_bytes: int) -> Placement:
         try:
             model = await asyncio.to_thread(facts.read_model, record)
             placement.check_model(model)
-            hosts = [self._registry.get(name) for name in wanted.hosts]
+            hosts = [self._registry.get(name) for name in request.hosts]
             described = await self._ask_all(hosts, memory_bytes)
-            return placement.plan(model, described, wanted.split, self._config().worker.dequantize)
+            return placement.plan(model, described, request.split, self._config().worker.dequantize)
         except (InvalidRequest, HostNotFound) as error:
-            if wanted.requested:
+            if request.by_client:
                 error.param = error.param if isinstance(error, InvalidRequest) else "hosts"
                 raise
             # A request that uses the model is not at fault.
             raise LoadFailed(f'`distributed.models."{record.name}"`: {error.message}') from error
 
-    async def _ask_all(self, hosts: Sequence[Host], memory_bytes: int) -> list[HostFacts]:
+    async def _ask_all(self, hosts: Sequence[Host], memory_bytes: int) -> list[CandidateHost]:
         """Return the facts of this host, then of the others."""
         stated = await asyncio.gather(*(self._ask(host) for host in hosts))
         # The other host knows under which of this host's addresses it can reach it.
         own_address = next((each.peer_address for each in stated), "")
         own = await self._describe(own_address, "")
-        others = [host_facts.from_host(host, each) for host, each in zip(hosts, stated, strict=True)]
-        return [host_facts.of_leader(own, memory_bytes), *others]
+        others = [candidates.from_host(host, each) for host, each in zip(hosts, stated, strict=True)]
+        return [candidates.of_leader(own, memory_bytes), *others]

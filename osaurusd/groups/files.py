@@ -48,11 +48,11 @@ class ModelFiles:
         catalog: the models on this host.
         manifests: the digests of their files.
         options: returns the current `[pulls]` configuration.
-        identity: that of this host; None for connections without TLS.
+        identity: that of this host.
     """
 
     def __init__(
-        self, catalog: Catalog, manifests: Manifests, options: Callable[[], config.Pulls], identity: IdentityFile | None
+        self, catalog: Catalog, manifests: Manifests, options: Callable[[], config.Pulls], identity: IdentityFile
     ) -> None:
         self._identity = identity
         self._catalog = catalog
@@ -131,7 +131,7 @@ class ModelFiles:
         staging = self._staging(manifest.digest)
         task = messages.CopyTask(
             host=leader,
-            identity=str((await self._identity.get()).file) if self._identity else None,
+            identity=str((await self._identity.get()).file),
             model=manifest.model,
             folder=str(folder),
             staging=str(staging),

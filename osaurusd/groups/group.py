@@ -81,7 +81,7 @@ class Group:
         self._state = RankState.STARTING
         self._needs_bytes = 0
         # Why the group ends; a result, because not every start awaits it.
-        self._verdict: asyncio.Future[OsaurusError] = asyncio.get_running_loop().create_future()
+        self._end_reason: asyncio.Future[OsaurusError] = asyncio.get_running_loop().create_future()
         self._settling: Timer | None = None
         self._starting = Watchdog(timeouts.start, clock)
         self._loading: Watchdog | None = None
@@ -156,9 +156,9 @@ class Group:
         """Stop the other ranks; wait for their exit unless one was lost: its host may not be reachable."""
         if not stopped:
             self._report(error)
-            error = await asyncio.shield(self._verdict)
+            error = await asyncio.shield(self._end_reason)
         self.stop()
-        if stopped and not self._verdict.done():
+        if stopped and not self._end_reason.done():
             await self.wait_stopped()
         return error
 
@@ -185,10 +185,10 @@ class Group:
     async def _unless_failed(self, work: Coroutine[Any, Any, messages.Loaded]) -> messages.Loaded:
         loading = asyncio.create_task(work)
         try:
-            waits: list[asyncio.Future[Any]] = [loading, self._verdict]
+            waits: list[asyncio.Future[Any]] = [loading, self._end_reason]
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            if self._verdict.done():
-                raise self._verdict.result()
+            if self._end_reason.done():
+                raise self._end_reason.result()
             return await loading
         finally:
             loading.cancel()
@@ -215,7 +215,7 @@ class Group:
             self._report(await process.wait_after_eof())
         except framing.FrameError as error:
             self._report(worker.invalid_data(error))
-        raise await asyncio.shield(self._verdict)
+        raise await asyncio.shield(self._end_reason)
 
     async def _prepare(self, process: WorkerProcess, request: messages.Load) -> ConnectRank:
         """Wait until all ranks are ready; return how to connect them."""
@@ -298,7 +298,7 @@ class Group:
             )
             self._watching.append(asyncio.create_task(self._watch_hang(member, process)))
         # A rank may have been lost in the same iteration of the event loop; the callback is called then, too.
-        self._verdict.add_done_callback(self._end_worker)
+        self._end_reason.add_done_callback(self._end_worker)
 
     async def _watch_hang(self, member: Member, process: WorkerProcess) -> None:
         """Report the rank that keeps this one waiting: a suspended one, or otherwise the one with the most plans."""
@@ -315,7 +315,7 @@ class Group:
 
     def _report(self, error: OsaurusError) -> None:
         """Take an error as the reason for the end of the group, unless there is one."""
-        if self._verdict.done():
+        if self._end_reason.done():
             return
         if not any(part in error.message for part in PEER_LOST):
             self._decide(error)
@@ -325,14 +325,14 @@ class Group:
     def _decide(self, error: OsaurusError) -> None:
         if self._settling is not None:
             self._settling.cancel()
-        if not self._verdict.done():
-            self._verdict.set_result(error)
+        if not self._end_reason.done():
+            self._end_reason.set_result(error)
 
     # End
 
-    def _end_worker(self, verdict: "asyncio.Future[OsaurusError]") -> None:
+    def _end_worker(self, end_reason: "asyncio.Future[OsaurusError]") -> None:
         if self._worker is not None:
-            self._ending = asyncio.create_task(self._worker.stop(verdict.result()))
+            self._ending = asyncio.create_task(self._worker.stop(end_reason.result()))
 
     async def _wait_stopped(self) -> None:
         await asyncio.gather(*(member.wait_stopped(self._stop_seconds) for member in self.members))

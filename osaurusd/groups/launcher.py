@@ -29,7 +29,7 @@ from osaurusd.wire.placement import Manifest, Versions
 class Planner(Protocol):
     """Decides where models run."""
 
-    async def plan_load(self, request: messages.Load, key: str) -> Placement | None:
+    async def plan_load(self, load: messages.Load, key: str) -> Placement | None:
         """Plan a load; None for a model that one process runs.
 
         Raises:
@@ -186,7 +186,7 @@ class GroupLauncher:
                 size=len(placement.ranks),
                 split=spec.split,
                 needs_bytes=rank.needs_bytes,
-                wanted_bytes=int(rank.needs_bytes * headroom),
+                requested_bytes=int(rank.needs_bytes * headroom),
                 manifest=manifest,
                 layers=list(spec.layers),
                 own_layers=(rank.layers.start, rank.layers.stop) if rank.layers is not None else None,

@@ -115,8 +115,7 @@ class Manifests:
             entries = self._known(record.path, files) or await self._build(record.path, files, report)
         except OSError as error:
             raise LoadFailed(f'model "{record.name}": {error.filename}: {error.strerror}') from error
-        config = next(entry.sha256 for entry in entries if entry.path == CONFIG)
-        return Manifest(model=record.name, digest=digest_of(entries), config_digest=config, files=entries)
+        return Manifest(model=record.name, digest=digest_of(entries), files=entries)
 
     def _known(self, folder: Path, files: _Files) -> tuple[ManifestFile, ...] | None:
         """Return the entries of files that have not changed since they were built."""

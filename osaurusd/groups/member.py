@@ -43,7 +43,7 @@ class Timeouts:
 class HostClient(Protocol):
     """Connects to paired hosts."""
 
-    def websocket(self, host: Host, path: str, *, heartbeat: float | None) -> AbstractAsyncContextManager[Any]: ...
+    def websocket(self, host: Host, path: str) -> AbstractAsyncContextManager[Any]: ...
 
 
 class MemberListener(Protocol):
@@ -170,7 +170,7 @@ class Member:
     async def _run(self) -> None:
         name = self.host.name
         try:
-            async with self._client.websocket(self.host, wire.RANKS_PATH, heartbeat=None) as socket:
+            async with self._client.websocket(self.host, wire.RANKS_PATH) as socket:
                 self.address = socket.get_extra_info("sockname")[0]
                 self._stream = ControlStream(socket, wire.TO_LEADER, timeout=self._timeouts.stream, clock=self._clock)
                 self._stream.send(self._start)

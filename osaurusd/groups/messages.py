@@ -13,7 +13,7 @@ class CopyTask(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         host: the paired host.
-        identity: a file with this host's certificate and key; None for a connection without TLS.
+        identity: a file with this host's certificate and key.
         model: the name of the model there.
         folder: where the files belong in the end. If it exists, it is a copy of the same model.
         staging: the folder for partial files, on the same volume.
@@ -27,7 +27,7 @@ class CopyTask(msgspec.Struct, frozen=True, kw_only=True):
     staging: str
     digest: str
     files: list[ManifestFile]
-    identity: str | None = None
+    identity: str
     connections: int = 4
     stall_seconds: float = 30.0
     patience_seconds: float = 1800.0
@@ -35,9 +35,7 @@ class CopyTask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Copied(Frame, frozen=True, tag="copied"):
-    """All files are in the folder. `nbytes` is their size."""
-
-    nbytes: int
+    """All files are in the folder."""
 
 
 Message = Progress | Copied | Failure

@@ -10,12 +10,13 @@ from typing import Literal
 
 from osaurusd import addresses
 from osaurusd.errors import InsufficientMemory, InvalidRequest, OsaurusError, VersionMismatch
+from osaurusd.groups.candidates import CandidateHost
 from osaurusd.groups.facts import ModelFacts, Part
 from osaurusd.groups.families import FAMILIES
 from osaurusd.pool.memory import CACHE_FACTOR, FLOAT32_BYTES, ORDINARY_TOKENS, WEIGHTS_FACTOR
-from osaurusd.wire.placement import HostFacts, PlacementInfo, PlannedRank, Split, SplitSetting, Versions
-
-MAX_RANKS = 16
+from osaurusd.pool.policy import format_bytes
+from osaurusd.wire.groups import MAX_RANKS
+from osaurusd.wire.placement import PlacementInfo, PlannedRank, Split, SplitSetting, Versions
 
 _SPLITS: tuple[Split, ...] = ("tensor", "pipeline")
 
@@ -75,7 +76,7 @@ class Placement:
 
 def plan(
     model: ModelFacts,
-    hosts: Sequence[HostFacts],
+    hosts: Sequence[CandidateHost],
     split: SplitSetting,
     dequantize: Literal["auto", "always", "never"] = "auto",
 ) -> Placement:
@@ -100,7 +101,7 @@ def plan(
 
 def _plan_dtype(
     model: ModelFacts,
-    hosts: Sequence[HostFacts],
+    hosts: Sequence[CandidateHost],
     split: SplitSetting,
     dequantize: Literal["auto", "always", "never"],
 ) -> Placement:
@@ -114,7 +115,7 @@ def _plan_dtype(
     return _plan(model, hosts, split, float32=False)
 
 
-def _plan(model: ModelFacts, hosts: Sequence[HostFacts], split: SplitSetting, *, float32: bool) -> Placement:
+def _plan(model: ModelFacts, hosts: Sequence[CandidateHost], split: SplitSetting, *, float32: bool) -> Placement:
     if split != "auto":
         ranks = _plan_split(model, hosts, split, float32=float32)
         return Placement(split, ranks, float32, f"the split {split} was requested")
@@ -176,7 +177,7 @@ def check_model(model: ModelFacts) -> None:
         )
 
 
-def _check_hosts(hosts: Sequence[HostFacts]) -> None:
+def _check_hosts(hosts: Sequence[CandidateHost]) -> None:
     names = [host.name for host in hosts]
     if not 2 <= len(hosts) <= MAX_RANKS:
         raise InvalidRequest(f"`hosts` must name 1 to {MAX_RANKS - 1} other hosts", param="hosts")
@@ -197,7 +198,7 @@ def _check_hosts(hosts: Sequence[HostFacts]) -> None:
         _check_rdma(hosts)
 
 
-def _check_rdma(hosts: Sequence[HostFacts]) -> None:
+def _check_rdma(hosts: Sequence[CandidateHost]) -> None:
     if len(hosts) > 2:
         raise InvalidRequest(
             'the backend jaccl connects two hosts; name one in `hosts`, or set `distributed.backend` to "ring" on all',
@@ -212,7 +213,7 @@ def _check_rdma(hosts: Sequence[HostFacts]) -> None:
             )
 
 
-def check_versions(expected: Versions, host: HostFacts) -> None:
+def check_versions(expected: Versions, host: CandidateHost) -> None:
     """Check that a host has the versions of this one: ranks of different versions compute different results.
 
     Raises:
@@ -228,7 +229,7 @@ def check_versions(expected: Versions, host: HostFacts) -> None:
             )
 
 
-def check_link_address(host: HostFacts) -> None:
+def check_link_address(host: CandidateHost) -> None:
     """Check that the address for the ring is a private one: its sockets are neither encrypted nor authenticated.
 
     Raises:
@@ -245,7 +246,7 @@ def check_link_address(host: HostFacts) -> None:
         ) from error
 
 
-def label(host: HostFacts) -> str:
+def label(host: CandidateHost) -> str:
     """Return how messages name a host."""
     return "this host" if host.name is None else f'host "{host.name}"'
 
@@ -253,7 +254,9 @@ def label(host: HostFacts) -> str:
 # One split
 
 
-def _plan_split(model: ModelFacts, hosts: Sequence[HostFacts], split: Split, *, float32: bool) -> tuple[RankPlan, ...]:
+def _plan_split(
+    model: ModelFacts, hosts: Sequence[CandidateHost], split: Split, *, float32: bool
+) -> tuple[RankPlan, ...]:
     if split not in FAMILIES[model.architecture].splits:
         other = next(each for each in _SPLITS if each != split)
         raise InvalidRequest(
@@ -264,7 +267,7 @@ def _plan_split(model: ModelFacts, hosts: Sequence[HostFacts], split: Split, *, 
     return _plan_pipeline(model, hosts, float32=float32)
 
 
-def _plan_tensor(model: ModelFacts, hosts: Sequence[HostFacts], *, float32: bool) -> tuple[RankPlan, ...]:
+def _plan_tensor(model: ModelFacts, hosts: Sequence[CandidateHost], *, float32: bool) -> tuple[RankPlan, ...]:
     count = len(hosts)
     _check_divisible(model, count)
     weights = sum(_bytes(layer, float32=float32) for layer in model.layers) / count
@@ -288,7 +291,7 @@ def _check_divisible(model: ModelFacts, count: int) -> None:
             )
 
 
-def _plan_pipeline(model: ModelFacts, hosts: Sequence[HostFacts], *, float32: bool) -> tuple[RankPlan, ...]:
+def _plan_pipeline(model: ModelFacts, hosts: Sequence[CandidateHost], *, float32: bool) -> tuple[RankPlan, ...]:
     layers = [_bytes(layer, float32=float32) for layer in model.layers]
     if len(layers) < len(hosts):
         raise InvalidRequest(
@@ -342,12 +345,12 @@ def _divide(count: int, memory: Sequence[int], needs: Callable[[range], int]) ->
 
 
 def _checked(
-    model: ModelFacts, hosts: Sequence[HostFacts], parts: Sequence[range | None], needs: Sequence[int]
+    model: ModelFacts, hosts: Sequence[CandidateHost], parts: Sequence[range | None], needs: Sequence[int]
 ) -> tuple[RankPlan, ...]:
     """Return the ranks if each has enough memory."""
     if any(needed > host.memory_bytes for host, needed in zip(hosts, needs, strict=True)):
         listed = ", ".join(
-            f"{label(host)} needs {_gigabytes(needed)} and has {_gigabytes(host.memory_bytes)}"
+            f"{label(host)} needs {format_bytes(needed)} and has {format_bytes(host.memory_bytes)}"
             for host, needed in zip(hosts, needs, strict=True)
         )
         raise InsufficientMemory(
@@ -367,7 +370,3 @@ def _needs(model: ModelFacts, weights: float, cache_per_token: float, *, float32
     tokens = min(model.context_length or ORDINARY_TOKENS, ORDINARY_TOKENS)
     cache = cache_per_token * tokens * (2 if float32 else 1)
     return int(weights * WEIGHTS_FACTOR + cache * CACHE_FACTOR)
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"

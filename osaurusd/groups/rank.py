@@ -22,7 +22,7 @@ from osaurusd.groups.stream import ControlStream
 from osaurusd.hosts.registry import Host
 from osaurusd.log import get_logger
 from osaurusd.platform import memory
-from osaurusd.pool.leases import MemoryLease
+from osaurusd.pool.memory_leases import MemoryLease
 from osaurusd.pool.pool import Pool
 from osaurusd.rpc import framing, messages, worker
 from osaurusd.rpc.process import Launch, WorkerProcess, spawn
@@ -30,7 +30,7 @@ from osaurusd.rpc.watchdog import Clock, sleep
 from osaurusd.wire import groups as wire
 from osaurusd.wire.admin import WorkerInfo, WorkerState
 from osaurusd.wire.groups import LeaseInfo, RankStage
-from osaurusd.wire.placement import Manifest, Versions
+from osaurusd.wire.placement import COMMON_PACKAGES, Manifest, Versions
 from osaurusd.wire.residency import EventKind
 
 log = get_logger(__name__)
@@ -43,8 +43,6 @@ FLUSH_SECONDS = 5.0
 
 MAX_UNREAD_BYTES = 64 * 1024 * 1024
 """A rank that leaves more than this of its plans unread is ended."""
-
-SAME_VERSIONS = ("osaurusd", "mlx", "mlx-lm")
 
 Report = Callable[[str, int, int], None]
 """Reports a stage of `RankStage` with its done and total bytes."""
@@ -138,7 +136,8 @@ class Rank:
         self._process: WorkerProcess | None = None
         self._memory_bytes = 0
         self._stop_reason: OsaurusError | None = None
-        self._terminating = False
+        # While the predecessor or the process exits, the rank must not end.
+        self._interruptible = False
         self.task = asyncio.create_task(self._serve())
 
     @property
@@ -163,8 +162,7 @@ class Rank:
         """End the rank: SIGTERM, and SIGKILL after the grace period."""
         if self._stop_reason is None and not self.task.done():
             self._stop_reason = reason
-            # The lease must not end before the process.
-            if not self._terminating:
+            if self._interruptible:
                 self.task.cancel()
 
     def handle(self, message: wire.ToFollower | bytes) -> None:
@@ -215,6 +213,9 @@ class Rank:
                 self._predecessor.stop(ModelUnloaded("the leader has started the rank again"))
                 await asyncio.wait({self._predecessor.task})
                 self._predecessor = None
+            if self._stop_reason is not None:
+                raise self._stop_reason
+            self._interruptible = True
             self._check()
             limit = self._context.lend_bytes()
             self._lease.nbytes = self._choose_size(self._context.pool.lendable_bytes(limit))
@@ -233,7 +234,7 @@ class Rank:
     def _choose_size(self, lendable: int) -> int:
         """Return the size of the lease. At least half of the memory that the rank does not need is left for others."""
         needs = self._start.needs_bytes
-        return max(min(self._start.wanted_bytes, needs + (lendable - needs) // 2), needs)
+        return max(min(self._start.requested_bytes, needs + (lendable - needs) // 2), needs)
 
     def _report_granted(self) -> None:
         self._leased = self._granted = True
@@ -263,7 +264,7 @@ class Rank:
         context, theirs = self._context, self._start.versions
         if context.is_draining():
             raise Draining("the host is draining and accepts no new ranks")
-        for package in SAME_VERSIONS:
+        for package in COMMON_PACKAGES:
             ours, other = context.versions.get(package), theirs.get(package)
             if ours != other:
                 raise VersionMismatch(
@@ -295,7 +296,7 @@ class Rank:
             raise worker.invalid_data(error) from error
         finally:
             reporting.cancel()
-            self._terminating = True
+            self._interruptible = False
             await asyncio.shield(_terminate(process))
 
     def _load_request(self, folder: Path) -> messages.Load:

@@ -15,9 +15,6 @@ from osaurusd.wire.groups import Ping, Pong, StreamMessage
 MAX_UNSENT_BYTES = 64 * 1024 * 1024
 """A peer that leaves more than this unread is lost."""
 
-MAX_MESSAGE_BYTES = 256 * 1024 * 1024
-"""Limit of one message. A plan carries the tokens of the prompts that it adds."""
-
 PINGS_PER_TIMEOUT = 6
 """After a short cut, TCP sends again only after up to twice the length of the cut: pings must be frequent."""
 
@@ -163,8 +160,8 @@ class ControlStream(Generic[T]):
         return f"it left more than {MAX_UNSENT_BYTES} bytes unread"
 
 
-async def close(socket: Any, reason: str = "") -> None:
+async def close(socket: Any) -> None:
     """Close a WebSocket, without waiting long for a peer that is not reachable."""
     with contextlib.suppress(TimeoutError, ConnectionError):
         async with asyncio.timeout(CLOSE_SECONDS):
-            await socket.close(message=reason.encode()[:120])
+            await socket.close()

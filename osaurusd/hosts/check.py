@@ -1,7 +1,10 @@
 """Checks whether a paired host and this one can run a model together, and how fast their connection is."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
+
+from aiohttp import WSMsgType
 
 from osaurusd import addresses
 from osaurusd.config import Config
@@ -11,16 +14,16 @@ from osaurusd.hosts.client import HostClient
 from osaurusd.hosts.facts import Facts
 from osaurusd.hosts.registry import Host
 from osaurusd.wire.hosts import ControlRoute, Difference, HostCheck, HostFacts, ListenReply, ListenRequest
+from osaurusd.wire.placement import COMMON_PACKAGES
 
 ROUND_TRIPS = 20
+LATENCY_SECONDS = 15.0
 
 MAX_CLOCK_SECONDS = 5.0
 """A larger difference makes logs of the two hosts hard to compare; nothing else depends on it."""
 
 SLOW_LINK_BYTES_PER_SECOND = 100_000_000
 """Less than gigabit Ethernet."""
-
-_MUST_MATCH = ("osaurusd", "mlx", "mlx-lm")
 
 
 class HostChecker:
@@ -77,12 +80,22 @@ class HostChecker:
     async def _measure_latency(self, host: Host) -> float:
         """Return the median of some round trips."""
         durations = []
-        async with self._client.websocket(host, ControlRoute.ECHO, heartbeat=link.CONNECT_SECONDS) as connection:
-            for _ in range(ROUND_TRIPS):
-                started_at = time.perf_counter()
-                await connection.send_bytes(b"ping")
-                await connection.receive_bytes()
-                durations.append(time.perf_counter() - started_at)
+        try:
+            async with (
+                asyncio.timeout(LATENCY_SECONDS),
+                self._client.websocket(host, ControlRoute.ECHO) as connection,
+            ):
+                for _ in range(ROUND_TRIPS):
+                    started_at = time.perf_counter()
+                    await connection.send_bytes(b"ping")
+                    if (await connection.receive()).type is not WSMsgType.BINARY:
+                        raise HostUnreachable(f'host "{host.name}" closed the connection that measures the latency')
+                    durations.append(time.perf_counter() - started_at)
+        except TimeoutError as error:
+            raise HostUnreachable(
+                f'host "{host.name}" did not return {ROUND_TRIPS} messages within {LATENCY_SECONDS:g} s; check its '
+                "daemon and the network"
+            ) from error
         return sorted(durations)[ROUND_TRIPS // 2]
 
     def _backend_problems(self, here: HostFacts, there: HostFacts) -> Iterator[str]:
@@ -151,7 +164,7 @@ class HostChecker:
 
 
 def _differences(here: HostFacts, there: HostFacts) -> Iterator[Difference]:
-    for name in _MUST_MATCH:
+    for name in COMMON_PACKAGES:
         versions = (facts.installation.packages.get(name) for facts in (here, there))
         yield from _difference(name, *versions)
     yield from _difference("Python", here.installation.python, there.installation.python)
@@ -170,6 +183,6 @@ def _memory_problems(host: Host, there: HostFacts) -> Iterator[str]:
 
 def _version_problems(differences: list[Difference]) -> Iterator[str]:
     for each in differences:
-        if each.name in _MUST_MATCH:
+        if each.name in COMMON_PACKAGES:
             here, there = each.here or "not installed", each.there or "not installed"
             yield f"{each.name} differs ({here} here, {there} there); install the same version on both hosts"

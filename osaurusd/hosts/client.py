@@ -95,21 +95,12 @@ class HostClient:
             ) from error
 
     @contextlib.asynccontextmanager
-    async def websocket(
-        self, host: Host, path: str, *, heartbeat: float | None = None
-    ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
-        """Open a WebSocket. Raises what `request` raises.
-
-        Args:
-            host, path: what to request.
-            heartbeat: seconds between pings; a host that does not answer within half of it is disconnected.
-        """
+    async def websocket(self, host: Host, path: str) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """Open a WebSocket. Raises what `request` raises."""
         with _reported(host):
             session = await self._session(host)
             try:
-                async with session.ws_connect(
-                    host.url + path, heartbeat=heartbeat, max_msg_size=MAX_MESSAGE_BYTES
-                ) as connection:
+                async with session.ws_connect(host.url + path, max_msg_size=MAX_MESSAGE_BYTES) as connection:
                     yield connection
             except aiohttp.WSServerHandshakeError as error:
                 raise HostUnreachable(
@@ -131,6 +122,9 @@ class HostClient:
         if host.fingerprint not in self._sessions:
             identity = await self._identity.get()
             context = await asyncio.to_thread(client_context, identity, host)
+            # No await from here on, so that a later removal closes the session.
+            if self._registry.by_fingerprint(host.fingerprint) is None:
+                raise HostUnreachable(f'host "{host.name}" is no longer paired')
             if host.fingerprint not in self._sessions:
                 self._sessions[host.fingerprint] = aiohttp.ClientSession(
                     # A group needs as many connections as it needs.

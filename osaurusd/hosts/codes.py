@@ -28,15 +28,15 @@ _LOOKALIKES = str.maketrans("OIL", "011", "- \t")
 class Transcript(NamedTuple):
     """What both sides prove to have seen."""
 
-    offerer_fingerprint: str
-    adder_fingerprint: str
-    offerer_nonce: str
-    adder_nonce: str
+    responder_fingerprint: str
+    initiator_fingerprint: str
+    responder_nonce: str
+    initiator_nonce: str
     name: str
     endpoint: str
 
     def proof(self, role: str, code: str) -> str:
-        """Return the proof that `role`, `adder` or `offerer`, knows the code. Neither can repeat the other's."""
+        """Return the proof that `role`, `initiator` or `responder`, knows the code. Neither can repeat the other's."""
         message = msgspec.json.encode([PROTOCOL, role, *self])
         return hmac.digest(code.encode(), message, "sha256").hex()
 
@@ -70,7 +70,7 @@ class CodeOffer:
         self._offer = None
 
     def verify(self, transcript: Transcript, proof: str) -> str | None:
-        """Check an adder's proof. Return the offerer's, or None if it is wrong or no code is offered.
+        """Check an initiator's proof. Return the responder's, or None if it is wrong or no code is offered.
 
         A wrong one counts, and the last that is allowed withdraws the code. The caller withdraws it after a right one.
         """
@@ -79,8 +79,8 @@ class CodeOffer:
         offer = self._offer
         if offer is None:
             return None
-        if is_equal(transcript.proof("adder", offer.code), proof):
-            return transcript.proof("offerer", offer.code)
+        if is_equal(transcript.proof("initiator", offer.code), proof):
+            return transcript.proof("responder", offer.code)
         offer.wrong_proofs += 1
         if offer.wrong_proofs >= MAX_WRONG_PROOFS:
             log.warning("pairing code withdrawn", wrong_attempts=offer.wrong_proofs)

@@ -61,7 +61,7 @@ async def receive(own_address: str, address: str, port: int) -> float:
         The bytes per second.
 
     Raises:
-        OSError: the connection is not possible, or takes longer than `CONNECT_SECONDS`.
+        OSError: the connection is not possible, takes longer than `CONNECT_SECONDS`, or breaks.
     """
     async with asyncio.timeout(CONNECT_SECONDS):
         reader, writer = await asyncio.open_connection(
@@ -69,11 +69,13 @@ async def receive(own_address: str, address: str, port: int) -> float:
         )
     started_at = time.perf_counter()
     received = 0
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(TRANSFER_SECONDS):
-            while chunk := await reader.read(_CHUNK_BYTES):
-                received += len(chunk)
-    writer.transport.abort()
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TRANSFER_SECONDS):
+                while chunk := await reader.read(_CHUNK_BYTES):
+                    received += len(chunk)
+    finally:
+        writer.transport.abort()
     return received / (time.perf_counter() - started_at)
 
 

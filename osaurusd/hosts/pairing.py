@@ -1,11 +1,11 @@
 """Pairing: two hosts exchange certificates over a connection that nothing vouches for yet.
 
-One host, the offerer, shows a code, which a person types on the other one, the adder. The code never travels. Each side
-proves that it knows the code with an HMAC over both certificates, as it sees them, and both nonces. A machine in the
-middle has to show its own certificate to at least one side. The two sides then prove different things, and neither
-accepts the other's proof.
+One host, the responder, shows a code, which a person types on the other one, the initiator. The code never travels.
+Each side proves that it knows the code with an HMAC over both certificates, as it sees them, and both nonces. A machine
+in the middle has to show its own certificate to at least one side. The two sides then prove different things, and
+neither accepts the other's proof.
 
-The conversation consists of four lines of JSON over TLS: hello, challenge, claim and verdict.
+The conversation consists of four lines of JSON over TLS: hello, challenge, claim and result.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from osaurusd import addresses
-from osaurusd.errors import HostNameTaken, HostUnreachable, InvalidRequest, PairingFailed
+from osaurusd.errors import HostNameTaken, HostUnreachable, InternalError, InvalidRequest, PairingFailed
 from osaurusd.hosts.codes import CodeOffer, Transcript, is_equal
 from osaurusd.hosts.identity import Identity, fingerprint_of, fingerprint_of_pem
 from osaurusd.hosts.registry import Host, HostRegistry
@@ -40,25 +40,26 @@ _Message = TypeVar("_Message")
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
-    """The adder begins."""
+    """The initiator begins."""
 
     version: int
     nonce: Nonce
 
 
 class Challenge(msgspec.Struct, frozen=True, kw_only=True):
-    """The offerer's nonce. It is sent whether or not a code is offered, so that strangers cannot tell."""
+    """The responder's nonce. It is sent whether or not a code is offered, so that unpaired clients cannot tell."""
 
     version: int = VERSION
     nonce: Nonce
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """The adder's certificate and proof.
+    """The initiator's certificate and proof.
 
     Attributes:
-        name: what the offerer calls the adder from now on.
-        endpoint: where the adder accepts paired hosts: `IP:port`, `:port` at the address of this connection, or empty.
+        name: what the responder calls the initiator from now on.
+        endpoint: where the initiator accepts paired hosts: `IP:port`, `:port` at the address of this connection, or
+            empty.
     """
 
     certificate: str
@@ -67,15 +68,21 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     proof: Proof
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The offerer's proof; without one, it rejects the adder."""
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """The responder's proof; without one, it rejects the initiator.
+
+    Attributes:
+        name_taken: the responder calls another host so.
+        failed: the responder accepts the initiator, but cannot save the pairing.
+    """
 
     proof: Proof | None = None
     name_taken: bool = False
+    failed: bool = False
 
 
 @dataclass(frozen=True)
-class Adder:
+class Initiator:
     """How the host that types the code presents itself; see `Claim`."""
 
     identity: Identity
@@ -92,10 +99,10 @@ async def answer(
     registry: HostRegistry,
     on_paired: Callable[[Host], None],
 ) -> None:
-    """Take the offerer's side of the conversation with a stranger.
+    """Take the responder's side of the conversation with an unpaired client.
 
     Raises:
-        ValueError, EOFError, OSError: the stranger does not follow the protocol, or is gone.
+        ValueError, EOFError, OSError: the unpaired client does not follow the protocol, or is gone.
     """
     hello = await _receive(reader, Hello)
     challenge = Challenge(nonce=secrets.token_hex())
@@ -103,27 +110,30 @@ async def answer(
     if hello.version != VERSION:
         return
     claim = await _receive(reader, Claim)
-    adder = fingerprint_of_pem(claim.certificate)
-    transcript = Transcript(identity.fingerprint, adder, challenge.nonce, hello.nonce, claim.name, claim.endpoint)
+    initiator = fingerprint_of_pem(claim.certificate)
+    transcript = Transcript(identity.fingerprint, initiator, challenge.nonce, hello.nonce, claim.name, claim.endpoint)
     proof = offer.verify(transcript, claim.proof)
     if proof is None:
         log.warning("pairing attempt rejected", address=_peer_address(writer))
-        await _send(writer, Verdict())
+        await _send(writer, Result())
         return
-    try:
-        registry.check_name(claim.name, adder)
-    except HostNameTaken:
-        await _send(writer, Verdict(name_taken=True))
-        return
-    offer.withdraw()
     host = _host(claim.name, _url(claim.endpoint, _peer_address(writer)), claim.certificate)
-    await registry.add(host)
-    on_paired(host)
-    await _send(writer, Verdict(proof=proof))
+    try:
+        registry.check_name(claim.name, initiator)
+        offer.withdraw()
+        await registry.add(host)
+    except HostNameTaken:
+        await _send(writer, Result(name_taken=True))
+    except InternalError as error:
+        log.warning("pairing failed", host=host.name, reason=error.message)
+        await _send(writer, Result(failed=True))
+    else:
+        on_paired(host)
+        await _send(writer, Result(proof=proof))
 
 
-async def pair(name: str, url: str, code: str, link_address: str | None, adder: Adder) -> Host:
-    """Take the adder's side: pair with the host at `url`, which offers `code`.
+async def pair(name: str, url: str, code: str, link_address: str | None, initiator: Initiator) -> Host:
+    """Take the initiator's side: pair with the host at `url`, which offers `code`.
 
     Returns:
         The host, which the caller has to register.
@@ -140,7 +150,7 @@ async def pair(name: str, url: str, code: str, link_address: str | None, adder: 
                 address, port, ssl=pairing_context(), server_hostname="", limit=MAX_LINE_BYTES
             )
             try:
-                certificate = await _converse(reader, writer, code, adder)
+                certificate = await _converse(reader, writer, code, initiator)
             finally:
                 writer.transport.abort()
     except TimeoutError as error:
@@ -153,10 +163,10 @@ async def pair(name: str, url: str, code: str, link_address: str | None, adder: 
     return _host(name, f"https://{place}", certificate, link_address)
 
 
-async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, code: str, adder: Adder) -> str:
-    """Hold the conversation, and return the offerer's certificate once it has proven to know the code."""
+async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, code: str, initiator: Initiator) -> str:
+    """Hold the conversation, and return the responder's certificate once it has proven to know the code."""
     der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True) or b""
-    if fingerprint_of(der) == adder.identity.fingerprint:
+    if fingerprint_of(der) == initiator.identity.fingerprint:
         raise InvalidRequest("`url`: this is the URL of this host itself", param="url")
     hello = Hello(version=VERSION, nonce=secrets.token_hex())
     await _send(writer, hello)
@@ -165,28 +175,31 @@ async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
         raise PairingFailed(
             "the releases of osaurusd on the two hosts pair in different ways; install the same release on both"
         )
+    identity = initiator.identity
     transcript = Transcript(
-        fingerprint_of(der), adder.identity.fingerprint, challenge.nonce, hello.nonce, adder.name, adder.endpoint
+        fingerprint_of(der), identity.fingerprint, challenge.nonce, hello.nonce, initiator.name, initiator.endpoint
     )
     claim = Claim(
-        certificate=adder.identity.certificate,
-        name=adder.name,
-        endpoint=adder.endpoint,
-        proof=transcript.proof("adder", code),
+        certificate=identity.certificate,
+        name=initiator.name,
+        endpoint=initiator.endpoint,
+        proof=transcript.proof("initiator", code),
     )
     await _send(writer, claim)
-    verdict = await _receive(reader, Verdict)
-    if verdict.name_taken:
+    result = await _receive(reader, Result)
+    if result.name_taken:
         raise HostNameTaken(
-            f'the other host already calls another host "{adder.name}"; choose a name with --as', param="own_name"
+            f'the other host already calls another host "{initiator.name}"; choose a name with --as', param="own_name"
         )
-    if verdict.proof is None:
+    if result.failed:
+        raise PairingFailed("the other host cannot save the pairing; its log says why")
+    if result.proof is None:
         raise PairingFailed(
             'the other host rejected the code: it is wrong, used or expired; run "osaurusctl host code" there for '
             "another",
             param="code",
         )
-    if not is_equal(transcript.proof("offerer", code), verdict.proof):
+    if not is_equal(transcript.proof("responder", code), result.proof):
         raise PairingFailed(
             "the other side does not know the code: it is not the host that showed it, or another machine intercepts "
             "the connection",
@@ -221,17 +234,12 @@ def _peer_address(writer: asyncio.StreamWriter) -> str:
 
 
 def _url(endpoint: str, peer_address: str) -> str:
-    """Return the URL of an adder. It knows its address only if it does not listen on all of them."""
+    """Return the URL of an initiator. It knows its address only if it does not listen on all of them."""
     if not endpoint:
         return ""
-    address, port = addresses.parse_url(
-        f"{_bracketed(peer_address)}{endpoint}" if endpoint.startswith(":") else endpoint
-    )
+    is_port = endpoint.startswith(":")
+    address, port = addresses.parse_url(addresses.bracket(peer_address) + endpoint if is_port else endpoint)
     return f"https://{addresses.join(address, port)}"
-
-
-def _bracketed(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
 
 
 def _host(name: str, url: str, certificate: str, link_address: str | None = None) -> Host:

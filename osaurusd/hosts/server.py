@@ -1,9 +1,9 @@
-"""The control server: a TLS port on which paired hosts send requests, and strangers can do nothing but pair.
+"""The control server: a TLS port on which paired hosts send requests, and unpaired clients can do nothing but pair.
 
 What a client may do is decided by its certificate, before the first byte of a request is parsed. A connection with the
 certificate of a paired host is served as HTTP. Without a certificate it speaks the pairing protocol, for a few seconds.
-Any other certificate fails the handshake. Strangers have limits of their own, so that they cannot use up what paired
-hosts need.
+Any other certificate fails the handshake. Unpaired clients have limits of their own, so that they cannot use up what
+paired hosts need.
 """
 
 import asyncio
@@ -30,14 +30,14 @@ from osaurusd.log import get_logger
 
 log = get_logger(__name__)
 
-MAX_STRANGERS = 32
-MAX_STRANGERS_PER_ADDRESS = 8
+MAX_UNPAIRED = 32
+MAX_UNPAIRED_PER_ADDRESS = 8
 """Connections that are not, or not yet, those of paired hosts."""
 
 MAX_CONNECTIONS = 128
 HANDSHAKE_SECONDS = 5.0
-STRANGER_SECONDS = 10.0
-STRANGER_BYTES = 8 * 1024
+UNPAIRED_SECONDS = 10.0
+UNPAIRED_BYTES = 8 * 1024
 ACCEPT_RETRY_SECONDS = 1.0
 MAX_BODY_BYTES = 4 * 1024 * 1024
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -60,7 +60,7 @@ class ControlServer:
         registry: the paired hosts.
         routes: what paired hosts can request, with full paths. A handler finds out who asks with `peer`.
         config: returns the configuration in force.
-        pair: holds the conversation with a stranger.
+        pair: holds the conversation with an unpaired client.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ControlServer:
         group = RouteGroup("hosts", routes, error_response)
         app = create_app([group], self._get_config, middlewares=[self._require_peer])
         self._http = HttpServer(app, self._get_config, error_response)
-        self._strangers: Counter[str] = Counter()
+        self._unpaired: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: list[socket.socket] = []
         self._transports: dict[str, set[asyncio.Transport]] = {}
@@ -108,7 +108,7 @@ class ControlServer:
         await self._http.close()
 
     def protocol_for(self, transport: asyncio.Transport) -> asyncio.Protocol | None:
-        """Return the protocol of a connection whose handshake is done; None for a stranger's."""
+        """Return the protocol of a connection whose handshake is done; None for an unpaired client's."""
         fingerprint = peer_fingerprint(transport.get_extra_info("ssl_object"))
         if fingerprint is None or self._registry.by_fingerprint(fingerprint) is None:
             return None
@@ -132,35 +132,36 @@ class ControlServer:
                 connection.close()
 
     def _has_room(self, address: str) -> bool:
-        return self._strangers[address] < MAX_STRANGERS_PER_ADDRESS and self._strangers.total() < MAX_STRANGERS
+        return self._unpaired[address] < MAX_UNPAIRED_PER_ADDRESS and self._unpaired.total() < MAX_UNPAIRED
 
     async def _serve(self, connection: socket.socket, address: str) -> None:
-        """Complete the handshake of a new connection, and talk to it if it is a stranger's."""
+        """Complete the handshake of a new connection, and talk to it if it is an unpaired client's."""
         with self._counted(address):
             try:
                 transport, protocol = await self._shake_hands(connection)
             except (OSError, TimeoutError) as error:
                 log.debug("handshake of another host failed", address=address, reason=str(error))
                 return
-            if protocol.stranger is not None:
-                await self._talk(transport, *protocol.stranger)
+            if protocol.unpaired is not None:
+                await self._talk(transport, *protocol.unpaired)
 
     async def _talk(
         self, transport: asyncio.Transport, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """Talk to a stranger, who is cut off if it does not follow the protocol."""
+        """Talk to an unpaired client, and cut it off if it does not follow the protocol."""
         try:
-            async with asyncio.timeout(STRANGER_SECONDS):
+            async with asyncio.timeout(UNPAIRED_SECONDS):
                 await self._pair(reader, writer)
         except (OSError, ValueError, EOFError, TimeoutError) as error:
-            log.info("stranger rejected", address=writer.get_extra_info("peername")[0], reason=type(error).__name__)
+            address = writer.get_extra_info("peername")[0]
+            log.info("unpaired client rejected", address=address, reason=type(error).__name__)
             transport.abort()
         finally:
             transport.close()
 
-    async def _shake_hands(self, connection: socket.socket) -> tuple[asyncio.Transport, "_Newcomer"]:
+    async def _shake_hands(self, connection: socket.socket) -> tuple[asyncio.Transport, "_PendingProtocol"]:
         transport, protocol = await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: _Newcomer(self),
+            lambda: _PendingProtocol(self),
             connection,
             ssl=self._context,
             ssl_handshake_timeout=HANDSHAKE_SECONDS,
@@ -170,13 +171,13 @@ class ControlServer:
 
     @contextlib.contextmanager
     def _counted(self, address: str) -> Iterator[None]:
-        self._strangers[address] += 1
+        self._unpaired[address] += 1
         try:
             yield
         finally:
-            self._strangers[address] -= 1
+            self._unpaired[address] -= 1
             # Otherwise the counter keeps every address that ever connected.
-            self._strangers += Counter()
+            self._unpaired += Counter()
 
     def _spawn(self, coroutine: Awaitable[None]) -> None:
         task = asyncio.ensure_future(coroutine)
@@ -212,38 +213,33 @@ class ControlServer:
         return msgspec.structs.replace(config, limits=limits, server=server)
 
 
-class _Newcomer(asyncio.Protocol):
+class _PendingProtocol(asyncio.Protocol):
     """The protocol of a connection until its certificate is known.
 
     Attributes:
-        stranger: the streams of a connection without a certificate.
+        unpaired: the streams of a connection without a certificate.
     """
 
     def __init__(self, server: ControlServer) -> None:
         self._server = server
-        self.stranger: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self.unpaired: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         protocol = self._server.protocol_for(transport)
         if protocol is None:
             loop = asyncio.get_running_loop()
-            reader = asyncio.StreamReader(limit=STRANGER_BYTES)
+            reader = asyncio.StreamReader(limit=UNPAIRED_BYTES)
             protocol = asyncio.StreamReaderProtocol(reader)
-            self.stranger = reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+            self.unpaired = reader, asyncio.StreamWriter(transport, protocol, reader, loop)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
 
 
 @contextlib.asynccontextmanager
-async def websocket(request: web.Request, *, heartbeat: float | None = None) -> AsyncIterator[web.WebSocketResponse]:
-    """Accept a WebSocket of a paired host. Messages may be large; the handler returns what this yields.
-
-    Args:
-        request: the request.
-        heartbeat: seconds between pings; a host that does not answer within half of it is disconnected.
-    """
-    response = web.WebSocketResponse(heartbeat=heartbeat, compress=False, max_msg_size=MAX_MESSAGE_BYTES)
+async def websocket(request: web.Request) -> AsyncIterator[web.WebSocketResponse]:
+    """Accept a WebSocket of a paired host. Messages may be large; the handler returns what this yields."""
+    response = web.WebSocketResponse(compress=False, max_msg_size=MAX_MESSAGE_BYTES)
     await response.prepare(request)
     if (connection := connection_of(request)) is not None:
         connection.upgrade(_InUse())

@@ -139,8 +139,8 @@ class Hosts:
             _check("link_address", addresses.parse_private_address, request.link_address)
         self.registry.check_name(request.name)
         identity = await self.identity.get()
-        adder = pairing.Adder(identity, request.own_name or own_name(), self._own_endpoint())
-        host = await pairing.pair(request.name, request.url, code, request.link_address, adder)
+        initiator = pairing.Initiator(identity, request.own_name or own_name(), self._own_endpoint())
+        host = await pairing.pair(request.name, request.url, code, request.link_address, initiator)
         await self.registry.add(host)
         self._report_pairing(host)
         return host

@@ -7,13 +7,17 @@ themselves. What the server says about the content is ignored.
 """
 
 import asyncio
+import errno
 import ipaddress
+import os
 import ssl
 from collections.abc import Callable
 from socket import AddressFamily
 
 from aiohttp import (
     ClientConnectorCertificateError,
+    ClientConnectorDNSError,
+    ClientConnectorError,
     ClientError,
     ClientResponse,
     ClientSession,
@@ -106,6 +110,10 @@ class UrlFetcher:
             raise _failed(target, f"it took longer than {limit}") from error
         except ClientConnectorCertificateError as error:
             raise _failed(target, "its certificate is not trusted") from error
+        except ClientConnectorDNSError as error:
+            raise _failed(target, "its name cannot be resolved") from error
+        except ClientConnectorError as error:
+            raise _failed(target, f"the connection failed: {os.strerror(error.errno or errno.ECONNREFUSED)}") from error
         except (ClientError, OSError, ValueError) as error:
             raise _failed(target, excerpt(str(error) or type(error).__name__)) from error
         log.info("image downloaded", host=target.host, bytes=len(file))
@@ -133,7 +141,7 @@ class UrlFetcher:
         if not is_allowed(host.rstrip("."), url.port or 0, settings.allowed_url_hosts):
             raise InvalidRequest(
                 f"the daemon does not download images from {excerpt(url.authority)}, which is not in "
-                "`vision.allowed_url_hosts`; send the image as a `data:` URL"
+                "`vision.allowed_url_hosts`; send the content of the file in base64"
             )
         try:
             address = ipaddress.ip_address(host)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from osaurusd import addresses
 from osaurusd.errors import HomeInUse, ListenFailed
 from osaurusd.wire import ports
 
@@ -52,7 +53,7 @@ def url_of(listener: socket.socket, *, tls: bool = False) -> str:
     """Return the URL of a listening TCP socket."""
     host, port = listener.getsockname()[:2]
     scheme = "https" if tls else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    return f"{scheme}://{addresses.join(host, port)}"
 
 
 @contextlib.contextmanager

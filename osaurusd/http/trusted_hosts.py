@@ -15,6 +15,7 @@ import psutil
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from osaurusd.addresses import bracket
 from osaurusd.config import Server
 from osaurusd.errors import Forbidden, InvalidRequest
 from osaurusd.wire.admin import SOCKET_HOST
@@ -152,8 +153,7 @@ def _hosts_of(addresses: Iterable[str]) -> Iterator[str]:
 
 
 def _address_as_host(address: str) -> str:
-    parsed = parse_address(address)
-    return f"[{parsed}]" if parsed.version == 6 else str(parsed)
+    return bracket(str(parse_address(address)))
 
 
 def _as_host_header(host: str) -> str:
@@ -163,7 +163,7 @@ def _as_host_header(host: str) -> str:
     except ValueError:
         match = _HOST_AND_PORT.fullmatch(host)
         return host if match is None else match["name"]
-    return f"[{address}]" if address.version == 6 else host
+    return bracket(str(address)) if address.version == 6 else host
 
 
 def _is_wildcard(host: str) -> bool:

@@ -28,14 +28,18 @@ DETAILS: Mapping[str, Detail] = {"auto": "auto", "low": "low", "high": "high", "
 
 # Decoding this much base64 takes a few milliseconds.
 _CHUNK_CHARACTERS = 1024 * 1024
-_CHUNK_BYTES = _CHUNK_CHARACTERS // 4 * 3
 
 # Of all requests together: their bytes are counted when they are complete.
 _MAX_DOWNLOADS = 8
+# Line breaks and spaces in base64, which programs such as `base64` insert.
+_WHITESPACE = " \t\r\n"
+# Padding, and whitespace behind it.
+_MAX_PADDED_END = 8
+_NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=]")
 _MAX_DATA_URL_HEAD = 256
 _MAX_SCHEME = 32
 
-_DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
+_DATA_URL = re.compile(r"data:(?P<type>[^;,]*)(?:;[^,]*)?;\s*base64\s*,", re.IGNORECASE)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _WEB = re.compile(r"https?:", re.IGNORECASE)
 
@@ -55,7 +59,10 @@ class ImageSource:
     @property
     def size(self) -> int:
         """How many bytes the text decodes to; 0 for a URL."""
-        return 0 if self.is_url else len(self.text) // 4 * 3 - self.text.count("=", -2)
+        if self.is_url:
+            return 0
+        characters = len(self.text) - sum(map(self.text.count, _WHITESPACE))
+        return characters * 3 // 4 - self.text.count("=", -_MAX_PADDED_END)
 
 
 class ImageCollector:
@@ -74,7 +81,7 @@ class ImageCollector:
         """Add an image and return the part that refers to it.
 
         Args:
-            value: a `data:` URL, base64 text, or the URL of an image to download.
+            value: a `data:` URL, base64 text, which may have line breaks, or the URL of an image to download.
             path: the field with the value.
             detail: how closely the model looks at it; None means the default.
 
@@ -99,16 +106,19 @@ def _parse_detail(detail: str | None, path: str) -> Detail:
         return "auto"
     if detail in DETAILS:
         return DETAILS[detail]
-    path = f"{path.removesuffix('.url').removesuffix('.image_url')}.detail"
+    # Beside the URL of the image: in an object of its own, or in the part.
+    path = f"{path.rpartition('.')[0]}.detail"
     raise InvalidRequest(f"`{path}`: must be one of {', '.join(DETAILS)}, not {detail[:100]!r}", param=path)
 
 
 def _parse_source(value: str, path: str) -> tuple[ImageSource, str]:
     """Return the source, and the declared media type, which is empty if there is none."""
+    if value[:1].isspace():
+        value = value.lstrip()
     if _WEB.match(value):
         return ImageSource(path, value, is_url=True), ""
     if data_url := _DATA_URL.match(value, 0, _MAX_DATA_URL_HEAD):
-        text, media_type = value[data_url.end() :], data_url["type"] or ""
+        text, media_type = value[data_url.end() :], data_url["type"].strip()
     elif _SCHEME.match(value, 0, _MAX_SCHEME):
         raise InvalidRequest(
             f"`{path}`: must be a `data:` URL such as `data:image/png;base64,...`, base64, or an http(s) URL",
@@ -174,13 +184,13 @@ class ImageLoader:
         vision = self._config().vision
         if len(sources) > vision.max_images:
             raise InvalidRequest(
-                f"at most {vision.max_images} images, not {len(sources)} (`vision.max_images`)",
+                f"the request has {len(sources)} images; at most {vision.max_images} are allowed (`vision.max_images`)",
                 location=(*IMAGES, list(sources)[vision.max_images]),
             )
         for number, source in sources.items():
             if source.is_url and not vision.allowed_url_hosts:
                 raise InvalidRequest(
-                    "the daemon does not download images; send the image as a `data:` URL, or allow its host in "
+                    "the daemon does not download images; send the content of the file in base64, or allow its host in "
                     "`vision.allowed_url_hosts`",
                     location=(*IMAGES, number),
                 )
@@ -265,17 +275,35 @@ def _referenced(prompt: Prompt) -> Iterator[int]:
 
 
 async def _decode(text: str, location: Location) -> bytes:
-    """Decode base64 strictly, without holding the event loop for long."""
+    """Decode base64, with or without line breaks and padding, without holding the event loop for long."""
     pieces: list[bytes] = []
-    try:
-        for start in range(0, len(text), _CHUNK_CHARACTERS):
-            if start:
-                await asyncio.sleep(0)
-                if len(pieces[-1]) != _CHUNK_BYTES:
-                    raise ValueError("padding in the middle")
-            pieces.append(binascii.a2b_base64(text[start : start + _CHUNK_CHARACTERS], strict_mode=True))
-    except ValueError as error:
-        raise InvalidRequest(
-            f"the image is not valid base64: {str(error)[:1].lower()}{str(error)[1:]}", location=location
-        ) from error
+    rest = ""
+    for start in range(0, len(text), _CHUNK_CHARACTERS):
+        if start:
+            await asyncio.sleep(0)
+        characters = rest + _remove_whitespace(text[start : start + _CHUNK_CHARACTERS])
+        is_last = start + _CHUNK_CHARACTERS >= len(text)
+        end = len(characters) if is_last else len(characters) // 4 * 4
+        rest = characters[end:]
+        try:
+            if characters and pieces and len(pieces[-1]) % 3:
+                raise ValueError("padding in the middle")
+            padding = "=" * (-end % 4)
+            pieces.append(binascii.a2b_base64(characters[:end] + padding, strict_mode=True))
+        except ValueError as error:
+            raise _not_base64(error, characters, location) from error
     return b"".join(pieces)
+
+
+def _remove_whitespace(text: str) -> str:
+    for character in _WHITESPACE:
+        text = text.replace(character, "")
+    return text
+
+
+def _not_base64(error: ValueError, text: str, location: Location) -> InvalidRequest:
+    other = _NOT_BASE64.search(text)
+    reason = f"it contains {other[0]!r}" if other else f"{str(error)[:1].lower()}{str(error)[1:]}"
+    return InvalidRequest(
+        f"the image is not valid base64: {reason}; send the content of the file in standard base64", location=location
+    )

@@ -17,7 +17,7 @@ from osaurusd.platform.power import PowerAssertion
 from osaurusd.pool import memory
 from osaurusd.pool.config import PoolConfig, negative_to_none
 from osaurusd.pool.lease import FutureWaiter, Lease
-from osaurusd.pool.leases import MemoryLease
+from osaurusd.pool.memory_leases import MemoryLease
 from osaurusd.pool.metrics import PoolMetrics
 from osaurusd.pool.placement import Launcher, LocalLauncher
 from osaurusd.pool.scheduler import Scheduler
@@ -292,9 +292,10 @@ class Pool:
         if loaded.working_set_bytes and loaded.working_set_bytes != self._working_set_bytes:
             self._working_set_bytes = loaded.working_set_bytes
             self._dispatch(self._scheduler.configure, self._scheduler_config())
-        # Of a distributed model, the worker knows only its own part.
-        measured = None if self._launcher.ranks(model.key) else loaded.serving_bytes or None
-        self._dispatch(self._scheduler.ready, model, needs_bytes=measured)
+        # Of a distributed model, the worker reports only its own part, without what the plan reserves for it.
+        planned = bool(self._launcher.ranks(model.key))
+        needs = self._launcher.needs_bytes(self._records[model.key]) if planned else loaded.serving_bytes
+        self._dispatch(self._scheduler.ready, model, needs_bytes=needs or 0, planned=planned)
         self.update_limit(model)
         self._launcher.prepare_next()
 
@@ -350,7 +351,9 @@ class Pool:
         keep_alive = self._config.keep_alive.for_model(record)
         planned = self._launcher.needs_bytes(record)
         if planned is not None:
-            return ModelSpec(record.repo, planned, keep_alive, planned=True)
+            # What exceeds the budget is planned for other hosts when the model is loaded.
+            needs = min(planned, self._scheduler.config.budget_bytes)
+            return ModelSpec(record.repo, needs, keep_alive, planned=True)
         return ModelSpec(record.repo, self._estimate_bytes(record), keep_alive)
 
     def _estimate_bytes(self, record: ModelRecord) -> int:

@@ -14,11 +14,12 @@ started or is rejected. Models behind it start early only if they do not delay i
 
 import itertools
 from collections import deque
+from dataclasses import replace
 from operator import attrgetter
 
 from osaurusd.errors import ModelUnloaded, OsaurusError, QueueFull, ShuttingDown
 from osaurusd.pool import policy
-from osaurusd.pool.leases import Leases, MemoryLease
+from osaurusd.pool.memory_leases import MemoryLease, MemoryLeases
 from osaurusd.pool.policy import Plan
 from osaurusd.pool.state import Effects, Failure, ModelSpec, ModelState, SchedulerConfig, StopCause, Waiter
 from osaurusd.wire.admin import IN_MEMORY, WorkerState
@@ -37,7 +38,7 @@ class Scheduler:
         self._unloaded_pins: set[str] = set()
         # Minimum memory as reported by workers, which replaces the estimates.
         self._measured_bytes: dict[str, int] = {}
-        self.leases = Leases()
+        self.leases = MemoryLeases()
         self._positions = itertools.count(1)
         self._wakeups: list[float] = []
         self._last_division: object = None
@@ -131,10 +132,14 @@ class Scheduler:
         model.served |= served
         self._reconcile(now)
 
-    def ready(self, model: ModelState, now: float, needs_bytes: int | None = None) -> None:
-        """Handle a completed load; `needs_bytes` replaces the estimate."""
-        if needs_bytes is not None:
-            self._measured_bytes[model.key] = model.needs_bytes = needs_bytes
+    def ready(self, model: ModelState, now: float, needs_bytes: int = 0, *, planned: bool = False) -> None:
+        """Handle a completed load; `needs_bytes`, unless 0, replaces the estimate; `planned` is as in `ModelSpec`."""
+        model.planned = planned
+        model.needs_bytes = needs_bytes or model.needs_bytes
+        if needs_bytes and not planned:
+            self._measured_bytes[model.key] = needs_bytes
+        if planned and (pin := self._pins.get(model.key)):
+            self._pins[model.key] = replace(pin, needs_bytes=model.needs_bytes)
         if model.state is not WorkerState.STARTING:
             return  # stopped during the load
         model.state = WorkerState.READY
@@ -157,7 +162,7 @@ class Scheduler:
             self._failures.pop(model.key, None)
             if model.waiters:
                 # Requests that arrived while the model was draining or stopping load it again, at their position.
-                successor = self._enqueue(ModelSpec(model.key, model.needs_bytes, model.keep_alive))
+                successor = self._enqueue(model.spec)
                 successor.waiters, successor.position = model.waiters, model.waiters[0][0]
         else:
             self._record_failure(model, error, now)
@@ -347,9 +352,9 @@ class Scheduler:
         self._last_division = division
         needs = {model.key: model.held_bytes for model in models}
         for key, limit in policy.divide_budget(budget - leaving_bytes, needs).items():
-            model = self._models[key]
-            changed, model.limit_bytes = limit != model.limit_bytes, limit
-            if changed and model not in starting:
+            model, before = self._models[key], self._models[key].limit_bytes
+            model.limit_bytes = limit
+            if limit != before and model not in starting:
                 self._effects.update_limit(model)
 
     @property
@@ -360,13 +365,8 @@ class Scheduler:
 
     def _enqueue(self, spec: ModelSpec) -> ModelState:
         self._unloaded_pins.discard(spec.key)
-        model = self._models[spec.key] = ModelState(
-            spec.key,
-            needs_bytes=self._needs(spec),
-            keep_alive=spec.keep_alive,
-            pinned=spec.key in self._pins,
-            position=next(self._positions),
-        )
+        spec, pinned = replace(spec, needs_bytes=self._needs(spec)), spec.key in self._pins
+        model = self._models[spec.key] = ModelState.queued(spec, pinned=pinned, position=next(self._positions))
         return model
 
     def _stop(self, model: ModelState, reason: OsaurusError, cause: StopCause) -> None:

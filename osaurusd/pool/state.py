@@ -76,7 +76,7 @@ class ModelState:
 
     Attributes:
         needs_bytes: minimum memory: weights and one request. An estimate until the worker reports it.
-        keep_alive: as in `ModelSpec`.
+        keep_alive, planned: as in `ModelSpec`.
         keep_alive_fixed: a load request set `keep_alive`; configuration changes do not affect it.
         position: place in the queue for memory.
         waiters: requests for the model with their positions, in order.
@@ -94,6 +94,7 @@ class ModelState:
     needs_bytes: int = 0
     keep_alive: float | None = None
     keep_alive_fixed: bool = False
+    planned: bool = False
     pinned: bool = False
     position: int = 0
     in_flight: int = 0
@@ -107,6 +108,23 @@ class ModelState:
     served: bool = False
     draining: bool = False
     blocked_since: float | None = None
+
+    @classmethod
+    def queued(cls, spec: ModelSpec, *, pinned: bool, position: int) -> "ModelState":
+        """Build the state of a model that waits for memory."""
+        return cls(
+            spec.key,
+            needs_bytes=spec.needs_bytes,
+            keep_alive=spec.keep_alive,
+            planned=spec.planned,
+            pinned=pinned,
+            position=position,
+        )
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model to load again."""
+        return ModelSpec(self.key, self.needs_bytes, self.keep_alive, planned=self.planned)
 
     @property
     def held_bytes(self) -> int:

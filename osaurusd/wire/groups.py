@@ -16,7 +16,7 @@ from osaurusd.wire.placement import Manifest, Split, Versions
 RANKS_PATH = "/v0/ranks"
 """Path of the control stream."""
 
-MAX_RANKS = 64
+MAX_RANKS = 16
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Bytes = Annotated[int, msgspec.Meta(ge=0)]
@@ -68,7 +68,8 @@ class StartRank(_Message, frozen=True, tag="start"):
         layers: for a pipeline, the number of layers of each rank, rank 0 first.
         own_layers: for a pipeline, the first layer of this rank and the one after its last. It needs only their files.
         needs_bytes: minimum memory of the rank.
-        wanted_bytes: memory with which the rank can hold as many tokens as rank 0; it gets less if little can be lent.
+        requested_bytes: memory with which the rank can hold as many tokens as rank 0; it gets less if the host can
+            lend little.
     """
 
     group: Name
@@ -78,7 +79,7 @@ class StartRank(_Message, frozen=True, tag="start"):
     size: Annotated[int, msgspec.Meta(ge=2, le=MAX_RANKS)]
     split: Split
     needs_bytes: Annotated[int, msgspec.Meta(gt=0)]
-    wanted_bytes: Bytes
+    requested_bytes: Bytes
     manifest: Manifest
     layers: Annotated[list[int], msgspec.Meta(max_length=MAX_RANKS)] = []
     own_layers: tuple[int, int] | None = None

@@ -13,27 +13,10 @@ Backend = Literal["ring", "jaccl"]
 """What the ranks exchange tensors with: TCP in a ring, or RDMA over Thunderbolt."""
 
 Versions = dict[str, str]
-"""Versions by package (`osaurusd`, `mlx`, `mlx-lm`), and that of the operating system as `system`."""
+"""Versions by package, of `COMMON_PACKAGES`, and that of the operating system as `system`."""
 
-
-class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the placement of a model depends on.
-
-    Attributes:
-        name: the paired host; None for this host, the leader.
-        memory_bytes: memory for a rank.
-        link_address: the address that the other ranks connect to.
-        device: what its workers compute on.
-        rdma_device: what connects it to the other host with RDMA; None if there is none, or it is not known which.
-    """
-
-    memory_bytes: int
-    versions: Versions
-    name: str | None = None
-    link_address: str | None = None
-    backend: Backend = "ring"
-    device: Literal["cpu", "gpu"] = "gpu"
-    rdma_device: str | None = None
+COMMON_PACKAGES = ("osaurusd", "mlx", "mlx-lm")
+"""Packages of which all ranks of a model must have the same version: others compute different results."""
 
 
 class ManifestFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,12 +39,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         model: the name of the model on the leader.
         digest: identifies all files together.
-        config_digest: that of `config.json`.
     """
 
     model: str
     digest: str
-    config_digest: str
     files: tuple[ManifestFile, ...]
 
 

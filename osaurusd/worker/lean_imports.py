@@ -1,14 +1,16 @@
 """Import the tokenizers of transformers without what they do not need: two thirds of a worker's start-up time.
 
 To import its classes lazily, transformers reads the source of every model that it contains, twice. mlx_lm needs only a
-few classes. And both import the client of the Hugging Face Hub, which a worker does not use, because it reads local
-files. Must be imported before anything else that imports transformers.
+few classes. And both import packages that most workers do not use: the client of the Hugging Face Hub, because workers
+read local files, and Pillow if it is installed, which only images need. Must be imported before anything else that
+imports transformers.
 """
 
 import importlib
 import importlib.metadata
 import importlib.util
 import sys
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -21,8 +23,10 @@ _MODULES = {
 }
 # What else imports names of the hub's client: configurations of models do so through the first.
 _IMPORT_HUB = ("transformers.utils.type_validators", "mlx_lm.utils")
-_HUB = "huggingface_hub"
-_HUB_PACKAGES = (_HUB, f"{_HUB}.errors", f"{_HUB}.file_download", f"{_HUB}.utils")
+_HUB, _PILLOW = "huggingface_hub", "PIL"
+# Packages and modules that are imported when they are used.
+_DEFERRED = (_HUB, f"{_HUB}.errors", f"{_HUB}.file_download", f"{_HUB}.utils")
+_DEFERRED_IF_INSTALLED = (_PILLOW, f"{_PILLOW}.Image", f"{_PILLOW}.ImageOps")
 # What is called for local files, too, and the modules that define it.
 _HUB_MODULES = {"is_offline_mode": f"{_HUB}.constants", "are_progress_bars_disabled": f"{_HUB}.utils.tqdm"}
 
@@ -46,17 +50,17 @@ class _LeanPackage(ModuleType):
 
 
 class _DeferredPackage(ModuleType):
-    """A package of the hub's client whose names are imported when they are used."""
+    """A package or module whose names are imported when they are used."""
 
-    def __init__(self, name: str, path: str) -> None:
+    def __init__(self, name: str, root: str) -> None:
         super().__init__(name)
-        self.__path__ = [path]
+        self.__path__ = ["/".join([root, *name.split(".")[1:]])]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        if (module := f"{self.__name__}.{name}") in _HUB_PACKAGES:
-            return sys.modules[module]
+        if (module := f"{self.__name__}.{name}") in (*_DEFERRED, *_DEFERRED_IF_INSTALLED):
+            return importlib.import_module(module)
         if name in _HUB_MODULES:
             return getattr(importlib.import_module(_HUB_MODULES[name]), name)
         return _Deferred(name, (Exception,), {"__module__": self.__name__})
@@ -77,7 +81,7 @@ class _Deferred(type):
         return isinstance(instance, cls._load())
 
     def _load(cls) -> Any:
-        _restore_hub()
+        _restore_deferred()
         return getattr(importlib.import_module(cls.__module__), cls.__name__)
 
 
@@ -87,8 +91,9 @@ def _import_lean() -> None:
         return
     sys.modules["transformers"] = _LeanPackage("transformers", [transformers])
     sys.modules["transformers.models"] = _LeanPackage("transformers.models", [f"{transformers}/models"])
-    for name in _HUB_PACKAGES:
-        sys.modules[name] = _DeferredPackage(name, "/".join([hub, *name.split(".")[1:]]))
+    _defer(_DEFERRED, hub)
+    if (pillow := _find(_PILLOW)) is not None and _PILLOW not in sys.modules:
+        _defer(_DEFERRED_IF_INSTALLED, pillow)
     try:
         importlib.import_module(f"{_HUB}.constants")
         for name in _MODULES:
@@ -98,7 +103,7 @@ def _import_lean() -> None:
     except (AttributeError, ImportError):  # another version of transformers
         _forget("transformers", "mlx_lm", _HUB)
     finally:
-        _restore_hub()
+        _restore_deferred()
 
 
 def _find(package: str) -> str | None:
@@ -106,9 +111,14 @@ def _find(package: str) -> str | None:
     return None if spec is None or not spec.submodule_search_locations else spec.submodule_search_locations[0]
 
 
-def _restore_hub() -> None:
+def _defer(names: Iterable[str], root: str) -> None:
+    for name in names:
+        sys.modules[name] = _DeferredPackage(name, root)
+
+
+def _restore_deferred() -> None:
     """Let the packages be imported when they are used. Their modules without dependencies, such as constants, stay."""
-    for name in _HUB_PACKAGES:
+    for name in (*_DEFERRED, *_DEFERRED_IF_INSTALLED):
         if isinstance(sys.modules.get(name), _DeferredPackage):
             del sys.modules[name]
 

@@ -28,8 +28,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` folder of a new environment with the wheel. Only its dependencies come from the current environment."""
     folder = tmp_path_factory.mktemp("installed")
-    venv.create(folder, with_pip=True)
-    command = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
+    # The pip of the tests installs the wheel: to install pip itself would take longer than everything else.
+    venv.create(folder)
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python"]
+    command = [*pip, "install", "--quiet", "--no-deps", "--no-index", wheel]
     subprocess.run(command, check=True, timeout=300, capture_output=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     dependencies = [path for path in sys.path if path.endswith("site-packages")]

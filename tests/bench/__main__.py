@@ -28,6 +28,7 @@ GROUPS = {
     "protocols": {"protocols"},
     "decisions": {"decisions"},
     "images": {"images"},
+    "imports": {"imports"},
 }
 """Measurements by the names that `--only` accepts."""
 
@@ -40,15 +41,24 @@ def main() -> None:
     results = Results()
     # Exit through the context managers that stop child processes, as with Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with home_with_models(images="images" in selected) as home:
-        if "startup" in selected:
-            rounds.measure_startup(home, results)
-        if "images" in selected:
-            rounds.measure_images(home, options.rounds, results)
-        if selected - {"startup", "images"}:
-            for model in options.model:
-                rounds.compare(home, MODELS[model], selected, options.rounds, results)
+    if "imports" in selected:
+        with temporary_home() as home:
+            rounds.measure_imports(home, options.rounds, results)
+    if selected - {"imports"}:
+        with temporary_home() as home:
+            make_models(home, images="images" in selected)
+            measure_models(home, selected, options, results)
     print(json.dumps(report.build(results), indent=2) if options.json else report.render(results))
+
+
+def measure_models(home: Path, selected: set[str], options: argparse.Namespace, results: Results) -> None:
+    if "startup" in selected:
+        rounds.measure_startup(home, results)
+    if "images" in selected:
+        rounds.measure_images(home, options.rounds, results)
+    if selected - {"startup", "images", "imports"}:
+        for model in options.model:
+            rounds.compare(home, MODELS[model], selected, options.rounds, results)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -75,16 +85,20 @@ def list_of(names: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 @contextlib.contextmanager
-def home_with_models(*, images: bool) -> Iterator[Path]:
-    """Create a home directory with the models, `images`: also the vision-language one, and delete it at the end."""
+def temporary_home() -> Iterator[Path]:
+    """Create a home directory, and delete it at the end."""
     home = Path(tempfile.mkdtemp(prefix="osaurus-", dir="/tmp"))
     try:
-        rounds.print_progress("creating models")
-        arguments = [str(home / "models"), *(["--images"] if images else [])]
-        subprocess.run([sys.executable, "-m", "tests.bench.make_models", *arguments], check=True)
         yield home
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+def make_models(home: Path, *, images: bool) -> None:
+    """Create the models in a home directory, `images`: also the vision-language one."""
+    rounds.print_progress("creating models")
+    arguments = [str(home / "models"), *(["--images"] if images else [])]
+    subprocess.run([sys.executable, "-m", "tests.bench.make_models", *arguments], check=True)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tests.bench.models import SMOLLM, STARTER, TINY, VISION
+from tests.bench.models import IMPORTED, SMOLLM, STARTER, TINY, VISION
 
-OURS, THEIRS, RAW = "ours", "theirs", "raw"
-PROGRAMS = {OURS: "osaurusd", THEIRS: "mlx_lm.server", RAW: "mlx_lm in process"}
+OURS, THEIRS, RAW, COPY = "ours", "theirs", "raw", "copy"
+PROGRAMS = {OURS: "osaurusd", THEIRS: "mlx_lm.server", RAW: "mlx_lm in process", COPY: "cp and SHA-256"}
 
 
 @dataclass(frozen=True)
@@ -129,4 +129,19 @@ IMAGES = [
 ]
 """Figures of a vision-language model."""
 
-SECTIONS = {STARTER: STARTUP, VISION.name: IMAGES, SMOLLM.name: COMPARED, TINY.name: COMPARED}
+IMPORTS = [
+    Figure(
+        "imports",
+        "import of 250 MB / cp and SHA-256",
+        "s",
+        "seconds",
+        COPY,
+        goals={IMPORTED: (Goal("ratio", "<=", 1.3),)},
+    ),
+    Figure("imports", "import, processor time", "s", "processor seconds", COPY),
+    Figure("imports", "import of the vocabulary alone", "s", "small seconds", COPY, "seconds"),
+    Figure("imports", "import of the vocabulary alone, processor time", "s", "small processor seconds", None),
+]
+"""Figures of the import of a GGUF file."""
+
+SECTIONS = {STARTER: STARTUP, IMPORTED: IMPORTS, VISION.name: IMAGES, SMOLLM.name: COMPARED, TINY.name: COMPARED}

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 STARTER = "smollm2-135m-instruct"
 """The starter model as `osaurusctl import` writes it, for the start-up figures."""
 
+IMPORTED = "q4-0-250mb"
+"""The GGUF file of the import figures."""
+
 
 @dataclass(frozen=True)
 class Model:

@@ -10,11 +10,11 @@ from pathlib import Path
 import psutil
 
 from tests import daemons
-from tests.bench import images, measurements, servers
+from tests.bench import images, imports, measurements, servers
 from tests.bench.decisions import decisions
-from tests.bench.figures import OURS, RAW, THEIRS
+from tests.bench.figures import COPY, OURS, RAW, THEIRS
 from tests.bench.measurements import Figures, Measurement, Target
-from tests.bench.models import STARTER, VISION, Model
+from tests.bench.models import IMPORTED, STARTER, VISION, Model
 from tests.bench.prompts import Prompts
 from tests.bench.protocols import protocols
 from tests.bench.report import Results
@@ -68,6 +68,19 @@ def measure_images(home: Path, rounds: int, results: Results) -> None:
         asyncio.run(measurements.warm_up(target))
         work = {name: {OURS: bind(measurement, target)} for name, measurement in images.MEASUREMENTS.items()}
         run_rounds(VISION.name, work, rounds, results)
+
+
+def measure_imports(home: Path, rounds: int, results: Results) -> None:
+    """Measure the import of a GGUF file, and copying and hashing it."""
+    print_progress("creating files")
+    large, small = home / f"{IMPORTED}.gguf", home / "small.gguf"
+    imports.write_source(large, imports.LARGE)
+    imports.write_source(small, imports.SMALL)
+    with daemons.running(home) as daemon:
+        work = {OURS: lambda: imports.import_files(daemon, large, small), COPY: lambda: imports.copy_and_hash(large)}
+        for run in work.values():
+            run()
+        run_rounds(IMPORTED, {"imports": work}, rounds, results)
 
 
 def measure_startup(home: Path, results: Results) -> None:

@@ -13,7 +13,7 @@ from tests.capacity.model import KINDS, max_users, predict
 from tests.capacity.network import SHAPES, decode_rate, pipeline, tensor
 from tests.capacity.report import hosts_needed, kind_table, network_table, speed_table, split_table, user_table
 from tests.capacity.simulation import Simulation
-from tests.integration.access import ctl
+from tests.daemons import ctl
 
 EXAMPLE = Path(__file__).parent / "figures" / "example"
 PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"

@@ -19,8 +19,7 @@ from openai import OpenAI, OpenAIError
 from tests import daemons
 from tests.clients.install import install_python_clients
 from tests.conftest import TINY, temporary_home
-from tests.daemons import Daemon, free_port, wait_until
-from tests.integration.access import ctl
+from tests.daemons import Daemon, ctl, free_port, wait_until
 from tests.models import NO_END_TOKEN, make_tiny
 from tests.recipes import recipe
 

@@ -25,6 +25,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt")
 PAGE_SIZE = 20
 SEND_BYTES = 256 * 1024
+ADDRESS_SECONDS = 3600.0
 
 GATED_MESSAGES = {401: "Access to model is restricted", 403: "You are not in the authorized list"}
 
@@ -94,7 +95,7 @@ class State:
         self.requests = []
         self.served = 0
         self.rate = None
-        self.address_seconds = 3600.0
+        self.address_seconds = ADDRESS_SECONDS
         self.released = threading.Event()
         self.hub = self.cdn = ""
 
@@ -121,6 +122,7 @@ class State:
                     self.faults.append({"times": 1, **body})
                 case "reset":
                     self.faults, self.requests, self.served, self.rate = [], [], 0, None
+                    self.address_seconds = ADDRESS_SECONDS
                     self.released.set()
                     self.released = threading.Event()
                 case "release":

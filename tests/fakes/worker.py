@@ -50,12 +50,10 @@ sent), `limits.jsonl` (later limits, one per line), `images.json` (the last requ
 `connect.json` and `plans` (as a rank: the request to connect, and the numbers of executed plans, one per line).
 """
 
-import argparse
 import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -190,8 +188,10 @@ class FakeWorker:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 self._ignores_shutdown = True
             case "leave_child":
-                child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-                (folder / "child").write_text(str(child.pid))
+                command = [sys.executable, "-c", "import time; time.sleep(60)"]
+                without_socket = [(os.POSIX_SPAWN_CLOSE, self._connection.fileno())]
+                child = os.posix_spawn(sys.executable, command, os.environ, file_actions=without_socket)
+                (folder / "child").write_text(str(child))
             case "slow_load":
                 self._load_slowly()
         serving_bytes = folder / "serving_bytes"
@@ -386,9 +386,10 @@ def hang() -> NoReturn:
 
 def main() -> None:
     """Serve on the inherited socket."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--fd", type=int, required=True)
-    with socket.socket(fileno=parser.parse_args().fd) as connection:
+    # argparse, subprocess and asyncio would take longer to import than most tests take.
+    option, fd = sys.argv[1:]
+    assert option == "--fd"
+    with socket.socket(fileno=int(fd)) as connection:
         FakeWorker(connection).run()
 
 

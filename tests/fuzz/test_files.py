@@ -23,7 +23,7 @@ from tests.fuzz import inputs
 from tests.osaurusd.imports.worker.gguf_writer import write_gguf
 from tests.osaurusd.models import disk
 
-examples = settings(max_examples=200, derandomize=True)
+examples = settings(max_examples=100, derandomize=True)
 
 
 @pytest.fixture(scope="module")

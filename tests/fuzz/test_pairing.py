@@ -1,4 +1,4 @@
-"""Random conversations of strangers on the port for paired hosts. These tests open no connections."""
+"""Random conversations of unpaired clients on the port for paired hosts. These tests open no connections."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ lines = st.one_of(
 
 
 class Writer:
-    """Collects what the host sends to a stranger."""
+    """Collects what the host sends to an unpaired client."""
 
     def __init__(self) -> None:
         self.sent: list[dict[str, Any]] = []
@@ -82,6 +82,6 @@ def test_a_proof_is_wrong_for_any_other_transcript(field: str, value: str) -> No
     """What a machine in the middle can try: a proof that is right for other values."""
     offer = CodeOffer()
     code = codes.normalize_code(offer.renew())
-    proven = Transcript("offerer", "adder", "nonce 1", "nonce 2", "x", ":1")
+    proven = Transcript("responder", "initiator", "nonce 1", "nonce 2", "x", ":1")
     seen = proven._replace(**{field: value})
-    assert (offer.verify(seen, proven.proof("adder", code)) is None) == (seen != proven)
+    assert (offer.verify(seen, proven.proof("initiator", code)) is None) == (seen != proven)

@@ -18,19 +18,10 @@ def create(daemon: Daemon, name: str | None = None) -> dict[str, Any]:
     return dict(key)
 
 
-def ctl(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `osaurusctl`."""
-    return _run(home, "osaurusctl", *arguments)
-
-
 def serve(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Start a daemon that is expected to fail, and wait until it exits."""
-    return _run(home, "osaurusd", "serve", "--port", "0", *arguments)
-
-
-def _run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", *arguments],
+        [sys.executable, "-m", "osaurusd", "serve", "--port", "0", *arguments],
         env=daemons.environment(home),
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -8,8 +8,7 @@ import httpx2
 import pytest
 
 from tests import daemons
-from tests.daemons import Daemon
-from tests.integration.test_pulls import ctl
+from tests.daemons import Daemon, ctl
 
 ROUTES = [
     *(f"{prefix}{path}" for prefix in ("", "/v1") for path in ("/health", "/models", "/models/a", "/completions")),

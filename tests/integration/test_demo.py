@@ -49,6 +49,7 @@ def test_the_demo_answers_a_question_and_suggests_next_steps(run: Run, smollm_gg
     assert 3 == run("osaurusctl", "status").returncode
 
 
+@pytest.mark.long
 def test_the_cli_imports_loads_runs_and_unloads_a_model(run: Run, smollm_gguf: Path) -> None:
     assert 3 == run("osaurusctl", "ls").returncode
     assert 0 == run("osaurusctl", "up").returncode

@@ -217,7 +217,7 @@ def drawings_with(topic: str, number: int, *, start: int = 0) -> list[Drawing]:
 
 def test_color_and_shape_of_drawings_are_named_in_every_protocol(servers: Servers) -> None:
     for topic in ("color", "shape"):
-        assert describe_all(servers, drawings_with(topic, 20), topic, protocols=PROTOCOLS) >= ACCURACY
+        assert describe_all(servers, drawings_with(topic, 12), topic, protocols=PROTOCOLS) >= ACCURACY
 
 
 @pytest.mark.long

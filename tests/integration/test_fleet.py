@@ -4,8 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -38,8 +36,8 @@ def model(home: Path, tiny_tokenizer: Path) -> Path:
 
 def ctl(home: Path, *arguments: str) -> Any:
     """Run a command of the CLI, and return its JSON."""
-    command = [sys.executable, "-m", "osaurusctl", "--json", *arguments]
-    result = subprocess.run(command, env=daemons.environment(home), capture_output=True, text=True, check=True)
+    result = daemons.ctl(home, "--json", *arguments)
+    assert 0 == result.returncode, result.stderr
     return json.loads(result.stdout)
 
 
@@ -160,3 +158,4 @@ def test_daemon_that_shuts_down_rejects_requests_over_open_connections(model: Pa
         assert (503, "5", "shutting_down") == (response.status, response.getheader("Retry-After"), error["code"])
         assert "length" == [chunk.choices[0].finish_reason for chunk in stream][-1]
         assert 0 == daemon.stop()
+    assert not daemon.socket.exists()

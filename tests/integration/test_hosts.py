@@ -7,8 +7,6 @@ import signal
 import socket
 import ssl
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,18 +35,10 @@ def host(address: str | None, home: Path | None = None) -> Iterator[Daemon]:
 
 def ctl(daemon: Daemon, *arguments: str, typed: str = "", code: int = 0) -> str:
     """Run a command, and return what it prints on both streams."""
-    result = subprocess.run(
-        [sys.executable, "-m", "osaurusctl", *arguments],
-        env=daemons.environment(daemon.home),
-        input=typed,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-    )
-    assert code == result.returncode, result.stdout
-    return result.stdout
+    result = daemons.ctl(daemon.home, *arguments, typed=typed)
+    output = result.stdout + result.stderr
+    assert code == result.returncode, output
+    return output
 
 
 def offer(daemon: Daemon) -> tuple[str, str]:
@@ -153,7 +143,7 @@ def test_unknown_names_and_names_in_use_are_errors(pair: tuple[Daemon, Daemon]) 
     assert "no code" in ctl(a, "host", "add", "c", url, code=2)
 
 
-def test_a_stranger_gets_nothing(pair: tuple[Daemon, Daemon]) -> None:
+def test_unpaired_client_gets_nothing(pair: tuple[Daemon, Daemon]) -> None:
     """As another tool would try: no certificate, none that is known, and a name that is."""
     a, b = pair
     port = b.wait_for("accepting paired hosts")["endpoints"][0].rpartition(":")[2]

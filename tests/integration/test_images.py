@@ -19,12 +19,10 @@ from openai import OpenAI
 from PIL import Image
 
 from tests import daemons
-from tests.daemons import Daemon
-from tests.images import BAD_IMAGES, PNG, data_url, drawing, encode
+from tests.daemons import Daemon, ctl
+from tests.images import BAD_IMAGES, PNG, data_url, drawing, encode, png_bomb
 from tests.models import make_tiny
 from tests.osaurusd.worker.runners.vision.tiny_models import tiny_vision_model
-
-from .access import ctl
 
 pytest.importorskip("mlx_vlm", reason="mlx-vlm is not installed")
 
@@ -254,3 +252,14 @@ def test_image_of_many_megabytes_is_accepted_and_only_the_worker_keeps_it(daemon
         next(iter(chunks))
         assert process.memory_info().rss < before + len(noise) / 2
         assert 1 == worker(daemon)[1]
+
+
+def test_memory_for_a_large_image_is_returned_by_the_worker(daemon: Daemon, client: OpenAI) -> None:
+    """An image of 16 million pixels takes more than 60 MB while it is decoded and resized."""
+    ask(client, PNG)
+    process = psutil.Process(worker(daemon)[0])
+    before = process.memory_info().rss
+
+    assert ask(client, png_bomb(4000, 4000)).usage.prompt_tokens > 0
+
+    assert process.memory_info().rss < before + 24 * 1024**2

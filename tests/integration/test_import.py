@@ -220,7 +220,7 @@ def test_full_disk_is_reported_and_leaves_no_files(home: Path, smollm_gguf: Path
         with daemons.running(home) as daemon:
             _, response = daemon.admin("POST", "/v0/imports", {"path": str(smollm_gguf)})
 
-            assert "not enough disk space" in response["error"]["message"]
+            assert "the disk is full" in response["error"]["message"]
             assert [] == list_models_folder(daemon)
     finally:
         os.system(f"umount {models}")

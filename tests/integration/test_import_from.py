@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,9 +70,7 @@ def add_to_ollama(store: Path, gguf: Path) -> None:
 
 
 def ctl(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = daemons.environment(daemon.home) | {"HOME": str(daemon.home / "user")}
-    command = [sys.executable, "-m", "osaurusctl", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    return daemons.ctl(daemon.home, *arguments, HOME=str(daemon.home / "user"))
 
 
 def test_list_says_what_can_be_imported(daemon: Daemon) -> None:
@@ -127,9 +124,8 @@ def test_damaged_blob_is_refused_and_leaves_no_files(daemon: Daemon, tmp_path: P
     content[-1] ^= 1
     blob.unlink()
     blob.write_bytes(content)
-    environment = daemons.environment(daemon.home) | {"OLLAMA_MODELS": str(store)}
-    command = [sys.executable, "-m", "osaurusctl", "import", "--from", "ollama", NAME, "--name", "damaged"]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    arguments = ("import", "--from", "ollama", NAME, "--name", "damaged")
+    run = daemons.ctl(daemon.home, *arguments, OLLAMA_MODELS=str(store))
     assert 1 == run.returncode
     assert "checksum is not the one that Ollama recorded" in run.stderr
     assert not (daemon.home / "models" / "damaged").exists()

@@ -19,8 +19,8 @@ from openai import OpenAI
 
 from osaurusd.http.api_keys import ApiKeys
 from tests import daemons
-from tests.daemons import Daemon, UnixConnection
-from tests.integration.access import TIMEOUT_SECONDS, create, ctl, serve
+from tests.daemons import Daemon, UnixConnection, ctl
+from tests.integration.access import TIMEOUT_SECONDS, create, serve
 
 EVERYWHERE = ("--host", "0.0.0.0")
 

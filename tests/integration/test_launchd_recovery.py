@@ -106,6 +106,7 @@ def test_service_without_a_process_is_rolled_back(mac: Mac) -> None:
 
 
 @macs.fake_only
+@pytest.mark.long
 def test_job_that_launchd_does_not_start_by_itself_is_started(mac: Mac) -> None:
     """On macOS 26, bootstrap can succeed without a process: the domain starts jobs only on demand."""
     mac.inject_faults(pended=1)
@@ -125,6 +126,7 @@ def test_job_that_launchd_does_not_start_by_itself_is_started(mac: Mac) -> None:
 
 
 @macs.fake_only
+@pytest.mark.long
 def test_file_that_others_can_write_is_reported_and_fixed_by_install(mac: Mac) -> None:
     assert 0 == mac.install().returncode
     mac.logout()
@@ -139,6 +141,7 @@ def test_file_that_others_can_write_is_reported_and_fixed_by_install(mac: Mac) -
     assert mac.service()["ready"]
 
 
+@pytest.mark.long
 def test_moved_environment_is_reported_and_fixed_by_install(mac: Mac) -> None:
     old, new = mac.root / "old venv", mac.root / "new venv"
     venv.create(old, symlinks=True)
@@ -273,6 +276,7 @@ def test_drift_is_reported_and_restart_loads_the_file(mac: Mac) -> None:
 
 
 @macs.fake_only
+@pytest.mark.long
 def test_loaded_job_without_a_file_can_be_uninstalled(mac: Mac) -> None:
     assert 0 == mac.install().returncode
     mac.plist.unlink()

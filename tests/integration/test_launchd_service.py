@@ -55,6 +55,7 @@ def test_second_installation_changes_nothing(mac: Mac) -> None:
 
 
 @macs.fake_only
+@pytest.mark.long
 def test_service_starts_at_login(mac: Mac) -> None:
     assert 0 == mac.install().returncode
     mac.logout()
@@ -82,6 +83,7 @@ def test_stop_lasts_until_start_or_the_next_login(mac: Mac) -> None:
 
 
 @macs.fake_only
+@pytest.mark.long
 def test_disabled_service_does_not_start_at_login_but_can_be_started(mac: Mac) -> None:
     assert 0 == mac.install().returncode
     assert 0 == mac.ctl("disable").returncode

@@ -234,18 +234,6 @@ def test_unload_ends_the_process_and_rejects_a_busy_model(daemon: Daemon, post: 
     assert (200, {"unloaded": []}) == daemon.admin("POST", "/v0/unload", {"model": "tiny"})
 
 
-def test_sigterm_lets_running_requests_finish(tiny_home: Path, post: Post) -> None:
-    with daemons.running(tiny_home) as daemon:
-        stream = post(daemon, {**LONG, "max_tokens": 200}).getresponse()
-        stream.readline()
-        daemon.process.send_signal(signal.SIGTERM)
-        rest = stream.read().decode()
-
-        assert "[DONE]" in rest
-        assert 0 == daemon.process.wait(TIMEOUT_SECONDS)
-    assert not (tiny_home / "run" / "admin.sock").exists()
-
-
 def test_the_grace_period_is_bounded(tiny_home: Path, post: Post) -> None:
     (tiny_home / "config.toml").write_text("[server]\nshutdown_grace_seconds = 0.2\n")
     with daemons.running(tiny_home) as daemon:

@@ -21,8 +21,8 @@ from openai import AuthenticationError, OpenAI
 from osaurusd.wire import ports
 from tests import daemons
 from tests.conftest import TINY, temporary_home
-from tests.daemons import Daemon, free_port, wait_until
-from tests.integration.access import create, ctl
+from tests.daemons import Daemon, ctl, free_port, wait_until
+from tests.integration.access import create
 from tests.models import NO_END_TOKEN, make_tiny
 from tests.recipes import recipe
 
@@ -71,7 +71,7 @@ def ask_many(fleet: Fleet, count: int) -> list[str]:
         return [*pool.map(lambda _: fleet.ask(client), range(count))]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def fleet(tiny_tokenizer: Path) -> Iterator[Fleet]:
     ca = trustme.CA()
     with contextlib.ExitStack() as stack:
@@ -131,7 +131,22 @@ def nginx(folder: Path, ca: trustme.CA, hosts: list[str]) -> Iterator[str]:
         process.wait(60)
 
 
+def test_websockets_pass(fleet: Fleet) -> None:
+    websockets = pytest.importorskip("websockets.sync.client")
+    headers = {"Authorization": f"Bearer {fleet.key}"}
+    url = fleet.url.replace("https", "wss") + "/v1/responses"
+    with websockets.connect(url, ssl=fleet.trust, additional_headers=headers) as connection:
+        connection.send(
+            json.dumps({"type": "response.create", "model": TINY, "input": "Hello", "max_output_tokens": 4})
+        )
+        events = []
+        while not events or events[-1]["type"] != "response.incomplete":
+            events.append(json.loads(connection.recv(60)))
+    assert 4 == events[-1]["response"]["usage"]["output_tokens"]
+
+
 def test_drained_and_killed_hosts_fail_no_request(fleet: Fleet) -> None:
+    """Kills a host: the last test of this module."""
     first, second = fleet.daemons
     health = httpx2.get(f"{fleet.url}/health/ready", verify=fleet.trust, timeout=60)
     assert (200, {"status": "ok"}) == (health.status_code, health.json())
@@ -152,17 +167,3 @@ def test_drained_and_killed_hosts_fail_no_request(fleet: Fleet) -> None:
     second.process.kill()
     second.process.wait()
     assert 8 == fleet.served_by(ask_many(fleet, 8))[0]
-
-
-def test_websockets_pass(fleet: Fleet) -> None:
-    websockets = pytest.importorskip("websockets.sync.client")
-    headers = {"Authorization": f"Bearer {fleet.key}"}
-    url = fleet.url.replace("https", "wss") + "/v1/responses"
-    with websockets.connect(url, ssl=fleet.trust, additional_headers=headers) as connection:
-        connection.send(
-            json.dumps({"type": "response.create", "model": TINY, "input": "Hello", "max_output_tokens": 4})
-        )
-        events = []
-        while not events or events[-1]["type"] != "response.incomplete":
-            events.append(json.loads(connection.recv(60)))
-    assert 4 == events[-1]["response"]["usage"]["output_tokens"]

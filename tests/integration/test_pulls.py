@@ -21,7 +21,7 @@ from openai import NotFoundError, OpenAI
 
 from osaurusd.models.names import PUBLISHED
 from tests import daemons
-from tests.daemons import Daemon
+from tests.daemons import Daemon, ctl
 from tests.fakes import hub as fake_hub
 from tests.fakes import proxies
 from tests.fakes.hub import Hub
@@ -85,13 +85,6 @@ def hub_environment(hub: Hub) -> dict[str, str]:
     return {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "no_proxy": "*", "NO_PROXY": "*"}
 
 
-def ctl(home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "osaurusctl", *arguments]
-    return subprocess.run(
-        command, env=daemons.environment(home, **env), capture_output=True, text=True, timeout=120, check=False
-    )
-
-
 def find_download_process(daemon: Daemon) -> psutil.Process:
     children = psutil.Process(daemon.process.pid).children()
     return next(child for child in children if "osaurusd.downloads.worker" in child.cmdline())
@@ -145,10 +138,10 @@ def test_pulled_model_is_listed_once_it_is_complete(daemon: Daemon, hub: Hub) ->
     assert "80.0 MB" in ctl(daemon.home, "pulls").stdout
 
 
-def test_pull_survives_repeated_kills_of_the_daemon_and_the_download_process(home: Path, hub: Hub) -> None:
+def test_pull_survives_kills_of_the_daemon_and_the_download_process(home: Path, hub: Hub) -> None:
     hub.set(rate=20_000_000)
     generator = random.Random(6)
-    points = sorted(generator.randrange(2_000_000, 70_000_000) for _ in range(5))
+    points = sorted(generator.randrange(2_000_000, 70_000_000) for _ in range(2))
     served_before = 0
     for number, point in enumerate(points):
         with daemons.running(home, **hub_environment(hub)) as daemon:
@@ -167,7 +160,7 @@ def test_pull_survives_repeated_kills_of_the_daemon_and_the_download_process(hom
         # The pull resumes without a new request.
         assert "done" == watch_pull(daemon, pull)[-1]["event"]
         assert "intact" in ctl(home, "verify", NAME).stdout
-    assert hub.served - 80_000_000 < 7 * MAX_REPEATED_BYTES_PER_KILL / 4
+    assert hub.served - 80_000_000 < MAX_REPEATED_BYTES_PER_KILL
 
 
 def test_pulls_of_one_model_are_merged_and_a_third_model_is_queued(daemon: Daemon, hub: Hub) -> None:
@@ -333,11 +326,11 @@ def test_pull_accepts_urls_and_approximate_names(daemon: Daemon, hub: Hub) -> No
     assert ["small", "tiny-3-instruct"] == sorted(list_models(daemon))
 
 
-@pytest.mark.parametrize("repos", [[GEMMA, OPENELM], pytest.param(list(PUBLISHED), marks=pytest.mark.long)])
+@pytest.mark.parametrize("repos", [[GEMMA], pytest.param(list(PUBLISHED), marks=pytest.mark.long)])
 def test_published_models_can_be_pulled_and_then_used(
     daemon: Daemon, hub: Hub, tiny_tokenizer: Path, tmp_path: Path, repos: list[str]
 ) -> None:
-    """One with an older template, and one with code. test_architectures.py uses the others."""
+    """One with an older template. The test above uses one with code, and test_architectures.py the others."""
     for repo in repos:
         publish_tiny(hub, repo, tiny_tokenizer, tmp_path)
     names = [PUBLISHED[repo] for repo in repos]
@@ -345,7 +338,7 @@ def test_published_models_can_be_pulled_and_then_used(
     assert 0 == ctl(daemon.home, "pull", *names).returncode
     assert sorted(names) == sorted(list_models(daemon))
     with OpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
-        for name in (PUBLISHED[GEMMA], PUBLISHED[OPENELM]):
+        for name in {PUBLISHED[GEMMA], PUBLISHED[OPENELM]} & set(names):
             question = [{"role": "user", "content": "What is the capital of France?"}]
             answer = client.chat.completions.create(model=name, messages=question, max_tokens=4)
             assert answer.usage.completion_tokens

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,8 +31,7 @@ def daemon(module_home: Path, tiny_tokenizer: Path) -> Iterator[Daemon]:
 
 
 def ctl(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "osaurusctl", *arguments]
-    return subprocess.run(command, env=daemons.environment(daemon.home), capture_output=True, text=True)
+    return daemons.ctl(daemon.home, *arguments)
 
 
 def models_folder(daemon: Daemon) -> set[str]:

@@ -21,9 +21,8 @@ import psutil
 import pytest
 
 from tests import daemons
-from tests.daemons import Daemon
+from tests.daemons import Daemon, ctl
 from tests.fakes import hub as stand_in
-from tests.integration.test_pulls import ctl
 from tests.models import make_tiny
 from tests.osaurusd.models import disk
 

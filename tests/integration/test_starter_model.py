@@ -19,6 +19,14 @@ CAPITAL: list[ChatCompletionMessageParam] = [
 ]
 FRANCE = "The capital of France is"
 
+# Two strings, an integer and an optional field, as users write them: without `additionalProperties`.
+SMALL_SCHEMAS = {
+    "Extract the person: Ada Lovelace, 36, lives in London.": (("name", "city"), "age", "email"),
+    "Tell me about Italy.": (("name", "capital"), "population", "language"),
+    "Describe a book.": (("title", "author"), "year", "genre"),
+    "Add a calendar event: lunch with Tom on Friday for 60 minutes.": (("title", "day"), "minutes", "note"),
+}
+
 
 @pytest.fixture(scope="module")
 def smollm(module_home: Path, smollm_folder: Path) -> Iterator[OpenAI]:
@@ -51,6 +59,32 @@ def test_default_sampling_answers_a_simple_question_with_at_least_nine_of_ten_se
         answers = list(executor.map(generate, range(10)))
 
     assert sum("Paris" in answer for answer in answers) >= 9
+
+
+@pytest.mark.long
+def test_small_schemas_are_complete_within_100_tokens_in_19_of_20_tries(smollm: OpenAI) -> None:
+    def generate(question: str, seed: int) -> str:
+        strings, integer, optional = SMALL_SCHEMAS[question]
+        texts = {name: {"type": "string"} for name in (*strings, optional)}
+        schema = {
+            "type": "object",
+            "properties": {**texts, integer: {"type": "integer"}},
+            "required": [*strings, integer],
+        }
+        reply = smollm.chat.completions.create(
+            model=SMOLLM,
+            messages=[{"role": "user", "content": question}],
+            response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}},
+            temperature=0.7,
+            seed=seed,
+            max_tokens=100,
+        )
+        return reply.choices[0].finish_reason
+
+    with ThreadPoolExecutor(20) as executor:
+        reasons = list(executor.map(generate, [*SMALL_SCHEMAS] * 5, range(20)))
+
+    assert reasons.count("stop") >= 19
 
 
 def test_text_is_continued_and_its_logprobs_equal_those_of_the_same_prompt(smollm: OpenAI) -> None:

@@ -5,7 +5,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -273,9 +272,7 @@ def test_models_of_lm_studio_are_served_if_the_user_agrees(home: Path, tiny_toke
     (home / "config.toml").write_text('[models]\nroots = ["/missing"]\n')
 
     def ctl(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "osaurusctl", *arguments]
-        env = daemons.environment(home, HOME=str(tmp_path), HF_ENDPOINT="http://127.0.0.1:9")
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        return daemons.ctl(home, *arguments, HOME=str(tmp_path), HF_ENDPOINT="http://127.0.0.1:9")
 
     with daemons.running(home) as daemon, open_client(daemon) as client:
         assert [] == client.models.list().data

@@ -40,6 +40,7 @@ PERSON = {
     "required": ["name", "age", "colours"],
     "additionalProperties": False,
 }
+OPEN_PERSON = {key: value for key, value in PERSON.items() if key != "additionalProperties"}
 WEATHER_MESSAGES = [{"role": "user", "content": "What is the weather in Paris?"}]
 PERSON_MESSAGES = [{"role": "user", "content": "Describe a person as JSON."}]
 
@@ -133,9 +134,11 @@ def test_tool_result_is_part_of_the_prompt(tiny_client: OpenAI) -> None:
     assert with_result.usage.prompt_tokens > without.usage.prompt_tokens + 10
 
 
-@pytest.mark.parametrize("temperature", [0, 1.3])
-def test_output_conforms_to_the_json_schema(tiny_client: OpenAI, temperature) -> None:
-    response_format = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
+@pytest.mark.parametrize(("temperature", "schema"), [(0, PERSON), (1.3, PERSON), (1.3, OPEN_PERSON)])
+def test_output_conforms_to_the_json_schema_and_has_only_its_properties(
+    tiny_client: OpenAI, temperature, schema
+) -> None:
+    response_format = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": True}}
     reply = complete(
         tiny_client, PERSON_MESSAGES, response_format=response_format, temperature=temperature, seed=3, n=3
     )

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from tests import daemons
-from tests.daemons import UnixConnection, wait_until
-from tests.macs import invoke, read_status
+from tests.daemons import UnixConnection, invoke, wait_until
+from tests.macs import read_status
 
 FAKES = Path(__file__).parents[1] / "fakes"
 PROGRAMS = Path(sys.executable).parent

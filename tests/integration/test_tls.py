@@ -12,7 +12,8 @@ import trustme
 from openai import OpenAI
 
 from tests import daemons
-from tests.integration.access import TIMEOUT_SECONDS, create, ctl, serve
+from tests.daemons import ctl
+from tests.integration.access import TIMEOUT_SECONDS, create, serve
 
 
 @pytest.fixture(scope="module")

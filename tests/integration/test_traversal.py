@@ -10,8 +10,7 @@ import httpx2
 import pytest
 
 from tests import daemons
-from tests.daemons import Daemon
-from tests.integration.test_pulls import ctl
+from tests.daemons import Daemon, ctl
 from tests.models import make_tiny
 from tests.osaurusd.models import disk
 

@@ -111,6 +111,7 @@ def test_page_paints_within_300_ms(visitor: Visitor) -> None:
     assert min(times) <= PAINT_MS
 
 
+@pytest.mark.long
 def test_starter_model_answers_paris(visitor: Visitor) -> None:
     page = visitor.open("#/chat")
     ask(page, "What is the capital of France?", SMOLLM)

@@ -110,7 +110,7 @@ def test_doctor_says_why_models_accept_text_only():
     others = dict.fromkeys(("paths", "manager", "service", "config", "status", "daemon_error"))
     (check,) = check_vision(Context(diagnosis=diagnosis, **others))
 
-    assert 'model "llava" accepts text only: images need the extra `vision`' == check.detail
+    assert 'model "llava" does not accept images: images need the extra `vision`' == check.detail
     assert [] == list(check_vision(Context(diagnosis=None, **others)))
 
 
@@ -393,6 +393,22 @@ def test_unknown_command_suggests_a_similar_one(invoke, word, suggestion):
 
 def test_unknown_command_without_a_similar_one_has_no_suggestion(invoke):
     assert invoke("xyzzy").stderr.splitlines()[0] == 'error: no such command "xyzzy"'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("config", "sett"), 'no such command "sett"; did you mean "set"'),
+        (("help", "config", "sett"), 'no such command "sett"; did you mean "set"'),
+        (("run", "--temprature", "1"), 'no such option "--temprature"; did you mean "--temperature"?'),
+        (("quantize", "llama"), 'missing option "--bits"; choose from 2, 3, 4, 5, 6, 8, mxfp4, nvfp4, mxfp8'),
+        (("completion", "tcsh"), 'invalid value for "SHELL": "tcsh" is not one of "bash", "zsh", "fish"'),
+    ],
+)
+def test_usage_error_is_one_line_in_the_same_form_everywhere(invoke, arguments, message):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[0].startswith(f"error: {message}")
 
 
 def test_list_is_another_name_of_ls(daemon, invoke):

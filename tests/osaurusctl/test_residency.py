@@ -59,7 +59,7 @@ def test_hosts_of_a_model_are_a_list_of_names(daemon, invoke, arguments, fields)
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("--split", "tensor"), "--split requires --hosts"), (("--hosts", "b", "--split", "x"), "'x' is not one of")],
+    [(("--split", "tensor"), "--split requires --hosts"), (("--hosts", "b", "--split", "x"), '"x" is not one of')],
 )
 def test_invalid_split_is_a_usage_error(daemon, invoke, arguments, message):
     result = invoke("load", "llama", *arguments)

@@ -215,6 +215,15 @@ def test_image_is_sent_and_a_model_without_vision_is_named(daemon, run, home):
     assert image == {"type": "image_url", "image_url": {"url": data_url(PNG)}}
 
 
+def test_damaged_one_of_several_images_is_named_by_its_number(daemon, run, home):
+    for name in ("one.png", "two.png"):
+        (home / name).write_bytes(PNG)
+    for images, expected in ((["one.png"], "error: damaged"), (["one.png", "two.png"], "error: image 1: damaged")):
+        daemon.fail(CHAT, "invalid_request", f"`{IMAGE_FIELD}`: damaged", param=IMAGE_FIELD)
+        options = [option for name in images for option in ("--image", name)]
+        assert run("run", "llama", "What is this?", *options).stderr.splitlines()[0] == expected
+
+
 def test_format_is_a_kind_or_a_schema(daemon, run, home):
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     (home / "schema.json").write_text(json.dumps(schema))

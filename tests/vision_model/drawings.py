@@ -44,8 +44,12 @@ STROKES = {
 
 STROKE_WIDTH = 0.32
 
-VALIDATION, HELD_BACK = 1_000_000_000, 2_000_000_000
-"""Seeds from here on are never used in training. The first ones show its progress; the others are for tests only."""
+VALIDATION, HELD_BACK = 1_000_000_000, 3_000_000_000
+"""Seeds from here on are never used in training.
+
+The first ones show its progress, and those from 2,000,000,000 on were used to choose the prompt template. The last ones
+are for tests only.
+"""
 
 COLOUR_NOISE = 10
 MIN_EDGE, MAX_EDGE = 96, 400

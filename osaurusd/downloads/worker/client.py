@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 from socksio.exceptions import ProtocolError
 
-from osaurusd.downloads.worker.errors import PullError, certificate_error
+from osaurusd.downloads.worker.errors import PullError, certificate_error, describe_failure
 from osaurusd.downloads.worker.proxies import Proxy, find_proxy
 from osaurusd.platform.certificates import create_client_context
 
@@ -110,7 +110,7 @@ def _named_in_errors(proxy: Proxy | None) -> Iterator[None]:
     except _PROXY_ERRORS as error:
         if proxy is None or certificate_error(error):
             raise
-        raise httpx2.ProxyError(f"the proxy {proxy} failed: {str(error) or type(error).__name__}") from error
+        raise httpx2.ProxyError(f"the proxy {proxy} failed: {describe_failure(error)}") from error
 
 
 def _reject_if_offline(request: httpx2.Request) -> None:

@@ -1,5 +1,6 @@
 """Errors that end a pull, or that make a part of it start over."""
 
+import re
 import ssl
 
 from osaurusd.wire.errors import ErrorCode
@@ -32,6 +33,11 @@ class FileChanged(Exception):
 
 class RangesUnsupported(Exception):
     """The server ignores ranges and always sends the whole file."""
+
+
+def describe_failure(error: Exception) -> str:
+    """Return why a connection failed, without the error number that HTTP libraries put before it."""
+    return re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
 
 
 def certificate_error(error: BaseException) -> PullError | None:

@@ -18,7 +18,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from osaurusd.downloads import messages
 from osaurusd.downloads.worker.client import create_client
-from osaurusd.downloads.worker.errors import PullError, TransientError, certificate_error
+from osaurusd.downloads.worker.errors import PullError, TransientError, certificate_error, describe_failure
 from osaurusd.downloads.worker.selection import HubFile, Listing
 from osaurusd.models import metadata
 from osaurusd.wire.errors import ErrorCode
@@ -134,7 +134,7 @@ def _call_hub(request: Callable[[], T], subject: str, revision: str) -> T:
     except HfHubHTTPError as error:
         raise _status_error(error, subject) from error
     except httpx2.TransportError as error:
-        unreachable = TransientError(f"{subject}: the hub is unreachable: {str(error) or type(error).__name__}")
+        unreachable = TransientError(f"{subject}: the hub is unreachable: {describe_failure(error)}")
         raise certificate_error(error) or unreachable from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         # What huggingface_hub raises for responses that it does not expect.

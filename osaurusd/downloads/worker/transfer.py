@@ -19,6 +19,7 @@ from osaurusd.downloads.worker.errors import (
     TransientError,
     UrlExpired,
     certificate_error,
+    describe_failure,
 )
 from osaurusd.downloads.worker.partial import Part, Partial
 from osaurusd.downloads.worker.ranges import Source
@@ -151,7 +152,7 @@ class Backoff:
         Raises:
             PullError: the time limit is reached.
         """
-        reason = str(error) or type(error).__name__
+        reason = describe_failure(error)
         elapsed = time.monotonic() - self._last_success
         if self._failures and elapsed > self._limit_seconds:
             raise PullError(f"{reason}; no data for {elapsed:.0f} s; pull again to resume") from error

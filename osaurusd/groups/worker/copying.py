@@ -59,7 +59,7 @@ class _Copying:
             missing = self._progress.total - self._progress.present
             margin = self._task.margin_bytes
             raise write_error(error, self._staging.folder.parent, missing, margin, "load the model again") from error
-        return Copied(nbytes=sum(file.size for file in self._files))
+        return Copied()
 
     async def _receive(self) -> None:
         task, progress = self._task, self._progress

@@ -31,19 +31,13 @@ def create_client(task: CopyTask) -> httpx2.AsyncClient:
         PullError: this host's identity cannot be read.
     """
     try:
-        context = _create_context(task)
+        context = client_context(Identity(Path(task.identity), certificate="", fingerprint=""), task.host)
     except (OSError, ssl.SSLError) as error:
         raise PullError(f"the identity of this host is unusable: {error}") from error
     limits = httpx2.Limits(max_connections=task.connections, max_keepalive_connections=task.connections)
     transport = httpx2.AsyncHTTPTransport(context, trust_env=False, limits=limits)
     timeout = httpx2.Timeout(task.stall_seconds, connect=_CONNECT_SECONDS, pool=None)
     return httpx2.AsyncClient(transport=transport, trust_env=False, timeout=timeout)
-
-
-def _create_context(task: CopyTask) -> ssl.SSLContext:
-    if task.identity is None:
-        return ssl.create_default_context()
-    return client_context(Identity(Path(task.identity), certificate="", fingerprint=""), task.host)
 
 
 class HostSource:

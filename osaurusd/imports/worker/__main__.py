@@ -12,7 +12,9 @@ import msgspec
 
 from osaurusd.errors import ImportFailed
 from osaurusd.imports import messages
+from osaurusd.imports.worker.hashing import FileHash, model_files
 from osaurusd.imports.worker.shared_path import receive_files
+from osaurusd.lean_imports import skip_packages
 from osaurusd.rpc import job
 from osaurusd.rpc.messages import Frame
 from osaurusd.wire.lineage import Origin
@@ -39,12 +41,21 @@ def _parse_origin(text: str) -> Origin:
 
 
 def _import(send: job.Send, options: argparse.Namespace) -> Frame:
-    # Imported here so that this process notices that the daemon exited while NumPy and tokenizers load.
+    try:
+        # Before the source is touched at all: access may be denied, or block on a question to the user.
+        source = options.source if options.files is None else receive_files(options.source, options.files)
+        with FileHash(model_files(source)) as source_hash:
+            return _import_model(source, source_hash, send, options)
+    except ImportFailed as error:
+        return messages.ImportFailure(message=error.message)
+
+
+def _import_model(source: Path, source_hash: FileHash, send: job.Send, options: argparse.Namespace) -> Frame:
+    # Imported here so that this process notices that the daemon exited, and hashes the source, while NumPy, MLX and
+    # tokenizers load.
+    skip_packages("gguf", "mlx_lm")
     from osaurusd.imports.worker import origins  # noqa: PLC0415
     from osaurusd.imports.worker.importer import Options, import_model  # noqa: PLC0415
-    from osaurusd.imports.worker.plan import skip_package_of_mlx_lm  # noqa: PLC0415
-
-    skip_package_of_mlx_lm()
 
     throttle = job.Throttle()
 
@@ -57,12 +68,8 @@ def _import(send: job.Send, options: argparse.Namespace) -> Frame:
             for text in origins.adapt(folder, provenance, options.origin):
                 send(messages.Note(text=text))
 
-    try:
-        # Before the source is touched at all: access may be denied, or block on a question to the user.
-        source = options.source if options.files is None else receive_files(options.source, options.files)
-        report = import_model(source, options.dest, progress, Options(options.quantize, options.group_size), adapt)
-    except ImportFailed as error:
-        return messages.ImportFailure(message=error.message)
+    settings = Options(options.quantize, options.group_size)
+    report = import_model(source, options.dest, progress, settings, adapt, source_hash)
     return messages.Imported(quantization=report)
 
 

@@ -14,6 +14,7 @@ import msgspec
 from osaurusd.errors import ImportFailed
 from osaurusd.imports import messages
 from osaurusd.imports.worker.shared_path import receive_files
+from osaurusd.lean_imports import skip_packages
 from osaurusd.models import compatibility, metadata, safetensors, tokenizers
 from osaurusd.rpc import job
 from osaurusd.rpc.messages import Frame
@@ -54,11 +55,9 @@ def check(item: CheckItem, path: Path) -> CheckedModel:
 
 def _check_gguf(path: Path) -> CheckedModel:
     # Imported here so that this process notices that the daemon exited while NumPy and tokenizers load.
+    skip_packages("gguf", "mlx_lm")
     from osaurusd.imports.worker.gguf import read_header  # noqa: PLC0415
     from osaurusd.imports.worker.importer import check_header  # noqa: PLC0415
-    from osaurusd.imports.worker.plan import skip_package_of_mlx_lm  # noqa: PLC0415
-
-    skip_package_of_mlx_lm()
 
     header = read_header(path)
     sizes: Counter[str] = Counter()

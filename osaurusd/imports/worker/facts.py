@@ -2,9 +2,10 @@
 
 from typing import Any
 
-import gguf
 import numpy as np
 import numpy.typing as npt
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize
 
 from osaurusd.imports.worker.gguf import GgufHeader, TensorInfo
 from osaurusd.imports.worker.metadata import Metadata, shortest_float32
@@ -144,7 +145,7 @@ class Facts:
         if tensor.type not in ("F32", "F16") or tensor.shape != (length,):
             raise self.metadata.failure(f"tensor {name!r} is {tensor.type} of the shape {list(tensor.shape)}")
         data = np.frombuffer(self.header.read(tensor), dtype=np.uint8)
-        values = gguf.dequantize(data, gguf.GGMLQuantizationType[tensor.type]).astype(np.float64)
+        values = dequantize(data, GGMLQuantizationType[tensor.type]).astype(np.float64)
         if not np.all(np.isfinite(values)) or values.min() <= 0:
             raise self.metadata.failure(f"tensor {name!r} has a factor that is not a positive number")
         return values

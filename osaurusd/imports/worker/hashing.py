@@ -9,9 +9,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from osaurusd.wire.open_files import part_names
+
 _CHUNK_BYTES = 4 * 1024 * 1024
 _PENDING_CHUNKS = 4
 _REPORT_SECONDS = 0.2
+
+
+def model_files(source: Path) -> list[Path]:
+    """Return the file, and the other parts of a split model; nothing if `source` is not a file."""
+    return [source.parent / name for name in part_names(source.name)] if source.is_file() else []
 
 
 class ByteCounter:
@@ -55,10 +62,14 @@ class ThreadedHash:
 
 
 class FileHash:
-    """A thread that computes the SHA-256 of files, as if they were one. A context manager, which stops it."""
+    """A thread that computes the SHA-256 of files, as if they were one. A context manager, which stops it.
+
+    Attributes:
+        paths: the files.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
+        self.paths = tuple(paths)
         self._digest = hashlib.sha256()
         self._hashed = 0
         self._stop = threading.Event()
@@ -78,7 +89,7 @@ class FileHash:
         Raises:
             OSError: a file could not be read.
         """
-        total = sum(path.stat().st_size for path in self._paths)
+        total = sum(path.stat().st_size for path in self.paths)
         progress(0, total)
         while not self._result.done():
             progress(self._hashed, total)
@@ -89,7 +100,7 @@ class FileHash:
         return digest
 
     def _run(self) -> str:
-        for path in self._paths:
+        for path in self.paths:
             with path.open("rb", buffering=0) as stream:
                 offset = 0
                 # Not by the position in the file, which threads that read the same open file share.

@@ -1,9 +1,9 @@
 """Importing a model: copies an MLX model folder, or converts a GGUF file to one."""
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from osaurusd.imports.worker.folder import CONFIG, PROVENANCE, copy_folder
 from osaurusd.imports.worker.gguf import GgufHeader, is_gguf, read_header
 from osaurusd.imports.worker.hashing import ByteCounter, FileHash, hash_file
 from osaurusd.imports.worker.plan import Plan
+from osaurusd.imports.worker.tensor_file import find_shortage
 from osaurusd.imports.worker.tokenizer import check_tokenizer, write_tokenizer
 from osaurusd.imports.worker.vocabulary import Vocabulary, generation_config, read_vocabulary, token_ids
 from osaurusd.imports.worker.weights import total_bytes, write_weights
@@ -44,6 +45,7 @@ def import_model(
     progress: Progress,
     options: Options = DEFAULT_OPTIONS,
     adapt: Callable[[Path, dict[str, Any]], None] = lambda *_: None,
+    source_hash: FileHash | None = None,
 ) -> QuantizationReport | None:
     """Create a model folder that mlx_lm can load, with its provenance in `osaurus.json`.
 
@@ -53,6 +55,7 @@ def import_model(
         progress: called after each chunk of work.
         options: for GGUF files.
         adapt: called with the folder and its provenance before they are recorded; may change both.
+        source_hash: of a GGUF file, started already.
 
     Returns:
         What quantization changed, or None if nothing was quantized.
@@ -63,7 +66,7 @@ def import_model(
     # A relative path such as "." has no name.
     source = source.absolute()
     try:
-        written = _write_model(source, dest, progress, options)
+        written = _write_model(source, dest, progress, options, source_hash)
         adapt(dest, written.provenance)
         # `verify` compares the files with these checksums.
         checksums = hash_all(dest, lambda done, total: progress("record", done, total), written.digests)
@@ -84,14 +87,16 @@ class _Written:
     report: QuantizationReport | None = None
 
 
-def _write_model(source: Path, dest: Path, progress: Progress, options: Options) -> _Written:
+def _write_model(
+    source: Path, dest: Path, progress: Progress, options: Options, source_hash: FileHash | None
+) -> _Written:
     if source.is_dir():
         if options != DEFAULT_OPTIONS:
             raise ImportFailed(f"{source.name}: only GGUF files can be quantized during an import")
         copy_folder(source, dest, lambda done, total: progress("copy", done, total))
         return _Written(_provenance(source, "folder"))
     if source.is_file() and (source.suffix.lower() == ".gguf" or is_gguf(source)):
-        return _convert(source, dest, progress, options)
+        return _convert(source, dest, progress, options, source_hash)
     raise ImportFailed(f"{source.name}: {_unsupported_reason(source)}")
 
 
@@ -101,17 +106,25 @@ def _unsupported_reason(source: Path) -> str:
     return "it is neither a model folder nor a GGUF file"
 
 
-def _convert(source: Path, dest: Path, progress: Progress, options: Options) -> _Written:
+def _convert(source: Path, dest: Path, progress: Progress, options: Options, source_hash: FileHash | None) -> _Written:
     """Convert a GGUF file."""
     header = read_header(source)
-    with FileHash(header.paths) as digest:
+    if source_hash is None or source_hash.paths != header.paths:
+        source_hash = FileHash(header.paths)
+    with source_hash as digest, ThreadPoolExecutor(1) as thread:
         plan, vocabulary = check_header(header, options)
         _check_space(header, plan, dest)
-        # Check everything that can be rejected before spending minutes on the weights.
-        write_tokenizer(vocabulary, header.metadata, dest)
-        write_new_json(dest / "generation_config.json", generation_config(header.metadata, vocabulary))
-        write_new_json(dest / CONFIG, plan.config | token_ids(vocabulary))
-        digests, errors = write_weights(header, plan, dest, lambda done, total: progress("convert", done, total))
+        # While the weights are converted: building the tokenizer takes as long as converting 200 MB.
+        texts = thread.submit(_write_texts, header, plan, vocabulary, dest)
+
+        def report_progress(done: int, total: int) -> None:
+            # Do not spend minutes on the weights of a file whose tokenizer is rejected.
+            if texts.done():
+                texts.result()
+            progress("convert", done, total)
+
+        digests, errors = write_weights(header, plan, dest, report_progress)
+        texts.result()
         sha256 = digest.result(lambda done, total: progress("hash", done, total))
     provenance = _provenance(source, "gguf") | {"sha256": sha256}
     if license_name := header.metadata.find_text("general.license"):
@@ -121,6 +134,13 @@ def _convert(source: Path, dest: Path, progress: Progress, options: Options) -> 
         lineage = {"mode": options.quantize, "group_size": options.group_size, **msgspec.structs.asdict(report)}
         provenance["quantization"] = lineage | {"errors": errors.errors}
     return _Written(provenance, digests, report)
+
+
+def _write_texts(header: GgufHeader, plan: Plan, vocabulary: Vocabulary, dest: Path) -> None:
+    """Write everything except the weights."""
+    write_tokenizer(vocabulary, header.metadata, dest)
+    write_new_json(dest / "generation_config.json", generation_config(header.metadata, vocabulary))
+    write_new_json(dest / CONFIG, plan.config | token_ids(vocabulary))
 
 
 def check_header(header: GgufHeader, options: Options = DEFAULT_OPTIONS) -> tuple[Plan, Vocabulary]:
@@ -139,11 +159,8 @@ def check_header(header: GgufHeader, options: Options = DEFAULT_OPTIONS) -> tupl
 
 
 def _check_space(header: GgufHeader, plan: Plan, dest: Path) -> None:
-    needed, free = total_bytes(plan), shutil.disk_usage(dest).free
-    if needed > free:
-        raise header.metadata.failure(
-            f"not enough disk space: the model needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free"
-        )
+    if shortage := find_shortage(dest, total_bytes(plan)):
+        raise header.metadata.failure(f"the disk is full: {shortage}")
 
 
 def hash_all(

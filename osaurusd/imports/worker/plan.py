@@ -5,16 +5,15 @@ before anything is converted.
 """
 
 import importlib
-import importlib.util
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import gguf
 import mlx.nn as nn
 import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
 from mlx.utils import tree_flatten
 
 from osaurusd.imports.worker import families, quantization
@@ -103,18 +102,6 @@ def plan_conversion(header: GgufHeader, options: Options) -> Plan:
     return Plan(config | _quantization_config(placements), placements, float_type)
 
 
-def skip_package_of_mlx_lm() -> None:
-    """Let the modules of mlx_lm's models be imported without the package itself.
-
-    For processes that need nothing else of it: the package imports transformers, which takes longer than converting a
-    small model.
-    """
-    spec = importlib.util.find_spec("mlx_lm")
-    if spec is not None:
-        # Created, but not executed.
-        sys.modules.setdefault("mlx_lm", importlib.util.module_from_spec(spec))
-
-
 def _parameters(facts: Facts, config: dict[str, Any]) -> list[Parameter]:
     """Return the parameters of mlx_lm's network. Its arrays are never computed."""
     module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
@@ -161,11 +148,11 @@ def _find(facts: Facts, name: str) -> list[TensorInfo]:
 
 
 def _check_type(facts: Facts, tensor: TensorInfo, *, floats: bool) -> None:
-    ggml_type = gguf.GGMLQuantizationType[tensor.type]
+    ggml_type = GGMLQuantizationType[tensor.type]
     try:
         with np.errstate(all="ignore"):
-            gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[ggml_type][1]), np.uint8), ggml_type)
-        supported = not floats or gguf.GGML_QUANT_SIZES[ggml_type][0] == 1
+            dequantize(np.zeros((1, GGML_QUANT_SIZES[ggml_type][1]), np.uint8), ggml_type)
+        supported = not floats or GGML_QUANT_SIZES[ggml_type][0] == 1
     except NotImplementedError:
         supported = False
     if not supported:

@@ -5,13 +5,13 @@ whole shard at once, so this module computes, measures and writes one array afte
 """
 
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 from mlx_lm.utils import dequantize_model, load_model, quantize_model, save_config
 
@@ -21,9 +21,11 @@ from osaurusd.imports.worker import tensor_file
 from osaurusd.imports.worker.folder import CONFIG
 from osaurusd.imports.worker.tensor_file import Entry
 from osaurusd.platform.files import sync_file
+from osaurusd.wire.lineage import QuantizationMode
 from osaurusd.worker.runners.folder import loadable
 
 Progress = Callable[[int, int], None]
+Predicate = Callable[[str, Any], bool | dict[str, Any]]
 
 _QUANTIZATION_KEYS = ("quantization", "quantization_config")
 _MODEL_OPT_CONFIG = "hf_quant_config.json"
@@ -44,6 +46,13 @@ _NAMES = {
     mx.int8: "I8",
     mx.bool_: "BOOL",
 }
+
+_GROUP_SIZE = 32
+_AFFINE_EMBEDDINGS = {
+    mode: {"group_size": _GROUP_SIZE, "bits": bits, "mode": QuantizationMode.AFFINE.value}
+    for mode, bits in ((QuantizationMode.MXFP4, 4), (QuantizationMode.NVFP4, 4), (QuantizationMode.MXFP8, 8))
+}
+"""The format of embeddings by the mode of the other layers: as many bits."""
 
 # Elements for which the error is computed at once, in float32.
 _CHUNK_ELEMENTS = 16 << 20
@@ -102,7 +111,10 @@ def quantize(
     with loadable(source) as folder:
         network, config = _prepare(*_load(folder), folder, settings)
         layers = _find_layers(network)
-        network, config = quantize_model(network, config, settings.group_size, settings.bits, settings.mode)
+        predicate = _find_predicate(network, settings.mode)
+        network, config = quantize_model(
+            network, config, settings.group_size, settings.bits, settings.mode, quant_predicate=predicate
+        )
         keeps_vision = "vision_tower" in getattr(network, "model", {})
         if not keeps_vision and config.get("vision_config"):
             note("the image encoder is not taken, because mlx_lm does not load it; the result only reads text")
@@ -131,7 +143,8 @@ def _write_model(
     parameters = sum(weight.size for weight in layers.values())
     parameters += sum(array.size for name, array in arrays.items() if name.rpartition(".")[0] not in quantized)
     report.bits_per_weight = total * 8 / parameters
-    _check_space(dest, total)
+    if shortage := tensor_file.find_shortage(dest, total):
+        raise QuantizationFailed(f"the disk is full: {shortage}")
     _write(arrays, dest, _Measurement(quantized, layers, report), progress)
     return report
 
@@ -173,6 +186,25 @@ def _prepare(
     return network, config
 
 
+def _find_predicate(network: Any, mode: QuantizationMode) -> Predicate | None:
+    """Return what chooses the layers of this network: None for mlx_lm's own choice, or that with affine embeddings.
+
+    MLX's embeddings in other modes return BF16 whatever the type of the other floats is, so that the first layers would
+    compute in BF16, or in F32 where other floats are F16. An output layer that is tied to them shares their format.
+    """
+    if mode is QuantizationMode.AFFINE:
+        return None
+    choose = getattr(network, "quant_predicate", None) or (lambda *_: True)
+
+    def predicate(path: str, module: Any) -> bool | dict[str, Any]:
+        chosen: bool | dict[str, Any] = choose(path, module)
+        if chosen is not True or not isinstance(module, nn.Embedding):
+            return chosen
+        return dict(_AFFINE_EMBEDDINGS[mode]) if module.weight.shape[-1] % _GROUP_SIZE == 0 else False
+
+    return predicate
+
+
 def _is_quantized(module: Any) -> bool:
     return "scales" in module and hasattr(module, "bits")
 
@@ -187,13 +219,6 @@ def _take_parameters(network: Any) -> dict[str, mx.array]:
     arrays: dict[str, mx.array] = dict(tree_flatten(network.parameters()))
     network.update(tree_map(lambda _: mx.array([]), network.parameters()))
     return arrays
-
-
-def _check_space(dest: Path, needed: int) -> None:
-    if (free := shutil.disk_usage(dest).free) < needed:
-        raise QuantizationFailed(
-            f"the disk is full: the quantized weights take {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free"
-        )
 
 
 class _Measurement:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +17,7 @@ from osaurusd.platform.files import write_new_json
 MAX_SHARD_BYTES = 5 << 30
 
 _CHUNK_BYTES = 16 * 1024 * 1024
+_SYNC_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,16 @@ def write_model(
     return digests
 
 
+def find_shortage(dest: Path, needed: int) -> str | None:
+    """Return why a model's weights do not fit on the disk of a folder, or None if they do."""
+    free = shutil.disk_usage(dest).free
+    return None if needed <= free else f"the model needs {_format_size(needed)}, but {_format_size(free)} are free"
+
+
+def _format_size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
 def _shards(entries: Iterable[Entry]) -> list[list[Entry]]:
     shards: list[list[Entry]] = [[]]
     size = 0
@@ -91,7 +104,7 @@ def _write(
     contents: Iterator[Iterable[bytes | memoryview]],
     written: Callable[[int], None],
 ) -> str:
-    with ThreadedHash() as digest, path.open("xb", buffering=0) as stream:
+    with ThreadedHash() as digest, path.open("xb", buffering=0) as stream, _ThreadedSync(stream.fileno()) as sync:
         _write_part(stream.fileno(), _encode_header(entries), digest)
         for entry, parts in zip(entries, contents, strict=True):
             size = 0
@@ -100,11 +113,12 @@ def _write(
                 for start in range(0, len(data), _CHUNK_BYTES):
                     chunk = data[start : start + _CHUNK_BYTES]
                     _write_part(stream.fileno(), chunk, digest)
+                    sync.add(len(chunk))
                     written(len(chunk))
                 size += len(data)
             if size != entry.nbytes:
                 raise ValueError(f"{entry.name}: {size} bytes instead of {entry.nbytes}")
-        os.fsync(stream.fileno())
+        sync.finish()
         return digest.hexdigest()
 
 
@@ -126,3 +140,39 @@ def _encode_header(entries: Sequence[Entry]) -> bytes:
     # Padding keeps the data aligned for readers that map the file.
     body += b" " * (-len(body) % 8)
     return len(body).to_bytes(8, "little") + body
+
+
+class _ThreadedSync:
+    """Syncs a file to disk while it is written, so that the last sync takes less time. A context manager."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._thread = ThreadPoolExecutor(1)
+        self._running: Future[None] | None = None
+        self._waiting = 0
+
+    def add(self, size: int) -> None:
+        """Note that `size` bytes were written, and sync them when there are enough.
+
+        Raises:
+            OSError: an earlier sync failed. The system reports each failure only once.
+        """
+        self._waiting += size
+        if self._waiting < _SYNC_BYTES or (self._running is not None and not self._running.done()):
+            return
+        if self._running is not None:
+            self._running.result()
+        self._waiting = 0
+        self._running = self._thread.submit(os.fsync, self._descriptor)
+
+    def finish(self) -> None:
+        """Sync everything. Raises like `add`."""
+        if self._running is not None:
+            self._running.result()
+        os.fsync(self._descriptor)
+
+    def __enter__(self) -> "_ThreadedSync":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()

@@ -93,7 +93,7 @@ def _merges(ids: dict[str, int], metadata: Metadata) -> list[tuple[str, str]]:
         # In vocabularies that are not strictly byte-level, the first character can be a space.
         split = text.find(" ", 1)
         first, second = text[:split], text[split + 1 :]
-        if split < 0 or not {first, second, first + second} <= ids.keys():
+        if split < 0 or not (first in ids and second in ids and first + second in ids):
             raise metadata.failure(f"the merge {text!r} does not join two tokens into a third")
         merges.append((first, second))
     return merges

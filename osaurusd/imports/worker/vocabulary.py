@@ -133,8 +133,8 @@ def _tokens(metadata: Metadata) -> list[str]:
         raise metadata.failure("the vocabulary is empty")
     if max(map(len, tokens)) > MAX_TOKEN_LENGTH:
         raise metadata.failure(f"the vocabulary has a token of more than {MAX_TOKEN_LENGTH} characters")
-    token, count = Counter(tokens).most_common(1)[0]
-    if count > 1:
+    if len(set(tokens)) < len(tokens):
+        token = Counter(tokens).most_common(1)[0][0]
         raise metadata.failure(f"the token {token!r} is duplicated in the vocabulary")
     return tokens
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import numpy.typing as npt
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize
 
 from osaurusd.imports.worker import quantization
 from osaurusd.imports.worker.gguf import GgufHeader, TensorInfo
@@ -219,7 +220,7 @@ class Converter:
     def _dequantize(self, tensor: TensorInfo, rows: range, total: int) -> Array:
         # Damaged scales may overflow; infinite values are rejected when they are stored.
         with np.errstate(all="ignore"):
-            values = gguf.dequantize(self._read(tensor, rows, total), gguf.GGMLQuantizationType[tensor.type])
+            values = dequantize(self._read(tensor, rows, total), GGMLQuantizationType[tensor.type])
         return values.astype(np.float32, copy=False)
 
     def _dequantize_all(self, tensor: TensorInfo) -> Array:

@@ -40,11 +40,6 @@ _JSON_OPTIONS: dict[str, Any] = {
     "lenient": False,
 }
 
-# Next to these, `properties` need not list all properties.
-_COMBINING_KEYWORDS = {
-    *("$ref", "allOf", "anyOf", "oneOf", "patternProperties", "propertyNames"),
-    *("if", "then", "else", "dependencies", "dependentSchemas", "unevaluatedProperties"),
-}
 _RELAXED_OPTIONS = {**_JSON_OPTIONS, "coerce_one_of": True}
 _DATA_KEYWORDS = {"const", "enum", "default", "examples"}
 
@@ -179,7 +174,8 @@ def _json_rule(name: str, schema: dict[str, Any], location: Location, tool: str 
     subject = "" if tool is None else f" of {tool!r}"
     try:
         schema_cost.check(schema)
-        exact, relaxed = schema_repair.without_redundant_keywords(schema), schema_repair.relax(schema)
+        closed = schema_repair.close_objects(schema)
+        exact, relaxed = schema_repair.without_redundant_keywords(closed), schema_repair.relax(closed)
         if tool is not None:
             exact, relaxed = (_arguments_schema(each, tool, location) for each in (exact, relaxed))
         try:
@@ -205,11 +201,11 @@ def _enforceable(schema: dict[str, Any], options: dict[str, Any]) -> str:
 
 
 def _arguments_schema(schema: dict[str, Any], tool: str, location: Location) -> dict[str, Any]:
-    """Return the schema of a tool's arguments: an object, without undeclared properties if the tool declares any."""
+    """Return the schema of a tool's arguments: an object, which is empty if the tool declares an empty one."""
     kind = schema.get("type", "object")
     if kind != "object" and (not isinstance(kind, list) or "object" not in kind):
         raise unusable_schema("the type of arguments must be `object`", location, f" of {tool!r}")
-    if "properties" in schema and not schema.keys() & _COMBINING_KEYWORDS:
+    if schema.get("properties") == {} and not schema.keys() & schema_repair.COMBINING_KEYWORDS:
         return {"additionalProperties": False, **schema, "type": "object"}
     return {**schema, "type": "object"}
 

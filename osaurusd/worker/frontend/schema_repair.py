@@ -34,6 +34,19 @@ _SIZES = (
 _DATA_KEYWORDS = ("const", "default", "example")
 _ANNOTATIONS = {"$comment", "default", "description", "examples", "format", "title"}
 
+COMBINING_KEYWORDS = {
+    *("$ref", "allOf", "anyOf", "oneOf", "patternProperties", "propertyNames", "unevaluatedProperties"),
+    *("if", "then", "else", "dependencies", "dependentRequired", "dependentSchemas"),
+}
+"""Next to these, `properties` need not list all properties of an object."""
+
+# What is allowed below one of these is not what the schema allows.
+_CONDITIONAL_KEYWORDS = {"oneOf", "not", "contains", "if", "dependencies", "dependentSchemas", "unevaluatedProperties"}
+_OBJECT_KEYWORDS = {
+    *("properties", "required", "additionalProperties", "patternProperties", "propertyNames"),
+    *("minProperties", "maxProperties"),
+}
+
 _TYPES = {"array", "boolean", "integer", "null", "number", "object", "string"}
 # Names from programming languages, which authors of schemas write by mistake.
 _TYPE_ALIASES = {
@@ -88,6 +101,41 @@ def without_redundant_keywords(schema: dict[str, Any]) -> dict[str, Any]:
             if keyword in part and restricts_nothing(part):
                 del part[keyword]
     return reduced
+
+
+def close_objects(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a repaired schema in which objects have no properties besides those that their schema lists.
+
+    Small models otherwise invent properties until they reach the limit of tokens. An `additionalProperties` of the
+    client stays. If schemas are combined, a part may list only some of the properties, and only the root is closed.
+    """
+    closed: dict[str, Any] = json.loads(json.dumps(schema))
+    parts = [closed] if any(map(_combines_schemas, _parts(closed))) else _parts(closed)
+    for part in parts:
+        if _lists_properties(part):
+            part["additionalProperties"] = False
+    return closed
+
+
+def _combines_schemas(part: dict[str, Any]) -> bool:
+    """Whether several schemas apply to one value, or one that the value must not match."""
+    in_place = part.keys() & {"$ref", "anyOf", "allOf"}
+    return bool(
+        part.keys() & _CONDITIONAL_KEYWORDS
+        or len(in_place) > 1
+        or (in_place and part.keys() & _OBJECT_KEYWORDS)
+        or len(_as_list(part.get("allOf"))) > 1
+    )
+
+
+def _lists_properties(part: dict[str, Any]) -> bool:
+    """Whether the schema of an object lists properties and does not mention others."""
+    properties = part.get("properties")
+    if not isinstance(properties, dict) or not properties:
+        return False
+    if part.keys() & {"additionalProperties", "minProperties", *COMBINING_KEYWORDS}:
+        return False
+    return all(isinstance(name, str) and name in properties for name in part.get("required", []))
 
 
 def _parts(schema: Any) -> Iterator[dict[str, Any]]:

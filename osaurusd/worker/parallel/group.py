@@ -118,7 +118,7 @@ def join(spec: messages.RankSpec, frame: messages.Connect) -> RankGroup:
     """Join the group, and check that all others belong to it.
 
     Raises:
-        LoadFailed: the group is incomplete, or has a stranger in it.
+        LoadFailed: the group is incomplete, or another process has connected to it.
     """
     # MLX waits for the neighbors without any limit, and without releasing the interpreter lock.
     backend = "jaccl" if frame.rdma_devices else "ring"

@@ -1,9 +1,10 @@
 """Paths of images in prompts, as terminals insert them."""
 
+import click
 import pytest
 from PIL import Image
 
-from osaurusctl.chat.images import image_type, parse_path, take_images
+from osaurusctl.chat.images import image_part, image_type, parse_path, take_images
 from tests.images import PNG, encode
 
 NAMES = ("cat.png", "my cat.png", "it's (1).png", "Screenshot at 10.00\u202fAM.png", "zwölf & drei.png")
@@ -96,3 +97,10 @@ def test_type_follows_from_the_content(format_):
 @pytest.mark.parametrize("data", [b"", b"GIF", b"RIFF", b"%PDF-1.7"])
 def test_other_content_has_no_image_type(data):
     assert image_type(data) is None
+
+
+def test_empty_file_is_named(tmp_path):
+    (tmp_path / "cat.png").touch()
+
+    with pytest.raises(click.UsageError, match=r"cat\.png is empty"):
+        image_part(tmp_path / "cat.png")

@@ -10,10 +10,12 @@ from osaurusd.config import Pulls
 from osaurusd.groups.file_service import FileService
 from osaurusd.groups.files import ModelFiles
 from osaurusd.groups.manifest import Manifests
+from osaurusd.hosts.identity import IdentityFile
 from osaurusd.hosts.registry import Host
 from osaurusd.models import maintenance
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.worker import verification
+from tests.osaurusd.hosts.nodes import identity
 from tests.osaurusd.http import serve
 from tests.osaurusd.models import disk
 
@@ -65,7 +67,8 @@ class HostDisk:
         self.catalog: Catalog = disk.make_catalog(self.models, self.hub)
         self.manifests = Manifests(root / "state" / "digests.json")
         self.options = Pulls(disk_margin_bytes=0)
-        self.files = ModelFiles(self.catalog, self.manifests, lambda: self.options, None)
+        (root / "host.pem").write_bytes(identity(root.name))
+        self.files = ModelFiles(self.catalog, self.manifests, lambda: self.options, IdentityFile(root / "host.pem"))
         self.reports: list[tuple[str, int, int]] = []
 
     async def manifest(self, name="m"):

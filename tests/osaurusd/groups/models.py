@@ -1,7 +1,7 @@
 """Facts of models and hosts for tests of groups."""
 
+from osaurusd.groups.candidates import CandidateHost
 from osaurusd.groups.facts import HEADS_WIDTH, ModelFacts, Part
-from osaurusd.wire.placement import HostFacts
 
 VERSIONS = {"osaurusd": "1.0", "mlx": "0.32.4", "mlx-lm": "0.32.2"}
 GB = 10**9
@@ -35,4 +35,4 @@ def host(name=None, gigabytes=64.0, **changes):
         "versions": VERSIONS,
         "link_address": "10.0.0.1",
     }
-    return HostFacts(**(settings | changes))
+    return CandidateHost(**(settings | changes))

@@ -80,7 +80,7 @@ class FakeSocket:
     async def send_bytes(self, data):
         self._send(WSMsgType.BINARY, data)
 
-    async def close(self, *, message=b""):
+    async def close(self):
         if not self._closed:
             self._closed = True
             self._link.deliver(self, CLOSED)
@@ -170,12 +170,18 @@ class Follower:
 
 
 class Leader:
-    """A host that serves models over all followers. `placements` says how, by model."""
+    """A host that serves models over all followers.
+
+    Attributes:
+        placements: how, by model.
+        estimates: the memory of rank 0 before the first plan, where it is not `RANK_BYTES`.
+    """
 
     def __init__(self, followers, clock, stop_grace=5):
         self.host = Host(name="a", url="https://a", certificate="", fingerprint="a", added_at=0)
         self.followers = {follower.name: follower for follower in followers}
         self.placements = {}
+        self.estimates = {}
         self.events = EventBus()
         launch = Launch(command=COMMAND, stop_grace=stop_grace)
         loop = asyncio.get_running_loop()
@@ -205,9 +211,8 @@ class Leader:
         self.placements[record.repo] = Placement(split, ranks, float32=True, reason="a test")
 
     @contextlib.asynccontextmanager
-    async def websocket(self, host, path, *, heartbeat):
+    async def websocket(self, host, path):
         assert path == "/v0/ranks"
-        assert heartbeat is None
         socket = self.followers[host.name].accept(self.host)
         try:
             yield socket
@@ -218,10 +223,10 @@ class Leader:
         return self.placements.get(key)
 
     def estimate_bytes(self, record):
-        return RANK_BYTES if record.repo in self.placements else None
+        return self.estimates.get(record.repo, RANK_BYTES) if record.repo in self.placements else None
 
     async def build(self, key):
-        return Manifest(model=key, digest="0", config_digest="0", files=())
+        return Manifest(model=key, digest="0", files=())
 
     @property
     def kinds(self):

@@ -20,7 +20,7 @@ from osaurusd.errors import (
     WorkerCrashed,
 )
 from osaurusd.wire.residency import EventKind
-from tests.osaurusd.groups.network import LEASE_BYTES, LENT_BYTES, RANK_BYTES, cluster
+from tests.osaurusd.groups.network import BUDGET_BYTES, LEASE_BYTES, LENT_BYTES, RANK_BYTES, cluster
 from tests.osaurusd.pool.helpers import has_exited, lease_and_generate, running_request, until
 
 
@@ -90,6 +90,20 @@ async def test_ranks_get_half_of_the_memory_that_they_do_not_need_if_rank_0_has_
         assert request["rank"] == {"rank": 1, "size": 2, "split": "tensor", "address": "127.0.0.2"}
         assert hosts.followers[0].pool.budget.used_bytes == LEASE_BYTES
         assert hosts.leader.worker.ranks[1].needs_bytes == LEASE_BYTES
+
+
+async def test_plan_of_the_load_replaces_the_estimate_that_preceded_it(tmp_path):
+    async with cluster(tmp_path) as hosts:
+        hosts.leader.estimates[hosts.model.repo] = BUDGET_BYTES * 2
+        planned = hosts.leader.plan_load
+
+        async def plan_load(request, key):
+            hosts.leader.estimates.clear()
+            return await planned(request, key)
+
+        hosts.leader.plan_load = plan_load
+        await hosts.leader.pool.load(hosts.model)
+        assert hosts.leader.worker.needs_bytes == hosts.leader.pool.needs_bytes(hosts.model) == RANK_BYTES
 
 
 async def test_only_files_of_the_ranks_own_layers_are_needed_for_a_pipeline(tmp_path):

@@ -57,8 +57,8 @@ def start(**fields):
         "size": 2,
         "split": "tensor",
         "needs_bytes": 1000,
-        "wanted_bytes": 1000,
-        "manifest": Manifest(model="m", digest="0", config_digest="0", files=()),
+        "requested_bytes": 1000,
+        "manifest": Manifest(model="m", digest="0", files=()),
     }
     return StartRank(**{**defaults, **fields})
 
@@ -102,6 +102,19 @@ async def test_lease_lasts_until_the_process_of_a_failed_rank_has_exited(tmp_pat
         gate.set()
         assert await leader.receive(RankExited)
         assert follower.pool.budget.used_bytes == 0
+
+
+async def test_rank_that_is_stopped_at_once_confirms_it_after_the_exit_of_its_predecessor(tmp_path):
+    async with lending(tmp_path) as follower:
+        first, second = Leader(follower), Leader(follower)
+        await first.start()
+        pid = follower.pid
+        await second.send(start(epoch=6))
+        await second.send(StopRank())
+        assert (await second.receive(RankExited, RankFailed)).message == "the leader has unloaded the model"
+        assert has_exited(pid)
+        assert await first.receive(RankExited)
+        assert await second.receive() is None
 
 
 @pytest.mark.parametrize("first", [StopRank(), CONNECT, PLAN])
@@ -179,7 +192,7 @@ async def test_closing_host_refuses_new_ranks(tmp_path):
 
 async def test_leases_of_several_models_share_the_limit_and_leave_memory_for_others(tmp_path):
     async with lending(tmp_path) as follower:
-        first = await Leader(follower).start(wanted_bytes=3000)
-        second = await Leader(follower).start(group="n", wanted_bytes=3000)
+        first = await Leader(follower).start(requested_bytes=3000)
+        second = await Leader(follower).start(group="n", requested_bytes=3000)
         third = await Leader(follower).start(group="o")
         assert (first.lease_bytes, second.lease_bytes, third.code) == (3000, 1500, "insufficient_memory")

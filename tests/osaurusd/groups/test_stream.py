@@ -120,7 +120,7 @@ async def test_closing_does_not_wait_long_for_a_peer_that_is_gone(monkeypatch):
     monkeypatch.setattr(stream, "CLOSE_SECONDS", 0.01)
 
     class Stuck:
-        async def close(self, *, message):
+        async def close(self):
             await asyncio.Event().wait()
 
-    await stream.close(Stuck(), "reason")
+    await stream.close(Stuck())

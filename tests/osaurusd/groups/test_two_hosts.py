@@ -161,19 +161,19 @@ async def test_request_overrides_the_configuration_until_it_is_forgotten(pair, d
     a, _ = pair
     a.set(models={"M": DistributedModel(hosts=["b"], split="tensor")})
     record = await find(a)
-    assert (("b",), "tensor") == (distribution.wanted(record).hosts, distribution.wanted(record).split)
+    assert (("b",), "tensor") == (distribution.find_request(record).hosts, distribution.find_request(record).split)
     assert distribution.is_placed(record, ["b"], None)
 
     await distribution.request(record, ["b"], "pipeline", MEMORY)
-    assert "pipeline" == distribution.wanted(record).split
+    assert "pipeline" == distribution.find_request(record).split
     assert not distribution.is_placed(record, ["b"], "tensor")
     await distribution.request(record, [], None, MEMORY)
-    assert distribution.wanted(record) is None
+    assert distribution.find_request(record) is None
     assert distribution.info(record) is None
     assert distribution.estimate_bytes(record) is None
     assert await distribution.plan_load(messages.Load(path=""), record.repo) is None
     distribution.forget(record.repo)
-    assert "tensor" == distribution.wanted(record).split
+    assert "tensor" == distribution.find_request(record).split
 
 
 async def test_plan_does_not_outlive_a_change_of_the_configuration(pair, distribution):
@@ -203,7 +203,7 @@ async def test_other_model_of_the_host_is_not_distributed(pair, distribution):
     a.set(models={"m": DistributedModel(hosts=["b"])})
     await a.disk.catalog.refresh()
 
-    assert distribution.wanted(await find(a, "other")) is None
+    assert distribution.find_request(await find(a, "other")) is None
     with pytest.raises(ModelNotFound):
         await distribution.plan_load(messages.Load(path=""), "gone")
 
@@ -229,7 +229,7 @@ async def test_impossible_request_is_refused_and_changes_nothing(
         await distribution.request(record, hosts, split, MEMORY)
 
     assert (param, True) == (refusal.value.param, message in refusal.value.message)
-    assert distribution.wanted(record) is None
+    assert distribution.find_request(record) is None
 
 
 async def test_other_version_on_a_host_is_refused(pair, distribution):

@@ -110,7 +110,7 @@ async def echo(request: web.Request) -> web.StreamResponse:
 
 
 @dataclass
-class Stranger:
+class UnpairedClient:
     """A connection that is not one of a paired host."""
 
     reader: asyncio.StreamReader
@@ -130,14 +130,16 @@ class Stranger:
 
 
 @contextlib.asynccontextmanager
-async def stranger(node: Node, context: ssl.SSLContext | None = None, *, tls: bool = True) -> AsyncIterator[Stranger]:
+async def unpaired_client(
+    node: Node, context: ssl.SSLContext | None = None, *, tls: bool = True
+) -> AsyncIterator[UnpairedClient]:
     """Connect without a certificate, or with another context, or without TLS."""
     chosen = (context or pairing_context()) if tls else None
     reader, writer = await asyncio.open_connection(
         node.address, node.port, ssl=chosen, server_hostname="" if tls else None
     )
     try:
-        yield Stranger(reader, writer)
+        yield UnpairedClient(reader, writer)
     finally:
         writer.transport.abort()
         with contextlib.suppress(OSError, ssl.SSLError):

@@ -2,14 +2,17 @@
 
 import asyncio
 import socket
+from types import SimpleNamespace
 
 import msgspec
 import psutil
 import pytest
+from aiohttp import WSMsgType
 
-from osaurusd.errors import HostNotFound, InvalidRequest
+from osaurusd.errors import HostNotFound, HostUnreachable, InvalidRequest
 from osaurusd.hosts import check, facts, link, machine
 from osaurusd.hosts.client import HostClient
+from osaurusd.hosts.server import websocket
 from osaurusd.wire.hosts import ControlRoute, HostFacts, ListenReply, ListenRequest
 from osaurusd.wire.installation import installation
 from tests.daemons import second_address
@@ -58,6 +61,53 @@ async def test_hosts_that_match_have_no_problem(paired):
     assert 10**9 == result.facts.lendable_bytes
     assert psutil.virtual_memory().total == result.facts.memory_bytes
     assert {"osaurusd", "mlx", "mlx-lm"} <= result.facts.installation.packages.keys()
+
+
+@pytest.fixture
+def echo(monkeypatch):
+    """Replaces the response to the messages that measure the latency; used before the hosts start."""
+
+    async def respond(_self, request):
+        async with websocket(request) as connection:
+            await replies.respond(connection)
+        return connection
+
+    replies = SimpleNamespace(respond=None)
+    monkeypatch.setattr(facts.Facts, "echo", respond)
+    return replies
+
+
+async def test_a_connection_that_ends_while_the_latency_is_measured_is_a_problem(echo, paired):
+    async def respond(connection):
+        await connection.send_bytes(await connection.receive_bytes())
+
+    echo.respond = respond
+    assert ['host "b" closed the connection that measures the latency'] == (await check_one(paired[0])).problems
+
+
+async def test_a_host_that_returns_no_messages_is_a_problem(echo, paired, monkeypatch):
+    async def respond(connection):
+        while (await connection.receive()).type is WSMsgType.BINARY:
+            pass
+
+    echo.respond = respond
+    monkeypatch.setattr(check, "LATENCY_SECONDS", 0.3)
+    (problem,) = (await check_one(paired[0])).problems
+    assert problem.startswith('host "b" did not return 20 messages within 0.3 s; check its daemon')
+
+
+async def test_a_host_that_is_removed_while_a_connection_is_prepared_gets_none(paired, monkeypatch):
+    a, _ = paired
+    host, identity = a.hosts.registry.get("b"), await a.hosts.identity.get()
+
+    async def remove():
+        await a.hosts.registry.remove("b")
+        return identity
+
+    client = HostClient(a.hosts.identity, a.hosts.registry)
+    monkeypatch.setattr(a.hosts.identity, "get", remove)
+    with pytest.raises(HostUnreachable, match='host "b" is no longer paired'):
+        await client.fetch(host, ControlRoute.FACTS, HostFacts)
 
 
 async def test_a_host_that_lends_nothing_is_a_problem(paired):

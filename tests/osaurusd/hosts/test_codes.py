@@ -5,7 +5,7 @@ import pytest
 from osaurusd.errors import InvalidRequest
 from osaurusd.hosts.codes import CODE_SECONDS, MAX_WRONG_PROOFS, CodeOffer, Transcript, normalize_code
 
-TRANSCRIPT = Transcript("offerer", "adder", "nonce 1", "nonce 2", "a", ":8444")
+TRANSCRIPT = Transcript("responder", "initiator", "nonce 1", "nonce 2", "a", ":8444")
 
 
 class Clock:
@@ -17,7 +17,7 @@ class Clock:
 
 
 def proof_of(code, transcript=TRANSCRIPT):
-    return transcript.proof("adder", normalize_code(code))
+    return transcript.proof("initiator", normalize_code(code))
 
 
 def test_a_code_has_eighty_random_bits():
@@ -42,7 +42,7 @@ def test_text_that_cannot_be_a_code_is_rejected_naming_the_field(text):
 def test_the_right_proof_is_answered_with_another_proof():
     offer = CodeOffer()
     code = offer.renew()
-    assert TRANSCRIPT.proof("offerer", normalize_code(code)) == offer.verify(TRANSCRIPT, proof_of(code))
+    assert TRANSCRIPT.proof("responder", normalize_code(code)) == offer.verify(TRANSCRIPT, proof_of(code))
 
 
 @pytest.mark.parametrize("field", Transcript._fields)
@@ -54,13 +54,13 @@ def test_a_proof_covers_everything_that_both_sides_saw(field):
 
 def test_fields_cannot_be_shifted_into_each_other():
     shifted = TRANSCRIPT._replace(name="a:", endpoint="8444")
-    assert shifted.proof("adder", "code") != TRANSCRIPT.proof("adder", "code")
+    assert shifted.proof("initiator", "code") != TRANSCRIPT.proof("initiator", "code")
 
 
 def test_the_proof_of_one_role_is_not_that_of_the_other():
     offer = CodeOffer()
     code = offer.renew()
-    assert offer.verify(TRANSCRIPT, TRANSCRIPT.proof("offerer", normalize_code(code))) is None
+    assert offer.verify(TRANSCRIPT, TRANSCRIPT.proof("responder", normalize_code(code))) is None
 
 
 @pytest.mark.parametrize("proof", ["", "0" * 64, "ü" * 64, "\ud800"])

@@ -14,7 +14,7 @@ from osaurusd.hosts.identity import IdentityFile, fingerprint_of
 from osaurusd.wire.hosts import AddHostRequest
 from osaurusd.wire.residency import EventKind
 
-from .nodes import identity, pair, running, stranger
+from .nodes import identity, pair, running, unpaired_client
 
 WRONG = "0000-0000-0000-0000"
 
@@ -40,6 +40,13 @@ async def test_both_hosts_report_the_pairing(a, b):
     for node, other in ((a, "b"), (b, "a")):
         (event,) = node.bus.history()
         assert (EventKind.HOST_PAIRED, other) == (event.kind, event.host)
+
+
+async def test_pairing_that_the_other_host_cannot_save_fails_on_both(a, b):
+    (b.state / "hosts.json" / "x").mkdir(parents=True)
+    with pytest.raises(PairingFailed, match="the other host cannot save the pairing; its log says why"):
+        await pair(a, b)
+    assert [] == names(a) == names(b)
 
 
 async def test_a_host_that_accepts_no_connections_can_pair_with_one_that_does(tmp_path, b):
@@ -166,7 +173,7 @@ async def man_in_the_middle(tmp_path, target, tamper=lambda line: line):
     lines = []
 
     async def relay(reader, writer):
-        async with stranger(target) as other:
+        async with unpaired_client(target) as other:
 
             async def copy(source, sink):
                 with contextlib.suppress(OSError, ssl.SSLError):
@@ -224,8 +231,8 @@ HELLO = {"version": 1, "nonce": "0" * 64}
 
 @contextlib.asynccontextmanager
 async def conversation(node):
-    """Begin a conversation as a stranger. Yields a function that returns the reply to a message, and the challenge."""
-    async with stranger(node) as connection:
+    """Begin a conversation without a certificate; yield a function that returns replies, and the challenge."""
+    async with unpaired_client(node) as connection:
 
         async def send(message):
             await connection.send(json.dumps(message).encode() + b"\n")
@@ -234,32 +241,32 @@ async def conversation(node):
         yield send, await send(HELLO)
 
 
-def claim_for(challenge, offered, adder):
-    """The message of an adder that knows the code."""
+def claim_for(challenge, offered, initiator):
+    """The message of an initiator that knows the code."""
     transcript = codes.Transcript(
-        offered.fingerprint, adder.fingerprint, challenge["nonce"], HELLO["nonce"], name="x", endpoint=":1"
+        offered.fingerprint, initiator.fingerprint, challenge["nonce"], HELLO["nonce"], name="x", endpoint=":1"
     )
-    proof = transcript.proof("adder", codes.normalize_code(offered.code))
-    return {"certificate": adder.certificate, "name": "x", "endpoint": ":1", "proof": proof}
+    proof = transcript.proof("initiator", codes.normalize_code(offered.code))
+    return {"certificate": initiator.certificate, "name": "x", "endpoint": ":1", "proof": proof}
 
 
 @pytest.fixture
-async def adder(tmp_path):
-    file = tmp_path / "adder.pem"
-    await asyncio.to_thread(file.write_bytes, identity("adder"))
+async def initiator(tmp_path):
+    file = tmp_path / "initiator.pem"
+    await asyncio.to_thread(file.write_bytes, identity("initiator"))
     return await IdentityFile(file).get()
 
 
-async def test_a_recorded_conversation_cannot_be_replayed(b, adder):
+async def test_a_recorded_conversation_cannot_be_replayed(b, initiator):
     offered = await b.hosts.offer_code()
     async with conversation(b) as (_, challenge):
         # The connection breaks before the claim is sent, so that the code is still valid.
-        recorded = claim_for(challenge, offered, adder)
+        recorded = claim_for(challenge, offered, initiator)
     async with conversation(b) as (send, _):
-        assert {"proof": None, "name_taken": False} == await send(recorded)
+        assert {"proof": None, "name_taken": False, "failed": False} == await send(recorded)
     async with conversation(b) as (send, challenge):
-        verdict = await send(claim_for(challenge, offered, adder))
-        assert verdict["proof"] is not None
+        result = await send(claim_for(challenge, offered, initiator))
+        assert result["proof"] is not None
     assert ["x"] == names(b)
 
 
@@ -277,21 +284,21 @@ async def test_a_recorded_conversation_cannot_be_replayed(b, adder):
         {"endpoint": None},
     ],
 )
-async def test_a_malformed_claim_ends_the_conversation(b, adder, change):
+async def test_a_malformed_claim_ends_the_conversation(b, initiator, change):
     offered = await b.hosts.offer_code()
     async with conversation(b) as (send, challenge):
-        assert await send(claim_for(challenge, offered, adder) | change) is None
+        assert await send(claim_for(challenge, offered, initiator) | change) is None
     assert [] == names(b)
 
 
-async def test_two_certificates_in_one_claim_are_refused(b, adder):
+async def test_two_certificates_in_one_claim_are_refused(b, initiator):
     offered = await b.hosts.offer_code()
     async with conversation(b) as (send, challenge):
-        assert await send(claim_for(challenge, offered, adder) | {"certificate": 2 * adder.certificate}) is None
+        assert await send(claim_for(challenge, offered, initiator) | {"certificate": 2 * initiator.certificate}) is None
     assert [] == names(b)
 
 
-async def test_strangers_cannot_tell_whether_a_code_is_offered(b):
+async def test_unpaired_clients_cannot_tell_whether_a_code_is_offered(b):
     async with conversation(b) as (_, without):
         pass
     await b.hosts.offer_code()
@@ -307,20 +314,20 @@ def test_the_certificate_of_a_host_names_nothing(tmp_path):
     assert b"osaurus" not in der
 
 
-async def test_another_version_of_the_protocol_is_refused(a, adder):
+async def test_another_version_of_the_protocol_is_refused(a, initiator):
     async def other_release(reader, writer):
         await reader.readline()
         writer.write(b'{"version": 2, "nonce": "%s"}\n' % (b"0" * 64))
         await reader.readline()
         writer.close()
 
-    async with tls_server(adder, other_release) as url:
+    async with tls_server(initiator, other_release) as url:
         with pytest.raises(PairingFailed, match="install the same release on both"):
             await a.add("b", url, WRONG)
 
 
-async def test_a_host_of_another_version_gets_no_verdict(b):
-    async with stranger(b) as connection:
+async def test_a_host_of_another_version_gets_no_result(b):
+    async with unpaired_client(b) as connection:
         await connection.send(json.dumps(HELLO | {"version": 2}).encode() + b"\n")
         assert 1 == (await connection.receive()).count(b"\n")
 

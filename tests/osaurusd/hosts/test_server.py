@@ -1,4 +1,4 @@
-"""The control server: what strangers, paired hosts and removed hosts can do."""
+"""The control server: what unpaired clients, paired hosts and removed hosts can do."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from osaurusd.hosts.identity import IdentityFile
 from osaurusd.hosts.tls import client_context, pairing_context
 from osaurusd.http.routes import Route
 
-from .nodes import pair, running, stranger
+from .nodes import pair, running, unpaired_client
 
 REQUEST = b"GET /v0/whoami HTTP/1.1\r\nHost: x\r\n\r\n"
 TIMEOUT_SECONDS = 20
@@ -36,9 +36,9 @@ async def is_served(a):
 
 
 async def response_to(node, data, context=None, *, tls=True):
-    """What a stranger receives after sending some bytes."""
+    """What an unpaired client receives after sending some bytes."""
     try:
-        async with asyncio.timeout(TIMEOUT_SECONDS), stranger(node, context, tls=tls) as connection:
+        async with asyncio.timeout(TIMEOUT_SECONDS), unpaired_client(node, context, tls=tls) as connection:
             with contextlib.suppress(OSError):
                 await connection.send(data)
                 if connection.writer.can_write_eof():
@@ -93,7 +93,7 @@ async def test_http_without_a_certificate_gets_nothing(paired):
 )
 async def test_garbage_after_the_handshake_gets_nothing(paired, data, monkeypatch):
     a, b = paired
-    monkeypatch.setattr(server, "STRANGER_SECONDS", 0.2)
+    monkeypatch.setattr(server, "UNPAIRED_SECONDS", 0.2)
     assert b"" == await response_to(b, data)
     assert await is_served(a)
 
@@ -110,7 +110,7 @@ async def test_garbage_instead_of_a_handshake_gets_no_more_than_an_alert(paired,
 async def test_random_bytes_disturb_nothing(paired, monkeypatch):
     """A small fuzzer, with a fixed seed: bytes before and after the handshake."""
     a, b = paired
-    monkeypatch.setattr(server, "STRANGER_SECONDS", 0.01)
+    monkeypatch.setattr(server, "UNPAIRED_SECONDS", 0.01)
     monkeypatch.setattr(server, "HANDSHAKE_SECONDS", 1.0)
     source = random.Random(13)
     for _ in range(30):
@@ -124,29 +124,29 @@ async def test_tls_1_2_is_refused(paired):
     context = pairing_context()
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises((OSError, ssl.SSLError)):
-        async with stranger(b, context):
+        async with unpaired_client(b, context):
             pass
 
 
 async def test_a_silent_handshake_is_ended(paired, monkeypatch):
     a, b = paired
     monkeypatch.setattr(server, "HANDSHAKE_SECONDS", 0.1)
-    async with asyncio.timeout(TIMEOUT_SECONDS), stranger(b, tls=False) as connection:
+    async with asyncio.timeout(TIMEOUT_SECONDS), unpaired_client(b, tls=False) as connection:
         assert b"" == await connection.receive()
     assert await is_served(a)
 
 
-async def test_a_stranger_that_says_nothing_is_cut_off(paired, monkeypatch):
+async def test_unpaired_client_that_says_nothing_is_cut_off(paired, monkeypatch):
     a, b = paired
-    monkeypatch.setattr(server, "STRANGER_SECONDS", 0.1)
-    async with asyncio.timeout(TIMEOUT_SECONDS), stranger(b) as connection:
+    monkeypatch.setattr(server, "UNPAIRED_SECONDS", 0.1)
+    async with asyncio.timeout(TIMEOUT_SECONDS), unpaired_client(b) as connection:
         assert b"" == await connection.receive()
     assert await is_served(a)
 
 
-async def test_a_stranger_that_sends_a_byte_at_a_time_is_cut_off(b, monkeypatch):
-    monkeypatch.setattr(server, "STRANGER_SECONDS", 0.2)
-    async with asyncio.timeout(TIMEOUT_SECONDS), stranger(b) as connection:
+async def test_unpaired_client_that_sends_a_byte_at_a_time_is_cut_off(b, monkeypatch):
+    monkeypatch.setattr(server, "UNPAIRED_SECONDS", 0.2)
+    async with asyncio.timeout(TIMEOUT_SECONDS), unpaired_client(b) as connection:
         with contextlib.suppress(OSError, ssl.SSLError):
             while not connection.reader.at_eof():
                 await connection.send(b"{")
@@ -160,19 +160,19 @@ async def test_connections_over_the_limit_are_closed_and_an_open_one_goes_on(pai
         contextlib.AsyncExitStack() as stack,
         a.hosts.client.websocket(a.hosts.registry.get("b"), "/v0/echo") as connection,
     ):
-        for _ in range(server.MAX_STRANGERS_PER_ADDRESS):
-            await stack.enter_async_context(stranger(b))
+        for _ in range(server.MAX_UNPAIRED_PER_ADDRESS):
+            await stack.enter_async_context(unpaired_client(b))
         with pytest.raises((OSError, ssl.SSLError)):
-            await stack.enter_async_context(stranger(b))
+            await stack.enter_async_context(unpaired_client(b))
         await connection.send_bytes(b"x")
         assert b"x" == await connection.receive_bytes()
     assert await is_served(a)
 
 
-async def test_places_of_strangers_are_free_again_once_they_leave(paired):
+async def test_places_of_unpaired_clients_are_free_again_once_they_leave(paired):
     a, b = paired
-    for _ in range(3 * server.MAX_STRANGERS_PER_ADDRESS):
-        async with stranger(b):
+    for _ in range(3 * server.MAX_UNPAIRED_PER_ADDRESS):
+        async with unpaired_client(b):
             pass
     assert await is_served(a)
 
@@ -218,7 +218,7 @@ async def test_a_removed_host_that_stays_connected_gets_nothing(paired):
     """The registry is consulted for each request, should a connection survive the removal."""
     a, b = paired
     context = client_context(await IdentityFile(a.state / "host.pem").get(), a.hosts.registry.get("b"))
-    async with stranger(b, context) as connection:
+    async with unpaired_client(b, context) as connection:
         await connection.send(REQUEST)
         assert (await connection.reader.readline()).startswith(b"HTTP/1.1 200")
         await b.hosts.remove("a")
@@ -240,7 +240,7 @@ async def test_a_removal_does_not_disturb_other_hosts(tmp_path, paired):
 async def test_large_messages_travel_both_ways(paired):
     a, _ = paired
     message = bytes(5_000_000)
-    async with a.hosts.client.websocket(a.hosts.registry.get("b"), "/v0/echo", heartbeat=30) as connection:
+    async with a.hosts.client.websocket(a.hosts.registry.get("b"), "/v0/echo") as connection:
         await connection.send_bytes(message)
         assert message == await connection.receive_bytes()
 

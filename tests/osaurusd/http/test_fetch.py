@@ -348,7 +348,16 @@ async def test_refused_connection_is_an_error():
         port = server.getsockname()[1]
     settings = Vision(allowed_url_hosts=[f"{HOST}:{port}"])
 
-    assert "cannot be downloaded" in await rejection(local_fetcher(), f"http://{HOST}:{port}/", settings)
+    message = await rejection(local_fetcher(), f"http://{HOST}:{port}/", settings)
+
+    assert f"the image cannot be downloaded from {HOST}:{port}: the connection failed: Connection refused" in message
+
+
+async def test_unknown_name_is_an_error():
+    """Names below `invalid` never exist."""
+    message = await rejection(UrlFetcher(), "http://images.invalid/x.png", Vision(allowed_url_hosts=["*"]))
+
+    assert "the image cannot be downloaded from images.invalid:80: its name cannot be resolved" in message
 
 
 @pytest.mark.parametrize(

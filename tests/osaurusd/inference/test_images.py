@@ -55,6 +55,57 @@ async def test_padding_in_the_middle_is_rejected_at_any_position(position):
         await load(make_loader(max_buffered_bytes=10**7), *collect(text))
 
 
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 786_430, 2_000_000])
+@pytest.mark.parametrize("separator", ["\n", "\r\n", " \t"])
+async def test_line_breaks_in_base64_are_ignored(size, separator):
+    """As `base64` and e-mail programs insert them. They do not count as bytes of the image."""
+    file = os.urandom(size) + b"."
+    text = encoded(file)
+    text = "".join(text[start : start + 76] + separator for start in range(0, len(text), 76))
+    loader = make_loader(max_buffered_bytes=10**7, max_image_bytes=len(file))
+
+    assert [file] == await load(loader, *collect(f"data:image/png;base64,{text}"))
+
+
+@pytest.mark.parametrize("size", [1, 2, 786_434])
+async def test_padding_may_be_missing(size):
+    file = os.urandom(size)
+
+    assert [file] == await load(make_loader(max_image_bytes=size), *collect(encoded(file).rstrip("=")))
+
+
+async def test_whitespace_after_padding_at_the_end_of_a_chunk_is_ignored():
+    text = encoded(bytes(786_431))
+    assert 1024 * 1024 == len(text)
+
+    assert [bytes(786_431)] == await load(make_loader(), *collect(text + "\n"))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "data:image/png;base64,",
+        "DATA:IMAGE/PNG;BASE64,",
+        "data:;base64,",
+        "data:image;base64,",
+        "data: image/png; base64, ",
+        " data:image/png;base64,",
+        "data:image/svg+xml;charset=utf-8;base64,",
+        'data:image/png;name="a.png";base64,',
+        "",
+        "\n",
+    ],
+)
+async def test_spellings_of_data_urls_are_understood(head):
+    assert [b"file"] == await load(make_loader(), *collect(head + encoded(b"file")))
+
+
+@pytest.mark.parametrize("text", ["photo.png", "data:base64,AAAA", "data:image/png,AAAA", "data:image/png;base64"])
+async def test_other_text_is_rejected_with_what_to_send(text):
+    with pytest.raises(InvalidRequest, match=r"send the content of the file in standard base64|must be a `data:` URL"):
+        await load(make_loader(), *collect(text))
+
+
 async def test_large_image_does_not_hold_the_event_loop():
     images, prompt = collect(encoded(bytes(20 * 1024 * 1024)))
     loader = make_loader(max_buffered_bytes=10**8)

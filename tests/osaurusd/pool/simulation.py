@@ -87,13 +87,14 @@ class FakeWaiter:
 
 
 class Simulation:
-    """A scheduler whose events happen `now`. `sizes` and `keep_alive` are those of later requests."""
+    """A scheduler whose events happen `now`. `sizes`, `keep_alive` and `planned` are those of later requests."""
 
     def __init__(self, **config):
         self.effects = RecordedEffects()
         self.now = 0.0
         self.sizes = {}
         self.keep_alive = None
+        self.planned = False
         self.scheduler = Scheduler(self.effects, SchedulerConfig(**config))
 
     def __getattr__(self, name):
@@ -113,7 +114,7 @@ class Simulation:
         self.now = end
 
     def spec(self, key):
-        return ModelSpec(key, self.sizes.get(key, 0), self.keep_alive)
+        return ModelSpec(key, self.sizes.get(key, 0), self.keep_alive, planned=self.planned)
 
     def request(self, key=A, *, ignore_backoff=False, **options):
         """Request a model with a new waiter."""

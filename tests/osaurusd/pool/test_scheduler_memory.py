@@ -111,6 +111,42 @@ def test_measured_memory_replaces_the_estimate(scheduler):
     assert scheduler.states()[C] == "queued"
 
 
+def test_plan_replaces_the_first_estimate_of_a_distributed_model(scheduler):
+    scheduler.planned = True
+    scheduler.pin(scheduler.spec(A))
+    scheduler.request(A)
+    scheduler.ready(scheduler.model(A), needs_bytes=90, planned=True)
+
+    assert scheduler.model(A).needs_bytes == scheduler.pinned_bytes == 90
+
+
+def test_part_of_a_distributed_model_is_not_the_size_of_the_whole(scheduler):
+    scheduler.planned = True
+    scheduler.request(A)
+    scheduler.ready(scheduler.model(A), needs_bytes=15, planned=True)
+    scheduler.unload(A, force=True)
+    scheduler.exit(A)
+
+    scheduler.planned = False
+    scheduler.request(A)
+    assert scheduler.model(A).needs_bytes == 40
+
+
+def test_measured_size_is_not_that_of_a_distributed_model_which_is_loaded_again(scheduler):
+    scheduler.load(A)
+    scheduler.ready(scheduler.model(A), needs_bytes=95)
+    scheduler.unload(A)
+    scheduler.exit(A)
+    scheduler.planned = True
+    scheduler.request(A)
+    scheduler.ready(scheduler.model(A), needs_bytes=20, planned=True)
+    scheduler.unload(A, force=True)
+    scheduler.request(A)
+    scheduler.exit(A)
+
+    assert scheduler.model(A).needs_bytes == 20
+
+
 def test_memory_reserved_for_requests_is_not_given_away(scheduler):
     scheduler.load(A)
     running = scheduler.request(A)

@@ -213,10 +213,11 @@ async def test_image_that_the_worker_rejects_is_named(served, path):
 
 
 INVALID = {
-    "data:image/png;base64,AAA": "not valid base64",
+    "data:image/png;base64,AAAAA": "not valid base64",
     "data:image/png;base64,AA==AAAA": "not valid base64",
-    "data:image/png;base64,AA A": "not valid base64",
-    "data:image/png;base64,zwölf": "not valid base64",
+    "data:image/png;base64,AA-_": "not valid base64: it contains '-'; send the content of the file in standard base64",
+    "data:image/png;base64,AA%3D": "not valid base64: it contains '%'",
+    "data:image/png;base64,zwölf": "not valid base64: it contains 'ö'",
     "data:image/png;base64,": "the image is empty",
 }
 
@@ -279,7 +280,7 @@ async def test_downloaded_file_reaches_the_worker(tmp_path, packages, path):
 
 
 LIMITS = [
-    ({"max_images": 1}, "at most 1 images, not 2 (`vision.max_images`)"),
+    ({"max_images": 1}, "the request has 2 images; at most 1 are allowed (`vision.max_images`)"),
     ({"max_image_bytes": 14}, "the image has 15 bytes; at most 14 are allowed (`vision.max_image_bytes`)"),
     ({"max_request_bytes": 28}, "at most 28 are allowed (`vision.max_request_bytes`)"),
 ]
@@ -299,13 +300,19 @@ async def test_images_at_the_limits_are_accepted(served):
     assert 200 == (await served.send("/v1/chat/completions"))[0]
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
-async def test_unknown_detail_is_rejected(served, path):
+@pytest.mark.parametrize(
+    ("path", "field_of_detail"),
+    [
+        ("/v1/chat/completions", "messages[0].content[1].image_url.detail"),
+        ("/v1/responses", "input[0].content[1].detail"),
+    ],
+)
+async def test_unknown_detail_is_rejected(served, path, field_of_detail):
     body = BODIES[path][0]("x", [data_url(FIRST)])
     content = json.dumps(body).replace('"low"', '"tiny"')
     status, text = await served.post(path, json.loads(content))
 
-    assert (400, True) == (status, ".detail`: must be one of auto, low, high, original" in text)
+    assert (400, True) == (status, f"`{field_of_detail}`: must be one of auto, low, high, original" in text)
 
 
 @pytest.mark.parametrize(

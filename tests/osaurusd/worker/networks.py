@@ -121,9 +121,14 @@ _SAMPLE = ["llama", "gemma3", "falcon_h1", "llama4"]
 """One architecture for each kind of cache: plain, with a rotating window, with a state, in chunks."""
 
 
-def sample(kinds):
-    """Return parameters for these architectures, of which only a sample is not marked "long"."""
-    return [kind if kind in _SAMPLE else pytest.param(kind, marks=pytest.mark.long) for kind in kinds]
+def sample(kinds, *others):
+    """Return parameters for these architectures. All but a sample and `others` are marked "long"."""
+    return select(kinds, *_SAMPLE, *others)
+
+
+def select(kinds, *selected):
+    """Return parameters for these architectures. All but the selected ones are marked "long"."""
+    return [kind if kind in selected else pytest.param(kind, marks=pytest.mark.long) for kind in kinds]
 
 
 # Untrained layers hardly change their input; with larger weights the output depends on the whole prompt.

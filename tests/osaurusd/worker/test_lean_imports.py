@@ -23,7 +23,7 @@ def run(code, *arguments):
 def test_a_worker_loads_a_tokenizer_without_unused_parts_of_libraries(tiny_folder):
     """The sources of all models, the client of the hub, and what images need. Fails if a library imports more."""
     run(
-        COUNT_MODEL_SOURCES + "unused = {'mlx_vlm', 'osaurusd.worker.frontend.images'}\n"
+        COUNT_MODEL_SOURCES + "unused = {'mlx_vlm', 'PIL', 'osaurusd.worker.frontend.images'}\n"
         "unused |= {'huggingface_hub.utils', 'huggingface_hub.hf_api', 'httpx2', 'yaml'}\n"
         "from mlx_lm.utils import load_tokenizer\nassert load_tokenizer(sys.argv[1]).encode('Hello')\n"
         "assert len(opened) < 100, len(opened)\n"
@@ -40,6 +40,19 @@ def test_the_client_of_the_hub_is_imported_when_it_is_used():
         "import huggingface_hub\n"
         "assert isinstance(hub.HfApi(), huggingface_hub.HfApi) and isinstance(huggingface_hub.HfApi(), hub.HfApi)\n"
         "assert hub.REGEX_COMMIT_HASH.match('0' * 40) and not hub.is_offline_mode()"
+    )
+
+
+def test_pillow_is_imported_when_it_is_used():
+    pytest.importorskip("PIL", reason="Pillow is not installed")
+    run(
+        "import sys, osaurusd.worker.lean_imports\n"
+        "from transformers import image_utils\n"
+        "assert 'PIL' not in sys.modules\n"
+        "assert 3 == image_utils.PILImageResampling.BICUBIC\n"
+        "from PIL import Image\n"
+        "image = Image.new('RGB', (4, 4))\n"
+        "assert isinstance(image, image_utils.PIL.Image.Image) and image_utils.load_image(image).size == (4, 4)"
     )
 
 

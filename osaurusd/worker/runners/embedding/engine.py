@@ -14,7 +14,7 @@ from osaurusd.inference.retrieval import Scores, Vectors
 from osaurusd.rpc import framing, messages
 from osaurusd.worker.engine.device import Device
 from osaurusd.worker.runners.embedding.batching import BatchQueue
-from osaurusd.worker.runners.embedding.inputs import Batch, TokenSequence
+from osaurusd.worker.runners.embedding.inputs import TokenSequence
 
 # Tokens in a pass. A GPU needs many to be busy. On a CPU, more than these are not faster, but delay other requests.
 GPU_PASS_TOKENS = 8192
@@ -51,7 +51,7 @@ class EncoderEngine:
     """Runs batches until no request waits; satisfies the `Engine` of the MLX thread.
 
     Args:
-        encode: computes one row for each sequence of a batch.
+        encode: computes one row for each sequence of a batch. The sequences are ordered by length.
         pass_bytes: the intermediates of a pass.
         max_waiting: requests that may wait before further ones are rejected.
         device: the device that MLX uses.
@@ -60,7 +60,7 @@ class EncoderEngine:
 
     def __init__(
         self,
-        encode: Callable[[Batch], mx.array],
+        encode: Callable[[Sequence[TokenSequence]], np.ndarray],
         *,
         pass_bytes: Callable[[int], int],
         max_waiting: int,
@@ -154,8 +154,7 @@ class EncoderEngine:
         now = self._clock()
         for request in {each.request for each in batch}:
             self._requests[request].started_at = self._requests[request].started_at or now
-        rows = self._encode(Batch([self._requests[each.request].sequences[each.number] for each in batch]))
-        computed = np.array(rows.astype(mx.float32))
+        computed = self._encode([self._requests[each.request].sequences[each.number] for each in batch])
         self.progress += 1
         for each, row in zip(batch, computed, strict=True):
             self._requests[each.request].rows[each.number] = row

@@ -7,8 +7,10 @@ the computation.
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import mlx.core as mx
 import numpy as np
@@ -20,6 +22,8 @@ _SCORE_ELEMENTS = 1 << 20
 
 _HELPERS = (os.cpu_count() or 1) - 1
 _POOL = ThreadPoolExecutor(_HELPERS or 1)
+
+_THREAD = threading.local()
 
 # erf(x) = 1 - (a1 t + ... + a5 t^5) exp(-x^2) with t = 1 / (1 + p x), for x >= 0, within 1.5e-7.
 # Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
@@ -54,6 +58,16 @@ def gelu(inputs: mx.array) -> mx.array:
     elements = _elements(output)
     _compute_blocks(lambda begin, end: _gelu_block(elements[begin:end]), elements.size, 1)
     return output
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Compute on the calling thread only, because others compute at the same time."""
+    _THREAD.alone = True
+    try:
+        yield
+    finally:
+        _THREAD.alone = False
 
 
 def _contiguous(array: mx.array, factor: float | None = None) -> mx.array:
@@ -110,12 +124,13 @@ def _compute_blocks(compute: Callable[[int, int], None], size: int, width: int) 
     """Call a function with the bounds of each block of whole rows, on all cores. Blocks are independent."""
     blocks = list(_blocks(size, width))
     remaining = iter(blocks)
+    available = 0 if getattr(_THREAD, "alone", False) else _HELPERS
 
     def work() -> None:
         for begin, end in remaining:
             compute(begin, end)
 
-    helpers = [_POOL.submit(work) for _ in range(min(_HELPERS, len(blocks) - 1))]
+    helpers = [_POOL.submit(work) for _ in range(min(available, len(blocks) - 1))]
     work()
     for helper in helpers:
         helper.result()

@@ -16,8 +16,9 @@ from osaurusd.inference.retrieval import EmbedRequest, Pipeline, RerankRequest, 
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.device import Device
 from osaurusd.worker.runners.embedding import bert, decoder, modernbert
+from osaurusd.worker.runners.embedding.cores import Cores
 from osaurusd.worker.runners.embedding.engine import EncoderEngine, EncoderRequest
-from osaurusd.worker.runners.embedding.inputs import Batch
+from osaurusd.worker.runners.embedding.inputs import Batch, TokenSequence
 from osaurusd.worker.runners.embedding.pooling import Pooler, shorten
 from osaurusd.worker.runners.embedding.tokenizing import InputEncoder
 from osaurusd.worker.runners.folder import loadable
@@ -67,6 +68,7 @@ class EmbeddingRunner:
         context = min(filter(None, (frame.context_length, _positions(config), _pipeline_tokens(frame.pipeline))))
         self._encoder = InputEncoder(folder, config["vocab_size"], context, frame.pipeline)
         self._network = network
+        self._cores = Cores(1 if device.is_gpu else None)
         self.engine = EncoderEngine(
             self._encode,
             pass_bytes=partial(_pass_bytes, config, context, device),
@@ -123,9 +125,18 @@ class EmbeddingRunner:
         apply_limits(frame, self.engine.pass_bytes)
         self.engine.set_limit(frame.memory_limit_bytes)
 
-    def _encode(self, batch: Batch) -> mx.array:
-        output: mx.array = self._network(batch)
-        return output if self._pooler is None else self._pooler(output, batch)
+    def close(self) -> None:
+        """End the threads of the runner."""
+        self._cores.close()
+
+    def _encode(self, sequences: Sequence[TokenSequence]) -> np.ndarray:
+        return self._cores.encode(sequences, self._encode_part)
+
+    def _encode_part(self, sequences: Sequence[TokenSequence]) -> np.ndarray:
+        batch = Batch(sequences)
+        output = self._network(batch)
+        rows = output if self._pooler is None else self._pooler(output, batch)
+        return np.array(rows.astype(mx.float32))
 
     def _check_dimensions(self, request: EmbedRequest, pipeline: Pipeline) -> None:
         if request.dimensions is None:

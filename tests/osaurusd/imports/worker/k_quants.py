@@ -5,6 +5,8 @@ from gguf import GGMLQuantizationType as Type
 
 K_QUANTS = (Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K)
 
+ROUNDS = 8
+
 
 def quantize_k(values, kind):
     """Return bytes of shape (rows, bytes per row) for values of shape (rows, columns)."""
@@ -27,11 +29,35 @@ def _divide(numerator, denominator):
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
 
 
+def _fit_offset(groups, highest):
+    """Return scales and offsets that nearly minimize the squared error, by alternating levels and linear regression."""
+    low = np.minimum(groups.min(axis=2), 0)
+    scale = (groups.max(axis=2) - low) / highest
+    for _ in range(ROUNDS):
+        steps = np.broadcast_to(scale[..., None], groups.shape)
+        levels = np.clip(np.rint(_divide(groups - low[..., None], steps)), 0, highest)
+        centered = levels - levels.mean(axis=2, keepdims=True)
+        slope = _divide((centered * groups).sum(axis=2), np.square(centered).sum(axis=2))
+        scale = np.where(slope > 0, slope, scale)
+        low = np.minimum(groups.mean(axis=2) - scale * levels.mean(axis=2), 0)
+    return scale, low
+
+
+def _fit_scale(groups, highest):
+    """Return scales that nearly minimize the squared error, by alternating levels and linear regression."""
+    scale = np.abs(groups).max(axis=2) / (highest - 0.5)
+    for _ in range(ROUNDS):
+        steps = np.broadcast_to(scale[..., None], groups.shape)
+        levels = np.clip(np.rint(_divide(groups, steps)), -highest, highest - 1)
+        slope = _divide((levels * groups).sum(axis=2), np.square(levels).sum(axis=2))
+        scale = np.where(slope > 0, slope, scale)
+    return scale
+
+
 def _offset_groups(blocks, size, bits, scale_bits):
     """Quantize groups to `level * scale - minimum`, with quantized scales and minima."""
     groups = blocks.reshape(len(blocks), -1, size)
-    low = np.minimum(groups.min(axis=2), 0)
-    scale = (groups.max(axis=2) - low) / (2**bits - 1)
+    scale, low = _fit_offset(groups, 2**bits - 1)
     highest = 2**scale_bits - 1
     factors = [(part.max(axis=1) / highest).astype("<f2").astype(np.float32) for part in (scale, -low)]
     scales, minima = (
@@ -48,7 +74,7 @@ def _signed_groups(blocks, bits, limit):
     """Quantize groups of 16 to `level * scale`, with levels and quantized scales that have a sign."""
     groups = blocks.reshape(len(blocks), 16, 16)
     highest = 2 ** (bits - 1)
-    scale = np.abs(groups).max(axis=2) / (highest - 0.5)
+    scale = _fit_scale(groups, highest)
     factor = (scale.max(axis=1) / limit).astype("<f2").astype(np.float32)
     scales = np.clip(np.rint(_divide(scale, np.broadcast_to(factor[:, None], scale.shape))), 0, limit)
     step = (factor[:, None] * scales)[..., None]

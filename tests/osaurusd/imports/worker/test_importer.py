@@ -19,13 +19,16 @@ from gguf import GGMLQuantizationType as Type
 from mlx_lm.utils import dequantize_model
 
 from osaurusd.errors import ImportFailed
+from osaurusd.imports.worker import tensor_file
 from osaurusd.imports.worker.gguf import read_header
+from osaurusd.imports.worker.hashing import FileHash, model_files
 from osaurusd.imports.worker.importer import import_model
 
 from .gguf_writer import TinyLlama, sentence_piece_tokenizer, write_gguf
 from .networks import CASES, Network, add_value
 
 
+@pytest.mark.long
 def test_imported_smollm_generates_a_correct_answer(smollm):
     model, tokenizer = mlx_lm.load(str(smollm))
     dequantize_model(model)
@@ -170,6 +173,19 @@ def test_a_split_model_is_imported_like_a_single_file(tmp_path, tiny):
     assert json.loads((two / "osaurus.json").read_text())["sha256"] == digest
 
 
+def test_a_hash_that_was_started_before_is_used_if_it_is_of_the_same_files(tmp_path, tiny):
+    whole = tiny.write(tmp_path / "x.gguf")
+    parts = split(whole, 40_000)
+    expected = hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
+
+    for number, paths in enumerate((model_files(parts[0]), [whole])):
+        dest = tmp_path / f"dest{number}"
+        dest.mkdir()
+        with FileHash(paths) as started:
+            import_model(parts[0], dest, lambda *_: None, source_hash=started)
+        assert json.loads((dest / "osaurus.json").read_text())["sha256"] == expected
+
+
 def test_parts_of_a_split_model_are_checked(tmp_path, dest, tiny):
     parts = split(tiny.write(tmp_path / "x.gguf"), 40_000)
 
@@ -214,12 +230,28 @@ def test_full_disk_is_reported(tmp_path, dest, tiny, monkeypatch):
     assert error_of(tiny.write(tmp_path / "x.gguf"), dest) == "x.gguf: No space left on device"
 
 
+def test_failure_of_a_sync_in_the_background_is_reported(dest, monkeypatch):
+    """The system reports it only once."""
+    failures = [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
+
+    def fail_once(_):
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(tensor_file, "_SYNC_BYTES", 1)
+    monkeypatch.setattr(os, "fsync", fail_once)
+    entries = [tensor_file.Entry(name, "U8", (4,), 4) for name in ("a", "b")]
+
+    with pytest.raises(OSError, match="No space left"):
+        tensor_file.write_model(dest, entries, [[b"1234"], [b"5678"]], lambda *_: None)
+
+
 def test_too_little_disk_space_is_reported_before_the_conversion(tmp_path, dest, tiny, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(1000))
 
     message = error_of(tiny.write(tmp_path / "x.gguf"), dest)
 
-    assert message == "x.gguf: not enough disk space: the model needs 0.0 GB, but only 0.0 GB are free"
+    assert message == "x.gguf: the disk is full: the model needs 0.4 MB, but 0.0 MB are free"
     assert not list(dest.iterdir())
 
 

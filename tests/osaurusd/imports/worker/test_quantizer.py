@@ -83,7 +83,15 @@ def assert_same(ours, theirs):
 def test_weights_and_config_equal_those_of_mlx_lm(make, tmp_path, ignore, architecture, settings):
     source = make(architecture)
     network, config = load_model(source, lazy=True)
-    network, config = quantize_model(network, config, settings.group_size, settings.bits, settings.mode.value)
+    own = getattr(network, "quant_predicate", None)
+
+    def predicate(path, module):
+        embeddings = {"group_size": 32, "bits": 8 if settings.mode is QuantizationMode.MXFP8 else 4, "mode": "affine"}
+        affine = settings.mode is QuantizationMode.AFFINE or "embed" not in path
+        return (own(path, module) if own else True) if affine else embeddings
+
+    arguments = (settings.group_size, settings.bits, settings.mode.value)
+    network, config = quantize_model(network, config, *arguments, quant_predicate=predicate)
     save_model(tmp_path / "theirs", network)
     save_config(config, tmp_path / "theirs" / "config.json")
     ours = tmp_path / "ours"
@@ -108,6 +116,22 @@ def test_quantized_model_loads_and_gives_the_logits_of_mlx_lms_convert(make, tmp
 
     assert mx.array_equal(*logits).item()
     assert not mx.array_equal(logits[0], load_model(source)[0](tokens)).item()
+
+
+@pytest.mark.parametrize("mode", [mode for mode in QuantizationMode if mode is not QuantizationMode.AFFINE])
+@pytest.mark.parametrize("tied", [True, False])
+def test_models_in_floating_point_formats_compute_in_their_own_type(make, tmp_path, ignore, mode, tied):
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    source = make(torch_dtype="float16", tie_word_embeddings=tied)
+    quantizer.quantize(source, ours, QuantizationSettings(mode=mode), ignore)
+    network, config = load_model(ours)
+
+    assert config["quantization"]["mode"] == mode
+    assert network.model.embed_tokens.mode == "affine"
+    assert network.model.layers[0].mlp.up_proj.mode == mode
+    assert network.model.embed_tokens(mx.array([1])).dtype == mx.float16
+    assert network(mx.array([[1, 2, 3]])).dtype == mx.float16
 
 
 def test_error_is_the_relative_difference_of_each_tensor(make, tmp_path, ignore, monkeypatch):

@@ -21,7 +21,7 @@ from tests.osaurusd.worker.engine.harness import (
     tokens_of,
     usage_of,
 )
-from tests.osaurusd.worker.networks import RecordingNetwork
+from tests.osaurusd.worker.networks import BATCHABLE, RecordingNetwork, sample
 
 CANDIDATES = [3, 5, 8]
 PROMPT = [(7 * i) % 96 + 1 for i in range(150)]
@@ -64,8 +64,12 @@ def make_engine(network):
     return lambda kind="llama", limits=WITH_CACHE: Engine(network(kind), [], limits)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma2", "gemma3", "lfm2", "falcon_h1"])
-@pytest.mark.parametrize("limits", [WITH_CACHE, Limits()], ids=["with cache", "without cache"])
+@pytest.mark.parametrize("kind", sample(BATCHABLE))
+@pytest.mark.parametrize(
+    "limits",
+    [WITH_CACHE, pytest.param(Limits(), marks=pytest.mark.long)],
+    ids=["with cache", "without cache"],
+)
 def test_scores_are_the_log_probabilities_after_the_whole_prompt(make_engine, network, kind, limits):
     engine, endings = make_engine(kind, limits), [[4, 2], [9], *suffixes(4, 30)]
     scores = scores_in(run(engine, build_scoring(1, PROMPT, endings)), 1)

@@ -102,6 +102,21 @@ def test_token_times_at_a_long_context_do_not_affect_those_at_a_short_one():
     assert 800 == sizer.tokens(shared=False)
 
 
+def test_chunks_keep_the_stall_short_while_tokens_take_longer_and_longer():
+    step, token = 40 * MS, 2 * MS
+    sizer = ChunkSizer(token, pass_seconds=step)
+    sizer.record_decode(step)
+    stalls = []
+    while sizer.context < 2000:
+        count = sizer.tokens(shared=True)
+        seconds = step + count * token * (1 + sizer.context / 600)
+        stalls.append((step + seconds) / step)
+        sizer.record_prefill(count, seconds)
+        sizer.context += count
+
+    assert max(stalls) < 7
+
+
 def test_a_gpu_processes_long_passes_when_nothing_decodes():
     assert MAX_TOKENS == ChunkSizer(5 * MS, on_gpu=True).tokens(shared=False)
 

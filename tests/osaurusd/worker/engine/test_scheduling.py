@@ -208,7 +208,11 @@ def small_reservations(monkeypatch):
 
 @pytest.mark.parametrize(
     ("kind", "prefix_cache_bytes"),
-    [("llama", 0), ("llama", 2**30), pytest.param("gemma3", 2**30, marks=pytest.mark.long)],
+    [
+        ("llama", 2**30),
+        pytest.param("llama", 0, marks=pytest.mark.long),
+        pytest.param("gemma3", 2**30, marks=pytest.mark.long),
+    ],
 )
 def test_a_preempted_choice_continues_with_the_same_output(
     limited, small_reservations, network, kind, prefix_cache_bytes

@@ -15,6 +15,8 @@ from tests.osaurusd.worker.histories import TOOLS, HistoryGenerator, words
 from tests.osaurusd.worker.templates import REDUCED, TEMPLATES
 
 HISTORIES = 2000
+SAMPLE = 500
+"""Of the histories, divided among the templates."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def test_every_template_renders_legal_histories_without_losing_text(chat_templat
     template = chat_template(TEMPLATES[name])
     start = list(TEMPLATES).index(name)
 
-    for seed in range(start, HISTORIES, len(TEMPLATES)):
+    for seed in range(start, SAMPLE, len(TEMPLATES)):
         check(template, seed)
 
 

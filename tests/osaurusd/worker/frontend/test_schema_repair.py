@@ -111,6 +111,53 @@ def test_names_of_properties_are_restricted_by_other_keywords(names, allowed, fo
     assert not validator.is_valid({allowed: "text"})
 
 
+NAME = {"properties": {"name": {"type": "string"}}}
+CLOSED = {**NAME, "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("schema", "closed"),
+    [
+        (NAME, CLOSED),
+        ({"items": NAME, "$defs": {"x": NAME}}, {"items": CLOSED, "$defs": {"x": CLOSED}}),
+        ({"anyOf": [NAME, {"type": "null"}]}, {"anyOf": [CLOSED, {"type": "null"}]}),
+        (
+            {"$defs": {"x": NAME}, "properties": {"a": {"title": "A", "$ref": "#/$defs/x"}}},
+            {
+                "$defs": {"x": CLOSED},
+                "properties": {"a": {"title": "A", "$ref": "#/$defs/x"}},
+                "additionalProperties": False,
+            },
+        ),
+        ({**NAME, "properties": {"a": {"oneOf": [NAME, {}]}}}, {**CLOSED, "properties": {"a": {"oneOf": [NAME, {}]}}}),
+    ],
+)
+def test_object_has_the_listed_properties_only(schema, closed):
+    assert schema_repair.close_objects(schema) == closed
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {**NAME, "additionalProperties": True},
+        {**NAME, "additionalProperties": {"type": "integer"}},
+        {**NAME, "patternProperties": {"^x": {}}},
+        {**NAME, "required": ["other"]},
+        {**NAME, "minProperties": 2},
+        {**NAME, "required": [{}]},
+        {"properties": {}},
+        {"type": "object"},
+        {"allOf": [NAME, {"properties": {"age": {"type": "integer"}}}]},
+        {**NAME, "anyOf": [{"required": ["name"]}, {"required": ["age"]}]},
+        {"items": {"oneOf": [NAME, {"properties": {"age": {}}}]}},
+        {"items": {"not": NAME}},
+        {"$defs": {"x": NAME}, "items": {"$ref": "#/$defs/x", "required": ["age"]}},
+    ],
+)
+def test_object_stays_open_if_its_schema_mentions_other_properties_or_is_combined(schema):
+    assert schema_repair.close_objects(schema) == schema
+
+
 def test_properties_with_the_name_of_a_keyword_are_kept():
     schema = {"type": "object", "properties": {"not": {"type": "string"}, "format": {}, "uniqueItems": {}, "if": {}}}
     assert schema_repair.relax(schema) == schema

@@ -3,10 +3,10 @@ import pytest
 from tests.models import NO_END_TOKEN, make_tiny, split_files
 
 SIZES = {
-    "hidden_size": 48,
+    "hidden_size": 96,
     "intermediate_size": 96,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 3,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 6,
     "num_hidden_layers": 3,
     "tie_word_embeddings": False,
     "eos_token_id": NO_END_TOKEN,
@@ -25,7 +25,7 @@ def make_folder(tiny_tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def llama_folder(make_folder):
-    """A tiny random model that can be split by heads, among three ranks."""
+    """A tiny random model that can be split by heads, among two or three ranks."""
     return make_folder("llama")
 
 

@@ -1,4 +1,4 @@
-"""Faults of groups: strangers, ranks that stop, daemons that end. No process is left."""
+"""Faults of groups: processes that do not belong to them, ranks that stop, daemons that end. No process is left."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from osaurusd.inference.request import GenerationRequest, SamplingParams, TokenP
 from osaurusd.rpc import messages
 from tests.osaurusd.worker.parallel import groups
 
-STRANGER = "does not know the secret of this group"
+UNKNOWN_PEER = "does not know the secret of this group"
 
 
 async def test_a_rank_exits_with_its_daemon_while_it_waits_for_another_rank(qwen2_folder):
@@ -32,7 +32,7 @@ async def test_a_rank_exits_with_its_daemon_while_it_waits_for_another_rank(qwen
 async def test_ranks_with_different_secrets_refuse_each_other(qwen2_folder):
     async with groups.processes(2) as group:
         replies = await group.load(qwen2_folder, "tensor", secrets=["one", "other"])
-    assert all(isinstance(reply, messages.LoadFailed) and STRANGER in reply.message for reply in replies)
+    assert all(isinstance(reply, messages.LoadFailed) and UNKNOWN_PEER in reply.message for reply in replies)
 
 
 async def test_a_program_that_takes_the_place_of_a_rank_is_refused(qwen2_folder):
@@ -43,7 +43,7 @@ async def test_a_program_that_takes_the_place_of_a_rank_is_refused(qwen2_folder)
         group.leader.send(messages.Connect(addresses=addresses, secret=groups.SECRET, epoch=1))
         async with connected(port):
             reply = await group.leader.expect(messages.LoadFailed)
-    assert STRANGER in reply.message
+    assert UNKNOWN_PEER in reply.message
 
 
 async def test_a_rank_that_cannot_join_in_time_exits(qwen2_folder):

@@ -50,9 +50,9 @@ def generation(length, start=0, *, sampling=GREEDY, max_tokens=6, **options):
     return GenerationRequest(prompt=prompt(length, start), sampling=sampling, max_tokens=max_tokens, **options)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def tensor(llama_folder):
-    async with groups.running(llama_folder, "tensor", 3, prefix_cache_bytes=CACHE_BYTES) as group:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[2, pytest.param(3, marks=pytest.mark.long)])
+async def tensor(request, llama_folder):
+    async with groups.running(llama_folder, "tensor", request.param, prefix_cache_bytes=CACHE_BYTES) as group:
         yield group
 
 
@@ -114,9 +114,15 @@ async def test_scores_are_those_of_one_process(tensor, alone):
     assert scores(actual) == [pytest.approx(values, abs=1e-3) for values in scores(expected)]
 
 
-@pytest.mark.parametrize("name", ["tensor", "pipeline"])
-async def test_a_prefix_is_computed_once_on_every_rank(request, name):
-    group = request.getfixturevalue(name)
+async def test_a_prefix_is_computed_once_on_every_rank_with_a_part_of_each_layer(tensor):
+    await check_prefix(tensor)
+
+
+async def test_a_prefix_is_computed_once_on_every_rank_with_whole_layers(pipeline):
+    await check_prefix(pipeline)
+
+
+async def check_prefix(group):
     first, again = generation(600, 3), generation(600, 3)
     (expected,), (actual,) = await group.results([first]), await group.results([again])
     assert text(expected) == text(actual)

@@ -79,4 +79,6 @@ def tiny_folder(minilm_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(tiny_folder):
-    return load(tiny_folder)
+    embedder = load(tiny_folder)
+    yield embedder
+    embedder.runner.close()

@@ -9,6 +9,7 @@ import pytest
 
 from osaurusd.rpc import messages
 from osaurusd.worker.engine.device import CPU
+from osaurusd.worker.runners.embedding.cores import Cores
 from osaurusd.worker.runners.embedding.inputs import Batch, TokenSequence
 from osaurusd.worker.runners.embedding.runner import find_classes
 from osaurusd.worker.runners.loading import load_network
@@ -57,3 +58,20 @@ def test_padding_changes_nothing(network):
     for one, other in zip(together, alone, strict=True):
         scale = max(np.abs(other).max(), 1.0)
         np.testing.assert_allclose(one / scale, other / scale, atol=PADDING_TOLERANCE)
+
+
+def test_parts_on_several_cores_change_nothing(network):
+    sequences = sorted((TokenSequence(tokens) for tokens in SEQUENCES * 16), key=len)
+    cores = Cores(3)
+
+    def encode(part):
+        output = np.array(network(Batch(part)))
+        return output if output.ndim == 1 else output[:, 0]
+
+    try:
+        expected = encode(sequences)
+        actual = cores.encode(sequences, encode)
+    finally:
+        cores.close()
+    scale = max(np.abs(expected).max(), 1.0)
+    np.testing.assert_allclose(actual / scale, expected / scale, atol=PADDING_TOLERANCE)

@@ -17,6 +17,9 @@ from osaurusd.rpc import messages
 from osaurusd.worker.runners import load_runner
 from tests.osaurusd.worker.runners.vision.tiny_models import RECIPES, tiny_vision_model
 
+SAMPLE = ("idefics3", "gemma3", "qwen3_vl")
+"""Families with tiles, with a window in the language model, and with features in several layers."""
+
 GREEDY = SamplingParams(temperature=0)
 OUTPUT_TOKENS = 8
 LOAD_OPTIONS = {"vision": True, "prefix_cache_bytes": 2**28, "feature_cache_bytes": 2**24, "context_length": 4096}
@@ -127,8 +130,9 @@ def get_runner(vision_folder):
     return functools.cache(lambda family: TinyRunner(vision_folder(family)))
 
 
-@pytest.fixture(params=list(RECIPES))
+@pytest.fixture(params=[name if name in SAMPLE else pytest.param(name, marks=pytest.mark.long) for name in RECIPES])
 def family(request):
+    """Every family. All but a sample are marked "long"."""
     return request.param
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from tests.osaurusd.worker.runners.vision.conftest import OUTPUT_TOKENS, ask, draw
 from tests.osaurusd.worker.runners.vision.reference import Reference
+from tests.osaurusd.worker.runners.vision.tiny_models import RECIPES
 
 FIRST, SECOND, THIRD = draw(1), draw(2, 100, 50), draw(3, 64, 64)
 TAIL = " Describe in detail what both of them have in common, and name the colours of the largest blocks, please."
@@ -22,7 +23,12 @@ def reference(vision_folder):
     return functools.cache(lambda family: Reference(vision_folder(family), family))
 
 
-@pytest.mark.parametrize("chat", [ONE, SEVERAL, TEXT], ids=["one image", "several images", "no image"])
+@pytest.mark.parametrize("family", RECIPES)
+@pytest.mark.parametrize(
+    "chat",
+    [pytest.param(ONE, marks=pytest.mark.long), SEVERAL, pytest.param(TEXT, marks=pytest.mark.long)],
+    ids=["one image", "several images", "no image"],
+)
 def test_output_is_that_of_mlx_vlm(runner, family, reference, chat):
     assert runner.fresh(chat) == [reference(family).generate(chat, OUTPUT_TOKENS)]
 

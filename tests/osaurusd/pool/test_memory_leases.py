@@ -3,7 +3,7 @@
 import pytest
 
 from osaurusd.errors import InsufficientMemory
-from osaurusd.pool.leases import MemoryLease
+from osaurusd.pool.memory_leases import MemoryLease
 from osaurusd.pool.state import SchedulerConfig
 from osaurusd.wire.admin import WorkerState
 from tests.osaurusd.pool.helpers import lease_and_generate, running_request, turns

@@ -1,4 +1,4 @@
-"""A stranger in the network gets nothing from the control port or from the ports of the ring."""
+"""An unpaired client in the network gets nothing from the control port or from the ports of the ring."""
 
 import contextlib
 import os
@@ -20,13 +20,13 @@ from tests.distributed.network import Node, has_namespaces
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 needs_namespaces = pytest.mark.skipif(not has_namespaces(), reason="this user cannot create network namespaces")
 
-STRANGER_SECONDS = 20.0
-"""More than a daemon waits for a stranger's next word."""
+UNPAIRED_SECONDS = 20.0
+"""More than a daemon waits for an unpaired client's next word."""
 
 START_SECONDS = 20.0
 SLACK_SECONDS = 30.0
 ATTEMPTS = 8
-"""A rank listens for milliseconds only, and the stranger may come too late."""
+"""A rank listens for milliseconds only, and the unpaired client may come too late."""
 
 WRONG_CODE = "0000-0000-0000-0000"
 REQUEST = b"GET /v0/host HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -35,7 +35,7 @@ REQUEST = b"GET /v0/host HTTP/1.1\r\nHost: x\r\n\r\n"
 @pytest.fixture(scope="module")
 def network(tiny_tokenizer: Path) -> Iterator[tuple[Cluster, Host]]:
     """Two paired hosts, and a third one that is paired with neither."""
-    with connected_hosts("a", "b", "stranger") as hosts:
+    with connected_hosts("a", "b", "unpaired") as hosts:
         cluster = Cluster(hosts[:2])
         for host in hosts:
             host.configure("distributed", start_timeout_seconds=START_SECONDS)
@@ -48,7 +48,7 @@ def network(tiny_tokenizer: Path) -> Iterator[tuple[Cluster, Host]]:
 def control_socket(source: Node, target: Node) -> socket.socket:
     address, _, port = target.control.rpartition(":")
     connection = source.open_socket()
-    connection.settimeout(STRANGER_SECONDS)
+    connection.settimeout(UNPAIRED_SECONDS)
     connection.connect((address, int(port)))
     return connection
 
@@ -63,12 +63,12 @@ def answer(connection: socket.socket, data: bytes) -> bytes:
     return received
 
 
-def stranger_context(tmp_path: Path, *, certificate: bool) -> ssl.SSLContext:
+def unpaired_context(tmp_path: Path, *, certificate: bool) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     if certificate:
-        issued = trustme.CA().issue_cert("stranger")
+        issued = trustme.CA().issue_cert("unpaired")
         issued.configure_cert(context)
     return context
 
@@ -79,24 +79,24 @@ def check_serves(cluster: Cluster) -> None:
 
 
 def test_control_port_answers_no_plain_text(network: tuple[Cluster, Host]) -> None:
-    cluster, stranger = network
-    with control_socket(stranger.node, cluster.followers[0].node) as connection:
+    cluster, unpaired = network
+    with control_socket(unpaired.node, cluster.followers[0].node) as connection:
         assert b"HTTP" not in answer(connection, REQUEST)
-    with control_socket(stranger.node, cluster.followers[0].node) as connection:
+    with control_socket(unpaired.node, cluster.followers[0].node) as connection:
         assert b"HTTP" not in answer(connection, os.urandom(4096))
-    with control_socket(stranger.node, cluster.followers[0].node) as connection:
+    with control_socket(unpaired.node, cluster.followers[0].node) as connection:
         assert b"" == answer(connection, b"")  # It is closed after a while.
     check_serves(cluster)
 
 
 @pytest.mark.parametrize("certificate", [False, True])
-def test_control_port_serves_no_request_of_a_stranger(
+def test_control_port_serves_no_request_of_an_unpaired_client(
     network: tuple[Cluster, Host], tmp_path: Path, certificate: bool
 ) -> None:
-    cluster, stranger = network
-    context = stranger_context(tmp_path, certificate=certificate)
+    cluster, unpaired = network
+    context = unpaired_context(tmp_path, certificate=certificate)
     with (
-        control_socket(stranger.node, cluster.followers[0].node) as plain,
+        control_socket(unpaired.node, cluster.followers[0].node) as plain,
         contextlib.suppress(ssl.SSLError),
         context.wrap_socket(plain) as connection,
     ):
@@ -104,56 +104,56 @@ def test_control_port_serves_no_request_of_a_stranger(
     check_serves(cluster)
 
 
-def test_many_strangers_do_not_lock_out_paired_hosts(network: tuple[Cluster, Host]) -> None:
-    cluster, stranger = network
+def test_many_unpaired_clients_do_not_lock_out_paired_hosts(network: tuple[Cluster, Host]) -> None:
+    cluster, unpaired = network
     with contextlib.ExitStack() as stack:
         for _ in range(200):
-            stack.enter_context(control_socket(stranger.node, cluster.followers[0].node))
+            stack.enter_context(control_socket(unpaired.node, cluster.followers[0].node))
         check_serves(cluster)
 
 
 def test_wrong_codes_withdraw_the_code(network: tuple[Cluster, Host]) -> None:
-    cluster, stranger = network
+    cluster, unpaired = network
     follower = cluster.followers[0]
-    stranger.start()
+    unpaired.start()
     url = f"https://{follower.node.control}"
     code = follower.ctl("host", "code")["code"]
     for _ in range(5):
         with pytest.raises(CommandFailed, match="code"):
-            stranger.ctl("host", "add", "b", url, text=f"{WRONG_CODE}\n")
+            unpaired.ctl("host", "add", "b", url, text=f"{WRONG_CODE}\n")
     with pytest.raises(CommandFailed, match="code"):
-        stranger.ctl("host", "add", "b", url, text=f"{code}\n")
+        unpaired.ctl("host", "add", "b", url, text=f"{code}\n")
     assert ["a"] == [host["name"] for host in follower.ctl("host", "ls")]
-    assert [] == stranger.ctl("host", "ls")
-    stranger.stop()
+    assert [] == unpaired.ctl("host", "ls")
+    unpaired.stop()
 
 
 def test_code_works_once(network: tuple[Cluster, Host]) -> None:
-    cluster, stranger = network
+    cluster, unpaired = network
     follower = cluster.followers[0]
-    stranger.start()
-    code = pair(stranger, follower)
-    stranger.ctl("host", "rm", "b", "--yes")
+    unpaired.start()
+    code = pair(unpaired, follower)
+    unpaired.ctl("host", "rm", "b", "--yes")
     with pytest.raises(CommandFailed, match="code"):
-        stranger.ctl("host", "add", "b", f"https://{follower.node.control}", text=f"{code}\n")
-    follower.ctl("host", "rm", "stranger", "--yes")
-    stranger.stop()
+        unpaired.ctl("host", "add", "b", f"https://{follower.node.control}", text=f"{code}\n")
+    follower.ctl("host", "rm", "unpaired", "--yes")
+    unpaired.stop()
 
 
-def test_removed_host_is_a_stranger(network: tuple[Cluster, Host]) -> None:
-    cluster, stranger = network
+def test_removed_host_is_an_unpaired_client(network: tuple[Cluster, Host]) -> None:
+    cluster, unpaired = network
     follower = cluster.followers[0]
-    stranger.start()
-    pair(stranger, follower)
-    assert stranger.ctl("host", "check", "b")
-    follower.ctl("host", "rm", "stranger", "--yes")
+    unpaired.start()
+    pair(unpaired, follower)
+    assert unpaired.ctl("host", "check", "b")
+    follower.ctl("host", "rm", "unpaired", "--yes")
     with pytest.raises(CommandFailed):
-        stranger.ctl("host", "check", "b")
-    stranger.stop()
+        unpaired.ctl("host", "check", "b")
+    unpaired.stop()
     check_serves(cluster)
 
 
-class RingStranger:
+class RingClient:
     """Connects to each port on which a rank listens, as soon as it does, and sends nonsense."""
 
     def __init__(self, cluster: Cluster, source: Node) -> None:
@@ -164,7 +164,7 @@ class RingStranger:
         self.received: list[bytes] = []
         self.connections: list[socket.socket] = []
 
-    def __enter__(self) -> "RingStranger":
+    def __enter__(self) -> "RingClient":
         self._thread.start()
         return self
 
@@ -202,21 +202,21 @@ def listening(cluster: Cluster) -> list[tuple[str, int]]:
 
 
 @needs_namespaces
-def test_stranger_on_the_ring_delays_a_start_at_most(network: tuple[Cluster, Host]) -> None:
-    cluster, stranger = network
-    with RingStranger(cluster, stranger.node) as ring:
+def test_unpaired_client_on_the_ring_delays_a_start_at_most(network: tuple[Cluster, Host]) -> None:
+    cluster, unpaired = network
+    with RingClient(cluster, unpaired.node) as ring:
         for _ in range(ATTEMPTS):
-            load_beside_stranger(cluster)
+            load_beside_ring_client(cluster)
             if ring.connections:
                 break
-    assert ring.connections, "the stranger has found no port"
+    assert ring.connections, "the unpaired client has found no port"
     assert b"" == b"".join(ring.received)
     cluster.load(PIPELINE, "pipeline", 2)
     wait_until(lambda: not listening(cluster), "a rank of a running group accepts connections")
     cluster.check_nothing_left(PIPELINE)
 
 
-def load_beside_stranger(cluster: Cluster) -> None:
+def load_beside_ring_client(cluster: Cluster) -> None:
     """Load the model, or fail in time with the reason; then unload it."""
     started, problem = time.monotonic(), ""
     try:

@@ -23,7 +23,7 @@ class MemoryLease:
     nbytes: int
 
 
-class Leases:
+class MemoryLeases:
     """The current leases. A lease counts from its request; its waiter is granted once the memory is free."""
 
     def __init__(self) -> None:
