@@ -31,7 +31,7 @@ class BatchEntry:
 
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
-    """A token that a step yields for a sequence. The sequence's cache already holds it."""
+    """A token that a step yields for a sequence."""
 
     token: int
     score: Score | None
@@ -223,15 +223,14 @@ class DecodeBatch:
                 layer.filter(keep)
 
     def length(self, id_: SequenceId) -> int:
-        """Return how many tokens of a sequence its cache has."""
-        return self.lengths[self.ids.index(id_)]
+        """Return how many tokens of a sequence its cache has: all that were returned, except for first ones."""
+        return self.lengths[self.ids.index(id_)] - (self._unprocessed is not None)
 
     def reader(self, id_: SequenceId) -> CacheReader:
-        """Return a reader of a sequence's cache, which includes its last returned token."""
-        self._begin_late_pass()
+        """Return a reader of a sequence's cache."""
         row = self.ids.index(id_)
         if self._merged:
-            return _RowReader(self._layout, self._cache, row, self.lengths[row])
+            return _RowReader(self._layout, self._cache, row, self.length(id_))
         return _SequenceReader(self._layout, self._cache)
 
     def _merged_cache(self) -> Cache:

@@ -166,14 +166,15 @@ class LocalExecutor:
         if not self._prefix_cache.enabled:
             return
         batch = self._batch(id_)
-        reader = batch.reader(id_)
+        reader, cached = batch.reader(id_), batch.length(id_)
+        tokens = tokens[:cached]
         self._insert(id_, tokens, reader.pack)
         # If its constraint has failed, the cache has one token more, and so have states.
-        if self._layout.has_states and batch.length(id_) == len(tokens):
+        if self._layout.has_states and cached == len(tokens):
             self._insert_checkpoint(id_, tokens, reader.copy_states())
 
     def reader(self, id_: SequenceId) -> CacheReader:
-        """Return a reader of a decoding sequence's cache, which includes its last returned token."""
+        """Return a reader of a decoding sequence's cache."""
         return self._batch(id_).reader(id_)
 
     def _batch(self, id_: SequenceId) -> DecodeBatch:
