@@ -132,8 +132,8 @@ class Daemon:
         self._pulls = self._create_pulls(power)
         self._activity = Activity()
         self._monitor = self._create_monitor(pool_metrics)
-        self._models_api = self._create_models_api()
         self._ranks = self._groups.create_rank_service(self._pool, lambda: self._drain.status.draining)
+        self._models_api = self._create_models_api()
         self._metrics.register(RankCollector(self._pool.snapshot, self._ranks.workers))
 
     def _create_groups(self) -> Groups:
@@ -152,7 +152,7 @@ class Daemon:
     def _create_models_api(self) -> ModelsApi:
         return ModelsApi(
             *(self._catalog, self._pool, self._pins, self._imports, self._pulls),
-            *(self._groups.distribution, self._groups.files),
+            *(self._groups.distribution, self._groups.files, self._ranks),
         )
 
     def _create_pulls(self, power: PowerAssertion) -> PullManager:
@@ -206,7 +206,7 @@ class Daemon:
             activity=self._activity,
         )
         service = Service(
-            self._catalog, self._pool, self._get_config, UrlFetcher().fetch, self._activity, self._admission.buffered
+            self._catalog, self._pool, self._get_config, UrlFetcher().fetch, self._admission.buffered, self._activity
         )
         client_groups = [
             health_routes(),

@@ -1,9 +1,13 @@
 """The memory that all requests in progress may use for their bodies and images."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 from osaurusd.config import Config
 from osaurusd.errors import TooManyRequests
+
+_current: ContextVar["Reservation | None"] = ContextVar("current", default=None)
 
 
 class BufferedBytes:
@@ -22,21 +26,49 @@ class BufferedBytes:
         self._config = config
         self.count = 0
 
-    def reserve(self, count: int) -> None:
-        """Count bytes until `release`, which is due even if this raises.
+    @property
+    def limit(self) -> int:
+        return self._config().limits.max_buffered_bytes
 
-        The first bytes are accepted at any size: other limits bound a single body or image.
+    def find_reservation(self) -> "Reservation":
+        """Return the reservation of the request that is being served, or a new one outside of requests."""
+        return _current.get() or Reservation(self)
+
+
+class Reservation:
+    """The bytes of one request. A request that is alone gets as many as it needs: other limits bound its size."""
+
+    def __init__(self, buffered: BufferedBytes) -> None:
+        self._buffered = buffered
+        self._count = 0
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """Have `find_reservation` return this reservation in the block."""
+        token = _current.set(self)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+
+    def add(self, count: int) -> None:
+        """Count bytes until `remove` or `release`, one of which is due even if this raises.
 
         Raises:
-            TooManyRequests: all of them exceed `limits.max_buffered_bytes`.
+            TooManyRequests: the bytes of all requests exceed `limits.max_buffered_bytes`, and this one is not alone.
         """
-        others = self.count
-        self.count += count
-        if others and self.count > self._config().limits.max_buffered_bytes:
+        self._count += count
+        self._buffered.count += count
+        if self._buffered.count > max(self._buffered.limit, self._count):
             raise TooManyRequests(
                 "the request bodies and images in memory reach the size that `limits.max_buffered_bytes` allows; retry "
                 "later"
             )
 
-    def release(self, count: int) -> None:
-        self.count -= count
+    def remove(self, count: int) -> None:
+        self._count -= count
+        self._buffered.count -= count
+
+    def release(self) -> None:
+        """Remove all bytes."""
+        self.remove(self._count)

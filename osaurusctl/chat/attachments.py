@@ -48,8 +48,8 @@ def _quote_file(path: Path) -> str:
     try:
         text = _read(path).decode("utf-8-sig")
     except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
+        text = None
+    if text is None or "\0" in text:
         hint = "; use --image for images" if image_type(_read(path)) else ""
         raise click.UsageError(f"{path} is not a text file in UTF-8{hint}")
     longest = max(map(len, re.findall(r"`+", text)), default=0)

@@ -103,7 +103,7 @@ class Conversation:
         except click.UsageError as error:  # the file has changed since it was recognized
             self.output.note(error.format_message())
             return False
-        if text.startswith("/") and "\n" not in text and not paths:
+        if slash.is_unknown_command(text) and not paths:
             self._run_command(text)
         elif prompt.strip():
             images, self.images = self.images, []

@@ -4,6 +4,8 @@ import os
 import re
 from collections.abc import Callable, Iterable
 
+import click
+
 from osaurusctl import fuzzy_pull, process, progress
 from osaurusctl.client import Client
 from osaurusctl.command import can_prompt
@@ -106,8 +108,12 @@ class ModelFinder:
         try:
             return self._load(name, keep_alive)
         except CliError as error:
-            if error.body.code not in _NOT_DOWNLOADED or not self._agrees(f"{error}\nDownload {name} now?"):
+            if error.body.code not in _NOT_DOWNLOADED or not (self._yes or can_prompt(self._output)):
                 raise
+            if not self._agrees(f"{error}\nDownload {name} now?"):
+                # The question was preceded by the error.
+                self._output.note("nothing downloaded")
+                raise click.exceptions.Exit(ExitCode.MODEL_NOT_FOUND) from None
         return self._load(self._download(name), keep_alive)
 
     def _load(self, name: str, keep_alive: float | None) -> WorkerInfo:

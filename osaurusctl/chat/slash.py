@@ -59,10 +59,15 @@ def is_command(line: str) -> bool:
     return "\n" not in line and line.partition(" ")[0] in COMMANDS
 
 
+def is_unknown_command(line: str) -> bool:
+    """Whether a prompt looks like a command, but is none. A path at its beginning does not look like one."""
+    return line.startswith("/") and "\n" not in line and "/" not in line.partition(" ")[0][1:]
+
+
 def _help(conversation: "Conversation", _argument: str) -> None:
     rows = [(command.usage, command.summary) for command in COMMANDS.values()]
     keys = [
-        ('"""', "begins and ends a prompt of several lines; a paste needs no quotes"),
+        ('"""', "begins and ends a prompt of several lines"),
         ("Alt-Enter", "starts a new line"),
         ("Ctrl-C", "stops the answer"),
         ("Ctrl-D", "quits"),
@@ -92,7 +97,10 @@ def _set(conversation: "Conversation", argument: str) -> None:
         raise CliError(f"unknown setting {name}", hint=f"the settings are {', '.join(_SETTINGS)}")
     if not value.strip():
         raise CliError(f"/set {name} needs a value: {setting.values}")
-    setting.apply(conversation, value.strip())
+    try:
+        setting.apply(conversation, value.strip())
+    except click.BadParameter as error:
+        raise CliError(f'invalid value "{value.strip()}"', hint=f"use {setting.values}") from error
     conversation.output.note(f"{name}: {setting.show(conversation)}")
 
 

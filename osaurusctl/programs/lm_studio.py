@@ -57,7 +57,7 @@ def _read_folder(root: Path, folder: Path) -> Iterator[ProgramModel]:
     if "config.json" in files and any(name.endswith(".safetensors") for name in files):
         yield _model(root, folder, "mlx", list(files.values()), [])
     projectors = [path for path in gguf if path.name.lower().startswith(_PROJECTOR)]
-    notes = ["the image encoder is not taken; the result only reads text"] if projectors else []
+    notes = ["the image encoder is not imported; the result accepts text only"] if projectors else []
     for path in gguf:
         part = _PART.search(path.stem)
         if path in projectors or (part and int(part[1]) != 1):

@@ -26,12 +26,12 @@ _DEPTH = 4
 # The home of the account that Ollama's service on Linux runs as.
 _SERVICE_STORE = Path("/usr/share/ollama/.ollama/models")
 
-_NOT_TAKEN = {
-    "template": "the chat template of Ollama is not taken; that of the GGUF file is used",
-    "system": "the system prompt of the model is not taken; send it with each request",
-    "adapter": "the adapter is not taken; the result is the base model",
-    "projector": "the image encoder is not taken; the result only reads text",
-    "messages": "the example messages are not taken",
+_NOT_IMPORTED = {
+    "template": "Ollama's chat template is not imported; the one in the GGUF file is used",
+    "system": "the system prompt is not imported; send it with each request",
+    "adapter": "the adapter is not imported; the result is the base model",
+    "projector": "the image encoder is not imported; the result accepts text only",
+    "messages": "the example messages are not imported",
 }
 
 # Ollama's parameters and their fields in `Origin`.
@@ -92,7 +92,7 @@ def _describe(store: Path, model: ProgramModel, manifest: Mapping[str, Any]) -> 
         family=_text(config.get("model_family")),
         quantization=_text(config.get("file_type")),
         bytes=sum(int(layer["size"]) for each in layers.values() for layer in each),
-        notes=[text for kind, text in _NOT_TAKEN.items() if kind in layers],
+        notes=[text for kind, text in _NOT_IMPORTED.items() if kind in layers],
     )
     weights = layers.get("model", [])
     if reason := _find_obstacle(store, config, layers):
@@ -102,7 +102,7 @@ def _describe(store: Path, model: ProgramModel, manifest: Mapping[str, Any]) -> 
     notes = list(model.notes)
     for layer in layers.get("params", []):
         origin, ignored = _add_parameters(origin, _read_blob(store, layer))
-        notes += [f"parameters that are not taken: {', '.join(ignored)}"] if ignored else []
+        notes += [f"parameters that are not imported: {', '.join(ignored)}"] if ignored else []
     return msgspec.structs.replace(
         model, path=str(path), format="gguf", bytes=int(weights[0]["size"]), origin=origin, notes=notes
     )

@@ -15,6 +15,7 @@ from osaurusd.downloads.pulls import is_active
 from osaurusd.errors import Busy, InvalidRequest, OsaurusError
 from osaurusd.groups.distribution import Distribution
 from osaurusd.groups.files import ModelFiles
+from osaurusd.groups.rank_service import RankService
 from osaurusd.http.errors import error_body
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.routes import Route
@@ -65,6 +66,7 @@ class ModelsApi:
         pulls: downloads, whose partial models are listed too.
         distribution: where models run.
         copies: copies models of other hosts, whose files are no leftovers.
+        ranks: runs parts of models for other hosts.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class ModelsApi:
         pulls: PullManager,
         distribution: Distribution,
         copies: ModelFiles,
+        ranks: RankService,
     ) -> None:
         self._catalog = catalog
         self._pool = pool
@@ -84,6 +87,7 @@ class ModelsApi:
         self._pulls = pulls
         self._distribution = distribution
         self._copies = copies
+        self._ranks = ranks
 
     @property
     def routes(self) -> list[Route]:
@@ -193,10 +197,16 @@ class ModelsApi:
                 raise Busy(f'model "{worker.name}" is serving requests; wait for them to finish or use --force')
             if worker.key in records and worker.pinned and worker.in_memory:
                 raise Busy(f'model "{worker.name}" is pinned; unpin it or use --force')
+        for record in records.values():
+            if owners := self._ranks.owners(record.path):
+                raise Busy(
+                    f'model "{record.name}" runs here for host "{owners[0]}"; unload it there first, or use --force'
+                )
 
     async def _remove(self, record: ModelRecord, *, force: bool) -> int:
         """Unload, remove and forget a model; return the freed bytes."""
         await self._pool.unload(record.repo, force=force)
+        await self._ranks.end_users(record.path)
         freed = await maintenance.remove_model(self._catalog, record, dry_run=False)
         await self._forget(record.repo)
         return freed

@@ -282,8 +282,8 @@ class Pulls(Section, frozen=True):
     stall_seconds: Annotated[
         float, seconds("A connection that receives nothing for this long is replaced", gt=0, le=3600)
     ] = 30.0
-    patience_seconds: Annotated[
-        float, seconds("A download that receives nothing for this long, despite retries, fails", ge=0)
+    retry_seconds: Annotated[
+        float, seconds("How long a download that receives nothing is retried before it fails", ge=0)
     ] = 1800.0
     disk_margin_bytes: Annotated[
         int, size("Disk space that stays free. A download that needs more is rejected", ge=0)

@@ -19,7 +19,7 @@ from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
 from osaurusd.models.roots import pulls_folder, repo_folder
 from osaurusd.platform.power import PowerAssertion
-from osaurusd.rpc.job import JobDied
+from osaurusd.rpc import job
 from osaurusd.wire.admin import Availability
 from osaurusd.wire.errors import ErrorBody
 from osaurusd.wire.pulls import PullInfo, PullStage, PullState
@@ -28,11 +28,6 @@ from osaurusd.wire.residency import EventKind
 log = get_logger(__name__)
 
 MAX_RUNNING = 2
-
-MAX_CRASHES = 5
-"""How often in a row the process may exit without having received anything before the pull fails."""
-
-_CRASH_BACKOFF_SECONDS = 0.5
 
 _EVENT_KINDS = {state: EventKind(f"pull_{state}") for state in PullState}
 
@@ -247,31 +242,21 @@ class PullManager:
         return pull
 
     async def _download(self, pull_id: str) -> messages.Pulled:
-        """Run the process; restart it if it crashes, as long as each run makes progress."""
-        crashes = 0
-        while True:
-            done_before = self._get(pull_id).done
-            try:
-                return await self._run_process(pull_id)
-            except JobDied as error:
-                crashes = 0 if self._get(pull_id).done > done_before else crashes + 1
-                log.warning(
-                    "download process exited unexpectedly; restarting it",
-                    repo=self._get(pull_id).repo,
-                    reason=str(error),
-                )
-                if crashes > MAX_CRASHES:
-                    raise PullFailed(
-                        f"the download process failed {crashes} times without progress: {error}"
-                    ) from error
-            await asyncio.sleep(crashes * _CRASH_BACKOFF_SECONDS)
+        try:
+            return await job.run_until_done(
+                f"download of {self._get(pull_id).repo}",
+                lambda: self._run_process(pull_id),
+                lambda: self._get(pull_id).done,
+            )
+        except job.JobDied as error:
+            raise PullFailed(str(error)) from error
 
     async def _run_process(self, pull_id: str) -> messages.Pulled:
         pull, options = self._get(pull_id), self._options()
         arguments = [
             *("pull", f"--cache={self._catalog.hub}", f"--repo={pull.repo}", f"--revision={pull.revision}"),
             *(f"--connections={options.connections}", f"--stall={options.stall_seconds}"),
-            *(f"--patience={options.patience_seconds}", f"--margin={options.disk_margin_bytes}"),
+            *(f"--retry={options.retry_seconds}", f"--margin={options.disk_margin_bytes}"),
         ]
         # A pull that resumes after a reboot may have to wait for the network.
         limit = hub.RESPONSE_SECONDS if pull_id in self._requested else None
@@ -290,7 +275,7 @@ class PullManager:
         except TimeoutError as error:
             reason = self._get(pull_id).note or f"{pull.repo}: the hub did not respond within {limit:g} s"
             raise PullFailed(f"{reason}; check the network, then pull again") from error
-        raise JobDied("no result")
+        raise job.JobDied("no result")
 
     async def _find_installed(self, pull: PullInfo, result: messages.Pulled) -> ModelRecord:
         """Return the catalog's record of the downloaded model."""

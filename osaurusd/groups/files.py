@@ -30,9 +30,6 @@ log = get_logger(__name__)
 
 COMMAND = job.module_command("osaurusd.groups.worker")
 
-MAX_CRASHES = 5
-"""How often in a row the process may exit without having received anything before the copy fails."""
-
 _MAX_CONNECTIONS = 4
 _DIGEST_CHARACTERS = 16
 _SUFFIX_CHARACTERS = 8
@@ -126,7 +123,7 @@ class ModelFiles:
     async def _copy(
         self, manifest: Manifest, leader: Host, files: list[ManifestFile], folder: Path, report: Report
     ) -> None:
-        """Run the process that copies; restart it if it crashes, as long as each run makes progress."""
+        """Run the process that copies, until all files are there."""
         options = self._options()
         staging = self._staging(manifest.digest)
         task = messages.CopyTask(
@@ -139,21 +136,17 @@ class ModelFiles:
             files=files,
             connections=min(options.connections, _MAX_CONNECTIONS),
             stall_seconds=options.stall_seconds,
-            patience_seconds=options.patience_seconds,
+            retry_seconds=options.retry_seconds,
             margin_bytes=options.disk_margin_bytes,
         )
         log.info("copying a model from another host", model=manifest.model, host=leader.name, folder=str(folder))
-        crashes, done = 0, -1
-        while True:
-            received = _Received(report)
-            try:
-                return await self._run_process(task, staging, received)
-            except job.JobDied as error:
-                crashes = 0 if received.done > done else crashes + 1
-                done = max(done, received.done)
-                log.warning("the copy process exited unexpectedly; restarting it", reason=str(error))
-                if crashes > MAX_CRASHES:
-                    raise PullFailed(f"the copy process failed {crashes} times without progress: {error}") from error
+        received = _Received(report)
+        try:
+            await job.run_until_done(
+                f"copy of {manifest.model}", lambda: self._run_process(task, staging, received), lambda: received.done
+            )
+        except job.JobDied as error:
+            raise PullFailed(str(error)) from error
 
     async def _run_process(self, task: messages.CopyTask, staging: Path, received: "_Received") -> None:
         spec = await asyncio.to_thread(_write_task, task, staging)
@@ -171,11 +164,11 @@ class ModelFiles:
 
 
 class _Received:
-    """The progress of one run of the process."""
+    """The progress of all runs of the process."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
-        self.done = -1
+        self.done = 0
 
     def update(self, frame: Progress) -> None:
         self.done = max(self.done, frame.done)

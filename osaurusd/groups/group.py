@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import signal
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,9 @@ SECRET_BYTES = 32
 
 RANK_0_GRACE_SECONDS = 5.0
 """How much longer than other ranks rank 0 may make no progress, so that the error names the rank that it waits for."""
+
+SIGNAL_MEANINGS = {signal.SIGALRM: "not all ranks were connected within `distributed.start_timeout_seconds`"}
+"""Ranks limit the time in which they connect: MLX would wait for ever."""
 
 SETTLE_SECONDS = 2.0
 """When a rank fails because it lost another one, how long to wait for the report of that one."""

@@ -10,7 +10,7 @@ import msgspec
 
 from osaurusd.errors import LoadFailed
 from osaurusd.events import EventBus
-from osaurusd.groups.group import RANK_0_GRACE_SECONDS, Group, GroupSpec
+from osaurusd.groups.group import RANK_0_GRACE_SECONDS, SIGNAL_MEANINGS, Group, GroupSpec
 from osaurusd.groups.member import HostClient, Member, Timeouts
 from osaurusd.groups.placement import Placement
 from osaurusd.hosts.registry import Host
@@ -138,7 +138,9 @@ class GroupLauncher:
             Member(host, start, self._client, group, timeouts, self._clock)
             for host, start in zip(hosts, starts, strict=True)
         ]
-        launch = replace(self._launch, hang_timeout=timeouts.hang + RANK_0_GRACE_SECONDS)
+        launch = replace(
+            self._launch, hang_timeout=timeouts.hang + RANK_0_GRACE_SECONDS, signal_meanings=SIGNAL_MEANINGS
+        )
         try:
             return await group.start(members, request, launch, listener)
         finally:

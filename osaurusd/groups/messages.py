@@ -18,7 +18,7 @@ class CopyTask(msgspec.Struct, frozen=True, kw_only=True):
         folder: where the files belong in the end. If it exists, it is a copy of the same model.
         staging: the folder for partial files, on the same volume.
         digest: that of the manifest.
-        connections, stall_seconds, patience_seconds, margin_bytes: as in `[pulls]`.
+        connections, stall_seconds, retry_seconds, margin_bytes: as in `[pulls]`.
     """
 
     host: Host
@@ -30,7 +30,7 @@ class CopyTask(msgspec.Struct, frozen=True, kw_only=True):
     identity: str
     connections: int = 4
     stall_seconds: float = 30.0
-    patience_seconds: float = 1800.0
+    retry_seconds: float = 1800.0
     margin_bytes: int = 0
 
 

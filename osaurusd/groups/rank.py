@@ -111,6 +111,12 @@ class Rank:
         stream: reports to the leader.
         context: what all ranks share.
         predecessor: the rank of an earlier epoch, which ends first.
+
+    Attributes:
+        epoch: the number of the start.
+        owner: the name of the leader.
+        folder: the files that it uses, once they are there.
+        task: runs until the process has exited.
     """
 
     def __init__(
@@ -123,8 +129,10 @@ class Rank:
         predecessor: "Rank | None" = None,
     ) -> None:
         self.epoch = start.epoch
+        self.folder: Path | None = None
         self._start = start
         self._owner = owner
+        self.owner = owner.name
         self._address = context.link_address() or address
         self._stream = stream
         self._context = context
@@ -155,7 +163,7 @@ class Rank:
             needs_bytes=self._lease.nbytes,
             limit_bytes=self._lease.nbytes,
             reserved_bytes=self._lease.nbytes,
-            lease=LeaseInfo(owner=self._owner.name, rank=start.rank, size=start.size, split=start.split),
+            lease=LeaseInfo(owner=self.owner, rank=start.rank, size=start.size, split=start.split),
         )
 
     def stop(self, reason: OsaurusError) -> None:
@@ -221,7 +229,8 @@ class Rank:
             self._lease.nbytes = self._choose_size(self._context.pool.lendable_bytes(limit))
             async with self._context.pool.lend(self._lease, limit):
                 self._report_granted()
-                await self._run(await self._fetch())
+                self.folder = await self._fetch()
+                await self._run(self.folder)
         except asyncio.CancelledError:
             error = self._stop_reason or ModelUnloaded("the rank was ended")
         except OsaurusError as failure:
@@ -238,14 +247,14 @@ class Rank:
 
     def _report_granted(self) -> None:
         self._leased = self._granted = True
-        log.info("lease granted", model=self._start.group, owner=self._owner.name, bytes=self._lease.nbytes)
+        log.info("lease granted", model=self._start.group, owner=self.owner, bytes=self._lease.nbytes)
         self._publish(EventKind.LEASE_GRANTED, bytes=self._lease.nbytes)
 
     def _report_end(self, error: OsaurusError) -> None:
         """Report the end to the leader and to this host."""
         self._leased = False
         stopped = self._stop_reason is not None
-        log.info("rank ended", model=self._start.group, owner=self._owner.name, reason=error.message)
+        log.info("rank ended", model=self._start.group, owner=self.owner, reason=error.message)
         if stopped or self._loaded:
             self._stream.send(wire.RankExited(message=error.message))
         else:
@@ -349,7 +358,7 @@ class Rank:
 
     def _publish(self, kind: EventKind, *, reason: str | None = None, bytes: int | None = None) -> None:
         self._context.events.publish(
-            kind, self._start.group, host=self._owner.name, rank=self._start.rank, reason=reason, bytes=bytes
+            kind, self._start.group, host=self.owner, rank=self._start.rank, reason=reason, bytes=bytes
         )
 
 

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-from osaurusd.errors import Busy, HostLost, InvalidRequest, OsaurusError, ShuttingDown
+from osaurusd.errors import Busy, HostLost, InvalidRequest, ModelUnloaded, OsaurusError, ShuttingDown
 from osaurusd.groups import stream
 from osaurusd.groups.rank import FLUSH_SECONDS, Rank, RankContext
 from osaurusd.groups.stream import ControlStream, Socket
@@ -43,6 +44,17 @@ class RankService:
     def workers(self) -> list[WorkerInfo]:
         """Describe the ranks that hold memory."""
         return [info for rank in self._ranks.values() if (info := rank.info) is not None]
+
+    def owners(self, folder: Path) -> list[str]:
+        """Return the hosts whose ranks use the files in a folder."""
+        return [rank.owner for rank in self._ranks.values() if rank.folder == folder]
+
+    async def end_users(self, folder: Path) -> None:
+        """End the ranks that use the files in a folder."""
+        await _end(
+            (rank for rank in self._ranks.values() if rank.folder == folder),
+            ModelUnloaded("the host removes its copy of the model"),
+        )
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """Run one rank for the host that sent the request, until its stream ends."""
@@ -97,11 +109,7 @@ class RankService:
     async def close(self) -> None:
         """End all ranks, and refuse new ones."""
         self.stop_accepting()
-        ranks = list(self._ranks.values())
-        for rank in ranks:
-            rank.stop(ShuttingDown("the daemon of the host is shutting down"))
-        if ranks:
-            await asyncio.wait({rank.task for rank in ranks})
+        await _end(self._ranks.values(), ShuttingDown("the daemon of the host is shutting down"))
 
     def _begin(
         self, message: wire.ToFollower | bytes, owner: Host, address: str, control: ControlStream[wire.ToFollower]
@@ -129,6 +137,15 @@ class RankService:
     def _forget(self, key: tuple[str, str], rank: Rank) -> None:
         if self._ranks.get(key) is rank:
             del self._ranks[key]
+
+
+async def _end(ranks: Iterable[Rank], reason: OsaurusError) -> None:
+    """Stop ranks, and wait until their processes have exited."""
+    ending = list(ranks)
+    for rank in ending:
+        rank.stop(reason)
+    if ending:
+        await asyncio.wait({rank.task for rank in ending})
 
 
 async def _first(*works: "asyncio.Task[str] | Coroutine[Any, Any, None]") -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from osaurusd.config import Config
@@ -9,6 +10,7 @@ from osaurusd.events import EventBus
 from osaurusd.groups.distribution import Distribution
 from osaurusd.groups.file_service import FileService
 from osaurusd.groups.files import ModelFiles
+from osaurusd.groups.group import SIGNAL_MEANINGS
 from osaurusd.groups.launcher import GroupLauncher
 from osaurusd.groups.manifest import Manifests
 from osaurusd.groups.member import Timeouts
@@ -93,7 +95,7 @@ class Groups:
         context = RankContext(
             pool,
             self.files,
-            launch=lambda: pool.launch,
+            launch=lambda: replace(pool.launch, signal_meanings=SIGNAL_MEANINGS),
             lend_bytes=lambda: self._config().distributed.lend_bytes,
             link_address=self._get_link_address,
             versions=self._versions,

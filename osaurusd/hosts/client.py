@@ -11,6 +11,7 @@ import aiohttp
 import msgspec
 
 from osaurusd.errors import HostUnreachable, OsaurusError, from_code
+from osaurusd.hosts import link
 from osaurusd.hosts.identity import IdentityFile
 from osaurusd.hosts.registry import Host, HostRegistry
 from osaurusd.hosts.server import MAX_MESSAGE_BYTES
@@ -162,7 +163,7 @@ def _describe(error: Exception) -> str:
     if reason is not None and "ALERT" in reason:
         return "does not accept this host; pair the hosts again"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return f"cannot be reached: {error.strerror or error.os_error}; check its daemon and the network"
+        return f"cannot be reached: {link.describe(error.os_error)}; check its daemon and the network"
     if isinstance(error, aiohttp.ServerDisconnectedError) or getattr(error, "errno", None) in _CLOSED:
         # TLS 1.3 reports a rejected certificate only after the handshake, often as a mere end of the connection.
         return "closed the connection; if this persists, it may not know this host any more: pair the hosts again"

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import sys
 import time
 
 LISTEN_SECONDS = 10.0
@@ -81,4 +83,10 @@ async def receive(own_address: str, address: str, port: int) -> float:
 
 def describe(error: OSError) -> str:
     """Describe a failed connection."""
-    return "timed out" if isinstance(error, TimeoutError) else error.strerror or str(error)
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    reason = error.strerror or str(error)
+    # macOS reports a missing permission like a host that does not exist.
+    if sys.platform == "darwin" and error.errno == errno.EHOSTUNREACH:
+        reason += "; check that System Settings > Privacy & Security > Local Network allows osaurusd"
+    return reason

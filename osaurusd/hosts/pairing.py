@@ -20,6 +20,7 @@ import msgspec
 
 from osaurusd import addresses
 from osaurusd.errors import HostNameTaken, HostUnreachable, InternalError, InvalidRequest, PairingFailed
+from osaurusd.hosts import link
 from osaurusd.hosts.codes import CodeOffer, Transcript, is_equal
 from osaurusd.hosts.identity import Identity, fingerprint_of, fingerprint_of_pem
 from osaurusd.hosts.registry import Host, HostRegistry
@@ -157,10 +158,14 @@ async def pair(name: str, url: str, code: str, link_address: str | None, initiat
         raise HostUnreachable(f"{place} did not respond within {PAIRING_SECONDS:g} s; check the URL") from error
     except (OSError, ValueError, EOFError) as error:
         raise HostUnreachable(
-            f"no osaurusd accepts hosts at {place}: {str(error) or type(error).__name__}; check the URL, and "
+            f"no osaurusd accepts hosts at {place}: {_reason(error)}; check the URL, and "
             "`distributed.listen` on that host"
         ) from error
     return _host(name, f"https://{place}", certificate, link_address)
+
+
+def _reason(error: Exception) -> str:
+    return (link.describe(error) if isinstance(error, OSError) else str(error)) or type(error).__name__
 
 
 async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, code: str, initiator: Initiator) -> str:

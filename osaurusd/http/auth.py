@@ -35,7 +35,7 @@ API_KEY_HEADER = "x-api-key"
 _TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
 
 _REMEDIES = (
-    "create a key with `osaurusctl key create` (requires a running daemon; start one with `--host localhost`), bind to "
+    'create a key with "osaurusctl key create" (requires a running daemon; start one with `--host localhost`), bind to '
     "this machine only (`server.host`), or disable API keys (`--insecure`, `server.insecure`)"
 )
 
@@ -91,7 +91,7 @@ class AuthPolicy:
     def faults(self, server: Server) -> list[str]:
         """Return the problems that status reports."""
         if self.requires_keys(server) and not len(self._keys):
-            return ["TCP clients need an API key, but there is none; create one with `osaurusctl key create`"]
+            return ['TCP clients need an API key, but there is none; create one with "osaurusctl key create"']
         return []
 
     def protection(self, server: Server) -> Protection:
@@ -198,7 +198,7 @@ def _request_key(request: web.Request) -> str:
     if not keys:
         raise InvalidApiKey(
             "an API key is required: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`; "
-            "create one with `osaurusctl key create`"
+            'create one with "osaurusctl key create"'
         )
     if len(keys) > 1:
         raise InvalidApiKey("the request contains several different API keys")

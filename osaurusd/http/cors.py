@@ -136,7 +136,7 @@ def _origin_not_allowed(origin: str) -> Forbidden:
     warning = " (any web page can send this origin)" if origin == origins.NULL else ""
     return Forbidden(
         f"{message}; to allow them{warning}, set `{line}` under `[server]` in the config file "
-        "(`server.allowed_origins`) and run `osaurusctl reload`"
+        '(`server.allowed_origins`) and run "osaurusctl reload"'
     )
 
 

@@ -28,6 +28,9 @@ _FLOAT = "got `float`"
 _MESSAGE = re.compile(r"^(?P<reason>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
 _FIELD_MESSAGE = re.compile(r"^Object (?P<reason>missing required|contains unknown) field `(?P<field>[^`]*)`")
 
+_TYPES = re.compile(r"`[a-z]+(?: \| [a-z]+)*`")
+_JSON_TYPES = {"bool": "boolean", "float": "number", "int": "integer", "str": "string"}
+
 
 async def read_json(request: web.Request, type_: type[T]) -> T:
     """Read the request's body and decode it; raises what `read_body` and `decode_json` raise.
@@ -118,5 +121,10 @@ def _validation_error(text: str, prefix: str = "") -> InvalidRequest:
         path = f"{path}.{field_match['field']}"
         reason = "is required" if field_match["reason"] == "missing required" else "is not a field of this request"
     param = path.lstrip(".") or None
-    reason = reason[:1].lower() + reason[1:]
+    reason = _TYPES.sub(_name_json_types, reason[:1].lower() + reason[1:])
     return InvalidRequest(f"`{param}`: {reason}" if param else f"the request body: {reason}", param=param)
+
+
+def _name_json_types(match: re.Match[str]) -> str:
+    """Replace Python's names of types, which msgspec uses, by those of JSON."""
+    return re.sub(r"[a-z]+", lambda name: _JSON_TYPES.get(name[0], name[0]), match[0])

@@ -11,6 +11,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from osaurusd.activity import ActiveRequest, Activity, set_origin
+from osaurusd.buffered_bytes import Reservation
 from osaurusd.config import Config
 from osaurusd.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, OsaurusError
 from osaurusd.http.admission import Admission, Deadline
@@ -90,13 +91,15 @@ class RequestPipeline:
     async def respond(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Attach the request's context, check its head, and convert every exception to an error response."""
         now = asyncio.get_running_loop().time()
-        context = RequestContext(self._config(), self._admission, self._group_of(request), now)
+        reservation = Reservation(self._admission.buffered)
+        context = RequestContext(self._config(), self._admission, self._group_of(request), now, reservation)
         request[CONTEXT] = context
         set_origin(context.group.name, _endpoint(request))
         try:
-            response = await self._handle(request, context, handler)
+            with reservation.used():
+                response = await self._handle(request, context, handler)
         finally:
-            self._admission.buffered.release(context.body_bytes)
+            context.end()
         if not response.prepared and not request.content.is_eof():
             # The client may send the rest of the body; it must not be taken for the next request.
             response.force_close()

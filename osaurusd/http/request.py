@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 
+from osaurusd.buffered_bytes import Reservation
 from osaurusd.config import Config, Limits
 from osaurusd.errors import (
     ExpectationFailed,
@@ -41,7 +42,7 @@ class RequestContext:
         config: the configuration when the request arrived.
         group: the route group that renders its errors.
         deadline: set for admitted routes.
-        body_bytes: bytes of the body that count against `limits.max_buffered_bytes`.
+        reservation: the bytes of the body and of images, which count against `limits.max_buffered_bytes`.
         owner: identifies the API key of the client; empty if none was required.
         check_key: raises `InvalidApiKey` once the API key is revoked.
         disconnected: the client was found to be gone when a part of the response was sent.
@@ -51,16 +52,22 @@ class RequestContext:
     admission: Admission
     group: RouteGroup
     started_at: float
+    reservation: Reservation
     deadline: Deadline | None = None
-    body_bytes: int = 0
     owner: str = ""
     check_key: Callable[[], object] = bool
     disconnected: bool = False
+    _held: bool = False
 
-    def hold_body_bytes(self, held: contextlib.ExitStack) -> None:
-        """Count the bytes of the body until `held` is closed, instead of until the request ends."""
-        held.callback(self.admission.buffered.release, self.body_bytes)
-        self.body_bytes = 0
+    def hold_bytes(self, held: contextlib.ExitStack) -> None:
+        """Count the bytes of the request until `held` is closed, instead of until `end`."""
+        held.callback(self.reservation.release)
+        self._held = True
+
+    def end(self) -> None:
+        """The request ends: count its bytes no longer."""
+        if not self._held:
+            self.reservation.release()
 
 
 CONTEXT = web.RequestKey("CONTEXT", RequestContext)
@@ -112,8 +119,7 @@ async def read_body(request: web.Request) -> bytearray:
     while chunk := await _next_chunk(request, context.config.limits, end):
         if len(body) + len(chunk) > max_bytes:
             raise _too_large(max_bytes)
-        context.body_bytes += len(chunk)
-        context.admission.buffered.reserve(len(chunk))
+        context.reservation.add(len(chunk))
         body += chunk
     return body
 

@@ -170,7 +170,7 @@ class _StreamWriter:
                 if remaining > 0:
                     await self._wait(remaining)
                 elif self.started and self._keep_alive is None:
-                    # Nothing can be sent to find out whether the client is gone, which is more likely.
+                    # Without keep-alive data, nothing shows whether the client is still there. It most likely is not.
                     self._abort()
                     return
                 else:

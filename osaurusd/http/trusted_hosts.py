@@ -134,7 +134,7 @@ def _untrusted(host: str) -> Forbidden:
     line = f"allowed_hosts = [{json.dumps(name)}]"
     return Forbidden(
         f"{message}; to allow it, set `{line}` under `[server]` in the config file (`server.allowed_hosts`) and run "
-        "`osaurusctl reload`"
+        '"osaurusctl reload"'
     )
 
 

@@ -97,6 +97,7 @@ class WebSocket:
         try:
             while (message := await self._receive()) is not None:
                 yield message
+                del message
         finally:
             self._open.discard(self)
 

@@ -27,7 +27,7 @@ class ImportFailure(Frame, frozen=True, tag="import_failure"):
 
 
 class Note(Frame, frozen=True, tag="note"):
-    """Something that is not taken over from the source."""
+    """Something in the source that is not imported."""
 
     text: str
 

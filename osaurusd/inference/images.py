@@ -242,8 +242,9 @@ class ImageLoader:
             raise InvalidRequest(error.message, location=(*IMAGES, number)) from error
 
     def _count(self, size: int, counted: contextlib.ExitStack) -> None:
-        counted.callback(self._buffered.release, size)
-        self._buffered.reserve(size)
+        reservation = self._buffered.find_reservation()
+        counted.callback(reservation.remove, size)
+        reservation.add(size)
 
 
 def _check_sizes(files: Mapping[int, bytes], number: int, vision: Vision) -> None:

@@ -44,8 +44,8 @@ class Service:
         pool: loads models and leases their workers.
         config: returns the configuration in force.
         download: downloads images.
-        activity: records the use of models by requests.
         buffered: counts the bytes of images.
+        activity: records the use of models by requests.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class Service:
         pool: Pool,
         config: Callable[[], Config],
         download: Download,
+        buffered: BufferedBytes,
         activity: Activity | None = None,
-        buffered: BufferedBytes | None = None,
     ) -> None:
         self._catalog = catalog
         self._pool = pool
         self._config = config
-        self._images = ImageLoader(config, download, buffered or BufferedBytes(config))
+        self._images = ImageLoader(config, download, buffered)
         self._activity = activity or Activity()
 
     async def find(self, model: str | None, task: Task | None = "generate") -> ModelRecord:

@@ -99,7 +99,7 @@ def find_refusal(config: Mapping[str, Any]) -> str | None:
     if reason := find_unsupported(config):
         return reason
     if not vision_available():
-        return f"images need the extra `vision`; run \"pip install '{EXTRA}'\" and restart the daemon"
+        return f'images need the extra `vision`; install "{EXTRA}" and run "osaurusctl restart"'
     if not _is_implemented(str(architecture)):
         return f"the installed mlx_vlm does not implement `{architecture}`; update it"
     return None

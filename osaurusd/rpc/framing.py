@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -132,44 +132,24 @@ class FrameDecoder(Generic[T]):
         Raises:
             FrameError: the bytes are not a frame of this direction.
         """
-        start = self._start + _PREFIX.size
-        if len(self._buffer) < start:
+        layout = _parse_layout(self._buffer, self._start)
+        if layout is None or len(self._buffer) < layout.end:
             return None
-        header_bytes, blob_count = _PREFIX.unpack_from(self._buffer, self._start)
-        if header_bytes > MAX_HEADER_BYTES:
-            raise FrameError(f"a frame header of {header_bytes} bytes exceeds the limit of {MAX_HEADER_BYTES}")
-        if blob_count:
-            return self._decode_with_blobs(header_bytes, blob_count)
-        end = start + header_bytes
-        if len(self._buffer) < end:
-            return None
-        self._start = end
-        return self._decode_header(start, end)
+        self._start = layout.end
+        frame = self._decode_header(layout.header, layout.blobs)
+        return FrameWithBlobs(frame, self._take_blobs(layout)) if layout.blob_lengths else frame
 
-    def _decode_with_blobs(self, header_bytes: int, blob_count: int) -> FrameWithBlobs[T] | None:
-        if blob_count > MAX_BLOBS:
-            raise FrameError(f"a frame with {blob_count} blobs exceeds the limit of {MAX_BLOBS}")
-        table = self._start + _PREFIX.size
-        header = table + 4 * blob_count
-        if len(self._buffer) < header:
-            return None
-        lengths = struct.unpack_from(f">{blob_count}I", self._buffer, table)
-        if sum(lengths) > MAX_BLOB_BYTES:
-            raise FrameError(f"blobs of {sum(lengths)} bytes exceed the limit of {MAX_BLOB_BYTES}")
-        position = header + header_bytes
-        if len(self._buffer) < position + sum(lengths):
-            return None
-        self._start = position + sum(lengths)
-        frame = self._decode_header(header, position)
+    def _take_blobs(self, layout: "_Layout") -> list[bytes]:
+        position = layout.blobs
         blobs = []
         with memoryview(self._buffer) as view:
-            for length in lengths:
+            for length in layout.blob_lengths:
                 blobs.append(bytes(view[position : position + length]))
                 position += length
         # Otherwise the copies in the buffer would stay until more is received.
         del self._buffer[: self._start]
         self._start = 0
-        return FrameWithBlobs(frame, blobs)
+        return blobs
 
     def _decode_header(self, start: int, end: int) -> T:
         try:
@@ -178,11 +158,23 @@ class FrameDecoder(Generic[T]):
             raise FrameError(f"a frame header is invalid: {error}") from error
 
 
-def frame_end(data: bytes | bytearray | memoryview, start: int = 0) -> tuple[int, int] | None:
-    """Find a frame without decoding it.
+class _Layout(NamedTuple):
+    """Where the parts of a frame are. The data may end before them.
 
-    Returns:
-        The position of its header and that of its end, which may be beyond the data; None if more bytes are needed.
+    Attributes:
+        header: position of the header.
+        blobs: position of the first blob, behind the header.
+        end: position behind the frame.
+    """
+
+    header: int
+    blobs: int
+    end: int
+    blob_lengths: tuple[int, ...]
+
+
+def _parse_layout(data: bytes | bytearray, start: int) -> _Layout | None:
+    """Parse what precedes the header of a frame; None if more bytes are needed.
 
     Raises:
         FrameError: the sizes exceed the limits.
@@ -191,15 +183,21 @@ def frame_end(data: bytes | bytearray | memoryview, start: int = 0) -> tuple[int
     if len(data) < table:
         return None
     header_bytes, blob_count = _PREFIX.unpack_from(data, start)
-    if header_bytes > MAX_HEADER_BYTES or blob_count > MAX_BLOBS:
-        raise FrameError(f"a frame with a header of {header_bytes} bytes and {blob_count} blobs exceeds the limits")
+    if header_bytes > MAX_HEADER_BYTES:
+        raise FrameError(f"a frame header of {header_bytes} bytes exceeds the limit of {MAX_HEADER_BYTES}")
+    if not blob_count:
+        return _Layout(table, table + header_bytes, table + header_bytes, ())
+    if blob_count > MAX_BLOBS:
+        raise FrameError(f"a frame with {blob_count} blobs exceeds the limit of {MAX_BLOBS}")
     header = table + 4 * blob_count
     if len(data) < header:
         return None
-    blob_bytes = sum(struct.unpack_from(f">{blob_count}I", data, table))
+    lengths = struct.unpack_from(f">{blob_count}I", data, table)
+    blob_bytes = sum(lengths)
     if blob_bytes > MAX_BLOB_BYTES:
         raise FrameError(f"blobs of {blob_bytes} bytes exceed the limit of {MAX_BLOB_BYTES}")
-    return header, header + header_bytes + blob_bytes
+    blobs = header + header_bytes
+    return _Layout(header, blobs, blobs + blob_bytes, lengths)
 
 
 def count_plans(data: bytes) -> int:
@@ -210,12 +208,12 @@ def count_plans(data: bytes) -> int:
     """
     position = count = 0
     while position < len(data):
-        found = frame_end(data, position)
-        if found is None or found[1] > len(data):
+        layout = _parse_layout(data, position)
+        if layout is None or layout.end > len(data):
             raise FrameError("a message has an incomplete frame")
-        if not data.startswith(_PLAN_HEADER, found[0]):
+        if not data.startswith(_PLAN_HEADER, layout.header):
             raise FrameError("a message has a frame that is not a plan")
-        position, count = found[1], count + 1
+        position, count = layout.end, count + 1
     return count
 
 
@@ -239,13 +237,13 @@ class PlanDiverter:
         self._buffer += data
         others = bytearray()
         position = 0
-        while (found := frame_end(self._buffer, position)) is not None and found[1] <= len(self._buffer):
-            header, end = found
-            if self._buffer.startswith(_PLAN_HEADER, header):
-                self._divert(bytes(self._buffer[position:end]))
+        while (layout := _parse_layout(self._buffer, position)) is not None and layout.end <= len(self._buffer):
+            frame = self._buffer[position : layout.end]
+            if self._buffer.startswith(_PLAN_HEADER, layout.header):
+                self._divert(bytes(frame))
             else:
-                others += self._buffer[position:end]
-            position = end
+                others += frame
+            position = layout.end
         del self._buffer[:position]
         return bytes(others)
 

@@ -11,18 +11,27 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
 
+from osaurusd.log import get_logger
 from osaurusd.platform import environment
 from osaurusd.rpc import framing
 from osaurusd.rpc.messages import Frame
 
+log = get_logger(__name__)
+
 T = TypeVar("T")
 
 PROGRESS_INTERVAL_SECONDS = 0.1
+
+MAX_CRASHES = 5
+"""How often in a row a process that receives files may exit without having received anything."""
+
+CRASH_BACKOFF_SECONDS = 0.5
+"""The wait before a restart after the first of these exits; it grows with each."""
 
 Send = Callable[[Frame], None]
 
@@ -69,6 +78,30 @@ async def run(
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await asyncio.shield(process.wait())
+
+
+async def run_until_done(name: str, run: Callable[[], Awaitable[T]], count_done: Callable[[], int]) -> T:
+    """Run a process that receives files; restart it if it crashes, as long as runs make progress.
+
+    Args:
+        name: what the process does, such as `download of org/model`.
+        run: runs the process once, and returns its result.
+        count_done: returns how many bytes all runs have received.
+
+    Raises:
+        JobDied: it crashed more than `MAX_CRASHES` times without progress.
+    """
+    crashes = 0
+    while True:
+        done_before = count_done()
+        try:
+            return await run()
+        except JobDied as error:
+            crashes = 0 if count_done() > done_before else crashes + 1
+            log.warning("process exited unexpectedly; restarting it", process=name, reason=str(error))
+            if crashes > MAX_CRASHES:
+                raise JobDied(f"the process for the {name} failed {crashes} times without progress: {error}") from error
+        await asyncio.sleep(crashes * CRASH_BACKOFF_SECONDS)
 
 
 async def _start(

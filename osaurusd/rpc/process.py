@@ -7,8 +7,8 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -48,6 +48,7 @@ class Launch:
         load_timeout: limit from the spawn until the model is loaded.
         stop_grace: how long to wait after the shutdown request, and after SIGTERM.
         hang_timeout: a worker that has work and makes no progress for this long is killed.
+        signal_meanings: what it means if one of these signals has ended a worker.
     """
 
     command: Sequence[str] = WORKER_COMMAND
@@ -56,6 +57,7 @@ class Launch:
     load_timeout: float = 600.0
     stop_grace: float = 5.0
     hang_timeout: float = 120.0
+    signal_meanings: Mapping[signal.Signals, str] = field(default_factory=dict)
 
 
 class WorkerProcess:
@@ -151,11 +153,18 @@ class WorkerProcess:
         code = await self._process.wait()
         await asyncio.wait({reading}, timeout=OUTPUT_TAIL_SECONDS)
         reading.cancel()
-        status = _describe_exit(code)
+        status = self._describe_exit(code)
         output = "\n".join(self._output_tail)
         return WorkerCrashed(
             f"the model's worker exited ({status})" + (f"; its last output:\n{output}" if output else "")
         )
+
+    def _describe_exit(self, code: int) -> str:
+        if code >= 0:
+            return f"exit code {code}"
+        number = signal.Signals(-code)
+        meaning = self.launch.signal_meanings.get(number)
+        return f"{number.name}: {meaning}" if meaning else number.name
 
     async def _read_output(self) -> None:
         """Log the output of the process and keep its last lines."""
@@ -170,13 +179,6 @@ class WorkerProcess:
             if text := redact(line.decode(errors="replace").rstrip()):
                 self._output_tail.append(text)
                 log.info("worker output", pid=self.pid, line=text)
-
-
-def _describe_exit(code: int) -> str:
-    if code == -signal.SIGALRM:
-        # The ranks of a group limit the time in which they connect; MLX waits for ever.
-        return "SIGALRM: not all ranks were connected within `distributed.start_timeout_seconds`"
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 async def spawn(launch: Launch, clock: Clock) -> WorkerProcess:

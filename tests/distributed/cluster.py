@@ -3,13 +3,14 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
 from openai import APIError, OpenAI
 
 from tests.distributed.hosts import Host, connected_hosts
-from tests.distributed.models import connect
+from tests.distributed.models import Reference, connect, create_references, make_models
 
 SETTLE_SECONDS = 60.0
 POLL_SECONDS = 0.05
@@ -49,6 +50,13 @@ class Cluster:
     def unload(self, model: str) -> None:
         self.leader.ctl("unload", model)
 
+    def references(self, model: str, *, seed: int = 0) -> list[Reference]:
+        """Create references on the leader alone, and unload the model."""
+        with self.client as client:
+            found = create_references(client, model, seed=seed)
+        self.unload(model)
+        return found
+
     def ranks(self) -> list[psutil.Process]:
         """The workers on all hosts."""
         return [rank for host in self.hosts for rank in host.ranks()]
@@ -86,15 +94,18 @@ def wait_until(condition: Callable[[], bool], problem: str, timeout: float = SET
 
 
 @contextlib.contextmanager
-def running_cluster(*names: str, **distributed: Any) -> Iterator[Cluster]:
+def running_cluster(*names: str, tokenizer: Path, models: Sequence[str] = (), **distributed: Any) -> Iterator[Cluster]:
     """Run daemons that are paired.
 
     Args:
         names: of the hosts, that of the leader first.
+        tokenizer: the folder with the tokenizer of the models.
+        models: the tiny models that the leader has.
         distributed: settings of `[distributed]` on all hosts.
     """
     with connected_hosts(*names) as hosts:
         cluster = Cluster(hosts)
+        make_models(cluster.leader.home / "models", tokenizer, *models)
         for host in hosts:
             host.configure("distributed", **distributed)
         cluster.start()

@@ -6,6 +6,7 @@ mount. The namespace of the machine itself is not changed.
 
 import contextlib
 import ctypes
+import functools
 import os
 import shutil
 import socket
@@ -15,6 +16,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
+
+import pytest
 
 CONTROL_PORT = 8444
 CLONE_NEWNET = 0x40000000
@@ -184,12 +187,16 @@ def parse_address(text: str) -> tuple[str, int]:
     return socket.inet_ntoa(int(address, 16).to_bytes(4, sys.byteorder)), int(port, 16)
 
 
+@functools.cache
 def has_namespaces() -> bool:
     """Whether this process may create network namespaces."""
     if FORCE_LOOPBACK in os.environ or sys.platform != "linux" or not all(map(shutil.which, TOOLS)):
         return False
     probe = "ip link add bridge0 type bridge && ip link add port0 type veth peer name eth0"
     return 0 == subprocess.run(["unshare", "--net", "--mount", "sh", "-c", probe], capture_output=True).returncode
+
+
+needs_namespaces = pytest.mark.skipif(not has_namespaces(), reason="this user cannot create network namespaces")
 
 
 @contextlib.contextmanager

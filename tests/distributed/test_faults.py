@@ -10,11 +10,10 @@ import pytest
 from openai import APIError
 
 from tests.distributed.cluster import Cluster, generating, leases, running_cluster, wait_until
-from tests.distributed.models import TENSOR, Reference, check_references, create_references, make_models
-from tests.distributed.network import has_namespaces
+from tests.distributed.models import TENSOR, Reference, check_references
+from tests.distributed.network import needs_namespaces
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
-needs_namespaces = pytest.mark.skipif(not has_namespaces(), reason="this user cannot create network namespaces")
 
 STREAM_SECONDS = 6.0
 HANG_SECONDS = 10.0
@@ -33,17 +32,13 @@ def cluster(tiny_tokenizer: Path) -> Iterator[Cluster]:
         "hang_timeout_seconds": HANG_SECONDS,
         "start_timeout_seconds": START_SECONDS,
     }
-    with running_cluster("a", "b", "c", **timeouts) as cluster:
-        make_models(cluster.leader.home / "models", tiny_tokenizer, TENSOR)
+    with running_cluster("a", "b", "c", tokenizer=tiny_tokenizer, models=[TENSOR], **timeouts) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
 def references(cluster: Cluster) -> list[Reference]:
-    with cluster.client as client:
-        found = create_references(client, TENSOR)
-    cluster.unload(TENSOR)
-    return found
+    return cluster.references(TENSOR)
 
 
 @pytest.fixture

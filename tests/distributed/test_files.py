@@ -66,6 +66,8 @@ def test_host_copies_the_files_with_its_layers_and_computes_with_them(hosts: lis
     assert FILES[:2] == sorted(path.name for path in (follower.home / "models" / PIPELINE).glob("*.safetensors"))
     (copy,) = follower.ctl("ls")
     assert ("partial", True) == (copy["state"], "cannot be loaded on its own" in copy["reason"])
+    with pytest.raises(CommandFailed, match=r"runs here for host .* unload it there first"):
+        follower.ctl("rm", PIPELINE, "--yes")
     (*_, verified) = follower.ctl("verify", PIPELINE)
     assert {"intact"} == {file["state"] for file in verified["files"]}
 

@@ -6,22 +6,20 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.cluster import Cluster, generating, leases, running_cluster, wait_until
-from tests.distributed.models import PIPELINE, TENSOR, check_references, create_references, make_models
+from tests.distributed.models import PIPELINE, TENSOR, check_references
 
 
 @pytest.fixture(scope="module")
 def cluster(tiny_tokenizer: Path) -> Iterator[Cluster]:
     """Two paired hosts, of which only the leader has models."""
-    with running_cluster("a", "b") as cluster:
-        make_models(cluster.leader.home / "models", tiny_tokenizer, TENSOR, PIPELINE)
+    with running_cluster("a", "b", tokenizer=tiny_tokenizer, models=[TENSOR, PIPELINE]) as cluster:
         yield cluster
 
 
 def check_split(cluster: Cluster, model: str, split: str) -> None:
     """Load a model on both hosts, of which it uses one rank each; its tokens are those of one host."""
+    references = cluster.references(model)
     with cluster.client as client:
-        references = create_references(client, model)
-        cluster.unload(model)
         cluster.load(model, split, 2)
         assert [1, 1] == [len(host.ranks()) for host in cluster.hosts]
         (worker,) = leases(cluster.followers[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.cluster import Cluster, generating, leases, running_cluster, wait_until
-from tests.distributed.models import PIPELINE, Reference, check_references, create_references, make_models
+from tests.distributed.models import PIPELINE, Reference, check_references
 from tests.distributed.network import has_namespaces
 
 pytestmark = [
@@ -25,17 +25,14 @@ SLACK_SECONDS = 15.0
 @pytest.fixture(scope="module")
 def cluster(tiny_tokenizer: Path) -> Iterator[Cluster]:
     """Two paired hosts with the default settings."""
-    with running_cluster("a", "b") as cluster:
-        make_models(cluster.leader.home / "models", tiny_tokenizer, PIPELINE)
+    with running_cluster("a", "b", tokenizer=tiny_tokenizer, models=[PIPELINE]) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
 def references(cluster: Cluster) -> list[Reference]:
     """What one host generates; afterwards, both hosts run the model."""
-    with cluster.client as client:
-        found = create_references(client, PIPELINE)
-    cluster.unload(PIPELINE)
+    found = cluster.references(PIPELINE)
     cluster.load(PIPELINE, "pipeline", 2)
     return found
 

@@ -9,9 +9,7 @@ import psutil
 import pytest
 
 from tests import daemons
-from tests.distributed.network import Node, connected_nodes, has_namespaces
-
-needs_namespaces = pytest.mark.skipif(not has_namespaces(), reason="this user cannot create network namespaces")
+from tests.distributed.network import Node, connected_nodes, needs_namespaces
 
 REACH_SECONDS = 30.0
 CUT_SECONDS = 0.3

@@ -10,11 +10,10 @@ import pytest
 
 from tests.distributed.cluster import Cluster, leases, running_cluster, wait_until
 from tests.distributed.hosts import CommandFailed, Host
-from tests.distributed.models import TENSOR, make_models
-from tests.distributed.network import has_namespaces
+from tests.distributed.models import TENSOR
+from tests.distributed.network import needs_namespaces
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
-needs_namespaces = pytest.mark.skipif(not has_namespaces(), reason="this user cannot create network namespaces")
 
 START_SECONDS = 15.0
 SLACK_SECONDS = 20.0
@@ -25,8 +24,9 @@ SMALL_DISK_BYTES = 1 << 20
 @pytest.fixture(scope="module")
 def cluster(tiny_tokenizer: Path) -> Iterator[Cluster]:
     """Two paired hosts, which give up soon."""
-    with running_cluster("a", "b", start_timeout_seconds=START_SECONDS) as cluster:
-        make_models(cluster.leader.home / "models", tiny_tokenizer, TENSOR)
+    with running_cluster(
+        "a", "b", tokenizer=tiny_tokenizer, models=[TENSOR], start_timeout_seconds=START_SECONDS
+    ) as cluster:
         yield cluster
 
 

@@ -15,10 +15,9 @@ import trustme
 from tests.distributed.cluster import Cluster, pair, wait_until
 from tests.distributed.hosts import CommandFailed, Host, connected_hosts
 from tests.distributed.models import PIPELINE, make_models
-from tests.distributed.network import Node, has_namespaces
+from tests.distributed.network import Node, needs_namespaces
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
-needs_namespaces = pytest.mark.skipif(not has_namespaces(), reason="this user cannot create network namespaces")
 
 UNPAIRED_SECONDS = 20.0
 """More than a daemon waits for an unpaired client's next word."""
@@ -43,6 +42,17 @@ def network(tiny_tokenizer: Path) -> Iterator[tuple[Cluster, Host]]:
         cluster.start()
         cluster.pair()
         yield cluster, hosts[2]
+
+
+@pytest.fixture
+def unpaired(network: tuple[Cluster, Host]) -> Iterator[Host]:
+    """The host that is not paired, with a running daemon."""
+    host = network[1]
+    host.start()
+    try:
+        yield host
+    finally:
+        host.stop()
 
 
 def control_socket(source: Node, target: Node) -> socket.socket:
@@ -112,10 +122,8 @@ def test_many_unpaired_clients_do_not_lock_out_paired_hosts(network: tuple[Clust
         check_serves(cluster)
 
 
-def test_wrong_codes_withdraw_the_code(network: tuple[Cluster, Host]) -> None:
-    cluster, unpaired = network
-    follower = cluster.followers[0]
-    unpaired.start()
+def test_wrong_codes_withdraw_the_code(network: tuple[Cluster, Host], unpaired: Host) -> None:
+    follower = network[0].followers[0]
     url = f"https://{follower.node.control}"
     code = follower.ctl("host", "code")["code"]
     for _ in range(5):
@@ -125,32 +133,25 @@ def test_wrong_codes_withdraw_the_code(network: tuple[Cluster, Host]) -> None:
         unpaired.ctl("host", "add", "b", url, text=f"{code}\n")
     assert ["a"] == [host["name"] for host in follower.ctl("host", "ls")]
     assert [] == unpaired.ctl("host", "ls")
-    unpaired.stop()
 
 
-def test_code_works_once(network: tuple[Cluster, Host]) -> None:
-    cluster, unpaired = network
-    follower = cluster.followers[0]
-    unpaired.start()
+def test_code_works_once(network: tuple[Cluster, Host], unpaired: Host) -> None:
+    follower = network[0].followers[0]
     code = pair(unpaired, follower)
     unpaired.ctl("host", "rm", "b", "--yes")
     with pytest.raises(CommandFailed, match="code"):
         unpaired.ctl("host", "add", "b", f"https://{follower.node.control}", text=f"{code}\n")
     follower.ctl("host", "rm", "unpaired", "--yes")
-    unpaired.stop()
 
 
-def test_removed_host_is_an_unpaired_client(network: tuple[Cluster, Host]) -> None:
-    cluster, unpaired = network
-    follower = cluster.followers[0]
-    unpaired.start()
+def test_removed_host_is_an_unpaired_client(network: tuple[Cluster, Host], unpaired: Host) -> None:
+    follower = network[0].followers[0]
     pair(unpaired, follower)
     assert unpaired.ctl("host", "check", "b")
     follower.ctl("host", "rm", "unpaired", "--yes")
     with pytest.raises(CommandFailed):
         unpaired.ctl("host", "check", "b")
-    unpaired.stop()
-    check_serves(cluster)
+    check_serves(network[0])
 
 
 class RingClient:

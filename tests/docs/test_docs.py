@@ -57,14 +57,14 @@ def table_rows(page: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize("code", list(ErrorCode))
 def test_every_error_code_is_documented_with_its_status(code: ErrorCode) -> None:
     if code in START_UP_ERRORS:
-        assert f"`{code}`" in (DOCS / "api.md").read_text()
+        assert f"`{code}`" in (DOCS / "api" / "errors.md").read_text()
     else:
-        assert str(STATUS[code]) == table_rows("api.md")[code][0]
+        assert str(STATUS[code]) == table_rows("api/errors.md")[code][0]
 
 
 def test_situations_of_429_and_503_are_documented_with_their_retry_after() -> None:
     """Each row names a status, a code and the `Retry-After` header."""
-    text = (DOCS / "api.md").read_text()
+    text = (DOCS / "api" / "errors.md").read_text()
     rows = re.findall(r"^\|[^|]+\| (429|503) `(\w+)` \| (\d+|-) \|", text, re.MULTILINE)
     codes = {code for code, status in STATUS.items() if status in (429, 503)}
 

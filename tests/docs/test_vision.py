@@ -12,4 +12,4 @@ def test_table_of_families_is_generated() -> None:
 
 
 def test_extra_is_documented() -> None:
-    assert f"pip install '{vision.EXTRA}'" in PAGE
+    assert f'uv tool install "{vision.EXTRA}"' in PAGE

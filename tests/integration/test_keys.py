@@ -48,7 +48,7 @@ def test_daemon_does_not_start_exposed_without_a_key(home: Path, host: str) -> N
 
     assert 1 == run.returncode
     assert f"other machines can connect to {host}, but there is no API key" in run.stderr
-    for way_out in ("`osaurusctl key create`", "`server.host`", "`--insecure`"):
+    for way_out in ('"osaurusctl key create"', "`server.host`", "`--insecure`"):
         assert way_out in run.stderr
     assert "Traceback" not in run.stderr
 

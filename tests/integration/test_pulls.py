@@ -150,7 +150,7 @@ def test_pull_survives_kills_of_the_daemon_and_the_download_process(home: Path, 
             process = find_download_process(daemon)
             if number % 2:
                 process.kill()
-                daemon.wait_for("download process exited unexpectedly; restarting it")
+                daemon.wait_for("process exited unexpectedly; restarting it")
             daemon.process.kill()
             daemon.process.wait()
             psutil.wait_procs([process], 60)

@@ -274,7 +274,7 @@ def test_files_of_the_daemon_are_private(traces: Traces) -> None:
 def test_proxy_password_is_not_in_error_messages(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
-    (home / "config.toml").write_text("[pulls]\npatience_seconds = 0\n")
+    (home / "config.toml").write_text("[pulls]\nretry_seconds = 0\n")
     proxies = dict.fromkeys(("HTTP_PROXY", "http_proxy"), f"http://user:{PASSWORD}@127.0.0.1:{port}")
     environment = {"HF_ENDPOINT": "http://hub.invalid", "HF_TOKEN": HF_TOKEN, "OSAURUS_LOG_LEVEL": "debug"}
     traces = Traces(home)

@@ -144,6 +144,7 @@ def test_unknown_model_is_reported_before_the_prompt(daemon, terminal):
     shown, code = screen.end()
     assert code == 4
     assert PROMPT not in shown
+    assert (shown.count("no model `llama`"), shown.count("nothing downloaded")) == (1, 1)
 
 
 def test_prompt_argument_on_a_terminal_is_answered_once(daemon, terminal):

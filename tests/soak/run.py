@@ -22,6 +22,7 @@ from tests.daemons import Daemon
 from tests.soak import clients, misbehaving, monitor, references
 from tests.soak.admin import Admin
 from tests.soak.clients import Client, WrongResponse
+from tests.soak.command import print_progress
 from tests.soak.evidence import CORRECT, WRONG, Evidence, Outcome
 from tests.soak.misbehaving import Address, MisbehavingClient
 from tests.soak.models import MODELS, SURVIVOR
@@ -183,7 +184,3 @@ async def settle(state: Soak) -> None:
     await admin.unload_all()
     evidence.after = await monitor.take_inventory(state.daemon, admin, evidence.before)
     evidence.instances.add((await admin.get("/v0/status"))["instance"])
-
-
-def print_progress(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

@@ -34,7 +34,7 @@ def _create_parser() -> argparse.ArgumentParser:
     command.add_argument("--revision", default="main", help="branch, tag or commit")
     command.add_argument("--connections", type=int, default=6, help="maximum number of connections")
     command.add_argument("--stall", type=float, default=30, help="seconds after which a silent connection is replaced")
-    command.add_argument("--patience", type=float, default=1800, help="seconds without data after which a pull fails")
+    command.add_argument("--retry", type=float, default=1800, help="seconds without data after which a pull fails")
     command.add_argument("--margin", type=int, default=0, help="bytes of the disk that must stay free")
     command = commands.add_parser("search")
     command.add_argument("--query", default="", help="part of the model's name")
@@ -64,7 +64,7 @@ def _pull_options(options: argparse.Namespace) -> PullOptions:
         cache=options.cache.expanduser().resolve(),
         repo=options.repo,
         revision=options.revision,
-        limits=TransferLimits(options.connections, options.stall, options.patience),
+        limits=TransferLimits(options.connections, options.stall, options.retry),
         margin=options.margin,
     )
 

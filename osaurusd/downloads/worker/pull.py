@@ -54,7 +54,7 @@ async def pull(options: PullOptions, send: Send) -> messages.Pulled | messages.F
 
 async def _list_files(options: PullOptions, progress: ProgressReporter) -> Listing:
     """List the repository's files, retrying while the hub is unavailable."""
-    backoff = Backoff(options.limits.patience_seconds, progress.set_note)
+    backoff = Backoff(options.limits.retry_seconds, progress.set_note)
     while True:
         try:
             listing = await asyncio.to_thread(hub.list_files, options.repo, options.revision)

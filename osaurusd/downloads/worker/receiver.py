@@ -1,7 +1,7 @@
 """Receiving and verifying single files into a staging folder."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from osaurusd.downloads.worker.errors import PullError
 from osaurusd.downloads.worker.partial import Partial
@@ -63,7 +63,7 @@ class Receiver:
 
 
 def start_progress(
-    progress: ProgressReporter, staging: Staging, files: Iterable[HubFile], missing: Iterable[HubFile]
+    progress: ProgressReporter, staging: Staging, files: Sequence[HubFile], missing: Sequence[HubFile]
 ) -> None:
     """Count what is on the disk already: files that are not missing, and the received parts of others."""
     progress.to_hash = sum(file.size for file in missing)

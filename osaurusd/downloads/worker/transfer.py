@@ -49,12 +49,12 @@ class TransferLimits:
     Attributes:
         connections: maximum number of concurrent connections.
         stall_seconds: a connection that receives nothing for this long is replaced.
-        patience_seconds: a pull that receives nothing for this long despite retries fails.
+        retry_seconds: a pull that receives nothing for this long despite retries fails.
     """
 
     connections: int
     stall_seconds: float
-    patience_seconds: float
+    retry_seconds: float
 
 
 class ProgressReporter:
@@ -206,7 +206,7 @@ class Transfer:
         raise PullError(f"{reason}; giving up after {_MAX_ATTEMPTS} attempts")
 
     async def _receive_part(self, file: HubFile, partial: Partial, part: Part, syncer: "_Syncer") -> None:
-        backoff = Backoff(self._limits.patience_seconds, self._progress.set_note)
+        backoff = Backoff(self._limits.retry_seconds, self._progress.set_note)
         while part.missing:
             try:
                 async with self._connections:

@@ -69,7 +69,7 @@ class _Copying:
         start_progress(progress, self._staging, self._files, missing)
         progress.total = sum(file.size for file in self._files)
         check_disk_space(self._staging.folder, progress.total - progress.present, task.margin_bytes)
-        limits = TransferLimits(task.connections, task.stall_seconds, task.patience_seconds)
+        limits = TransferLimits(task.connections, task.stall_seconds, task.retry_seconds)
         async with create_client(task) as client:
             receiver = Receiver(self._staging, Transfer(HostSource(client, task), limits, progress), progress)
             await run_all(receiver.obtain(file) for file in missing)

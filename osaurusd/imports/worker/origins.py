@@ -15,7 +15,7 @@ _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 def adapt(folder: Path, provenance: dict[str, Any], origin: Origin) -> Iterator[str]:
-    """Write the settings of another program into a model folder. Yields what is not taken over.
+    """Write the settings of another program into a model folder. Yields what is not imported.
 
     Args:
         folder: the imported model.
@@ -52,7 +52,7 @@ def _write_generation_config(folder: Path, origin: Origin) -> Iterator[str]:
     if changes:
         replace_file(folder / _GENERATION_CONFIG, json.dumps(config | changes, indent=2).encode() + b"\n", mode=0o644)
     if unknown:
-        yield f"stop texts that are not single tokens are not taken: {', '.join(map(repr, unknown))}"
+        yield f"stop texts that are not single tokens are not imported: {', '.join(map(repr, unknown))}"
 
 
 def _end_tokens(folder: Path, declared: Any, stop: list[str]) -> tuple[list[int], list[str]]:

@@ -117,7 +117,7 @@ def quantize(
         )
         keeps_vision = "vision_tower" in getattr(network, "model", {})
         if not keeps_vision and config.get("vision_config"):
-            note("the image encoder is not taken, because mlx_lm does not load it; the result only reads text")
+            note("the image encoder is left out, because mlx_lm does not load it; the result accepts text only")
         save_config(config, dest / CONFIG, keep_vision_config=keeps_vision)
         sync_file(dest / CONFIG)
         chosen = {key: config["quantization"][key] for key in ("mode", "bits", "group_size")}

@@ -1,6 +1,7 @@
 """Structured output: which tokens may come next so that the output matches a JSON schema or the form of tool calls."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any
@@ -12,7 +13,7 @@ from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
 from osaurusd.errors import InvalidRequest
-from osaurusd.inference.request import Location, OutputConstraint, RequiredToolCalls, Tool
+from osaurusd.inference.request import Location, OutputConstraint, RequiredToolCalls, TextChoice, Tool
 from osaurusd.worker.frontend import grammar
 from osaurusd.worker.frontend.output_check import OutputCheck
 
@@ -37,6 +38,9 @@ class ConstraintCompiler:
         self._id_count = max(tokenizer.get_vocab().values()) + 1
         self._width = max(vocabulary, self._id_count)
         self._end_tokens = [token for token in end_tokens if 0 <= token < self._width]
+        added = tokenizer.added_tokens_decoder.values()
+        special = [re.escape(token.content) for token in added if token.special and token.content]
+        self._special_tokens = re.compile("|".join(special)) if special else None
         self._lock = Lock()
         self._guidance_tokenizer: LLTokenizer | None = None
 
@@ -53,11 +57,27 @@ class ConstraintCompiler:
         """
         location: Location = ("prompt", "tools") if isinstance(constraint, RequiredToolCalls) else ("constraint",)
         text, check = grammar.build_grammar(constraint, tools, allow_leading_newlines=self._tokenizer.has_thinking)
+        self._check_literals(constraint, tools, location)
         matcher = LLMatcher(self._get_guidance_tokenizer(location), text, log_level=0, limits=grammar.LIMITS)
         if matcher.is_error():
             raise grammar.unusable_schema(matcher.get_error(), location)
         history = None if check is None else CheckedHistory(check, self._tokenizer.decode, self._end_tokens)
         return Constraint(matcher, self._width, self._reasoning_phase(starts_reasoning=starts_reasoning), history)
+
+    def _check_literals(self, constraint: OutputConstraint, tools: list[Tool], location: Location) -> None:
+        """Reject texts with special tokens: llguidance would force these tokens, which are not part of the output.
+
+        Raises:
+            InvalidRequest: a text contains one.
+        """
+        if self._special_tokens is None:
+            return
+        literals = grammar.find_literals(constraint, tools)
+        if found := next(filter(None, map(self._special_tokens.search, literals)), None):
+            reason = f"{found.string[:100]!r} contains {found[0]!r}, which is a special token of the model"
+            if isinstance(constraint, TextChoice):
+                raise InvalidRequest(reason, location=("constraint", "choices"))
+            raise grammar.unusable_schema(reason, location)
 
     def _get_guidance_tokenizer(self, location: Location) -> LLTokenizer:
         with self._lock:

@@ -89,6 +89,39 @@ def build_grammar(constraint: OutputConstraint, tools: list[Tool], *, allow_lead
     return Grammar(json.dumps({"grammars": [main, *grammars]}), check)
 
 
+def find_literals(constraint: OutputConstraint, tools: list[Tool]) -> Iterator[str]:
+    """Yield the texts that an output may have to contain: names of properties, constants and choices."""
+    match constraint:
+        case TextChoice():
+            yield from constraint.choices
+        case JsonSchema():
+            yield from _literals_of(constraint.schema)
+        case RequiredToolCalls():
+            for tool in tools:
+                if tool.name in constraint.names:
+                    yield from _literals_of(tool.parameters or {})
+
+
+def _literals_of(schema: dict[str, Any]) -> Iterator[str]:
+    for part in _subschemas(schema):
+        for key in ("properties", "required", "const", "enum"):
+            yield from _texts_in(part.get(key), with_values=key != "properties")
+
+
+def _texts_in(value: Any, *, with_values: bool = True) -> Iterator[str]:
+    """Yield the texts in a JSON value, and its keys."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from value
+        if with_values:
+            for each in value.values():
+                yield from _texts_in(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts_in(each)
+
+
 def unusable_schema(reason: str, location: Location, subject: str = "") -> InvalidRequest:
     """Build the error for a schema that cannot be enforced. `subject` names the schema's owner, such as " of 'f'"."""
     # llguidance appends details for its own developers.

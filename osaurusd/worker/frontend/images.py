@@ -76,8 +76,8 @@ def _find_format(data: bytes, location: Location) -> str:
 def _enable_heic(location: Location) -> None:
     if find_spec("pi_heif") is None:
         raise InvalidRequest(
-            f"HEIC images need a package that is not installed; convert the image to {_FORMATS}, or run "
-            '"pip install osaurusd[heic]" and restart the daemon',
+            f"HEIC images need a package that is not installed; convert the image to {_FORMATS}, or install "
+            '"osaurusd[heic]" and run "osaurusctl restart"',
             location=location,
         )
     # An optional package, and few requests have such images.

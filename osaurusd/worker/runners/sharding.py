@@ -81,7 +81,7 @@ class ModelPart:
         if self.spec.split == "tensor":
             _shard(network, group)
         else:
-            network.model.pipeline(group.mlx, list(self.spec.layers) or None)
+            network.model.pipeline(group.mlx, list(self.spec.layers))
         read_weights(network, self.frame.wire, self.device, on_bytes)
         dtype = "float32" if converts else dtype_name(network, self._config)
         model = self.model
@@ -119,10 +119,8 @@ def _check_split(network: Any, config: dict[str, Any], spec: RankSpec) -> None:
 
 
 def _check_layers(spec: RankSpec, count: int) -> None:
-    if spec.layers and (len(spec.layers) != spec.size or min(spec.layers) < 1 or sum(spec.layers) != count):
+    if len(spec.layers) != spec.size or min(spec.layers) < 1 or sum(spec.layers) != count:
         raise LoadFailed(f"{list(spec.layers)} does not divide the model's {count} layers among {spec.size} ranks")
-    if count < spec.size:
-        raise LoadFailed(f"the model's {count} layers cannot be divided among {spec.size} ranks")
 
 
 def _check_files(weights: dict[str, str], present: set[str], spec: RankSpec, count: int) -> None:
@@ -139,19 +137,13 @@ def _check_files(weights: dict[str, str], present: set[str], spec: RankSpec, cou
 def _own_layers(spec: RankSpec, count: int) -> range:
     if spec.split == "tensor":
         return range(count)
-    sizes = _layers_by_rank(spec, count)
-    start = sum(sizes[spec.rank + 1 :])
-    return range(start, start + sizes[spec.rank])
+    start = sum(spec.layers[spec.rank + 1 :])
+    return range(start, start + spec.layers[spec.rank])
 
 
 def _share(spec: RankSpec, count: int) -> float:
     """Return the part of the weights that a rank has."""
-    return 1 / spec.size if spec.split == "tensor" else _layers_by_rank(spec, count)[spec.rank] / count
-
-
-def _layers_by_rank(spec: RankSpec, count: int) -> list[int]:
-    each, rest = divmod(count, spec.size)
-    return list(spec.layers) or [each + (rank < rest) for rank in range(spec.size)]
+    return 1 / spec.size if spec.split == "tensor" else spec.layers[spec.rank] / count
 
 
 def _shard(network: Any, group: RankGroup) -> None:

@@ -39,6 +39,19 @@ def test_unknown_words_and_wrong_values_are_errors(run, line):
         run(line)
 
 
+def test_error_for_a_wrong_value_says_what_is_accepted(run):
+    with pytest.raises(CliError, match=r'^invalid value "3"$') as raised:
+        run("/set temperature 3")
+    assert raised.value.hint == 'use 0 to 2, or "default"'
+
+
+@pytest.mark.parametrize(
+    ("line", "unknown"), [("/nope", True), ("/nope now", True), ("/etc/hosts is a file?", False), ("/a\nb", False)]
+)
+def test_prompt_that_begins_with_a_path_is_not_a_command(line, unknown):
+    assert slash.is_unknown_command(line) == unknown
+
+
 def test_error_for_an_unknown_command_mentions_help(run):
     with pytest.raises(CliError, match="unknown command /nope") as raised:
         run("/nope now")

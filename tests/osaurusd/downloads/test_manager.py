@@ -9,12 +9,12 @@ import pytest
 
 from osaurusd import config
 from osaurusd.downloads import hub as hub_process
-from osaurusd.downloads import manager as manager_module
-from osaurusd.downloads.manager import MAX_CRASHES, PullManager
+from osaurusd.downloads.manager import PullManager
 from osaurusd.downloads.pulls import MAX_FINISHED
 from osaurusd.errors import InvalidRequest, ModelNotFound, OsaurusError, PullFailed
 from osaurusd.events import EventBus
 from osaurusd.platform.power import PowerAssertion
+from osaurusd.rpc import job
 from osaurusd.wire.errors import ErrorBody, ErrorCode
 from osaurusd.wire.pulls import PullState
 from tests.osaurusd.models.disk import make_catalog, model, write, write_hub
@@ -188,13 +188,13 @@ async def test_failed_pull_has_the_error_of_its_process(use_script, catalog, tmp
 
 
 async def test_pull_fails_if_its_process_keeps_crashing(use_script, catalog, tmp_path, monkeypatch):
-    monkeypatch.setattr(manager_module, "_CRASH_BACKOFF_SECONDS", 0)
+    monkeypatch.setattr(job, "CRASH_BACKOFF_SECONDS", 0)
     runs = use_script(DIE)
     async with running_manager(catalog, tmp_path) as manager:
         pull = await wait_finished(manager, await manager.add("org/a", None))
 
     assert (PullState.FAILED, ErrorCode.PULL_FAILED) == (pull.state, pull.error.code)
-    assert MAX_CRASHES + 1 == len(runs())
+    assert job.MAX_CRASHES + 1 == len(runs())
 
 
 async def test_two_pulls_run_at_a_time_but_only_one_per_repository(use_script, catalog, tmp_path):

@@ -27,7 +27,7 @@ from osaurusd.pool.state import SchedulerConfig
 from osaurusd.rpc.process import Launch
 from osaurusd.wire.admin import Availability
 from osaurusd.wire.placement import Manifest
-from tests.osaurusd.pool.helpers import COMMAND, FakeClock, ProcessLeakCheck
+from tests.osaurusd.pool.helpers import COMMAND, FakeClock, no_leaked_processes
 
 VERSIONS = {"osaurusd": "1", "mlx": "2", "mlx-lm": "3"}
 RANK_BYTES = 1000
@@ -247,31 +247,25 @@ async def cluster(tmp_path, *, behaviors=("echo",), stop_grace=5, clock=None):
 
     Yields an object with `leader`, `followers`, `clock` and `model`, the record of a model that runs on all of them.
     """
-    check = ProcessLeakCheck()
     clock = clock or FakeClock()
-    followers = []
-    for name, behavior in zip("bcde", behaviors, strict=False):
-        folder = tmp_path / name / behavior
-        folder.mkdir(parents=True)
-        followers.append(Follower(name, folder, clock, stop_grace=stop_grace))
-    leader = Leader(followers, clock, stop_grace)
-    record = _record(tmp_path / "echo")
-    leader.distribute(record)
-    try:
-        yield SimpleNamespace(leader=leader, followers=followers, clock=clock, model=record)
-    finally:
-        async with asyncio.timeout(60):
-            closing = asyncio.create_task(_close(leader, followers))
-            while not closing.done():
-                clock.advance(0.1)  # for grace periods
-                await asyncio.sleep(0.01)
-            await closing
-    try:
-        await check.check()
-    finally:
-        for child in check.children():
-            child.kill()
-            child.wait()
+    async with no_leaked_processes():
+        followers = []
+        for name, behavior in zip("bcde", behaviors, strict=False):
+            folder = tmp_path / name / behavior
+            folder.mkdir(parents=True)
+            followers.append(Follower(name, folder, clock, stop_grace=stop_grace))
+        leader = Leader(followers, clock, stop_grace)
+        record = _record(tmp_path / "echo")
+        leader.distribute(record)
+        try:
+            yield SimpleNamespace(leader=leader, followers=followers, clock=clock, model=record)
+        finally:
+            async with asyncio.timeout(60):
+                closing = asyncio.create_task(_close(leader, followers))
+                while not closing.done():
+                    clock.advance(0.1)  # for grace periods
+                    await asyncio.sleep(0.01)
+                await closing
 
 
 async def _close(leader, followers):

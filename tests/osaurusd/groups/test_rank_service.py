@@ -82,6 +82,19 @@ async def test_rank_gets_ready_and_ends_with_a_confirmation(tmp_path):
         assert await leader.receive() is None
 
 
+async def test_files_are_in_use_until_the_rank_has_exited(tmp_path):
+    async with lending(tmp_path) as follower:
+        leader, service = Leader(follower, "studio"), follower.service
+        await leader.start()
+        pid = follower.pid
+        assert service.owners(follower.folder) == ["studio"]
+        assert service.owners(tmp_path) == []
+        await service.end_users(follower.folder)
+        assert has_exited(pid)
+        assert (await leader.receive(RankExited)).message == "the host removes its copy of the model"
+        assert service.owners(follower.folder) == []
+
+
 async def test_lease_lasts_until_the_process_of_a_failed_rank_has_exited(tmp_path, monkeypatch):
     terminating, gate, original = asyncio.Event(), asyncio.Event(), rank._terminate
 

@@ -127,7 +127,7 @@ async def test_host_that_was_removed_gets_no_files(pair):
     a, b = pair
     leader = b.hosts.registry.get("a")
     await a.hosts.remove("b")
-    b.disk.options = msgspec.structs.replace(b.disk.options, patience_seconds=0)
+    b.disk.options = msgspec.structs.replace(b.disk.options, retry_seconds=0)
     files = ModelFiles(b.disk.catalog, b.disk.manifests, lambda: b.disk.options, b.hosts.identity)
     with pytest.raises(Exception, match="no data for"):
         await files.ensure(await a.disk.manifest(), leader, None, lambda *_: None)

@@ -1,6 +1,7 @@
 """Checks of a pair: what prevents models on both hosts, and what each host says about itself."""
 
 import asyncio
+import errno
 import socket
 from types import SimpleNamespace
 
@@ -301,6 +302,14 @@ def test_rdma_devices_are_read_from_the_table():
     )
     assert ["rdma_en2"] == machine.parse_ibv_devices(output)
     assert [] == machine.parse_ibv_devices("")
+
+
+@pytest.mark.parametrize(("platform", "mentioned"), [("darwin", True), ("linux", False)])
+def test_unreachable_host_may_lack_a_permission_on_macos(monkeypatch, platform, mentioned):
+    monkeypatch.setattr("sys.platform", platform)
+    reason = link.describe(OSError(errno.EHOSTUNREACH, "No route to host"))
+    assert reason.startswith("No route to host")
+    assert ("Local Network" in reason) == mentioned
 
 
 def test_rdma_devices_of_linux_are_listed(monkeypatch, tmp_path):

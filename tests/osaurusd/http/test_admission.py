@@ -5,6 +5,7 @@ import contextlib
 
 import pytest
 
+from osaurusd.buffered_bytes import Reservation
 from osaurusd.config import Config, Limits
 from osaurusd.errors import Draining, ShuttingDown, TimeLimitExceeded, TooManyRequests
 from osaurusd.http import admission
@@ -71,12 +72,17 @@ def test_changed_limit_applies_immediately():
             pass
 
 
-def test_single_body_may_exceed_the_limit_of_all_bodies():
+def test_single_request_may_exceed_the_limit_of_all():
     control = build_admission(max_buffered_bytes=10)
-    control.buffered.reserve(100)
+    large, small = Reservation(control.buffered), Reservation(control.buffered)
+    large.add(60)
+    large.add(40)
     with pytest.raises(TooManyRequests, match=r"`limits\.max_buffered_bytes`"):
-        control.buffered.reserve(1)
-    control.buffered.release(101)
+        small.add(1)
+    small.release()
+    large.add(1)
+    large.remove(1)
+    large.release()
     assert control.buffered.count == 0
 
 

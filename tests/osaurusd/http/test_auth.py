@@ -282,7 +282,7 @@ def test_check_fails_if_a_key_is_required_but_none_exists(keys, addresses, setti
     with pytest.raises(ConfigError) as error:
         policy.check(server)
     assert param == error.value.param
-    for way_out in ("`osaurusctl key create`", "`server.host`", "`--insecure`"):
+    for way_out in ('"osaurusctl key create"', "`server.host`", "`--insecure`"):
         assert way_out in error.value.message
     assert "::1" not in error.value.message
 

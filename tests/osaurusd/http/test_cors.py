@@ -159,7 +159,7 @@ async def test_error_shows_the_setting_that_allows_the_origin(server, tmp_path, 
 
     assert repr(origin) in message
     assert "`server.allowed_origins`" in message
-    assert "`osaurusctl reload`" in message
+    assert '"osaurusctl reload"' in message
     assert f"`{line}` under `[server]`" in message
     (file := tmp_path / "config.toml").write_text(f"[server]\n{line}\n")
     assert [origin] == load(file, env={}).server.allowed_origins

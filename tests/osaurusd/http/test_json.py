@@ -56,14 +56,19 @@ def test_whole_floats_are_integers_at_the_levels_where_options_are():
 @pytest.mark.parametrize(
     ("content", "type_", "param", "message"),
     [
-        (b'{"items":1}', Order, "items", "`items`: expected `array`, got `int`"),
-        (b'{"items":[1]}', Order, "items[0]", "`items[0]`: expected `object`, got `int`"),
-        (b'{"items":[{"name":"a"},{"name":1}]}', Order, "items[1].name", "`items[1].name`: expected `str`, got `int`"),
+        (b'{"items":1}', Order, "items", "`items`: expected `array`, got `integer`"),
+        (b'{"items":[1]}', Order, "items[0]", "`items[0]`: expected `object`, got `integer`"),
+        (
+            b'{"items":[{"name":"a"},{"name":1}]}',
+            Order,
+            "items[1].name",
+            "`items[1].name`: expected `string`, got `integer`",
+        ),
         (b'{"items":[{"name":"a"},{}]}', Order, "items[1].name", "`items[1].name`: is required"),
         (b"{}", Order, "items", "`items`: is required"),
-        (b'{"items":[{"name":"a","size":10}]}', Order, "items[0].size", "`items[0].size`: expected `int` <= 9"),
+        (b'{"items":[{"name":"a","size":10}]}', Order, "items[0].size", "`items[0].size`: expected `integer` <= 9"),
         (b'{"items":null}', Order, "items", "`items`: expected `array`, got `null`"),
-        (b'{"items":[],"table":{"a":"b"}}', Order, "table[...]", "`table[...]`: expected `int`, got `str`"),
+        (b'{"items":[],"table":{"a":"b"}}', Order, "table[...]", "`table[...]`: expected `integer`, got `string`"),
         (b'{"name":"a","more":1}', Closed, "more", "`more`: is not a field of this request"),
         (
             b'{"name":"a","inner":{"name":"b","more":1}}',
@@ -74,7 +79,8 @@ def test_whole_floats_are_integers_at_the_levels_where_options_are():
         (b'{"inner":{"name":"b"}}', Closed, "name", "`name`: is required"),
         (b"[]", Order, None, "the request body: expected `object`, got `array`"),
         (b"null", Order, None, "the request body: expected `object`, got `null`"),
-        (b"1", Order, None, "the request body: expected `object`, got `int`"),
+        (b"true", str | list | None, None, "the request body: expected `string | array | null`, got `boolean`"),
+        (b"1", Order, None, "the request body: expected `object`, got `integer`"),
     ],
 )
 def test_validation_error_names_the_path_of_the_field(content, type_, param, message):

@@ -269,6 +269,15 @@ async def test_bodies_in_memory_are_limited_and_released(logged):
     assert admission.buffered.count == 0
 
 
+async def test_single_body_may_exceed_the_limit_of_all_however_many_parts_it_arrives_in(logged):
+    config = Config(limits=Limits(max_buffered_bytes=1000))
+    admission = Admission(lambda: config)
+    async with serving(build_test_app(config, admission=admission), config) as server:
+        response = await server.request("POST", "/raw", body=bytes(3_000_000))
+    assert (response.status, len(response.body)) == (200, 3_000_000)
+    assert admission.buffered.count == 0
+
+
 SEEDS = [
     GET + b"\r\n",
     GET + b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n",

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from osaurusd.buffered_bytes import BufferedBytes
+from osaurusd.buffered_bytes import BufferedBytes, Reservation
 from osaurusd.config import Config, Limits, Vision
 from osaurusd.errors import InvalidRequest, TooManyRequests
 from osaurusd.inference.images import ImageCollector, ImageLoader
@@ -149,14 +149,26 @@ async def test_bodies_and_downloaded_images_share_a_limit():
 
     config = Config(limits=Limits(max_buffered_bytes=100))
     buffered = BufferedBytes(lambda: config)
-    buffered.reserve(50)
+    other = Reservation(buffered)
+    other.add(50)
     loader = make_loader(download, buffered=buffered, allowed_url_hosts=["*"])
     with pytest.raises(TooManyRequests, match=r"`limits\.max_buffered_bytes`"):
         await load(loader, *collect(URL.format(1)))
 
-    buffered.release(50)
+    other.release()
     assert [bytes(60)] == await load(loader, *collect(URL.format(1)))
     assert 0 == buffered.count
+
+
+async def test_body_and_images_of_a_single_request_may_exceed_the_shared_limit():
+    config = Config(limits=Limits(max_buffered_bytes=100))
+    buffered = BufferedBytes(lambda: config)
+    request = Reservation(buffered)
+    request.add(90)
+    images = [encoded(bytes(60)), encoded(bytes(30))]
+    with request.used():
+        assert [bytes(60), bytes(30)] == await load(make_loader(buffered=buffered), *collect(*images, keeps_texts=True))
+    assert buffered.count == 90
 
 
 async def test_single_image_may_exceed_the_shared_limit():

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from osaurusd import log
+from osaurusd.buffered_bytes import BufferedBytes
 from osaurusd.config import Config, Defaults, Input, Log
 from osaurusd.config.schema import Models
 from osaurusd.errors import InvalidRequest, ModelNotFound
@@ -84,7 +85,8 @@ class FakePool:
 
 
 def make_service(pool=None, *, records=(RECORD, OTHER), download=None, **config):
-    return Service(FakeCatalog(*records), pool or FakePool(), lambda: Config(**config), download)
+    settings = lambda: Config(**config)  # noqa: E731
+    return Service(FakeCatalog(*records), pool or FakePool(), settings, download, BufferedBytes(settings))
 
 
 async def test_named_model_is_found():

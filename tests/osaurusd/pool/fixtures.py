@@ -7,20 +7,14 @@ import pytest
 
 from osaurusd.models.record import ModelRecord
 from osaurusd.wire.admin import Availability
-from tests.osaurusd.pool.helpers import FakeClock, ProcessLeakCheck
+from tests.osaurusd.pool.helpers import FakeClock, no_leaked_processes
 
 
 @pytest.fixture
 async def processes():
     """Fails the test if it leaks a process or a descriptor."""
-    check = ProcessLeakCheck()
-    yield check
-    try:
-        await check.check()
-    finally:
-        for child in check.children():
-            child.kill()
-            child.wait()
+    async with no_leaked_processes() as check:
+        yield check
 
 
 @pytest.fixture

@@ -189,3 +189,16 @@ class ProcessLeakCheck:
                 warnings.simplefilter("ignore", ResourceWarning)
                 gc.collect()
             raise
+
+
+@contextlib.asynccontextmanager
+async def no_leaked_processes():
+    """Fail if the block leaves a process or a descriptor behind."""
+    check = ProcessLeakCheck()
+    yield check
+    try:
+        await check.check()
+    finally:
+        for child in check.children():
+            child.kill()
+            child.wait()

@@ -5,6 +5,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from osaurusd.buffered_bytes import BufferedBytes
 from osaurusd.config import Config, Defaults
 from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.service import Service
@@ -53,7 +54,7 @@ async def running_backend(tmp_path, *repos, config=Config, download=None, **sett
     folders = [disk.write_hub(hub, repo, disk.model(**settings)) for repo in repos]
     catalog, pool = disk.make_catalog(tmp_path / "models", hub), Pool(PoolConfig(Launch(command=COMMAND)))
     try:
-        yield Backend(folders, catalog, pool, Service(catalog, pool, config, download))
+        yield Backend(folders, catalog, pool, Service(catalog, pool, config, download, BufferedBytes(config)))
     finally:
         async with asyncio.timeout(60):
             await pool.close()

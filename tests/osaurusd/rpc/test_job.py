@@ -1,5 +1,6 @@
 """Child processes; each process has tests of its actual work elsewhere."""
 
+import asyncio
 import sys
 
 import pytest
@@ -25,6 +26,24 @@ async def test_process_without_a_result_is_an_error_that_states_why(command: tup
     with pytest.raises(JobDied, match=reason):
         async for _ in job.run(command, [], messages.DECODER):
             pass
+
+
+async def test_process_that_keeps_crashing_is_restarted_after_ever_longer_waits(monkeypatch) -> None:
+    waits: list[float] = []
+
+    async def wait(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", wait)
+    received = [0, 0, 5, 5, 5, 5, 5, 5, 5]
+
+    async def crash() -> None:
+        received.pop(0)
+        raise JobDied("exit code 3")
+
+    with pytest.raises(JobDied, match="the process for the copy of m failed 6 times without progress: exit code 3"):
+        await job.run_until_done("copy of m", crash, lambda: received[0])
+    assert waits == [0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
 
 
 def test_progress_is_throttled_except_for_the_ends_of_a_stage() -> None:

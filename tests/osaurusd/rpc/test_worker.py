@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import sys
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -211,13 +212,14 @@ async def test_a_load_without_progress_is_stopped(model, gate, clock, processes)
 
 
 async def test_a_worker_that_closes_its_end_but_stays_alive_is_killed(model, clock, processes):
-    loading = asyncio.create_task(load(model("close_on_load"), clock=clock))
+    launch = replace(LAUNCH, signal_meanings={signal.SIGKILL: "it was too slow"})
+    loading = asyncio.create_task(load(model("close_on_load"), launch, clock=clock))
     await until((model("close_on_load").path / "closed").exists)
     await until(lambda: len(clock.timers) == 1 and clock.timers[0] == clock.now + 5)
 
     clock.advance(5)
 
-    with pytest.raises(WorkerCrashed, match="SIGKILL"):
+    with pytest.raises(WorkerCrashed, match="SIGKILL: it was too slow"):
         await loading
     assert processes.children() == []
 

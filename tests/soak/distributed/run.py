@@ -1,11 +1,11 @@
 """Clients that compare tokens, an operator that causes faults, and what must hold afterwards."""
 
+import contextlib
 import random
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,9 @@ from openai import OpenAI
 
 from tests import descriptors
 from tests.distributed.cluster import Cluster, wait_until
-from tests.distributed.hosts import Host
-from tests.distributed.models import PIPELINE, TENSOR, Reference, complete, connect, create_references, tokens_of
+from tests.distributed.hosts import CommandFailed, Host
+from tests.distributed.models import PIPELINE, TENSOR, Reference, complete, connect, tokens_of
+from tests.soak.command import print_progress
 from tests.soak.distributed.faults import TIMEOUTS, Faults
 
 CLIENTS = 3
@@ -74,35 +75,43 @@ class Soak:
         self._cluster = cluster
         self._references: dict[str, list[Reference]] = {}
         self._done = threading.Event()
+        self._before: dict[str, Measurement] = {}
 
     def run(self, seconds: float) -> Evidence:
         self._create_references()
         self._check_all("before the faults")
-        before = {host.name: measure(host) for host in self._cluster.hosts}
+        self._measure_restarted()
         clients = [threading.Thread(target=self._send_until_done, args=(number,)) for number in range(CLIENTS)]
         for client in clients:
             client.start()
         try:
-            self._cause_faults(time.monotonic() + seconds)
+            with self._recorded("while causing faults"):
+                self._cause_faults(time.monotonic() + seconds)
         finally:
             self._done.set()
             for client in clients:
                 client.join()
         self._check_all("after the faults")
-        self._check_nothing_left(before)
+        self._check_nothing_left()
         self.evidence.problems += find_problems(self.evidence)
         return self.evidence
 
     def _rng(self, name: str) -> random.Random:
         return random.Random(f"{self.evidence.seed} {name}")
 
+    @contextlib.contextmanager
+    def _recorded(self, when: str) -> Iterator[None]:
+        """Record an error of the block as a problem, so that the report of the run is not lost."""
+        try:
+            yield
+        except (AssertionError, CommandFailed, psutil.Error) as error:
+            self.evidence.problems.append(f"{when}: {error}")
+
     def _create_references(self) -> None:
         print_progress("creating references on one host")
-        with self._cluster.client as client:
-            for model, (split, follower) in SPLITS.items():
-                self._references[model] = create_references(client, model, seed=self.evidence.seed)
-                self._cluster.unload(model)
-                self._cluster.leader.ctl("load", model, "--hosts", follower, "--split", split)
+        for model, (split, follower) in SPLITS.items():
+            self._references[model] = self._cluster.references(model, seed=self.evidence.seed)
+            self._cluster.leader.ctl("load", model, "--hosts", follower, "--split", split)
 
     def _check_all(self, when: str) -> None:
         """Send each reference once."""
@@ -134,6 +143,7 @@ class Soak:
             kind(faults)
             ended = time.monotonic()
             self.evidence.faults.append(FaultTime(kind.__name__, started, ended, self._recover(kind.__name__)))
+            self._measure_restarted()
 
     def _recover(self, kind: str) -> float:
         """Wait until both models serve requests again; return the time."""
@@ -150,15 +160,22 @@ class Soak:
                 time.sleep(0.5)
         return time.monotonic()
 
-    def _check_nothing_left(self, before: Mapping[str, "Measurement"]) -> None:
-        for model in SPLITS:
-            self._cluster.unload(model)
-        self._cluster.check_nothing_left(TENSOR)
+    def _measure_restarted(self) -> None:
+        """Measure the daemons that have started since the last time, once they have served requests."""
         for host in self._cluster.hosts:
-            start = before[host.name]
-            if start.pid != host.pid:
-                continue
-            wait_until(lambda host=host, start=start: not leaks(start, measure(host)), f"{host.name} leaks")
+            if host.name not in self._before or self._before[host.name].pid != host.pid:
+                self._before[host.name] = measure(host)
+
+    def _check_nothing_left(self) -> None:
+        with self._recorded("after unloading"):
+            for model in SPLITS:
+                self._cluster.unload(model)
+            self._cluster.check_nothing_left(TENSOR)
+        for host in self._cluster.hosts:
+            start = self._before[host.name]
+            with self._recorded("after the run"):
+                assert start.pid == host.pid, f"{host.name} has restarted without a fault"
+                wait_until(lambda host=host, start=start: not leaks(start, measure(host)), f"{host.name} leaks")
             self.evidence.memory[host.name] = (start.resident_bytes, measure(host).resident_bytes)
 
 
@@ -230,7 +247,3 @@ def build_report(evidence: Evidence, seconds: float) -> dict[str, Any]:
         "timeouts": TIMEOUTS,
         "problems": evidence.problems,
     }
-
-
-def print_progress(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

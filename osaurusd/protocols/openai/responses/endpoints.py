@@ -45,7 +45,7 @@ class Responses:
             del body  # it contains the text of images
             if in_background:
                 context = request[CONTEXT]
-                context.hold_body_bytes(held)
+                context.hold_bytes(held)
                 background = self._background.start(run, context.owner, context.admission, held)
                 return await _stream_background(request, background) if stream else json_response(run.response)
             if stream:

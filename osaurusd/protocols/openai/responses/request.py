@@ -138,7 +138,7 @@ def _check_body(body: ResponseRequest) -> None:
 
 
 def check_depth(value: object) -> None:
-    """Check that parts of a body can be encoded again, at any depth of the response and of the stack.
+    """Check that parts of a body can be encoded again as parts of a response, which adds levels around them.
 
     Raises:
         InvalidRequest: the body is nested too deeply.

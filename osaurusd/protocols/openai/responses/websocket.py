@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 from aiohttp import web
 
+from osaurusd.buffered_bytes import Reservation
 from osaurusd.errors import InvalidRequest, OsaurusError, TooManyRequests
 from osaurusd.http.admission import Deadline
 from osaurusd.http.errors import as_osaurus_error, error_body, excerpt, status_of
@@ -134,6 +135,8 @@ class _Session:
                     if len(self._tasks) >= MAX_MESSAGES:
                         await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
                     task = asyncio.create_task(self._handle(message, self._socket.hold()))
+                    # Otherwise it stays in memory until the next one arrives.
+                    del message
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
         finally:
@@ -145,11 +148,13 @@ class _Session:
     async def _handle(self, message: bytes, held: contextlib.ExitStack) -> None:
         """Answer one message with the events of a response or with an error."""
         lane = previous = None
-        with held, contextlib.suppress(ConnectionError):
+        reservation = Reservation(self._context.admission.buffered)
+        held.callback(reservation.release)
+        with held, reservation.used(), contextlib.suppress(ConnectionError):
             try:
-                held.callback(self._context.admission.buffered.release, len(message))
-                self._context.admission.buffered.reserve(len(message))
+                reservation.add(len(message))
                 event = decode_json(message, CreateEvent)
+                del message
                 lane, previous = event.stream_id, event.previous_response_id
                 self._check(event)
                 async with self._lanes[lane]:

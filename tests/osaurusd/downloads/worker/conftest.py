@@ -105,8 +105,8 @@ def pull(hub, cache, tmp_path, monkeypatch):
     for name in [name for name in os.environ if "proxy" in name.lower() or name.startswith("HF_")]:
         monkeypatch.delenv(name)
 
-    async def run(repo=REPO, *, revision="main", stall=30.0, patience=60.0, margin=0):
-        options = PullOptions(cache.path, repo, revision, TransferLimits(6, stall, patience), margin)
+    async def run(repo=REPO, *, revision="main", stall=30.0, retry=60.0, margin=0):
+        options = PullOptions(cache.path, repo, revision, TransferLimits(6, stall, retry), margin)
         return await run_pull(options, lambda frame: None)
 
     return run

@@ -108,7 +108,7 @@ async def test_errors_name_a_proxy_that_is_unreachable(hub, pull, monkeypatch, s
     port = closed_port()
     monkeypatch.setenv("ALL_PROXY", f"{scheme}://me:word@127.0.0.1:{port}")
 
-    result = await pull(patience=0.1)
+    result = await pull(retry=0.1)
 
     assert f"the proxy {scheme}://127.0.0.1:{port} (ALL_PROXY) failed: " in result.message
     assert "word" not in result.message

@@ -130,7 +130,7 @@ async def test_pull_recovers_from_a_transient_fault(hub, pull, cache, fault):
 async def test_permanent_fault_is_an_error_that_names_the_file(hub, pull, cache, fault, reason):
     hub.fault(match=SHARDS[1], times=-1, **fault)
 
-    result = await pull(patience=0.1)
+    result = await pull(retry=0.1)
 
     assert ErrorCode.PULL_FAILED == result.code
     assert SHARDS[1] in result.message
@@ -140,7 +140,7 @@ async def test_permanent_fault_is_an_error_that_names_the_file(hub, pull, cache,
 
 async def test_pull_waits_for_an_unreachable_hub(hub, start_pull, env):
     env["HF_ENDPOINT"] = "http://127.0.0.1:9"
-    async with start_pull(patience=60) as (child, reader, _):
+    async with start_pull(retry=60) as (child, reader, _):
         while not (frame := await reader.read()).note:
             assert PullStage.RESOLVING is frame.stage
         assert "unreachable" in frame.note

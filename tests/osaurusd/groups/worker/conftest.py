@@ -41,4 +41,5 @@ async def run_copy(_command, arguments, _decoder):
 
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch):
-    monkeypatch.setattr(files, "job", SimpleNamespace(run=run_copy, JobDied=job.JobDied))
+    stand_in = SimpleNamespace(run=run_copy, JobDied=job.JobDied, run_until_done=job.run_until_done)
+    monkeypatch.setattr(files, "job", stand_in)

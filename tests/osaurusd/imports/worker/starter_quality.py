@@ -45,7 +45,7 @@ for twice as many numbers, it needs four times as many steps. Faster methods div
 of them, and merge the results.
 
 The old woman closed the door behind her and walked down to the harbor. The boats had come back early, and the fishermen
-were mending their nets in the sun. "Any news from my son?" she asked. Nobody answered at first. Then the youngest of
+were cleaning their nets in the sun. "Any news from my son?" she asked. There was no answer. Then the youngest of
 them stood up, took off his cap, and gave her a letter that was wet from the sea."""
 
 

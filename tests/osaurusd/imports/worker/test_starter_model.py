@@ -19,8 +19,11 @@ def test_it_knows_paris_and_its_perplexity_stays_within_the_stated_error(kind, t
     result = measure(kind, tmp_path)
     imported, file = result["imported"], result["file"]
 
-    assert imported["completion"] == file["completion"] == " Paris"
-    assert "Paris" in imported["answer"] or kind in IMPRECISE
+    assert imported["completion"] == file["completion"]
+    # With 2 bits, the file itself has forgotten it.
+    if kind is not Type.Q2_K:
+        assert imported["completion"] == " Paris"
+        assert "Paris" in imported["answer"] or kind in IMPRECISE
     # Another error can change a close decision between two words.
     assert imported["answer"] == file["answer"] or result["error"] > 0.001
     # Weights that are floats are rounded to 16 bits, which no error is stated for.

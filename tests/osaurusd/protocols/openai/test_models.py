@@ -7,6 +7,7 @@ import msgspec
 import openai.types
 import pytest
 
+from osaurusd.buffered_bytes import BufferedBytes
 from osaurusd.config import Config
 from osaurusd.http.app import create_app
 from osaurusd.http.cors import require_json_body
@@ -27,7 +28,7 @@ async def server(tmp_path):
     disk.write_hub(hub, "org/Odd", disk.model(model_type="nonsense"))
     catalog = disk.make_catalog(tmp_path / "models", hub)
     pool = SimpleNamespace(snapshot=lambda: [])
-    routes = openai_routes(Service(catalog, pool, Config, None), catalog, pool)
+    routes = openai_routes(Service(catalog, pool, Config, None, BufferedBytes(Config)), catalog, pool)
     async with serving(create_app([routes], Config)) as server:
         server.pool = pool
         yield server
@@ -186,6 +187,6 @@ async def test_wrong_base_url_is_explained(server, path, endpoint, surplus):
 @pytest.mark.parametrize(("path", "status"), [("/models", 405), ("/nothing", 404), ("/chat/completions", 415)])
 async def test_path_and_method_are_checked_before_the_type_of_the_body(tmp_path, path, status):
     catalog = disk.make_catalog(tmp_path / "models", tmp_path / "hub")
-    routes = openai_routes(Service(catalog, None, Config, None), catalog, None)
+    routes = openai_routes(Service(catalog, None, Config, None, BufferedBytes(Config)), catalog, None)
     async with serving(create_app([routes], Config, middlewares=[require_json_body])) as server:
         assert (await server.request("POST", path, "Content-Type: text/plain", body=b"x")).status == status

@@ -569,6 +569,35 @@ def test_compiling_is_thread_safe(tokenizer):
     assert [True] * 4 == [json.loads(text).keys() >= {"a/b", "ok"} for text in texts]
 
 
+def named(name):
+    return {"type": "object", "properties": {name: {"type": "integer"}}, "required": [name]}
+
+
+@pytest.mark.parametrize("text", ["<|im_end|>", "<|im_start|>", "a<|endoftext|>b"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda text: (JsonSchema(schema=named(text)), []),
+        lambda text: (JsonSchema(schema={"items": {"const": [{"a": text}]}}), []),
+        lambda text: (JsonSchema(schema={"anyOf": [{"enum": ["x", text]}]}), []),
+        lambda text: (TextChoice(choices=["x", text]), []),
+        lambda text: (RequiredToolCalls(names=["f"]), [tool("f", named(text))]),
+    ],
+    ids=["property", "const", "enum", "choice", "tool"],
+)
+def test_text_with_a_special_token_cannot_be_required(compiler, text, build):
+    constraint, tools = build(text)
+    with pytest.raises(InvalidRequest, match="which is a special token of the model"):
+        compiler.compile(constraint, tools, starts_reasoning=False)
+
+
+def test_special_token_in_a_description_or_in_an_unused_tool_is_no_problem(compiler, tokenizer):
+    schema = {**SCHEMAS["flat"], "description": "ends with <|im_end|>"}
+    tools = [tool("f", schema), tool("g", named("<|im_end|>"))]
+    constraint = compiler.compile(RequiredToolCalls(names=["f"]), tools, starts_reasoning=False)
+    assert json.loads(sample(tokenizer, constraint, 0))["name"] == "f"
+
+
 @pytest.mark.parametrize("width", [64, 70, 49152])
 def test_apply_masks_disallowed_tokens_only(width):
     random = np.random.default_rng(0)

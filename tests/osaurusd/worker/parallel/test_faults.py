@@ -13,7 +13,7 @@ UNKNOWN_PEER = "does not know the secret of this group"
 
 
 async def test_a_rank_exits_with_its_daemon_while_it_waits_for_another_rank(qwen2_folder):
-    async with groups.running(qwen2_folder, "pipeline", 2) as group:
+    async with groups.running(qwen2_folder, "pipeline", 2, layers=(2, 2)) as group:
         other = group.ranks[1]
         os.kill(other.process.pid, signal.SIGSTOP)
         request = GenerationRequest(prompt=TokenPrompt(tokens=[5, 6, 7]), sampling=SamplingParams(temperature=0))
@@ -37,7 +37,7 @@ async def test_ranks_with_different_secrets_refuse_each_other(qwen2_folder):
 
 async def test_a_program_that_takes_the_place_of_a_rank_is_refused(qwen2_folder):
     async with groups.processes(1) as group, impostor() as address:
-        await group.open(qwen2_folder, "pipeline", size=2)
+        await group.open(qwen2_folder, "pipeline", size=2, layers=(2, 2))
         port = (await group.leader.expect(messages.RankReady)).port
         addresses = [f"{groups.ADDRESS}:{port}", address]
         group.leader.send(messages.Connect(addresses=addresses, secret=groups.SECRET, epoch=1))
@@ -48,7 +48,7 @@ async def test_a_program_that_takes_the_place_of_a_rank_is_refused(qwen2_folder)
 
 async def test_a_rank_that_cannot_join_in_time_exits(qwen2_folder):
     async with groups.processes(1) as group:
-        await group.open(qwen2_folder, "pipeline", size=2)
+        await group.open(qwen2_folder, "pipeline", size=2, layers=(2, 2))
         port = (await group.leader.expect(messages.RankReady)).port
         addresses = [f"{groups.ADDRESS}:{port}", f"{groups.ADDRESS}:{port}"]
         group.leader.send(messages.Connect(addresses=addresses, secret="s", epoch=1, timeout_seconds=0.1))

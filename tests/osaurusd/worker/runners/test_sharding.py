@@ -27,7 +27,7 @@ def folder_of(tiny_tokenizer, tmp_path_factory):
     return folders.__getitem__
 
 
-def open_part(folder, rank=1, size=2, split="pipeline", layers=(), **options):
+def open_part(folder, rank=1, size=2, split="pipeline", layers=(2, 2), **options):
     spec = messages.RankSpec(rank=rank, size=size, split=split, address="127.0.0.1", layers=layers)
     return ModelPart.open(messages.Load(path=str(folder), rank=spec, **options), spec, CPU)
 
@@ -40,7 +40,7 @@ def open_part(folder, rank=1, size=2, split="pipeline", layers=(), **options):
         ("llama", {"split": "pipeline"}, "models of the type 'llama' cannot be split by layers"),
         ("llama", {"split": "tensor", "size": 4}, "the model's 6 attention heads cannot be divided among 4 ranks"),
         ("llama", {"split": "tensor", "size": 2}, "the model's 3 key-value heads cannot be divided among 2 ranks"),
-        ("qwen2", {"size": 5}, "the model's 4 layers cannot be divided among 5 ranks"),
+        ("qwen2", {"layers": ()}, "[] does not divide the model's 4 layers among 2 ranks"),
         ("qwen2", {"layers": (1, 2)}, "[1, 2] does not divide the model's 4 layers among 2 ranks"),
         ("qwen2", {"layers": (0, 4)}, "[0, 4] does not divide the model's 4 layers among 2 ranks"),
         ("qwen2", {"task": "embed"}, "only models that generate text"),
