@@ -13,6 +13,7 @@ from osaurusd.worker.engine.device import CPU, Device
 from osaurusd.worker.engine.kv_cache import Cache, CacheLayout, PackedKV
 from osaurusd.worker.engine.request import SequenceId
 from osaurusd.worker.engine.sampler import BatchSampler, LogprobArrays, SamplingState
+from osaurusd.worker.engine.token_buffer import TokenBuffer
 from osaurusd.worker.frontend import constraint
 from osaurusd.worker.frontend.constraint import Bitmask, Constraint, ConstraintFailed
 from osaurusd.worker.frontend.logprobs import Score
@@ -30,7 +31,7 @@ class BatchEntry:
 
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
-    """A token that a step yields for a sequence. The sequence's cache already holds it."""
+    """A token that a step yields for a sequence."""
 
     token: int
     score: Score | None
@@ -46,13 +47,14 @@ class CacheReader(Protocol):
 
 @dataclass(frozen=True)
 class _Pending:
-    """What the next tokens are to be sampled from: logits, and the allowed tokens of rows with constraints."""
+    """What the next tokens are to be sampled from: logits, and the allowed tokens of some rows with constraints."""
 
     logits: mx.array
-    bitmasks: list[Bitmask | None]
+    bitmasks: dict[int, Bitmask]
 
     def filter(self, keep: list[int]) -> "_Pending":
-        return _Pending(self.logits[mx.array(keep)], [self.bitmasks[row] for row in keep])
+        bitmasks = {at: self.bitmasks[row] for at, row in enumerate(keep) if row in self.bitmasks}
+        return _Pending(self.logits[mx.array(keep)], bitmasks)
 
 
 class DecodeBatch:
@@ -71,9 +73,13 @@ class DecodeBatch:
         cache: cache of all entries, merged if `merged`.
         logits: logits of the next token [entries, vocabulary].
         device: the device that MLX uses.
+        late_tokens: a pass of the network can be built before its tokens are known.
+        answers_first: return the first tokens before the pass after them begins. On a CPU, that takes almost as long as
+            the pass.
 
     Attributes:
-        failed: sequences whose constraint failed, with the reason.
+        steady: whether the last step was an ordinary one, which starts one pass.
+        failed: sequences whose constraint failed, with the reason. They yield no more tokens.
     """
 
     def __init__(
@@ -86,6 +92,8 @@ class DecodeBatch:
         *,
         merged: bool,
         device: Device = CPU,
+        late_tokens: bool = False,
+        answers_first: bool = False,
     ) -> None:
         self._network = network
         self._layout = layout
@@ -97,6 +105,11 @@ class DecodeBatch:
         self._deltas = [entry.position_delta for entry in entries]
         self._states = [entry.sampling for entry in entries]
         self._device = device
+        self._late_tokens = late_tokens
+        self._answers_first = answers_first
+        self.steady = True
+        # Tokens that were returned, but are not in the cache yet.
+        self._unprocessed: mx.array | None = None
         # The next tokens: sampled, or still to be sampled on the host.
         self._tokens: mx.array | None = None
         self._logprobs: LogprobArrays | None = None
@@ -115,25 +128,63 @@ class DecodeBatch:
         Args:
             given: tokens by row, instead of those that this batch samples.
         """
+        self.steady = self._unprocessed is None and not self._answers_first
+        self._begin_late_pass()
         if given is not None:
             self._tokens, self._logprobs, self._pending = mx.array(list(given), mx.uint32), None, None
-        current, logprobs = self._sampled(), self._logprobs
-        positions = {"position_deltas": mx.array(self._deltas)} if any(self._deltas) else {}
-        logits = self._network(current[:, None], cache=self._cache, **positions)[:, -1, :]
+        if self._answers_first:
+            self._answers_first = False
+            self._unprocessed = current = self._sampled()
+            outputs = self._outputs(current, self._logprobs)
+        else:
+            current, logits = self._begin_pass()
+            logprobs, failed = self._logprobs, set(self.failed)
+            self._compute(current, logits)
+            outputs = self._outputs(current, logprobs, failed)
         self.lengths = [length + 1 for length in self.lengths]
+        return outputs
+
+    def _compute(self, current: mx.array, logits: mx.array) -> None:
+        """Start computing the logits after the current tokens, and sampling from them."""
         if self._constrained or self._sampler is None:
             mx.async_eval(logits)  # type: ignore[no-untyped-call]
         if self._constrained:
-            # The next masks depend on the current tokens, and are computed while the forward pass runs. An end token
-            # is irrelevant for the constraint: its sequence leaves before the next step.
+            # What is allowed next depends on the current tokens, and is computed while the forward pass runs. An end
+            # token is irrelevant for the constraint: its sequence leaves before the next step.
             self._advance_constraints(current.tolist())  # type: ignore[arg-type]
         self._begin_sampling(logits)
-        tokens: list[int] = current.tolist()  # type: ignore[assignment]
-        scores = self._scores(logprobs)
-        return {id_: [TokenOutput(tokens[row], scores.get(row))] for row, id_ in enumerate(self.ids)}
+
+    def _begin_late_pass(self) -> None:
+        """Start computing the next step, if the last one only returned tokens."""
+        if self._unprocessed is not None:
+            current, self._unprocessed = self._unprocessed, None
+            self._compute(current, self._logits_after(current))
+
+    def _begin_pass(self) -> tuple[mx.array, mx.array]:
+        """Return the tokens of this step, and the logits after them, whose computation has not begun.
+
+        If the tokens are still to be sampled on the host, the pass is built before they are known, because the previous
+        one is being computed meanwhile.
+        """
+        if self._tokens is not None or not self._late_tokens:
+            current = self._sampled()
+            return current, self._logits_after(current)
+        buffer = TokenBuffer(len(self.ids))
+        logits = self._logits_after(buffer.tokens)
+        current = self._sampled()
+        buffer.fill(current)
+        return current, logits
+
+    def _logits_after(self, tokens: mx.array) -> mx.array:
+        positions = {"position_deltas": mx.array(self._deltas)} if any(self._deltas) else {}
+        logits: mx.array = self._network(tokens[:, None], cache=self._cache, **positions)
+        return logits[:, -1, :]
 
     def absorb(self, other: "DecodeBatch") -> None:
         """Take over all sequences of another batch."""
+        self._begin_late_pass()
+        other._begin_late_pass()
+        self._answers_first |= other._answers_first
         self._tokens = mx.concatenate([self._sampled(), other._sampled()])
         cache = self._merged_cache()
         for layer, other_layer in zip(cache, other._merged_cache(), strict=True):
@@ -153,6 +204,8 @@ class DecodeBatch:
         keep = [row for row, id_ in enumerate(self.ids) if id_ not in ids]
         if len(keep) == len(self.ids):
             return
+        if keep:
+            self._begin_late_pass()
         self.ids = [self.ids[row] for row in keep]
         self.lengths = [self.lengths[row] for row in keep]
         self._deltas = [self._deltas[row] for row in keep]
@@ -169,11 +222,15 @@ class DecodeBatch:
             for layer in self._cache:
                 layer.filter(keep)
 
+    def length(self, id_: SequenceId) -> int:
+        """Return how many tokens of a sequence its cache has: all that were returned, except for first ones."""
+        return self.lengths[self.ids.index(id_)] - (self._unprocessed is not None)
+
     def reader(self, id_: SequenceId) -> CacheReader:
-        """Return a reader of a sequence's cache, which includes its last returned token."""
+        """Return a reader of a sequence's cache."""
         row = self.ids.index(id_)
         if self._merged:
-            return _RowReader(self._layout, self._cache, row, self.lengths[row])
+            return _RowReader(self._layout, self._cache, row, self.length(id_))
         return _SequenceReader(self._layout, self._cache)
 
     def _merged_cache(self) -> Cache:
@@ -188,11 +245,14 @@ class DecodeBatch:
         self._sampler = BatchSampler(self._states) if fast else None
 
     def _begin_sampling(self, logits: mx.array) -> None:
-        bitmasks = self._next_bitmasks(logits.shape[-1])
+        bitmasks = {row: self._bitmask(row, logits.shape[-1]) for row in self._constrained if self._needs_bitmask(row)}
         if self._sampler is None:
             self._tokens, self._logprobs, self._pending = None, None, _Pending(logits, bitmasks)
+            for state in self._states:
+                if not state.greedy:
+                    host_sampler.prepare_draw(state, logits.shape[-1])
             return
-        self._tokens, self._logprobs = self._sampler.sample(logits, self._masked(logits, bitmasks))
+        self._tokens, self._logprobs = self._sampler.sample(logits, self._masked(logits, list(bitmasks.values())))
         mx.async_eval(self._tokens, self._logprobs.arrays if self._logprobs else [])  # type: ignore[no-untyped-call]
 
     def _sampled(self) -> mx.array:
@@ -200,28 +260,37 @@ class DecodeBatch:
         if self._tokens is None:
             assert self._pending is not None, "sampling has begun"
             logits = host_sampler.to_numpy(self._pending.logits)
-            self._tokens, self._logprobs = host_sampler.sample(self._states, logits, self._pending.bitmasks)
+            self._tokens, self._logprobs = host_sampler.sample(self._states, logits, self._pending_bitmask)
             self._pending = None
         return self._tokens
 
-    def _masked(self, logits: mx.array, bitmasks: Sequence[Bitmask | None]) -> mx.array | None:
+    def _masked(self, logits: mx.array, bitmasks: Sequence[Bitmask]) -> mx.array | None:
         """Return the logits of the constrained rows with forbidden tokens at -inf."""
-        allowed = [bitmask for bitmask in bitmasks if bitmask is not None]
-        return constraint.apply(logits[mx.array(self._constrained)], np.stack(allowed)) if allowed else None
+        return constraint.apply(logits[mx.array(self._constrained)], np.stack(bitmasks)) if bitmasks else None
 
     def _advance_constraints(self, tokens: list[int]) -> None:
         for row in self._constrained:
             with self._constraint(row) as rule:
                 rule.advance(tokens[row])
 
-    def _next_bitmasks(self, vocabulary: int) -> list[Bitmask | None]:
-        """Return the allowed tokens of the rows with constraints."""
-        bitmasks: list[Bitmask | None] = [None] * len(self._states)
-        for row in self._constrained:
-            bitmask = bitmasks[row] = np.full(-(-vocabulary // 32), -1, np.int32)
-            with self._constraint(row) as rule:
-                rule.fill(bitmask)
-        return bitmasks
+    def _needs_bitmask(self, row: int) -> bool:
+        """Whether to compute the row's allowed tokens while the forward pass runs.
+
+        If it takes the most likely token, only that one is checked, once it is known.
+        """
+        return self._sampler is not None or not self._states[row].takes_best
+
+    def _pending_bitmask(self, row: int) -> Bitmask:
+        assert self._pending is not None, "sampling has begun"
+        bitmask = self._pending.bitmasks.get(row)
+        return self._bitmask(row, self._pending.logits.shape[-1]) if bitmask is None else bitmask
+
+    def _bitmask(self, row: int, vocabulary: int) -> Bitmask:
+        """Return the allowed tokens of a row; all if its constraint fails."""
+        bitmask = np.full(-(-vocabulary // 32), -1, np.int32)
+        with self._constraint(row) as rule:
+            rule.fill(bitmask)
+        return bitmask
 
     @contextlib.contextmanager
     def _constraint(self, row: int) -> Iterator[Constraint]:
@@ -231,7 +300,18 @@ class DecodeBatch:
         try:
             yield rule
         except ConstraintFailed as failure:
-            self.failed[self.ids[row]] = str(failure)
+            self.failed.setdefault(self.ids[row], str(failure))
+
+    def _outputs(
+        self, current: mx.array, logprobs: LogprobArrays | None, failed: Collection[SequenceId] | None = None
+    ) -> dict[SequenceId, list[TokenOutput]]:
+        """Return the current tokens by sequence; none for those whose constraint had failed before."""
+        tokens: list[int] = current.tolist()  # type: ignore[assignment]
+        scores, failed = self._scores(logprobs), self.failed if failed is None else failed
+        return {
+            id_: [] if id_ in failed else [TokenOutput(tokens[row], scores.get(row))]
+            for row, id_ in enumerate(self.ids)
+        }
 
     def _scores(self, logprobs: LogprobArrays | None) -> dict[int, Score]:
         """Return the scores by row, each with the number of alternatives that its request specifies."""

@@ -189,6 +189,8 @@ class Engine:
         self._record_decode_time(now)
         self._decode_started_at = now
         result = self._executor.execute(plan)
+        if not result.steady:
+            self._decode_started_at = None
         self.planner.record_decode({id_: len(tokens) for id_, tokens in result.tokens.items()})
         frames: list[messages.Frame] = []
         now = self._clock()

@@ -4,8 +4,9 @@ Each sequence is sampled separately, so that its tokens do not depend on the oth
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -37,24 +38,22 @@ def to_numpy(logits: mx.array) -> Floats:
 
 
 def sample(
-    states: Sequence[SamplingState], logits: Floats, bitmasks: Sequence[Bitmask | None]
+    states: Sequence[SamplingState], logits: Floats, bitmask: Callable[[int], Bitmask]
 ) -> tuple[mx.array, LogprobArrays | None]:
     """Sample one token for every row.
 
     Args:
         states: one per row.
         logits: the model's output [rows, vocabulary].
-        bitmasks: the allowed tokens of the constrained rows, None for other rows.
+        bitmask: returns the allowed tokens of a constrained row. It is called only if the most likely one is not
+            enough, because computing it takes much longer than checking one token.
 
     Returns:
         Token ids [rows], and the model's own log-probabilities of the rows that request them, before any bias, penalty
         or mask.
     """
-    tokens = np.argmax(logits, axis=-1)
     with np.errstate(all="ignore"):  # a broken model may return infinite logits
-        for row, (state, bitmask) in enumerate(zip(states, bitmasks, strict=True)):
-            if not state.plain:
-                tokens[row] = _sample_row(state, logits[row], bitmask)
+        tokens = np.array([_sample_row(state, logits[row], partial(bitmask, row)) for row, state in enumerate(states)])
     with_logprobs = [row for row, state in enumerate(states) if state.logprobs is not None]
     logprobs = None
     if with_logprobs:
@@ -81,9 +80,13 @@ def compute_logprobs(logits: Floats, tokens: NDArray[np.signedinteger], top: int
     return LogprobArrays(rows, mx.array(sampled[:, 0]), mx.array(ids.astype(np.uint32)), mx.array(alternatives))
 
 
-def _sample_row(state: SamplingState, logits: Floats, bitmask: Bitmask | None) -> int:
-    if bitmask is not None:
-        logits = logits + np.take(_MASKS, bitmask.view(np.uint8), axis=0).reshape(-1)[: logits.size]
+def _sample_row(state: SamplingState, logits: Floats, bitmask: Callable[[], Bitmask]) -> int:
+    if state.takes_best:
+        token = int(np.argmax(logits))
+        if state.constraint is None or state.constraint.allows(token):
+            return token
+    if state.constraint is not None:
+        logits = logits + np.take(_MASKS, bitmask().view(np.uint8), axis=0).reshape(-1)[: logits.size]
     if state.biased:
         logits = _apply_bias(state, logits)
     token = int(np.argmax(logits)) if state.greedy else _draw(state, logits)
@@ -147,7 +150,8 @@ def _draw(state: SamplingState, logits: Floats) -> int:
     np.exp(weights, out=weights)
     if state.truncated:
         weights *= weights >= _smallest_weight(params, weights)
-    return draw_weighted(weights, state.random_bits())
+    prepare_draw(state, weights.size)
+    return draw_weighted(weights, state.noise)
 
 
 def _smallest_weight(params: SamplingParams, weights: Floats) -> float:
@@ -175,26 +179,45 @@ def _smallest_in_nucleus(top_p: float, weights: Floats) -> float:
     return float(ranked[min(last, ranked.size - 1)])  # rounding errors can prevent that the sum reaches the total
 
 
-def draw_weighted(weights: Floats, bits: int) -> int:
-    """Return an index with a probability proportional to its weight, by random bits.
+class Noise:
+    """The random numbers of one draw.
+
+    Args:
+        bits: determine the numbers.
+        vocabulary: how many tokens there are.
+    """
+
+    def __init__(self, bits: int, vocabulary: int) -> None:
+        self.bits = bits
+        generator = np.random.Generator(np.random.SFC64(bits))
+        # Their minimum avoids divisions by zero.
+        self.columns, self.rows = (
+            np.maximum(generator.standard_exponential(count, np.float32), np.finfo(np.float32).tiny)
+            for count in (_WIDTH, -(-vocabulary // _WIDTH))
+        )
+
+
+def prepare_draw(state: SamplingState, vocabulary: int) -> None:
+    """Create the random numbers of the next draw, which takes a fifth of the time of the draw."""
+    bits = state.random_bits()
+    if state.noise is None or state.noise.bits != bits:
+        state.noise = Noise(bits, vocabulary)
+
+
+def draw_weighted(weights: Floats, noise: Noise) -> int:
+    """Return an index with a probability proportional to its weight.
 
     First, a column of the weights in rows of `_WIDTH` is drawn by its sum, then an index of the column. This takes few
     random numbers, of which each costs more than all other operations on a weight. Sums of columns are fast.
+
+    Each weight is divided by an exponential random number; the largest quotient wins. The rounding errors of the
+    weights depend on the other rows of the batch. They would often change the result of a search in the cumulative
+    sum, and hardly ever change which quotient is the largest.
     """
-    generator = np.random.Generator(np.random.SFC64(bits))
     rows = weights.size // _WIDTH
     sums = weights[: rows * _WIDTH].reshape(rows, _WIDTH).sum(axis=0)
     rest = weights[rows * _WIDTH :]
     sums[: rest.size] += rest
-    column = _draw_largest_quotient(sums, generator)
-    return column + _WIDTH * _draw_largest_quotient(weights[column::_WIDTH], generator)
-
-
-def _draw_largest_quotient(weights: Floats, generator: np.random.Generator) -> int:
-    """Divide each weight by an exponential random number, and return the index of the largest quotient.
-
-    The rounding errors of the weights depend on the other rows of the batch. They would often change the result of a
-    search in the cumulative sum, and hardly ever change which quotient is the largest.
-    """
-    noise = generator.standard_exponential(weights.size, np.float32)
-    return int(np.argmax(weights / np.maximum(noise, np.finfo(np.float32).tiny)))
+    column = int(np.argmax(sums / noise.columns))
+    candidates = weights[column::_WIDTH]
+    return column + _WIDTH * int(np.argmax(candidates / noise.rows[: candidates.size]))

@@ -32,6 +32,7 @@ class SamplingState:
         index: of the choice, so that the choices of a request with one seed differ.
         draws: how many tokens were sampled, which numbers the random keys.
         penalties: what the sampler keeps for penalties between two draws.
+        noise: the random numbers of the next draw, if the sampler has created them early.
     """
 
     params: SamplingParams
@@ -43,6 +44,7 @@ class SamplingState:
     index: int = 0
     draws: int = 0
     penalties: Any = field(default=None, repr=False)
+    noise: Any = field(default=None, repr=False)
 
     @property
     def greedy(self) -> bool:
@@ -64,9 +66,14 @@ class SamplingState:
         return params.top_p < 1 or params.top_k > 0 or params.min_p > 0
 
     @property
+    def takes_best(self) -> bool:
+        """Whether the most likely token is taken, of those that the constraint allows."""
+        return self.greedy and not self.biased
+
+    @property
     def plain(self) -> bool:
         """Whether the most likely token is taken."""
-        return self.greedy and not self.biased and self.constraint is None
+        return self.takes_best and self.constraint is None
 
     def rewind(self, output_tokens: Sequence[int]) -> None:
         """Continue after `output_tokens`, discarding later draws."""

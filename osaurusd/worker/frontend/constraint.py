@@ -131,6 +131,14 @@ class ReasoningPhase:
         self.active, self.may_start = self.may_start and token == self._start[0], False
         return self.active
 
+    def allows(self, token: int) -> bool:
+        """Whether `token` may come next while reasoning is active."""
+        return bool(self.bitmask[token // 32] >> token % 32 & 1)
+
+    def starts_with(self, token: int) -> bool:
+        """Whether `token` is the start marker."""
+        return (token,) == self._start
+
     def allow_start(self, bitmask: Bitmask) -> None:
         """Also allow the start marker."""
         token = self._start[0]
@@ -210,6 +218,17 @@ class Constraint:
             raise ConstraintFailed(self._matcher.get_error())
         if self._history is not None:
             self._history.tokens.append(token)
+
+    def allows(self, token: int) -> bool:
+        """Whether `token` may come next. False if only `fill` can tell, which it can always."""
+        if self._reasoning is not None:
+            if self._reasoning.active:
+                return self._reasoning.allows(token)
+            if self._reasoning.may_start and self._reasoning.starts_with(token):
+                return True
+        if self._history is not None and self._matcher.is_accepting():
+            return False
+        return bool(self._matcher.validate_tokens([token]))
 
     def fill(self, bitmask: Bitmask) -> None:
         """Write the allowed tokens into `bitmask` of shape [ceil(vocabulary / 32)], lowest bit first.

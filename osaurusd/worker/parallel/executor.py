@@ -20,12 +20,14 @@ class StepResult:
         prompt_scores: by prompt, the scores of the tokens that follow those of a scored chunk.
         candidate_logprobs: by complete prompt, the log-probabilities of its candidates.
         seconds: the time of a prefill pass.
+        steady: whether a decode step started one pass of each batch, so that its time is representative.
     """
 
     tokens: dict[SequenceId, list[TokenOutput]] = field(default_factory=dict)
     prompt_scores: dict[SequenceId, list[Score]] = field(default_factory=dict)
     candidate_logprobs: dict[SequenceId, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
+    steady: bool = True
 
 
 class Executor(Protocol):

@@ -14,6 +14,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
 import msgspec
@@ -95,6 +96,10 @@ class RankExecutor(LocalExecutor):
     All ranks must do that in the same order. Within a pass, the arrays depend on each other. Of two passes that MLX
     evaluates together, it may begin with either. So every pass is evaluated, or scheduled, before the next one.
     """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._answers_first = False  # a pass that begins late could be at another place in the order
 
     def _prefill_padded(self, cache: Cache, parts: list[Tokens]) -> None:
         super()._prefill_padded(cache, parts)

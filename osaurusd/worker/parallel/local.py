@@ -19,6 +19,7 @@ from osaurusd.worker.engine.planner import ImageStages, PrefillChunk, StepPlan
 from osaurusd.worker.engine.prefix_cache import PrefixCache, PrefixMatch, Tokens
 from osaurusd.worker.engine.request import Positions, PrefillTask, SequenceId
 from osaurusd.worker.engine.sampler import compute_logprobs, gather_logprobs
+from osaurusd.worker.engine.token_buffer import can_precede_tokens
 from osaurusd.worker.frontend.logprobs import Score
 from osaurusd.worker.parallel.executor import StepResult
 
@@ -73,6 +74,9 @@ class LocalExecutor:
         self._clock = clock
         self._device = device
         self._last_logits = LastLogits(network)
+        # Only tokens that are sampled on the host are known late.
+        self._late_tokens = not device.is_gpu and can_precede_tokens(network)
+        self._answers_first = not device.is_gpu
         self._prompts: dict[SequenceId, PromptState] = {}
         self.batches: list[DecodeBatch] = []
 
@@ -105,7 +109,8 @@ class LocalExecutor:
         """Run the forward passes of a step."""
         if plan.decode:
             self._merge_batches(plan.decode)
-            return StepResult({id_: tokens for batch in self.batches for id_, tokens in self._step(batch).items()})
+            tokens = {id_: tokens for batch in self.batches for id_, tokens in self._step(batch).items()}
+            return StepResult(tokens, steady=all(batch.steady for batch in self.batches))
         if plan.encode is not None:
             return self._encode(plan.encode)
         if len(plan.prefill) > 1:
@@ -126,7 +131,17 @@ class LocalExecutor:
             cache = self._layout.merge([cache] * len(entries))
             logits = mx.concatenate([logits] * len(entries))
         merged = len(entries) > 1
-        batch = DecodeBatch(self._network, self._layout, entries, cache, logits, merged=merged, device=self._device)
+        batch = DecodeBatch(
+            self._network,
+            self._layout,
+            entries,
+            cache,
+            logits,
+            merged=merged,
+            device=self._device,
+            late_tokens=self._late_tokens,
+            answers_first=self._answers_first,
+        )
         self.batches.append(batch)
 
     def take_failed(self) -> dict[SequenceId, str]:
@@ -150,14 +165,20 @@ class LocalExecutor:
         """Store a decoding sequence, which consists of `tokens`, in the prefix cache."""
         if not self._prefix_cache.enabled:
             return
-        reader = self.reader(id_)
+        batch = self._batch(id_)
+        reader, cached = batch.reader(id_), batch.length(id_)
+        tokens = tokens[:cached]
         self._insert(id_, tokens, reader.pack)
-        if self._layout.has_states:
+        # If its constraint has failed, the cache has one token more, and so have states.
+        if self._layout.has_states and cached == len(tokens):
             self._insert_checkpoint(id_, tokens, reader.copy_states())
 
     def reader(self, id_: SequenceId) -> CacheReader:
-        """Return a reader of a decoding sequence's cache, which includes its last returned token."""
-        return next(batch for batch in self.batches if id_ in batch.ids).reader(id_)
+        """Return a reader of a decoding sequence's cache."""
+        return self._batch(id_).reader(id_)
+
+    def _batch(self, id_: SequenceId) -> DecodeBatch:
+        return next(batch for batch in self.batches if id_ in batch.ids)
 
     def clear_cache(self) -> None:
         """Return freed buffers to the system."""

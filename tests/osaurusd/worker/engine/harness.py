@@ -82,6 +82,9 @@ class AlternatingConstraint:
     def fork(self):
         return AlternatingConstraint(self._limit)
 
+    def allows(self, token):
+        return token % 2 != len(self.tokens) % 2
+
     def fill(self, row):
         allowed = np.arange(row.size * 32) % 2 != len(self.tokens) % 2
         row[:] = np.packbits(allowed, bitorder="little").view(np.int32)
@@ -302,7 +305,9 @@ class Decoder:
         """Add sequences that share a cache; return their ids."""
         ids = [len(self.outputs) + at for at in range(len(prompts))]
         entries = [BatchEntry(id_, state, len(prompt)) for id_, state, prompt in zip(ids, states, prompts, strict=True)]
-        batch = DecodeBatch(self.network, self.layout, entries, cache, logits, merged=merged, device=self._device)
+        on_cpu = self._device == CPU
+        options = {"device": self._device, "late_tokens": on_cpu, "answers_first": on_cpu}
+        batch = DecodeBatch(self.network, self.layout, entries, cache, logits, merged=merged, **options)
         self.executor.batches.append(batch)
         self.assignment.add({entry.id: entry.length for entry in entries})
         self.outputs |= {id_: [] for id_ in ids}

@@ -159,12 +159,13 @@ def test_each_planned_batch_is_one_forward_pass(make_decoder, padding_per_pass):
     decoder = make_decoder("llama", padding_per_pass)
     decoder.join(tokens(100), tokens(110), tokens(300))
     sizes = [len(batch) for batch in decoder.assignment.batches]
+    decoder.step(2)  # the first one only returns tokens, and the second one has two passes
 
     decoder.network.shapes.clear()
     decoder.step(3)
 
     assert [(size, 1) for size in sizes] * 3 == decoder.network.shapes
-    assert [103, 113, 303] == [length for lengths in decoder.batch_lengths for length in lengths]
+    assert [105, 115, 305] == [length for lengths in decoder.batch_lengths for length in lengths]
 
 
 def test_batches_are_merged_when_the_plan_merges_them(make_decoder):
@@ -286,6 +287,26 @@ def test_a_constraint_receives_each_token_once(make_decoder):
     assert decoder.tokens(id_) == constraint.tokens
 
 
+@pytest.mark.parametrize("neighbors", [0, 2])
+@pytest.mark.parametrize("params", [GREEDY, RANDOM], ids=["greedy", "random"])
+def test_on_a_cpu_first_tokens_do_not_wait_for_the_pass_after_them(make_decoder, neighbors, params):
+    decoder = make_decoder("llama")
+    others = decoder.join(*[PROMPTS["longest"]] * neighbors)
+    decoder.step(3 if others else 0)
+    decoder.network.shapes.clear()
+
+    (id_,) = decoder.join(PROMPTS["short"], params=params)
+    decoder.network.shapes.clear()
+    decoder.step()
+
+    assert 1 == len(decoder.tokens(id_))
+    assert [] == decoder.network.shapes
+    decoder.step(3)
+    assert [(1 + neighbors, 1)] * 4 == decoder.network.shapes
+    assert all(decoder.is_greedy(other) for other in others)
+    assert params is RANDOM or decoder.is_greedy(id_)
+
+
 @DEVICES
 @pytest.mark.parametrize("neighbors", [0, 2])
 def test_a_failed_constraint_is_reported_once_and_does_not_affect_others(make_decoder, neighbors, device):
@@ -305,16 +326,51 @@ def test_a_failed_constraint_is_reported_once_and_does_not_affect_others(make_de
         assert greedy(decoder.network, PROMPTS["longest"], 6) == decoder.tokens(other)
 
 
-def test_a_constraint_that_fails_on_the_first_token_is_reported(make_decoder):
+@pytest.mark.parametrize("params", [GREEDY, RANDOM], ids=["greedy", "random"])
+@pytest.mark.parametrize("neighbors", [0, 2])
+def test_a_constraint_that_allows_no_token_is_reported_before_any_token(make_decoder, params, neighbors):
     class FailingConstraint(AlternatingConstraint):
+        def allows(self, _):
+            return False
+
         def fill(self, row):
             raise ConstraintFailed("unsatisfiable")
 
     decoder = make_decoder()
+    others = decoder.join(*[PROMPTS["longest"]] * neighbors)
 
-    (id_,) = decoder.join(PROMPTS["short"], constraint=FailingConstraint())
+    (id_,) = decoder.join(PROMPTS["short"], params=params, constraint=FailingConstraint())
+    decoder.step()
 
     assert {id_: "unsatisfiable"} == decoder.executor.take_failed()
+    assert [] == decoder.tokens(id_)
+    for other in others:
+        assert greedy(decoder.network, PROMPTS["longest"], 1) == decoder.tokens(other)
+
+
+@pytest.mark.parametrize("others", [(), (RANDOM,)], ids=["alone", "beside a random one"])
+def test_allowed_tokens_are_computed_only_if_the_most_likely_one_is_not_allowed(make_decoder, others):
+    class CountingConstraint(AlternatingConstraint):
+        rejected = filled = 0
+
+        def allows(self, token):
+            allowed = super().allows(token)
+            self.rejected += not allowed
+            return allowed
+
+        def fill(self, row):
+            self.filled += 1
+            super().fill(row)
+
+    decoder = make_decoder()
+    constraint = CountingConstraint()
+    for params in others:
+        decoder.join(PROMPTS["short"], params=params)
+    (id_,) = decoder.join(PROMPTS["short"], constraint=constraint)
+    decoder.step(12)
+
+    assert [1, 0] * 6 == [token % 2 for token in decoder.tokens(id_)]
+    assert 0 < constraint.filled == constraint.rejected < 12
 
 
 # Reading caches

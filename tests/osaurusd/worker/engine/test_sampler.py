@@ -8,6 +8,7 @@ import pytest
 from osaurusd.inference.request import SamplingParams
 from osaurusd.worker.engine import host_sampler
 from osaurusd.worker.engine import sampler as mlx_sampler
+from osaurusd.worker.engine.host_sampler import Noise
 from osaurusd.worker.engine.sampler import BatchSampler, SamplingState
 
 PROBABILITIES = [0.05, 0.5, 0.15, 0.3]
@@ -40,7 +41,14 @@ class HostSampler:
     def sample(self, logits, masked=None):
         rows = iter([] if masked is None else np.array(masked) > -np.inf)
         bitmasks = [None if state.constraint is None else pack_bits(next(rows)) for state in self._states]
-        return host_sampler.sample(self._states, np.array(logits.astype(mx.float32)), bitmasks)
+        return host_sampler.sample(self._states, np.array(logits.astype(mx.float32)), bitmasks.__getitem__)
+
+
+class UndecidedConstraint:
+    """A constraint that cannot tell whether a single token is allowed."""
+
+    def allows(self, _):
+        return False
 
 
 def pack_bits(allowed):
@@ -214,13 +222,14 @@ def test_the_host_never_draws_a_token_of_weight_zero(bits):
         weights = np.zeros(2000, np.float32)
         weights[start:end] = 0.1
 
-        assert start <= host_sampler.draw_weighted(weights, bits) < end
+        assert start <= host_sampler.draw_weighted(weights, Noise(bits, weights.size)) < end
 
 
 def test_rounding_errors_do_not_change_what_the_host_draws():
     weights = np.random.default_rng(0).random(49152, np.float32)
     rounded = weights * np.random.default_rng(1).uniform(1 - 1e-6, 1 + 1e-6, weights.size).astype(np.float32)
-    draws = [[host_sampler.draw_weighted(each, bits) for bits in range(300)] for each in (weights, rounded)]
+    noise = [Noise(bits, weights.size) for bits in range(300)]
+    draws = [[host_sampler.draw_weighted(each, one) for one in noise] for each in (weights, rounded)]
     assert draws[0] == draws[1]
 
 
@@ -285,13 +294,17 @@ def test_masked_tokens_are_never_sampled(sample):
     """Neither a bias nor a truncation that would keep them makes a difference."""
     masked = mx.array([[-mx.inf, -mx.inf, math.log(0.15), math.log(0.05)]] * DRAWS)
     params = SamplingParams(temperature=1, top_p=0.7, logit_bias=[(1, 50.0)])
-    states = [SamplingState(params, constraint=object(), entropy=at) for at in range(DRAWS)]
+    states = [SamplingState(params, constraint=UndecidedConstraint(), entropy=at) for at in range(DRAWS)]
 
     assert {2} == set(sample(states, to_logits(*[[0.05, 0.5, 0.15, 0.05]] * DRAWS), masked))
 
 
 def test_only_constrained_rows_are_masked(sample):
-    states = [make_state(0), SamplingState(SamplingParams(temperature=0), constraint=object()), make_state(0)]
+    states = [
+        make_state(0),
+        SamplingState(SamplingParams(temperature=0), constraint=UndecidedConstraint()),
+        make_state(0),
+    ]
 
     assert [1, 0, 1] == sample(states, mx.array([[1.0, 2.0]] * 3), mx.array([[1.0, -mx.inf]]))
 
@@ -369,7 +382,7 @@ def test_log_probabilities_are_those_of_the_unchanged_logits(sampler):
     states = [
         make_state(logprobs=3, logit_bias=[(4, 100.0)], top_k=1),
         make_state(0),
-        SamplingState(SamplingParams(temperature=0), constraint=object(), logprobs=5),
+        SamplingState(SamplingParams(temperature=0), constraint=UndecidedConstraint(), logprobs=5),
     ]
     masked = mx.where(mx.arange(20) == 6, logits[2:], -mx.inf)
 

@@ -88,6 +88,11 @@ def allowed(constraint):
     return np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little")).tolist()
 
 
+def checked(constraint):
+    """Return the tokens of which it is known, without computing all, that they are allowed next."""
+    return {token for token in range(VOCABULARY) if constraint.allows(token)}
+
+
 def take(constraint, tokens):
     for token in tokens:
         constraint.advance(token)
@@ -278,6 +283,36 @@ def test_end_tokens_are_allowed_exactly_where_the_output_is_complete(tokenizer, 
 
     assert [set(), set(END_TOKENS), set(END_TOKENS)] == seen
     assert END_TOKENS == allowed(constraint)
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"type": "object"}, ""),
+        ({"type": "string"}, '"hello'),
+        (SCHEMAS["flat"], '{"a/b": 12'),
+        (SCHEMAS["flat"], '{"a/b": 12, "ok": true, "who": "x"}'),
+        ({"type": "integer", "multipleOf": 7}, "1"),
+        ({"type": "integer", "multipleOf": 7}, "14"),
+    ],
+)
+def test_checking_one_token_agrees_with_computing_all_allowed_ones(tokenizer, compiler, schema, text):
+    constraint = compiler.compile(JsonSchema(schema=schema), [], starts_reasoning=False)
+    take(constraint, tokenizer.encode(text) if text else [])
+
+    assert checked(constraint) <= set(allowed(constraint))
+    may_end = set(END_TOKENS) <= set(allowed(constraint))
+    assert may_end or checked(constraint) == set(allowed(constraint))
+
+
+@pytest.mark.parametrize("text", [None, "<think>", "<think>hm", "<think>hm</think>", "{"])
+def test_checking_one_token_agrees_with_computing_all_allowed_ones_around_reasoning(
+    reasoning_tokenizer, reasoning_compiler, text
+):
+    constraint = reasoning_compiler.compile(JsonObject(), [], starts_reasoning=False)
+    take(constraint, reasoning_tokenizer.encode(text) if text else [])
+
+    assert checked(constraint) == set(allowed(constraint))
 
 
 def test_ids_beyond_the_vocabulary_are_never_allowed(tokenizer, compiler, reasoning_tokenizer, reasoning_compiler):
