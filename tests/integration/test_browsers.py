@@ -62,7 +62,9 @@ def test_setting_in_the_error_message_allows_the_app(daemon: Daemon, client: htt
         "Access-Control-Request-Headers": "authorization,content-type",
     }
     rejected = send(client, "OPTIONS", CHAT, app | preflight)
-    line, *_, command = re.findall(r"`([^`]+)`", rejected.json()["error"]["message"])
+    message = rejected.json()["error"]["message"]
+    (line,) = re.findall(r"`(allowed_origins [^`]+)`", message)
+    (command,) = re.findall(r'"(osaurusctl [^"]+)"', message)
 
     assert 'allowed_origins = ["vscode-webview://1a2b3c"]' == line
     config: Path = daemon.home / "config.toml"

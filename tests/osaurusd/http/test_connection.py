@@ -225,11 +225,11 @@ async def test_stalled_body_is_a_408(serve, framing):
 async def test_body_that_arrives_slowly_is_a_408(serve):
     request = POST + b"Content-Length: 100000\r\n\r\n"
     async with serve(body_seconds=3 * SHORT) as server, connected(server, request) as (reader, writer):
-        reading = asyncio.create_task(read_all(reader))
+        reading = asyncio.create_task(reader.read(1))
         while not reading.done():
             writer.write(b"y")
             await asyncio.sleep(0.02)
-        response = parse_response(reading.result())
+        response = parse_response(reading.result() + await read_all(reader))
     assert "`limits.body_seconds`" in response.error["message"]
 
 
