@@ -121,6 +121,7 @@ def _is_json_in_utf_16(content: bytes) -> bool:
 
 def _is_token_list(head: bytes, tail: bytes) -> bool:
     """Whether the first and the last line of a `tiktoken.model` are a token in Base64 and its rank."""
+    head = head.removeprefix(_BYTE_ORDER_MARKS[0])
     return all(_TOKEN_AND_RANK.fullmatch(line.strip()) for line in (head.split(b"\n")[0], tail.split(b"\n")[-1]))
 
 

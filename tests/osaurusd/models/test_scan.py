@@ -186,6 +186,22 @@ def test_missing_package_of_the_tokenizer_is_named(models, hub, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("content", "state"),
+    [
+        (b"YQ== 0\nYg== 1\n", Availability.AVAILABLE),
+        (b"\xef\xbb\xbfYQ== 0\nYg== 1", Availability.AVAILABLE),
+        (b"YQ== 0\nYg=", Availability.PARTIAL),
+        (LFS_POINTER, Availability.PARTIAL),
+    ],
+    ids=["whole", "with a byte order mark", "cut", "pointer"],
+)
+def test_tiktoken_model_is_complete_if_its_first_and_last_line_are(models, hub, monkeypatch, content, state):
+    monkeypatch.setattr(tokenizers, "find_spec", lambda name: object())
+    write_hub(hub, "org/m", without(model(), "tokenizer.json") | {"tiktoken.model": content})
+    assert state is single(scan(models, hub)).state
+
+
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])
 def test_damaged_file_of_the_tokenizer_makes_a_model_unusable(models, hub, name):
     write_hub(hub, "org/m", {**model(), name: b'{"a'})
