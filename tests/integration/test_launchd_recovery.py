@@ -61,6 +61,7 @@ def test_killed_daemon_is_restarted(mac: Mac) -> None:
     assert "9" in service["last_exit"]
 
 
+@pytest.mark.long
 @macs.fake_only
 def test_temporary_errors_of_launchd_are_retried(mac: Mac) -> None:
     """The label is disabled, bootstrap fails five times with EIO, and print-disabled uses the old format."""
@@ -167,6 +168,7 @@ def test_moved_environment_is_reported_and_fixed_by_install(mac: Mac) -> None:
     assert mac.service()["ready"]
 
 
+@pytest.mark.long
 def test_installation_that_needs_pythonpath_of_the_shell_is_rolled_back(mac: Mac) -> None:
     """The service does not get the PYTHONPATH of the shell."""
     bare = mac.root / "venv"
@@ -181,6 +183,7 @@ def test_installation_that_needs_pythonpath_of_the_shell_is_rolled_back(mac: Mac
     assert not (mac.home / "bin").exists()
 
 
+@pytest.mark.long
 def test_service_waits_while_another_program_uses_its_port(mac: Mac, occupied_port: int) -> None:
     """A 200 for `/health` from another program does not count as ready."""
     run = mac.install("--port", str(occupied_port), "--timeout", "5")
@@ -291,6 +294,7 @@ def test_loaded_job_without_a_file_can_be_uninstalled(mac: Mac) -> None:
     assert not mac.is_serving()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="requires prlimit")
 def test_service_continues_if_its_log_cannot_be_written(mac: Mac) -> None:
     import resource  # noqa: PLC0415 - prlimit exists only on Linux

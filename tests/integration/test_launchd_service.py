@@ -38,6 +38,7 @@ def test_installed_service_answers_a_chat_request(mac: Mac, tiny_tokenizer: Path
     assert "assistant" == answer["choices"][0]["message"]["role"]
 
 
+@pytest.mark.long
 def test_second_installation_changes_nothing(mac: Mac) -> None:
     """The file is writable only by its user, and runs the launcher."""
     assert 0 == mac.install("--env", "EXAMPLE=a & b").returncode
@@ -173,6 +174,7 @@ def test_invalid_configuration_is_rejected_before_the_installation(mac: Mac) -> 
     assert not mac.plist.exists()
 
 
+@pytest.mark.long
 def test_installation_replaces_a_daemon_that_up_started(mac: Mac) -> None:
     assert 0 == mac.run_installed("up", "--port", "0").returncode
     before = mac.status()
@@ -235,6 +237,7 @@ def test_root_is_rejected(mac: Mac) -> None:
     assert "as root" in run.stderr
 
 
+@pytest.mark.long
 def test_command_inside_the_service_cannot_stop_it(mac: Mac) -> None:
     assert 0 == mac.install().returncode
     pid = mac.pid
@@ -269,6 +272,7 @@ def test_doctor_finds_no_failure_in_a_healthy_service(mac: Mac) -> None:
     assert {"launcher", "service file", "job", "daemon", "port", "socket", "models", "hub", "disk"} <= names
 
 
+@pytest.mark.long
 def test_standard_error_file_is_truncated_at_the_next_start(mac: Mac) -> None:
     (mac.home / "logs").mkdir(mode=0o700)
     errors = mac.home / "logs" / "launchd.err.log"

@@ -126,6 +126,7 @@ def test_killed_child_process_leaves_no_files(daemon: Daemon) -> None:
     assert not [name for name in models_folder(daemon) if name.startswith(".importing-")]
 
 
+@pytest.mark.long
 def test_killed_daemon_leaves_nothing_after_its_next_start(home: Path, tiny_tokenizer: Path) -> None:
     make_tiny(home / "models" / "tiny-bf16", tiny_tokenizer)
     with daemons.running(home) as daemon:
@@ -141,6 +142,7 @@ def test_killed_daemon_leaves_nothing_after_its_next_start(home: Path, tiny_toke
         assert {"tiny-bf16"} == models_folder(restarted)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("mount") is None, reason="needs root to mount a small file system"
 )

@@ -92,6 +92,7 @@ def unix_request(daemon: Daemon, method: str, path: str) -> UnixConnection:
 # Memory
 
 
+@pytest.mark.long
 def test_idle_models_are_evicted_before_a_request_is_rejected(fresh_daemon: Daemon) -> None:
     daemon, before = fresh_daemon, len(events(fresh_daemon, "unloaded"))
     reconfigure(daemon, budget_bytes=ROOM_FOR_TWO, min_residency_seconds=0.2)
@@ -178,6 +179,7 @@ def test_a_crash_fails_the_requests_of_one_model_only(daemon: Daemon) -> None:
     assert "ready" == workers(daemon)["one"]["state"]
 
 
+@pytest.mark.long
 def test_a_worker_without_progress_is_killed(fresh_daemon: Daemon) -> None:
     daemon = fresh_daemon
     reconfigure(daemon, hang_seconds=HANG_SECONDS)
@@ -225,6 +227,7 @@ def test_metrics_count_requests_tokens_and_loads_in_prometheus_format(fresh_daem
     assert not any(sample.name.endswith("_created") for sample in after)
 
 
+@pytest.mark.long
 def test_load_phases_show_what_a_standby_worker_saves(fresh_daemon: Daemon) -> None:
     daemon, standbys = fresh_daemon, fresh_daemon.count("standby worker ready")
     reconfigure(daemon, standby_seconds=600)
@@ -240,6 +243,7 @@ def test_load_phases_show_what_a_standby_worker_saves(fresh_daemon: Daemon) -> N
     assert workers(daemon)["two"]["load_phases"]["first_token_seconds"] > 0
 
 
+@pytest.mark.long
 def test_all_commands_report_the_same_memory_of_a_model(fresh_daemon: Daemon) -> None:
     daemon = fresh_daemon
     before = len(events(daemon, "loading", "loaded"))
@@ -259,6 +263,7 @@ def test_all_commands_report_the_same_memory_of_a_model(fresh_daemon: Daemon) ->
     }
 
 
+@pytest.mark.long
 def test_events_tell_why_an_idle_model_is_unloaded(fresh_daemon: Daemon) -> None:
     daemon = fresh_daemon
     reconfigure(daemon, keep_alive_by_model={"one": 0.2})
@@ -300,6 +305,7 @@ def test_pins_survive_a_kill_of_the_daemon_and_its_workers_exit(home: Path, tiny
         assert (200, []) == pinned(daemon.admin("POST", "/v0/pins", {"model": "two", "pinned": False}))
 
 
+@pytest.mark.long
 def test_a_damaged_state_file_is_moved_aside_and_reported(home: Path) -> None:
     state = home / "state"
     state.mkdir(mode=0o700)

@@ -50,6 +50,7 @@ def test_question_is_answered_and_usage_agrees_with_the_tokenizer(smollm: OpenAI
     assert len(tokenizer.encode(content).ids) == reply.usage.completion_tokens
 
 
+@pytest.mark.long
 def test_default_sampling_answers_a_simple_question_with_at_least_nine_of_ten_seeds(smollm: OpenAI) -> None:
     def generate(seed: int) -> str:
         reply = smollm.chat.completions.create(model=SMOLLM, messages=CAPITAL[1:], seed=seed, max_tokens=8)

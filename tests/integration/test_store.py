@@ -85,6 +85,7 @@ def test_names_and_aliases_survive_a_restart_and_new_models(home: Path, files: d
     assert "a/tiny-model" == models["a/Tiny-Model"]["name"]
 
 
+@pytest.mark.long
 def test_daemon_starts_with_a_damaged_names_file(home: Path, files: dict[str, bytes]) -> None:
     write_hub(home / "hub", REPO, files)
     (home / "state").mkdir(mode=0o700)
@@ -165,6 +166,7 @@ def test_verification_detects_a_flipped_byte(daemon: Daemon) -> None:
     assert ["model.safetensors"] == [file["name"] for file in done["files"] if file["state"] != "intact"]
 
 
+@pytest.mark.long
 def test_killed_removal_leaves_no_incomplete_model(home: Path, folder: Path) -> None:
     with daemons.running(home) as daemon:
         daemon.admin("POST", "/v0/imports", {"path": str(folder), "name": "mine"})
@@ -250,6 +252,7 @@ def test_models_of_extra_roots_are_served_but_never_removed(home: Path, tiny_tok
     assert (tmp_path / "lm" / "org" / "Extra-4bit" / "config.json").exists()
 
 
+@pytest.mark.long
 def test_models_with_irregular_files_are_listed_and_served(home: Path, tiny_tokenizer: Path) -> None:
     folder = make_tiny(home / "models" / "[tiny] model*", tiny_tokenizer, template=None)
     template = (tiny_tokenizer / "chat_template.jinja").read_text()

@@ -125,6 +125,7 @@ def test_changed_unit_is_loaded_and_uninstall_removes_it(linux: Account) -> None
     assert 3 == linux.ctl("status").returncode
 
 
+@pytest.mark.long
 def test_disabled_service_does_not_start_at_login(account: Account) -> None:
     manager = account.login()
     assert 0 == account.install().returncode
@@ -181,6 +182,7 @@ def test_daemon_notifies_ready_watchdog_and_stopping(home: Path, notify_socket: 
         assert 0 == daemon.process.wait(TIMEOUT_SECONDS)
 
 
+@pytest.mark.long
 def test_degraded_daemon_is_ready_when_its_socket_answers(home: Path, notify_socket: NotifySocket) -> None:
     (home / "config.toml").write_text("prot = 1\n")
     env = daemons.environment(home, NOTIFY_SOCKET=str(home / "notify"), OSAURUS_SUPERVISED="systemd")

@@ -135,6 +135,7 @@ def test_answer_streams_as_markdown_and_markup_in_it_stays_text(visitor: Visitor
     assert "tok/s" in answer.locator("footer").inner_text()
 
 
+@pytest.mark.long
 def test_script_in_the_name_of_a_model_stays_text(visitor: Visitor) -> None:
     page = visitor.open("#/models")
 
@@ -169,6 +170,7 @@ def test_answer_can_be_stopped_and_regenerated_and_survives_a_reload(visitor: Vi
     expect(page.get_by_label("Model", exact=True)).to_have_value(SCRIPTED)
 
 
+@pytest.mark.long
 def test_stopping_cancels_the_request_in_the_daemon(visitor: Visitor) -> None:
     page = visitor.open("#/chat")
     ask(page, "Never end", ENDLESS)
@@ -181,6 +183,7 @@ def test_stopping_cancels_the_request_in_the_daemon(visitor: Visitor) -> None:
     expect(newest).to_contain_text("cancelled")
 
 
+@pytest.mark.long
 def test_reasoning_is_folded(visitor: Visitor) -> None:
     page = visitor.open("#/chat")
     ask(page, "Think", REASONER)
@@ -193,6 +196,7 @@ def test_reasoning_is_folded(visitor: Visitor) -> None:
     expect(thoughts).to_be_hidden()
 
 
+@pytest.mark.long
 def test_nothing_moves_while_an_answer_streams(visitor: Visitor) -> None:
     page = visitor.open("#/chat")
     page.get_by_label("Message", exact=True).wait_for()
@@ -207,6 +211,7 @@ def test_nothing_moves_while_an_answer_streams(visitor: Visitor) -> None:
     assert page.evaluate("window.shift") < 0.01
 
 
+@pytest.mark.long
 def test_system_prompt_and_sampling_are_sent(visitor: Visitor) -> None:
     page = visitor.open("#/chat")
     page.get_by_role("button", name="Settings").click()
@@ -225,6 +230,7 @@ def test_system_prompt_and_sampling_are_sent(visitor: Visitor) -> None:
     expect(footer).to_contain_text("reached the maximum length")
 
 
+@pytest.mark.long
 def test_conversations_are_renamed_exported_and_deleted(visitor: Visitor) -> None:
     page = visitor.open("#/chat")
     ask(page, "Hello")
@@ -257,6 +263,7 @@ def test_images_are_refused_before_a_model_that_cannot_see_gets_them(visitor: Vi
     expect(page.get_by_role("alert")).to_have_text(f"{SCRIPTED} does not accept images. Choose a model with vision.")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not HAS_VISION, reason="mlx-vlm is not installed")
 def test_dropped_image_reaches_a_model_that_sees(visitor: Visitor) -> None:
     page = visitor.open("#/chat")
@@ -277,6 +284,7 @@ def test_dropped_image_reaches_a_model_that_sees(visitor: Visitor) -> None:
     expect(page.get_by_label("Answer", exact=True).locator("footer")).to_contain_text("4 tokens")
 
 
+@pytest.mark.long
 def test_chat_works_with_the_keyboard_alone(visitor: Visitor) -> None:
     page = visitor.open()
     page.keyboard.press("Tab")
@@ -309,7 +317,9 @@ def press_until_focused(page: Page, name: str, key: str = "Tab") -> None:
     raise AssertionError(f"{name!r} cannot be reached with {key}")
 
 
-@pytest.mark.parametrize(("scheme", "size"), [("light", browsers.DESKTOP), ("dark", browsers.PHONE)])
+@pytest.mark.parametrize(
+    ("scheme", "size"), [("light", browsers.DESKTOP), pytest.param("dark", browsers.PHONE, marks=pytest.mark.long)]
+)
 def test_views_are_accessible_and_fit_the_screen(browser: Browser, daemon: Daemon, scheme: str, size: dict) -> None:
     with browsers.visiting(browser, daemon.url, color_scheme=scheme, viewport=size) as visitor:
         page = visitor.open("#/chat")
@@ -323,6 +333,7 @@ def test_views_are_accessible_and_fit_the_screen(browser: Browser, daemon: Daemo
         assert [] == visitor.problems
 
 
+@pytest.mark.long
 def test_answers_are_announced_once(visitor: Visitor) -> None:
     page = visitor.open("#/chat")
     page.get_by_label("Message", exact=True).wait_for()

@@ -122,6 +122,7 @@ def test_model_is_downloaded_with_progress_and_removed_after_a_question(page: Pa
     expect(row(page, "large")).to_be_hidden()
 
 
+@pytest.mark.long
 def test_search_says_what_fits(page: Page) -> None:
     page.get_by_label("Words to search for, or a repository").fill("small")
     page.get_by_label("All authors").check()
@@ -132,6 +133,7 @@ def test_search_says_what_fits(page: Page) -> None:
     expect(found).to_contain_text("fits")
 
 
+@pytest.mark.long
 def test_failed_download_says_why(page: Page) -> None:
     page.get_by_label("Words to search for, or a repository").fill("org/absent")
     page.get_by_role("button", name="Download", exact=True).click()
@@ -150,6 +152,7 @@ def test_model_is_loaded_pinned_and_unloaded(page: Page) -> None:
     expect(page.get_by_text(f"{IDLE} is unloaded.")).to_be_visible()
 
 
+@pytest.mark.long
 def test_unloading_a_model_in_use_is_refused_with_the_reason(browser: Browser, daemon: Daemon, page: Page) -> None:
     with browsers.visiting(browser, daemon.url) as visitor:
         chat = visitor.open("#/chat")
@@ -187,6 +190,7 @@ def test_settings_are_validated_and_stored(page: Page, daemon: Daemon) -> None:
     assert "keep_alive_seconds = 420" in (daemon.home / "config.toml").read_text()
 
 
+@pytest.mark.long
 def test_events_logs_and_diagnosis_are_shown(page: Page, daemon: Daemon) -> None:
     daemon.admin("POST", "/v0/load", {"model": IDLE})
     page.get_by_role("link", name="System").click()
@@ -198,7 +202,9 @@ def test_events_logs_and_diagnosis_are_shown(page: Page, daemon: Daemon) -> None
     assert [] == browsers.find_violations(page)
 
 
-@pytest.mark.parametrize(("scheme", "size"), [("dark", browsers.DESKTOP), ("light", browsers.PHONE)])
+@pytest.mark.parametrize(
+    ("scheme", "size"), [pytest.param("dark", browsers.DESKTOP, marks=pytest.mark.long), ("light", browsers.PHONE)]
+)
 def test_management_views_are_accessible_and_fit_the_screen(page: Page, scheme: str, size: dict) -> None:
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size(size)

@@ -61,5 +61,6 @@ def test_checks_that_fail_are_problems_in_the_report(monkeypatch: pytest.MonkeyP
     assert soak.evidence.memory == {"b": (200, 200 + GROWTH_BYTES + 1)}
 
 
+@pytest.mark.long
 def test_soak_without_a_correct_response_fails() -> None:
     assert ["no request succeeded"] == find_problems(Evidence(seed=1))

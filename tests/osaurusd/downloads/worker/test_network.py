@@ -35,7 +35,10 @@ def closed_port():
         return server.getsockname()[1]
 
 
-@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
+@pytest.mark.parametrize(
+    "variable",
+    ["HTTP_PROXY", *(pytest.param(name, marks=pytest.mark.long) for name in ("http_proxy", "ALL_PROXY", "all_proxy"))],
+)
 async def test_metadata_and_files_use_the_same_proxy(hub, pull, cache, monkeypatch, proxy, variable):
     monkeypatch.setenv(variable, proxy.url)
 

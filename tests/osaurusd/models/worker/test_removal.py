@@ -279,6 +279,7 @@ def wait_until_missing(path):
         time.sleep(0.001)
 
 
+@pytest.mark.long
 async def test_removal_killed_midway_leaves_nothing_that_huggingface_hub_considers_complete(cache, tmp_path):
     for number in range(20_000):
         (cache.blobs / f"{number:064x}").touch()

@@ -5,7 +5,17 @@ from mlx_lm.models.cache import ArraysCache, KVCache
 from osaurusd.worker.engine import kv_cache
 from osaurusd.worker.engine.kv_cache import GROWTH_TOKENS, CacheLayout, Window
 from osaurusd.worker.engine.probe import Probe
-from tests.osaurusd.worker.networks import BATCHABLE, KINDS, SLICEABLE, WINDOW, WITH_STATES, prefill, sample, tokens
+from tests.osaurusd.worker.networks import (
+    BATCHABLE,
+    KINDS,
+    SLICEABLE,
+    WINDOW,
+    WITH_STATES,
+    prefill,
+    sample,
+    select,
+    tokens,
+)
 
 FLOAT32 = 4
 HEAD = 16
@@ -132,7 +142,7 @@ def test_a_row_of_a_batch_is_restored(network, kind, row):
     assert close(next_logits(network, fill(network, sequence)), next_logits(network, restored))
 
 
-@pytest.mark.parametrize("kind", sample(WITH_STATES))
+@pytest.mark.parametrize("kind", select(WITH_STATES, "falcon_h1"))
 @pytest.mark.parametrize("length", [3, 50])
 def test_a_cache_with_states_is_restored_more_than_once(network, kind, length):
     network = network(kind)
@@ -148,7 +158,7 @@ def test_a_cache_with_states_is_restored_more_than_once(network, kind, length):
             assert close(next_logits(network, expected, token), next_logits(network, restored, token))
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "lfm2", "falcon_h1"])
+@pytest.mark.parametrize("kind", select(["gemma3", "lfm2", "falcon_h1"], "gemma3"))
 @pytest.mark.parametrize("row", range(2))
 def test_the_states_of_a_row_are_restored(network, kind, row):
     network = network(kind)

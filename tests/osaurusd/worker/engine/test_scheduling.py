@@ -234,6 +234,7 @@ def test_a_preempted_choice_continues_with_the_same_output(
     assert [TOKENS] * 2 == [len(request.choices[0].output.scores) for request in requests]
 
 
+@pytest.mark.long
 def test_a_preempted_choice_keeps_its_constraint(limited, small_reservations):
     limited = limited(*TWO_SEQUENCES)
 
@@ -249,6 +250,7 @@ def test_a_preempted_choice_keeps_its_constraint(limited, small_reservations):
         assert [1, 0] * (TOKENS // 2) == [token % 2 for token in tokens_of(frames, id_)]
 
 
+@pytest.mark.long
 def test_a_preempted_choice_echoes_its_prompt_once(limited, small_reservations):
     limited = limited(*TWO_SEQUENCES)
 

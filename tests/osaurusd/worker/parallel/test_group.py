@@ -78,6 +78,7 @@ def alone(llama_folder):
     return Alone(llama_folder)
 
 
+@pytest.mark.long
 async def test_a_batch_of_20_prompts_has_the_output_of_one_process(tensor, alone):
     requests = [generation(5 + 3 * number, number) for number in range(20)]
     assert list(map(text, await tensor.results(requests))) == list(map(text, alone.results(requests)))
@@ -129,6 +130,7 @@ async def check_prefix(group):
     assert actual[-1].usage.cached_tokens == 599
 
 
+@pytest.mark.long
 async def test_a_cancelled_request_leaves_the_others_alone(tensor, alone):
     long = tensor.submit(generation(20, 5, max_tokens=1500))
     request = generation(30, 6, max_tokens=12)
@@ -141,6 +143,7 @@ async def test_a_cancelled_request_leaves_the_others_alone(tensor, alone):
     await tensor.executed(tensor.sent)
 
 
+@pytest.mark.long
 async def test_every_rank_evicts_what_rank_0_evicts(tensor):
     await tensor.results([generation(600, 8)])
     await tensor.executed(tensor.sent)

@@ -144,6 +144,7 @@ def test_a_follower_has_the_caches_of_rank_0_at_every_step(network, kind):
     assert {type(operation).__name__ for operation in mirrored.plans} >= {"Merge", "Release", "Store", "Remove"}
 
 
+@pytest.mark.long
 def test_a_preempted_sequence_is_resumed_on_every_rank(network, monkeypatch):
     monkeypatch.setattr(planner, "RESERVED_TOKENS", 64)
     mirrored = Mirrored(network(), Limits())

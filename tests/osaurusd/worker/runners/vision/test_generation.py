@@ -4,6 +4,7 @@ import functools
 
 import pytest
 
+from tests.osaurusd.worker.networks import select
 from tests.osaurusd.worker.runners.vision.conftest import OUTPUT_TOKENS, ask, draw
 from tests.osaurusd.worker.runners.vision.reference import Reference
 from tests.osaurusd.worker.runners.vision.tiny_models import RECIPES
@@ -23,7 +24,7 @@ def reference(vision_folder):
     return functools.cache(lambda family: Reference(vision_folder(family), family))
 
 
-@pytest.mark.parametrize("family", RECIPES)
+@pytest.mark.parametrize("family", select(RECIPES, "idefics3", "gemma3", "qwen3_vl"))
 @pytest.mark.parametrize(
     "chat",
     [pytest.param(ONE, marks=pytest.mark.long), SEVERAL, pytest.param(TEXT, marks=pytest.mark.long)],

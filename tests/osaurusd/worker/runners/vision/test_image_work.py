@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from osaurusd.errors import ContextLengthExceeded, InvalidRequest, QueueFull
 from osaurusd.worker.runners.vision.processor import InputBudget
+from tests.osaurusd.worker.networks import select
 from tests.osaurusd.worker.runners.vision.conftest import TinyRunner, ask, build_frame, draw
 from tests.osaurusd.worker.runners.vision.tiny_models import RECIPES
 
@@ -79,8 +80,12 @@ def test_low_detail_has_fewer_tokens_and_features_of_its_own(runner):
     assert runner.prepare(ask((draw(1), QUESTION))).images[0].key == high.images[0].key
 
 
-@pytest.mark.parametrize("size", [(1, 1), (33, 65), (1, 60), (200, 3)], ids=str)
-@pytest.mark.parametrize("family", RECIPES)
+@pytest.mark.parametrize(
+    "size",
+    [(1, 1), pytest.param((33, 65), marks=pytest.mark.long), (1, 60), pytest.param((200, 3), marks=pytest.mark.long)],
+    ids=str,
+)
+@pytest.mark.parametrize("family", select(RECIPES, "idefics3", "gemma3", "qwen3_vl"))
 def test_image_of_any_size_is_processed_or_a_client_error(get_runner, family, size):
     runner = get_runner(family)
     chat = ask((draw(1, *size), QUESTION))
@@ -193,7 +198,7 @@ def test_text_is_decoded_between_the_stages_of_an_image(runner, monkeypatch):
         runner.engine.decode()
 
 
-@pytest.mark.parametrize("family", RECIPES)
+@pytest.mark.parametrize("family", select(RECIPES, "idefics3", "gemma3", "qwen3_vl"))
 def test_memory_of_the_vision_tower_is_estimated(get_runner, family):
     runner = get_runner(family)
     (image,) = runner.prepare(ask((draw(1, 200, 200), QUESTION))).images
