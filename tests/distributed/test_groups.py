@@ -49,7 +49,6 @@ def test_model_split_by_tensors_recovers_from_a_killed_rank(cluster: Cluster) ->
     cluster.check_nothing_left(TENSOR)
 
 
-@pytest.mark.long
 def test_pipeline_ends_when_its_leader_dies(cluster: Cluster) -> None:
     check_split(cluster, PIPELINE, "pipeline")
     cluster.leader.kill()

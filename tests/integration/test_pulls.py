@@ -184,7 +184,6 @@ def test_pulls_of_one_model_are_merged_and_a_third_model_is_queued(daemon: Daemo
     assert "done" == watch_pull(daemon, first)[-1]["event"]
 
 
-@pytest.mark.long
 def test_pull_continues_after_its_terminal_is_closed_and_is_cancelled_by_ctrl_c(daemon: Daemon, hub: Hub) -> None:
     hub.fault("stall", "00002", after=1000, times=2)
     command = [sys.executable, "-m", "osaurusctl", "pull", LARGE]
@@ -213,7 +212,6 @@ def test_pull_continues_after_its_terminal_is_closed_and_is_cancelled_by_ctrl_c(
     assert hub.served - before < 45_000_000
 
 
-@pytest.mark.long
 def test_partial_download_of_a_cancelled_pull_can_be_pruned(daemon: Daemon, hub: Hub) -> None:
     hub.fault("stall", "00002", after=1000)
     result = ctl(daemon.home, "pull", LARGE, "--detach")
@@ -264,7 +262,6 @@ def test_error_for_a_published_model_names_the_command_that_downloads_it(
     assert 0 == loaded.returncode, loaded.stderr
 
 
-@pytest.mark.long
 def test_search_shows_size_and_local_state_of_models(daemon: Daemon, hub: Hub) -> None:
     counts = {"parameters": {"U32": 10**12, "BF16": 1000}, "total": 8 * 10**12}
     sees = {"pipeline_tag": "image-text-to-text", "config": {"model_type": "qwen9_vl"}}
@@ -332,7 +329,6 @@ def test_pull_accepts_urls_and_approximate_names(daemon: Daemon, hub: Hub) -> No
     assert ["small", "tiny-3-instruct"] == sorted(list_models(daemon))
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("repos", [[GEMMA], pytest.param(list(PUBLISHED), marks=pytest.mark.long)])
 def test_published_models_can_be_pulled_and_then_used(
     daemon: Daemon, hub: Hub, tiny_tokenizer: Path, tmp_path: Path, repos: list[str]

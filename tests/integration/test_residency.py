@@ -92,7 +92,6 @@ def unix_request(daemon: Daemon, method: str, path: str) -> UnixConnection:
 # Memory
 
 
-@pytest.mark.long
 def test_idle_models_are_evicted_before_a_request_is_rejected(fresh_daemon: Daemon) -> None:
     daemon, before = fresh_daemon, len(events(fresh_daemon, "unloaded"))
     reconfigure(daemon, budget_bytes=ROOM_FOR_TWO, min_residency_seconds=0.2)
@@ -179,7 +178,6 @@ def test_a_crash_fails_the_requests_of_one_model_only(daemon: Daemon) -> None:
     assert "ready" == workers(daemon)["one"]["state"]
 
 
-@pytest.mark.long
 def test_a_worker_without_progress_is_killed(fresh_daemon: Daemon) -> None:
     daemon = fresh_daemon
     reconfigure(daemon, hang_seconds=HANG_SECONDS)
@@ -243,7 +241,6 @@ def test_load_phases_show_what_a_standby_worker_saves(fresh_daemon: Daemon) -> N
     assert workers(daemon)["two"]["load_phases"]["first_token_seconds"] > 0
 
 
-@pytest.mark.long
 def test_all_commands_report_the_same_memory_of_a_model(fresh_daemon: Daemon) -> None:
     daemon = fresh_daemon
     before = len(events(daemon, "loading", "loaded"))
@@ -305,7 +302,6 @@ def test_pins_survive_a_kill_of_the_daemon_and_its_workers_exit(home: Path, tiny
         assert (200, []) == pinned(daemon.admin("POST", "/v0/pins", {"model": "two", "pinned": False}))
 
 
-@pytest.mark.long
 def test_a_damaged_state_file_is_moved_aside_and_reported(home: Path) -> None:
     state = home / "state"
     state.mkdir(mode=0o700)

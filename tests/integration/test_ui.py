@@ -135,7 +135,6 @@ def test_answer_streams_as_markdown_and_markup_in_it_stays_text(visitor: Visitor
     assert "tok/s" in answer.locator("footer").inner_text()
 
 
-@pytest.mark.long
 def test_script_in_the_name_of_a_model_stays_text(visitor: Visitor) -> None:
     page = visitor.open("#/models")
 
@@ -170,7 +169,6 @@ def test_answer_can_be_stopped_and_regenerated_and_survives_a_reload(visitor: Vi
     expect(page.get_by_label("Model", exact=True)).to_have_value(SCRIPTED)
 
 
-@pytest.mark.long
 def test_stopping_cancels_the_request_in_the_daemon(visitor: Visitor) -> None:
     page = visitor.open("#/chat")
     ask(page, "Never end", ENDLESS)
@@ -211,7 +209,6 @@ def test_nothing_moves_while_an_answer_streams(visitor: Visitor) -> None:
     assert page.evaluate("window.shift") < 0.01
 
 
-@pytest.mark.long
 def test_system_prompt_and_sampling_are_sent(visitor: Visitor) -> None:
     page = visitor.open("#/chat")
     page.get_by_role("button", name="Settings").click()
