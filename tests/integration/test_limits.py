@@ -13,8 +13,9 @@ from tests.daemons import Daemon
 from tests.models import running_tiny
 
 MAX_WAITING = 2
-REQUESTS = MAX_SEQUENCES + MAX_WAITING + 6
-TOKENS = 60
+REQUESTS = MAX_SEQUENCES + MAX_WAITING + 16
+# Many, so that the first answers do not end before the last requests arrive.
+TOKENS = 180
 CONTEXT_LENGTH = 256
 
 # A model with random weights samples the end token as often as any other.
