@@ -49,6 +49,18 @@ def test_missing_and_changed_variables_are_drift(find_drift):
     assert drift == find_drift(missing="OSAURUS_HOME", added=["OSAURUS_HOME => /a"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [({}, None), ({"ExitTimeOut": 5, "Nice": 1}, "ExitTimeOut, Nice"), ({"KeepAlive": 1}, "KeepAlive")],
+)
+def test_file_that_was_changed_is_drift(tmp_path, changes, keys):
+    manager = Launchd(FakeLaunchctl(), LABEL, Mode.LOGIN, 501, tmp_path)
+    tree = plist.render(Job(tmp_path / "osaurusd", tmp_path, tmp_path / "logs", env={}), LABEL)
+    manager.write_step(plist.encode({**tree, **changes})).run()
+
+    assert ([f"the file differs from what this version writes: {keys}"] if keys else []) == manager.status().drift
+
+
 class FakeLaunchctl:
     """launchctl of a job that is running once `bootstrap` has succeeded; it fails with the given codes before."""
 
