@@ -191,10 +191,19 @@ async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
         proof=transcript.proof("initiator", code),
     )
     await _send(writer, claim)
-    result = await _receive(reader, Result)
+    _check_result(await _receive(reader, Result), transcript, code, initiator.name)
+    return ssl.DER_cert_to_PEM_cert(der)
+
+
+def _check_result(result: Result, transcript: Transcript, code: str, name: str) -> None:
+    """Check that the responder has registered this host as `name`, and that it knows the code.
+
+    Raises:
+        PairingFailed, HostNameTaken: this is not the case.
+    """
     if result.name_taken:
         raise HostNameTaken(
-            f'the other host already calls another host "{initiator.name}"; choose a name with --as', param="own_name"
+            f'the other host already calls another host "{name}"; choose a name with --as', param="own_name"
         )
     if result.failed:
         raise PairingFailed("the other host cannot save the pairing; its log says why")
@@ -210,7 +219,6 @@ async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
             "the connection",
             param="url",
         )
-    return ssl.DER_cert_to_PEM_cert(der)
 
 
 async def _send(writer: asyncio.StreamWriter, message: msgspec.Struct) -> None:
