@@ -29,7 +29,7 @@ def json_option() -> click.Option:
     )
 
 
-def timeout_option(default: float) -> Callable[[Any], Any]:
+def timeout_option(default: int) -> Callable[[Any], Any]:
     return click.option(
         "--timeout",
         type=click.FloatRange(0),
@@ -46,7 +46,17 @@ def _enable_json(ctx: click.Context, _param: click.Parameter, value: bool) -> No
         output.json = True
 
 
-class Command(click.Command):
+class _HelpOption(click.Command):
+    """A command whose `--help` is described in the style of its other options."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.help = "Show this message"
+        return option
+
+
+class Command(_HelpOption):
     """A command with `--json`, and with example command lines below its help."""
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
@@ -58,7 +68,7 @@ class Command(click.Command):
         _write_examples(formatter, self.examples)
 
 
-class Group(click.Group):
+class Group(_HelpOption, click.Group):
     """A group of commands; the group and each of its commands take `--json`.
 
     `synonyms` are words that are not commands of the group, and the command that is suggested instead.

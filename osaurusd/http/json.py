@@ -42,13 +42,10 @@ async def read_json(request: web.Request, type_: type[T]) -> T:
     if (request.charset or "utf-8").lower() not in _UTF8:
         raise UnsupportedMediaType(f"the body must be UTF-8, not {as_json(request.charset)}")
     body = await read_body(request)
-    value = decode_json(body, type_)
-    size = len(body)
-    del body  # now, because the value contains its texts
-    if size > _LARGE_BODY_BYTES:
-        # Decoding took a while, and so may what follows.
-        await asyncio.sleep(0)
-    return value
+    if len(body) > _LARGE_BODY_BYTES:
+        # The repair of surrogates takes long, and other tasks run meanwhile.
+        return await asyncio.to_thread(decode_json, body, type_)
+    return decode_json(body, type_)
 
 
 def decode_json(body: bytes | bytearray, type_: type[T]) -> T:

@@ -14,9 +14,9 @@ import msgspec
 from osaurusd.errors import ImportFailed, QuantizationFailed
 from osaurusd.imports import messages
 from osaurusd.imports.messages import QuantizationTask
-from osaurusd.platform.files import sync_folder, write_new_json
 from osaurusd.rpc import job
 from osaurusd.rpc.messages import Frame
+from osaurusd.wire.files import sync_folder, write_new_json
 
 
 def main(arguments: list[str]) -> int:

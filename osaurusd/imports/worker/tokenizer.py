@@ -15,8 +15,8 @@ from tokenizers.processors import TemplateProcessing
 from osaurusd.imports.worker.metadata import Metadata
 from osaurusd.imports.worker.pre_tokenizers import find_pre_tokenizer
 from osaurusd.imports.worker.vocabulary import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
-from osaurusd.platform.files import write_new_json, write_new_text
 from osaurusd.wire.errors import as_json
+from osaurusd.wire.files import write_new_json, write_new_text
 
 # SentencePiece's representation of a space.
 _SPACE = "▁"

@@ -36,7 +36,7 @@ PATHS: Mapping[Location, str] = {
 }
 """The fields of a `PromptBody` or `MessagesRequest` by their location in a generation request."""
 
-MODEL_PATHS = FieldPaths(PATHS)
+BODY_PATHS = FieldPaths(PATHS)
 """The fields of a request that is not converted yet."""
 
 

@@ -80,6 +80,7 @@ class ChatCompletions:
         paths = field_paths(body)
         with paths.named():
             record = await self._service.find(body.model)
+            self._service.check_lengths({limits.MESSAGES: body.messages, limits.LOGIT_BIAS: body.logit_bias})
             images = ImageCollector()
             generation_request = build_request(body, self._service.defaults(record), images)
             head = ResponseHead.create("chatcmpl", record.name)

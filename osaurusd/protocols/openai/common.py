@@ -12,7 +12,7 @@ from msgspec import Meta
 from osaurusd.errors import InvalidRequest
 from osaurusd.inference import events as neutral
 from osaurusd.inference.defaults import RequestDefaults
-from osaurusd.inference.limits import CHOICES, EACH, MODEL, SCHEMA
+from osaurusd.inference.limits import CHOICES, EACH, LOGIT_BIAS, MODEL, SCHEMA
 from osaurusd.inference.request import Location, SamplingParams
 from osaurusd.wire.errors import as_json
 
@@ -104,7 +104,7 @@ COMMON_PATHS: Mapping[Location, str] = {
     ("max_tokens",): "max_tokens",
     ("stop",): "stop",
     ("stop", EACH): "stop[{0}]",
-    ("sampling", "logit_bias"): "logit_bias",
+    LOGIT_BIAS: "logit_bias",
     ("sampling", EACH): "{0}",
     SCHEMA: "guided_json",
     CHOICES: "guided_choice",

@@ -62,6 +62,9 @@ class Decisions:
 
     async def create(self, request: web.Request) -> web.Response:
         body = await read_json(request, DecisionRequest)
+        with FieldPaths(DECISION_PATHS).named():
+            items = None if isinstance(body.input, str) else body.input
+            self._service.check_lengths({limits.MESSAGES: items})
         conversation = parse_input(body.input)
         questions = [parse_question(question, index) for index, question in enumerate(body.questions)]
         paths = {**conversation.paths, **DECISION_PATHS, (*limits.QUESTIONS, limits.EACH): "questions[{0}]"}
