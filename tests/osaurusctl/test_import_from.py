@@ -7,7 +7,8 @@ import os
 import pytest
 
 from osaurusd.wire.admin import ImportDone, Route
-from osaurusd.wire.imports import CheckedModel, ImportNote, ImportRoute
+from osaurusd.wire.import_checks import CheckedModel
+from osaurusd.wire.imports import ImportNote, ImportRoute
 
 SHOWN = {"family": "llama", "quantization": "Q4_K_M"}
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from osaurusd.imports.worker.metadata import Metadata, shortest_float32
@@ -54,6 +55,11 @@ class Vocabulary:
     ends: list[int]
     add_bos: bool | None
     add_eos: bool | None
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The ids by token."""
+        return {token: index for index, token in enumerate(self.tokens)}
 
     def token(self, token_id: int | None) -> str | None:
         return None if token_id is None else self.tokens[token_id]

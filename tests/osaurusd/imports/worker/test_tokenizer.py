@@ -7,6 +7,7 @@ import pytest
 import sentencepiece
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, SPMStreamingDetokenizer
 from mlx_lm.tokenizer_utils import load as load_tokenizer
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from osaurusd.errors import ImportFailed
@@ -80,6 +81,12 @@ def test_smollm_has_its_special_tokens(smollm_tokenizer):
 def test_smollm_keeps_every_id(smollm, smollm_tokenizer):
     assert len(smollm_tokenizer) == 49152
     assert json.loads((smollm / "config.json").read_text())["vocab_size"] == 49152
+
+
+def test_smollm_is_stored_as_the_library_stores_it(smollm):
+    stored = (smollm / "tokenizer.json").read_text()
+
+    assert json.loads(Tokenizer.from_str(stored).to_str()) == json.loads(stored)
 
 
 def test_smollm_chat_template_is_stored_once(smollm, smollm_tokenizer):
