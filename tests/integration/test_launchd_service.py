@@ -23,7 +23,14 @@ def mac() -> Iterator[Mac]:
         yield account
 
 
-def test_installed_service_answers_a_chat_request(mac: Mac, tiny_tokenizer: Path) -> None:
+@pytest.fixture(scope="module")
+def bare_mac() -> Iterator[Mac]:
+    """Such a Mac, for the tests in which nothing is installed."""
+    with macs.mac("gui") as account:
+        yield account
+
+
+def test_installed_service_answers_a_chat_request_and_doctor_finds_no_failure(mac: Mac, tiny_tokenizer: Path) -> None:
     make_tiny(mac.home / "models" / "tiny", tiny_tokenizer)
     run = mac.run_installed("install", "--port", "0", *mac.path_options)
     assert 0 == run.returncode, run.stderr
@@ -36,6 +43,13 @@ def test_installed_service_answers_a_chat_request(mac: Mac, tiny_tokenizer: Path
     answer = json.loads(connection.getresponse().read())
     connection.close()
     assert "assistant" == answer["choices"][0]["message"]["role"]
+
+    run = mac.ctl("doctor", "--json", HF_ENDPOINT="http://127.0.0.1:9")
+    document = json.loads(run.stdout)
+    assert [] == [check for check in document["checks"] if check["verdict"] == "failure"]
+    assert 0 == run.returncode
+    names = {check["name"] for check in document["checks"]}
+    assert {"launcher", "service file", "job", "daemon", "port", "socket", "models", "hub", "disk"} <= names
 
 
 def test_second_installation_changes_nothing(mac: Mac) -> None:
@@ -164,13 +178,14 @@ def test_session_without_a_screen_requires_headless_or_system() -> None:
         assert not mac.plist.exists()
 
 
-def test_invalid_configuration_is_rejected_before_the_installation(mac: Mac) -> None:
-    (mac.home / "config.toml").write_text("prot = 1\n")
-    run = mac.install()
+def test_invalid_configuration_is_rejected_before_the_installation(bare_mac: Mac) -> None:
+    (bare_mac.home / "config.toml").write_text("prot = 1\n")
+    run = bare_mac.install()
+    (bare_mac.home / "config.toml").unlink()
 
     assert 1 == run.returncode
     assert "prot" in run.stderr
-    assert not mac.plist.exists()
+    assert not bare_mac.plist.exists()
 
 
 @pytest.mark.long
@@ -200,13 +215,15 @@ def test_uninstall_keeps_models_and_configuration_unless_purged(mac: Mac) -> Non
     assert [] == list(mac.home.iterdir())
 
 
-def test_dry_run_prints_file_and_steps_and_changes_nothing(mac: Mac) -> None:
-    document = json.loads(mac.install("--dry-run", "--json").stdout)
+def test_dry_run_prints_file_and_steps_and_changes_nothing(bare_mac: Mac) -> None:
+    document = json.loads(bare_mac.install("--dry-run", "--json").stdout)
 
-    assert 0 == plistlib.loads(document["content"].encode())["EnvironmentVariables"]["OSAURUS_HOME"].find(str(mac.home))
-    assert [f"launchctl enable {mac.target}" in step for step in document["steps"]][-1]
-    assert not mac.plist.exists()
-    assert not (mac.home / "bin").exists()
+    assert 0 == plistlib.loads(document["content"].encode())["EnvironmentVariables"]["OSAURUS_HOME"].find(
+        str(bare_mac.home)
+    )
+    assert [f"launchctl enable {bare_mac.target}" in step for step in document["steps"]][-1]
+    assert not bare_mac.plist.exists()
+    assert not (bare_mac.home / "bin").exists()
 
 
 @pytest.mark.parametrize(
@@ -220,17 +237,19 @@ def test_dry_run_prints_file_and_steps_and_changes_nothing(mac: Mac) -> None:
         ([], {"OSAURUS_SERVICE_MANAGER": "none"}, "neither launchd nor systemd"),
     ],
 )
-def test_invalid_installation_is_rejected(mac: Mac, arguments: list[str], env: dict[str, str], message: str) -> None:
-    run = mac.install(*arguments, **env)
+def test_invalid_installation_is_rejected(
+    bare_mac: Mac, arguments: list[str], env: dict[str, str], message: str
+) -> None:
+    run = bare_mac.install(*arguments, **env)
 
     assert 1 == run.returncode
     assert message in run.stderr
-    assert not mac.plist.exists()
+    assert not bare_mac.plist.exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="requires root")
-def test_root_is_rejected(mac: Mac) -> None:
-    run = mac.install(OSAURUS_ALLOW_ROOT="")
+def test_root_is_rejected(bare_mac: Mac) -> None:
+    run = bare_mac.install(OSAURUS_ALLOW_ROOT="")
 
     assert 1 == run.returncode
     assert "as root" in run.stderr
@@ -257,18 +276,6 @@ def test_service_of_another_home_is_left_alone(mac: Mac) -> None:
         assert "another home" in run.stderr or "not installed" in run.stderr
     assert 3 == mac.ctl("status", OSAURUS_HOME=str(other)).returncode
     assert mac.service()["ready"]
-
-
-def test_doctor_finds_no_failure_in_a_healthy_service(mac: Mac) -> None:
-    assert 0 == mac.install().returncode
-    run = mac.ctl("doctor", "--json", HF_ENDPOINT="http://127.0.0.1:9")
-    document = json.loads(run.stdout)
-
-    failures = [check for check in document["checks"] if check["verdict"] == "failure"]
-    assert [] == failures
-    assert 0 == run.returncode
-    names = {check["name"] for check in document["checks"]}
-    assert {"launcher", "service file", "job", "daemon", "port", "socket", "models", "hub", "disk"} <= names
 
 
 @pytest.mark.long

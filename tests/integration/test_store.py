@@ -49,6 +49,9 @@ def daemon(shared_daemon: Daemon, files: dict[str, bytes]) -> Iterator[Daemon]:
     write_hub(hub, REPO, files)
     yield shared_daemon
     shared_daemon.admin("POST", "/v0/unload", {"force": True})
+    if (config := shared_daemon.home / "config.toml").exists():
+        config.unlink()
+        assert 200 == shared_daemon.admin("POST", "/v0/reload", {})[0]
 
 
 @contextlib.contextmanager
@@ -200,13 +203,7 @@ def test_prune_lists_and_removes_leftovers(daemon: Daemon) -> None:
     assert not leftover.exists()
 
 
-def test_reload_applies_changes_and_reports_those_that_need_a_restart(home: Path, files: dict[str, bytes]) -> None:
-    write_hub(home / "hub", REPO, files)
-    with daemons.running(home) as daemon:
-        check_reload(daemon)
-
-
-def check_reload(daemon: Daemon) -> None:
+def test_reload_applies_changes_and_reports_those_that_need_a_restart(daemon: Daemon) -> None:
     config = daemon.home / "config.toml"
     with open_client(daemon) as client:
         with pytest.raises(NotFoundError):
@@ -240,18 +237,6 @@ def test_models_added_and_deleted_on_disk_are_noticed_without_a_restart(
         assert ["tiny-model"] == [model["name"] for model in daemon.admin("GET", "/v0/models")[1]]
 
 
-def test_models_of_extra_roots_are_served_but_never_removed(home: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
-    make_tiny(tmp_path / "lm" / "org" / "Extra-4bit", tiny_tokenizer)
-    (home / "config.toml").write_text(f'[models]\nroots = ["{tmp_path / "lm"}"]\n')
-    with daemons.running(home) as daemon, open_client(daemon) as client:
-        assert "extra" == client.chat.completions.create(model="extra", **REQUEST).model
-        status, reply = daemon.admin("POST", "/v0/models/remove", {"models": ["extra"], "force": True})
-
-        assert (400, "invalid_request") == (status, reply["error"]["code"])
-        assert "belongs to another program" in reply["error"]["message"]
-    assert (tmp_path / "lm" / "org" / "Extra-4bit" / "config.json").exists()
-
-
 @pytest.mark.long
 def test_models_with_irregular_files_are_listed_and_served(home: Path, tiny_tokenizer: Path) -> None:
     folder = make_tiny(home / "models" / "[tiny] model*", tiny_tokenizer, template=None)
@@ -269,9 +254,11 @@ def test_models_with_irregular_files_are_listed_and_served(home: Path, tiny_toke
         assert 2 == client.chat.completions.create(model=model.id, **REQUEST).usage.completion_tokens
 
 
-def test_models_of_lm_studio_are_served_if_the_user_agrees(home: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+def test_models_of_lm_studio_are_served_if_the_user_agrees_but_never_removed(
+    home: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
     store = tmp_path / ".lmstudio" / "models"
-    make_tiny(store / "lmstudio-community" / "Tiny-MLX-4bit", tiny_tokenizer)
+    folder = make_tiny(store / "lmstudio-community" / "Tiny-MLX-4bit", tiny_tokenizer)
     (home / "config.toml").write_text('[models]\nroots = ["/missing"]\n')
 
     def ctl(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -286,3 +273,8 @@ def test_models_of_lm_studio_are_served_if_the_user_agrees(home: Path, tiny_toke
         assert client.chat.completions.create(model="lmstudio-community/tiny-mlx-4bit", **REQUEST).choices
         removal = ctl("rm", "tiny-mlx", "--yes")
         assert (1, True) == (removal.returncode, "belongs to another program" in removal.stderr)
+        body = {"models": ["lmstudio-community/tiny-mlx-4bit"], "force": True}
+        status, reply = daemon.admin("POST", "/v0/models/remove", body)
+        assert (400, "invalid_request") == (status, reply["error"]["code"])
+        assert "belongs to another program" in reply["error"]["message"]
+    assert (folder / "config.json").exists()

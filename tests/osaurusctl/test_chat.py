@@ -26,11 +26,9 @@ def message_contents(body):
     return [message["content"] for message in body["messages"]]
 
 
-def test_model_is_loaded_before_the_first_question(daemon, chat):
+def test_requests_contain_the_history_until_it_is_cleared(daemon, chat):
+    """The model is loaded before the first question."""
     assert daemon.bodies(Route.LOAD) == [{"model": "llama"}]
-
-
-def test_requests_contain_the_history(daemon, chat):
     daemon.answers.extend([["Good ", "day"], ["Fine"]])
     send(chat, "hello")
     chat.expect("Good day\r\n")
@@ -40,24 +38,6 @@ def test_requests_contain_the_history(daemon, chat):
     chat.expect(PROMPT)
     assert message_contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "hello", "Good day", "how are you"]
 
-
-def test_ctrl_d_ends_the_conversation(chat):
-    chat.type("\x04")
-    shown, code = chat.end()
-    assert code == 0
-    assert "error" not in shown
-
-
-def test_bye_ends_the_conversation(daemon, chat):
-    chat.type("/bye\r")
-    assert chat.end()[1] == 0
-    assert daemon.bodies(CHAT) == []
-
-
-def test_clear_removes_the_history(daemon, chat):
-    send(chat, "hello")
-    chat.expect("Hello there")
-    chat.expect(PROMPT)
     send(chat, "/clear")
     chat.expect("conversation cleared")
     chat.expect(PROMPT)
@@ -66,20 +46,33 @@ def test_clear_removes_the_history(daemon, chat):
     assert message_contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "again"]
 
 
-def test_empty_line_sends_no_request(daemon, chat):
+def test_bye_ends_the_conversation(daemon, chat):
+    chat.type("/bye\r")
+    assert chat.end()[1] == 0
+    assert daemon.bodies(CHAT) == []
+
+
+def test_empty_line_sends_no_request_and_ctrl_d_ends_the_conversation(daemon, chat):
     chat.type("\r")
     # What this prints follows the empty line; the first prompt may be drawn twice.
     send(chat, "/clear")
     chat.expect("conversation cleared")
     chat.expect(PROMPT)
     chat.type("\x04")
-    assert chat.end()[1] == 0
+    shown, code = chat.end()
+    assert code == 0
+    assert "error" not in shown
     assert daemon.bodies(CHAT) == []
 
 
-def test_ctrl_c_at_the_prompt_discards_the_line(daemon, chat):
+def test_ctrl_c_discards_the_line_or_a_question_without_an_answer(daemon, chat):
     chat.type("half a thou")
     chat.expect("half a thou")
+    chat.type("\x03")
+    chat.expect(PROMPT)
+    daemon.answers.append([daemon.HOLD])
+    send(chat, "a story")
+    assert daemon.chat_started.wait(60)
     chat.type("\x03")
     chat.expect(PROMPT)
     send(chat, "hello")
@@ -97,17 +90,6 @@ def test_ctrl_c_stops_the_answer_and_keeps_it_in_the_history(daemon, chat):
     send(chat, "go on")
     chat.expect("Hello there")
     assert message_contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "a story", "Once upon", "go on"]
-
-
-def test_ctrl_c_before_the_first_token_discards_the_question(daemon, chat):
-    daemon.answers.append([daemon.HOLD])
-    send(chat, "a story")
-    assert daemon.chat_started.wait(60)
-    chat.type("\x03")
-    chat.expect(PROMPT)
-    send(chat, "hello")
-    chat.expect("Hello there")
-    assert message_contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "hello"]
 
 
 def test_error_on_the_first_question_ends_the_conversation(daemon, chat):
@@ -161,18 +143,20 @@ def test_truncated_answer_is_followed_by_a_note_on_a_new_line(daemon, terminal):
     screen.expect("the answer was truncated")
 
 
-def test_paste_is_one_prompt(daemon, chat):
+def test_pasted_or_quoted_lines_are_one_prompt(daemon, chat):
     chat.type("\x1b[200~first line\r\n\r\n/second line\x1b[201~\r")
     chat.expect("Hello there")
-    assert message_contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "first line\n\n/second line"]
-
-
-def test_quotes_enclose_a_prompt_of_several_lines(daemon, chat):
+    chat.expect(PROMPT)
     chat.type('"""one\r')
     chat.expect("...")
     chat.type('two"""\r')
     chat.expect("Hello there")
-    assert message_contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "one\ntwo"]
+    assert message_contents(daemon.bodies(CHAT)[-1]) == [
+        "Be brief.",
+        "first line\n\n/second line",
+        "Hello there",
+        "one\ntwo",
+    ]
 
 
 def test_unknown_command_is_an_error_and_no_prompt(daemon, chat):

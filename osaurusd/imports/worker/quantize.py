@@ -4,6 +4,7 @@ It reports progress over the inherited socket. TASK is a `QuantizationTask` in J
 """
 
 import argparse
+import importlib
 import sys
 import time
 from collections.abc import Callable
@@ -56,6 +57,8 @@ def _create_model(
     note: Callable[[str], None],
 ) -> None:
     # Imported here so that this process notices that the daemon exited while MLX and mlx_lm load.
+    # Without the first, mlx_lm imports all of transformers: a second of CPU time.
+    importlib.import_module("osaurusd.worker.lean_imports")
     from osaurusd.imports.worker import quantizer  # noqa: PLC0415
     from osaurusd.imports.worker.folder import PROVENANCE, copy_companions  # noqa: PLC0415
     from osaurusd.imports.worker.importer import hash_all  # noqa: PLC0415
