@@ -47,6 +47,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     use_short_temporary_directory()
     # Collecting creates millions of objects, nearly all of which stay.
     gc.disable()
+    if hasattr(session.config, "workerinput"):
+        # Each process of a whole run collects tests of models, which import transformers; all of it takes seconds.
+        importlib.import_module("osaurusd.worker.lean_imports")
     share_compilation(session)
 
 

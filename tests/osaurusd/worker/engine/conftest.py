@@ -1,8 +1,18 @@
 import pytest
 
+from osaurusd.worker.engine import engine
 from osaurusd.worker.engine.chunk_sizer import EFFICIENT_TOKENS, MAX_TOKENS
 from osaurusd.worker.engine.device import CPU
-from tests.osaurusd.worker.engine.harness import UNLIMITED, WITH_CACHE, CheckedEngine, Decoder
+from tests.osaurusd.worker.engine.harness import UNLIMITED, WITH_CACHE, CheckedEngine, Decoder, SharedProbe
+
+
+@pytest.fixture
+def share_probes(monkeypatch):
+    """Engines of one network share its measurement, which takes longer than most requests.
+
+    Not for tests of failures, after which an engine measures its network again.
+    """
+    monkeypatch.setattr(engine, "Probe", SharedProbe)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Test doubles, and helpers that run an engine or single decode batches with a tiny network."""
 
+from typing import ClassVar
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -212,6 +214,22 @@ def to_text(tokens):
     return "".join(f"{token} " for token in tokens)
 
 
+class SharedProbe:
+    """Measures each network once."""
+
+    _measured: ClassVar = {}
+
+    @classmethod
+    def from_network(cls, network, device=CPU, agree=bool):
+        if type(network) is RecordingNetwork:
+            network = network.network
+        key = (id(network), device)
+        if key not in cls._measured:
+            # The network is kept, so that no other one gets its id.
+            cls._measured[key] = network, Probe.from_network(network, device, agree)
+        return cls._measured[key][1]
+
+
 class CheckedEngine:
     """An engine whose outputs are compared with those of the network without any cache.
 
@@ -275,7 +293,7 @@ class Decoder:
     def __init__(self, network, padding_per_pass=UNLIMITED, device=CPU):
         self.network = RecordingNetwork(network)
         self._device = device
-        self.layout = Probe.from_network(network).layout
+        self.layout = SharedProbe.from_network(network).layout
         self.executor = LocalExecutor(
             self.network, self.layout, PrefixCache(0, has_states=False), FeatureCache(0), FakeClock()
         )

@@ -23,6 +23,8 @@ from tests.osaurusd.worker.engine.harness import (
 )
 from tests.osaurusd.worker.networks import BATCHABLE, RecordingNetwork, sample
 
+pytestmark = pytest.mark.usefixtures("share_probes")
+
 CANDIDATES = [3, 5, 8]
 PROMPT = [(7 * i) % 96 + 1 for i in range(150)]
 

@@ -48,6 +48,8 @@ from tests.osaurusd.worker.networks import (
     tokens,
 )
 
+pytestmark = pytest.mark.usefixtures("share_probes")
+
 LONG = tokens(300)
 RANDOM = SamplingParams(temperature=1.5, seed=11)
 

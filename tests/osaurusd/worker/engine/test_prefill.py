@@ -26,6 +26,8 @@ from tests.osaurusd.worker.networks import (
     tokens,
 )
 
+pytestmark = pytest.mark.usefixtures("share_probes")
+
 LONG = tokens(600)
 WITHOUT_CACHE = Limits()
 

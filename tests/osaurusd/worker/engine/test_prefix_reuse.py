@@ -19,6 +19,8 @@ from tests.osaurusd.worker.engine.harness import (
 )
 from tests.osaurusd.worker.networks import KINDS, SLICEABLE, WITH_STATES, is_greedy, sample, select, tokens
 
+pytestmark = pytest.mark.usefixtures("share_probes")
+
 LONG = tokens(600)
 
 

@@ -26,6 +26,8 @@ from tests.osaurusd.worker.engine.harness import (
 )
 from tests.osaurusd.worker.networks import PROMPT, RecordingNetwork, is_greedy, tokens
 
+pytestmark = pytest.mark.usefixtures("share_probes")
+
 # The queue
 
 
@@ -134,27 +136,27 @@ def test_a_request_that_can_never_fit_is_rejected_with_the_numbers(limited, fiel
 
 
 def test_an_unbounded_choice_ends_at_the_memory_limit(limited):
-    frames, _ = limited([], [512]).run(build_request(1, PROMPT, 100_000, bounded=False))
+    frames, _ = limited([], [256]).run(build_request(1, PROMPT, 100_000, bounded=False))
 
     assert "length" == finish_reason_of(frames, 1)
-    assert 512 - 3 == usage_of(frames, 1).completion_tokens
+    assert 256 - 3 == usage_of(frames, 1).completion_tokens
 
 
 def test_requests_that_do_not_fit_yet_wait(limited, network):
-    frames, together = limited([512], [512]).run(*[build_request(id_, [id_, 2], 300) for id_ in range(3)])
+    frames, together = limited([256], [256]).run(*[build_request(id_, [id_, 2], 60) for id_ in range(3)])
 
     assert together == 2
     assert {} == failures_in(frames)
     for id_ in range(3):
         output = tokens_of(frames, id_)
-        assert 300 == len(output)
+        assert 60 == len(output)
         assert is_greedy(network(), [id_, 2], output)
 
 
 def test_a_request_that_fits_does_not_overtake_one_that_waits(limited):
-    requests = [build_request(id_, [id_], 300) for id_ in (1, 2, 3)]
+    requests = [build_request(id_, [id_], 60) for id_ in (1, 2, 3)]
 
-    frames, _ = limited([512], [512]).run(*requests, build_request(4, [4], 10))
+    frames, _ = limited([256], [256]).run(*requests, build_request(4, [4], 10))
 
     assert [1, 2, 3, 4] == list(dict.fromkeys(frame.id for frame in frames))
 
