@@ -49,7 +49,7 @@ class MemoryLeases:
     def refusal(
         self, lease: MemoryLease, limit: int, budget: int, models: Sequence[ModelState]
     ) -> InsufficientMemory | None:
-        """Return why a lease cannot be granted, with the numbers; None if it can. The arguments are as above."""
+        """Return why a lease cannot be granted, with the numbers; None if it can. Takes what `lendable_bytes` does."""
         if lease.nbytes <= self.lendable_bytes(limit, budget, models):
             return None
         needs = f"the rank needs {format_bytes(lease.nbytes)}, but this host"

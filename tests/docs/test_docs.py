@@ -9,7 +9,7 @@ import pytest
 from osaurusctl.cli import COMMANDS
 from osaurusctl.errors import ExitCode
 from osaurusctl.service import lookup
-from osaurusd.config import ENVIRONMENT, Setting, settings
+from osaurusd.config import ENVIRONMENT, Input, Setting, settings
 from osaurusd.errors import OsaurusError
 from osaurusd.http.errors import STATUS, error_headers
 from osaurusd.http.health import health_routes
@@ -196,3 +196,21 @@ def test_test_files_named_in_the_documentation_exist() -> None:
 
     assert len(names) > 10
     assert [] == sorted(name for name in names if not (ROOT / name).exists())
+
+
+@pytest.mark.parametrize(
+    ("text", "maximum"),
+    [
+        (r"`n` \(1 to (\d+)\)", Input().max_choices),
+        (r"`top_logprobs` \(0 to (\d+)\)", Input().max_top_logprobs),
+        (r"up to (\d+) tools", Input().max_tools),
+        (r"Up to ([\d,]+) token ids", Input().max_logit_bias),
+        (r"One string or up to (\d+)", Input().max_stop_strings),
+        (r"each up to ([\d,]+) characters", Input().max_stop_length),
+        (r"a list of up to (\d+) of these", Input().max_prompts),
+    ],
+)
+def test_limits_in_the_descriptions_of_fields_are_the_defaults(text: str, maximum: int) -> None:
+    found = re.findall(text, (DOCS / "api.md").read_text())
+
+    assert {maximum} == {int(number.replace(",", "")) for number in found}

@@ -44,7 +44,7 @@ class SocketError(msgspec.Struct, frozen=True, kw_only=True):
 class ConnectionScope(Scope):
     """What one connection may continue: what its client has stored, and the last response of each of its lanes.
 
-    The latter also if the request says not to store it: it is only kept for this connection, and dropped with it.
+    The last response is kept even if the request says not to store it: for this connection only, until it closes.
 
     Args:
         store: keeps the objects of all clients.
