@@ -37,6 +37,8 @@ class _LeanPackage(ModuleType):
     def __init__(self, name: str, paths: list[str]) -> None:
         super().__init__(name)
         self.__path__ = paths
+        # Without one, `importlib.util.find_spec` raises an error.
+        self.__spec__ = importlib.util.find_spec(name)
         self.__version__ = importlib.metadata.version("transformers")
 
     def __getattr__(self, name: str) -> Any:

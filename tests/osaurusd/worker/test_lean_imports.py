@@ -56,9 +56,11 @@ def test_pillow_is_imported_when_it_is_used():
     )
 
 
-def test_other_classes_of_transformers_can_be_imported():
+def test_other_classes_of_transformers_can_be_imported_and_its_files_found():
     run(
         "import osaurusd.worker.lean_imports, transformers\n"
+        "from importlib.util import find_spec\n"
+        "assert find_spec('transformers').origin.endswith('transformers/__init__.py')\n"
         "from transformers.models.llama import LlamaConfig\n"
         "from transformers.models import llama\n"
         "from transformers import GenerationConfig\n"
