@@ -4,6 +4,7 @@ It reports progress over the inherited socket. TASK is a `QuantizationTask` in J
 """
 
 import argparse
+import errno
 import sys
 import time
 from collections.abc import Callable
@@ -44,7 +45,8 @@ def _run(send: job.Send, task: QuantizationTask, source: Path, dest: Path) -> Fr
     except (ImportFailed, QuantizationFailed) as error:
         return messages.ImportFailure(message=error.message)
     except OSError as error:
-        return messages.ImportFailure(message=job.printable(f"{error.strerror or error}"))
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or error
+        return messages.ImportFailure(message=job.printable(f"{reason}"))
     return messages.Imported()
 
 
