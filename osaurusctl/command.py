@@ -12,6 +12,7 @@ import click
 from osaurusctl.errors import ExitCode
 from osaurusctl.formatting import parse_duration
 from osaurusctl.output import Output, is_terminal
+from osaurusd.wire.errors import as_json
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -28,7 +29,7 @@ def json_option() -> click.Option:
     )
 
 
-def timeout_option(default: float) -> Callable[[Any], Any]:
+def timeout_option(default: int) -> Callable[[Any], Any]:
     return click.option(
         "--timeout",
         type=click.FloatRange(0),
@@ -45,7 +46,17 @@ def _enable_json(ctx: click.Context, _param: click.Parameter, value: bool) -> No
         output.json = True
 
 
-class Command(click.Command):
+class _HelpOption(click.Command):
+    """A command whose `--help` is described in the style of its other options."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.help = "Show this message"
+        return option
+
+
+class Command(_HelpOption):
     """A command with `--json`, and with example command lines below its help."""
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
@@ -57,7 +68,7 @@ class Command(click.Command):
         _write_examples(formatter, self.examples)
 
 
-class Group(click.Group):
+class Group(_HelpOption, click.Group):
     """A group of commands; the group and each of its commands take `--json`.
 
     `synonyms` are words that are not commands of the group, and the command that is suggested instead.
@@ -164,7 +175,9 @@ class Duration(click.ParamType[float]):
             return -1.0
         seconds = parse_duration(text if text[-1:].isalpha() else f"{text}s")
         if seconds is None:
-            self.fail(f"{value!r} is not a duration; use a value such as 90s, 15m, 1h, 2d, or -1 for never", param, ctx)
+            self.fail(
+                f"{as_json(value)} is not a duration; use a value such as 90s, 15m, 1h, 2d, or -1 for never", param, ctx
+            )
         return seconds
 
 

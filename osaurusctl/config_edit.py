@@ -17,9 +17,9 @@ from tomlkit.items import Item
 
 from osaurusctl import config_file
 from osaurusctl.errors import CliError
-from osaurusctl.files import replace_file
 from osaurusctl.formatting import parse_duration, parse_size
 from osaurusd import config
+from osaurusd.wire.files import replace_file
 
 _NEW_FILE_MODE = 0o600
 

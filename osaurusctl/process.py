@@ -16,7 +16,7 @@ from osaurusctl.errors import CliError, DaemonNotRunning
 from osaurusd.config import SHUTDOWN_GRACE_SECONDS
 from osaurusd.wire.paths import Paths
 
-STOP_TIMEOUT_SECONDS = SHUTDOWN_GRACE_SECONDS + 10
+STOP_TIMEOUT_SECONDS = int(SHUTDOWN_GRACE_SECONDS) + 10
 """Running requests get the grace period; the rest is for the shutdown itself."""
 
 _READY_POLL_SECONDS = 0.025

@@ -4,7 +4,6 @@ Other modules import structlog from here.
 """
 
 import contextlib
-import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -40,19 +39,7 @@ def without_ca_certificates() -> Iterator[None]:
             os.environ["SSL_CERT_FILE"] = previous
 
 
-def skip_packages(*names: str) -> None:
-    """Let the modules of packages be imported without the packages themselves, for processes that need little of them.
-
-    The package `mlx_lm` imports transformers, and `gguf` imports what writes files: both take longer than converting a
-    small model. Call this before anything imports the packages.
-    """
-    for name in names:
-        if (spec := importlib.util.find_spec(name)) is not None:
-            # Created, but not executed.
-            sys.modules.setdefault(name, importlib.util.module_from_spec(spec))
-
-
 with _without_rich():
     import structlog
 
-__all__ = ["skip_packages", "structlog", "without_ca_certificates"]
+__all__ = ["structlog", "without_ca_certificates"]

@@ -6,7 +6,6 @@ import queue
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -41,21 +40,31 @@ class LogFile(logging.handlers.RotatingFileHandler):
         self._failed = False
         super().__init__(path, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8", delay=True)
         try:
-            self.stream = self._open()
+            self._create()
         except OSError as error:
             # A full disk must not keep the daemon from starting. The first record tries again.
             self.fault = f"cannot write the log {path}: {error}"
 
-    def _open(self) -> TextIOWrapper:
-        stream = super()._open()
-        Path(self.baseFilename).chmod(0o600)
-        return stream
+    def shouldRollover(self, record: logging.LogRecord) -> bool:
+        if self.stream is None:
+            self._create()
+        return bool(super().shouldRollover(record))
+
+    def doRollover(self) -> None:
+        super().doRollover()
+        self._create()
 
     def emit(self, record: logging.LogRecord) -> None:
         self._failed = False
         super().emit(record)
         if not self._failed:
             self.fault = None
+
+    def _create(self) -> None:
+        """Create the file that the base class opens for the next record, or correct its mode."""
+        path = Path(self.baseFilename)
+        path.touch(mode=0o600)
+        path.chmod(0o600)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - signature of the base class
         """Record the error. Standard error may be on the same full disk."""

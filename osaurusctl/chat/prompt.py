@@ -17,7 +17,7 @@ from prompt_toolkit.input import Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import Output, create_output
 
-from osaurusctl.files import read_file, replace_file
+from osaurusd.wire.files import read_file, replace_file
 
 QUOTES = '"""'
 """Opens and closes a prompt of several lines."""

@@ -12,8 +12,8 @@ from osaurusctl.chat.attachments import parse_format
 from osaurusctl.chat.images import parse_path
 from osaurusctl.chat.stream import ChatOptions, Message
 from osaurusctl.errors import CliError
-from osaurusctl.files import read_file, replace_file
 from osaurusctl.formatting import format_table
+from osaurusd.wire.files import read_file, replace_file
 
 if TYPE_CHECKING:
     from osaurusctl.chat.conversation import Conversation

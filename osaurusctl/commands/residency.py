@@ -36,7 +36,7 @@ def ps(output: Output) -> None:
 @click.option(
     "--interval",
     type=click.FloatRange(0.1, 60),
-    default=1.0,
+    default=1,
     show_default=True,
     metavar="SECONDS",
     help="Seconds between updates",

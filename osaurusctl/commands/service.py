@@ -18,8 +18,8 @@ from osaurusctl.service.manager import ServiceManager, not_installed_error
 from osaurusd.wire import paths
 from osaurusd.wire.admin import DaemonStatus
 
-_UP_TIMEOUT_SECONDS = 30.0
-_SERVICE_TIMEOUT_SECONDS = 60.0
+_UP_TIMEOUT_SECONDS = 30
+_SERVICE_TIMEOUT_SECONDS = 60
 
 _host_option = click.option("--host", help="Host name or address to listen on  [default: `server.host`]")
 _port_option = click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on  [default: `server.port`]")

@@ -10,12 +10,12 @@ from pathlib import Path
 from osaurusctl import process
 from osaurusctl.client import Client
 from osaurusctl.errors import CliError
-from osaurusctl.files import read_file, replace_file
 from osaurusctl.service import control, launcher, lookup
 from osaurusctl.service.job import Job, Mode, launcher_path
 from osaurusctl.service.manager import ServiceManager, Step
 from osaurusd import __version__
 from osaurusd.wire.admin import DaemonStatus
+from osaurusd.wire.files import read_file, replace_file
 from osaurusd.wire.paths import Paths
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from osaurusctl.errors import CliError
-from osaurusctl.files import read_file, replace_file
 from osaurusctl.service import launchctl, plist
 from osaurusctl.service.job import Job, Mode
 from osaurusctl.service.launchctl import ALREADY_LOADED, EALREADY, EIO, JobInfo, Launchctl, Target
 from osaurusctl.service.manager import Result, RunCommand, ServiceStatus, Step
+from osaurusd.wire.files import read_file, replace_file
 
 SYSTEM_DIRECTORY = Path("/Library/LaunchDaemons")
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from osaurusctl.files import replace_file
+from osaurusd.wire.files import replace_file
 
 _CHECK_TIMEOUT_SECONDS = 20.0
 _RETRY_SECONDS = 10

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from osaurusctl.errors import CliError
-from osaurusctl.files import read_file, replace_file
 from osaurusctl.service.job import LABEL, RESERVED, Job, Mode, parse_serve_options
 from osaurusctl.service.manager import Result, RunCommand, ServiceStatus, Step
+from osaurusd.wire.files import read_file, replace_file
 
 STOP_SECONDS = 45
 """From SIGTERM to SIGKILL. It must exceed the daemon's grace period for running requests."""

@@ -15,7 +15,7 @@ from osaurusd.http.admission import Admission
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.routes import Route
 from osaurusd.log import get_logger
-from osaurusd.platform.files import StateFile
+from osaurusd.platform.state_file import StateFile
 from osaurusd.wire.admin import Route as AdminRoute
 from osaurusd.wire.drain import DrainRequest, DrainStatus
 from osaurusd.wire.residency import EventKind

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from osaurusd.rpc.messages import Frame, Part
+from osaurusd.rpc.framing import Frame, Part
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.wire.pulls import PullStage
 

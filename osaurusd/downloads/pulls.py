@@ -10,7 +10,7 @@ import msgspec
 from osaurusd.downloads import messages
 from osaurusd.log import get_logger
 from osaurusd.models import names
-from osaurusd.platform.files import StateFile
+from osaurusd.platform.state_file import StateFile
 from osaurusd.wire.errors import ErrorBody
 from osaurusd.wire.pulls import PullInfo, PullState
 

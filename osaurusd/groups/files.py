@@ -22,8 +22,8 @@ from osaurusd.models.catalog import Catalog
 from osaurusd.models.copies import read_copy
 from osaurusd.models.record import ModelRecord
 from osaurusd.models.roots import COPYING_PREFIX
-from osaurusd.platform.files import replace_file
 from osaurusd.rpc import job
+from osaurusd.wire.files import replace_file
 from osaurusd.wire.placement import Manifest, ManifestFile
 
 log = get_logger(__name__)

@@ -15,7 +15,7 @@ from osaurusd.groups.facts import layers_of
 from osaurusd.log import get_logger
 from osaurusd.models import maintenance, metadata, safetensors
 from osaurusd.models.record import ModelRecord
-from osaurusd.platform.files import StateFile
+from osaurusd.platform.state_file import StateFile
 from osaurusd.wire import model_files
 from osaurusd.wire.placement import Manifest, ManifestFile
 

@@ -4,7 +4,7 @@ import msgspec
 
 from osaurusd.downloads.messages import Failure, Progress
 from osaurusd.hosts.registry import Host
-from osaurusd.rpc.messages import Frame
+from osaurusd.rpc.framing import Frame
 from osaurusd.wire.placement import ManifestFile
 
 

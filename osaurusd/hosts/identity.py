@@ -15,7 +15,7 @@ from pathlib import Path
 from osaurusd.errors import InternalError
 from osaurusd.log import get_logger
 from osaurusd.platform import environment
-from osaurusd.platform.files import replace_file
+from osaurusd.wire.files import replace_file
 
 log = get_logger(__name__)
 

@@ -8,7 +8,7 @@ import msgspec
 
 from osaurusd.errors import HostNameTaken, HostNotFound, InternalError
 from osaurusd.log import get_logger
-from osaurusd.platform.files import StateFile
+from osaurusd.platform.state_file import StateFile
 from osaurusd.wire.hosts import HostName
 
 log = get_logger(__name__)

@@ -14,7 +14,7 @@ import msgspec
 
 from osaurusd.errors import InternalError, NotFound
 from osaurusd.log import get_logger
-from osaurusd.platform.files import StateFile
+from osaurusd.platform.state_file import StateFile
 from osaurusd.wire.keys import KeyInfo, NewKey
 
 log = get_logger(__name__)

@@ -2,8 +2,8 @@
 
 import msgspec
 
-from osaurusd.rpc.messages import Frame
-from osaurusd.wire.imports import CheckedModel
+from osaurusd.rpc.framing import Frame
+from osaurusd.wire.import_checks import CheckedModel
 from osaurusd.wire.lineage import QuantizationMode
 from osaurusd.wire.quantization import QuantizationReport
 

@@ -4,7 +4,7 @@
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import Any, NamedTuple
 
 import msgspec
@@ -83,6 +83,7 @@ TOOL_RESULT: Location = (*MESSAGE, "tool_results", EACH)
 TEMPLATE_VARIABLES: Location = ("prompt", "template_variables")
 SCHEMA: Location = ("constraint", "schema")
 CHOICES: Location = ("constraint", "choices")
+LOGIT_BIAS: Location = ("sampling", "logit_bias")
 TOOLS: Location = ("prompt", "tools")
 TOOL_PARAMETERS: Location = (*TOOLS, EACH, "parameters")
 
@@ -113,7 +114,7 @@ LIMITS = (
     InputLimit("max_stop_strings", ("stop",), "stop strings"),
     InputLimit("max_stop_length", ("stop", EACH), "characters"),
     InputLimit("max_top_logprobs", ("logprobs",), "alternatives", magnitude),
-    InputLimit("max_logit_bias", ("sampling", "logit_bias"), "entries"),
+    InputLimit("max_logit_bias", LOGIT_BIAS, "entries"),
 )
 
 
@@ -151,6 +152,19 @@ def check_value(location: Location, value: Any, maxima: Input) -> None:
         maximum = getattr(maxima, limit.key)
         if (size := limit.measure(value)) > maximum:
             raise _exceeded(limit, maximum, size, location)
+
+
+def check_lengths(parts: Mapping[Location, Sized | None], maxima: Input) -> None:
+    """Check the lengths of lists and objects in a body before it is converted, which takes long if they are too long.
+
+    Raises:
+        InvalidRequest: one is too long.
+    """
+    for location, part in parts.items():
+        for limit in limits_at(location):
+            maximum = getattr(maxima, limit.key)
+            if part is not None and limit.measure is len and len(part) > maximum:
+                raise _exceeded(limit, maximum, len(part), location)
 
 
 def _exceeded(limit: InputLimit, maximum: int, size: int, location: Location) -> InvalidRequest:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence, Sized
 
 import msgspec
 
@@ -16,7 +16,7 @@ from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.events import Completed, Delta, Event, Started
 from osaurusd.inference.images import IMAGES, Download, ImageCollector, ImageLoader, LoadedImages
 from osaurusd.inference.prompt_batch import generate_all
-from osaurusd.inference.request import GenerationRequest, Message, TextPrompt
+from osaurusd.inference.request import GenerationRequest, Location, Message, TextPrompt
 from osaurusd.inference.retrieval import EmbedRequest, RerankRequest, Scores, Vectors
 from osaurusd.log import get_logger
 from osaurusd.models.catalog import Catalog
@@ -121,13 +121,13 @@ class Service:
         """Return the defaults for requests to a model."""
         return RequestDefaults.from_config(record.generation, self._config())
 
-    def check_prompt_count(self, count: int) -> None:
-        """Check the number of prompts before a request is built for each of them.
+    def check_lengths(self, parts: Mapping[Location, Sized | None]) -> None:
+        """Check the lengths of lists and objects by their location, before a request is built from them.
 
         Raises:
-            InvalidRequest: there are more than `input.max_prompts`.
+            InvalidRequest: one is too long.
         """
-        limits.check_value(limits.PROMPTS, range(count), self._config().input)
+        limits.check_lengths(parts, self._config().input)
 
     async def count_prompt_tokens(
         self, record: ModelRecord, request: GenerationRequest, images: ImageCollector | None = None

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from osaurusd.rpc.messages import Frame
+from osaurusd.rpc.framing import Frame
 from osaurusd.wire.admin import VerifiedFile
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from osaurusd.errors import InvalidRequest, ModelNotFound, NameTaken
-from osaurusd.platform.files import StateFile
+from osaurusd.platform.state_file import StateFile
 
 PUBLISHED = {
     "mlx-community/Llama-3.2-3B-Instruct-4bit": "llama-3.2-3b-instruct",

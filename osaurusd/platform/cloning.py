@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from osaurusd.platform.files import sync_file
+from osaurusd.wire.files import sync_file
 
 # `_IOW(0x94, 9, int)` of linux/fs.h; Python has it as `fcntl.FICLONE` since 3.12 only.
 _FICLONE = 0x40049409

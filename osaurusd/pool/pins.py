@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 
-from osaurusd.platform.files import StateFile
+from osaurusd.platform.state_file import StateFile
 
 VERSION = 1
 

@@ -70,7 +70,7 @@ class _EventBuffer:
     def __init__(self, monitor: RequestMonitor, *, queues: bool) -> None:
         self.monitor = monitor
         self.queued = queues
-        # Frames are read by another task, which has no request of its own.
+        # Frames are read by another task, which belongs to no request.
         self.request_id = current_request_id()
         self.ended = False
         self._events: deque[tuple[_AnyEvent, int]] = deque()

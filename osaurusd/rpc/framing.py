@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from osaurusd.rpc.messages import Frame
-
 if TYPE_CHECKING:
     import asyncio
 
@@ -30,6 +28,14 @@ _READ_BYTES = 256 * 1024
 _ENCODER = msgspec.json.Encoder()
 
 T = TypeVar("T")
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of all messages."""
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of the parts of messages."""
 
 
 class FrameError(Exception):

@@ -7,17 +7,11 @@ import msgspec
 from osaurusd.inference.events import CandidateScores, Event
 from osaurusd.inference.request import GenerationRequest, Location, ScoringRequest
 from osaurusd.inference.retrieval import EmbedRequest, Pipeline, RerankRequest, Scores, Vectors
+from osaurusd.rpc.framing import Frame as Frame
+from osaurusd.rpc.framing import Part
 from osaurusd.wire.errors import ErrorCode
 
 WireSetting = Literal["auto", "never", "always"]
-
-
-class Frame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of all messages."""
-
-
-class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of the parts of messages."""
 
 
 class RankSpec(Part, frozen=True):
@@ -93,7 +87,7 @@ class Connect(Frame, frozen=True, tag="connect"):
     secret: str
     epoch: int
     timeout_seconds: float = 60.0
-    rdma_devices: list[str] = []
+    rdma_devices: list[str] = msgspec.field(default_factory=list)
 
 
 class Limits(Frame, frozen=True, tag="limits"):

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from tests.bench import report, rounds
+from tests.bench import imports, report, rounds
 from tests.bench.models import MODELS
 from tests.bench.report import Results
 
@@ -43,7 +43,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if "imports" in selected:
         with temporary_home() as home:
-            rounds.measure_imports(home, options.rounds, results)
+            rounds.measure_imports(home, options.import_megabytes, options.rounds, results)
     if selected - {"imports"}:
         with temporary_home() as home:
             make_models(home, images="images" in selected)
@@ -67,6 +67,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", type=list_of(GROUPS), default=list(GROUPS), metavar="GROUPS", help=groups)
     parser.add_argument("--model", type=list_of(MODELS), default=list(MODELS), metavar="MODELS", help=models)
     parser.add_argument("--rounds", type=int, default=DEFAULT_ROUNDS)
+    parser.add_argument(
+        "--import-megabytes",
+        type=int,
+        default=imports.DEFAULT_MEGABYTES,
+        metavar="N",
+        help="size of the file to import  [default: %(default)s]",
+    )
     parser.add_argument("--json", action="store_true", help="print the values of all rounds as one JSON document")
     return parser.parse_args()
 

@@ -2,9 +2,10 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -39,6 +40,14 @@ class Shape:
 
 LARGE = Shape(hidden=1536, inner=8960, heads=12, kv_heads=2, layers=8)
 SMALL = Shape(hidden=128, inner=128, heads=1, kv_heads=1, layers=8)
+
+LAYER_MEGABYTES = 26.5
+DEFAULT_MEGABYTES = 250
+
+
+def large(megabytes: int) -> Shape:
+    """Return the shape of a Llama of about this size."""
+    return replace(LARGE, layers=max(1, LARGE.layers + round((megabytes - DEFAULT_MEGABYTES) / LAYER_MEGABYTES)))
 
 
 def write_source(path: Path, shape: Shape) -> None:
@@ -103,16 +112,24 @@ def import_file(daemon: Daemon, source: Path) -> Figures:
 
 
 def copy_and_hash(source: Path) -> Figures:
-    """Copy the file with `cp`, then compute its SHA-256."""
+    """Copy the file with `cp`, then compute its SHA-256: with OpenSSL, as osaurusd does, and with a command."""
     copy = source.with_suffix(".copy")
+    command = ["sha256sum"] if shutil.which("sha256sum") else ["shasum", "-a", "256"]
 
-    def run() -> None:
+    def run_openssl() -> None:
         subprocess.run(["cp", source, copy], check=True)
         with source.open("rb") as file:
             hashlib.file_digest(file, "sha256")
 
-    figures = measure(run, lambda: sum(os.times()[:4]))
-    copy.unlink()
+    def run_command() -> None:
+        subprocess.run(["cp", source, copy], check=True)
+        subprocess.run([*command, source], check=True, stdout=subprocess.DEVNULL)
+
+    figures = {}
+    for name, run in (("", run_openssl), ("command ", run_command)):
+        timed = measure(run, lambda: sum(os.times()[:4]))
+        figures |= {f"{name}{figure}": value for figure, value in timed.items()}
+        copy.unlink()
     return figures
 
 

@@ -70,11 +70,11 @@ def measure_images(home: Path, rounds: int, results: Results) -> None:
         run_rounds(VISION.name, work, rounds, results)
 
 
-def measure_imports(home: Path, rounds: int, results: Results) -> None:
-    """Measure the import of a GGUF file, and copying and hashing it."""
+def measure_imports(home: Path, megabytes: int, rounds: int, results: Results) -> None:
+    """Measure the import of a GGUF file of about this size, and copying and hashing it."""
     print_progress("creating files")
     large, small = home / f"{IMPORTED}.gguf", home / "small.gguf"
-    imports.write_source(large, imports.LARGE)
+    imports.write_source(large, imports.large(megabytes))
     imports.write_source(small, imports.SMALL)
     with daemons.running(home) as daemon:
         work = {OURS: lambda: imports.import_files(daemon, large, small), COPY: lambda: imports.copy_and_hash(large)}

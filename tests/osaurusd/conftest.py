@@ -11,7 +11,8 @@ START_UP_MODULES = (
     "osaurusd/config/loading.py",
     "osaurusd/log.py",
     "osaurusd/pool/config.py",
-    "osaurusd/platform/files.py",
+    "osaurusd/platform/state_file.py",
+    "osaurusd/wire/files.py",
     "osaurusd/http/listen.py",
     "osaurusd/http/tls.py",
 )

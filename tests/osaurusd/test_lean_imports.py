@@ -30,3 +30,15 @@ def test_daemon_starts_without_parsing_ca_certificates(variables):
         "assert dict(os.environ) == environment\n",
         **variables,
     )
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["osaurusd.imports.worker.__main__", "osaurusd.imports.worker.check", "osaurusd.imports.worker.quantize"],
+)
+def test_import_processes_watch_the_daemon_before_they_load_libraries(module):
+    run(
+        f"import sys, {module}\n"
+        "loaded = {'asyncio', 'structlog', 'numpy', 'mlx', 'tokenizers', 'osaurusd.log'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )

@@ -13,14 +13,14 @@ from osaurusd.downloads.worker import hub
 from osaurusd.downloads.worker.errors import PullError, TransientError
 from osaurusd.downloads.worker.pull import PullOptions, pull
 from osaurusd.downloads.worker.transfer import TransferLimits
-from osaurusd.rpc import job
+from osaurusd.rpc import child
 from osaurusd.wire.errors import ErrorCode
 
 
 def main(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     options = _create_parser().parse_args(arguments)
-    result = job.report(options.fd, lambda send: _run(options, send))
+    result = child.report(options.fd, lambda send: _run(options, send))
     return 1 if isinstance(result, messages.Failure) else 0
 
 
@@ -44,19 +44,19 @@ def _create_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace, send: job.Send) -> messages.Message:
+def _run(options: argparse.Namespace, send: child.Send) -> messages.Message:
     """Carry out the command; returns the result frame."""
     try:
         if options.command == "pull":
             return asyncio.run(pull(_pull_options(options), send))
         return messages.SearchResult(models=hub.search(options.query, options.task, options.author, options.limit))
     except PullError as error:
-        return messages.Failure(code=error.code, message=job.printable(error.message))
+        return messages.Failure(code=error.code, message=child.printable(error.message))
     except TransientError as error:
-        return messages.Failure(code=ErrorCode.PULL_FAILED, message=job.printable(str(error)))
+        return messages.Failure(code=ErrorCode.PULL_FAILED, message=child.printable(str(error)))
     except Exception as error:  # noqa: BLE001  the daemon does not see the traceback, only this message
         message = f"unexpected error in the download process: {type(error).__name__}: {error}"
-        return messages.Failure(code=ErrorCode.INTERNAL_ERROR, message=job.printable(message))
+        return messages.Failure(code=ErrorCode.INTERNAL_ERROR, message=child.printable(message))
 
 
 def _pull_options(options: argparse.Namespace) -> PullOptions:

@@ -19,7 +19,7 @@ from osaurusd.downloads.worker.snapshot import Snapshot
 from osaurusd.downloads.worker.source import FileSource
 from osaurusd.downloads.worker.staging import Staging, check_disk_space, write_error
 from osaurusd.downloads.worker.transfer import Backoff, ProgressReporter, Transfer, TransferLimits, run_all
-from osaurusd.rpc.job import Send, printable
+from osaurusd.rpc.child import Send, printable
 from osaurusd.wire.pulls import PullStage
 
 

@@ -21,7 +21,7 @@ from osaurusd.downloads.worker import selection
 from osaurusd.downloads.worker.selection import HubFile, Listing
 from osaurusd.downloads.worker.staging import Staging
 from osaurusd.models.roots import repo_folder
-from osaurusd.platform.files import replace_file, sync_folder
+from osaurusd.wire.files import replace_file, sync_folder
 
 _TREE_FORMAT = 1
 

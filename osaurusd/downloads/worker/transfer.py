@@ -24,7 +24,7 @@ from osaurusd.downloads.worker.errors import (
 from osaurusd.downloads.worker.partial import Part, Partial
 from osaurusd.downloads.worker.ranges import Source
 from osaurusd.downloads.worker.selection import HubFile
-from osaurusd.rpc.job import Send
+from osaurusd.rpc.child import Send
 from osaurusd.wire.pulls import PullStage
 
 FIRST_DELAY_SECONDS = 0.5

@@ -14,7 +14,7 @@ from osaurusd.downloads.messages import Failure
 from osaurusd.downloads.worker.errors import PullError
 from osaurusd.groups.messages import Copied, CopyTask
 from osaurusd.groups.worker.copying import copy
-from osaurusd.rpc import job
+from osaurusd.rpc import child
 from osaurusd.wire.errors import ErrorCode
 
 
@@ -24,18 +24,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--fd", type=int, required=True, help="inherited socket for the frames")
     parser.add_argument("task", type=Path, help="JSON file with the task")
     options = parser.parse_args(arguments)
-    result = job.report(options.fd, lambda send: _run(options.task, send))
+    result = child.report(options.fd, lambda send: _run(options.task, send))
     return 1 if isinstance(result, Failure) else 0
 
 
-def _run(task: Path, send: job.Send) -> Copied | Failure:
+def _run(task: Path, send: child.Send) -> Copied | Failure:
     try:
         return asyncio.run(copy(msgspec.json.decode(task.read_bytes(), type=CopyTask), send))
     except PullError as error:
-        return Failure(code=error.code, message=job.printable(error.message))
+        return Failure(code=error.code, message=child.printable(error.message))
     except Exception as error:  # noqa: BLE001  the daemon does not see the traceback, only this message
         message = f"unexpected error while copying a model: {type(error).__name__}: {error}"
-        return Failure(code=ErrorCode.INTERNAL_ERROR, message=job.printable(message))
+        return Failure(code=ErrorCode.INTERNAL_ERROR, message=child.printable(message))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from osaurusd.groups.messages import Copied, CopyTask
 from osaurusd.groups.worker.host_source import HostSource, create_client
 from osaurusd.models.copies import Copy, encode_record
 from osaurusd.models.metadata import IMPORT_RECORD, read_recorded_digests
-from osaurusd.platform.files import replace_file, sync_folder
-from osaurusd.rpc.job import Send
+from osaurusd.rpc.child import Send
+from osaurusd.wire.files import replace_file, sync_folder
 from osaurusd.wire.pulls import PullStage
 
 # A folder is not a model without it, so it is installed last.

@@ -4,6 +4,7 @@ It reports progress over the inherited socket. With `--files`, it does not open 
 """
 
 import argparse
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from osaurusd.errors import ImportFailed
 from osaurusd.imports import messages
 from osaurusd.imports.worker.hashing import FileHash, model_files
 from osaurusd.imports.worker.shared_path import receive_files
-from osaurusd.lean_imports import skip_packages
-from osaurusd.rpc import job
-from osaurusd.rpc.messages import Frame
+from osaurusd.rpc import child
+from osaurusd.rpc.framing import Frame
 from osaurusd.wire.lineage import Origin
 from osaurusd.wire.quantization import ImportQuantization
+
+_COLLECTION_INTERVAL = 200_000
 
 
 def main(arguments: list[str]) -> int:
@@ -32,7 +34,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("source", type=Path)
     parser.add_argument("dest", type=Path)
     options = parser.parse_args(arguments)
-    last = job.report(options.fd, lambda send: _import(send, options))
+    # Vocabularies are lists of many strings, in which the garbage collector would search for cycles again and again.
+    gc.set_threshold(_COLLECTION_INTERVAL)
+    last = child.report(options.fd, lambda send: _import(send, options))
     return 1 if isinstance(last, messages.ImportFailure) else 0
 
 
@@ -40,7 +44,7 @@ def _parse_origin(text: str) -> Origin:
     return msgspec.json.decode(text, type=Origin)
 
 
-def _import(send: job.Send, options: argparse.Namespace) -> Frame:
+def _import(send: child.Send, options: argparse.Namespace) -> Frame:
     try:
         # Before the source is touched at all: access may be denied, or block on a question to the user.
         source = options.source if options.files is None else receive_files(options.source, options.files)
@@ -54,14 +58,14 @@ def _import(send: job.Send, options: argparse.Namespace) -> Frame:
         return messages.ImportFailure(message=message)
 
 
-def _import_model(source: Path, source_hash: FileHash, send: job.Send, options: argparse.Namespace) -> Frame:
+def _import_model(source: Path, source_hash: FileHash, send: child.Send, options: argparse.Namespace) -> Frame:
     # Imported here so that this process notices that the daemon exited, and hashes the source, while NumPy, MLX and
     # tokenizers load.
-    skip_packages("gguf", "mlx_lm")
+    import osaurusd.imports.worker.lean_imports  # noqa: F401, PLC0415
     from osaurusd.imports.worker import origins  # noqa: PLC0415
     from osaurusd.imports.worker.importer import Options, import_model  # noqa: PLC0415
 
-    throttle = job.Throttle()
+    throttle = child.Throttle()
 
     def progress(stage: str, done: int, total: int) -> None:
         if throttle.allows(stage, done, total):

@@ -14,11 +14,10 @@ import msgspec
 from osaurusd.errors import ImportFailed
 from osaurusd.imports import messages
 from osaurusd.imports.worker.shared_path import receive_files
-from osaurusd.lean_imports import skip_packages
 from osaurusd.models import compatibility, metadata, safetensors, tokenizers
-from osaurusd.rpc import job
-from osaurusd.rpc.messages import Frame
-from osaurusd.wire.imports import CheckedModel, CheckItem
+from osaurusd.rpc import child
+from osaurusd.rpc.framing import Frame
+from osaurusd.wire.import_checks import CheckedModel, CheckItem
 
 # The received files have no folder in common.
 _FOLDER = Path("/models")
@@ -31,7 +30,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--files", metavar="SOCKET", required=True, help="socket from which to receive the open files")
     parser.add_argument("items", type=lambda text: msgspec.json.decode(text, type=list[CheckItem]))
     options = parser.parse_args(arguments)
-    last = job.report(options.fd, lambda _: _check_all(options.items, options.files))
+    last = child.report(options.fd, lambda _: _check_all(options.items, options.files))
     return 1 if isinstance(last, messages.ImportFailure) else 0
 
 
@@ -48,14 +47,14 @@ def check(item: CheckItem, path: Path) -> CheckedModel:
     try:
         return _check_gguf(path) if item.format == "gguf" else _check_folder(path, item.names)
     except ImportFailed as error:
-        return CheckedModel(reason=job.printable(error.message.removeprefix(f"{path.name}: ")))
+        return CheckedModel(reason=child.printable(error.message.removeprefix(f"{path.name}: ")))
     except OSError as error:
         return CheckedModel(reason=f"it cannot be read: {error.strerror or error}")
 
 
 def _check_gguf(path: Path) -> CheckedModel:
     # Imported here so that this process notices that the daemon exited while NumPy and tokenizers load.
-    skip_packages("gguf", "mlx_lm")
+    import osaurusd.imports.worker.lean_imports  # noqa: F401, PLC0415
     from osaurusd.imports.worker.gguf import read_header  # noqa: PLC0415
     from osaurusd.imports.worker.importer import check_header  # noqa: PLC0415
 
@@ -71,7 +70,7 @@ def _check_gguf(path: Path) -> CheckedModel:
     try:
         check_header(header)
     except ImportFailed as error:
-        reason = job.printable(error.message.removeprefix(f"{path.name}: "))
+        reason = child.printable(error.message.removeprefix(f"{path.name}: "))
         return msgspec.structs.replace(model, reason=reason)
     return model
 

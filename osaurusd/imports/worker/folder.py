@@ -14,8 +14,8 @@ from typing import Any
 from osaurusd.errors import ImportFailed
 from osaurusd.models import safetensors, tokenizers
 from osaurusd.platform.cloning import clone_file
-from osaurusd.platform.files import sync_folder
 from osaurusd.wire import model_files
+from osaurusd.wire.files import sync_folder
 
 PROVENANCE = "osaurus.json"
 CONFIG = "config.json"

@@ -22,7 +22,7 @@ from osaurusd.imports.worker.tensor_file import find_shortage
 from osaurusd.imports.worker.tokenizer import check_tokenizer, write_tokenizer
 from osaurusd.imports.worker.vocabulary import Vocabulary, generation_config, read_vocabulary, token_ids
 from osaurusd.imports.worker.weights import total_bytes, write_weights
-from osaurusd.platform.files import sync_folder, write_new_json
+from osaurusd.wire.files import sync_folder, write_new_json
 from osaurusd.wire.quantization import ImportQuantization, QuantizationReport
 
 Progress = Callable[[str, int, int], None]

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar, cast
 
 import numpy as np
 
 from osaurusd.errors import ImportFailed
+from osaurusd.wire.errors import as_json
 
 Value: TypeAlias = "int | float | bool | str | list[Value]"
 
@@ -81,10 +82,8 @@ class Metadata:
         value = self._values.get(key)
         if value is None:
             return None
-        if isinstance(value, list):
-            texts = [item for item in value if isinstance(item, str)]
-            if len(texts) == len(value):
-                return texts
+        if isinstance(value, list) and set(map(type, value)) <= {str}:
+            return cast(list[str], value)
         raise self._wrong(key, "a list of texts")
 
     def texts(self, key: str) -> list[str]:
@@ -94,16 +93,16 @@ class Metadata:
         value = self._values.get(key)
         if value is None:
             return None
-        if isinstance(value, list):
-            numbers = [float(item) for item in value if isinstance(item, int | float) and math.isfinite(item)]
-            if len(numbers) == len(value):
+        if isinstance(value, list) and set(map(type, value)) <= {int, float, bool}:
+            numbers = [float(item) for item in cast(list[float], value)]
+            if all(map(math.isfinite, numbers)):
                 return numbers
         raise self._wrong(key, "a list of finite numbers")
 
     def _present(self, key: str, value: T | None) -> T:
         if value is None:
-            raise self.failure(f"the metadata key {key!r} is missing")
+            raise self.failure(f"the metadata key {as_json(key)} is missing")
         return value
 
     def _wrong(self, key: str, expected: str) -> ImportFailed:
-        return self.failure(f"the metadata key {key!r} is not {expected}")
+        return self.failure(f"the metadata key {as_json(key)} is not {expected}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from osaurusd.errors import ImportFailed
-from osaurusd.platform.files import replace_file
+from osaurusd.wire.files import replace_file
 from osaurusd.wire.lineage import Origin
 
 _GENERATION_CONFIG = "generation_config.json"

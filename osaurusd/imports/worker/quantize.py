@@ -15,9 +15,9 @@ import msgspec
 from osaurusd.errors import ImportFailed, QuantizationFailed
 from osaurusd.imports import messages
 from osaurusd.imports.messages import QuantizationTask
-from osaurusd.platform.files import sync_folder, write_new_json
-from osaurusd.rpc import job
-from osaurusd.rpc.messages import Frame
+from osaurusd.rpc import child
+from osaurusd.rpc.framing import Frame
+from osaurusd.wire.files import sync_folder, write_new_json
 
 
 def main(arguments: list[str]) -> int:
@@ -28,12 +28,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("source", type=Path)
     parser.add_argument("dest", type=Path)
     options = parser.parse_args(arguments)
-    last = job.report(options.fd, lambda send: _run(send, options.task, options.source, options.dest))
+    last = child.report(options.fd, lambda send: _run(send, options.task, options.source, options.dest))
     return 1 if isinstance(last, messages.ImportFailure) else 0
 
 
-def _run(send: job.Send, task: QuantizationTask, source: Path, dest: Path) -> Frame:
-    throttle = job.Throttle()
+def _run(send: child.Send, task: QuantizationTask, source: Path, dest: Path) -> Frame:
+    throttle = child.Throttle()
 
     def progress(stage: str, done: int, total: int) -> None:
         if throttle.allows(stage, done, total):
@@ -46,7 +46,7 @@ def _run(send: job.Send, task: QuantizationTask, source: Path, dest: Path) -> Fr
         return messages.ImportFailure(message=error.message)
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or error
-        return messages.ImportFailure(message=job.printable(f"{reason}"))
+        return messages.ImportFailure(message=child.printable(f"{reason}"))
     return messages.Imported()
 
 

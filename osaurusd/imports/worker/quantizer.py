@@ -20,7 +20,7 @@ from osaurusd.imports.messages import QuantizationSettings
 from osaurusd.imports.worker import tensor_file
 from osaurusd.imports.worker.folder import CONFIG
 from osaurusd.imports.worker.tensor_file import Entry
-from osaurusd.platform.files import sync_file
+from osaurusd.wire.files import sync_file
 from osaurusd.wire.lineage import QuantizationMode
 from osaurusd.worker.runners.folder import loadable
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from osaurusd.imports.worker.hashing import ByteCounter, ThreadedHash
-from osaurusd.platform.files import write_new_json
+from osaurusd.wire.files import write_new_json
 
 # The shard size of mlx_lm's own conversion.
 MAX_SHARD_BYTES = 5 << 30

@@ -6,8 +6,9 @@ pre-tokenizer for unknown names. So this module uses only its file formats.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import msgspec
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
@@ -15,12 +16,16 @@ from tokenizers.processors import TemplateProcessing
 from osaurusd.imports.worker.metadata import Metadata
 from osaurusd.imports.worker.pre_tokenizers import find_pre_tokenizer
 from osaurusd.imports.worker.vocabulary import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
-from osaurusd.platform.files import write_new_json, write_new_text
+from osaurusd.wire.errors import as_json
+from osaurusd.wire.files import write_new_json, write_new_text
 
 # SentencePiece's representation of a space.
 _SPACE = "▁"
+_SUPPORTED = '"gpt2", "llama"'
 
 _MAX_TEMPLATES = 100
+
+_Merges: TypeAlias = list[tuple[str, str]]
 
 
 def write_tokenizer(vocabulary: Vocabulary, metadata: Metadata, dest: Path) -> None:
@@ -34,17 +39,17 @@ def write_tokenizer(vocabulary: Vocabulary, metadata: Metadata, dest: Path) -> N
     """
     if vocabulary.model == "gpt2":
         add_bos = find_pre_tokenizer(metadata).add_bos
-        tokenizer = _byte_level(vocabulary, metadata)
+        tokenizer, merges = _byte_level(vocabulary, metadata)
     elif vocabulary.model == "llama":
         add_bos = True
-        tokenizer = _sentence_piece(vocabulary, metadata)
+        tokenizer, merges = _sentence_piece(vocabulary, metadata)
     else:
-        raise metadata.failure(f"the tokenizer {vocabulary.model!r} is not supported; supported: 'gpt2', 'llama'")
+        raise metadata.failure(f"the tokenizer {as_json(vocabulary.model)} is not supported; supported: {_SUPPORTED}")
     add_bos = add_bos if vocabulary.add_bos is None else vocabulary.add_bos
     _add_special_tokens(tokenizer, vocabulary)
     config = _config(vocabulary, metadata, add_bos=add_bos)
     _set_post_processor(tokenizer, vocabulary, add_bos=config["add_bos_token"], add_eos=config["add_eos_token"])
-    write_new_text(dest / "tokenizer.json", tokenizer.to_str())
+    write_new_text(dest / "tokenizer.json", _document(tokenizer, vocabulary, merges))
     template = metadata.find_text("tokenizer.chat_template")
     if named := _named_templates(metadata):
         # transformers takes the one named `tool_use` for requests with tools, and `default` otherwise.
@@ -64,7 +69,7 @@ def check_tokenizer(vocabulary: Vocabulary, metadata: Metadata) -> None:
     if vocabulary.model == "gpt2":
         find_pre_tokenizer(metadata)
     elif vocabulary.model != "llama":
-        raise metadata.failure(f"the tokenizer {vocabulary.model!r} is not supported; supported: 'gpt2', 'llama'")
+        raise metadata.failure(f"the tokenizer {as_json(vocabulary.model)} is not supported; supported: {_SUPPORTED}")
 
 
 def _named_templates(metadata: Metadata) -> dict[str, str]:
@@ -74,42 +79,57 @@ def _named_templates(metadata: Metadata) -> dict[str, str]:
     return {name: metadata.text(f"tokenizer.chat_template.{name}") for name in names if name != "default"}
 
 
-def _byte_level(vocabulary: Vocabulary, metadata: Metadata) -> Tokenizer:
+def _byte_level(vocabulary: Vocabulary, metadata: Metadata) -> tuple[Tokenizer, _Merges]:
+    """Return a tokenizer without its ordinary tokens, and the merges that it needs with them."""
     config = find_pre_tokenizer(metadata)
-    ids = {token: index for index, token in enumerate(vocabulary.tokens)}
-    merges = _merges(ids, metadata)
-    tokenizer = Tokenizer(BPE(vocab=ids, merges=merges, ignore_merges=config.ignore_merges))
+    tokenizer = Tokenizer(BPE(vocab=_added_tokens(vocabulary), merges=[], ignore_merges=config.ignore_merges))
     if config.nfc:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = config.build()
     # mlx_lm has a fast streaming detokenizer for exactly this decoder.
     tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
+    return tokenizer, _merges(vocabulary.ids, metadata)
 
 
-def _merges(ids: dict[str, int], metadata: Metadata) -> list[tuple[str, str]]:
+def _added_tokens(vocabulary: Vocabulary) -> dict[str, int]:
+    """Return the ids of the tokens that `_add_special_tokens` adds."""
+    return {token: vocabulary.ids[token] for token in vocabulary.of_type(CONTROL, UNKNOWN, USER_DEFINED)}
+
+
+def _document(tokenizer: Tokenizer, vocabulary: Vocabulary, merges: _Merges) -> str:
+    """Return the content of `tokenizer.json`: the tokenizer with all tokens and merges.
+
+    If the library built the tokenizer from these, it would check again what has been checked, and write them as they
+    are, which takes ten times as long.
+    """
+    document = msgspec.json.decode(tokenizer.to_str())
+    document["model"] |= {"vocab": vocabulary.ids, "merges": merges}
+    return msgspec.json.encode(document).decode()
+
+
+def _merges(ids: dict[str, int], metadata: Metadata) -> _Merges:
     merges = []
     for text in metadata.texts("tokenizer.ggml.merges"):
         # In vocabularies that are not strictly byte-level, the first character can be a space.
         split = text.find(" ", 1)
         first, second = text[:split], text[split + 1 :]
         if split < 0 or not (first in ids and second in ids and first + second in ids):
-            raise metadata.failure(f"the merge {text!r} does not join two tokens into a third")
+            raise metadata.failure(f"the merge {as_json(text)} does not join two tokens into a third")
         merges.append((first, second))
     return merges
 
 
-def _sentence_piece(vocabulary: Vocabulary, metadata: Metadata) -> Tokenizer:
+def _sentence_piece(vocabulary: Vocabulary, metadata: Metadata) -> tuple[Tokenizer, _Merges]:
+    """Return the same as `_byte_level`."""
     if not vocabulary.scores:
-        raise metadata.failure("the metadata key 'tokenizer.ggml.scores' is missing")
-    ids = {token: index for index, token in enumerate(vocabulary.tokens)}
+        raise metadata.failure('the metadata key "tokenizer.ggml.scores" is missing')
     tokenizer = Tokenizer(
         BPE(
-            vocab=ids,
-            merges=_merges_by_score(ids, vocabulary),
+            vocab=_added_tokens(vocabulary),
+            merges=[],
             unk_token=vocabulary.token(vocabulary.unknown),
             fuse_unk=True,
-            byte_fallback=all(f"<0x{byte:02X}>" in ids for byte in range(256)),
+            byte_fallback=all(f"<0x{byte:02X}>" in vocabulary.ids for byte in range(256)),
         )
     )
     prefix = metadata.find_flag("tokenizer.ggml.add_space_prefix") is not False
@@ -120,16 +140,16 @@ def _sentence_piece(vocabulary: Vocabulary, metadata: Metadata) -> Tokenizer:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
-    return tokenizer
+    return tokenizer, _merges_by_score(vocabulary)
 
 
-def _merges_by_score(ids: dict[str, int], vocabulary: Vocabulary) -> list[tuple[str, str]]:
+def _merges_by_score(vocabulary: Vocabulary) -> _Merges:
     """Derive the merges of a SentencePiece BPE model: any two tokens that form a third, highest score first.
 
     SentencePiece has no list of merges, and the split of a given token does not matter to it. Ties are ordered by the
     ids of the two parts, as in transformers' conversion.
     """
-    ranked = []
+    ids, ranked = vocabulary.ids, []
     for token, kind, score in zip(vocabulary.tokens, vocabulary.types, vocabulary.scores, strict=True):
         if kind != NORMAL:
             continue

@@ -12,13 +12,13 @@ from pathlib import Path
 from osaurusd.models import messages
 from osaurusd.models.worker import removal, verification
 from osaurusd.models.worker.files import StoreError
-from osaurusd.rpc import job
+from osaurusd.rpc import child
 
 
 def main(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     options = _create_parser().parse_args(arguments)
-    result = job.report(options.fd, lambda send: _run(options, send))
+    result = child.report(options.fd, lambda send: _run(options, send))
     return 1 if isinstance(result, messages.Failure) else 0
 
 
@@ -41,7 +41,7 @@ def _create_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace, send: job.Send) -> messages.Message:
+def _run(options: argparse.Namespace, send: child.Send) -> messages.Message:
     """Carry out the command; returns the result frame."""
     try:
         match options.command:
@@ -58,13 +58,13 @@ def _run(options: argparse.Namespace, send: job.Send) -> messages.Message:
                 files = verification.verify(options.snapshot, options.record, _throttled_progress(send))
                 return messages.Verification(files=files)
     except StoreError as error:
-        return messages.Failure(message=job.printable(str(error)))
+        return messages.Failure(message=child.printable(str(error)))
     except OSError as error:
-        return messages.Failure(message=job.printable(_describe(error)))
+        return messages.Failure(message=child.printable(_describe(error)))
 
 
-def _throttled_progress(send: job.Send) -> verification.Progress:
-    throttle = job.Throttle()
+def _throttled_progress(send: child.Send) -> verification.Progress:
+    throttle = child.Throttle()
 
     def progress(file: str, done: int, total: int) -> None:
         if throttle.allows("verify", done, total):

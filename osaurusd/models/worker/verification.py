@@ -15,7 +15,7 @@ import msgspec
 
 from osaurusd.models.metadata import IMPORT_RECORD
 from osaurusd.models.worker.files import StoreError, walk_files
-from osaurusd.rpc.job import printable
+from osaurusd.rpc.child import printable
 from osaurusd.wire import model_files
 from osaurusd.wire.admin import FileState, VerifiedFile
 

@@ -6,11 +6,12 @@ from aiohttp import web
 
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.streaming import stream_sse
+from osaurusd.inference.limits import MESSAGES
 from osaurusd.inference.service import Service
 from osaurusd.protocols.anthropic import rendering
 from osaurusd.protocols.anthropic.errors import error_event
 from osaurusd.protocols.anthropic.rendering import Head, ThinkingDisplay
-from osaurusd.protocols.anthropic.requests import MODEL_PATHS, build_message, build_prompt, is_thinking
+from osaurusd.protocols.anthropic.requests import BODY_PATHS, build_message, build_prompt, is_thinking
 from osaurusd.protocols.anthropic.types import CountTokensRequest, MessagesRequest, TokenCount
 
 
@@ -22,8 +23,9 @@ class Messages:
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         body = await read_json(request, MessagesRequest)
-        with MODEL_PATHS.named():
+        with BODY_PATHS.named():
             record = await self._service.find(body.model)
+            self._service.check_lengths({MESSAGES: body.messages})
         generation, paths, images = build_message(body, record, self._service.defaults(record))
         head = Head(record.name, body.max_tokens, _thinking_display(body))
         stream = body.stream
@@ -41,8 +43,9 @@ class Messages:
     async def count_tokens(self, request: web.Request) -> web.Response:
         """Count the tokens of a prompt with the model's chat template and tokenizer, which loads the model."""
         body = await read_json(request, CountTokensRequest)
-        with MODEL_PATHS.named():
+        with BODY_PATHS.named():
             record = await self._service.find(body.model)
+            self._service.check_lengths({MESSAGES: body.messages})
         generation, paths, images = build_prompt(body, record, self._service.defaults(record))
         del body  # it contains the text of images
         with paths.named():

@@ -12,6 +12,7 @@ from osaurusd.http.streaming import stream_ndjson
 from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.field_paths import FieldPaths
 from osaurusd.inference.images import ImageCollector
+from osaurusd.inference.limits import MESSAGES
 from osaurusd.inference.request import GenerationRequest
 from osaurusd.inference.service import Service
 from osaurusd.models.record import ModelRecord
@@ -55,6 +56,8 @@ class Generation:
             renderer = Renderer(body.model or record.name, is_chat=isinstance(body, ChatRequest))
             if not body.has_input:
                 return json_response(renderer.without_output(await load_or_unload(self._pool, record, keep_alive)))
+            if isinstance(body, ChatRequest):
+                self._service.check_lengths({MESSAGES: body.messages})
             images = ImageCollector()
             generation, stream_output = build(body, record, self._service.defaults(record), images), body.stream
             del body  # it contains the text of images

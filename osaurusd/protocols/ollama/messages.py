@@ -1,11 +1,14 @@
 """Converts the messages of a chat. Ollama's tool calls have no ids: results follow the calls in their order."""
 
+from collections import defaultdict, deque
+
 import msgspec
 
 from osaurusd.errors import InvalidRequest
 from osaurusd.inference import request as neutral
 from osaurusd.inference.images import ImageCollector
 from osaurusd.protocols.ollama.types import Message, ToolCall
+from osaurusd.wire.errors import as_json
 
 ROLES: dict[str, neutral.Role] = {
     "system": "system",
@@ -22,7 +25,9 @@ class _OpenCalls:
     """The calls of a chat that have no result yet."""
 
     def __init__(self) -> None:
-        self._calls: list[neutral.ToolCall] = []
+        self._calls: dict[int, neutral.ToolCall] = {}
+        # The numbers of calls in their order: with an id, of a function, and under None of all.
+        self._order: defaultdict[tuple[str, str] | None, deque[int]] = defaultdict(deque)
         self._count = 0
 
     def add(self, call: ToolCall) -> neutral.ToolCall:
@@ -32,22 +37,30 @@ class _OpenCalls:
         is_text = isinstance(function.arguments, str)
         arguments = function.arguments if is_text else msgspec.json.encode(function.arguments).decode()
         parsed = neutral.ToolCall(id=call.id or f"call_{self._count}", name=function.name, arguments=str(arguments))
-        self._calls.append(parsed)
+        self._calls[self._count] = parsed
+        for key in (("id", parsed.id), ("name", parsed.name), None):
+            self._order[key].append(self._count)
         return parsed
 
     def take(self, message: Message) -> neutral.ToolCall:
         """Return the call that a result belongs to: by its id, else by its name, else the oldest."""
-        matching = [call for call in self._calls if message.tool_call_id == call.id]
-        matching = matching or [call for call in self._calls if message.tool_name == call.name]
-        if not matching and message.tool_name is None and message.tool_call_id is None:
-            matching = self._calls
-        if not matching:
+        id_, name = message.tool_call_id, message.tool_name
+        call = None if id_ is None else self._take_oldest(("id", id_))
+        if call is None and name is not None:
+            call = self._take_oldest(("name", name))
+        if call is None and id_ is None and name is None:
+            call = self._take_oldest(None)
+        if call is None:
             self._count += 1
-            call_id = message.tool_call_id or f"call_{self._count}"
-            return neutral.ToolCall(id=call_id, name=message.tool_name or "", arguments="{}")
-        call = matching[0]
-        self._calls.remove(call)
+            return neutral.ToolCall(id=id_ or f"call_{self._count}", name=name or "", arguments="{}")
         return call
+
+    def _take_oldest(self, key: tuple[str, str] | None) -> neutral.ToolCall | None:
+        order = self._order[key]
+        while order:
+            if (call := self._calls.pop(order.popleft(), None)) is not None:
+                return call
+        return None
 
 
 def parse_messages(messages: list[Message], images: ImageCollector) -> list[neutral.Message]:
@@ -69,7 +82,9 @@ def _parse_message(message: Message, path: str, calls: _OpenCalls, images: Image
     role = ROLES.get(message.role)
     if role is None:
         allowed = ", ".join(f"`{name}`" for name in ROLES)
-        raise InvalidRequest(f"`{path}.role`: must be one of {allowed}, not {message.role!r}", param=f"{path}.role")
+        raise InvalidRequest(
+            f"`{path}.role`: must be one of {allowed}, not {as_json(message.role)}", param=f"{path}.role"
+        )
     if message.images and role not in IMAGE_ROLES:
         raise InvalidRequest(
             f"`{path}.images`: only `user` and `tool` messages can have images", param=f"{path}.images"

@@ -36,6 +36,7 @@ from osaurusd.protocols.openai.errors import FieldPaths
 from osaurusd.protocols.openai.messages import parse_messages
 from osaurusd.protocols.openai.output_format import output_paths, parse_output_format
 from osaurusd.protocols.openai.tools import allowed_indexes, parse_tools, schema_field
+from osaurusd.wire.errors import as_json
 
 REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
@@ -79,6 +80,7 @@ class ChatCompletions:
         paths = field_paths(body)
         with paths.named():
             record = await self._service.find(body.model)
+            self._service.check_lengths({limits.MESSAGES: body.messages, limits.LOGIT_BIAS: body.logit_bias})
             images = ImageCollector()
             generation_request = build_request(body, self._service.defaults(record), images)
             head = ResponseHead.create("chatcmpl", record.name)
@@ -199,7 +201,7 @@ def effort_variables(effort: str | None, path: str) -> dict[str, Any]:
         return {}
     if effort not in REASONING_EFFORTS:
         allowed = ", ".join(f"`{name}`" for name in REASONING_EFFORTS)
-        raise InvalidRequest(f"`{path}`: must be one of {allowed}, not {effort!r}", param=path)
+        raise InvalidRequest(f"`{path}`: must be one of {allowed}, not {as_json(effort)}", param=path)
     # Some templates read a level of effort, others a switch.
     variables: dict[str, Any] = {"reasoning_effort": effort}
     return variables if effort != "none" else {**variables, "enable_thinking": False}

@@ -50,8 +50,8 @@ class Completions:
         paths = field_paths(body)
         with paths.named():
             record = await self._service.find(body.model)
-            if _has_many_prompts(body):
-                self._service.check_prompt_count(len(body.prompt or ()))
+            prompts = body.prompt if _has_many_prompts(body) else None
+            self._service.check_lengths({limits.PROMPTS: prompts, limits.LOGIT_BIAS: body.logit_bias})
             generation_requests = build_requests(body, self._service.defaults(record))
             head = ResponseHead.create("cmpl", record.name)
             async with contextlib.aclosing(self._service.generate(record, generation_requests)) as events:

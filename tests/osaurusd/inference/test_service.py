@@ -13,6 +13,7 @@ from osaurusd.buffered_bytes import BufferedBytes
 from osaurusd.config import Config, Defaults, Input, Log
 from osaurusd.config.schema import Models
 from osaurusd.errors import InvalidRequest, ModelNotFound
+from osaurusd.inference import limits
 from osaurusd.inference.events import Completed, Delta, Started, Timings, ToolCallDelta
 from osaurusd.inference.service import Service
 from osaurusd.models.record import GenerationDefaults, ModelRecord
@@ -185,11 +186,16 @@ async def test_limits_are_checked_before_a_worker_is_leased():
     assert pool.requests == []
 
 
-def test_number_of_prompts_is_limited():
+def test_lengths_of_lists_are_limited_before_they_are_converted():
     service = make_service(input=Input(max_prompts=2))
-    service.check_prompt_count(2)
-    with pytest.raises(InvalidRequest, match=r"at most 2 prompts, not 3"):
-        service.check_prompt_count(3)
+    service.check_lengths({limits.PROMPTS: ["a", "b"], limits.MESSAGES: None})
+    with pytest.raises(InvalidRequest, match=r"at most 2 prompts, not 3") as raised:
+        service.check_lengths({limits.PROMPTS: ["a", "b", "c"]})
+    assert raised.value.location == limits.PROMPTS
+
+
+def test_only_lengths_are_checked_before_a_list_is_converted():
+    make_service(input=Input(max_schema_bytes=1)).check_lengths({limits.TOOLS: [object()]})
 
 
 def read_log(file):

@@ -29,6 +29,7 @@ def test_variables_that_python_and_compute_libraries_need_are_passed_on(name):
     assert {name: "value"} == environment.minimal({name: "value"})
 
 
-def test_settings_of_the_allocator_override_those_for_conversions():
-    assert environment.converting({}).keys() == {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
+def test_settings_of_the_user_override_those_for_conversions():
+    names = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "OPENBLAS_NUM_THREADS"}
+    assert environment.converting({}).keys() == names
     assert environment.converting({"MALLOC_TRIM_THRESHOLD_": "1", "HF_TOKEN": "x"})["MALLOC_TRIM_THRESHOLD_"] == "1"

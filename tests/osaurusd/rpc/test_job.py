@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from osaurusd.downloads import messages
-from osaurusd.rpc import job
-from osaurusd.rpc.job import PROGRESS_INTERVAL_SECONDS, JobDied, Throttle
+from osaurusd.rpc import child, job
+from osaurusd.rpc.child import PROGRESS_INTERVAL_SECONDS, Throttle
+from osaurusd.rpc.job import JobDied
 
 
 @pytest.mark.parametrize(
@@ -61,4 +62,4 @@ def test_progress_is_throttled_except_for_the_ends_of_a_stage() -> None:
 
 
 def test_file_names_that_are_not_utf8_become_printable() -> None:
-    assert "\ufffd.txt: ü" == job.printable(b"\xff.txt: \xc3\xbc".decode("utf-8", "surrogateescape"))
+    assert "\ufffd.txt: ü" == child.printable(b"\xff.txt: \xc3\xbc".decode("utf-8", "surrogateescape"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from osaurusd.errors import Busy, InvalidRequest, NotFound, PreviousResponseNotFound
 from osaurusd.http.errors import excerpt
-from osaurusd.inference.limits import MODEL
+from osaurusd.inference.limits import MESSAGES, MODEL
 from osaurusd.inference.service import Service
 from osaurusd.models.record import ModelRecord
 from osaurusd.protocols.openai.errors import FieldPaths
@@ -18,7 +18,8 @@ from osaurusd.protocols.openai.responses.run import ResponseRun, RunOptions
 from osaurusd.protocols.openai.responses.store import Scope, StoredObject, decode_items
 from osaurusd.protocols.openai.responses.types import ResponseRequest
 
-_MODEL_PATH = FieldPaths({MODEL: "model"})
+_BODY_PATHS = FieldPaths({MODEL: "model", MESSAGES: "input"})
+"""The fields of a request that is not converted yet."""
 
 _ADDED = ("completed", "incomplete")
 """The statuses of responses that are added to their conversation."""
@@ -108,8 +109,10 @@ class ResponseCreator:
             return await self._service.count_prompt_tokens(record, parsed.generation, parsed.images)
 
     async def _parse(self, body: ResponseRequest, continued: StoredObject | None) -> tuple[ModelRecord, ParsedRequest]:
-        with _MODEL_PATH.named():
+        with _BODY_PATHS.named():
             record = await self._service.find(body.model)
+            items = None if isinstance(body.input, str) else body.input
+            self._service.check_lengths({MESSAGES: items})
         history = [] if continued is None else decode_items(continued.items)
         return record, parse_request(body, history, self._service.defaults(record), record.name)
 

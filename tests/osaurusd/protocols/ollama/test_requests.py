@@ -238,3 +238,12 @@ def test_only_the_tag_of_clients_is_stripped():
 def test_unsupported_option_has_its_own_error():
     with pytest.raises(UnsupportedParameter):
         chat(options={"mirostat": 2})
+
+
+def test_results_without_names_belong_to_the_oldest_open_calls():
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}, {"function": {"name": "g"}}] * 2}
+    messages = [*MESSAGES, call, {"role": "tool", "tool_name": "g"}, *[{"role": "tool"}] * 3]
+    _, assistant, *results = chat(messages=messages).prompt.messages
+
+    oldest, named, *others = [call.id for call in assistant.tool_calls]
+    assert [named, oldest, *others] == [part.call_id for result in results for part in result.tool_results]

@@ -3,7 +3,7 @@ import os
 import msgspec
 import pytest
 
-from osaurusd.platform.files import StateFile
+from osaurusd.platform.state_file import StateFile
 
 
 class Kept(msgspec.Struct, kw_only=True):
