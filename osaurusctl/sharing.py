@@ -80,6 +80,10 @@ def _open(source: Path, stack: contextlib.ExitStack) -> tuple[Offer, list[int]]:
     try:
         if not source.is_dir():
             names = open_files.part_names(source.name)
+            if missing := [name for name in names[1:] if not source.with_name(name).exists()]:
+                raise CliError(
+                    f"the part {missing[0]} of the model is missing", hint=f"copy all {len(names)} parts to one folder"
+                )
             return Offer(folder=False, names=names), [_open_file(source.with_name(name), stack) for name in names]
         # Links to files are followed, since the Hugging Face cache consists of them.
         paths = [*source.iterdir(), *model_files.find_subfolder_files(source)]

@@ -1,6 +1,5 @@
 """Commands for the models on disk: list, inspect, verify, rename, remove."""
 
-import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -10,26 +9,20 @@ from osaurusctl import completion, progress
 from osaurusctl.client import Client, connect
 from osaurusctl.command import Command, confirm_removal, needs_confirmation
 from osaurusctl.errors import CliError, ExitCode, Interrupted
-from osaurusctl.formatting import format_bytes, format_count, format_duration, format_table, labeled_rows
+from osaurusctl.formatting import format_bytes, format_count, format_table
+from osaurusctl.model_details import format_age, format_details
 from osaurusctl.output import Output
 from osaurusd.wire.admin import (
     Availability,
     FileState,
     Leftover,
-    ModelDetails,
     ModelInfo,
     Removed,
     RemoveReply,
     VerifyDone,
-    WorkerInfo,
     WorkerState,
 )
 from osaurusd.wire.errors import ErrorCode
-from osaurusd.wire.lineage import Lineage
-from osaurusd.wire.placement import PlacementInfo
-from osaurusd.wire.residency import LoadPhases
-
-Rows = list[tuple[str, str]]
 
 _WORKER_LABELS = {WorkerState.STARTING: "loading", WorkerState.READY: "loaded", WorkerState.STOPPING: "unloading"}
 _LOADED = "loaded"
@@ -83,7 +76,7 @@ def list_models(output: Output, pattern: str | None, sort_by: str, reverse: bool
 def show(output: Output, name: str) -> None:
     """Show the details of a model"""
     details = connect().details(name)
-    output.show(details, _format_details(details))
+    output.show(details, format_details(details))
 
 
 @click.command(
@@ -213,7 +206,7 @@ def _model_rows(model: ModelInfo) -> list[tuple[str, ...]]:
         model.quantization or "-",
         str(model.context_length) if model.context_length else "-",
         _WORKER_LABELS[model.worker.state] if model.worker else str(model.state),
-        _format_age(model),
+        format_age(model),
     )
     task = f"{model.task}, vision" if model.vision else model.task
     aliases = [(name, task, "-", *facts, f"-> {model.name}", "") for name in model.aliases]
@@ -223,128 +216,6 @@ def _model_rows(model: ModelInfo) -> list[tuple[str, ...]]:
 def _reason(model: ModelInfo) -> str:
     """Return why a model cannot be served, or not with everything that it was trained for."""
     return model.reason or model.vision_refusal or ""
-
-
-def _format_age(model: ModelInfo) -> str:
-    return f"{format_duration(max(0.0, time.time() - model.created))} ago"
-
-
-def _format_details(details: ModelDetails) -> str:
-    worker = details.model.worker
-    sections = [
-        ("", _identity_rows(details)),
-        ("model", _model_detail_rows(details)),
-        ("quantized from", _lineage_rows(details.lineage) if details.lineage else []),
-        ("generation defaults", _generation_rows(details) if details.model.task == "generate" else []),
-        ("memory", _memory_rows(details)),
-        ("hosts", _placement_rows(details.placement) if details.placement else []),
-        ("worker", _worker_rows(worker) if worker else []),
-        ("files", [(file.name, format_bytes(file.bytes)) for file in details.files]),
-    ]
-    return "\n\n".join(_format_section(title, rows) for title, rows in sections if rows)
-
-
-def _placement_rows(placement: PlacementInfo) -> Rows:
-    """Return where a model runs, and each of its ranks once it has been loaded."""
-    rows = [("hosts", ", ".join(["this host", *placement.hosts])), ("split", placement.split)]
-    if placement.reason:
-        rows.append(("reason", placement.reason))
-    for number, rank in enumerate(placement.ranks):
-        layers = f", layers {rank.layers[0]} to {rank.layers[1]}" if rank.layers else ""
-        rows.append((f"rank {number}", f"{rank.host or 'this host'}, {format_bytes(rank.needs_bytes)}{layers}"))
-    return rows
-
-
-def _format_section(title: str, rows: Rows) -> str:
-    if not title:
-        return format_table(rows)
-    return "\n".join([title, *(f"  {line}" for line in format_table(rows).splitlines())])
-
-
-def _identity_rows(details: ModelDetails) -> Rows:
-    model = details.model
-    return [
-        ("name", model.name),
-        *labeled_rows("aliases", model.aliases),
-        ("repo", model.repo),
-        ("commit", details.commit or "-"),
-        ("license", details.license or "-"),
-        ("state", f"{model.state}: {model.reason}" if model.reason else model.state),
-        ("modified", _format_age(model)),
-        ("size on disk", format_bytes(model.bytes)),
-        ("path", model.path),
-    ]
-
-
-def _model_detail_rows(details: ModelDetails) -> Rows:
-    model = details.model
-    return [
-        ("task", model.task),
-        ("architecture", model.architecture or "-"),
-        ("quantization", model.quantization or "-"),
-        ("parameters", format_count(model.parameters) if model.parameters else "-"),
-        ("context length", f"{model.context_length} tokens" if model.context_length else "-"),
-        *(_ability_rows(details) if model.task == "generate" else []),
-    ]
-
-
-def _ability_rows(details: ModelDetails) -> Rows:
-    return [
-        ("tools", _yes_no(details.tools)),
-        ("reasoning", _yes_no(details.reasoning)),
-        ("vision", f"no: {refusal}" if (refusal := details.model.vision_refusal) else _yes_no(details.vision)),
-    ]
-
-
-def _lineage_rows(lineage: Lineage) -> Rows:
-    return [
-        ("base model", lineage.base),
-        *([("base commit", lineage.base_commit)] if lineage.base_commit else []),
-        ("format", f"{lineage.mode}, {lineage.bits} bits, group size {lineage.group_size}"),
-        ("bits per weight", f"{lineage.bits_per_weight:.2f}"),
-        ("mean relative error", f"{lineage.mean_error:.2%}"),
-        ("largest error", f"{lineage.worst_error:.2%} ({lineage.worst_tensor})"),
-    ]
-
-
-def _generation_rows(details: ModelDetails) -> Rows:
-    values = {"temperature": details.temperature, "top_p": details.top_p}
-    return [(name, "-" if value is None else f"{value:g}") for name, value in values.items()]
-
-
-def _memory_rows(details: ModelDetails) -> Rows:
-    per_token, full_context = details.kv_bytes_per_token, details.full_context_bytes
-    return [
-        ("required", format_bytes(details.needs_bytes)),
-        ("weights", format_bytes(details.weights_bytes)),
-        ("context, per token", "-" if per_token is None else format_bytes(per_token)),
-        ("weights and full context", "-" if full_context is None else format_bytes(full_context)),
-    ]
-
-
-def _worker_rows(worker: WorkerInfo) -> Rows:
-    return [
-        ("state", worker.state),
-        ("resident memory", format_bytes(worker.memory_bytes)),
-        ("device", worker.device or "-"),
-        ("pid", "-" if worker.pid is None else str(worker.pid)),
-        ("in flight", str(worker.in_flight)),
-        *(_load_rows(worker.load_phases) if worker.load_phases else []),
-    ]
-
-
-def _load_rows(phases: LoadPhases) -> Rows:
-    first_token = phases.first_token_seconds
-    return [
-        ("load: spawn", "none (standby worker)" if phases.standby else f"{phases.spawn_seconds:.2f} s"),
-        ("load: imports", "none (standby worker)" if phases.standby else f"{phases.import_seconds:.2f} s"),
-        ("load: weights", f"{phases.weights_seconds:.2f} s"),
-        ("load: first token", "-" if first_token is None else f"{first_token:.2f} s"),
-    ]
-
-
-def _yes_no(value: bool) -> str:
-    return "yes" if value else "no"
 
 
 def _add_alias(client: Client, name: str, target: str | None, output: Output) -> None:

@@ -37,8 +37,9 @@ def choose(program: Program, models: Sequence[ProgramModel], name: str) -> Progr
     matches = _match(program, models, name)
     command = f"osaurusctl import --from {program}"
     if not matches:
+        tags = ollama.find_tags(models, name) if program is Program.OLLAMA else []
         raise CliError(
-            f'{program.label} has no model "{name}"',
+            f'{program.label} has no model "{name}"' + (f", but {', '.join(tags)}" if tags else ""),
             hint=f'run "{command}" to list its models',
             exit_code=ExitCode.MODEL_NOT_FOUND,
             code=ErrorCode.MODEL_NOT_FOUND,

@@ -1,4 +1,4 @@
-"""LM Studio's model folders: `PUBLISHER/MODEL/` with GGUF files or an MLX model. Nothing in them is changed."""
+"""LM Studio's model folders: `PUBLISHER/MODEL/`, with GGUF files or an MLX model. Nothing in them is changed."""
 
 import json
 import os
@@ -16,6 +16,8 @@ from osaurusd.wire.lineage import Origin
 _PART = re.compile(r"-(\d{5})-of-(\d{5})$")
 _QUANTIZATION = re.compile(r"(?:^|[.\-_])((?:I?Q\d\w*|MXFP4|BF16|F16|F32))$", re.IGNORECASE)
 _PROJECTOR = "mmproj"
+# Repositories with large files have a folder for each quantization.
+_FOLDERS = ("*", "*/*", "*/*/*")
 
 
 def folders() -> Iterator[Path]:
@@ -43,7 +45,7 @@ def find_models() -> list[ProgramModel]:
     found: dict[Path, ProgramModel] = {}
     for root in dict.fromkeys(Path(os.path.realpath(folder)) for folder in folders() if folder.is_absolute()):
         try:
-            for folder in sorted(chain(root.glob("*"), root.glob("*/*"))):
+            for folder in sorted(chain.from_iterable(root.glob(pattern) for pattern in _FOLDERS)):
                 if folder.is_dir() and not folder.relative_to(root).parts[0].startswith("."):
                     found |= {Path(model.path): model for model in _read_folder(root, folder)}
         except OSError as error:
@@ -56,7 +58,7 @@ def _read_folder(root: Path, folder: Path) -> Iterator[ProgramModel]:
     gguf = [path for path in files.values() if path.suffix.lower() == ".gguf"]
     if "config.json" in files and any(name.endswith(".safetensors") for name in files):
         yield _model(root, folder, "mlx", list(files.values()), [])
-    projectors = [path for path in gguf if path.name.lower().startswith(_PROJECTOR)]
+    projectors = [path for path in gguf if _PROJECTOR in path.name.lower()]
     notes = ["the image encoder is not imported; the result accepts text only"] if projectors else []
     for path in gguf:
         part = _PART.search(path.stem)

@@ -6,7 +6,7 @@ Layout (Ollama's `manifest/paths.go`): `manifests/HOST/NAMESPACE/MODEL/TAG`, `bl
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ _DEPTH = 4
 _SERVICE_STORE = Path("/usr/share/ollama/.ollama/models")
 
 _NOT_IMPORTED = {
-    "template": "Ollama's chat template is not imported; the one in the GGUF file is used",
+    "template": "Ollama's chat template is not imported, only that of the GGUF file",
     "system": "the system prompt is not imported; send it with each request",
     "adapter": "the adapter is not imported; the result is the base model",
     "projector": "the image encoder is not imported; the result accepts text only",
@@ -61,8 +61,16 @@ def find_models() -> list[ProgramModel]:
 
 
 def full_name(name: str) -> str:
-    """Return a name with its tag, as `find_models` reports it."""
+    """Return a name with its tag and without Ollama's defaults, as `find_models` reports it."""
+    parts = name.removeprefix("https://").removeprefix("http://").removeprefix(f"{_HOST}/").split("/")
+    name = "/".join(parts[1:] if len(parts) == 2 and parts[0] == _NAMESPACE else parts)
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def find_tags(models: Iterable[ProgramModel], name: str) -> list[str]:
+    """Return the names of models that differ from `name` in their tag only."""
+    wanted = full_name(name).rpartition(":")[0].casefold()
+    return [model.name for model in models if model.name.rpartition(":")[0].casefold() == wanted]
 
 
 def _store() -> Path:
@@ -79,6 +87,8 @@ def _read_model(store: Path, path: Path) -> ProgramModel:
     )
     try:
         return _describe(store, empty, _read_object(path))
+    except KeyError as error:
+        return empty.unusable(f"its manifest cannot be read: `{error.args[0]}` is missing")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return empty.unusable(f"its manifest cannot be read: {error}")
 
@@ -169,7 +179,11 @@ def _read_blob(store: Path, layer: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _read_object(path: Path) -> Mapping[str, Any]:
     with path.open("rb") as file:
-        document = json.loads(file.read(_MAX_DOCUMENT_BYTES))
+        data = file.read(_MAX_DOCUMENT_BYTES)
+    try:
+        document = json.loads(data)
+    except ValueError:
+        raise ValueError(f"{path.name} is not valid JSON") from None
     if not isinstance(document, dict):
         raise ValueError(f"{path.name} is not a JSON object")
     return document

@@ -84,5 +84,6 @@ def model_details(
         kv_bytes_per_token=per_token,
         full_context_bytes=full,
         lineage=provenance.lineage,
+        imported=provenance.imported,
         placement=placement,
     )

@@ -46,6 +46,7 @@ class ImportManager:
         self._catalog = catalog
         self._models_dir = catalog.models_dir
         self.running: set[Path] = set()
+        self._names: set[str] = set()
 
     def sweep(self) -> None:
         """Remove unfinished imports of an earlier daemon. Blocks; requires the lock of the home."""
@@ -151,8 +152,11 @@ class ImportManager:
         self, name: str, command: Sequence[str], arguments: Sequence[str]
     ) -> AsyncGenerator[messages.Event | ModelRecord]:
         """Run a child process that writes a staging folder, its last argument, and publish the folder as a model."""
+        if name in self._names:
+            raise NameTaken(f"the model `{name}` is being created; choose another name with --name", param="name")
         staging = self._models_dir / f"{_IMPORTING}{uuid.uuid4().hex}"
         self.running.add(staging)
+        self._names.add(name)
         try:
             await asyncio.to_thread(staging.mkdir, parents=True)
             async with contextlib.aclosing(_run(command, [*arguments, str(staging)])) as events:
@@ -162,6 +166,7 @@ class ImportManager:
         finally:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True))
             self.running.discard(staging)
+            self._names.discard(name)
 
     async def _free_name(self, name: str) -> str:
         if not names.is_valid(name):

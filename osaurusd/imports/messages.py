@@ -17,7 +17,7 @@ class Progress(Frame, frozen=True, tag="progress"):
 
 
 class Imported(Frame, frozen=True, tag="imported"):
-    """The model folder is complete. `quantization` is None if nothing was converted to a quantized format."""
+    """The model folder is complete. `quantization` is None unless a GGUF file was imported."""
 
     quantization: QuantizationReport | None = None
 

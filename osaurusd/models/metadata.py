@@ -16,7 +16,8 @@ import msgspec
 from osaurusd.models import vision
 from osaurusd.models.record import Capabilities, GenerationDefaults, ModelRecord, Task
 from osaurusd.wire import model_files
-from osaurusd.wire.lineage import Lineage
+from osaurusd.wire.lineage import ImportRecord, Lineage
+from osaurusd.wire.quantization import QuantizationReport
 
 IMPORT_RECORD = "osaurus.json"
 """The file in which an import records the source, the license and the digests of a model."""
@@ -58,11 +59,12 @@ ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "modernbert"})
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a model comes from: its revision if it is from the hub, its license, and how it was quantized here."""
+    """Where a model comes from: its revision on the hub, its license, and how it was quantized or imported here."""
 
     commit: str | None = None
     license: str | None = None
     lineage: Lineage | None = None
+    imported: ImportRecord | None = None
 
 
 def read_json(path: Path) -> Any:
@@ -205,6 +207,7 @@ def read_provenance(record: ModelRecord) -> Provenance:
         commit=folder.name if folder.parent.name == "snapshots" else None,
         license=_license(folder),
         lineage=_lineage(folder),
+        imported=_import_record(folder),
     )
 
 
@@ -253,6 +256,20 @@ def _lineage(folder: Path) -> Lineage | None:
         )
     except msgspec.ValidationError:
         return None
+
+
+def _import_record(folder: Path) -> ImportRecord | None:
+    """Return where an imported model comes from; None for other models, and if there is no valid record."""
+    document = _json_object_or_empty(folder / IMPORT_RECORD)
+    quantization = document.pop("quantization", None)
+    try:
+        record = msgspec.convert(document, type=ImportRecord)
+        if not isinstance(quantization, dict):
+            return record
+        report = msgspec.convert(quantization, type=QuantizationReport)
+    except msgspec.ValidationError:
+        return None
+    return msgspec.structs.replace(record, quantize=str(quantization.get("mode", "auto")), quantization=report)
 
 
 def _number_in_range(value: object, low: float, high: float) -> float | None:

@@ -12,7 +12,7 @@ from osaurusd.wire.drain import DrainStatus
 from osaurusd.wire.errors import ErrorBody
 from osaurusd.wire.groups import LeaseInfo, RankInfo
 from osaurusd.wire.keys import Protection
-from osaurusd.wire.lineage import GroupSize, Lineage, Origin
+from osaurusd.wire.lineage import GroupSize, ImportRecord, Lineage, Origin
 from osaurusd.wire.placement import PlacementInfo, SplitSetting
 from osaurusd.wire.quantization import ImportQuantization, QuantizationReport
 from osaurusd.wire.residency import LoadPhases
@@ -156,6 +156,7 @@ class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
         kv_bytes_per_token: memory for each token of context; null if the model's config does not determine it.
         full_context_bytes: memory for the weights and a full context; null like `kv_bytes_per_token`.
         lineage: how the model was quantized, if that was done here.
+        imported: where the model comes from, if it was imported.
         placement: over which hosts the model is distributed; null for one process on this host.
     """
 
@@ -173,6 +174,7 @@ class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes_per_token: int | None = None
     full_context_bytes: int | None = None
     lineage: Lineage | None = None
+    imported: ImportRecord | None = None
     placement: PlacementInfo | None = None
 
 
@@ -366,7 +368,7 @@ class ImportProgress(msgspec.Struct, frozen=True, kw_only=True, tag_field="event
 
 
 class ImportDone(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="done"):
-    """The last line of a successful import. `quantization` is None if nothing was converted to a quantized format."""
+    """The last line of a successful import. `quantization` is null unless a GGUF file was imported."""
 
     model: ModelInfo
     quantization: QuantizationReport | None = None

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from osaurusd.wire.quantization import QuantizationReport
+
 Bits = Literal[2, 3, 4, 5, 6, 8]
 GroupSize = Literal[32, 64, 128]
 
@@ -58,6 +60,28 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
     worst_tensor: str
     quantized: int
     kept: int
+
+
+class ImportRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an imported model comes from.
+
+    Attributes:
+        source: the name of the file or folder, or another program's name for the model.
+        format: `gguf` or `folder`.
+        imported_at: in seconds since the epoch.
+        program: the other program, if the model was imported from one.
+        sha256: of the GGUF file.
+        quantize: how its matrices were to be stored, such as `auto`.
+        quantization: how they are stored, and what that changed; null for a folder.
+    """
+
+    source: str
+    format: Literal["gguf", "folder"]
+    imported_at: int
+    program: str | None = None
+    sha256: str | None = None
+    quantize: str | None = None
+    quantization: QuantizationReport | None = None
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -23,6 +23,25 @@ class ImportQuantization(StrEnum):
         return 0 if self is ImportQuantization.NONE else int(self.value)
 
 
+class StoredMatrices(msgspec.Struct, frozen=True, kw_only=True):
+    """Matrices of the same type in the source that are stored in the same way.
+
+    Attributes:
+        type: ggml's name of the type.
+        count: the number of matrices.
+        stored: the format, such as `4-bit, group size 32` or `F16`.
+        held: whether the format holds the levels of the source; others are requantized.
+        error: the mean of their relative RMS errors, compared with the source; 0 if all values are exact, and null for
+            floats.
+    """
+
+    type: str
+    count: int
+    stored: str
+    held: bool = False
+    error: float | None = None
+
+
 class QuantizationReport(msgspec.Struct, frozen=True, kw_only=True):
     """What quantization changed.
 
@@ -32,6 +51,7 @@ class QuantizationReport(msgspec.Struct, frozen=True, kw_only=True):
         mean_error: the mean of their relative RMS errors, compared with the source.
         worst_error: the largest of these errors.
         worst_tensor: the tensor of the source that has it.
+        matrices: all matrices by type.
     """
 
     exact: int
@@ -39,3 +59,4 @@ class QuantizationReport(msgspec.Struct, frozen=True, kw_only=True):
     mean_error: float
     worst_error: float
     worst_tensor: str | None = None
+    matrices: list[StoredMatrices] = []

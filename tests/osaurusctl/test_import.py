@@ -112,6 +112,16 @@ def test_unreadable_file_is_an_error_before_the_import(daemon, invoke, home, mon
     assert daemon.bodies(Route.IMPORTS) == []
 
 
+def test_missing_part_of_a_split_model_is_named(daemon, invoke, home):
+    for number in (1, 3):
+        (home / f"m-0000{number}-of-00003.gguf").touch()
+    result = invoke("import", str(home / "m-00001-of-00003.gguf"))
+    assert result.exit_code == 1
+    assert "the part m-00002-of-00003.gguf of the model is missing" in result.stderr
+    assert "all 3 parts" in result.stderr
+    assert daemon.bodies(Route.IMPORTS) == []
+
+
 def test_import_without_a_daemon_is_an_error(ctl, folder):
     assert ctl("import", str(folder)).returncode == 3
 

@@ -183,6 +183,29 @@ def test_tag_latest_need_not_be_named(store, daemon, invoke, fake):
     assert daemon.bodies(Route.IMPORTS)[0]["name"] == "mine"
 
 
+@pytest.mark.parametrize(
+    ("manifest", "name"),
+    [
+        ("registry.ollama.ai/library/phi4/latest", "library/phi4"),
+        ("registry.ollama.ai/library/phi4/14b", "registry.ollama.ai/library/phi4:14b"),
+        ("registry.ollama.ai/user/Phi4/14b", "https://registry.ollama.ai/user/phi4:14b"),
+        ("hf.co/bartowski/Phi-4-GGUF/Q4_K_M", "https://hf.co/bartowski/Phi-4-GGUF:Q4_K_M"),
+    ],
+)
+def test_names_may_have_the_parts_that_ollama_leaves_out(store, daemon, invoke, fake, manifest, name):
+    store.add(manifest)
+    daemon.import_events = [ImportDone(model=fake.model("phi4"))]
+    result = invoke("import", "--from", "ollama", name)
+    assert result.exit_code == 0, result.stderr
+
+
+def test_unknown_tag_lists_the_tags_of_the_model(store, daemon, invoke):
+    store.add()
+    result = invoke("import", "--from", "ollama", "library/Llama3.2")
+    assert result.exit_code == 4
+    assert 'no model "library/Llama3.2", but llama3.2:3b' in result.stderr
+
+
 def test_adapters_and_projectors_are_named_as_not_taken(store, daemon, invoke):
     store.add(adapter=b"adapter", projector=b"projector")
     daemon.checked = [CheckedModel()]
@@ -241,6 +264,9 @@ def lm_studio(user):
         "lmstudio-community/Qwen3-4B-GGUF/Qwen3-4B-Q4_K_M.gguf",
         "lmstudio-community/Qwen3-4B-GGUF/Qwen3-4B-Q8_0.gguf",
         "lmstudio-community/Qwen3-4B-GGUF/mmproj-Qwen3-4B-F16.gguf",
+        "lmstudio-community/Qwen3-4B-GGUF/Qwen3-4B.mmproj-F16.gguf",
+        "unsloth/Huge-GGUF/Q8_0/Huge-Q8_0-00001-of-00002.gguf",
+        "unsloth/Huge-GGUF/Q8_0/Huge-Q8_0-00002-of-00002.gguf",
         "big/Large/large-Q6_K-00001-of-00002.gguf",
         "big/Large/large-Q6_K-00002-of-00002.gguf",
         "big/Half/half-Q6_K-00001-of-00002.gguf",
@@ -260,6 +286,7 @@ def test_files_and_folders_of_lm_studio_are_listed(lm_studio, daemon, invoke):
         CheckedModel(architecture="qwen3"),
         CheckedModel(architecture="qwen3"),
         CheckedModel(architecture="llama", quantization="4-bit"),
+        CheckedModel(architecture="huge"),
     ]
     models = listed(invoke, "lmstudio")
     assert [(model["name"], model["quantization"], model["family"], model["bytes"]) for model in models] == [
@@ -268,12 +295,13 @@ def test_files_and_folders_of_lm_studio_are_listed(lm_studio, daemon, invoke):
         ("lmstudio-community/Qwen3-4B-GGUF/Qwen3-4B-Q4_K_M.gguf", "Q4_K_M", "qwen3", 5),
         ("lmstudio-community/Qwen3-4B-GGUF/Qwen3-4B-Q8_0.gguf", "Q8_0", "qwen3", 5),
         ("mlx-community/Tiny-4bit", "4-bit", "llama", 9),
+        ("unsloth/Huge-GGUF/Q8_0/Huge-Q8_0-00001-of-00002.gguf", "Q8_0", "huge", 10),
     ]
     assert models[1]["parts"] == [f"large-Q6_K-0000{number}-of-00002.gguf" for number in (1, 2)]
     assert models[0]["reason"] == "the part half-Q6_K-00002-of-00002.gguf is missing"
     assert "image encoder" in models[2]["notes"][0]
     (body,) = daemon.bodies(ImportRoute.CHECKS)
-    assert [item["format"] for item in body["items"]] == ["gguf", "gguf", "gguf", "mlx"]
+    assert [item["format"] for item in body["items"]] == ["gguf", "gguf", "gguf", "mlx", "gguf"]
     assert body["items"][3]["names"] == ["config.json", "model.safetensors", "tokenizer.json"]
 
 
@@ -282,6 +310,7 @@ def test_files_and_folders_of_lm_studio_are_listed(lm_studio, daemon, invoke):
     [
         ("Qwen3-4B-Q8_0.gguf", "lmstudio-community/Qwen3-4B-GGUF/Qwen3-4B-Q8_0.gguf"),
         ("qwen3-4b-q4_k_m", "lmstudio-community/Qwen3-4B-GGUF/Qwen3-4B-Q4_K_M.gguf"),
+        ("huge-gguf", "unsloth/Huge-GGUF/Q8_0/Huge-Q8_0-00001-of-00002.gguf"),
         ("big/large", "big/Large/large-Q6_K-00001-of-00002.gguf"),
         ("tiny-4bit", "mlx-community/Tiny-4bit"),
         ("mlx-community/Tiny-4bit", "mlx-community/Tiny-4bit"),

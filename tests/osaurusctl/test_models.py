@@ -6,7 +6,9 @@ import time
 import pytest
 
 from osaurusd.wire.admin import Availability, Route, WorkerState
+from osaurusd.wire.lineage import ImportRecord
 from osaurusd.wire.placement import PlacementInfo, PlannedRank
+from osaurusd.wire.quantization import QuantizationReport, StoredMatrices
 
 DAY = 86400
 
@@ -269,3 +271,40 @@ def test_control_characters_of_metadata_do_not_reach_the_terminal(daemon, termin
     assert code == 0
     assert "MIT]0;title" in shown
     assert "\x1b" not in shown
+
+
+def test_show_says_what_an_import_kept_and_what_it_changed(daemon, invoke, fake):
+    report = QuantizationReport(
+        exact=1,
+        converted=32,
+        mean_error=0.004,
+        worst_error=0.012,
+        worst_tensor="output.weight",
+        matrices=[
+            StoredMatrices(type="Q8_0", count=1, stored="8-bit, group size 32", held=True, error=0.0),
+            StoredMatrices(type="Q4_K", count=20, stored="4-bit, group size 32", held=True, error=0.0003),
+            StoredMatrices(type="Q6_K", count=12, stored="8-bit, group size 32", error=0.0044),
+            StoredMatrices(type="F32", count=2, stored="F16"),
+        ],
+    )
+    record = ImportRecord(
+        source="llama3.2:3b",
+        program="Ollama",
+        format="gguf",
+        imported_at=0,
+        sha256="ab" * 32,
+        quantize="auto",
+        quantization=report,
+    )
+    daemon.details = {"llama": fake.details("llama", imported=record)}
+    lines = [line.strip() for line in invoke("show", "llama").stdout.split("imported from", 1)[1].splitlines()]
+    rows = [line.split(maxsplit=1) for line in lines[1 : lines.index("", 1)]]
+    assert rows[:3] == [["source", "llama3.2:3b"], ["program", "Ollama"], ["sha256", "ab" * 32]]
+    assert rows[4:] == [
+        ["quantize", "auto"],
+        ["Q8_0", "1 matrix, stored as 8-bit, group size 32: exact"],
+        ["Q4_K", "20 matrices, stored as 4-bit, group size 32: only scales rounded, mean relative error 0.03%"],
+        ["Q6_K", "12 matrices, stored as 8-bit, group size 32: requantized, mean relative error 0.44%"],
+        ["F32", "2 matrices, stored as F16"],
+        ["largest", "error  1.20% (output.weight)"],
+    ]

@@ -51,7 +51,11 @@ def _import(send: child.Send, options: argparse.Namespace) -> Frame:
         with FileHash(model_files(source)) as source_hash:
             return _import_model(source, source_hash, send, options)
     except ImportFailed as error:
-        return messages.ImportFailure(message=error.message)
+        message = error.message
+        if options.origin is not None and message.startswith(file := f"{options.source.name}: "):
+            # Ollama's files are named by their checksums.
+            message = f"{options.origin.name}: {message.removeprefix(file)}"
+        return messages.ImportFailure(message=message)
 
 
 def _import_model(source: Path, source_hash: FileHash, send: child.Send, options: argparse.Namespace) -> Frame:

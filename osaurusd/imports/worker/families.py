@@ -106,6 +106,9 @@ _VARIANTS: Mapping[str, Callable[[Facts], str]] = {
     "deepseek2": _deepseek_variant,
 }
 
+# Ollama's own names, for files with other tensors and keys than those of llama.cpp.
+_OLLAMA_ONLY = ("gptoss", "mllama", "qwen25vl")
+
 _ALL_ROPE = ("linear", "llama3", "yarn")
 _SELF_ATTENTION = "model.layers.{}.self_attn"
 
@@ -332,6 +335,11 @@ def find(facts: Facts) -> Family:
     for family in FAMILIES:
         if family.architecture == architecture and (variant is None or family.model_type == variant(facts)):
             return family
+    if architecture in _OLLAMA_ONLY:
+        raise facts.metadata.failure(
+            f"the architecture {as_json(architecture)} is Ollama's own format, which is not supported; "
+            "use a GGUF file for llama.cpp, such as those at hf.co"
+        )
     supported = sorted({family.architecture for family in FAMILIES})
     raise facts.metadata.failure(
         f"the architecture {as_json(architecture)} is not supported; supported: {', '.join(supported)}"

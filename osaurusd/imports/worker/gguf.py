@@ -125,6 +125,11 @@ def _read_parts(first: GgufHeader, path: Path, count: int) -> GgufHeader:
         if repeated := sorted(tensors.keys() & part.tensors.keys()):
             raise part.metadata.failure(f"the tensor {as_json(repeated[0])} is also in another part")
         tensors |= part.tensors
+    declared = first.metadata.find_integer("split.tensors.count")
+    if declared not in (None, len(tensors)):
+        raise first.metadata.failure(
+            f"the parts have {len(tensors)} tensors instead of {declared}; one of them belongs to another model"
+        )
     return GgufHeader(tuple(paths), first.metadata, tensors)
 
 

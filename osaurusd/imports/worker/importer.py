@@ -1,5 +1,6 @@
 """Importing a model: copies an MLX model folder, or converts a GGUF file to one."""
 
+import errno
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -38,6 +39,8 @@ class Options:
 
 DEFAULT_OPTIONS = Options()
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def import_model(
     source: Path,
@@ -58,7 +61,7 @@ def import_model(
         source_hash: of a GGUF file, started already.
 
     Returns:
-        What quantization changed, or None if nothing was quantized.
+        What quantization changed; None for a folder.
 
     Raises:
         ImportFailed: the source cannot be imported, or a file could not be read or written. The message names the file.
@@ -74,7 +77,8 @@ def import_model(
         sync_folder(dest)
     except OSError as error:
         name = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str | bytes) else source.name
-        raise ImportFailed(f"{name}: {error.strerror or error}") from error
+        reason = "the disk is full" if error.errno in _DISK_FULL else error.strerror or error
+        raise ImportFailed(f"{name}: {reason}") from error
     return written.report
 
 
@@ -130,9 +134,8 @@ def _convert(source: Path, dest: Path, progress: Progress, options: Options, sou
     if license_name := header.metadata.find_text("general.license"):
         provenance["license"] = license_name
     report = errors.report()
-    if report is not None:
-        lineage = {"mode": options.quantize, "group_size": options.group_size, **msgspec.structs.asdict(report)}
-        provenance["quantization"] = lineage | {"errors": errors.errors}
+    lineage = {"mode": options.quantize, "group_size": options.group_size, **msgspec.to_builtins(report)}
+    provenance["quantization"] = lineage | {"errors": errors.errors}
     return _Written(provenance, digests, report)
 
 

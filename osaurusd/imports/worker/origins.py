@@ -32,7 +32,7 @@ def adapt(folder: Path, provenance: dict[str, Any], origin: Origin) -> Iterator[
         )
     provenance |= {"source": origin.name, "program": origin.program}
     if not _has_template(folder):
-        yield f"the file has no chat template, and that of {origin.program} cannot be converted: chats are plain text"
+        yield "the model has no chat template: chats are plain text"
     yield from _write_generation_config(folder, origin)
 
 

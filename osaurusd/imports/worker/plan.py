@@ -25,6 +25,7 @@ from osaurusd.imports.worker.transforms import Transform
 from osaurusd.wire.errors import as_json
 
 # Tensors that become part of the config, or that mlx_lm computes itself.
+_ENCODER_TENSORS = ("v.", "mm.")
 _CONFIG_TENSORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 
 
@@ -90,6 +91,7 @@ def plan_conversion(header: GgufHeader, options: Options) -> Plan:
             shape. The message names it.
     """
     facts = Facts(header)
+    _check_text_only(facts)
     family = families.find(facts)
     config = family.build_config(facts)
     placements = [
@@ -98,6 +100,10 @@ def plan_conversion(header: GgufHeader, options: Options) -> Plan:
         if not (parameter.name in family.optional and family.source_of(parameter.name) not in header.tensors)
     ]
     _check_no_unknown_tensors(header, family, placements)
+    if options.bits and all(placement.scheme is None for placement in placements):
+        raise header.metadata.failure(
+            "no matrix can be quantized, because no row is a multiple of 32 weights; use --quantize none"
+        )
     float_type = _float_type(family, placements)
     config |= {"torch_dtype": {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[float_type]}
     return Plan(config | _quantization_config(placements), placements, float_type)
@@ -189,8 +195,14 @@ def _scheme(
     else:
         # Routers are small and sensitive. llama.cpp's quantization leaves them out as well.
         bits = 0 if "ffn_gate_inp" in tensors[0].name else options.bits
-    scheme = held if held and held.bits == bits else Scheme(bits, options.group_size)
+    scheme = held if held and held.bits == bits else Scheme(bits, _group_size(parameter, options.group_size))
     return None if not bits or parameter.shape[-1] % scheme.group_size else scheme
+
+
+def _group_size(parameter: Parameter, largest: int) -> int:
+    """Return the largest group size that divides a row, up to `largest`; the smallest one if none does."""
+    sizes = [size for size in quantization.GROUP_SIZES if size <= largest and parameter.shape[-1] % size == 0]
+    return max(sizes, default=min(quantization.GROUP_SIZES))
 
 
 def _float_type(family: Family, placements: list[Placement]) -> str:
@@ -201,6 +213,15 @@ def _float_type(family: Family, placements: list[Placement]) -> str:
     if matrices.count("BF16") * 2 > len(matrices):
         return "BF16"
     return family.float_type
+
+
+def _check_text_only(facts: Facts) -> None:
+    """Reject files in which Ollama stores an image encoder beside the text model, with keys that only it knows."""
+    if any(name.startswith(_ENCODER_TENSORS) for name in facts.header.tensors):
+        raise facts.metadata.failure(
+            "it contains an image encoder and settings in Ollama's own format, which is not supported; "
+            "use a GGUF file for llama.cpp, such as those at hf.co"
+        )
 
 
 def _check_no_unknown_tensors(header: GgufHeader, family: Family, placements: Iterable[Placement]) -> None:

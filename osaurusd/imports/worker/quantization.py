@@ -30,6 +30,9 @@ class Scheme:
     group_size: int = 32
     mode: str = "affine"
 
+    def __str__(self) -> str:
+        return self.mode if self.mode != "affine" else f"{self.bits}-bit, group size {self.group_size}"
+
     def as_config(self) -> dict[str, int | str]:
         """Return the entry for `quantization` in `config.json`."""
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}

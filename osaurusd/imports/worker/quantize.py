@@ -4,6 +4,7 @@ It reports progress over the inherited socket. TASK is a `QuantizationTask` in J
 """
 
 import argparse
+import errno
 import importlib
 import sys
 import time
@@ -45,7 +46,8 @@ def _run(send: child.Send, task: QuantizationTask, source: Path, dest: Path) -> 
     except (ImportFailed, QuantizationFailed) as error:
         return messages.ImportFailure(message=error.message)
     except OSError as error:
-        return messages.ImportFailure(message=child.printable(f"{error.strerror or error}"))
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or error
+        return messages.ImportFailure(message=child.printable(f"{reason}"))
     return messages.Imported()
 
 

@@ -8,6 +8,7 @@ import errno
 import fnmatch
 import io
 import os
+import stat
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path, PosixPath
 from typing import Any, ClassVar
@@ -35,7 +36,7 @@ class SharedPath(PosixPath):
         return str(self) in self._descriptors or self.is_dir()
 
     def is_file(self, **_: Any) -> bool:
-        return str(self) in self._descriptors
+        return str(self) in self._descriptors and stat.S_ISREG(self.stat().st_mode)
 
     def is_dir(self, **_: Any) -> bool:
         return str(self) == self._folder or any(path.startswith(f"{self}/") for path in self._descriptors)

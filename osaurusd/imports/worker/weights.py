@@ -9,7 +9,7 @@ import functools
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from osaurusd.imports.worker.plan import Placement, Plan
 from osaurusd.imports.worker.quantization import Scheme
 from osaurusd.imports.worker.tensor_file import Entry, write_model
 from osaurusd.wire.errors import as_json
-from osaurusd.wire.quantization import QuantizationReport
+from osaurusd.wire.quantization import QuantizationReport, StoredMatrices
 
 Array = npt.NDArray[Any]
 
@@ -38,18 +38,29 @@ _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1}
 
 @dataclass
 class ErrorMeter:
-    """Collects the relative RMS error of each tensor that is stored with other values than the file has."""
+    """Collects how matrices are stored, and the relative RMS error of each that has other values than in the file."""
 
     errors: dict[str, float] = field(default_factory=dict)
     exact: int = 0
+    _groups: dict[tuple[str, str, bool], list[float | None]] = field(default_factory=dict)
 
-    def add(self, name: str, error: float, signal: float) -> None:
-        self.errors[name] = math.sqrt(error / signal) if signal else 0.0
+    def add(self, placement: Placement, error: float, signal: float) -> None:
+        relative = self.errors[placement.sources[0].name] = math.sqrt(error / signal) if signal else 0.0
+        self._group(placement, str(placement.scheme)).append(relative)
 
-    def report(self) -> QuantizationReport | None:
-        """Return a summary, or None if nothing is quantized."""
-        if not self.errors and not self.exact:
-            return None
+    def add_exact(self, placement: Placement) -> None:
+        self.exact += 1
+        self._group(placement, str(placement.scheme)).append(0.0)
+
+    def add_floats(self, placement: Placement, float_type: str) -> None:
+        if any(len(tensor.shape) > 1 for tensor in placement.sources):
+            self._group(placement, float_type).append(None)
+
+    def _group(self, placement: Placement, stored: str) -> list[float | None]:
+        types = "/".join(sorted({tensor.type for tensor in placement.sources}))
+        return self._groups.setdefault((types, stored, placement.held), [])
+
+    def report(self) -> QuantizationReport:
         worst = max(self.errors, key=lambda name: self.errors[name], default=None)
         return QuantizationReport(
             exact=self.exact,
@@ -57,7 +68,16 @@ class ErrorMeter:
             mean_error=sum(self.errors.values()) / max(1, len(self.errors)),
             worst_error=self.errors[worst] if worst else 0.0,
             worst_tensor=worst,
+            matrices=[
+                StoredMatrices(type=types, count=len(errors), stored=stored, held=held, error=_mean(errors))
+                for (types, stored, held), errors in self._groups.items()
+            ],
         )
+
+
+def _mean(errors: Sequence[float | None]) -> float | None:
+    known = [error for error in errors if error is not None]
+    return sum(known) / len(known) if known else None
 
 
 def total_bytes(plan: Plan) -> int:
@@ -139,6 +159,7 @@ class Converter:
             yield [np.zeros(size, quantization.to_float(np.zeros(1, np.float32), self._float_type).dtype)]
         elif placement.scheme is None:
             yield self._in_order(self._jobs(placement))
+            self.errors.add_floats(placement, self._float_type)
         else:
             yield from self._quantized(placement, placement.scheme)
 
@@ -164,9 +185,9 @@ class Converter:
             yield biases
         types = {tensor.type for tensor in placement.sources}
         if placement.held and all(quantization.is_exact(each, scheme, self._float_type) for each in types):
-            self.errors.exact += 1
+            self.errors.add_exact(placement)
         else:
-            self.errors.add(placement.sources[0].name, error, signal)
+            self.errors.add(placement, error, signal)
 
     def _jobs(self, placement: Placement) -> Iterator[Callable[[], Any]]:
         """Yield functions that convert consecutive rows of the parameter."""

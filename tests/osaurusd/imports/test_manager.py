@@ -246,15 +246,14 @@ async def test_a_name_taken_during_the_import_is_rejected(imports, catalog, mode
         await collect(imports.run(source(["imported"]), None))
 
 
-async def test_one_of_two_imports_with_the_same_name_succeeds(imports, catalog, models, source, complete_model):
+async def test_second_import_with_the_same_name_is_rejected_at_once(imports, catalog, models, source, complete_model):
     steps = ["progress", "hash", 0, 1], ["copy", complete_model], ["imported"]
-    runs = [imports.run(source(*steps, name=f"{number}.gguf"), "m") for number in range(2)]
-    for events in runs:
-        await anext(events)
-    (record,) = await collect(runs[0])
-    with pytest.raises(NameTaken) as caught:
-        await collect(runs[1])
+    first, second = (imports.run(source(*steps, name=f"{number}.gguf"), "m") for number in range(2))
+    await anext(first)
+    with pytest.raises(NameTaken, match="`m` is being created") as caught:
+        await anext(second)
     assert caught.value.param == "name"
+    (record,) = await collect(first)
     assert record.path == models / "m"
     assert list_names(models) == ["m"]
     assert (await catalog.find("m")).state is Availability.AVAILABLE

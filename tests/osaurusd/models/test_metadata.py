@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from osaurusd.models import metadata
@@ -205,3 +206,23 @@ def test_nothing_is_read_from_a_model_with_links_out_of_the_store(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
 
     assert metadata.read_provenance(build_record(tmp_path, escapes=True)) == Provenance()
+
+
+def test_provenance_of_an_import_has_its_source_and_what_it_changed(tmp_path):
+    group = {"type": "Q6_K", "count": 3, "stored": "8-bit, group size 32", "held": False, "error": 0.004}
+    report = {"exact": 0, "converted": 3, "mean_error": 0.004, "worst_error": 0.004, "worst_tensor": "a.weight"}
+    quantization = {"mode": "auto", "group_size": 32, **report, "matrices": [group], "errors": {"a.weight": 0.004}}
+    record = {"source": "x.gguf", "format": "gguf", "imported_at": 7, "sha256": "ab", "quantization": quantization}
+    (tmp_path / "osaurus.json").write_text(json.dumps(record))
+
+    imported = metadata.read_provenance(build_record(tmp_path)).imported
+
+    assert (imported.source, imported.format, imported.imported_at, imported.quantize) == ("x.gguf", "gguf", 7, "auto")
+    assert msgspec.to_builtins(imported.quantization) == report | {"matrices": [group]}
+
+
+@pytest.mark.parametrize("change", [{"format": "quantized"}, {"source": 1}, {"quantization": {"exact": "no"}}])
+def test_invalid_import_records_are_ignored(tmp_path, change):
+    record = {"source": "x.gguf", "format": "gguf", "imported_at": 7} | change
+    (tmp_path / "osaurus.json").write_text(json.dumps(record))
+    assert metadata.read_provenance(build_record(tmp_path)).imported is None

@@ -22,7 +22,8 @@ from osaurusd.errors import ImportFailed
 from osaurusd.imports.worker import tensor_file
 from osaurusd.imports.worker.gguf import read_header
 from osaurusd.imports.worker.hashing import FileHash, model_files
-from osaurusd.imports.worker.importer import import_model
+from osaurusd.imports.worker.importer import Options, import_model
+from osaurusd.wire.quantization import ImportQuantization
 
 from .gguf_writer import TinyLlama, sentence_piece_tokenizer, write_gguf
 from .networks import CASES, Network, add_value
@@ -85,9 +86,28 @@ def test_an_imported_file_records_its_provenance(tmp_path, convert, tiny):
         "mean_error": 0.0,
         "worst_error": 0.0,
         "worst_tensor": None,
+        "matrices": [{"type": "Q8_0", "count": 16, "stored": "8-bit, group size 32", "held": True, "error": 0.0}],
         "errors": {},
     }
     assert provenance == {"source": "Tiny.Q8_0.gguf", "format": "gguf", "sha256": digest}
+
+
+def test_the_record_of_an_import_says_how_the_matrices_of_each_type_are_stored(tmp_path, dest, tiny):
+    path = tiny.write(tmp_path / "x.gguf", "F16", kinds={"blk_0_ffn_up_weight": "Q4_0"})
+
+    report = import_model(path, dest, lambda *_: None, Options(ImportQuantization.BITS_4, 128))
+
+    # Rows of 64 and 96 weights.
+    groups = {(group.type, group.stored, group.held): group for group in report.matrices}
+    assert {key: group.count for key, group in groups.items()} == {
+        ("F16", "4-bit, group size 64", False): 13,
+        ("F16", "4-bit, group size 32", False): 2,
+        ("Q4_0", "4-bit, group size 32", True): 1,
+    }
+    assert [group.error for group in groups.values() if group.held] == [0.0]
+    assert all(0.05 < group.error < 0.1 for group in groups.values() if not group.held)
+    config = json.loads((dest / "config.json").read_text())["quantization"]
+    assert (config["group_size"], config["model.layers.1.mlp.down_proj"]["group_size"]) == (64, 32)
 
 
 def test_an_imported_folder_records_its_provenance(tmp_path, tiny):
@@ -186,6 +206,31 @@ def test_a_hash_that_was_started_before_is_used_if_it_is_of_the_same_files(tmp_p
         assert json.loads((dest / "osaurus.json").read_text())["sha256"] == expected
 
 
+def test_files_with_an_image_encoder_are_rejected_as_those_of_ollama(tmp_path, dest, tiny):
+    encoder = {"v.patch_embedding.weight": ("F32", np.zeros((4, 32)))}
+    path = write_gguf(tmp_path / "x.gguf", tiny.metadata(), tiny.tensors() | encoder)
+    assert "it contains an image encoder" in error_of(path, dest)
+
+
+def test_matrices_without_a_group_cannot_be_quantized(tmp_path, dest):
+    network = TinyLlama()
+    network.hidden = network.inner = 48
+    network.heads, network.kv_heads, network.head_dim = 3, 3, 16
+    network.__init__()
+    path = network.write(tmp_path / "x.gguf")
+    with pytest.raises(ImportFailed, match="no matrix can be quantized"):
+        import_model(path, dest, lambda *_: None, Options(ImportQuantization.BITS_4))
+
+
+def test_parts_must_have_as_many_tensors_as_the_first_one_declares(tmp_path, dest, tiny):
+    first, second = tmp_path / "x-00001-of-00002.gguf", tmp_path / "x-00002-of-00002.gguf"
+    tensors = list(tiny.tensors().items())
+    keys = {"split.count": 2, "split.tensors.count": len(tensors)}
+    write_gguf(first, tiny.metadata(**keys, **{"split.no": 0}), dict(tensors[:5]))
+    write_gguf(second, keys | {"split.no": 1}, dict(tensors[5:-1]))
+    assert f"{len(tensors) - 1} tensors instead of {len(tensors)}" in error_of(first, dest)
+
+
 def test_parts_of_a_split_model_are_checked(tmp_path, dest, tiny):
     parts = split(tiny.write(tmp_path / "x.gguf"), 40_000)
 
@@ -227,7 +272,7 @@ def test_full_disk_is_reported(tmp_path, dest, tiny, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fail)
 
-    assert error_of(tiny.write(tmp_path / "x.gguf"), dest) == "x.gguf: No space left on device"
+    assert error_of(tiny.write(tmp_path / "x.gguf"), dest) == "x.gguf: the disk is full"
 
 
 def test_failure_of_a_sync_in_the_background_is_reported(dest, monkeypatch):

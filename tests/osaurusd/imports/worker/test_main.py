@@ -80,7 +80,7 @@ async def test_import_reports_progress_and_success(tmp_path, dest, tiny):
 
 async def test_connection_closed_after_success_is_not_a_failure(tmp_path, dest, tiny):
     async with start_importer(tiny.write(tmp_path / "x.gguf"), dest) as (process, reader, writer):
-        while await reader.read() != messages.Imported():
+        while not isinstance(await reader.read(), messages.Imported):
             pass
         writer.close()
 

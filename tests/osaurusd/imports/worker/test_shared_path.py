@@ -81,6 +81,16 @@ def test_named_pipe_is_rejected_without_waiting(tmp_path):
         os.close(descriptor)
 
 
+def test_named_pipe_is_no_model_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    descriptor = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with pytest.raises(ImportFailed, match=r"pipe: it is neither a model folder nor a GGUF file"):
+            import_to(tmp_path / "dest", share(tmp_path / "pipe", Offer(False, ["pipe"]), [descriptor]))
+    finally:
+        os.close(descriptor)
+
+
 def test_files_that_were_not_passed_do_not_exist(tmp_path, share_and_hide):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "a.json").touch()
