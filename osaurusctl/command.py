@@ -12,6 +12,7 @@ import click
 from osaurusctl.errors import ExitCode
 from osaurusctl.formatting import parse_duration
 from osaurusctl.output import Output, is_terminal
+from osaurusd.wire.errors import as_json
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -174,7 +175,9 @@ class Duration(click.ParamType[float]):
             return -1.0
         seconds = parse_duration(text if text[-1:].isalpha() else f"{text}s")
         if seconds is None:
-            self.fail(f"{value!r} is not a duration; use a value such as 90s, 15m, 1h, 2d, or -1 for never", param, ctx)
+            self.fail(
+                f"{as_json(value)} is not a duration; use a value such as 90s, 15m, 1h, 2d, or -1 for never", param, ctx
+            )
         return seconds
 
 

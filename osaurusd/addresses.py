@@ -4,6 +4,8 @@ import ipaddress
 import re
 import urllib.parse
 
+from osaurusd.wire.errors import as_json
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 DEFAULT_PORT = 8444
@@ -40,7 +42,7 @@ def parse_address(text: str) -> Address:
     try:
         return ipaddress.ip_address(text)
     except ValueError as error:
-        raise ValueError(f"{text!r} is not an IP address, such as 10.0.0.1 or fd00::1") from error
+        raise ValueError(f"{as_json(text)} is not an IP address, such as 10.0.0.1 or fd00::1") from error
 
 
 def parse_endpoint(text: str) -> tuple[Address, int]:
@@ -58,7 +60,7 @@ def parse_endpoint(text: str) -> tuple[Address, int]:
     except ValueError:
         # Reported below.
         pass
-    raise ValueError(f"{text!r} is not an IP address with a port, such as 10.0.0.1:8444 or [fd00::1]:8444")
+    raise ValueError(f"{as_json(text)} is not an IP address with a port, such as 10.0.0.1:8444 or [fd00::1]:8444")
 
 
 def check_listen_host(text: str) -> None:
@@ -73,8 +75,8 @@ def check_listen_host(text: str) -> None:
         ipaddress.ip_address(text)
     except ValueError:
         raise ValueError(
-            f'{text[:100]!r} is neither a host name nor an IP address; use a value such as "localhost" or "::1", and '
-            "set the port with `server.port`"
+            f'{as_json(text[:100])} is neither a host name nor an IP address; use a value such as "localhost" or '
+            '"::1", and set the port with `server.port`'
         ) from None
 
 
@@ -119,7 +121,7 @@ def parse_url(text: str) -> tuple[str, int]:
     Raises:
         ValueError: it is not one; the message says what would be.
     """
-    problem = f"{text!r} is not a URL such as https://10.0.0.2:{DEFAULT_PORT}"
+    problem = f"{as_json(text)} is not a URL such as https://10.0.0.2:{DEFAULT_PORT}"
     try:
         url = urllib.parse.urlsplit(text if "://" in text else f"https://{text}")
         host, port = url.hostname or "", url.port

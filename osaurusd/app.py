@@ -110,14 +110,14 @@ class Daemon:
         self._log_file = log_file
         self._stop = stop
         self._tls = Tls.from_config(config.current.server)
-        self._endpoints = [url_of(sock, tls=self._tls is not None) for sock in self._sockets]
         state_dir = info.paths.state_dir
         power = PowerAssertion()
-        self._bus, self._metrics, self._activity = EventBus(), CollectorRegistry(), Activity()
+        self._bus = EventBus()
         self._names = NameRegistry(state_dir / "names.json")
         self._catalog = Catalog(info.paths.models_dir, hub_cache(), self._names, extra_roots(config.current))
         self._imports = ImportManager(self._catalog)
         self._pins = Pins(state_dir / "residency.json")
+        self._metrics = CollectorRegistry()
         self._admission = Admission(self._get_config)
         self._drain = Drain(state_dir / "drain.json", self._admission, self._bus, self._metrics)
         self._hosts = Hosts(state_dir, self._get_config, self._bus, self._lendable_bytes)
@@ -126,12 +126,17 @@ class Daemon:
         self._pool = self._create_pool(pool_metrics, power)
         self._response_memory = MemoryStore(lambda: config.current.responses.max_bytes)
         self._responses = create_store(config, state_dir / "responses.db", self._response_memory)
-        self._pressure = self._create_pressure_relief()
+        self._pressure = PressureRelief(self._pool)
         self._pulls = self._create_pulls(power)
+        self._activity = Activity()
         self._monitor = self._create_monitor(pool_metrics)
         self._ranks = self._groups.create_rank_service(self._pool, lambda: self._drain.status.draining)
         self._models_api = self._create_models_api()
-        self._metrics.register(RankCollector(self._pool.snapshot, self._ranks.workers))
+        self._register_collectors()
+
+    @property
+    def _endpoints(self) -> list[str]:
+        return [url_of(sock, tls=self._tls is not None) for sock in self._sockets]
 
     def _create_groups(self) -> Groups:
         return Groups(
@@ -165,14 +170,12 @@ class Daemon:
     def _create_pool(self, metrics: PoolMetrics, power: PowerAssertion) -> Pool:
         config = PoolConfig.from_config(self._config.current)
         launcher = self._groups.create_launcher(config)
-        pool = Pool(config, events=self._bus, metrics=metrics, power=power, launcher=launcher)
-        self._metrics.register(PoolCollector(pool))
-        return pool
+        return Pool(config, events=self._bus, metrics=metrics, power=power, launcher=launcher)
 
-    def _create_pressure_relief(self) -> PressureRelief:
-        pressure = PressureRelief(self._pool)
-        self._metrics.register(pressure)
-        return pressure
+    def _register_collectors(self) -> None:
+        self._metrics.register(PoolCollector(self._pool))
+        self._metrics.register(self._pressure)
+        self._metrics.register(RankCollector(self._pool.snapshot, self._ranks.workers))
 
     def _lendable_bytes(self) -> int:
         return self._pool.lendable_bytes(self._config.current.distributed.lend_bytes)

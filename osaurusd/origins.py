@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from osaurusd.wire.errors import as_json
+
 MAX_LENGTH = 255
 
 NULL = "null"
@@ -52,7 +54,7 @@ def parse_pattern(text: str) -> OriginPattern:
         raise ValueError("`*` alone would allow every web page; list the origins")
     match = _PATTERN.fullmatch(normalized) if len(text) <= MAX_LENGTH else None
     if match is None or not text.isascii():
-        raise ValueError(f"{text[:MAX_LENGTH]!r} is not an origin; {_hint(normalized)}")
+        raise ValueError(f"{as_json(text[:MAX_LENGTH])} is not an origin; {_hint(normalized)}")
     scheme, host, port = match["scheme"], match["host"], match["port"]
     _check_parts(text, scheme, host, port)
     if port is not None and int(port) == _DEFAULT_PORTS.get(scheme):
@@ -80,14 +82,14 @@ _parse_cached = lru_cache(maxsize=256)(parse_pattern)
 
 def _check_parts(text: str, scheme: str, host: str, port: str | None) -> None:
     if port is not None and not 0 < int(port) < 65536:
-        raise ValueError(f"{text!r} has an invalid port")
+        raise ValueError(f"{as_json(text)} has an invalid port")
     if scheme in _DEFAULT_PORTS and not host:
-        raise ValueError(f"{text!r} has no host")
+        raise ValueError(f"{as_json(text)} has no host")
     if not host.startswith("*") or scheme not in _DEFAULT_PORTS:
         return
     if len([label for label in host.split(".")[1:] if label]) < _MIN_LABELS:
         raise ValueError(
-            f"{text!r} would allow pages of unrelated owners; `*` needs at least two labels behind it: "
+            f"{as_json(text)} would allow pages of unrelated owners; `*` needs at least two labels behind it: "
             "`https://*.example.org`"
         )
 

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from osaurusd.wire.errors import as_json
+
 DEFAULT_PORTS = (80, 443)
 
 _LABEL = r"[a-z0-9_-]+"
@@ -39,7 +41,7 @@ def parse_pattern(text: str) -> HostPattern:
     match = _PATTERN.fullmatch(text.lower())
     if match is None or int(match["port"] or 0) > 65535:
         raise ValueError(
-            f'{text[:_MAX_SHOWN]!r} is not a host; use a name such as "images.example.com", "*.example.com" or '
+            f'{as_json(text[:_MAX_SHOWN])} is not a host; use a name such as "images.example.com", "*.example.com" or '
             '"example.com:8443", without a scheme and a path'
         )
     return HostPattern(match["host"], bool(match["wildcard"]), int(match["port"]) if match["port"] else None)

@@ -14,6 +14,7 @@ import msgspec
 
 from osaurusctl.errors import CliError
 from osaurusctl.programs.model import Program, ProgramModel
+from osaurusd.wire.errors import as_json
 from osaurusd.wire.lineage import Origin
 
 _HOST, _NAMESPACE = "registry.ollama.ai", "library"
@@ -158,7 +159,7 @@ def _name(host: str, namespace: str, model: str, tag: str) -> str:
 def _blob(store: Path, layer: Mapping[str, Any]) -> tuple[Path, str]:
     match = _DIGEST.fullmatch(str(layer["digest"]))
     if match is None:
-        raise ValueError(f"invalid digest {str(layer['digest'])[:80]!r}")
+        raise ValueError(f"invalid digest {as_json(str(layer['digest'])[:80])}")
     return store / "blobs" / f"sha256-{match[1]}", match[1]
 
 

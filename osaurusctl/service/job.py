@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from osaurusctl.errors import CliError
+from osaurusd.wire.errors import as_json
 from osaurusd.wire.paths import Paths
 
 LABEL = "ai.osaurus.osaurusd"
@@ -128,7 +129,7 @@ def parse_env_options(assignments: Iterable[str]) -> dict[str, str]:
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals or not _VARIABLE_NAME.fullmatch(name) or "\0" in value or "\n" in value:
-            raise CliError(f"--env {assignment!r} is not of the form KEY=VALUE, on one line", code="bad_env")
+            raise CliError(f"--env {as_json(assignment)} is not of the form KEY=VALUE, on one line", code="bad_env")
         if name in RESERVED:
             raise CliError(f"--env cannot set {name}: the service sets it", code="bad_env")
         _reject_secret(name, value)

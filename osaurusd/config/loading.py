@@ -15,6 +15,7 @@ from osaurusd.config.keys import Section
 from osaurusd.config.schema import Config
 from osaurusd.config.settings import is_section, known_keys, plain_type, settings
 from osaurusd.errors import ConfigError
+from osaurusd.wire.errors import explain_as_json
 
 ENVIRONMENT = {
     "OSAURUS_HOST": ("server", "host"),
@@ -120,7 +121,7 @@ def _explain(reason: str, key: str) -> str:
     """Translate msgspec's description of an invalid value, which names types of Python and JSON."""
     choices = next((each.range for each in settings() if each.key == key and get_origin(each.type) is Literal), None)
     if choices is not None:
-        return f"{reason.replace('Invalid enum', 'invalid')}; expected one of {choices}"
+        return f"{explain_as_json(reason).replace('Invalid enum', 'invalid')}; expected one of {choices}"
     text = _TYPE.sub(lambda match: _TYPES.get(match[1], match[1]), reason).removesuffix(".0")
     return text[:1].lower() + text[1:]
 

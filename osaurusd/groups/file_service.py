@@ -11,6 +11,7 @@ from osaurusd.hosts.server import peer
 from osaurusd.http.routes import Route
 from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
+from osaurusd.wire.errors import as_json
 
 _CHUNK_BYTES = 1024 * 1024
 
@@ -49,5 +50,5 @@ class FileService:
         path = request.match_info["path"]
         manifest = await self._manifests.build(record)
         if all(file.path != path for file in manifest.files):
-            raise NotFound(f'model "{record.name}" has no file {path!r}')
+            raise NotFound(f'model "{record.name}" has no file {as_json(path)}')
         return web.FileResponse(record.path / path, chunk_size=_CHUNK_BYTES)

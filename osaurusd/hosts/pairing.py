@@ -191,19 +191,15 @@ async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
         proof=transcript.proof("initiator", code),
     )
     await _send(writer, claim)
-    _check_result(await _receive(reader, Result), transcript, code, initiator.name)
+    result = await _receive(reader, Result)
+    _check_result(result, transcript.proof("responder", code), initiator.name)
     return ssl.DER_cert_to_PEM_cert(der)
 
 
-def _check_result(result: Result, transcript: Transcript, code: str, name: str) -> None:
-    """Check that the responder has registered this host as `name`, and that it knows the code.
-
-    Raises:
-        PairingFailed, HostNameTaken: this is not the case.
-    """
+def _check_result(result: Result, expected_proof: str, own_name: str) -> None:
     if result.name_taken:
         raise HostNameTaken(
-            f'the other host already calls another host "{name}"; choose a name with --as', param="own_name"
+            f'the other host already calls another host "{own_name}"; choose a name with --as', param="own_name"
         )
     if result.failed:
         raise PairingFailed("the other host cannot save the pairing; its log says why")
@@ -213,7 +209,7 @@ def _check_result(result: Result, transcript: Transcript, code: str, name: str) 
             "another",
             param="code",
         )
-    if not is_equal(transcript.proof("responder", code), result.proof):
+    if not is_equal(expected_proof, result.proof):
         raise PairingFailed(
             "the other side does not know the code: it is not the host that showed it, or another machine intercepts "
             "the connection",

@@ -16,6 +16,7 @@ from osaurusd import origins
 from osaurusd.config import Server
 from osaurusd.errors import Forbidden, InvalidRequest, UnsupportedMediaType
 from osaurusd.http.trusted_hosts import LOOPBACK_HOSTS, host_name
+from osaurusd.wire.errors import as_json
 
 PREFLIGHT_MAX_AGE_SECONDS = 600
 MAX_REQUEST_HEADERS_CHARACTERS = 2048
@@ -129,7 +130,7 @@ def _is_allowed(origin: str, configured: Sequence[str]) -> bool:
 
 def _origin_not_allowed(origin: str) -> Forbidden:
     shown = origin if len(origin) <= MAX_SHOWN_CHARACTERS else f"{origin[:MAX_SHOWN_CHARACTERS]}…"
-    message = f"pages of the origin {shown!r} may not use this server"
+    message = f"pages of the origin {as_json(shown)} may not use this server"
     if not origins.is_origin(origin) and origin != origins.NULL:
         return Forbidden(f"{message}, and it is not a valid origin for `server.allowed_origins`")
     line = f"allowed_origins = [{json.dumps(origin)}]"

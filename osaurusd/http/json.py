@@ -12,6 +12,7 @@ from aiohttp import web
 from osaurusd.errors import InvalidJson, InvalidRequest, UnsupportedMediaType
 from osaurusd.http.request import read_body
 from osaurusd.json_text import replace_lone_surrogates
+from osaurusd.wire.errors import as_json, explain_as_json
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ async def read_json(request: web.Request, type_: type[T]) -> T:
         UnsupportedMediaType: the body is declared in a charset other than UTF-8.
     """
     if (request.charset or "utf-8").lower() not in _UTF8:
-        raise UnsupportedMediaType(f"the body must be UTF-8, not {request.charset!r}")
+        raise UnsupportedMediaType(f"the body must be UTF-8, not {as_json(request.charset)}")
     body = await read_body(request)
     if len(body) > _LARGE_BODY_BYTES:
         # The repair of surrogates takes long, and other tasks run meanwhile.
@@ -118,7 +119,7 @@ def _validation_error(text: str, prefix: str = "") -> InvalidRequest:
         path = f"{path}.{field_match['field']}"
         reason = "is required" if field_match["reason"] == "missing required" else "is not a field of this request"
     param = path.lstrip(".") or None
-    reason = _TYPES.sub(_name_json_types, reason[:1].lower() + reason[1:])
+    reason = _TYPES.sub(_name_json_types, explain_as_json(reason[:1].lower() + reason[1:]))
     return InvalidRequest(f"`{param}`: {reason}" if param else f"the request body: {reason}", param=param)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from osaurusd import addresses
 from osaurusd.errors import HomeInUse, ListenFailed
 from osaurusd.wire import ports
+from osaurusd.wire.errors import as_json
 
 BACKLOG = 512
 LOCK_ATTEMPTS = 5
@@ -172,7 +173,7 @@ def _resolve(host: str, port: int) -> list[str]:
     try:
         results = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise ListenFailed(f"cannot resolve the host {host!r}: {error}") from error
+        raise ListenFailed(f"cannot resolve the host {as_json(host)}: {error}") from error
     return list(dict.fromkeys(str(address[0]) for *_, address in results))
 
 

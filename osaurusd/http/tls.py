@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from osaurusd.config import Server
 from osaurusd.errors import ConfigError
+from osaurusd.wire.errors import as_json
 
 
 class Tls:
@@ -73,7 +74,7 @@ def _absolute_path(setting: str, value: str) -> Path:
     with contextlib.suppress(RuntimeError):
         if (path := Path(value).expanduser()).is_absolute():
             return path
-    raise ConfigError(f"`server.{setting}`: {value!r} is not an absolute path", param=f"server.{setting}")
+    raise ConfigError(f"`server.{setting}`: {as_json(value)} is not an absolute path", param=f"server.{setting}")
 
 
 def _load_context(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -103,7 +104,7 @@ def _check_readable(setting: str, file: Path) -> None:
     except OSError as error:
         _reject(setting, f"{file}: {error.strerror}", error)
     except ValueError as error:
-        _reject(setting, f"{str(file)!r}: {error}", error)
+        _reject(setting, f"{as_json(str(file))}: {error}", error)
 
 
 def _reject(setting: str, reason: str, error: Exception) -> NoReturn:

@@ -19,6 +19,7 @@ from osaurusd.addresses import bracket
 from osaurusd.config import Server
 from osaurusd.errors import Forbidden, InvalidRequest
 from osaurusd.wire.admin import SOCKET_HOST
+from osaurusd.wire.errors import as_json
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -127,7 +128,7 @@ def parse_address(address: str) -> IpAddress:
 
 def _untrusted(host: str) -> Forbidden:
     shown = host if len(host) <= MAX_SHOWN_CHARACTERS else f"{host[:MAX_SHOWN_CHARACTERS]}…"
-    message = f"the host {shown!r} is not trusted"
+    message = f"the host {as_json(shown)} is not trusted"
     name = host_name(host)
     if not _HOST_NAME.fullmatch(name):
         return Forbidden(f"{message} and is not a valid name for `server.allowed_hosts`")

@@ -20,6 +20,7 @@ from osaurusd.models.roots import STAGING_PREFIXES
 from osaurusd.platform import environment
 from osaurusd.rpc import job
 from osaurusd.wire.admin import Availability
+from osaurusd.wire.errors import as_json
 from osaurusd.wire.imports import CheckedModel, CheckItem
 from osaurusd.wire.lineage import Origin, QuantizationMode
 
@@ -165,7 +166,7 @@ class ImportManager:
     async def _free_name(self, name: str) -> str:
         if not names.is_valid(name):
             raise InvalidRequest(
-                f"`name`: {name!r} is not a valid name; {names.NAME_RULE}",
+                f"`name`: {as_json(name)} is not a valid name; {names.NAME_RULE}",
                 param="name",
             )
         await self._catalog.refresh()
@@ -196,13 +197,15 @@ class _ChildFailed(Exception):
 def _parse_path(source: str) -> Path:
     path = Path(source)
     if not path.is_absolute() or "\0" in source:
-        raise InvalidRequest(f"`path`: must be an absolute path, not {source!r}", param="path")
+        raise InvalidRequest(f"`path`: must be an absolute path, not {as_json(source)}", param="path")
     return path
 
 
 def _check_socket(files: str) -> None:
     if not Path(files).is_absolute() or "\0" in files:
-        raise InvalidRequest(f"`files`: must be the absolute path of a Unix socket, not {files!r}", param="files")
+        raise InvalidRequest(
+            f"`files`: must be the absolute path of a Unix socket, not {as_json(files)}", param="files"
+        )
 
 
 def _source_options(files: str | None, origin: Origin | None) -> list[str]:

@@ -16,6 +16,7 @@ from osaurusd.config import Config, Vision
 from osaurusd.errors import InvalidRequest
 from osaurusd.inference.field_paths import FieldPaths
 from osaurusd.inference.request import ChatPrompt, Detail, ImagePart, Location, Prompt, ToolResultPart
+from osaurusd.wire.errors import as_json
 
 IMAGES: Location = ("images",)
 """The location of the images in errors; `(*IMAGES, 0)` is the first one."""
@@ -108,7 +109,8 @@ def _parse_detail(detail: str | None, path: str) -> Detail:
         return DETAILS[detail]
     # Beside the URL of the image: in an object of its own, or in the part.
     path = f"{path.rpartition('.')[0]}.detail"
-    raise InvalidRequest(f"`{path}`: must be one of {', '.join(DETAILS)}, not {detail[:100]!r}", param=path)
+    allowed = ", ".join(f"`{each}`" for each in DETAILS)
+    raise InvalidRequest(f"`{path}`: must be one of {allowed}, not {as_json(detail[:100])}", param=path)
 
 
 def _parse_source(value: str, path: str) -> tuple[ImageSource, str]:
@@ -304,7 +306,7 @@ def _remove_whitespace(text: str) -> str:
 
 def _not_base64(error: ValueError, text: str, location: Location) -> InvalidRequest:
     other = _NOT_BASE64.search(text)
-    reason = f"it contains {other[0]!r}" if other else f"{str(error)[:1].lower()}{str(error)[1:]}"
+    reason = f"it contains {as_json(other[0])}" if other else f"{str(error)[:1].lower()}{str(error)[1:]}"
     return InvalidRequest(
         f"the image is not valid base64: {reason}; send the content of the file in standard base64", location=location
     )

@@ -11,6 +11,7 @@ from typing import Any, get_args
 from osaurusd.inference.retrieval import Activation, DenseLayer, Pipeline, Pooling
 from osaurusd.models.metadata import ENCODERS, read_json, read_json_object
 from osaurusd.wire import model_files
+from osaurusd.wire.errors import as_json
 
 MODULES = "modules.json"
 
@@ -99,7 +100,7 @@ def _read_modules(folder: Path) -> tuple[list[str], list[str]]:
     folders = [str(each.get("path", "")) for each in modules]
     for each in folders[1:]:
         if not model_files.is_module_file(f"{each}/{_CONFIG}"):
-            raise ValueError(f"{MODULES}: {each!r} is not a folder of a module")
+            raise ValueError(f"{MODULES}: {as_json(each)} is not a folder of a module")
     return kinds, folders
 
 
@@ -117,7 +118,7 @@ def _read_dense(folder: Path, name: str) -> DenseLayer:
     settings = _read(folder, f"{name}/{_CONFIG}")
     activation = str(settings.get("activation_function", "")).rpartition(".")[2].lower()
     if activation not in get_args(Activation):
-        raise ValueError(f"{name}/{_CONFIG}: the activation function {activation!r} is not supported")
+        raise ValueError(f"{name}/{_CONFIG}: the activation function {as_json(activation)} is not supported")
     if not (folder / name / _WEIGHTS).is_file():
         raise MissingFile(f"{name}/{_WEIGHTS} is missing")
     return DenseLayer(folder=name, activation=activation)  # type: ignore[arg-type]  # checked above

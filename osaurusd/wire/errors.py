@@ -1,8 +1,15 @@
 """Error codes and the error envelope, shared by HTTP, the Unix socket and worker frames."""
 
+import ast
+import json
+import re
 from enum import StrEnum
 
 import msgspec
+
+# Longer than any name; more of a value does not help the reader.
+_MAX_VALUE_CHARACTERS = 1000
+_PYTHON_TEXT = re.compile(r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")$""")
 
 
 class ErrorCode(StrEnum):
@@ -73,3 +80,16 @@ class ErrorEnvelope(msgspec.Struct, frozen=True):
     """The body of every error response, and the last SSE event of a stream that fails."""
 
     error: ErrorBody
+
+
+def as_json(value: object) -> str:
+    """Render a value for an error text as JSON, with unprintable characters escaped, and long ones cut."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    if len(text) > _MAX_VALUE_CHARACTERS:
+        text = text[:_MAX_VALUE_CHARACTERS] + "…"
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+
+
+def explain_as_json(reason: str) -> str:
+    """Convert the text at the end of an error of msgspec, which is a Python literal, to JSON."""
+    return _PYTHON_TEXT.sub(lambda literal: as_json(ast.literal_eval(literal[0])), reason)

@@ -60,3 +60,14 @@ def test_no_file_uses_a_banned_word() -> None:
     ]
 
     assert [] == violations
+
+
+def test_no_error_shows_a_value_as_a_python_literal() -> None:
+    # This module's errors are those of Python's own import.
+    allowed = ROOT / "osaurusd/worker/lean_imports.py"
+    paths = [path for path in tracked_files() if path.suffix == ".py" and path != allowed and path.exists()]
+    packages = [path for path in paths if path.relative_to(ROOT).parts[0] in ("osaurusd", "osaurusctl")]
+    violations = [str(path.relative_to(ROOT)) for path in packages if "!r}" in path.read_text(encoding="utf-8")]
+
+    assert [] == violations, "use `as_json`"
+    assert packages

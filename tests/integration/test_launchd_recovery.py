@@ -312,7 +312,6 @@ def test_service_continues_if_its_log_cannot_be_written(mac: Mac) -> None:
     daemons.wait_until(lambda: mac.status()["faults"] == [])
 
 
-@pytest.mark.long
 def test_interrupted_installation_is_rolled_back(mac: Mac) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]

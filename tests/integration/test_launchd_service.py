@@ -38,7 +38,6 @@ def test_installed_service_answers_a_chat_request(mac: Mac, tiny_tokenizer: Path
     assert "assistant" == answer["choices"][0]["message"]["role"]
 
 
-@pytest.mark.long
 def test_second_installation_changes_nothing(mac: Mac) -> None:
     """The file is writable only by its user, and runs the launcher."""
     assert 0 == mac.install("--env", "EXAMPLE=a & b").returncode

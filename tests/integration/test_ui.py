@@ -227,7 +227,6 @@ def test_system_prompt_and_sampling_are_sent(visitor: Visitor) -> None:
     expect(footer).to_contain_text("reached the maximum length")
 
 
-@pytest.mark.long
 def test_conversations_are_renamed_exported_and_deleted(visitor: Visitor) -> None:
     page = visitor.open("#/chat")
     ask(page, "Hello")
@@ -281,7 +280,6 @@ def test_dropped_image_reaches_a_model_that_sees(visitor: Visitor) -> None:
     expect(page.get_by_label("Answer", exact=True).locator("footer")).to_contain_text("4 tokens")
 
 
-@pytest.mark.long
 def test_chat_works_with_the_keyboard_alone(visitor: Visitor) -> None:
     page = visitor.open()
     page.keyboard.press("Tab")

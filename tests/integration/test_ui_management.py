@@ -133,7 +133,6 @@ def test_search_says_what_fits(page: Page) -> None:
     expect(found).to_contain_text("fits")
 
 
-@pytest.mark.long
 def test_failed_download_says_why(page: Page) -> None:
     page.get_by_label("Words to search for, or a repository").fill("org/absent")
     page.get_by_role("button", name="Download", exact=True).click()

@@ -220,7 +220,7 @@ def test_set_prints_the_new_value(invoke, path):
         ("limits.body_seconds", "2d", "expected a number <= 86400"),
         ("residency.budget_bytes", "8XB", "a size such as 512MB"),
         ("residency.keep_alive_seconds", "soon", "a duration such as 90s"),
-        ("log.level", "loud", "invalid value 'loud'; expected one of debug, info"),
+        ("log.level", "loud", 'invalid value "loud"; expected one of debug, info'),
         ("server", "5", "expected a table, got an integer"),
         ("server.port.x", "5", "`port` is not a table"),
         ("default_model.x.y", "5", "`default_model` is not a table"),

@@ -90,10 +90,10 @@ def test_models_are_listed_by_the_names_that_ollama_shows(store, daemon, invoke)
 
 def test_json_names_the_reason_that_the_daemon_finds(store, daemon, invoke):
     store.add()
-    daemon.checked = [CheckedModel(architecture="mamba", reason="the architecture 'mamba' is not supported")]
+    daemon.checked = [CheckedModel(architecture="mamba", reason='the architecture "mamba" is not supported')]
     (model,) = listed(invoke)
     assert (model["name"], model["importable"]) == ("llama3.2:3b", False)
-    assert model["reason"] == "the architecture 'mamba' is not supported"
+    assert model["reason"] == 'the architecture "mamba" is not supported'
     assert (model["family"], model["quantization"], model["bytes"]) == ("llama", "Q4_K_M", 12)
 
 

@@ -1,5 +1,7 @@
 """Colors, number formats, and control characters in terminal output."""
 
+import os
+
 import pytest
 
 from osaurusctl.formatting import format_bytes, format_duration, format_table, text_width
@@ -43,6 +45,12 @@ def test_control_characters_of_an_answer_do_not_reach_the_terminal(daemon, termi
 def test_answer_in_a_pipe_is_unchanged(daemon, ctl):
     daemon.answers.append(["a\x1b[1mb"])
     assert ctl("run", "llama", "hello").stdout == "a\x1b[1mb\n"
+
+
+def test_characters_that_the_output_cannot_encode_are_replaced(daemon, ctl):
+    daemon.answers.append(["größer"])
+    result = ctl("run", "llama", "hello", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (0, "gr??er\n") == (result.returncode, result.stdout)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from osaurusd.downloads.worker.errors import PullError
 from osaurusd.models import compatibility, tokenizers
 from osaurusd.models.safetensors import INDEX, find_missing_file, parse_weight_map
 from osaurusd.wire import model_files
+from osaurusd.wire.errors import as_json
 
 CONFIG = "config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -121,10 +122,10 @@ def _is_weights(name: str) -> bool:
 def _check_digests(listing: Listing) -> None:
     """Reject malformed digests, which would become file names."""
     if not _GIT.fullmatch(listing.commit):
-        raise PullError(f"{listing.repo}: the hub returned the invalid commit {listing.commit!r}")
+        raise PullError(f"{listing.repo}: the hub returned the invalid commit {as_json(listing.commit)}")
     for file in listing.files:
         if not _GIT.fullmatch(file.blob_id) or (file.sha256 is not None and not _SHA256.fullmatch(file.sha256)):
-            raise PullError(f"{listing.repo}: the hub returned an invalid checksum for {file.name!r}")
+            raise PullError(f"{listing.repo}: the hub returned an invalid checksum for {as_json(file.name)}")
 
 
 def _describe_other_weights(files: Iterable[HubFile]) -> str:

@@ -9,6 +9,7 @@ from gguf.quants import dequantize
 
 from osaurusd.imports.worker.gguf import GgufHeader, TensorInfo
 from osaurusd.imports.worker.metadata import Metadata, shortest_float32
+from osaurusd.wire.errors import as_json
 
 EMBEDDING = "token_embd.weight"
 OUTPUT = "output.weight"
@@ -41,7 +42,7 @@ class Facts:
         self.architecture = header.metadata.text("general.architecture")
         self._read: set[str] = set()
         if (kind := self.metadata.find_text("general.type")) not in (None, "model"):
-            raise self.metadata.failure(f"the file contains a {kind!r}, not a model")
+            raise self.metadata.failure(f"the file contains a {as_json(kind)}, not a model")
 
     def key(self, name: str) -> str:
         self._read.add(name)
@@ -57,7 +58,7 @@ class Facts:
         value = self.metadata.find_integer(key)
         value = (self.metadata.integer(key) if default is None else default) if value is None else value
         if not 0 < value <= MAX_SIZE:
-            raise self.metadata.failure(f"the metadata key {key!r} is {value}, but must be 1 to {MAX_SIZE}")
+            raise self.metadata.failure(f"the metadata key {as_json(key)} is {value}, but must be 1 to {MAX_SIZE}")
         return value
 
     def find_size(self, name: str) -> int | None:
@@ -105,7 +106,7 @@ class Facts:
         head_dim = self.size("attention.key_length", max(1, self.hidden // self.heads))
         if self.size("attention.value_length", head_dim) != head_dim:
             key = self.key("attention.value_length")
-            raise self.metadata.failure(f"the metadata key {key!r} is not {head_dim} like the length of keys")
+            raise self.metadata.failure(f"the metadata key {as_json(key)} is not {head_dim} like the length of keys")
         if head_dim % 2:
             raise self.metadata.failure(f"{self.heads} heads of size {head_dim} are invalid")
         return head_dim
@@ -134,7 +135,7 @@ class Facts:
 
     def tensor(self, name: str) -> TensorInfo:
         if name not in self.header.tensors:
-            raise self.metadata.failure(f"the tensor {name!r} is missing")
+            raise self.metadata.failure(f"the tensor {as_json(name)} is missing")
         return self.header.tensors[name]
 
     def read_vector(self, name: str, length: int) -> npt.NDArray[np.float64] | None:
@@ -143,11 +144,11 @@ class Facts:
             return None
         tensor = self.tensor(name)
         if tensor.type not in ("F32", "F16") or tensor.shape != (length,):
-            raise self.metadata.failure(f"tensor {name!r} is {tensor.type} of the shape {list(tensor.shape)}")
+            raise self.metadata.failure(f"tensor {as_json(name)} is {tensor.type} of the shape {list(tensor.shape)}")
         data = np.frombuffer(self.header.read(tensor), dtype=np.uint8)
         values = dequantize(data, GGMLQuantizationType[tensor.type]).astype(np.float64)
         if not np.all(np.isfinite(values)) or values.min() <= 0:
-            raise self.metadata.failure(f"tensor {name!r} has a factor that is not a positive number")
+            raise self.metadata.failure(f"tensor {as_json(name)} has a factor that is not a positive number")
         return values
 
     def check_all_settings_are_known(self) -> None:
@@ -161,7 +162,7 @@ class Facts:
                 continue
             key = f"{self.architecture}.{name}"
             if (value := self.metadata.find_number(key)) is not None and value not in neutral:
-                raise self.metadata.failure(f"the metadata key {key!r} has the unsupported value {value:g}")
+                raise self.metadata.failure(f"the metadata key {as_json(key)} has the unsupported value {value:g}")
 
 
 def constant(value: Any) -> Any:

@@ -17,6 +17,7 @@ from osaurusd.imports.worker.family import (
     size_of,
 )
 from osaurusd.imports.worker.transforms import absorb_keys, add, join_key_and_value, split_rotary_pairs, take_values
+from osaurusd.wire.errors import as_json
 
 _BIASES: dict[str, Setting] = {
     "attention_bias": lambda facts: any(facts.has(f"blk.0.attn_{part}.bias") for part in ("q", "k", "v", "output")),
@@ -333,5 +334,5 @@ def find(facts: Facts) -> Family:
             return family
     supported = sorted({family.architecture for family in FAMILIES})
     raise facts.metadata.failure(
-        f"the architecture {architecture!r} is not supported; supported: {', '.join(supported)}"
+        f"the architecture {as_json(architecture)} is not supported; supported: {', '.join(supported)}"
     )

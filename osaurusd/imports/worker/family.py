@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 from osaurusd.imports.worker import rope
 from osaurusd.imports.worker.facts import EMBEDDING, OUTPUT, Facts
 from osaurusd.imports.worker.transforms import Transform
+from osaurusd.wire.errors import as_json
 
 Setting: TypeAlias = Callable[[Facts], Any]
 MakeTransform: TypeAlias = Callable[[Facts], Transform]
@@ -140,7 +141,9 @@ class Family:
         config = {name: setting(facts) for name, setting in settings.items() if setting}
         if self.rotation == "full" and facts.rotary_fraction != 1:
             key = facts.key("rope.dimension_count")
-            raise facts.metadata.failure(f"the metadata key {key!r} must be {facts.head_dim}, the size of a head")
+            raise facts.metadata.failure(
+                f"the metadata key {as_json(key)} must be {facts.head_dim}, the size of a head"
+            )
         if self.rotation == "partial":
             config["partial_rotary_factor"] = facts.rotary_fraction
         if config["rope_scaling"] is None:

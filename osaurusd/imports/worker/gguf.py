@@ -17,6 +17,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from osaurusd.errors import ImportFailed
 from osaurusd.imports.worker.metadata import Metadata, Value
+from osaurusd.wire.errors import as_json
 from osaurusd.wire.open_files import part_names
 
 VERSIONS = (2, 3)
@@ -122,7 +123,7 @@ def _read_parts(first: GgufHeader, path: Path, count: int) -> GgufHeader:
         if part.metadata.find_integer("split.no") != number or part.metadata.find_integer("split.count") != count:
             raise part.metadata.failure(f"it is not part {number + 1} of {count}")
         if repeated := sorted(tensors.keys() & part.tensors.keys()):
-            raise part.metadata.failure(f"the tensor {repeated[0]!r} is also in another part")
+            raise part.metadata.failure(f"the tensor {as_json(repeated[0])} is also in another part")
         tensors |= part.tensors
     return GgufHeader(tuple(paths), first.metadata, tensors)
 
@@ -205,7 +206,7 @@ class _HeaderReader:
         for _ in range(count):
             key = self._string()
             if key in values:
-                raise self._failure(f"the metadata key {key!r} is duplicated")
+                raise self._failure(f"the metadata key {as_json(key)} is duplicated")
             values[key] = self._value(self._number("I"), key, depth=0)
         return values
 
@@ -215,30 +216,30 @@ class _HeaderReader:
         if kind == _STRING:
             return self._string()
         if kind not in _NUMBERS:
-            raise self._failure(f"the metadata key {key!r} has the unknown value type {kind}")
+            raise self._failure(f"the metadata key {as_json(key)} has the unknown value type {kind}")
         number = self._number(_NUMBERS[kind])
         return self._booleans([number], key)[0] if kind == _BOOL else number
 
     def _array(self, key: str, depth: int) -> list[Value]:
         if depth > MAX_ARRAY_DEPTH:
-            raise self._failure(f"the metadata key {key!r} nests arrays more than {MAX_ARRAY_DEPTH} deep")
+            raise self._failure(f"the metadata key {as_json(key)} nests arrays more than {MAX_ARRAY_DEPTH} deep")
         kind, count = self._number("I"), self._number("Q")
         if kind in _NUMBERS:
             code = _NUMBERS[kind]
-            self._count(count, struct.calcsize("<" + code), f"items of {key!r}")
+            self._count(count, struct.calcsize("<" + code), f"items of {as_json(key)}")
             numbers = list(struct.unpack(f"<{count}{code}", self._take(count * struct.calcsize("<" + code))))
             return self._booleans(numbers, key) if kind == _BOOL else numbers
         if kind == _STRING:
-            self._count(count, 8, f"items of {key!r}")
+            self._count(count, 8, f"items of {as_json(key)}")
             return self._strings(count)
         if kind != _ARRAY:
-            raise self._failure(f"the metadata key {key!r} has items of the unknown value type {kind}")
-        self._count(count, 12, f"items of {key!r}")
+            raise self._failure(f"the metadata key {as_json(key)} has items of the unknown value type {kind}")
+        self._count(count, 12, f"items of {as_json(key)}")
         return [self._value(kind, key, depth) for _ in range(count)]
 
     def _booleans(self, numbers: list[Any], key: str) -> list[Value]:
         if any(number > 1 for number in numbers):
-            raise self._failure(f"the metadata key {key!r} has a boolean that is neither 0 nor 1")
+            raise self._failure(f"the metadata key {as_json(key)} has a boolean that is neither 0 nor 1")
         return [number == 1 for number in numbers]
 
     def _alignment(self, metadata: Metadata) -> int:
@@ -254,18 +255,20 @@ class _HeaderReader:
         name = self._string()
         dimensions = self._number("I")
         if not 1 <= dimensions <= MAX_DIMENSIONS:
-            raise self._failure(f"tensor {name!r} has {dimensions} dimensions, not 1 to {MAX_DIMENSIONS}")
+            raise self._failure(f"tensor {as_json(name)} has {dimensions} dimensions, not 1 to {MAX_DIMENSIONS}")
         shape = tuple(self._number("Q") for _ in range(dimensions))[::-1]
         kind, offset = self._number("I"), self._number("Q")
         try:
             ggml_type = GGMLQuantizationType(kind)
         except ValueError:
-            raise self._failure(f"tensor {name!r} has the unknown type {kind}") from None
+            raise self._failure(f"tensor {as_json(name)} has the unknown type {kind}") from None
         type_name, (block_weights, block_bytes) = ggml_type.name, GGML_QUANT_SIZES[ggml_type]
         if 0 in shape or shape[-1] % block_weights:
-            raise self._failure(f"tensor {name!r} of type {type_name} has the invalid shape {list(shape)}")
+            raise self._failure(f"tensor {as_json(name)} of type {type_name} has the invalid shape {list(shape)}")
         if offset % alignment:
-            raise self._failure(f"tensor {name!r} has the offset {offset}, which is not aligned to {alignment} bytes")
+            raise self._failure(
+                f"tensor {as_json(name)} has the offset {offset}, which is not aligned to {alignment} bytes"
+            )
         return TensorInfo(self._path, name, type_name, shape, offset, math.prod(shape) // block_weights * block_bytes)
 
     def _resolve_offsets(self, tensors: list[TensorInfo], data_start: int) -> dict[str, TensorInfo]:
@@ -274,11 +277,11 @@ class _HeaderReader:
             start = data_start + tensor.offset
             if start + tensor.nbytes > self._size:
                 raise self._failure(
-                    f"the file is truncated: tensor {tensor.name!r} ends at byte {start + tensor.nbytes}, "
+                    f"the file is truncated: tensor {as_json(tensor.name)} ends at byte {start + tensor.nbytes}, "
                     f"but the file has {self._size} bytes"
                 )
             if tensor.name in resolved:
-                raise self._failure(f"the tensor {tensor.name!r} is duplicated")
+                raise self._failure(f"the tensor {as_json(tensor.name)} is duplicated")
             resolved[tensor.name] = replace(tensor, offset=start)
         return resolved
 

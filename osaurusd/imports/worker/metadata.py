@@ -7,6 +7,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 
 from osaurusd.errors import ImportFailed
+from osaurusd.wire.errors import as_json
 
 Value: TypeAlias = "int | float | bool | str | list[Value]"
 
@@ -102,8 +103,8 @@ class Metadata:
 
     def _present(self, key: str, value: T | None) -> T:
         if value is None:
-            raise self.failure(f"the metadata key {key!r} is missing")
+            raise self.failure(f"the metadata key {as_json(key)} is missing")
         return value
 
     def _wrong(self, key: str, expected: str) -> ImportFailed:
-        return self.failure(f"the metadata key {key!r} is not {expected}")
+        return self.failure(f"the metadata key {as_json(key)} is not {expected}")

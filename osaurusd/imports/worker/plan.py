@@ -22,6 +22,7 @@ from osaurusd.imports.worker.family import Family
 from osaurusd.imports.worker.gguf import GgufHeader, TensorInfo
 from osaurusd.imports.worker.quantization import Scheme
 from osaurusd.imports.worker.transforms import Transform
+from osaurusd.wire.errors import as_json
 
 # Tensors that become part of the config, or that mlx_lm computes itself.
 _CONFIG_TENSORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
@@ -127,7 +128,7 @@ def _place(facts: Facts, family: Family, parameter: Parameter, options: Options)
             # mlx_lm has biases for all projections of a block or for none.
             return Placement(parameter, (), None, None)
         missing = sources[[bool(group) for group in found].index(False)]
-        raise facts.metadata.failure(f"the tensor {missing!r} is missing")
+        raise facts.metadata.failure(f"the tensor {as_json(missing)} is missing")
     for tensor in tensors:
         _check_type(facts, tensor, floats=len(tensor.shape) == 1 and transform is not None)
     if transform is None or transform.keeps_shape:
@@ -156,7 +157,9 @@ def _check_type(facts: Facts, tensor: TensorInfo, *, floats: bool) -> None:
     except NotImplementedError:
         supported = False
     if not supported:
-        raise facts.metadata.failure(f"tensor {tensor.name!r} has the type {tensor.type}, which is not supported")
+        raise facts.metadata.failure(
+            f"tensor {as_json(tensor.name)} has the type {tensor.type}, which is not supported"
+        )
 
 
 def _check_shape(facts: Facts, parameter: Parameter, tensors: tuple[TensorInfo, ...]) -> None:
@@ -165,7 +168,8 @@ def _check_shape(facts: Facts, parameter: Parameter, tensors: tuple[TensorInfo, 
     # Dimensions of one are left out of files.
     if uneven or [size for size in shape if size > 1] != [size for size in parameter.shape if size > 1]:
         raise facts.metadata.failure(
-            f"tensor {tensors[0].name!r} has the shape {list(shape)}, but the metadata implies {list(parameter.shape)}"
+            f"tensor {as_json(tensors[0].name)} has the shape {list(shape)}, "
+            f"but the metadata implies {list(parameter.shape)}"
         )
 
 
@@ -202,7 +206,9 @@ def _float_type(family: Family, placements: list[Placement]) -> str:
 def _check_no_unknown_tensors(header: GgufHeader, family: Family, placements: Iterable[Placement]) -> None:
     known = {tensor.name for placement in placements for tensor in placement.sources}
     if unknown := sorted(header.tensors.keys() - known - _CONFIG_TENSORS):
-        raise header.metadata.failure(f"unexpected tensor {unknown[0]!r} in a model of the family {family.title}")
+        raise header.metadata.failure(
+            f"unexpected tensor {as_json(unknown[0])} in a model of the family {family.title}"
+        )
 
 
 def _quantization_config(placements: Iterable[Placement]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from tokenizers import Regex
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
 
 from osaurusd.imports.worker.metadata import Metadata
+from osaurusd.wire.errors import as_json
 
 
 @dataclass(frozen=True)
@@ -232,5 +233,7 @@ def find_pre_tokenizer(metadata: Metadata) -> PreTokenizerConfig:
     """
     name = metadata.find_text("tokenizer.ggml.pre") or "default"
     if name not in PRE_TOKENIZERS:
-        raise metadata.failure(f"the pre-tokenizer {name!r} is not supported; supported: {', '.join(PRE_TOKENIZERS)}")
+        raise metadata.failure(
+            f"the pre-tokenizer {as_json(name)} is not supported; supported: {', '.join(PRE_TOKENIZERS)}"
+        )
     return PRE_TOKENIZERS[name]

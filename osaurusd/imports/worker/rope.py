@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from osaurusd.imports.worker.facts import Facts
 from osaurusd.imports.worker.metadata import Metadata, shortest_float32
+from osaurusd.wire.errors import as_json
 
 Floats = npt.NDArray[np.float64]
 
@@ -37,7 +38,8 @@ def scaling(facts: Facts, supported: Container[str]) -> dict[str, Any] | None:
         raise facts.metadata.failure("RoPE is scaled twice, in different ways")
     if found and found[0]["type"] not in supported:
         raise facts.metadata.failure(
-            f"RoPE scaling {found[0]['type']!r} is not supported for the architecture {facts.architecture!r}"
+            f"RoPE scaling {as_json(found[0]['type'])} is not supported for "
+            f"the architecture {as_json(facts.architecture)}"
         )
     return found[0] if found else None
 
@@ -45,7 +47,7 @@ def scaling(facts: Facts, supported: Container[str]) -> dict[str, Any] | None:
 def _declared_scaling(facts: Facts) -> dict[str, Any] | None:
     kind = facts.metadata.find_text(facts.key("rope.scaling.type"))
     if kind not in (None, *_DECLARED):
-        raise facts.metadata.failure(f"the RoPE scaling {kind!r} is unknown; known: {', '.join(_DECLARED)}")
+        raise facts.metadata.failure(f"the RoPE scaling {as_json(kind)} is unknown; known: {', '.join(_DECLARED)}")
     factor = facts.find_number("rope.scaling.factor")
     if kind is None and factor is None:
         # Older files use this key.
@@ -134,7 +136,7 @@ def llama3_scaling(factors: Floats, base: float, metadata: Metadata) -> dict[str
                 "high_freq_factor": high,
                 "original_max_position_embeddings": round(context),
             }
-    raise metadata.failure("tensor 'rope_freqs.weight' does not match Llama 3's RoPE scaling")
+    raise metadata.failure('tensor "rope_freqs.weight" does not match the RoPE scaling of Llama 3')
 
 
 def _llama3_factors(wavelengths: Floats, factor: float, low: float, high: float, context: float) -> Floats:

@@ -15,10 +15,12 @@ from tokenizers.processors import TemplateProcessing
 from osaurusd.imports.worker.metadata import Metadata
 from osaurusd.imports.worker.pre_tokenizers import find_pre_tokenizer
 from osaurusd.imports.worker.vocabulary import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
+from osaurusd.wire.errors import as_json
 from osaurusd.wire.files import write_new_json, write_new_text
 
 # SentencePiece's representation of a space.
 _SPACE = "▁"
+_SUPPORTED = '"gpt2", "llama"'
 
 _MAX_TEMPLATES = 100
 
@@ -39,7 +41,7 @@ def write_tokenizer(vocabulary: Vocabulary, metadata: Metadata, dest: Path) -> N
         add_bos = True
         tokenizer = _sentence_piece(vocabulary, metadata)
     else:
-        raise metadata.failure(f"the tokenizer {vocabulary.model!r} is not supported; supported: 'gpt2', 'llama'")
+        raise metadata.failure(f"the tokenizer {as_json(vocabulary.model)} is not supported; supported: {_SUPPORTED}")
     add_bos = add_bos if vocabulary.add_bos is None else vocabulary.add_bos
     _add_special_tokens(tokenizer, vocabulary)
     config = _config(vocabulary, metadata, add_bos=add_bos)
@@ -64,7 +66,7 @@ def check_tokenizer(vocabulary: Vocabulary, metadata: Metadata) -> None:
     if vocabulary.model == "gpt2":
         find_pre_tokenizer(metadata)
     elif vocabulary.model != "llama":
-        raise metadata.failure(f"the tokenizer {vocabulary.model!r} is not supported; supported: 'gpt2', 'llama'")
+        raise metadata.failure(f"the tokenizer {as_json(vocabulary.model)} is not supported; supported: {_SUPPORTED}")
 
 
 def _named_templates(metadata: Metadata) -> dict[str, str]:
@@ -94,14 +96,14 @@ def _merges(ids: dict[str, int], metadata: Metadata) -> list[tuple[str, str]]:
         split = text.find(" ", 1)
         first, second = text[:split], text[split + 1 :]
         if split < 0 or not (first in ids and second in ids and first + second in ids):
-            raise metadata.failure(f"the merge {text!r} does not join two tokens into a third")
+            raise metadata.failure(f"the merge {as_json(text)} does not join two tokens into a third")
         merges.append((first, second))
     return merges
 
 
 def _sentence_piece(vocabulary: Vocabulary, metadata: Metadata) -> Tokenizer:
     if not vocabulary.scores:
-        raise metadata.failure("the metadata key 'tokenizer.ggml.scores' is missing")
+        raise metadata.failure('the metadata key "tokenizer.ggml.scores" is missing')
     ids = {token: index for index, token in enumerate(vocabulary.tokens)}
     tokenizer = Tokenizer(
         BPE(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from osaurusd.imports.worker.metadata import Metadata, shortest_float32
+from osaurusd.wire.errors import as_json
 
 # tokenizer.ggml.token_type (llama.cpp's llama_token_type); 0 is "undefined", 5 "unused", 6 "byte".
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
@@ -135,7 +136,7 @@ def _tokens(metadata: Metadata) -> list[str]:
         raise metadata.failure(f"the vocabulary has a token of more than {MAX_TOKEN_LENGTH} characters")
     if len(set(tokens)) < len(tokens):
         token = Counter(tokens).most_common(1)[0][0]
-        raise metadata.failure(f"the token {token!r} is duplicated in the vocabulary")
+        raise metadata.failure(f"the token {as_json(token)} is duplicated in the vocabulary")
     return tokens
 
 

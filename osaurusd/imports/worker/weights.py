@@ -25,6 +25,7 @@ from osaurusd.imports.worker.gguf import GgufHeader, TensorInfo
 from osaurusd.imports.worker.plan import Placement, Plan
 from osaurusd.imports.worker.quantization import Scheme
 from osaurusd.imports.worker.tensor_file import Entry, write_model
+from osaurusd.wire.errors import as_json
 from osaurusd.wire.quantization import QuantizationReport
 
 Array = npt.NDArray[Any]
@@ -232,7 +233,7 @@ class Converter:
         try:
             yield
         except ValueError as error:
-            raise self._header.metadata.failure(f"tensor {tensor.name!r} has {error}") from error
+            raise self._header.metadata.failure(f"tensor {as_json(tensor.name)} has {error}") from error
 
     def _in_order(self, jobs: Iterable[Callable[[], Any]]) -> Iterator[Any]:
         """Run jobs on the threads and yield their results in order, with few of them in memory."""

@@ -1,6 +1,5 @@
 """Converts the messages of a conversation. One of Anthropic's can become several: results of tools have their own."""
 
-import json
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from osaurusd.errors import InvalidRequest, OsaurusError, UnsupportedParameter
 from osaurusd.inference import request as neutral
 from osaurusd.inference.images import ImageCollector
 from osaurusd.protocols.anthropic.types import Content, ContentBlock, Message, PromptBody
+from osaurusd.wire.errors import as_json
 
 BILLING_PREFIX = "x-anthropic-billing-header:"
 """Claude Code begins the system prompt with a block that differs in every request, which no cached prefix survives."""
@@ -86,8 +86,9 @@ def _parse_message(message: Message, path: str, history: _History) -> list[neutr
         case "system":
             return [neutral.Message(role="system", content=[*_parse_parts(blocks, f"{path}.content")])]
     allowed = ", ".join(f"`{role}`" for role in ROLES)
-    role = json.dumps(message.role[:100])
-    raise InvalidRequest(f"`{path}.role`: must be one of {allowed}, not {role}", param=f"{path}.role")
+    raise InvalidRequest(
+        f"`{path}.role`: must be one of {allowed}, not {as_json(message.role[:100])}", param=f"{path}.role"
+    )
 
 
 def _parse_user(blocks: list[ContentBlock], path: str, history: _History) -> list[neutral.Message]:
@@ -198,7 +199,7 @@ def _unsupported(type_: str, path: str) -> OsaurusError:
             f"`{path}.source`: only documents of the type `text` are supported; send text", param=f"{path}.source"
         )
     return UnsupportedParameter(
-        f"`{path}.type`: blocks of the type {json.dumps(type_[:100])} are not supported here", param=f"{path}.type"
+        f"`{path}.type`: blocks of the type {as_json(type_[:100])} are not supported here", param=f"{path}.type"
     )
 
 

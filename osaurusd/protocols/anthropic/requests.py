@@ -1,6 +1,5 @@
 """Converts requests for messages and token counts to generation requests."""
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from osaurusd.inference.request import (
 from osaurusd.models.record import ModelRecord
 from osaurusd.protocols.anthropic.messages import Located, parse_messages
 from osaurusd.protocols.anthropic.types import NO_OP_FIELDS, MessagesRequest, OutputFormat, PromptBody
+from osaurusd.wire.errors import as_json
 
 PATHS: Mapping[Location, str] = {
     limits.MODEL: "model",
@@ -160,7 +160,7 @@ def _parse_tools(body: PromptBody, defaults: RequestDefaults) -> _ToolUse:
 def _known_name(name: str | None, tools: Mapping[str, Tool]) -> str:
     if name is None or name not in tools:
         known = ", ".join(f"`{known}`" for known in tools)
-        found = "which is missing" if name is None else f"not {json.dumps(name[:100])}"
+        found = "which is missing" if name is None else f"not {as_json(name[:100])}"
         raise InvalidRequest(f"`tool_choice.name`: must be one of {known}, {found}", param="tool_choice.name")
     return name
 
@@ -171,11 +171,11 @@ def _tools(body: PromptBody) -> list[Tool]:
         path = f"tools[{index}]"
         if tool.type not in (None, "custom"):
             raise UnsupportedParameter(
-                f"`{path}.type`: only `custom` is supported, not {json.dumps(tool.type[:100])}", param=f"{path}.type"
+                f"`{path}.type`: only `custom` is supported, not {as_json(tool.type[:100])}", param=f"{path}.type"
             )
         if tool.name in tools:
             raise InvalidRequest(
-                f"`{path}.name`: {json.dumps(tool.name[:100])} is already used by another tool", param=f"{path}.name"
+                f"`{path}.name`: {as_json(tool.name[:100])} is already used by another tool", param=f"{path}.name"
             )
         tools[tool.name] = Tool(name=tool.name, description=tool.description, parameters=tool.input_schema)
     return list(tools.values())

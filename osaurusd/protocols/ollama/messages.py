@@ -8,6 +8,7 @@ from osaurusd.errors import InvalidRequest
 from osaurusd.inference import request as neutral
 from osaurusd.inference.images import ImageCollector
 from osaurusd.protocols.ollama.types import Message, ToolCall
+from osaurusd.wire.errors import as_json
 
 ROLES: dict[str, neutral.Role] = {
     "system": "system",
@@ -81,7 +82,9 @@ def _parse_message(message: Message, path: str, calls: _OpenCalls, images: Image
     role = ROLES.get(message.role)
     if role is None:
         allowed = ", ".join(f"`{name}`" for name in ROLES)
-        raise InvalidRequest(f"`{path}.role`: must be one of {allowed}, not {message.role!r}", param=f"{path}.role")
+        raise InvalidRequest(
+            f"`{path}.role`: must be one of {allowed}, not {as_json(message.role)}", param=f"{path}.role"
+        )
     if message.images and role not in IMAGE_ROLES:
         raise InvalidRequest(
             f"`{path}.images`: only `user` and `tool` messages can have images", param=f"{path}.images"

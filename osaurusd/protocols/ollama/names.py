@@ -5,6 +5,7 @@ from datetime import datetime
 
 from osaurusd.errors import InvalidRequest
 from osaurusd.protocols.ollama.types import Duration
+from osaurusd.wire.errors import as_json
 
 _TAG = ":latest"
 
@@ -37,7 +38,7 @@ def parse_keep_alive(value: Duration | None) -> float | None:
     seconds = _parse_duration(value) if isinstance(value, str) else float(value)
     if seconds is None:
         raise InvalidRequest(
-            f"`keep_alive`: must be a number of seconds or a duration such as `5m`, not {str(value)[:100]!r}",
+            f"`keep_alive`: must be a number of seconds or a duration such as `5m`, not {as_json(str(value)[:100])}",
             param="keep_alive",
         )
     return min(seconds, _MAX_SECONDS)

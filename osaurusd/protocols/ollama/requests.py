@@ -36,6 +36,7 @@ from osaurusd.protocols.ollama.types import (
     GenerationBody,
     Options,
 )
+from osaurusd.wire.errors import as_json
 
 THINK_LEVELS = ("low", "medium", "high", "max")
 
@@ -184,7 +185,7 @@ def _think_variables(body: GenerationBody, record: ModelRecord) -> dict[str, Any
     think = body.think
     if isinstance(think, str) and think not in THINK_LEVELS:
         levels = ", ".join(f"`{level}`" for level in THINK_LEVELS)
-        raise InvalidRequest(f"`think`: must be true, false, {levels}, not {think[:100]!r}", param="think")
+        raise InvalidRequest(f"`think`: must be true, false, {levels}, not {as_json(think[:100])}", param="think")
     if think and not record.capabilities.reasoning:
         raise InvalidRequest(f'`think`: model "{record.name}" does not support thinking; omit it', param="think")
     if think is None or not record.capabilities.reasoning:
@@ -199,11 +200,11 @@ def _parse_tools(body: ChatRequest) -> list[Tool]:
         function, path = tool.function, f"tools[{index}]"
         if tool.type != "function":
             raise UnsupportedParameter(
-                f"`{path}.type`: only `function` is supported, not {tool.type[:100]!r}", param=f"{path}.type"
+                f"`{path}.type`: only `function` is supported, not {as_json(tool.type[:100])}", param=f"{path}.type"
             )
         if function.name in tools:
             raise InvalidRequest(
-                f"`{path}.function.name`: {function.name[:100]!r} is already used by another tool",
+                f"`{path}.function.name`: {as_json(function.name[:100])} is already used by another tool",
                 param=f"{path}.function.name",
             )
         tools[function.name] = Tool(

@@ -36,6 +36,7 @@ from osaurusd.protocols.openai.errors import FieldPaths
 from osaurusd.protocols.openai.messages import parse_messages
 from osaurusd.protocols.openai.output_format import output_paths, parse_output_format
 from osaurusd.protocols.openai.tools import allowed_indexes, parse_tools, schema_field
+from osaurusd.wire.errors import as_json
 
 REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
@@ -200,7 +201,7 @@ def effort_variables(effort: str | None, path: str) -> dict[str, Any]:
         return {}
     if effort not in REASONING_EFFORTS:
         allowed = ", ".join(f"`{name}`" for name in REASONING_EFFORTS)
-        raise InvalidRequest(f"`{path}`: must be one of {allowed}, not {effort!r}", param=path)
+        raise InvalidRequest(f"`{path}`: must be one of {allowed}, not {as_json(effort)}", param=path)
     # Some templates read a level of effort, others a switch.
     variables: dict[str, Any] = {"reasoning_effort": effort}
     return variables if effort != "none" else {**variables, "enable_thinking": False}

@@ -14,6 +14,7 @@ from osaurusd.inference import events as neutral
 from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.limits import CHOICES, EACH, LOGIT_BIAS, MODEL, SCHEMA
 from osaurusd.inference.request import Location, SamplingParams
+from osaurusd.wire.errors import as_json
 
 MAX_TOKEN_ID = 2**31 - 1
 
@@ -159,7 +160,9 @@ def stop_paths(body: RequestBody) -> dict[Location, str]:
 
 def _token_id(key: str) -> int:
     if not _TOKEN_ID.fullmatch(key) or int(key) > MAX_TOKEN_ID:
-        raise InvalidRequest(f"`logit_bias`: keys must be token ids such as `50256`, not {key!r}", param="logit_bias")
+        raise InvalidRequest(
+            f"`logit_bias`: keys must be token ids such as `50256`, not {as_json(key)}", param="logit_bias"
+        )
     return int(key)
 
 

@@ -30,6 +30,7 @@ from osaurusd.protocols.openai.decision_types import (
 from osaurusd.protocols.openai.errors import FieldPaths
 from osaurusd.protocols.openai.responses.items import ParsedItems, input_items, item_type, parse_items
 from osaurusd.protocols.openai.responses.types import Item
+from osaurusd.wire.errors import as_json
 
 DECISION_PATHS = {limits.MODEL: "model", ("prompt",): "input", limits.QUESTIONS: "questions"}
 """The fields of a `DecisionRequest` by their location in the neutral request."""
@@ -150,7 +151,7 @@ def _check_items(items: Sequence[Item]) -> None:
         if type_ not in _ITEM_TYPES:
             path = f"input[{index}].type"
             allowed = ", ".join(f"`{name}`" for name in _ITEM_TYPES)
-            raise InvalidRequest(f"`{path}`: must be one of {allowed}, not {item.get('type')!r}", param=path)
+            raise InvalidRequest(f"`{path}`: must be one of {allowed}, not {as_json(item.get('type'))}", param=path)
         call = item.get("call_id")
         if type_.endswith("_call") and isinstance(call, str):
             calls.add(call)
@@ -193,7 +194,7 @@ def _part_text(part: InstructionPart, path: str) -> str:
             raise ImageInputUnsupported(f"`{path}`: image input is not supported; send text parts only", param=path)
         case type_:
             path = f"{path}.type"
-            raise InvalidRequest(f"`{path}`: must be `input_text` or `input_json`, not {type_!r}", param=path)
+            raise InvalidRequest(f"`{path}`: must be `input_text` or `input_json`, not {as_json(type_)}", param=path)
 
 
 def _json_text(data: Any, path: str) -> str:

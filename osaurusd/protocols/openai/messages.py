@@ -11,6 +11,7 @@ from osaurusd.inference import request as neutral
 from osaurusd.inference.images import ImageCollector
 from osaurusd.json_text import replace_lone_surrogates
 from osaurusd.protocols.openai.chat_types import ContentPart, Message, ToolCallParam
+from osaurusd.wire.errors import as_json
 
 ROLES: dict[str, neutral.Role] = {
     "system": "system",
@@ -119,7 +120,7 @@ def _reject_role(role: str, path: str) -> NoReturn:
     if role == "function":
         raise UnsupportedParameter(f"`{path}`: the role `function` is not supported; use `tool`", param=path)
     allowed = ", ".join(f"`{name}`" for name in ROLES)
-    raise InvalidRequest(f"`{path}`: must be one of {allowed}, not {role!r}", param=path)
+    raise InvalidRequest(f"`{path}`: must be one of {allowed}, not {as_json(role)}", param=path)
 
 
 def _parse_reasoning(message: Message) -> str | None:
@@ -147,7 +148,7 @@ def _parse_tool_calls(message: Message, path: str, earlier_calls: _EarlierCalls)
 def _parse_tool_call(call: ToolCallParam, path: str, earlier_calls: _EarlierCalls) -> neutral.ToolCall:
     if call.type and call.type != "function":
         raise UnsupportedParameter(
-            f"`{path}.type`: only `function` is supported, not {call.type!r}", param=f"{path}.type"
+            f"`{path}.type`: only `function` is supported, not {as_json(call.type)}", param=f"{path}.type"
         )
     if call.function is None:
         raise InvalidRequest(f"`{path}.function`: is required", param=f"{path}.function")
@@ -227,5 +228,6 @@ def _reject_part(part: ContentPart, path: str) -> NoReturn:
         field = f"{path}.{TEXT_FIELDS[part.type]}"
         raise InvalidRequest(f"`{field}`: is required in a text part", param=field)
     raise InvalidRequest(
-        f"`{path}.type`: only `text` and `image_url` parts are supported, not {part.type!r}", param=f"{path}.type"
+        f"`{path}.type`: only `text` and `image_url` parts are supported, not {as_json(part.type)}",
+        param=f"{path}.type",
     )

@@ -12,6 +12,7 @@ from osaurusd.inference.limits import EACH
 from osaurusd.inference.request import JsonObject, JsonSchema, Location, OutputConstraint, TextChoice
 from osaurusd.protocols.openai.chat_types import ChatRequest, ResponseFormat
 from osaurusd.protocols.openai.common import RequestBody
+from osaurusd.wire.errors import as_json
 
 UNSUPPORTED = ("ebnf", "grammar", "guided_grammar", "guided_regex", "regex")
 """Fields of other servers for formats that are not supported."""
@@ -95,7 +96,7 @@ def _parse_response_format(response_format: ResponseFormat, *, describe: bool) -
                 return _parse_json_schema(response_format, describe=describe)
             return JsonObject(describe=describe)
     raise InvalidRequest(
-        f"`{path}.type`: must be `text`, `json_object` or `json_schema`, not {response_format.type!r}",
+        f"`{path}.type`: must be `text`, `json_object` or `json_schema`, not {as_json(response_format.type)}",
         param=f"{path}.type",
     )
 

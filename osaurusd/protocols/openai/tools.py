@@ -15,6 +15,7 @@ from osaurusd.protocols.openai.chat_types import (
     ToolChoice,
     ToolReference,
 )
+from osaurusd.wire.errors import as_json
 
 REQUIRED = ("required", "any")
 """The names of the mode in which a call is required; the second one is that of other APIs."""
@@ -53,7 +54,8 @@ def parse_tools(body: ChatRequest, defaults: RequestDefaults) -> ToolUse:
             return _apply_choice(choice, _non_empty(functions), max_calls)
         case other:
             raise InvalidRequest(
-                f"`tool_choice`: must be `none`, `auto`, `required` or an object, not {other!r}", param="tool_choice"
+                f"`tool_choice`: must be `none`, `auto`, `required` or an object, not {as_json(other)}",
+                param="tool_choice",
             )
 
 
@@ -90,7 +92,7 @@ def _parse_functions(tools: list[Tool]) -> Functions:
         function = _parse_function(tool, path)
         if function.name in functions:
             path = f"{path}.function.name" if tool.function else f"{path}.name"
-            raise InvalidRequest(f"`{path}`: {function.name!r} is already used by another tool", param=path)
+            raise InvalidRequest(f"`{path}`: {as_json(function.name)} is already used by another tool", param=path)
         functions[function.name] = function
     return functions
 
@@ -107,7 +109,9 @@ def _parse_function(tool: Tool, path: str) -> Function:
 
 
 def _reject_type(type_: str | None, path: str) -> None:
-    raise UnsupportedParameter(f"`{path}.type`: only `function` is supported, not {type_!r}", param=f"{path}.type")
+    raise UnsupportedParameter(
+        f"`{path}.type`: only `function` is supported, not {as_json(type_)}", param=f"{path}.type"
+    )
 
 
 def _non_empty(functions: Functions) -> Functions:
@@ -124,7 +128,8 @@ def _apply_choice(choice: ToolChoice, functions: Functions, max_calls: int) -> T
         case "allowed_tools":
             return _apply_allowed(_allowed_tools(choice), functions, max_calls)
     raise UnsupportedParameter(
-        f"`tool_choice.type`: must be `function` or `allowed_tools`, not {choice.type!r}", param="tool_choice.type"
+        f"`tool_choice.type`: must be `function` or `allowed_tools`, not {as_json(choice.type)}",
+        param="tool_choice.type",
     )
 
 
@@ -144,7 +149,9 @@ def _apply_allowed(allowed: AllowedTools | None, functions: Functions, max_calls
     if allowed.mode == "auto":
         return ToolUse(_tools(remaining.values()))
     if allowed.mode not in REQUIRED:
-        raise InvalidRequest(f"`{path}.mode`: must be `auto` or `required`, not {allowed.mode!r}", param=f"{path}.mode")
+        raise InvalidRequest(
+            f"`{path}.mode`: must be `auto` or `required`, not {as_json(allowed.mode)}", param=f"{path}.mode"
+        )
     if not remaining:
         raise InvalidRequest(f"`{path}.tools`: must not be empty if a call is required", param=f"{path}.tools")
     return _require_call(remaining, max_calls)
@@ -163,7 +170,7 @@ def _known_name(reference: ToolReference, path: str, functions: Functions) -> st
     if name not in functions:
         known = ", ".join(f"`{name}`" for name in functions)
         path = f"{path}.function.name" if reference.function else f"{path}.name"
-        raise InvalidRequest(f"`{path}`: must be one of {known}, not {name!r}", param=path)
+        raise InvalidRequest(f"`{path}`: must be one of {known}, not {as_json(name)}", param=path)
     return name
 
 

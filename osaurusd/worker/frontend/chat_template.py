@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from osaurusd.errors import ContextLengthExceeded, InvalidRequest
 from osaurusd.inference.request import ChatPrompt, Location, TextPart
+from osaurusd.wire.errors import as_json
 from osaurusd.worker.frontend import context_length, fallback_tools
 from osaurusd.worker.frontend.chat_images import ImageTexts
 from osaurusd.worker.frontend.history import PLAIN_TEXT, TemplateInput, TemplateProfile, adapt
@@ -307,6 +308,6 @@ def _fallback_profiles(profile: TemplateProfile, chat: ChatPrompt) -> Iterator[T
 def _check_variables(chat: ChatPrompt) -> None:
     if reserved := sorted(_RESERVED_VARIABLES & chat.template_variables.keys()):
         raise InvalidRequest(
-            f"{reserved[0]!r} is not a chat template variable; leave it out",
+            f"{as_json(reserved[0])} is not a chat template variable; leave it out",
             location=("prompt", "template_variables", reserved[0]),
         )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from osaurusd.errors import InvalidRequest
 from osaurusd.inference.request import Location, OutputConstraint, RequiredToolCalls, TextChoice, Tool
+from osaurusd.wire.errors import as_json
 from osaurusd.worker.frontend import grammar
 from osaurusd.worker.frontend.output_check import OutputCheck
 
@@ -74,7 +75,9 @@ class ConstraintCompiler:
             return
         literals = grammar.find_literals(constraint, tools)
         if found := next(filter(None, map(self._special_tokens.search, literals)), None):
-            reason = f"{found.string[:100]!r} contains {found[0]!r}, which is a special token of the model"
+            reason = (
+                f"{as_json(found.string[:100])} contains {as_json(found[0])}, which is a special token of the model"
+            )
             if isinstance(constraint, TextChoice):
                 raise InvalidRequest(reason, location=("constraint", "choices"))
             raise grammar.unusable_schema(reason, location)

@@ -17,6 +17,7 @@ from osaurusd.inference.request import (
     TextChoice,
     Tool,
 )
+from osaurusd.wire.errors import as_json
 from osaurusd.worker.frontend import fallback_tools, schema_cost, schema_repair
 from osaurusd.worker.frontend.output_check import OutputCheck, build_validator
 
@@ -146,7 +147,7 @@ def _find_tools(names: list[str], tools: list[Tool]) -> list[tuple[int, Tool]]:
     found = {tool.name: (index, tool) for index, tool in enumerate(tools)}
     for name in names:
         if name not in found:
-            raise InvalidRequest(f"there is no tool {name!r}", location=("constraint",))
+            raise InvalidRequest(f"there is no tool {as_json(name)}", location=("constraint",))
     return [found[name] for name in names]
 
 
@@ -188,7 +189,7 @@ def _text_grammars(names: list[str], tools: list[Tool]) -> list[dict[str, str]]:
         if tool.grammar is not None:
             fault = _grammar_fault(tool.grammar)
             if fault:
-                reason = f"the grammar of {tool.name!r} cannot be used: {fault[:_MAX_REASON_LENGTH]}"
+                reason = f"the grammar of {as_json(tool.name)} cannot be used: {fault[:_MAX_REASON_LENGTH]}"
                 raise InvalidRequest(reason, location=("prompt", "tools", index))
             grammars.append({"name": f"text_{index}", "lark_grammar": tool.grammar})
     return grammars
@@ -204,7 +205,7 @@ def _grammar_fault(grammar: str) -> str:
 
 def _json_rule(name: str, schema: dict[str, Any], location: Location, tool: str | None = None) -> _Rule:
     """Build a rule for a value, or for the arguments of a tool. A schema that cannot be enforced is relaxed."""
-    subject = "" if tool is None else f" of {tool!r}"
+    subject = "" if tool is None else f" of {as_json(tool)}"
     try:
         schema_cost.check(schema)
         closed = schema_repair.close_objects(schema)
@@ -237,7 +238,7 @@ def _arguments_schema(schema: dict[str, Any], tool: str, location: Location) -> 
     """Return the schema of a tool's arguments: an object, which is empty if the tool declares an empty one."""
     kind = schema.get("type", "object")
     if kind != "object" and (not isinstance(kind, list) or "object" not in kind):
-        raise unusable_schema("the type of arguments must be `object`", location, f" of {tool!r}")
+        raise unusable_schema("the type of arguments must be `object`", location, f" of {as_json(tool)}")
     if schema.get("properties") == {} and not schema.keys() & schema_repair.COMBINING_KEYWORDS:
         return {"additionalProperties": False, **schema, "type": "object"}
     return {**schema, "type": "object"}

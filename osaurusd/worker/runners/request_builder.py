@@ -19,6 +19,7 @@ from osaurusd.inference.request import (
     Tool,
 )
 from osaurusd.rpc import messages
+from osaurusd.wire.errors import as_json
 from osaurusd.worker.engine.images import PromptImage
 from osaurusd.worker.engine.kv_cache import CacheLayout
 from osaurusd.worker.engine.request import Choice, EngineRequest, Positions
@@ -150,7 +151,7 @@ def _repair_schemas(request: GenerationRequest) -> GenerationRequest:
 def _repair_tool(tool: Tool, index: int) -> Tool:
     if tool.parameters is None:
         return tool
-    parameters = _repair(tool.parameters, ("prompt", "tools", index), f" of {tool.name!r}")
+    parameters = _repair(tool.parameters, ("prompt", "tools", index), f" of {as_json(tool.name)}")
     return msgspec.structs.replace(tool, parameters=parameters)
 
 

@@ -12,6 +12,7 @@ from mlx_lm.utils import load_model
 from osaurusd.errors import LoadFailed
 from osaurusd.rpc import messages
 from osaurusd.rpc.messages import RankSpec
+from osaurusd.wire.errors import as_json
 from osaurusd.worker.engine.device import Device
 from osaurusd.worker.parallel.group import RankGroup
 from osaurusd.worker.runners.folder import loadable
@@ -104,11 +105,11 @@ def _check_split(network: Any, config: dict[str, Any], spec: RankSpec) -> None:
     kind = config.get("model_type")
     if spec.split == "pipeline":
         if not hasattr(getattr(network, "model", None), "pipeline"):
-            raise LoadFailed(f'models of the type {kind!r} cannot be split by layers; use `split = "tensor"`')
+            raise LoadFailed(f'models of the type {as_json(kind)} cannot be split by layers; use `split = "tensor"`')
         _check_layers(spec, len(network.layers))
         return
     if not hasattr(network, "shard"):
-        raise LoadFailed(f'models of the type {kind!r} cannot be split by heads; use `split = "pipeline"`')
+        raise LoadFailed(f'models of the type {as_json(kind)} cannot be split by heads; use `split = "pipeline"`')
     text: dict[str, Any] = config.get("text_config") or config
     sizes = {"attention heads": text.get("num_attention_heads")}
     if text.get("model_type", kind) not in _REPEATS_KV_HEADS:
@@ -131,7 +132,7 @@ def _check_files(weights: dict[str, str], present: set[str], spec: RankSpec, cou
         # Layers beyond the last one are for speculative decoding, and not loaded.
         needed = layer is None or int(layer[1]) in own
         if needed and file not in present:
-            raise LoadFailed(f"the file {file!r} of the model is missing")
+            raise LoadFailed(f"the file {as_json(file)} of the model is missing")
 
 
 def _own_layers(spec: RankSpec, count: int) -> range:

@@ -75,3 +75,4 @@ def test_supervised_launcher_reports_once_and_keeps_searching(path, tmp_path):
 
 def test_missing_launcher_is_named(tmp_path):
     assert launcher.check(tmp_path / "missing", {}) == f"{tmp_path / 'missing'}: No such file or directory"
+    assert not launcher.is_current(tmp_path / "missing")

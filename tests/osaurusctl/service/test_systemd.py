@@ -60,3 +60,20 @@ def test_launchd_modes_are_rejected(mode):
     with pytest.raises(CliError, match="requires launchd") as error:
         systemd.Systemd(lambda *_: Result(0), LABEL, mode)
     assert "enable-linger" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("result", "status", "expected"),
+    [
+        ("success", "0", None),
+        ("", "", None),
+        ("success", "15", "15"),
+        ("exit-code", "1", "1 (exit-code)"),
+        ("signal", "9", "9 (signal)"),
+    ],
+)
+def test_status_names_an_exit_that_was_not_a_success(tmp_path, result, status, expected):
+    shown = f"LoadState=loaded\nMainPID=7\nResult={result}\nExecMainStatus={status}\n"
+    env = {"XDG_CONFIG_HOME": str(tmp_path)}
+
+    assert expected == systemd.Systemd(lambda *_: Result(0, shown), LABEL, Mode.LOGIN, env).status().last_exit

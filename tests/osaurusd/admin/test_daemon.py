@@ -16,6 +16,7 @@ async def test_the_status_describes_the_daemon(environment, operator):
 
     assert (True, [], [], 0) == (status["serving"], status["faults"], status["workers"], status["models_available"])
     assert __version__ == status["version"]
+    assert 0 <= status["uptime_seconds"] < 60
     assert environment.info.instance == status["instance"]
     assert str(environment.paths.socket) == status["socket"]
     assert status["endpoints"][0].startswith("http://127.0.0.1:")

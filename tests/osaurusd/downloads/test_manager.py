@@ -288,11 +288,11 @@ async def test_watch_yields_each_change_until_all_pulls_have_finished(use_script
         pull = await manager.add("org/a", None)
         updates = []
         async for update in manager.watch([pull.id]):
-            updates.append((update.state.value, update.done))
+            updates.append((update.state.value, update.done, update.total))
             if update.done and update.state is PullState.RUNNING:
                 await manager.cancel("org/a")
 
-        assert [("running", 0), ("running", 1), ("cancelled", 1)] == updates
+        assert [("running", 0, 0), ("running", 1, 2), ("cancelled", 1, 2)] == updates
 
 
 async def test_unknown_pull_cannot_be_watched(catalog, tmp_path):

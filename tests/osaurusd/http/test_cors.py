@@ -157,7 +157,7 @@ async def test_pages_of_other_origins_are_rejected_before_the_handler(server, ca
 async def test_error_shows_the_setting_that_allows_the_origin(server, tmp_path, origin, line):
     message = (await server.request("GET", "/", f"Origin: {origin}")).error["message"]
 
-    assert repr(origin) in message
+    assert f'"{origin}"' in message
     assert "`server.allowed_origins`" in message
     assert '"osaurusctl reload"' in message
     assert f"`{line}` under `[server]`" in message

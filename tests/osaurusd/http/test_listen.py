@@ -170,7 +170,7 @@ def test_error_names_an_address_of_another_machine():
 def test_error_names_an_unresolvable_host(host):
     with pytest.raises(ListenFailed) as error:
         listen_tcp(host, 0)
-    assert repr(host) in error.value.message
+    assert f'"{host}"' in error.value.message
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ async def test_other_hosts_are_rejected_before_the_handler(server, calls, host):
 
 async def test_error_names_the_host_and_how_to_allow_it(server):
     response = await server.request(host="evil.example:81")
-    assert "'evil.example:81'" in response.error["message"]
+    assert '"evil.example:81"' in response.error["message"]
     assert "`server.allowed_hosts`" in response.error["message"]
     assert '`allowed_hosts = ["evil.example"]` under `[server]`' in response.error["message"]
     assert '"osaurusctl reload"' in response.error["message"]

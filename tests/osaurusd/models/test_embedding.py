@@ -139,7 +139,7 @@ def test_prompts_dense_layers_and_lengths_are_read(tmp_path):
         ({"1_Pooling/config.json": encode(pooling_mode="attention")}, "the pooling is missing or not supported"),
         (
             {"modules.json": modules("Transformer", "Pooling", "Dense"), "2_Dense/config.json": b"{}"},
-            "the activation function '' is not supported",
+            'the activation function "" is not supported',
         ),
         (
             {"modules.json": modules("Transformer", "Pooling").replace(b"1_Pooling", b"../1_Pooling")},

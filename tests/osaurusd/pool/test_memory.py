@@ -76,3 +76,17 @@ def test_a_load_request_carries_path_limits_and_memory(record):
         max_image_pixels=9,
         wire="never",
     )
+
+
+@pytest.mark.parametrize(
+    ("runner", "task", "loaded_task", "vision"),
+    [
+        ("text", "rerank", "generate", False),
+        ("vision", "generate", "generate", True),
+        ("encoder", "embed", "embed", False),
+    ],
+)
+def test_a_load_request_says_what_runs_the_model(record, runner, task, loaded_task, vision):
+    load = build_load(replace(record, runner=runner, task=task), WorkerLimits(), messages.Limits(0, 0, 0))
+
+    assert (loaded_task, vision) == (load.task, load.vision)

@@ -215,9 +215,9 @@ async def test_image_that_the_worker_rejects_is_named(served, path):
 INVALID = {
     "data:image/png;base64,AAAAA": "not valid base64",
     "data:image/png;base64,AA==AAAA": "not valid base64",
-    "data:image/png;base64,AA-_": "not valid base64: it contains '-'; send the content of the file in standard base64",
-    "data:image/png;base64,AA%3D": "not valid base64: it contains '%'",
-    "data:image/png;base64,zwölf": "not valid base64: it contains 'ö'",
+    "data:image/png;base64,AA-_": 'not valid base64: it contains "-"; send the content of the file in standard base64',
+    "data:image/png;base64,AA%3D": 'not valid base64: it contains "%"',
+    "data:image/png;base64,zwölf": 'not valid base64: it contains "ö"',
     "data:image/png;base64,": "the image is empty",
 }
 
@@ -226,7 +226,7 @@ INVALID = {
 async def test_text_that_is_not_base64_is_rejected(served, path):
     for image, reason in INVALID.items():
         status, text = await served.send(path, images=[data_url(FIRST), image])
-        assert (400, True, True) == (status, reason in text, f"`{field(path, 1)}`" in text)
+        assert (400, True, True) == (status, reason in text.replace('\\"', '"'), f"`{field(path, 1)}`" in text)
     assert not (served.folder / "received").exists()
 
 
@@ -312,7 +312,7 @@ async def test_unknown_detail_is_rejected(served, path, field_of_detail):
     content = json.dumps(body).replace('"low"', '"tiny"')
     status, text = await served.post(path, json.loads(content))
 
-    assert (400, True) == (status, f"`{field_of_detail}`: must be one of auto, low, high, original" in text)
+    assert (400, True) == (status, f"`{field_of_detail}`: must be one of `auto`, `low`, `high`, `original`" in text)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """Error codes are public API: none may be renamed or removed."""
 
 import msgspec
+import pytest
 
-from osaurusd.wire.errors import ErrorBody, ErrorCode, ErrorEnvelope
+from osaurusd.wire.errors import ErrorBody, ErrorCode, ErrorEnvelope, as_json, explain_as_json
 
 PUBLIC_CODES = {
     "draining",
@@ -75,3 +76,24 @@ def test_the_envelope_is_decoded_even_with_an_unknown_code():
     sent = b'{"error":{"message":"m","type":"t","param":"p","code":"added_later","more":1},"more":1}'
     body = ErrorBody(message="m", type="t", param="p", code="added_later")
     assert msgspec.json.decode(sent, type=ErrorEnvelope) == ErrorEnvelope(body)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("it's", '"it\'s"'),
+        ('say "hi"\n', r'"say \"hi\"\n"'),
+        ("größer", '"größer"'),
+        ("\x9b31m \u202e \ud83d", r'"\u009b31m \u202e \ud83d"'),
+        ({"a": [True, None]}, '{"a": [true, null]}'),
+        ("x" * 2000, '"' + "x" * 999 + "…"),
+    ],
+)
+def test_values_in_error_texts_are_json(value, text):
+    assert text == as_json(value)
+
+
+@pytest.mark.parametrize("value", ["plain", "it's", 'a "b"', "\n\\'\""])
+def test_a_literal_of_python_in_a_reason_becomes_json(value):
+    assert f"invalid value {as_json(value)}" == explain_as_json(f"invalid value {value!r}")
+    assert "expected `int`" == explain_as_json("expected `int`")

@@ -101,6 +101,15 @@ async def test_a_frame_may_be_larger_than_the_socket_buffer(connection):
     assert [output(1, "🦕" * 1_000_000), output(2, "after")] == await read(frames, 2)
 
 
+async def test_the_loop_stops_watching_the_socket_once_the_backlog_is_flushed(connection):
+    """Otherwise it would call the writer forever."""
+    outbox, frames = connection
+    run_in_threads(lambda: [outbox.send([output(at)]) for at in range(MANY)])
+    await read(frames, MANY)
+
+    assert not asyncio.get_running_loop().remove_writer(outbox._socket)
+
+
 async def test_direct_writes_resume_after_the_backlog_is_flushed(connection):
     outbox, frames = connection
     for round_ in range(3):

@@ -18,6 +18,7 @@ from osaurusd.protocols.openai.responses.creation import ResponseCreator, is_res
 from osaurusd.protocols.openai.responses.paging import page_of
 from osaurusd.protocols.openai.responses.store import ObjectStore, Scope, StoredObject, decode_items
 from osaurusd.protocols.openai.responses.types import DeletedResponse, InputTokens, ResponseRequest
+from osaurusd.wire.errors import as_json
 
 _NUMBER = re.compile(r"-1|[0-9]{1,9}")
 
@@ -90,7 +91,7 @@ class Responses:
             return json_response(background.run.response)
         stored = await self._find(request)
         if not msgspec.json.decode(stored.body)["background"]:
-            raise InvalidRequest(f"response {id_!r} does not run in the background, so it cannot be cancelled")
+            raise InvalidRequest(f"response {as_json(id_)} does not run in the background, so it cannot be cancelled")
         return web.Response(body=stored.body, content_type="application/json")
 
     async def list_input_items(self, request: web.Request) -> web.Response:

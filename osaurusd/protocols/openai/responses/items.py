@@ -17,6 +17,7 @@ from osaurusd.inference.request import Location
 from osaurusd.protocols.openai.messages import IMAGE_TYPES, ROLES, TEXT_FIELDS, Part, check_image_role, clean_arguments
 from osaurusd.protocols.openai.responses.tools import custom_arguments, qualified_name
 from osaurusd.protocols.openai.responses.types import Item
+from osaurusd.wire.errors import as_json
 
 _ID_PREFIXES = {
     "message": "msg",
@@ -215,7 +216,9 @@ class _Builder:
             case type_:
                 allowed = ", ".join(f"`{name}`" for name in _ID_PREFIXES)
                 shown = item.get("type") if type_ is None else type_
-                raise InvalidRequest(f"`{path}.type`: must be one of {allowed}, not {shown!r}", param=f"{path}.type")
+                raise InvalidRequest(
+                    f"`{path}.type`: must be one of {allowed}, not {as_json(shown)}", param=f"{path}.type"
+                )
 
     def build(self) -> ParsedItems:
         self._end_turn()
@@ -240,7 +243,9 @@ class _Builder:
         role = ROLES.get(item.role)
         if role is None or role == "tool":
             allowed = "`system`, `developer`, `user`, `assistant`"
-            raise InvalidRequest(f"`{path}.role`: must be one of {allowed}, not {item.role!r}", param=f"{path}.role")
+            raise InvalidRequest(
+                f"`{path}.role`: must be one of {allowed}, not {as_json(item.role)}", param=f"{path}.role"
+            )
         content = self._parse_content(item.content, f"{path}.content", role)
         if role == "assistant":
             turn = self._open_turn(path)
@@ -332,4 +337,4 @@ def _reject_part(part: ContentPart, path: str) -> NoReturn:
     if part.type in ("input_file", "input_audio"):
         raise UnsupportedParameter(f"`{path}`: files and audio are not supported; send text parts only", param=path)
     allowed = "`input_text`, `input_image` or `output_text`"
-    raise InvalidRequest(f"`{path}.type`: must be {allowed}, not {part.type!r}", param=path)
+    raise InvalidRequest(f"`{path}.type`: must be {allowed}, not {as_json(part.type)}", param=path)

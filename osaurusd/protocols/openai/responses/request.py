@@ -31,6 +31,7 @@ from osaurusd.protocols.openai.responses.types import (
     Response,
     ResponseRequest,
 )
+from osaurusd.wire.errors import as_json
 
 LOGPROBS = "message.output_text.logprobs"
 OPAQUE_REASONING = "reasoning.encrypted_content"
@@ -190,7 +191,7 @@ def _parse_format(body: ResponseRequest, tools: ToolUse, *, describe: bool) -> J
     if text_format.type != "json_schema":
         path = "text.format.type"
         raise InvalidRequest(
-            f"`{path}`: must be `text`, `json_object` or `json_schema`, not {text_format.type!r}", param=path
+            f"`{path}`: must be `text`, `json_object` or `json_schema`, not {as_json(text_format.type)}", param=path
         )
     if text_format.schema is None:
         raise InvalidRequest("`text.format.schema`: is required", param="text.format.schema")
@@ -218,7 +219,7 @@ def _summary(body: ResponseRequest) -> str | None:
     if summary not in _SUMMARIES:
         allowed = ", ".join(f"`{name}`" for name in _SUMMARIES)
         path = "reasoning.summary"
-        raise InvalidRequest(f"`{path}`: must be one of {allowed}, not {summary!r}", param=path)
+        raise InvalidRequest(f"`{path}`: must be one of {allowed}, not {as_json(summary)}", param=path)
     return summary
 
 

@@ -15,6 +15,7 @@ from osaurusd.inference.request import TEXT_ARGUMENT, Location, RequiredToolCall
 from osaurusd.protocols.openai.chat_types import JsonObject, Name
 from osaurusd.protocols.openai.responses.types import Item, ResponseRequest
 from osaurusd.protocols.openai.tools import MODES
+from osaurusd.wire.errors import as_json
 
 
 class FunctionTool(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,7 +132,7 @@ def parse_tools(body: ResponseRequest, max_calls: int) -> ToolUse:
         name = parsed.tool.name
         if name in tools:
             path = f"{parsed.path}.name"
-            raise InvalidRequest(f"`{path}`: {name!r} is already used by another tool", param=path)
+            raise InvalidRequest(f"`{path}`: {as_json(name)} is already used by another tool", param=path)
         tools[name] = parsed
     choice = body.tool_choice
     if isinstance(choice, dict) and choice.get("type") in MODES:
@@ -146,7 +147,7 @@ def parse_tools(body: ResponseRequest, max_calls: int) -> ToolUse:
         case "required" | "any":
             return _require_call(tools, max_calls)
     raise InvalidRequest(
-        f"`tool_choice`: must be `none`, `auto`, `required` or an object, not {choice!r}", param="tool_choice"
+        f"`tool_choice`: must be `none`, `auto`, `required` or an object, not {as_json(choice)}", param="tool_choice"
     )
 
 
@@ -177,7 +178,7 @@ def _parse_tool(tool: Item, path: str, namespace: str | None) -> Iterable[_Parse
         case str():
             return
         case other:
-            raise InvalidRequest(f"`{path}.type`: must be a string, not {other!r}", param=f"{path}.type")
+            raise InvalidRequest(f"`{path}.type`: must be a string, not {as_json(other)}", param=f"{path}.type")
 
 
 def _custom_tool(custom: CustomTool, name: str, path: str) -> neutral.Tool:
@@ -195,10 +196,10 @@ def _custom_tool(custom: CustomTool, name: str, path: str) -> neutral.Tool:
                 grammar = definition
             case _:
                 param = f"{path}.format.syntax"
-                raise InvalidRequest(f"`{param}`: must be `lark` or `regex`, not {syntax!r}", param=param)
+                raise InvalidRequest(f"`{param}`: must be `lark` or `regex`, not {as_json(syntax)}", param=param)
     elif custom.format is not None and custom.format.type != "text":
         param = f"{path}.format.type"
-        raise InvalidRequest(f"`{param}`: must be `text` or `grammar`, not {custom.format.type!r}", param=param)
+        raise InvalidRequest(f"`{param}`: must be `text` or `grammar`, not {as_json(custom.format.type)}", param=param)
     parameters = {
         "type": "object",
         "properties": {TEXT_ARGUMENT: text},
@@ -224,7 +225,7 @@ def _apply_choice(choice: Item, tools: _Tools, max_calls: int) -> ToolUse:
         case "allowed_tools":
             return _apply_allowed(convert_json(choice, AllowedTools, "tool_choice"), tools, max_calls)
     raise UnsupportedParameter(
-        f"`tool_choice.type`: must be `function`, `custom` or `allowed_tools`, not {choice['type']!r}",
+        f"`tool_choice.type`: must be `function`, `custom` or `allowed_tools`, not {as_json(choice['type'])}",
         param="tool_choice.type",
     )
 
@@ -242,7 +243,7 @@ def _apply_allowed(allowed: AllowedTools, tools: _Tools, max_calls: int) -> Tool
         case "required":
             return _require_call(remaining, max_calls)
     raise InvalidRequest(
-        f"`tool_choice.mode`: must be `auto` or `required`, not {allowed.mode!r}", param="tool_choice.mode"
+        f"`tool_choice.mode`: must be `auto` or `required`, not {as_json(allowed.mode)}", param="tool_choice.mode"
     )
 
 
@@ -264,7 +265,7 @@ def _known_name(reference: ToolReference, path: str, tools: _Tools) -> str:
     if len(matches) == 1 and reference.namespace is None:
         return matches[0]
     known = ", ".join(f"`{each}`" for each in tools) or "the names in `tools`"
-    raise InvalidRequest(f"`{path}.name`: must be one of {known}, not {name!r}", param=f"{path}.name")
+    raise InvalidRequest(f"`{path}.name`: must be one of {known}, not {as_json(name)}", param=f"{path}.name")
 
 
 def _use(tools: _Tools, required: RequiredToolCalls | None = None) -> ToolUse:

@@ -11,6 +11,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx_lm.models.base import BaseModelArgs
 
+from osaurusd.wire.errors import as_json
 from osaurusd.worker.runners.embedding.inputs import Batch
 from osaurusd.worker.runners.embedding.kernels import attention, gelu
 
@@ -129,7 +130,7 @@ class Model(nn.Module):
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         if args.position_embedding_type != "absolute":
-            raise ValueError(f"`position_embedding_type` {args.position_embedding_type!r} is not supported")
+            raise ValueError(f"`position_embedding_type` {as_json(args.position_embedding_type)} is not supported")
         self.embeddings = _Embeddings(args)
         self.layers = [_Layer(args) for _ in range(args.num_hidden_layers)]
 

@@ -14,6 +14,7 @@ import numpy as np
 from osaurusd.errors import InvalidRequest
 from osaurusd.inference.retrieval import EmbedRequest, Pipeline, RerankRequest, Scores, Vectors
 from osaurusd.rpc import messages
+from osaurusd.wire.errors import as_json
 from osaurusd.worker.engine.device import Device
 from osaurusd.worker.runners.embedding import bert, decoder, modernbert
 from osaurusd.worker.runners.embedding.cores import Cores
@@ -188,7 +189,7 @@ def find_classes(task: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
     """
     module = (EMBEDDERS if task == "embed" else CLASSIFIERS).get(config["model_type"])
     if module is None:
-        raise ValueError(f"the architecture {config['model_type']!r} does not support the task {task!r}")
+        raise ValueError(f"the architecture {as_json(config['model_type'])} does not support the task {as_json(task)}")
     return (module.Model if task == "embed" else module.Classifier), module.ModelArgs
 
 

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from osaurusd.errors import ContextLengthExceeded, InvalidRequest
 from osaurusd.inference.request import Location, TextPrompt, TokenPrompt
 from osaurusd.inference.retrieval import EmbedRequest, Pipeline, RerankRequest
+from osaurusd.wire.errors import as_json
 from osaurusd.worker.runners.embedding.inputs import TokenSequence
 
 _PROBES = ("a", "b")
@@ -139,7 +140,7 @@ class InputEncoder:
         if name not in prompts:
             known = ", ".join(f"`{each}`" for each in prompts)
             hint = f"its prompts are {known}" if known else "omit it"
-            raise InvalidRequest(f"the model has no prompt {name[:100]!r}; {hint}", location=("prompt_name",))
+            raise InvalidRequest(f"the model has no prompt {as_json(name[:100])}; {hint}", location=("prompt_name",))
         return prompts[name]
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:

@@ -39,11 +39,7 @@ def check(network, tmp_path):
     assert mx.allclose(logits, expected, rtol=1e-4, atol=1e-4 * mx.abs(expected).max().item())
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, marks=pytest.mark.long) if number % 2 else case for number, case in enumerate(CASES)],
-    ids=str,
-)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_family_computes_the_same(tmp_path, case):
     check(Network(case, Type.Q8_0), tmp_path)
 

@@ -71,5 +71,5 @@ def test_a_temperature_of_zero_disables_sampling(defaults):
 
 
 def test_non_numeric_sampling_is_rejected(defaults):
-    with pytest.raises(ImportFailed, match=r"'general\.sampling\.temp' is not a finite number"):
+    with pytest.raises(ImportFailed, match=r'"general\.sampling\.temp" is not a finite number'):
         defaults(**{"general.sampling.temp": "high"})

@@ -81,7 +81,7 @@ def test_a_truncated_file_is_rejected(small):
 def test_a_tensor_beyond_the_end_of_the_file_is_reported(small):
     small.write_bytes(small.read_bytes()[:-40])
 
-    assert "truncated: tensor 'c.weight'" in error_of(small)
+    assert 'truncated: tensor "c.weight"' in error_of(small)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -125,11 +125,11 @@ def test_an_empty_file_is_rejected(tmp_path):
         (struct.pack("<QQQ1sI", 0, 1, 1, b"k", 13), "unknown value type 13"),
         (struct.pack("<QQQ1sIB", 0, 1, 1, b"k", 7, 2), "neither 0 nor 1"),
         (struct.pack("<QQQ1sIQ2s", 0, 1, 1, b"k", 8, 2, b"\xff\xfe"), "not valid UTF-8"),
-        (struct.pack("<QQQ1sIIQ", 0, 1, 1, b"k", 9, 4, 1 << 60), "items of 'k'"),
-        (struct.pack("<QQQ1sIIQ", 0, 1, 1, b"k", 9, 8, 1 << 60), "items of 'k'"),
+        (struct.pack("<QQQ1sIIQ", 0, 1, 1, b"k", 9, 4, 1 << 60), 'items of "k"'),
+        (struct.pack("<QQQ1sIIQ", 0, 1, 1, b"k", 9, 8, 1 << 60), 'items of "k"'),
         (struct.pack("<QQQ1sIIQ", 0, 1, 1, b"k", 9, 99, 0), "items of the unknown value type 99"),
         (struct.pack("<QQQ1sI", 0, 1, 1, b"k", 9) + struct.pack("<IQ", 9, 1) * 9, "nests arrays"),
-        (struct.pack("<QQQ1sIIQ1sII", 0, 2, 1, b"k", 4, 0, 1, b"k", 4, 0), "'k' is duplicated"),
+        (struct.pack("<QQQ1sIIQ1sII", 0, 2, 1, b"k", 4, 0, 1, b"k", 4, 0), '"k" is duplicated'),
         (struct.pack("<QQQ17sII", 0, 1, 17, b"general.alignment", 4, 3), "general.alignment is 3"),
         (struct.pack("<QQQ17sII", 0, 1, 17, b"general.alignment", 4, 0), "general.alignment is 0"),
         (struct.pack("<QQQ1sIQIQ", 1, 0, 1, b"t", 1, 32, 99, 0), "unknown type 99"),
@@ -138,9 +138,9 @@ def test_an_empty_file_is_rejected(tmp_path):
         (struct.pack("<QQQ1sIQIQ", 1, 0, 1, b"t", 1, 0, 0, 0), "invalid shape [0]"),
         (struct.pack("<QQQ1sIQIQ", 1, 0, 1, b"t", 1, 33, 8, 0), "invalid shape [33]"),
         (struct.pack("<QQQ1sIQIQ", 1, 0, 1, b"t", 1, 32, 0, 8), "not aligned"),
-        (struct.pack("<QQQ1sIQIQ", 1, 0, 1, b"t", 1, 1 << 60, 0, 0), "truncated: tensor 't'"),
-        (struct.pack("<QQQ1sIQIQ", 1, 0, 1, b"t", 1, 32, 0, 1 << 62), "truncated: tensor 't'"),
-        (struct.pack("<QQ", 2, 0) + struct.pack("<Q1sIQIQ", 1, b"t", 1, 1, 0, 0) * 2 + bytes(64), "'t' is duplicated"),
+        (struct.pack("<QQQ1sIQIQ", 1, 0, 1, b"t", 1, 1 << 60, 0, 0), 'truncated: tensor "t"'),
+        (struct.pack("<QQQ1sIQIQ", 1, 0, 1, b"t", 1, 32, 0, 1 << 62), 'truncated: tensor "t"'),
+        (struct.pack("<QQ", 2, 0) + struct.pack("<Q1sIQIQ", 1, b"t", 1, 1, 0, 0) * 2 + bytes(64), '"t" is duplicated'),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

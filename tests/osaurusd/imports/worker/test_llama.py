@@ -253,29 +253,29 @@ def error_of(convert, path):
 @pytest.mark.parametrize(
     ("metadata", "reason"),
     [
-        ({"general.architecture": "rwkv6"}, "architecture 'rwkv6' is not supported; supported: cohere2, command-r, "),
-        ({"general.type": "adapter"}, "contains a 'adapter'"),
+        ({"general.architecture": "rwkv6"}, 'architecture "rwkv6" is not supported; supported: cohere2, command-r, '),
+        ({"general.type": "adapter"}, 'contains a "adapter"'),
         ({"split.count": 3}, "it is one of 3 parts; import the first one"),
-        ({"llama.expert_count": 8}, "'llama.expert_used_count' is missing"),
-        ({"llama.logit_scale": 0.5}, "'llama.logit_scale' has the unsupported value 0.5"),
-        ({"llama.rope.scaling.type": "ntk"}, "RoPE scaling 'ntk' is unknown; known: none, "),
+        ({"llama.expert_count": 8}, '"llama.expert_used_count" is missing'),
+        ({"llama.logit_scale": 0.5}, '"llama.logit_scale" has the unsupported value 0.5'),
+        ({"llama.rope.scaling.type": "ntk"}, 'RoPE scaling "ntk" is unknown; known: none, '),
         ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": -1.0}, "scaling factor is -1.0"),
-        ({"llama.rope.dimension_count": 8}, "'llama.rope.dimension_count' must be 16"),
-        ({"llama.attention.value_length": 8}, "'llama.attention.value_length' is not 16"),
-        ({"llama.attention.key_length": 32}, "'llama.rope.dimension_count' must be 32"),
+        ({"llama.rope.dimension_count": 8}, '"llama.rope.dimension_count" must be 16'),
+        ({"llama.attention.value_length": 8}, '"llama.attention.value_length" is not 16'),
+        ({"llama.attention.key_length": 32}, '"llama.rope.dimension_count" must be 32'),
         ({"llama.attention.head_count_kv": 3}, "are invalid"),
-        ({"llama.attention.head_count": 0}, "'llama.attention.head_count' is 0"),
-        ({"llama.attention.head_count": [4, 2]}, "'llama.attention.head_count' is not one integer"),
+        ({"llama.attention.head_count": 0}, '"llama.attention.head_count" is 0'),
+        ({"llama.attention.head_count": [4, 2]}, '"llama.attention.head_count" is not one integer'),
         ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, "not a finite number"),
-        ({"llama.block_count": 4_000_000_000}, "'llama.block_count' is 4000000000, but must be"),
+        ({"llama.block_count": 4_000_000_000}, '"llama.block_count" is 4000000000, but must be'),
         ({"llama.block_count": 4_000_000}, "declares 4000000 layers"),
-        ({"llama.block_count": 3}, "tensor 'blk.2.attn_q.weight' is missing"),
-        ({"llama.block_count": 1}, "unexpected tensor 'blk.1.attn_k.weight'"),
+        ({"llama.block_count": 3}, 'tensor "blk.2.attn_q.weight" is missing'),
+        ({"llama.block_count": 1}, 'unexpected tensor "blk.1.attn_k.weight"'),
         (
             {"llama.feed_forward_length": 128},
-            "'blk.0.ffn_gate.weight' has the shape [96, 64], but the metadata implies [128, 64]",
+            '"blk.0.ffn_gate.weight" has the shape [96, 64], but the metadata implies [128, 64]',
         ),
-        ({"llama.context_length": "long"}, "'llama.context_length' is not one integer"),
+        ({"llama.context_length": "long"}, '"llama.context_length" is not one integer'),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -287,7 +287,7 @@ def test_unsupported_metadata_is_rejected(tmp_path, convert, tiny, metadata, rea
 def test_missing_metadata_is_reported(tmp_path, convert, tiny, key):
     metadata = {name: value for name, value in tiny.metadata().items() if name != key}
 
-    assert f"the metadata key '{key}' is missing" in error_of(
+    assert f'the metadata key "{key}" is missing' in error_of(
         convert, write_gguf(tmp_path / "x.gguf", metadata, tiny.tensors())
     )
 
@@ -299,15 +299,15 @@ def test_a_missing_tensor_is_named(tmp_path, convert, tiny, name):
 
     reason = error_of(convert, write_gguf(tmp_path / "x.gguf", tiny.metadata(), tensors))
 
-    assert reason == f"x.gguf: the tensor '{name}' is missing"
+    assert reason == f'x.gguf: the tensor "{name}" is missing'
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("blk.0.attn_q_norm.weight", "unexpected tensor 'blk.0.attn_q_norm.weight'"),
-        ("blk.0.ffn_up_exps.weight", "tensor 'blk.0.ffn_up_exps.weight' in a model of the family Llama, Mistral"),
-        ("rope_freqs.weight", "does not match Llama 3's"),
+        ("blk.0.attn_q_norm.weight", 'unexpected tensor "blk.0.attn_q_norm.weight"'),
+        ("blk.0.ffn_up_exps.weight", 'tensor "blk.0.ffn_up_exps.weight" in a model of the family Llama, Mistral'),
+        ("rope_freqs.weight", "does not match the RoPE scaling of Llama 3"),
     ],
 )
 def test_an_unknown_tensor_is_reported(tmp_path, convert, tiny, name, reason):
@@ -321,7 +321,7 @@ def test_a_tensor_of_integers_is_reported(tmp_path, convert, tiny):
 
     reason = error_of(convert, write_gguf(tmp_path / "x.gguf", tiny.metadata(), tensors))
 
-    assert reason == "x.gguf: tensor 'output_norm.weight' has the type I8, which is not supported"
+    assert reason == 'x.gguf: tensor "output_norm.weight" has the type I8, which is not supported'
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, 1e6])
@@ -331,4 +331,4 @@ def test_non_finite_values_are_rejected(tmp_path, convert, tiny, number):
 
     reason = error_of(convert, tiny.write(tmp_path / "x.gguf", "F16"))
 
-    assert "tensor 'output_norm.weight' has a value that is not finite or exceeds" in reason
+    assert 'tensor "output_norm.weight" has a value that is not finite or exceeds' in reason

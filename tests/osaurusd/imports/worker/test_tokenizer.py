@@ -306,17 +306,17 @@ def test_characters_outside_the_vocabulary_become_bytes(tokenizer_of):
 @pytest.mark.parametrize(
     ("vocabulary", "reason"),
     [
-        (byte_level_tokenizer("whisper-x"), "pre-tokenizer 'whisper-x' is not supported; supported: default, "),
-        (byte_level_tokenizer(model="t5"), "tokenizer 't5' is not supported; supported: 'gpt2', 'llama'"),
-        (byte_level_tokenizer(merges=["h zz"]), "merge 'h zz' does not join two tokens into a third"),
-        (byte_level_tokenizer(merges=["he"]), "merge 'he' does not join"),
-        (byte_level_tokenizer(merges=["a b"]), "merge 'a b' does not join"),
+        (byte_level_tokenizer("whisper-x"), 'pre-tokenizer "whisper-x" is not supported; supported: default, '),
+        (byte_level_tokenizer(model="t5"), 'tokenizer "t5" is not supported; supported: "gpt2", "llama"'),
+        (byte_level_tokenizer(merges=["h zz"]), 'merge "h zz" does not join two tokens into a third'),
+        (byte_level_tokenizer(merges=["he"]), 'merge "he" does not join'),
+        (byte_level_tokenizer(merges=["a b"]), 'merge "a b" does not join'),
         (byte_level_tokenizer(eos_token_id=267), "tokenizer.ggml.eos_token_id is 267, but there are 267 tokens"),
         (byte_level_tokenizer(token_type=[1, 2]), "tokenizer.ggml.token_type has 2 values for 267 tokens"),
-        (byte_level_tokenizer(token_type=[0.0, float("nan")]), "'tokenizer.ggml.token_type' is not a list of finite"),
-        (byte_level_tokenizer(tokens=["a", "b", "a"]), "token 'a' is duplicated"),
+        (byte_level_tokenizer(token_type=[0.0, float("nan")]), '"tokenizer.ggml.token_type" is not a list of finite'),
+        (byte_level_tokenizer(tokens=["a", "b", "a"]), 'token "a" is duplicated'),
         (byte_level_tokenizer(tokens=["a" * 5000]), "a token of more than 1024 characters"),
-        (byte_level_tokenizer(tokens=[1, 2]), "'tokenizer.ggml.tokens' is not a list of texts"),
+        (byte_level_tokenizer(tokens=[1, 2]), '"tokenizer.ggml.tokens" is not a list of texts'),
         (sentence_piece_tokenizer(scores=[0.0]), "tokenizer.ggml.scores has 1 values for 273 tokens"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -342,7 +342,7 @@ def test_missing_parts_of_a_vocabulary_are_reported(tmp_path, convert, vocabular
     tiny = TinyLlama(vocabulary)
     del tiny.tokenizer[key]
 
-    with pytest.raises(ImportFailed, match=f"^x.gguf: the metadata key '{key}' is missing$"):
+    with pytest.raises(ImportFailed, match=f'^x.gguf: the metadata key "{key}" is missing$'):
         convert(tiny.write(tmp_path / "x.gguf"))
 
 

@@ -23,6 +23,7 @@ _SHARDS = {
     f"model-0000{number}-of-00002.safetensors": random.Random(number).randbytes(200_000 + number) for number in (1, 2)
 }
 _COMMON = {
+    "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
     **_SHARDS,
     "tokenizer.json": b'{"version": "1.0"}',
     "chat_template.jinja": b"{{ messages }}",

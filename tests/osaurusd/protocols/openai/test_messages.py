@@ -207,4 +207,4 @@ def test_other_part_is_rejected_by_its_type(type_):
         parse({"role": "user", "content": [{"type": type_, "text": "x"}]})
     assert type(raised.value) is InvalidRequest
     assert raised.value.param == "messages[0].content[0].type"
-    assert repr(type_) in raised.value.message
+    assert f'"{type_}"' in raised.value.message

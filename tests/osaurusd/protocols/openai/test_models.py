@@ -68,6 +68,7 @@ async def test_only_available_models_are_listed(server, prefix):
     openai.types.Model.model_validate(model, strict=True)
     assert isinstance(model.pop("created"), int)
     assert {"id": "gemma-2-2b-instruct", "object": "model", "owned_by": "osaurus"}.items() <= model.items()
+    assert "input_modalities" not in model
 
 
 def test_empty_list_is_a_list():

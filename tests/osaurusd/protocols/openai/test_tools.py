@@ -144,6 +144,6 @@ def test_invalid_tool_or_choice_is_rejected(fields, param):
     ],
 )
 def test_custom_tool_is_rejected_by_its_type(fields, param):
-    with pytest.raises(UnsupportedParameter, match="'custom'") as raised:
+    with pytest.raises(UnsupportedParameter, match='"custom"') as raised:
         parse(**fields)
     assert raised.value.param == param

@@ -234,7 +234,6 @@ def test_a_preempted_choice_continues_with_the_same_output(
     assert [TOKENS] * 2 == [len(request.choices[0].output.scores) for request in requests]
 
 
-@pytest.mark.long
 def test_a_preempted_choice_keeps_its_constraint(limited, small_reservations):
     limited = limited(*TWO_SEQUENCES)
 

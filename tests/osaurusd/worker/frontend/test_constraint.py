@@ -237,7 +237,7 @@ def test_arguments_are_an_object_with_declared_properties_only(tokenizer, compil
 
 
 def test_arguments_of_another_type_are_rejected(compiler):
-    with pytest.raises(InvalidRequest, match=r"the schema of 'f' cannot be used: .*`object`"):
+    with pytest.raises(InvalidRequest, match=r'the schema of "f" cannot be used: .*`object`'):
         compiler.compile(RequiredToolCalls(names=["f"]), [tool("f", {"type": "string"})], starts_reasoning=False)
 
 

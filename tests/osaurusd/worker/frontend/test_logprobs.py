@@ -52,6 +52,14 @@ def test_unused_ids_have_no_text(tokenizer):
     assert ("", []) == TokenTexts(tokenizer)[len(tokenizer) + 5]
 
 
+def test_first_token_of_a_prompt_has_no_logprob(sentencepiece):
+    first, second = TokenTexts(sentencepiece).token_logprobs([1, 2], [None, Score(-0.5, [(2, -0.5), (1, -1.5)])])
+
+    assert (" a", None, []) == (first.text, first.logprob, first.top)
+    assert ("b", -0.5) == (second.text, second.logprob)
+    assert [("b", -0.5), (" a", -1.5)] == [(each.text, each.logprob) for each in second.top]
+
+
 def emitted_tokens(*steps):
     """Return the numbers of the tokens that each `emit` step returns."""
     aligner = TokenAligner(_Numbers())

@@ -35,9 +35,9 @@ def open_part(folder, rank=1, size=2, split="pipeline", layers=(2, 2), **options
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("gemma2", {"split": "tensor"}, "models of the type 'gemma2' cannot be split by heads"),
-        ("gemma2", {"split": "pipeline"}, "models of the type 'gemma2' cannot be split by layers"),
-        ("llama", {"split": "pipeline"}, "models of the type 'llama' cannot be split by layers"),
+        ("gemma2", {"split": "tensor"}, 'models of the type "gemma2" cannot be split by heads'),
+        ("gemma2", {"split": "pipeline"}, 'models of the type "gemma2" cannot be split by layers'),
+        ("llama", {"split": "pipeline"}, 'models of the type "llama" cannot be split by layers'),
         ("llama", {"split": "tensor", "size": 4}, "the model's 6 attention heads cannot be divided among 4 ranks"),
         ("llama", {"split": "tensor", "size": 2}, "the model's 3 key-value heads cannot be divided among 2 ranks"),
         ("qwen2", {"layers": ()}, "[] does not divide the model's 4 layers among 2 ranks"),
@@ -63,7 +63,7 @@ def test_a_pipeline_rank_needs_only_its_layers(folder_of, tmp_path, rank, own):
     open_part(folder, rank, layers=(3, 1))
 
     (folder / f"model-{own[0]}.safetensors").unlink()
-    with pytest.raises(LoadFailed, match=f"the file 'model-{own[0]}.safetensors' of the model is missing"):
+    with pytest.raises(LoadFailed, match=f'the file "model-{own[0]}.safetensors" of the model is missing'):
         open_part(folder, rank, layers=(3, 1))
 
 
@@ -72,7 +72,7 @@ def test_a_tensor_rank_needs_all_files(folder_of, tmp_path):
     shutil.copytree(folder_of("llama"), folder)
     open_part(folder, size=3, split="tensor")
     (folder / "model-2.safetensors").unlink()
-    with pytest.raises(LoadFailed, match=r"the file 'model-2.safetensors' of the model is missing"):
+    with pytest.raises(LoadFailed, match=r'the file "model-2.safetensors" of the model is missing'):
         open_part(folder, size=3, split="tensor")
 
 

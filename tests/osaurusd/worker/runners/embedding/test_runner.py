@@ -75,7 +75,7 @@ def test_dimensions_are_rejected_without_matryoshka_training(tiny):
 
 
 def test_unknown_prompt_is_rejected(tiny):
-    with pytest.raises(InvalidRequest, match="no prompt 'query'"):
+    with pytest.raises(InvalidRequest, match='no prompt "query"'):
         tiny.embed("a", prompt_name="query")
 
 
