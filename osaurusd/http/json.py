@@ -21,6 +21,8 @@ _MAX_LOOP_SECONDS = 0.005
 
 _LARGE_BODY_BYTES = 1024 * 1024
 
+_SURROGATE_ESCAPES = (rb"\ud", rb"\uD")
+
 # Objects within objects, such as options, whose numbers may be whole floats. Longer lists and schemas are deeper.
 _OPTIONS_DEPTH = 2
 
@@ -42,10 +44,16 @@ async def read_json(request: web.Request, type_: type[T]) -> T:
     if (request.charset or "utf-8").lower() not in _UTF8:
         raise UnsupportedMediaType(f"the body must be UTF-8, not {as_json(request.charset)}")
     body = await read_body(request)
-    if len(body) > _LARGE_BODY_BYTES:
-        # The repair of surrogates takes long, and other tasks run meanwhile.
+    size = len(body)
+    if size > _LARGE_BODY_BYTES and any(escape in body for escape in _SURROGATE_ESCAPES):
+        # The repair of lone surrogates takes long, and other tasks run meanwhile.
         return await asyncio.to_thread(decode_json, body, type_)
-    return decode_json(body, type_)
+    value = decode_json(body, type_)
+    del body  # now, because the value contains its texts
+    if size > _LARGE_BODY_BYTES:
+        # Decoding took a while, and so may what follows.
+        await asyncio.sleep(0)
+    return value
 
 
 def decode_json(body: bytes | bytearray, type_: type[T]) -> T:

@@ -180,7 +180,8 @@ def test_errors_are_recorded_for_each_tensor(tmp_path):
 def test_floats_are_stored_on_request(tmp_path):
     folder, report = import_network(Network(CASES[0], Type.Q4_K), tmp_path, ImportQuantization.NONE)
 
-    assert report is None
+    (matrices,) = report.matrices
+    assert ("Q4_K", "F16", None) == (matrices.type, matrices.stored, matrices.error)
     assert "quantization" not in json.loads((folder / "config.json").read_text())
 
 

@@ -212,7 +212,7 @@ def test_text_of_a_call_matches_its_grammar(tokenizer, compiler, max_calls):
 @pytest.mark.parametrize("grammar", ["start: missing", "nonsense(", 'start: %json {"type": "object"}', "start: @main"])
 def test_invalid_grammar_of_a_tool_is_named(compiler, grammar):
     tools = [*TOOLS, Tool(name="patch", grammar=grammar)]
-    with pytest.raises(InvalidRequest, match="'patch'") as caught:
+    with pytest.raises(InvalidRequest, match='"patch"') as caught:
         compiler.compile(RequiredToolCalls(names=["patch"]), tools, starts_reasoning=False)
     assert ("prompt", "tools", 3) == caught.value.location
 
