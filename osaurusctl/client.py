@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import socket
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from osaurusctl.errors import CliError, DaemonNotRunning, InvalidReply, VersionMismatch, error_from_body
+from osaurusctl.unix_connection import UnixConnection
 from osaurusd import __version__
 from osaurusd.wire import paths
 from osaurusd.wire.admin import (
     API_HEADER,
     API_VERSION,
-    SOCKET_HOST,
     VERSION_HEADER,
     Alias,
     AliasRequest,
@@ -88,19 +87,6 @@ _EMPTY_STATUS = DaemonStatus(
     models_available=0,
     workers=[],
 )
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """An HTTP connection over a Unix socket."""
-
-    def __init__(self, path: Path, timeout: float | None) -> None:
-        super().__init__(SOCKET_HOST, timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
 
 
 @dataclass(frozen=True)
@@ -347,7 +333,7 @@ class Client:
     ) -> Iterator[http.client.HTTPResponse]:
         headers = {API_HEADER: api, "Content-Type": "application/json"}
         content = None if body is None else msgspec.json.encode(body)
-        with _connection_errors(self._path), contextlib.closing(_UnixConnection(self._path, timeout)) as connection:
+        with _connection_errors(self._path), contextlib.closing(UnixConnection(self._path, timeout)) as connection:
             connection.request(method, path, content, headers)
             with connection.getresponse() as response:
                 yield response

@@ -63,6 +63,7 @@ class Conversation:
         self.images: list[dict[str, Any]] = []
         self.usage: dict[str, Any] | None = None
         self.ended = False
+        self._first: Message | None = None
 
     def update_options(self, **fields: Any) -> None:
         self.options = msgspec.structs.replace(self.options, **fields)
@@ -72,14 +73,17 @@ class Conversation:
         # Importing prompt_toolkit takes longer than answering a short prompt, and only conversations need it.
         from osaurusctl.chat.prompt import PromptReader  # noqa: PLC0415
 
+        self._first = first
         reader = PromptReader(paths.resolve().state_dir / "prompt_history", list(slash.COMMANDS))
         self.output.note(f"{self.options.model}: /help lists commands, /bye or Ctrl-D quits")
         while not self.ended:
             prompt = reader.read()
             if prompt is None:
                 return
-            if self._handle(prompt, first):
-                first = None
+            try:
+                self._handle(prompt)
+            except KeyboardInterrupt:
+                self.output.note("")
 
     def attach(self, paths: Sequence[Path]) -> None:
         """Add images to the next prompt.
@@ -90,28 +94,27 @@ class Conversation:
         self.images += map(image_part, paths)
         self.output.note(f"attached {', '.join(path.name for path in paths)}")
 
-    def _handle(self, prompt: str, first: Message | None) -> bool:
-        """Run a command, attach images, or answer; returns whether `first` was sent."""
+    def _handle(self, prompt: str) -> None:
+        """Run a command, attach images, or answer."""
         text = prompt.strip()
         if slash.is_command(text):
             self._run_command(text)
-            return False
+            return
         prompt, paths = take_images(prompt)
         try:
             if paths:
                 self.attach(paths)
         except click.UsageError as error:  # the file has changed since it was recognized
             self.output.note(error.format_message())
-            return False
+            return
         if slash.is_unknown_command(text) and not paths:
             self._run_command(text)
         elif prompt.strip():
-            images, self.images = self.images, []
-            self._answer(_join(first, prompt, images))
-            return True
+            question = _join(self._first, prompt, self.images)
+            self._first, self.images = None, []
+            self._answer(question)
         elif paths:
             self.output.note("ask about it, or attach another one")
-        return False
 
     def _run_command(self, line: str) -> None:
         try:
@@ -120,12 +123,13 @@ class Conversation:
             self.output.error(error.body, str(error), error.hint)
 
     def _answer(self, question: Message) -> None:
-        """Answer one message. A failure ends the conversation only if there is no history to lose."""
+        """Answer one message, and keep what was received if this fails or is interrupted.
+
+        A failure ends the conversation only if there is no history to lose.
+        """
         answer = Answer(model=self.options.model)
         try:
             display.receive(self.client, self.options, [*self.messages, question], answer, self.view, self.output)
-        except KeyboardInterrupt:
-            self.output.note("")
         except CliError as error:
             error = _explain(error, question)
             if not self.messages:
@@ -134,8 +138,9 @@ class Conversation:
         else:
             display.show_notes(answer, self.output)
             self.usage = answer.usage
-        if answer.content:
-            self.messages += [question, {"role": "assistant", "content": answer.content}]
+        finally:
+            if answer.content:
+                self.messages += [question, {"role": "assistant", "content": answer.content}]
 
 
 def _join(first: Message | None, prompt: str, images: list[dict[str, Any]]) -> Message:

@@ -53,7 +53,9 @@ class PromptReader:
     def read(self) -> str | None:
         """Return the next prompt, without quotes; None at the end of input, and empty after Ctrl-C."""
         try:
-            return unquote(self._session.prompt())
+            # In the terminal's raw mode Ctrl-C is a key. A signal arrives before or after it: asyncio turns it into a
+            # KeyboardInterrupt, but the handler of prompt_toolkit loses it if the prompt has just ended.
+            return unquote(self._session.prompt(handle_sigint=False))
         except EOFError:
             return None
         except KeyboardInterrupt:

@@ -1,7 +1,16 @@
 """`osaurusctl run` as a conversation on a terminal."""
 
+import signal
+
 import pytest
 
+from osaurusctl.chat import display
+from osaurusctl.chat.conversation import Conversation
+from osaurusctl.chat.display import View
+from osaurusctl.chat.prompt import PromptReader
+from osaurusctl.chat.stream import ChatOptions
+from osaurusctl.client import Client
+from osaurusctl.output import Output
 from osaurusd.wire.admin import Route
 from osaurusd.wire.errors import ErrorBody
 from tests.images import PNG, data_url
@@ -90,6 +99,15 @@ def test_ctrl_c_stops_the_answer_and_keeps_it_in_the_history(daemon, chat):
     send(chat, "go on")
     chat.expect("Hello there")
     assert message_contents(daemon.bodies(CHAT)[-1]) == ["Be brief.", "a story", "Once upon", "go on"]
+
+
+def test_ctrl_c_just_after_the_end_of_an_answer_continues_the_conversation(daemon, home, monkeypatch):
+    prompts = iter(["first", "second"])
+    monkeypatch.setattr(PromptReader, "read", lambda _: next(prompts, None))
+    monkeypatch.setattr(display, "show_notes", lambda *_: signal.raise_signal(signal.SIGINT))
+    client = Client(home / "run" / "admin.sock")
+    Conversation(client, ChatOptions(model="llama"), View(), Output()).run()
+    assert message_contents(daemon.bodies(CHAT)[-1]) == ["first", "Hello there", "second"]
 
 
 def test_error_on_the_first_question_ends_the_conversation(daemon, chat):

@@ -258,7 +258,7 @@ def test_permission_error_has_a_hint(invoke, monkeypatch):
     def deny(self):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("osaurusctl.client._UnixConnection.connect", deny)
+    monkeypatch.setattr("osaurusctl.unix_connection.UnixConnection.connect", deny)
     result = invoke("ls")
     assert result.exit_code == 1
     assert "permission denied for the socket" in result.stderr

@@ -1,6 +1,8 @@
 """Reading prompts from a terminal."""
 
+import contextlib
 import json
+import signal
 import stat
 
 import pytest
@@ -49,6 +51,22 @@ def test_alt_enter_starts_a_new_line(read):
 
 def test_ctrl_c_discards_the_prompt_and_ctrl_d_ends_the_input(read):
     assert read("half\x03", "\x04") == ["", None]
+
+
+def test_ctrl_c_between_the_prompt_and_its_answer_discards_the_prompt(history, monkeypatch):
+    """The terminal has left the raw mode, so Ctrl-C is a signal, but the event loop still runs."""
+    with create_pipe_input() as source:
+        raw_mode = source.raw_mode
+
+        @contextlib.contextmanager
+        def interrupt_afterwards():
+            with raw_mode():
+                yield
+            signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(source, "raw_mode", interrupt_afterwards)
+        source.send_text(f"hello{ENTER}")
+        assert PromptReader(history, [], source=source, screen=DummyOutput()).read() == ""
 
 
 @pytest.mark.parametrize(("text", "commands"), [("/", ["/help", "/save"]), ("/he", ["/help"]), ("he", [])])
