@@ -1,5 +1,6 @@
 """Sockets that the service manager passes are used by name and kind, or rejected."""
 
+import fcntl
 import json
 import os
 import socket
@@ -7,6 +8,9 @@ import subprocess
 import sys
 
 import pytest
+
+# The shell does not overwrite descriptors from this one on.
+FIRST_HIGH = 20
 
 # Reports the sockets that a process finds. LISTEN_PID must be its own pid, so it is set by the process itself.
 SCRIPT = """
@@ -46,9 +50,8 @@ def activate(names, *listeners):
 
 @pytest.fixture
 def tcp():
-    # A high descriptor, which the shell does not overwrite.
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        high = socket.socket(fileno=os.dup2(listener.fileno(), 20))
+        high = socket.socket(fileno=fcntl.fcntl(listener, fcntl.F_DUPFD, FIRST_HIGH))
         yield high
         high.close()
 
@@ -58,7 +61,7 @@ def unix(tmp_path):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
         listener.listen()
-        high = socket.socket(fileno=os.dup2(listener.fileno(), 21))
+        high = socket.socket(fileno=fcntl.fcntl(listener, fcntl.F_DUPFD, FIRST_HIGH))
         yield high
         high.close()
 
