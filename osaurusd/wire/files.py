@@ -1,12 +1,15 @@
 """Durable files: atomic replacement, and new files that are synced to disk. All functions block."""
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def replace_file(path: Path, content: bytes, mode: int = 0o600, *, check: Callable[[Path], None] | None = None) -> None:
@@ -76,3 +79,13 @@ def sync_file(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether the disk, or the user's quota, has no space left."""
+    return error.errno in _DISK_FULL
+
+
+def describe(error: OSError) -> str:
+    """Return the reason of a failure without the file."""
+    return "the disk is full" if is_disk_full(error) else error.strerror or str(error)

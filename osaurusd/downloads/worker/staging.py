@@ -12,9 +12,9 @@ from osaurusd.downloads.worker.errors import PullError
 from osaurusd.downloads.worker.selection import HubFile
 from osaurusd.models.roots import pulls_folder, repo_folder
 from osaurusd.wire.errors import ErrorCode
+from osaurusd.wire.files import is_disk_full
 
 _LOCK = "lock"
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Staging:
@@ -101,7 +101,7 @@ def write_error(error: OSError, folder: Path, missing: int, margin: int, retry: 
     reason = error.strerror or str(error)
     if error.errno == errno.EFBIG:
         return PullError(f"cannot write to {folder}: {reason}; check the limit on file sizes", ErrorCode.DISK_FULL)
-    if error.errno not in _DISK_FULL:
+    if not is_disk_full(error):
         return PullError(f"{error.filename or folder}: {reason}")
     short = max(missing + margin - shutil.disk_usage(folder).free, 0)
     return PullError(

@@ -1,6 +1,5 @@
 """Importing a model: copies an MLX model folder, or converts a GGUF file to one."""
 
-import errno
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from osaurusd.imports.worker.tensor_file import find_shortage
 from osaurusd.imports.worker.tokenizer import check_tokenizer, write_tokenizer
 from osaurusd.imports.worker.vocabulary import Vocabulary, generation_config, read_vocabulary, token_ids
 from osaurusd.imports.worker.weights import total_bytes, write_weights
-from osaurusd.wire.files import sync_folder, write_new_json
+from osaurusd.wire.files import describe, sync_folder, write_new_json
 from osaurusd.wire.quantization import ImportQuantization, QuantizationReport
 
 Progress = Callable[[str, int, int], None]
@@ -38,8 +37,6 @@ class Options:
 
 
 DEFAULT_OPTIONS = Options()
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def import_model(
@@ -77,8 +74,7 @@ def import_model(
         sync_folder(dest)
     except OSError as error:
         name = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str | bytes) else source.name
-        reason = "the disk is full" if error.errno in _DISK_FULL else error.strerror or error
-        raise ImportFailed(f"{name}: {reason}") from error
+        raise ImportFailed(f"{name}: {describe(error)}") from error
     return written.report
 
 

@@ -4,7 +4,6 @@ It reports progress over the inherited socket. TASK is a `QuantizationTask` in J
 """
 
 import argparse
-import errno
 import importlib
 import sys
 import time
@@ -18,7 +17,7 @@ from osaurusd.imports import messages
 from osaurusd.imports.messages import QuantizationTask
 from osaurusd.rpc import child
 from osaurusd.rpc.framing import Frame
-from osaurusd.wire.files import sync_folder, write_new_json
+from osaurusd.wire.files import describe, sync_folder, write_new_json
 
 
 def main(arguments: list[str]) -> int:
@@ -46,8 +45,7 @@ def _run(send: child.Send, task: QuantizationTask, source: Path, dest: Path) -> 
     except (ImportFailed, QuantizationFailed) as error:
         return messages.ImportFailure(message=error.message)
     except OSError as error:
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or error
-        return messages.ImportFailure(message=child.printable(f"{reason}"))
+        return messages.ImportFailure(message=child.printable(describe(error)))
     return messages.Imported()
 
 
