@@ -6,6 +6,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import grimp
+import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY_LIBRARIES = ("mlx", "mlx_lm", "transformers", "numpy", "torch", "llguidance", "tokenizers", "huggingface_hub")
@@ -25,7 +26,23 @@ def loaded_libraries(module: str, libraries: tuple[str, ...]) -> str:
 
 def test_daemon_loads_no_heavy_library() -> None:
     """The daemon runs all the time, so its memory matters."""
-    assert "" == loaded_libraries("osaurusd.__main__", HEAVY_LIBRARIES)
+    assert "" == loaded_libraries("osaurusd.serve", HEAVY_LIBRARIES)
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_help_and_version_of_the_daemon_need_no_server_and_no_library(option: str) -> None:
+    loaded = run_python(
+        "import contextlib, io, sys\n"
+        "before = set(sys.modules)\n"
+        "from osaurusd import __main__ as daemon\n"
+        f"sys.argv = ['osaurusd', {option!r}]\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "    daemon.main()\n"
+        "loaded = sorted(set(sys.modules) - before)\n"
+        "print(*(name for name in loaded if name.split('.')[0] not in sys.stdlib_module_names))"
+    )
+
+    assert ["osaurusd", "osaurusd.__main__", "osaurusd.wire", "osaurusd.wire.machine"] == loaded.split()
 
 
 def test_cli_loads_no_heavy_library_and_no_server_library() -> None:
