@@ -7,7 +7,6 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -49,8 +48,7 @@ PROBE_SECONDS = 5.0
 """How long the diagnosis waits for a model folder."""
 
 
-@dataclass(frozen=True)
-class DaemonInfo:
+class DaemonInfo(msgspec.Struct, frozen=True):
     """The identity of the running daemon.
 
     Attributes:
@@ -61,9 +59,9 @@ class DaemonInfo:
     """
 
     paths: Paths
-    instance: str = field(default_factory=lambda: uuid.uuid4().hex)
-    started_at: float = field(default_factory=time.monotonic)
-    installation: Installation = field(default_factory=installation)
+    instance: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
+    started_at: float = msgspec.field(default_factory=time.monotonic)
+    installation: Installation = msgspec.field(default_factory=installation)
 
     def status(self, faults: list[str]) -> DaemonStatus:
         """Return the status of a daemon that does not serve because of these faults."""

@@ -6,8 +6,8 @@ import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 
+import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
@@ -35,8 +35,7 @@ CONFIG_RETRY_SECONDS = 1.0
 """How soon a corrected configuration is noticed. Reading it is cheap, so the delay does not grow."""
 
 
-@dataclass(frozen=True)
-class Prerequisites:
+class Prerequisites(msgspec.Struct, frozen=True):
     """What the daemon needs to serve clients: a valid configuration, and TCP sockets with their auth policy."""
 
     config: Config

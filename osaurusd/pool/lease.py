@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+
+import msgspec
 
 from osaurusd.errors import OsaurusError
 from osaurusd.inference.events import CandidateScores, Completed, Event
@@ -12,8 +13,7 @@ from osaurusd.pool.state import ModelState
 from osaurusd.rpc.client import WorkerClient
 
 
-@dataclass(frozen=True)
-class Lease:
+class Lease(msgspec.Struct, frozen=True):
     """The right to send requests to a loaded model.
 
     `queue_seconds` and `load_seconds` are how long the lease waited for memory or a free place, and for the load.
