@@ -1,6 +1,7 @@
 """The daemon itself: status, diagnosis, reload and shutdown."""
 
 import asyncio
+import functools
 import os
 import resource
 import time
@@ -48,20 +49,30 @@ PROBE_SECONDS = 5.0
 """How long the diagnosis waits for a model folder."""
 
 
-class DaemonInfo(msgspec.Struct, frozen=True):
+class DaemonInfo(msgspec.Struct, frozen=True, dict=True):
     """The identity of the running daemon.
 
     Attributes:
         paths: where it keeps its files.
         instance: random id of this run.
         started_at: on the monotonic clock, in seconds.
-        installation: versions at the start. An upgrade changes the files, but not the running process.
     """
 
     paths: Paths
     instance: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
     started_at: float = msgspec.field(default_factory=time.monotonic)
-    installation: Installation = msgspec.field(default_factory=installation)
+
+    @functools.cached_property
+    def installation(self) -> Installation:
+        """Versions when this is first used, which takes a while: soon after the start.
+
+        A later upgrade changes the files, but not the running process.
+        """
+        return installation()
+
+    async def read_installation(self) -> Installation:
+        """Return `installation` without blocking."""
+        return await asyncio.to_thread(lambda: self.installation)
 
     def status(self, faults: list[str]) -> DaemonStatus:
         """Return the status of a daemon that does not serve because of these faults."""
@@ -174,7 +185,7 @@ class DaemonApi:
         open_files = await asyncio.to_thread(lambda: psutil.Process().num_fds())
         return json_response(
             Diagnosis(
-                installation=self._info.installation,
+                installation=await self._info.read_installation(),
                 stores=list(await asyncio.gather(*stores)),
                 blas=str(blas_library) if blas_library else None,
                 open_files=open_files,

@@ -119,6 +119,7 @@ class DegradedMode:
         """Return the prerequisites once they are available; None if a stop is requested first."""
         with contextlib.suppress(ConfigError, ListenFailed):
             return self._startup.attempt()
+        await self._info.read_installation()
         async with self._serve():
             delays = service_manager.retry_delays()
             while not self._stop.is_set():
