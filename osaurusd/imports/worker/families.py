@@ -119,7 +119,7 @@ _VARIANTS: Mapping[str, Callable[[Facts], str]] = {
 }
 
 # Ollama's own names, for files with other tensors and keys than those of llama.cpp.
-_OLLAMA_ONLY = ("deepseekocr", "glm4moelite", "glmocr", "mllama", "nemotron_h_omni", "olmo3", "qwen25vl")
+_OLLAMA_ONLY = ("deepseekocr", "glm4moelite", "glmocr", "mllama", "nemotron_h_omni", "olmo3")
 
 _ALL_ROPE = ("linear", "llama3", "yarn")
 _SELF_ATTENTION = "model.layers.{}.self_attn"

@@ -15,7 +15,7 @@ from osaurusd.imports.worker import templates
 from osaurusd.imports.worker.facts import EMBEDDING, Facts
 from osaurusd.imports.worker.gguf import GgufHeader, Interleaving, TensorInfo
 from osaurusd.imports.worker.metadata import Metadata, Value
-from osaurusd.imports.worker.vocabulary import CONTROL, NORMAL, USER_DEFINED
+from osaurusd.imports.worker.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from osaurusd.wire.errors import as_json
 
 ENCODER_TENSORS = ("v.", "mm.")
@@ -25,6 +25,7 @@ _OWN_KEYS = ("tokenizer.ggml.add_padding_token", "tokenizer.ggml.add_unknown_tok
 
 _TURN_TOKENS = ("<start_of_turn>", "<end_of_turn>")
 _TAG = re.compile(r"<[^<>]+>")
+_PADDING = re.compile(r"\[PAD\d+\]")
 
 # The values of all models of Gemma 3, whose files lack them. Those of at least this context length scale RoPE.
 _GEMMA3_DEFAULTS: dict[str, Value] = {
@@ -74,6 +75,19 @@ class _File:
     def has_own_keys(self) -> bool:
         return any(key in self.values for key in _OWN_KEYS)
 
+    def rename_architecture(self, new: str) -> None:
+        if self.values["general.architecture"] == new:
+            return
+        old = f"{self.values['general.architecture']}."
+        self.values["general.architecture"] = new
+        for key in [key for key in self.values if key.startswith(old)]:
+            self.rename_key(key, f"{new}.{key.removeprefix(old)}")
+
+    def name_pre_tokenizer(self, name: str) -> None:
+        """Name the pattern that all models of a family share, if the converter did not know it."""
+        if self.values.get("tokenizer.ggml.pre") in (None, "", "default"):
+            self.values["tokenizer.ggml.pre"] = name
+
     def rename_key(self, name: str, new: str) -> None:
         if name in self.values:
             self.values.setdefault(new, self.values[name])
@@ -120,7 +134,21 @@ def translate(header: GgufHeader) -> tuple[GgufHeader, list[str]]:
         return header, []
     file = _File(header)
     change(file)
+    _mark_padding(file)
     return file.header, file.notes
+
+
+def _mark_padding(file: _File) -> None:
+    """Declare tokens as unused that exist only because there are more embeddings, as llama.cpp's converter does.
+
+    Ollama's has them found in any text.
+    """
+    tokens, types = file.values.get("tokenizer.ggml.tokens"), file.values.get("tokenizer.ggml.token_type")
+    if isinstance(tokens, list) and isinstance(types, list):
+        file.values["tokenizer.ggml.token_type"] = [
+            UNUSED if kind == USER_DEFINED and isinstance(token, str) and _PADDING.fullmatch(token) else kind
+            for token, kind in zip(tokens, types, strict=False)
+        ] + types[len(tokens) :]
 
 
 def _change_gemma(file: _File) -> None:
@@ -150,7 +178,7 @@ def _change_gemma(file: _File) -> None:
 
 def _change_gemma3(file: _File) -> None:
     if _is_own_gemma3(file):
-        _reject_embedding_models(file)
+        _reject_other_models(file)
         file.leave_out_encoder()
         _complete_gemma3(file)
         _truncate_vocabulary(file)
@@ -169,7 +197,9 @@ def _is_own_gemma3(file: _File) -> bool:
     )
 
 
-def _reject_embedding_models(file: _File) -> None:
+def _reject_other_models(file: _File) -> None:
+    if (model := file.metadata.text("tokenizer.ggml.model")) != "llama":
+        raise file.metadata.failure(f"the tokenizer {as_json(model)} is not supported for Gemma 3")
     if "gemma3.pooling_type" in file.values or any(name.startswith("dense.") for name in file.tensors):
         raise file.metadata.failure(
             "it is an embedding model (EmbeddingGemma), which cannot be imported from GGUF files"
@@ -199,12 +229,9 @@ def _truncate_vocabulary(file: _File) -> None:
 
 
 def _change_gpt_oss(file: _File) -> None:
-    own = file.values["general.architecture"] == "gptoss" or file.has_own_keys
-    if not own:
+    if file.values["general.architecture"] == "gpt-oss" and not file.has_own_keys:
         return
-    file.values["general.architecture"] = "gpt-oss"
-    for key in [key for key in file.values if key.startswith("gptoss.")]:
-        file.rename_key(key, key.replace("gptoss.", "gpt-oss.", 1))
+    file.rename_architecture("gpt-oss")
     for name in list(file.tensors):
         match = _LAYER_TENSOR.fullmatch(name)
         if match and (new := _GPT_OSS_TENSORS.get(match[2])):
@@ -213,9 +240,7 @@ def _change_gpt_oss(file: _File) -> None:
     if gate := file.tensors.get("blk.0.ffn_gate_exps.weight"):
         file.values.setdefault("gpt-oss.expert_feed_forward_length", gate.shape[-2])
     file.values.setdefault("gpt-oss.rope.scaling.type", "yarn")
-    if file.values.get("tokenizer.ggml.pre") in (None, "", "default"):
-        # The converter does not know the pattern of the tokenizer, which all models share.
-        file.values["tokenizer.ggml.pre"] = "gpt-4o"
+    file.name_pre_tokenizer("gpt-4o")
     file.add_template("GPT-OSS", "gpt-oss")
 
 
@@ -277,10 +302,30 @@ def _split_turns(metadata: Metadata, tensor: TensorInfo, names: list[str], axis:
     }
 
 
+def _change_qwen25vl(file: _File) -> None:
+    """Take the text model, which is Qwen 2.5: for texts, the three parts of its RoPE have the same positions."""
+    file.leave_out_encoder()
+    file.rename_architecture("qwen2")
+    file.name_pre_tokenizer("qwen2")
+
+
+def _change_mistral3(file: _File) -> None:
+    """Take the text model of Mistral Small 3, whose queries and keys are interleaved like those of Llama."""
+    if not any(name.startswith(ENCODER_TENSORS) for name in file.tensors):
+        return
+    if scaled := sorted(key for key in file.values if key.startswith("mistral3.rope.scaling")):
+        raise file.metadata.failure(f"the metadata key {as_json(scaled[0])} is not supported for Mistral 3")
+    file.leave_out_encoder()
+    file.rename_architecture("llama")
+    file.name_pre_tokenizer("tekken")
+
+
 _CHANGES: dict[str, Callable[[_File], None]] = {
     "gemma": _change_gemma,
     "gemma2": _change_gemma,
     "gemma3": _change_gemma3,
     "gptoss": _change_gpt_oss,
     "gpt-oss": _change_gpt_oss,
+    "qwen25vl": _change_qwen25vl,
+    "mistral3": _change_mistral3,
 }

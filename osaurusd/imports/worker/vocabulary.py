@@ -8,8 +8,8 @@ from typing import Any
 from osaurusd.imports.worker.metadata import Metadata, shortest_float32
 from osaurusd.wire.errors import as_json
 
-# tokenizer.ggml.token_type (llama.cpp's llama_token_type); 0 is "undefined", 5 "unused", 6 "byte".
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+# tokenizer.ggml.token_type (llama.cpp's llama_token_type); 0 is "undefined", 6 "byte".
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 
 # The longest real tokens are runs of a few hundred spaces. Deriving merges takes quadratic time in the length.
 MAX_TOKEN_LENGTH = 1024

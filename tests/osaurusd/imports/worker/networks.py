@@ -330,12 +330,12 @@ class Network:
         shape = (-1, HEAD // 2, 2, *values.shape[1:])
         return values.reshape(shape).swapaxes(1, 2).reshape(values.shape)
 
-    def _keys(self):
+    def keys(self):
         return {**_KEYS, "block_count": self.case.layers, **self.case.keys}
 
     def write(self, path, **overrides):
         """Write the GGUF file with the `gguf` package, and return its path."""
-        keys = {f"{self.case.architecture}.{key}": value for key, value in self._keys().items()}
+        keys = {f"{self.case.architecture}.{key}": value for key, value in self.keys().items()}
         return write_file(path, self.case.architecture, keys | self.tokenizer | overrides, self.tensors)
 
 

@@ -130,14 +130,39 @@ class Gemma3:
         return write_file(path, "gemma3", self.metadata, self.tensors)
 
 
+class Multimodal:
+    """A network of a family with an image encoder, under the architecture that Ollama has for both together."""
+
+    def __init__(self, model_type, architecture, pre):
+        case = next(case for case in CASES if case.model_type == model_type)
+        self.network = Network(dataclasses.replace(case, config={}), Type.Q8_0, tokenizer=byte_level_tokenizer(pre))
+        self.tensors = self.network.tensors | vision_tensors()
+        self.metadata = {f"{architecture}.{key}": value for key, value in (self.network.keys() | VISION_KEYS).items()}
+        self.metadata |= self.network.tokenizer
+        self._architecture = architecture
+
+    @property
+    def kind(self):
+        return self.network.kind
+
+    @property
+    def model(self):
+        return self.network.model
+
+    def write(self, path):
+        return write_file(path, self._architecture, self.metadata, self.tensors)
+
+
 def harmony_tokenizer():
     names = ("startoftext", "endoftext", "return", "call", "end", "start", "message", "channel", "constrain")
     special = [f"<|{name}|>" for name in names]
     plain = byte_level_tokenizer("default")
-    tokens = special + plain["tokenizer.ggml.tokens"][4:]
+    padding = ["[PAD0]", "[PAD1]"]
+    tokens = special + plain["tokenizer.ggml.tokens"][4:] + padding
+    ordinary = len(tokens) - len(special) - len(padding)
     return plain | {
         "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [3] * len(special) + [1] * (len(tokens) - len(special)),
+        "tokenizer.ggml.token_type": [3] * len(special) + [1] * ordinary + [4] * len(padding),
         "tokenizer.ggml.scores": [float(index) for index in range(len(tokens))],
         "tokenizer.ggml.bos_token_id": 0,
         "tokenizer.ggml.eos_token_id": 1,

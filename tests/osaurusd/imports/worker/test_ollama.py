@@ -17,7 +17,7 @@ from osaurusd.wire.quantization import ImportQuantization
 from tests.osaurusd.worker.templates import COMPLETE, OWN
 
 from .networks import CASES, Network, write_file
-from .ollama_files import Gemma3, GptOss, vision_tensors
+from .ollama_files import Gemma3, GptOss, Multimodal, vision_tensors
 from .test_families import PROMPT, check
 
 USER = {"role": "user", "content": "hello"}
@@ -63,6 +63,20 @@ def test_gemma_3_computes_the_same(tmp_path, variant, kind):
 @pytest.mark.parametrize("variant", ["fused", "split", "renamed"])
 def test_gpt_oss_computes_the_same(tmp_path, variant):
     check(GptOss(variant), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "split"),
+    [("qwen2", "qwen25vl", ["HelloWorld", "Ġ", "1", "2"]), ("llama", "mistral3", ["Hello", "World", "Ġ", "1", "2"])],
+)
+def test_the_text_models_of_other_families_compute_the_same(tmp_path, model_type, architecture, split):
+    network = Multimodal(model_type, architecture, "default")
+    check(network, tmp_path)
+    assert ["the image encoder is left out; the result accepts text only"] == read(tmp_path / "dest", "osaurus.json")[
+        "notes"
+    ]
+    tokenizer = Tokenizer.from_file(str(tmp_path / "dest" / "tokenizer.json"))
+    assert split == [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str("HelloWorld 12")]
 
 
 @pytest.mark.parametrize("mode", [ImportQuantization.NONE, ImportQuantization.BITS_8])
@@ -151,6 +165,13 @@ def test_gpt_oss_splits_words_like_its_own_tokenizer(imported):
     assert ["Hello", "World", "Ġ", "123", "45"] == words
 
 
+def test_padding_of_the_vocabulary_is_not_found_in_texts(imported):
+    folder, _ = imported(GptOss("split"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert ["[", "P", "A", "D", "0", "]"] == tokenizer.encode("[PAD0]").tokens
+    assert "[PAD1]" in tokenizer.get_vocab()
+
+
 # Chat templates
 
 
@@ -233,6 +254,12 @@ def test_an_image_encoder_without_a_text_model_is_rejected(tmp_path):
     assert "x.gguf: it contains an image encoder, but no text model" == failure_of(network, tmp_path)
 
 
+def test_a_byte_level_tokenizer_of_gemma_is_rejected(tmp_path):
+    network = Gemma3("text")
+    network.metadata["tokenizer.ggml.model"] = "gpt2"
+    assert 'x.gguf: the tokenizer "gpt2" is not supported for Gemma 3' == failure_of(network, tmp_path)
+
+
 def test_an_embedding_model_is_rejected(tmp_path):
     network = Gemma3("vision")
     network.tensors["dense.0.weight"] = network.tensors["v.blk.0.attn_q.weight"]
@@ -297,12 +324,18 @@ def test_end_tokens_outside_the_vocabulary_are_rejected(tmp_path, ids):
     assert "tokenizer.ggml.eos_token_ids contains" in failure_of(network, tmp_path)
 
 
-@pytest.mark.parametrize("architecture", ["mllama", "qwen25vl", "glmocr"])
+@pytest.mark.parametrize("architecture", ["mllama", "olmo3", "glmocr"])
 def test_other_formats_of_ollama_are_rejected_by_name(tmp_path, architecture):
     network = Network(CASES[0], Type.Q8_0)
     path = write_file(tmp_path / "x.gguf", architecture, network.tokenizer, network.tensors)
     reason = checks.check(CheckItem(format="gguf", file="x.gguf"), path).reason
     assert f'the architecture "{architecture}" is Ollama\'s own format, which is not supported' in reason
+
+
+def test_scaled_positions_of_mistral_3_are_rejected(tmp_path):
+    network = Multimodal("llama", "mistral3", "tekken")
+    network.metadata |= {"mistral3.rope.scaling.factor": 16.0, "mistral3.rope.scaling_beta": 0.1}
+    assert '"mistral3.rope.scaling.factor" is not supported for Mistral 3' in failure_of(network, tmp_path)
 
 
 def test_an_image_encoder_beside_another_text_model_is_rejected(tmp_path):
