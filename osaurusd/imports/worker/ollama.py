@@ -237,7 +237,8 @@ def _change_gpt_oss(file: _File) -> None:
         if match and (new := _GPT_OSS_TENSORS.get(match[2])):
             file.rename_tensor(name, f"{match[1]}.{new}")
     _split_fused_tensors(file)
-    if gate := file.tensors.get("blk.0.ffn_gate_exps.weight"):
+    gate = file.tensors.get("blk.0.ffn_gate_exps.weight")
+    if gate and len(gate.shape) > 1:
         file.values.setdefault("gpt-oss.expert_feed_forward_length", gate.shape[-2])
     file.values.setdefault("gpt-oss.rope.scaling.type", "yarn")
     file.name_pre_tokenizer("gpt-4o")

@@ -1,6 +1,8 @@
 """Files of Ollama's own converter give the same networks, tokenizers and chats as the models that they come from."""
 
 import json
+import random
+import shutil
 
 import mlx.core as mx
 import pytest
@@ -19,6 +21,7 @@ from tests.osaurusd.worker.templates import COMPLETE, OWN
 from .networks import CASES, Network, write_file
 from .ollama_files import Gemma3, GptOss, Multimodal, vision_tensors
 from .test_families import PROMPT, check
+from .test_importer import damage
 
 USER = {"role": "user", "content": "hello"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -302,6 +305,33 @@ def test_fused_tensors_of_another_shape_are_rejected(tmp_path, name, cut):
     data, kind = network.tensors[f"blk.1.{name}"]
     network.tensors[f"blk.1.{name}"] = (cut(data), kind)
     assert "has the shape" in failure_of(network, tmp_path)
+
+
+@pytest.mark.parametrize("network", [Gemma3("vision"), GptOss("fused")], ids=["gemma3", "gpt-oss"])
+@pytest.mark.parametrize("count", [30, pytest.param(300, marks=pytest.mark.long)])
+def test_damaged_files_are_imported_or_rejected(tmp_path, network, count):
+    rng = random.Random(count)
+    path = network.write(tmp_path / "x.gguf")
+    valid = path.read_bytes()
+    messages = []
+    for attempt in range(count):
+        damage(path, valid, rng, rng.choice((2500, len(valid) // 8)))
+        folder = tmp_path / f"dest{attempt}"
+        folder.mkdir()
+        try:
+            import_model(path, folder, lambda *_: None)
+        except ImportFailed as failure:
+            messages.append(failure.message)
+        shutil.rmtree(folder)
+    assert len(messages) > count / 4
+    assert all(message.startswith("x.gguf: ") for message in messages)
+
+
+def test_experts_without_rows_are_rejected(tmp_path):
+    network = GptOss("split")
+    data, kind = network.tensors["blk.0.ffn_gate_exps.weight"]
+    network.tensors["blk.0.ffn_gate_exps.weight"] = (data[0, 0], kind)
+    assert "expert_feed_forward_length" in failure_of(network, tmp_path)
 
 
 def test_a_missing_projection_of_gpt_oss_is_named(tmp_path):
