@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import threading
 import time
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from osaurusd.config import Config, Server
 from osaurusd.errors import InvalidJson, InvalidRequest
+from osaurusd.http import json as module
 from osaurusd.http.json import decode_json, encode_list, json_response, read_json
 
 from .serve import build_app, serving
@@ -161,6 +163,19 @@ async def test_large_body_does_not_hold_up_the_event_loop(messages):
             if longest < MAX_LOOP_SECONDS:
                 return
     pytest.fail(f"the event loop was held up for {longest} s")
+
+
+async def test_text_of_a_large_body_is_repaired_beside_the_event_loop(monkeypatch):
+    repair, threads = module.replace_lone_surrogates, []
+
+    def observed_repair(text):
+        threads.append(threading.current_thread())
+        return repair(text)
+
+    monkeypatch.setattr(module, "replace_lone_surrogates", observed_repair)
+    assert "\ufffd" == (await module.decode_body(b'"%s\\ud800"' % (b"x" * 2**20), str))[-1]
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 async def post_and_measure(port, body):
