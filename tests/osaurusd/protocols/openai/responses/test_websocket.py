@@ -10,8 +10,8 @@ import pytest
 
 from osaurusd.config import Config, Defaults, Limits, Server
 from osaurusd.errors import Draining
-from osaurusd.http import json as http_json
 from osaurusd.http.connection import MAX_PIPELINED_BYTES
+from osaurusd.json_text import replace_lone_surrogates
 from osaurusd.protocols.openai.responses.types import CreateEvent
 from osaurusd.protocols.openai.responses.websocket import MAX_LANES, MAX_RESPONSES
 from tests.osaurusd.pool.helpers import until
@@ -255,13 +255,13 @@ async def test_large_message_arrives_while_a_response_is_generated(served):
 async def test_text_of_a_large_message_is_repaired_beside_the_event_loop_and_its_lane_stays_in_order(
     served, monkeypatch
 ):
-    repair, threads = http_json.replace_lone_surrogates, []
+    threads = []
 
     def observed_repair(text):
         threads.append(threading.current_thread())
-        return repair(text)
+        return replace_lone_surrogates(text)
 
-    monkeypatch.setattr(http_json, "replace_lone_surrogates", observed_repair)
+    monkeypatch.setattr("osaurusd.http.json.replace_lone_surrogates", observed_repair)
     first, last = "x" * 2**20 + "\ud800", "to be"
     async with served.connect() as socket:
         await socket.send(input=first, generate=False)
