@@ -41,7 +41,7 @@ def signal_soon(number):
 def give_up_later(end):
     """Call `end`, which ends the wait, if nothing else ends it. Yields an event that this sets."""
     gave_up = threading.Event()
-    timer = threading.Timer(5, lambda: (gave_up.set(), end()))
+    timer = threading.Timer(60, lambda: (gave_up.set(), end()))
     timer.start()
     yield gave_up
     timer.cancel()
