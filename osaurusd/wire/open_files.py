@@ -58,7 +58,7 @@ def part_names(name: str) -> list[str]:
 
 
 def create_socket_path(run_dir: Path) -> Path:
-    """Return the path of a new socket in the folder of the daemon's socket. Whoever creates it removes it."""
+    """Return the path of a new socket in the folder of the daemon's socket. The caller creates and removes it."""
     # No longer than the name of the daemon's socket, whose path fits into a socket address.
     return run_dir / f"{_SOCKET_PREFIX}{secrets.token_hex(_SOCKET_ID_BYTES)}"
 
