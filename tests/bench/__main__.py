@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from osaurusd.pool.config import find_blas
 from tests.bench import imports, report, rounds
 from tests.bench.models import MODELS
 from tests.bench.report import Results
@@ -32,19 +33,24 @@ GROUPS = {
 }
 """Measurements by the names that `--only` accepts."""
 
+WITHOUT_GENERATION = {"imports"}
+"""Measurements that generate nothing."""
+
 DEFAULT_ROUNDS = 3
 
 
 def main() -> None:
     options = parse_arguments()
     selected = set[str]().union(*(GROUPS[group] for group in options.only))
+    if selected - WITHOUT_GENERATION and sys.platform == "linux" and find_blas("auto") is None:
+        sys.exit("Generation is too slow to be measured without OpenBLAS; run: apt install libopenblas0-pthread")
     results = Results()
     # Exit through the context managers that stop child processes, as with Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if "imports" in selected:
         with temporary_home() as home:
             rounds.measure_imports(home, options.import_megabytes, options.rounds, results)
-    if selected - {"imports"}:
+    if selected - WITHOUT_GENERATION:
         with temporary_home() as home:
             make_models(home, images="images" in selected)
             measure_models(home, selected, options, results)
@@ -56,7 +62,7 @@ def measure_models(home: Path, selected: set[str], options: argparse.Namespace, 
         rounds.measure_startup(home, results)
     if "images" in selected:
         rounds.measure_images(home, options.rounds, results)
-    if selected - {"startup", "images", "imports"}:
+    if selected - {"startup", "images", *WITHOUT_GENERATION}:
         for model in options.model:
             rounds.compare(home, MODELS[model], selected, options.rounds, results)
 
