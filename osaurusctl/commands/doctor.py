@@ -7,7 +7,7 @@ import click
 from osaurusctl import config_file, stores
 from osaurusctl.client import Client, connect
 from osaurusctl.command import Command, can_prompt
-from osaurusctl.doctor import daemon, gpu, hosts, machine, ranks, service
+from osaurusctl.doctor import daemon, gpu, hosts, machine, service
 from osaurusctl.doctor.check import Check, Context, Verdict
 from osaurusctl.errors import CliError, DaemonNotRunning, ExitCode
 from osaurusctl.output import Output
@@ -31,7 +31,7 @@ _CHECKS: tuple[Callable[[Context], Iterator[Check]], ...] = (
     daemon.check_access,
     daemon.check_socket,
     daemon.check_open_files,
-    ranks.check_ranks,
+    hosts.check_ranks,
     machine.check_disk,
     machine.check_memory,
     machine.check_model_folders,

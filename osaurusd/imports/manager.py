@@ -21,7 +21,7 @@ from osaurusd.platform import environment
 from osaurusd.rpc import job
 from osaurusd.wire.admin import Availability
 from osaurusd.wire.errors import as_json
-from osaurusd.wire.import_checks import CheckedModel, CheckItem
+from osaurusd.wire.imports import CheckedModel, CheckItem
 from osaurusd.wire.lineage import Origin, QuantizationMode
 
 log = get_logger(__name__)
