@@ -30,7 +30,7 @@ def _parse_since(_ctx: click.Context, _param: click.Parameter, value: str | None
 @click.option(
     "-n", "--lines", type=click.IntRange(0), default=50, show_default=True, help="Number of recent lines to print"
 )
-@click.option("--since", callback=_parse_since, help="Only print lines since then: 10m, 2h, 1d, or a time")
+@click.option("--since", metavar="TIME", callback=_parse_since, help="Only print lines since then: 10m, 2h, 1d, or a time")
 @click.option("--level", type=click.Choice(LEVELS), default="debug", help="Only print lines of at least this level")
 @click.pass_obj
 def logs(output: Output, follow: bool, lines: int, since: datetime.datetime | None, level: str) -> None:
