@@ -12,8 +12,8 @@ import psutil
 
 from osaurusctl import stores
 from osaurusctl.doctor.check import Check, Context, Verdict, failure, ok, warning
-from osaurusctl.formatting import format_bytes
 from osaurusd.wire import machine as supported_machine
+from osaurusd.wire.sizes import format_bytes
 
 _DISK_FAILURE_BYTES = 200 * 1000**2
 _DISK_WARNING_BYTES = 5 * 1000**3

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from osaurusd.errors import InsufficientMemory
-from osaurusd.pool.policy import describe_usage, format_bytes
+from osaurusd.pool.policy import describe_usage
 from osaurusd.pool.state import ModelState, Waiter
 from osaurusd.wire.admin import WorkerState
+from osaurusd.wire.sizes import format_bytes
 
 
 @dataclass(eq=False)

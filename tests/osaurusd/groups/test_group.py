@@ -192,7 +192,7 @@ async def test_closing_a_follower_ends_the_group_with_the_reason(tmp_path):
     ("change", "error", "message"),
     [
         ({"lend_bytes": 0}, InsufficientMemory, r'host "b": .*lends no memory; set `distributed.lend_bytes`'),
-        ({"lend_bytes": 999}, InsufficientMemory, "lends at most 0.0 MB"),
+        ({"lend_bytes": 999}, InsufficientMemory, "lends at most 999 B"),
         ({"draining": True}, Draining, 'host "b": the host is draining'),
         ({"fetch_error": DiskFull("no space")}, DiskFull, 'host "b": no space'),
         ({"reachable": False}, HostUnreachable, '"b"'),
