@@ -82,7 +82,7 @@ def check_model_folders(context: Context) -> Iterator[Check]:
 
 
 def _missing_folder(path: str) -> Check:
-    fix = 'create the folder or connect its disk, or remove it with "osaurusctl config set models.roots"'
+    fix = 'create the folder, connect its disk, or remove it from the file that "osaurusctl config path" prints'
     return warning("models", f"{path} in `models.roots` does not exist", fix)
 
 
