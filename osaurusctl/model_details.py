@@ -105,6 +105,7 @@ def _import_rows(record: ImportRecord) -> Rows:
         *([("program", record.program)] if record.program else []),
         *([("sha256", record.sha256)] if record.sha256 else []),
         ("imported", f"{format_duration(max(0.0, time.time() - record.imported_at))} ago"),
+        *(labeled_rows("notes", record.notes) if record.notes else []),
         *([("quantize", record.quantize)] if record.quantize else []),
         *((group.type, _describe_matrices(group)) for group in (report.matrices if report else [])),
         *([("largest error", f"{report.worst_error:.2%} ({report.worst_tensor})")] if report and errors else []),

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import resource
-import secrets
 import selectors
 import socket
 import sys
@@ -47,8 +46,7 @@ def shared_items(files: Mapping[str, Path], run_dir: Path) -> Iterator[Path]:
 
 def _share(offer: Offer, descriptors: list[int], run_dir: Path, stack: contextlib.ExitStack) -> Path:
     """Pass files to the first process that connects to the returned socket, until the stack is closed."""
-    # No longer than the name of the daemon's socket, whose path fits into a socket address.
-    path = run_dir / f"fd{secrets.token_hex(4)}"
+    path = open_files.create_socket_path(run_dir)
     listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
     try:
         listener.bind(str(path))

@@ -18,6 +18,7 @@ from osaurusd.http.tls import Tls
 from osaurusd.platform import service_manager
 from osaurusd.platform.activation import activated_sockets
 from osaurusd.pool.config import find_blas
+from osaurusd.wire import open_files
 from osaurusd.wire.paths import Paths
 
 
@@ -60,6 +61,7 @@ def _run_once(read: Callable[[], Config], paths: Paths, *, supervised: bool) -> 
             make_private_dir(directory)
         # Often a link to a larger volume, so its mode is not changed.
         paths.models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        open_files.remove_leftover_sockets(paths.run_dir)
         with log.configured(_log_level(read), paths.log_file, console) as log_file:
             asyncio.run(_start(read, paths, log_file, supervised=supervised))
 

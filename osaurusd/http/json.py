@@ -36,14 +36,18 @@ _JSON_TYPES = {"bool": "boolean", "float": "number", "int": "integer", "str": "s
 
 
 async def read_json(request: web.Request, type_: type[T]) -> T:
-    """Read the request's body and decode it; raises what `read_body` and `decode_json` raise.
+    """Read the request's body and decode it; raises what `read_body` and `decode_body` raise.
 
     Raises:
         UnsupportedMediaType: the body is declared in a charset other than UTF-8.
     """
     if (request.charset or "utf-8").lower() not in _UTF8:
         raise UnsupportedMediaType(f"the body must be UTF-8, not {as_json(request.charset)}")
-    body = await read_body(request)
+    return await decode_body(await read_body(request), type_)
+
+
+async def decode_body(body: bytes | bytearray, type_: type[T]) -> T:
+    """Decode the content of a request like `decode_json`, and let other tasks run if it is large."""
     size = len(body)
     if size > _LARGE_BODY_BYTES and any(escape in body for escape in _SURROGATE_ESCAPES):
         # The repair of lone surrogates takes long, and other tasks run meanwhile.

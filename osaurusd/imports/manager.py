@@ -21,6 +21,7 @@ from osaurusd.platform import environment
 from osaurusd.rpc import job
 from osaurusd.wire.admin import Availability
 from osaurusd.wire.errors import as_json
+from osaurusd.wire.files import describe, sync_folder
 from osaurusd.wire.imports import CheckedModel, CheckItem
 from osaurusd.wire.lineage import Origin, QuantizationMode
 
@@ -181,18 +182,27 @@ class ImportManager:
 
     async def _publish(self, staging: Path, name: str) -> ModelRecord:
         """Move the finished folder to its final name."""
+        target = self._models_dir / name
         try:
             # Fails if a concurrent import took the name.
-            await asyncio.to_thread(os.rename, staging, self._models_dir / name)
+            await asyncio.to_thread(os.rename, staging, target)
         except OSError as error:
             raise NameTaken(f"the name `{name}` has been taken: {error.strerror}", param="name") from error
+        try:
+            await asyncio.to_thread(sync_folder, self._models_dir)
+        except OSError as error:
+            await self._remove(target)
+            raise ImportFailed(f"{name}: {describe(error)}") from error
         await self._catalog.refresh()
-        record = next(record for record in await self._catalog.records() if record.path == self._models_dir / name)
+        record = next(record for record in await self._catalog.records() if record.path == target)
         if record.state is not Availability.AVAILABLE:
-            await asyncio.to_thread(shutil.rmtree, record.path, ignore_errors=True)
-            await self._catalog.refresh()
+            await self._remove(target)
             raise ImportFailed(f"{name}: {record.reason}")
         return record
+
+    async def _remove(self, folder: Path) -> None:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        await self._catalog.refresh()
 
 
 class _ChildFailed(Exception):

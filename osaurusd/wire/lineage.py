@@ -73,6 +73,7 @@ class ImportRecord(msgspec.Struct, frozen=True, kw_only=True):
         sha256: of the GGUF file.
         quantize: how its matrices were to be stored, such as `auto`.
         quantization: how they are stored, and what that changed; null for a folder.
+        notes: what the model lacks of the file, or has in addition, such as an image encoder or a chat template.
     """
 
     source: str
@@ -82,6 +83,7 @@ class ImportRecord(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str | None = None
     quantize: str | None = None
     quantization: QuantizationReport | None = None
+    notes: list[str] = []
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

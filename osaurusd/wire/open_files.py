@@ -17,8 +17,10 @@ closed them.
 import contextlib
 import os
 import re
+import secrets
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -30,6 +32,8 @@ MAX_PARTS = 999
 
 _MAX_LINE_BYTES = 4 * 1024 * 1024
 _BYTE = b"."
+_SOCKET_PREFIX = "fd"
+_SOCKET_ID_BYTES = 4
 _PART = re.compile(r"-(\d{5})-of-(\d{5})(\.gguf)$", re.IGNORECASE)
 
 
@@ -51,6 +55,22 @@ def part_names(name: str) -> list[str]:
         return [name]
     prefix = name[: match.start()]
     return [f"{prefix}-{number:05d}-of-{match[2]}{match[3]}" for number in range(1, int(match[2]) + 1)]
+
+
+def create_socket_path(run_dir: Path) -> Path:
+    """Return the path of a new socket in the folder of the daemon's socket. The caller creates and removes it."""
+    # No longer than the name of the daemon's socket, whose path fits into a socket address.
+    return run_dir / f"{_SOCKET_PREFIX}{secrets.token_hex(_SOCKET_ID_BYTES)}"
+
+
+def remove_leftover_sockets(run_dir: Path) -> None:
+    """Remove the sockets of processes that were killed. Requires the lock of the home.
+
+    No process uses one while no daemon runs: its path is part of a request to the daemon.
+    """
+    for path in run_dir.glob(f"{_SOCKET_PREFIX}{'[0-9a-f]' * 2 * _SOCKET_ID_BYTES}"):
+        if path.is_socket():
+            path.unlink(missing_ok=True)
 
 
 def send(connection: socket.socket, offer: Offer, descriptors: Sequence[int]) -> None:

@@ -6,9 +6,10 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import trustme
 
@@ -25,7 +26,7 @@ UNPAIRED_SECONDS = 20.0
 START_SECONDS = 20.0
 SLACK_SECONDS = 30.0
 ATTEMPTS = 8
-"""A rank listens for milliseconds only, and the unpaired client may come too late."""
+"""On a busy machine, the ranks may not be ready in time."""
 
 WRONG_CODE = "0000-0000-0000-0000"
 REQUEST = b"GET /v0/host HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -195,6 +196,56 @@ class RingClient:
             self.connections.append(connection)
 
 
+class LoadEnded(Exception):
+    """The load has ended before what was waited for."""
+
+
+class SlowNeighbor:
+    """Suspends rank 1 before the ranks connect, until a client has connected to rank 0, which listens meanwhile.
+
+    Without that, it listens for milliseconds only.
+    """
+
+    def __init__(self, cluster: Cluster, ring: RingClient) -> None:
+        self._leader, self._follower = cluster.leader, cluster.followers[0]
+        self._ring = ring
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess, LoadEnded), contextlib.ExitStack() as suspended:
+            self._wait(self._leader.ranks)
+            first = suspend(self._leader, suspended)
+            self._wait(self._is_follower_ready)
+            suspend(self._follower, suspended)
+            first.resume()
+            self._wait(lambda: self._ring.connections)
+
+    def _is_follower_ready(self) -> bool:
+        workers = self._leader.daemon.admin("GET", "/v0/workers")[1]
+        return ["starting", "waiting"] == [rank["state"] for worker in workers for rank in worker["ranks"]]
+
+    def _wait(self, condition: Callable[[], object]) -> None:
+        while not condition():
+            if self._stopped.wait(0.005):
+                raise LoadEnded
+
+
+def suspend(host: Host, suspended: contextlib.ExitStack) -> psutil.Process:
+    """Suspend the rank on a host until the stack is closed."""
+    rank = host.rank()
+    rank.suspend()
+    suspended.callback(rank.resume)
+    return rank
+
+
 def listening(cluster: Cluster) -> list[tuple[str, int]]:
     """The addresses on which ranks listen."""
     found = [address for host in cluster.hosts for address in host.node.listening()]
@@ -207,7 +258,8 @@ def test_unpaired_client_on_the_ring_delays_a_start_at_most(network: tuple[Clust
     cluster, unpaired = network
     with RingClient(cluster, unpaired.node) as ring:
         for _ in range(ATTEMPTS):
-            load_beside_ring_client(cluster)
+            with SlowNeighbor(cluster, ring):
+                load_beside_ring_client(cluster)
             if ring.connections:
                 break
     assert ring.connections, "the unpaired client has found no port"

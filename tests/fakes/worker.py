@@ -209,6 +209,8 @@ class FakeWorker:
         assert self._folder is not None
         if isinstance(frame, messages.Connect):
             (self._folder / "connect.json").write_bytes(msgspec.json.encode(frame))
+            if self._folder.name == "cannot_join":
+                os.kill(os.getpid(), signal.SIGALRM)
             self._load(self._folder)
             return
         match self._folder.name:

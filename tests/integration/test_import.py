@@ -153,6 +153,33 @@ def test_unfinished_imports_of_a_killed_daemon_are_removed_at_the_next_start(hom
         assert [] == list_models_folder(restarted)
 
 
+SHARE = """
+import sys
+from pathlib import Path
+from osaurusctl.sharing import shared_files
+
+with shared_files(Path(sys.argv[1]), Path(sys.argv[2])) as path:
+    print(path, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_socket_of_a_killed_command_line_is_removed_at_the_next_start(home: Path, smollm_gguf: Path) -> None:
+    run_dir = home / "run"
+    run_dir.mkdir(mode=0o700)
+    command = [sys.executable, "-c", SHARE, str(smollm_gguf), str(run_dir)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        leftover = Path(process.stdout.readline().strip())
+        process.kill()
+    other = run_dir / "fd-notes"
+    other.touch()
+    assert leftover.is_socket()
+
+    with daemons.running(home) as daemon:
+        daemon.wait_for("serving")
+        assert {other, daemon.socket, run_dir / "admin.sock.lock"} == {*run_dir.iterdir()}
+
+
 DENY = """
 import errno, os, sys
 

@@ -14,6 +14,7 @@ from tests import daemons
 from tests.daemons import Daemon
 from tests.models import make_tiny
 from tests.osaurusd.imports.worker.gguf_writer import TinyLlama, write_gguf
+from tests.osaurusd.imports.worker.ollama_files import Gemma3
 
 NAME = "smollm2:135m-instruct-q4_1"
 
@@ -63,7 +64,12 @@ def add_to_ollama(store: Path, gguf: Path) -> None:
     other = write_gguf(store / "other.gguf", {"general.architecture": "mamba"}, {"a.weight": ("F32", np.ones((2, 32)))})
     unsupported = blob("model", other.read_bytes())
     other.unlink()
-    for name, weights in (("smollm2/135m-instruct-q4_1", layers), ("mamba/latest", [unsupported])):
+    gemma = Gemma3("vision").write(store / "gemma.gguf")
+    stop = json.dumps({"stop": ["<end_of_turn>"], "temperature": 1, "top_k": 64, "top_p": 0.95}).encode()
+    multimodal = [blob("model", gemma.read_bytes()), blob("params", stop), blob("template", b"{{ .Prompt }}")]
+    gemma.unlink()
+    models = {"smollm2/135m-instruct-q4_1": layers, "mamba/latest": [unsupported], "gemma3/4b": multimodal}
+    for name, weights in models.items():
         manifest = store / "manifests" / "registry.ollama.ai" / "library" / name
         manifest.parent.mkdir(parents=True)
         manifest.write_text(json.dumps({"schemaVersion": 2, "config": blob("config", config), "layers": weights}))
@@ -102,6 +108,26 @@ def test_model_of_ollama_is_imported_with_its_parameters(daemon: Daemon) -> None
     record = json.loads((folder / "osaurus.json").read_text())
     assert ("Ollama", NAME) == (record["program"], record["source"])
     assert 0 == ctl(daemon, "verify", "smollm2-135m-instruct").returncode
+
+
+def test_model_with_an_image_encoder_is_imported_as_a_text_model(daemon: Daemon) -> None:
+    models = {model["name"]: model for model in json.loads(ctl(daemon, "import", "--from", "ollama", "--json").stdout)}
+    assert models["gemma3:4b"]["importable"], models["gemma3:4b"]["reason"]
+
+    run = ctl(daemon, "import", "--from", "ollama", "gemma3:4b")
+    assert 0 == run.returncode, run.stderr
+    notes = [
+        "the image encoder is left out; the result accepts text only",
+        "the file has no chat template; a template for Gemma 3 is added",
+    ]
+    assert all(note in run.stderr for note in notes)
+
+    generation = json.loads((daemon.home / "models" / "gemma3-4b" / "generation_config.json").read_text())
+    assert ([1, 5], 64) == (generation["eos_token_id"], generation["top_k"])
+    shown = ctl(daemon, "show", "gemma3-4b").stdout
+    assert all(note in shown for note in notes)
+    answer = ctl(daemon, "run", "gemma3-4b", "hello", "--max-tokens", "3")
+    assert 0 == answer.returncode, answer.stderr
 
 
 def test_mlx_model_of_lm_studio_is_imported_under_its_name(daemon: Daemon) -> None:

@@ -1,7 +1,7 @@
 """A stream whose first token takes longer than the time-outs of a proxy and of a client.
 
-The worker is stopped meanwhile, like one that processes a long prompt. The time-outs are shortened to match; an answer
-without `stream` runs into them.
+The worker is stopped meanwhile, like one that processes a long prompt, until an answer without `stream` has run into
+the time-out. Most tests shorten it.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,6 @@ from typing import TypeVar
 import pytest
 from openai import InternalServerError, OpenAI
 
-from tests import daemons
 from tests.daemons import Daemon
 from tests.models import running_tiny
 
@@ -29,7 +27,9 @@ A = TypeVar("A")
 S = TypeVar("S")
 
 TIMEOUT_SECONDS = 1
-PAUSE_SECONDS = 4.0
+EXTRA_SECONDS = 2.0
+"""The stream may have started later than the answer, and `fetch` rounds its time-outs up."""
+
 CONFIG = """
 [server]
 first_byte_seconds = 0.2
@@ -117,22 +117,22 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def stopped_worker(daemon: Daemon) -> Iterator[None]:
-    """Stop the worker for `PAUSE_SECONDS`."""
     (worker,) = daemon.admin("GET", "/v0/workers")[1]
     os.kill(worker["pid"], signal.SIGSTOP)
-    timer = threading.Timer(PAUSE_SECONDS, os.kill, (worker["pid"], signal.SIGCONT))
-    timer.start()
     try:
         yield
     finally:
-        timer.join()
+        os.kill(worker["pid"], signal.SIGCONT)
 
 
 def run_both(daemon: Daemon, answer: Callable[[], A], stream: Callable[[], S]) -> tuple[A, S]:
-    """Call both while the worker is stopped."""
-    with stopped_worker(daemon), ThreadPoolExecutor() as threads:
-        answered, streamed = threads.submit(answer), threads.submit(stream)
-        return answered.result(), streamed.result()
+    """Call both. The worker is stopped until the answer has run into the time-out."""
+    with ThreadPoolExecutor() as threads:
+        with stopped_worker(daemon):
+            streamed, answered = threads.submit(stream), threads.submit(answer)
+            failure = answered.result()
+            time.sleep(EXTRA_SECONDS)
+        return failure, streamed.result()
 
 
 def test_stream_outlasts_the_time_out_of_nginx(daemon: Daemon, nginx: str) -> None:
@@ -182,20 +182,13 @@ def test_stream_outlasts_the_time_out_of_fetch(daemon: Daemon) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
-def test_long_prompt_streams_through_nginx_and_fetch_with_their_default_time_outs(
-    home: Path, smollm_folder: Path, tmp_path: Path
+def test_stream_outlasts_the_default_time_out_of_nginx_with_default_settings(
+    home: Path, tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
-    name = smollm_folder.name
-    shutil.copytree(smollm_folder, home / "models" / name)
-    text = " ".join(f"{number} apples." for number in range(1305))
-    body = {**CHAT, "model": name, "messages": [{"role": "user", "content": text}], "stream": True}
-    with daemons.running(home) as daemon, running_nginx(tmp_path, daemon.url) as url:
-        started = time.monotonic()
-        stream = fetch(url, {**body, "stream_options": {"include_usage": True}})
-        seconds = time.monotonic() - started
+    with running_tiny(home, tiny_tokenizer, "") as daemon, running_nginx(tmp_path, daemon.url) as url:
+        answer, stream = run_both(daemon, lambda: fetch(url, CHAT), lambda: fetch(url, {**CHAT, "stream": True}))
 
-    *_, last = (line.removeprefix("data: ") for line in stream.stdout.splitlines() if '"usage":{' in line)
+    assert "504 Gateway Time-out" in answer.stdout
     assert stream.stdout.endswith("data: [DONE]\n\n"), stream
-    assert 8000 <= json.loads(last)["usage"]["prompt_tokens"] < 8192
-    assert stream.stdout.count(": keep-alive") >= seconds // 10 - 1
+    # One every 10 s, of which a busy machine may delay some. The time-outs of `fetch` are longer than nginx's 60 s.
+    assert stream.stdout.count(": keep-alive") >= 4

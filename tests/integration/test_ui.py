@@ -181,6 +181,29 @@ def test_stopping_cancels_the_request_in_the_daemon(visitor: Visitor) -> None:
     expect(newest).to_contain_text("cancelled")
 
 
+def answer_at_once(page: Page, **delta: str) -> None:
+    """Let the page get this answer without a model."""
+    chunks = [
+        {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+    ]
+    body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+
+
+def test_reasoning_before_an_answer_is_folded(visitor: Visitor) -> None:
+    page = visitor.open("#/chat")
+    answer_at_once(page, reasoning_content="It is large.", content="Paris")
+    ask(page, "What is the capital of France?")
+    wait_for_answer(page)
+    thoughts = page.locator(".reasoning p")
+    expect(page.get_by_label("Answer", exact=True)).to_contain_text("Paris")
+    expect(thoughts).to_be_hidden()
+    page.get_by_text("Reasoning", exact=True).click()
+    expect(thoughts).to_have_text("It is large.")
+    expect(thoughts).to_be_visible()
+
+
 @pytest.mark.long
 def test_reasoning_is_folded(visitor: Visitor) -> None:
     page = visitor.open("#/chat")
@@ -194,7 +217,6 @@ def test_reasoning_is_folded(visitor: Visitor) -> None:
     expect(thoughts).to_be_hidden()
 
 
-@pytest.mark.long
 def test_nothing_moves_while_an_answer_streams(visitor: Visitor) -> None:
     page = visitor.open("#/chat")
     page.get_by_label("Message", exact=True).wait_for()
@@ -259,6 +281,23 @@ def test_images_are_refused_before_a_model_that_cannot_see_gets_them(visitor: Vi
     expect(page.get_by_role("alert")).to_have_text(f"{SCRIPTED} does not accept images. Choose a model with vision.")
 
 
+@pytest.mark.skipif(not HAS_VISION, reason="mlx-vlm is not installed")
+def test_dropped_image_is_sent_and_shown(visitor: Visitor) -> None:
+    page = visitor.open("#/chat")
+    answer_at_once(page, content="A dot.")
+    page.get_by_label("Model", exact=True).select_option(EYES)
+    page.evaluate(DROP, b64encode(PNG).decode())
+    expect(page.get_by_role("img", name="Image 1")).to_be_visible()
+    with page.expect_request("**/v1/chat/completions") as request:
+        ask(page, "What is this?", EYES)
+    wait_for_answer(page)
+
+    (message,) = json.loads(request.value.post_data or "")["messages"]
+    assert ["image_url", "text"] == [part["type"] for part in message["content"]]
+    assert data_url(PNG) == message["content"][0]["image_url"]["url"]
+    expect(page.get_by_label("Your message").get_by_role("img")).to_be_visible()
+
+
 @pytest.mark.long
 @pytest.mark.skipif(not HAS_VISION, reason="mlx-vlm is not installed")
 def test_dropped_image_reaches_a_model_that_sees(visitor: Visitor) -> None:
@@ -268,15 +307,9 @@ def test_dropped_image_reaches_a_model_that_sees(visitor: Visitor) -> None:
     page.get_by_label("Maximum tokens").fill("4")
     page.evaluate(DROP, b64encode(PNG).decode())
     expect(page.get_by_role("img", name="Image 1")).to_be_visible()
-    with page.expect_request("**/v1/chat/completions") as request:
-        page.get_by_label("Message", exact=True).fill("What is this?")
-        page.keyboard.press("Enter")
+    ask(page, "What is this?", EYES)
     wait_for_answer(page)
 
-    (message,) = json.loads(request.value.post_data or "")["messages"]
-    assert ["image_url", "text"] == [part["type"] for part in message["content"]]
-    assert data_url(PNG) == message["content"][0]["image_url"]["url"]
-    expect(page.get_by_label("Your message").get_by_role("img")).to_be_visible()
     expect(page.get_by_label("Answer", exact=True).locator("footer")).to_contain_text("4 tokens")
 
 
@@ -328,7 +361,6 @@ def test_views_are_accessible_and_fit_the_screen(browser: Browser, daemon: Daemo
         assert [] == visitor.problems
 
 
-@pytest.mark.long
 def test_answers_are_announced_once(visitor: Visitor) -> None:
     page = visitor.open("#/chat")
     page.get_by_label("Message", exact=True).wait_for()

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from openai import APIError, OpenAI
 from playwright.sync_api import Browser, Page, expect
 
 from tests import browser as browsers
@@ -139,7 +140,7 @@ def test_failed_download_says_why(page: Page) -> None:
     expect(page.get_by_role("listitem").filter(has_text="org/absent")).to_contain_text("does not exist")
 
 
-def test_model_is_loaded_pinned_and_unloaded(page: Page) -> None:
+def test_model_is_loaded_pinned_and_unloaded_even_if_it_is_in_use(page: Page, daemon: Daemon) -> None:
     page.get_by_role("button", name=f"Load {IDLE}", exact=True).click()
     expect(page.get_by_text(f"{IDLE} is loaded.")).to_be_visible()
     expect(row(page, IDLE)).to_contain_text("in memory")
@@ -147,8 +148,16 @@ def test_model_is_loaded_pinned_and_unloaded(page: Page) -> None:
     expect(row(page, IDLE)).to_contain_text("stays in memory")
     page.get_by_role("button", name=f"Unpin {IDLE}").click()
     expect(page.get_by_role("button", name=f"Pin {IDLE}")).to_be_visible()
-    page.get_by_role("button", name=f"Unload {IDLE}").click()
-    expect(page.get_by_text(f"{IDLE} is unloaded.")).to_be_visible()
+    dialog = page.get_by_role("dialog")
+    with OpenAI(base_url=f"{daemon.url}/v1", api_key="x") as client:
+        answer = client.completions.create(model=IDLE, prompt="Never end", max_tokens=60_000, stream=True)
+        next(iter(answer))
+        page.get_by_role("button", name=f"Unload {IDLE}").click()
+        expect(dialog).to_contain_text(f"Refused: `{IDLE}` is serving 1 request")
+        dialog.get_by_role("button", name="Unload anyway").click()
+        expect(page.get_by_text(f"{IDLE} is unloaded.")).to_be_visible()
+        with pytest.raises(APIError, match="unloaded"):
+            list(answer)
 
 
 @pytest.mark.long

@@ -71,13 +71,16 @@ def _import_model(source: Path, source_hash: FileHash, send: child.Send, options
         if throttle.allows(stage, done, total):
             send(messages.Progress(stage=stage, done=done, total=total))
 
+    def note(text: str) -> None:
+        send(messages.Note(text=text))
+
     def adapt(folder: Path, provenance: dict[str, Any]) -> None:
         if options.origin is not None:
             for text in origins.adapt(folder, provenance, options.origin):
-                send(messages.Note(text=text))
+                note(text)
 
     settings = Options(options.quantize, options.group_size)
-    report = import_model(source, options.dest, progress, settings, adapt, source_hash)
+    report = import_model(source, options.dest, progress, settings, adapt, source_hash, note)
     return messages.Imported(quantization=report)
 
 

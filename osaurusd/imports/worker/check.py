@@ -55,10 +55,11 @@ def check(item: CheckItem, path: Path) -> CheckedModel:
 def _check_gguf(path: Path) -> CheckedModel:
     # Imported here so that this process notices that the daemon exited while NumPy and tokenizers load.
     import osaurusd.imports.worker.lean_imports  # noqa: F401, PLC0415
+    from osaurusd.imports.worker import ollama  # noqa: PLC0415
     from osaurusd.imports.worker.gguf import read_header  # noqa: PLC0415
     from osaurusd.imports.worker.importer import check_header  # noqa: PLC0415
 
-    header = read_header(path)
+    header, _ = ollama.translate(read_header(path))
     sizes: Counter[str] = Counter()
     for tensor in header.tensors.values():
         if len(tensor.shape) > 1:

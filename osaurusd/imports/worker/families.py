@@ -53,6 +53,18 @@ def _query_scale(facts: Facts, largest: int) -> float:
     return facts.hidden / facts.heads if facts.layers == largest else facts.head_dim
 
 
+def _window_pattern(facts: Facts) -> int:
+    """Return n if every n-th layer of Gemma 3 has full attention. Ollama's files list the others as true."""
+    key = facts.key("attention.sliding_window_pattern")
+    local = facts.metadata.find_numbers(key) if facts.metadata.is_list(key) else None
+    if local is None:
+        return facts.size("attention.sliding_window_pattern", 6)
+    for pattern in range(1, facts.layers + 1):
+        if local == [bool((layer + 1) % pattern) for layer in range(facts.layers)]:
+            return pattern
+    raise facts.metadata.failure(f"the layers with full attention in the metadata key {as_json(key)} are irregular")
+
+
 def _layer_types(facts: Facts) -> list[str]:
     return ["full_attention" if layer % 2 else "sliding_attention" for layer in range(facts.layers)]
 
@@ -107,7 +119,7 @@ _VARIANTS: Mapping[str, Callable[[Facts], str]] = {
 }
 
 # Ollama's own names, for files with other tensors and keys than those of llama.cpp.
-_OLLAMA_ONLY = ("gptoss", "mllama", "qwen25vl")
+_OLLAMA_ONLY = ("deepseekocr", "glm4moelite", "glmocr", "mllama", "nemotron_h_omni", "olmo3")
 
 _ALL_ROPE = ("linear", "llama3", "yarn")
 _SELF_ATTENTION = "model.layers.{}.self_attn"
@@ -176,7 +188,7 @@ FAMILIES: tuple[Family, ...] = (
             "rope_local_base_freq": number_of("rope.freq_base_swa", 10000.0),
             "query_pre_attn_scalar": lambda facts: _query_scale(facts, 62),
             "sliding_window": size_of("attention.sliding_window"),
-            "sliding_window_pattern": lambda facts: facts.size("attention.sliding_window_pattern", 6),
+            "sliding_window_pattern": _window_pattern,
         },
         names=in_layers(SANDWICH_NORM),
         transforms=_minus_one("model.norm", *_SANDWICH_NORMS, *_HEAD_NORMS),

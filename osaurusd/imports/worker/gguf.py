@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from osaurusd.errors import ImportFailed
@@ -34,6 +35,28 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "B", 
 _MIN_KEY_BYTES = 8 + 4 + 1
 _MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8
 
+# MXFP4 in Ollama's first files of GPT-OSS (its `fs/ggml/type.go`). ggml had removed its own type 4 before GGUF.
+_PAIRED_MXFP4 = 4
+
+
+@dataclass(frozen=True)
+class Interleaving:
+    """A tensor that takes turns with others in the data of the file, item by item.
+
+    Attributes:
+        index: its place among the tensors.
+        count: the number of tensors.
+        item_bytes: the size of an item.
+    """
+
+    index: int
+    count: int
+    item_bytes: int
+
+    def select(self, data: bytes) -> bytes:
+        """Return the items of this tensor. `data` consists of whole turns."""
+        return np.frombuffer(data, np.uint8).reshape(-1, self.count, self.item_bytes)[:, self.index].tobytes()
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -44,6 +67,9 @@ class TensorInfo:
         type: ggml's name of the type.
         shape: outermost axis first; the file stores it last.
         offset: in bytes from the start of the file.
+        nbytes: the size of its own data.
+        interleaving: None if the data is contiguous. `offset` is that of the first turn.
+        paired: the bytes of its MXFP4 blocks hold neighbors. In ggml's they hold weights that are 16 apart.
     """
 
     path: Path
@@ -52,6 +78,8 @@ class TensorInfo:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    interleaving: Interleaving | None = None
+    paired: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,19 +100,35 @@ class GgufHeader:
         return sum(path.stat().st_size for path in self.paths)
 
     def read(self, tensor: TensorInfo, start: int = 0, size: int | None = None) -> bytes:
-        """Read `size` bytes of a tensor from byte `start`; all by default.
+        """Read `size` bytes of a tensor from byte `start`; all by default. Both are multiples of a row's bytes.
 
         Raises:
             ImportFailed: the file has become shorter.
             OSError: the file could not be read.
         """
         size = tensor.nbytes - start if size is None else size
+        interleaving = tensor.interleaving
+        turns = interleaving.count if interleaving else 1
         with tensor.path.open("rb", buffering=0) as stream:
             # Not by the position in the file, which threads that read the same open file share.
-            data = os.pread(stream.fileno(), size, tensor.offset + start)
-        if len(data) != size:
+            data = os.pread(stream.fileno(), size * turns, tensor.offset + start * turns)
+        if len(data) != size * turns:
             raise ImportFailed(f"{tensor.path.name}: the file shrank while it was read")
-        return data
+        if interleaving:
+            data = interleaving.select(data)
+        return _unpair(data) if tensor.paired else data
+
+
+def _unpair(data: bytes) -> bytes:
+    """Return MXFP4 blocks in ggml's order: byte i holds weights i and i + 16 instead of 2i and 2i + 1."""
+    blocks = np.frombuffer(data, np.uint8).reshape(-1, GGML_QUANT_SIZES[GGMLQuantizationType.MXFP4][1]).copy()
+    # Eight bytes at a time: the first and the second half of each block.
+    first, second = np.ascontiguousarray(blocks[:, 1:]).view(np.uint64).T
+    low = np.uint64(0x0F0F0F0F0F0F0F0F)
+    even = (first & low) | (second & low) << np.uint64(4)
+    odd = (first >> np.uint64(4)) & low | second & ~low
+    blocks[:, 1:] = np.stack([even.view(np.uint8), odd.view(np.uint8)], axis=-1).reshape(len(blocks), -1)
+    return blocks.tobytes()
 
 
 def is_gguf(path: Path) -> bool:
@@ -263,8 +307,9 @@ class _HeaderReader:
             raise self._failure(f"tensor {as_json(name)} has {dimensions} dimensions, not 1 to {MAX_DIMENSIONS}")
         shape = tuple(self._number("Q") for _ in range(dimensions))[::-1]
         kind, offset = self._number("I"), self._number("Q")
+        paired = kind == _PAIRED_MXFP4
         try:
-            ggml_type = GGMLQuantizationType(kind)
+            ggml_type = GGMLQuantizationType.MXFP4 if paired else GGMLQuantizationType(kind)
         except ValueError:
             raise self._failure(f"tensor {as_json(name)} has the unknown type {kind}") from None
         type_name, (block_weights, block_bytes) = ggml_type.name, GGML_QUANT_SIZES[ggml_type]
@@ -274,7 +319,8 @@ class _HeaderReader:
             raise self._failure(
                 f"tensor {as_json(name)} has the offset {offset}, which is not aligned to {alignment} bytes"
             )
-        return TensorInfo(self._path, name, type_name, shape, offset, math.prod(shape) // block_weights * block_bytes)
+        nbytes = math.prod(shape) // block_weights * block_bytes
+        return TensorInfo(self._path, name, type_name, shape, offset, nbytes, paired=paired)
 
     def _resolve_offsets(self, tensors: list[TensorInfo], data_start: int) -> dict[str, TensorInfo]:
         resolved: dict[str, TensorInfo] = {}

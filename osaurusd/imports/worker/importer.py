@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from osaurusd.errors import ImportFailed
+from osaurusd.imports.worker import ollama
 from osaurusd.imports.worker import plan as planning
 from osaurusd.imports.worker.folder import CONFIG, PROVENANCE, copy_folder
 from osaurusd.imports.worker.gguf import GgufHeader, is_gguf, read_header
@@ -46,6 +47,7 @@ def import_model(
     options: Options = DEFAULT_OPTIONS,
     adapt: Callable[[Path, dict[str, Any]], None] = lambda *_: None,
     source_hash: FileHash | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> QuantizationReport | None:
     """Create a model folder that mlx_lm can load, with its provenance in `osaurus.json`.
 
@@ -56,6 +58,7 @@ def import_model(
         options: for GGUF files.
         adapt: called with the folder and its provenance before they are recorded; may change both.
         source_hash: of a GGUF file, started already.
+        note: called with what the result lacks, or has in addition. The record has these texts too.
 
     Returns:
         What quantization changed; None for a folder.
@@ -67,6 +70,8 @@ def import_model(
     source = source.absolute()
     try:
         written = _write_model(source, dest, progress, options, source_hash)
+        for text in written.provenance.get("notes", []):
+            note(text)
         adapt(dest, written.provenance)
         # `verify` compares the files with these checksums.
         checksums = hash_all(dest, lambda done, total: progress("record", done, total), written.digests)
@@ -108,7 +113,7 @@ def _unsupported_reason(source: Path) -> str:
 
 def _convert(source: Path, dest: Path, progress: Progress, options: Options, source_hash: FileHash | None) -> _Written:
     """Convert a GGUF file."""
-    header = read_header(source)
+    header, notes = ollama.translate(read_header(source))
     if source_hash is None or source_hash.paths != header.paths:
         source_hash = FileHash(header.paths)
     with source_hash as digest, ThreadPoolExecutor(1) as thread:
@@ -129,6 +134,8 @@ def _convert(source: Path, dest: Path, progress: Progress, options: Options, sou
     provenance = _provenance(source, "gguf") | {"sha256": sha256}
     if license_name := header.metadata.find_text("general.license"):
         provenance["license"] = license_name
+    if notes:
+        provenance["notes"] = notes
     report = errors.report()
     lineage = {"mode": options.quantize, "group_size": options.group_size, **msgspec.to_builtins(report)}
     provenance["quantization"] = lineage | {"errors": errors.errors}

@@ -78,6 +78,9 @@ class Metadata:
             return value
         raise self._wrong(key, "a boolean")
 
+    def is_list(self, key: str) -> bool:
+        return isinstance(self._values.get(key), list)
+
     def find_texts(self, key: str) -> list[str] | None:
         value = self._values.get(key)
         if value is None:

@@ -20,12 +20,12 @@ from osaurusd.imports.worker import families, quantization
 from osaurusd.imports.worker.facts import Facts
 from osaurusd.imports.worker.family import Family
 from osaurusd.imports.worker.gguf import GgufHeader, TensorInfo
+from osaurusd.imports.worker.ollama import ENCODER_TENSORS
 from osaurusd.imports.worker.quantization import Scheme
 from osaurusd.imports.worker.transforms import Transform
 from osaurusd.wire.errors import as_json
 
 # Tensors that become part of the config, or that mlx_lm computes itself.
-_ENCODER_TENSORS = ("v.", "mm.")
 _CONFIG_TENSORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 
 
@@ -216,10 +216,11 @@ def _float_type(family: Family, placements: list[Placement]) -> str:
 
 
 def _check_text_only(facts: Facts) -> None:
-    """Reject files in which Ollama stores an image encoder beside the text model, with keys that only it knows."""
-    if any(name.startswith(_ENCODER_TENSORS) for name in facts.header.tensors):
+    """Reject files in which Ollama stores an image encoder beside a text model that this package does not know."""
+    if any(name.startswith(ENCODER_TENSORS) for name in facts.header.tensors):
         raise facts.metadata.failure(
-            "it contains an image encoder and settings in Ollama's own format, which is not supported; "
+            f"it contains an image encoder, which Ollama's own format of the architecture "
+            f"{as_json(facts.architecture)} stores beside the text model, and which is not supported; "
             "use a GGUF file for llama.cpp, such as those at hf.co"
         )
 

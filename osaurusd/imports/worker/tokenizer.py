@@ -108,15 +108,16 @@ def _document(tokenizer: Tokenizer, vocabulary: Vocabulary, merges: _Merges) -> 
 
 
 def _merges(ids: dict[str, int], metadata: Metadata) -> _Merges:
-    merges = []
+    merges: dict[tuple[str, str], None] = {}
     for text in metadata.texts("tokenizer.ggml.merges"):
         # In vocabularies that are not strictly byte-level, the first character can be a space.
         split = text.find(" ", 1)
         first, second = text[:split], text[split + 1 :]
         if split < 0 or not (first in ids and second in ids and first + second in ids):
             raise metadata.failure(f"the merge {as_json(text)} does not join two tokens into a third")
-        merges.append((first, second))
-    return merges
+        # Of a repeated merge, the first counts in llama.cpp, but the last one in the library.
+        merges.setdefault((first, second))
+    return [*merges]
 
 
 def _sentence_piece(vocabulary: Vocabulary, metadata: Metadata) -> tuple[Tokenizer, _Merges]:

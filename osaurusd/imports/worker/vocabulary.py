@@ -8,8 +8,8 @@ from typing import Any
 from osaurusd.imports.worker.metadata import Metadata, shortest_float32
 from osaurusd.wire.errors import as_json
 
-# tokenizer.ggml.token_type (llama.cpp's llama_token_type); 0 is "undefined", 5 "unused", 6 "byte".
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+# tokenizer.ggml.token_type (llama.cpp's llama_token_type); 0 is "undefined", 6 "byte".
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 
 # The longest real tokens are runs of a few hundred spaces. Deriving merges takes quadratic time in the length.
 MAX_TOKEN_LENGTH = 1024
@@ -84,7 +84,7 @@ def read_vocabulary(metadata: Metadata) -> Vocabulary:
         return _token_id(metadata, name, len(tokens), defaults.get(name))
 
     eos = token_id("eos")
-    ends = [eos, token_id("eot"), token_id("eom")]
+    ends = [eos, token_id("eot"), token_id("eom"), *_end_ids(metadata, len(tokens))]
     control = [index for index, kind in enumerate(types) if kind == CONTROL]
     texts = {tokens[index] for index in control}
     excluded = {_END_OF_MESSAGE} if texts.issuperset(_HARMONY_ENDS) else set()
@@ -151,6 +151,16 @@ def _per_token(metadata: Metadata, name: str, count: int) -> list[float] | None:
     if values is not None and len(values) != count:
         raise metadata.failure(f"tokenizer.ggml.{name} has {len(values)} values for {count} tokens")
     return values
+
+
+def _end_ids(metadata: Metadata, count: int) -> list[int]:
+    """Return the ids that end an output. Ollama's converter copies them from `generation_config.json`."""
+    key = "tokenizer.ggml.eos_token_ids"
+    ids = metadata.find_numbers(key) or []
+    for value in ids:
+        if not (value.is_integer() and 0 <= value < count):
+            raise metadata.failure(f"{key} contains {value:g}, but there are {count} tokens")
+    return [int(value) for value in ids]
 
 
 def _token_id(metadata: Metadata, name: str, count: int, default: int | None) -> int | None:

@@ -12,13 +12,14 @@ from prometheus_client import CollectorRegistry
 
 from osaurusd.errors import HostUnreachable
 from osaurusd.events import EventBus
+from osaurusd.groups.group import SIGNAL_MEANINGS
 from osaurusd.groups.launcher import GroupLauncher
 from osaurusd.groups.member import Timeouts
 from osaurusd.groups.placement import Placement, RankPlan
 from osaurusd.groups.rank import RankContext
 from osaurusd.groups.rank_service import RankService
 from osaurusd.hosts.registry import Host
-from osaurusd.models.record import ModelRecord
+from osaurusd.models.record import MemoryEstimate, ModelRecord
 from osaurusd.pool.config import PoolConfig
 from osaurusd.pool.metrics import PoolMetrics
 from osaurusd.pool.placement import LocalLauncher
@@ -111,7 +112,7 @@ class Follower:
     def __post_init__(self):
         self.host = Host(name=self.name, url="https://x", certificate="", fingerprint=self.name, added_at=0)
         self.events = EventBus()
-        launch = Launch(command=COMMAND, stop_grace=self.stop_grace)
+        launch = Launch(command=COMMAND, stop_grace=self.stop_grace, signal_meanings=SIGNAL_MEANINGS)
         config = PoolConfig(launch=launch, scheduler=SchedulerConfig(budget_bytes=BUDGET_BYTES))
         self.pool = Pool(config, events=self.events)
         context = RankContext(
@@ -255,7 +256,8 @@ async def cluster(tmp_path, *, behaviors=("echo",), stop_grace=5, clock=None):
             folder.mkdir(parents=True)
             followers.append(Follower(name, folder, clock, stop_grace=stop_grace))
         leader = Leader(followers, clock, stop_grace)
-        record = _record(tmp_path / "echo")
+        (tmp_path / "echo").mkdir()
+        record = model_record("m", tmp_path / "echo")
         leader.distribute(record)
         try:
             yield SimpleNamespace(leader=leader, followers=followers, clock=clock, model=record)
@@ -274,8 +276,8 @@ async def _close(leader, followers):
         await follower.close()
 
 
-def _record(folder):
-    folder.mkdir()
-    return ModelRecord(
-        name="m", repo="m", path=folder, source="hub", state=Availability.AVAILABLE, created=0, context_length=512
-    )
+def model_record(name, folder, weights_bytes=0):
+    """Return the record of a model, whose folder is named after what its worker does."""
+    memory, state = MemoryEstimate(weights_bytes=weights_bytes), Availability.AVAILABLE
+    fields = {"name": name, "repo": name, "path": folder, "state": state, "memory": memory}
+    return ModelRecord(**fields, source="hub", created=0, context_length=512)

@@ -3,15 +3,17 @@
 import asyncio
 import json
 import socket
+import threading
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
 
 from osaurusd.config import Config, Server
 from osaurusd.errors import InvalidJson, InvalidRequest
-from osaurusd.http.json import decode_json, encode_list, json_response, read_json
+from osaurusd.http.json import decode_body, decode_json, encode_list, json_response, read_json
+from osaurusd.json_text import replace_lone_surrogates
 
 from .serve import build_app, serving
 
@@ -37,6 +39,20 @@ class Order(msgspec.Struct):
 class Closed(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     inner: "Closed | None" = None
+
+
+class Square(msgspec.Struct, tag="square"):
+    size: int = 1
+
+
+class Line(msgspec.Struct, tag="line"):
+    length: int = 1
+
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+PositiveNumber = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+Pair = Annotated[list[int], msgspec.Meta(min_length=2, max_length=2)]
+Word = Annotated[str, msgspec.Meta(min_length=1, max_length=3, pattern="^[a-z]+$")]
 
 
 def test_body_becomes_an_object_and_unknown_fields_are_ignored():
@@ -81,6 +97,23 @@ def test_whole_floats_are_integers_at_the_levels_where_options_are():
         (b"null", Order, None, "the request body: expected `object`, got `null`"),
         (b"true", str | list | None, None, "the request body: expected `string | array | null`, got `boolean`"),
         (b"1", Order, None, "the request body: expected `object`, got `integer`"),
+        (b"1.5", int, None, "the request body: expected `integer`, got `number`"),
+        (b'"c"', Literal["a", "b"], None, 'the request body: invalid enum value "c"'),
+        (b'"it\'s"', Literal["a", "b"], None, """the request body: invalid enum value "it's\""""),
+        (b'"a\\"b"', Literal["a", "b"], None, r'the request body: invalid enum value "a\"b"'),
+        (b"3", Literal[1, 2], None, "the request body: invalid enum value 3"),
+        (b'{"type":"circle"}', Square | Line, "type", '`type`: invalid value "circle"'),
+        (b'{"type":1}', Square | Line, "type", "`type`: expected `string`"),
+        (b"{}", Square | Line, "type", "`type`: is required"),
+        (b"0", Positive, None, "the request body: expected `integer` >= 1"),
+        (b"0.0", PositiveNumber, None, "the request body: expected `number` > 0.0"),
+        (b"1", PositiveNumber, None, "the request body: expected `number` < 1.0"),
+        (b"[]", Pair, None, "the request body: expected `array` of length >= 2"),
+        (b"[1,2,3]", Pair, None, "the request body: expected `array` of length <= 2"),
+        (b'""', Word, None, "the request body: expected `string` of length >= 1"),
+        (b'"abcd"', Word, None, "the request body: expected `string` of length <= 3"),
+        (b'"1"', Word, None, 'the request body: expected `string` matching regex "^[a-z]+$"'),
+        (b"1e999", float, None, "the request body: number out of range"),
     ],
 )
 def test_validation_error_names_the_path_of_the_field(content, type_, param, message):
@@ -161,6 +194,19 @@ async def test_large_body_does_not_hold_up_the_event_loop(messages):
             if longest < MAX_LOOP_SECONDS:
                 return
     pytest.fail(f"the event loop was held up for {longest} s")
+
+
+async def test_text_of_a_large_body_is_repaired_beside_the_event_loop(monkeypatch):
+    threads = []
+
+    def observed_repair(text):
+        threads.append(threading.current_thread())
+        return replace_lone_surrogates(text)
+
+    monkeypatch.setattr("osaurusd.http.json.replace_lone_surrogates", observed_repair)
+    assert "\ufffd" == (await decode_body(b'"%s\\ud800"' % (b"x" * 2**20), str))[-1]
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 async def post_and_measure(port, body):

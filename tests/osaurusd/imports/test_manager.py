@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
 import json
 import os
@@ -115,6 +116,41 @@ async def test_the_models_folder_is_created_if_missing(tmp_path, hub, source, co
     imports = ImportManager(make_catalog(tmp_path / "data" / "models", hub))
     await collect(imports.run(source(["copy", complete_model], ["imported"]), "m"))
     assert list_names(tmp_path / "data" / "models") == ["m"]
+
+
+async def test_the_models_folder_is_synced_before_the_model_is_reported(
+    imports, models, source, complete_model, monkeypatch
+):
+    sync, synced = os.fsync, []
+
+    def observed_sync(descriptor):
+        sync(descriptor)
+        if os.path.sameopenfile(descriptor, folder):
+            synced.append(list_names(models))
+
+    events = imports.run(source(["progress", "hash", 0, 1], ["copy", complete_model], ["imported"]), "m")
+    await anext(events)
+    folder = os.open(models, os.O_RDONLY)
+    try:
+        monkeypatch.setattr(os, "fsync", observed_sync)
+        assert (await anext(events)).name == "m"
+        assert synced == [["m"]]
+    finally:
+        os.close(folder)
+        await events.aclose()
+
+
+async def test_an_import_fails_if_the_models_folder_cannot_be_synced(
+    imports, catalog, models, source, complete_model, monkeypatch
+):
+    def fail(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(ImportFailed, match="m: Input/output error"):
+        await collect(imports.run(source(["copy", complete_model], ["imported"]), "m"))
+    assert list_names(models) == []
+    assert await catalog.records() == []
 
 
 EXITED = "My-Model-Q4_0.gguf: the import process exited unexpectedly"

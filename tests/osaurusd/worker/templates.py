@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from osaurusd.imports.worker import templates
+
 _MESSAGE = "<{{ m.role }}>{{ m.content }}\n"
 _LOOP = "{% for m in messages %}"
 _END = "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -177,6 +179,9 @@ REDUCED = {
 for _name in ("command-r", "hermes"):
     REDUCED[_name] = _TYPE_MACRO + REDUCED[_name]
 
+# Those that the import adds to files without one.
+OWN = {f"own-{path.stem}": path.read_text() for path in sorted(Path(templates.__path__[0]).glob("*.jinja"))}
+
 COMPLETE = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "chat_templates").glob("*.jinja"))}
 
 NAMED = {
@@ -185,4 +190,4 @@ NAMED = {
     "named-tool-use-only": {"tool_use": REDUCED["command-r"]},
 }
 
-TEMPLATES = {**REDUCED, **COMPLETE, **NAMED}
+TEMPLATES = {**REDUCED, **COMPLETE, **OWN, **NAMED}

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import uuid
 from collections import defaultdict
+from collections.abc import AsyncGenerator
 from typing import Literal
 
 import msgspec
@@ -13,7 +14,7 @@ from osaurusd.buffered_bytes import Reservation
 from osaurusd.errors import InvalidRequest, OsaurusError, TooManyRequests
 from osaurusd.http.admission import Deadline
 from osaurusd.http.errors import as_osaurus_error, error_body, excerpt, status_of
-from osaurusd.http.json import decode_json
+from osaurusd.http.json import decode_body
 from osaurusd.http.request import CONTEXT, RequestContext
 from osaurusd.http.websocket import WebSocket, is_upgrade
 from osaurusd.protocols.openai.responses.creation import ResponseCreator
@@ -125,6 +126,7 @@ class _Session:
         self._context = context
         self._socket = socket
         self._lanes: defaultdict[str | None, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._decoding = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> web.StreamResponse:
@@ -153,12 +155,20 @@ class _Session:
         with held, reservation.used(), contextlib.suppress(ConnectionError):
             try:
                 reservation.add(len(message))
-                event = decode_json(message, CreateEvent)
+                async with self._decoding:  # one after another, since the messages of a lane are in order
+                    event = await decode_body(message, CreateEvent)
                 del message
                 lane, previous = event.stream_id, event.previous_response_id
                 self._check(event)
-                async with self._lanes[lane]:
-                    await self._respond(event)
+                async with self._lanes[lane], self._admit() as (deadline, locks):
+                    fields = {} if lane is None else {"stream_id": lane}
+                    run = await self._creator.create(event, self._scope, locks, fields)
+                    del event  # it contains the text of images
+                    async with contextlib.aclosing(deadline.items(run.stream())) as events:
+                        async for _, data in events:
+                            # The client may continue a response as soon as it has the last event.
+                            await self._keep(run, lane, previous)
+                            await self._socket.send(data)
             except ConnectionError:
                 raise
             except Exception as error:  # noqa: BLE001  the boundary: `as_osaurus_error` logs what is unexpected
@@ -182,26 +192,22 @@ class _Session:
                 f"`stream_id`: a connection can have at most {MAX_LANES} of them; open another one", param="stream_id"
             )
 
-    async def _respond(self, event: CreateEvent) -> None:
+    @contextlib.asynccontextmanager
+    async def _admit(self) -> AsyncGenerator[tuple[Deadline, contextlib.ExitStack]]:
+        """Count a response as a request while the block runs. Yields its deadline, and what holds its locks."""
         admission = self._context.admission
         deadline = Deadline(admission.limits.request_seconds, asyncio.get_running_loop().time())
-        fields = {} if event.stream_id is None else {"stream_id": event.stream_id}
-        with admission.admit(), contextlib.ExitStack() as held:
+        with admission.admit(), contextlib.ExitStack() as locks:
             async with deadline.enforce():
-                run = await self._creator.create(event, self._scope, held, fields)
-                async with contextlib.aclosing(deadline.items(run.stream())) as events:
-                    async for _, data in events:
-                        # The client may continue a response as soon as it has the last event.
-                        await self._keep(event, run)
-                        await self._socket.send(data)
+                yield deadline, locks
 
-    async def _keep(self, event: CreateEvent, run: ResponseRun) -> None:
+    async def _keep(self, run: ResponseRun, lane: str | None, previous: str | None) -> None:
         """Once a response is final, let the connection continue it."""
         match run.response.status:
             case "failed":
-                await self._scope.forget(event.previous_response_id)
+                await self._scope.forget(previous)
             case "completed" | "incomplete":
-                await self._scope.remember(event.stream_id, run)
+                await self._scope.remember(lane, run)
 
 
 def _render_error(error: OsaurusError, lane: str | None) -> bytes:

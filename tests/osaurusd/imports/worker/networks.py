@@ -246,15 +246,20 @@ CASES = (
 class Network:
     """A network of a family with random parameters, whose matrices a ggml type holds exactly.
 
+    Args:
+        kind: of all matrices, or of the experts if there is an `other_kind`.
+        vocabulary: the number of embeddings, if it differs from the number of tokens.
+
     Attributes:
         parameters: as mlx_lm has them.
         tensors: bytes and type of each tensor of the file.
     """
 
-    def __init__(self, case, kind, *, tied=False):
+    def __init__(self, case, kind, *, tied=False, tokenizer=None, vocabulary=None, other_kind=None):
         self.case, self.kind = case, kind
-        self.tokenizer = byte_level_tokenizer()
-        vocabulary = len(self.tokenizer["tokenizer.ggml.tokens"])
+        self._other_kind = other_kind or kind
+        self.tokenizer = tokenizer or byte_level_tokenizer()
+        vocabulary = vocabulary or len(self.tokenizer["tokenizer.ggml.tokens"])
         config = {
             **_SIZES,
             "num_hidden_layers": case.layers,
@@ -281,7 +286,7 @@ class Network:
         small = small or name.endswith(".bias") or "shared_expert_gate" in name
         # Rows that are not a multiple of the block size stay floats, as in the files of llama.cpp.
         small = small or shape[-1] % gguf.GGML_QUANT_SIZES[self.kind][0] != 0
-        kind = Type.F32 if small else self.kind
+        kind = Type.F32 if small else self.kind if "experts" in name else self._other_kind
         offset = np.float32(self.case.norm_offset if name.endswith("norm.weight") else 0.0)
         if small:
             # Few digits: exact in F16 and BF16.
@@ -325,24 +330,29 @@ class Network:
         shape = (-1, HEAD // 2, 2, *values.shape[1:])
         return values.reshape(shape).swapaxes(1, 2).reshape(values.shape)
 
-    def _keys(self):
+    def keys(self):
         return {**_KEYS, "block_count": self.case.layers, **self.case.keys}
 
     def write(self, path, **overrides):
         """Write the GGUF file with the `gguf` package, and return its path."""
-        writer = gguf.GGUFWriter(path, self.case.architecture)
-        keys = {f"{self.case.architecture}.{key}": value for key, value in self._keys().items()}
-        for key, value in (keys | self.tokenizer | overrides).items():
-            add_value(writer, key, value)
-        for name, (data, kind) in self.tensors.items():
-            # The converter leaves out dimensions of one.
-            shape = [size for size in data.shape if size > 1]
-            writer.add_tensor(name, np.ascontiguousarray(data).reshape(shape), raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return path
+        keys = {f"{self.case.architecture}.{key}": value for key, value in self.keys().items()}
+        return write_file(path, self.case.architecture, keys | self.tokenizer | overrides, self.tensors)
+
+
+def write_file(path, architecture, metadata, tensors):
+    """Write a GGUF file with the `gguf` package, and return its path. `tensors`: bytes and type by name."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in metadata.items():
+        add_value(writer, key, value)
+    for name, (data, kind) in tensors.items():
+        # The converter leaves out dimensions of one.
+        shape = [size for size in data.shape if size > 1]
+        writer.add_tensor(name, np.ascontiguousarray(data).reshape(shape), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def add_value(writer, key, value):

@@ -206,12 +206,6 @@ def test_a_hash_that_was_started_before_is_used_if_it_is_of_the_same_files(tmp_p
         assert json.loads((dest / "osaurus.json").read_text())["sha256"] == expected
 
 
-def test_files_with_an_image_encoder_are_rejected_as_those_of_ollama(tmp_path, dest, tiny):
-    encoder = {"v.patch_embedding.weight": ("F32", np.zeros((4, 32)))}
-    path = write_gguf(tmp_path / "x.gguf", tiny.metadata(), tiny.tensors() | encoder)
-    assert "it contains an image encoder" in error_of(path, dest)
-
-
 def test_matrices_without_a_group_cannot_be_quantized(tmp_path, dest):
     network = TinyLlama()
     network.hidden = network.inner = 48

@@ -253,7 +253,7 @@ def error_of(convert, path):
 @pytest.mark.parametrize(
     ("metadata", "reason"),
     [
-        ({"general.architecture": "gptoss"}, 'architecture "gptoss" is Ollama\'s own format'),
+        ({"general.architecture": "mllama"}, 'architecture "mllama" is Ollama\'s own format'),
         ({"general.architecture": "rwkv6"}, 'architecture "rwkv6" is not supported; supported: cohere2, command-r, '),
         ({"general.type": "adapter"}, 'contains a "adapter"'),
         ({"split.count": 3}, "it is one of 3 parts; import the first one"),

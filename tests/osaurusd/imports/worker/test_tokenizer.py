@@ -124,6 +124,16 @@ def test_merges_are_applied_in_order(tokenizer_of):
     assert tokens == ["hello", "Ġw", "12", "3", "4", "ĊĊ", "<tool>", "!"]
 
 
+def test_first_of_repeated_merges_counts(tokenizer_of):
+    """As in llama.cpp."""
+    metadata = byte_level_tokenizer(merges=["h e", "e l", "h e"])
+    metadata["tokenizer.ggml.tokens"].append("el")
+    metadata["tokenizer.ggml.token_type"].append(1)
+    tokenizer = tokenizer_of(metadata)
+
+    assert ["he", "l"] == tokenizer.convert_ids_to_tokens(tokenizer.encode("hel"))
+
+
 @pytest.mark.parametrize(
     ("pre", "text", "pieces"),
     [

@@ -5,8 +5,6 @@ import contextlib
 import os
 import signal
 
-import pytest
-
 from osaurusd.inference.request import GenerationRequest, SamplingParams, TokenPrompt
 from osaurusd.rpc import messages
 from tests.osaurusd.worker.parallel import groups
@@ -37,7 +35,6 @@ async def test_ranks_with_different_secrets_refuse_each_other(qwen2_folder):
     assert all(isinstance(reply, messages.LoadFailed) and UNKNOWN_PEER in reply.message for reply in replies)
 
 
-@pytest.mark.long
 async def test_a_program_that_takes_the_place_of_a_rank_is_refused(qwen2_folder):
     async with groups.processes(1) as group, impostor() as address:
         await group.open(qwen2_folder, "pipeline", size=2, layers=(2, 2))
@@ -49,7 +46,6 @@ async def test_a_program_that_takes_the_place_of_a_rank_is_refused(qwen2_folder)
     assert UNKNOWN_PEER in reply.message
 
 
-@pytest.mark.long
 async def test_a_rank_that_cannot_join_in_time_exits(qwen2_folder):
     async with groups.processes(1) as group:
         await group.open(qwen2_folder, "pipeline", size=2, layers=(2, 2))

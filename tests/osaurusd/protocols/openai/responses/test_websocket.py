@@ -2,13 +2,17 @@
 
 import asyncio
 import base64
+import gc
 import struct
+import threading
 
 import pytest
 
 from osaurusd.config import Config, Defaults, Limits, Server
 from osaurusd.errors import Draining
 from osaurusd.http.connection import MAX_PIPELINED_BYTES
+from osaurusd.json_text import replace_lone_surrogates
+from osaurusd.protocols.openai.responses.types import CreateEvent
 from osaurusd.protocols.openai.responses.websocket import MAX_LANES, MAX_RESPONSES
 from tests.osaurusd.pool.helpers import until
 
@@ -246,6 +250,38 @@ async def test_large_message_arrives_while_a_response_is_generated(served):
         completed = 0
         while completed < 2:
             completed += (await socket.receive())["type"] == "response.completed"
+
+
+async def test_text_of_a_large_message_is_repaired_beside_the_event_loop_and_its_lane_stays_in_order(
+    served, monkeypatch
+):
+    threads = []
+
+    def observed_repair(text):
+        threads.append(threading.current_thread())
+        return replace_lone_surrogates(text)
+
+    monkeypatch.setattr("osaurusd.http.json.replace_lone_surrogates", observed_repair)
+    first, last = "x" * 2**20 + "\ud800", "to be"
+    async with served.connect() as socket:
+        await socket.send(input=first, generate=False)
+        await socket.send(input=last)
+        completed = []
+        while len(completed) < 2:
+            event = await socket.receive()
+            if event["type"] == "response.completed":
+                completed.append(event["response"]["output"] != [])
+
+    assert [False, True] == completed
+    assert threads
+    assert threading.main_thread() not in threads
+
+
+async def test_message_does_not_stay_in_memory_while_its_response_is_generated(served):
+    async with served.connect() as socket:
+        await socket.send(input=[{"role": "user", "content": "stall"}])
+        await until(lambda: "generate" in served.worker_frames())
+        assert [] == [each for each in gc.get_objects() if type(each) is CreateEvent]
 
 
 @pytest.mark.parametrize("closing", ["close frame", "half-closed", "reset"])
