@@ -1,15 +1,15 @@
 """What a caller of the pool gets or waits for."""
 
 import asyncio
-from dataclasses import dataclass
+
+import msgspec
 
 from osaurusd.errors import OsaurusError
 from osaurusd.pool.state import ModelState
 from osaurusd.rpc.client import WorkerClient
 
 
-@dataclass(frozen=True)
-class Lease:
+class Lease(msgspec.Struct, frozen=True):
     """The right to send requests to a loaded model.
 
     Attributes:

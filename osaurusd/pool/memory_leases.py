@@ -1,7 +1,8 @@
 """Memory that this host lends to others, for ranks of their models. It counts like pinned models. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from osaurusd.errors import InsufficientMemory
 from osaurusd.pool.policy import describe_usage
@@ -10,8 +11,7 @@ from osaurusd.wire.admin import WorkerState
 from osaurusd.wire.sizes import format_bytes
 
 
-@dataclass(eq=False)
-class MemoryLease:
+class MemoryLease(msgspec.Struct, eq=False):
     """Memory for one rank.
 
     Attributes:

@@ -1,8 +1,9 @@
 """Memory policy: which models fit, which are evicted, and how the budget is divided. Pure functions."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
+
+import msgspec
 
 from osaurusd.errors import Busy, InsufficientMemory
 from osaurusd.pool.state import ModelState
@@ -13,8 +14,7 @@ RETRY_SECONDS = 5
 """When a request may find the memory free that running requests did not release in time."""
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """How to make room: stop the idle models of `evict`, and those of `drain` once their requests have completed.
 
     `possible` is False if all models that are not pinned together do not free enough.

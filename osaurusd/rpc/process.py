@@ -7,9 +7,9 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import psutil
 
 from osaurusd.errors import LoadFailed, WorkerCrashed
@@ -36,8 +36,7 @@ WORKER_ENVIRONMENT = {
 }
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(msgspec.Struct, frozen=True):
     """How to start workers; times are in seconds.
 
     Attributes:
@@ -56,7 +55,7 @@ class Launch:
     load_timeout: float = 600.0
     stop_grace: float = 5.0
     hang_timeout: float = 120.0
-    signal_meanings: Mapping[signal.Signals, str] = field(default_factory=dict)
+    signal_meanings: Mapping[signal.Signals, str] = msgspec.field(default_factory=dict)
 
 
 class WorkerProcess:

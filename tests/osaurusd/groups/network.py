@@ -121,7 +121,7 @@ class Follower:
             launch=lambda: launch,
             lend_bytes=lambda: self.lend_bytes,
             link_address=lambda: "",
-            versions=self.versions,
+            versions=lambda: self.versions,
             is_draining=lambda: self.draining,
             events=self.events,
             clock=self.clock,
@@ -195,7 +195,7 @@ class Leader:
             manifests=self,
             timeouts=lambda: Timeouts(start=120, stream=30, hang=60),
             link_address=lambda: "",
-            versions=VERSIONS,
+            versions=lambda: VERSIONS,
             events=self.events,
             clock=clock,
         )

@@ -1,9 +1,9 @@
 """Which host runs which part of a model, and what is refused before anything starts."""
 
 import itertools
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from osaurusd.errors import InsufficientMemory, InvalidRequest, VersionMismatch
 from osaurusd.groups.facts import HEADS_WIDTH, Part

@@ -2,11 +2,11 @@
 
 import contextlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from msgspec.structs import replace
 
 from osaurusd import log
 from osaurusd.buffered_bytes import BufferedBytes
