@@ -44,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
         const=True,
         help="disable API-key authentication, even if other machines can connect",
     )
-    serve.add_argument("--config", type=Path, help="configuration file (default: the user's config.toml)")
+    serve.add_argument(
+        "--config", metavar="FILE", type=Path, help="configuration file (default: the user's config.toml)"
+    )
     return parser
 
 

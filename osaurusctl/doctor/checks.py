@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from osaurusctl import config_file
 from osaurusctl.client import Client
-from osaurusctl.doctor import daemon, gpu, hosts, machine, ranks, service
+from osaurusctl.doctor import daemon, gpu, hosts, machine, service
 from osaurusctl.doctor.check import Check, Context
 from osaurusctl.errors import CliError, DaemonNotRunning
 from osaurusctl.service import lookup
@@ -26,7 +26,7 @@ _CHECKS: tuple[Callable[[Context], Iterator[Check]], ...] = (
     daemon.check_access,
     daemon.check_socket,
     daemon.check_open_files,
-    ranks.check_ranks,
+    hosts.check_ranks,
     machine.check_disk,
     machine.check_memory,
     machine.check_model_folders,

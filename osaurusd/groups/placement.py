@@ -16,9 +16,9 @@ from osaurusd.groups.candidates import CandidateHost
 from osaurusd.groups.facts import ModelFacts, Part
 from osaurusd.groups.families import FAMILIES
 from osaurusd.pool.memory import CACHE_FACTOR, FLOAT32_BYTES, ORDINARY_TOKENS, WEIGHTS_FACTOR
-from osaurusd.pool.policy import format_bytes
 from osaurusd.wire.groups import MAX_RANKS
 from osaurusd.wire.placement import PlacementInfo, PlannedRank, Split, SplitSetting, Versions
+from osaurusd.wire.sizes import format_bytes
 
 _SPLITS: tuple[Split, ...] = ("tensor", "pipeline")
 

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import msgspec
 
 from osaurusd.errors import InsufficientMemory
-from osaurusd.pool.policy import describe_usage, format_bytes
+from osaurusd.pool.policy import describe_usage
 from osaurusd.pool.state import ModelState, Waiter
 from osaurusd.wire.admin import WorkerState
+from osaurusd.wire.sizes import format_bytes
 
 
 class MemoryLease(msgspec.Struct, eq=False):

@@ -8,6 +8,7 @@ import msgspec
 from osaurusd.errors import Busy, InsufficientMemory
 from osaurusd.pool.state import ModelState
 from osaurusd.wire.admin import WorkerState
+from osaurusd.wire.sizes import format_bytes
 
 RETRY_SECONDS = 5
 """When a request may find the memory free that running requests did not release in time."""
@@ -142,11 +143,6 @@ def pins_exceed_budget(budget: int, needs: Mapping[str, int]) -> InsufficientMem
         f"{format_bytes(budget)}; unpin a model or raise `residency.budget_bytes`",
         location=("model",),
     )
-
-
-def format_bytes(count: int) -> str:
-    """Format bytes with decimal units."""
-    return f"{count / 1e9:.1f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"
 
 
 def describe_usage(model: ModelState) -> str:

@@ -251,10 +251,6 @@ class Converter:
             values = dequantize(self._read(tensor, rows, total), GGMLQuantizationType[tensor.type])
         return values.astype(np.float32, copy=False)
 
-    def _dequantize_all(self, tensor: TensorInfo) -> Array:
-        rows = math.prod(tensor.shape[:-1])
-        return self._dequantize(tensor, range(rows), rows).reshape(tensor.shape)
-
     @contextlib.contextmanager
     def _naming(self, tensor: TensorInfo) -> Iterator[None]:
         try:

@@ -19,7 +19,7 @@ from tests.osaurusd.groups.network import assert_memory_is_back, cluster
     ("change", "error", "message"),
     [
         ({"lend_bytes": 0}, InsufficientMemory, r'host "b": .*lends no memory; set `distributed.lend_bytes`'),
-        ({"lend_bytes": 999}, InsufficientMemory, "lends at most 0.0 MB"),
+        ({"lend_bytes": 999}, InsufficientMemory, "lends at most 999 B"),
         ({"draining": True}, Draining, 'host "b": the host is draining'),
         ({"fetch_error": DiskFull("no space")}, DiskFull, 'host "b": no space'),
         ({"reachable": False}, HostUnreachable, '"b"'),

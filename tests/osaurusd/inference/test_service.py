@@ -72,7 +72,7 @@ class FakePool:
         assert record is RECORD
         self.leases += 1
         try:
-            yield SimpleNamespace(generate=self._generate, **self._waits)
+            yield SimpleNamespace(client=SimpleNamespace(generate=self._generate), **self._waits)
         finally:
             self.leases -= 1
 

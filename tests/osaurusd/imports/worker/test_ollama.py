@@ -14,7 +14,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from osaurusd.errors import ImportFailed
 from osaurusd.imports.worker import check as checks
 from osaurusd.imports.worker.importer import Options, import_model
-from osaurusd.wire.import_checks import CheckItem
+from osaurusd.wire.imports import CheckItem
 from osaurusd.wire.quantization import ImportQuantization
 from tests.osaurusd.worker.templates import COMPLETE, OWN
 
