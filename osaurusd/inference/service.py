@@ -9,6 +9,7 @@ import msgspec
 from osaurusd.activity import ActiveRequest, Activity
 from osaurusd.buffered_bytes import BufferedBytes
 from osaurusd.config import Config
+from osaurusd.conversion import convert
 from osaurusd.errors import ImageInputUnsupported, InvalidRequest, ModelNotFound, OsaurusError
 from osaurusd.inference import decisions, limits
 from osaurusd.inference.decisions import Question
@@ -177,7 +178,7 @@ class Service:
         config = self._config()
         limits.check_value(limits.QUESTIONS, questions, config.input)
         request = decisions.build_request(messages, questions)
-        limits.check_request(request, config.input)
+        await convert(limits.check_request, request, config.input)
         if config.log.content:
             log.info("questions", messages=msgspec.to_builtins(messages), questions=msgspec.to_builtins(questions))
         async with self._lease(record) as (lease, active):
@@ -204,7 +205,7 @@ class Service:
                 one at fault.
         """
         config = self._config()
-        _check(requests, config)
+        await convert(_check, requests, config)
         async with (
             self._load_images(record, requests, images) as loaded,
             self._lease(record) as (lease, active),

@@ -4,6 +4,7 @@ import contextlib
 
 from aiohttp import web
 
+from osaurusd.conversion import convert
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.streaming import stream_sse
 from osaurusd.inference.limits import MESSAGES
@@ -26,7 +27,7 @@ class Messages:
         with BODY_PATHS.named():
             record = await self._service.find(body.model)
             self._service.check_lengths({MESSAGES: body.messages})
-        generation, paths, images = build_message(body, record, self._service.defaults(record))
+        generation, paths, images = await convert(build_message, body, record, self._service.defaults(record))
         head = Head(record.name, body.max_tokens, _thinking_display(body))
         stream = body.stream
         del body  # it contains the text of images
@@ -46,7 +47,7 @@ class Messages:
         with BODY_PATHS.named():
             record = await self._service.find(body.model)
             self._service.check_lengths({MESSAGES: body.messages})
-        generation, paths, images = build_prompt(body, record, self._service.defaults(record))
+        generation, paths, images = await convert(build_prompt, body, record, self._service.defaults(record))
         del body  # it contains the text of images
         with paths.named():
             return json_response(TokenCount(await self._service.count_prompt_tokens(record, generation, images)))

@@ -30,7 +30,7 @@ Effort = Literal["low", "medium", "high", "xhigh", "max"]
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
 
 
-class ContentBlock(msgspec.Struct, frozen=True, kw_only=True):
+class ContentBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A block of a message or of a tool's result. Which fields it has depends on its type."""
 
     type: str
@@ -49,12 +49,12 @@ class ContentBlock(msgspec.Struct, frozen=True, kw_only=True):
 Content = str | list[ContentBlock]
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     role: str
     content: Content
 
 
-class Tool(msgspec.Struct, frozen=True, kw_only=True):
+class Tool(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A tool that the client runs. Those that Anthropic defines have another type, and are not supported."""
 
     name: Annotated[str, msgspec.Meta(min_length=1)]

@@ -7,11 +7,12 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
+from osaurusd.conversion import convert
 from osaurusd.http.json import encode_list, json_response, read_json
 from osaurusd.inference import limits
 from osaurusd.inference.events import Completed
 from osaurusd.inference.field_paths import FieldPaths
-from osaurusd.inference.request import TextPrompt
+from osaurusd.inference.request import TextPrompt, TokenPrompt
 from osaurusd.inference.retrieval import EmbedRequest, Vectors
 from osaurusd.inference.service import Service
 from osaurusd.pool.pool import Pool
@@ -112,9 +113,13 @@ class Embeddings:
         if not texts:
             await load_or_unload(self._pool, record, keep_alive)
             return None, None
-        inputs: list[TextPrompt] = [TextPrompt(text=text) for text in texts]
-        embed = EmbedRequest(inputs=[*inputs], dimensions=dimensions, truncate=truncate)
+        inputs = await convert(_text_prompts, texts)
+        embed = EmbedRequest(inputs=inputs, dimensions=dimensions, truncate=truncate)
         result = await self._service.embed(record, embed)
         if keep_alive is not None:
             self._pool.set_keep_alive(record, keep_alive)
         return result
+
+
+def _text_prompts(texts: list[str]) -> list[TextPrompt | TokenPrompt]:
+    return [TextPrompt(text=text) for text in texts]

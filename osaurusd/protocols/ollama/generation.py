@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from aiohttp import web
 
+from osaurusd.conversion import convert
 from osaurusd.errors import Busy
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.streaming import stream_ndjson
@@ -59,7 +60,8 @@ class Generation:
             if isinstance(body, ChatRequest):
                 self._service.check_lengths({MESSAGES: body.messages})
             images = ImageCollector()
-            generation, stream_output = build(body, record, self._service.defaults(record), images), body.stream
+            generation = await convert(build, body, record, self._service.defaults(record), images)
+            stream_output = body.stream
             del body  # it contains the text of images
             events = self._service.generate(record, [generation], images)
             if keep_alive is not None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
+from osaurusd.conversion import convert
 from osaurusd.errors import InvalidRequest
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.streaming import stream_sse
@@ -77,12 +78,12 @@ class ChatCompletions:
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         body = await read_json(request, ChatRequest)
-        paths = field_paths(body)
+        paths = await convert(field_paths, body)
         with paths.named():
             record = await self._service.find(body.model)
             self._service.check_lengths({limits.MESSAGES: body.messages, limits.LOGIT_BIAS: body.logit_bias})
             images = ImageCollector()
-            generation_request = build_request(body, self._service.defaults(record), images)
+            generation_request = await convert(build_request, body, self._service.defaults(record), images)
             head = ResponseHead.create("chatcmpl", record.name)
             stream, include_usage = body.stream, body.include_usage
             del body  # it contains the text of images

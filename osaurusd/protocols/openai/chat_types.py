@@ -83,7 +83,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     audio: Any = None
 
 
-class Function(msgspec.Struct, frozen=True, kw_only=True):
+class Function(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A function that the model may call; `parameters` is a JSON schema."""
 
     name: Name
@@ -92,7 +92,7 @@ class Function(msgspec.Struct, frozen=True, kw_only=True):
     strict: bool | None = None
 
 
-class Tool(msgspec.Struct, frozen=True, kw_only=True):
+class Tool(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A tool. Its fields are those of `function` or, in the flat form of other APIs, its own."""
 
     type: str | None = None
@@ -103,11 +103,11 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     input_schema: JsonObject | None = None
 
 
-class FunctionName(msgspec.Struct, frozen=True, kw_only=True):
+class FunctionName(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     name: str
 
 
-class ToolReference(msgspec.Struct, frozen=True, kw_only=True):
+class ToolReference(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Refers to a tool of the request by the name of its function, which the flat form has in `name`."""
 
     type: str | None = None

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from aiohttp import web
 
+from osaurusd.conversion import convert
 from osaurusd.errors import InvalidRequest, UnsupportedParameter
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.streaming import stream_sse
@@ -52,7 +53,7 @@ class Completions:
             record = await self._service.find(body.model)
             prompts = body.prompt if _has_many_prompts(body) else None
             self._service.check_lengths({limits.PROMPTS: prompts, limits.LOGIT_BIAS: body.logit_bias})
-            generation_requests = build_requests(body, self._service.defaults(record))
+            generation_requests = await convert(build_requests, body, self._service.defaults(record))
             head = ResponseHead.create("cmpl", record.name)
             async with contextlib.aclosing(self._service.generate(record, generation_requests)) as events:
                 if not body.stream:

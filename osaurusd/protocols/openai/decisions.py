@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from osaurusd.conversion import convert
 from osaurusd.errors import ImageInputUnsupported, InvalidRequest
 from osaurusd.http.json import json_response, read_json
 from osaurusd.inference import limits
@@ -65,8 +66,8 @@ class Decisions:
         with FieldPaths(DECISION_PATHS).named():
             items = None if isinstance(body.input, str) else body.input
             self._service.check_lengths({limits.MESSAGES: items})
-        conversation = parse_input(body.input)
-        questions = [parse_question(question, index) for index, question in enumerate(body.questions)]
+        conversation = await convert(parse_input, body.input)
+        questions = await convert(parse_questions, body.questions)
         paths = {**conversation.paths, **DECISION_PATHS, (*limits.QUESTIONS, limits.EACH): "questions[{0}]"}
         with FieldPaths(paths).named():
             record = await self._service.find(body.model)
@@ -90,6 +91,11 @@ def parse_input(value: str | list[Item]) -> ParsedItems:
         _check_items(value)
         value = [_with_text_only(item, path) for item, path in zip(value, paths, strict=True)]
     return parse_items(input_items(value), paths, None, None)
+
+
+def parse_questions(questions: Sequence[DecisionQuestion]) -> list[Question]:
+    """Convert the questions; raises what `parse_question` raises."""
+    return [parse_question(question, index) for index, question in enumerate(questions)]
 
 
 def parse_question(question: DecisionQuestion, index: int) -> Question:

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET, Meta, UnsetType
 
+from osaurusd.conversion import convert
 from osaurusd.errors import InvalidRequest
 from osaurusd.http.json import encode_list, json_response, read_json
 from osaurusd.inference import limits
@@ -73,8 +74,8 @@ class Embeddings:
 
     async def create(self, request: web.Request) -> web.Response:
         body = await read_json(request, EmbeddingRequest)
-        inputs = parse_inputs(body.input)
-        with field_paths(body).named():
+        inputs = await convert(parse_inputs, body.input)
+        with (await convert(field_paths, body)).named():
             record = await self._service.find(body.model, "embed")
             embed = EmbedRequest(
                 inputs=inputs,

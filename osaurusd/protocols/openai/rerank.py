@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET, Meta, UnsetType
 
+from osaurusd.conversion import convert
 from osaurusd.errors import InvalidRequest
 from osaurusd.http.json import json_response, read_json
 from osaurusd.inference import limits
@@ -78,7 +79,7 @@ class Rerank:
 
     async def create(self, request: web.Request) -> web.Response:
         body = await read_json(request, RerankBody)
-        documents = [each if isinstance(each, str) else each.text for each in body.documents]
+        documents = await convert(_texts, body.documents)
         if not documents:
             raise InvalidRequest("`documents`: must not be empty", param="documents")
         with PATHS.named():
@@ -99,6 +100,10 @@ class Rerank:
             truncated=scores.truncated if body.truncate else UNSET,
         )
         return json_response(response)
+
+
+def _texts(documents: list[str | Document]) -> list[str]:
+    return [document if isinstance(document, str) else document.text for document in documents]
 
 
 def rank(scores: Scores, documents: list[str] | None) -> list[RerankResult]:

@@ -6,6 +6,7 @@ import msgspec
 from aiohttp import web
 from msgspec.structs import replace
 
+from osaurusd.conversion import convert
 from osaurusd.errors import NotFound
 from osaurusd.http.errors import excerpt
 from osaurusd.http.json import json_response, read_json
@@ -46,11 +47,12 @@ class Conversations:
 
     async def create(self, request: web.Request) -> web.Response:
         body = await read_json(request, CreateConversation)
-        items = _checked_items(body.items or [])
+        items = await convert(_checked_items, body.items or [])
         id_ = new_id(CONVERSATION_PREFIX)
         conversation = Conversation(id=id_, created_at=int(time.time()), metadata=body.metadata or {})
         encoded = msgspec.json.encode(conversation)
-        self._scope(request).put(StoredObject(id_, encoded, encode_items(items)))
+        encoded_items = await convert(encode_items, items)
+        self._scope(request).put(StoredObject(id_, encoded, encoded_items))
         return _json_bytes(encoded)
 
     async def show(self, request: web.Request) -> web.Response:
@@ -72,9 +74,10 @@ class Conversations:
         return json_response(DeletedConversation(id=stored.id))
 
     async def add_items(self, request: web.Request) -> web.Response:
-        items = _checked_items((await read_json(request, CreateItems)).items)
+        items = await convert(_checked_items, (await read_json(request, CreateItems)).items)
+        encoded_items = await convert(encode_items, items)
         stored = await self._find_unlocked(request)
-        self._scope(request).put(replace(stored, input=(*stored.items, *encode_items(items))))
+        self._scope(request).put(replace(stored, input=(*stored.items, *encoded_items)))
         return json_response(list_of(items))
 
     async def list_items(self, request: web.Request) -> web.Response:

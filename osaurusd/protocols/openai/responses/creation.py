@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from osaurusd.conversion import convert
 from osaurusd.errors import Busy, InvalidRequest, NotFound, PreviousResponseNotFound
 from osaurusd.http.errors import excerpt
 from osaurusd.inference.limits import MESSAGES, MODEL
@@ -101,7 +102,7 @@ class ResponseCreator:
 
         history = () if continued is None else continued.items
         options = RunOptions(event_fields, without_output=without_output)
-        return ResponseRun(self._service, record, parsed, history, keep, options)
+        return await convert(ResponseRun, self._service, record, parsed, history, keep, options)
 
     async def count_input_tokens(self, body: ResponseRequest, scope: Scope) -> int:
         """Return the number of tokens of a prompt."""
@@ -115,7 +116,8 @@ class ResponseCreator:
             items = None if isinstance(body.input, str) else body.input
             self._service.check_lengths({MESSAGES: items})
         history = [] if continued is None else decode_items(continued.items)
-        return record, parse_request(body, history, self._service.defaults(record), record.name)
+        parsed = await convert(parse_request, body, history, self._service.defaults(record), record.name)
+        return record, parsed
 
 
 async def _find_continued(body: ResponseRequest, scope: Scope) -> StoredObject | None:

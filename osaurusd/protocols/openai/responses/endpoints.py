@@ -6,6 +6,7 @@ import re
 import msgspec
 from aiohttp import web
 
+from osaurusd.conversion import convert
 from osaurusd.errors import InvalidRequest, NotFound
 from osaurusd.http.errors import excerpt
 from osaurusd.http.json import json_response, read_json
@@ -59,7 +60,7 @@ class Responses:
         return json_response(InputTokens(input_tokens=tokens))
 
     async def compact(self, request: web.Request) -> web.Response:
-        body = summary_request(await read_json(request, ResponseRequest))
+        body = await convert(summary_request, await read_json(request, ResponseRequest))
         with contextlib.ExitStack() as held:
             run = await self._creator.create(body, self._scope(request), held)
             return json_response(compaction(await run.collect()))

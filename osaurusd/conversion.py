@@ -1,0 +1,55 @@
+"""Conversion of requests: in a thread if it takes long, so that other requests are served meanwhile."""
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import ParamSpec, TypeVar
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+_LARGE_BODY_BYTES = 1024 * 1024
+
+# Long texts and images have few values for their size.
+_MANY_VALUES = 2048
+
+_takes_long: ContextVar[bool] = ContextVar("takes_long", default=False)
+"""Whether the request that the current task decodes and converts has many values."""
+
+
+def estimate(body: bytes | bytearray) -> None:
+    """Estimate by the JSON of a request how long `decoding` and `convert` take in this task."""
+    _takes_long.set(len(body) > _LARGE_BODY_BYTES and body.count(b",") > _MANY_VALUES)
+
+
+def decoding() -> contextlib.AbstractContextManager[None]:
+    """Return a context in which the request is decoded."""
+    return _without_collections() if _takes_long.get() else contextlib.nullcontext()
+
+
+async def convert(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function that converts or checks what the task has decoded; raises what it raises.
+
+    Other requests than those with many values are not worth a thread, and the memory that a thread allocates for texts
+    is returned to the system later.
+    """
+    if not _takes_long.get():
+        return function(*args, **kwargs)
+
+    def call() -> T:
+        with _without_collections():
+            return function(*args, **kwargs)
+
+    return await asyncio.to_thread(call)
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Look for no garbage while the block runs: each time, all values so far would be searched, in vain."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
