@@ -206,9 +206,17 @@ def test_a_chat_with_gpt_oss_is_that_of_the_published_template(messages, effort)
     assert published.replace("\n\n<|end|>", "<|end|>") == render(OWN["own-gpt-oss"], messages, **variables)
 
 
+@pytest.mark.parametrize(
+    ("effort", "level"),
+    [("none", "low"), ("minimal", "low"), ("medium", "medium"), ("xhigh", "high"), ("max", "high"), (None, "medium")],
+)
+def test_gpt_oss_gets_the_nearest_level_that_its_format_has(effort, level):
+    assert f"\n\nReasoning: {level}\n\n" in render(OWN["own-gpt-oss"], [USER], reasoning_effort=effort)
+
+
 def test_functions_are_declared_as_the_harmony_format_describes():
     properties = {
-        "location": {"type": "string", "description": "The city and state"},
+        "location": {"type": "string", "description": "The city and state", "default": "Paris"},
         "format": {"type": "string", "enum": ["celsius", "fahrenheit"], "default": "celsius"},
         "days": {"type": "array", "items": {"type": "integer"}},
         "hours": {"anyOf": [{"type": "number"}, {"type": "null"}]},
@@ -223,7 +231,7 @@ def test_functions_are_declared_as_the_harmony_format_describes():
     assert text.split("<|start|>developer<|message|>")[1].split("<|end|>")[0] == (
         "# Instructions\n\nBe brief.\n\n# Tools\n\n## functions\n\nnamespace functions {\n\n"
         "// Gets the place.\ntype locate = () => any;\n\n"
-        "// Gets it.\ntype weather = (_: {\n// The city and state\nlocation: string,\n"
+        '// Gets it.\ntype weather = (_: {\n// The city and state\nlocation: string, // default: "Paris"\n'
         'format?: "celsius" | "fahrenheit", // default: celsius\n'
         "days?: number[],\nhours?: number | null,\nplace?: {\nx: string | null,\n},\n}) => any;\n\n"
         "} // namespace functions"
