@@ -50,8 +50,7 @@ from osaurusd.wire.hosts import (
     PairingCode,
     RemoveHostRequest,
 )
-from osaurusd.wire.import_checks import CheckedModel, CheckRequest
-from osaurusd.wire.imports import ImportRoute, ImportStreamEvent, QuantizeEvent
+from osaurusd.wire.imports import CheckedModel, CheckRequest, ImportRoute, ImportStreamEvent, QuantizeEvent
 from osaurusd.wire.keys import KeyInfo, KeyRequest, KeyRoute, NewKey, RevokeRequest
 from osaurusd.wire.lineage import QuantizeRequest
 from osaurusd.wire.placement import SplitSetting

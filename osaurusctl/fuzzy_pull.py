@@ -8,12 +8,13 @@ import click
 from osaurusctl.client import Client
 from osaurusctl.command import can_prompt
 from osaurusctl.errors import CliError, ExitCode
-from osaurusctl.formatting import format_bytes, format_table
+from osaurusctl.formatting import format_table
 from osaurusctl.output import Output
 from osaurusctl.progress import spinner
 from osaurusctl.recommended import MODELS
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.wire.pulls import FoundModel, PullInfo, SearchRequest
+from osaurusd.wire.sizes import format_bytes
 
 _AUTHORS = ("mlx-community", None)
 _MAX_CHOICES = 9

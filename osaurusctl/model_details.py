@@ -2,12 +2,13 @@
 
 import time
 
-from osaurusctl.formatting import format_bytes, format_count, format_duration, format_table, labeled_rows
+from osaurusctl.formatting import format_duration, format_table, labeled_rows
 from osaurusd.wire.admin import ModelDetails, ModelInfo, WorkerInfo
 from osaurusd.wire.lineage import ImportRecord, Lineage
 from osaurusd.wire.placement import PlacementInfo
 from osaurusd.wire.quantization import StoredMatrices
 from osaurusd.wire.residency import LoadPhases
+from osaurusd.wire.sizes import format_bytes, format_count
 
 Rows = list[tuple[str, str]]
 

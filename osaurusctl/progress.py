@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from osaurusctl.client import Client
 from osaurusctl.errors import CliError, Interrupted, InvalidReply, error_from_body
-from osaurusctl.formatting import format_bytes, format_duration
+from osaurusctl.formatting import format_duration
 from osaurusctl.output import Output, is_terminal
 from osaurusd.wire.admin import (
     ImportDone,
@@ -22,6 +22,7 @@ from osaurusd.wire.admin import (
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.wire.imports import ImportNote, ImportStreamEvent, QuantizeDone, QuantizeEvent
 from osaurusd.wire.pulls import PullDone, PullEnded, PullEvent, PullInfo, PullStage, PullState
+from osaurusd.wire.sizes import format_bytes
 
 Done = TypeVar("Done", ImportDone, QuantizeDone, VerifyDone)
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from osaurusctl.formatting import format_bytes, format_table
+from osaurusctl.formatting import format_table
 from osaurusd.wire.admin import WorkerInfo
 from osaurusd.wire.groups import RankInfo
+from osaurusd.wire.sizes import format_bytes
 
 THIS_HOST = "this host"
 

@@ -1,42 +1,34 @@
 """`osaurusd serve`: run the daemon in the foreground."""
 
+import argparse
+import faulthandler
 import gc
+import sys
+from pathlib import Path
 
-# Nearly everything that imports create stays: looking for garbage would take a tenth of the start-up time.
-gc.disable()
-
-# isort: split
-import argparse  # noqa: E402
-import faulthandler  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
-
-from osaurusd.lean_imports import without_ca_certificates  # noqa: E402
-
-with without_ca_certificates():
-    import aiohttp  # noqa: F401
-
-from osaurusd import __version__, config, serve  # noqa: E402
-from osaurusd.errors import OsaurusError  # noqa: E402
-from osaurusd.wire import machine, paths  # noqa: E402
+from osaurusd import __version__
+from osaurusd.wire import machine
 
 
 def main() -> None:
-    """Parse the command line, read the configuration and serve."""
-    gc.freeze()
-    gc.enable()
+    """Parse the command line and serve."""
     faulthandler.enable()
     arguments = _parser().parse_args()
-    options = {("server", key): getattr(arguments, key) for key in ("host", "port", "insecure")}
-    flags: dict[tuple[str, ...], object] = {key: value for key, value in options.items() if value is not None}
     try:
         machine.check()
-        locations = paths.resolve()
-        file = arguments.config or locations.config_file
-        serve.run(lambda: config.load(file, flags=flags), locations)
-    except (OsaurusError, machine.UnsupportedMachine, paths.SocketPathTooLong) as error:
-        print(f"osaurusd: {error}", file=sys.stderr)  # noqa: T201  outside the block in which logging is configured
-        sys.exit(1)
+    except machine.UnsupportedMachine as error:
+        sys.exit(f"osaurusd: {error}")
+    # Nearly everything that imports create stays: looking for garbage would take a tenth of the start-up time.
+    gc.disable()
+    # `--version` and `--help` take a tenth of the time without the server.
+    from osaurusd.lean_imports import without_ca_certificates  # noqa: PLC0415
+
+    with without_ca_certificates():
+        from osaurusd import serve  # noqa: PLC0415
+    gc.freeze()
+    gc.enable()
+    options = {("server", key): getattr(arguments, key) for key in ("host", "port", "insecure")}
+    serve.main(arguments.config, {key: value for key, value in options.items() if value is not None})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
         const=True,
         help="disable API-key authentication, even if other machines can connect",
     )
-    serve.add_argument("--config", type=Path, help="configuration file (default: the user's config.toml)")
+    serve.add_argument(
+        "--config", metavar="FILE", type=Path, help="configuration file (default: the user's config.toml)"
+    )
     return parser
 
 

@@ -11,8 +11,9 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 from osaurusd.errors import OsaurusError
 from osaurusd.wire.errors import ErrorCode
@@ -30,8 +31,7 @@ class RequestState(StrEnum):
     CANCELLED = "cancelled"
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True):
     """The client API and the endpoint of a request, without version prefix and parameters."""
 
     protocol: str
@@ -43,8 +43,7 @@ _origin: ContextVar[Origin] = ContextVar("origin", default=_UNKNOWN)
 _current: ContextVar["ActiveRequest | None"] = ContextVar("request", default=None)
 
 
-@dataclass(eq=False, slots=True)
-class ActiveRequest:
+class ActiveRequest(msgspec.Struct, eq=False):
     """One request.
 
     Attributes:

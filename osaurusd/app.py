@@ -66,7 +66,7 @@ from osaurusd.protocols.ollama.models import Models
 from osaurusd.protocols.ollama.routes import ollama_routes
 from osaurusd.protocols.openai import openapi as openai_openapi
 from osaurusd.protocols.openai.responses import openapi as responses_openapi
-from osaurusd.protocols.openai.responses.disk_store import create_store
+from osaurusd.protocols.openai.responses.configured_store import create_store
 from osaurusd.protocols.openai.responses.routes import responses_routes
 from osaurusd.protocols.openai.responses.store import MemoryStore
 from osaurusd.protocols.openai.routes import openai_routes
@@ -144,7 +144,7 @@ class Daemon:
             self._catalog,
             self._info.paths.state_dir / "digests.json",
             config=self._get_config,
-            versions=self._info.installation.packages,
+            versions=lambda: self._info.installation.packages,
             events=self._bus,
         )
 
@@ -187,7 +187,12 @@ class Daemon:
         servers = await self._start_servers(admin_socket)
         await self._hosts.start([*self._groups.routes, *self._ranks.routes])
         self._announce()
-        services = (self._load_pinned_models(), self._pressure.run(), self._monitor.run())
+        services = (
+            self._load_pinned_models(),
+            self._pressure.run(),
+            self._monitor.run(),
+            self._info.read_installation(),
+        )
         background = [asyncio.create_task(service) for service in services]
         self._pulls.start()
         await self._stop.requested.wait()

@@ -10,8 +10,9 @@ An origin is what a browser sends about the page that makes a request: scheme, h
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import lru_cache
+
+import msgspec
 
 from osaurusd.wire.errors import as_json
 
@@ -33,8 +34,7 @@ _LOOPBACK = re.compile(r"https?://(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,
 _MIN_LABELS = 2
 
 
-@dataclass(frozen=True)
-class OriginPattern:
+class OriginPattern(msgspec.Struct, frozen=True):
     """A parsed pattern; `text` is its normalized form."""
 
     text: str

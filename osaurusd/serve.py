@@ -4,14 +4,15 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from osaurusd import log
 from osaurusd.admin.daemon import DaemonInfo
 from osaurusd.admin.degraded import DegradedMode, Startup
 from osaurusd.app import Daemon
-from osaurusd.config import Config, LiveConfig, Log
-from osaurusd.errors import ConfigError
+from osaurusd.config import Config, LiveConfig, Log, load
+from osaurusd.errors import ConfigError, OsaurusError
 from osaurusd.http.api_keys import ApiKeys
 from osaurusd.http.listen import listen_unix, lock_home, make_private_dir
 from osaurusd.http.tls import Tls
@@ -19,7 +20,22 @@ from osaurusd.platform import service_manager
 from osaurusd.platform.activation import activated_sockets
 from osaurusd.pool.config import find_blas
 from osaurusd.wire import open_files
-from osaurusd.wire.paths import Paths
+from osaurusd.wire.paths import Paths, SocketPathTooLong, resolve
+
+
+def main(config_file: Path | None, flags: Mapping[tuple[str, ...], object]) -> None:
+    """Serve, and exit with status 1 and the reason on standard error if that is impossible.
+
+    Args:
+        config_file: None means the user's.
+        flags: values from the command line by key path, such as `{("server", "port"): 8080}`.
+    """
+    try:
+        paths = resolve()
+        file = config_file or paths.config_file
+        run(lambda: load(file, flags=flags), paths)
+    except (OsaurusError, SocketPathTooLong) as error:
+        sys.exit(f"osaurusd: {error}")
 
 
 def run(read: Callable[[], Config], paths: Paths) -> None:

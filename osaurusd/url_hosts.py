@@ -6,7 +6,8 @@ first two may have a port behind them. Without one, they match the default ports
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from osaurusd.wire.errors import as_json
 
@@ -17,8 +18,7 @@ _PATTERN = re.compile(rf"(?:(?P<wildcard>\*\.)?(?P<host>{_LABEL}(?:\.{_LABEL})*)
 _MAX_SHOWN = 100
 
 
-@dataclass(frozen=True)
-class HostPattern:
+class HostPattern(msgspec.Struct, frozen=True):
     """A parsed pattern; a `host` of None matches every host."""
 
     host: str | None = None

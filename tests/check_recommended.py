@@ -12,10 +12,11 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 
-from osaurusctl.formatting import format_bytes, format_table
+from osaurusctl.formatting import format_table
 from osaurusctl.recommended import CHECKED, MODELS, RecommendedModel
 from osaurusd.downloads.worker import hub, selection
 from osaurusd.downloads.worker.errors import PullError
+from osaurusd.wire.sizes import format_bytes
 
 # The list has sizes with one decimal, in GB.
 ROUNDING_BYTES = 60_000_000

@@ -13,8 +13,9 @@ from osaurusctl.chat.model import ModelFinder, split_arguments
 from osaurusctl.chat.stream import ChatOptions
 from osaurusctl.client import connect
 from osaurusctl.command import Command, Duration
-from osaurusctl.formatting import format_bytes, format_table
+from osaurusctl.formatting import format_table
 from osaurusctl.output import Output
+from osaurusd.wire.sizes import format_bytes
 
 _EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 

@@ -8,10 +8,11 @@ import click
 from osaurusctl import completion, fuzzy_pull, progress, recommended
 from osaurusctl.client import connect
 from osaurusctl.command import Command
-from osaurusctl.formatting import format_bytes, format_count, format_duration, format_table
+from osaurusctl.formatting import format_duration, format_table
 from osaurusctl.output import Output
 from osaurusctl.recommended import RecommendedModel
 from osaurusd.wire.pulls import FoundModel, PullInfo, SearchRequest
+from osaurusd.wire.sizes import format_bytes, format_count
 
 _PULLS_HEADER = ("NAME", "STATE", "DONE", "SIZE", "RATE", "LEFT", "REPO", "REASON")
 _PULLS_DROP = ("REPO", "REASON", "LEFT", "RATE", "SIZE")

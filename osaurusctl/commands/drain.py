@@ -37,7 +37,7 @@ def drain(output: Output, wait: bool, timeout: float | None) -> None:
     if wait:
         with exit_on_interrupt(), progress.spinner(output, "waiting for running requests") as describe:
             status = _wait_until_drained(client, timeout, describe)
-    output.show(status, f"draining: {describe_drain(status)}")
+    output.show(status, f'draining: {_describe_requests(status)}; new ones are rejected until "osaurusctl undrain"')
 
 
 @click.command("undrain", cls=Command, examples=["osaurusctl undrain"])
@@ -49,10 +49,14 @@ def undrain(output: Output) -> None:
 
 
 def describe_drain(status: DrainStatus) -> str:
-    """Describe a daemon that drains."""
-    since = "" if status.since is None else f" for {format_duration(max(time.time() - status.since, 0))}"
+    """Describe a daemon that drains: since when, and what still runs."""
+    since = "" if status.since is None else f"for {format_duration(max(time.time() - status.since, 0))}; "
+    return since + _describe_requests(status)
+
+
+def _describe_requests(status: DrainStatus) -> str:
     running = {0: "no request is", 1: "1 request is"}.get(status.requests, f"{status.requests} requests are")
-    return f"new requests are rejected{since}; {running} running"
+    return f"{running} running"
 
 
 def _wait_until_drained(client: Client, timeout: float | None, describe: Callable[[str], None]) -> DrainStatus:

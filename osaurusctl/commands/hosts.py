@@ -10,10 +10,11 @@ from osaurusctl import progress
 from osaurusctl.client import connect
 from osaurusctl.command import Group, can_prompt, confirm_removal, exit_on_interrupt, needs_confirmation
 from osaurusctl.errors import ExitCode
-from osaurusctl.formatting import format_bytes, format_duration, format_table, labeled_rows
+from osaurusctl.formatting import format_duration, format_table, labeled_rows
 from osaurusctl.output import Output, is_terminal
 from osaurusd.wire.hosts import AddHostRequest, HostCheck, HostInfo
 from osaurusd.wire.placement import COMMON_PACKAGES
+from osaurusd.wire.sizes import format_bytes
 
 _FINGERPRINT_CHARACTERS = 16
 

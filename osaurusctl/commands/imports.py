@@ -10,7 +10,7 @@ from osaurusctl import completion, progress
 from osaurusctl.client import connect
 from osaurusctl.command import Command
 from osaurusctl.errors import Interrupted
-from osaurusctl.formatting import format_bytes, format_table
+from osaurusctl.formatting import format_table
 from osaurusctl.output import Output
 from osaurusctl.programs import catalog
 from osaurusctl.programs.model import Program, ProgramModel
@@ -20,6 +20,7 @@ from osaurusd.wire.admin import ImportDone, ImportRequest
 from osaurusd.wire.imports import QuantizeDone
 from osaurusd.wire.lineage import QuantizationMode, QuantizeRequest
 from osaurusd.wire.quantization import ImportQuantization
+from osaurusd.wire.sizes import format_bytes
 
 _MODELS_HEADER = ("NAME", "SIZE", "FAMILY", "QUANT", "IMPORT", "REASON")
 _MODELS_DROP = ("REASON", "FAMILY", "QUANT", "SIZE")

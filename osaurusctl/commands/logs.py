@@ -9,11 +9,11 @@ from osaurusctl import log_file
 from osaurusctl.client import connect
 from osaurusctl.command import Command, exit_on_interrupt
 from osaurusctl.errors import CliError, InvalidReply
-from osaurusctl.formatting import format_bytes
 from osaurusctl.log_file import LEVELS, LogFilter
 from osaurusctl.output import Output
 from osaurusd.wire import paths
 from osaurusd.wire.residency import Event
+from osaurusd.wire.sizes import format_bytes
 
 
 def _parse_since(_ctx: click.Context, _param: click.Parameter, value: str | None) -> datetime.datetime | None:
@@ -30,7 +30,9 @@ def _parse_since(_ctx: click.Context, _param: click.Parameter, value: str | None
 @click.option(
     "-n", "--lines", type=click.IntRange(0), default=50, show_default=True, help="Number of recent lines to print"
 )
-@click.option("--since", callback=_parse_since, help="Only print lines since then: 10m, 2h, 1d, or a time")
+@click.option(
+    "--since", metavar="TIME", callback=_parse_since, help="Only print lines since then: 10m, 2h, 1d, or a time"
+)
 @click.option("--level", type=click.Choice(LEVELS), default="debug", help="Only print lines of at least this level")
 @click.pass_obj
 def logs(output: Output, follow: bool, lines: int, since: datetime.datetime | None, level: str) -> None:

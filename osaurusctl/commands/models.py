@@ -9,7 +9,7 @@ from osaurusctl import completion, progress
 from osaurusctl.client import Client, connect
 from osaurusctl.command import Command, confirm_removal, needs_confirmation
 from osaurusctl.errors import CliError, ExitCode, Interrupted
-from osaurusctl.formatting import format_bytes, format_count, format_table
+from osaurusctl.formatting import format_table
 from osaurusctl.model_details import format_age, format_details
 from osaurusctl.output import Output
 from osaurusd.wire.admin import (
@@ -23,6 +23,7 @@ from osaurusd.wire.admin import (
     WorkerState,
 )
 from osaurusd.wire.errors import ErrorCode
+from osaurusd.wire.sizes import format_bytes, format_count
 
 _WORKER_LABELS = {WorkerState.STARTING: "loading", WorkerState.READY: "loaded", WorkerState.STOPPING: "unloading"}
 _LOADED = "loaded"

@@ -11,12 +11,13 @@ from osaurusctl import completion, progress
 from osaurusctl.client import Client, connect
 from osaurusctl.command import Command, Duration, exit_on_interrupt
 from osaurusctl.errors import CliError
-from osaurusctl.formatting import fit_columns, format_bytes, format_duration, format_table
+from osaurusctl.formatting import fit_columns, format_duration, format_table
 from osaurusctl.output import Output, is_terminal
 from osaurusctl.ranks import format_ranks
 from osaurusd.wire.admin import DaemonStatus, UnloadReply, WorkerInfo, WorkerState
 from osaurusd.wire.placement import SplitSetting
 from osaurusd.wire.residency import LoadPhases
+from osaurusd.wire.sizes import format_bytes
 
 _HEADER = ("MODEL", "STATE", "MEMORY", "RESIDENT", "IN FLIGHT", "TOK/S", "PINNED", "UNLOADS IN", "DEVICE", "PID")
 _DROP = ("PID", "DEVICE", "RESIDENT", "TOK/S", "PINNED", "IN FLIGHT", "UNLOADS IN")

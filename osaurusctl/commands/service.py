@@ -61,7 +61,12 @@ def up(output: Output, host: str | None, port: int | None, insecure: bool, timeo
 @_host_option
 @_port_option
 @_insecure_option
-@click.option("--config", type=click.Path(path_type=Path), help="Configuration file  [default: the user's config.toml]")
+@click.option(
+    "--config",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Configuration file  [default: the user's config.toml]",
+)
 def serve(host: str | None, port: int | None, insecure: bool, config: Path | None) -> None:
     """Run the daemon in the foreground until Ctrl-C
 

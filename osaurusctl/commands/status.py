@@ -7,7 +7,7 @@ from osaurusctl.client import Client, connect
 from osaurusctl.command import Command
 from osaurusctl.commands.drain import describe_drain
 from osaurusctl.errors import RESTART, DaemonNotRunning, ExitCode
-from osaurusctl.formatting import format_bytes, format_duration, format_table, labeled_rows
+from osaurusctl.formatting import format_duration, format_table, labeled_rows
 from osaurusctl.output import Output
 from osaurusctl.ranks import describe_hosts, describe_lease
 from osaurusctl.service import control, lookup
@@ -16,6 +16,7 @@ from osaurusd import __version__
 from osaurusd.wire import paths
 from osaurusd.wire.admin import API_VERSION, IN_MEMORY, DaemonStatus
 from osaurusd.wire.keys import Protection
+from osaurusd.wire.sizes import format_bytes
 
 Rows = list[tuple[str, str]]
 

@@ -1,6 +1,5 @@
 """The ui command: the page that manages the daemon."""
 
-import asyncio
 import os
 import sys
 import webbrowser
@@ -24,7 +23,7 @@ def ui(output: Output, port: int, no_browser: bool) -> None:
     The page shows what the daemon's own page shows. It can also download, load, pin and remove models, and show logs
     and settings. It is served until Ctrl-C, to this machine only. The link works once and opens a session of 12 hours.
     """
-    from osaurusctl.ui import server  # noqa: PLC0415 - importing aiohttp is slow
+    from osaurusctl.ui import server  # noqa: PLC0415 - importing aiohttp and asyncio is slow
 
     def report_link(link: str) -> None:
         output.note("the link was used a second time, or too late; its session has ended. The new link:")
@@ -43,7 +42,7 @@ def ui(output: Output, port: int, no_browser: bool) -> None:
             output.note("the page opens in your browser; press Ctrl-C to stop")
 
     with exit_on_interrupt():
-        asyncio.run(management.serve(show))
+        management.run(show)
 
 
 def _has_display() -> bool:

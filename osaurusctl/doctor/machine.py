@@ -12,8 +12,8 @@ import psutil
 
 from osaurusctl import stores
 from osaurusctl.doctor.check import Check, Context, Verdict, failure, ok, warning
-from osaurusctl.formatting import format_bytes
 from osaurusd.wire import machine as supported_machine
+from osaurusd.wire.sizes import format_bytes
 
 _DISK_FAILURE_BYTES = 200 * 1000**2
 _DISK_WARNING_BYTES = 5 * 1000**3
@@ -82,7 +82,7 @@ def check_model_folders(context: Context) -> Iterator[Check]:
 
 
 def _missing_folder(path: str) -> Check:
-    fix = 'create the folder or connect its disk, or remove it with "osaurusctl config set models.roots"'
+    fix = 'create the folder, connect its disk, or remove it from the file that "osaurusctl config path" prints'
     return warning("models", f"{path} in `models.roots` does not exist", fix)
 
 

@@ -11,7 +11,7 @@ from osaurusctl.programs import lm_studio, ollama
 from osaurusctl.programs.model import Program, ProgramModel
 from osaurusctl.sharing import shared_items
 from osaurusd.wire.errors import ErrorCode
-from osaurusd.wire.import_checks import CheckedModel, CheckItem, CheckRequest
+from osaurusd.wire.imports import CheckedModel, CheckItem, CheckRequest
 
 _FINDERS: dict[Program, Callable[[], list[ProgramModel]]] = {
     Program.OLLAMA: ollama.find_models,

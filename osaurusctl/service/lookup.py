@@ -122,8 +122,8 @@ def reject_root() -> None:
     """Raise an error for root: a service that root installs does not belong to a user who logs in."""
     if os.geteuid() == 0 and not os.environ.get(ROOT_VARIABLE):
         raise CliError(
-            "cannot install the service as root; it belongs to a user",
-            hint='run this as that user without sudo; "osaurusctl install --system" calls sudo where necessary',
+            "root can neither install nor remove the service; it belongs to a user",
+            hint="run this as that user without sudo; osaurusctl calls sudo where necessary",
             code="root",
         )
 

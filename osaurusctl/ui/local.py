@@ -14,7 +14,7 @@ from aiohttp import web
 
 from osaurusctl import config_edit, config_file, log_file, recommended
 from osaurusctl.client import Client
-from osaurusctl.commands import doctor
+from osaurusctl.doctor import checks
 from osaurusctl.doctor.check import Verdict
 from osaurusctl.errors import CliError, DaemonNotRunning
 from osaurusctl.log_file import LEVELS, LogFilter
@@ -103,8 +103,8 @@ class LocalApi:
         return _json(recommended.recommend((), budget))
 
     async def diagnose(self, _: web.Request) -> web.Response:
-        checks = await asyncio.to_thread(lambda: doctor.run_checks(doctor.collect_context(self._paths)))
-        return _json({"ok": all(check.verdict is not Verdict.FAILURE for check in checks), "checks": checks})
+        results = await asyncio.to_thread(lambda: checks.run_checks(checks.collect_context(self._paths)))
+        return _json({"ok": all(check.verdict is not Verdict.FAILURE for check in results), "checks": results})
 
     async def stream_logs(self, request: web.Request) -> web.StreamResponse:
         """Send the last records, and with `?follow=1` also new ones until the page closes the connection."""

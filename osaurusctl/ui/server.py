@@ -59,6 +59,10 @@ class ManagementServer:
         """Return a new link. Browsers do not send its fragment, so that it is in no log and no `Referer`."""
         return self._link(self._sessions.create_link())
 
+    def run(self, started: Callable[[], None]) -> None:
+        """Serve until Ctrl-C; see `serve`."""
+        asyncio.run(self.serve(started))
+
     async def serve(self, started: Callable[[], None]) -> None:
         """Serve until cancelled; `started` is called once the page can be opened."""
         runner = web.AppRunner(

@@ -1,13 +1,13 @@
 """The daemon itself: status, diagnosis, reload and shutdown."""
 
 import asyncio
+import functools
 import os
 import resource
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -49,21 +49,30 @@ PROBE_SECONDS = 5.0
 """How long the diagnosis waits for a model folder."""
 
 
-@dataclass(frozen=True)
-class DaemonInfo:
+class DaemonInfo(msgspec.Struct, frozen=True, dict=True):
     """The identity of the running daemon.
 
     Attributes:
         paths: where it keeps its files.
         instance: random id of this run.
         started_at: on the monotonic clock, in seconds.
-        installation: versions at the start. An upgrade changes the files, but not the running process.
     """
 
     paths: Paths
-    instance: str = field(default_factory=lambda: uuid.uuid4().hex)
-    started_at: float = field(default_factory=time.monotonic)
-    installation: Installation = field(default_factory=installation)
+    instance: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
+    started_at: float = msgspec.field(default_factory=time.monotonic)
+
+    @functools.cached_property
+    def installation(self) -> Installation:
+        """Versions when this is first used, which takes a while: soon after the start.
+
+        A later upgrade changes the files, but not the running process.
+        """
+        return installation()
+
+    async def read_installation(self) -> Installation:
+        """Return `installation` without blocking."""
+        return await asyncio.to_thread(lambda: self.installation)
 
     def status(self, faults: list[str]) -> DaemonStatus:
         """Return the status of a daemon that does not serve because of these faults."""
@@ -176,7 +185,7 @@ class DaemonApi:
         open_files = await asyncio.to_thread(lambda: psutil.Process().num_fds())
         return json_response(
             Diagnosis(
-                installation=self._info.installation,
+                installation=await self._info.read_installation(),
                 stores=list(await asyncio.gather(*stores)),
                 blas=str(blas_library) if blas_library else None,
                 open_files=open_files,

@@ -6,8 +6,8 @@ import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 
+import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
@@ -35,8 +35,7 @@ CONFIG_RETRY_SECONDS = 1.0
 """How soon a corrected configuration is noticed. Reading it is cheap, so the delay does not grow."""
 
 
-@dataclass(frozen=True)
-class Prerequisites:
+class Prerequisites(msgspec.Struct, frozen=True):
     """What the daemon needs to serve clients: a valid configuration, and TCP sockets with their auth policy."""
 
     config: Config
@@ -120,6 +119,7 @@ class DegradedMode:
         """Return the prerequisites once they are available; None if a stop is requested first."""
         with contextlib.suppress(ConfigError, ListenFailed):
             return self._startup.attempt()
+        await self._info.read_installation()
         async with self._serve():
             delays = service_manager.retry_delays()
             while not self._stop.is_set():

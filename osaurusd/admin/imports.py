@@ -20,8 +20,7 @@ from osaurusd.models.catalog import Catalog
 from osaurusd.models.record import ModelRecord
 from osaurusd.wire import admin as wire
 from osaurusd.wire.admin import JSON_LINES, ImportDone, ImportErrorEvent, ImportProgress, ImportRequest
-from osaurusd.wire.import_checks import CheckRequest
-from osaurusd.wire.imports import ImportNote, ImportRoute, ImportStreamEvent, QuantizeDone, QuantizeEvent
+from osaurusd.wire.imports import CheckRequest, ImportNote, ImportRoute, ImportStreamEvent, QuantizeDone, QuantizeEvent
 from osaurusd.wire.lineage import QuantizationMode, QuantizeRequest
 
 

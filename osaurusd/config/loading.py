@@ -89,9 +89,8 @@ def _keys_in(tree: Tree, section: type[Section] = Config, prefix: str = "") -> I
 
 
 def _reject_unknown_keys(tree: Tree, path: Path) -> None:
-    known = list(known_keys())
     for key in (key for key, is_known in _keys_in(tree) if not is_known):
-        match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        match = difflib.get_close_matches(key, list(known_keys()), n=1, cutoff=0.5)
         hint = f"; did you mean `{match[0]}`?" if match else '; run "osaurusctl config get" to list the keys'
         raise ConfigError(f"{path}: unknown key `{key}`{hint}", param=key)
 

@@ -1,7 +1,6 @@
 """The keys of the configuration as data: for documentation, completion and reloads."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -11,8 +10,7 @@ from osaurusd.config.keys import Section
 from osaurusd.config.schema import Config
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True):
     """One key as the documentation shows it.
 
     Attributes:

@@ -3,7 +3,8 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from osaurusd.config import Config
 from osaurusd.errors import HostNotFound, InvalidRequest, LoadFailed, ModelNotFound
@@ -20,8 +21,7 @@ from osaurusd.wire.hosts import HostFacts
 from osaurusd.wire.placement import Manifest, PlacementInfo, SplitSetting
 
 
-@dataclass(frozen=True)
-class PlacementRequest:
+class PlacementRequest(msgspec.Struct, frozen=True):
     """Over which hosts, besides this one, a model is to run.
 
     Attributes:

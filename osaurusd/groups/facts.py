@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from osaurusd.errors import LoadFailed
 from osaurusd.groups.families import DIVIDED_SIZES, FAMILIES, Family
@@ -21,16 +22,14 @@ HEADS_WIDTH = "num_attention_heads * head_dim"
 """The width of the attention's output in `ModelFacts.sizes`."""
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """A part of the weights: its bytes in the files, and its number of parameters."""
 
     nbytes: int = 0
     parameters: int = 0
 
 
-@dataclass(frozen=True)
-class ModelFacts:
+class ModelFacts(msgspec.Struct, frozen=True):
     """The shape of a model.
 
     Attributes:
@@ -45,7 +44,7 @@ class ModelFacts:
     architecture: str
     layers: tuple[Part, ...]
     shared: Part = Part()
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = msgspec.field(default_factory=dict)
     group_size: int = 1
     cache_bytes_per_token: int = 0
     context_length: int | None = None

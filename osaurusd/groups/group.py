@@ -4,7 +4,6 @@ import asyncio
 import secrets
 import signal
 from collections.abc import Coroutine, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -43,8 +42,7 @@ STOP_MARGIN_SECONDS = 5.0
 """How long a host gets to confirm the exit of a rank, besides the two grace periods of its process."""
 
 
-@dataclass(frozen=True)
-class GroupSpec:
+class GroupSpec(msgspec.Struct, frozen=True):
     """What to start.
 
     Attributes:

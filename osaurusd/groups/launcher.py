@@ -3,10 +3,10 @@
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from osaurusd.errors import LoadFailed
 from osaurusd.events import EventBus
@@ -58,7 +58,7 @@ class GroupLauncher:
         manifests: describes their files.
         timeouts: returns the limits.
         link_address: returns the configured address for other ranks; empty for that of the control connection.
-        versions: those of this host.
+        versions: returns those of this host.
         events: receives the events of ranks.
         clock: measures times.
     """
@@ -74,7 +74,7 @@ class GroupLauncher:
         manifests: Manifests,
         timeouts: Callable[[], Timeouts],
         link_address: Callable[[], str],
-        versions: Versions,
+        versions: Callable[[], Versions],
         events: EventBus,
         clock: Clock,
     ) -> None:
@@ -183,7 +183,7 @@ class GroupLauncher:
             wire.StartRank(
                 group=spec.name,
                 epoch=spec.epoch,
-                versions=self._versions,
+                versions=self._versions(),
                 rank=number,
                 size=len(placement.ranks),
                 split=spec.split,

@@ -2,9 +2,9 @@
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 from aiohttp import ClientError
 
 from osaurusd.config.distributed import Distributed
@@ -21,8 +21,7 @@ from osaurusd.wire.groups import RankInfo, RankState
 log = get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class Timeouts:
+class Timeouts(msgspec.Struct, frozen=True):
     """Limits in seconds.
 
     Attributes:

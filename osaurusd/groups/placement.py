@@ -5,8 +5,10 @@ norm and the head: each rank passes the result of the last layer through them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from osaurusd import addresses
 from osaurusd.errors import InsufficientMemory, InvalidRequest, OsaurusError, VersionMismatch
@@ -14,9 +16,9 @@ from osaurusd.groups.candidates import CandidateHost
 from osaurusd.groups.facts import ModelFacts, Part
 from osaurusd.groups.families import FAMILIES
 from osaurusd.pool.memory import CACHE_FACTOR, FLOAT32_BYTES, ORDINARY_TOKENS, WEIGHTS_FACTOR
-from osaurusd.pool.policy import format_bytes
 from osaurusd.wire.groups import MAX_RANKS
 from osaurusd.wire.placement import PlacementInfo, PlannedRank, Split, SplitSetting, Versions
+from osaurusd.wire.sizes import format_bytes
 
 _SPLITS: tuple[Split, ...] = ("tensor", "pipeline")
 
@@ -24,8 +26,7 @@ _SPLITS: tuple[Split, ...] = ("tensor", "pipeline")
 _SEARCH_STEPS = 60
 
 
-@dataclass(frozen=True)
-class RankPlan:
+class RankPlan(msgspec.Struct, frozen=True):
     """One rank.
 
     Attributes:
@@ -39,8 +40,7 @@ class RankPlan:
     needs_bytes: int
 
 
-@dataclass(frozen=True)
-class Placement:
+class Placement(msgspec.Struct, frozen=True):
     """Where the ranks of a model run.
 
     Attributes:

@@ -71,7 +71,7 @@ class RankContext:
         launch: returns how to start workers.
         lend_bytes: returns the limit of all leases together.
         link_address: returns the configured address for other ranks; empty for that of the control connection.
-        versions: those of this host.
+        versions: returns those of this host.
         is_draining: whether new ranks are refused.
         events: receives the events of leases and ranks.
         clock: measures times.
@@ -85,7 +85,7 @@ class RankContext:
         launch: Callable[[], Launch],
         lend_bytes: Callable[[], int],
         link_address: Callable[[], str],
-        versions: Versions,
+        versions: Callable[[], Versions],
         is_draining: Callable[[], bool],
         events: EventBus,
         clock: Clock,
@@ -270,11 +270,11 @@ class Rank:
         Raises:
             OsaurusError: the rank cannot run here.
         """
-        context, theirs = self._context, self._start.versions
+        context, installed, theirs = self._context, self._context.versions(), self._start.versions
         if context.is_draining():
             raise Draining("the host is draining and accepts no new ranks")
         for package in COMMON_PACKAGES:
-            ours, other = context.versions.get(package), theirs.get(package)
+            ours, other = installed.get(package), theirs.get(package)
             if ours != other:
                 raise VersionMismatch(
                     f"the host has {package} {ours}, but the leader has {other}; install the same versions on both"

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from osaurusd.config import Config
 from osaurusd.events import EventBus
@@ -34,7 +35,7 @@ class Groups:
         catalog: the models on this host.
         digests: the file with the digests of their files.
         config: returns the configuration in force.
-        versions: those of this host.
+        versions: returns those of this host.
         events: receives the events of ranks and leases.
 
     Attributes:
@@ -49,7 +50,7 @@ class Groups:
         digests: Path,
         *,
         config: Callable[[], Config],
-        versions: Versions,
+        versions: Callable[[], Versions],
         events: EventBus,
     ) -> None:
         self._hosts = hosts

@@ -4,7 +4,6 @@ import hmac
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
@@ -41,8 +40,7 @@ class Transcript(NamedTuple):
         return hmac.digest(code.encode(), message, "sha256").hex()
 
 
-@dataclass
-class _Offer:
+class _Offer(msgspec.Struct):
     code: str
     expires_at: float
     wrong_proofs: int = 0

@@ -9,8 +9,9 @@ import hashlib
 import ssl
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from osaurusd.errors import InternalError
 from osaurusd.log import get_logger
@@ -25,8 +26,7 @@ _END = "-----END CERTIFICATE-----\n"
 _BEGIN = "-----BEGIN CERTIFICATE-----"
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True):
     """The identity of a host.
 
     Attributes:

@@ -13,7 +13,6 @@ import secrets
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -82,8 +81,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     failed: bool = False
 
 
-@dataclass(frozen=True)
-class Initiator:
+class Initiator(msgspec.Struct, frozen=True):
     """How the host that types the code presents itself; see `Claim`."""
 
     identity: Identity

@@ -6,7 +6,6 @@ https://spec.openapis.org/oas/v3.1.1.html
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -52,8 +51,7 @@ part of these APIs nor described here are ignored.
 """
 
 
-@dataclass(frozen=True)
-class Query:
+class Query(msgspec.Struct, frozen=True):
     """A parameter of the query string."""
 
     name: str
@@ -61,8 +59,7 @@ class Query:
     description: str
 
 
-@dataclass(frozen=True)
-class Stream:
+class Stream(msgspec.Struct, frozen=True):
     """What a streamed response consists of.
 
     Attributes:
@@ -76,8 +73,7 @@ class Stream:
     end: str | None = None
 
 
-@dataclass(frozen=True)
-class Operation:
+class Operation(msgspec.Struct, frozen=True):
     """One method of one path.
 
     Attributes:
@@ -96,7 +92,7 @@ class Operation:
     response: Any = None
     stream: Stream | None = None
     media_type: str | None = JSON
-    examples: Mapping[str, Any] = field(default_factory=dict)
+    examples: Mapping[str, Any] = msgspec.field(default_factory=dict)
     versioned: bool = True
     query: Sequence[Query] = ()
 
@@ -107,8 +103,7 @@ class Operation:
         yield from filter(_is_struct, types)
 
 
-@dataclass(frozen=True, eq=False)
-class Api:
+class Api(msgspec.Struct, frozen=True, eq=False):
     """What is described about one API.
 
     Attributes:

@@ -5,8 +5,8 @@ import contextlib
 import re
 import urllib.parse
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import msgspec
 from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 
 from osaurusd.buffered_bytes import Reservation
@@ -34,8 +34,7 @@ _CONTINUE = "100-continue"
 _DEFAULT_PORT = re.compile(r":(80)?$")
 
 
-@dataclass
-class RequestContext:
+class RequestContext(msgspec.Struct):
     """The state of one request.
 
     Attributes:

@@ -1,8 +1,8 @@
 """Routes, and the groups that give them a common error format."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 
+import msgspec
 from aiohttp import web
 
 from osaurusd.errors import OsaurusError
@@ -12,8 +12,7 @@ ResponseHook = Callable[[web.Request, web.StreamResponse], Awaitable[None]]
 ErrorResponse = Callable[[OsaurusError], web.Response]
 
 
-@dataclass(frozen=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """One endpoint.
 
     Attributes:
@@ -28,8 +27,7 @@ class Route:
     admitted: bool = False
 
 
-@dataclass(frozen=True)
-class RouteGroup:
+class RouteGroup(msgspec.Struct, frozen=True):
     """The routes of one API.
 
     Attributes:

@@ -22,7 +22,7 @@ from osaurusd.rpc import job
 from osaurusd.wire.admin import Availability
 from osaurusd.wire.errors import as_json
 from osaurusd.wire.files import describe, sync_folder
-from osaurusd.wire.import_checks import CheckedModel, CheckItem
+from osaurusd.wire.imports import CheckedModel, CheckItem
 from osaurusd.wire.lineage import Origin, QuantizationMode
 
 log = get_logger(__name__)

@@ -3,7 +3,7 @@
 import msgspec
 
 from osaurusd.rpc.framing import Frame
-from osaurusd.wire.import_checks import CheckedModel
+from osaurusd.wire.imports import CheckedModel
 from osaurusd.wire.lineage import QuantizationMode
 from osaurusd.wire.quantization import QuantizationReport
 

@@ -1,8 +1,9 @@
 """Defaults for parameters that a request omits: from the model's own settings, else from the configuration."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeVar
+
+import msgspec
 
 from osaurusd.config import Config, Input, Structured
 from osaurusd.inference.request import SamplingParams
@@ -14,8 +15,7 @@ T = TypeVar("T")
 MIN_TOP_P = 1e-6
 
 
-@dataclass(frozen=True, kw_only=True)
-class RequestDefaults:
+class RequestDefaults(msgspec.Struct, frozen=True, kw_only=True):
     """Defaults for requests to one model.
 
     Attributes:

@@ -9,7 +9,9 @@ import binascii
 import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from osaurusd.buffered_bytes import BufferedBytes
 from osaurusd.config import Config, Vision
@@ -45,8 +47,7 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _WEB = re.compile(r"https?:", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class ImageSource:
+class ImageSource(msgspec.Struct, frozen=True):
     """Where the bytes of an image come from: base64 text, or a URL.
 
     Attributes:
@@ -133,8 +134,7 @@ def _parse_source(value: str, path: str) -> tuple[ImageSource, str]:
     return ImageSource(path, text, is_url=False), media_type
 
 
-@dataclass
-class LoadedImages:
+class LoadedImages(msgspec.Struct):
     """The images of a request in memory.
 
     Attributes:
@@ -142,8 +142,8 @@ class LoadedImages:
             worker empties the list when it has sent them.
     """
 
-    files: list[bytes] = field(default_factory=list)
-    _counted: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    files: list[bytes] = msgspec.field(default_factory=list)
+    _counted: contextlib.ExitStack = msgspec.field(default_factory=contextlib.ExitStack)
 
     def release(self) -> None:
         """Stop counting their bytes: the worker has them."""

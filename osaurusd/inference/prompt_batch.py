@@ -10,13 +10,13 @@ import msgspec
 from osaurusd.errors import OsaurusError
 from osaurusd.inference.events import Completed, Event, Progress, Started, Timings, Usage
 from osaurusd.inference.request import GenerationRequest
-from osaurusd.pool.lease import Lease
+from osaurusd.rpc.client import WorkerClient
 
 # Enough to fill a decode batch, while leaving room in the worker's queue for requests of other clients.
 MAX_CONCURRENT = 16
 
 
-async def generate_all(lease: Lease, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Event]:
+async def generate_all(client: WorkerClient, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Event]:
     """Merge the events of all requests, and end with one `Completed`. Closing the iterator cancels every request.
 
     Choices are numbered consecutively: choice `i` of request `k` has index `k * n + i`. Only the first request may be
@@ -31,7 +31,7 @@ async def generate_all(lease: Lease, requests: Sequence[GenerationRequest]) -> A
         while waiting or merger.running:
             while waiting and merger.running < MAX_CONCURRENT:
                 number, request = waiting.popleft()
-                merger.add(number, lease.generate(request, continuation=number > 0))
+                merger.add(number, client.generate(request, continuation=number > 0))
             for number, event in await merger.next_events():
                 match event:
                     case Completed():

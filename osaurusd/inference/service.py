@@ -152,7 +152,7 @@ class Service:
             if not (text.text if isinstance(text, TextPrompt) else text.tokens):
                 raise InvalidRequest("must not be empty; leave it out", location=("inputs", number))
         async with self._lease(record) as (lease, active):
-            vectors, completed = await lease.embed(request)
+            vectors, completed = await lease.client.embed(request)
             _record_completed(active, completed)
             return vectors, _with_wait_times(completed, lease)
 
@@ -162,7 +162,7 @@ class Service:
         if not request.query:
             raise InvalidRequest("must not be empty", location=("query",))
         async with self._lease(record) as (lease, active):
-            scores, completed = await lease.rerank(request)
+            scores, completed = await lease.client.rerank(request)
             _record_completed(active, completed)
             return scores, _with_wait_times(completed, lease)
 
@@ -182,7 +182,7 @@ class Service:
             log.info("questions", messages=msgspec.to_builtins(messages), questions=msgspec.to_builtins(questions))
         async with self._lease(record) as (lease, active):
             try:
-                scored, completed = await lease.score(request)
+                scored, completed = await lease.client.score(request)
             except OsaurusError as error:
                 raise decisions.locate_question(error, questions) from error
             _record_completed(active, completed)
@@ -210,7 +210,8 @@ class Service:
             self._lease(record) as (lease, active),
         ):
             single = len(requests) == 1
-            events = lease.generate(requests[0], blobs=loaded.files) if single else generate_all(lease, requests)
+            client = lease.client
+            events = client.generate(requests[0], blobs=loaded.files) if single else generate_all(client, requests)
             if config.log.content:
                 events = log_content(events, requests)
             async with contextlib.aclosing(events):

@@ -3,8 +3,9 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from osaurusd.errors import ModelNotDownloaded, ModelNotFound
 from osaurusd.models import names

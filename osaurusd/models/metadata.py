@@ -7,11 +7,11 @@ import errno
 import json
 import re
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
+from msgspec.structs import replace
 
 from osaurusd.models import vision
 from osaurusd.models.record import Capabilities, GenerationDefaults, ModelRecord, Task
@@ -57,8 +57,7 @@ ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "modernbert"})
 """Architectures that cannot generate text."""
 
 
-@dataclass(frozen=True)
-class Provenance:
+class Provenance(msgspec.Struct, frozen=True):
     """Where a model comes from: its revision on the hub, its license, and how it was quantized or imported here."""
 
     commit: str | None = None

@@ -1,8 +1,9 @@
 """The catalog's record of one model on disk."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from osaurusd.inference.retrieval import Pipeline
 from osaurusd.wire.admin import Availability
@@ -17,8 +18,7 @@ RunnerName = Literal["text", "vision", "encoder"]
 """What runs a model in its worker: an engine that generates text, also about images, or one for whole sequences."""
 
 
-@dataclass(frozen=True)
-class Capabilities:
+class Capabilities(msgspec.Struct, frozen=True):
     """What a model supports according to its config and chat template."""
 
     completion: bool = True
@@ -33,8 +33,7 @@ class Capabilities:
         return ("text", "image") if self.vision else ("text",)
 
 
-@dataclass(frozen=True)
-class GenerationDefaults:
+class GenerationDefaults(msgspec.Struct, frozen=True):
     """Sampling parameters from `generation_config.json`; None where the file has no usable value.
 
     `do_sample: false` is represented as a `temperature` of 0. A file with `do_sample: true` or a filter, but without a
@@ -48,8 +47,7 @@ class GenerationDefaults:
     repetition_penalty: float | None = None
 
 
-@dataclass(frozen=True)
-class MemoryEstimate:
+class MemoryEstimate(msgspec.Struct, frozen=True):
     """Bytes of memory for the weights, and for each token of context (None if the config does not determine it).
 
     `pass_bytes_per_token` is what an encoder needs for each token of a forward pass.
@@ -60,8 +58,7 @@ class MemoryEstimate:
     pass_bytes_per_token: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelRecord:
+class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One model on disk.
 
     Attributes:

@@ -3,8 +3,9 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from osaurusd.config import Config
 from osaurusd.models.record import Source
@@ -23,16 +24,14 @@ STAGING_PREFIXES = (IMPORTING_PREFIX, REMOVING_PREFIX)
 _COMMIT = re.compile(r"[0-9A-Za-z._-]{1,255}")
 
 
-@dataclass(frozen=True)
-class Root:
+class Root(msgspec.Struct, frozen=True):
     """A folder that is searched for models."""
 
     source: Source
     path: Path
 
 
-@dataclass(frozen=True)
-class ModelFolder:
+class ModelFolder(msgspec.Struct, frozen=True):
     """A folder with a complete or incomplete model. Its links must stay inside `boundary`."""
 
     repo: str

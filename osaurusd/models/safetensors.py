@@ -9,9 +9,10 @@ import re
 import stat
 import struct
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from osaurusd.models import metadata
 
@@ -38,8 +39,7 @@ class IncompleteFile(ValueError):
     """A file is shorter or longer than its header implies."""
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(msgspec.Struct, frozen=True):
     """A tensor as described by its header; `nbytes` is its size in the file and in memory."""
 
     dtype: str
@@ -47,8 +47,7 @@ class Tensor:
     nbytes: int
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(msgspec.Struct, frozen=True):
     """The tensors of a model. `missing` describes what is missing or damaged, or is None for complete weights.
 
     `files` has the names of the tensors in each file.
@@ -56,7 +55,7 @@ class Weights:
 
     tensors: Mapping[str, Tensor]
     missing: str | None = None
-    files: Mapping[str, Collection[str]] = field(default_factory=dict)
+    files: Mapping[str, Collection[str]] = msgspec.field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

@@ -7,9 +7,11 @@ import stat
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from osaurusd.log import get_logger
 from osaurusd.models import compatibility, copies, embedding, memory, metadata, safetensors, tokenizers, vision
@@ -27,8 +29,7 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 _OTHER_TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json")
 
 
-@dataclass(frozen=True)
-class _File:
+class _File(msgspec.Struct, frozen=True):
     """A file of a model, with the attributes that change when another program replaces it."""
 
     name: str

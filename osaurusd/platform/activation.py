@@ -9,7 +9,8 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from osaurusd.errors import ListenFailed
 
@@ -23,11 +24,10 @@ LAUNCHD_VARIABLE = "OSAURUS_LAUNCHD_SOCKETS"
 _ENOENT = 2
 
 
-@dataclass(frozen=True)
-class ActivatedSockets:
+class ActivatedSockets(msgspec.Struct, frozen=True):
     """Listening sockets; the daemon opens those that are missing."""
 
-    http: list[socket.socket] = field(default_factory=list)
+    http: list[socket.socket] = msgspec.field(default_factory=list)
     admin: socket.socket | None = None
 
 

@@ -2,10 +2,10 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import psutil
 
 from osaurusd.config import BUDGET_FRACTION, Config
@@ -38,8 +38,7 @@ _BLAS_CORES = {
 }
 
 
-@dataclass(frozen=True)
-class WorkerLimits:
+class WorkerLimits(msgspec.Struct, frozen=True):
     """Limits of each worker, however much memory is free; see `messages.Load`."""
 
     dequantize: Literal["auto", "always", "never"] = "auto"
@@ -52,12 +51,11 @@ class WorkerLimits:
     wire: WireSetting = "auto"
 
 
-@dataclass(frozen=True)
-class KeepAlive:
+class KeepAlive(msgspec.Struct, frozen=True):
     """Seconds until an idle model is unloaded: a default, and values by name, alias or repo. Negative means never."""
 
     default: float = -1.0
-    by_model: Mapping[str, float] = field(default_factory=dict)
+    by_model: Mapping[str, float] = msgspec.field(default_factory=dict)
 
     def for_model(self, record: ModelRecord) -> float | None:
         """Return the keep-alive of a model; None means never."""
@@ -71,14 +69,13 @@ def negative_to_none(seconds: float) -> float | None:
     return None if seconds < 0 else seconds
 
 
-@dataclass(frozen=True)
-class PoolConfig:
+class PoolConfig(msgspec.Struct, frozen=True):
     """Settings of the pool; a standby worker is kept for `standby_seconds` after a load, 0 keeps none."""
 
-    launch: Launch = field(default_factory=Launch)
-    limits: WorkerLimits = field(default_factory=WorkerLimits)
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    keep_alive: KeepAlive = field(default_factory=KeepAlive)
+    launch: Launch = msgspec.field(default_factory=Launch)
+    limits: WorkerLimits = msgspec.field(default_factory=WorkerLimits)
+    scheduler: SchedulerConfig = msgspec.field(default_factory=SchedulerConfig)
+    keep_alive: KeepAlive = msgspec.field(default_factory=KeepAlive)
     standby_seconds: float = 0.0
 
     @classmethod

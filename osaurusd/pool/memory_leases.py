@@ -1,16 +1,17 @@
 """Memory that this host lends to others, for ranks of their models. It counts like pinned models. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from osaurusd.errors import InsufficientMemory
-from osaurusd.pool.policy import describe_usage, format_bytes
+from osaurusd.pool.policy import describe_usage
 from osaurusd.pool.state import ModelState, Waiter
 from osaurusd.wire.admin import WorkerState
+from osaurusd.wire.sizes import format_bytes
 
 
-@dataclass(eq=False)
-class MemoryLease:
+class MemoryLease(msgspec.Struct, eq=False):
     """Memory for one rank.
 
     Attributes:

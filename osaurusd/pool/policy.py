@@ -1,19 +1,20 @@
 """Memory policy: which models fit, which are evicted, and how the budget is divided. Pure functions."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
+
+import msgspec
 
 from osaurusd.errors import Busy, InsufficientMemory
 from osaurusd.pool.state import ModelState
 from osaurusd.wire.admin import WorkerState
+from osaurusd.wire.sizes import format_bytes
 
 RETRY_SECONDS = 5
 """When a request may find the memory free that running requests did not release in time."""
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """How to make room: stop the idle models of `evict`, and those of `drain` once their requests have completed.
 
     `possible` is False if all models that are not pinned together do not free enough.
@@ -142,11 +143,6 @@ def pins_exceed_budget(budget: int, needs: Mapping[str, int]) -> InsufficientMem
         f"{format_bytes(budget)}; unpin a model or raise `residency.budget_bytes`",
         location=("model",),
     )
-
-
-def format_bytes(count: int) -> str:
-    """Format bytes with decimal units."""
-    return f"{count / 1e9:.1f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"
 
 
 def describe_usage(model: ModelState) -> str:

@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
 from osaurusd.errors import InsufficientMemory, OsaurusError, WorkerCrashed

@@ -14,8 +14,9 @@ started or is rejected. Models behind it start early only if they do not delay i
 
 import itertools
 from collections import deque
-from dataclasses import replace
 from operator import attrgetter
+
+from msgspec.structs import replace
 
 from osaurusd.errors import ModelUnloaded, OsaurusError, QueueFull, ShuttingDown
 from osaurusd.pool import policy

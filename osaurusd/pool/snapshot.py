@@ -1,22 +1,20 @@
 """The observable state of the pool."""
 
-from dataclasses import dataclass
+import msgspec
 
 from osaurusd.wire.admin import IN_MEMORY, WorkerState
 from osaurusd.wire.groups import RankInfo
 from osaurusd.wire.residency import LoadPhases
 
 
-@dataclass(frozen=True)
-class MemoryBudget:
+class MemoryBudget(msgspec.Struct, frozen=True):
     """Memory for all models, and the part that models hold."""
 
     total_bytes: int
     used_bytes: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerSnapshot:
+class WorkerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """A model's worker at one moment; times are in seconds.
 
     Attributes:

@@ -2,9 +2,10 @@
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
+
+import msgspec
 
 from osaurusd.errors import OsaurusError
 from osaurusd.wire.admin import WorkerState
@@ -22,8 +23,7 @@ class Waiter(Protocol):
     def reject(self, error: OsaurusError) -> None: ...
 
 
-@dataclass(frozen=True)
-class SchedulerConfig:
+class SchedulerConfig(msgspec.Struct, frozen=True):
     """Limits that the scheduler enforces.
 
     Attributes:
@@ -39,8 +39,7 @@ class SchedulerConfig:
     min_residency_seconds: float = 10.0
 
 
-@dataclass(frozen=True)
-class ModelSpec:
+class ModelSpec(msgspec.Struct, frozen=True):
     """A model to load.
 
     Attributes:
@@ -70,8 +69,7 @@ class StopCause(StrEnum):
     SHUTDOWN = "shutdown"
 
 
-@dataclass(eq=False)
-class ModelState:
+class ModelState(msgspec.Struct, eq=False):
     """One load of a model, from the request that queues it until its worker has exited.
 
     Attributes:
@@ -98,8 +96,8 @@ class ModelState:
     pinned: bool = False
     position: int = 0
     in_flight: int = 0
-    waiters: deque[tuple[int, Waiter]] = field(default_factory=deque)
-    unload_waiters: list[Waiter] = field(default_factory=list)
+    waiters: deque[tuple[int, Waiter]] = msgspec.field(default_factory=deque)
+    unload_waiters: list[Waiter] = msgspec.field(default_factory=list)
     reserved_bytes: int = 0
     limit_bytes: int = 0
     started_at: float | None = None
@@ -169,8 +167,7 @@ class ModelState:
             waiter.grant(self)
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True):
     """The last failure of a model's worker, the number of consecutive ones, and when requests may start it again."""
 
     error: OsaurusError

@@ -1,10 +1,10 @@
 """The supervisor of one model's worker: from the start of the load to the exit of the process."""
 
 import asyncio
-from dataclasses import replace
 from typing import Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from osaurusd.errors import HostLost, InternalError, ModelUnloaded, OsaurusError, WorkerCrashed
 from osaurusd.events import EventBus

@@ -9,7 +9,6 @@ beside it, and messages refer to them by index. End of file means that the peer 
 import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -42,8 +41,7 @@ class FrameError(Exception):
     """The peer sent bytes that are not a frame of this protocol; the connection is unusable."""
 
 
-@dataclass(frozen=True, slots=True)
-class FrameWithBlobs(Generic[T]):
+class FrameWithBlobs(msgspec.Struct, Generic[T], frozen=True):
     """A frame and its blobs."""
 
     frame: T

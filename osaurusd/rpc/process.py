@@ -5,12 +5,11 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import psutil
 
 from osaurusd.errors import LoadFailed, WorkerCrashed
@@ -18,6 +17,7 @@ from osaurusd.log import get_logger
 from osaurusd.platform import environment
 from osaurusd.redaction import redact
 from osaurusd.rpc import framing, messages
+from osaurusd.rpc.job import module_command
 from osaurusd.rpc.watchdog import Clock, Watchdog, sleep
 
 log = get_logger(__name__)
@@ -26,8 +26,7 @@ OUTPUT_TAIL_LINES = 20
 OUTPUT_TAIL_SECONDS = 1.0
 """How long to wait for the rest of the output after the process has exited: its children may keep the pipe open."""
 
-# -P: a folder named osaurusd in the working directory must not shadow the package.
-WORKER_COMMAND = (sys.executable, "-P", "-m", "osaurusd.worker")
+WORKER_COMMAND = module_command("osaurusd.worker")
 
 WORKER_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # workers read local files only
@@ -37,8 +36,7 @@ WORKER_ENVIRONMENT = {
 }
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(msgspec.Struct, frozen=True):
     """How to start workers; times are in seconds.
 
     Attributes:
@@ -57,7 +55,7 @@ class Launch:
     load_timeout: float = 600.0
     stop_grace: float = 5.0
     hang_timeout: float = 120.0
-    signal_meanings: Mapping[signal.Signals, str] = field(default_factory=dict)
+    signal_meanings: Mapping[signal.Signals, str] = msgspec.field(default_factory=dict)
 
 
 class WorkerProcess:

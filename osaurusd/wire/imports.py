@@ -1,6 +1,7 @@
-"""Admin API types for quantizing models, and for importing those of other programs."""
+"""Admin API types for importing models, finding out which ones can be imported, and quantizing models."""
 
 from enum import StrEnum
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -13,6 +14,35 @@ class ImportRoute(StrEnum):
 
     QUANTIZATIONS = "/v0/quantizations"
     CHECKS = "/v0/imports/check"
+
+
+class CheckItem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model to check.
+
+    Attributes:
+        format: of the model.
+        file: the offered name of the GGUF file, or of the folder's `config.json`.
+        names: the names of all files in the folder of an MLX model.
+    """
+
+    format: Literal["gguf", "mlx"]
+    file: str
+    names: list[str] = []
+
+
+class CheckRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Find out which models can be imported. `files` is a Unix socket as in `ImportRequest`."""
+
+    items: Annotated[list[CheckItem], msgspec.Meta(max_length=1000)]
+    files: str
+
+
+class CheckedModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the header of a model reveals. `reason` states why it cannot be imported; null if it can."""
+
+    architecture: str | None = None
+    quantization: str | None = None
+    reason: str | None = None
 
 
 class ImportNote(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="note"):

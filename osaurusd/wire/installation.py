@@ -1,6 +1,5 @@
 """Python and package versions of the current process."""
 
-import importlib.metadata
 import platform
 import sys
 
@@ -12,6 +11,9 @@ PACKAGES = ("osaurusd", "mlx", "mlx-lm", "mlx-vlm", "huggingface-hub", "aiohttp"
 
 def installation() -> Installation:
     """Return the Python and package versions that are installed now."""
+    # Only diagnoses and models that are distributed need it, not the start.
+    import importlib.metadata  # noqa: PLC0415
+
     packages = {}
     for name in PACKAGES:
         try:

@@ -6,10 +6,11 @@ The files are read once: an upgrade must not mix the files of two releases.
 import hashlib
 import mimetypes
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
+
+import msgspec
 
 FOLDER = Path(__file__).parents[1] / "ui" / "static"
 """The built files. Their source is in `osaurusd/ui/frontend/`, and `make ui` builds them."""
@@ -59,8 +60,7 @@ class Mode(StrEnum):
     MANAGE = "manage"
 
 
-@dataclass(frozen=True)
-class PageFile:
+class PageFile(msgspec.Struct, frozen=True):
     """A file of the page, and the headers of its responses."""
 
     body: bytes
@@ -71,8 +71,7 @@ class PageFile:
         return if_none_match is not None and self.headers["ETag"] in if_none_match
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """The page: its document, None if the installation is incomplete, and the files that this loads by name."""
 
     document: PageFile | None

@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import platformdirs
 
 APP_NAME = "osaurusd"
@@ -17,8 +17,7 @@ class SocketPathTooLong(ValueError):
     """The path of the admin socket does not fit into a socket address."""
 
 
-@dataclass(frozen=True)
-class Paths:
+class Paths(msgspec.Struct, frozen=True):
     """Every path that the programs use. Resolving them creates nothing."""
 
     config_file: Path

@@ -6,6 +6,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import grimp
+import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY_LIBRARIES = ("mlx", "mlx_lm", "transformers", "numpy", "torch", "llguidance", "tokenizers", "huggingface_hub")
@@ -25,12 +26,71 @@ def loaded_libraries(module: str, libraries: tuple[str, ...]) -> str:
 
 def test_daemon_loads_no_heavy_library() -> None:
     """The daemon runs all the time, so its memory matters."""
-    assert "" == loaded_libraries("osaurusd.__main__", HEAVY_LIBRARIES)
+    on_first_use = ("importlib.metadata", "sqlite3", "cryptography", "truststore", "httpx2", "jinja2", "prompt_toolkit")
+    assert "" == loaded_libraries("osaurusd.serve", (*HEAVY_LIBRARIES, *on_first_use, "rich", "click", "tomlkit"))
+
+
+def test_daemon_defines_no_dataclass_at_the_start() -> None:
+    """Defining one takes as long as importing a small module; a struct takes a fortieth of it."""
+    classes = run_python(
+        "import dataclasses, sys, osaurusd.serve\n"
+        "modules = [module for name, module in list(sys.modules.items()) if name.startswith('osaurusd.')]\n"
+        "classes = {each for module in modules for each in vars(module).values() if isinstance(each, type)}\n"
+        "print(*sorted(f'{each.__module__}.{each.__name__}' for each in classes if dataclasses.is_dataclass(each)))"
+    )
+
+    assert "" == classes
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_help_and_version_of_the_daemon_need_no_server_and_no_library(option: str) -> None:
+    loaded = run_python(
+        "import contextlib, io, sys\n"
+        "before = set(sys.modules)\n"
+        "from osaurusd import __main__ as daemon\n"
+        f"sys.argv = ['osaurusd', {option!r}]\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "    daemon.main()\n"
+        "loaded = sorted(set(sys.modules) - before)\n"
+        "print(*(name for name in loaded if name.split('.')[0] not in sys.stdlib_module_names))"
+    )
+
+    assert ["osaurusd", "osaurusd.__main__", "osaurusd.wire", "osaurusd.wire.machine"] == loaded.split()
 
 
 def test_cli_loads_no_heavy_library_and_no_server_library() -> None:
     """The CLI starts often, so its start-up time matters."""
     assert "" == loaded_libraries("osaurusctl.cli", (*HEAVY_LIBRARIES, "aiohttp", "asyncio", "structlog", "rich"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "libraries"),
+    [
+        (["--version"], {}, ("ssl", "http.client", "osaurusd.config")),
+        (["--help"], {}, ("tomlkit", "prompt_toolkit", "importlib.metadata")),
+        # What the shell runs to complete the name of a command.
+        ([], {"_OSAURUSCTL_COMPLETE": "bash_complete", "COMP_WORDS": "osaurusctl l", "COMP_CWORD": "1"}, ()),
+    ],
+    ids=["version", "help", "completion"],
+)
+def test_help_version_and_completion_of_the_cli_need_only_light_libraries(
+    arguments: list[str], environment: dict[str, str], libraries: tuple[str, ...]
+) -> None:
+    unwanted = (*HEAVY_LIBRARIES, "aiohttp", "asyncio", "structlog", "rich", "psutil", *libraries)
+    loaded = run_python(
+        "import contextlib, io, os, sys\n"
+        "from osaurusctl import __main__ as ctl\n"
+        f"sys.argv = ['osaurusctl', *{arguments!r}]\n"
+        f"os.environ |= {environment!r}\n"
+        "output = io.TextIOWrapper(io.BytesIO())\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(output):\n"
+        "    ctl.main()\n"
+        "output.flush()\n"
+        "assert output.buffer.getvalue()\n"
+        f"print(*(name for name in {unwanted!r} if name in sys.modules))"
+    )
+
+    assert "" == loaded
 
 
 def test_wire_imports_nothing_else_of_the_project() -> None:

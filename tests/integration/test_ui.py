@@ -183,11 +183,8 @@ def test_stopping_cancels_the_request_in_the_daemon(visitor: Visitor) -> None:
 
 def answer_at_once(page: Page, **delta: str) -> None:
     """Let the page get this answer without a model."""
-    chunks = [
-        {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]},
-        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
-    ]
-    body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    chunk = {"choices": [{"index": 0, "delta": delta, "finish_reason": "stop"}]}
+    body = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
     page.route("**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=body))
 
 

@@ -12,7 +12,8 @@ from osaurusd.wire.residency import Event, EventKind
 def test_drain_returns_immediately_and_says_what_is_running(daemon, invoke):
     daemon.requests_in_flight = deque([2])
 
-    assert invoke("drain").stdout == "draining: new requests are rejected for 0s; 2 requests are running\n"
+    expected = 'draining: 2 requests are running; new ones are rejected until "osaurusctl undrain"\n'
+    assert invoke("drain").stdout == expected
     assert invoke("undrain").stdout == "the daemon accepts requests\n"
     assert daemon.bodies(Route.DRAIN) == [{"draining": True}, {"draining": False}]
 
@@ -68,7 +69,7 @@ def test_status_and_doctor_report_draining(daemon, invoke):
     assert "draining" not in invoke("doctor").stdout
     daemon.draining = True
 
-    assert "new requests are rejected for 0s; no request is running" in invoke("status").stdout
+    assert "for 0s; no request is running" in invoke("status").stdout
     assert "the daemon is draining and rejects new requests" in invoke("doctor").stdout
     assert json.loads(invoke("status", "--json").stdout)["drain"]["draining"]
 

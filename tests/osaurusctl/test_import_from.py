@@ -7,8 +7,7 @@ import os
 import pytest
 
 from osaurusd.wire.admin import ImportDone, Route
-from osaurusd.wire.import_checks import CheckedModel
-from osaurusd.wire.imports import ImportNote, ImportRoute
+from osaurusd.wire.imports import CheckedModel, ImportNote, ImportRoute
 
 SHOWN = {"family": "llama", "quantization": "Q4_K_M"}
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from osaurusctl.formatting import format_bytes, format_duration, format_table, text_width
+from osaurusctl.formatting import format_duration, format_table, text_width
 from osaurusd.wire.admin import Availability
 from osaurusd.wire.pulls import FoundModel, PullInfo, PullState
 
@@ -51,24 +51,6 @@ def test_characters_that_the_output_cannot_encode_are_replaced(daemon, ctl):
     daemon.answers.append(["größer"])
     result = ctl("run", "llama", "hello", env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert (0, "gr??er\n") == (result.returncode, result.stdout)
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (99_940, "99.9 kB"),
-        (99_960, "100 kB"),
-        (999_600, "1.0 MB"),
-        (1_807_496_278, "1.8 GB"),
-        (123_456_789_012, "123 GB"),
-        (5_000_000_000_000, "5.0 TB"),
-    ],
-)
-def test_format_bytes(count, text):
-    assert format_bytes(count) == text
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from osaurusctl.doctor import ranks
+from osaurusctl.doctor import hosts
 from osaurusd.wire.groups import LeaseInfo, RankInfo
 from osaurusd.wire.residency import Event, EventKind
 from tests.osaurusctl.fake_daemon import worker
@@ -83,12 +83,12 @@ def test_events_name_the_host_and_the_rank(daemon, invoke):
 )
 def test_doctor_checks_the_connections_of_loaded_models(daemon, seconds, verdict, detail):
     daemon.workers = [worker("llama", ranks=[rank(0, None), rank(1, "b", round_trip_seconds=seconds)])]
-    (check,) = ranks.check_ranks(Context(daemon.workers))
+    (check,) = hosts.check_ranks(Context(daemon.workers))
     assert (check.verdict, check.detail) == (verdict, detail)
 
 
 def test_doctor_says_nothing_about_models_in_one_process(daemon):
-    assert list(ranks.check_ranks(Context([worker("llama")]))) == []
+    assert list(hosts.check_ranks(Context([worker("llama")]))) == []
 
 
 class Context:

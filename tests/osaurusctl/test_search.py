@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from osaurusctl.formatting import format_bytes
 from osaurusctl.fuzzy_pull import spellings
 from osaurusctl.recommended import MODELS, Task, recommend
 from osaurusd.models import embedding, metadata
 from osaurusd.models.compatibility import supported_architectures
 from osaurusd.wire.pulls import FoundModel, PullDone, PullInfo, PullRoute, PullState
+from osaurusd.wire.sizes import format_bytes
 
 README = Path(__file__).parents[2] / "README.md"
 FOUND = [

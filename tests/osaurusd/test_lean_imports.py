@@ -13,7 +13,7 @@ def run(code, **variables):
 
 @pytest.mark.parametrize(
     "module",
-    ["osaurusd.__main__", "osaurusd.downloads.worker.__main__", "osaurusd.imports.worker.importer"],
+    ["osaurusd.serve", "osaurusd.downloads.worker.__main__", "osaurusd.imports.worker.importer"],
 )
 def test_rich_is_not_loaded(module):
     run(f"import sys, {module}; assert 'rich' not in sys.modules; import rich.console")
@@ -22,12 +22,18 @@ def test_rich_is_not_loaded(module):
 @pytest.mark.parametrize("variables", [{}, {"SSL_CERT_FILE": "/certificates.pem"}])
 def test_daemon_starts_without_parsing_ca_certificates(variables):
     run(
-        "import gc, os, ssl\n"
+        "import contextlib, gc, os, ssl, sys\n"
+        "from osaurusd import __main__ as daemon\n"
         "environment = dict(os.environ)\n"
-        "import osaurusd.__main__\n"
+        "sys.argv = ['osaurusd', 'serve']\n"
+        # Its home is invalid, so it exits as soon as everything is imported.
+        "with contextlib.suppress(SystemExit):\n"
+        "    daemon.main()\n"
+        "gc.unfreeze()\n"
         "contexts = [value for value in gc.get_objects() if isinstance(value, ssl.SSLContext)]\n"
         "assert contexts and not any(context.cert_store_stats()['x509'] for context in contexts)\n"
         "assert dict(os.environ) == environment\n",
+        OSAURUS_HOME=f"/{'x' * 200}",
         **variables,
     )
 

@@ -13,6 +13,7 @@ from osaurusd.downloads.worker.selection import HubFile
 from osaurusd.models.roots import pulls_folder, repo_folder
 from osaurusd.wire.errors import ErrorCode
 from osaurusd.wire.files import is_disk_full
+from osaurusd.wire.sizes import format_bytes
 
 _LOCK = "lock"
 
@@ -109,13 +110,3 @@ def write_error(error: OSError, folder: Path, missing: int, margin: int, retry: 
         f"{retry} to resume",
         ErrorCode.DISK_FULL,
     )
-
-
-def format_bytes(count: int) -> str:
-    """Format a size in decimal units."""
-    amount = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 999.5:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"

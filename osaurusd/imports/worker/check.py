@@ -17,7 +17,7 @@ from osaurusd.imports.worker.shared_path import receive_files
 from osaurusd.models import compatibility, metadata, safetensors, tokenizers
 from osaurusd.rpc import child
 from osaurusd.rpc.framing import Frame
-from osaurusd.wire.import_checks import CheckedModel, CheckItem
+from osaurusd.wire.imports import CheckedModel, CheckItem
 
 # The received files have no folder in common.
 _FOLDER = Path("/models")

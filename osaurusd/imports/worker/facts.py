@@ -17,8 +17,8 @@ OUTPUT = "output.weight"
 # Far above any real network; larger sizes overflow MLX's 32-bit shapes.
 MAX_SIZE = 1 << 24
 
-# Keys that change the computation of the families whose settings include them; for the others only these values do
-# not. A key counts as included when it has been read.
+# Keys that can change the computation, with the values that do not. A family that implements a key reads it; for the
+# others, any other value is an error.
 _NEUTRAL_VALUES = {
     "logit_scale": (0.0, 1.0),
     "residual_scale": (0.0, 1.0),

@@ -34,6 +34,9 @@ _STRING, _ARRAY, _BOOL = 8, 9, 7
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "B", 10: "Q", 11: "q", 12: "d"}
 _MIN_KEY_BYTES = 8 + 4 + 1
 _MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8
+# A token or merge with its length.
+_TYPICAL_STRING_BYTES = 24
+_BLOCK_BYTES = 256 * 1024
 
 # MXFP4 in Ollama's first files of GPT-OSS (its `fs/ggml/type.go`). ggml had removed its own type 4 before GGUF.
 _PAIRED_MXFP4 = 4
@@ -223,32 +226,37 @@ class _HeaderReader:
             raise self._failure(f"it declares {count} {what}, more than its {self._size} bytes can hold")
         return count
 
-    def _string(self) -> str:
-        data = self._take(int.from_bytes(self._take(8), "little"))
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            raise self._failure(f"a string that ends at byte {self._position} is not valid UTF-8") from None
+    def _string_bytes(self) -> bytes:
+        return self._take(int.from_bytes(self._take(8), "little"))
 
-    def _strings(self, count: int) -> list[Value]:
-        """Read many strings, such as a vocabulary, with as few calls as possible."""
-        read, rest = self._stream.read, self._limit - self._position
-        raw: list[bytes] = []
-        while len(raw) < count:
-            size = int.from_bytes(read(8), "little")
-            rest -= 8 + size
-            if rest < 0:
-                break
-            raw.append(read(size))
-        taken = sum(map(len, raw)) + 8 * len(raw)
-        self._stream.seek(self._position + taken)
-        self._position += taken
+    def _string(self) -> str:
+        return self._decode([self._string_bytes()])[0]
+
+    def _strings(self, count: int) -> list[str]:
+        """Read many strings, such as a vocabulary. Taking them from blocks is faster than reading each one."""
+        read_length = struct.Struct("<Q").unpack_from
+        strings: list[bytes] = []
+        while len(strings) < count:
+            # Whatever its size, or the reason why there is none.
+            strings.append(self._string_bytes())
+            wanted = (count - len(strings)) * _TYPICAL_STRING_BYTES
+            block = self._stream.read(min(wanted, _BLOCK_BYTES, self._limit - self._position))
+            position = 0
+            while len(strings) < count and (start := position + 8) <= len(block):
+                end = start + read_length(block, position)[0]
+                if end > len(block):
+                    break
+                strings.append(block[start:end])
+                position = end
+            self._position += position
+            self._stream.seek(self._position)
+        return self._decode(strings)
+
+    def _decode(self, strings: list[bytes]) -> list[str]:
         try:
-            strings: list[Value] = [data.decode() for data in raw]
+            return [data.decode() for data in strings]
         except UnicodeDecodeError:
             raise self._failure(f"a string before byte {self._position} is not valid UTF-8") from None
-        # The rest does not fit into the header: fail with the reason.
-        return strings + [self._string() for _ in range(count - len(strings))]
 
     def _keys(self, count: int) -> dict[str, Value]:
         values: dict[str, Value] = {}
@@ -280,7 +288,7 @@ class _HeaderReader:
             return self._booleans(numbers, key) if kind == _BOOL else numbers
         if kind == _STRING:
             self._count(count, 8, f"items of {as_json(key)}")
-            return self._strings(count)
+            return [*self._strings(count)]
         if kind != _ARRAY:
             raise self._failure(f"the metadata key {as_json(key)} has items of the unknown value type {kind}")
         self._count(count, 12, f"items of {as_json(key)}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from osaurusd.imports.worker.hashing import ByteCounter, ThreadedHash
 from osaurusd.wire.files import write_new_json
+from osaurusd.wire.sizes import format_bytes
 
 # The shard size of mlx_lm's own conversion.
 MAX_SHARD_BYTES = 5 << 30
@@ -73,11 +74,7 @@ def write_model(
 def find_shortage(dest: Path, needed: int) -> str | None:
     """Return why a model's weights do not fit on the disk of a folder, or None if they do."""
     free = shutil.disk_usage(dest).free
-    return None if needed <= free else f"the model needs {_format_size(needed)}, but {_format_size(free)} are free"
-
-
-def _format_size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    return None if needed <= free else f"the model needs {format_bytes(needed)}, but {format_bytes(free)} are free"
 
 
 def _shards(entries: Iterable[Entry]) -> list[list[Entry]]:

@@ -32,6 +32,10 @@ Array = npt.NDArray[Any]
 
 # The weights that a thread converts at once; their float32 values fit into the cache of a core.
 PIECE_WEIGHTS = 1 << 20
+# Blocks that stay as they are become no floats, and take so little time that with smaller pieces, the threads mostly
+# wait for each other between NumPy's functions. A few threads convert them faster than another one hashes the result.
+_HELD_PIECE_WEIGHTS = 1 << 21
+_MAX_HELD_PIECES = 4
 _MAX_THREADS = 8
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1}
 
@@ -158,7 +162,7 @@ class Converter:
             size = math.prod(placement.parameter.shape)
             yield [np.zeros(size, quantization.to_float(np.zeros(1, np.float32), self._float_type).dtype)]
         elif placement.scheme is None:
-            yield self._in_order(self._jobs(placement))
+            yield self._in_order(self._jobs(placement), self._threads)
             self.errors.add_floats(placement, self._float_type)
         else:
             yield from self._quantized(placement, placement.scheme)
@@ -171,7 +175,8 @@ class Converter:
 
         def levels() -> Iterator[Array]:
             nonlocal error, signal
-            for piece in self._in_order(self._jobs(placement)):
+            pieces = min(self._threads, _MAX_HELD_PIECES) if placement.held else self._threads
+            for piece in self._in_order(self._jobs(placement), pieces):
                 scales.append(piece.scales)
                 if piece.biases is not None:
                     biases.append(piece.biases)
@@ -199,7 +204,8 @@ class Converter:
         for tensor in placement.sources:
             columns = 1 if _is_reordered_vector(placement, tensor) else tensor.shape[-1]
             rows = math.prod(tensor.shape) // columns
-            step = max(1, PIECE_WEIGHTS // columns // unit) * unit
+            weights = _HELD_PIECE_WEIGHTS if placement.held else PIECE_WEIGHTS
+            step = max(1, weights // columns // unit) * unit
             for start in range(0, rows, step):
                 yield functools.partial(self._piece, placement, tensor, range(start, min(start + step, rows)), rows)
 
@@ -245,10 +251,6 @@ class Converter:
             values = dequantize(self._read(tensor, rows, total), GGMLQuantizationType[tensor.type])
         return values.astype(np.float32, copy=False)
 
-    def _dequantize_all(self, tensor: TensorInfo) -> Array:
-        rows = math.prod(tensor.shape[:-1])
-        return self._dequantize(tensor, range(rows), rows).reshape(tensor.shape)
-
     @contextlib.contextmanager
     def _naming(self, tensor: TensorInfo) -> Iterator[None]:
         try:
@@ -256,12 +258,12 @@ class Converter:
         except ValueError as error:
             raise self._header.metadata.failure(f"tensor {as_json(tensor.name)} has {error}") from error
 
-    def _in_order(self, jobs: Iterable[Callable[[], Any]]) -> Iterator[Any]:
-        """Run jobs on the threads and yield their results in order, with few of them in memory."""
+    def _in_order(self, jobs: Iterable[Callable[[], Any]], count: int) -> Iterator[Any]:
+        """Run jobs on the threads, `count` at a time, and yield their results in order."""
         pending: deque[Future[Any]] = deque()
         for job in jobs:
             pending.append(self._pool.submit(job))
-            if len(pending) > self._threads:
+            if len(pending) > count:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

@@ -1,4 +1,4 @@
-"""Walking through a model's files."""
+"""What removal and verification share: the error of an operation, and the walk through the files of a model."""
 
 import os
 from collections.abc import Iterator

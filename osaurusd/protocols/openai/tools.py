@@ -1,7 +1,8 @@
 """Parses the tools of a chat request: which ones the model sees, and whether it must call one."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from osaurusd.errors import InvalidRequest, UnsupportedParameter
 from osaurusd.inference import request as neutral
@@ -25,8 +26,7 @@ MODES = ("none", "auto", *REQUIRED)
 Functions = Mapping[str, Function]
 
 
-@dataclass(frozen=True)
-class ToolUse:
+class ToolUse(msgspec.Struct, frozen=True):
     """The tools that the model sees. With `required`, the output must consist of tool calls."""
 
     tools: list[neutral.Tool]

@@ -83,7 +83,7 @@ class Planner:
         memory: the memory budget.
         chunk_sizer: the prefill budget per step.
         prefix_cache: looked up when a prompt starts; its size follows the memory that requests reserve.
-        features: those of recent images; their size follows that memory as well.
+        features: the features of recent images; their size follows that memory as well.
         max_waiting: how many requests may wait.
         padding_per_pass: see `BatchAssignment`.
 

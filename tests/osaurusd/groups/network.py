@@ -121,7 +121,7 @@ class Follower:
             launch=lambda: launch,
             lend_bytes=lambda: self.lend_bytes,
             link_address=lambda: "",
-            versions=self.versions,
+            versions=lambda: self.versions,
             is_draining=lambda: self.draining,
             events=self.events,
             clock=self.clock,
@@ -195,7 +195,7 @@ class Leader:
             manifests=self,
             timeouts=lambda: Timeouts(start=120, stream=30, hang=60),
             link_address=lambda: "",
-            versions=VERSIONS,
+            versions=lambda: VERSIONS,
             events=self.events,
             clock=clock,
         )
@@ -281,3 +281,12 @@ def model_record(name, folder, weights_bytes=0):
     memory, state = MemoryEstimate(weights_bytes=weights_bytes), Availability.AVAILABLE
     fields = {"name": name, "repo": name, "path": folder, "state": state, "memory": memory}
     return ModelRecord(**fields, source="hub", created=0, context_length=512)
+
+
+async def assert_memory_is_back(hosts):
+    """Every host has ended its rank and lease."""
+    async with asyncio.timeout(30):
+        while any(follower.service.workers() for follower in hosts.followers):
+            hosts.clock.advance(0.1)  # for grace periods
+            await asyncio.sleep(0.01)
+    assert all(follower.pool.budget.used_bytes == 0 for follower in hosts.followers)

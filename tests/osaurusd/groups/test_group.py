@@ -9,18 +9,20 @@ import psutil
 import pytest
 
 from osaurusd.errors import (
-    DiskFull,
-    Draining,
     HostLost,
     HostUnreachable,
-    InsufficientMemory,
-    LoadFailed,
     ModelUnloaded,
-    VersionMismatch,
     WorkerCrashed,
 )
 from osaurusd.wire.residency import EventKind
-from tests.osaurusd.groups.network import BUDGET_BYTES, LEASE_BYTES, LENT_BYTES, RANK_BYTES, cluster, model_record
+from tests.osaurusd.groups.network import (
+    BUDGET_BYTES,
+    LEASE_BYTES,
+    LENT_BYTES,
+    RANK_BYTES,
+    assert_memory_is_back,
+    cluster,
+)
 from tests.osaurusd.pool.helpers import has_exited, lease_and_generate, running_request, until
 
 
@@ -42,15 +44,6 @@ async def pass_time(hosts, condition, step=2.0):
             hosts.clock.advance(step)
             await asyncio.sleep(0.01)
     return hosts.clock.now - before
-
-
-async def assert_memory_is_back(hosts):
-    """Every host has ended its rank and lease."""
-    async with asyncio.timeout(30):
-        while any(follower.service.workers() for follower in hosts.followers):
-            hosts.clock.advance(0.1)  # for grace periods
-            await asyncio.sleep(0.01)
-    assert all(follower.pool.budget.used_bytes == 0 for follower in hosts.followers)
 
 
 # Start and requests
@@ -163,47 +156,6 @@ async def test_unloading_returns_once_all_ranks_have_exited(tmp_path):
         assert hosts.followers[0].kinds[-1] == EventKind.LEASE_ENDED
 
 
-async def test_idle_group_is_evicted_for_another_model_and_every_host_gets_its_memory_back(tmp_path):
-    async with cluster(tmp_path, behaviors=("echo", "echo")) as hosts:
-        pool = hosts.leader.pool
-        await lease_and_generate(pool, hosts.model, "a")
-        pids = [hosts.leader.worker.pid, *(follower.pid for follower in hosts.followers)]
-
-        assert await lease_and_generate(pool, large_model(tmp_path), "b c") == "b c "
-
-        assert all(has_exited(pid) for pid in pids)
-        assert [worker.key for worker in pool.snapshot()] == ["large"]
-        assert all(follower.pool.budget.used_bytes == 0 for follower in hosts.followers)
-        unloaded = [event for event in hosts.leader.events.history() if event.kind is EventKind.UNLOADED]
-        assert [(event.model, event.cause) for event in unloaded] == [("m", "memory")]
-        assert all(follower.kinds[-1] == EventKind.LEASE_ENDED for follower in hosts.followers)
-        assert EventKind.RANK_LOST not in hosts.leader.kinds
-
-        await pool.unload("large")
-        assert await lease_and_generate(pool, hosts.model, "d") == "d "
-
-
-async def test_busy_group_is_evicted_only_after_its_request(tmp_path):
-    async with cluster(tmp_path) as hosts:
-        pool = hosts.leader.pool
-        async with running_request(pool, hosts.model) as stalled:
-            loading = asyncio.create_task(pool.load(large_model(tmp_path)))
-            history = hosts.leader.events.history
-            await until(lambda: ("large", EventKind.QUEUED) in [(event.model, event.kind) for event in history()])
-            assert not stalled.done()
-            assert pool.snapshot()[0].in_memory
-        await loading
-        assert [worker.key for worker in pool.snapshot()] == ["large"]
-        await assert_memory_is_back(hosts)
-
-
-def large_model(tmp_path):
-    """A model that runs in one process and leaves no room for another one."""
-    folder = tmp_path / "large" / "echo"
-    folder.mkdir(parents=True)
-    return model_record("large", folder, weights_bytes=BUDGET_BYTES * 9 // 10)
-
-
 async def test_unloading_during_the_start_ends_all_ranks(tmp_path):
     async with cluster(tmp_path, behaviors=("echo", "never_ready")) as hosts:
         loading = asyncio.create_task(hosts.leader.pool.load(hosts.model))
@@ -224,52 +176,6 @@ async def test_closing_a_follower_ends_the_group_with_the_reason(tmp_path):
         hosts.followers[0].reachable = False
         with pytest.raises(HostUnreachable):
             await hosts.leader.pool.load(hosts.model)
-
-
-# Refusals
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"lend_bytes": 0}, InsufficientMemory, r'host "b": .*lends no memory; set `distributed.lend_bytes`'),
-        ({"lend_bytes": 999}, InsufficientMemory, "lends at most 0.0 MB"),
-        ({"draining": True}, Draining, 'host "b": the host is draining'),
-        ({"fetch_error": DiskFull("no space")}, DiskFull, 'host "b": no space'),
-        ({"reachable": False}, HostUnreachable, '"b"'),
-    ],
-)
-async def test_a_host_that_cannot_run_a_rank_fails_the_load_with_its_reason(tmp_path, change, error, message):
-    async with cluster(tmp_path) as hosts:
-        for name, value in change.items():
-            setattr(hosts.followers[0], name, value)
-        with pytest.raises(error, match=message):
-            await hosts.leader.pool.load(hosts.model)
-        await assert_memory_is_back(hosts)
-
-
-async def test_other_versions_are_refused_with_both_named(tmp_path):
-    async with cluster(tmp_path) as hosts:
-        hosts.followers[0].versions["mlx"] = "9"
-        with pytest.raises(VersionMismatch, match="has mlx 9, but the leader has 2"):
-            await hosts.leader.pool.load(hosts.model)
-        assert hosts.followers[0].kinds == [EventKind.LEASE_REFUSED]
-
-
-async def test_a_host_that_fails_to_load_its_part_fails_the_load(tmp_path):
-    async with cluster(tmp_path, behaviors=("fail_load",)) as hosts:
-        with pytest.raises(LoadFailed, match='host "b": the model cannot be loaded: the weights are missing'):
-            await hosts.leader.pool.load(hosts.model)
-        await assert_memory_is_back(hosts)
-
-
-async def test_a_host_that_cannot_join_fails_the_load_with_the_setting(tmp_path):
-    async with cluster(tmp_path, behaviors=("echo", "cannot_join")) as hosts:
-        message = r'host "c": .*not all ranks were connected within `distributed\.start_timeout_seconds`'
-        with pytest.raises(WorkerCrashed, match=message):
-            await hosts.leader.pool.load(hosts.model)
-        await assert_memory_is_back(hosts)
-        assert hosts.leader.pool.budget.used_bytes == 0
 
 
 async def test_a_draining_host_keeps_its_ranks(tmp_path):

@@ -1,9 +1,9 @@
 """Which host runs which part of a model, and what is refused before anything starts."""
 
 import itertools
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from osaurusd.errors import InsufficientMemory, InvalidRequest, VersionMismatch
 from osaurusd.groups.facts import HEADS_WIDTH, Part
@@ -213,7 +213,7 @@ def test_lack_of_memory_is_refused_with_the_numbers_of_each_host(split):
 
 
 def test_host_that_lends_nothing_is_named():
-    with pytest.raises(InsufficientMemory, match=r'host "b" needs \d+\.\d GB and has 0\.0 MB'):
+    with pytest.raises(InsufficientMemory, match=r'host "b" needs \d+\.\d GB and has 0 B'):
         plan(facts(), [host(), host("b", 0)], "auto")
 
 

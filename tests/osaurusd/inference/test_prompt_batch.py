@@ -12,7 +12,7 @@ from osaurusd.inference.prompt_batch import MAX_CONCURRENT, generate_all
 from .builders import build_request, collect
 
 
-class FakeLease:
+class FakeClient:
     """Answers each request with its prompt once `proceed` is set, or fails with the error registered for it."""
 
     def __init__(self):
@@ -49,13 +49,13 @@ class FakeLease:
 
 
 @pytest.fixture
-def lease():
-    return FakeLease()
+def client():
+    return FakeClient()
 
 
-async def test_choices_are_numbered_consecutively_and_token_counts_are_summed(lease):
-    lease.proceed.set()
-    *events, completed = await collect(generate_all(lease, [build_request("a", n=2), build_request("bb", n=2)]))
+async def test_choices_are_numbered_consecutively_and_token_counts_are_summed(client):
+    client.proceed.set()
+    *events, completed = await collect(generate_all(client, [build_request("a", n=2), build_request("bb", n=2)]))
 
     texts = {event.index: event.text for event in events if isinstance(event, Delta)}
     assert texts == {0: "a", 1: "a", 2: "bb", 3: "bb"}
@@ -64,71 +64,71 @@ async def test_choices_are_numbered_consecutively_and_token_counts_are_summed(le
     assert completed.usage == Usage(prompt_tokens=8, completion_tokens=6, cached_tokens=4, reasoning_tokens=2)
 
 
-async def test_timings_are_those_of_the_slowest_prompt(lease):
-    lease.proceed.set()
-    completed = (await collect(generate_all(lease, [build_request("a"), build_request("bbb")])))[-1]
+async def test_timings_are_those_of_the_slowest_prompt(client):
+    client.proceed.set()
+    completed = (await collect(generate_all(client, [build_request("a"), build_request("bbb")])))[-1]
     assert completed.timings == Timings(queue=1.0, prefill=3)
 
 
-async def test_concurrency_is_limited_and_every_prompt_is_answered(lease):
-    generating = asyncio.create_task(collect(generate_all(lease, [build_request("a")] * 50)))
-    await lease.wait_for_running(MAX_CONCURRENT)
-    lease.proceed.set()
+async def test_concurrency_is_limited_and_every_prompt_is_answered(client):
+    generating = asyncio.create_task(collect(generate_all(client, [build_request("a")] * 50)))
+    await client.wait_for_running(MAX_CONCURRENT)
+    client.proceed.set()
 
     events = await generating
-    assert lease.max_running == MAX_CONCURRENT
+    assert client.max_running == MAX_CONCURRENT
     assert sorted(event.index for event in events if isinstance(event, Delta)) == [*range(50)]
 
 
-async def test_only_the_first_request_may_be_rejected_by_a_full_queue(lease):
-    lease.proceed.set()
-    await collect(generate_all(lease, [build_request("a")] * 20))
+async def test_only_the_first_request_may_be_rejected_by_a_full_queue(client):
+    client.proceed.set()
+    await collect(generate_all(client, [build_request("a")] * 20))
 
-    assert lease.continuations == [False, *[True] * 19]
+    assert client.continuations == [False, *[True] * 19]
 
 
-async def test_one_failure_cancels_all_and_has_the_number_of_its_prompt(lease):
-    lease.errors["bad"] = InvalidRequest("too long", location=("prompt",))
+async def test_one_failure_cancels_all_and_has_the_number_of_its_prompt(client):
+    client.errors["bad"] = InvalidRequest("too long", location=("prompt",))
     prompts = [build_request(text) for text in ("a", "b", "bad", "c")]
-    generating = asyncio.create_task(collect(generate_all(lease, prompts)))
-    await lease.wait_for_running(4)
-    lease.proceed.set()
+    generating = asyncio.create_task(collect(generate_all(client, prompts)))
+    await client.wait_for_running(4)
+    client.proceed.set()
 
     with pytest.raises(InvalidRequest) as raised:
         await generating
     assert (raised.value.prompt_index, raised.value.location) == (2, ("prompt",))
-    assert lease.running == 0
+    assert client.running == 0
 
 
-async def test_error_object_that_requests_share_is_not_modified(lease):
-    lease.proceed.set()
-    shared = lease.errors["a"] = WorkerCrashed("the worker exited")
+async def test_error_object_that_requests_share_is_not_modified(client):
+    client.proceed.set()
+    shared = client.errors["a"] = WorkerCrashed("the worker exited")
     with pytest.raises(WorkerCrashed) as raised:
-        await collect(generate_all(lease, [build_request("a")] * 2))
+        await collect(generate_all(client, [build_request("a")] * 2))
     assert raised.value.prompt_index is not None
     assert shared.prompt_index is None
 
 
-async def test_full_queue_is_reported(lease):
-    lease.proceed.set()
-    lease.errors["a"] = QueueFull("full")
+async def test_full_queue_is_reported(client):
+    client.proceed.set()
+    client.errors["a"] = QueueFull("full")
     with pytest.raises(QueueFull):
-        await collect(generate_all(lease, [build_request("a"), build_request("b")]))
+        await collect(generate_all(client, [build_request("a"), build_request("b")]))
 
 
-async def test_cancelling_the_consumer_cancels_all(lease):
-    generating = asyncio.create_task(collect(generate_all(lease, [build_request("a")] * 3)))
-    await lease.wait_for_running(3)
+async def test_cancelling_the_consumer_cancels_all(client):
+    generating = asyncio.create_task(collect(generate_all(client, [build_request("a")] * 3)))
+    await client.wait_for_running(3)
     generating.cancel()
 
     with pytest.raises(asyncio.CancelledError):
         await generating
-    assert lease.running == 0
+    assert client.running == 0
 
 
-async def test_closing_the_iterator_cancels_all(lease):
-    lease.proceed.set()
-    async with contextlib.aclosing(generate_all(lease, [build_request("a")] * 3)) as events:
+async def test_closing_the_iterator_cancels_all(client):
+    client.proceed.set()
+    async with contextlib.aclosing(generate_all(client, [build_request("a")] * 3)) as events:
         await anext(events)
-        assert lease.running == 3
-    assert lease.running == 0
+        assert client.running == 3
+    assert client.running == 0

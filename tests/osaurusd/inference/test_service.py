@@ -2,11 +2,11 @@
 
 import contextlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from msgspec.structs import replace
 
 from osaurusd import log
 from osaurusd.buffered_bytes import BufferedBytes
@@ -72,7 +72,7 @@ class FakePool:
         assert record is RECORD
         self.leases += 1
         try:
-            yield SimpleNamespace(generate=self._generate, **self._waits)
+            yield SimpleNamespace(client=SimpleNamespace(generate=self._generate), **self._waits)
         finally:
             self.leases -= 1
 

@@ -34,16 +34,16 @@ async def collect(events):
     return [event async for event in events]
 
 
-async def generate_text(worker, text="hello"):
+async def generate_text(client, text="hello"):
     """Run a request and return the text of its output."""
-    events = await collect(worker.generate(build_request(text)))
+    events = await collect(client.generate(build_request(text)))
     return "".join(event.text for event in events if isinstance(event, Delta))
 
 
 async def lease_and_generate(pool, record, text="hello"):
     """Run a request as a service does."""
-    async with pool.lease(record) as worker:
-        return await generate_text(worker, text)
+    async with pool.lease(record) as lease:
+        return await generate_text(lease.client, text)
 
 
 async def first_delta(events):
@@ -60,7 +60,10 @@ async def running_request(pool, record, text="stall"):
     started = asyncio.Event()
 
     async def read():
-        async with pool.lease(record) as worker, contextlib.aclosing(worker.generate(build_request(text))) as events:
+        async with (
+            pool.lease(record) as lease,
+            contextlib.aclosing(lease.client.generate(build_request(text))) as events,
+        ):
             await first_delta(events)
             started.set()
             await collect(events)

@@ -1,7 +1,6 @@
-from dataclasses import replace
-
 import psutil
 import pytest
+from msgspec.structs import replace
 
 from osaurusd.config import Config, Residency, Worker
 from osaurusd.errors import ConfigError

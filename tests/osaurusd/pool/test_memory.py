@@ -1,6 +1,5 @@
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from osaurusd.models.record import MemoryEstimate
 from osaurusd.pool.config import WorkerLimits

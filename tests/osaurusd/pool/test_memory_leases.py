@@ -68,7 +68,7 @@ async def test_pinned_and_busy_models_stay_and_the_lease_is_refused_with_the_num
     await pool.load(record)
     if use == "pinned":
         pool.pin(record)
-        with pytest.raises(InsufficientMemory, match=r"can free only 0\.0 MB of 0\.0 MB: `Kept` holds .*pinned"):
+        with pytest.raises(InsufficientMemory, match=r"can free only 500 B of 1\.0 kB: `Kept` holds .*pinned"):
             await Loan(pool, 600).begin()
     else:
         async with running_request(pool, record):

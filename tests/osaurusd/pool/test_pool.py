@@ -84,8 +84,8 @@ async def test_a_lease_reports_how_long_it_waited_for_the_load(make_pool, model,
     pool = make_pool(clock=clock)
 
     async def lease_times():
-        async with pool.lease(model("slow_ready")) as worker:
-            return worker.queue_seconds, worker.load_seconds
+        async with pool.lease(model("slow_ready")) as lease:
+            return lease.queue_seconds, lease.load_seconds
 
     first = asyncio.create_task(lease_times())
     await gate.arrived.wait()
@@ -110,15 +110,15 @@ async def test_a_client_that_disconnects_cancels_its_request_in_the_worker(pool,
 
 
 async def test_a_flood_that_is_not_read_does_not_delay_other_requests(pool, model):
-    async with pool.lease(model()) as worker:
-        flood = worker.generate(build_request("flood"))
+    async with pool.lease(model()) as lease:
+        flood = lease.client.generate(build_request("flood"))
         await first_delta(flood)
 
         assert await lease_and_generate(pool, model(), "a b c") == "a b c "
 
         with pytest.raises(SlowClient):
             await collect(flood)
-        await generate_text(worker)
+        await generate_text(lease.client)
     assert "cancel" in received(model())
 
 
@@ -286,13 +286,13 @@ async def test_an_idle_worker_that_was_killed_is_replaced_by_the_next_lease(pool
 
 
 async def test_a_lease_that_outlives_its_worker_fails(pool, model):
-    async with pool.lease(model()) as worker:
+    async with pool.lease(model()) as lease:
         with pytest.raises(WorkerCrashed):
-            await generate_text(worker, "crash")
+            await generate_text(lease.client, "crash")
 
         async with asyncio.timeout(60):
             with pytest.raises(WorkerCrashed):
-                await generate_text(worker)
+                await generate_text(lease.client)
 
 
 async def test_a_model_that_keeps_crashing_is_rejected_until_its_backoff_is_over_or_it_is_loaded(

@@ -4,10 +4,10 @@ import asyncio
 import json
 import os
 import signal
-from dataclasses import replace
 
 import pytest
 import structlog.testing
+from msgspec.structs import replace
 
 from osaurusd.errors import Busy, InsufficientMemory
 from osaurusd.models.record import MemoryEstimate

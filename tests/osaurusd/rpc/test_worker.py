@@ -5,10 +5,10 @@ import contextlib
 import os
 import signal
 import sys
-from dataclasses import replace
 
 import psutil
 import pytest
+from msgspec.structs import replace
 
 from osaurusd.errors import LoadFailed, ModelUnloaded, SlowClient, VersionMismatch, WorkerCrashed
 from osaurusd.rpc import messages

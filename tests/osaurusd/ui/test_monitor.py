@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import json
 import time
-from dataclasses import replace
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from osaurusd.activity import MAX_FINISHED
 from osaurusd.config import Config

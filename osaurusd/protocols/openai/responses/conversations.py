@@ -1,10 +1,10 @@
 """The endpoints of conversations, which collect the items of their responses."""
 
 import time
-from dataclasses import replace
 
 import msgspec
 from aiohttp import web
+from msgspec.structs import replace
 
 from osaurusd.errors import NotFound
 from osaurusd.http.errors import excerpt

@@ -2,9 +2,10 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
+
+from msgspec.structs import replace
 
 from osaurusd.errors import Busy, InvalidRequest, NotFound, PreviousResponseNotFound
 from osaurusd.http.errors import excerpt

@@ -12,9 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from osaurusd.config import LiveConfig
 from osaurusd.log import get_logger
-from osaurusd.protocols.openai.responses.store import MemoryStore, ObjectStore, StoredObject
+from osaurusd.protocols.openai.responses.store import MemoryStore, StoredObject
 
 log = get_logger(__name__)
 
@@ -186,13 +185,6 @@ class DiskStore:
         self._database.execute(_DELETE_ITEMS, (id_,))
         self._database.execute("DELETE FROM object_items WHERE object = ?", (id_,))
         return self._database.execute("DELETE FROM objects WHERE id = ?", (id_,)).rowcount > 0
-
-
-def create_store(config: LiveConfig, database: Path, memory: MemoryStore) -> ObjectStore:
-    """Create the configured store; `memory` is the one without a database."""
-    if config.current.responses.store == "memory":
-        return memory
-    return DiskStore(database, lambda: config.current.responses.max_disk_bytes, memory)
 
 
 def _log_failure(done: Future[None]) -> None:

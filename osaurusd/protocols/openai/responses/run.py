@@ -4,10 +4,10 @@ import collections
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from osaurusd.errors import ContextLengthExceeded, InvalidRequest, OsaurusError
 from osaurusd.http.errors import as_osaurus_error, error_body
@@ -37,8 +37,7 @@ EncodedEvent = tuple[str, bytes]
 _encode = msgspec.json.Encoder().encode
 
 
-@dataclass(frozen=True)
-class RunOptions:
+class RunOptions(msgspec.Struct, frozen=True):
     """How a response is generated.
 
     Attributes:
@@ -46,7 +45,7 @@ class RunOptions:
         without_output: process the prompt, so that a later request can continue it, but generate nothing.
     """
 
-    event_fields: Mapping[str, Any] = field(default_factory=dict)
+    event_fields: Mapping[str, Any] = msgspec.field(default_factory=dict)
     without_output: bool = False
 
 

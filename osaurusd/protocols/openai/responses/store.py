@@ -2,10 +2,10 @@
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from osaurusd.protocols.openai.responses.types import Item
 
@@ -13,8 +13,7 @@ _encode = msgspec.json.Encoder().encode
 _decode_item = msgspec.json.Decoder(Item).decode
 
 
-@dataclass(frozen=True)
-class StoredObject:
+class StoredObject(msgspec.Struct, frozen=True):
     """A final response or a conversation. Those that continue each other share the items that they have in common.
 
     Attributes:

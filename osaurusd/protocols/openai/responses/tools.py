@@ -1,7 +1,6 @@
 """Parses the tools of a response: which ones the model sees, under which names, and whether it must call one."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -56,8 +55,7 @@ class AllowedTools(msgspec.Struct, frozen=True, kw_only=True):
     tools: list[ToolReference]
 
 
-@dataclass(frozen=True)
-class Binding:
+class Binding(msgspec.Struct, frozen=True):
     """The tool of the request that a name which the model sees belongs to."""
 
     name: str
@@ -65,8 +63,7 @@ class Binding:
     custom: bool = False
 
 
-@dataclass(frozen=True)
-class ToolUse:
+class ToolUse(msgspec.Struct, frozen=True):
     """The tools that the model sees.
 
     Attributes:
@@ -75,14 +72,13 @@ class ToolUse:
         paths: the fields of the request by location.
     """
 
-    tools: list[neutral.Tool] = field(default_factory=list)
-    bindings: Mapping[str, Binding] = field(default_factory=dict)
+    tools: list[neutral.Tool] = msgspec.field(default_factory=list)
+    bindings: Mapping[str, Binding] = msgspec.field(default_factory=dict)
     required: RequiredToolCalls | None = None
-    paths: Mapping[Location, str] = field(default_factory=dict)
+    paths: Mapping[Location, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _ParsedTool:
+class _ParsedTool(msgspec.Struct, frozen=True):
     """A tool, its field, and the field that constrains the arguments of its calls."""
 
     tool: neutral.Tool

@@ -290,7 +290,7 @@ def test_too_little_disk_space_is_reported_before_the_conversion(tmp_path, dest,
 
     message = error_of(tiny.write(tmp_path / "x.gguf"), dest)
 
-    assert message == "x.gguf: the disk is full: the model needs 0.4 MB, but 0.0 MB are free"
+    assert message == "x.gguf: the disk is full: the model needs 384 kB, but 1.0 kB are free"
     assert not list(dest.iterdir())
 
 

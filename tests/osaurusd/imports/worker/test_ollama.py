@@ -16,7 +16,7 @@ from osaurusd.imports.worker import check as checks
 from osaurusd.imports.worker import vocabulary, weights
 from osaurusd.imports.worker.importer import Options, import_model
 from osaurusd.imports.worker.metadata import MAX_LAYERS
-from osaurusd.wire.import_checks import CheckItem
+from osaurusd.wire.imports import CheckItem
 from osaurusd.wire.quantization import ImportQuantization
 from tests.osaurusd.worker.templates import COMPLETE, OWN
 

@@ -1,8 +1,7 @@
 """Responses on disk."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from osaurusd.protocols.openai.responses.disk_store import DiskStore
 from osaurusd.protocols.openai.responses.store import MemoryStore, StoredObject
