@@ -13,7 +13,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from osaurusd.errors import ImportFailed
 from osaurusd.imports.worker import check as checks
-from osaurusd.imports.worker import vocabulary, weights
+from osaurusd.imports.worker import gguf, vocabulary, weights
 from osaurusd.imports.worker.importer import Options, import_model
 from osaurusd.imports.worker.metadata import MAX_LAYERS
 from osaurusd.wire.imports import CheckItem
@@ -344,6 +344,11 @@ def test_metadata_that_takes_long_to_check_is_rejected(tmp_path):
     network.metadata["gemma3.block_count"] = MAX_LAYERS + 1
     network.tensors |= {f"x{number}": network.tensors["output_norm.weight"] for number in range(MAX_LAYERS)}
     assert f"it declares {MAX_LAYERS + 1} layers, more than {MAX_LAYERS}" in failure_of(network, tmp_path)
+
+
+def test_an_enormous_list_of_numbers_is_rejected(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf, "MAX_ARRAY_NUMBERS", 250)
+    assert '"tokenizer.ggml.scores" has 279 numbers, more than 250' in failure_of(Gemma3("text"), tmp_path)
 
 
 def test_an_enormous_vocabulary_is_rejected(tmp_path, monkeypatch):
