@@ -28,7 +28,7 @@ _DEPTH = 4
 _SERVICE_STORE = Path("/usr/share/ollama/.ollama/models")
 
 _NOT_IMPORTED = {
-    "template": "Ollama's chat template is not imported, only that of the GGUF file",
+    "template": "Ollama's chat template is not imported; the GGUF file's is used, if it has one",
     "system": "the system prompt is not imported; send it with each request",
     "adapter": "the adapter is not imported; the result is the base model",
     "projector": "the image encoder is not imported; the result accepts text only",

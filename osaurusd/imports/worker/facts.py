@@ -8,7 +8,7 @@ from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from osaurusd.imports.worker.gguf import GgufHeader, TensorInfo
-from osaurusd.imports.worker.metadata import Metadata, shortest_float32
+from osaurusd.imports.worker.metadata import MAX_LAYERS, Metadata, shortest_float32
 from osaurusd.wire.errors import as_json
 
 EMBEDDING = "token_embd.weight"
@@ -82,6 +82,8 @@ class Facts:
     def layers(self) -> int:
         layers = self.size("block_count")
         # Checked before anything is allocated for each layer.
+        if layers > MAX_LAYERS:
+            raise self.metadata.failure(f"it declares {layers} layers, more than {MAX_LAYERS}")
         if layers > len(self.header.tensors):
             raise self.metadata.failure(f"it declares {layers} layers, but has only {len(self.header.tensors)} tensors")
         return layers

@@ -59,9 +59,9 @@ def _window_pattern(facts: Facts) -> int:
     local = facts.metadata.find_numbers(key) if facts.metadata.is_list(key) else None
     if local is None:
         return facts.size("attention.sliding_window_pattern", 6)
-    for pattern in range(1, facts.layers + 1):
-        if local == [bool((layer + 1) % pattern) for layer in range(facts.layers)]:
-            return pattern
+    pattern = local.index(0) + 1 if 0 in local else 0
+    if pattern and local == [bool((layer + 1) % pattern) for layer in range(facts.layers)]:
+        return pattern
     raise facts.metadata.failure(f"the layers with full attention in the metadata key {as_json(key)} are irregular")
 
 

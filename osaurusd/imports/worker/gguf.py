@@ -26,6 +26,8 @@ VERSIONS = (2, 3)
 MAX_HEADER_BYTES = 128 * 1024 * 1024
 MAX_DIMENSIONS = 4
 MAX_ARRAY_DEPTH = 4
+# Far above any real vocabulary. Numbers of one byte take 50 times as much memory while they are checked.
+MAX_ARRAY_NUMBERS = 1 << 22
 DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 1024 * 1024
 
@@ -284,6 +286,10 @@ class _HeaderReader:
         if kind in _NUMBERS:
             code = _NUMBERS[kind]
             self._count(count, struct.calcsize("<" + code), f"items of {as_json(key)}")
+            if count > MAX_ARRAY_NUMBERS:
+                raise self._failure(
+                    f"the metadata key {as_json(key)} has {count} numbers, more than {MAX_ARRAY_NUMBERS}"
+                )
             numbers = list(struct.unpack(f"<{count}{code}", self._take(count * struct.calcsize("<" + code))))
             return self._booleans(numbers, key) if kind == _BOOL else numbers
         if kind == _STRING:

@@ -11,6 +11,9 @@ from osaurusd.wire.errors import as_json
 
 Value: TypeAlias = "int | float | bool | str | list[Value]"
 
+# Far above any real network. mlx_lm's objects for a layer take about 0.1 MB.
+MAX_LAYERS = 1024
+
 T = TypeVar("T")
 
 
@@ -52,7 +55,7 @@ class Metadata:
     def find_integer(self, key: str) -> int | None:
         """Return an integer. Some writers repeat it for each layer: a list of equal integers counts as one."""
         value = self._values.get(key)
-        if isinstance(value, list) and value and all(item == value[0] for item in value):
+        if isinstance(value, list) and 0 < len(value) <= MAX_LAYERS and all(item == value[0] for item in value):
             value = value[0]
         if value is None or (isinstance(value, int) and not isinstance(value, bool)):
             return value

@@ -5,6 +5,7 @@ family, stores image encoders beside text models, and leaves the chat template t
 `model/models/` are the reference.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -247,17 +248,24 @@ def _change_gpt_oss(file: _File) -> None:
 
 def _split_fused_tensors(file: _File) -> None:
     """Split the projections that the first files fuse, as `model/models/gptoss` does."""
-    facts = Facts(file.header)
+    metadata = file.metadata
+    attention_rows = functools.cache(lambda: _attention_rows(Facts(file.header)))
     for name in list(file.tensors):
         match = _LAYER_TENSOR.fullmatch(name)
         layer, _, leaf = match[2].rpartition(".") if match else ("", "", "")
         if match and layer == "attn_qkv":
-            heads = {"attn_q": facts.heads, "attn_k": facts.kv_heads, "attn_v": facts.kv_heads}
-            rows = {f"{match[1]}.{part}.{leaf}": count * facts.head_dim for part, count in heads.items()}
-            file.replace_tensor(name, _split_rows(file.metadata, file.tensors[name], rows))
+            rows = {f"{match[1]}.{part}.{leaf}": count for part, count in attention_rows().items()}
+            file.replace_tensor(name, _split_rows(metadata, file.tensors[name], rows))
         elif match and layer == "ffn_gate_up_exps":
             parts = [f"{match[1]}.{part}.{leaf}" for part in ("ffn_gate_exps", "ffn_up_exps")]
-            file.replace_tensor(name, _split_turns(file.metadata, file.tensors[name], parts, axis=1))
+            # The rows of matrices, the elements of biases.
+            axis = -1 if leaf == "bias" else -2
+            file.replace_tensor(name, _split_turns(metadata, file.tensors[name], parts, axis))
+
+
+def _attention_rows(facts: Facts) -> dict[str, int]:
+    heads = {"attn_q": facts.heads, "attn_k": facts.kv_heads, "attn_v": facts.kv_heads}
+    return {part: count * facts.head_dim for part, count in heads.items()}
 
 
 def _split_rows(metadata: Metadata, tensor: TensorInfo, rows: dict[str, int]) -> dict[str, TensorInfo]:
@@ -283,9 +291,10 @@ def _split_rows(metadata: Metadata, tensor: TensorInfo, rows: dict[str, int]) ->
 
 
 def _split_turns(metadata: Metadata, tensor: TensorInfo, names: list[str], axis: int) -> dict[str, TensorInfo]:
-    """Divide a tensor into those whose items take turns along an axis."""
+    """Divide a tensor into those whose items take turns along an axis, counted from the last one, which is -1."""
+    axis += len(tensor.shape)
     items = math.prod(tensor.shape[: axis + 1])
-    if len(tensor.shape) <= axis or tensor.shape[axis] % len(names) or tensor.nbytes % items:
+    if axis < 0 or tensor.shape[axis] % len(names) or tensor.nbytes % items:
         raise metadata.failure(
             f"tensor {as_json(tensor.name)} of type {tensor.type} has the shape {list(tensor.shape)}, "
             f"which cannot be divided into {len(names)} tensors"

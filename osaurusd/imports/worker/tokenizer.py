@@ -61,14 +61,17 @@ def write_tokenizer(vocabulary: Vocabulary, metadata: Metadata, dest: Path) -> N
 
 
 def check_tokenizer(vocabulary: Vocabulary, metadata: Metadata) -> None:
-    """Check that the type of the tokenizer is supported, without building it.
+    """Check that the tokenizer is supported and has its merges or scores, without building it.
 
     Raises:
-        ImportFailed: it is not.
+        ImportFailed: it is not, or has not.
     """
     if vocabulary.model == "gpt2":
         find_pre_tokenizer(metadata)
-    elif vocabulary.model != "llama":
+        metadata.texts("tokenizer.ggml.merges")
+    elif vocabulary.model == "llama":
+        _check_scores(vocabulary, metadata)
+    else:
         raise metadata.failure(f"the tokenizer {as_json(vocabulary.model)} is not supported; supported: {_SUPPORTED}")
 
 
@@ -122,8 +125,7 @@ def _merges(ids: dict[str, int], metadata: Metadata) -> _Merges:
 
 def _sentence_piece(vocabulary: Vocabulary, metadata: Metadata) -> tuple[Tokenizer, _Merges]:
     """Return the same as `_byte_level`."""
-    if not vocabulary.scores:
-        raise metadata.failure('the metadata key "tokenizer.ggml.scores" is missing')
+    _check_scores(vocabulary, metadata)
     tokenizer = Tokenizer(
         BPE(
             vocab=_added_tokens(vocabulary),
@@ -142,6 +144,11 @@ def _sentence_piece(vocabulary: Vocabulary, metadata: Metadata) -> tuple[Tokeniz
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
     return tokenizer, _merges_by_score(vocabulary)
+
+
+def _check_scores(vocabulary: Vocabulary, metadata: Metadata) -> None:
+    if not vocabulary.scores:
+        raise metadata.failure('the metadata key "tokenizer.ggml.scores" is missing')
 
 
 def _merges_by_score(vocabulary: Vocabulary) -> _Merges:

@@ -13,6 +13,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 
 # The longest real tokens are runs of a few hundred spaces. Deriving merges takes quadratic time in the length.
 MAX_TOKEN_LENGTH = 1024
+# Four times as many as the largest real vocabulary has. Building a tokenizer takes about 3 kB of memory for each.
+MAX_TOKENS = 1 << 20
 
 # Control tokens that end an output in every model that has them. Many files declare only one of theirs.
 _END_TOKENS = (
@@ -138,6 +140,8 @@ def _tokens(metadata: Metadata) -> list[str]:
     tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(metadata.texts("tokenizer.ggml.tokens"))]
     if not tokens:
         raise metadata.failure("the vocabulary is empty")
+    if len(tokens) > MAX_TOKENS:
+        raise metadata.failure(f"the vocabulary has {len(tokens)} tokens, more than {MAX_TOKENS}")
     if max(map(len, tokens)) > MAX_TOKEN_LENGTH:
         raise metadata.failure(f"the vocabulary has a token of more than {MAX_TOKEN_LENGTH} characters")
     if len(set(tokens)) < len(tokens):

@@ -13,12 +13,14 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from osaurusd.errors import ImportFailed
 from osaurusd.imports.worker import check as checks
+from osaurusd.imports.worker import gguf, vocabulary, weights
 from osaurusd.imports.worker.importer import Options, import_model
+from osaurusd.imports.worker.metadata import MAX_LAYERS
 from osaurusd.wire.imports import CheckItem
 from osaurusd.wire.quantization import ImportQuantization
 from tests.osaurusd.worker.templates import COMPLETE, OWN
 
-from .networks import CASES, Network, write_file
+from .networks import CASES, HIDDEN, INNER, Network, write_file
 from .ollama_files import Gemma3, GptOss, Multimodal, vision_tensors
 from .test_families import PROMPT, check
 from .test_importer import damage
@@ -204,9 +206,17 @@ def test_a_chat_with_gpt_oss_is_that_of_the_published_template(messages, effort)
     assert published.replace("\n\n<|end|>", "<|end|>") == render(OWN["own-gpt-oss"], messages, **variables)
 
 
+@pytest.mark.parametrize(
+    ("effort", "level"),
+    [("none", "low"), ("minimal", "low"), ("medium", "medium"), ("xhigh", "high"), ("max", "high"), (None, "medium")],
+)
+def test_gpt_oss_gets_the_nearest_level_that_its_format_has(effort, level):
+    assert f"\n\nReasoning: {level}\n\n" in render(OWN["own-gpt-oss"], [USER], reasoning_effort=effort)
+
+
 def test_functions_are_declared_as_the_harmony_format_describes():
     properties = {
-        "location": {"type": "string", "description": "The city and state"},
+        "location": {"type": "string", "description": "The city and state", "default": "Paris"},
         "format": {"type": "string", "enum": ["celsius", "fahrenheit"], "default": "celsius"},
         "days": {"type": "array", "items": {"type": "integer"}},
         "hours": {"anyOf": [{"type": "number"}, {"type": "null"}]},
@@ -221,7 +231,7 @@ def test_functions_are_declared_as_the_harmony_format_describes():
     assert text.split("<|start|>developer<|message|>")[1].split("<|end|>")[0] == (
         "# Instructions\n\nBe brief.\n\n# Tools\n\n## functions\n\nnamespace functions {\n\n"
         "// Gets the place.\ntype locate = () => any;\n\n"
-        "// Gets it.\ntype weather = (_: {\n// The city and state\nlocation: string,\n"
+        '// Gets it.\ntype weather = (_: {\n// The city and state\nlocation: string, // default: "Paris"\n'
         'format?: "celsius" | "fahrenheit", // default: celsius\n'
         "days?: number[],\nhours?: number | null,\nplace?: {\nx: string | null,\n},\n}) => any;\n\n"
         "} // namespace functions"
@@ -305,6 +315,64 @@ def test_fused_tensors_of_another_shape_are_rejected(tmp_path, name, cut):
     data, kind = network.tensors[f"blk.1.{name}"]
     network.tensors[f"blk.1.{name}"] = (cut(data), kind)
     assert "has the shape" in failure_of(network, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "shape"), [("weight", (4, 2, INNER, -1)), ("bias", (4, 2, INNER))], ids=["weight", "bias"]
+)
+def test_fused_experts_whose_rows_do_not_take_turns_are_rejected(tmp_path, leaf, shape):
+    network = GptOss("fused")
+    data, kind = network.tensors[f"blk.1.ffn_gate_up_exps.{leaf}"]
+    if leaf == "bias":
+        shape = (*shape[:-1], shape[-1] * 4)
+    network.tensors[f"blk.1.ffn_gate_up_exps.{leaf}"] = (data.reshape(shape), kind)
+    assert "has the shape" in failure_of(network, tmp_path)
+
+
+@pytest.mark.parametrize("pattern", [[True] * 6, [False, True] * 3, [False, True] * 512, [False] * 5 + [True]], ids=len)
+def test_a_pattern_that_no_layer_count_explains_is_rejected(tmp_path, pattern):
+    network = Gemma3("text")
+    network.metadata["gemma3.attention.sliding_window_pattern"] = pattern
+    assert "are irregular" in failure_of(network, tmp_path)
+
+
+def test_metadata_that_takes_long_to_check_is_rejected(tmp_path):
+    network = GptOss("fused")
+    network.metadata["gptoss.attention.head_count"] = [8] * (MAX_LAYERS + 1)
+    assert '"gpt-oss.attention.head_count" is not one integer' in failure_of(network, tmp_path)
+    network = Gemma3("text")
+    network.metadata["gemma3.block_count"] = MAX_LAYERS + 1
+    network.tensors |= {f"x{number}": network.tensors["output_norm.weight"] for number in range(MAX_LAYERS)}
+    assert f"it declares {MAX_LAYERS + 1} layers, more than {MAX_LAYERS}" in failure_of(network, tmp_path)
+
+
+def test_an_enormous_list_of_numbers_is_rejected(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf, "MAX_ARRAY_NUMBERS", 250)
+    assert '"tokenizer.ggml.scores" has 279 numbers, more than 250' in failure_of(Gemma3("text"), tmp_path)
+
+
+def test_an_enormous_vocabulary_is_rejected(tmp_path, monkeypatch):
+    monkeypatch.setattr(vocabulary, "MAX_TOKENS", 250)
+    assert "the vocabulary has 278 tokens, more than 250" in failure_of(Gemma3("text"), tmp_path)
+
+
+@pytest.mark.parametrize("network", [GptOss("fused"), Gemma3("vision")], ids=["merges", "scores"])
+def test_a_file_without_the_rules_of_its_tokenizer_is_not_listed_as_importable(tmp_path, network, request):
+    key = f"tokenizer.ggml.{request.node.callspec.id}"
+    del network.metadata[key]
+    assert f'the metadata key "{key}" is missing' in failure_of(network, tmp_path)
+
+
+@pytest.mark.parametrize("mode", ImportQuantization)
+def test_fused_experts_read_in_pieces_are_the_same(tmp_path, dest, monkeypatch, mode):
+    path = GptOss("fused").write(tmp_path / "x.gguf")
+    import_model(path, dest, lambda *_: None, Options(mode))
+    pieces = tmp_path / "pieces"
+    pieces.mkdir()
+    # Three rows at a time: no multiple of a turn.
+    monkeypatch.setattr(weights, "PIECE_WEIGHTS", 3 * HIDDEN)
+    import_model(path, pieces, lambda *_: None, Options(mode))
+    assert (dest / "model.safetensors").read_bytes() == (pieces / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("network", [Gemma3("vision"), GptOss("fused")], ids=["gemma3", "gpt-oss"])
