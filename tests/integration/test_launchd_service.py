@@ -252,7 +252,7 @@ def test_root_is_rejected(bare_mac: Mac) -> None:
     run = bare_mac.install(OSAURUS_ALLOW_ROOT="")
 
     assert 1 == run.returncode
-    assert "as root" in run.stderr
+    assert "root can neither install nor remove the service" in run.stderr
 
 
 @pytest.mark.long
