@@ -7,14 +7,13 @@ nothing changes: `next_tick` is when to call `tick`. The states of a model:
                                               |                  |
                                               +-------exit-------+--> failed --request after the backoff--> queued
 
-Models that need memory queue in the order of their first request. For the first in the queue, idle models are evicted;
-busy ones that have been ready for the minimum residency drain: their new requests wait until the queued model has
-started or is rejected. Models behind it start early only if they do not delay it.
+Models that need memory queue in the order of their first request. For the first one, idle models are evicted; busy ones
+that have been ready for the minimum residency drain: their new requests wait until it has started or is rejected. The
+models behind it start early only if they do not delay it.
 """
 
 import itertools
 from collections import deque
-from operator import attrgetter
 
 from msgspec.structs import replace
 
@@ -265,7 +264,7 @@ class Scheduler:
 
     def _enforce_budget(self) -> None:
         """Evict idle models after the budget shrank, or a model turned out larger than estimated."""
-        plan = policy.make_room(self._budget, self._in_memory(), 0, size=attrgetter("needs_bytes"))
+        plan = policy.make_room(self._budget, self._in_memory(), 0, size=lambda model: model.needs_bytes)
         self._evict(plan, "to stay within the memory budget")
 
     def _restore_pinned(self, now: float) -> None:
@@ -284,7 +283,7 @@ class Scheduler:
         starting: list[ModelState] = []
         queued_bytes, draining = 0, set[str]()
         leaving = {model.key for model in self._with_state(WorkerState.STOPPING)}
-        for model in sorted(self._with_state(WorkerState.QUEUED), key=attrgetter("position")):
+        for model in sorted(self._with_state(WorkerState.QUEUED), key=lambda model: model.position):
             plan = policy.make_room(budget, self._in_memory(), model.needs_bytes)
             if queued_bytes:
                 model.blocked_since = None  # room is made for an earlier model first
