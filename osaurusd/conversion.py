@@ -1,9 +1,7 @@
 """Conversion of requests: in a thread if it takes long, so that other requests are served meanwhile."""
 
 import asyncio
-import contextlib
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import ParamSpec, TypeVar
 
@@ -16,17 +14,12 @@ _LARGE_BODY_BYTES = 1024 * 1024
 _MANY_VALUES = 2048
 
 _takes_long: ContextVar[bool] = ContextVar("takes_long", default=False)
-"""Whether the request that the current task decodes and converts has many values."""
+"""Whether the request that the current task converts has many values."""
 
 
 def estimate(body: bytes | bytearray) -> None:
-    """Estimate by the JSON of a request how long `decoding` and `convert` take in this task."""
+    """Estimate by the JSON of a request how long its conversion takes in this task."""
     _takes_long.set(len(body) > _LARGE_BODY_BYTES and body.count(b",") > _MANY_VALUES)
-
-
-def decoding() -> contextlib.AbstractContextManager[None]:
-    """Return a context in which the request is decoded."""
-    return _without_collections() if _takes_long.get() else contextlib.nullcontext()
 
 
 async def convert(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -37,19 +30,4 @@ async def convert(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
     """
     if not _takes_long.get():
         return function(*args, **kwargs)
-
-    def call() -> T:
-        with _without_collections():
-            return function(*args, **kwargs)
-
-    return await asyncio.to_thread(call)
-
-
-@contextlib.contextmanager
-def _without_collections() -> Iterator[None]:
-    """Look for no garbage while the block runs: each time, all values so far would be searched, in vain."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
+    return await asyncio.to_thread(function, *args, **kwargs)

@@ -54,8 +54,7 @@ async def decode_body(body: bytes | bytearray, type_: type[T]) -> T:
     if size > _LARGE_BODY_BYTES and any(escape in body for escape in _SURROGATE_ESCAPES):
         # The repair of lone surrogates takes long, and other tasks run meanwhile.
         return await asyncio.to_thread(decode_json, body, type_)
-    with conversion.decoding():
-        value = decode_json(body, type_)
+    value = decode_json(body, type_)
     del body  # now, because the value contains its texts
     if size > _LARGE_BODY_BYTES:
         # Decoding took a while, and so may what follows.
