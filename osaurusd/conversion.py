@@ -8,7 +8,8 @@ from typing import ParamSpec, TypeVar
 T = TypeVar("T")
 P = ParamSpec("P")
 
-_LARGE_BODY_BYTES = 1024 * 1024
+LARGE_BODY_BYTES = 1024 * 1024
+"""Decoding more takes so long that other tasks run afterwards."""
 
 # Long texts and images have few values for their size.
 _MANY_VALUES = 2048
@@ -19,7 +20,7 @@ _takes_long: ContextVar[bool] = ContextVar("takes_long", default=False)
 
 def estimate(body: bytes | bytearray) -> None:
     """Estimate by the JSON of a request how long its conversion takes in this task."""
-    _takes_long.set(len(body) > _LARGE_BODY_BYTES and body.count(b",") > _MANY_VALUES)
+    _takes_long.set(len(body) > LARGE_BODY_BYTES and body.count(b",") > _MANY_VALUES)
 
 
 async def convert(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

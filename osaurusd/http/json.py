@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
-from osaurusd import conversion
+from osaurusd.conversion import LARGE_BODY_BYTES, estimate
 from osaurusd.errors import InvalidJson, InvalidRequest, UnsupportedMediaType
 from osaurusd.http.request import read_body
 from osaurusd.json_text import replace_lone_surrogates
@@ -19,8 +19,6 @@ T = TypeVar("T")
 
 # How long a list is encoded before other tasks run.
 _MAX_LOOP_SECONDS = 0.005
-
-_LARGE_BODY_BYTES = 1024 * 1024
 
 _SURROGATE_ESCAPES = (rb"\ud", rb"\uD")
 
@@ -50,13 +48,13 @@ async def read_json(request: web.Request, type_: type[T]) -> T:
 async def decode_body(body: bytes | bytearray, type_: type[T]) -> T:
     """Decode the content of a request like `decode_json`, and let other tasks run if it is large."""
     size = len(body)
-    conversion.estimate(body)
-    if size > _LARGE_BODY_BYTES and any(escape in body for escape in _SURROGATE_ESCAPES):
+    estimate(body)
+    if size > LARGE_BODY_BYTES and any(escape in body for escape in _SURROGATE_ESCAPES):
         # The repair of lone surrogates takes long, and other tasks run meanwhile.
         return await asyncio.to_thread(decode_json, body, type_)
     value = decode_json(body, type_)
     del body  # now, because the value contains its texts
-    if size > _LARGE_BODY_BYTES:
+    if size > LARGE_BODY_BYTES:
         # Decoding took a while, and so may what follows.
         await asyncio.sleep(0)
     return value

@@ -84,7 +84,7 @@ async def test_body_with_many_values_is_converted_in_a_thread(served, monkeypatc
         return convert(*args, **kwargs)
 
     monkeypatch.setattr(module, name, record)
-    monkeypatch.setattr(conversion, "_LARGE_BODY_BYTES", 0)
+    monkeypatch.setattr(conversion, "LARGE_BODY_BYTES", 0)
     monkeypatch.setattr(conversion, "_MANY_VALUES", 0)
     await served.post(path, **fields)
     assert threads

@@ -84,7 +84,34 @@ def vision_tensors():
     return {name: (blocks.encode(np.ones(shape, np.float32), Type.F32), Type.F32) for name, shape in shapes.items()}
 
 
-class Gemma3:
+class OllamaFile:
+    """A network as one of Ollama's converters writes it.
+
+    Attributes:
+        architecture: the name in the file.
+        network: what is written.
+        metadata, tensors: what the file has.
+    """
+
+    def __init__(self, architecture, network, metadata, tensors):
+        self.architecture = architecture
+        self.network = network
+        self.metadata = metadata
+        self.tensors = tensors
+
+    @property
+    def kind(self):
+        return self.network.kind
+
+    @property
+    def model(self):
+        return self.network.model
+
+    def write(self, path):
+        return write_file(path, self.architecture, self.metadata, self.tensors)
+
+
+class Gemma3(OllamaFile):
     """A network of Gemma 3 as one of Ollama's converters writes it.
 
     Attributes:
@@ -104,11 +131,11 @@ class Gemma3:
         tokenizer = gemma_tokenizer()
         rows = len(tokenizer["tokenizer.ggml.tokens"]) - 1
         case = case_of("gemma3_text", 6, config)
-        self.network = Network(case, kind, tied=True, tokenizer=tokenizer, vocabulary=rows)
-        self.tensors = dict(self.network.tensors)
+        network = Network(case, kind, tied=True, tokenizer=tokenizer, vocabulary=rows)
+        tensors = dict(network.tensors)
         keys = {"context_length": 131072, **VISION_KEYS}
         if variant == "vision":
-            self.tensors |= vision_tensors()
+            tensors |= vision_tensors()
         else:
             keys = {"context_length": 32768, "attention.layer_norm_rms_epsilon": 1e-6, "rope.local.freq_base": 1e4}
         if variant == "first":
@@ -116,41 +143,18 @@ class Gemma3:
         if variant == "text":
             keys |= {"rope.freq_base": 1e6, "attention.sliding_window_pattern": [True, True, False] * 2}
             tokenizer = {**tokenizer, "tokenizer.ggml.eos_token_ids": [1, 5]}
-        self.metadata = tokenizer | {f"gemma3.{k}": v for k, v in _gemma3_keys(self.network, **keys).items()}
-
-    @property
-    def kind(self):
-        return self.network.kind
-
-    @property
-    def model(self):
-        return self.network.model
-
-    def write(self, path):
-        return write_file(path, "gemma3", self.metadata, self.tensors)
+        metadata = tokenizer | {f"gemma3.{key}": value for key, value in _gemma3_keys(network, **keys).items()}
+        super().__init__("gemma3", network, metadata, tensors)
 
 
-class Multimodal:
+class Multimodal(OllamaFile):
     """A network of a family with an image encoder, under the architecture that Ollama has for both together."""
 
     def __init__(self, model_type, architecture, pre):
         case = next(case for case in CASES if case.model_type == model_type)
-        self.network = Network(dataclasses.replace(case, config={}), Type.Q8_0, tokenizer=byte_level_tokenizer(pre))
-        self.tensors = self.network.tensors | vision_tensors()
-        self.metadata = {f"{architecture}.{key}": value for key, value in (self.network.keys() | VISION_KEYS).items()}
-        self.metadata |= self.network.tokenizer
-        self._architecture = architecture
-
-    @property
-    def kind(self):
-        return self.network.kind
-
-    @property
-    def model(self):
-        return self.network.model
-
-    def write(self, path):
-        return write_file(path, self._architecture, self.metadata, self.tensors)
+        network = Network(dataclasses.replace(case, config={}), Type.Q8_0, tokenizer=byte_level_tokenizer(pre))
+        keys = {f"{architecture}.{key}": value for key, value in (network.keys() | VISION_KEYS).items()}
+        super().__init__(architecture, network, keys | network.tokenizer, network.tensors | vision_tensors())
 
 
 def harmony_tokenizer():
@@ -172,7 +176,7 @@ def harmony_tokenizer():
     }
 
 
-class GptOss:
+class GptOss(OllamaFile):
     """A network of GPT-OSS as one of Ollama's converters writes it.
 
     Attributes:
@@ -181,12 +185,7 @@ class GptOss:
 
     def __init__(self, variant):
         self.variant = variant
-        self.network = Network(
-            case_of("gpt_oss", 2, {}), Type.MXFP4, tokenizer=harmony_tokenizer(), other_kind=Type.BF16
-        )
-        self.tensors = {_ollama_name(name): tensor for name, tensor in self.network.tensors.items()}
-        if variant == "fused":
-            self._fuse()
+        network = Network(case_of("gpt_oss", 2, {}), Type.MXFP4, tokenizer=harmony_tokenizer(), other_kind=Type.BF16)
         architecture = "gpt-oss" if variant == "renamed" else "gptoss"
         keys = {
             "context_length": 128,
@@ -205,8 +204,11 @@ class GptOss:
             "rope.scaling.factor": 4.0,
             "rope.scaling.original_context_length": 32,
         }
-        self.metadata = self.network.tokenizer | {f"{architecture}.{key}": value for key, value in keys.items()}
-        self._architecture = architecture
+        metadata = network.tokenizer | {f"{architecture}.{key}": value for key, value in keys.items()}
+        tensors = {_ollama_name(name): tensor for name, tensor in network.tensors.items()}
+        super().__init__(architecture, network, metadata, tensors)
+        if variant == "fused":
+            self._fuse()
 
     def _fuse(self):
         for layer in range(2):
@@ -225,16 +227,8 @@ class GptOss:
             if kind == Type.MXFP4:
                 self.tensors[name] = (_paired(data), kind)
 
-    @property
-    def kind(self):
-        return self.network.kind
-
-    @property
-    def model(self):
-        return self.network.model
-
     def write(self, path):
-        write_file(path, self._architecture, self.metadata, self.tensors)
+        super().write(path)
         if self.variant == "fused":
             for name, (data, kind) in self.tensors.items():
                 if kind == Type.MXFP4:
