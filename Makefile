@@ -69,7 +69,7 @@ docs: $(VENV)/.docs ## Build the documentation site in site/; warnings are error
 run: $(VENV)/.installed ## Run the daemon in the foreground
 	$(BIN)/osaurusd serve
 
-bench: $(VENV)/.dev $(MODEL) $(EMBEDDER) ## Compare performance with mlx_lm.server (about ten minutes)
+bench: $(VENV)/.dev $(MODEL) $(EMBEDDER) ## Compare performance with mlx_lm.server (10 to 30 minutes)
 	$(BIN)/python -m tests.bench $(BENCH)
 
 screenshot: $(VENV)/.installed $(MODEL) ## Run a session and save what it prints as docs/images/terminal.svg
