@@ -1,7 +1,11 @@
 """Conversion of requests: in a thread if it takes long, so that other requests are served meanwhile."""
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import functools
+import gc
+import threading
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import ParamSpec, TypeVar
 
@@ -9,7 +13,10 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 LARGE_BODY_BYTES = 1024 * 1024
-"""Decoding more takes so long that other tasks run afterwards."""
+"""Decoding more takes so long that other tasks run before and after it."""
+
+# Converting less takes a few milliseconds at most.
+_MIN_THREAD_BYTES = 64 * 1024
 
 # Long texts and images have few values for their size.
 _MANY_VALUES = 2048
@@ -17,10 +24,12 @@ _MANY_VALUES = 2048
 _takes_long: ContextVar[bool] = ContextVar("takes_long", default=False)
 """Whether the request that the current task converts has many values."""
 
+_collection_paused = threading.Lock()
+
 
 def estimate(body: bytes | bytearray) -> None:
     """Estimate by the JSON of a request how long its conversion takes in this task."""
-    _takes_long.set(len(body) > LARGE_BODY_BYTES and body.count(b",") > _MANY_VALUES)
+    _takes_long.set(len(body) > _MIN_THREAD_BYTES and body.count(b",") > _MANY_VALUES)
 
 
 async def convert(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -31,4 +40,27 @@ async def convert(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
     """
     if not _takes_long.get():
         return function(*args, **kwargs)
-    return await asyncio.to_thread(function, *args, **kwargs)
+    return await asyncio.to_thread(_call, functools.partial(function, *args, **kwargs))
+
+
+@contextlib.contextmanager
+def collection_paused() -> Iterator[None]:
+    """Pause garbage collection while the block creates many objects, none of which is garbage.
+
+    Collections would search all of them several times, and stop all threads meanwhile. Where blocks overlap, the pause
+    ends with the first of them, so that a series of requests cannot prevent collections.
+    """
+    if not _collection_paused.acquire(blocking=False):
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        _collection_paused.release()
+
+
+def _call(function: Callable[[], T]) -> T:
+    with collection_paused():
+        return function()

@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
-from osaurusd.conversion import LARGE_BODY_BYTES, estimate
+from osaurusd.conversion import LARGE_BODY_BYTES, collection_paused, estimate
 from osaurusd.errors import InvalidJson, InvalidRequest, UnsupportedMediaType
 from osaurusd.http.request import read_body
 from osaurusd.json_text import replace_lone_surrogates
@@ -47,16 +47,19 @@ async def read_json(request: web.Request, type_: type[T]) -> T:
 
 async def decode_body(body: bytes | bytearray, type_: type[T]) -> T:
     """Decode the content of a request like `decode_json`, and let other tasks run if it is large."""
-    size = len(body)
     estimate(body)
-    if size > LARGE_BODY_BYTES and any(escape in body for escape in _SURROGATE_ESCAPES):
-        # The repair of lone surrogates takes long, and other tasks run meanwhile.
+    if len(body) <= LARGE_BODY_BYTES:
+        return decode_json(body, type_)
+    has_surrogates = any(escape in body for escape in _SURROGATE_ESCAPES)
+    # Other tasks run before and after what takes some milliseconds.
+    await asyncio.sleep(0)
+    if has_surrogates:
+        # Their repair takes long.
         return await asyncio.to_thread(decode_json, body, type_)
-    value = decode_json(body, type_)
+    with collection_paused():
+        value = decode_json(body, type_)
     del body  # now, because the value contains its texts
-    if size > LARGE_BODY_BYTES:
-        # Decoding took a while, and so may what follows.
-        await asyncio.sleep(0)
+    await asyncio.sleep(0)
     return value
 
 

@@ -36,15 +36,17 @@ class FieldPaths:
         try:
             yield
         except OsaurusError as error:
-            named = self.name_field(error)
-            if named is error:
+            if self._path_of(error) is None:
                 raise
-            raise named from error
+            raise self.name_field(error) from error
 
     def name_field(self, error: OsaurusError) -> OsaurusError:
         """Return the error with the path of the field in `param` and in front of the message."""
-        path = None if error.location is None else self.path(error.location, error.prompt_index or 0)
+        path = self._path_of(error)
         return error if path is None else type(error)(f"`{path}`: {error.message}", param=path)
+
+    def _path_of(self, error: OsaurusError) -> str | None:
+        return None if error.location is None else self.path(error.location, error.prompt_index or 0)
 
 
 def reject_unsupported(body: object, accepted: Mapping[str, Collection[Any]], prefix: str = "") -> None:

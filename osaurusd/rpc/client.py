@@ -5,6 +5,7 @@ import contextlib
 import itertools
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from copy import copy
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -75,6 +76,8 @@ class _EventBuffer:
         self.ended = False
         self._events: deque[tuple[_AnyEvent, int]] = deque()
         self._bytes = 0
+        # Raised as a copy: the traceback of the error itself would refer to this buffer, and keep the whole request
+        # until garbage is collected.
         self._error: OsaurusError | None = None
         self._arrived = asyncio.Event()
 
@@ -106,7 +109,7 @@ class _EventBuffer:
     async def get(self) -> _AnyEvent:
         while not self._events:
             if self._error is not None:
-                raise self._error
+                raise copy(self._error)
             self._arrived.clear()
             await self._arrived.wait()
         event, size = self._events.popleft()
@@ -229,7 +232,7 @@ class WorkerClient:
     ) -> AsyncGenerator[Any]:
         """Yield the events of the request that `build` returns for an id."""
         if self._error is not None:
-            raise self._error
+            raise copy(self._error)
         id_ = next(self._ids)
         buffer = _EventBuffer(self._listener.request_started(), queues=queues)
         if not self._buffers:

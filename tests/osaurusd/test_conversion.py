@@ -1,12 +1,15 @@
 """Requests with many values are converted in a thread, all others in the event loop."""
 
 import asyncio
+import contextlib
+import gc
 import json
 import threading
 
 import pytest
 
 from osaurusd import conversion
+from osaurusd.http import json as http_json
 from osaurusd.http.json import decode_body
 
 MANY = json.dumps([1] * 600_000).encode()
@@ -47,3 +50,41 @@ async def test_errors_are_raised():
     await decode_body(MANY, list)
     with pytest.raises(ZeroDivisionError):
         await conversion.convert(divmod, 1, 0)
+
+
+async def test_garbage_is_not_collected_while_a_large_body_is_decoded_and_converted(monkeypatch):
+    enabled = []
+
+    def decode(body, type_):
+        enabled.append(gc.isenabled())
+
+    monkeypatch.setattr(http_json, "decode_json", decode)
+    await decode_body(MANY, list)
+    enabled.append(gc.isenabled())
+    enabled.append(await conversion.convert(gc.isenabled))
+    enabled.append(gc.isenabled())
+    await decode_body(b"[1]", list)
+    assert enabled == [False, True, False, True, True]
+
+
+def test_first_of_overlapping_blocks_ends_the_pause():
+    with conversion.collection_paused():
+        with conversion.collection_paused():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+    first, second = contextlib.ExitStack(), contextlib.ExitStack()
+    first.enter_context(conversion.collection_paused())
+    second.enter_context(conversion.collection_paused())
+    first.close()
+    assert gc.isenabled()
+    second.close()
+
+
+def test_failure_ends_the_pause():
+    with pytest.raises(ZeroDivisionError), conversion.collection_paused():
+        divmod(1, 0)
+    assert gc.isenabled()
+    with conversion.collection_paused():
+        assert not gc.isenabled()

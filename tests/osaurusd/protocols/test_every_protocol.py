@@ -1,10 +1,12 @@
 """What every protocol has in common, over one model that a fake worker runs."""
 
 import contextlib
+import gc
 import json
+import weakref
 
 import pytest
-from aiohttp import ClientSession
+from aiohttp import ClientSession, web
 
 from osaurusd.config import Config, Server
 from osaurusd.errors import Draining
@@ -23,14 +25,19 @@ def user(content):
     return [{"role": "user", "content": content}]
 
 
-STALLED = {
-    "/v1/chat/completions": {"messages": user("stall")},
-    "/v1/completions": {"prompt": "stall"},
-    "/v1/responses": {"input": "stall"},
-    "/v1/messages": {"messages": user("stall"), "max_tokens": 9},
-    "/api/chat": {"messages": user("stall")},
-    "/api/generate": {"prompt": "stall", "raw": True},
+PROMPTS = {
+    "/v1/chat/completions": lambda text: {"messages": user(text)},
+    "/v1/completions": lambda text: {"prompt": text},
+    "/v1/responses": lambda text: {"input": text},
+    "/v1/messages": lambda text: {"messages": user(text), "max_tokens": 9},
+    "/api/chat": lambda text: {"messages": user(text)},
+    "/api/generate": lambda text: {"prompt": text, "raw": True},
 }
+
+
+def generation(path, text, **fields):
+    """Return the body of a request to generate text."""
+    return json.dumps({"model": MODEL, **PROMPTS[path](text), **fields}).encode()
 
 
 class Served:
@@ -39,11 +46,13 @@ class Served:
     Attributes:
         folder: the folder of the model.
         admission: counts and rejects requests.
+        requests: weak references to the requests so far.
     """
 
-    def __init__(self, server, folder, admission):
+    def __init__(self, server, folder, admission, requests):
         self.server = server
         self.admission = admission
+        self.requests = requests
         self._folder = folder
 
     @property
@@ -56,20 +65,27 @@ class Served:
 @pytest.fixture
 async def served(tmp_path):
     config = Config(server=Server(allowed_origins=[ORIGIN]))
+    requests = []
+
+    @web.middleware
+    async def record(request, handler):
+        requests.append(weakref.ref(request))
+        return await handler(request)
+
     async with running_backend(tmp_path, REPO) as backend:
         cors = Cors(lambda: config.server)
-        middlewares, hooks = [cors.check, require_json_body], [cors.add_headers]
+        middlewares, hooks = [record, cors.check, require_json_body], [cors.add_headers]
         admission = Admission(lambda: config)
         groups = client_groups(backend)
         app = create_app(groups, lambda: config, admission=admission, middlewares=middlewares, response_hooks=hooks)
         async with serving(app, config) as server:
-            yield Served(server, backend.folders[0], admission)
+            yield Served(server, backend.folders[0], admission, requests)
 
 
 @pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("path", STALLED)
+@pytest.mark.parametrize("path", PROMPTS)
 async def test_client_that_disconnects_stops_its_generation(served, path, stream):
-    body = json.dumps({"model": MODEL, "stream": stream, **STALLED[path]}).encode()
+    body = generation(path, "stall", stream=stream)
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     _, writer = await served.server.connect()
     writer.write(head.encode() + b"\r\n\r\n" + body)
@@ -78,6 +94,20 @@ async def test_client_that_disconnects_stops_its_generation(served, path, stream
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()
     await until(lambda: "cancel" in served.received)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(("text", "fields"), [("to be", {}), ("fail", {}), ("x", {"model": "none"}), ("x", {"n": "x"})])
+@pytest.mark.parametrize("path", PROMPTS)
+async def test_request_is_freed_without_garbage_collection(served, path, text, fields, stream):
+    body = generation(path, text, stream=stream, **fields)
+    gc.disable()
+    try:
+        await served.server.request("POST", path, "Content-Type: application/json", body=body)
+        (request,) = served.requests
+        await until(lambda: request() is None)
+    finally:
+        gc.enable()
 
 
 async def test_client_that_closes_a_websocket_stops_its_generation(served):
@@ -138,7 +168,7 @@ async def test_whole_floats_are_integers(served, path, body):
 
 
 REQUESTS = {
-    **STALLED,
+    **{path: fields("stall") for path, fields in PROMPTS.items()},
     "/v1/messages/count_tokens": {"messages": user("x")},
     "/v1/embeddings": {"input": "x"},
     "/v1/rerank": {"query": "x", "documents": ["y"]},
@@ -184,10 +214,10 @@ async def test_draining_daemon_rejects_a_websocket(served):
     assert (503, "draining") == (response.status, response.error["code"])
 
 
-@pytest.mark.parametrize("path", STALLED)
+@pytest.mark.parametrize("path", PROMPTS)
 async def test_client_chosen_id_is_in_the_headers_of_responses_streams_and_errors(served, path):
     for fields, status in (({}, 200), ({"stream": True}, 200), ({"model": "none"}, 404)):
-        content = json.dumps({"model": MODEL, **STALLED[path], **fields}).replace("stall", "to be").encode()
+        content = generation(path, "to be", **fields)
         headers = ["Content-Type: application/json", "X-Request-Id: trace-7"]
         response = await served.server.request("POST", path, *headers, body=content)
         assert (status, "trace-7") == (response.status, response.headers["X-Request-Id"])
@@ -195,9 +225,7 @@ async def test_client_chosen_id_is_in_the_headers_of_responses_streams_and_error
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
 async def test_prompt_cache_key_is_accepted(served, path):
-    body = (
-        json.dumps({"model": MODEL, "prompt_cache_key": "user-1", **STALLED[path]}).replace("stall", "to be").encode()
-    )
+    body = generation(path, "to be", prompt_cache_key="user-1")
 
     assert 200 == (await served.server.request("POST", path, "Content-Type: application/json", body=body)).status
 

@@ -84,7 +84,7 @@ async def test_body_with_many_values_is_converted_in_a_thread(served, monkeypatc
         return convert(*args, **kwargs)
 
     monkeypatch.setattr(module, name, record)
-    monkeypatch.setattr(conversion, "LARGE_BODY_BYTES", 0)
+    monkeypatch.setattr(conversion, "_MIN_THREAD_BYTES", 0)
     monkeypatch.setattr(conversion, "_MANY_VALUES", 0)
     await served.post(path, **fields)
     assert threads
@@ -137,6 +137,7 @@ async def test_what_the_model_does_not_see_is_not_counted(served, path, fields):
 @pytest.mark.parametrize(
     ("path", "fields", "param"),
     [
+        ("/v1/conversations", {"items": [user()] * 4097}, "items"),
         ("/v1/embeddings", {"input": ["x", 1]}, "input[1]"),
         ("/v1/embeddings", {"input": []}, "input"),
         ("/v1/rerank", {"query": "x", "documents": []}, "documents"),

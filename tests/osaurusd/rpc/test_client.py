@@ -319,7 +319,8 @@ async def test_running_requests_fail_when_the_worker_exits(ends):
 
     client.fail_all(EXITED)
 
-    assert [EXITED] * 3 == await asyncio.gather(*generating, return_exceptions=True)
+    errors = await asyncio.gather(*generating, return_exceptions=True)
+    assert [(type(EXITED), EXITED.message)] * 3 == [(type(error), error.message) for error in errors]
 
 
 async def test_a_completed_request_survives_the_exit_of_the_worker(ends):

@@ -12,6 +12,9 @@ from osaurusd.http.errors import excerpt
 from osaurusd.http.json import json_response, read_json
 from osaurusd.http.request import CONTEXT
 from osaurusd.inference.images import ImageCollector
+from osaurusd.inference.limits import MESSAGES
+from osaurusd.inference.service import Service
+from osaurusd.protocols.openai.errors import FieldPaths
 from osaurusd.protocols.openai.responses.creation import ConversationLocks, find_conversation
 from osaurusd.protocols.openai.responses.items import CONVERSATION_PREFIX, input_items, new_id, parse_items
 from osaurusd.protocols.openai.responses.paging import list_of, page_of
@@ -32,22 +35,26 @@ from osaurusd.protocols.openai.responses.types import (
     UpdateConversation,
 )
 
+_BODY_PATHS = FieldPaths({MESSAGES: "items"})
+
 
 class Conversations:
     """Handles the endpoints.
 
     Args:
+        service: checks the number of items in a request.
         store: keeps conversations.
         locks: the conversations that must not be changed.
     """
 
-    def __init__(self, store: ObjectStore, locks: ConversationLocks) -> None:
+    def __init__(self, service: Service, store: ObjectStore, locks: ConversationLocks) -> None:
+        self._service = service
         self._store = store
         self._locks = locks
 
     async def create(self, request: web.Request) -> web.Response:
         body = await read_json(request, CreateConversation)
-        items = await convert(_checked_items, body.items or [])
+        items = await self._check_items(body.items or [])
         id_ = new_id(CONVERSATION_PREFIX)
         conversation = Conversation(id=id_, created_at=int(time.time()), metadata=body.metadata or {})
         encoded = msgspec.json.encode(conversation)
@@ -74,7 +81,7 @@ class Conversations:
         return json_response(DeletedConversation(id=stored.id))
 
     async def add_items(self, request: web.Request) -> web.Response:
-        items = await convert(_checked_items, (await read_json(request, CreateItems)).items)
+        items = await self._check_items((await read_json(request, CreateItems)).items)
         encoded_items = await convert(encode_items, items)
         stored = await self._find_unlocked(request)
         self._scope(request).put(replace(stored, input=(*stored.items, *encoded_items)))
@@ -93,6 +100,17 @@ class Conversations:
         self._scope(request).put(replace(stored, input=(*stored.items[:index], *stored.items[index + 1 :])))
         return _json_bytes(stored.body)
 
+    async def _check_items(self, items: list[Item]) -> list[Item]:
+        """Complete and check the items of a request.
+
+        Raises:
+            InvalidRequest: there are too many, or one is invalid.
+            UnsupportedParameter: an item uses an unsupported feature.
+        """
+        with _BODY_PATHS.named():
+            self._service.check_lengths({MESSAGES: items})
+        return await convert(_checked_items, items)
+
     def _scope(self, request: web.Request) -> Scope:
         return Scope(self._store, request[CONTEXT].owner)
 
@@ -107,12 +125,7 @@ class Conversations:
 
 
 def _checked_items(items: list[Item]) -> list[Item]:
-    """Complete items, and check that a response can use them.
-
-    Raises:
-        InvalidRequest: an item is invalid.
-        UnsupportedParameter: an item uses an unsupported feature.
-    """
+    """Complete items, and check that a response can use them; raises what `_check_items` raises."""
     check_depth(items)
     completed = input_items(items)
     parse_items(completed, [f"items[{index}]" for index in range(len(completed))], None, ImageCollector())

@@ -22,7 +22,7 @@ def responses_routes(service: Service, store: ObjectStore, memory: MemoryStore) 
     """
     locks = ConversationLocks()
     creator = ResponseCreator(service, locks)
-    responses, conversations = Responses(creator, store), Conversations(store, locks)
+    responses, conversations = Responses(creator, store), Conversations(service, store, locks)
     item = "/conversations/{conversation}/items/{item}"
     routes = [
         Route("POST", "/responses", responses.create, admitted=True),
