@@ -117,3 +117,4 @@ async def _start(read: Callable[[], Config], paths: Paths, log_file: log.LogFile
         finally:
             service_manager.notify("STOPPING=1", "STATUS=stopping")
             watchdog.cancel()
+    stop.ignore_signals()

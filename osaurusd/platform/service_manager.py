@@ -33,6 +33,8 @@ MANAGERS = frozenset({"launchd", "systemd"})
 CRASH_LOG_BYTES = 1024 * 1024
 SOFT_FILE_LIMIT = 8192
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.5, 15.0
 
 
@@ -145,8 +147,18 @@ class StopRequest:
     def __init__(self) -> None:
         self.requested = asyncio.Event()
         self.immediate = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+
+    def ignore_signals(self) -> None:
+        """Ignore signals until the process has exited, which is due now.
+
+        Otherwise one that arrives after the event loop is closed would replace the exit status.
+        """
+        for number in STOP_SIGNALS:
+            # The loop would restore the default action when it is closed.
+            asyncio.get_running_loop().remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
     def _on_signal(self) -> None:
         if self.requested.is_set():
