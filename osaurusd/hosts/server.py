@@ -148,16 +148,19 @@ class ControlServer:
     async def _talk(
         self, transport: asyncio.Transport, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """Talk to an unpaired client, and cut it off if it does not follow the protocol."""
+        """Talk to an unpaired client, and cut it off if it does not follow the protocol. Closes the connection."""
         try:
-            async with asyncio.timeout(UNPAIRED_SECONDS):
-                await self._pair(reader, writer)
-        except (OSError, ValueError, EOFError, TimeoutError) as error:
-            address = writer.get_extra_info("peername")[0]
-            log.info("unpaired client rejected", address=address, reason=type(error).__name__)
-            transport.abort()
+            try:
+                async with asyncio.timeout(UNPAIRED_SECONDS):
+                    await self._pair(reader, writer)
+            except (OSError, ValueError, EOFError, TimeoutError) as error:
+                address = writer.get_extra_info("peername")[0]
+                log.info("unpaired client rejected", address=address, reason=type(error).__name__)
+                transport.abort()
+            await _close(writer)
         finally:
-            transport.close()
+            transport.abort()
+            await _close(writer)
 
     async def _shake_hands(self, connection: socket.socket) -> tuple[asyncio.Transport, "_PendingProtocol"]:
         transport, protocol = await asyncio.get_running_loop().connect_accepted_socket(
@@ -234,6 +237,15 @@ class _PendingProtocol(asyncio.Protocol):
             self.unpaired = reader, asyncio.StreamWriter(transport, protocol, reader, loop)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    """Close a connection, and wait until its socket is closed."""
+    if not writer.is_closing():
+        # asyncio's TLS transport that is closed twice cannot be aborted any more.
+        writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 @contextlib.asynccontextmanager

@@ -1,6 +1,7 @@
 """Serving an application on listening sockets, with limits on its connections."""
 
 import asyncio
+import contextlib
 import logging
 import resource
 import socket
@@ -37,6 +38,9 @@ BODY_LINGER_SECONDS = 2.0
 TLS_HANDSHAKE_SECONDS = 10.0
 TLS_SHUTDOWN_SECONDS = 2.0
 
+CLOSE_SECONDS = 3.0
+"""How long `HttpServer.close` waits until the sockets of connections are closed."""
+
 # The guard closes idle connections, by a limit that can be reloaded.
 _NO_KEEPALIVE_TIMEOUT = 10.0**9
 
@@ -70,6 +74,8 @@ class HttpServer:
         self._listeners: list[asyncio.Server] = []
         self._connections: set[ConnectionGuard] = set()
         self._rejected: set[ConnectionGuard] = set()
+        self._evicted: set[ConnectionGuard] = set()
+        self._connection_lost = asyncio.Event()
 
     @property
     def limits(self) -> Limits:
@@ -77,8 +83,8 @@ class HttpServer:
 
     @property
     def connection_count(self) -> int:
-        """Open connections, including rejected ones that linger."""
-        return len(self._connections) + len(self._rejected)
+        """Open connections, including rejected ones that linger, and those that are being closed to make room."""
+        return len(self._open_connections())
 
     async def start(self, sockets: Sequence[socket.socket], tls: Tls | None = None) -> None:
         """Accept connections on sockets that listen already; `close` closes them."""
@@ -100,11 +106,15 @@ class HttpServer:
             listener.close()
 
     async def close(self) -> None:
-        """Close the listening sockets and all connections."""
+        """Close the listening sockets and all connections, and wait until that is done. TLS handshakes continue."""
         self.stop_accepting()
         await self._runner.cleanup()
-        for connection in (*self._connections, *self._rejected):
+        for connection in self._open_connections():
             connection.abort()
+        # aiohttp may close a connection twice. asyncio's TLS transport then ignores `abort`, and waits for the client.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._wait_until_closed()
 
     def new_connection(self) -> ConnectionGuard:
         """Return the protocol of a new connection."""
@@ -123,6 +133,7 @@ class HttpServer:
                 return False
             oldest = min(idle, key=lambda other: other.idle_since)
             self._connections.discard(oldest)
+            self._evicted.add(oldest)
             oldest.close_idle()
         self._connections.add(connection)
         return True
@@ -137,6 +148,8 @@ class HttpServer:
     def forget(self, connection: ConnectionGuard) -> None:
         self._connections.discard(connection)
         self._rejected.discard(connection)
+        self._evicted.discard(connection)
+        self._connection_lost.set()
 
     def render_rejection(self, error: OsaurusError) -> web.Response:
         """Render an error of a connection that has no request yet; log and count it."""
@@ -147,6 +160,14 @@ class HttpServer:
         response = self._error_response(error)
         response.headers.update(error_headers(error))
         return response
+
+    def _open_connections(self) -> list[ConnectionGuard]:
+        return [*self._connections, *self._rejected, *self._evicted]
+
+    async def _wait_until_closed(self) -> None:
+        while self._open_connections():
+            self._connection_lost.clear()
+            await self._connection_lost.wait()
 
 
 def max_connections(limits: Limits) -> int:

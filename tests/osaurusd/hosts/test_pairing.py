@@ -13,6 +13,7 @@ from osaurusd.hosts import codes, pairing
 from osaurusd.hosts.identity import IdentityFile, fingerprint_of
 from osaurusd.wire.hosts import AddHostRequest
 from osaurusd.wire.residency import EventKind
+from tests.streams import close
 
 from .nodes import identity, pair, running, unpaired_client
 
@@ -160,11 +161,21 @@ async def test_a_host_without_a_listening_address_offers_no_code(tmp_path):
 
 @contextlib.asynccontextmanager
 async def tls_server(identity, serve):
-    """Run a server with a certificate. Yields its URL."""
+    """Run a server with a certificate. Yields its URL; waits for the end of its connections afterwards."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(identity.file)
-    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+    connections = set()
+
+    async def serve_and_close(reader, writer):
+        connections.add(asyncio.current_task())
+        try:
+            await serve(reader, writer)
+        finally:
+            await close(writer)
+
+    async with await asyncio.start_server(serve_and_close, "127.0.0.1", 0, ssl=context) as server:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await asyncio.gather(*connections)
 
 
 @contextlib.asynccontextmanager
@@ -185,7 +196,6 @@ async def man_in_the_middle(tmp_path, target, tamper=lambda line: line):
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 task.cancel()
-            writer.close()
 
     async with tls_server(await IdentityFile(tmp_path / "middle.pem").get(), relay) as url:
         yield url, lines
@@ -319,7 +329,6 @@ async def test_another_version_of_the_protocol_is_refused(a, initiator):
         await reader.readline()
         writer.write(b'{"version": 2, "nonce": "%s"}\n' % (b"0" * 64))
         await reader.readline()
-        writer.close()
 
     async with tls_server(initiator, other_release) as url:
         with pytest.raises(PairingFailed, match="install the same release on both"):

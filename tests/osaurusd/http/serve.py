@@ -16,6 +16,7 @@ from osaurusd.http.app import create_app
 from osaurusd.http.errors import error_response
 from osaurusd.http.routes import Route, RouteGroup
 from osaurusd.http.server import HttpServer
+from tests.streams import close
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -79,9 +80,7 @@ class LiveServer:
             async with asyncio.timeout(60):
                 return parse_response(await reader.read())
         finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
+            await close(writer)
 
     async def request(
         self, method: str = "GET", path: str = "/", *headers: str, host: str = "localhost", body: bytes | None = None

@@ -79,6 +79,9 @@ async def running_site(tls=None):
         await listener.start()
         site.port = runner.addresses[0][1]
         yield site
+        async with asyncio.timeout(60):
+            while runner.server.connections:  # noqa: ASYNC110  the server has no event for it
+                await asyncio.sleep(0.01)
     finally:
         await runner.cleanup()
 

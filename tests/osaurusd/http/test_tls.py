@@ -16,6 +16,7 @@ from osaurusd.http import server as http_server
 from osaurusd.http.errors import error_response
 from osaurusd.http.server import HttpServer
 from osaurusd.http.tls import Tls
+from tests.streams import close
 
 from .serve import build_app
 
@@ -139,7 +140,7 @@ class TlsServer:
         async with asyncio.timeout(TIMEOUT_SECONDS):
             response = await reader.read()
         certificate = writer.get_extra_info("peercert")
-        writer.close()
+        await close(writer)
         return response, certificate
 
     async def open(self):
@@ -155,7 +156,7 @@ class TlsServer:
         except ConnectionError:
             return b""
         finally:
-            writer.close()
+            await close(writer)
 
     async def hello(self, request):
         return web.Response(text=f"hello over {request.scheme}")
@@ -201,7 +202,7 @@ async def test_long_stream_arrives_completely(served):
     async with asyncio.timeout(TIMEOUT_SECONDS):
         await reader.readuntil(b"\r\n\r\n")
         assert bytes(64 * 65536) == await reader.read(-1)
-    writer.close()
+    await close(writer)
 
 
 @pytest.mark.parametrize("abrupt", [True, False])
@@ -212,6 +213,7 @@ async def test_disconnect_cancels_the_request(served, abrupt):
         await served.waiting.wait()
         writer.transport.abort() if abrupt else writer.close()
         await served.cancelled.wait()
+        await close(writer)
 
 
 async def test_client_with_an_old_tls_version_is_rejected(served):
@@ -220,6 +222,9 @@ async def test_client_with_an_old_tls_version_is_rejected(served):
         served.trust.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises((ssl.SSLError, ConnectionError)):
         await served.request()
+    # The server closes the rejected connection before it accepts another.
+    served.trust.maximum_version = ssl.TLSVersion.MAXIMUM_SUPPORTED
+    assert b"HTTP/1.1 200 OK" in (await served.request())[0]
 
 
 @pytest.mark.parametrize(
@@ -246,10 +251,11 @@ async def test_garbage_after_the_handshake_closes_only_that_connection(served, l
     # Bypasses TLS.
     os.write(writer.get_extra_info("socket").fileno(), b"not a TLS record")
     writer.transport.abort()
+    await close(writer)
     other_writer.write(REQUEST)
     async with asyncio.timeout(TIMEOUT_SECONDS):
         assert b"HTTP/1.1 200 OK" in await other_reader.readuntil(b"\r\n")
-    other_writer.close()
+    await close(other_writer)
     assert [] == [line for line in logged() if line["level"] not in ("info", "debug")]
 
 
@@ -279,6 +285,27 @@ async def test_failed_reload_keeps_the_previous_certificate(served, issue):
     assert before == (await served.request())[1]
 
 
+def receive_response(port, context):
+    """Return the server's whole response over a connection that is left open at this end, and the connection."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_SECONDS)
+    connection = context.wrap_socket(connection, server_hostname="localhost")
+    connection.sendall(REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    return b"".join(iter(lambda: connection.recv(65536), b"")), connection
+
+
+async def test_no_connection_is_open_once_the_server_is_closed(served, monkeypatch):
+    monkeypatch.setattr(http_server, "TLS_SHUTDOWN_SECONDS", 0.3)
+    monkeypatch.setattr(http_server, "CLOSE_SECONDS", TIMEOUT_SECONDS)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = HttpServer(build_app(("GET", "/", served.hello)), Config, error_response)
+    await server.start([listener], served.tls)
+    response, client = await asyncio.to_thread(receive_response, listener.getsockname()[1], served.trust)
+    with client:
+        assert b"HTTP/1.1 200 OK" in response
+        await server.close()
+        assert server.connection_count == 0
+
+
 async def test_stalled_handshake_is_aborted(served, logged, monkeypatch):
     monkeypatch.setattr(http_server, "TLS_HANDSHAKE_SECONDS", 0.3)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -289,7 +316,7 @@ async def test_stalled_handshake_is_aborted(served, logged, monkeypatch):
         writer.write(b"\x16\x03\x01\x02\x00")
         async with asyncio.timeout(TIMEOUT_SECONDS):
             assert await reader.read() == b""
-        writer.close()
+        await close(writer)
     finally:
         await server.close()
     assert [line for line in logged() if line["level"] not in ("info", "debug")] == []
