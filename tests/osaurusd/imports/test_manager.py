@@ -23,7 +23,7 @@ from osaurusd.models.roots import STAGING_PREFIXES
 from osaurusd.models.scan import Scanner
 from osaurusd.rpc import framing
 from osaurusd.wire.admin import Availability
-from tests.osaurusd.models.disk import make_catalog, model, write, write_hub
+from tests.osaurusd.models.disk import embedder, make_catalog, model, write, write_hub
 
 FAKE_IMPORTER = Path(tests.__file__).parent / "fakes" / "importer.py"
 
@@ -45,8 +45,8 @@ def imports(catalog):
 
 @pytest.fixture
 def complete_model(tmp_path):
-    """The path of a folder with a usable model."""
-    return str(write(tmp_path / "complete", model()))
+    """The path of a folder with a usable model that has a chat template."""
+    return str(write(tmp_path / "complete", model() | {"chat_template.jinja": b"{{ messages }}"}))
 
 
 @pytest.fixture
@@ -99,6 +99,20 @@ async def test_progress_precedes_the_model(imports, catalog, models, source, com
     assert (record.state, record.path) == (Availability.AVAILABLE, models / "my-model")
     assert list_names(models) == ["my-model"]
     assert await catalog.find("my-model") == record
+
+
+@pytest.mark.parametrize(
+    ("files", "notes"),
+    [
+        pytest.param(model(), [module.NO_TEMPLATE], id="language model"),
+        pytest.param(embedder(), [], id="embedding model"),
+    ],
+)
+async def test_a_language_model_without_a_chat_template_is_noted(imports, source, tmp_path, files, notes):
+    folder = str(write(tmp_path / "plain", files))
+    *events, record = await collect(imports.run(source(["copy", folder], ["imported"]), "m"))
+    assert isinstance(record, ModelRecord)
+    assert events == [messages.Note(text=text) for text in notes]
 
 
 async def test_a_model_gets_the_requested_name(imports, models, source, complete_model):
