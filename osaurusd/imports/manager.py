@@ -167,9 +167,17 @@ class ImportManager:
             async with contextlib.aclosing(_run(command, [*arguments, str(staging)])) as events:
                 async for event in events:
                     yield event
-            yield await self._publish(staging, name)
+            record = await self._publish(staging, name)
         finally:
-            await asyncio.shield(asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True))
+            # A client that disconnects meanwhile cancels this iterator, but not the release.
+            await asyncio.shield(self._release(staging, name))
+        yield record
+
+    async def _release(self, staging: Path, name: str) -> None:
+        """Remove what is left of a staging folder, and free the name."""
+        try:
+            await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
+        finally:
             self.running.discard(staging)
             self._names.discard(name)
 
