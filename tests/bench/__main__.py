@@ -30,10 +30,11 @@ GROUPS = {
     "decisions": {"decisions"},
     "images": {"images"},
     "imports": {"imports"},
+    "bodies": {"bodies"},
 }
 """Measurements by the names that `--only` accepts."""
 
-WITHOUT_GENERATION = {"imports"}
+WITHOUT_GENERATION = {"imports", "bodies"}
 """Measurements that generate nothing."""
 
 DEFAULT_ROUNDS = 3
@@ -50,9 +51,13 @@ def main() -> None:
     if "imports" in selected:
         with temporary_home() as home:
             rounds.measure_imports(home, options.import_megabytes, options.rounds, results)
+    if "bodies" in selected:
+        with temporary_home() as home:
+            make_models(home, "--tiny")
+            rounds.measure_bodies(home, options.rounds, results)
     if selected - WITHOUT_GENERATION:
         with temporary_home() as home:
-            make_models(home, images="images" in selected)
+            make_models(home, *(["--images"] if "images" in selected else []))
             measure_models(home, selected, options, results)
     print(json.dumps(report.build(results), indent=2) if options.json else report.render(results))
 
@@ -107,11 +112,10 @@ def temporary_home() -> Iterator[Path]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def make_models(home: Path, *, images: bool) -> None:
-    """Create the models in a home directory, `images`: also the vision-language one."""
+def make_models(home: Path, *options: str) -> None:
+    """Create the models in a home directory. The options are those of `tests.bench.make_models`."""
     rounds.print_progress("creating models")
-    arguments = [str(home / "models"), *(["--images"] if images else [])]
-    subprocess.run([sys.executable, "-m", "tests.bench.make_models", *arguments], check=True)
+    subprocess.run([sys.executable, "-m", "tests.bench.make_models", str(home / "models"), *options], check=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tests.bench import bodies
 from tests.bench.models import IMPORTED, SMOLLM, STARTER, TINY, VISION
 
 OURS, THEIRS, RAW, COPY = "ours", "theirs", "raw", "copy"
@@ -145,4 +146,15 @@ IMPORTS = [
 ]
 """Figures of the import of a GGUF file."""
 
-SECTIONS = {STARTER: STARTUP, IMPORTED: IMPORTS, VISION.name: IMAGES, SMOLLM.name: COMPARED, TINY.name: COMPARED}
+BODIES = [
+    Figure(name, f"4 MB {name}: longest GET /health / idle", "ms", "beside", OURS, "idle") for name in bodies.BODIES
+]
+"""Figures of large request bodies."""
+
+SECTIONS = {
+    STARTER: STARTUP,
+    IMPORTED: IMPORTS,
+    VISION.name: IMAGES,
+    SMOLLM.name: COMPARED,
+    TINY.name: [*COMPARED, *BODIES],
+}

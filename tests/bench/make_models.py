@@ -1,4 +1,6 @@
-"""Create the models of the benchmark: `python -m tests.bench.make_models MODELS_DIRECTORY [--images]`.
+"""Create the models of the benchmark: `python -m tests.bench.make_models MODELS_DIRECTORY [--images | --tiny]`.
+
+With `--images`, create also the vision-language model; with `--tiny`, the tiny one only.
 
 This is a process of its own so that the benchmark itself neither imports MLX nor holds weights.
 """
@@ -6,6 +8,7 @@ This is a process of its own so that the benchmark itself neither imports MLX no
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +45,26 @@ UNUSED_TOKEN = "<repo_name>"
 
 def make_models(directory: Path) -> None:
     """Create each model in a subdirectory with its name."""
-    starter = directory / models.STARTER
-    smollm, tiny = directory / models.SMOLLM.name, directory / models.TINY.name
+    starter, smollm = directory / models.STARTER, directory / models.SMOLLM.name
     starter.mkdir(parents=True)
     import_model(starter_model.fetch(), starter, lambda *_: None)
     write_float32_copy(starter, smollm)
     disable_end_of_sequence(smollm)
-    make_tiny(tiny, starter, tie_word_embeddings=False, max_position_embeddings=CONTEXT_TOKENS)
-    restrict_to_words(tiny)
-    disable_end_of_sequence(tiny)
+    make_tiny_llama(directory, starter)
+
+
+def make_tiny_llama(directory: Path, starter: Path) -> None:
+    """Create the tiny model, with the tokenizer of the starter model."""
+    folder = directory / models.TINY.name
+    make_tiny(folder, starter, tie_word_embeddings=False, max_position_embeddings=CONTEXT_TOKENS)
+    restrict_to_words(folder)
+    disable_end_of_sequence(folder)
+
+
+def make_tiny_only(directory: Path) -> None:
+    with tempfile.TemporaryDirectory() as starter:
+        import_model(starter_model.fetch(), Path(starter), lambda *_: None)
+        make_tiny_llama(directory, Path(starter))
 
 
 def make_vision(directory: Path) -> None:
@@ -116,6 +130,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    make_models(Path(sys.argv[1]))
+    if "--tiny" in sys.argv[2:]:
+        make_tiny_only(Path(sys.argv[1]))
+    else:
+        make_models(Path(sys.argv[1]))
     if "--images" in sys.argv[2:]:
         make_vision(Path(sys.argv[1]))

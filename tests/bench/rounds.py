@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Mapping
@@ -10,11 +11,11 @@ from pathlib import Path
 import psutil
 
 from tests import daemons
-from tests.bench import images, imports, measurements, servers
+from tests.bench import bodies, images, imports, measurements, servers
 from tests.bench.decisions import decisions
 from tests.bench.figures import COPY, OURS, RAW, THEIRS
 from tests.bench.measurements import Figures, Measurement, Target
-from tests.bench.models import IMPORTED, STARTER, VISION, Model
+from tests.bench.models import IMPORTED, STARTER, TINY, VISION, Model
 from tests.bench.prompts import Prompts
 from tests.bench.protocols import protocols
 from tests.bench.report import Results
@@ -81,6 +82,13 @@ def measure_imports(home: Path, megabytes: int, rounds: int, results: Results) -
         for run in work.values():
             run()
         run_rounds(IMPORTED, {"imports": work}, rounds, results)
+
+
+def measure_bodies(home: Path, rounds: int, results: Results) -> None:
+    """Measure how long large request bodies block the daemon's event loop."""
+    with daemons.running(home) as daemon, servers.osaurusd(daemon, TINY) as server:
+        work = {name: {OURS: functools.partial(bodies.measure, server, body)} for name, body in bodies.BODIES.items()}
+        run_rounds(TINY.name, work, rounds, results)
 
 
 def measure_startup(home: Path, results: Results) -> None:

@@ -55,11 +55,15 @@ def fetch_openapi(target: Target) -> Any:
 def operations(target: Target) -> dict[str, Any]:
     """The operations of the description by their ids."""
     import schemathesis  # noqa: PLC0415  takes a second, which every process that collects the tests would spend
+    from schemathesis.config import SchemathesisConfig  # noqa: PLC0415
 
     document = fetch_openapi(target)
     # The document lists the servers with and without /v1; one of them suffices.
     document["servers"] = [{"url": "/"}]
-    found: list[Any] = [result.ok() for result in schemathesis.openapi.from_dict(document).get_all_operations()]
+    # This stream never ends.
+    stream = {"include-operation-id": "watchActivity", "max-stream-events": 1}
+    schema = schemathesis.openapi.from_dict(document, config=SchemathesisConfig.from_dict({"operations": [stream]}))
+    found: list[Any] = [result.ok() for result in schema.get_all_operations()]
     return {operation.definition.raw["operationId"]: operation for operation in found}
 
 
