@@ -56,14 +56,16 @@ def _share(offer: Offer, descriptors: list[int], run_dir: Path, stack: contextli
     path.chmod(0o600)
     listener.listen(1)
     stop, stopped = (stack.enter_context(end) for end in socket.socketpair())
-    sender = threading.Thread(target=_send_to_first, args=(listener, stopped, offer, descriptors))
+    sender = threading.Thread(target=_send_to_first, args=(path, listener, stopped, offer, descriptors))
     sender.start()
     stack.callback(sender.join)
     stack.callback(stop.shutdown, socket.SHUT_RDWR)
     return path
 
 
-def _send_to_first(listener: socket.socket, stopped: socket.socket, offer: Offer, descriptors: list[int]) -> None:
+def _send_to_first(
+    path: Path, listener: socket.socket, stopped: socket.socket, offer: Offer, descriptors: list[int]
+) -> None:
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
         selector.register(stopped, selectors.EVENT_READ)
@@ -71,6 +73,8 @@ def _send_to_first(listener: socket.socket, stopped: socket.socket, offer: Offer
     if listener in ready:
         # The import process reports what it did not receive.
         with contextlib.suppress(OSError), listener.accept()[0] as connection:
+            # It has no further use, and would remain if this process is killed.
+            path.unlink(missing_ok=True)
             open_files.send(connection, offer, descriptors)
 
 

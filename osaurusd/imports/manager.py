@@ -31,6 +31,8 @@ IMPORTER_COMMAND = job.module_command("osaurusd.imports.worker")
 CHECKER_COMMAND = job.module_command("osaurusd.imports.worker.check")
 QUANTIZER_COMMAND = job.module_command("osaurusd.imports.worker.quantize")
 
+NO_TEMPLATE = "the model has no chat template: chats are plain text"
+
 _IMPORTING = STAGING_PREFIXES[0]
 
 _DEFAULT_BITS = 4
@@ -90,6 +92,8 @@ class ImportManager:
         async with contextlib.aclosing(self._create(name, IMPORTER_COMMAND, arguments)) as events:
             try:
                 async for event in events:
+                    if isinstance(event, ModelRecord) and _lacks_template(event):
+                        yield messages.Note(text=NO_TEMPLATE)
                     yield event
             except job.JobDied as error:
                 raise ImportFailed(f"{path.name}: the import process exited unexpectedly ({error})") from error
@@ -163,9 +167,17 @@ class ImportManager:
             async with contextlib.aclosing(_run(command, [*arguments, str(staging)])) as events:
                 async for event in events:
                     yield event
-            yield await self._publish(staging, name)
+            record = await self._publish(staging, name)
         finally:
-            await asyncio.shield(asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True))
+            # A client that disconnects meanwhile cancels this iterator, but not the release.
+            await asyncio.shield(self._release(staging, name))
+        yield record
+
+    async def _release(self, staging: Path, name: str) -> None:
+        """Remove what is left of a staging folder, and free the name."""
+        try:
+            await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
+        finally:
             self.running.discard(staging)
             self._names.discard(name)
 
@@ -221,6 +233,11 @@ def _check_socket(files: str) -> None:
         raise InvalidRequest(
             f"`files`: must be the absolute path of a Unix socket, not {as_json(files)}", param="files"
         )
+
+
+def _lacks_template(model: ModelRecord) -> bool:
+    """Whether a language model has no chat template. Models that embed or rank texts need none."""
+    return model.capabilities.completion and not model.capabilities.chat
 
 
 def _source_options(files: str | None, origin: Origin | None) -> list[str]:

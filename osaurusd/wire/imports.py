@@ -46,7 +46,7 @@ class CheckedModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class ImportNote(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="note"):
-    """Something that an import or a quantization does not take over from its source."""
+    """What an import or a quantization leaves out of its source, or what the model lacks or has in addition."""
 
     text: str
 

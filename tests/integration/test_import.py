@@ -14,6 +14,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from openai import OpenAI
 
+from osaurusd.imports.worker.shared_path import receive_files
 from tests import daemons
 from tests.conftest import SMOLLM, temporary_home
 from tests.daemons import Daemon, UnixConnection
@@ -178,6 +179,62 @@ def test_socket_of_a_killed_command_line_is_removed_at_the_next_start(home: Path
     with daemons.running(home) as daemon:
         daemon.wait_for("serving")
         assert {other, daemon.socket, run_dir / "admin.sock.lock"} == {*run_dir.iterdir()}
+
+
+def test_socket_of_the_command_line_is_removed_once_the_files_are_passed(home: Path, tmp_path: Path) -> None:
+    run_dir = home / "run"
+    run_dir.mkdir(mode=0o700)
+    source = tmp_path / "x.gguf"
+    source.write_bytes(b"GGUF")
+    command = [sys.executable, "-c", SHARE, str(source), str(run_dir)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        path = process.stdout.readline().strip()
+        assert b"GGUF" == receive_files(source, path).read_bytes()
+        assert [] == [*run_dir.iterdir()]
+        process.kill()
+
+
+@pytest.fixture
+def endless_gguf(tmp_path: Path) -> Path:
+    """A valid file, sparse and so large that hashing it takes minutes."""
+    path = Network(CASES[0], Type.Q8_0).write(tmp_path / "endless.gguf")
+    os.truncate(path, 1 << 36)
+    return path
+
+
+@pytest.mark.parametrize("stage", ["convert", "hash"])
+def test_killed_import_is_reported_and_can_be_repeated(
+    daemon: Daemon, endless_gguf: Path, tmp_path: Path, stage: str
+) -> None:
+    command = [sys.executable, "-m", "osaurusctl", "import", str(endless_gguf), "--name", "again", "--json"]
+    environment = daemons.environment(daemon.home)
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        next(event for line in process.stdout if (event := json.loads(line)).get("stage") == stage)
+        (importer,) = (
+            child
+            for child in psutil.Process(daemon.process.pid).children()
+            if "osaurusd.imports.worker" in child.cmdline()
+        )
+        importer.kill()
+        output, _ = process.communicate()
+    reason = "endless.gguf: the import process exited unexpectedly (killed by SIGKILL)"
+    assert (1, reason) == (process.returncode, json.loads(output.splitlines()[-1])["error"]["message"])
+    assert [] == list_models_folder(daemon)
+    assert {"admin.sock", "admin.sock.lock"} == {path.name for path in (daemon.home / "run").iterdir()}
+
+    path = Network(CASES[0], Type.Q8_0).write(tmp_path / "whole.gguf")
+    assert "done" == daemon.admin("POST", "/v0/imports", {"path": str(path), "name": "again"})[1][-1]["event"]
+
+
+def test_name_can_be_used_again_after_the_model_is_removed(daemon: Daemon, tmp_path: Path) -> None:
+    path = Network(CASES[0], Type.Q8_0).write(tmp_path / "tiny.gguf")
+    for _ in range(3):
+        # The command line disconnects as soon as the model is imported.
+        run = daemons.ctl(daemon.home, "import", str(path), "--name", "again")
+        assert 0 == run.returncode, run.stderr
+        assert 200 == daemon.admin("POST", "/v0/models/remove", {"models": ["again"]})[0]
 
 
 DENY = """

@@ -142,6 +142,16 @@ def test_split_model_of_lm_studio_is_imported_as_one(daemon: Daemon) -> None:
     assert run.stdout.startswith("split-model imported")
 
 
+def test_missing_chat_template_is_noted_once_by_both_ways_to_import(daemon: Daemon) -> None:
+    note = "the model has no chat template: chats are plain text"
+    path = daemon.home / "user/.lmstudio/models/publisher/Split-GGUF/Split-Model-F32-00001-of-00002.gguf"
+
+    direct = ctl(daemon, "import", str(path), "--name", "direct")
+    listed = ctl(daemon, "import", "--from", "lmstudio", "split-gguf", "--name", "listed")
+
+    assert [(0, 1), (0, 1)] == [(run.returncode, run.stderr.count(note)) for run in (direct, listed)]
+
+
 def test_damaged_blob_is_refused_and_leaves_no_files(daemon: Daemon, tmp_path: Path) -> None:
     store = tmp_path / "models"
     shutil.copytree(daemon.home / "user" / ".ollama" / "models", store)

@@ -10,7 +10,6 @@ from osaurusd.wire.files import replace_file
 from osaurusd.wire.lineage import Origin
 
 _GENERATION_CONFIG = "generation_config.json"
-_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -31,15 +30,7 @@ def adapt(folder: Path, provenance: dict[str, Any], origin: Origin) -> Iterator[
             f"{origin.name}: the file is damaged: its checksum is not the one that {origin.program} recorded"
         )
     provenance |= {"source": origin.name, "program": origin.program}
-    if not _has_template(folder):
-        yield "the model has no chat template: chats are plain text"
     yield from _write_generation_config(folder, origin)
-
-
-def _has_template(folder: Path) -> bool:
-    if any((folder / name).exists() for name in _TEMPLATES):
-        return True
-    return bool(_read_object(folder / "tokenizer_config.json").get("chat_template"))
 
 
 def _write_generation_config(folder: Path, origin: Origin) -> Iterator[str]:

@@ -25,6 +25,9 @@ _SUPPORTED = '"gpt2", "llama"'
 
 _MAX_TEMPLATES = 100
 
+# Seven times as many as the largest real vocabulary has.
+MAX_MERGES = 1 << 22
+
 _Merges: TypeAlias = list[tuple[str, str]]
 
 
@@ -68,7 +71,7 @@ def check_tokenizer(vocabulary: Vocabulary, metadata: Metadata) -> None:
     """
     if vocabulary.model == "gpt2":
         find_pre_tokenizer(metadata)
-        metadata.texts("tokenizer.ggml.merges")
+        _merge_texts(metadata)
     elif vocabulary.model == "llama":
         _check_scores(vocabulary, metadata)
     else:
@@ -96,7 +99,7 @@ def _byte_level(vocabulary: Vocabulary, metadata: Metadata) -> tuple[Tokenizer, 
 
 def _added_tokens(vocabulary: Vocabulary) -> dict[str, int]:
     """Return the ids of the tokens that `_add_special_tokens` adds."""
-    return {token: vocabulary.ids[token] for token in vocabulary.of_type(CONTROL, UNKNOWN, USER_DEFINED)}
+    return {token: vocabulary.ids[token] for token in vocabulary.added()}
 
 
 def _document(tokenizer: Tokenizer, vocabulary: Vocabulary, merges: _Merges) -> str:
@@ -110,9 +113,16 @@ def _document(tokenizer: Tokenizer, vocabulary: Vocabulary, merges: _Merges) -> 
     return msgspec.json.encode(document).decode()
 
 
+def _merge_texts(metadata: Metadata) -> list[str]:
+    texts = metadata.texts("tokenizer.ggml.merges")
+    if len(texts) > MAX_MERGES:
+        raise metadata.failure(f"tokenizer.ggml.merges has {len(texts)} merges, more than {MAX_MERGES}")
+    return texts
+
+
 def _merges(ids: dict[str, int], metadata: Metadata) -> _Merges:
     merges: dict[tuple[str, str], None] = {}
-    for text in metadata.texts("tokenizer.ggml.merges"):
+    for text in _merge_texts(metadata):
         # In vocabularies that are not strictly byte-level, the first character can be a space.
         split = text.find(" ", 1)
         first, second = text[:split], text[split + 1 :]
@@ -143,7 +153,7 @@ def _sentence_piece(vocabulary: Vocabulary, metadata: Metadata) -> tuple[Tokeniz
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
-    return tokenizer, _merges_by_score(vocabulary)
+    return tokenizer, _merges_by_score(vocabulary, metadata)
 
 
 def _check_scores(vocabulary: Vocabulary, metadata: Metadata) -> None:
@@ -151,7 +161,7 @@ def _check_scores(vocabulary: Vocabulary, metadata: Metadata) -> None:
         raise metadata.failure('the metadata key "tokenizer.ggml.scores" is missing')
 
 
-def _merges_by_score(vocabulary: Vocabulary) -> _Merges:
+def _merges_by_score(vocabulary: Vocabulary, metadata: Metadata) -> _Merges:
     """Derive the merges of a SentencePiece BPE model: any two tokens that form a third, highest score first.
 
     SentencePiece has no list of merges, and the split of a given token does not matter to it. Ties are ordered by the
@@ -165,6 +175,8 @@ def _merges_by_score(vocabulary: Vocabulary) -> _Merges:
             first, second = ids.get(token[:split]), ids.get(token[split:])
             if first is not None and second is not None:
                 ranked.append((-score, first, second))
+        if len(ranked) > MAX_MERGES:
+            raise metadata.failure(f"the tokens in tokenizer.ggml.tokens have more than {MAX_MERGES} merges")
     ranked.sort()
     return [(vocabulary.tokens[first], vocabulary.tokens[second]) for _, first, second in ranked]
 
@@ -174,8 +186,8 @@ def _add_special_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     special = [AddedToken(token, normalized=False, special=True) for token in vocabulary.of_type(CONTROL, UNKNOWN)]
     # A run of spaces is found in the normalized text, in which a space is another character.
     plain = [AddedToken(token, normalized=_SPACE in token, special=False) for token in vocabulary.of_type(USER_DEFINED)]
-    tokenizer.add_special_tokens(special)
-    tokenizer.add_tokens(plain)
+    # In one call: each builds the search for all of them again.
+    tokenizer.add_tokens(special + plain)
 
 
 def _set_post_processor(tokenizer: Tokenizer, vocabulary: Vocabulary, *, add_bos: bool, add_eos: bool) -> None:

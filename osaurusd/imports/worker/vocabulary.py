@@ -11,10 +11,16 @@ from osaurusd.wire.errors import as_json
 # tokenizer.ggml.token_type (llama.cpp's llama_token_type); 0 is "undefined", 6 "byte".
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 
-# The longest real tokens are runs of a few hundred spaces. Deriving merges takes quadratic time in the length.
+# In characters. The longest real tokens are runs of a few hundred spaces.
 MAX_TOKEN_LENGTH = 1024
 # Four times as many as the largest real vocabulary has. Building a tokenizer takes about 3 kB of memory for each.
 MAX_TOKENS = 1 << 20
+# In characters, of all tokens that are found in texts before anything else. A million of them takes the tokenizer up to
+# 4 s and 300 MB. Gemma 3 has about 0.1 million.
+MAX_ADDED_LENGTH = 1 << 21
+# The sum over ordinary SentencePiece tokens. Deriving their merges takes quadratic time in the length of each. Real
+# vocabularies have about 60 for each token: 16 million for the 262,144 tokens of Gemma 3.
+MAX_SQUARED_LENGTHS = 1 << 28
 
 # Control tokens that end an output in every model that has them. Many files declare only one of theirs.
 _END_TOKENS = (
@@ -26,6 +32,8 @@ _END_OF_MESSAGE, _HARMONY_ENDS = "<|end|>", ("<|return|>", "<|call|>")
 
 # llama.cpp's defaults for SentencePiece vocabularies: those of Llama 1.
 _LLAMA_IDS = {"unknown": 0, "bos": 1, "eos": 2}
+
+_TOKENS = "tokenizer.ggml.tokens"
 
 # GGUF keys (gguf-py/gguf/constants.py) and their names in generation_config.json.
 _SAMPLING_KEYS = {
@@ -70,12 +78,16 @@ class Vocabulary:
         """Return the tokens of the given types, in the order of their ids."""
         return [token for token, kind in zip(self.tokens, self.types, strict=True) if kind in types]
 
+    def added(self) -> list[str]:
+        """Return the tokens that are found in texts before anything else."""
+        return self.of_type(CONTROL, UNKNOWN, USER_DEFINED)
+
 
 def read_vocabulary(metadata: Metadata) -> Vocabulary:
     """Read the vocabulary from the keys `tokenizer.ggml.*`.
 
     Raises:
-        ImportFailed: keys are missing or inconsistent. The message names the file and the key.
+        ImportFailed: keys are missing or inconsistent, or a limit is exceeded. The message names the file and the key.
     """
     model = metadata.text("tokenizer.ggml.model")
     tokens = _tokens(metadata)
@@ -91,7 +103,7 @@ def read_vocabulary(metadata: Metadata) -> Vocabulary:
     texts = {tokens[index] for index in control}
     excluded = {_END_OF_MESSAGE} if texts.issuperset(_HARMONY_ENDS) else set()
     ends += [index for index in control if tokens[index] in _END_TOKENS and tokens[index] not in excluded]
-    return Vocabulary(
+    vocabulary = Vocabulary(
         model=model,
         tokens=tokens,
         types=types,
@@ -104,6 +116,8 @@ def read_vocabulary(metadata: Metadata) -> Vocabulary:
         add_bos=metadata.find_flag("tokenizer.ggml.add_bos_token"),
         add_eos=metadata.find_flag("tokenizer.ggml.add_eos_token"),
     )
+    _check_lengths(vocabulary, metadata)
+    return vocabulary
 
 
 def token_ids(vocabulary: Vocabulary) -> dict[str, Any]:
@@ -137,17 +151,32 @@ def generation_config(metadata: Metadata, vocabulary: Vocabulary) -> dict[str, A
 
 def _tokens(metadata: Metadata) -> list[str]:
     # Some files contain empty padding tokens. Each gets a unique name, because tokenizers look tokens up by text.
-    tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(metadata.texts("tokenizer.ggml.tokens"))]
+    tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(metadata.texts(_TOKENS))]
     if not tokens:
         raise metadata.failure("the vocabulary is empty")
     if len(tokens) > MAX_TOKENS:
         raise metadata.failure(f"the vocabulary has {len(tokens)} tokens, more than {MAX_TOKENS}")
-    if max(map(len, tokens)) > MAX_TOKEN_LENGTH:
-        raise metadata.failure(f"the vocabulary has a token of more than {MAX_TOKEN_LENGTH} characters")
+    if (longest := max(map(len, tokens))) > MAX_TOKEN_LENGTH:
+        raise metadata.failure(f"{_TOKENS} has a token of {longest} characters, more than {MAX_TOKEN_LENGTH}")
     if len(set(tokens)) < len(tokens):
         token = Counter(tokens).most_common(1)[0][0]
         raise metadata.failure(f"the token {as_json(token)} is duplicated in the vocabulary")
     return tokens
+
+
+def _check_lengths(vocabulary: Vocabulary, metadata: Metadata) -> None:
+    """Reject vocabularies that would take minutes or gigabytes."""
+    added = sum(map(len, vocabulary.added()))
+    if added > MAX_ADDED_LENGTH:
+        raise metadata.failure(
+            f"the control and user-defined tokens in {_TOKENS} have {added} characters, more than {MAX_ADDED_LENGTH}"
+        )
+    squared = sum(len(token) ** 2 for token in vocabulary.of_type(NORMAL))
+    if vocabulary.model == "llama" and squared > MAX_SQUARED_LENGTHS:
+        raise metadata.failure(
+            f"{_TOKENS} has too many long tokens: the sum of their squared lengths is {squared}, more than "
+            f"{MAX_SQUARED_LENGTHS}"
+        )
 
 
 def _per_token(metadata: Metadata, name: str, count: int) -> list[float] | None:

@@ -6,6 +6,7 @@ import errno
 import gc
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -23,7 +24,7 @@ from osaurusd.models.roots import STAGING_PREFIXES
 from osaurusd.models.scan import Scanner
 from osaurusd.rpc import framing
 from osaurusd.wire.admin import Availability
-from tests.osaurusd.models.disk import make_catalog, model, write, write_hub
+from tests.osaurusd.models.disk import embedder, make_catalog, model, write, write_hub
 
 FAKE_IMPORTER = Path(tests.__file__).parent / "fakes" / "importer.py"
 
@@ -45,8 +46,8 @@ def imports(catalog):
 
 @pytest.fixture
 def complete_model(tmp_path):
-    """The path of a folder with a usable model."""
-    return str(write(tmp_path / "complete", model()))
+    """The path of a folder with a usable model that has a chat template."""
+    return str(write(tmp_path / "complete", model() | {"chat_template.jinja": b"{{ messages }}"}))
 
 
 @pytest.fixture
@@ -99,6 +100,20 @@ async def test_progress_precedes_the_model(imports, catalog, models, source, com
     assert (record.state, record.path) == (Availability.AVAILABLE, models / "my-model")
     assert list_names(models) == ["my-model"]
     assert await catalog.find("my-model") == record
+
+
+@pytest.mark.parametrize(
+    ("files", "notes"),
+    [
+        pytest.param(model(), [module.NO_TEMPLATE], id="language model"),
+        pytest.param(embedder(), [], id="embedding model"),
+    ],
+)
+async def test_a_language_model_without_a_chat_template_is_noted(imports, source, tmp_path, files, notes):
+    folder = str(write(tmp_path / "plain", files))
+    *events, record = await collect(imports.run(source(["copy", folder], ["imported"]), "m"))
+    assert isinstance(record, ModelRecord)
+    assert events == [messages.Note(text=text) for text in notes]
 
 
 async def test_a_model_gets_the_requested_name(imports, models, source, complete_model):
@@ -240,6 +255,45 @@ async def test_cancelling_an_import_kills_its_process_and_leaves_no_files(import
     assert task.cancelled()
     assert not is_running(pid)
     assert list_names(models) == []
+
+
+@pytest.mark.parametrize("last_step", ["imported", "failure"])
+async def test_cancelling_an_import_during_its_cleanup_frees_the_name(
+    imports, models, source, complete_model, monkeypatch, last_step
+):
+    loop, rmtree = asyncio.get_running_loop(), shutil.rmtree
+    removing, resume = asyncio.Event(), threading.Event()
+
+    def blocking_rmtree(path, **options):
+        loop.call_soon_threadsafe(removing.set)
+        assert resume.wait(60)
+        rmtree(path, **options)
+
+    end = ["imported"] if last_step == "imported" else ["failure", "it is damaged"]
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", blocking_rmtree)
+        task = asyncio.create_task(collect(imports.run(source(["copy", complete_model], end), "m")))
+        await removing.wait()
+        task.cancel()
+        await asyncio.wait([task], timeout=60)
+        assert task.cancelled()
+        resume.set()
+        await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()}, timeout=60)
+        assert imports.running == set()
+    rmtree(models / "m", ignore_errors=True)
+    (record,) = await collect(imports.run(source(["copy", complete_model], ["imported"]), "m"))
+    assert record.name == "m"
+    assert list_names(models) == ["m"]
+
+
+async def test_name_is_free_once_the_model_is_reported(imports, models, source, complete_model):
+    path = source(["copy", complete_model], ["imported"])
+    events = imports.run(path, "m")
+    assert (await anext(events)).name == "m"
+    shutil.rmtree(models / "m")
+    await collect(imports.run(path, "m"))
+    await events.aclose()
+    assert list_names(models) == ["m"]
 
 
 async def test_a_running_import_is_not_a_model(imports, catalog, source):

@@ -9,6 +9,8 @@ import regex  # type: ignore[import-untyped]  # it has no stubs; transformers re
 import sentencepiece
 from tokenizers import Tokenizer
 
+from osaurusd.imports.worker import tokenizer as tokenizer_module
+from osaurusd.imports.worker import vocabulary as vocabulary_module
 from osaurusd.imports.worker.metadata import Metadata
 from osaurusd.imports.worker.tokenizer import write_tokenizer
 from osaurusd.imports.worker.vocabulary import read_vocabulary
@@ -47,6 +49,21 @@ def test_sentence_piece_tokenizer_of_mistral(mistral, text):
 
     assert ids == processor.encode(text)
     assert tokenizer.decode(ids) == processor.decode(ids)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _limits():
+    """Lower the limits of vocabularies to a quarter: published ones are far below them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in (
+            (vocabulary_module, "MAX_TOKEN_LENGTH"),
+            (vocabulary_module, "MAX_TOKENS"),
+            (vocabulary_module, "MAX_ADDED_LENGTH"),
+            (vocabulary_module, "MAX_SQUARED_LENGTHS"),
+            (tokenizer_module, "MAX_MERGES"),
+        ):
+            patch.setattr(module, name, getattr(module, name) // 4)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 import io
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from osaurusd.errors import ImportFailed
+from osaurusd.imports.worker import tokenizer as tokenizer_module
 from osaurusd.imports.worker.pre_tokenizers import PRE_TOKENIZERS
+from osaurusd.imports.worker.vocabulary import CONTROL, NORMAL, USER_DEFINED
 
 from .gguf_writer import TinyLlama, byte_level_tokenizer, sentence_piece_tokenizer
 
@@ -332,7 +335,10 @@ def test_characters_outside_the_vocabulary_become_bytes(tokenizer_of):
         (byte_level_tokenizer(token_type=[1, 2]), "tokenizer.ggml.token_type has 2 values for 267 tokens"),
         (byte_level_tokenizer(token_type=[0.0, float("nan")]), '"tokenizer.ggml.token_type" is not a list of finite'),
         (byte_level_tokenizer(tokens=["a", "b", "a"]), 'token "a" is duplicated'),
-        (byte_level_tokenizer(tokens=["a" * 5000]), "a token of more than 1024 characters"),
+        (
+            byte_level_tokenizer(tokens=["a" * 5000]),
+            "tokenizer.ggml.tokens has a token of 5000 characters, more than 1024",
+        ),
         (byte_level_tokenizer(tokens=[1, 2]), '"tokenizer.ggml.tokens" is not a list of texts'),
         (sentence_piece_tokenizer(scores=[0.0]), "tokenizer.ggml.scores has 1 values for 273 tokens"),
     ],
@@ -361,6 +367,65 @@ def test_missing_parts_of_a_vocabulary_are_reported(tmp_path, convert, vocabular
 
     with pytest.raises(ImportFailed, match=f'^x.gguf: the metadata key "{key}" is missing$'):
         convert(tiny.write(tmp_path / "x.gguf"))
+
+
+def add_long_tokens(vocabulary, count, kind):
+    """Add tokens of 1000 characters."""
+    prefixed = {f"tokenizer.ggml.{key}": value for key, value in {"token_type": kind, "scores": -1.0}.items()}
+    for key, value in prefixed.items():
+        if key in vocabulary:
+            vocabulary[key] += [value] * count
+    vocabulary["tokenizer.ggml.tokens"] += [f"{index:0>1000}" for index in range(count)]
+    return vocabulary
+
+
+@pytest.mark.parametrize("make", [byte_level_tokenizer, sentence_piece_tokenizer])
+@pytest.mark.parametrize("kind", [CONTROL, USER_DEFINED])
+def test_added_tokens_that_take_long_to_find_are_rejected(tmp_path, convert, make, kind):
+    vocabulary = add_long_tokens(make(), 2100, kind)
+
+    with pytest.raises(ImportFailed) as caught:
+        convert(TinyLlama(vocabulary).write(tmp_path / "x.gguf"))
+
+    assert re.fullmatch(
+        r"x\.gguf: the control and user-defined tokens in tokenizer\.ggml\.tokens have 2100\d{3} characters, "
+        "more than 2097152",
+        caught.value.message,
+    )
+
+
+def test_tokens_whose_merges_take_long_to_derive_are_rejected(tmp_path, convert):
+    vocabulary = add_long_tokens(sentence_piece_tokenizer(), 270, NORMAL)
+
+    with pytest.raises(ImportFailed) as caught:
+        convert(TinyLlama(vocabulary).write(tmp_path / "x.gguf"))
+
+    assert re.fullmatch(
+        r"x\.gguf: tokenizer\.ggml\.tokens has too many long tokens: "
+        r"the sum of their squared lengths is 27\d{7}, more than 268435456",
+        caught.value.message,
+    )
+
+
+def test_long_tokens_with_listed_merges_are_accepted(tokenizer_of):
+    vocabulary = add_long_tokens(byte_level_tokenizer(), 270, NORMAL)
+
+    assert len(vocabulary["tokenizer.ggml.tokens"]) == len(tokenizer_of(vocabulary))
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "reason"),
+    [
+        (byte_level_tokenizer(), "tokenizer.ggml.merges has 7 merges, more than 5"),
+        (sentence_piece_tokenizer(), "the tokens in tokenizer.ggml.tokens have more than 5 merges"),
+    ],
+    ids=["listed", "derived"],
+)
+def test_too_many_merges_are_rejected(tmp_path, convert, monkeypatch, vocabulary, reason):
+    monkeypatch.setattr(tokenizer_module, "MAX_MERGES", 5)
+
+    with pytest.raises(ImportFailed, match=f"^x.gguf: {reason}$"):
+        convert(TinyLlama(vocabulary).write(tmp_path / "x.gguf"))
 
 
 def test_more_tokens_than_embeddings_are_rejected(tmp_path, convert, tiny):
