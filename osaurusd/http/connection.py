@@ -179,9 +179,9 @@ class ConnectionGuard(asyncio.Protocol):
 
     def eof_received(self) -> bool | None:
         """Keep the connection open if the client may wait for a response."""
-        if self._lingering or self._transport is None or not (self._serving or self._head_complete):
+        if self._lingering or self._transport is None or self._upgrade is not None:
             return None
-        if self._upgrade is not None:
+        if not (self._serving or self._head_complete or self._may_have_pipelined):
             return None
         # asyncio's TLS transport cannot be half-closed.
         if self._receives_body or self._transport.get_extra_info("ssl_object") is not None:
@@ -189,6 +189,8 @@ class ConnectionGuard(asyncio.Protocol):
         self.half_closed.set()
         if self._serving:
             self._check_half_closed()
+        elif not self._head_complete:
+            self._start_idle_timer()
         return True
 
     def pause_writing(self) -> None:
@@ -205,6 +207,11 @@ class ConnectionGuard(asyncio.Protocol):
     @property
     def _receives_body(self) -> bool:
         return self._body is not None and not self._body.is_eof()
+
+    @property
+    def _may_have_pipelined(self) -> bool:
+        """Whether the parser may be about to start another request: the previous one has just ended."""
+        return self._body is not None and self._loop.time() - self.idle_since < HALF_CLOSED_IDLE_SECONDS
 
     def _check_half_closed(self) -> None:
         """Close if the rest of the request is missing; otherwise, find out whether the client still waits."""

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from osaurusd.config import Config, Limits
 from osaurusd.http import connection, half_close, server
-from osaurusd.http.connection import WriteTimeout
+from osaurusd.http.connection import ConnectionGuard, WriteTimeout
 from osaurusd.http.errors import error_response
 from osaurusd.http.metrics import HttpMetrics
 from osaurusd.http.request import read_body
@@ -467,6 +467,19 @@ async def test_half_closed_client_waits_for_a_slow_response(serve, handlers, mon
 async def test_half_closed_client_receives_all_pipelined_responses(serve):
     async with serve() as server:
         assert (await half_close_and_read(server, (GET + b"\r\n") * 20)).count(b"hello") == 20
+
+
+async def test_client_that_closes_its_side_between_pipelined_requests_receives_all_responses(serve, monkeypatch):
+    wait_for_head = ConnectionGuard._wait_for_head
+
+    def close_client_side(guard):
+        wait_for_head(guard)
+        if not guard.half_closed.is_set() and guard._body is not None:
+            assert guard.eof_received()
+
+    monkeypatch.setattr(ConnectionGuard, "_wait_for_head", close_client_side)
+    async with serve() as server, connected(server, (GET + b"\r\n") * 3) as (reader, _):
+        assert (await read_all(reader)).count(b"hello") == 3
 
 
 @pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"])
