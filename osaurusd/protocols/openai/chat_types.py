@@ -15,7 +15,10 @@ from osaurusd.protocols.openai.common import EmptyList, Logprobs, RequestBody, T
 from osaurusd.protocols.openai.logprobs import ChatLogprobs
 
 # What the Model Context Protocol allows in addition to OpenAI's API: dots, slashes, colons and longer names.
-Name = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_./:-]{1,128}\Z")]
+NAME_PATTERN = r"^[a-zA-Z0-9_./:-]{1,128}\Z"
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+# Of a tool in a chat, checked after the number of tools: the pattern takes most of the time of decoding a tool.
+_UncheckedName = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": NAME_PATTERN})]
 JsonObject = dict[str, Any] | EmptyList
 
 NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
@@ -86,7 +89,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Function(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A function that the model may call; `parameters` is a JSON schema."""
 
-    name: Name
+    name: _UncheckedName
     description: str | None = None
     parameters: JsonObject | None = None
     strict: bool | None = None
@@ -97,7 +100,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     type: str | None = None
     function: Function | None = None
-    name: Name | None = None
+    name: _UncheckedName | None = None
     description: str | None = None
     parameters: JsonObject | None = None
     input_schema: JsonObject | None = None

@@ -1,5 +1,6 @@
 """Parses the tools of a chat request: which ones the model sees, and whether it must call one."""
 
+import re
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -9,6 +10,7 @@ from osaurusd.inference import request as neutral
 from osaurusd.inference.defaults import RequestDefaults
 from osaurusd.inference.request import RequiredToolCalls
 from osaurusd.protocols.openai.chat_types import (
+    NAME_PATTERN,
     AllowedTools,
     ChatRequest,
     Function,
@@ -22,6 +24,8 @@ REQUIRED = ("required", "any")
 """The names of the mode in which a call is required; the second one is that of other APIs."""
 
 MODES = ("none", "auto", *REQUIRED)
+
+_is_name = re.compile(NAME_PATTERN).match
 
 Functions = Mapping[str, Function]
 
@@ -90,8 +94,12 @@ def _parse_functions(tools: list[Tool]) -> Functions:
     for index, tool in enumerate(tools):
         path = f"tools[{index}]"
         function = _parse_function(tool, path)
+        path = f"{path}.function.name" if tool.function else f"{path}.name"
+        if not _is_name(function.name):
+            raise InvalidRequest(
+                f"`{path}`: must be 1 to 128 letters, digits or `_./:-`, not {as_json(function.name)}", param=path
+            )
         if function.name in functions:
-            path = f"{path}.function.name" if tool.function else f"{path}.name"
             raise InvalidRequest(f"`{path}`: {as_json(function.name)} is already used by another tool", param=path)
         functions[function.name] = function
     return functions

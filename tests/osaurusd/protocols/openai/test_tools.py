@@ -111,6 +111,10 @@ def test_error_of_a_flat_tool_names_its_field():
     ("fields", "param"),
     [
         ({"tools": [F, tool("f")]}, "tools[1].function.name"),
+        ({"tools": [tool("")]}, "tools[0].function.name"),
+        ({"tools": [tool("a b")]}, "tools[0].function.name"),
+        ({"tools": [tool("f\n")]}, "tools[0].function.name"),
+        ({"tools": [F, {"name": "x" * 129}]}, "tools[1].name"),
         ({"tools": [F, {"type": "function"}]}, "tools[1].function"),
         ({"tools": [F, {"name": "f"}]}, "tools[1].name"),
         ({"choice": {"type": "function", "name": "h"}}, "tool_choice.name"),
