@@ -1,6 +1,7 @@
 """What a caller of the pool gets or waits for."""
 
 import asyncio
+from copy import copy
 
 import msgspec
 
@@ -27,20 +28,33 @@ class FutureWaiter:
     """A waiter that resumes a coroutine."""
 
     def __init__(self) -> None:
-        self.future: asyncio.Future[ModelState] = asyncio.get_running_loop().create_future()
+        self._result: asyncio.Future[ModelState | OsaurusError] = asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> ModelState:
+        """Return the model of the grant; raises the error of the rejection."""
+        result = await self._result
+        if isinstance(result, OsaurusError):
+            # A copy: the traceback of the error itself would keep the request for as long as others keep the error.
+            raise copy(result)
+        return result
 
     def grant(self, model: ModelState) -> bool:
-        if self.future.done():
+        if self.done:
             return False
-        self.future.set_result(model)
+        self._result.set_result(model)
         return True
 
     def reject(self, error: OsaurusError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+        if not self.done:
+            self._result.set_result(error)
+
+    @property
+    def done(self) -> bool:
+        return self._result.done()
 
     @property
     def granted(self) -> ModelState | None:
-        if not self.future.done() or self.future.cancelled() or self.future.exception() is not None:
+        if not self.done or self._result.cancelled():
             return None
-        return self.future.result()
+        result = self._result.result()
+        return None if isinstance(result, OsaurusError) else result

@@ -143,7 +143,7 @@ class Pool:
         """
         waiter = FutureWaiter()
         self._dispatch(self._scheduler.unload, key, waiter, force=force)
-        await waiter.future
+        await waiter.wait()
 
     def pin(self, record: ModelRecord, *, check: bool = True) -> None:
         """Exempt a model from eviction and keep-alive, and restart it when its worker fails.
@@ -176,7 +176,7 @@ class Pool:
         waiter = FutureWaiter()
         try:
             self._dispatch(self._scheduler.lend, lease, waiter, limit=limit)
-            await waiter.future
+            await waiter.wait()
             yield
         finally:
             self._dispatch(self._scheduler.end_lease, lease)
@@ -320,7 +320,7 @@ class Pool:
         self._dispatch(self._scheduler.request, spec, waiter, ignore_backoff=ignore_backoff)
         self._publish_queued(spec, waiter)
         try:
-            return await waiter.future
+            return await waiter.wait()
         except InsufficientMemory as error:
             self.events.publish(EventKind.REFUSED, self._records[spec.key].name, reason=error.message)
             raise
@@ -334,7 +334,7 @@ class Pool:
 
     def _publish_queued(self, spec: ModelSpec, waiter: FutureWaiter) -> None:
         """Publish that a model waits for memory, at its first request."""
-        if waiter.future.done():
+        if waiter.done:
             return
         queued = (model for model in self._scheduler.models if model.state is WorkerState.QUEUED)
         if any(model.key == spec.key and len(model.waiters) == 1 for model in queued):

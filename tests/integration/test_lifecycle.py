@@ -288,7 +288,6 @@ def test_an_idle_connection_does_not_delay_the_shutdown(home: Path) -> None:
             assert 0 == daemon.stop()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_while_the_daemon_exits_do_not_change_its_exit_code(home: Path, number: int) -> None:
     with daemons.running(home, module="tests.fakes.signalled_daemon") as daemon:
@@ -296,6 +295,7 @@ def test_signals_while_the_daemon_exits_do_not_change_its_exit_code(home: Path, 
     assert 0 == daemon.count("plain text")
 
 
+@pytest.mark.long
 def test_loads_and_unloads_leak_no_descriptors(tiny_home: Path) -> None:
     with daemons.running(tiny_home) as daemon:
         own = psutil.Process(daemon.process.pid)

@@ -14,6 +14,7 @@ from osaurusd.http.admission import Admission
 from osaurusd.http.app import create_app
 from osaurusd.http.cors import Cors, require_json_body
 from tests.osaurusd.http.serve import serving
+from tests.osaurusd.models import disk
 from tests.osaurusd.pool.helpers import until
 
 from .helpers import MODEL, REPO, client_groups, running_backend
@@ -72,6 +73,7 @@ async def served(tmp_path):
         requests.append(weakref.ref(request))
         return await handler(request)
 
+    disk.write(tmp_path / "models" / "fail_load", disk.model())
     async with running_backend(tmp_path, REPO) as backend:
         cors = Cors(lambda: config.server)
         middlewares, hooks = [record, cors.check, require_json_body], [cors.add_headers]
@@ -97,13 +99,23 @@ async def test_client_that_disconnects_stops_its_generation(served, path, stream
 
 
 @pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize(("text", "fields"), [("to be", {}), ("fail", {}), ("x", {"model": "none"}), ("x", {"n": "x"})])
+@pytest.mark.parametrize(
+    ("text", "fields", "status"),
+    [
+        ("to be", {}, 200),
+        ("fail", {}, 400),
+        ("x", {"model": "none"}, 404),
+        ("x", {"model": "fail_load"}, 500),
+        ("x", {"model": 1}, 400),
+    ],
+)
 @pytest.mark.parametrize("path", PROMPTS)
-async def test_request_is_freed_without_garbage_collection(served, path, text, fields, stream):
+async def test_request_is_freed_without_garbage_collection(served, path, text, fields, status, stream):
     body = generation(path, text, stream=stream, **fields)
     gc.disable()
     try:
-        await served.server.request("POST", path, "Content-Type: application/json", body=body)
+        response = await served.server.request("POST", path, "Content-Type: application/json", body=body)
+        assert response.status == (200 if stream and text == "fail" else status)
         (request,) = served.requests
         await until(lambda: request() is None)
     finally:
