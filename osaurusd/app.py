@@ -361,9 +361,7 @@ class Daemon:
             task.cancel()
         await self._ranks.close()
         await self._pool.close()
-        for server in servers:
-            await server.close()
-        await self._hosts.close()
+        await asyncio.gather(*(server.close() for server in servers), self._hosts.close())
         await self._responses.close()
         logger.info("stopped")
 

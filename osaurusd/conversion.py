@@ -18,13 +18,13 @@ LARGE_BODY_BYTES = 1024 * 1024
 # Converting less takes a few milliseconds at most.
 _MIN_THREAD_BYTES = 64 * 1024
 
-# Long texts and images have few values for their size.
+# By commas. Images have few; a long text may have more, and then takes a thread that it does not need.
 _MANY_VALUES = 2048
 
 _takes_long: ContextVar[bool] = ContextVar("takes_long", default=False)
 """Whether the request that the current task converts has many values."""
 
-_collection_paused = threading.Lock()
+_pause_lock = threading.Lock()
 
 
 def estimate(body: bytes | bytearray) -> None:
@@ -50,7 +50,7 @@ def collection_paused() -> Iterator[None]:
     Collections would search all of them several times, and stop all threads meanwhile. Where blocks overlap, the pause
     ends with the first of them, so that a series of requests cannot prevent collections.
     """
-    if not _collection_paused.acquire(blocking=False):
+    if not _pause_lock.acquire(blocking=False):
         yield
         return
     gc.disable()
@@ -58,7 +58,7 @@ def collection_paused() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-        _collection_paused.release()
+        _pause_lock.release()
 
 
 def _call(function: Callable[[], T]) -> T:

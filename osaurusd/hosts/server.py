@@ -150,14 +150,12 @@ class ControlServer:
     ) -> None:
         """Talk to an unpaired client, and cut it off if it does not follow the protocol. Closes the connection."""
         try:
-            try:
-                async with asyncio.timeout(UNPAIRED_SECONDS):
-                    await self._pair(reader, writer)
-            except (OSError, ValueError, EOFError, TimeoutError) as error:
-                address = writer.get_extra_info("peername")[0]
-                log.info("unpaired client rejected", address=address, reason=type(error).__name__)
-                transport.abort()
+            async with asyncio.timeout(UNPAIRED_SECONDS):
+                await self._pair(reader, writer)
             await _close(writer)
+        except (OSError, ValueError, EOFError, TimeoutError) as error:
+            address = writer.get_extra_info("peername")[0]
+            log.info("unpaired client rejected", address=address, reason=type(error).__name__)
         finally:
             transport.abort()
             await _close(writer)
@@ -242,7 +240,7 @@ class _PendingProtocol(asyncio.Protocol):
 async def _close(writer: asyncio.StreamWriter) -> None:
     """Close a connection, and wait until its socket is closed."""
     if not writer.is_closing():
-        # asyncio's TLS transport that is closed twice cannot be aborted any more.
+        # asyncio's TLS transport cannot be aborted anymore once it has been closed twice.
         writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()

@@ -39,6 +39,10 @@ class Connections(Protocol):
     @property
     def limits(self) -> Limits: ...
 
+    @property
+    def closed(self) -> bool:
+        """Whether the server is closed; a TLS handshake may end afterwards."""
+
     def admit(self, connection: "ConnectionGuard") -> bool:
         """Count a new connection, unless there are too many."""
 
@@ -137,13 +141,17 @@ class ConnectionGuard(asyncio.Protocol):
 
     def close_idle(self) -> None:
         """Close a connection that is idle."""
-        if self._transport is not None and not self._lingering:
-            self._transport.close()
-        else:
+        # asyncio's TLS transport cannot be aborted anymore once it has been closed twice.
+        if self._transport is None or self._lingering or self._transport.is_closing():
             self.abort()
+        else:
+            self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if self._connections.closed:
+            self._transport.abort()
+            return
         if not self._connections.admit(self):
             self._reject(
                 TooManyConnections("the limit of connections (`limits.max_connections`) is reached; retry later")

@@ -55,12 +55,16 @@ async def decode_body(body: bytes | bytearray, type_: type[T]) -> T:
     await asyncio.sleep(0)
     if has_surrogates:
         # Their repair takes long.
-        return await asyncio.to_thread(decode_json, body, type_)
-    with collection_paused():
-        value = decode_json(body, type_)
+        return await asyncio.to_thread(_decode_large, body, type_)
+    value = _decode_large(body, type_)
     del body  # now, because the value contains its texts
     await asyncio.sleep(0)
     return value
+
+
+def _decode_large(body: bytes | bytearray, type_: type[T]) -> T:
+    with collection_paused():
+        return decode_json(body, type_)
 
 
 def decode_json(body: bytes | bytearray, type_: type[T]) -> T:

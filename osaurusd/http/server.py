@@ -76,6 +76,7 @@ class HttpServer:
         self._rejected: set[ConnectionGuard] = set()
         self._evicted: set[ConnectionGuard] = set()
         self._connection_lost = asyncio.Event()
+        self.closed = False
 
     @property
     def limits(self) -> Limits:
@@ -106,12 +107,16 @@ class HttpServer:
             listener.close()
 
     async def close(self) -> None:
-        """Close the listening sockets and all connections, and wait until that is done. TLS handshakes continue."""
+        """Close the listening sockets and all connections, and wait until that is done.
+
+        TLS handshakes continue; their connections are closed afterwards.
+        """
         self.stop_accepting()
+        self.closed = True
         await self._runner.cleanup()
         for connection in self._open_connections():
             connection.abort()
-        # aiohttp may close a connection twice. asyncio's TLS transport then ignores `abort`, and waits for the client.
+        # aiohttp may have closed a TLS connection twice, which then cannot be aborted and waits for the client.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._wait_until_closed()

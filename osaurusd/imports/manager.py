@@ -86,9 +86,7 @@ class ImportManager:
         """
         path = _parse_path(source)
         arguments = [*_source_options(files, origin), *options, source]
-        name = await self._free_name(
-            (names.of_origin(origin.name) if origin else names.of_path(path)) if name is None else name
-        )
+        name = await self._free_name(_default_name(path, origin) if name is None else name)
         async with contextlib.aclosing(self._create(name, IMPORTER_COMMAND, arguments)) as events:
             try:
                 async for event in events:
@@ -233,6 +231,10 @@ def _check_socket(files: str) -> None:
         raise InvalidRequest(
             f"`files`: must be the absolute path of a Unix socket, not {as_json(files)}", param="files"
         )
+
+
+def _default_name(path: Path, origin: Origin | None) -> str:
+    return names.of_path(path) if origin is None else names.of_origin(origin.name)
 
 
 def _lacks_template(model: ModelRecord) -> bool:

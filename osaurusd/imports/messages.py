@@ -27,7 +27,7 @@ class ImportFailure(Frame, frozen=True, tag="import_failure"):
 
 
 class Note(Frame, frozen=True, tag="note"):
-    """Something in the source that is not imported, or that the model lacks or has in addition."""
+    """What is not taken over from the source, is missing, or was added."""
 
     text: str
 

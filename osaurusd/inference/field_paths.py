@@ -38,6 +38,7 @@ class FieldPaths:
         except OsaurusError as error:
             if self._path_of(error) is None:
                 raise
+            # No variable refers to the new error: with its traceback, that would be a reference cycle.
             raise self.name_field(error) from error
 
     def name_field(self, error: OsaurusError) -> OsaurusError:

@@ -151,9 +151,9 @@ class StopRequest:
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
 
     def ignore_signals(self) -> None:
-        """Ignore signals until the process has exited, which is due now.
+        """Ignore further signals; call it when nothing is left to do but exit.
 
-        Otherwise one that arrives after the event loop is closed would replace the exit status.
+        A signal that arrives after the event loop is closed would otherwise replace the exit status.
         """
         for number in STOP_SIGNALS:
             # The loop would restore the default action when it is closed.

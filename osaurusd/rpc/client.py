@@ -232,6 +232,7 @@ class WorkerClient:
     ) -> AsyncGenerator[Any]:
         """Yield the events of the request that `build` returns for an id."""
         if self._error is not None:
+            # A copy, as in `_EventBuffer`.
             raise copy(self._error)
         id_ = next(self._ids)
         buffer = _EventBuffer(self._listener.request_started(), queues=queues)

@@ -46,7 +46,7 @@ class CheckedModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class ImportNote(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="note"):
-    """What an import or a quantization leaves out of its source, or what the model lacks or has in addition."""
+    """What is not taken over from the source, is missing, or was added."""
 
     text: str
 

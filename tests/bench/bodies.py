@@ -114,13 +114,13 @@ BODIES: Mapping[str, Body] = {
 
 
 def measure(server: Server, body: Body) -> Figures:
-    """Measure the longest response time to another client: beside the body, and without it for as long.
+    """Measure the longest response time to another client: during the body, and without it for as long.
 
     Both are in milliseconds, and medians of several repetitions.
     """
     content = body.encode(server.model)
     post(server, body, content)  # touches memory
-    beside, idle = [], []
+    during, idle = [], []
     address = (server.host, server.port)
     with socket.create_connection(address, TIMEOUT_SECONDS) as connection, ThreadPoolExecutor(1) as executor:
         for _ in range(REPETITIONS):
@@ -128,9 +128,9 @@ def measure(server: Server, body: Body) -> Figures:
             sending = executor.submit(post, server, body, content)
             longest = longest_response(connection, sending.done)
             sending.result()
-            beside.append(max(longest, longest_response(connection, passed(SETTLE_SECONDS))))
+            during.append(max(longest, longest_response(connection, passed(SETTLE_SECONDS))))
             idle.append(longest_response(connection, passed(perf_counter() - started)))
-    return {"beside": statistics.median(beside) * 1e3, "idle": statistics.median(idle) * 1e3}
+    return {"during": statistics.median(during) * 1e3, "idle": statistics.median(idle) * 1e3}
 
 
 def post(server: Server, body: Body, content: bytes) -> None:

@@ -147,7 +147,7 @@ IMPORTS = [
 """Figures of the import of a GGUF file."""
 
 BODIES = [
-    Figure(name, f"4 MB {name}: longest GET /health / idle", "ms", "beside", OURS, "idle") for name in bodies.BODIES
+    Figure(name, f"4 MB {name}: longest GET /health / idle", "ms", "during", OURS, "idle") for name in bodies.BODIES
 ]
 """Figures of large request bodies."""
 

@@ -67,7 +67,7 @@ def check_tokenizer(vocabulary: Vocabulary, metadata: Metadata) -> None:
     """Check that the tokenizer is supported and has its merges or scores, without building it.
 
     Raises:
-        ImportFailed: it is not, or has not.
+        ImportFailed: it is not supported, has none, or has too many merges.
     """
     if vocabulary.model == "gpt2":
         find_pre_tokenizer(metadata)
@@ -186,7 +186,7 @@ def _add_special_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     special = [AddedToken(token, normalized=False, special=True) for token in vocabulary.of_type(CONTROL, UNKNOWN)]
     # A run of spaces is found in the normalized text, in which a space is another character.
     plain = [AddedToken(token, normalized=_SPACE in token, special=False) for token in vocabulary.of_type(USER_DEFINED)]
-    # In one call: each builds the search for all of them again.
+    # In one call, because each call rebuilds the search for all added tokens.
     tokenizer.add_tokens(special + plain)
 
 

@@ -464,7 +464,8 @@ async def test_half_closed_client_waits_for_a_slow_response(serve, handlers, mon
         assert final_response(await read_all(reader)).body == b"waited"
 
 
-async def test_half_closed_client_receives_all_pipelined_responses(serve):
+async def test_half_closed_client_receives_all_pipelined_responses(serve, monkeypatch):
+    monkeypatch.setattr(connection, "HALF_CLOSED_IDLE_SECONDS", 0.5)
     async with serve() as server:
         assert (await half_close_and_read(server, (GET + b"\r\n") * 20)).count(b"hello") == 20
 
@@ -478,6 +479,7 @@ async def test_client_that_closes_its_side_between_pipelined_requests_receives_a
             assert guard.eof_received()
 
     monkeypatch.setattr(ConnectionGuard, "_wait_for_head", close_client_side)
+    monkeypatch.setattr(connection, "HALF_CLOSED_IDLE_SECONDS", 0.5)
     async with serve() as server, connected(server, (GET + b"\r\n") * 3) as (reader, _):
         assert (await read_all(reader)).count(b"hello") == 3
 

@@ -1,6 +1,7 @@
 """TLS with the configured files, and clients that do not use it."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
@@ -304,6 +305,28 @@ async def test_no_connection_is_open_once_the_server_is_closed(served, monkeypat
         assert b"HTTP/1.1 200 OK" in response
         await server.close()
         assert server.connection_count == 0
+
+
+async def test_connection_whose_handshake_ends_after_the_server_is_closed_is_aborted(served, monkeypatch):
+    accepted, accept = asyncio.Event(), HttpServer.new_connection
+
+    def new_connection(server):
+        accepted.set()
+        return accept(server)
+
+    monkeypatch.setattr(HttpServer, "new_connection", new_connection)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = HttpServer(build_app(("GET", "/", served.hello)), Config, error_response)
+    await server.start([listener], served.tls)
+    with socket.create_connection(listener.getsockname(), TIMEOUT_SECONDS) as connection:
+        await accepted.wait()
+        await server.close()
+        client = await asyncio.to_thread(served.trust.wrap_socket, connection, server_hostname="localhost")
+        with client:
+            client.settimeout(TIMEOUT_SECONDS)
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.to_thread(client.recv, 1) == b""
+    assert server.connection_count == 0
 
 
 async def test_stalled_handshake_is_aborted(served, logged, monkeypatch):

@@ -68,7 +68,7 @@ async def served(tmp_path):
         (creation, "parse_request", RESPONSES, {"input": [user()]}),
         (creation, "ResponseRun", RESPONSES, {"input": [user()]}),
         (responses, "summary_request", f"{RESPONSES}/compact", {"input": [user()]}),
-        (conversations, "_checked_items", "/v1/conversations", {"items": [user()]}),
+        (conversations, "_complete_items", "/v1/conversations", {"items": [user()]}),
         (conversations, "encode_items", "/v1/conversations", {"items": [user()]}),
         (decisions, "parse_input", "/v1/decisions", DECISION),
         (decisions, "parse_questions", "/v1/decisions", DECISION),

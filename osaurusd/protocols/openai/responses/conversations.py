@@ -109,7 +109,7 @@ class Conversations:
         """
         with _BODY_PATHS.named():
             self._service.check_lengths({MESSAGES: items})
-        return await convert(_checked_items, items)
+        return await convert(_complete_items, items)
 
     def _scope(self, request: web.Request) -> Scope:
         return Scope(self._store, request[CONTEXT].owner)
@@ -124,8 +124,13 @@ class Conversations:
         return stored
 
 
-def _checked_items(items: list[Item]) -> list[Item]:
-    """Complete items, and check that a response can use them; raises what `_check_items` raises."""
+def _complete_items(items: list[Item]) -> list[Item]:
+    """Complete items, and check that a response can use them.
+
+    Raises:
+        InvalidRequest: an item is invalid.
+        UnsupportedParameter: an item uses an unsupported feature.
+    """
     check_depth(items)
     completed = input_items(items)
     parse_items(completed, [f"items[{index}]" for index in range(len(completed))], None, ImageCollector())
