@@ -17,7 +17,7 @@ from osaurusd.protocols.openai.logprobs import ChatLogprobs
 # What the Model Context Protocol allows in addition to OpenAI's API: dots, slashes, colons and longer names.
 NAME_PATTERN = r"^[a-zA-Z0-9_./:-]{1,128}\Z"
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
-# Of a tool in a chat, checked after the number of tools: the pattern takes most of the time of decoding a tool.
+# Of a tool in a chat, checked when the request is converted: the pattern would take most of the time of its decoding.
 _UncheckedName = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": NAME_PATTERN})]
 JsonObject = dict[str, Any] | EmptyList
 
