@@ -26,7 +26,7 @@ FAKES = ROOT / "tests" / "fakes"
 PROGRAMS = Path(sys.executable).parent
 TIMEOUT_SECONDS = 90
 SCALE = 0.02
-"""The factor by which the fake launchd multiplies durations."""
+"""The factor by which the fake launchd multiplies the delays before restarts."""
 
 
 def has_screen() -> bool:

@@ -10,11 +10,11 @@ the service depends on:
 - standard streams are opened before the program runs; if that fails, the exit code is 78, without a message;
 - the process group of a job is killed when its process exits.
 
-`FAKE_LAUNCHD_STATE` is the directory of sockets, disabled labels and `faults.json`. `FAKE_LAUNCHD_SCALE` multiplies all
-durations. `faults.json` is read at every call. It can contain `bootstrap_eio` (how many bootstraps still fail with 5),
-`bootstrap_busy` (with 37), `bootout_busy` (how many bootouts return 36), `pended` (how many bootstraps succeed without
-starting the job, until it is kickstarted), `no_process` (accept jobs, but never start them) and `old_print_disabled`
-(the output format before macOS 13).
+`FAKE_LAUNCHD_STATE` is the directory of sockets, disabled labels and `faults.json`. `FAKE_LAUNCHD_SCALE` multiplies
+ThrottleInterval. ExitTimeOut is not scaled: on a busy machine, a job needs that time. `faults.json` is read at every
+call. It can contain `bootstrap_eio` (how many bootstraps still fail with 5), `bootstrap_busy` (with 37), `bootout_busy`
+(how many bootouts return 36), `pended` (how many bootstraps succeed without starting the job, until it is kickstarted),
+`no_process` (accept jobs, but never start them) and `old_print_disabled` (the output format before macOS 13).
 """
 
 import asyncio

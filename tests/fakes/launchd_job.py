@@ -158,7 +158,7 @@ class Job:
             self.state = "SIGTERMed"
             self.process.send_signal(signal.SIGTERM)
         with contextlib.suppress(asyncio.CancelledError):
-            done, _ = await asyncio.wait({self.supervisor}, timeout=self.tree.get("ExitTimeOut", EXIT_SECONDS) * SCALE)
+            done, _ = await asyncio.wait({self.supervisor}, timeout=self.tree.get("ExitTimeOut", EXIT_SECONDS))
             if not done and self.process is not None:
                 self.process.send_signal(signal.SIGKILL)
             await asyncio.wait({self.supervisor})

@@ -142,7 +142,7 @@ def test_bootout_returns_before_the_job_has_exited(mac: Mac) -> None:
 
 def test_job_that_ignores_sigterm_is_killed(mac: Mac) -> None:
     ready = mac.root / "ready"
-    load_job(mac, "/bin/sh", "-c", f"trap '' TERM; : > '{ready}'; while :; do sleep 0.1; done", ExitTimeOut=5)
+    load_job(mac, "/bin/sh", "-c", f"trap '' TERM; : > '{ready}'; while :; do sleep 0.1; done", ExitTimeOut=1)
     wait_until(mac, lambda _: ready.exists())
     assert 0 == mac.launchctl("bootout", mac.target).returncode
 
