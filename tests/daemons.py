@@ -130,6 +130,17 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+@contextlib.contextmanager
+def suspended(pid: int) -> Iterator[None]:
+    """Stop a process while the block runs, for example a worker whose requests must not finish."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # it was killed meanwhile
+            os.kill(pid, signal.SIGCONT)
+
+
 def free_port() -> int:
     """Return a port of 127.0.0.1 for a program that cannot choose one itself."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
