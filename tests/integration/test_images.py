@@ -19,7 +19,7 @@ from openai import OpenAI
 from PIL import Image
 
 from tests import daemons
-from tests.daemons import Daemon, ctl
+from tests.daemons import Daemon, ctl, wait_until
 from tests.images import BAD_IMAGES, PNG, data_url, drawing, encode, png_bomb
 from tests.models import make_tiny
 from tests.osaurusd.worker.runners.vision.tiny_models import tiny_vision_model
@@ -165,7 +165,7 @@ def test_bad_image_is_rejected_and_the_worker_lives(daemon: Daemon, client: Open
             ask(client, PNG, file)
         assert "messages[0].content[1].image_url.url" == raised.value.param
 
-    assert (pid, 0) == worker(daemon)
+    wait_until(lambda: (pid, 0) == worker(daemon))
     assert before == ask(client, PNG).choices[0].message.content
 
 
