@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -17,6 +17,11 @@ from osaurusd.wire.admin import Availability
 
 # Other programs add and remove models at any time, so that the result of a scan expires.
 MAX_AGE_SECONDS = 2.0
+
+NEW_MODEL_SECONDS = 60.0
+"""How long a model that was just written is searched for while a root does not respond: the disk may be busy."""
+
+_SEARCH_PAUSE_SECONDS = 0.25
 
 _MAX_LISTED = 10
 
@@ -72,6 +77,19 @@ class Catalog:
             # The running scan may have missed what the caller has just written.
             await asyncio.shield(self._scanning)
         await self._join_scan()
+
+    async def find_new(self, is_new: Callable[[ModelRecord], bool]) -> ModelRecord | None:
+        """Return the record of a model that was just written; None if it is missing.
+
+        Unlike other callers, this waits for a root that responds late, for at most `NEW_MODEL_SECONDS`.
+        """
+        deadline = time.monotonic() + NEW_MODEL_SECONDS
+        while True:
+            await self.refresh()
+            record = next(filter(is_new, self._records), None)
+            if record is not None or not self.faults or time.monotonic() > deadline:
+                return record
+            await asyncio.sleep(_SEARCH_PAUSE_SECONDS)
 
     async def find(self, model: str) -> ModelRecord:
         """Find an available model by API name, alias or repository id, ignoring case.
