@@ -248,10 +248,15 @@ def test_image_of_many_megabytes_is_accepted_and_only_the_worker_keeps_it(daemon
     process = psutil.Process(daemon.process.pid)
     before = process.memory_info().rss
 
-    with ask(client, noise, stream=True, max_tokens=2000) as chunks:
-        next(iter(chunks))
-        assert process.memory_info().rss < before + len(noise) / 2
-        assert 1 == worker(daemon)[1]
+    def measure() -> int | None:
+        """Return the daemon's bytes while the worker answers; None if the answer was complete before."""
+        with ask(client, noise, stream=True, max_tokens=2000) as chunks:
+            next(iter(chunks))
+            nbytes = int(process.memory_info().rss)
+            return nbytes if 1 == worker(daemon)[1] else None
+
+    # A busy machine may delay this process for so long that the answer is complete.
+    assert next(filter(None, (measure() for _ in range(10)))) < before + len(noise) / 2
 
 
 def test_memory_for_a_large_image_is_returned_by_the_worker(daemon: Daemon, client: OpenAI) -> None:

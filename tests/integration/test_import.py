@@ -65,11 +65,11 @@ def test_name_of_a_non_ascii_folder_stays_readable(daemon: Daemon, tiny_tokenize
     _, events = daemon.admin("POST", "/v0/imports", {"path": str(tmp_path / "模型-Ünï")})
     assert ("done", "模型-ünï") == (events[-1]["event"], events[-1]["model"]["name"])
 
-    client = OpenAI(base_url=daemon.url, api_key="not-needed", max_retries=0)
-    # Decomposed, as macOS programs write it.
-    answer = client.completions.create(model="模型-U\u0308ni\u0308", prompt="Hello", max_tokens=1)
-    assert "模型-ünï" == answer.model
-    assert "模型-ünï" == client.models.retrieve("模型-ünï").id
+    with OpenAI(base_url=daemon.url, api_key="not-needed", max_retries=0) as client:
+        # Decomposed, as macOS programs write it.
+        answer = client.completions.create(model="模型-U\u0308ni\u0308", prompt="Hello", max_tokens=1)
+        assert "模型-ünï" == answer.model
+        assert "模型-ünï" == client.models.retrieve("模型-ünï").id
 
 
 def test_gguf_import_quantizes_on_request_and_reports_the_error(daemon: Daemon, tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_gguf_import_quantizes_on_request_and_reports_the_error(daemon: Daemon, 
     report = events[-1]["quantization"]
     assert 0.01 < report["mean_error"] <= report["worst_error"] < 0.2
     assert exact["quantization"]["worst_error"] < 0.001
-    client = OpenAI(base_url=daemon.url, api_key="not-needed", max_retries=0)
-    assert client.completions.create(model="tiny", prompt="hello", max_tokens=2).usage.completion_tokens <= 2
+    with OpenAI(base_url=daemon.url, api_key="not-needed", max_retries=0) as client:
+        assert client.completions.create(model="tiny", prompt="hello", max_tokens=2).usage.completion_tokens <= 2
 
 
 @pytest.mark.parametrize(("field", "value"), [("quantize", "7"), ("quantize", 4), ("group_size", 48)])
