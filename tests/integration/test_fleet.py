@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:connect.* must be used as a cont
 @pytest.fixture
 def model(home: Path, tiny_tokenizer: Path) -> Path:
     """The home directory of a daemon with a tiny model, which generates until its limit."""
-    options = {"max_position_embeddings": 8192, "eos_token_id": NO_END_TOKEN, "tie_word_embeddings": False}
+    options = {"max_position_embeddings": 32768, "eos_token_id": NO_END_TOKEN, "tie_word_embeddings": False}
     make_tiny(home / "models" / TINY, tiny_tokenizer, **options)
     return home
 
@@ -128,7 +128,8 @@ def metric(daemon: Daemon, name: str) -> float:
 
 
 def test_load_is_visible_to_routers_and_a_lost_request_is_known_by_its_id(model: Path) -> None:
-    body = {"model": TINY, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 6000}
+    # Many tokens, so that the stream still runs when the worker is killed, also on a busy machine.
+    body = {"model": TINY, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 30_000}
     with daemons.running(model) as daemon, connect(daemon) as client:
         assert "unloaded" == client.models.retrieve(TINY).model_extra["state"]
         assert [0, 0, 0] == [metric(daemon, name) for name in LOAD_METRICS]
