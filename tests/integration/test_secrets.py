@@ -203,7 +203,7 @@ def collect_outputs(traces: Traces, daemon: Daemon) -> None:
     """Collect everything that the daemon and the CLI display."""
     for path in ("status", "diagnosis", "models", "workers", "pins", "events", "aliases", "pulls"):
         traces.outputs[path] = json.dumps(daemon.admin("GET", f"/v0/{path}"), ensure_ascii=False)
-    with httpx2.Client(base_url=daemon.url, trust_env=False) as client:
+    with httpx2.Client(base_url=daemon.url, timeout=120, trust_env=False) as client:
         traces.outputs["metrics"] = client.get("/metrics").text
     for command in (["ps"], ["status"], ["doctor"], ["pulls", "--json"]):
         result = ctl(daemon.home, *command, HF_TOKEN=HF_TOKEN)
