@@ -65,7 +65,7 @@ def test_failed_and_cancelled_requests_are_listed(tiny_daemon: Daemon, client: O
     )
 
     with open_page(tiny_daemon.url) as events:
-        stream = client.completions.create(model=TINY, prompt="hello", max_tokens=4000, stream=True)
+        stream = client.completions.create(model=TINY, prompt="hello", max_tokens=8000, stream=True)
         next(iter(stream))
         running = wait_for(events, "requests")["requests"][0]
         assert ("running", None, TINY) == tuple(running[key] for key in ("state", "status", "model"))
