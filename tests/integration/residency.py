@@ -58,6 +58,16 @@ def open_chat(daemon: Daemon, model: str, **fields: object) -> Iterator[HTTPResp
         connection.close()
 
 
+def read_chunks(stream: HTTPResponse, count: int) -> None:
+    """Read this many chunks of a streamed response, and the comments before them, which a busy machine causes."""
+    while count:
+        line = stream.readline()
+        assert stream.readline() == b"\n"
+        if line != b": keep-alive\n":
+            assert line.startswith(b"data: {")
+            count -= 1
+
+
 def chat(daemon: Daemon, model: str, max_tokens: int = 4) -> int:
     """Run a chat of exactly this many tokens; return the status."""
     with open_chat(daemon, model, max_tokens=max_tokens, logit_bias={REPEATED_TOKEN: 100}) as response:

@@ -6,7 +6,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from tests.integration.residency import (
     get,
     make_models,
     open_chat,
+    read_chunks,
     stopped_worker,
     workers,
 )
@@ -60,13 +60,6 @@ def reconfigure(daemon: Daemon, **keys: object) -> None:
     """Change these keys of `[residency]`, and reset the others."""
     configure(daemon.home, **keys)
     assert 200 == daemon.admin("POST", "/v0/reload", {})[0]
-
-
-def read_chunks(stream: HTTPResponse, count: int) -> None:
-    """Read this many chunks of a streamed response."""
-    for _ in range(count):
-        assert stream.readline().startswith(b"data: {")
-        assert stream.readline() == b"\n"
 
 
 def faults(daemon: Daemon) -> list[str]:
