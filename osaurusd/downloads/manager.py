@@ -262,15 +262,14 @@ class PullManager:
         limit = hub.RESPONSE_SECONDS if pull_id in self._requested else None
         try:
             async with (
-                asyncio.timeout(limit) as timeout,
+                asyncio.timeout(None) as timeout,
                 contextlib.aclosing(hub.run(arguments, self._tokens.get(pull_id))) as frames,
             ):
                 async for frame in frames:
+                    hub.limit_response(timeout, frame, limit)
                     if isinstance(frame, messages.Pulled):
                         return frame
                     if isinstance(frame, messages.Progress):
-                        if frame.stage is not PullStage.RESOLVING:
-                            timeout.reschedule(None)
                         self._update(pulls.with_progress(self._get(pull_id), frame))
         except TimeoutError as error:
             reason = self._get(pull_id).note or f"{pull.repo}: the hub did not respond within {limit:g} s"
