@@ -19,7 +19,7 @@ from osaurusd.wire.errors import ErrorCode
 
 from .serve import build_app, build_group, serving
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(120)
 
 logger = get_logger("test")
 
