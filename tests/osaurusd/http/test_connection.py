@@ -20,7 +20,7 @@ from osaurusd.http.request import read_body
 from osaurusd.http.server import HttpServer
 from osaurusd.http.streaming import stream_sse
 
-from .serve import build_app, parse_response, serving
+from .serve import build_app, connected, parse_response, serving
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -91,18 +91,6 @@ async def serve(logged, handlers):
             yield server
 
     return serve
-
-
-@contextlib.asynccontextmanager
-async def connected(server, data=b""):
-    """Open a connection, and send data over it."""
-    reader, writer = await server.connect()
-    try:
-        writer.write(data)
-        await writer.drain()
-        yield reader, writer
-    finally:
-        writer.transport.abort()
 
 
 async def turns():
