@@ -279,7 +279,7 @@ class PullManager:
 
     async def _find_installed(self, pull: PullInfo, result: messages.Pulled) -> ModelRecord:
         """Return the catalog's record of the downloaded model."""
-        await self._catalog.refresh()
+        await self._catalog.refresh_fully(self._catalog.hub)
         records = await self._catalog.records()
         record = next((each for each in records if each.repo.lower() == pull.repo.lower()), None)
         if record is None:

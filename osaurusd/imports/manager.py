@@ -203,8 +203,11 @@ class ImportManager:
         except OSError as error:
             await self._remove(target)
             raise ImportFailed(f"{name}: {describe(error)}") from error
-        await self._catalog.refresh()
-        record = next(record for record in await self._catalog.records() if record.path == target)
+        await self._catalog.refresh_fully(self._models_dir)
+        records = await self._catalog.records()
+        record = next((record for record in records if record.path == target), None)
+        if record is None:
+            raise ImportFailed(f"{name} was created, but it is missing in {self._models_dir}")
         if record.state is not Availability.AVAILABLE:
             await self._remove(target)
             raise ImportFailed(f"{name}: {record.reason}")

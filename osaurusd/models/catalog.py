@@ -73,6 +73,17 @@ class Catalog:
             await asyncio.shield(self._scanning)
         await self._join_scan()
 
+    async def refresh_fully(self, root: Path) -> None:
+        """Like `refresh`, but wait for this root however long it takes, such as while its disk is still busy.
+
+        For callers that have just added a model to it.
+        """
+        await self.refresh()
+        scanner = next(each for each in self._scanners if each.root.path == root)
+        while await scanner.wait_for_late_scan():
+            await self.refresh()  # takes the result, which may be older than the model
+            await self.refresh()
+
     async def find(self, model: str) -> ModelRecord:
         """Find an available model by API name, alias or repository id, ignoring case.
 

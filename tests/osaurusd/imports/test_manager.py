@@ -19,12 +19,14 @@ from osaurusd.errors import ImportFailed, InvalidRequest, NameTaken, OsaurusErro
 from osaurusd.imports import manager as module
 from osaurusd.imports import messages
 from osaurusd.imports.manager import ImportManager
+from osaurusd.models import scan as scan_module
 from osaurusd.models.record import ModelRecord
 from osaurusd.models.roots import STAGING_PREFIXES
 from osaurusd.models.scan import Scanner
 from osaurusd.rpc import framing
 from osaurusd.wire.admin import Availability
 from tests.osaurusd.models.disk import embedder, make_catalog, model, write, write_hub
+from tests.osaurusd.pool.helpers import until
 
 FAKE_IMPORTER = Path(tests.__file__).parent / "fakes" / "importer.py"
 
@@ -396,6 +398,39 @@ async def test_an_invalid_name_is_rejected(imports, models, source, name):
         await collect(imports.run(source(["imported"]), name))
     assert (caught.value.param, caught.value.message.startswith("`name`: ")) == ("name", True)
     assert list_names(models) == []
+
+
+async def test_a_model_is_reported_although_its_folder_responds_late(
+    imports, catalog, source, complete_model, monkeypatch
+):
+    """As while its disk is still busy with writing the model."""
+    events = imports.run(source(["progress", "hash", 0, 1], ["copy", complete_model], ["imported"]), "m")
+    await anext(events)
+    scan, resume = Scanner.scan, threading.Event()
+
+    def late_scan(scanner):
+        assert resume.wait(60)
+        return scan(scanner)
+
+    monkeypatch.setattr(Scanner, "scan", late_scan)
+    monkeypatch.setattr(scan_module, "SCAN_TIMEOUT_SECONDS", 0.01)
+    importing = asyncio.create_task(collect(events))
+    await until(lambda: catalog.faults)
+    resume.set()
+    (record,) = await importing
+    assert (record.name, record.state) == ("m", Availability.AVAILABLE)
+
+
+async def test_a_model_that_cannot_be_found_is_an_error(imports, models, source, complete_model, monkeypatch):
+    def fail(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    events = imports.run(source(["progress", "hash", 0, 1], ["copy", complete_model], ["imported"]), "m")
+    await anext(events)
+    monkeypatch.setattr(Scanner, "scan", fail)
+    with pytest.raises(ImportFailed, match="m was created, but it is missing in"):
+        await collect(events)
+    assert list_names(models) == ["m"]
 
 
 @pytest.mark.parametrize("path", ["model.gguf", "./model.gguf", "../model.gguf", "~/model.gguf", ""])

@@ -316,6 +316,25 @@ async def test_scan_may_continue_after_the_daemon_was_stopped(catalog, hub, monk
     assert [record.name for record in await catalog.records()] == ["m"]
 
 
+async def test_model_that_was_just_added_is_found_although_its_root_responds_late(
+    catalog, hub, monkeypatch, loop_clock
+):
+    scan = BlockedScan(monkeypatch)
+    refreshing = asyncio.create_task(catalog.refresh())
+    await scan.has_read.wait()
+    while not refreshing.done():
+        loop_clock.advance(SCAN_TIMEOUT_SECONDS)
+        await asyncio.sleep(0)
+    # The running scan has missed this one.
+    write_hub(hub, "org/m", model())
+    refreshing = asyncio.create_task(catalog.refresh_fully(hub))
+    await turns()
+    assert not refreshing.done()
+    scan.release.set()
+    await refreshing
+    assert [record.name for record in await catalog.records()] == ["m"]
+
+
 async def test_root_that_has_timed_out_is_scanned_again(catalog, models, monkeypatch):
     """As a network volume may do for a while."""
     write(models / "mine", model())
