@@ -203,7 +203,7 @@ class ImportManager:
         except OSError as error:
             await self._remove(target)
             raise ImportFailed(f"{name}: {describe(error)}") from error
-        record = await self._catalog.find_new(lambda record: record.path == target)
+        record = await self._catalog.find_new(self._models_dir, lambda record: record.path == target)
         if record is None:
             raise ImportFailed(f"{name}: the model was written, but it is missing in {self._models_dir}")
         if record.state is not Availability.AVAILABLE:

@@ -1,6 +1,7 @@
 """The models on this machine, and how requests find them by name."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,9 +20,7 @@ from osaurusd.wire.admin import Availability
 MAX_AGE_SECONDS = 2.0
 
 NEW_MODEL_SECONDS = 60.0
-"""How long a model that was just written is searched for while a root does not respond: the disk may be busy."""
-
-_SEARCH_PAUSE_SECONDS = 0.25
+"""How long to wait for the root of a model that was just added: the disk may be busy."""
 
 _MAX_LISTED = 10
 
@@ -78,18 +77,19 @@ class Catalog:
             await asyncio.shield(self._scanning)
         await self._join_scan()
 
-    async def find_new(self, is_new: Callable[[ModelRecord], bool]) -> ModelRecord | None:
-        """Return the record of a model that was just written; None if it is missing.
+    async def find_new(self, root: Path, is_new: Callable[[ModelRecord], bool]) -> ModelRecord | None:
+        """Return the record of a model that was just added to a root; None if it is missing.
 
         Unlike other callers, this waits for a root that responds late, for at most `NEW_MODEL_SECONDS`.
         """
-        deadline = time.monotonic() + NEW_MODEL_SECONDS
-        while True:
-            await self.refresh()
-            record = next(filter(is_new, self._records), None)
-            if record is not None or not self.faults or time.monotonic() > deadline:
-                return record
-            await asyncio.sleep(_SEARCH_PAUSE_SECONDS)
+        await self.refresh()
+        scanner = next(each for each in self._scanners if each.root.path == root)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(NEW_MODEL_SECONDS):
+                while await scanner.wait_for_late_scan():
+                    await self.refresh()  # takes the result, which may be older than the model
+                    await self.refresh()
+        return next(filter(is_new, self._records), None)
 
     async def find(self, model: str) -> ModelRecord:
         """Find an available model by API name, alias or repository id, ignoring case.

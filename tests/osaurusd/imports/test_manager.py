@@ -430,6 +430,18 @@ async def test_an_invalid_name_is_rejected(imports, models, source, name):
     assert list_names(models) == []
 
 
+async def test_a_model_that_cannot_be_found_is_an_error(imports, models, source, complete_model, monkeypatch):
+    def fail(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    events = imports.run(source(["progress", "hash", 0, 1], ["copy", complete_model], ["imported"]), "m")
+    await anext(events)
+    monkeypatch.setattr(Scanner, "scan", fail)
+    with pytest.raises(ImportFailed, match="m: the model was written, but it is missing in"):
+        await collect(events)
+    assert list_names(models) == ["m"]
+
+
 @pytest.mark.parametrize("path", ["model.gguf", "./model.gguf", "../model.gguf", "~/model.gguf", ""])
 async def test_a_relative_path_is_rejected(imports, models, path):
     with pytest.raises(InvalidRequest) as caught:
