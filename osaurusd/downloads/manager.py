@@ -278,9 +278,7 @@ class PullManager:
 
     async def _find_installed(self, pull: PullInfo, result: messages.Pulled) -> ModelRecord:
         """Return the catalog's record of the downloaded model."""
-        await self._catalog.refresh()
-        records = await self._catalog.records()
-        record = next((each for each in records if each.repo.lower() == pull.repo.lower()), None)
+        record = await self._catalog.find_new(self._catalog.hub, lambda each: each.repo.lower() == pull.repo.lower())
         if record is None:
             raise PullFailed(f"{pull.repo} (commit {result.commit}) was downloaded, but it is missing in the cache")
         if record.state is not Availability.AVAILABLE:

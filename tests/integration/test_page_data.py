@@ -9,7 +9,6 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
-from anthropic import Anthropic
 from openai import BadRequestError, NotFoundError, OpenAI
 
 from tests import daemons
@@ -39,10 +38,9 @@ def test_requests_of_every_protocol_are_listed_with_their_figures(tiny_daemon: D
     messages: Any = [{"role": "user", "content": "hello"}]
     client.chat.completions.create(model=TINY, messages=messages, max_tokens=5)
     client.responses.create(model=TINY, input="hello", max_output_tokens=5)
-    with Anthropic(base_url=tiny_daemon.url, api_key="none", max_retries=0) as anthropic:
-        anthropic.messages.create(model=TINY, messages=messages, max_tokens=5)
-    body = {"model": TINY, "messages": messages, "options": {"num_predict": 5}}
-    httpx2.post(f"{tiny_daemon.url}/api/chat", json=body, timeout=60, trust_env=False)
+    for path, options in (("/messages", {"max_tokens": 5}), ("/api/chat", {"options": {"num_predict": 5}})):
+        body = {"model": TINY, "messages": messages, **options}
+        httpx2.post(f"{tiny_daemon.url}{path}", json=body, timeout=60, trust_env=False)
     listed = requests(tiny_daemon.url)[:4]
 
     assert ["ollama", "anthropic", "responses", "openai"] == [request["protocol"] for request in listed]
