@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from tests import daemons
-from tests.daemons import Daemon, wait_until
+from tests.daemons import Daemon, suspended, wait_until
 from tests.integration.residency import (
     ENDLESS,
     ROOM_FOR_ONE,
@@ -28,7 +28,6 @@ from tests.integration.residency import (
     make_models,
     open_chat,
     read_chunks,
-    stopped_worker,
     workers,
 )
 
@@ -97,7 +96,7 @@ def test_two_models_that_do_not_fit_together_are_both_served_unless_one_stays_bu
     reconfigure(daemon, budget_bytes=ROOM_FOR_ONE, min_residency_seconds=0.2)
     assert 200 == chat(daemon, "one")
     with ThreadPoolExecutor(8) as executor:
-        with stopped_worker(daemon, "one"):
+        with suspended(workers(daemon)["one"]["pid"]):
             chats = [executor.submit(chat, daemon, model) for model in ["one", "two"] * 4]
             wait_until(lambda: sum(each["in_flight"] + each["waiting"] for each in workers(daemon).values()) == 8)
         assert [200] * 8 == [each.result() for each in chats]
@@ -106,7 +105,7 @@ def test_two_models_that_do_not_fit_together_are_both_served_unless_one_stays_bu
     reconfigure(daemon, budget_bytes=ROOM_FOR_ONE, min_residency_seconds=0.2, wait_seconds=0.2)
 
     with ThreadPoolExecutor(1) as executor:
-        with stopped_worker(daemon, "one"):
+        with suspended(workers(daemon)["one"]["pid"]):
             busy = executor.submit(chat, daemon, "one")
             wait_until(lambda: workers(daemon)["one"]["in_flight"] == 1)
             with open_chat(daemon, "two", max_tokens=2) as response:
