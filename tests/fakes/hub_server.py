@@ -337,7 +337,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send_range(file, begin, stop)
         if kind == "stall":
             self.close_connection = True
-            while not self.state.released.wait(0.02) and not select.select([self.connection], [], [], 0)[0]:
+            released = self.state.released  # `reset` replaces it
+            while not released.wait(0.02) and not select.select([self.connection], [], [], 0)[0]:
                 pass
         if kind in ("cut", "reset"):
             self.close_connection = True

@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPResponse
@@ -102,17 +100,6 @@ def read_metric(text: str, name: str, **labels: str) -> float:
 def workers(daemon: Daemon) -> dict[str, dict[str, Any]]:
     """Return `/v0/workers` by model."""
     return {worker["model"]: worker for worker in daemon.admin("GET", "/v0/workers")[1]}
-
-
-@contextlib.contextmanager
-def stopped_worker(daemon: Daemon, model: str) -> Iterator[None]:
-    """Stop the worker of a model while the block runs."""
-    pid = workers(daemon)[model]["pid"]
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def events(daemon: Daemon, *kinds: str) -> list[dict[str, Any]]:

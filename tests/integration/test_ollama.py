@@ -1,5 +1,6 @@
 """Ollama's API with its official client and with LangChain, against a real daemon and worker with a tiny model."""
 
+import contextlib
 import gc
 import importlib
 from collections.abc import Iterator
@@ -105,11 +106,10 @@ def test_models_are_managed_over_the_unix_socket(tiny_daemon: Daemon) -> None:
         ("POST", "/api/copy", f'{{"source": "{TINY}", "destination": "copied"}}'),
         ("DELETE", "/api/delete", '{"model": "copied"}'),
     ):
-        connection = UnixConnection(tiny_daemon.socket)
         headers = {"Host": "localhost", "Content-Type": "application/json"}
-        connection.request(method, path, body=body, headers=headers)
-        assert 200 == connection.getresponse().status
-        connection.close()
+        with contextlib.closing(UnixConnection(tiny_daemon.socket)) as connection:
+            connection.request(method, path, body=body, headers=headers)
+            assert 200 == connection.getresponse().status
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ import httpx2
 import pytest
 from openai import InternalServerError, OpenAI, OpenAIError
 
-from tests.daemons import Daemon
-from tests.integration.residency import stopped_worker
+from tests.daemons import Daemon, suspended
+from tests.integration.residency import workers
 from tests.models import running_tiny
 
 A = TypeVar("A")
@@ -113,7 +113,7 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
 def run_both(daemon: Daemon, answer: Callable[[], A], stream: Callable[[], S]) -> tuple[A, S]:
     """Call both. The worker is stopped until the answer has run into the time-out."""
     with ThreadPoolExecutor() as threads:
-        with stopped_worker(daemon, "tiny"):
+        with suspended(workers(daemon)["tiny"]["pid"]):
             streamed, answered = threads.submit(stream), threads.submit(answer)
             failure = answered.result()
             time.sleep(EXTRA_SECONDS)

@@ -55,10 +55,10 @@ def test_quantized_copy_answers_and_shows_its_origin(daemon: Daemon) -> None:
     assert "tiny-bf16" in text
     assert "affine, 4 bits, group size 32" in text
     assert 0 == ctl(daemon, "verify", "tiny-4bit").returncode
-    client = OpenAI(base_url=daemon.url, api_key="not-needed", max_retries=0)
-    answer = client.chat.completions.create(
-        model="tiny-4bit", messages=[{"role": "user", "content": "Hello"}], max_tokens=4
-    )
+    with OpenAI(base_url=daemon.url, api_key="not-needed", max_retries=0) as client:
+        answer = client.chat.completions.create(
+            model="tiny-4bit", messages=[{"role": "user", "content": "Hello"}], max_tokens=4
+        )
     assert answer.usage is not None
     assert 0 < answer.usage.completion_tokens <= 4
 
@@ -191,11 +191,11 @@ def test_starter_model_with_8_bits_still_knows_paris(home: Path, smollm_gguf: Pa
         assert "quantized already" in refused.stderr
         run = ctl(daemon, "quantize", SMOLLM, "--bits", "8", "--requantize")
         assert 0 == run.returncode, run.stderr
-        client = OpenAI(base_url=daemon.url, api_key="not-needed", max_retries=0)
-        answer = client.chat.completions.create(
-            model=f"{SMOLLM}-8bit",
-            messages=[{"role": "user", "content": "What is the capital of France?"}],
-            temperature=0,
-            max_tokens=20,
-        )
+        with OpenAI(base_url=daemon.url, api_key="not-needed", max_retries=0) as client:
+            answer = client.chat.completions.create(
+                model=f"{SMOLLM}-8bit",
+                messages=[{"role": "user", "content": "What is the capital of France?"}],
+                temperature=0,
+                max_tokens=20,
+            )
         assert "Paris" in (answer.choices[0].message.content or "")

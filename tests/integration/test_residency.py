@@ -1,5 +1,6 @@
 """Several models in one daemon with real workers: memory, crashes, hangs, pins, events and metrics."""
 
+import itertools
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from tests import daemons
-from tests.daemons import Daemon, UnixConnection, wait_until
+from tests.daemons import Daemon, suspended, wait_until
 from tests.integration.residency import (
     ENDLESS,
     ROOM_FOR_ONE,
@@ -27,7 +28,6 @@ from tests.integration.residency import (
     make_models,
     open_chat,
     read_chunks,
-    stopped_worker,
     workers,
 )
 
@@ -77,12 +77,6 @@ def pinned(response: tuple[int, dict[str, list[str]]]) -> tuple[int, list[str]]:
     return response[0], response[1]["pinned"]
 
 
-def unix_request(daemon: Daemon, method: str, path: str) -> UnixConnection:
-    connection = UnixConnection(daemon.socket)
-    connection.request(method, path, headers={"Host": "osaurusd", "Osaurus-Api": "1"})
-    return connection
-
-
 # Memory
 
 
@@ -102,7 +96,7 @@ def test_two_models_that_do_not_fit_together_are_both_served_unless_one_stays_bu
     reconfigure(daemon, budget_bytes=ROOM_FOR_ONE, min_residency_seconds=0.2)
     assert 200 == chat(daemon, "one")
     with ThreadPoolExecutor(8) as executor:
-        with stopped_worker(daemon, "one"):
+        with suspended(workers(daemon)["one"]["pid"]):
             chats = [executor.submit(chat, daemon, model) for model in ["one", "two"] * 4]
             wait_until(lambda: sum(each["in_flight"] + each["waiting"] for each in workers(daemon).values()) == 8)
         assert [200] * 8 == [each.result() for each in chats]
@@ -111,7 +105,7 @@ def test_two_models_that_do_not_fit_together_are_both_served_unless_one_stays_bu
     reconfigure(daemon, budget_bytes=ROOM_FOR_ONE, min_residency_seconds=0.2, wait_seconds=0.2)
 
     with ThreadPoolExecutor(1) as executor:
-        with stopped_worker(daemon, "one"):
+        with suspended(workers(daemon)["one"]["pid"]):
             busy = executor.submit(chat, daemon, "one")
             wait_until(lambda: workers(daemon)["one"]["in_flight"] == 1)
             with open_chat(daemon, "two", max_tokens=2) as response:
@@ -265,11 +259,9 @@ def test_events_tell_why_an_idle_model_is_unloaded(fresh_daemon: Daemon) -> None
     daemon = fresh_daemon
     reconfigure(daemon, keep_alive_by_model={"one": 0.2})
     past = len(daemon.admin("GET", "/v0/events")[1])
-    following = unix_request(daemon, "GET", "/v0/events?follow=1")
-    stream = following.getresponse()
-    assert 200 == chat(daemon, "one")
-    kinds = [json.loads(stream.readline())["kind"] for _ in range(past + 4)][past:]
-    following.close()
+    with daemon.following("GET", "/v0/events?follow=1") as following:
+        assert 200 == chat(daemon, "one")
+        kinds = [event["kind"] for event in itertools.islice(following, past, past + 4)]
 
     assert ["loading", "loaded", "unloading", "unloaded"] == kinds
     assert "idle" == events(daemon, "unloaded")[-1]["cause"]
@@ -326,12 +318,10 @@ def test_a_pinned_model_that_is_not_on_disk_is_reported_until_unpinned(home: Pat
 def test_a_subscriber_that_does_not_read_events_delays_no_request(home: Path, tiny_tokenizer: Path) -> None:
     make_models(home, tiny_tokenizer, "one")
     configure(home, keep_alive_seconds=0)
-    with daemons.running(home) as daemon:
-        idle = unix_request(daemon, "GET", "/v0/events?follow=1")
+    with daemons.running(home) as daemon, daemon.following("GET", "/v0/events?follow=1"):
         chatting = threading.Thread(target=lambda: chat(daemon, "one"))
         chatting.start()
         chatting.join(60)
 
         assert not chatting.is_alive()
         assert 0 == daemon.stop()
-        idle.close()

@@ -41,6 +41,10 @@ DROP = """file => {
     document.querySelector(".composer").dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true}));
 }"""
 PAINT_MS = 300
+# `wait_for_function` evaluates strings, which the Content-Security-Policy forbids, unless it finds what it waits for.
+FIRST_PAINT = """new Promise(resolve => new PerformanceObserver(list => {
+    list.getEntriesByName("first-contentful-paint").forEach(entry => resolve(entry.startTime));
+}).observe({type: "paint", buffered: true}))"""
 VIEWS = {"overview": "", "chat": "#/chat", "models": "#/models", "requests": "#/requests"}
 
 
@@ -99,14 +103,12 @@ def test_first_visit_shows_memory_models_and_charts(daemon: Daemon, visitor: Vis
 
 def test_page_paints_within_300_ms(visitor: Visitor) -> None:
     page = visitor.open()
-    paint = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
     times = []
     # A busy machine takes longer now and then.
     while not times or (min(times) > PAINT_MS and len(times) < 30):
         page.reload()
         page.wait_for_selector("h1")
-        page.wait_for_function(paint)
-        times.append(page.evaluate(paint))
+        times.append(page.evaluate(FIRST_PAINT))
 
     assert min(times) <= PAINT_MS
 
@@ -325,12 +327,13 @@ def test_chat_works_with_the_keyboard_alone(visitor: Visitor) -> None:
     wait_for_answer(page)
     press_until_focused(page, "Copy answer", key="Shift+Tab")
     # The button says so for a moment only, which a busy machine may miss.
-    page.get_by_role("button", name="Copy answer").evaluate("""
-        button => new MutationObserver(() => { window.copied ||= button.textContent === "Copied"; })
-            .observe(button, {childList: true, characterData: true, subtree: true})
-    """)
+    page.get_by_role("button", name="Copy answer").evaluate("""button => {
+        const texts = {childList: true, characterData: true, subtree: true};
+        window.copied = new Promise(resolve => new MutationObserver(() => resolve(button.textContent))
+            .observe(button, texts));
+    }""")
     page.keyboard.press("Enter")
-    page.wait_for_function("window.copied")
+    assert "Copied" == page.evaluate("window.copied")
     press_until_focused(page, "New chat", key="Shift+Tab")
     page.keyboard.press("Enter")
     expect(page.get_by_text("Ask something")).to_be_visible()
