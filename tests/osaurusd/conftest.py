@@ -62,7 +62,7 @@ class LoopClock:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._now = loop.time()
-        loop.time = lambda: self._now  # type: ignore[method-assign]
+        loop.time = lambda: self._now
 
     def advance(self, seconds: float) -> None:
         """Let timers run that are due in `seconds`, in the next iteration of the loop."""
