@@ -108,6 +108,18 @@ class LiveServer:
                 await asyncio.sleep(0.01)
 
 
+@contextlib.asynccontextmanager
+async def connected(server, data=b""):
+    """Open a connection, and send data over it; it is closed at the end of the block, however that ends."""
+    reader, writer = await server.connect()
+    try:
+        writer.write(data)
+        await writer.drain()
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
 def parse_response(data: bytes) -> Response:
     head, _, body = data.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")

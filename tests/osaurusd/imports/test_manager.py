@@ -392,33 +392,42 @@ async def test_a_concurrent_listing_does_not_affect_an_import(
     assert (record.name, record.state) == ("m", Availability.AVAILABLE)
 
 
+async def test_a_model_on_a_slow_disk_is_awaited(imports, catalog, models, source, complete_model, monkeypatch):
+    events = imports.run(source(["progress", "hash", 0, 1], ["copy", complete_model], ["imported"]), "m")
+    await anext(events)
+    scan, resume = Scanner.scan, threading.Event()
+
+    def blocking_scan(scanner):
+        assert resume.wait(60)
+        return scan(scanner)
+
+    monkeypatch.setattr(Scanner, "scan", blocking_scan)
+    monkeypatch.setattr(scan_module, "SCAN_TIMEOUT_SECONDS", 0.05)
+    importing = asyncio.create_task(collect(events))
+    await until(lambda: catalog.faults)
+    resume.set()
+    (record,) = await importing
+    assert record.path == models / "m"
+
+
+async def test_a_model_that_is_removed_before_it_is_listed_is_an_error(imports, source, complete_model, monkeypatch):
+    def remove_scanned(scanner):
+        if scanner.root.source == "imported":
+            shutil.rmtree(scanner.root.path / "m", ignore_errors=True)
+        return scan(scanner)
+
+    scan = Scanner.scan
+    monkeypatch.setattr(Scanner, "scan", remove_scanned)
+    with pytest.raises(ImportFailed, match="it is missing"):
+        await collect(imports.run(source(["copy", complete_model], ["imported"]), "m"))
+
+
 @pytest.mark.parametrize("name", ["", "Upper", "a/b", "../x", ".importing-x", "-x", "a b", "x" * 97, "Ü", "a\0"])
 async def test_an_invalid_name_is_rejected(imports, models, source, name):
     with pytest.raises(InvalidRequest) as caught:
         await collect(imports.run(source(["imported"]), name))
     assert (caught.value.param, caught.value.message.startswith("`name`: ")) == ("name", True)
     assert list_names(models) == []
-
-
-async def test_a_model_is_reported_although_its_folder_responds_late(
-    imports, catalog, source, complete_model, monkeypatch
-):
-    """As while its disk is still busy with writing the model."""
-    events = imports.run(source(["progress", "hash", 0, 1], ["copy", complete_model], ["imported"]), "m")
-    await anext(events)
-    scan, resume = Scanner.scan, threading.Event()
-
-    def late_scan(scanner):
-        assert resume.wait(60)
-        return scan(scanner)
-
-    monkeypatch.setattr(Scanner, "scan", late_scan)
-    monkeypatch.setattr(scan_module, "SCAN_TIMEOUT_SECONDS", 0.01)
-    importing = asyncio.create_task(collect(events))
-    await until(lambda: catalog.faults)
-    resume.set()
-    (record,) = await importing
-    assert (record.name, record.state) == ("m", Availability.AVAILABLE)
 
 
 async def test_a_model_that_cannot_be_found_is_an_error(imports, models, source, complete_model, monkeypatch):
@@ -428,7 +437,7 @@ async def test_a_model_that_cannot_be_found_is_an_error(imports, models, source,
     events = imports.run(source(["progress", "hash", 0, 1], ["copy", complete_model], ["imported"]), "m")
     await anext(events)
     monkeypatch.setattr(Scanner, "scan", fail)
-    with pytest.raises(ImportFailed, match="m was created, but it is missing in"):
+    with pytest.raises(ImportFailed, match="m: the model was written, but it is missing in"):
         await collect(events)
     assert list_names(models) == ["m"]
 

@@ -11,6 +11,7 @@ import pytest
 from osaurusd.errors import ModelNotDownloaded, ModelNotFound, NameTaken
 from osaurusd.models import catalog as catalog_module
 from osaurusd.models import safetensors
+from osaurusd.models.catalog import NEW_MODEL_SECONDS
 from osaurusd.models.scan import SCAN_TIMEOUT_SECONDS, Scanner
 from osaurusd.wire.admin import Availability
 from tests.osaurusd.pool.helpers import turns
@@ -327,12 +328,24 @@ async def test_model_that_was_just_added_is_found_although_its_root_responds_lat
         await asyncio.sleep(0)
     # The running scan has missed this one.
     write_hub(hub, "org/m", model())
-    refreshing = asyncio.create_task(catalog.refresh_fully(hub))
+    finding = asyncio.create_task(catalog.find_new(hub, lambda record: record.repo == "org/m"))
     await turns()
-    assert not refreshing.done()
+    assert not finding.done()
     scan.release.set()
-    await refreshing
-    assert [record.name for record in await catalog.records()] == ["m"]
+    record = await finding
+    assert record is not None
+    assert record.name == "m"
+
+
+async def test_search_for_a_model_that_was_just_added_ends_if_its_root_hangs(catalog, hub, monkeypatch, loop_clock):
+    scan = BlockedScan(monkeypatch)
+    finding = asyncio.create_task(catalog.find_new(hub, lambda record: True))
+    await scan.has_read.wait()
+    while not finding.done():
+        loop_clock.advance(NEW_MODEL_SECONDS)
+        await asyncio.sleep(0)
+    assert await finding is None
+    scan.release.set()
 
 
 async def test_root_that_has_timed_out_is_scanned_again(catalog, models, monkeypatch):
