@@ -27,6 +27,9 @@ _SHARED_PROCESSORS: list[structlog.typing.Processor] = [
     structlog.processors.format_exc_info,
 ]
 
+# One list for all calls of `configured`: a logger keeps that of its first use, and `capture_logs` of tests modifies it.
+_PROCESSORS = [*_SHARED_PROCESSORS, structlog.stdlib.ProcessorFormatter.wrap_for_formatter]
+
 
 class LogFile(logging.handlers.RotatingFileHandler):
     """A rotating log file that only its owner can read.
@@ -94,7 +97,7 @@ def configured(level: str, file: Path, console: TextIO | None) -> Iterator[LogFi
     # The daemon logs each request itself.
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     structlog.configure(
-        processors=[*_SHARED_PROCESSORS, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=_PROCESSORS,
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,

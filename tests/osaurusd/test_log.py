@@ -224,6 +224,15 @@ def test_logging_can_be_configured_again(tmp_path):
     assert [len(lines(tmp_path / name)) for name in ("one", "two")] == [1, 1]
 
 
+def test_records_can_be_captured_after_logging_was_configured_again(tmp_path):
+    for name in ("one", "two"):
+        with log.configured("info", tmp_path / name, None):
+            logger.info(name)
+    with structlog.testing.capture_logs() as records:
+        logger.info("captured")
+    assert ["captured"] == [record["event"] for record in records]
+
+
 def test_a_write_error_is_a_fault_until_a_write_succeeds(tmp_path):
     file = tmp_path / "missing" / "osaurusd.log"
     with log.configured("info", file, None) as log_file:
