@@ -28,7 +28,11 @@ HALF_CLOSED_IDLE_SECONDS = 0.05
 """How long a connection whose client sends nothing more stays open after a response, for a pipelined request."""
 
 REACTION_ITERATIONS = 8
-"""Iterations of the event loop within which the HTTP protocol has responded to a malformed head."""
+"""Iterations of the event loop within which the HTTP protocol reacts to what has arrived.
+
+It responds to a malformed head, or starts a pipelined request. A time limit cannot tell: the daemon may be stopped
+meanwhile, on a busy machine.
+"""
 
 _HEAD_END = b"\r\n\r\n"
 
@@ -87,7 +91,7 @@ class ConnectionGuard(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._protocol: asyncio.Protocol | None = None
         self._transport: asyncio.Transport | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._write_timeout = WriteTimeout(self._limits.reader_stall_seconds)
         self._head = bytearray()
         self._head_complete = False
@@ -189,7 +193,7 @@ class ConnectionGuard(asyncio.Protocol):
         """Keep the connection open if the client may wait for a response."""
         if self._lingering or self._transport is None or self._upgrade is not None:
             return None
-        if not (self._serving or self._head_complete or self._may_have_pipelined):
+        if not (self._serving or self._head_complete or self._body is not None):
             return None
         # asyncio's TLS transport cannot be half-closed.
         if self._receives_body or self._transport.get_extra_info("ssl_object") is not None:
@@ -198,7 +202,9 @@ class ConnectionGuard(asyncio.Protocol):
         if self._serving:
             self._check_half_closed()
         elif not self._head_complete:
-            self._start_idle_timer()
+            # The parser may be about to start another request: the previous one may have just ended.
+            remaining = self.idle_since + HALF_CLOSED_IDLE_SECONDS - self._loop.time()
+            self._start_timer(remaining, self._close_after_idle_time)
         return True
 
     def pause_writing(self) -> None:
@@ -215,11 +221,6 @@ class ConnectionGuard(asyncio.Protocol):
     @property
     def _receives_body(self) -> bool:
         return self._body is not None and not self._body.is_eof()
-
-    @property
-    def _may_have_pipelined(self) -> bool:
-        """Whether the parser may be about to start another request: the previous one has just ended."""
-        return self._body is not None and self._loop.time() - self.idle_since < HALF_CLOSED_IDLE_SECONDS
 
     def _check_half_closed(self) -> None:
         """Close if the rest of the request is missing; otherwise, find out whether the client still waits."""
@@ -246,10 +247,13 @@ class ConnectionGuard(asyncio.Protocol):
         seconds = HALF_CLOSED_IDLE_SECONDS if self.half_closed.is_set() else self._limits.idle_seconds
         self._start_timer(seconds, self._close_after_idle_time)
 
-    def _close_after_idle_time(self) -> None:
+    def _close_after_idle_time(self, iterations: int = REACTION_ITERATIONS) -> None:
+        """Close, unless the protocol is about to start another request."""
         if self._transport is not None and self._transport.get_write_buffer_size() > 0:
             # The last response is still being sent; `WriteTimeout` limits that.
             self._start_idle_timer()
+        elif iterations:
+            self._timer = self._loop.call_soon(self._close_after_idle_time, iterations - 1)
         else:
             self.close_idle()
 

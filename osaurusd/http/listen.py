@@ -18,6 +18,7 @@ from osaurusd.wire.errors import as_json
 
 BACKLOG = 512
 LOCK_ATTEMPTS = 5
+PORT_ATTEMPTS = 10
 LOCK_PAUSE_SECONDS = 0.02
 
 # IPv6 may be disabled or have no loopback address; 127.0.0.1 then suffices.
@@ -40,6 +41,14 @@ def listen_tcp(
     check_addresses(addresses)
     if host != "localhost":
         return _bind_all(addresses, port)
+    # A port that is free on 127.0.0.1 may be in use on ::1.
+    for _ in range(PORT_ATTEMPTS - 1 if port == 0 else 0):
+        with contextlib.suppress(ListenFailed):
+            return _bind_localhost(port)
+    return _bind_localhost(port)
+
+
+def _bind_localhost(port: int) -> list[socket.socket]:
     ipv4 = _bind("127.0.0.1", port)
     try:
         return [ipv4, _bind("::1", ipv4.getsockname()[1])]

@@ -114,8 +114,8 @@ def running_cluster(*names: str, tokenizer: Path, models: Sequence[str] = (), **
 
 
 @contextlib.contextmanager
-def generating(client: OpenAI, model: str, tokens: int = 800) -> Iterator["Generation"]:
-    """Start a long request, and wait for its first token."""
+def generating(client: OpenAI, model: str, tokens: int = 12_000) -> Iterator["Generation"]:
+    """Start a request, and wait for its first token. By default, it takes longer than any pause of a slow machine."""
     messages = [{"role": "user", "content": "amber basin"}]
     stream = client.chat.completions.create(
         model=model, messages=messages, max_tokens=tokens, temperature=0, stream=True

@@ -21,6 +21,7 @@ SHAPE = {
     "intermediate_size": 96,
     "num_attention_heads": 6,
     "num_key_value_heads": 6,
+    "max_position_embeddings": 16384,
     "tie_word_embeddings": False,
     "eos_token_id": NO_END_TOKEN,
 }

@@ -18,7 +18,7 @@ from openai import OpenAI
 from PIL import Image
 
 from tests import daemons
-from tests.daemons import Daemon, ctl
+from tests.daemons import Daemon, ctl, wait_until
 from tests.images import BAD_IMAGES, PNG, data_url, drawing, encode, png_bomb
 from tests.models import make_tiny, skip_without_mlx_vlm
 from tests.osaurusd.worker.runners.vision.tiny_models import tiny_vision_model
@@ -167,7 +167,7 @@ def test_bad_image_is_rejected_and_the_worker_lives(daemon: Daemon, client: Open
             ask(client, PNG, file)
         assert "messages[0].content[1].image_url.url" == raised.value.param
 
-    assert (pid, 0) == worker(daemon)
+    wait_until(lambda: (pid, 0) == worker(daemon))
     assert before == ask(client, PNG).choices[0].message.content
 
 
@@ -250,10 +250,15 @@ def test_image_of_many_megabytes_is_accepted_and_only_the_worker_keeps_it(daemon
     process = psutil.Process(daemon.process.pid)
     before = process.memory_info().rss
 
-    with ask(client, noise, stream=True, max_tokens=2000) as chunks:
-        next(iter(chunks))
-        assert process.memory_info().rss < before + len(noise) / 2
-        assert 1 == worker(daemon)[1]
+    def measure() -> int | None:
+        """Return the daemon's bytes while the worker answers; None if the answer was complete before."""
+        with ask(client, noise, stream=True, max_tokens=2000) as chunks:
+            next(iter(chunks))
+            nbytes = int(process.memory_info().rss)
+            return nbytes if 1 == worker(daemon)[1] else None
+
+    # A busy machine may delay this process for so long that the answer is complete.
+    assert next(filter(None, (measure() for _ in range(10)))) < before + len(noise) / 2
 
 
 def test_memory_for_a_large_image_is_returned_by_the_worker(daemon: Daemon, client: OpenAI) -> None:

@@ -63,7 +63,7 @@ def test_failed_and_cancelled_requests_are_listed(tiny_daemon: Daemon, client: O
     )
 
     with open_page(tiny_daemon.url) as events:
-        stream = client.completions.create(model=TINY, prompt="hello", max_tokens=4000, stream=True)
+        stream = client.completions.create(model=TINY, prompt="hello", max_tokens=8000, stream=True)
         next(iter(stream))
         running = wait_for(events, "requests")["requests"][0]
         assert ("running", None, TINY) == tuple(running[key] for key in ("state", "status", "model"))
@@ -89,7 +89,7 @@ def test_nothing_of_prompts_and_outputs_is_in_the_data(tiny_daemon: Daemon, clie
             client.chat.completions.create(model=MARKER, messages=messages)
         with pytest.raises(BadRequestError):
             client.chat.completions.create(model=TINY, messages=messages, extra_body={"logit_bias": {MARKER: 1}})
-        httpx2.get(f"{tiny_daemon.url}/{MARKER}?{MARKER}", headers={"X-Title": MARKER}, trust_env=False)
+        fetch(tiny_daemon.url, f"/{MARKER}?{MARKER}", **{"X-Title": MARKER})
         seen = [wait_for(events, "requests", lambda data: any(each["code"] for each in data["requests"]))]
     seen += [fetch(tiny_daemon.url, "/ui/snapshot").json()]
     text = json.dumps(seen, ensure_ascii=False)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -21,7 +22,7 @@ import osaurusd
 from osaurusctl.cli import root
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_SECONDS = 60
+TIMEOUT_SECONDS = 120
 
 CURSOR_POSITION_REQUEST = b"\x1b[6n"
 
@@ -153,10 +154,14 @@ class Terminal:
 
     def expect(self, text, timeout=TIMEOUT_SECONDS):
         """Wait until `text` appears in the output after the previously expected text."""
+        self.expect_match(re.escape(text), timeout)
+
+    def expect_match(self, pattern, timeout=TIMEOUT_SECONDS):
+        """Like `expect`, for text that matches a regular expression."""
         deadline = time.monotonic() + timeout
-        while text not in self.output[self.position :]:
-            assert self._read(deadline), f"expected {text!r}, got {self.output[self.position :]!r}"
-        self.position = self.output.index(text, self.position) + len(text)
+        while (found := re.compile(pattern).search(self.output, self.position)) is None:
+            assert self._read(deadline), f"expected {pattern!r}, got {self.output[self.position :]!r}"
+        self.position = found.end()
 
     def end(self):
         """Return the output until the command exits, and its exit code."""

@@ -334,9 +334,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 fake.pins += [body["model"]] if body["pinned"] else []
                 self.pinned()
             case Route.PRUNE:
-                self.reply(200, PruneReply(leftovers=fake.leftovers))
+                leftovers = fake.leftovers
                 if not body["dry_run"]:
                     fake.leftovers = []
+                self.reply(200, PruneReply(leftovers=leftovers))
             case Route.RELOAD:
                 self.reply(200, fake.reloaded)
             case _:
@@ -364,9 +365,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def remove(self, body):
         removed_models = [model for model in self.fake.models if model.name in body["models"]]
         removed = [Removed(name=model.name, repo=model.repo, bytes=model.bytes) for model in removed_models]
-        self.reply(200, RemoveReply(removed=removed))
         if not body["dry_run"]:
             self.fake.models = [model for model in self.fake.models if model not in removed_models]
+        self.reply(200, RemoveReply(removed=removed))
 
     def alias(self, alias, target):
         if target is None:

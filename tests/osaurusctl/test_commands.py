@@ -5,6 +5,7 @@ import json
 import click
 import pytest
 
+from osaurusctl import completion
 from osaurusctl.cli import COMMANDS, root
 from osaurusctl.doctor.check import Context
 from osaurusctl.doctor.daemon import check_access
@@ -262,59 +263,73 @@ def test_completion_prints_the_script_of_the_shell(invoke, shell):
     assert document["script"].strip() == result.stdout.strip()
 
 
-def _complete(ctl, monkeypatch, *arguments):
+def _set_words(monkeypatch, *arguments):
+    """Make the next command complete the last of these arguments, as it does for bash."""
     monkeypatch.setenv("_OSAURUSCTL_COMPLETE", "bash_complete")
     monkeypatch.setenv("COMP_WORDS", " ".join(["osaurusctl", *arguments]))
     monkeypatch.setenv("COMP_CWORD", str(len(arguments)))
-    return ctl()
 
 
-def test_completion_of_run_offers_available_models(daemon, ctl, monkeypatch, fake):
+@pytest.fixture
+def complete(daemon, invoke, monkeypatch):
+    """Complete the last of these arguments, and wait for the daemon as long as it takes."""
+    monkeypatch.setattr(completion, "_TIMEOUT_SECONDS", None)
+
+    def complete(*arguments):
+        _set_words(monkeypatch, *arguments)
+        return invoke(prog_name="osaurusctl").stdout
+
+    return complete
+
+
+def test_completion_of_run_offers_available_models(daemon, complete, fake):
     daemon.models = [fake.model("llama"), fake.model("lama", state=Availability.PARTIAL), fake.model("qwen")]
-    result = _complete(ctl, monkeypatch, "run", "L")
-    assert result.stdout == "plain,llama\n"
+    assert complete("run", "L") == "plain,llama\n"
 
 
-def test_completion_offers_aliases(daemon, ctl, monkeypatch, fake):
+def test_completion_offers_aliases(daemon, complete, fake):
     daemon.models = [fake.model("llama", aliases=["fast"])]
-    assert _complete(ctl, monkeypatch, "run", "").stdout == "plain,llama\nplain,fast\n"
-    assert _complete(ctl, monkeypatch, "alias", "--rm", "").stdout == "plain,fast\n"
+    assert complete("run", "") == "plain,llama\nplain,fast\n"
+    assert complete("alias", "--rm", "") == "plain,fast\n"
 
 
 @pytest.mark.parametrize("arguments", [["show"], ["rm", "qwen"], ["verify"], ["alias", "fast"]], ids=" ".join)
-def test_completion_offers_unavailable_models_to_commands_on_files(daemon, ctl, monkeypatch, fake, arguments):
+def test_completion_offers_unavailable_models_to_commands_on_files(daemon, complete, fake, arguments):
     daemon.models = [fake.model("llama", aliases=["l"]), fake.model("lama", state=Availability.PARTIAL)]
-    assert _complete(ctl, monkeypatch, *arguments, "l").stdout == "plain,llama\nplain,lama\n"
+    assert complete(*arguments, "l") == "plain,llama\nplain,lama\n"
 
 
 @pytest.mark.parametrize("command", ["get", "set", "unset"])
 def test_completion_offers_config_keys(ctl, monkeypatch, command):
-    assert _complete(ctl, monkeypatch, "config", command, "server.p").stdout == "plain,server.port\n"
+    _set_words(monkeypatch, "config", command, "server.p")
+    assert ctl().stdout == "plain,server.port\n"
 
 
-def test_completion_of_unload_offers_loaded_models(daemon, ctl, monkeypatch, fake):
+def test_completion_of_unload_offers_loaded_models(daemon, complete, fake):
     daemon.workers = [fake.worker("qwen"), fake.worker("crashed", state=WorkerState.FAILED)]
-    assert _complete(ctl, monkeypatch, "unload", "").stdout == "plain,qwen\n"
+    assert complete("unload", "") == "plain,qwen\n"
 
 
-def test_completion_of_unpin_offers_pinned_models(daemon, ctl, monkeypatch):
+def test_completion_of_unpin_offers_pinned_models(daemon, complete):
     daemon.pins = ["qwen"]
-    assert _complete(ctl, monkeypatch, "unpin", "").stdout == "plain,qwen\n"
+    assert complete("unpin", "") == "plain,qwen\n"
 
 
-def test_completion_of_key_revoke_offers_key_ids(daemon, ctl, monkeypatch):
+def test_completion_of_key_revoke_offers_key_ids(daemon, complete):
     daemon.keys = [KeyInfo(id="a1", name="laptop", created=1), KeyInfo(id="b2", name=None, created=1)]
-    assert _complete(ctl, monkeypatch, "key", "revoke", "a").stdout == "plain,a1\n"
+    assert complete("key", "revoke", "a") == "plain,a1\n"
 
 
 def test_completion_offers_nothing_without_a_daemon(ctl, monkeypatch):
     for command in ("load", "unload", "show", "rm"):
-        result = _complete(ctl, monkeypatch, command, "")
+        _set_words(monkeypatch, command, "")
+        result = ctl()
         assert (result.stdout.strip(), result.stderr) == ("", "")
 
 
 def test_completion_offers_commands(ctl, monkeypatch):
-    assert "plain,status" in _complete(ctl, monkeypatch, "st").stdout
+    _set_words(monkeypatch, "st")
+    assert "plain,status" in ctl().stdout
 
 
 def all_commands():

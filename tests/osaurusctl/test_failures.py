@@ -248,7 +248,7 @@ def test_socket_of_another_user_is_a_permission_error(daemon, home):
         "os.setuid(65534)\n"
         "osaurusctl.cli.root.main(['status'])\n"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=30)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 1
     assert f"permission denied for the socket {home}/run/admin.sock" in result.stderr
     assert "Traceback" not in result.stderr
@@ -312,4 +312,4 @@ def test_pipe_that_is_closed_from_the_start_does_not_hide_the_error(home, spawn)
 
 def test_closed_standard_streams_are_ignored(daemon):
     command = f"exec {sys.executable} -m osaurusctl ls <&- >&- 2>&-"
-    assert subprocess.run(["sh", "-c", command], check=False, cwd=daemon.home, timeout=30).returncode == 0
+    assert subprocess.run(["sh", "-c", command], check=False, cwd=daemon.home, timeout=120).returncode == 0

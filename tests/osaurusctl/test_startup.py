@@ -34,7 +34,7 @@ def test_common_commands_import_nothing_heavy(daemon, command):
         "except SystemExit as end: assert not end.code\n"
         "print('loaded:', *sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     loaded = set(result.stderr.rpartition("loaded: ")[2].split())
     assert "osaurusctl" in loaded
     assert loaded & HEAVY == set()
@@ -48,7 +48,7 @@ def test_commands_for_models_import_psutil_only_when_they_need_it(home, command)
         "except SystemExit as end: assert not end.code\n"
         "assert 'psutil' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=30, check=True)
+    subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120, check=True)
 
 
 def test_no_module_imports_the_daemons_libraries(home):
@@ -59,7 +59,7 @@ def test_no_module_imports_the_daemons_libraries(home):
         f"for name in names - {IMPORTED_WHEN_USED}: importlib.import_module(name)\n"
         "assert not {'aiohttp', 'rich', 'prompt_toolkit', 'structlog'} & sys.modules.keys()\n"
     )
-    subprocess.run([sys.executable, "-c", script], timeout=30, check=True)
+    subprocess.run([sys.executable, "-c", script], timeout=120, check=True)
 
 
 def test_command_modules_are_imported_on_first_use(home):
@@ -67,7 +67,7 @@ def test_command_modules_are_imported_on_first_use(home):
         "import sys, osaurusctl.cli\n"
         "assert not [name for name in sys.modules if name.startswith('osaurusctl.commands.')]\n"
     )
-    subprocess.run([sys.executable, "-c", script], timeout=30, check=True)
+    subprocess.run([sys.executable, "-c", script], timeout=120, check=True)
 
 
 def test_ls_is_fast(daemon, ctl):
@@ -89,4 +89,4 @@ def test_reading_the_configuration_does_not_import_tomlkit(home):
         "except SystemExit as end: assert not end.code\n"
         "assert 'tomlkit' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

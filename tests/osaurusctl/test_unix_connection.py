@@ -33,8 +33,10 @@ def signal_soon(number):
     """
     timer = threading.Timer(0.1, lambda: signal.pthread_kill(threading.get_ident(), number))
     timer.start()
-    yield
-    timer.join()
+    try:
+        yield
+    finally:
+        timer.join()
 
 
 @contextlib.contextmanager
@@ -50,7 +52,7 @@ def give_up_later(end):
 
 def test_ctrl_c_ends_a_wait_that_the_signal_does_not_interrupt(daemon, stream):
     with give_up_later(daemon.closing.set) as gave_up:
-        with signal_soon(signal.SIGINT), pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt), signal_soon(signal.SIGINT):
             next(stream)
         assert not gave_up.is_set()
     stream.close()
@@ -119,7 +121,7 @@ def fill_backlog(home, listener):
 @pytest.mark.usefixtures("fill_backlog")
 def test_ctrl_c_ends_a_wait_for_the_connection(home, listener):
     with connecting(home) as connection, give_up_later(lambda: listener.accept()[0].close()) as gave_up:
-        with signal_soon(signal.SIGINT), pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt), signal_soon(signal.SIGINT):
             connection.connect()
         assert not gave_up.is_set()
 
@@ -149,7 +151,7 @@ def test_ctrl_c_ends_a_wait_while_a_request_is_sent(home, listener):
     with connecting(home) as connection:
         connection.connect()
         with give_up_later(lambda: listener.accept()[0].close()) as gave_up:
-            with signal_soon(signal.SIGINT), pytest.raises(KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt), signal_soon(signal.SIGINT):
                 connection.request("POST", "/", MORE_THAN_A_SOCKET_BUFFERS)
             assert not gave_up.is_set()
 

@@ -1,7 +1,8 @@
 """Fixtures for unit tests of `osaurusd`."""
 
+import asyncio
 import functools
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,23 @@ def hub(tmp_path: Path) -> Path:
     path = tmp_path / "hub"
     path.mkdir()
     return path
+
+
+class LoopClock:
+    """The time of the event loop, which stands still until a test advances it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._now = loop.time()
+        loop.time = lambda: self._now
+
+    def advance(self, seconds: float) -> None:
+        """Let timers run that are due in `seconds`, in the next iteration of the loop."""
+        self._now += seconds
+
+
+@pytest.fixture
+async def loop_clock() -> AsyncIterator[LoopClock]:
+    """Controls when timers run. Timeouts of the test itself do not end while the time stands still."""
+    loop = asyncio.get_running_loop()
+    yield LoopClock(loop)
+    del loop.time

@@ -128,9 +128,11 @@ class Partial:
         self._journal_path.unlink(missing_ok=True)
 
     def finish(self, target: Path) -> None:
-        """Flush the data to the disk, close the files, and move the data to `target`."""
-        os.fsync(self._fd)
-        self.close()
+        """Flush the data to the disk, close the files, even after an error, and move the data to `target`."""
+        try:
+            os.fsync(self._fd)
+        finally:
+            self.close()
         self.data.replace(target)
         self.remove()
 

@@ -37,12 +37,14 @@ class Receiver:
             partial = Partial(self._staging.folder, file.etag, file.size)
             try:
                 await self._transfer.receive(file, partial)
-                if await self._is_intact(file, partial):
-                    await asyncio.to_thread(partial.finish, self._staging.verified_path(file))
-                    return
+                intact = await self._is_intact(file, partial)
             except BaseException:
                 partial.close()
                 raise
+            if intact:
+                # Closes the files: the thread still uses them if this task is cancelled.
+                await asyncio.to_thread(partial.finish, self._staging.verified_path(file))
+                return
             partial.close()
             partial.remove()
             self._progress.present -= file.size

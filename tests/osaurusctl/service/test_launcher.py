@@ -17,7 +17,8 @@ def path(tmp_path):
     return tmp_path / "bin & co" / "osaurusd"
 
 
-def test_launcher_runs_the_osaurusd_of_the_current_python(path):
+def test_launcher_runs_the_osaurusd_of_the_current_python(path, monkeypatch):
+    monkeypatch.setattr(launcher, "_CHECK_TIMEOUT_SECONDS", 120)
     launcher.write(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o755
     assert launcher.check(path, {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}) is None
@@ -40,6 +41,7 @@ def test_arguments_are_passed_unchanged(path, tmp_path):
 
 
 def test_missing_python_is_named(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(launcher, "_CHECK_TIMEOUT_SECONDS", 120)
     monkeypatch.setenv("HOME", str(tmp_path))
     path.parent.mkdir()
     path.write_text(launcher.render(Path("/missing/bin/python")))

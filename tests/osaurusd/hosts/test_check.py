@@ -27,7 +27,9 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def short_transfer(monkeypatch):
+    """The hosts transfer little, but have time for it."""
     monkeypatch.setattr(link, "TRANSFER_BYTES", 4 * 1024 * 1024)
+    monkeypatch.setattr(link, "TRANSFER_SECONDS", 60.0)
     monkeypatch.setattr(check, "SLOW_LINK_BYTES_PER_SECOND", 1)
 
 

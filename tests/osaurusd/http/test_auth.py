@@ -15,7 +15,7 @@ from osaurusd.http.auth import AuthPolicy, name_version, require_api_key
 from osaurusd.http.cors import Cors, require_json_body
 from osaurusd.http.request import read_body
 
-from .serve import build_app, serving
+from .serve import build_app, connected, serving
 
 LOOPBACK = ["127.0.0.1", "::1"]
 LOCAL_PEERS = [("127.0.0.1", 5), ("::1", 5, 0, 0), ("::ffff:127.0.0.1", 5, 0, 0)]
@@ -159,13 +159,12 @@ async def test_preflight_requires_no_key_but_the_request_after_it_does(protected
 
 
 async def test_key_is_checked_before_the_body_is_read(protected, server):
-    reader, writer = await server.connect()
-    writer.write(
-        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n{"
-    )
-    async with asyncio.timeout(60):
-        assert b"HTTP/1.1 401" in await reader.readuntil(b"\r\n")
-    writer.close()
+    async with connected(server) as (reader, writer):
+        writer.write(
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n{"
+        )
+        async with asyncio.timeout(60):
+            assert b"HTTP/1.1 401" in await reader.readuntil(b"\r\n")
     assert [] == protected.calls
 
 
@@ -177,15 +176,14 @@ async def test_credentials_are_ignored_where_no_key_is_required(protected, serve
 
 async def test_revoked_key_is_rejected_on_an_open_connection(protected, server):
     request = f"GET / HTTP/1.1\r\nHost: localhost\r\nx-api-key: {protected.key}\r\n\r\n".encode()
-    reader, writer = await server.connect()
-    async with asyncio.timeout(60):
-        writer.write(request)
-        assert b"HTTP/1.1 200" in await reader.readuntil(b"\r\n")
-        await reader.readuntil(b"hello")
-        protected.keys.revoke(protected.keys.infos()[0].id)
-        writer.write(request)
-        assert b"HTTP/1.1 401" in await reader.readuntil(b"\r\n")
-    writer.close()
+    async with connected(server) as (reader, writer):
+        async with asyncio.timeout(60):
+            writer.write(request)
+            assert b"HTTP/1.1 200" in await reader.readuntil(b"\r\n")
+            await reader.readuntil(b"hello")
+            protected.keys.revoke(protected.keys.infos()[0].id)
+            writer.write(request)
+            assert b"HTTP/1.1 401" in await reader.readuntil(b"\r\n")
 
 
 async def test_last_use_is_saved_once_an_hour(protected, server, tmp_path):

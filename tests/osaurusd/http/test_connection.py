@@ -20,7 +20,7 @@ from osaurusd.http.request import read_body
 from osaurusd.http.server import HttpServer
 from osaurusd.http.streaming import stream_sse
 
-from .serve import build_app, parse_response, serving
+from .serve import build_app, connected, parse_response, serving
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -50,6 +50,7 @@ class Handlers:
         return web.Response(body=bytes(await read_body(request)))
 
     async def large(self, request):
+        self.started.release()
         return web.Response(body=bytes(LARGE))
 
     async def stream(self, request):
@@ -90,18 +91,6 @@ async def serve(logged, handlers):
             yield server
 
     return serve
-
-
-@contextlib.asynccontextmanager
-async def connected(server, data=b""):
-    """Open a connection, and send data over it."""
-    reader, writer = await server.connect()
-    try:
-        writer.write(data)
-        await writer.drain()
-        yield reader, writer
-    finally:
-        writer.transport.abort()
 
 
 async def turns():
@@ -166,9 +155,11 @@ async def test_idle_connection_is_closed_silently(serve):
         assert await read_all(reader) == b""
 
 
-async def test_connection_is_idle_after_its_last_response(serve):
+async def test_connection_is_idle_after_its_last_response(serve, loop_clock):
     async with serve(idle_seconds=SHORT) as server, connected(server, GET + b"\r\n") as (reader, _):
-        assert parse_response(await read_all(reader)).body == b"hello"
+        await reader.readuntil(b"hello")
+        loop_clock.advance(SHORT)
+        assert await reader.read() == b""
 
 
 async def test_connection_is_not_idle_while_its_request_is_served(serve, handlers, loop_clock):
@@ -241,8 +232,9 @@ async def test_response_does_not_wait_for_an_unneeded_body(serve):
     assert b"Connection: close" in head
 
 
-async def test_client_that_is_still_sending_receives_the_response(serve):
+async def test_client_that_is_still_sending_receives_the_response(serve, monkeypatch):
     """Closing a socket that has unread data would reset the connection instead."""
+    monkeypatch.setattr("osaurusd.http.server.BODY_LINGER_SECONDS", LONG)
     request = POST.replace(b"/ ", b"/none ") + b"Content-Length: 4000000\r\n\r\n"
     async with serve() as server, connected(server, request) as (reader, writer):
         for _ in range(40):
@@ -276,12 +268,12 @@ async def test_stream_that_is_not_read_is_aborted(serve, logged, handlers):
 
 
 @pytest.mark.parametrize("end", [b"\r\n", b"Connection: close\r\n\r\n"])
-async def test_large_response_that_is_not_read_is_aborted(serve, logged, end):
+async def test_large_response_that_is_not_read_is_aborted(serve, logged, handlers, end):
     async with serve(reader_stall_seconds=SHORT) as server:
         # A plain socket: an asyncio stream would read ahead.
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(GET.replace(b"/ ", b"/large ") + end)
-            await asyncio.sleep(SHORT)
+            await handlers.started.acquire()
             await server.wait_until_unused()
         assert (await server.request()).body == b"hello"
     assert len(lines_of(logged(), "client stopped reading; connection aborted")) == 1
@@ -464,22 +456,34 @@ async def test_half_closed_client_waits_for_a_slow_response(serve, handlers, mon
         assert final_response(await read_all(reader)).body == b"waited"
 
 
-async def test_half_closed_client_receives_all_pipelined_responses(serve, monkeypatch):
-    monkeypatch.setattr(connection, "HALF_CLOSED_IDLE_SECONDS", 0.5)
+@pytest.fixture
+def slow_between_requests(loop_clock, monkeypatch):
+    """The daemon is stopped for a second after each response; the fixture's list of calls runs then."""
+    calls, wait_for_head = [], ConnectionGuard._wait_for_head
+
+    def wait(guard):
+        wait_for_head(guard)
+        loop_clock.advance(1)
+        for call in calls:
+            call(guard)
+
+    monkeypatch.setattr(ConnectionGuard, "_wait_for_head", wait)
+    return calls
+
+
+async def test_half_closed_client_receives_all_pipelined_responses(serve, slow_between_requests):
     async with serve() as server:
         assert (await half_close_and_read(server, (GET + b"\r\n") * 20)).count(b"hello") == 20
 
 
-async def test_client_that_closes_its_side_between_pipelined_requests_receives_all_responses(serve, monkeypatch):
-    wait_for_head = ConnectionGuard._wait_for_head
-
+async def test_client_that_closes_its_side_between_pipelined_requests_receives_all_responses(
+    serve, slow_between_requests
+):
     def close_client_side(guard):
-        wait_for_head(guard)
         if not guard.half_closed.is_set() and guard._body is not None:
             assert guard.eof_received()
 
-    monkeypatch.setattr(ConnectionGuard, "_wait_for_head", close_client_side)
-    monkeypatch.setattr(connection, "HALF_CLOSED_IDLE_SECONDS", 0.5)
+    slow_between_requests.append(close_client_side)
     async with serve() as server, connected(server, (GET + b"\r\n") * 3) as (reader, _):
         assert (await read_all(reader)).count(b"hello") == 3
 

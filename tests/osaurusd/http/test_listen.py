@@ -54,7 +54,7 @@ def addresses(listeners):
 
 def accepts(host, port):
     try:
-        socket.create_connection((host, port), timeout=5).close()
+        socket.create_connection((host, port), timeout=60).close()
     except ConnectionRefusedError:
         return False
     return True
@@ -85,12 +85,30 @@ def like_xnu(monkeypatch):
 
 
 def serve_everywhere(family, address):
+    """Listen on a port that no other process uses on any address."""
+    other = (socket.AF_INET, "0.0.0.0") if family == socket.AF_INET6 else (socket.AF_INET6, "::")
+    while True:
+        server = bound_socket(family, address, 0)
+        try:
+            bound_socket(*other, server.getsockname()[1]).close()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                server.close()
+                continue
+        server.listen()
+        return server
+
+
+def bound_socket(family, address, port):
     server = socket.socket(family)
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    if family == socket.AF_INET6:
-        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    server.bind((address, 0))
-    server.listen()
+    try:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        server.bind((address, port))
+    except OSError:
+        server.close()
+        raise
     return server
 
 
@@ -144,8 +162,22 @@ def test_localhost_without_ipv6_listens_on_ipv4(open_tcp, monkeypatch, number):
 
 
 @ipv6
+def test_free_port_of_localhost_is_free_on_both_families(open_tcp, monkeypatch):
+    real, tried = listen._bind, []
+
+    def bind_second_time(address, port):
+        tried.append(address)
+        if tried == ["127.0.0.1", "::1"]:
+            raise ListenFailed("in use")
+        return real(address, port)
+
+    monkeypatch.setattr(listen, "_bind", bind_second_time)
+    assert addresses(open_tcp("localhost")) == ["127.0.0.1", "::1"]
+
+
+@ipv6
 def test_localhost_fails_if_its_ipv6_port_is_in_use():
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as other:
+    with serve_everywhere(socket.AF_INET6, "::1") as other:
         port = other.getsockname()[1]
         with pytest.raises(ListenFailed, match=f"cannot listen on ::1 port {port}: ") as error:
             listen_tcp("localhost", port)

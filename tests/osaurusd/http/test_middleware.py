@@ -17,9 +17,9 @@ from osaurusd.http.streaming import stream_sse
 from osaurusd.log import get_logger
 from osaurusd.wire.errors import ErrorCode
 
-from .serve import build_app, build_group, serving
+from .serve import build_app, build_group, connected, serving
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(120)
 
 logger = get_logger("test")
 
@@ -146,9 +146,9 @@ async def test_log_lines_of_a_request_have_its_id(server, logged, path, event):
 
 async def test_disconnected_client_is_logged_and_counted(logged, handlers):
     registry = CollectorRegistry()
-    async with serving(build_app(*handlers.routes, metrics=HttpMetrics(registry))) as server:
-        _, writer = await server.connect()
-        writer.write(b"GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    app = build_app(*handlers.routes, metrics=HttpMetrics(registry))
+    request = b"GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with serving(app) as server, connected(server, request) as (_, writer):
         await handlers.waiting.wait()
         writer.close()
         await writer.wait_closed()
@@ -258,9 +258,9 @@ async def test_admitted_route_rejects_requests_before_their_body_is_read(handler
     admission = Admission(lambda: config)
     routes = [Route("POST", "/", handlers.wait, admitted=True), Route("GET", "/", handlers.hello)]
     group = RouteGroup("test", routes, build_group().error_response)
-    async with serving(create_app([group], lambda: config, admission=admission), config) as server:
-        _, writer = await server.connect()
-        writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    app = create_app([group], lambda: config, admission=admission)
+    first = b"POST / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with serving(app, config) as server, connected(server, first) as (_, writer):
         await handlers.waiting.wait()
         head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
         response = await server.send(head)

@@ -13,9 +13,9 @@ from osaurusd.http.json import json_response, read_json
 from osaurusd.http.request import read_body
 from osaurusd.http.trusted_hosts import trusted_hosts
 
-from .serve import build_app, parse_response, serving
+from .serve import build_app, connected, parse_response, serving
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 MAX_BODY = 1000
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
@@ -175,13 +175,11 @@ async def test_absolute_target_of_a_trusted_host_is_served(server):
 
 
 async def test_head_may_arrive_byte_by_byte(server):
-    reader, writer = await server.connect()
-    for byte in b"\r\n" + GET + b"Connection: close\r\n\r\n":
-        writer.write(bytes([byte]))
-        await writer.drain()
-    assert parse_response(await reader.read()).body == b"hello"
-    writer.close()
-    await writer.wait_closed()
+    async with connected(server) as (reader, writer):
+        for byte in b"\r\n" + GET + b"Connection: close\r\n\r\n":
+            writer.write(bytes([byte]))
+            await writer.drain()
+        assert parse_response(await reader.read()).body == b"hello"
 
 
 async def test_chunk_extensions_and_trailers_are_ignored(server):
@@ -210,14 +208,12 @@ async def test_compressed_bodies_are_a_415(server, encoding):
 
 
 async def test_continue_is_sent_when_the_body_is_read(server):
-    reader, writer = await server.connect()
-    head = POST.replace(b"/ ", b"/raw ") + b"Connection: close\r\nExpect: 100-Continue\r\nContent-Length: 4\r\n\r\n"
-    writer.write(head)
-    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-    writer.write(b"body")
-    assert parse_response(await reader.read()).body == b"body"
-    writer.close()
-    await writer.wait_closed()
+    async with connected(server) as (reader, writer):
+        head = POST.replace(b"/ ", b"/raw ") + b"Connection: close\r\nExpect: 100-Continue\r\nContent-Length: 4\r\n\r\n"
+        writer.write(head)
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"body")
+        assert parse_response(await reader.read()).body == b"body"
 
 
 @pytest.mark.parametrize(
@@ -239,22 +235,19 @@ async def test_expectations_are_ignored_in_http_1_0(server):
 
 
 async def test_client_that_disconnects_within_its_body_is_not_an_error(server, logged):
-    reader, writer = await server.connect()
-    writer.write(b"POST /raw HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
-    writer.write_eof()
-    assert await reader.read() == b""
-    writer.close()
-    await writer.wait_closed()
+    request = b"POST /raw HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+    async with connected(server, request) as (reader, writer):
+        writer.write_eof()
+        assert await reader.read() == b""
     assert noise(logged()) == []
 
 
 async def test_bodies_in_memory_are_limited_and_released(logged):
     config = Config(limits=Limits(max_buffered_bytes=15_000))
     admission = Admission(lambda: config)
-    async with serving(build_test_app(config, admission=admission), config) as server:
-        reader, writer = await server.connect()
-        head = b"POST /raw HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 10000\r\n\r\n"
-        writer.write(head + bytes(9_999))
+    app = build_test_app(config, admission=admission)
+    head = b"POST /raw HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 10000\r\n\r\n"
+    async with serving(app, config) as server, connected(server, head + bytes(9_999)) as (reader, writer):
         async with asyncio.timeout(60):
             while admission.buffered.count < 9_999:  # noqa: ASYNC110  there is no event for it
                 await asyncio.sleep(0.01)
@@ -262,8 +255,6 @@ async def test_bodies_in_memory_are_limited_and_released(logged):
         small = await server.request("POST", "/raw", body=b"small")
         writer.write(b"\0")
         response = parse_response(await reader.read())
-        writer.close()
-        await writer.wait_closed()
     assert (rejected.status, rejected.error["code"]) == (429, "too_many_requests")
     assert (small.status, response.status, len(response.body)) == (200, 200, 10_000)
     assert admission.buffered.count == 0
@@ -335,10 +326,12 @@ async def test_mutated_requests_cause_no_server_error(logged, count):
     rng = random.Random(count)
     limits = Limits(header_seconds=0.1, body_stall_seconds=0.1, idle_seconds=0.1)
     config = Config(server=Server(max_body_bytes=MAX_BODY), limits=limits)
-    async with serving(build_test_app(config), config) as server:
+    app = build_test_app(config)
+    async with serving(app, lambda: config) as server:
         statuses = set()
         for _ in range(0, count, 100):
             statuses |= set(await asyncio.gather(*(send_mutated(server, rng) for _ in range(100))))
+        config = Config()
         assert await still_serves(server)
     assert statuses >= {b"HTTP/1.1 200"}
     assert {status[:5] for status in statuses} <= {b"HTTP/", b""}

@@ -14,7 +14,7 @@ from osaurusd.http.errors import error_body, error_response
 from osaurusd.http.routes import Route, RouteGroup
 from osaurusd.http.streaming import encode_sse, stream_ndjson, stream_sse
 
-from .serve import build_app, serving
+from .serve import build_app, connected, serving
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -159,9 +159,7 @@ async def test_headers_wait_for_the_first_event():
         await resume.wait()
         yield b"1"
 
-    async with serving_sse(events) as server:
-        reader, writer = await server.connect()
-        writer.write(REQUEST)
+    async with serving_sse(events) as server, connected(server, REQUEST) as (reader, _):
         first_line = asyncio.create_task(reader.readline())
         await waiting.wait()
         for _ in range(50):
@@ -169,8 +167,6 @@ async def test_headers_wait_for_the_first_event():
         assert not first_line.done()
         resume.set()
         assert await first_line == b"HTTP/1.1 200 OK\r\n"
-        writer.close()
-        await writer.wait_closed()
 
 
 QUIET = Config(server=Server(first_byte_seconds=0.02))
@@ -292,9 +288,7 @@ async def test_disconnect_closes_the_events(logged, after):
         finally:
             closed.set()
 
-    async with serving_sse(events) as server:
-        _, writer = await server.connect()
-        writer.write(REQUEST)
+    async with serving_sse(events) as server, connected(server, REQUEST) as (_, writer):
         await waiting.wait()
         assert not closed.is_set()
         writer.close()
@@ -312,9 +306,7 @@ async def test_disconnect_that_a_write_finds_is_logged(logged, monkeypatch):
         yield b"{}"
 
     monkeypatch.setattr(web.StreamResponse, "write", fail)
-    async with serving_sse(events) as server:
-        reader, writer = await server.connect()
-        writer.write(REQUEST)
+    async with serving_sse(events) as server, connected(server, REQUEST) as (reader, writer):
         await reader.readline()
         writer.close()
         await server.wait_until_unused()
@@ -332,9 +324,7 @@ async def test_stream_waits_for_a_client_that_does_not_read(logged):
         finally:
             closed.set()
 
-    async with serving_sse(events) as server:
-        reader, writer = await server.connect()
-        writer.write(REQUEST)
+    async with serving_sse(events) as server, connected(server, REQUEST) as (reader, writer):
         await reader.readline()
         before = -1
         while len(sent) != before:
@@ -372,9 +362,7 @@ async def test_stream_that_has_begun_ends_soon_after_its_client_is_gone(service,
     monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 600)
     ended = asyncio.Event()
     config = Config(server=Server(first_byte_seconds=first_byte_seconds))
-    async with service(begun_stream(ended), config) as server:
-        reader, writer = await server.connect()
-        writer.write(REQUEST)
+    async with service(begun_stream(ended), config) as server, connected(server, REQUEST) as (reader, writer):
         await reader.readuntil(b"a")
         # The system sends a FIN, as for a client that only closes its side.
         writer.close()
@@ -389,13 +377,10 @@ async def test_stream_continues_for_a_client_that_has_closed_its_side():
         await resume.wait()
         yield b"2"
 
-    async with serving_sse(events) as server:
-        reader, writer = await server.connect()
-        writer.write(REQUEST)
+    async with serving_sse(events) as server, connected(server, REQUEST) as (reader, writer):
         await reader.readuntil(b"data: 1\n\n")
         writer.write_eof()
         for _ in range(2):
             await reader.readuntil(streaming._COMMENT)
         resume.set()
         await reader.readuntil(b"data: 2\n\n")
-        writer.close()
