@@ -7,11 +7,13 @@ import importlib
 import os
 import shutil
 import signal
+import ssl
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 # First, as in the daemon: with rich, structlog renders tracebacks so slowly that tests of failures time out.
 import osaurusd.lean_imports  # noqa: F401
@@ -30,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 SMOLLM = "smollm2-135m-instruct"
 TINY = "tiny"
 MAX_TEMPORARY_LENGTH = 20
+MIN_BUNDLE_BYTES = 100_000
 
 
 def pytest_configure() -> None:
@@ -46,6 +49,7 @@ def pytest_configure() -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Prepare the process for all tests."""
     use_short_temporary_directory()
+    ignore_certificate_authorities()
     # Collecting creates millions of objects, nearly all of which stay.
     gc.disable()
     if hasattr(session.config, "workerinput"):
@@ -76,6 +80,26 @@ def use_short_temporary_directory() -> None:
     if len(tempfile.gettempdir()) > MAX_TEMPORARY_LENGTH:
         # Resolved, because /tmp is a link on macOS, and tests compare paths with those that processes report.
         tempfile.tempdir = os.environ["TMPDIR"] = os.path.realpath("/tmp")
+
+
+def ignore_certificate_authorities() -> None:
+    """Read none of the machine's certificate authorities: 30 ms for each client, of which tests create hundreds.
+
+    Servers of tests have certificates of their own, in files that are much smaller.
+    """
+    load = ssl.SSLContext.load_verify_locations
+
+    def load_small_file(context: ssl.SSLContext, cafile: str | None = None, *args: Any, **kwargs: Any) -> None:
+        if cafile is None or Path(cafile).stat().st_size < MIN_BUNDLE_BYTES:
+            load(context, cafile, *args, **kwargs)
+
+    def load_configured(context: ssl.SSLContext) -> None:
+        if file := os.environ.get("SSL_CERT_FILE"):
+            load_small_file(context, file)
+
+    replacements = pytest.MonkeyPatch()
+    replacements.setattr(ssl.SSLContext, "load_verify_locations", load_small_file)
+    replacements.setattr(ssl.SSLContext, "set_default_verify_paths", load_configured)
 
 
 @contextlib.contextmanager

@@ -12,9 +12,9 @@ from osaurusd.wire.admin import Route
 from tests.fuzz import inputs
 from tests.fuzz.target import SERVER_FAULTS, TIMEOUT_SECONDS, Target, check_error
 
-EXAMPLES = 60
+EXAMPLES = 40
 LONG_EXAMPLES = 3000
-ADMIN_EXAMPLES = 25
+ADMIN_EXAMPLES = 15
 
 OTHER_PREFIXES = ["/responses", "/conversations", "/decisions", "/api/", "/messages"]
 FINAL_EVENTS = ("error", "response.completed", "response.incomplete", "response.failed")

@@ -25,7 +25,7 @@ MODEL = "tiny-vision"
 FAMILIES = ("idefics3", pytest.param("gemma3", marks=pytest.mark.long))
 OUTPUT_TOKENS = 6
 CONCURRENCY = 4
-CHATS = 12
+CHATS = 8
 
 # Room for a few prompts and images only, so that the caches evict.
 SMALL_CACHES = "[worker]\nprefix_cache_bytes = 200000\n[vision]\nfeature_cache_bytes = 3000\n"

@@ -258,12 +258,12 @@ def confined_daemon() -> Iterator[Daemon]:
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_command_line_imports_what_only_the_user_may_open(
-    confined_daemon: Daemon, smollm_gguf: Path, tiny_tokenizer: Path, kind: str
+    confined_daemon: Daemon, tiny_tokenizer: Path, kind: str
 ) -> None:
     downloads = confined_daemon.home / "user" / "Downloads"
     source = downloads / "Some-Model.gguf" if kind == "file" else downloads / "Some-Folder"
     if kind == "file":
-        shutil.copyfile(smollm_gguf, source)
+        Network(CASES[0], Type.Q8_0).write(source)
     else:
         make_tiny(source, tiny_tokenizer)
     status, refused = confined_daemon.admin("POST", "/v0/imports", {"path": str(source)})
