@@ -18,7 +18,7 @@ from tests import daemons
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 MAC_PROGRAM = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
-TIMEOUT_MS = 30_000
+TIMEOUT_MS = 60_000
 
 # Features of Chromium that nothing here shows. The address bar alone would take most of the CPU time of a test.
 # The option replaces that of Playwright, so it repeats what Playwright disables to keep the browser idle.

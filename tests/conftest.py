@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 # First, as in the daemon: with rich, structlog renders tracebacks so slowly that tests of failures time out.
 import osaurusd.lean_imports  # noqa: F401
@@ -157,6 +158,12 @@ def tiny_daemon(tiny_tokenizer: Path) -> Iterator[Daemon]:
         make_tiny(folder, tiny_tokenizer, **options)
         with daemons.running(home) as daemon:
             yield daemon
+
+
+@pytest.fixture(scope="session")
+def anthropic() -> ModuleType:
+    """Anthropic's library. To import it takes as long as a quarter of all tests' modules, and few processes need it."""
+    return importlib.import_module("anthropic")
 
 
 @pytest.fixture(scope="session")

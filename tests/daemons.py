@@ -19,9 +19,10 @@ from click.testing import CliRunner
 
 from osaurusctl.cli import root
 
-START_SECONDS = 60
-STOP_SECONDS = 60
-WAIT_SECONDS = 90
+# They only bound what hangs: a busy machine takes long for everything.
+START_SECONDS = 120
+STOP_SECONDS = 120
+WAIT_SECONDS = 120
 
 JSON_LINES = "application/jsonl"
 
@@ -128,6 +129,17 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def suspended(pid: int) -> Iterator[None]:
+    """Stop a process while the block runs, for example a worker whose requests must not finish."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # it was killed meanwhile
+            os.kill(pid, signal.SIGCONT)
 
 
 def free_port() -> int:

@@ -164,12 +164,14 @@ class Mac:
         except OSError:
             return False
 
-    def post_chat(self, body: object) -> HTTPConnection:
-        """Send a chat request, and return the connection, from which the response can be read."""
+    @contextlib.contextmanager
+    def post_chat(self, body: object) -> Iterator[HTTPConnection]:
+        """Send a chat request, and yield the connection, from which the response can be read."""
         address = urlsplit(self.status()["endpoints"][0])
         connection = HTTPConnection(address.hostname or "", address.port, timeout=TIMEOUT_SECONDS)
-        connection.request("POST", "/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
-        return connection
+        with contextlib.closing(connection):
+            connection.request("POST", "/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+            yield connection
 
 
 @contextlib.contextmanager

@@ -5,10 +5,12 @@ import importlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import pytest
 from mlx.nn.layers.quantized import quantize
 from mlx.utils import tree_flatten
 
@@ -110,6 +112,15 @@ def split_files(folder: Path) -> None:
     index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "model.safetensors").unlink()
+
+
+def skip_without_mlx_vlm() -> None:
+    """Skip the module of tests if mlx-vlm is not installed.
+
+    `pytest.importorskip` would import it, and all of transformers: a second in each process that collects tests.
+    """
+    if find_spec("mlx_vlm") is None:
+        pytest.skip("mlx-vlm is not installed", allow_module_level=True)
 
 
 @contextlib.contextmanager

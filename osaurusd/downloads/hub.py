@@ -11,9 +11,13 @@ from osaurusd.downloads import messages
 from osaurusd.errors import PullFailed, from_code
 from osaurusd.redaction import redact
 from osaurusd.rpc import job
+from osaurusd.wire.pulls import PullStage
 
 RESPONSE_SECONDS = 12.0
-"""How long to wait for the hub's first response while a user waits. Without a network, name resolution can be slow."""
+"""How long to wait for the hub's first response while a user waits. Without a network, name resolution can be slow.
+
+It counts from the first frame of the process, because a process starts slowly on a busy machine.
+"""
 
 COMMAND = job.module_command("osaurusd.downloads.worker")
 
@@ -39,6 +43,20 @@ async def run(arguments: Sequence[str], token: str | None) -> AsyncGenerator[mes
             yield frame
 
 
+def limit_response(timeout: asyncio.Timeout, frame: messages.Message, seconds: float | None) -> None:
+    """Limit the time from the first frame of a process to the first one that depends on a response of the hub.
+
+    Args:
+        timeout: the limit, which applies to the loop that receives the frames.
+        frame: the frame that was received.
+        seconds: the limit; None for no limit.
+    """
+    if not (isinstance(frame, messages.Progress) and frame.stage is PullStage.RESOLVING):
+        timeout.reschedule(None)
+    elif seconds is not None and timeout.when() is None:
+        timeout.reschedule(asyncio.get_running_loop().time() + seconds)
+
+
 async def search(query: str, task: str, author: str | None, limit: int, token: str | None) -> list[messages.HubModel]:
     """Search the hub for models for a task.
 
@@ -49,8 +67,9 @@ async def search(query: str, task: str, author: str | None, limit: int, token: s
     if author is not None:
         arguments.append(f"--author={author}")
     try:
-        async with asyncio.timeout(RESPONSE_SECONDS), contextlib.aclosing(run(arguments, token)) as frames:
+        async with asyncio.timeout(None) as timeout, contextlib.aclosing(run(arguments, token)) as frames:
             async for frame in frames:
+                limit_response(timeout, frame, RESPONSE_SECONDS)
                 if isinstance(frame, messages.SearchResult):
                     return frame.models
     except TimeoutError as error:

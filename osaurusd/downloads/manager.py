@@ -262,15 +262,14 @@ class PullManager:
         limit = hub.RESPONSE_SECONDS if pull_id in self._requested else None
         try:
             async with (
-                asyncio.timeout(limit) as timeout,
+                asyncio.timeout(None) as timeout,
                 contextlib.aclosing(hub.run(arguments, self._tokens.get(pull_id))) as frames,
             ):
                 async for frame in frames:
+                    hub.limit_response(timeout, frame, limit)
                     if isinstance(frame, messages.Pulled):
                         return frame
                     if isinstance(frame, messages.Progress):
-                        if frame.stage is not PullStage.RESOLVING:
-                            timeout.reschedule(None)
                         self._update(pulls.with_progress(self._get(pull_id), frame))
         except TimeoutError as error:
             reason = self._get(pull_id).note or f"{pull.repo}: the hub did not respond within {limit:g} s"
@@ -279,9 +278,7 @@ class PullManager:
 
     async def _find_installed(self, pull: PullInfo, result: messages.Pulled) -> ModelRecord:
         """Return the catalog's record of the downloaded model."""
-        await self._catalog.refresh()
-        records = await self._catalog.records()
-        record = next((each for each in records if each.repo.lower() == pull.repo.lower()), None)
+        record = await self._catalog.find_new(self._catalog.hub, lambda each: each.repo.lower() == pull.repo.lower())
         if record is None:
             raise PullFailed(f"{pull.repo} (commit {result.commit}) was downloaded, but it is missing in the cache")
         if record.state is not Availability.AVAILABLE:

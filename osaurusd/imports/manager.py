@@ -203,8 +203,9 @@ class ImportManager:
         except OSError as error:
             await self._remove(target)
             raise ImportFailed(f"{name}: {describe(error)}") from error
-        await self._catalog.refresh()
-        record = next(record for record in await self._catalog.records() if record.path == target)
+        record = await self._catalog.find_new(self._models_dir, lambda record: record.path == target)
+        if record is None:
+            raise ImportFailed(f"{name}: the model was written, but it is missing in {self._models_dir}")
         if record.state is not Availability.AVAILABLE:
             await self._remove(target)
             raise ImportFailed(f"{name}: {record.reason}")

@@ -1,8 +1,9 @@
 """The models on this machine, and how requests find them by name."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -17,6 +18,9 @@ from osaurusd.wire.admin import Availability
 
 # Other programs add and remove models at any time, so that the result of a scan expires.
 MAX_AGE_SECONDS = 2.0
+
+NEW_MODEL_SECONDS = 60.0
+"""How long to wait for the root of a model that was just added: the disk may be busy."""
 
 _MAX_LISTED = 10
 
@@ -72,6 +76,20 @@ class Catalog:
             # The running scan may have missed what the caller has just written.
             await asyncio.shield(self._scanning)
         await self._join_scan()
+
+    async def find_new(self, root: Path, is_new: Callable[[ModelRecord], bool]) -> ModelRecord | None:
+        """Return the record of a model that was just added to a root; None if it is missing.
+
+        Unlike other callers, this waits for a root that responds late, for at most `NEW_MODEL_SECONDS`.
+        """
+        await self.refresh()
+        scanner = next(each for each in self._scanners if each.root.path == root)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(NEW_MODEL_SECONDS):
+                while await scanner.wait_for_late_scan():
+                    await self.refresh()  # takes the result, which may be older than the model
+                    await self.refresh()
+        return next(filter(is_new, self._records), None)
 
     async def find(self, model: str) -> ModelRecord:
         """Find an available model by API name, alias or repository id, ignoring case.

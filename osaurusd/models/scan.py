@@ -25,6 +25,9 @@ log = get_logger(__name__)
 SCAN_TIMEOUT_SECONDS = 2.0
 """How long callers wait for one root. A first scan of thousands of models takes less."""
 
+SCAN_WAITS = 4
+"""It passes in so many parts. While the daemon itself is stopped, such as on a machine that swaps, only one passes."""
+
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _OTHER_TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json")
 
@@ -72,6 +75,7 @@ class BackgroundScanner:
     """Scans a root in its own thread, so that a network volume or a privacy prompt that hangs blocks no request."""
 
     def __init__(self, scanner: Scanner) -> None:
+        self.root = scanner.root
         self._scanner = scanner
         self._running: Future[list[ModelRecord]] | None = None
         self.records: list[ModelRecord] = []
@@ -86,23 +90,47 @@ class BackgroundScanner:
             return
         if self._running is None:
             self._running = _run_in_thread(self._scanner)
-        try:
-            async with asyncio.timeout(SCAN_TIMEOUT_SECONDS):
-                self.records = await asyncio.shield(asyncio.wrap_future(self._running))
-        except TimeoutError:
+            await _wait_shortly(self._running)
+        if not self._running.done():
             self._report("does not respond")
             return
+        ended, self._running = self._running, None
+        try:
+            self.records = ended.result()
         except OSError as error:
             self._report(f"cannot be read: {error.strerror or error}")
         else:
             self.fault = None
-        self._running = None
+
+    async def wait_for_late_scan(self) -> bool:
+        """Wait until a scan that has timed out ends; return whether there was one."""
+        if self._running is None:
+            return False
+        await _wait(self._running, None)
+        return True
 
     def _report(self, problem: str) -> None:
-        fault = f"the models folder {self._scanner.root.path} {problem}"
+        fault = f"the models folder {self.root.path} {problem}"
         if fault != self.fault:
             log.warning("models folder unavailable", fault=fault)
         self.fault = fault
+
+
+async def _wait_shortly(running: Future[list[ModelRecord]]) -> None:
+    """Wait until a scan ends, but not much longer than `SCAN_TIMEOUT_SECONDS`."""
+    for _ in range(SCAN_WAITS):
+        if not running.done():
+            await _wait(running, SCAN_TIMEOUT_SECONDS / SCAN_WAITS)
+
+
+async def _wait(running: Future[list[ModelRecord]], seconds: float | None) -> None:
+    """Wait until a scan ends, however it ends, but not longer than this. It continues if the caller is cancelled."""
+    ended = asyncio.shield(asyncio.wrap_future(running))
+    try:
+        await asyncio.wait([ended], timeout=seconds)
+    finally:
+        if not ended.cancel():
+            ended.exception()  # asyncio would log one that nobody asks for; the caller gets it from `running`
 
 
 def _run_in_thread(scanner: Scanner) -> Future[list[ModelRecord]]:

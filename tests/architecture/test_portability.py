@@ -49,7 +49,7 @@ def test_tests_with_sockets_pass_with_the_temporary_directory_of_a_mac(
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     try:
         run = subprocess.run(
-            command, cwd=ROOT, env={**environment, "TMPDIR": str(folder)}, capture_output=True, text=True, timeout=120
+            command, cwd=ROOT, env={**environment, "TMPDIR": str(folder)}, capture_output=True, text=True, timeout=240
         )
         assert 0 == run.returncode, run.stdout
         assert [] == list(folder.iterdir())

@@ -1,6 +1,7 @@
 """The package uses no private attributes of other objects, in particular none of its dependencies."""
 
 import ast
+import functools
 import importlib
 import pkgutil
 from collections.abc import Iterator
@@ -22,12 +23,17 @@ STANDARD_LIBRARY = frozenset({"_exit"})
 """Documented functions of the standard library: `os._exit`."""
 
 
+@functools.lru_cache(maxsize=1)
+def nodes_of(source: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(source)))
+
+
 def private_accesses(source: str) -> Iterator[tuple[int, str]]:
     """Yield the line and name of every private attribute that is used but not defined by a class of the same module."""
-    tree = ast.parse(source)
-    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and is_private(node.attr)]
+    nodes = nodes_of(source)
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute) and is_private(node.attr)]
     own = {node.attr for node in attributes if is_own(node.value)}
-    own |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    own |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     for node in attributes:
         if node.attr not in own:
             yield node.lineno, node.attr
@@ -35,7 +41,7 @@ def private_accesses(source: str) -> Iterator[tuple[int, str]]:
 
 def hidden_accesses(source: str) -> Iterator[tuple[int, str]]:
     """Yield private names that are imported, or that `getattr`, `setattr` and the like get as text."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         match node:
             case ast.Import(names=aliases):
                 names = [part for alias in aliases for part in alias.name.split(".")]
@@ -66,8 +72,9 @@ def test_no_private_attribute_of_another_object_is_used(package: Path) -> None:
     accesses = [
         f"{path.relative_to(package.parent)}:{line} {name}"
         for path in sorted(package.rglob("*.py"))
+        for source in [path.read_text(encoding="utf-8")]
         for find in (private_accesses, hidden_accesses)
-        for line, name in find(path.read_text(encoding="utf-8"))
+        for line, name in find(source)
         if (str(path.relative_to(package.parent)), name) not in ALLOWED
     ]
     assert accesses == []

@@ -68,7 +68,7 @@ def test_installed_programs_work_without_a_checkout(programs: Path, home: Path, 
 
     def run(program: str, *arguments: str) -> str:
         command = [programs / program, *arguments]
-        result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
         assert 0 == result.returncode, result.stderr
         return result.stdout
 

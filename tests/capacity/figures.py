@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import osaurusd.worker.lean_imports  # noqa: F401  the next imports take a second more without it
 from osaurusd.config import Worker
 from osaurusd.worker.engine.chunk_sizer import ChunkSizer
 from osaurusd.worker.engine.kv_cache import CacheLayout

@@ -46,7 +46,7 @@ def test_documentation_has_the_computed_tables():
 def test_prediction_agrees_with_the_simulation(figures, kind, factor, users):
     host = scaled(figures, factor)
     predicted = predict(host, kind, users, MEMORY)
-    simulated = Simulation(host, kind, users, MEMORY).run(warm_up=30, seconds=40 if users == 1000 else 300)
+    simulated = Simulation(host, kind, users, MEMORY).run(warm_up=30, seconds=20 if users == 1000 else 200)
 
     for name in ("requests_per_second", "seconds", "tokens_per_second"):
         assert getattr(predicted, name) == pytest.approx(getattr(simulated, name), rel=0.15), name
@@ -55,7 +55,7 @@ def test_prediction_agrees_with_the_simulation(figures, kind, factor, users):
 
 def test_overloaded_host_rejects_requests_in_both(figures):
     predicted = predict(figures, CHAT, 400, MEMORY)
-    simulated = Simulation(figures, CHAT, 400, MEMORY).run(warm_up=60, seconds=60)
+    simulated = Simulation(figures, CHAT, 400, MEMORY).run(warm_up=60, seconds=30)
 
     assert predicted.requests_per_second == pytest.approx(simulated.requests_per_second, rel=0.15)
     assert min(predicted.rejected, simulated.rejected) > 0.1

@@ -107,7 +107,7 @@ class Hub:
     def close(self):
         # The process exits at the end of its standard input.
         self._process.stdin.close()
-        self._process.wait(30)
+        self._process.wait(60)
         self._process.stdout.close()
 
     def _control(self, command, **body):

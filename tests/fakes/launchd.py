@@ -164,7 +164,7 @@ class Domain:
         if job.process is None:
             raise CallError(3, "No process to signal.\n")
         number = int(arguments[0]) if arguments[0].isdecimal() else signal.Signals[arguments[0]]
-        job.process.send_signal(number)
+        job.send_signal(number)
 
     async def do_print(self, arguments):
         if arguments[0] == self.name:

@@ -146,8 +146,13 @@ class Job:
         if self.process is None:
             self.start_requested.set()
         elif kill:
-            self.process.send_signal(signal.SIGKILL)
+            self.send_signal(signal.SIGKILL)
             self.start_requested.set()
+
+    def send_signal(self, number):
+        """Send a signal to the process, which may just have exited."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
 
     async def remove(self):
         """Stop the job; return when its process has exited."""
@@ -156,11 +161,11 @@ class Job:
             self.supervisor.cancel()
         else:
             self.state = "SIGTERMed"
-            self.process.send_signal(signal.SIGTERM)
+            self.send_signal(signal.SIGTERM)
         with contextlib.suppress(asyncio.CancelledError):
             done, _ = await asyncio.wait({self.supervisor}, timeout=self.tree.get("ExitTimeOut", EXIT_SECONDS))
             if not done and self.process is not None:
-                self.process.send_signal(signal.SIGKILL)
+                self.send_signal(signal.SIGKILL)
             await asyncio.wait({self.supervisor})
 
 

@@ -128,7 +128,7 @@ class Unit:
                     asyncio.get_running_loop().sock_recv(channel, 65536), watchdog if self.ready.is_set() else None
                 )
             except TimeoutError:
-                self.process.send_signal(signal.SIGABRT)
+                self._send_signal(signal.SIGABRT)
                 return
             fields = dict(line.split("=", 1) for line in message.decode().splitlines() if "=" in line)
             self.notifications |= fields
@@ -145,11 +145,16 @@ class Unit:
             self.state = ("inactive", "dead")
             return
         self.state = ("deactivating", "stop-sigterm")
-        self.process.send_signal(signal.SIGTERM)
+        self._send_signal(signal.SIGTERM)
         await asyncio.wait({self.supervisor}, timeout=self.seconds("TimeoutStopSec", "90"))
         if not self.supervisor.done():
             os.killpg(self.process.pid, signal.SIGKILL)
             await asyncio.wait({self.supervisor})
+
+    def _send_signal(self, number):
+        """Send a signal to the process, which may just have exited."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
 
 
 class Manager:

@@ -26,6 +26,7 @@ The last message, the text or the token ids of a prompt choose how it responds:
     flood           four times the daemon's buffer limit at once, then Completed
     stall           one word, then nothing until cancelled
     slow            one word, then only pulses for about a second, then Completed
+    hold            one word, then nothing until the file `release` exists in the folder, then Completed
     think           reasoning, then one word
     call            a call of the first tool, in pieces
     anything else   the prompt itself, word by word, interleaved with other requests, `n` times, up to `max_tokens`
@@ -251,6 +252,10 @@ class FakeWorker:
             case "slow":
                 self.send(delta(frame.id, text="slow "))
                 self._running[frame.id] = generate_slowly(frame)
+            case "hold":
+                assert self._folder is not None
+                self.send(delta(frame.id, text="hold "))
+                self._running[frame.id] = wait_for_release(frame, self._folder / "release")
             case "think":
                 self._running[frame.id] = think(frame)
             case "call":
@@ -343,6 +348,13 @@ def generate_slowly(frame: messages.Generate) -> Iterator[list[messages.Frame]]:
     for step in range(SLOW_STEPS):
         time.sleep(SLOW_SECONDS)
         yield [messages.Pulse(progress=step + 1)]
+    yield [finished(frame.id, reason="stop"), completed(frame.id, 1)]
+
+
+def wait_for_release(frame: messages.Generate, release: Path) -> Iterator[list[messages.Frame]]:
+    while not release.exists():
+        time.sleep(0.01)
+        yield []
     yield [finished(frame.id, reason="stop"), completed(frame.id, 1)]
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPResponse
@@ -27,13 +29,14 @@ ROOM_FOR_ONE = TINY_BYTES + TINY_BYTES // 3
 REPEATED_TOKEN = "260"
 
 # A streamed chat that runs until the test ends it: the model cannot generate its end token.
-ENDLESS: dict[str, Any] = {"max_tokens": 1900, "stream": True, "logit_bias": {REPEATED_TOKEN: 100}}
+ENDLESS: dict[str, Any] = {"max_tokens": 60_000, "stream": True, "logit_bias": {REPEATED_TOKEN: 100}}
 
 
 def make_models(home: Path, tokenizer: Path, *names: str) -> Path:
-    """Create tiny random models that generate until the context is full."""
+    """Create tiny random models that generate until the context is full, which takes minutes."""
+    config = {"eos_token_id": NO_END_TOKEN, "hidden_size": 256, "max_position_embeddings": 65536}
     for seed, name in enumerate(names):
-        make_tiny(home / "models" / name, tokenizer, eos_token_id=NO_END_TOKEN, hidden_size=256, seed=seed)
+        make_tiny(home / "models" / name, tokenizer, seed=seed, **config)
     return home
 
 
@@ -53,6 +56,16 @@ def open_chat(daemon: Daemon, model: str, **fields: object) -> Iterator[HTTPResp
         yield connection.getresponse()
     finally:
         connection.close()
+
+
+def read_chunks(stream: HTTPResponse, count: int) -> None:
+    """Read this many chunks of a streamed response, and the comments before them, which a busy machine causes."""
+    while count:
+        line = stream.readline()
+        assert stream.readline() == b"\n"
+        if line != b": keep-alive\n":
+            assert line.startswith(b"data: {")
+            count -= 1
 
 
 def chat(daemon: Daemon, model: str, max_tokens: int = 4) -> int:
@@ -89,6 +102,17 @@ def read_metric(text: str, name: str, **labels: str) -> float:
 def workers(daemon: Daemon) -> dict[str, dict[str, Any]]:
     """Return `/v0/workers` by model."""
     return {worker["model"]: worker for worker in daemon.admin("GET", "/v0/workers")[1]}
+
+
+@contextlib.contextmanager
+def stopped_worker(daemon: Daemon, model: str) -> Iterator[None]:
+    """Stop the worker of a model while the block runs."""
+    pid = workers(daemon)[model]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def events(daemon: Daemon, *kinds: str) -> list[dict[str, Any]]:

@@ -4,8 +4,9 @@ import json
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-import anthropic
 import pytest
 from openai import OpenAI
 
@@ -44,13 +45,13 @@ def daemon(module_home: Path, tiny_tokenizer: Path) -> Iterator[Daemon]:
 
 
 @pytest.fixture(scope="module")
-def claude(daemon: Daemon) -> Iterator[anthropic.Anthropic]:
+def claude(daemon: Daemon, anthropic: ModuleType) -> Iterator[Any]:
     """Anthropic's client."""
     with anthropic.Anthropic(base_url=daemon.url, api_key="x", max_retries=0) as client:
         yield client
 
 
-def create(client: anthropic.Anthropic, messages=QUESTION, **fields):
+def create(client, messages=QUESTION, **fields):
     return client.messages.create(**{"model": "tiny", "max_tokens": 8, "messages": messages, **GREEDY, **fields})
 
 
@@ -156,7 +157,7 @@ def test_models_are_listed(claude) -> None:
     assert claude.models.retrieve("tiny") == models["tiny"]
 
 
-def test_errors_have_the_classes_of_the_client(claude) -> None:
+def test_errors_have_the_classes_of_the_client(claude, anthropic: ModuleType) -> None:
     with pytest.raises(anthropic.NotFoundError, match="does not exist") as missing:
         create(claude, model="none")
     assert missing.value.body["error"]["type"] == "not_found_error"
@@ -178,7 +179,7 @@ def test_client_that_disconnects_ends_the_generation(daemon: Daemon, claude) -> 
     wait_until(lambda: in_flight() == 0)
 
 
-def test_keys_are_accepted_in_both_headers(home: Path) -> None:
+def test_keys_are_accepted_in_both_headers(home: Path, anthropic: ModuleType) -> None:
     with daemons.running(home) as daemon:
         key = daemon.admin("POST", "/v0/keys", {"name": "test"})[1]["key"]
         (home / "config.toml").write_text("[server]\nrequire_key = true\n")

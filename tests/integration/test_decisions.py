@@ -1,8 +1,6 @@
 """Decisions by a real worker, through OpenAI's client."""
 
 import asyncio
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 
 from tests import daemons
 from tests.conftest import TINY
-from tests.daemons import Daemon, wait_until
+from tests.daemons import Daemon, suspended, wait_until
 from tests.models import make_tiny
 
 
@@ -108,8 +106,7 @@ async def test_a_client_that_leaves_frees_the_worker(daemon):
     daemon.admin("POST", "/v0/load", {"model": TINY})
     (worker,) = daemon.admin("GET", "/v0/workers")[1]
     # While the worker is stopped, only the client's leaving can end the request.
-    os.kill(worker["pid"], signal.SIGSTOP)
-    try:
+    with suspended(worker["pid"]):
         async with AsyncOpenAI(base_url=daemon.url, api_key="x", max_retries=0) as client:
             task = asyncio.create_task(client.decisions.create(model=TINY, input="x", questions=questions))
             await asyncio.to_thread(wait_until, lambda: in_flight(daemon) == 1)
@@ -117,8 +114,6 @@ async def test_a_client_that_leaves_frees_the_worker(daemon):
             with pytest.raises(asyncio.CancelledError):
                 await task
             await asyncio.to_thread(wait_until, lambda: in_flight(daemon) == 0)
-    finally:
-        os.kill(worker["pid"], signal.SIGCONT)
 
 
 def in_flight(daemon):

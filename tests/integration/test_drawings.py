@@ -6,21 +6,21 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
-import pytest
-
-pytest.importorskip("mlx_vlm", reason="mlx-vlm is not installed")
-
-import anthropic
 import ollama
+import pytest
 from openai import OpenAI
 from PIL import Image, ImageOps
 
 from tests import daemons
 from tests.images import data_url, encode
+from tests.models import skip_without_mlx_vlm
 from tests.vision_model.drawings import COLOURS, COUNTS, DIGITS, SHAPES, SIDES, Drawing, held_back
 from tests.vision_model.folder import make_vision_model
+
+skip_without_mlx_vlm()
 
 MODEL = "drawings"
 ANSWER_TOKENS = 8
@@ -42,7 +42,7 @@ class Servers(NamedTuple):
     """The official clients of each protocol, connected to one daemon."""
 
     openai: OpenAI
-    anthropic: anthropic.Anthropic
+    anthropic: Any
     ollama: ollama.Client
 
 
@@ -59,7 +59,7 @@ Change = Callable[[Image.Image], Image.Image]
 
 
 @pytest.fixture(scope="module")
-def servers(module_home: Path, smollm_folder: Path) -> Iterator[Servers]:
+def servers(module_home: Path, smollm_folder: Path, anthropic: ModuleType) -> Iterator[Servers]:
     make_vision_model(module_home / "models" / MODEL, smollm_folder)
     with (
         daemons.running(module_home) as daemon,

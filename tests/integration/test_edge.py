@@ -22,7 +22,6 @@ max_body_bytes = 1000000
 max_connections = 40
 header_seconds = 0.5
 body_stall_seconds = 0.5
-idle_seconds = 1
 reader_stall_seconds = 0.5
 """
 
@@ -125,10 +124,23 @@ def test_http_10_connection_ends_with_the_stream(connect) -> None:
 
 @pytest.mark.parametrize("base", ["//v1/", "//", "/v1//"])
 def test_base_url_may_have_extra_slashes(daemon: Daemon, base: str) -> None:
-    with OpenAI(base_url=daemon.url + base, api_key="x", max_retries=0) as client:
+    # On a busy machine, the client may pause between head and body for longer than is permitted here.
+    with OpenAI(base_url=daemon.url + base, api_key="x", max_retries=3) as client:
         assert 3 == client.chat.completions.create(**CHAT).usage.completion_tokens
 
 
+@pytest.fixture
+def short_idle_time(daemon: Daemon) -> Iterator[None]:
+    """Only while a test runs that needs it: the clients of others may pause before they send a request."""
+    config = daemon.home / "config.toml"
+    config.write_text(CONFIG + "idle_seconds = 1\n")
+    assert 200 == daemon.admin("POST", "/v0/reload", {})[0]
+    yield
+    config.write_text(CONFIG)
+    assert 200 == daemon.admin("POST", "/v0/reload", {})[0]
+
+
+@pytest.mark.usefixtures("short_idle_time")
 def test_idle_connections_do_not_accumulate(daemon: Daemon, connect) -> None:
     before = descriptors(daemon)
     connections = [connect() for _ in range(100)]

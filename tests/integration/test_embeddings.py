@@ -1,6 +1,7 @@
 """Embeddings and reranking with official clients, against a real daemon, worker and model."""
 
 import gc
+import importlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,8 +14,6 @@ import ollama
 import openai
 import pytest
 import tiktoken
-from langchain_ollama import OllamaEmbeddings
-from langchain_openai import OpenAIEmbeddings
 from openai import OpenAI
 from tokenizers import Tokenizer
 
@@ -281,10 +280,12 @@ def test_ollama_client_embeds_and_truncates(native: ollama.Client) -> None:
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("_collected")
 def test_langchain_embeds(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_text = OpenAIEmbeddings(
+    # Take a second in each process that collects tests.
+    langchain_openai, langchain_ollama = map(importlib.import_module, ("langchain_openai", "langchain_ollama"))
+    with_text = langchain_openai.OpenAIEmbeddings(
         model=NAME, base_url=f"{daemon.url}/v1", api_key="not-needed", check_embedding_ctx_length=False
     )
-    native = OllamaEmbeddings(model=NAME, base_url=daemon.url)
+    native = langchain_ollama.OllamaEmbeddings(model=NAME, base_url=daemon.url)
     for embeddings in (with_text, native):
         np.testing.assert_allclose(np.array(embeddings.embed_documents(TEXTS))[:, :4], REFERENCE["vectors"], atol=1e-5)
         np.testing.assert_allclose(embeddings.embed_query(TEXTS[0])[:4], REFERENCE["vectors"][0], atol=1e-5)
@@ -297,7 +298,9 @@ def test_langchain_embeds_token_ids(daemon: Daemon, monkeypatch: pytest.MonkeyPa
     encoding = tiktoken.Encoding("bytes", pat_str=r".", mergeable_ranks={bytes([n]): n for n in range(256)},
                                  special_tokens={})  # fmt: skip
     monkeypatch.setattr(tiktoken, "encoding_for_model", lambda _: encoding)
-    embeddings = OpenAIEmbeddings(model=NAME, base_url=f"{daemon.url}/v1", api_key="not-needed")
+    embeddings = importlib.import_module("langchain_openai").OpenAIEmbeddings(
+        model=NAME, base_url=f"{daemon.url}/v1", api_key="not-needed"
+    )
 
     first, second = embeddings.embed_documents(["abc", "xyz"])
     assert 384 == len(first) == len(second)

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from openai import APIError, InternalServerError, OpenAI
 
 from tests import daemons
 from tests.conftest import TINY
-from tests.daemons import Daemon
+from tests.daemons import Daemon, suspended, wait_until
 from tests.models import NO_END_TOKEN, make_tiny
 
 TOKENS = 200
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:connect.* must be used as a cont
 @pytest.fixture
 def model(home: Path, tiny_tokenizer: Path) -> Path:
     """The home directory of a daemon with a tiny model, which generates until its limit."""
-    options = {"max_position_embeddings": 8192, "eos_token_id": NO_END_TOKEN, "tie_word_embeddings": False}
+    options = {"max_position_embeddings": 32768, "eos_token_id": NO_END_TOKEN, "tie_word_embeddings": False}
     make_tiny(home / "models" / TINY, tiny_tokenizer, **options)
     return home
 
@@ -67,14 +68,13 @@ def events_of(connection: Any) -> Iterator[Any]:
 def test_running_requests_finish_and_new_ones_are_rejected_also_after_a_restart(model: Path) -> None:
     messages = [{"role": "user", "content": "Hello"}]
     with daemons.running(model) as daemon, connect(daemon) as client, client.responses.connect() as socket:
-        background = client.responses.create(model=TINY, input="Hello", max_output_tokens=TOKENS, background=True)
-        socket.response.create(model=TINY, input="Hello", max_output_tokens=TOKENS)
-        assert "response.created" == socket.recv().type
-        stream = client.chat.completions.create(model=TINY, messages=messages, max_tokens=TOKENS, stream=True)
-        next(stream)
+        with ThreadPoolExecutor() as executor, loaded_and_suspended(model, daemon):
+            background = client.responses.create(model=TINY, input="Hello", max_output_tokens=TOKENS, background=True)
+            socket.response.create(model=TINY, input="Hello", max_output_tokens=TOKENS)
+            stream = executor.submit(finish_reason, client)
+            wait_until(lambda: in_flight(daemon) == 3)
 
-        with paused(daemon):
-            assert ctl(model, "drain")["requests"] >= 1
+            assert 3 == ctl(model, "drain")["requests"]
             with pytest.raises(InternalServerError) as rejected:
                 client.chat.completions.create(model=TINY, messages=messages)
             paths = ("/health/ready", "/health/live", "/health")
@@ -82,7 +82,7 @@ def test_running_requests_finish_and_new_ones_are_rejected_also_after_a_restart(
         assert (503, "draining") == (rejected.value.status_code, rejected.value.code)
         assert "5" == rejected.value.response.headers["retry-after"]
 
-        assert "length" == [chunk.choices[0].finish_reason for chunk in stream][-1]
+        assert "length" == stream.result()
         assert "response.incomplete" == [event.type for event in events_of(socket)][-1]
         assert 0 == ctl(model, "drain", "--wait")["requests"]
         final = client.responses.retrieve(background.id)
@@ -103,14 +103,22 @@ def test_running_requests_finish_and_new_ones_are_rejected_also_after_a_restart(
 
 
 @contextlib.contextmanager
-def paused(daemon: Daemon) -> Iterator[None]:
-    """Stop the worker while the block runs, so that its requests do not finish."""
-    pid = daemon.wait_for("loaded")["pid"]
-    os.kill(pid, signal.SIGSTOP)
-    try:
+def loaded_and_suspended(home: Path, daemon: Daemon) -> Iterator[None]:
+    """Load the model, and stop its worker while the block runs, so that no request finishes."""
+    ctl(home, "load", TINY)
+    with suspended(daemon.wait_for("loaded")["pid"]):
         yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
+
+
+def finish_reason(client: OpenAI) -> str | None:
+    """Stream a chat, and return why it ended."""
+    messages = [{"role": "user", "content": "Hello"}]
+    stream = client.chat.completions.create(model=TINY, messages=messages, max_tokens=TOKENS, stream=True)
+    return [chunk.choices[0].finish_reason for chunk in stream][-1]
+
+
+def in_flight(daemon: Daemon) -> int:
+    return sum(worker["in_flight"] for worker in daemon.admin("GET", "/v0/workers")[1])
 
 
 def metric(daemon: Daemon, name: str) -> float:
@@ -120,7 +128,8 @@ def metric(daemon: Daemon, name: str) -> float:
 
 
 def test_load_is_visible_to_routers_and_a_lost_request_is_known_by_its_id(model: Path) -> None:
-    body = {"model": TINY, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 6000}
+    # Many tokens, so that the stream still runs when the worker is killed, also on a busy machine.
+    body = {"model": TINY, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 30_000}
     with daemons.running(model) as daemon, connect(daemon) as client:
         assert "unloaded" == client.models.retrieve(TINY).model_extra["state"]
         assert [0, 0, 0] == [metric(daemon, name) for name in LOAD_METRICS]
@@ -129,13 +138,13 @@ def test_load_is_visible_to_routers_and_a_lost_request_is_known_by_its_id(model:
         next(stream)
         assert "loaded" == client.models.retrieve(TINY).model_extra["state"]
         assert [1, 0] == [metric(daemon, name) for name in LOAD_METRICS[:2]]
-        daemons.wait_until(lambda: 0 < metric(daemon, LOAD_METRICS[2]) <= 1)
+        wait_until(lambda: 0 < metric(daemon, LOAD_METRICS[2]) <= 1)
 
         os.kill(daemon.wait_for("loaded")["pid"], signal.SIGKILL)
         with pytest.raises(APIError):
             list(stream)
         assert ["trace-7"] == daemon.wait_for("worker lost")["requests"]
-        daemons.wait_until(lambda: [0, 0, 0] == [metric(daemon, name) for name in LOAD_METRICS])
+        wait_until(lambda: [0, 0, 0] == [metric(daemon, name) for name in LOAD_METRICS])
 
 
 def test_daemon_that_shuts_down_rejects_requests_over_open_connections(model: Path) -> None:
@@ -145,10 +154,9 @@ def test_daemon_that_shuts_down_rejects_requests_over_open_connections(model: Pa
         with contextlib.closing(HTTPConnection(address.hostname, address.port, timeout=60)) as idle:
             idle.request("GET", "/health/ready")
             assert b"ok" in idle.getresponse().read()
-            stream = client.chat.completions.create(**body, stream=True)
-            next(stream)
-
-            with paused(daemon):
+            with ThreadPoolExecutor() as executor, loaded_and_suspended(model, daemon):
+                stream = executor.submit(finish_reason, client)
+                wait_until(lambda: in_flight(daemon) == 1)
                 daemon.process.send_signal(signal.SIGTERM)
                 daemon.wait_for("shutting down")
                 idle.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
@@ -156,6 +164,6 @@ def test_daemon_that_shuts_down_rejects_requests_over_open_connections(model: Pa
                 error = json.load(response)["error"]
 
         assert (503, "5", "shutting_down") == (response.status, response.getheader("Retry-After"), error["code"])
-        assert "length" == [chunk.choices[0].finish_reason for chunk in stream][-1]
+        assert "length" == stream.result()
         assert 0 == daemon.stop()
     assert not daemon.socket.exists()

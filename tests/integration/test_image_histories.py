@@ -9,17 +9,17 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-import pytest
-
-pytest.importorskip("mlx_vlm", reason="mlx-vlm is not installed")
-
 import numpy as np
+import pytest
 from openai import OpenAI
 from PIL import Image
 
 from tests import daemons
 from tests.images import data_url, encode
+from tests.models import skip_without_mlx_vlm
 from tests.osaurusd.worker.runners.vision.tiny_models import tiny_vision_model
+
+skip_without_mlx_vlm()
 
 MODEL = "tiny-vision"
 FAMILIES = ("idefics3", pytest.param("gemma3", marks=pytest.mark.long))

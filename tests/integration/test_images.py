@@ -2,29 +2,28 @@
 
 import base64
 import contextlib
+import importlib
 import json
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import anthropic
 import ollama
 import openai
 import psutil
 import pytest
-from langchain_core.messages import HumanMessage
-from langchain_openai import ChatOpenAI
 from openai import OpenAI
 from PIL import Image
 
 from tests import daemons
-from tests.daemons import Daemon, ctl
+from tests.daemons import Daemon, ctl, wait_until
 from tests.images import BAD_IMAGES, PNG, data_url, drawing, encode, png_bomb
-from tests.models import make_tiny
+from tests.models import make_tiny, skip_without_mlx_vlm
 from tests.osaurusd.worker.runners.vision.tiny_models import tiny_vision_model
 
-pytest.importorskip("mlx_vlm", reason="mlx-vlm is not installed")
+skip_without_mlx_vlm()
 
 MODEL, BLIND = "eyes", "tiny"
 QUESTION = "What is this?"
@@ -70,6 +69,7 @@ def ask_responses(daemon: Daemon, file: bytes) -> str:
 def ask_anthropic(daemon: Daemon, file: bytes) -> str:
     source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(file).decode()}
     content = [{"type": "image", "source": source}, {"type": "text", "text": QUESTION}]
+    anthropic = importlib.import_module("anthropic")  # takes seconds in each process that collects tests
     with anthropic.Anthropic(base_url=daemon.url, api_key="x", max_retries=0) as client:
         message = client.messages.create(
             model=MODEL, max_tokens=TOKENS, messages=[{"role": "user", "content": content}]
@@ -89,11 +89,13 @@ def ask_ollama_generate(daemon: Daemon, file: bytes) -> str:
 
 
 def ask_langchain(daemon: Daemon, file: bytes) -> str:
-    model = ChatOpenAI(
+    langchain_openai = importlib.import_module("langchain_openai")  # takes seconds, as well
+    model = langchain_openai.ChatOpenAI(
         base_url=f"{daemon.url}/v1", api_key="x", model=MODEL, max_completion_tokens=TOKENS, max_retries=0
     )
     image = {"type": "image", "base64": base64.b64encode(file).decode(), "mime_type": "image/png"}
-    return str(model.invoke([HumanMessage([image, {"type": "text", "text": QUESTION}])]).content)
+    message = {"role": "user", "content": [image, {"type": "text", "text": QUESTION}]}
+    return str(model.invoke([message]).content)
 
 
 CLIENTS = [ask_responses, ask_anthropic, ask_ollama_chat, ask_ollama_generate, ask_langchain]
@@ -121,7 +123,7 @@ def test_formats_that_decode_to_the_same_pixels_get_the_same_answer(client: Open
     assert 1 == len(answers)
 
 
-def test_usage_counts_the_tokens_of_images(daemon: Daemon, client: OpenAI) -> None:
+def test_usage_counts_the_tokens_of_images(daemon: Daemon, client: OpenAI, anthropic: ModuleType) -> None:
     none, one, two = (ask(client, *files).usage.prompt_tokens for files in ([], [PNG], [PNG, PNG]))
     assert none < one < two
     assert two - one == one - none
@@ -165,13 +167,13 @@ def test_bad_image_is_rejected_and_the_worker_lives(daemon: Daemon, client: Open
             ask(client, PNG, file)
         assert "messages[0].content[1].image_url.url" == raised.value.param
 
-    assert (pid, 0) == worker(daemon)
+    wait_until(lambda: (pid, 0) == worker(daemon))
     assert before == ask(client, PNG).choices[0].message.content
 
 
 @pytest.mark.parametrize("ask_other", CLIENTS)
 def test_every_client_gets_a_400_for_bad_images_and_the_worker_lives(
-    daemon: Daemon, ask_other: Callable[[Daemon, bytes], str]
+    daemon: Daemon, anthropic: ModuleType, ask_other: Callable[[Daemon, bytes], str]
 ) -> None:
     ask_other(daemon, PNG)
     pid, _ = worker(daemon)
@@ -248,10 +250,15 @@ def test_image_of_many_megabytes_is_accepted_and_only_the_worker_keeps_it(daemon
     process = psutil.Process(daemon.process.pid)
     before = process.memory_info().rss
 
-    with ask(client, noise, stream=True, max_tokens=2000) as chunks:
-        next(iter(chunks))
-        assert process.memory_info().rss < before + len(noise) / 2
-        assert 1 == worker(daemon)[1]
+    def measure() -> int | None:
+        """Return the daemon's bytes while the worker answers; None if the answer was complete before."""
+        with ask(client, noise, stream=True, max_tokens=2000) as chunks:
+            next(iter(chunks))
+            nbytes = int(process.memory_info().rss)
+            return nbytes if 1 == worker(daemon)[1] else None
+
+    # A busy machine may delay this process for so long that the answer is complete.
+    assert next(filter(None, (measure() for _ in range(10)))) < before + len(noise) / 2
 
 
 def test_memory_for_a_large_image_is_returned_by_the_worker(daemon: Daemon, client: OpenAI) -> None:

@@ -17,11 +17,9 @@ from openai import OpenAI
 from osaurusd.imports.worker.shared_path import receive_files
 from tests import daemons
 from tests.conftest import SMOLLM, temporary_home
-from tests.daemons import Daemon, UnixConnection
+from tests.daemons import Daemon, wait_until
 from tests.models import make_tiny
 from tests.osaurusd.imports.worker.networks import CASES, Network
-
-HEADERS = {"Host": "osaurusd", "Osaurus-Api": "1", "Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +65,11 @@ def test_name_of_a_non_ascii_folder_stays_readable(daemon: Daemon, tiny_tokenize
     _, events = daemon.admin("POST", "/v0/imports", {"path": str(tmp_path / "模型-Ünï")})
     assert ("done", "模型-ünï") == (events[-1]["event"], events[-1]["model"]["name"])
 
-    client = OpenAI(base_url=daemon.url, api_key="not-needed", max_retries=0)
-    # Decomposed, as macOS programs write it.
-    answer = client.completions.create(model="模型-U\u0308ni\u0308", prompt="Hello", max_tokens=1)
-    assert "模型-ünï" == answer.model
-    assert "模型-ünï" == client.models.retrieve("模型-ünï").id
+    with OpenAI(base_url=daemon.url, api_key="not-needed", max_retries=0) as client:
+        # Decomposed, as macOS programs write it.
+        answer = client.completions.create(model="模型-U\u0308ni\u0308", prompt="Hello", max_tokens=1)
+        assert "模型-ünï" == answer.model
+        assert "模型-ünï" == client.models.retrieve("模型-ünï").id
 
 
 def test_gguf_import_quantizes_on_request_and_reports_the_error(daemon: Daemon, tmp_path: Path) -> None:
@@ -83,8 +81,8 @@ def test_gguf_import_quantizes_on_request_and_reports_the_error(daemon: Daemon, 
     report = events[-1]["quantization"]
     assert 0.01 < report["mean_error"] <= report["worst_error"] < 0.2
     assert exact["quantization"]["worst_error"] < 0.001
-    client = OpenAI(base_url=daemon.url, api_key="not-needed", max_retries=0)
-    assert client.completions.create(model="tiny", prompt="hello", max_tokens=2).usage.completion_tokens <= 2
+    with OpenAI(base_url=daemon.url, api_key="not-needed", max_retries=0) as client:
+        assert client.completions.create(model="tiny", prompt="hello", max_tokens=2).usage.completion_tokens <= 2
 
 
 @pytest.mark.parametrize(("field", "value"), [("quantize", "7"), ("quantize", 4), ("group_size", 48)])
@@ -124,28 +122,32 @@ def test_truncated_file_is_rejected_and_leaves_no_files(daemon: Daemon, smollm_g
     assert [] == list_models_folder(daemon)
 
 
-def test_disconnecting_cancels_the_import(daemon: Daemon, smollm_gguf: Path) -> None:
-    connection = UnixConnection(daemon.socket)
-    connection.request("POST", "/v0/imports", json.dumps({"path": str(smollm_gguf)}), HEADERS)
-    connection.getresponse().readline()
-    children = psutil.Process(daemon.process.pid).children()
+@pytest.fixture
+def endless_gguf(tmp_path: Path) -> Path:
+    """A valid file, sparse and so large that hashing it takes minutes."""
+    path = Network(CASES[0], Type.Q8_0).write(tmp_path / "endless.gguf")
+    os.truncate(path, 1 << 36)
+    return path
+
+
+def test_disconnecting_cancels_the_import(daemon: Daemon, endless_gguf: Path) -> None:
     imports = daemon.count("request", path="/v0/imports")
-    connection.close()
+    with daemon.following("POST", "/v0/imports", {"path": str(endless_gguf)}) as progress:
+        next(progress)
+        children = psutil.Process(daemon.process.pid).children()
     daemon.wait_for("request", count=imports + 1, path="/v0/imports")
 
     psutil.wait_procs(children, 60)
     assert [] == [child for child in children if child.is_running()]
-    assert [] == list_models_folder(daemon)
+    wait_until(lambda: [] == list_models_folder(daemon))
 
 
-def test_unfinished_imports_of_a_killed_daemon_are_removed_at_the_next_start(home: Path, smollm_gguf: Path) -> None:
+def test_unfinished_imports_of_a_killed_daemon_are_removed_at_the_next_start(home: Path, endless_gguf: Path) -> None:
     with daemons.running(home) as daemon:
-        connection = UnixConnection(daemon.socket)
-        connection.request("POST", "/v0/imports", json.dumps({"path": str(smollm_gguf)}), HEADERS)
-        connection.getresponse().readline()
-        importers = psutil.Process(daemon.process.pid).children()
-        daemon.stop(signal.SIGKILL)
-        connection.close()
+        with daemon.following("POST", "/v0/imports", {"path": str(endless_gguf)}) as progress:
+            next(progress)
+            importers = psutil.Process(daemon.process.pid).children()
+            daemon.stop(signal.SIGKILL)
         psutil.wait_procs(importers, 60)
         assert [] == [importer for importer in importers if importer.is_running()]
         assert [name for name in list_models_folder(daemon) if name.startswith(".importing-")]
@@ -192,14 +194,6 @@ def test_socket_of_the_command_line_is_removed_once_the_files_are_passed(home: P
         assert b"GGUF" == receive_files(source, path).read_bytes()
         assert [] == [*run_dir.iterdir()]
         process.kill()
-
-
-@pytest.fixture
-def endless_gguf(tmp_path: Path) -> Path:
-    """A valid file, sparse and so large that hashing it takes minutes."""
-    path = Network(CASES[0], Type.Q8_0).write(tmp_path / "endless.gguf")
-    os.truncate(path, 1 << 36)
-    return path
 
 
 @pytest.mark.parametrize("stage", ["convert", "hash"])

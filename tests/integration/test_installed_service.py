@@ -1,5 +1,6 @@
 """The service installed from a wheel, without a checkout: installation, chat request, upgrade, removal."""
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -47,12 +48,11 @@ def test_service_from_a_wheel_answers_a_chat_request_and_survives_an_upgrade(
         status = json.loads(mac.run(ctl, "status", "--json").stdout)
         assert (True, []) == (status["service"]["ready"], status["service"]["drift"])
         address = urlsplit(status["endpoints"][0])
-        connection = HTTPConnection(address.hostname or "", address.port, timeout=120)
         question = [{"role": "user", "content": "What is the capital of France?"}]
         body = {"model": "smollm2-135m-instruct", "messages": question, "temperature": 0, "max_tokens": 20}
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
-        answer = json.loads(connection.getresponse().read())
-        connection.close()
+        with contextlib.closing(HTTPConnection(address.hostname or "", address.port, timeout=120)) as connection:
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+            answer = json.loads(connection.getresponse().read())
         assert "Paris" in answer["choices"][0]["message"]["content"]
 
         (package,) = programs.parent.glob("lib/python*/site-packages/osaurusd/__init__.py")

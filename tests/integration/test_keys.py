@@ -30,10 +30,15 @@ def local(daemon: Daemon) -> str:
     return daemon.url.replace("0.0.0.0", "127.0.0.1")
 
 
-def status_of_models(url: str, **headers: str) -> int:
-    """Request the models with these headers (`_` stands for `-`), and return the status."""
+def status_of(url: str, **headers: str) -> int:
+    """Send a GET with these headers (`_` stands for `-`), and return the status."""
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    return int(httpx2.get(f"{url}/v1/models", headers=sent, timeout=TIMEOUT_SECONDS).status_code)
+    return int(httpx2.get(url, headers=sent, timeout=TIMEOUT_SECONDS).status_code)
+
+
+def status_of_models(url: str, **headers: str) -> int:
+    """Request the models of the daemon at this URL as `status_of` does."""
+    return status_of(f"{url}/v1/models", **headers)
 
 
 @pytest.fixture
@@ -94,9 +99,9 @@ def test_openai_client_is_served_until_its_key_is_revoked(home: Path, key: str) 
         assert 200 == status_of_models(url, x_api_key=key)
         assert 401 == status_of_models(url, x_api_key=second["key"])
         assert 401 == status_of_models(url)
-        assert 200 == httpx2.get(f"{url}/health").status_code
-        assert 401 == httpx2.get(f"{url}/metrics").status_code
-        assert 404 == httpx2.get(f"{url}/v0/keys", headers={"x-api-key": key}).status_code
+        assert 200 == status_of(f"{url}/health")
+        assert 401 == status_of(f"{url}/metrics")
+        assert 404 == status_of(f"{url}/v0/keys", x_api_key=key)
         keys = daemon.admin("GET", "/v0/keys")[1]
         assert [("first", True)] == [(info["name"], info["last_used"] is not None) for info in keys]
         arguments = " ".join(psutil.Process(daemon.process.pid).cmdline())

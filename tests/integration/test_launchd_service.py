@@ -39,9 +39,8 @@ def test_installed_service_answers_a_chat_request_and_doctor_finds_no_failure(ma
     assert [True] * 5 == [service[name] for name in ("installed", "enabled", "loaded", "running", "ready")]
     assert [] == service["drift"]
     assert 1 == service["runs"]
-    connection = mac.post_chat(CHAT)
-    answer = json.loads(connection.getresponse().read())
-    connection.close()
+    with mac.post_chat(CHAT) as connection:
+        answer = json.loads(connection.getresponse().read())
     assert "assistant" == answer["choices"][0]["message"]["role"]
 
     run = mac.ctl("doctor", "--json", HF_ENDPOINT="http://127.0.0.1:9")
@@ -132,14 +131,13 @@ def test_restart_lets_running_requests_finish(mac: Mac, tiny_tokenizer: Path) ->
     make_tiny(mac.home / "models" / "tiny", tiny_tokenizer, eos_token_id=NO_END_TOKEN)
     assert 0 == mac.install().returncode
     pid = mac.service()["pid"]
-    connection = mac.post_chat({**CHAT, "max_tokens": 200, "stream": True})
-    stream = connection.getresponse()
-    stream.readline()
-    restarted = mac.ctl("restart")
+    with mac.post_chat({**CHAT, "max_tokens": 200, "stream": True}) as connection:
+        stream = connection.getresponse()
+        stream.readline()
+        restarted = mac.ctl("restart")
 
-    assert 0 == restarted.returncode, restarted.stderr
-    assert "[DONE]" in stream.read().decode()
-    connection.close()
+        assert 0 == restarted.returncode, restarted.stderr
+        assert "[DONE]" in stream.read().decode()
     assert mac.service()["ready"]
     assert pid != mac.service()["pid"]
 
@@ -148,14 +146,13 @@ def test_reinstallation_lets_running_requests_finish(mac: Mac, tiny_tokenizer: P
     """The old process drains after bootout has returned; until it exits, bootstrap fails."""
     make_tiny(mac.home / "models" / "tiny", tiny_tokenizer, eos_token_id=NO_END_TOKEN)
     assert 0 == mac.install().returncode
-    connection = mac.post_chat({**CHAT, "max_tokens": 200, "stream": True})
-    stream = connection.getresponse()
-    stream.readline()
-    changed = mac.install("--env", "CHANGED=yes")
+    with mac.post_chat({**CHAT, "max_tokens": 200, "stream": True}) as connection:
+        stream = connection.getresponse()
+        stream.readline()
+        changed = mac.install("--env", "CHANGED=yes")
 
-    assert 0 == changed.returncode, changed.stderr
-    assert "[DONE]" in stream.read().decode()
-    connection.close()
+        assert 0 == changed.returncode, changed.stderr
+        assert "[DONE]" in stream.read().decode()
     assert mac.service()["ready"]
     assert b"CHANGED" in mac.plist.read_bytes()
 

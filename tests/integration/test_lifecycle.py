@@ -18,18 +18,22 @@ import psutil
 import pytest
 
 from tests import daemons, descriptors
-from tests.daemons import Daemon, wait_until
-from tests.integration.residency import ENDLESS
+from tests.daemons import Daemon, suspended, wait_until
+from tests.integration.residency import ENDLESS, events
 from tests.models import NO_END_TOKEN, make_tiny
 
-LONG = {"model": "tiny", "messages": [{"role": "user", "content": "Continue."}], "temperature": 1, **ENDLESS}
+CONTEXT_LENGTH = 32768
+# Many tokens, so that the stream still runs when a test ends it, also on a busy machine.
+STREAM = {**ENDLESS, "max_tokens": 30_000}
+LONG = {"model": "tiny", "messages": [{"role": "user", "content": "Continue."}], "temperature": 1, **STREAM}
 SHORT = {**LONG, "max_tokens": 2, "stream": False}
 TIMEOUT_SECONDS = 60
 
 
 def make_model(home: Path, tokenizer: Path) -> Path:
     """Create a tiny random model; its sampling is greedy by default."""
-    folder = make_tiny(home / "models" / "tiny", tokenizer, eos_token_id=NO_END_TOKEN)
+    options = {"eos_token_id": NO_END_TOKEN, "max_position_embeddings": CONTEXT_LENGTH}
+    folder = make_tiny(home / "models" / "tiny", tokenizer, **options)
     (folder / "generation_config.json").write_text('{"temperature": 0.0}')
     return home
 
@@ -107,13 +111,13 @@ def test_the_default_model_serves_requests_without_a_model(daemon: Daemon, post:
 
 def test_concurrent_first_requests_share_one_load(daemon: Daemon, post: Post) -> None:
     daemon.admin("POST", "/v0/unload", {"force": True})
-    loads = daemon.count("loaded")
+    loads = len(events(daemon, "loaded"))
     with ThreadPoolExecutor(4) as executor:
         statuses = list(executor.map(lambda _: chat_status(daemon, post), range(4)))
 
     assert [200] * 4 == statuses
     assert 1 == len(workers(daemon))
-    assert loads + 1 == daemon.count("loaded")
+    assert loads + 1 == len(events(daemon, "loaded"))
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -150,10 +154,10 @@ def test_a_worker_crash_fails_the_stream_and_the_next_request_starts_a_new_worke
 def test_a_worker_crash_before_the_first_token_is_a_502(daemon: Daemon, post: Post) -> None:
     assert 200 == daemon.admin("POST", "/v0/load", {"model": "tiny"})[0]
     (worker,) = workers(daemon)
-    worker.suspend()
-    connection = post(daemon, LONG)
-    wait_until(lambda: daemon.admin("GET", "/v0/workers")[1][0]["in_flight"] == 1)
-    worker.kill()
+    with suspended(worker.pid):
+        connection = post(daemon, LONG)
+        wait_until(lambda: daemon.admin("GET", "/v0/workers")[1][0]["in_flight"] == 1)
+        worker.kill()
     answer = connection.getresponse()
 
     assert 502 == answer.status

@@ -9,13 +9,12 @@ import pytest
 from openai import OpenAI
 
 from osaurusd.worker.engine.planner import MAX_SEQUENCES
-from tests.daemons import Daemon
+from tests.daemons import Daemon, suspended, wait_until
 from tests.models import running_tiny
 
 MAX_WAITING = 2
 REQUESTS = MAX_SEQUENCES + MAX_WAITING + 16
-# Many, so that the first answers do not end before the last requests arrive.
-TOKENS = 180
+TOKENS = 20
 CONTEXT_LENGTH = 256
 
 # A model with random weights samples the end token as often as any other.
@@ -43,15 +42,20 @@ def complete(client: OpenAI, content: str = "hello", **fields):
     )
 
 
-def test_requests_beyond_the_queue_are_rejected_with_retry_after(client: OpenAI) -> None:
+def test_requests_beyond_the_queue_are_rejected_with_retry_after(daemon: Daemon, client: OpenAI) -> None:
     def attempt(number: int) -> object:
         try:
             return complete(client, f"{number}").usage.completion_tokens
         except openai.RateLimitError as error:
             return error.code, error.response.headers["Retry-After"]
 
+    (worker,) = daemon.admin("GET", "/v0/workers")[1]
     with ThreadPoolExecutor(REQUESTS) as executor:
-        outcomes = list(executor.map(attempt, range(REQUESTS)))
+        # The worker receives all of them before it answers any.
+        with suspended(worker["pid"]):
+            attempts = executor.map(attempt, range(REQUESTS))
+            wait_until(lambda: daemon.admin("GET", "/v0/workers")[1][0]["in_flight"] == REQUESTS)
+        outcomes = list(attempts)
 
     served = [outcome for outcome in outcomes if outcome == TOKENS]
     assert {TOKENS, ("queue_full", "1")} == set(outcomes)

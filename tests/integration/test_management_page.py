@@ -98,7 +98,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def daemon(module_home: Path, hub: Any, tiny_tokenizer: Path) -> Iterator[Daemon]:
-    options = {"max_position_embeddings": 8192, "eos_token_id": NO_END_TOKEN, "tie_word_embeddings": False}
+    options = {"max_position_embeddings": 65536, "eos_token_id": NO_END_TOKEN, "tie_word_embeddings": False}
     make_tiny(module_home / "models" / "tiny", tiny_tokenizer, **options)
     with daemons.running(module_home, HF_ENDPOINT=hub.url) as running:
         yield running
@@ -136,11 +136,11 @@ def test_used_link_is_refused_and_a_new_one_is_printed(home: Path) -> None:
 def test_model_is_loaded_used_pinned_and_unloaded(page: ManagementPage) -> None:
     assert "ready" == page.post("/v0/load", model="tiny")["state"]
     messages = [{"role": "user", "content": "hello"}]
-    body = {"model": "tiny", "messages": messages, "max_tokens": 4000, "stream": True}
+    body = {"model": "tiny", "messages": messages, "max_tokens": 60_000, "stream": True}
     with page.http.stream("POST", "/v1/chat/completions", json=body) as reply:
         assert (200, "text/event-stream") == (reply.status_code, reply.headers["Content-Type"])
         lines = reply.iter_lines()
-        assert next(lines).startswith("data:")
+        next(line for line in lines if line.startswith("data:"))
         assert (409, "busy") == page.error("/v0/unload", model="tiny")
     with open_page(str(page.http.base_url).rstrip("/"), **dict(page.http.headers)) as events:
         (request,) = wait_for(events, "snapshot")["requests"]

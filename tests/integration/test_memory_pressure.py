@@ -18,6 +18,7 @@ from tests.integration.residency import (
     get,
     make_models,
     open_chat,
+    read_chunks,
     read_metric,
     workers,
 )
@@ -58,7 +59,7 @@ def test_memory_pressure_drops_caches_and_critical_pressure_ends_idle_models(dae
         open_chat(daemon, "busy", **ENDLESS) as stream,
         daemon.following("GET", "/v0/events?follow=1") as following,
     ):
-        assert stream.readline().startswith(b"data: {")
+        read_chunks(stream, 1)
         set_pressure(daemon.home, PressureLevel.WARNING)
 
         dropped = itertools.islice((event for event in following if event["kind"] == "caches_dropped"), len(MODELS))
@@ -71,8 +72,7 @@ def test_memory_pressure_drops_caches_and_critical_pressure_ends_idle_models(dae
         unloaded = next(event for event in following if event["kind"] == "unloaded")
         assert ("idle", "pressure") == (unloaded["model"], unloaded["cause"])
         assert {"busy", "pinned"} == set(workers(daemon))
-        assert stream.readline() == b"\n"
-        assert stream.readline().startswith(b"data: {")
+        read_chunks(stream, 1)
     value = functools.partial(read_metric, get(daemon, "/metrics")[1])
     assert 4 == value("osaurus_memory_pressure_level")
     assert {2} == {value("osaurus_cache_drops_total", model=model) for model in MODELS}

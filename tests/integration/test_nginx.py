@@ -44,7 +44,8 @@ class Fleet:
 
     def client(self, key: str | None = None) -> OpenAI:
         http = openai.DefaultHttpxClient(verify=self.trust)
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0, http_client=http)
+        # By default, a connection with its TLS handshake may take 5 s, which is little on a busy machine.
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0, timeout=60, http_client=http)
 
     def ask(self, client: OpenAI) -> str:
         """Send a request, and return the id that it was given."""

@@ -1,11 +1,11 @@
 """Ollama's API with its official client and with LangChain, against a real daemon and worker with a tiny model."""
 
 import gc
+import importlib
 from collections.abc import Iterator
 
 import ollama
 import pytest
-from langchain_ollama import ChatOllama, OllamaEmbeddings, OllamaLLM
 from openai import OpenAI
 from pydantic import BaseModel
 
@@ -122,15 +122,18 @@ def _collected() -> Iterator[None]:
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("_collected")
 def test_langchain_chats_streams_and_structures(tiny_daemon: Daemon) -> None:
-    chat = ChatOllama(model=TINY, base_url=tiny_daemon.url, temperature=0, num_predict=24, num_ctx=4096)
+    langchain_ollama = importlib.import_module("langchain_ollama")  # takes a second in each process that collects tests
+    chat = langchain_ollama.ChatOllama(
+        model=TINY, base_url=tiny_daemon.url, temperature=0, num_predict=24, num_ctx=4096
+    )
     answer = chat.invoke(CAPITAL[0]["content"]).content
     chunks = list(chat.stream(CAPITAL[0]["content"]))
     assert answer == "".join(chunk.content for chunk in chunks) != ""
     assert [chunk for chunk in chunks if chunk.usage_metadata and chunk.usage_metadata["output_tokens"]]
-    model = ChatOllama(model=TINY, base_url=tiny_daemon.url, temperature=0)
+    model = langchain_ollama.ChatOllama(model=TINY, base_url=tiny_daemon.url, temperature=0)
     structured = model.with_structured_output(Answer, method="json_schema")
     assert isinstance(structured.invoke("Is Paris a city?"), Answer)
     assert chat.bind_tools([weather]).invoke("Hello").content is not None
-    assert OllamaLLM(model=TINY, base_url=tiny_daemon.url, num_predict=5).invoke("Hello")
+    assert langchain_ollama.OllamaLLM(model=TINY, base_url=tiny_daemon.url, num_predict=5).invoke("Hello")
     with pytest.raises(ollama.ResponseError, match="generates text"):
-        OllamaEmbeddings(model=TINY, base_url=tiny_daemon.url).embed_query("x")
+        langchain_ollama.OllamaEmbeddings(model=TINY, base_url=tiny_daemon.url).embed_query("x")

@@ -9,7 +9,6 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
-from anthropic import Anthropic
 from openai import BadRequestError, NotFoundError, OpenAI
 
 from tests import daemons
@@ -39,10 +38,9 @@ def test_requests_of_every_protocol_are_listed_with_their_figures(tiny_daemon: D
     messages: Any = [{"role": "user", "content": "hello"}]
     client.chat.completions.create(model=TINY, messages=messages, max_tokens=5)
     client.responses.create(model=TINY, input="hello", max_output_tokens=5)
-    with Anthropic(base_url=tiny_daemon.url, api_key="none", max_retries=0) as anthropic:
-        anthropic.messages.create(model=TINY, messages=messages, max_tokens=5)
-    body = {"model": TINY, "messages": messages, "options": {"num_predict": 5}}
-    httpx2.post(f"{tiny_daemon.url}/api/chat", json=body, timeout=60, trust_env=False)
+    for path, options in (("/messages", {"max_tokens": 5}), ("/api/chat", {"options": {"num_predict": 5}})):
+        body = {"model": TINY, "messages": messages, **options}
+        httpx2.post(f"{tiny_daemon.url}{path}", json=body, timeout=60, trust_env=False)
     listed = requests(tiny_daemon.url)[:4]
 
     assert ["ollama", "anthropic", "responses", "openai"] == [request["protocol"] for request in listed]
@@ -65,7 +63,7 @@ def test_failed_and_cancelled_requests_are_listed(tiny_daemon: Daemon, client: O
     )
 
     with open_page(tiny_daemon.url) as events:
-        stream = client.completions.create(model=TINY, prompt="hello", max_tokens=4000, stream=True)
+        stream = client.completions.create(model=TINY, prompt="hello", max_tokens=8000, stream=True)
         next(iter(stream))
         running = wait_for(events, "requests")["requests"][0]
         assert ("running", None, TINY) == tuple(running[key] for key in ("state", "status", "model"))
@@ -91,7 +89,7 @@ def test_nothing_of_prompts_and_outputs_is_in_the_data(tiny_daemon: Daemon, clie
             client.chat.completions.create(model=MARKER, messages=messages)
         with pytest.raises(BadRequestError):
             client.chat.completions.create(model=TINY, messages=messages, extra_body={"logit_bias": {MARKER: 1}})
-        httpx2.get(f"{tiny_daemon.url}/{MARKER}?{MARKER}", headers={"X-Title": MARKER}, trust_env=False)
+        fetch(tiny_daemon.url, f"/{MARKER}?{MARKER}", **{"X-Title": MARKER})
         seen = [wait_for(events, "requests", lambda data: any(each["code"] for each in data["requests"]))]
     seen += [fetch(tiny_daemon.url, "/ui/snapshot").json()]
     text = json.dumps(seen, ensure_ascii=False)

@@ -228,7 +228,7 @@ def test_partial_download_of_a_cancelled_pull_can_be_pruned(daemon: Daemon, hub:
     hub.fault("stall", "00002", after=1000)
     result = ctl(daemon.home, "pull", LARGE, "--detach")
     assert 0 == result.returncode
-    hub.wait_served(30_000_000)
+    wait_received(daemon, 30_000_000)
     assert [] == json.loads(ctl(daemon.home, "prune", "--yes", "--json").stdout)["leftovers"]
     assert 0 == ctl(daemon.home, "pulls", "--cancel", NAME).returncode
 

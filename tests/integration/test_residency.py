@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from http.client import HTTPResponse
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from tests.integration.residency import (
     ROOM_FOR_ONE,
     ROOM_FOR_TWO,
     chat,
-    chat_all,
     configure,
     events,
     get,
     make_models,
     open_chat,
+    read_chunks,
+    stopped_worker,
     workers,
 )
 
@@ -59,13 +60,6 @@ def reconfigure(daemon: Daemon, **keys: object) -> None:
     """Change these keys of `[residency]`, and reset the others."""
     configure(daemon.home, **keys)
     assert 200 == daemon.admin("POST", "/v0/reload", {})[0]
-
-
-def read_chunks(stream: HTTPResponse, count: int) -> None:
-    """Read this many chunks of a streamed response."""
-    for _ in range(count):
-        assert stream.readline().startswith(b"data: {")
-        assert stream.readline() == b"\n"
 
 
 def faults(daemon: Daemon) -> list[str]:
@@ -106,17 +100,23 @@ def test_idle_models_are_evicted_before_a_request_is_rejected(fresh_daemon: Daem
 def test_two_models_that_do_not_fit_together_are_both_served_unless_one_stays_busy(daemon: Daemon) -> None:
     before = len(events(daemon, "loaded"))
     reconfigure(daemon, budget_bytes=ROOM_FOR_ONE, min_residency_seconds=0.2)
-    assert [200] * 8 == chat_all(daemon, ["one", "two"] * 4)
-    assert len(events(daemon, "loaded")) - before <= 5
+    assert 200 == chat(daemon, "one")
+    with ThreadPoolExecutor(8) as executor:
+        with stopped_worker(daemon, "one"):
+            chats = [executor.submit(chat, daemon, model) for model in ["one", "two"] * 4]
+            wait_until(lambda: sum(each["in_flight"] + each["waiting"] for each in workers(daemon).values()) == 8)
+        assert [200] * 8 == [each.result() for each in chats]
+    assert len(events(daemon, "loaded")) - before <= 3
+    assert 200 == chat(daemon, "one")
     reconfigure(daemon, budget_bytes=ROOM_FOR_ONE, min_residency_seconds=0.2, wait_seconds=0.2)
 
-    with open_chat(daemon, "one", **ENDLESS) as stream:
-        read_chunks(stream, 1)
-        os.kill(workers(daemon)["one"]["pid"], signal.SIGSTOP)
-        with open_chat(daemon, "two", max_tokens=2) as response:
-            error = json.loads(response.read())["error"]
-        os.kill(workers(daemon)["one"]["pid"], signal.SIGCONT)
-        read_chunks(stream, 3)
+    with ThreadPoolExecutor(1) as executor:
+        with stopped_worker(daemon, "one"):
+            busy = executor.submit(chat, daemon, "one")
+            wait_until(lambda: workers(daemon)["one"]["in_flight"] == 1)
+            with open_chat(daemon, "two", max_tokens=2) as response:
+                error = json.loads(response.read())["error"]
+        assert 200 == busy.result()
 
     assert (503, "insufficient_memory") == (response.status, error["code"])
     assert "`one` holds" in error["message"]

@@ -23,7 +23,7 @@ import pytest
 from tests import daemons
 from tests.daemons import Daemon, ctl
 from tests.fakes import hub as stand_in
-from tests.models import make_tiny
+from tests.models import NO_END_TOKEN, make_tiny
 from tests.osaurusd.models import disk
 
 HF_TOKEN = "hf_PLANTEDenvironmentTOKEN0123456789"
@@ -74,7 +74,8 @@ def traces(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     stand_in.publish(repos, "org/gated", disk.model(), token=PULL_TOKEN)
     stand_in.publish(repos, "org/broken", disk.model())
     stand_in.publish(repos, "org/slow", disk.model())
-    tiny = make_tiny(home / "models" / "tiny", tiny_tokenizer, template=TEMPLATE)
+    endless = {"eos_token_id": NO_END_TOKEN, "max_position_embeddings": 65536}
+    tiny = make_tiny(home / "models" / "tiny", tiny_tokenizer, template=TEMPLATE, **endless)
     before = os.umask(0o022)
     try:
         with stand_in.running(repos) as hub:
@@ -152,7 +153,7 @@ def texts(response: dict[str, Any]) -> list[str]:
 
 def kill_midway(traces: Traces, daemon: Daemon, client: httpx2.Client) -> None:
     """Kill the worker while it streams."""
-    body = {"model": "tiny", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 2000, "stream": True}
+    body = {"model": "tiny", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 60_000, "stream": True}
     (pid,) = [worker["pid"] for worker in daemon.admin("GET", "/v0/workers")[1] if worker["model"] == "tiny"]
     with client.stream("POST", "/v1/chat/completions", json=body) as stream:
         lines = stream.iter_lines()
@@ -203,7 +204,7 @@ def collect_outputs(traces: Traces, daemon: Daemon) -> None:
     """Collect everything that the daemon and the CLI display."""
     for path in ("status", "diagnosis", "models", "workers", "pins", "events", "aliases", "pulls"):
         traces.outputs[path] = json.dumps(daemon.admin("GET", f"/v0/{path}"), ensure_ascii=False)
-    with httpx2.Client(base_url=daemon.url, trust_env=False) as client:
+    with httpx2.Client(base_url=daemon.url, timeout=120, trust_env=False) as client:
         traces.outputs["metrics"] = client.get("/metrics").text
     for command in (["ps"], ["status"], ["doctor"], ["pulls", "--json"]):
         result = ctl(daemon.home, *command, HF_TOKEN=HF_TOKEN)

@@ -21,12 +21,14 @@ from tests.osaurusd.models.disk import repo_folder, write_hub
 REQUEST = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 HEADERS = {"Host": "osaurusd", "Osaurus-Api": "1", "Content-Type": "application/json"}
 REPO = "org/Tiny-Model-4bit"
+CONTEXT_LENGTH = 65536
 
 
 @pytest.fixture(scope="module")
 def folder(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that generates until its context is full."""
-    return make_tiny(tmp_path_factory.mktemp("tiny"), tiny_tokenizer, eos_token_id=NO_END_TOKEN)
+    """A tiny model that generates until its context is full, which takes minutes."""
+    config = {"eos_token_id": NO_END_TOKEN, "max_position_embeddings": CONTEXT_LENGTH}
+    return make_tiny(tmp_path_factory.mktemp("tiny"), tiny_tokenizer, **config)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,7 @@ def test_details_are_read_from_the_files(daemon: Daemon, files: dict[str, bytes]
     assert 4 * details["model"]["parameters"] == details["weights_bytes"]
     # Layers, keys and values, values per KV head, bytes per value.
     assert 2 * 2 * 16 * 2 == details["kv_bytes_per_token"]
-    assert details["weights_bytes"] + 2048 * details["kv_bytes_per_token"] == details["full_context_bytes"]
+    assert details["weights_bytes"] + CONTEXT_LENGTH * details["kv_bytes_per_token"] == details["full_context_bytes"]
     assert set(files) == {file["name"] for file in details["files"]}
     assert (False, False, False) == (details["tools"], details["reasoning"], details["vision"])
 
@@ -128,7 +130,7 @@ def test_removing_a_model_unloads_it_and_frees_its_disk_space(daemon: Daemon, fi
 
 
 def test_busy_model_is_only_removed_with_force(daemon: Daemon) -> None:
-    body = {"model": "tiny-model", **REQUEST, "max_tokens": 1900, "stream": True}
+    body = {"model": "tiny-model", **REQUEST, "max_tokens": 60_000, "stream": True}
     with contextlib.closing(UnixConnection(daemon.socket)) as connection:
         connection.request("POST", "/chat/completions", json.dumps(body), HEADERS)
         connection.getresponse().readline()

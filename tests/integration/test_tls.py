@@ -53,8 +53,9 @@ def test_clients_are_served_over_tls_only(ca: trustme.CA, tls_home: Path) -> Non
     with daemons.running(tls_home) as daemon:
         url = daemon.url
         assert url.startswith("https://127.0.0.1:")
+        http = openai.DefaultHttpxClient(verify=trust)
         with OpenAI(
-            base_url=url, api_key="not-needed", max_retries=0, http_client=openai.DefaultHttpxClient(verify=trust)
+            base_url=url, api_key="not-needed", max_retries=0, timeout=TIMEOUT_SECONDS, http_client=http
         ) as client:
             assert [] == client.models.list().data
         with pytest.raises(httpx2.TransportError):

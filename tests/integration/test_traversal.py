@@ -127,7 +127,7 @@ def test_name_that_is_a_path_is_rejected(daemon: Daemon, outside: Path) -> None:
 )
 def test_path_with_parent_segments_is_not_found(daemon: Daemon, path: str) -> None:
     """The path is sent unchanged; clients normalize such paths."""
-    with httpx2.Client(trust_env=False) as client:
+    with httpx2.Client(timeout=60, trust_env=False) as client:
         url = httpx2.URL(daemon.url).copy_with(raw_path=path.encode())
         response = client.get(url)
 
@@ -153,7 +153,7 @@ def test_model_with_links_out_of_the_store_is_not_read(daemon: Daemon, name: str
     assert PLANTED not in json.dumps(details)
     assert 400 == daemon.admin("POST", "/v0/models/verify", {"model": name})[0]
     assert 404 == daemon.admin("POST", "/v0/load", {"model": name})[0]
-    with httpx2.Client(base_url=daemon.url, trust_env=False) as client:
+    with httpx2.Client(base_url=daemon.url, timeout=60, trust_env=False) as client:
         assert 404 == client.get(f"/v1/models/{name}").status_code
         assert name not in [model["id"] for model in client.get("/v1/models").json()["data"]]
 

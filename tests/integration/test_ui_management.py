@@ -18,7 +18,7 @@ from tests.models import NO_END_TOKEN, make_tiny
 from tests.osaurusd.models import disk
 
 SMALL, LARGE = "org/small", "org/large"
-LARGE_BYTES = 4_000_000
+LARGE_BYTES = 16_000_000
 SLOW_BYTES_PER_SECOND = 500_000
 BUSY, IDLE = "busy", "idle"
 VIEWS = {
@@ -107,14 +107,14 @@ def test_model_is_downloaded_with_progress_and_removed_after_a_question(page: Pa
     page.get_by_role("button", name="Download", exact=True).click()
     bar = page.get_by_role("progressbar", name=f"Download of {LARGE}")
     expect(bar).to_be_visible()
-    expect(page.get_by_text("/s, ")).to_contain_text("% of 4.0 MB")
+    expect(page.get_by_text("/s, ")).to_contain_text("% of 16.0 MB")
     hub.reset()
     expect(row(page, "large")).to_be_visible()
     expect(bar).to_be_hidden()
 
     page.get_by_role("button", name="Remove large").click()
     dialog = page.get_by_role("dialog")
-    expect(dialog).to_contain_text("frees 4.0 MB")
+    expect(dialog).to_contain_text("frees 16.0 MB")
     dialog.get_by_role("button", name="Cancel").click()
     expect(row(page, "large")).to_be_visible()
     page.get_by_role("button", name="Remove large").click()

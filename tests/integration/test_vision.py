@@ -15,10 +15,10 @@ from PIL import Image
 
 from tests import daemons
 from tests.daemons import Daemon
-
-pytest.importorskip("mlx_vlm", reason="mlx-vlm is not installed")
-
+from tests.models import skip_without_mlx_vlm
 from tests.osaurusd.worker.runners.vision.tiny_models import tiny_vision_model
+
+skip_without_mlx_vlm()
 
 MODEL = "tiny-vision"
 QUESTION = "Describe the drawing in a few words, and name its largest block. " * 3

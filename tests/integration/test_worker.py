@@ -36,8 +36,9 @@ from tests.models import make_tiny
 
 TIMEOUT_SECONDS = 60
 EXIT_CPU_SECONDS = 1
-CONTEXT_LENGTH = 1024
-MANY_TOKENS = 900
+CONTEXT_LENGTH = 16384
+MANY_TOKENS = 15000
+TOO_LONG = "word " * 20_000
 LOAD_OPTIONS = {"context_length": CONTEXT_LENGTH, "memory_limit_bytes": 2**36}
 
 
@@ -379,8 +380,8 @@ def test_memory_is_reported_after_a_request(serving):
 
 def test_concurrent_requests_overlap_and_match_sequential_output(serving):
     texts = ["one", "tell me of dinosaurs", "word " * 150]
-    alone = [serving.complete(text, 15)[0] for text in texts]
-    requests = [serving.build_request(text, 15) for text in texts]
+    alone = [serving.complete(text, 50)[0] for text in texts]
+    requests = [serving.build_request(text, 50) for text in texts]
     serving.send(*requests)
 
     frames = serving.read_until_completed(*[request.id for request in requests])
@@ -518,8 +519,8 @@ def test_full_queue_rejects_requests(start_worker, tiny):
 
 def test_long_prompt_does_not_stall_running_requests(start_worker, tiny):
     worker = start_worker()
-    assert isinstance(worker.load(tiny, context_length=8192), messages.Loaded)
-    running, long = worker.build_request("tell me", 2000), worker.build_request("word " * 6000)
+    assert isinstance(worker.load(tiny, context_length=65536), messages.Loaded)
+    running, long = worker.build_request("tell me", 60_000), worker.build_request("word " * 6000)
     frames = worker.start_requests(running)
 
     worker.send(long)
@@ -543,7 +544,7 @@ def test_output_ends_at_the_context_length(loading, tiny):
 
 def test_prompt_over_the_context_length_does_not_affect_other_requests(serving):
     alone, _ = serving.complete("tell me", 40)
-    other, long = serving.build_request("tell me", 40), serving.build_request("word " * 1500)
+    other, long = serving.build_request("tell me", 40), serving.build_request(TOO_LONG)
     frames = serving.start_requests(other)
 
     serving.send(long)
@@ -560,7 +561,7 @@ def test_prompt_over_the_context_length_does_not_affect_other_requests(serving):
 
 def test_cancelled_request_stops_within_one_step(serving):
     request, other = serving.build_request("tell me", MANY_TOKENS), serving.build_request("and me", MANY_TOKENS)
-    rejected = serving.build_request("word " * 1500)
+    rejected = serving.build_request(TOO_LONG)
     serving.start_requests(request, other)
 
     # The worker rejects the long request after it has read the cancel; only the current step may still include it.
@@ -619,10 +620,13 @@ def test_worker_exits_promptly_when_the_connection_closes(start_worker, tiny):
     worker = start_worker()
     worker.load(tiny)
     worker.start_requests(*[worker.build_request("tell me", MANY_TOKENS) for _ in range(3)])
+    # A worker that is stopped uses no CPU time before the connection closes.
+    worker.process.send_signal(signal.SIGSTOP)
     started_at = sum(psutil.Process(worker.process.pid).cpu_times()[:2])
     reaped = resource.getrusage(resource.RUSAGE_CHILDREN)
 
     worker.close()
+    worker.process.send_signal(signal.SIGCONT)
 
     assert worker.process.wait(TIMEOUT_SECONDS) == 0
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)

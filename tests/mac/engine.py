@@ -1,7 +1,6 @@
 """Checks of the engine: correctness on this machine's device, speed under launchd, and many loads."""
 
 import asyncio
-import contextlib
 import json
 import shutil
 import subprocess
@@ -153,7 +152,7 @@ def _chat(mac: Mac, text: str, **fields: Any) -> dict[str, Any]:
 
 
 def _post(mac: Mac, body: dict[str, Any]) -> dict[str, Any]:
-    with contextlib.closing(mac.post_chat(body)) as connection:
+    with mac.post_chat(body) as connection:
         return dict(json.loads(connection.getresponse().read()))
 
 

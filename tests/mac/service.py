@@ -136,8 +136,7 @@ def power_assertion(run: Run) -> Details:
     if run_program(["pmset", "-g", "assertions"]) is None:
         raise Skipped("requires pmset")
     body = {"model": SMOLLM, "messages": [{"role": "user", "content": "Count to 10000."}], "max_tokens": 4000}
-    connection = run.mac.post_chat({**body, "stream": True})
-    with contextlib.closing(connection):
+    with run.mac.post_chat({**body, "stream": True}) as connection:
         connection.getresponse().readline()
         deadline = time.monotonic() + READY_SECONDS
         while "caffeinate" not in (output := run_program(["pmset", "-g", "assertions"]) or ""):

@@ -1,10 +1,12 @@
 """Fixtures for unit tests of `osaurusd`."""
 
-from collections.abc import Iterator
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from blockbuster import blockbuster_ctx
+from blockbuster import BlockBuster
 
 # Functions of these modules may block the event loop: they run at start-up, on reload and at exit.
 START_UP_MODULES = (
@@ -23,6 +25,16 @@ class EveryFunction(frozenset[str]):
         return True
 
 
+@functools.cache
+def blocking_guard() -> BlockBuster:
+    """Built once: it wraps dozens of functions."""
+    guard = BlockBuster("osaurusd")
+    for function in guard.functions.values():
+        for module in START_UP_MODULES:
+            function.can_block_in(module, EveryFunction())
+    return guard
+
+
 @pytest.fixture(autouse=True)
 def no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
     """Make a blocking call on the event loop raise `BlockingError`, if the daemon's code makes it.
@@ -33,11 +45,10 @@ def no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
     if not is_async or "worker" in request.path.parts:
         yield
         return
-    with blockbuster_ctx("osaurusd") as guard:
-        for function in guard.functions.values():
-            for module in START_UP_MODULES:
-                function.can_block_in(module, EveryFunction())
-        yield
+    guard = blocking_guard()
+    guard.activate()
+    yield
+    guard.deactivate()
 
 
 @pytest.fixture
@@ -54,3 +65,23 @@ def hub(tmp_path: Path) -> Path:
     path = tmp_path / "hub"
     path.mkdir()
     return path
+
+
+class LoopClock:
+    """The time of the event loop, which stands still until a test advances it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._now = loop.time()
+        loop.time = lambda: self._now
+
+    def advance(self, seconds: float) -> None:
+        """Let timers run that are due in `seconds`, in the next iteration of the loop."""
+        self._now += seconds
+
+
+@pytest.fixture
+async def loop_clock() -> AsyncIterator[LoopClock]:
+    """Controls when timers run. Timeouts of the test itself do not end while the time stands still."""
+    loop = asyncio.get_running_loop()
+    yield LoopClock(loop)
+    del loop.time

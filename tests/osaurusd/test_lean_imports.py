@@ -8,7 +8,7 @@ import pytest
 
 
 def run(code, **variables):
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, **variables}, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **variables}, check=True, timeout=240)
 
 
 @pytest.mark.parametrize(

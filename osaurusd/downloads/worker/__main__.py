@@ -15,6 +15,7 @@ from osaurusd.downloads.worker.pull import PullOptions, pull
 from osaurusd.downloads.worker.transfer import TransferLimits
 from osaurusd.rpc import child
 from osaurusd.wire.errors import ErrorCode
+from osaurusd.wire.pulls import PullStage
 
 
 def main(arguments: list[str]) -> int:
@@ -49,6 +50,8 @@ def _run(options: argparse.Namespace, send: child.Send) -> messages.Message:
     try:
         if options.command == "pull":
             return asyncio.run(pull(_pull_options(options), send))
+        # The limit for the response of the hub counts from here.
+        send(messages.Progress(stage=PullStage.RESOLVING))
         return messages.SearchResult(models=hub.search(options.query, options.task, options.author, options.limit))
     except PullError as error:
         return messages.Failure(code=error.code, message=child.printable(error.message))

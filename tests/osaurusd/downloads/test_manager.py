@@ -168,6 +168,21 @@ async def test_hub_that_never_responds_fails_a_requested_pull_but_not_a_resumed_
     assert PullState.RUNNING is still_running.state
 
 
+async def test_start_of_the_process_does_not_count_as_waiting_for_the_hub(
+    use_script, catalog, hub, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(hub_process, "RESPONSE_SECONDS", 0.01)  # a process takes longer to start
+    write_hub(hub, "org/Here-4bit", model())
+    resolving = "messages.Progress(stage=PullStage.RESOLVING)"
+    use_script(f"send({resolving}, messages.Pulled(commit={COMMIT!r}, bytes=3))")
+    async with running_manager(catalog, tmp_path) as manager:
+        pull = await wait_finished(manager, await manager.add("org/here-4bit", None))
+    assert PullState.DONE is pull.state
+
+    use_script(f"send({resolving}, messages.SearchResult(models=[]))")
+    assert [] == await hub_process.search("x", "generate", None, 1, None)
+
+
 async def test_pull_that_has_started_to_download_has_no_time_limit(use_script, catalog, tmp_path, monkeypatch):
     use_script(HANG)
     timeouts, create_timeout = [], asyncio.timeout

@@ -1,4 +1,3 @@
-import asyncio
 import json
 
 import pytest
@@ -21,23 +20,3 @@ def logged(tmp_path):
 
     yield lines
     lines()
-
-
-class LoopClock:
-    """The time of the event loop, which stands still until a test advances it."""
-
-    def __init__(self, loop):
-        self._now = loop.time()
-        loop.time = lambda: self._now
-
-    def advance(self, seconds):
-        """Let timers run that are due in `seconds`, in the next iteration of the loop."""
-        self._now += seconds
-
-
-@pytest.fixture
-async def loop_clock():
-    """Controls when timers run. Timeouts of the test itself do not end while the time stands still."""
-    loop = asyncio.get_running_loop()
-    yield LoopClock(loop)
-    del loop.time

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,15 +72,21 @@ class LiveServer:
             return await asyncio.open_unix_connection(self._address)
         return await asyncio.open_connection("127.0.0.1", self.port)
 
-    async def send(self, data: bytes) -> Response:
-        """Send exactly these bytes, and return all that arrives until the server closes the connection."""
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """Open a connection to the server while the block runs."""
         reader, writer = await self.connect()
         try:
+            yield reader, writer
+        finally:
+            await close(writer)
+
+    async def send(self, data: bytes) -> Response:
+        """Send exactly these bytes, and return all that arrives until the server closes the connection."""
+        async with self.connection() as (reader, writer):
             writer.write(data)
             async with asyncio.timeout(60):
                 return parse_response(await reader.read())
-        finally:
-            await close(writer)
 
     async def request(
         self, method: str = "GET", path: str = "/", *headers: str, host: str = "localhost", body: bytes | None = None

@@ -19,12 +19,14 @@ from osaurusd.errors import ImportFailed, InvalidRequest, NameTaken, OsaurusErro
 from osaurusd.imports import manager as module
 from osaurusd.imports import messages
 from osaurusd.imports.manager import ImportManager
+from osaurusd.models import scan as scan_module
 from osaurusd.models.record import ModelRecord
 from osaurusd.models.roots import STAGING_PREFIXES
 from osaurusd.models.scan import Scanner
 from osaurusd.rpc import framing
 from osaurusd.wire.admin import Availability
 from tests.osaurusd.models.disk import embedder, make_catalog, model, write, write_hub
+from tests.osaurusd.pool.helpers import until
 
 FAKE_IMPORTER = Path(tests.__file__).parent / "fakes" / "importer.py"
 
@@ -390,12 +392,54 @@ async def test_a_concurrent_listing_does_not_affect_an_import(
     assert (record.name, record.state) == ("m", Availability.AVAILABLE)
 
 
+async def test_a_model_on_a_slow_disk_is_awaited(imports, catalog, models, source, complete_model, monkeypatch):
+    events = imports.run(source(["progress", "hash", 0, 1], ["copy", complete_model], ["imported"]), "m")
+    await anext(events)
+    scan, resume = Scanner.scan, threading.Event()
+
+    def blocking_scan(scanner):
+        assert resume.wait(60)
+        return scan(scanner)
+
+    monkeypatch.setattr(Scanner, "scan", blocking_scan)
+    monkeypatch.setattr(scan_module, "SCAN_TIMEOUT_SECONDS", 0.05)
+    importing = asyncio.create_task(collect(events))
+    await until(lambda: catalog.faults)
+    resume.set()
+    (record,) = await importing
+    assert record.path == models / "m"
+
+
+async def test_a_model_that_is_removed_before_it_is_listed_is_an_error(imports, source, complete_model, monkeypatch):
+    def remove_scanned(scanner):
+        if scanner.root.source == "imported":
+            shutil.rmtree(scanner.root.path / "m", ignore_errors=True)
+        return scan(scanner)
+
+    scan = Scanner.scan
+    monkeypatch.setattr(Scanner, "scan", remove_scanned)
+    with pytest.raises(ImportFailed, match="it is missing"):
+        await collect(imports.run(source(["copy", complete_model], ["imported"]), "m"))
+
+
 @pytest.mark.parametrize("name", ["", "Upper", "a/b", "../x", ".importing-x", "-x", "a b", "x" * 97, "Ü", "a\0"])
 async def test_an_invalid_name_is_rejected(imports, models, source, name):
     with pytest.raises(InvalidRequest) as caught:
         await collect(imports.run(source(["imported"]), name))
     assert (caught.value.param, caught.value.message.startswith("`name`: ")) == ("name", True)
     assert list_names(models) == []
+
+
+async def test_a_model_that_cannot_be_found_is_an_error(imports, models, source, complete_model, monkeypatch):
+    def fail(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    events = imports.run(source(["progress", "hash", 0, 1], ["copy", complete_model], ["imported"]), "m")
+    await anext(events)
+    monkeypatch.setattr(Scanner, "scan", fail)
+    with pytest.raises(ImportFailed, match="m: the model was written, but it is missing in"):
+        await collect(events)
+    assert list_names(models) == ["m"]
 
 
 @pytest.mark.parametrize("path", ["model.gguf", "./model.gguf", "../model.gguf", "~/model.gguf", ""])

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import shutil
 import threading
 
@@ -10,11 +11,18 @@ import pytest
 from osaurusd.errors import ModelNotDownloaded, ModelNotFound, NameTaken
 from osaurusd.models import catalog as catalog_module
 from osaurusd.models import safetensors
-from osaurusd.models import scan as scan_module
-from osaurusd.models.scan import Scanner
+from osaurusd.models.catalog import NEW_MODEL_SECONDS
+from osaurusd.models.scan import SCAN_TIMEOUT_SECONDS, Scanner
 from osaurusd.wire.admin import Availability
+from tests.osaurusd.pool.helpers import turns
 
 from .disk import config, make_catalog, model, repo_folder, write, write_hub
+
+
+@pytest.fixture(autouse=True)
+def fresh_scans(monkeypatch):
+    """Let the result of a scan expire only if a test wants that."""
+    monkeypatch.setattr(catalog_module, "MAX_AGE_SECONDS", 3600)
 
 
 @pytest.fixture
@@ -63,7 +71,6 @@ class BlockedScan:
         self.count = 0
         self.has_read = asyncio.Event()
         self.release = threading.Event()
-        self.threads = []
         loop = asyncio.get_running_loop()
         real_scan = Scanner.scan
 
@@ -71,12 +78,18 @@ class BlockedScan:
             records = real_scan(scanner)
             if scanner.root.source == "hub":
                 self.count += 1
-                self.threads.append(threading.current_thread())
                 loop.call_soon_threadsafe(self.has_read.set)
                 assert self.release.wait(30)
             return records
 
         monkeypatch.setattr(Scanner, "scan", blocked_scan)
+
+
+async def end_of_scan(root):
+    """Wait until a running scan of this root has ended."""
+    for thread in threading.enumerate():
+        if thread.name == f"scan {root}":
+            await asyncio.to_thread(thread.join, 60)
 
 
 @pytest.mark.parametrize(
@@ -268,13 +281,16 @@ async def test_unreadable_root_is_reported_and_does_not_hide_other_roots(catalog
     assert catalog.faults == []
 
 
-async def test_hanging_root_is_reported_and_delays_callers_only_once(catalog, models, hub, monkeypatch):
+async def test_hanging_root_is_reported_and_delays_callers_only_once(catalog, models, hub, monkeypatch, loop_clock):
     write(models / "mine", model())
     await catalog.refresh()
     scan = BlockedScan(monkeypatch)
-    with monkeypatch.context() as patch:
-        patch.setattr(scan_module, "SCAN_TIMEOUT_SECONDS", 0.05)
-        await catalog.refresh()
+    refreshing = asyncio.create_task(catalog.refresh())
+    await scan.has_read.wait()
+    await end_of_scan(models)
+    while not refreshing.done():
+        loop_clock.advance(SCAN_TIMEOUT_SECONDS)
+        await asyncio.sleep(0)
     assert [record.name for record in await catalog.records()] == ["mine"]
     assert f"the models folder {hub} does not respond" in catalog.faults
 
@@ -283,9 +299,69 @@ async def test_hanging_root_is_reported_and_delays_callers_only_once(catalog, mo
     assert scan.count == 1
 
     scan.release.set()
-    await asyncio.to_thread(scan.threads[0].join, 30)
+    await end_of_scan(hub)
     await catalog.refresh()
     assert catalog.faults == []
+
+
+async def test_scan_may_continue_after_the_daemon_was_stopped(catalog, hub, monkeypatch, loop_clock):
+    write_hub(hub, "org/m", model())
+    scan = BlockedScan(monkeypatch)
+    refreshing = asyncio.create_task(catalog.refresh())
+    await scan.has_read.wait()
+    loop_clock.advance(60)
+    await turns()
+    scan.release.set()
+    await refreshing
+    assert catalog.faults == []
+    assert [record.name for record in await catalog.records()] == ["m"]
+
+
+async def test_model_that_was_just_added_is_found_although_its_root_responds_late(
+    catalog, hub, monkeypatch, loop_clock
+):
+    scan = BlockedScan(monkeypatch)
+    refreshing = asyncio.create_task(catalog.refresh())
+    await scan.has_read.wait()
+    while not refreshing.done():
+        loop_clock.advance(SCAN_TIMEOUT_SECONDS)
+        await asyncio.sleep(0)
+    # The running scan has missed this one.
+    write_hub(hub, "org/m", model())
+    finding = asyncio.create_task(catalog.find_new(hub, lambda record: record.repo == "org/m"))
+    await turns()
+    assert not finding.done()
+    scan.release.set()
+    record = await finding
+    assert record is not None
+    assert record.name == "m"
+
+
+async def test_search_for_a_model_that_was_just_added_ends_if_its_root_hangs(catalog, hub, monkeypatch, loop_clock):
+    scan = BlockedScan(monkeypatch)
+    finding = asyncio.create_task(catalog.find_new(hub, lambda record: True))
+    await scan.has_read.wait()
+    while not finding.done():
+        loop_clock.advance(NEW_MODEL_SECONDS)
+        await asyncio.sleep(0)
+    assert await finding is None
+    scan.release.set()
+
+
+async def test_root_that_has_timed_out_is_scanned_again(catalog, models, monkeypatch):
+    """As a network volume may do for a while."""
+    write(models / "mine", model())
+
+    def fail(scanner):
+        raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scanner, "scan", fail)
+        assert await catalog.records() == []
+        assert f"the models folder {models} cannot be read: Connection timed out" in catalog.faults
+    await catalog.refresh()
+    assert catalog.faults == []
+    assert [record.name for record in await catalog.records()] == ["mine"]
 
 
 async def test_name_is_kept_while_the_root_cannot_be_read(models, hub, break_hub):

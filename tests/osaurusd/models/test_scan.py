@@ -221,7 +221,6 @@ def test_names_may_contain_pattern_characters(models, hub, name):
     assert single(scan(models, hub)).state is Availability.AVAILABLE
 
 
-@pytest.mark.timeout(20)
 @pytest.mark.parametrize("name", ["chat_template.jinja", "generation_config.json", "README.md", "model-1.safetensors"])
 def test_pipes_do_not_block_the_scan(models, hub, name):
     folder = write(models / "m", model())

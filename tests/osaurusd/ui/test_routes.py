@@ -151,21 +151,19 @@ async def test_revoked_key_ends_the_stream(build_app, monitored):
         request[CONTEXT].check_key = check
         return await handler(request)
 
-    async with serving(build_app(middlewares=[revoke_later])) as server, asyncio.timeout(60):
-        reader, writer = await server.connect()
+    app = build_app(middlewares=[revoke_later])
+    async with asyncio.timeout(60), serving(app) as server, server.connection() as (reader, writer):
         writer.write(b"GET /ui/stream HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         await reader.readuntil(b"event: snapshot")
         monitored.monitor.sample()
         rest = await reader.read()
-        writer.close()
 
     assert b'"code":"invalid_api_key"' in rest
     assert b"event: sample" not in rest
 
 
 async def test_stream_is_one_document_per_event(server, monitored):
-    async with asyncio.timeout(60):
-        reader, writer = await server.connect()
+    async with asyncio.timeout(60), server.connection() as (reader, writer):
         writer.write(b"GET /ui/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
         head = await reader.readuntil(b"\r\n\r\n")
         await reader.readuntil(b"event: snapshot\ndata: ")
@@ -173,7 +171,6 @@ async def test_stream_is_one_document_per_event(server, monitored):
         monitored.monitor.sample()
         await reader.readuntil(b"event: sample\ndata: ")
         sample = json.loads(await reader.readline())
-        writer.close()
 
     assert b"Content-Type: text/event-stream" in head
     assert snapshot["instance"] == "instance"

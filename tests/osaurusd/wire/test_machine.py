@@ -49,7 +49,7 @@ def test_programs_fail_early_on_an_old_mac(home, command):
     )
     hub = "http://127.0.0.1:9"
     env = {**os.environ, "OSAURUS_HOME": str(home), "OSAURUS_SERVICE_MANAGER": "none", "HF_ENDPOINT": hub}
-    run = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=240)
 
     assert 1 == run.returncode
     assert "requires macOS 14 or newer" in run.stdout + run.stderr

@@ -17,7 +17,7 @@ import osaurusd.worker.lean_imports, osaurusd.worker.session
 
 
 def run(code, *arguments):
-    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, timeout=240)
 
 
 def test_a_worker_loads_a_tokenizer_without_unused_parts_of_libraries(tiny_folder):

@@ -20,7 +20,7 @@ from osaurusd.worker.runners.request_builder import RequestBuilder
 from osaurusd.worker.session import Session
 
 SAMPLING = SamplingParams(temperature=0)
-SECONDS = 30
+SECONDS = 120
 
 
 @pytest.fixture(autouse=True)
@@ -183,20 +183,19 @@ async def test_caches_are_dropped_while_requests_run(session):
     await read_until_completed(frames, 3)
 
 
-async def test_a_pulse_reports_the_reservation_of_a_cancelled_request_as_released(session, monkeypatch):
-    send, frames = session
+async def test_a_pulse_reports_the_reservation_of_a_cancelled_request_as_released(tiny_folder, monkeypatch):
     monkeypatch.setattr(session_module, "PULSE_SECONDS", 0.02)
-    # No progress since the last pulse.
-    monkeypatch.setattr(Engine, "progress", property(lambda _: 1, lambda *_: None), raising=False)
-    send(generate(1))
-    await read_until_completed(frames, 1)
-    idle = await read_frame(frames)
-    send(generate(2, max_tokens=1500))
-    await read_pulse(frames, lambda pulse: pulse.reserved_bytes > idle.reserved_bytes)
+    async with running_session(tiny_folder) as (send, frames):
+        # No progress since the last pulse.
+        monkeypatch.setattr(Engine, "progress", property(lambda _: 1, lambda *_: None), raising=False)
+        send(generate(1))
+        await read_until_completed(frames, 1)
+        idle = await read_frame(frames)
+        send(generate(2, max_tokens=1500))
+        await read_pulse(frames, lambda pulse: pulse.reserved_bytes > idle.reserved_bytes)
 
-    send(messages.Cancel(id=2))
+        send(messages.Cancel(id=2))
 
-    async with asyncio.timeout(SECONDS):
         await read_pulse(frames, lambda pulse: pulse.reserved_bytes == idle.reserved_bytes)
 
 

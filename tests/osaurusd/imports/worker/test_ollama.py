@@ -373,7 +373,7 @@ def test_fused_experts_read_in_pieces_are_the_same(tmp_path, dest, monkeypatch, 
     pieces = tmp_path / "pieces"
     pieces.mkdir()
     # Odd, so no multiple of a turn.
-    monkeypatch.setattr(weights, "PIECE_WEIGHTS", 13 * HIDDEN)
+    monkeypatch.setattr(weights, "PIECE_WEIGHTS", 111 * HIDDEN)
     import_model(path, pieces, lambda *_: None, Options(mode))
     assert (dest / "model.safetensors").read_bytes() == (pieces / "model.safetensors").read_bytes()
 

@@ -256,7 +256,7 @@ def test_removal_killed_at_any_step_leaves_the_model_complete_or_hidden_and_can_
     out = tmp_path / "out"
     out.mkdir()
     command = [sys.executable, interrupt.__file__, str(cache.path), REPO, str(out)]
-    result = subprocess.run(command, cwd=process.ROOT, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=process.ROOT, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
 
     *killed, finished = [Cache(out / str(step)) for step in range(len(list(out.iterdir())))]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from osaurusd.config import Config
+from osaurusd.config import Config, Server
 from osaurusd.http.app import create_app
 from osaurusd.protocols.anthropic.routes import anthropic_routes
 from osaurusd.protocols.openai.routes import openai_routes
@@ -47,5 +47,7 @@ async def anthropic(tmp_path):
     async with running_backend(tmp_path, *REPOS, max_position_embeddings=4096) as backend:
         service, catalog = backend.service, backend.catalog
         groups = [openai_routes(service, catalog, backend.pool), *anthropic_routes(service, catalog)]
-        async with serving(create_app(groups, Config)) as server:
+        # No more pings, however long the load takes.
+        config = Config(server=Server(first_byte_seconds=0))
+        async with serving(create_app(groups, lambda: config)) as server:
             yield Anthropic(server)

@@ -235,10 +235,9 @@ async def test_model_cannot_be_changed_by_create(ollama, field):
 
 
 async def test_disconnect_cancels_the_generation(ollama):
-    _, writer = await ollama.server.connect()
     body = b'{"model":"%b","messages":[{"role":"user","content":"stall"}]}' % MODEL.encode()
     head = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-    await until(lambda: any(worker.in_flight for worker in ollama.workers))
-    writer.close()
+    async with ollama.server.connection() as (_, writer):
+        writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        await until(lambda: any(worker.in_flight for worker in ollama.workers))
     await until(lambda: not any(worker.in_flight for worker in ollama.workers))

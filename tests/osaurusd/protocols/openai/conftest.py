@@ -1,5 +1,6 @@
 """The client routes over one model that a fake worker runs."""
 
+import asyncio
 import contextlib
 import json
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from osaurusd.http.admission import Admission
 from osaurusd.http.app import create_app
 from osaurusd.protocols.openai.routes import openai_routes
 from tests.osaurusd.http.serve import LiveServer, serving
-from tests.osaurusd.pool.helpers import until
+from tests.osaurusd.pool.helpers import block_until, until
 from tests.osaurusd.protocols.helpers import MODEL, REPO, running_backend
 
 
@@ -41,17 +42,22 @@ class ServedModel:
         """Send a request, and close the connection once the worker has it."""
         body = json.dumps({"model": MODEL, **fields}).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        _, writer = await self.server.connect()
-        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        await until(lambda: "generate" in self.worker_frames())
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
+        async with self.server.connection() as (_, writer):
+            writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            await until(lambda: "generate" in self.worker_frames())
 
     def worker_frames(self):
         """Return the tags of the frames that the worker has received."""
         file = self.folder / "received"
         return file.read_text().split() if file.exists() else []
+
+    async def until_received(self, tag, count=1):
+        """Wait until the worker has received so many of these frames, even while the time of the loop stands still."""
+        await asyncio.to_thread(block_until, lambda: self.worker_frames().count(tag) == count)
+
+    def release(self):
+        """Let the worker complete the requests with the text `hold`."""
+        (self.folder / "release").touch()
 
     def current_config(self):
         return self.config

@@ -7,19 +7,17 @@ import socket
 import struct
 
 import msgspec
-import pytest
 
 from osaurusd.config import Limits
-from osaurusd.http import admission
-from tests.osaurusd.pool.helpers import until
+from osaurusd.http.admission import ERROR_EVENT_SECONDS
+from tests.osaurusd.pool.helpers import block_until, until
 
 from ..helpers import MODEL
-
-pytestmark = pytest.mark.timeout(120)
 
 CHAT = "/v1/chat/completions"
 STALL = [{"role": "user", "content": "stall"}]
 HELLO = [{"role": "user", "content": "hello"}]
+REQUEST_SECONDS = 10
 
 
 def encode_request(path=CHAT, **fields):
@@ -49,6 +47,12 @@ async def sent(served, *parts):
         writer.transport.abort()
 
 
+def has_unsent_data(served):
+    """Whether the only connection waits for its client to read."""
+    (connection,) = served.server._server._connections
+    return connection._transport.get_write_buffer_size() > 0
+
+
 async def test_request_over_max_requests_is_rejected_before_its_body_is_read(served_model):
     await set_limits(served_model, max_requests=1)
     async with sent(served_model, *encode_request(messages=STALL, stream=True)) as reader:
@@ -65,21 +69,26 @@ async def test_request_over_max_requests_is_rejected_before_its_body_is_read(ser
     assert (models.status, accepted.status) == (200, 200)
 
 
-async def test_request_that_takes_too_long_gets_504_and_is_cancelled(served_model):
-    await set_limits(served_model, request_seconds=0.7)
-    response = await served_model.post(CHAT, messages=STALL)
+async def test_request_that_takes_too_long_gets_504_and_is_cancelled(served_model, loop_clock):
+    await set_limits(served_model, request_seconds=REQUEST_SECONDS)
+    posting = asyncio.create_task(served_model.post(CHAT, messages=STALL))
+    await served_model.until_received("generate", 2)
+    loop_clock.advance(REQUEST_SECONDS)
+    response = await posting
     assert (response.status, response.error["code"]) == (504, "time_limit_exceeded")
     assert response.headers["x-should-retry"] == "false"
     assert "`limits.request_seconds`" in response.error["message"]
-    await until(lambda: "cancel" in served_model.worker_frames())
+    await served_model.until_received("cancel")
     assert (await served_model.post(CHAT, messages=HELLO)).status == 200
 
 
-async def test_stream_that_takes_too_long_ends_with_an_error_event(served_model):
-    await set_limits(served_model, request_seconds=0.7)
-    *_, last = await served_model.stream(CHAT, messages=STALL)
-    assert last["error"]["code"] == "time_limit_exceeded"
-    await until(lambda: "cancel" in served_model.worker_frames())
+async def test_stream_that_takes_too_long_ends_with_an_error_event(served_model, loop_clock):
+    await set_limits(served_model, request_seconds=REQUEST_SECONDS)
+    async with sent(served_model, *encode_request(messages=STALL, stream=True)) as reader:
+        await reader.readuntil(b"data: ")
+        loop_clock.advance(REQUEST_SECONDS)
+        await reader.readuntil(b'"code":"time_limit_exceeded"')
+    await served_model.until_received("cancel")
 
 
 async def test_stalled_reader_is_disconnected_and_does_not_delay_others(served_model):
@@ -96,12 +105,13 @@ async def test_stalled_reader_is_disconnected_and_does_not_delay_others(served_m
     assert [response.status for response in responses] == [200, 200, 200]
 
 
-async def test_slow_reader_is_disconnected_after_the_deadline(served_model, monkeypatch):
-    monkeypatch.setattr(admission, "ERROR_EVENT_SECONDS", 0.1)
-    await set_limits(served_model, request_seconds=0.7)
+async def test_slow_reader_is_disconnected_after_the_deadline(served_model, loop_clock):
+    await set_limits(served_model, request_seconds=REQUEST_SECONDS)
     request = encode_request("/v1/completions", prompt=["flood"] * 16, stream=True)
     async with sent(served_model, *request) as reader:
         await reader.readuntil(b"data: ")
         reader._transport.pause_reading()  # see above
-        await until(lambda: not served_model.server.connection_count)
+        await asyncio.to_thread(block_until, lambda: has_unsent_data(served_model))
+        loop_clock.advance(REQUEST_SECONDS + ERROR_EVENT_SECONDS)
+        await asyncio.to_thread(block_until, lambda: not served_model.server.connection_count)
     assert served_model.admission.requests == 0

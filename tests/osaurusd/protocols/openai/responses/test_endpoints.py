@@ -6,7 +6,6 @@ import pytest
 from openai import BadRequestError, NotFoundError
 
 from osaurusd.config import Config, Defaults, Limits, Responses
-from tests.osaurusd.pool.helpers import until
 
 from ...helpers import MODEL
 
@@ -190,14 +189,15 @@ async def test_incomplete_compaction_request_is_rejected(served, fields, param):
 
 
 async def test_background_response_is_polled(served, openai_client):
-    response = await openai_client.responses.create(model=MODEL, input="slow", background=True)
+    response = await openai_client.responses.create(model=MODEL, input="hold", background=True)
     assert "queued" == response.status
     assert 1 == served.admission.requests
     stream = await openai_client.responses.retrieve(response.id, stream=True, starting_after=0)
+    served.release()
     numbers = [event.sequence_number async for event in stream]
     assert 1 == numbers[0]
     response = await openai_client.responses.retrieve(response.id)
-    assert ("completed", "slow ") == (response.status, response.output_text)
+    assert ("completed", "hold ") == (response.status, response.output_text)
     assert 0 == served.admission.requests
     assert "completed" == (await openai_client.responses.cancel(response.id)).status
 
@@ -213,12 +213,13 @@ async def test_background_response_is_cancelled(served, openai_client):
     assert cancelled == await openai_client.responses.retrieve(response.id)
 
 
-async def test_time_limit_ends_a_background_response(served, openai_client):
-    await served.respond("to be", store=False)
-    served.config = Config(defaults=Defaults(temperature=0.0), limits=Limits(request_seconds=1))
+async def test_time_limit_ends_a_background_response(served, openai_client, loop_clock):
+    served.config = Config(defaults=Defaults(temperature=0.0), limits=Limits(request_seconds=10))
     response = await openai_client.responses.create(model=MODEL, input="stall", background=True)
-    await until(lambda: "cancel" in served.worker_frames())
-    await until(lambda: not served.admission.requests)
+    await served.until_received("generate")
+    loop_clock.advance(10)
+    await served.until_received("cancel")
+    await served.admission.wait_until_unused()
     final = await openai_client.responses.retrieve(response.id)
 
     assert "failed" == final.status

@@ -2,11 +2,13 @@
 
 import asyncio
 import base64
+import contextlib
 import gc
 import struct
 import threading
 
 import pytest
+from aiohttp import WSMsgType
 
 from osaurusd.config import Config, Defaults, Limits, Server
 from osaurusd.errors import Draining
@@ -36,13 +38,14 @@ def frame(opcode, payload=b"", *, masked=True, length=None):
     return head + (b"\0" * 4 if masked else b"") + payload
 
 
+@contextlib.asynccontextmanager
 async def open_raw(served):
-    """Open a WebSocket, and return the streams of its connection."""
-    reader, writer = await served.server.connect()
-    writer.write("\r\n".join(["GET /responses HTTP/1.1", "Host: localhost", *UPGRADE, "", ""]).encode())
-    head = await reader.readuntil(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 101 ")
-    return reader, writer
+    """Open a WebSocket, and yield the streams of its connection."""
+    async with served.server.connection() as (reader, writer):
+        writer.write("\r\n".join(["GET /responses HTTP/1.1", "Host: localhost", *UPGRADE, "", ""]).encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 101 ")
+        yield reader, writer
 
 
 def text_of(events):
@@ -211,45 +214,39 @@ async def test_message_beyond_the_size_of_bodies_closes_the_connection(served):
 
 
 async def test_declared_size_is_checked_before_the_message_arrives(served):
-    reader, writer = await open_raw(served)
-    writer.write(frame(TEXT, length=2**40))
-    async with asyncio.timeout(60):
+    async with open_raw(served) as (reader, writer), asyncio.timeout(60):
+        writer.write(frame(TEXT, length=2**40))
         answer = await reader.read()
     assert struct.pack("!H", 1009) == answer[2:4]
-    writer.close()
 
 
 @pytest.mark.parametrize(
     "data", [frame(TEXT, b"{}", masked=False)[:1] + b"\xff" * 20, b"GET / HTTP/1.1\r\n\r\n", frame(0x3)]
 )
 async def test_invalid_frame_closes_the_connection(served, data):
-    reader, writer = await open_raw(served)
-    writer.write(data)
-    writer.write_eof()
-    async with asyncio.timeout(60):
+    async with open_raw(served) as (reader, writer), asyncio.timeout(60):
+        writer.write(data)
+        writer.write_eof()
         await reader.read()
-    await served.server.wait_until_unused()
-    writer.close()
+        await served.server.wait_until_unused()
 
 
 async def test_ping_is_answered_while_a_response_is_generated(served):
-    reader, writer = await open_raw(served)
     event = f'{{"type": "response.create", "model": "{MODEL}", "input": "stall"}}'.encode()
-    writer.write(frame(TEXT, event) + frame(PING, b"hello"))
-    async with asyncio.timeout(60):
+    async with open_raw(served) as (reader, writer), asyncio.timeout(60):
+        writer.write(frame(TEXT, event) + frame(PING, b"hello"))
         await reader.readuntil(b"\x8a\x05hello")
-    writer.close()
     await served.server.wait_until_unused()
 
 
 async def test_large_message_arrives_while_a_response_is_generated(served):
     async with served.connect() as socket:
-        await socket.send(input="slow", store=False)
+        await socket.send(input="stall", stream_id="a")
         # More than may be pipelined after an HTTP request.
-        await socket.send(input="x " * MAX_PIPELINED_BYTES, generate=False)
-        completed = 0
-        while completed < 2:
-            completed += (await socket.receive())["type"] == "response.completed"
+        await socket.send(input="x " * MAX_PIPELINED_BYTES, generate=False, stream_id="b")
+        while (event := await socket.receive())["type"] != "response.completed":
+            pass
+        assert "b" == event["stream_id"]
 
 
 async def test_text_of_a_large_message_is_repaired_beside_the_event_loop_and_its_lane_stays_in_order(
@@ -278,6 +275,7 @@ async def test_text_of_a_large_message_is_repaired_beside_the_event_loop_and_its
 
 
 async def test_message_does_not_stay_in_memory_while_its_response_is_generated(served):
+    gc.collect()  # what earlier tests have left
     async with served.connect() as socket:
         await socket.send(input=[{"role": "user", "content": "stall"}])
         await until(lambda: "generate" in served.worker_frames())
@@ -286,20 +284,19 @@ async def test_message_does_not_stay_in_memory_while_its_response_is_generated(s
 
 @pytest.mark.parametrize("closing", ["close frame", "half-closed", "reset"])
 async def test_client_that_leaves_stops_its_responses(served, closing):
-    _, writer = await open_raw(served)
     event = f'{{"type": "response.create", "model": "{MODEL}", "input": "stall"}}'.encode()
-    writer.write(frame(TEXT, event))
-    await until(lambda: "generate" in served.worker_frames())
-    match closing:
-        case "close frame":
-            writer.write(frame(CLOSE, struct.pack("!H", 1000)))
-        case "half-closed":
-            writer.write_eof()
-        case "reset":
-            writer.transport.abort()
-    await until(lambda: "cancel" in served.worker_frames())
-    await served.server.wait_until_unused()
-    writer.close()
+    async with open_raw(served) as (_, writer):
+        writer.write(frame(TEXT, event))
+        await until(lambda: "generate" in served.worker_frames())
+        match closing:
+            case "close frame":
+                writer.write(frame(CLOSE, struct.pack("!H", 1000)))
+            case "half-closed":
+                writer.write_eof()
+            case "reset":
+                writer.transport.abort()
+        await until(lambda: "cancel" in served.worker_frames())
+        await served.server.wait_until_unused()
 
 
 async def test_idle_connection_is_closed(served):
@@ -309,9 +306,19 @@ async def test_idle_connection_is_closed(served):
 
 
 async def test_idle_limit_does_not_apply_to_a_response_in_progress(served):
-    served.config = Config(defaults=Defaults(temperature=0.0), limits=Limits(websocket_idle_seconds=0.1))
-    async with served.connect() as socket:
-        assert "completed" == (await socket.respond(input="slow"))["status"]
+    async with served.connect(autoping=False) as socket:
+        served.config = Config(defaults=Defaults(temperature=0.0), limits=Limits(websocket_idle_seconds=0.1))
+        await socket.send(input="hold")
+        pings, text = 0, ""
+        while "response.completed" not in text:
+            message = await socket.socket.receive()
+            if message.type is WSMsgType.PING:  # the limit has passed
+                pings += 1
+            else:
+                assert message.type is WSMsgType.TEXT, message
+                text = message.data
+            if pings == 2:
+                served.release()
 
 
 async def test_idle_connection_makes_room_for_another_one(served):
@@ -350,7 +357,7 @@ async def test_request_that_cannot_be_upgraded_is_rejected(served, headers, stat
 
 async def test_draining_finishes_the_responses_that_were_asked_for_before(served):
     async with served.connect() as socket:
-        await socket.send(input="slow", stream_id="a")
+        await socket.send(input="hold", stream_id="a")
         await socket.send(input="to be", stream_id="a")
         await until(lambda: served.admission.requests == 1)
         # The second message waits in its lane. A third one makes sure that it has been received.
@@ -362,6 +369,7 @@ async def test_draining_finishes_the_responses_that_were_asked_for_before(served
         served.admission.close(rejection)
         rejected = await socket_error(socket, input="x", stream_id="b")
         assert "draining" == rejected["code"]
+        served.release()
         completed = 0
         while completed < 2:
             completed += (await socket.receive())["type"] == "response.completed"

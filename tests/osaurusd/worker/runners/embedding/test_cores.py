@@ -55,7 +55,7 @@ def test_rows_keep_their_order_and_parts_run_at_the_same_time(cores):
 
     def encode(part):
         if len(part[0]) > 600:  # the three that are computed first
-            together.wait(10)
+            together.wait(60)
         return lengths(part)
 
     sizes = [100, 200, 300, 400, 500, 600, 700, 800, 900]

@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import pytest
 
-pytest.importorskip("mlx_vlm", reason="mlx-vlm is not installed")
 pytest.importorskip("PIL", reason="Pillow is not installed")
 
 import numpy as np
@@ -15,7 +14,10 @@ from PIL import Image
 from osaurusd.inference.request import ChatPrompt, GenerationRequest, ImagePart, Message, SamplingParams, TextPart
 from osaurusd.rpc import messages
 from osaurusd.worker.runners import load_runner
+from tests.models import skip_without_mlx_vlm
 from tests.osaurusd.worker.runners.vision.tiny_models import RECIPES, tiny_vision_model
+
+skip_without_mlx_vlm()
 
 SAMPLE = ("idefics3", "gemma3", "qwen3_vl")
 """Families with tiles, with a window in the language model, and with features in several layers."""

@@ -5,9 +5,6 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-from mlx_vlm.generate.ar import generate_step
-from mlx_vlm.models.cache import make_prompt_cache
-from mlx_vlm.utils import load_model
 
 OTHERS = ("ImageProcessor", "VideoProcessor")
 TEXT_INPUTS = ("input_ids", "pixel_values", "attention_mask")
@@ -17,7 +14,8 @@ class Reference:
     """mlx_vlm's own loading, preprocessing and generation for a model folder."""
 
     def __init__(self, folder: Path, family: str):
-        self.model = load_model(folder)
+        # Imports all of transformers, which takes a second in each process that collects tests.
+        self.model = importlib.import_module("mlx_vlm.utils").load_model(folder)
         module = importlib.import_module(f"mlx_vlm.models.{family}.processing_{family}")
         names = [name for name in vars(module) if name.endswith("Processor") and not name.endswith(OTHERS)]
         self.processor = getattr(module, names[0]).from_pretrained(str(folder))
@@ -57,7 +55,9 @@ class Reference:
         ids, pixels, mask = (inputs.pop(name, None) for name in TEXT_INPUTS)
         if self.family == "gemma3" and pixels is not None:
             return self._generate_bidirectional(ids, pixels, mask, count)
-        steps = generate_step(ids, self.model, pixels, mask, max_tokens=count, temperature=0.0, **inputs)
+        steps = importlib.import_module("mlx_vlm.generate.ar").generate_step(
+            ids, self.model, pixels, mask, max_tokens=count, temperature=0.0, **inputs
+        )
         return [int(token) for token, _ in steps]
 
     def _generate_bidirectional(self, ids, pixels, mask, count):
@@ -68,7 +68,7 @@ class Reference:
         group = np.cumsum(is_image & ~np.roll(is_image, 1)) * is_image
         causal = np.tril(np.ones((len(group), len(group)), bool))
         together = (group[:, None] == group[None]) & is_image[None]
-        cache = make_prompt_cache(model)
+        cache = importlib.import_module("mlx_vlm.models.cache").make_prompt_cache(model)
         logits = model(ids, inputs_embeds=embeddings, mask=mx.array(causal | together), cache=cache).logits
         tokens = [int(mx.argmax(logits[0, -1]))]
         while len(tokens) < count:
