@@ -74,7 +74,7 @@ class Hub:
         self._control("fault", kind=kind, match=match, **parameters)
 
     def set(self, **values):
-        """Set `rate`, in bytes per second and connection, or `address_seconds`, the lifetime of signed URLs."""
+        """Set `rate` (bytes per second and connection), `address_seconds` (lifetime of signed URLs), or `faults`."""
         self._control("set", **values)
 
     def reset(self):

@@ -249,7 +249,8 @@ async def test_a_rank_without_progress_ends_the_group(tmp_path):
         await lease_and_generate(hosts.leader.pool, hosts.model, "a b")
         await until(lambda: [rank.behind for rank in hosts.leader.worker.ranks] == [0, 0, 3])
         async with running_request(hosts.leader.pool, hosts.model) as stalled:
-            assert await pass_time(hosts, lambda: EventKind.RANK_LOST in hosts.leader.kinds, 0.5) >= 60
+            await until(lambda: hosts.leader.worker.ranks[1].behind == 0)
+            assert await pass_time(hosts, lambda: EventKind.RANK_LOST in hosts.leader.kinds) >= 60
             await asyncio.wait({stalled}, timeout=30)
         assert 'rank 2 on host "c" made no progress for 60 s' in stalled.exception().message
 

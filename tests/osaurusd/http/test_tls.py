@@ -136,16 +136,20 @@ class TlsServer:
 
     async def request(self):
         """Send a request, and return the whole response and the server's certificate."""
-        reader, writer = await self.open()
-        writer.write(REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-        async with asyncio.timeout(TIMEOUT_SECONDS):
-            response = await reader.read()
-        certificate = writer.get_extra_info("peercert")
-        await close(writer)
-        return response, certificate
+        async with self.connected() as (reader, writer), asyncio.timeout(TIMEOUT_SECONDS):
+            writer.write(REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            return await reader.read(), writer.get_extra_info("peercert")
 
-    async def open(self):
-        return await asyncio.open_connection("127.0.0.1", self.port, ssl=self.trust, server_hostname="localhost")
+    @contextlib.asynccontextmanager
+    async def connected(self):
+        """Open a connection, which is closed at the end of the block, however that ends."""
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", self.port, ssl=self.trust, server_hostname="localhost"
+        )
+        try:
+            yield reader, writer
+        finally:
+            await close(writer)
 
     async def send_plain(self, data):
         """Send bytes without TLS, and return what the server sends until it closes the connection."""
@@ -198,23 +202,19 @@ async def test_requests_are_served_over_tls(served):
 
 
 async def test_long_stream_arrives_completely(served):
-    reader, writer = await served.open()
-    writer.write(b"GET /stream HTTP/1.0\r\nHost: localhost\r\n\r\n")
-    async with asyncio.timeout(TIMEOUT_SECONDS):
+    async with served.connected() as (reader, writer), asyncio.timeout(TIMEOUT_SECONDS):
+        writer.write(b"GET /stream HTTP/1.0\r\nHost: localhost\r\n\r\n")
         await reader.readuntil(b"\r\n\r\n")
         assert bytes(64 * 65536) == await reader.read(-1)
-    await close(writer)
 
 
 @pytest.mark.parametrize("abrupt", [True, False])
 async def test_disconnect_cancels_the_request(served, abrupt):
-    _, writer = await served.open()
-    writer.write(REQUEST.replace(b"GET /", b"GET /wait"))
-    async with asyncio.timeout(TIMEOUT_SECONDS):
+    async with served.connected() as (_, writer), asyncio.timeout(TIMEOUT_SECONDS):
+        writer.write(REQUEST.replace(b"GET /", b"GET /wait"))
         await served.waiting.wait()
         writer.transport.abort() if abrupt else writer.close()
         await served.cancelled.wait()
-        await close(writer)
 
 
 async def test_client_with_an_old_tls_version_is_rejected(served):
@@ -247,16 +247,13 @@ async def test_clients_without_tls_are_disconnected_without_log_noise(served, lo
 
 
 async def test_garbage_after_the_handshake_closes_only_that_connection(served, logged):
-    other_reader, other_writer = await served.open()
-    _, writer = await served.open()
-    # Bypasses TLS.
-    os.write(writer.get_extra_info("socket").fileno(), b"not a TLS record")
-    writer.transport.abort()
-    await close(writer)
-    other_writer.write(REQUEST)
-    async with asyncio.timeout(TIMEOUT_SECONDS):
+    async with served.connected() as (other_reader, other_writer), asyncio.timeout(TIMEOUT_SECONDS):
+        async with served.connected() as (_, writer):
+            # Bypasses TLS.
+            os.write(writer.get_extra_info("socket").fileno(), b"not a TLS record")
+            writer.transport.abort()
+        other_writer.write(REQUEST)
         assert b"HTTP/1.1 200 OK" in await other_reader.readuntil(b"\r\n")
-    await close(other_writer)
     assert [] == [line for line in logged() if line["level"] not in ("info", "debug")]
 
 

@@ -267,11 +267,12 @@ def small_disk(cache):
 
 async def test_full_disk_stops_the_pull_and_keeps_received_data(hub, pull, start_pull, cache, small_disk):
     hub.publish("org/medium", disk.model() | {"model.safetensors": disk.tensors(30_000_000)})
-    hub.set(rate=20_000_000)
+    hub.fault("stall", "model.safetensors", after=8_000_000)
     async with start_pull("org/medium") as (_, reader, _):
         await asyncio.to_thread(hub.wait_served, 8_000_000)
         ballast = small_disk / "ballast"
         ballast.write_bytes(bytes(24_000_000))
+        hub.release()
         while not isinstance(result := await reader.read(), messages.Failure):
             assert result is not None
     assert ErrorCode.DISK_FULL == result.code
@@ -280,15 +281,17 @@ async def test_full_disk_stops_the_pull_and_keeps_received_data(hub, pull, start
 
     served = hub.served
     ballast.unlink()
-    hub.set(rate=None)
     assert isinstance(await pull("org/medium"), messages.Pulled)
     assert hub.served - served < 30_000_000 - 8_000_000 + MAX_REPEATED_BYTES // 8
 
 
 async def test_error_explains_a_limit_on_file_sizes(hub, start_pull):
     limit = (20_000_000, 20_000_000)
+    hub.fault("stall", "model.safetensors", after=1000, times=-1)
     async with start_pull(LARGE) as (child, reader, _):
         resource.prlimit(child.pid, resource.RLIMIT_FSIZE, limit)
+        hub.set(faults=[])
+        hub.release()
         while not isinstance(result := await reader.read(), messages.Failure):
             assert result is not None
     assert (ErrorCode.DISK_FULL, True) == (result.code, "limit on file sizes" in result.message)
@@ -296,12 +299,14 @@ async def test_error_explains_a_limit_on_file_sizes(hub, start_pull):
 
 async def test_killed_pull_resumes(hub, start_pull, pull, cache, large_file):
     hub.set(rate=10_000_000)
+    # The pull does not end if this process is slow itself.
+    hub.fault("stall", "model.safetensors", after=12_000_000, times=-1)
     for kill in (1, 2):
         async with start_pull(LARGE) as (child, _, _):
             await asyncio.to_thread(hub.wait_served, kill * 25_000_000)
             child.send_signal(signal.SIGKILL)
             await child.wait()
-    hub.set(rate=None)
+    hub.set(rate=None, faults=[])
 
     assert isinstance(await pull(LARGE), messages.Pulled)
     assert large_file.read_bytes() == cache.snapshot(LARGE)["model.safetensors"]
@@ -312,7 +317,7 @@ async def test_killed_pull_resumes(hub, start_pull, pull, cache, large_file):
 
 
 async def test_file_that_changes_during_the_download_is_restarted(hub, start_pull, pull, cache, large_file):
-    hub.set(rate=10_000_000)
+    hub.fault("stall", "model.safetensors", after=8_000_000, times=-1)
     async with start_pull(LARGE) as (child, _, _):
         await asyncio.to_thread(hub.wait_served, 20_000_000)
         child.send_signal(signal.SIGKILL)
