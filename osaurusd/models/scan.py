@@ -130,7 +130,7 @@ async def _wait(running: Future[list[ModelRecord]], seconds: float | None) -> No
         await asyncio.wait([ended], timeout=seconds)
     finally:
         if not ended.cancel():
-            ended.exception()  # asyncio would log one that nobody asks for; the caller gets it from `running`
+            ended.exception()  # asyncio would log it as unhandled; the caller gets it from `running`
 
 
 def _run_in_thread(scanner: Scanner) -> Future[list[ModelRecord]]:
