@@ -268,8 +268,7 @@ def test_command_line_imports_what_only_the_user_may_open(
         make_tiny(source, tiny_tokenizer)
     status, refused = confined_daemon.admin("POST", "/v0/imports", {"path": str(source)})
     assert (400, True) == (status, "Operation not permitted" in refused["error"]["message"])
-    command = [sys.executable, "-m", "osaurusctl", "import", str(source), "--name", kind]
-    run = subprocess.run(command, env=daemons.environment(confined_daemon.home), capture_output=True, text=True)
+    run = daemons.ctl(confined_daemon.home, "import", str(source), "--name", kind)
 
     assert 0 == run.returncode, run.stderr
     assert kind in list_models_folder(confined_daemon)
