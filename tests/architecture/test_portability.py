@@ -36,16 +36,17 @@ GNU_ONLY = {
 }
 
 
-def test_tests_with_sockets_pass_with_the_temporary_directory_of_a_mac(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
+@pytest.mark.parametrize(
+    "file", [file if file == SOCKET_TESTS[0] else pytest.param(file, marks=pytest.mark.long) for file in SOCKET_TESTS]
+)
+def test_tests_with_sockets_pass_with_the_temporary_directory_of_a_mac(file: str) -> None:
     folder = Path("/tmp", f"osaurus-{os.getpid()}", MAC_TMPDIR)
     folder.mkdir(parents=True)
     assert (
         len(str(folder / "pytest-of-user/pytest-0/popen-gw0/test_name_of_usual_length0/run/admin.sock"))
         > SOCKET_PATH_LIMIT
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", *SOCKET_TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", file]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     try:
         run = subprocess.run(

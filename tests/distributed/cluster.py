@@ -10,7 +10,7 @@ import psutil
 from openai import APIError, OpenAI
 
 from tests.distributed.hosts import Host, connected_hosts
-from tests.distributed.models import Reference, connect, create_references, make_models
+from tests.distributed.models import PROMPTS, Reference, connect, create_references, make_models
 
 SETTLE_SECONDS = 60.0
 POLL_SECONDS = 0.05
@@ -50,10 +50,10 @@ class Cluster:
     def unload(self, model: str) -> None:
         self.leader.ctl("unload", model)
 
-    def references(self, model: str, *, seed: int = 0) -> list[Reference]:
+    def references(self, model: str, *, seed: int = 0, count: int = PROMPTS) -> list[Reference]:
         """Create references on the leader alone, and unload the model."""
         with self.client as client:
-            found = create_references(client, model, seed=seed)
+            found = create_references(client, model, seed=seed, count=count)
         self.unload(model)
         return found
 

@@ -18,7 +18,7 @@ def cluster(tiny_tokenizer: Path) -> Iterator[Cluster]:
 
 def check_split(cluster: Cluster, model: str, split: str) -> None:
     """Load a model on both hosts, of which it uses one rank each; its tokens are those of one host."""
-    references = cluster.references(model)
+    references = cluster.references(model, count=8)
     with cluster.client as client:
         cluster.load(model, split, 2)
         assert [1, 1] == [len(host.ranks()) for host in cluster.hosts]

@@ -123,9 +123,10 @@ MODELS: dict[str, dict[str, Any]] = {
 SIMILAR = {
     "mlx-community/Llama-3.2-3B-Instruct-4bit",
     "mlx-community/Qwen2.5-7B-Instruct-4bit",
+    "mlx-community/Qwen2.5-3B-Instruct-4bit",
     "mlx-community/gemma-2-9b-it-4bit",
 }
-"""Models that differ from another one only in their sizes."""
+"""Models that differ from another one only in their sizes, or in that they have the template of most tests."""
 
 OPENELM_NAME = PUBLISHED["mlx-community/OpenELM-3B-Instruct-4bit"]
 CUSTOM_TOKENIZER = "tokenization_openelm.OpenELMTokenizer"

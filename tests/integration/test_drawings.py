@@ -216,6 +216,7 @@ def drawings_with(topic: str, number: int, *, start: int = 0) -> list[Drawing]:
     return [drawing for drawing in held_back(number, start=start) if describe(drawing, topic)]
 
 
+@pytest.mark.long
 def test_color_and_shape_of_drawings_are_named_in_every_protocol(servers: Servers) -> None:
     """Of few drawings, the model may misname several shapes: its language model is small."""
     for topic, number, accuracy in (("color", 4, ACCURACY), ("shape", 4, 0.7)):

@@ -279,6 +279,7 @@ def test_ollama_client_embeds_and_truncates(native: ollama.Client) -> None:
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("_collected")
+@pytest.mark.long
 def test_langchain_embeds(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     # Take a second in each process that collects tests.
     langchain_openai, langchain_ollama = map(importlib.import_module, ("langchain_openai", "langchain_ollama"))

@@ -98,7 +98,14 @@ def ask_langchain(daemon: Daemon, file: bytes) -> str:
     return str(model.invoke([message]).content)
 
 
-CLIENTS = [ask_responses, ask_anthropic, ask_ollama_chat, ask_ollama_generate, ask_langchain]
+# LangChain takes longer to import than all others together, and uses the protocol of OpenAI's client.
+CLIENTS = [
+    ask_responses,
+    ask_anthropic,
+    ask_ollama_chat,
+    ask_ollama_generate,
+    pytest.param(ask_langchain, marks=pytest.mark.long),
+]
 
 
 def worker(daemon: Daemon) -> tuple[int, int]:

@@ -49,6 +49,7 @@ def occupied_port() -> Iterator[int]:
         thread.join()
 
 
+@pytest.mark.long
 def test_killed_daemon_is_restarted(mac: Mac) -> None:
     assert 0 == mac.install().returncode
     pid = mac.pid

@@ -312,7 +312,7 @@ def test_loads_and_unloads_leak_no_descriptors(tiny_home: Path) -> None:
         # The first load opens descriptors that stay open.
         load_and_unload()
         before = descriptors.by_kind(own.pid)
-        for _ in range(11):
+        for _ in range(4):
             load_and_unload()
 
         assert Counter() == descriptors.leaked(own.pid, before)

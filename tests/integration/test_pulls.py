@@ -263,6 +263,7 @@ def test_error_for_a_published_model_names_the_command_that_downloads_it(
             client.chat.completions.create(model="openelm-3b-instruct", **chat)
         assert 0 == ctl(daemon.home, "pull", "openelm-3b-instruct").returncode
         assert "openelm-3b-instruct" == client.chat.completions.create(model="openelm-3b-instruct", **chat).model
+    assert [] == list(daemon.home.rglob("*.py"))
     loaded = subprocess.run(
         [sys.executable, "-c", "import mlx_lm; mlx_lm.load('mlx-community/OpenELM-3B-Instruct-4bit')"],
         env=daemons.environment(daemon.home, HF_HUB_OFFLINE="1"),
@@ -340,11 +341,12 @@ def test_pull_accepts_urls_and_approximate_names(daemon: Daemon, hub: Hub) -> No
     assert ["small", "tiny-3-instruct"] == sorted(list_models(daemon))
 
 
-@pytest.mark.parametrize("repos", [[GEMMA], pytest.param(list(PUBLISHED), marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("repos", [[GEMMA], list(PUBLISHED)])
 def test_published_models_can_be_pulled_and_then_used(
     daemon: Daemon, hub: Hub, tiny_tokenizer: Path, tmp_path: Path, repos: list[str]
 ) -> None:
-    """One with an older template. The test above uses one with code, and test_architectures.py the others."""
+    """One with an older template, and all. A test above uses one with code, and test_architectures.py the others."""
     for repo in repos:
         publish_tiny(hub, repo, tiny_tokenizer, tmp_path)
     names = [PUBLISHED[repo] for repo in repos]

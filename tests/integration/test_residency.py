@@ -91,6 +91,7 @@ def test_idle_models_are_evicted_before_a_request_is_rejected(fresh_daemon: Daem
     assert daemon.admin("GET", "/v0/status")[1]["memory_used_bytes"] <= ROOM_FOR_TWO
 
 
+@pytest.mark.long
 def test_two_models_that_do_not_fit_together_are_both_served_unless_one_stays_busy(daemon: Daemon) -> None:
     before = len(events(daemon, "loaded"))
     reconfigure(daemon, budget_bytes=ROOM_FOR_ONE, min_residency_seconds=0.2)

@@ -520,7 +520,7 @@ def test_full_queue_rejects_requests(start_worker, tiny):
 def test_long_prompt_does_not_stall_running_requests(start_worker, tiny):
     worker = start_worker()
     assert isinstance(worker.load(tiny, context_length=65536), messages.Loaded)
-    running, long = worker.build_request("tell me", 60_000), worker.build_request("word " * 6000)
+    running, long = worker.build_request("tell me", 60_000), worker.build_request("word " * 2000)
     frames = worker.start_requests(running)
 
     worker.send(long)

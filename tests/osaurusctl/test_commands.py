@@ -300,9 +300,8 @@ def test_completion_offers_unavailable_models_to_commands_on_files(daemon, compl
 
 
 @pytest.mark.parametrize("command", ["get", "set", "unset"])
-def test_completion_offers_config_keys(ctl, monkeypatch, command):
-    _set_words(monkeypatch, "config", command, "server.p")
-    assert ctl().stdout == "plain,server.port\n"
+def test_completion_offers_config_keys(complete, command):
+    assert complete("config", command, "server.p") == "plain,server.port\n"
 
 
 def test_completion_of_unload_offers_loaded_models(daemon, complete, fake):

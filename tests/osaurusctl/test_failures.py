@@ -80,17 +80,17 @@ def test_every_hint_names_a_command_in_quotes():
     ("code", "exit_code"),
     [("model_not_found", 4), ("model_not_downloaded", 4), ("insufficient_memory", 5), ("busy", 1)],
 )
-def test_daemon_error_is_shown_with_its_hint_and_exit_code(daemon, ctl, code, exit_code):
+def test_daemon_error_is_shown_with_its_hint_and_exit_code(daemon, run, code, exit_code):
     daemon.fail(Route.LOAD, code, "the load failed")
-    result = ctl("load", "llama")
+    result = run("load", "llama")
     assert result.returncode == exit_code
     assert result.stdout == ""
     assert result.stderr.splitlines() == ["error: the load failed", f"hint: {HINTS[code]}"]
 
 
-def test_json_error_is_one_document_besides_the_error_line(daemon, ctl):
+def test_json_error_is_one_document_besides_the_error_line(daemon, run):
     daemon.fail(Route.LOAD, "model_not_found", "no model `llama`")
-    result = ctl("load", "llama", "--json")
+    result = run("load", "llama", "--json")
     assert result.returncode == 4
     assert json.loads(result.stdout) == {
         "error": {
@@ -224,9 +224,9 @@ def test_every_request_has_the_host_and_api_version_headers(daemon, invoke):
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n[",
     ],
 )
-def test_malformed_reply_is_an_error_without_a_traceback(daemon, ctl, raw):
+def test_malformed_reply_is_an_error_without_a_traceback(daemon, run, raw):
     daemon.raw = {Route.MODELS: raw}
-    result = ctl("ls")
+    result = run("ls")
     assert result.returncode == 1
     assert result.stderr.startswith("error: invalid reply from osaurusd: ")
     assert "Traceback" not in result.stderr

@@ -65,8 +65,8 @@ def test_rm_with_yes_does_not_prompt(two_models, daemon, invoke):
 
 
 @pytest.mark.parametrize("option", ["-f", "--force"])
-def test_rm_with_force_does_not_prompt(two_models, daemon, ctl, option):
-    assert ctl("rm", option, "llama").returncode == 0
+def test_rm_with_force_does_not_prompt(two_models, daemon, run, option):
+    assert run("rm", option, "llama").returncode == 0
     assert daemon.bodies(Route.REMOVE) == [{"models": ["llama"], "force": True, "dry_run": False}]
 
 
@@ -76,8 +76,8 @@ def test_rm_prints_one_json_document(two_models, daemon, invoke):
 
 
 @pytest.mark.parametrize("command", [["rm", "llama"], ["prune"]], ids=" ".join)
-def test_yes_is_required_without_a_terminal(two_models, daemon, ctl, command):
-    result = ctl(*command)
+def test_yes_is_required_without_a_terminal(two_models, daemon, run, command):
+    result = run(*command)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.splitlines()[0] == "error: no terminal to prompt for confirmation; pass --yes"
     assert daemon.requests == []
