@@ -1,6 +1,7 @@
 """What every protocol has in common, over one model that a fake worker runs."""
 
 import gc
+import itertools
 import json
 import weakref
 
@@ -84,37 +85,37 @@ async def served(tmp_path):
             yield Served(server, backend.folders[0], admission, requests)
 
 
-@pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("path", PROMPTS)
-async def test_client_that_disconnects_stops_its_generation(served, path, stream):
-    body = generation(path, "stall", stream=stream)
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    async with served.server.connection() as (_, writer):
-        writer.write(head.encode() + b"\r\n\r\n" + body)
-        await until(lambda: "generate" in served.received)
-    await until(lambda: "cancel" in served.received)
+async def test_client_that_disconnects_stops_its_generation(served, path):
+    for count, stream in enumerate((True, False), 1):
+        body = generation(path, "stall", stream=stream)
+        headers = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        async with served.server.connection() as (_, writer):
+            writer.write(f"POST {path} HTTP/1.1\r\n{headers}\r\n\r\n".encode() + body)
+            await until(lambda count=count: served.received.count("generate") == count)
+        await until(lambda count=count: served.received.count("cancel") == count)
 
 
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize(
-    ("text", "fields", "status"),
-    [
-        ("to be", {}, 200),
-        ("fail", {}, 400),
-        ("x", {"model": "none"}, 404),
-        ("x", {"model": "fail_load"}, 500),
-        ("x", {"model": 1}, 400),
-    ],
-)
+OUTCOMES = [
+    ("to be", {}, 200),
+    ("fail", {}, 400),
+    ("x", {"model": "none"}, 404),
+    ("x", {"model": "fail_load"}, 500),
+    ("x", {"model": 1}, 400),
+]
+
+
 @pytest.mark.parametrize("path", PROMPTS)
-async def test_request_is_freed_without_garbage_collection(served, path, text, fields, status, stream):
-    body = generation(path, text, stream=stream, **fields)
+async def test_request_is_freed_without_garbage_collection(served, path):
     gc.disable()
     try:
-        response = await served.server.request("POST", path, "Content-Type: application/json", body=body)
-        assert response.status == (200 if stream and text == "fail" else status)
-        (request,) = served.requests
-        await until(lambda: request() is None)
+        for stream, (text, fields, status) in itertools.product((True, False), OUTCOMES):
+            body = generation(path, text, stream=stream, **fields)
+            response = await served.server.request("POST", path, "Content-Type: application/json", body=body)
+            assert response.status == (200 if stream and text == "fail" else status), (text, fields, stream)
+            (request,) = served.requests
+            await until(lambda request=request: request() is None)
+            served.requests.clear()
     finally:
         gc.enable()
 
@@ -196,22 +197,22 @@ def error_code(path, body):
     return body["error"] if path.startswith("/api") else body["error"]["code"]
 
 
-@pytest.mark.parametrize("path", REQUESTS)
-async def test_draining_daemon_rejects_requests_in_the_format_of_the_api(served, path):
+async def test_draining_daemon_rejects_requests_in_the_format_of_the_api(served):
     served.admission.close(lambda: Draining("draining"))
-    body = json.dumps({"model": MODEL, **REQUESTS[path]}).encode()
-    response = await served.server.request("POST", path, "Content-Type: application/json", body=body)
+    for path, fields in REQUESTS.items():
+        body = json.dumps({"model": MODEL, **fields}).encode()
+        response = await served.server.request("POST", path, "Content-Type: application/json", body=body)
 
-    assert (503, "5") == (response.status, response.headers["Retry-After"])
-    assert "draining" == error_code(path, response.json)
+        assert (503, "5") == (response.status, response.headers["Retry-After"]), path
+        assert "draining" == error_code(path, response.json), path
     assert [] == served.received
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/" + MODEL, "/api/tags", "/api/ps", "/api/version"])
-async def test_draining_daemon_still_lists_its_models(served, path):
+async def test_draining_daemon_still_lists_its_models(served):
     served.admission.close(lambda: Draining("draining"))
 
-    assert 200 == (await served.server.request("GET", path)).status
+    for path in ("/v1/models", "/v1/models/" + MODEL, "/api/tags", "/api/ps", "/api/version"):
+        assert 200 == (await served.server.request("GET", path)).status, path
 
 
 async def test_draining_daemon_rejects_a_websocket(served):

@@ -386,9 +386,10 @@ async def test_model_is_not_pulled_by_two_processes_at_once(hub, start_pull, pul
 
 
 async def test_progress_reports_bytes_and_stages_in_order(hub, start_pull):
-    hub.set(rate=30_000_000)
+    hub.publish("org/medium", disk.model() | {"model.safetensors": disk.tensors(8_000_000)})
+    hub.set(rate=4_000_000)
     frames = []
-    async with start_pull(LARGE) as (_, reader, _):
+    async with start_pull("org/medium") as (_, reader, _):
         while (frame := await reader.read()) is not None:
             frames.append(frame)
     *progress, result = frames
