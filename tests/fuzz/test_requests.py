@@ -12,7 +12,7 @@ from osaurusd.wire.admin import Route
 from tests.fuzz import inputs
 from tests.fuzz.target import SERVER_FAULTS, TIMEOUT_SECONDS, Target, check_error
 
-EXAMPLES = 40
+EXAMPLES = 25
 LONG_EXAMPLES = 3000
 ADMIN_EXAMPLES = 15
 # Grammars take the most time.

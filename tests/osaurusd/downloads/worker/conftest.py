@@ -46,19 +46,19 @@ LARGE_BYTES = 80_000_000
 
 
 @pytest.fixture(scope="session")
-def large_file(tmp_path_factory):
-    """The weights of a model that is received in several parts."""
+def large_file(tmp_path_factory, _hub):
+    """The weights of `LARGE`, a model that is received in several parts. Few tests spend the time to create it."""
     path = tmp_path_factory.mktemp("large") / "model.safetensors"
     header = json.dumps({"a": {"dtype": "U8", "shape": [LARGE_BYTES], "data_offsets": [0, LARGE_BYTES]}}).encode()
     path.write_bytes(disk.with_header(header) + random.Random(1).randbytes(LARGE_BYTES))
+    _hub.publish(LARGE, disk.model() | {"model.safetensors": path})
     return path
 
 
 @pytest.fixture(scope="session")
-def _hub(tmp_path_factory, large_file):
+def _hub(tmp_path_factory):
     root = tmp_path_factory.mktemp("hub")
     fake_hub.publish(root, REPO, FILES | UNWANTED)
-    fake_hub.publish(root, LARGE, disk.model() | {"model.safetensors": large_file})
     with fake_hub.running(root) as hub:
         yield hub
 
