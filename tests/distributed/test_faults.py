@@ -68,7 +68,14 @@ def check_fault(cluster: Cluster, cause: Callable[[], object], within: float, *w
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+    return all(has_exited(process) for process in processes)
+
+
+def has_exited(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it exited between the two calls
+        return True
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
