@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # First, as in the daemon: with rich, structlog renders tracebacks so slowly that tests of failures time out.
 import osaurusd.lean_imports  # noqa: F401
@@ -23,10 +23,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # isort: split
 import pytest
-from openai import OpenAI
 
 from tests import daemons, embedding_model, starter_model
 from tests.daemons import Daemon
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 ROOT = Path(__file__).parents[1]
 SMOLLM = "smollm2-135m-instruct"
@@ -191,7 +193,9 @@ def anthropic() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def client(tiny_daemon: Daemon) -> Iterator[OpenAI]:
+def client(tiny_daemon: Daemon) -> "Iterator[OpenAI]":
     """OpenAI's client, connected to that daemon. It takes longer to create than most requests."""
+    from openai import OpenAI  # noqa: PLC0415  takes a second, which the process that only distributes tests can save
+
     with OpenAI(base_url=tiny_daemon.url, api_key="not-needed", max_retries=0) as openai_client:
         yield openai_client

@@ -13,7 +13,7 @@ from osaurusd.app import APIS
 from osaurusd.http.openapi import Operation
 from tests.fuzz.target import TIMEOUT_SECONDS, Target
 
-EXAMPLES = 4
+EXAMPLES = 3
 OTHER_EXAMPLES = 2
 LONG_EXAMPLES = 500
 

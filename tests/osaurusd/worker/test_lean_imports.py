@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -76,8 +77,8 @@ def test_another_version_of_transformers_is_imported_as_a_whole():
         "import osaurusd.worker.session, transformers; assert transformers.PreTrainedTokenizer")  # fmt: skip
 
 
+@pytest.mark.skipif(find_spec("mlx_vlm") is None, reason="mlx-vlm is not installed")
 def test_a_worker_of_vision_models_imports_only_the_model_code_of_mlx_vlm():
-    pytest.importorskip("mlx_vlm", reason="mlx-vlm is not installed")
     run(
         "import sys, osaurusd.worker.lean_imports, osaurusd.worker.session\n"
         "from osaurusd.worker.runners.vision import runner, network\n"

@@ -46,19 +46,19 @@ LARGE_BYTES = 80_000_000
 
 
 @pytest.fixture(scope="session")
-def large_file(tmp_path_factory):
-    """The weights of a model that is received in several parts."""
+def large_file(tmp_path_factory, _hub):
+    """The weights of `LARGE`, a model that is received in several parts. Few tests spend the time to create it."""
     path = tmp_path_factory.mktemp("large") / "model.safetensors"
     header = json.dumps({"a": {"dtype": "U8", "shape": [LARGE_BYTES], "data_offsets": [0, LARGE_BYTES]}}).encode()
     path.write_bytes(disk.with_header(header) + random.Random(1).randbytes(LARGE_BYTES))
+    _hub.publish(LARGE, disk.model() | {"model.safetensors": path})
     return path
 
 
 @pytest.fixture(scope="session")
-def _hub(tmp_path_factory, large_file):
+def _hub(tmp_path_factory):
     root = tmp_path_factory.mktemp("hub")
     fake_hub.publish(root, REPO, FILES | UNWANTED)
-    fake_hub.publish(root, LARGE, disk.model() | {"model.safetensors": large_file})
     with fake_hub.running(root) as hub:
         yield hub
 
@@ -117,7 +117,9 @@ def run_client(env):
     """Run code with the installed huggingface_hub; returns the JSON that it prints."""
 
     def run(code, *arguments, **extra_env):
-        command = [sys.executable, "-c", f"import json, sys\nfrom huggingface_hub import *\n{code}"]
+        # All of the package takes a second to import.
+        names = "hf_hub_download, scan_cache_dir, snapshot_download"
+        command = [sys.executable, "-c", f"import json, sys\nfrom huggingface_hub import {names}\n{code}"]
         result = subprocess.run(
             [*command, *map(str, arguments)], env=env | extra_env, capture_output=True, text=True, timeout=60
         )

@@ -246,7 +246,7 @@ async def test_irregular_files_that_do_no_harm_are_downloaded(hub, pull, cache, 
     assert disk.model() | files == cache.snapshot("org/irregular")
 
 
-async def test_missing_disk_space_is_detected_before_the_download(hub, pull):
+async def test_missing_disk_space_is_detected_before_the_download(hub, pull, large_file):
     result = await pull(LARGE, margin=10**15)
 
     assert ErrorCode.DISK_FULL == result.code
@@ -285,7 +285,7 @@ async def test_full_disk_stops_the_pull_and_keeps_received_data(hub, pull, start
     assert hub.served - served < 30_000_000 - 8_000_000 + MAX_REPEATED_BYTES // 8
 
 
-async def test_error_explains_a_limit_on_file_sizes(hub, start_pull):
+async def test_error_explains_a_limit_on_file_sizes(hub, start_pull, large_file):
     limit = (20_000_000, 20_000_000)
     hub.fault("stall", "model.safetensors", after=1000, times=-1)
     async with start_pull(LARGE) as (child, reader, _):
@@ -386,9 +386,10 @@ async def test_model_is_not_pulled_by_two_processes_at_once(hub, start_pull, pul
 
 
 async def test_progress_reports_bytes_and_stages_in_order(hub, start_pull):
-    hub.set(rate=30_000_000)
+    hub.publish("org/medium", disk.model() | {"model.safetensors": disk.tensors(8_000_000)})
+    hub.set(rate=4_000_000)
     frames = []
-    async with start_pull(LARGE) as (_, reader, _):
+    async with start_pull("org/medium") as (_, reader, _):
         while (frame := await reader.read()) is not None:
             frames.append(frame)
     *progress, result = frames

@@ -1,6 +1,7 @@
 """Files as Ollama's converter writes them: its names, keys, layouts and tokens, for networks of `networks.py`."""
 
 import dataclasses
+import functools
 import struct
 
 import gguf
@@ -17,6 +18,26 @@ _PAIRED_MXFP4 = 4
 def case_of(model_type, layers, config):
     case = next(case for case in CASES if case.model_type == model_type)
     return dataclasses.replace(case, layers=layers, config={**case.config, **config})
+
+
+@functools.cache
+def _gemma3_network(scaled, pattern, kind):
+    config = {
+        "sliding_window_pattern": pattern,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": {"type": "linear", "factor": 8.0} if scaled else None,
+    }
+    tokenizer = gemma_tokenizer()
+    rows = len(tokenizer["tokenizer.ggml.tokens"]) - 1
+    case = case_of("gemma3_text", 6, config)
+    return Network(case, kind, tied=True, tokenizer=tokenizer, vocabulary=rows)
+
+
+@functools.cache
+def _gpt_oss_network():
+    return Network(case_of("gpt_oss", 2, {}), Type.MXFP4, tokenizer=harmony_tokenizer(), other_kind=Type.BF16)
 
 
 def gemma_tokenizer():
@@ -89,7 +110,7 @@ class OllamaFile:
 
     Attributes:
         architecture: the name in the file.
-        network: what is written.
+        network: what is written; files of the same variant may share it.
         metadata, tensors: what the file has.
     """
 
@@ -119,19 +140,8 @@ class Gemma3(OllamaFile):
     """
 
     def __init__(self, variant, kind=Type.Q8_0):
-        scaling = {"type": "linear", "factor": 8.0} if variant == "vision" else None
-        pattern = 3 if variant == "text" else 6
-        config = {
-            "sliding_window_pattern": pattern,
-            "rope_theta": 1e6,
-            "rope_local_base_freq": 1e4,
-            "rms_norm_eps": 1e-6,
-            "rope_scaling": scaling,
-        }
-        tokenizer = gemma_tokenizer()
-        rows = len(tokenizer["tokenizer.ggml.tokens"]) - 1
-        case = case_of("gemma3_text", 6, config)
-        network = Network(case, kind, tied=True, tokenizer=tokenizer, vocabulary=rows)
+        network = _gemma3_network(variant == "vision", 3 if variant == "text" else 6, kind)
+        tokenizer = network.tokenizer
         tensors = dict(network.tensors)
         keys = {"context_length": 131072, **VISION_KEYS}
         if variant == "vision":
@@ -185,7 +195,7 @@ class GptOss(OllamaFile):
 
     def __init__(self, variant):
         self.variant = variant
-        network = Network(case_of("gpt_oss", 2, {}), Type.MXFP4, tokenizer=harmony_tokenizer(), other_kind=Type.BF16)
+        network = _gpt_oss_network()
         architecture = "gpt-oss" if variant == "renamed" else "gptoss"
         keys = {
             "context_length": 128,

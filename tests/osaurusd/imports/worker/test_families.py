@@ -46,7 +46,7 @@ def test_every_family_computes_the_same(tmp_path, case):
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_every_quantization_computes_the_same(tmp_path, kind):
-    check(Network(LLAMA, kind), tmp_path)
+    check(Network(dataclasses.replace(LLAMA, layers=1), kind), tmp_path)
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "gemma3_text", "cohere", "phi3"])

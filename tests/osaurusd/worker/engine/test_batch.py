@@ -194,7 +194,8 @@ def test_batches_are_merged_when_the_plan_merges_them(make_decoder):
 
 # Sampling within a batch
 
-DEVICES = pytest.mark.parametrize("device", [CPU, Device("cuda")], ids=["cpu", "gpu"])
+GPU = Device("cuda")
+DEVICES = pytest.mark.parametrize("device", [CPU, GPU], ids=["cpu", "gpu"])
 """Where batches are sampled in different ways. Both compute on this machine's device."""
 
 
@@ -220,8 +221,16 @@ def rounded(outputs):
     ]
 
 
-@DEVICES
-@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 3, 1, 4, 2, 0]])
+@pytest.mark.parametrize(
+    ("order", "device"),
+    [
+        ([0, 1, 2, 3, 4, 5], CPU),
+        ([5, 3, 1, 4, 2, 0], GPU),
+        pytest.param([0, 1, 2, 3, 4, 5], GPU, marks=pytest.mark.long),
+        pytest.param([5, 3, 1, 4, 2, 0], CPU, marks=pytest.mark.long),
+    ],
+    ids=["in order, cpu", "mixed, gpu", "in order, gpu", "mixed, cpu"],
+)
 def test_sampling_does_not_depend_on_the_other_sequences(make_decoder, order, device):
     expected = []
     for prompt, state in mixed_states():

@@ -153,7 +153,7 @@ SHORT = [tokens(count, 1000 * count) for count in (1, 60, 2, 33, 20)]
 
 
 @pytest.mark.parametrize("kind", sample(SLICEABLE))
-@pytest.mark.parametrize("decoding", [0, 1, 2])
+@pytest.mark.parametrize("decoding", [0, pytest.param(1, marks=pytest.mark.long), 2])
 def test_short_prompts_share_a_pass(checked_engine, kind, decoding, set_chunks):
     engine = checked_engine(kind)
     set_chunks(engine.engine, shared=512, idle=512)

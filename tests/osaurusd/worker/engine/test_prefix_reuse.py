@@ -42,9 +42,7 @@ def test_a_repeated_prompt_is_reused(checked_engine, kind):
 
 
 @pytest.mark.parametrize("kind", sample(KINDS))
-@pytest.mark.parametrize(
-    "common", [100, pytest.param(256, marks=pytest.mark.long), 400, pytest.param(512, marks=pytest.mark.long), 590]
-)
+@pytest.mark.parametrize("common", select([100, 256, 400, 512, 590], 400, 590))
 def test_a_common_prefix_is_reused(checked_engine, kind, common):
     engine = checked_engine(kind)
     engine.generate(LONG, shared_prefix_length=common)

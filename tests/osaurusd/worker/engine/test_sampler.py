@@ -12,7 +12,7 @@ from osaurusd.worker.engine.host_sampler import Noise
 from osaurusd.worker.engine.sampler import BatchSampler, SamplingState
 
 PROBABILITIES = [0.05, 0.5, 0.15, 0.3]
-DRAWS = 600
+DRAWS = 400
 
 
 def make_state(

@@ -85,7 +85,7 @@ def run(parts, folder: Path, monkeypatch, seed: int, count: int):
 
 
 def test_listed_models_load_and_models_that_mlx_lm_loads_are_listed(parts, tmp_path, monkeypatch):
-    assert run(parts, tmp_path, monkeypatch, seed=14, count=150) == []
+    assert run(parts, tmp_path, monkeypatch, seed=14, count=60) == []
 
 
 @pytest.mark.long
