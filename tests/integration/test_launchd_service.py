@@ -142,7 +142,6 @@ def test_restart_lets_running_requests_finish(mac: Mac, tiny_tokenizer: Path) ->
     assert pid != mac.service()["pid"]
 
 
-@pytest.mark.long
 def test_reinstallation_lets_running_requests_finish(mac: Mac, tiny_tokenizer: Path) -> None:
     """The old process drains after bootout has returned; until it exits, bootstrap fails."""
     make_tiny(mac.home / "models" / "tiny", tiny_tokenizer, eos_token_id=NO_END_TOKEN)

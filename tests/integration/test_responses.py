@@ -200,7 +200,6 @@ def test_conversation_is_the_whole_prompt(tiny: OpenAI) -> None:
     assert ["user", "assistant", "user", "assistant"] == [item.role for item in items]
 
 
-@pytest.mark.long
 def test_daemon_stops_while_websockets_are_open(tiny_tokenizer: Path, home: Path) -> None:
     make_tiny(home / "models" / SMOLLM, tiny_tokenizer)
     (home / "config.toml").write_text("[server]\nshutdown_grace_seconds = 600\n")
