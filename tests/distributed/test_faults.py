@@ -12,6 +12,7 @@ from openai import APIError
 from tests.distributed.cluster import Cluster, generating, leases, running_cluster, wait_until
 from tests.distributed.models import TENSOR, Reference, check_references
 from tests.distributed.network import needs_namespaces
+from tests.osaurusd.pool.helpers import is_dead
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
@@ -68,14 +69,7 @@ def check_fault(cluster: Cluster, cause: Callable[[], object], within: float, *w
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    return all(has_exited(process) for process in processes)
-
-
-def has_exited(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:  # it exited between the two calls
-        return True
+    return all(map(is_dead, processes))
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

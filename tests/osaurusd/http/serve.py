@@ -110,14 +110,14 @@ class LiveServer:
 
 @contextlib.asynccontextmanager
 async def connected(server, data=b""):
-    """Open a connection, and send data over it; it is closed at the end of the block, however that ends."""
-    reader, writer = await server.connect()
-    try:
-        writer.write(data)
-        await writer.drain()
-        yield reader, writer
-    finally:
-        writer.transport.abort()
+    """Open a connection, and send data over it; it is aborted at the end of the block, whatever is still to be sent."""
+    async with server.connection() as (reader, writer):
+        try:
+            writer.write(data)
+            await writer.drain()
+            yield reader, writer
+        finally:
+            writer.transport.abort()
 
 
 def parse_response(data: bytes) -> Response:
